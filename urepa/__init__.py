@@ -1,0 +1,1 @@
+"""urepa: ablations of representation alignment (REPA, U-REPA) in diffusion training."""

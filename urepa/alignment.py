@@ -1,0 +1,191 @@
+"""One training step as one page of mathematics.
+
+Shapes: B local batch, G gathered (global) batch, N tokens, D widths, CHW latent.
+L_total = L_diff + λ(step)·[L_token + w·L_manifold], the terms averaged over taps with their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from urepa import losses
+from urepa.contracts import Condition, Tokens
+from urepa.data.reader import Batch
+from urepa.errors import UserError
+from urepa.objectives import DDPM
+from urepa.schedules import warmed_up
+
+Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What the prepared model returns: a dataclass, so that accelerate leaves its tensors as they are."""
+
+    prediction_BCHW: Tensor
+    features: dict[str, Tokens]
+    tokens: dict[str, Tokens]
+
+
+class AlignedModel(nn.Module):
+    """A backbone and one head per tap: the only module that is prepared for DDP and autocast."""
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Aligned:
+        denoised = self.backbone(x_t, t_B, condition, taps=tuple(self.heads))
+        tokens = {tap: head(denoised.features[tap]) for tap, head in self.heads.items()}
+        return Aligned(denoised.prediction_BCHW, denoised.features, tokens)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A step's terms. `per_sample` are [B]; `alignment` is L_token + w·L_manifold, before λ."""
+
+    total: Tensor
+    per_sample: dict[str, Tensor]
+    alignment: Tensor | None = None
+    manifold: Tensor | None = None
+
+    def means(self) -> dict[str, Tensor]:
+        """The logged scalars, on the device."""
+        scalars = {"total": self.total} | {name: value_B.mean() for name, value_B in self.per_sample.items()}
+        if self.manifold is not None:
+            scalars["manifold"] = self.manifold
+        if "token" in scalars:
+            scalars["cosine"] = 1.0 - scalars["token"]
+        return {name: value.detach() for name, value in scalars.items()}
+
+
+class DiffusionOnly:
+    """loss=none: L_diff alone, with neither teacher nor head."""
+
+    taps: dict[str, float] = {}
+    lambda_max = 0.0
+
+    def lam(self, step: int) -> float:
+        return 0.0
+
+    def check_layout(self, smallest_group: int, accumulation: int) -> None:
+        """Nothing to check: samples do not meet."""
+
+    def is_spike(self, terms: Terms, step: int) -> Tensor | None:
+        return None
+
+    def __call__(self, diffusion_B: Tensor, output: Aligned, batch: Batch, step: int, gather: Gather) -> Terms:
+        return Terms(diffusion_B.mean(), {"diffusion": diffusion_B})
+
+
+@dataclass
+class AlignmentLoss:
+    """loss=urepa. Fields are described in `urepa.config`; the formulas are in `urepa.losses`."""
+
+    lambda_max: float
+    warmup_steps: int
+    manifold_weight: float
+    level: str
+    taps: dict[str, float]
+    spike_threshold: float
+    manifold_clip: float | None = None
+    levels: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.taps or sum(self.taps.values()) <= 0 or min(self.taps.values()) < 0:
+            raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
+        if self.lambda_max < 0 or self.manifold_weight < 0:
+            raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
+        self.levels = losses.MANIFOLD_LEVELS[self.level]
+
+    def lam(self, step: int) -> float:
+        """λ of the update with this index."""
+        return warmed_up(step, self.lambda_max, self.warmup_steps)
+
+    def check_layout(self, smallest_group: int, accumulation: int) -> None:
+        """The sample-level manifold compares the global batch: it must be there at once, and hold 2."""
+        if "sample" not in self.levels:
+            return
+        if smallest_group < 2:
+            raise UserError(
+                f"loss.level={self.level} compares samples with each other, but a batch has {smallest_group}; "
+                "give trainer.batch_size and trainer.validation_group of 2 or more, or loss.level=token"
+            )
+        if accumulation > 1:
+            raise UserError(
+                f"loss.level={self.level} compares all samples of a batch, which trainer.accumulation="
+                f"{accumulation} never holds at once; give trainer.accumulation=1 or loss.level=token"
+            )
+
+    def is_spike(self, terms: Terms, step: int) -> Tensor | None:
+        """After the warm-up: is the manifold loss above the threshold (spec 000 §10.3)?"""
+        if step < self.warmup_steps:
+            return None
+        assert terms.manifold is not None
+        return (terms.manifold > self.spike_threshold).detach()
+
+    def manifold(self, student_BND: Tensor, teacher_BND: Tensor, gather: Gather) -> Tensor:
+        """The weighted levels of the manifold loss."""
+        value = student_BND.new_zeros(())
+        for level, weight in self.levels.items():
+            if level == "sample":
+                pooled = (gather(losses.pooled(x)) for x in (student_BND, teacher_BND))
+                value = value + weight * losses.manifold_loss_sample(*pooled)
+            else:
+                value = value + weight * losses.manifold_loss_token(student_BND, teacher_BND)
+        return value
+
+    def __call__(self, diffusion_B: Tensor, output: Aligned, batch: Batch, step: int, gather: Gather) -> Terms:
+        assert batch.teacher_BND is not None
+        teacher_BND, weight_sum = batch.teacher_BND, sum(self.taps.values())
+        token_B, manifold = torch.zeros_like(diffusion_B), diffusion_B.new_zeros(())
+        for tap, weight in self.taps.items():
+            student_BND = output.tokens[tap].x_BND
+            share = weight / weight_sum
+            token_B = token_B + share * losses.token_loss(student_BND, teacher_BND)
+            manifold = manifold + share * self.manifold(student_BND, teacher_BND, gather)
+        clipped = manifold if self.manifold_clip is None else manifold.clamp(max=self.manifold_clip)
+        alignment = token_B.mean() + self.manifold_weight * clipped
+        total = diffusion_B.mean() + self.lam(step) * alignment
+        return Terms(total, {"diffusion": diffusion_B, "token": token_B}, alignment, manifold)
+
+
+def step_terms(
+    model: nn.Module,
+    objective: DDPM,
+    loss: DiffusionOnly | AlignmentLoss,
+    batch: Batch,
+    step: int,
+    gather: Gather,
+) -> tuple[Terms, Aligned]:
+    """The losses of one micro-batch: corrupt, predict, compare."""
+    x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
+    output = model(x_t, batch.t_B, batch.condition)
+    target = objective.target(batch.x0, batch.noise, batch.t_B)
+    diffusion_B = losses.diffusion_loss(output.prediction_BCHW, target)
+    return loss(diffusion_B, output, batch, step, gather), output
+
+
+def tap_gradients(terms: Terms, output: Aligned) -> dict[str, Tensor]:
+    """Why λ matters: at each tap, Σg² of the diffusion term and of the alignment term (before λ), and their
+    inner product, as a [3] tensor. Sums, so that ranks can add them. A tap that nothing trainable precedes
+    has no gradient and is left out."""
+    sums: dict[str, Tensor] = {}
+    if terms.alignment is None:
+        return sums
+    diffusion = terms.per_sample["diffusion"].mean()
+    for tap, feature in output.features.items():
+        if not feature.x_BND.requires_grad:
+            continue
+        by_term = [
+            torch.autograd.grad(term, feature.x_BND, retain_graph=True)[0].float()
+            for term in (diffusion, terms.alignment)
+        ]
+        d, a = by_term
+        sums[tap] = torch.stack([d.pow(2).sum(), a.pow(2).sum(), (d * a).sum()])
+    return sums

@@ -1,0 +1,115 @@
+"""From a config to a Trainer, in the order that matters: base weights, LoRA, heads, warm start, freezing,
+optimiser, EMA, `accelerator.prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from urepa import checkpoint
+from urepa.alignment import AlignedModel
+from urepa.data.reader import Layout, TrainingReader, ValidationReader
+from urepa.draws import torch_seed
+from urepa.errors import UserError
+from urepa.evaluation.validate import Validation
+from urepa.guards import Guard
+from urepa.metrics import MetricsLog
+from urepa.optimizer import EMA, groups_of, trainable
+from urepa.trainer import Settings, Trainer
+
+
+def make(config: dict[str, Any]) -> Any:
+    """The part a config describes, built with plain dicts and lists."""
+    return instantiate(config, _convert_="all")
+
+
+def check_effects(config: dict[str, Any], given: list[str]) -> None:
+    """A key that was given but changes nothing in this composition is a mistake, not a no-op."""
+    without_loss = config["loss"]["_target_"].endswith("DiffusionOnly")
+    idle = ("head", "teacher", "optimizer.lr.head", "optimizer.weight_decay.head") if without_loss else ()
+    for key in given:
+        if any(key == k or key.startswith(f"{k}.") for k in idle):
+            raise UserError(f"{key} has no effect with loss=none, which has neither teacher nor head; drop it")
+
+
+def check_settings(s: Settings) -> None:
+    """Numbers that cannot be."""
+    for key in ("max_steps", "log_every", "validate_every", "checkpoint_every", "keep_last", "max_skipped"):
+        if getattr(s, key) < 1:
+            raise UserError(f"trainer.{key}={getattr(s, key)}: give 1 or more")
+    if s.clip_norm is not None and s.clip_norm <= 0:
+        raise UserError(f"trainer.clip_norm={s.clip_norm}: give a positive number, or null for no clipping")
+
+
+def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: Any) -> tuple[AlignedModel, str]:
+    """Backbone, LoRA and heads, each initialised from (seed, part). Returns the backbone's optimiser group."""
+    seed = config["seed"]
+    with torch_seed(seed, "backbone"):
+        make_backbone = make(config["backbone"])
+        backbone = make_backbone(latent_shape=track.latent_shape, num_classes=track.num_classes)
+    with torch_seed(seed, "lora"):
+        group = make(config["lora"])(backbone)
+    heads = {}
+    for tap in loss.taps:
+        with torch_seed(seed, f"head/{tap}"):
+            assert teacher is not None
+            make_head = make(config["head"])
+            width = backbone.tap_width(tap)
+            heads[tap] = make_head(in_width=width, out_width=teacher.width, grid=teacher.grid)
+    return AlignedModel(backbone, heads), group
+
+
+def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shipper: Any) -> tuple[Trainer, Any]:
+    """A Trainer at step 0, and its track."""
+    settings = Settings(**config["trainer"])
+    check_settings(settings)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    layout = Layout(settings.batch_size, settings.accumulation, rank, world)
+    loss = make(config["loss"])
+    loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
+    objective = make(config["objective"])
+    teacher = make(config["teacher"]) if loss.taps else None
+    track = make(config["data"])
+    model, backbone_group = build_model(config, track, teacher, loss)
+    if config["warm_start"] is not None:
+        source = checkpoint.require(Path(config["warm_start"]))
+        checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
+    adamw = make(config["optimizer"])
+    with accelerator.main_process_first():  # it builds the caches where they are missing
+        cache = track.open(teacher)
+    reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout)
+    validation_reader = ValidationReader(cache, objective, settings.validation_group)
+    model.to(accelerator.device)
+    groups = groups_of(model, backbone_group)
+    in_groups = [p for parameters in groups.values() for p in parameters]
+    assert {id(p) for p in in_groups} == {id(p) for p in trainable(model).values()}
+    assert len({id(p) for p in in_groups}) == len(in_groups)
+    optimizer = adamw.build(groups)
+    ema = EMA(model, settings.ema_decay)
+    prepared = accelerator.prepare(model)
+    mean_token = cache.mean_token()
+    validation = Validation(validation_reader, objective, loss, mean_token, layout, accelerator.device)
+    trainer = Trainer(
+        settings=settings,
+        accelerator=accelerator,
+        model=model,
+        prepared=prepared,
+        objective=objective,
+        loss=loss,
+        adamw=adamw,
+        optimizer=optimizer,
+        ema=ema,
+        reader=reader,
+        validation=validation,
+        guard=Guard(folder, settings.max_skipped, accelerator.device),
+        metrics=MetricsLog(folder / "metrics.jsonl"),
+        shipper=shipper,
+        folder=folder,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(config)),
+        seed=config["seed"],
+    )
+    return trainer, track

@@ -1,0 +1,225 @@
+"""The schema of every config: a mistyped key, type or choice fails while composing, before torch loads.
+
+One dataclass per kind of part; `conf/<group>/<option>.yaml` starts from one of them. Values and their
+reasons are in the YAML files, meanings are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class BetaSchedule(Enum):
+    linear = "linear"
+    scaled_linear = "scaled_linear"
+
+
+class Level(Enum):
+    sample = "sample"
+    token = "token"
+    both = "both"
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Source(Enum):
+    digits = "digits"
+    folder = "folder"
+    parquet = "parquet"
+    hub = "hub"
+
+
+class Upsample(Enum):
+    after = "after"
+    before = "before"
+
+
+@dataclass
+class TinyUNet:
+    _target_: str = "urepa.backbones.unet.tiny_unet"
+    _partial_: bool = True
+    block_out_channels: list[int] = MISSING  # one per resolution, each a multiple of 32
+    attention: list[bool] = MISSING  # cross-attention at this resolution?
+    layers_per_block: int = MISSING
+    cross_attention_dim: int = MISSING
+    head_dim: int = MISSING
+
+
+@dataclass
+class NoLoRA:
+    _target_: str = "urepa.lora.no_lora"
+    _partial_: bool = True
+
+
+@dataclass
+class ConvHead:
+    _target_: str = "urepa.heads.ConvHead"
+    _partial_: bool = True
+    depth: int = MISSING  # 1x1 convolutions; 2 is the document's
+    upsample: Upsample = MISSING  # to the teacher's grid: after or before projecting
+
+
+@dataclass
+class EfficientNet:
+    _target_: str = "urepa.teachers.efficientnet.EfficientNetLite0"
+    image_size: int = MISSING  # pixels, a multiple of 32
+    grid: list[int] = MISSING  # rows and columns of tokens after pooling
+
+
+@dataclass
+class DDPM:
+    _target_: str = MISSING
+    beta_start: float = MISSING
+    beta_end: float = MISSING
+    beta_schedule: BetaSchedule = MISSING
+    timesteps: int = MISSING
+
+
+@dataclass
+class URepaLoss:
+    _target_: str = "urepa.alignment.AlignmentLoss"
+    lambda_max: float = MISSING  # λ after warm-up
+    warmup_steps: int = MISSING  # of λ
+    manifold_weight: float = MISSING  # w
+    level: Level = MISSING  # of the manifold loss
+    taps: dict[str, float] = MISSING  # tap: its weight in the mean of the alignment terms
+    spike_threshold: float = MISSING  # a larger manifold loss after the warm-up counts as a spike
+    manifold_clip: float | None = None  # caps the manifold loss (no gradient above it)
+
+
+@dataclass
+class NoLoss:
+    _target_: str = "urepa.alignment.DiffusionOnly"
+
+
+@dataclass
+class PixelTrack:
+    _target_: str = "urepa.data.pixels.PixelTrack"
+    name: str = MISSING
+    root: str = MISSING  # the track's folder; its caches go below it
+    source: Source = MISSING
+    images: str = MISSING  # where the images are: a folder, or a repository's name for source=hub
+    limit: int | None = MISSING  # training images, class-balanced; null takes all
+    validation_images: int = MISSING
+    test_images: int = MISSING
+    channels: int = MISSING
+    image_size: int = MISSING
+    unshuffle: int = MISSING  # x0 has channels·unshuffle² channels at image_size / unshuffle
+    num_classes: int = MISSING
+    cfg_dropout: float = MISSING  # probability that a training sample loses its class
+    build_on_first_use: bool = MISSING
+
+
+@dataclass
+class AdamW:
+    _target_: str = "urepa.optimizer.AdamW"
+    lr: dict[str, float] = MISSING  # peak learning rate per part: backbone, lora, head
+    weight_decay: dict[str, float] = MISSING  # per part
+    betas: list[float] = MISSING
+    eps: float = MISSING
+    warmup_ratio: float = MISSING  # of max_steps
+
+
+@dataclass
+class Trainer:
+    max_steps: int = MISSING
+    batch_size: int = MISSING  # global: over all GPUs and accumulated micro-batches
+    accumulation: int = 1
+    precision: Precision = Precision.fp32
+    clip_norm: float | None = MISSING
+    ema_decay: float = MISSING
+    log_every: int = MISSING
+    validate_every: int = MISSING
+    validation_group: int = MISSING  # samples in a validation batch, whatever the number of GPUs
+    checkpoint_every: int = MISSING
+    keep_last: int = 2  # checkpoints, besides the best
+    max_skipped: int = 10  # non-finite steps in a row before training stops
+    deterministic: bool = False  # cuDNN and PyTorch choose repeatable kernels, or say that there is none
+    threads: int | None = None  # CPU threads; null leaves PyTorch's choice
+
+
+@dataclass
+class MLflow:
+    _target_: str = "urepa.tracking.MLflowShipper"
+    _partial_: bool = True
+    uri: str = MISSING
+    experiment_name: str = MISSING
+    tags: dict[str, str] = field(default_factory=dict)
+    patience: float = MISSING  # seconds to wait for MLflow when a run ends
+
+
+@dataclass
+class NoTracking:
+    _target_: str = "urepa.tracking.NoShipper"
+    _partial_: bool = True
+
+
+@dataclass
+class SampleGrid:
+    _target_: str = "urepa.evaluation.samples.SampleGrid"
+    per_class: int = MISSING
+    shown_per_class: int = MISSING
+    max_classes: int = MISSING
+    sampler_steps: int = MISSING
+    guidance: float = MISSING
+    knn: int | None = MISSING  # neighbours that name the samples, among training images; null: not asked
+
+
+@dataclass
+class TapProbe:
+    _target_: str = "urepa.evaluation.probe.TapProbe"
+    tap: str = MISSING
+    timestep: int = MISSING
+    knn: int = MISSING
+    train_images: int = MISSING
+    test_images: int = MISSING
+
+
+@dataclass
+class Train:
+    seed: int = 0
+    resume: str | None = None
+    warm_start: str | None = None
+    backbone: Any = MISSING
+    lora: Any = MISSING
+    head: Any = MISSING
+    teacher: Any = MISSING
+    objective: Any = MISSING
+    loss: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    trainer: Trainer = MISSING
+    tracking: Any = MISSING
+    evaluation: dict[str, Any] = MISSING
+
+
+def register() -> None:
+    """Puts the schema where the YAML files' defaults lists find it."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=Train)
+    nodes = {
+        "tiny_unet": TinyUNet,
+        "no_lora": NoLoRA,
+        "conv_head": ConvHead,
+        "efficientnet": EfficientNet,
+        "ddpm": DDPM,
+        "urepa_loss": URepaLoss,
+        "no_loss": NoLoss,
+        "pixel_track": PixelTrack,
+        "adamw": AdamW,
+        "trainer": Trainer,
+        "mlflow": MLflow,
+        "no_tracking": NoTracking,
+        "sample_grid": SampleGrid,
+        "tap_probe": TapProbe,
+    }
+    for name, node in nodes.items():
+        store.store(group="schema", name=name, node=node)

@@ -1,0 +1,109 @@
+"""A track's caches opened for training: latents, teacher tokens and the three splits.
+
+Layout below the cache folder: `latents/`, `tokens_<teacher>/` (stores), `train.csv`, `val.csv`, `test.csv`
+(sample_id,class_id,path,split).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.data.store import Store
+from urepa.errors import UserError
+from urepa.files import write_whole
+
+SPLITS = ("train", "val", "test")
+FIELDS = ("sample_id", "class_id", "path", "split")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a split."""
+
+    sample_id: str
+    class_id: int
+    path: str
+    split: str
+
+
+def write_split(path: Path, samples: list[Sample]) -> None:
+    """A split as CSV, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(FIELDS)
+    writer.writerows((s.sample_id, s.class_id, s.path, s.split) for s in samples)
+    write_whole(path, text.getvalue())
+
+
+def read_split(path: Path) -> list[Sample]:
+    """A split from CSV."""
+    with open(path, newline="") as file:
+        return [Sample(r["sample_id"], int(r["class_id"]), r["path"], r["split"]) for r in csv.DictReader(file)]
+
+
+def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
+    """The file beside a token store that holds the training set's mean token."""
+    content = io.BytesIO()
+    np.save(content, mean_D.astype(np.float32), allow_pickle=False)
+    return {"mean_token.npy": content.getvalue()}
+
+
+@dataclass
+class Cache:
+    """Open stores. `tokens` is None where the loss needs no teacher."""
+
+    splits: dict[str, list[Sample]]
+    latents: Store
+    tokens: Store | None
+    grid: tuple[int, int] | None
+    num_classes: int
+    null_id: int
+
+    def x0(self, samples: list[Sample]) -> Tensor:
+        """Latents [B,C,H,W], float32."""
+        return torch.from_numpy(self.latents.read([s.sample_id for s in samples]))
+
+    def teacher_BND(self, samples: list[Sample]) -> Tensor | None:
+        """Teacher tokens [B,N,D], float32."""
+        if self.tokens is None:
+            return None
+        return torch.from_numpy(self.tokens.read([f"{s.sample_id}_mid" for s in samples]))
+
+    def mean_token(self) -> Tensor | None:
+        """The teacher's mean token over the training set [D]: the best constant answer."""
+        if self.tokens is None:
+            return None
+        return torch.from_numpy(np.load(self.tokens.folder / "mean_token.npy", allow_pickle=False))
+
+    def close(self) -> None:
+        """Lets another run in this process open the same stores."""
+        self.latents.close()
+        if self.tokens is not None:
+            self.tokens.close()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run records about its data."""
+        return {
+            "latents": self.latents.manifest,
+            "tokens": None if self.tokens is None else self.tokens.manifest,
+            "samples": {split: len(samples) for split, samples in self.splits.items()},
+        }
+
+
+def check_manifest(store: Store, expected: dict[str, Any], remake: str) -> Store:
+    """The store, if it was made as `expected` says; otherwise a UserError that names what differs."""
+    differing = [k for k, v in expected.items() if store.manifest.get(k) != v]
+    if differing:
+        says = ", ".join(f"{k}: {store.manifest.get(k)!r} there, {expected[k]!r} here" for k in differing)
+        raise UserError(
+            f"{store.folder} was made differently ({says}); choose another data.root, or delete it and {remake}"
+        )
+    return store

@@ -1,0 +1,155 @@
+"""Batches by address: which samples, noise, timesteps and dropped conditions step s trains on.
+
+Shapes: B batch, CHW latent, N tokens, D teacher width. Everything is drawn on the CPU, per position of the
+global batch, so that any number of ranks and micro-batches sees the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urepa import draws
+from urepa.contracts import Condition
+from urepa.data.cache import Cache, Sample
+from urepa.errors import UserError
+
+AHEAD = 3  # steps that are read before they are asked for
+VALIDATION_SEED = 0  # validation sees the same noise and timesteps in every arm and seed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank."""
+
+    ids: list[str]
+    x0: Tensor
+    noise: Tensor
+    t_B: Tensor
+    condition: Condition
+    teacher_BND: Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device, without waiting for it."""
+        move = {
+            name: value.to(device, non_blocking=True)
+            for name in ("x0", "noise", "t_B", "teacher_BND")
+            if (value := getattr(self, name)) is not None
+        }
+        condition = Condition(self.condition.ids_B.to(device, non_blocking=True), self.condition.null_id)
+        return replace(self, condition=condition, **move)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is cut: positions go to micro-batches first, then to ranks."""
+
+    global_batch: int
+    accumulation: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.accumulation * self.world
+        if self.accumulation < 1 or self.global_batch < 1 or self.global_batch % parts:
+            raise UserError(
+                f"trainer.batch_size={self.global_batch} does not divide into {self.world} processes x "
+                f"trainer.accumulation={self.accumulation}; give a multiple of {max(parts, 1)}"
+            )
+
+    def positions(self, micro: int) -> range:
+        """The global batch's positions that are this rank's in micro-batch `micro`."""
+        size = self.global_batch // (self.accumulation * self.world)
+        start = (micro * self.world + self.rank) * size
+        return range(start, start + size)
+
+
+class TrainingReader:
+    """Training batches: a permutation per (seed, epoch), floor(N/B) steps each, the tail dropped."""
+
+    def __init__(self, cache: Cache, objective: Any, layout: Layout, seed: int, cfg_dropout: float) -> None:
+        self.cache, self.objective, self.layout = cache, objective, layout
+        self.seed, self.cfg_dropout = seed, cfg_dropout
+        self.samples = cache.splits["train"]
+        self.steps_per_epoch = len(self.samples) // layout.global_batch
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"trainer.batch_size={layout.global_batch} is more than the {len(self.samples)} training "
+                "samples; give a smaller one"
+            )
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        if self._order[0] != epoch:
+            self._order = (epoch, draws.permutation(self.seed, epoch, len(self.samples)).tolist())
+        return self._order[1]
+
+    def read(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of the update with index `step`."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = self._epoch_order(epoch)
+        offset = within * self.layout.global_batch
+        batches = []
+        for micro in range(self.layout.accumulation):
+            positions = self.layout.positions(micro)
+            samples = [self.samples[order[offset + p]] for p in positions]
+            drop = [draws.generator(self.seed, "drop", step, p).random() < self.cfg_dropout for p in positions]
+            noise = [draws.generator(self.seed, "noise", step, p) for p in positions]
+            times = [draws.generator(self.seed, "t", step, p) for p in positions]
+            batch = _batch(self.cache, self.objective, samples, noise, times)
+            batches.append(replace(batch, condition=batch.condition.drop(torch.tensor(drop))))
+        return batches
+
+    def stream(self, start: int, stop: int) -> Generator[list[Batch]]:
+        """The batches of steps start..stop-1, read ahead by one thread. Close it (a generator) when done."""
+        with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+            ahead = [pool.submit(self.read, step) for step in range(start, min(start + AHEAD, stop))]
+            try:
+                for step in range(start, stop):
+                    batches = ahead.pop(0).result()
+                    if step + AHEAD < stop:
+                        ahead.append(pool.submit(self.read, step + AHEAD))
+                    yield batches
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+
+class ValidationReader:
+    """The validation split in fixed groups: one shuffle, and draws from the sample ids alone, so that every
+    arm, seed and number of GPUs sees the same (spec 000 §7.1, with a shuffle in place of class order)."""
+
+    def __init__(self, cache: Cache, objective: Any, group: int) -> None:
+        self.cache, self.objective = cache, objective
+        samples = cache.splits["val"]
+        order = draws.permutation(VALIDATION_SEED, 0, len(samples)).tolist()
+        self.groups = [[samples[i] for i in order[at : at + group]] for at in range(0, len(order), group)]
+        self.full = [len(g) == group for g in self.groups]
+        if not samples or group < 1:
+            raise UserError("there is nothing to validate on: give data.validation_images and a group size")
+
+    def read(self, index: int) -> Batch:
+        """One group as a batch. Conditions are never dropped."""
+        samples = self.groups[index]
+        key = [draws.digest64("val", s.sample_id) for s in samples]
+        noise = [draws.generator(k, "noise") for k in key]
+        times = [draws.generator(k, "t") for k in key]
+        return _batch(self.cache, self.objective, samples, noise, times)
+
+
+def _batch(cache: Cache, objective: Any, samples: list[Sample], noise: list[Any], times: list[Any]) -> Batch:
+    x0 = cache.x0(samples)
+    shape = tuple(x0.shape[1:])
+    return Batch(
+        ids=[s.sample_id for s in samples],
+        x0=x0,
+        noise=torch.stack([draws.normal(shape, rng) for rng in noise]),
+        t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
+        condition=Condition(torch.tensor([s.class_id for s in samples]), cache.null_id),
+        teacher_BND=cache.teacher_BND(samples),
+    )

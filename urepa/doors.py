@@ -1,0 +1,98 @@
+"""What every door does: compose, turn a user's mistake into one line, exit."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from urepa.config import register
+from urepa.errors import UserError
+from urepa.runs import flatten, run_name
+
+CONF = str(Path(__file__).resolve().parents[1] / "conf")
+
+
+def prepare() -> None:
+    """The schema and the resolver that names run folders; once per process, before Hydra composes."""
+    register()
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    overrides = list(OmegaConf.select(_root_, "hydra.overrides.task") or [])
+    resume = OmegaConf.select(_root_, "resume")
+    if resume is not None and not (Path(resume) / "config.yaml").is_file():
+        raise UserError(f"resume={resume} is not a run's folder: it has no config.yaml")
+    return run_name(overrides, int(OmegaConf.select(_root_, "seed")))
+
+
+def open_door(main: Callable[[], None], root: str) -> None:
+    """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        main()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stdout.flush()
+            print(f"error: {explain(error, root, sys.argv[1:])}", file=sys.stderr)
+        sys.exit(1)
+
+
+def explain(error: BaseException, root: str, arguments: list[str]) -> str:
+    """One line that names the key and what would be right."""
+    text = str(error)
+    cause = error.__cause__
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = ", ".join(error.options)
+        return f"{group} has no option '{option}'; choose one of: {options}{_nearest(option, error.options)}"
+    raised = re.search(r"UserError raised while resolving interpolation: (.*)", text)
+    if raised:
+        return raised[1]
+    named = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
+    key = named[1].split("@")[0] if named else None
+    if key is None:
+        return " ".join(text.split())
+    reason = str(cause).splitlines()[0] if cause is not None else ""
+    if reason and "not in" not in reason:
+        return f"{key}: {reason}"
+    if "not in" not in reason and "No match in the defaults list" not in text and "Could not override" not in text:
+        return f"{key}: {text.splitlines()[0]}"
+    return f"there is no key '{key}'{_nearest(key, _known_keys(root, arguments))}"
+
+
+def _nearest(word: str, options: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _known_keys(root: str, arguments: list[str]) -> list[str]:
+    """Keys of the composed config and its groups, with the group choices that were given."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        choices = [a for a in arguments if re.fullmatch(r"\+?\w+=\w+", a)]
+        for overrides in (choices, []):
+            try:
+                config: Any = OmegaConf.to_container(compose(root, overrides), enum_to_str=True)
+            except (HydraException, OmegaConfBaseException):
+                continue
+            keys = list(flatten(config))
+            parents = {key.rpartition(".")[0] for key in keys} - {""}
+            return [k for k in [*keys, *sorted(parents)] if "_target_" not in k and "_partial_" not in k]
+    return []

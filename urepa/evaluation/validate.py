@@ -1,0 +1,95 @@
+"""Validation: fixed groups, fixed noise and timesteps, the loss terms as a whole and by timestep bin.
+
+Shapes: G groups, B samples of a group, T timestep bins, K per-sample terms, N tokens, D teacher width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa import losses
+from urepa.alignment import step_terms
+from urepa.data.reader import Batch, Layout, ValidationReader
+from urepa.parallel import sum_over_ranks
+
+BINS = 10
+
+
+@dataclass
+class Validation:
+    """Ranks take whole groups in turn, so the numbers do not depend on how many there are."""
+
+    reader: ValidationReader
+    objective: Any
+    loss: Any
+    mean_token_D: Tensor | None
+    layout: Layout
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        """`val/...` and `floor/...` of the model as it is; λ is that of the completed step."""
+        was_training = model.training
+        model.eval()
+        names: list[str] = []
+        groups = len(self.reader.groups)
+        table_GTK = torch.zeros(0)
+        manifold_G = torch.zeros(groups, dtype=torch.float64)
+        own = range(self.layout.rank, groups, self.layout.world)
+        for index in own or [0]:
+            batch = self.reader.read(index).to(self.device)
+            columns, manifold = self._group(model, batch, step)
+            if not names:
+                names = list(columns)
+                table_GTK = torch.zeros(groups, BINS, len(names), dtype=torch.float64)
+            if index not in own:  # more ranks than groups: this one adds zeros of the right shape
+                continue
+            bins_B = (self.objective.time_fraction(batch.t_B) * BINS).long().cpu()
+            per_sample_BK = torch.stack(list(columns.values()), dim=1).double().cpu()
+            table_GTK[index].index_add_(0, bins_B, per_sample_BK)
+            if manifold is not None and self.reader.full[index]:
+                manifold_G[index] = manifold.double().cpu()
+        model.train(was_training)
+        table_GTK = sum_over_ranks(table_GTK.to(self.device)).cpu()
+        manifold_G = sum_over_ranks(manifold_G.to(self.device)).cpu()
+        return self._metrics(names, table_GTK.sum(0), manifold_G, step)
+
+    def _group(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Per-sample terms [B] of a group, a column of ones first, and its manifold loss."""
+        terms, output = step_terms(model, self.objective, self.loss, batch, step, gather=lambda x: x)
+        x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
+        implied_x0 = self.objective.to_x0(x_t, output.prediction_BCHW.float(), batch.t_B)
+        target = self.objective.target(batch.x0, batch.noise, batch.t_B)
+        columns = {
+            "count": torch.ones(len(batch.ids), device=self.device),
+            **terms.per_sample,
+            "x0_error": losses.diffusion_loss(implied_x0, batch.x0),
+            "zero_predictor": losses.diffusion_loss(torch.zeros_like(target), target),
+        }
+        if self.mean_token_D is not None and batch.teacher_BND is not None:
+            constant_BND = self.mean_token_D.to(self.device).expand_as(batch.teacher_BND)
+            columns["constant_token"] = losses.token_loss(constant_BND, batch.teacher_BND)
+        return columns, terms.manifold
+
+    def _metrics(self, names: list[str], table_TK: Tensor, manifold_G: Tensor, step: int) -> dict[str, float]:
+        sums = dict(zip(names, table_TK.sum(0).tolist(), strict=True))
+        means = {name: value / sums["count"] for name, value in sums.items() if name != "count"}
+        floors = {f"floor/{k}": means.pop(k) for k in ("zero_predictor", "constant_token") if k in means}
+        metrics = {f"val/{name}": value for name, value in means.items()}
+        metrics["val/total"] = means["diffusion"]
+        if "token" in means:
+            manifold = float(manifold_G.sum() / sum(self.reader.full))
+            lam = self.loss.lam(step)
+            metrics |= {"val/cosine": 1 - means["token"], "val/manifold": manifold, "val/lambda": lam}
+            metrics["val/total"] += lam * (means["token"] + self.loss.manifold_weight * manifold)
+        for i, row in enumerate(table_TK.tolist()):
+            by_name = dict(zip(names, row, strict=True))
+            for name in ("diffusion", "token", "x0_error"):
+                if name in by_name and by_name["count"]:
+                    label = f"val/{name}_by_t/{i / BINS:.1f}-{(i + 1) / BINS:.1f}"
+                    metrics[label] = by_name[name] / by_name["count"]
+        return metrics | floors

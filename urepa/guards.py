@@ -1,0 +1,88 @@
+"""Guards that never wait for the device: they count there and are read at the logging interval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urepa.alignment import Terms
+from urepa.errors import UserError
+from urepa.parallel import all_objects, any_rank
+
+
+class Guard:
+    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, counts spikes.
+
+    Shapes: B local batch. What was wrong goes to `bad_samples.jsonl` in the run's folder.
+    """
+
+    def __init__(self, folder: Path, max_skipped: int, device: torch.device) -> None:
+        self.file = folder / "bad_samples.jsonl"
+        self.max_skipped = max_skipped
+        self.skipped, self.streak, self.longest, self.spikes = (torch.zeros((), device=device) for _ in range(4))
+        self._suspects: list[tuple[int, list[str], Tensor, Tensor]] = []
+        self._reported = 0
+
+    def judge(self, step: int, ids: list[str], terms: list[Terms], grad_norm: Tensor) -> Tensor:
+        """1.0 if the update with this index must not happen, the same on every rank."""
+        finite_B = torch.cat([torch.stack([v.isfinite() for v in t.per_sample.values()]).all(0) for t in terms])
+        total = torch.stack([t.total.detach() for t in terms])
+        bad = any_rank(~(finite_B.all() & total.isfinite().all() & grad_norm.isfinite()))
+        self.skipped += bad
+        self.streak = (self.streak + 1) * bad
+        self.longest = torch.maximum(self.longest, self.streak)
+        self._suspects.append((step, ids, finite_B, bad))
+        return bad
+
+    def count_spike(self, spike: Tensor | None, bad: Tensor) -> None:
+        """Counts a manifold spike (None: not after the warm-up yet)."""
+        if spike is not None:
+            self.spikes += spike.float() * (1.0 - bad)
+
+    def read(self, step: int, is_main: bool) -> dict[str, float]:
+        """Counters at the logging interval; offending ids go to disk; UserError after too many in a row."""
+        skipped, longest, spikes = torch.stack([self.skipped, self.longest, self.spikes]).tolist()
+        if skipped > self._reported:
+            self._write(is_main)
+            self._reported = int(skipped)
+        self._suspects.clear()
+        if longest >= self.max_skipped:
+            raise UserError(
+                f"stopped at step {step}: {int(longest)} updates in a row had a loss or gradient that is not "
+                f"finite (trainer.max_skipped={self.max_skipped}); the samples are in {self.file}. "
+                "Lower optimizer.lr, or look at those samples; the same command resumes"
+            )
+        return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
+
+    def _write(self, is_main: bool) -> None:
+        flags = torch.stack([bad for *_, bad in self._suspects]).tolist()
+        rows: list[dict[str, Any]] = []
+        for (step, ids, finite_B, _), bad in zip(self._suspects, flags, strict=True):
+            if not bad:
+                continue
+            offending = [i for i, ok in zip(ids, finite_B.tolist(), strict=True) if not ok]
+            rows.append({"step": step, "loss": offending, "batch": ids})
+        ranks = all_objects(rows)
+        if not is_main:
+            return
+        with open(self.file, "a") as file:
+            for parts in zip(*ranks, strict=True):
+                offending = [i for part in parts for i in part["loss"]]
+                cause = "loss" if offending else "gradient"
+                ids = offending if offending else [i for part in parts for i in part["batch"]]
+                file.write(json.dumps({"step": parts[0]["step"], "cause": cause, "sample_ids": ids}) + "\n")
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint."""
+        names = ("skipped", "streak", "longest", "spikes")
+        return dict(zip(names, torch.stack([getattr(self, n) for n in names]).tolist(), strict=True))
+
+    def load(self, state: dict[str, float]) -> None:
+        """From a checkpoint."""
+        for name, value in state.items():
+            getattr(self, name).fill_(value)
+        self._reported = int(state["skipped"])

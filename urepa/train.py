@@ -1,0 +1,29 @@
+"""`python -m urepa.train`: composes, trains, validates, evaluates; the same command resumes."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from urepa.doors import CONF, open_door, prepare
+
+
+@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """One run. torch is imported only now, so that --help and config errors come at once."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from urepa.session import Session
+
+    hydra_config = HydraConfig.get()
+    Session(
+        config,
+        folder=hydra_config.runtime.output_dir,
+        overrides=list(hydra_config.overrides.task),
+        choices=dict(hydra_config.runtime.choices),
+    ).run()
+
+
+if __name__ == "__main__":
+    prepare()
+    open_door(main, "train")

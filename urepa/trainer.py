@@ -1,0 +1,279 @@
+"""The loop: update, EMA, log, validate, checkpoint; one file, top to bottom.
+
+`step` counts completed updates; λ and the learning rate use the index before the update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from urepa import checkpoint
+from urepa.alignment import Aligned, AlignedModel, Terms, step_terms, tap_gradients
+from urepa.data.reader import Batch, TrainingReader
+from urepa.draws import digest64
+from urepa.evaluation.validate import Validation
+from urepa.guards import Guard
+from urepa.metrics import MetricsLog
+from urepa.optimizer import EMA, AdamW, clip_by_global_norm, step_unless, trainable
+from urepa.parallel import gather_with_gradient, mean_over_ranks, sum_over_ranks
+from urepa.signals import StopSignals
+
+
+@dataclass
+class Settings:
+    """conf/trainer; fields are described in `urepa.config`."""
+
+    max_steps: int
+    batch_size: int
+    accumulation: int
+    precision: str
+    clip_norm: float | None
+    ema_decay: float
+    log_every: int
+    validate_every: int
+    validation_group: int
+    checkpoint_every: int
+    keep_last: int
+    max_skipped: int
+    deterministic: bool
+    threads: int | None
+
+
+@dataclass
+class Update:
+    """What one update leaves on the device for the log."""
+
+    terms: Terms
+    norms: dict[str, Tensor]
+    tap_sums: dict[str, Tensor]
+
+
+@dataclass
+class Trainer:
+    """Everything the loop needs, built by `urepa.doors.build`."""
+
+    settings: Settings
+    accelerator: Accelerator
+    model: AlignedModel  # raw: for evaluation and state
+    prepared: torch.nn.Module  # the same, behind DDP and autocast: for training
+    objective: Any
+    loss: Any
+    adamw: AdamW
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    reader: TrainingReader
+    validation: Validation
+    guard: Guard
+    metrics: MetricsLog
+    shipper: Any
+    folder: Path
+    config_yaml: str
+    seed: int
+    best: dict[str, float] | None = None
+    clock: dict[str, float] = field(default_factory=lambda: {"wait": 0.0, "total": 0.0, "images": 0.0})
+    seconds: float = 0.0
+
+    # --- the loop ---------------------------------------------------------------------------------------
+
+    def fit(self, step: int) -> None:
+        """From completed step `step` to max_steps. Raises Stopped after a signal, everything saved."""
+        s = self.settings
+        with StopSignals() as signals, self._progress(step) as bar:
+            last_save, stream = step, self.reader.stream(step, s.max_steps)
+            with contextlib.closing(stream):
+                for batches in self._timed(stream):
+                    logs = step == 0 or (step + 1) % s.log_every == 0 or step + 1 == s.max_steps
+                    update = self.update(step, batches, with_tap_gradients=logs)
+                    step += 1
+                    row: dict[str, Any] = {}
+                    if logs:
+                        row |= self.log(step, update)
+                        bar.set_postfix_str(_short(row))
+                    improved = False
+                    if step % s.validate_every == 0 or step == s.max_steps:
+                        row |= self.validate(step)
+                        improved = self.is_best(step, row["val/total"])
+                    if row and self.accelerator.is_main_process:
+                        self.metrics.append({"step": step} | row)
+                        self.shipper.wake()
+                    bar.update(1)
+                    stop = signals.asked()
+                    if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
+                        self.save(step)
+                        last_save = step
+                    if stop:
+                        bar.close()
+                        self.accelerator.print(f"stopped at step {step}; the same command goes on from there")
+                        signals.obey(stop)
+            assert last_save == step
+
+    def update(self, step: int, batches: list[Batch], with_tap_gradients: bool) -> Update:
+        """The update with index `step` on this rank's micro-batches. Never waits for the device."""
+        self.prepared.train()
+        # dropout inside the model is the one stream of random numbers; its address is the step
+        torch.manual_seed(digest64("forward", self.seed, step, self.reader.layout.rank) >> 1)
+        done: list[Terms] = []
+        tap_sums: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                terms, output = self.forward(batch.to(self.accelerator.device), step)
+                if with_tap_gradients and last:
+                    tap_sums = tap_gradients(terms, output)
+                self.accelerator.backward(terms.total / len(batches))
+            done.append(terms)
+        norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
+        bad = self.guard.judge(step, [i for b in batches for i in b.ids], done, norms["all"])
+        self.guard.count_spike(self.loss.is_spike(done[-1], step), bad)
+        self.adamw.set_lr(self.optimizer, step, self.settings.max_steps)
+        step_unless(self.optimizer, bad)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(bad)
+        return Update(_merged(done), norms, tap_sums)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Terms, Aligned]:
+        """Through the prepared model: the raw one would give ranks different gradients."""
+        return step_terms(self.prepared, self.objective, self.loss, batch, step, gather_with_gradient)
+
+    # --- what is logged ---------------------------------------------------------------------------------
+
+    def log(self, step: int, update: Update) -> dict[str, Any]:
+        """The row of a logging step: here, and only here, the device is waited for."""
+        means = update.terms.means()
+        values = mean_over_ranks(torch.stack([v.float() for v in means.values()])).tolist()
+        row: dict[str, Any] = {f"train/{k}": v for k, v in zip(means, values, strict=True)}
+        row["train/lambda"] = self.loss.lam(step - 1)
+        row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
+        for name, norm in update.norms.items():
+            row["grad_norm" if name == "all" else f"grad_norm/{name}"] = norm.item()
+        world = self.reader.layout.world
+        for tap, sums in update.tap_sums.items():
+            d, a, inner = sum_over_ranks(sums).tolist()
+            row[f"tap/{tap}/grad_diffusion"] = d**0.5 / world
+            row[f"tap/{tap}/grad_alignment"] = a**0.5 / world
+            row[f"tap/{tap}/grad_cosine"] = inner / (d * a) ** 0.5 if d * a > 0 else 0.0
+        row |= self.guard.read(step, self.accelerator.is_main_process)
+        elapsed = max(self.clock["total"], 1e-9)
+        row["images_per_s"] = self.clock["images"] / elapsed
+        row["data_wait_share"] = self.clock["wait"] / elapsed
+        self.clock = dict.fromkeys(self.clock, 0.0)
+        return row
+
+    def validate(self, step: int) -> dict[str, float]:
+        """EMA weights on the validation split."""
+        with self.ema.applied():
+            row = self.validation(self.model, step)
+        if row["val/diffusion"] > row["floor/zero_predictor"] and self.loss_is_warm(step):
+            self.accelerator.print(
+                f"step {step}: the model's diffusion loss {row['val/diffusion']:.3f} is worse than "
+                f"predicting zero ({row['floor/zero_predictor']:.3f}); check objective, learning rate and data"
+            )
+        return row
+
+    def loss_is_warm(self, step: int) -> bool:
+        """A tenth of the run is behind: a model that is still worse than zero is worth a word."""
+        return step >= self.settings.max_steps / 10
+
+    def is_best(self, step: int, total: float) -> bool:
+        """Lowest validation total at λ_max, remembered."""
+        if self.loss.lam(step) < self.loss.lambda_max or not total < (self.best or {"total": torch.inf})["total"]:
+            return False
+        self.best = {"step": step, "total": total}
+        return True
+
+    # --- what is kept -----------------------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """A checkpoint by rank 0, then the old ones go. All ranks wait for it."""
+        if self.accelerator.is_main_process:
+            parameters = trainable(self.model)
+            tensors: dict[str, dict[str, Tensor]] = {
+                "weights": dict(parameters),
+                "ema": self.ema.shadow,
+                "optimizer": checkpoint.optimizer_tensors(self.optimizer, parameters),
+            }
+            state = {
+                "best": self.best,
+                "guard": self.guard.state(),
+                "metrics_rows": self.metrics.rows,
+                "seconds": self.seconds,
+                "threads": torch.get_num_threads(),
+            }
+            self.metrics.sync()
+            target = self.folder / "checkpoints"
+            checkpoint.save(target, step, tensors, state, self.config_yaml)
+            checkpoint.prune(target, self.settings.keep_last, int(self.best["step"]) if self.best else None)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, found: checkpoint.Checkpoint | None) -> int:
+        """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it."""
+        if self.accelerator.is_main_process:
+            self.metrics.cut(found.state["metrics_rows"] if found else 0)
+        if found is None:
+            return 0
+        parameters = trainable(self.model)
+        checkpoint.load_named(parameters, found.tensors("weights"), str(found.folder))
+        checkpoint.load_named(self.ema.shadow, found.tensors("ema"), str(found.folder))
+        checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
+        self.guard.load(found.state["guard"])
+        self.best, self.seconds = found.state["best"], found.state["seconds"]
+        threads = found.state["threads"]
+        if threads != torch.get_num_threads():
+            self.accelerator.print(
+                f"warning: this run used {threads} CPU threads before and has {torch.get_num_threads()} now; "
+                f"sums round differently, so it will not repeat bit for bit (trainer.threads={threads})"
+            )
+        return found.step
+
+    # --- time -------------------------------------------------------------------------------------------
+
+    def _progress(self, step: int) -> tqdm:
+        return tqdm(
+            total=self.settings.max_steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process,
+        )
+
+    def _timed(self, stream: Generator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The stream, with the time between batches and the share of it spent waiting for data."""
+        while True:
+            begin = time.perf_counter()
+            batches = next(stream, None)
+            if batches is None:
+                return
+            self.clock["wait"] += time.perf_counter() - begin
+            yield batches
+            spent = time.perf_counter() - begin
+            self.clock["total"] += spent
+            self.clock["images"] += self.settings.batch_size
+            self.seconds += spent
+
+
+def _merged(terms: list[Terms]) -> Terms:
+    """Micro-batches' terms as those of their union."""
+    if len(terms) == 1:
+        return terms[0]
+    per_sample = {k: torch.cat([t.per_sample[k] for t in terms]) for k in terms[0].per_sample}
+    manifolds = [t.manifold for t in terms if t.manifold is not None]
+    return Terms(
+        torch.stack([t.total for t in terms]).mean(),
+        per_sample,
+        manifold=torch.stack(manifolds).mean() if manifolds else None,
+    )
+
+
+def _short(row: dict[str, Any]) -> str:
+    names = {"total": "total", "diffusion": "diff", "token": "token", "manifold": "manifold"}
+    return " ".join(f"{s}={row[f'train/{k}']:.3f}" for k, s in names.items() if f"train/{k}" in row)
