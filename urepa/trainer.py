@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,9 @@ class Trainer:
     config_yaml: str
     seed: int
     best: dict[str, float] | None = None
-    clock: dict[str, float] = field(default_factory=lambda: {"wait": 0.0, "total": 0.0, "images": 0.0})
-    seconds: float = 0.0
+    seconds: float = 0.0  # spent in the loop, over all processes that trained this run
+    waited: float = 0.0  # for data, since the last logging step
+    logged: tuple[int, float] = (0, 0.0)  # the last logging step and its time
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -89,8 +90,8 @@ class Trainer:
         """From completed step `step` to max_steps. Raises Stopped after a signal, everything saved."""
         s = self.settings
         with StopSignals() as signals, self._progress(step) as bar:
-            last_save, stream = step, self.reader.stream(step, s.max_steps)
-            with contextlib.closing(stream):
+            self.logged = (step, time.perf_counter())
+            with contextlib.closing(self.reader.stream(step, s.max_steps)) as stream:
                 for batches in self._timed(stream):
                     logs = step == 0 or (step + 1) % s.log_every == 0 or step + 1 == s.max_steps
                     update = self.update(step, batches, with_tap_gradients=logs)
@@ -110,12 +111,10 @@ class Trainer:
                     stop = signals.asked()
                     if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
                         self.save(step)
-                        last_save = step
                     if stop:
                         bar.close()
                         self.accelerator.print(f"stopped at step {step}; the same command goes on from there")
                         signals.obey(stop)
-            assert last_save == step
 
     def update(self, step: int, batches: list[Batch], with_tap_gradients: bool) -> Update:
         """The update with index `step` on this rank's micro-batches. Never waits for the device."""
@@ -163,10 +162,12 @@ class Trainer:
             row[f"tap/{tap}/grad_alignment"] = a**0.5 / world
             row[f"tap/{tap}/grad_cosine"] = inner / (d * a) ** 0.5 if d * a > 0 else 0.0
         row |= self.guard.read(step, self.accelerator.is_main_process)
-        elapsed = max(self.clock["total"], 1e-9)
-        row["images_per_s"] = self.clock["images"] / elapsed
-        row["data_wait_share"] = self.clock["wait"] / elapsed
-        self.clock = dict.fromkeys(self.clock, 0.0)
+        last, then = self.logged
+        elapsed = time.perf_counter() - then
+        row["images_per_s"] = (step - last) * self.settings.batch_size / elapsed
+        row["data_wait_share"] = self.waited / elapsed
+        self.seconds += elapsed
+        self.waited, self.logged = 0.0, (step, time.perf_counter())
         return row
 
     def validate(self, step: int) -> dict[str, float]:
@@ -247,18 +248,12 @@ class Trainer:
         )
 
     def _timed(self, stream: Generator[list[Batch]]) -> Iterator[list[Batch]]:
-        """The stream, with the time between batches and the share of it spent waiting for data."""
-        while True:
-            begin = time.perf_counter()
-            batches = next(stream, None)
-            if batches is None:
-                return
-            self.clock["wait"] += time.perf_counter() - begin
+        """The stream, and how long it let the loop wait."""
+        begin = time.perf_counter()
+        for batches in stream:
+            self.waited += time.perf_counter() - begin
             yield batches
-            spent = time.perf_counter() - begin
-            self.clock["total"] += spent
-            self.clock["images"] += self.settings.batch_size
-            self.seconds += spent
+            begin = time.perf_counter()
 
 
 def _merged(terms: list[Terms]) -> Terms:
