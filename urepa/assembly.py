@@ -14,7 +14,6 @@ from urepa import checkpoint
 from urepa.alignment import AlignedModel
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.draws import torch_seed
-from urepa.errors import UserError
 from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
@@ -25,24 +24,6 @@ from urepa.trainer import Settings, Trainer
 def make(config: dict[str, Any]) -> Any:
     """The part a config describes, built with plain dicts and lists."""
     return instantiate(config, _convert_="all")
-
-
-def check_effects(config: dict[str, Any], given: list[str]) -> None:
-    """A key that was given but changes nothing in this composition is a mistake, not a no-op."""
-    without_loss = config["loss"]["_target_"].endswith("DiffusionOnly")
-    idle = ("head", "teacher", "optimizer.lr.head", "optimizer.weight_decay.head") if without_loss else ()
-    for key in given:
-        if any(key == k or key.startswith(f"{k}.") for k in idle):
-            raise UserError(f"{key} has no effect with loss=none, which has neither teacher nor head; drop it")
-
-
-def check_settings(s: Settings) -> None:
-    """Numbers that cannot be."""
-    for key in ("max_steps", "log_every", "validate_every", "checkpoint_every", "keep_last", "max_skipped"):
-        if getattr(s, key) < 1:
-            raise UserError(f"trainer.{key}={getattr(s, key)}: give 1 or more")
-    if s.clip_norm is not None and s.clip_norm <= 0:
-        raise UserError(f"trainer.clip_norm={s.clip_norm}: give a positive number, or null for no clipping")
 
 
 def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: Any) -> tuple[AlignedModel, str]:
@@ -66,7 +47,6 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
 def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shipper: Any) -> tuple[Trainer, Any]:
     """A Trainer at step 0, and its track."""
     settings = Settings(**config["trainer"])
-    check_settings(settings)
     world, rank = accelerator.num_processes, accelerator.process_index
     layout = Layout(settings.batch_size, settings.accumulation, rank, world)
     loss = make(config["loss"])

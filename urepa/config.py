@@ -201,10 +201,17 @@ class Train:
     evaluation: dict[str, Any] = MISSING
 
 
+@dataclass
+class Preprocess:
+    teacher: Any = MISSING
+    data: Any = MISSING
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
+    store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,
         "no_lora": NoLoRA,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from urepa.errors import UserError
 from urepa.runs import flatten, run_name
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
+FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
 def prepare() -> None:
@@ -39,25 +42,41 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if TRACEBACKS:
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stdout.flush()
-            print(f"error: {explain(error, root, sys.argv[1:])}", file=sys.stderr)
+    except (HydraException, OmegaConfBaseException) as error:
+        _say(explain(error, root, sys.argv[1:]))
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def one_line_mistakes() -> Iterator[None]:
+    """Inside a door's task: a UserError is said in one line and the process exits with 1, here already,
+    because Hydra's launchers would report it in their own words or swallow it."""
+    try:
+        yield
+    except UserError as error:
+        if TRACEBACKS:
+            raise
+        _say(str(error))
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    """To stderr, once for all ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.flush()
+        print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, root: str, arguments: list[str]) -> str:
     """One line that names the key and what would be right."""
-    text = str(error)
     cause = error.__cause__
-    if isinstance(error, UserError):
-        return text
+    text = f"{error}\n{'' if cause is None else cause}"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = ", ".join(error.options)
@@ -65,16 +84,17 @@ def explain(error: BaseException, root: str, arguments: list[str]) -> str:
     raised = re.search(r"UserError raised while resolving interpolation: (.*)", text)
     if raised:
         return raised[1]
-    named = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
-    key = named[1].split("@")[0] if named else None
-    if key is None:
-        return " ".join(text.split())
-    reason = str(cause).splitlines()[0] if cause is not None else ""
-    if reason and "not in" not in reason:
-        return f"{key}: {reason}"
-    if "not in" not in reason and "No match in the defaults list" not in text and "Could not override" not in text:
+    wrong_value = re.search(r"Error merging override (\S+)", text)
+    if wrong_value and cause is not None:
+        return f"{wrong_value[1]}: {str(cause).splitlines()[0]}"
+    named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
+    if named is None:
+        return " ".join(str(error).split())
+    key = named[1].split("@")[0]
+    if "not in" not in text and "No match in the defaults list" not in text:
         return f"{key}: {text.splitlines()[0]}"
-    return f"there is no key '{key}'{_nearest(key, _known_keys(root, arguments))}"
+    free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
+    return f"there is no key '{key}'{_nearest(key, _known_keys(root, arguments))}{free}"
 
 
 def _nearest(word: str, options: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from urepa import checkpoint
-from urepa.assembly import build, check_effects, make
+from urepa.assembly import build, make
 from urepa.code_state import code_state
 from urepa.errors import UserError
 from urepa.evaluation.context import Context
@@ -47,7 +47,6 @@ class Session:
         self.experiment = "quickstart" if experiment is None else str(experiment)
         self.ablation = "baseline" if ablation is None else str(ablation)
         self.extended_from: int | None = None
-        check_effects(self.config, list(self.given))
 
     def run(self) -> None:
         """Trains to the end, or says why not. Leaves the process ready for the next run of a sweep."""

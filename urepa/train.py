@@ -5,7 +5,9 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from urepa.doors import CONF, open_door, prepare
+from urepa.checks import check
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.runs import plain
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -13,15 +15,17 @@ def main(config: DictConfig) -> None:
     """One run. torch is imported only now, so that --help and config errors come at once."""
     from hydra.core.hydra_config import HydraConfig
 
-    from urepa.session import Session
-
     hydra_config = HydraConfig.get()
-    Session(
-        config,
-        folder=hydra_config.runtime.output_dir,
-        overrides=list(hydra_config.overrides.task),
-        choices=dict(hydra_config.runtime.choices),
-    ).run()
+    with one_line_mistakes():
+        check(plain(config), list(hydra_config.overrides.task))
+        from urepa.session import Session
+
+        Session(
+            config,
+            folder=hydra_config.runtime.output_dir,
+            overrides=list(hydra_config.overrides.task),
+            choices=dict(hydra_config.runtime.choices),
+        ).run()
 
 
 if __name__ == "__main__":

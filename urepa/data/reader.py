@@ -55,12 +55,7 @@ class Layout:
     world: int = 1
 
     def __post_init__(self) -> None:
-        parts = self.accumulation * self.world
-        if self.accumulation < 1 or self.global_batch < 1 or self.global_batch % parts:
-            raise UserError(
-                f"trainer.batch_size={self.global_batch} does not divide into {self.world} processes x "
-                f"trainer.accumulation={self.accumulation}; give a multiple of {max(parts, 1)}"
-            )
+        assert self.global_batch % (self.accumulation * self.world) == 0, "urepa.checks has looked"
 
     def positions(self, micro: int) -> range:
         """The global batch's positions that are this rank's in micro-batch `micro`."""
