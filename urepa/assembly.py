@@ -3,6 +3,7 @@ optimiser, EMA, `accelerator.prepare`."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,16 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
         group = make(config["lora"])(backbone)
     heads = {}
     for tap in loss.taps:
+        width = backbone.tap_width(tap)
+        if not backbone.trains_before(tap):
+            warnings.warn(
+                f"nothing trainable precedes the tap '{tap}': its alignment term trains its head alone; "
+                "choose lora.blocks=all or another tap to reach the backbone",
+                stacklevel=2,
+            )
         with torch_seed(seed, f"head/{tap}"):
             assert teacher is not None
             make_head = make(config["head"])
-            width = backbone.tap_width(tap)
             heads[tap] = make_head(in_width=width, out_width=teacher.width, grid=teacher.grid)
     return AlignedModel(backbone, heads), group
 
@@ -54,13 +61,13 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     objective = make(config["objective"])
     teacher = make(config["teacher"]) if loss.taps else None
     track = make(config["data"])
+    with accelerator.main_process_first():  # it builds the caches where they are missing
+        cache = track.open(teacher)
     model, backbone_group = build_model(config, track, teacher, loss)
     if config["warm_start"] is not None:
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
     adamw = make(config["optimizer"])
-    with accelerator.main_process_first():  # it builds the caches where they are missing
-        cache = track.open(teacher)
     reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout)
     validation_reader = ValidationReader(cache, objective, settings.validation_group)
     model.to(accelerator.device)

@@ -53,6 +53,36 @@ class TinyUNet:
     head_dim: int = MISSING
 
 
+class Targets(Enum):
+    attention = "attention"
+    attention_conv = "attention_conv"
+
+
+class Blocks(Enum):
+    mid = "mid"
+    all = "all"
+
+
+@dataclass
+class SD15:
+    _target_: str = "urepa.backbones.sd15.sd15"
+    _partial_: bool = True
+    weights: str = MISSING  # a hub id, a local diffusers folder, or "random"
+    prompts: str = MISSING  # the .pt file of text embeddings, the null prompt last
+    gradient_checkpointing: bool = MISSING  # recompute blocks backward: less memory, more time
+
+
+@dataclass
+class LoRA:
+    _target_: str = "urepa.lora.add_lora"
+    _partial_: bool = True
+    rank: int = MISSING
+    alpha: int | None = MISSING  # null: the rank, so that ranks compare at scale 1
+    dropout: float = MISSING
+    targets: Targets = MISSING
+    blocks: Blocks = MISSING
+
+
 @dataclass
 class NoLoRA:
     _target_: str = "urepa.lora.no_lora"
@@ -72,6 +102,15 @@ class EfficientNet:
     _target_: str = "urepa.teachers.efficientnet.EfficientNetLite0"
     image_size: int = MISSING  # pixels, a multiple of 32
     grid: list[int] = MISSING  # rows and columns of tokens after pooling
+
+
+@dataclass
+class DINOv2:
+    _target_: str = "urepa.teachers.dinov2.DINOv2"
+    model: str = MISSING  # a hub id or a local folder; recorded in the token cache
+    image_size: int = MISSING  # pixels, a multiple of 14
+    grid: list[int] = MISSING  # rows and columns of tokens after pooling
+    width: int = MISSING
 
 
 @dataclass
@@ -119,6 +158,21 @@ class PixelTrack:
 
 
 @dataclass
+class LatentTrack:
+    _target_: str = "urepa.data.latents.LatentTrack"
+    name: str = MISSING
+    root: str = MISSING  # the folder that holds what follows
+    latents: str = MISSING
+    tokens: str = MISSING
+    train: str = MISSING  # CSV of sample_id,class_id,path,split
+    val: str = MISSING
+    prompts: str = MISSING
+    latent_shape: list[int] = MISSING
+    num_classes: int = MISSING
+    cfg_dropout: float = MISSING
+
+
+@dataclass
 class AdamW:
     _target_: str = "urepa.optimizer.AdamW"
     lr: dict[str, float] = MISSING  # peak learning rate per part: backbone, lora, head
@@ -142,7 +196,7 @@ class Trainer:
     checkpoint_every: int = MISSING
     keep_last: int = 2  # checkpoints, besides the best
     max_skipped: int = 10  # non-finite steps in a row before training stops
-    deterministic: bool = False  # cuDNN and PyTorch choose repeatable kernels, or say that there is none
+    deterministic: bool = False  # cuDNN takes repeatable kernels and does not search for fast ones (spec 000 §8.3)
     threads: int | None = None  # CPU threads; null leaves PyTorch's choice
 
 
@@ -214,6 +268,10 @@ def register() -> None:
     store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,
+        "sd15": SD15,
+        "lora": LoRA,
+        "dinov2": DINOv2,
+        "latent_track": LatentTrack,
         "no_lora": NoLoRA,
         "conv_head": ConvHead,
         "efficientnet": EfficientNet,

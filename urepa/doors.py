@@ -15,11 +15,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from urepa.config import register
 from urepa.errors import UserError
-from urepa.runs import flatten, run_name
+from urepa.nested import flatten
+from urepa.runs import run_name
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
@@ -63,6 +64,13 @@ def one_line_mistakes() -> Iterator[None]:
         if TRACEBACKS:
             raise
         _say(str(error))
+        sys.exit(1)
+    except InterpolationResolutionError as error:
+        if TRACEBACKS:
+            raise
+        _say(
+            f"{error.full_key}: {str(error).splitlines()[0]}; compose parts that belong together, or give {error.full_key}"
+        )
         sys.exit(1)
 
 

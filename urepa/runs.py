@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.errors import UserError
 from urepa.files import write_whole
+from urepa.nested import flatten
 
 # Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
 NOT_IDENTITY = (
@@ -20,6 +21,7 @@ NOT_IDENTITY = (
     "resume",
     "data.root",
     "data.images",
+    "backbone.prompts",  # lies in data.root
     "data.build_on_first_use",
     "trainer.log_every",
     "trainer.checkpoint_every",
@@ -57,18 +59,6 @@ def run_name(overrides: list[str], seed: int) -> str:
         digest = hashlib.sha256(name.encode()).hexdigest()[:10]
         name = f"{name[: LONGEST_NAME - 11]}-{digest}"
     return f"{name}/seed{seed}"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys; lists are values."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    if not config:
-        return {prefix: {}}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

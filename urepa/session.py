@@ -26,9 +26,10 @@ from urepa.evaluation.context import Context
 from urepa.evaluation.plots import losses_png
 from urepa.files import write_whole
 from urepa.metrics import read_rows
+from urepa.nested import flatten
 from urepa.parallel import all_objects
 from urepa.report import print_report
-from urepa.runs import RunFolder, flatten, is_identity, parse_overrides, plain
+from urepa.runs import RunFolder, is_identity, parse_overrides, plain
 from urepa.schedules import cosine_with_warmup
 from urepa.trainer import Trainer
 
@@ -53,7 +54,7 @@ class Session:
         trainer_config = self.config["trainer"]
         if trainer_config["threads"] is not None:
             torch.set_num_threads(trainer_config["threads"])
-        torch.use_deterministic_algorithms(trainer_config["deterministic"])
+        torch.backends.cudnn.deterministic = trainer_config["deterministic"]
         torch.backends.cudnn.benchmark = not trainer_config["deterministic"]
         self.accelerator = Accelerator(mixed_precision=PRECISIONS[trainer_config["precision"]])
         try:

@@ -16,6 +16,12 @@ from urepa.contracts import Condition, Denoised, Tokens
 from urepa.errors import UserError
 
 TAPS = ("mid", "enc_last", "dec_first")
+ENCODER = ("embedding_KLE", "unet.conv_in.", "unet.time_embedding.", "unet.down_blocks.")
+BEFORE = {
+    "enc_last": ENCODER,
+    "mid": (*ENCODER, "unet.mid_block."),
+    "dec_first": (*ENCODER, "unet.mid_block.", "unet.up_blocks.0."),
+}
 
 
 class UNet(nn.Module):
@@ -44,6 +50,11 @@ class UNet(nn.Module):
         self.tap_width(tap)
         unet = self.unet
         return {"mid": unet.mid_block, "enc_last": unet.down_blocks[-1], "dec_first": unet.up_blocks[0]}[tap]
+
+    def trains_before(self, tap: str) -> bool:
+        """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
+        trains = [name for name, p in self.named_parameters() if p.requires_grad]
+        return any(name.startswith(BEFORE[tap]) for name in trains)
 
     def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition, taps: tuple[str, ...] = ()) -> Denoised:
         """x_t [B,C,H,W], integer t [B]. Bit for bit diffusers' own prediction."""

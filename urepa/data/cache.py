@@ -19,6 +19,7 @@ from torch import Tensor
 from urepa.data.store import Store
 from urepa.errors import UserError
 from urepa.files import write_whole
+from urepa.nested import flatten
 
 SPLITS = ("train", "val", "test")
 FIELDS = ("sample_id", "class_id", "path", "split")
@@ -99,11 +100,15 @@ class Cache:
 
 
 def check_manifest(store: Store, expected: dict[str, Any], remake: str) -> Store:
-    """The store, if it was made as `expected` says; otherwise a UserError that names what differs."""
-    differing = [k for k, v in expected.items() if store.manifest.get(k) != v]
+    """The store, if it was made as `expected` says; otherwise a UserError that names what differs. The store
+    may know more (a teacher's weights, say) than what is asked of it."""
+    there = flatten(store.manifest)
+    differing = [
+        f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in flatten(expected).items() if there.get(k) != v
+    ]
     if differing:
-        says = ", ".join(f"{k}: {store.manifest.get(k)!r} there, {expected[k]!r} here" for k in differing)
         raise UserError(
-            f"{store.folder} was made differently ({says}); choose another data.root, or delete it and {remake}"
+            f"{store.folder} was made differently ({', '.join(differing)}); choose another data.root, or delete "
+            f"it and {remake}"
         )
     return store

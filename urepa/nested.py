@@ -1,0 +1,17 @@
+"""Nested dicts as flat ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys; lists are values."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    if not config:
+        return {prefix: {}}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
