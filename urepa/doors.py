@@ -68,9 +68,8 @@ def one_line_mistakes() -> Iterator[None]:
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
-        _say(
-            f"{error.full_key}: {str(error).splitlines()[0]}; compose parts that belong together, or give {error.full_key}"
-        )
+        reason = str(error).splitlines()[0]
+        _say(f"{error.full_key}: {reason}; compose parts that belong together, or give {error.full_key}")
         sys.exit(1)
 
 

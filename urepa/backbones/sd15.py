@@ -95,7 +95,10 @@ def _from_folder(folder: Path) -> Any:
                 "save them with safe_serialization=True"
             )
         raise UserError(f"{folder} has no {WEIGHTS}.safetensors")
-    return _load(str(folder), local_files_only=True)
+    try:
+        return _load(str(folder), local_files_only=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({str(error).splitlines()[0]}); copy it again") from error
 
 
 def _from_hub(name: str) -> Any:
