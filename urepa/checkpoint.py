@@ -45,9 +45,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], config: str
-) -> None:
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], config: str) -> None:
     """Writes `folder/step_...`. A full disk is a UserError and leaves the earlier checkpoints alone."""
     folder.mkdir(exist_ok=True)
     for stale in folder.glob(".*.tmp"):
@@ -142,9 +140,7 @@ def load_named(into: dict[str, Any], tensors: dict[str, Tensor], where: str) -> 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Adam's state by parameter name: `exp_avg/<name>` and so on."""
     return {
-        f"{key}/{name}": value
-        for name, p in parameters.items()
-        for key, value in optimizer.state.get(p, {}).items()
+        f"{key}/{name}": value for name, p in parameters.items() for key, value in optimizer.state.get(p, {}).items()
     }
 
 

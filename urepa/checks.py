@@ -32,9 +32,7 @@ def check_order(overrides: list[str]) -> None:
     """Hydra 1.3 silently loses an arm that is written before its experiment."""
     groups = [o.lstrip("+").partition("=")[0] for o in overrides]
     if "ablation" in groups and "experiment" in groups[groups.index("ablation") :]:
-        raise UserError(
-            "+ablation before +experiment would be lost: write +experiment=... first, then +ablation=..."
-        )
+        raise UserError("+ablation before +experiment would be lost: write +experiment=... first, then +ablation=...")
 
 
 def check_effects(config: dict[str, Any], given: list[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from urepa.alignment import Terms
 from urepa.errors import UserError
+from urepa.files import write_whole
 from urepa.parallel import all_objects, any_rank
 
 
@@ -75,6 +76,12 @@ class Guard:
                 cause = "loss" if offending else "gradient"
                 ids = offending if offending else [i for part in parts for i in part["batch"]]
                 file.write(json.dumps({"step": parts[0]["step"], "cause": cause, "sample_ids": ids}) + "\n")
+
+    def cut(self, step: int) -> None:
+        """Forgets what was written about updates that will be made again."""
+        if self.file.exists():
+            kept = [line for line in self.file.read_text().splitlines() if json.loads(line)["step"] < step]
+            write_whole(self.file, "".join(f"{line}\n" for line in kept))
 
     def state(self) -> dict[str, float]:
         """For a checkpoint."""

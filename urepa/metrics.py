@@ -35,9 +35,13 @@ class MetricsLog:
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
-    def cut(self, rows: int) -> None:
-        """Back to the first `rows` rows: what came after the checkpoint will be made again."""
-        kept = read_rows(self.path)[:rows]
+    def cut(self, rows: int, and_final: bool = False) -> None:
+        """Back to the first `rows` rows, and the final evaluation's after them if that is to stay: what came
+        after the checkpoint will be made again."""
+        every = read_rows(self.path)
+        kept = every[:rows]
+        if and_final:
+            kept += [row for row in every[rows : rows + 1] if any(key.startswith("final/") for key in row)]
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.rows = len(kept)
 

@@ -26,5 +26,8 @@ def print_report(summary: dict[str, Any], folder: Path, tracked: str, next_comma
     seconds = summary["seconds"]["training"]
     images = summary["step"] * summary["batch_size"]
     print(f"  {'training':<32} {seconds:>6.0f}s   {images / max(seconds, 1e-9):.0f} images/s")
-    print(f"\n  folder   {folder}\n  samples  {folder}/samples/step_{summary['step']:08d}.png")
+    samples = folder / "samples" / f"step_{summary['step']:08d}.png"
+    print(f"\n  folder   {folder}")
+    if samples.exists():
+        print(f"  samples  {samples}")
     print(f"  curves   {folder}/losses.png\n  MLflow   {tracked}\n  next     {next_command}\n")

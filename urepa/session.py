@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -56,7 +56,10 @@ class Session:
             torch.set_num_threads(trainer_config["threads"])
         torch.backends.cudnn.deterministic = trainer_config["deterministic"]
         torch.backends.cudnn.benchmark = not trainer_config["deterministic"]
-        self.accelerator = Accelerator(mixed_precision=PRECISIONS[trainer_config["precision"]])
+        # no layer here learns a buffer, and SD-1.5's prompts would be sent around at every step
+        without_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+        precision = PRECISIONS[trainer_config["precision"]]
+        self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[without_buffers])
         try:
             finished, self.config = self._on_main(self._claim)
             if not finished:
@@ -89,18 +92,20 @@ class Session:
             self.folder.adopt(self.config)
         else:
             self._extend()
-        summary_file = self.folder.path / "summary.json"
-        if not summary_file.exists():
+        if self._finished_at() != self.config["trainer"]["max_steps"]:
             return False, self.config
-        summary = json.loads(summary_file.read_text())
-        if summary["step"] != self.config["trainer"]["max_steps"]:
-            return False, self.config
+        summary = json.loads((self.folder.path / "summary.json").read_text())
         shipper = self._shipper()
         shipper.start()
         shipper.close("FINISHED", [], {})
         print(f"{self.folder.path} is finished: {summary['step']} steps. Its results:")
         print_report(summary, self.folder.path, shipper.where, self._next_command())
         return True, self.config
+
+    def _finished_at(self) -> int | None:
+        """The step at which this run was finished and summed up, if ever."""
+        file = self.folder.path / "summary.json"
+        return int(json.loads(file.read_text())["step"]) if file.exists() else None
 
     def _extend(self) -> None:
         """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
@@ -139,7 +144,7 @@ class Session:
         shipper = self._shipper()
         trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
         found = checkpoint.newest(self.folder.path / "checkpoints")
-        step = trainer.restore(found)
+        step = trainer.restore(found, self._finished_at())
         if step:
             self.accelerator.print(f"resuming {self.folder.path} at step {step}")
         is_main = self.accelerator.is_main_process
@@ -158,7 +163,8 @@ class Session:
             trainer.reader.cache.close()
             if is_main:
                 artifacts = [self.folder.config_file, *sorted(self.folder.path.glob("**/*.png"))]
-                shipper.close(status, artifacts if status == "FINISHED" else [], {})
+                counts = {f"guard.{k}": str(int(v)) for k, v in trainer.guard.state().items()}
+                shipper.close(status, artifacts if status == "FINISHED" else [], counts)
         if is_main:
             print_report(summary, self.folder.path, shipper.where, self._next_command())
         self.accelerator.wait_for_everyone()
@@ -194,9 +200,7 @@ class Session:
             metrics |= {k: v for k, v in row.items() if k not in ("step", "time")}
         on_gpu = self.accelerator.device.type == "cuda"
         peak = (
-            torch.cuda.max_memory_allocated()
-            if on_gpu
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
         return {
             "experiment": self.experiment,
@@ -237,9 +241,7 @@ class Session:
         if lineage is not None:
             tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
         connect = make(self.config["tracking"])
-        return connect(
-            folder=path, name=f"{path.parent.name}/{path.name}", params=flatten(self.config), run_tags=tags
-        )
+        return connect(folder=path, name=f"{path.parent.name}/{path.name}", params=flatten(self.config), run_tags=tags)
 
     def _next_command(self) -> str:
         if self.experiment == "quickstart" and not set(self.given) - {"seed"}:

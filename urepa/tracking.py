@@ -158,9 +158,7 @@ class MLflowShipper:
         if cursor["run_id"] is None:
             key = cursor["key"]
             found = client.search_runs([experiment_id], f"tags.`urepa.key` = '{key}'")
-            run = (
-                found[0] if found else client.create_run(experiment_id, tags={"urepa.key": key}, run_name=self.name)
-            )
+            run = found[0] if found else client.create_run(experiment_id, tags={"urepa.key": key}, run_name=self.name)
             cursor["run_id"] = run.info.run_id
             self._save(cursor)
         known = client.get_run(cursor["run_id"]).data.params

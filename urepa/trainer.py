@@ -216,10 +216,13 @@ class Trainer:
             checkpoint.prune(target, self.settings.keep_last, int(self.best["step"]) if self.best else None)
         self.accelerator.wait_for_everyone()
 
-    def restore(self, found: checkpoint.Checkpoint | None) -> int:
-        """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it."""
+    def restore(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> int:
+        """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it. A run that was
+        finished at that step keeps the row of its final evaluation, which came after the checkpoint."""
         if self.accelerator.is_main_process:
-            self.metrics.cut(found.state["metrics_rows"] if found else 0)
+            rows = found.state["metrics_rows"] if found else 0
+            self.metrics.cut(rows, and_final=found is not None and found.step == finished_at)
+            self.guard.cut(found.step if found else 0)
         if found is None:
             return 0
         parameters = trainable(self.model)

@@ -61,9 +61,7 @@ def load_prompts(path: Path, num_classes: int) -> Tensor:
     prompts = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(prompts, Tensor) or prompts.ndim != 3 or len(prompts) != num_classes + 1:
         found = tuple(prompts.shape) if isinstance(prompts, Tensor) else type(prompts).__name__
-        raise UserError(
-            f"{path} holds {found}; expected [{num_classes + 1}, positions, width], the null prompt last"
-        )
+        raise UserError(f"{path} holds {found}; expected [{num_classes + 1}, positions, width], the null prompt last")
     return prompts.float()
 
 
@@ -72,9 +70,7 @@ def _unet_folder(folder: Path) -> Path:
     for candidate in (folder / "unet", folder):
         if (candidate / "config.json").is_file():
             return candidate
-    raise UserError(
-        f"backbone.weights={folder} has neither unet/config.json nor config.json: not a diffusers folder"
-    )
+    raise UserError(f"backbone.weights={folder} has neither unet/config.json nor config.json: not a diffusers folder")
 
 
 def _from_folder(folder: Path) -> Any:
@@ -85,9 +81,7 @@ def _from_folder(folder: Path) -> Any:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
-            raise UserError(
-                f"{folder} lacks {len(missing)} of its {len(shards)} shards ({missing[0]}); copy it again"
-            )
+            raise UserError(f"{folder} lacks {len(missing)} of its {len(shards)} shards ({missing[0]}); copy it again")
     elif not (folder / f"{WEIGHTS}.safetensors").is_file():
         if (folder / f"{WEIGHTS}.bin").is_file():
             raise UserError(
@@ -129,9 +123,7 @@ def _load(name: str, **where: Any) -> Any:
         raise UserError(f"{name} does not load as a U-Net: {str(error).splitlines()[0]}") from error
     odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if odd:
-        raise UserError(
-            f"{name} does not hold a whole U-Net: {len(odd)} weights are missing or do not fit ({odd[0]})"
-        )
+        raise UserError(f"{name} does not hold a whole U-Net: {len(odd)} weights are missing or do not fit ({odd[0]})")
     return unet
 
 
@@ -150,6 +142,4 @@ def _check_fit(unet: Any, latent_shape: tuple[int, int, int], prompts_KLE: Tenso
     if channels != latent_shape[0]:
         raise UserError(f"the U-Net of {weights} takes {channels} latent channels; the track has {latent_shape[0]}")
     if width != prompts_KLE.shape[2]:
-        raise UserError(
-            f"the U-Net of {weights} takes text of width {width}; the prompts have {prompts_KLE.shape[2]}"
-        )
+        raise UserError(f"the U-Net of {weights} takes text of width {width}; the prompts have {prompts_KLE.shape[2]}")

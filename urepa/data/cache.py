@@ -103,9 +103,7 @@ def check_manifest(store: Store, expected: dict[str, Any], remake: str) -> Store
     """The store, if it was made as `expected` says; otherwise a UserError that names what differs. The store
     may know more (a teacher's weights, say) than what is asked of it."""
     there = flatten(store.manifest)
-    differing = [
-        f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in flatten(expected).items() if there.get(k) != v
-    ]
+    differing = [f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in flatten(expected).items() if there.get(k) != v]
     if differing:
         raise UserError(
             f"{store.folder} was made differently ({', '.join(differing)}); choose another data.root, or delete "
