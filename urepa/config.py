@@ -104,11 +104,22 @@ class EfficientNet:
     grid: list[int] = MISSING  # rows and columns of tokens after pooling
 
 
+class Family(Enum):
+    dinov2 = "dinov2"
+    dinov2_registers = "dinov2_registers"
+    dinov3 = "dinov3"
+    clip = "clip"
+    siglip = "siglip"
+    mae = "mae"
+
+
 @dataclass
-class DINOv2:
-    _target_: str = "urepa.teachers.dinov2.DINOv2"
-    model: str = MISSING  # a hub id or a local folder; recorded in the token cache
-    image_size: int = MISSING  # pixels, a multiple of 14
+class ViT:
+    _target_: str = "urepa.teachers.vit.ViT"
+    family: Family = MISSING
+    model: str = MISSING  # a hub id, a local folder or Meta's dinov2_*.pth; its last part is recorded in the cache
+    image_size: int = MISSING  # pixels, a multiple of patch
+    patch: int = MISSING  # pixels
     grid: list[int] = MISSING  # rows and columns of tokens after pooling
     width: int = MISSING
 
@@ -270,7 +281,7 @@ def register() -> None:
         "tiny_unet": TinyUNet,
         "sd15": SD15,
         "lora": LoRA,
-        "dinov2": DINOv2,
+        "vit": ViT,
         "latent_track": LatentTrack,
         "no_lora": NoLoRA,
         "conv_head": ConvHead,

@@ -1,0 +1,372 @@
+"""SD-1.5 through its real loading code: parameters, taps, LoRA, track A's first steps, wrong folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hydra import compose, initialize_config_dir
+from sd import SMALL, TEACHER, write_cache, write_unet
+
+from urepa.assembly import build
+from urepa.backbones.sd15 import ARCHITECTURE, sd15
+from urepa.backbones.unet import UNet
+from urepa.checkpoint import newest, save
+from urepa.contracts import Condition
+from urepa.doors import CONF, prepare
+from urepa.errors import UserError
+from urepa.heads import ConvHead
+from urepa.lora import add_lora
+from urepa.optimizer import trainable
+from urepa.runs import plain
+from urepa.tracking import NoShipper
+
+LATENT = (4, 8, 8)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    prepare()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return plain(compose("train", ["+experiment=track_a", "tracking=none", *overrides]))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("small_sd")
+    teacher = TEACHER | {"width": 24, "grid": [4, 4]}
+    write_cache(folder / "data", 4, LATENT, 16, teacher)
+    return {"weights": write_unet(folder / "weights", **SMALL), "data": folder / "data"}
+
+
+def small_overrides(small: dict[str, Path]) -> list[str]:
+    return [
+        f"backbone.weights={small['weights']}",
+        f"data.root={small['data']}",
+        "data.latent_shape=[4,8,8]",
+        "teacher.grid=[4,4]",
+        "teacher.width=24",
+        "trainer.precision=fp32",
+        "trainer.batch_size=2",
+        "trainer.validation_group=2",
+        "trainer.max_steps=4",
+        "loss.warmup_steps=0",
+        "optimizer.warmup_ratio=0",
+    ]
+
+
+def trainer_for(config: dict[str, Any], folder: Path) -> Any:
+    shipper = NoShipper(folder=folder, name="", params={}, run_tags={})
+    return build(config, folder, Accelerator(cpu=True), shipper)[0]
+
+
+def real_architecture() -> UNet:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet(UNet2DConditionModel(**ARCHITECTURE), torch.empty(1001, 77, 768))
+
+
+def lora_sizes(**changes: Any) -> list[int]:
+    backbone = real_architecture()
+    with torch.device("meta"):
+        settings = {"rank": 8, "alpha": None, "dropout": 0.0, "targets": "attention", "blocks": "mid"}
+        add_lora(backbone, **(settings | changes))
+    return [p.numel() for p in backbone.parameters() if p.requires_grad]
+
+
+def test_the_architecture_is_sd15s() -> None:
+    assert sum(p.numel() for p in real_architecture().unet.parameters()) == 859_520_964
+
+
+@pytest.mark.parametrize(
+    ("changes", "parameters", "tensors"),
+    [
+        ({}, 155_648, 16),
+        ({"targets": "attention_conv"}, 155_648 + 409_600, 24),
+        ({"blocks": "all"}, 1_594_368, 256),
+        ({"rank": 16}, 2 * 155_648, 16),
+    ],
+)
+def test_lora_sizes(changes: dict[str, Any], parameters: int, tensors: int) -> None:
+    sizes = lora_sizes(**changes)
+    assert (sum(sizes), len(sizes)) == (parameters, tensors)
+
+
+def test_alpha_follows_the_rank_unless_given(small: dict[str, Path]) -> None:
+    for alpha, scale in ((None, 1.0), (8, 0.5)):
+        backbone = load_small(small)
+        add_lora(backbone, 16, alpha, 0.0, "attention", "mid")
+        layer = backbone.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+        assert layer.scaling["default"] == scale
+
+
+def load_small(small: dict[str, Path], **changes: Any) -> UNet:
+    settings = {
+        "weights": str(small["weights"]),
+        "prompts": str(small["data"] / "clip_embeddings_1001.pt"),
+        "gradient_checkpointing": False,
+        "latent_shape": LATENT,
+        "num_classes": 1000,
+    }
+    return sd15(**(settings | changes))
+
+
+@pytest.mark.parametrize("taps", [("mid",), ("enc_last",), ("dec_first",), ("mid", "enc_last", "dec_first")])
+def test_the_prediction_is_diffusers_own_bit_for_bit(small: dict[str, Path], taps: tuple[str, ...]) -> None:
+    backbone = load_small(small).eval()
+    x, t = torch.randn(2, *LATENT), torch.tensor([3, 900])
+    condition = Condition(torch.tensor([1, 1000]), 1000)
+    ours = backbone(x, t, condition, taps)
+    theirs = backbone.unet(x, t, backbone.embedding_KLE[condition.ids_B]).sample
+    assert torch.equal(ours.prediction_BCHW, theirs)
+    grids = {"mid": (1, 1), "enc_last": (1, 1), "dec_first": (2, 2)}
+    assert {tap: f.grid for tap, f in ours.features.items()} == {tap: grids[tap] for tap in taps}
+
+
+def test_taps_have_the_documents_shapes() -> None:
+    backbone = real_architecture()
+    with torch.device("meta"):
+        t, ids = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+        denoised = backbone(torch.empty(1, 4, 64, 64), t, Condition(ids, 1000), ("mid", "enc_last", "dec_first"))
+    shapes = {tap: (f.x_BND.shape[2], f.grid) for tap, f in denoised.features.items()}
+    assert shapes == {"mid": (1280, (8, 8)), "enc_last": (1280, (8, 8)), "dec_first": (1280, (16, 16))}
+
+
+def test_the_heads_sizes() -> None:
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in ConvHead(d, "after", in_width=1280, out_width=1024, grid=(16, 16)).parameters())
+            for d in (1, 2)
+        ]
+    assert sizes == [1_311_744, 2_360_320]
+
+
+def test_the_old_hub_name_is_an_alias() -> None:
+    from urepa.backbones.sd15 import ALIASES
+
+    assert ALIASES["runwayml/stable-diffusion-v1-5"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_track_a_says_what_the_document_says() -> None:
+    config = composed()
+    trainer, loss, objective = config["trainer"], config["loss"], config["objective"]
+    assert objective["_target_"].endswith("DDPMVelocity")
+    assert (objective["beta_start"], objective["beta_end"]) == (0.00085, 0.012)
+    assert (objective["beta_schedule"], objective["timesteps"]) == ("linear", 1000)
+    assert (loss["lambda_max"], loss["warmup_steps"], loss["manifold_weight"]) == (0.5, 3000, 3.0)
+    assert (loss["level"], loss["taps"]) == ("sample", {"mid": 1.0})
+    assert (trainer["max_steps"], trainer["batch_size"], trainer["precision"]) == (62480, 128, "bf16")
+    assert (trainer["validate_every"], trainer["checkpoint_every"], trainer["clip_norm"]) == (3000, 6000, 1.0)
+    assert (trainer["ema_decay"], config["seed"], config["data"]["cfg_dropout"]) == (0.9995, 42, 0.1)
+    assert (config["lora"]["rank"], config["lora"]["alpha"], config["head"]["depth"]) == (8, None, 2)
+    optimizer = config["optimizer"]
+    assert optimizer["lr"] == {"lora": 1e-4, "head": 1e-4}
+    assert optimizer["weight_decay"] == {"lora": 0.0, "head": 0.01}
+    assert (optimizer["betas"], optimizer["eps"], optimizer["warmup_ratio"]) == ([0.9, 0.999], 1e-8, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "changed"),
+    [
+        ("track_a_native", {"objective._target_", "objective.beta_schedule"}),
+        ("track_b", {"data.name", "data.root", "data.train", "backbone.prompts"}),
+    ],
+)
+def test_the_other_experiments_change_only_what_they_say(experiment: str, changed: set[str]) -> None:
+    from urepa.nested import flatten
+
+    prepare()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        a, b = (flatten(plain(compose("train", [f"+experiment={e}"]))) for e in ("track_a", experiment))
+    assert {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)} == changed
+
+
+def test_equal_decay_is_one_override() -> None:
+    config = composed("optimizer.weight_decay.lora=0.01")
+    assert set(config["optimizer"]["weight_decay"].values()) == {0.01}
+
+
+def steps_of(trainer: Any, count: int) -> list[Any]:
+    updates = []
+    for step in range(count):
+        updates.append(trainer.update(step, trainer.reader.read(step), with_tap_gradients=False))
+    trainer.reader.cache.close()  # LMDB opens a store once a process; the next read opens it again
+    return updates
+
+
+def test_small_track_a_trains_lora_and_head_and_nothing_else(small: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(composed(*small_overrides(small)), tmp_path)
+    assert_trains_the_right_weights(trainer, lora_tensors=16)
+
+
+def assert_trains_the_right_weights(trainer: Any, lora_tensors: int) -> None:
+    names = trainable(trainer.model)
+    assert sum("lora_" in n for n in names) == lora_tensors
+    assert all("lora_" in n or n.startswith("heads.mid.") for n in names)
+    groups = {g["name"]: (g["weight_decay"], len(g["params"])) for g in trainer.optimizer.param_groups}
+    assert groups == {"lora": (0.0, lora_tensors), "head": (0.01, 3)}
+    before = {n: p.detach().clone() for n, p in names.items()}
+    steps_of(trainer, 2)  # B starts at 0, so A's first gradient is 0
+    batch = trainer.reader.read(2)[0]
+    terms, output = trainer.forward(batch, 2)
+    terms.total.backward()
+    for name, p in trainer.model.named_parameters():
+        if name in names:
+            assert p.grad is not None, name
+            assert p.grad.norm() > 0, name
+            assert math.isfinite(float(p.grad.norm())), name
+        else:
+            assert p.grad is None, name
+    assert output.features["mid"].x_BND.requires_grad
+    trainer.optimizer.zero_grad()
+    steps_of(trainer, 3)
+    assert all(not torch.equal(p, before[n]) for n, p in names.items())
+
+
+def test_nothing_in_the_encoder_records_a_graph(small: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(composed(*small_overrides(small), "+loss.taps.enc_last=1.0"), tmp_path)
+    recorded: dict[str, bool] = {}
+    hooks = [
+        m.register_forward_hook(lambda _m, _i, out, n=n: recorded.update({n: _first(out).requires_grad}))
+        for n, m in trainer.model.backbone.unet.named_modules()
+        if n.startswith(("conv_in", "time_embedding", "down_blocks"))
+    ]
+    trainer.forward(trainer.reader.read(0)[0], 0)
+    for hook in hooks:
+        hook.remove()
+    assert len(recorded) > 20
+    assert not any(recorded.values())
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else _first(output[0])
+
+
+def test_a_tap_that_no_lora_precedes_warns_once(small: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="'enc_last'.*trains its head alone") as caught:
+        trainer_for(composed(*small_overrides(small), "+loss.taps.enc_last=1.0"), tmp_path)
+    assert len([w for w in caught if "head alone" in str(w.message)]) == 1
+
+
+def test_a_checkpoint_holds_trainables_only_and_resumes_exactly(small: dict[str, Path], tmp_path: Path) -> None:
+    config = composed(*small_overrides(small))
+    whole = trainer_for(config, tmp_path)
+    steps_of(whole, 4)
+    first = trainer_for(config, tmp_path)
+    steps_of(first, 2)
+    first.save(2)
+    found = newest(tmp_path / "checkpoints")
+    assert found is not None
+    assert set(found.tensors("weights")) == set(trainable(first.model))
+    second = trainer_for(config, tmp_path)
+    assert second.restore(found, None) == 2
+    for step in (2, 3):
+        second.update(step, second.reader.read(step), with_tap_gradients=False)
+    for name, p in trainable(whole.model).items():
+        assert torch.equal(p, trainable(second.model)[name]), name
+        assert torch.equal(whole.ema.shadow[name], second.ema.shadow[name]), name
+
+
+def test_gradient_checkpointing_changes_no_gradient(small: dict[str, Path], tmp_path: Path) -> None:
+    gradients = []
+    for on in ("false", "true"):
+        config = composed(*small_overrides(small), f"backbone.gradient_checkpointing={on}")
+        trainer = trainer_for(config, tmp_path)
+        trainer.prepared.train()
+        trainer.forward(trainer.reader.read(0)[0], 0)[0].total.backward()
+        gradients.append({n: p.grad for n, p in trainable(trainer.model).items()})
+    assert all(torch.equal(gradients[0][n], gradients[1][n]) for n in gradients[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("sdxl", "added conditions \\(text_time\\), as SDXL's is"),
+        ("shard", "lacks 1 of its"),
+        ("pickle", "as a pickle"),
+        ("empty", "not a diffusers folder"),
+        ("other class", "holds a AutoencoderKL"),
+        ("missing weight", "1 weights are missing"),
+        ("width", "takes text of width 24; the prompts have 16"),
+        ("truncated", "cannot be read"),
+    ],
+)
+def test_a_wrong_weights_folder_is_one_clear_line(
+    small: dict[str, Path], tmp_path: Path, damage: str, expected: str
+) -> None:
+    folder = tmp_path / "weights"
+    if damage == "width":
+        write_unet(folder, **(SMALL | {"cross_attention_dim": 24}))
+    elif damage == "shard":
+        from diffusers import UNet2DConditionModel
+
+        UNet2DConditionModel(**SMALL).save_pretrained(folder / "unet", max_shard_size="1MB")
+        next(iter(sorted((folder / "unet").glob("*-of-*.safetensors")))).unlink()
+    elif damage == "pickle":
+        from diffusers import UNet2DConditionModel
+
+        UNet2DConditionModel(**SMALL).save_pretrained(folder / "unet", safe_serialization=False)
+    elif damage == "empty":
+        folder.mkdir()
+    else:
+        write_unet(folder, **SMALL)
+        damage_saved(folder / "unet", damage)
+    with pytest.raises(UserError, match=expected) as caught:
+        load_small(small, weights=str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def damage_saved(unet: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    config_file, weights = unet / "config.json", unet / "diffusion_pytorch_model.safetensors"
+    config = json.loads(config_file.read_text())
+    if damage == "sdxl":
+        config |= {"addition_embed_type": "text_time", "cross_attention_dim": 2048}
+    elif damage == "other class":
+        config["_class_name"] = "AutoencoderKL"
+    elif damage == "missing weight":
+        tensors = load_file(weights)
+        del tensors["mid_block.resnets.0.conv1.weight"]
+        save_file(tensors, weights)
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    config_file.write_text(json.dumps(config))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_three_steps_of_track_a_on_the_real_architecture(tmp_path: Path) -> None:
+    """Random weights in a local diffusers folder, the store's own cache, both warm-ups at 0."""
+    write_unet(tmp_path / "weights", **ARCHITECTURE)
+    write_cache(tmp_path / "data", 4, (4, 64, 64), 768, TEACHER)
+    config = composed(
+        f"backbone.weights={tmp_path / 'weights'}",
+        f"data.root={tmp_path / 'data'}",
+        "trainer.precision=fp32",
+        "trainer.batch_size=2",
+        "trainer.validation_group=2",
+        "trainer.max_steps=8",
+        "loss.warmup_steps=0",
+        "optimizer.warmup_ratio=0",
+    )
+    trainer = trainer_for(config, tmp_path)
+    assert sum(p.numel() for p in trainable(trainer.model).values()) == 155_648 + 2_360_320
+    assert_trains_the_right_weights(trainer, lora_tensors=16)
+    trainer.save(3)
+    found = newest(tmp_path / "checkpoints")
+    assert found is not None
+    assert sum(f.stat().st_size for f in found.folder.iterdir()) < 45e6
+    assert all("lora_" in n or n.startswith("heads.") for n in found.tensors("weights"))
+    for shard in (tmp_path / "weights" / "unet").iterdir():
+        shard.unlink()
+
+
+def test_saving_keeps_no_frozen_weight(tmp_path: Path) -> None:
+    save(tmp_path / "c", 1, {p: {"a": torch.ones(1)} for p in ("weights", "ema", "optimizer")}, {}, "x: 1")
+    assert newest(tmp_path / "c") is not None

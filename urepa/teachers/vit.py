@@ -1,0 +1,135 @@
+"""Vision transformers of the transformers library as teachers: DINOv2, DINOv3, CLIP, SigLIP, MAE.
+
+Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa.contracts import Tokens
+from urepa.errors import UserError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves."""
+
+    model_class: str
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    cls_tokens: int
+    resizes: bool
+
+
+FAMILIES = {
+    "dinov2": Family("Dinov2Model", IMAGENET, 1, True),
+    "dinov2_registers": Family("Dinov2WithRegistersModel", IMAGENET, 1, True),
+    "dinov3": Family("DINOv3ViTModel", IMAGENET, 1, True),
+    "clip": Family("CLIPVisionModel", OPENAI, 1, False),
+    "siglip": Family("SiglipVisionModel", HALF, 0, False),
+    "mae": Family("ViTMAEModel", IMAGENET, 1, False),
+}
+
+
+class ViT:
+    """Patch tokens of the last layer, in their own grid, average-pooled to `grid`, of unit length.
+
+    Spec 000 §3.3 takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
+    image; here all of them are used (spec 000's ERRATA).
+
+    Args:
+        family: a key of FAMILIES.
+        model: a hub id, a local folder, or Meta's own dinov2_*.pth.
+        image_size: pixels, a multiple of `patch`; 518 gives DINOv2 37x37 tokens.
+        patch: pixels. grid: rows and columns after pooling. width: D. The three are stated, so that heads can
+            be built from a cache alone, and checked when the network is loaded.
+    """
+
+    def __init__(self, family: str, model: str, image_size: int, patch: int, grid: list[int], width: int) -> None:
+        side = image_size // patch
+        if image_size % patch or len(grid) != 2 or not all(1 <= g <= side for g in grid):
+            raise UserError(
+                f"teacher: image_size={image_size} must be a multiple of its patch of {patch} pixels, and "
+                f"grid={list(grid)} two numbers of at most image_size/{patch}"
+            )
+        self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
+        self.grid, self.width = (grid[0], grid[1]), width
+
+    def manifest(self) -> dict[str, Any]:
+        """What its tokens depend on, as far as it can be known without the weights."""
+        return {
+            "family": self.family,
+            "model": Path(self.model).name,
+            "image_size": self.image_size,
+            "grid": list(self.grid),
+            "width": self.width,
+            "crop": "center",
+            "flip": "none",
+        }
+
+    def weights_sha256(self) -> str:
+        """Digest of the loaded weights, whatever file they came from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def network(self) -> Any:
+        """The frozen encoder, in fp32."""
+        import transformers
+
+        family = FAMILIES[self.family]
+        if self.model.endswith(".pth"):
+            from urepa.teachers.meta_dinov2 import load_meta_dinov2
+
+            network: Any = load_meta_dinov2(Path(self.model))
+        else:
+            try:
+                network = getattr(transformers, family.model_class).from_pretrained(
+                    self.model, use_safetensors=True, dtype=torch.float32
+                )
+            except OSError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"teacher.model={self.model} could not be loaded ({reason}); give a local folder"
+                ) from error
+        config = network.config
+        if (config.hidden_size, config.patch_size) != (self.width, self.patch):
+            raise UserError(
+                f"teacher.model={self.model} has width {config.hidden_size} and patches of {config.patch_size}; "
+                f"teacher.width={self.width} and teacher.patch={self.patch} say otherwise"
+            )
+        if self.family == "mae":
+            config.mask_ratio = 0.0  # it would drop three quarters of the patches
+        return network.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def tokens(self, images_B3HW: Tensor) -> Tokens:
+        """Square RGB in [0,1], of any size, to Tokens [B,N,D]."""
+        family = FAMILIES[self.family]
+        size, side = (self.image_size, self.image_size), self.image_size // self.patch
+        images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
+        mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in family.normalisation)
+        pixels = (images.clamp(0, 1) - mean) / std
+        options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
+        if self.family == "mae":  # its masking shuffles by noise; ascending noise keeps the order
+            options["noise"] = torch.arange(side * side, device=pixels.device).float().expand(len(pixels), -1)
+        hidden_BND = self.network(pixels, **options).last_hidden_state
+        prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
+        patches = Tokens(hidden_BND[:, prefix:].float(), (side, side))
+        pooled = F.adaptive_avg_pool2d(patches.to_map(), self.grid)
+        return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), self.grid)
