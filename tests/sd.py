@@ -39,9 +39,7 @@ def write_unet(folder: Path, **architecture: Any) -> Path:
     return folder
 
 
-def write_cache(
-    root: Path, samples: int, latent: tuple[int, ...], text_width: int, teacher: dict[str, Any]
-) -> Path:
+def write_cache(root: Path, samples: int, latent: tuple[int, ...], text_width: int, teacher: dict[str, Any]) -> Path:
     """Latents, tokens, splits and prompts of `samples` training and as many validation samples."""
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -15,6 +16,7 @@ from urepa import checkpoint
 from urepa.alignment import AlignedModel
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.draws import torch_seed
+from urepa.errors import UserError
 from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
@@ -24,7 +26,12 @@ from urepa.trainer import Settings, Trainer
 
 def make(config: dict[str, Any]) -> Any:
     """The part a config describes, built with plain dicts and lists."""
-    return instantiate(config, _convert_="all")
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
+            raise error.__cause__ from None
+        raise
 
 
 def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: Any) -> tuple[AlignedModel, str]:
@@ -64,7 +71,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     with accelerator.main_process_first():  # it builds the caches where they are missing
         cache = track.open(teacher)
     model, backbone_group = build_model(config, track, teacher, loss)
-    if config["warm_start"] is not None:
+    if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
     adamw = make(config["optimizer"])

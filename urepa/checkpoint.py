@@ -111,9 +111,10 @@ def require(run: Path) -> Checkpoint:
     return found
 
 
-def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Keeps the last `keep_last` and the best."""
-    for rank, (step, path) in enumerate(steps(folder)):
+def prune(folder: Path, newest_step: int, keep_last: int, best_step: int | None) -> None:
+    """Keeps the last `keep_last` up to `newest_step`, and the best. Later ones were damaged and skipped when
+    resuming: they count for nothing, and this run comes to write them anew."""
+    for rank, (step, path) in enumerate((s, p) for s, p in steps(folder) if s <= newest_step):
         if rank >= keep_last and step != best_step:
             # renamed first, so that a kill in between leaves no half-deleted folder that looks whole
             doomed = folder / f".{path.name}.tmp"

@@ -33,8 +33,14 @@ class Precision(Enum):
 class Source(Enum):
     digits = "digits"
     folder = "folder"
+    cifar_binary = "cifar_binary"
     parquet = "parquet"
     hub = "hub"
+
+
+class TokenDtype(Enum):
+    float16 = "float16"
+    int8 = "int8"  # in groups of 128, half the disk
 
 
 class Upsample(Enum):
@@ -172,7 +178,18 @@ class PixelTrack:
 class LatentTrack:
     _target_: str = "urepa.data.latents.LatentTrack"
     name: str = MISSING
-    root: str = MISSING  # the folder that holds what follows
+    root: str = MISSING  # the folder that holds what is made
+    source: Source = MISSING
+    images: str = MISSING  # where the images are: a folder, or a repository's name for source=hub
+    train_images: int | None = MISSING  # class-balanced; null takes all
+    val_images: int | None = MISSING
+    image_size: int = MISSING  # of the squares, pixels
+    vae: str = MISSING  # a hub id or a local diffusers folder
+    text: str = MISSING  # the same, for the text encoder of the prompts
+    class_names: str = MISSING  # "imagenet", or a file with a name a line
+    moments: bool = MISSING  # keep the posterior's mean and standard deviation, to sample latents in training
+    token_dtype: TokenDtype = MISSING
+    max_skipped: float = MISSING  # the share of images that may be unreadable before a build stops
     latents: str = MISSING
     tokens: str = MISSING
     train: str = MISSING  # CSV of sample_id,class_id,path,split
@@ -266,8 +283,22 @@ class Train:
     evaluation: dict[str, Any] = MISSING
 
 
+class Stage(Enum):
+    all = "all"
+    manifest = "manifest"
+    images = "images"
+    latents = "latents"
+    tokens = "tokens"
+    prompts = "prompts"
+    verify = "verify"
+    adopt = "adopt"
+
+
 @dataclass
 class Preprocess:
+    stage: Stage = Stage.all
+    shard: str = "0/1"  # part i of n, from 0/n to n-1/n; every stage takes it
+    batch_size: int = 32  # images a network sees at once
     teacher: Any = MISSING
     data: Any = MISSING
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from urepa.runs import run_name
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
+FOLDER_KEYS = ("resume", "warm_start")  # name runs' folders, which have "=" and "," in their names
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
@@ -43,6 +46,7 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     if TRACEBACKS:
         main()
         return
@@ -52,6 +56,13 @@ def open_door(main: Callable[[], None], root: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _say(explain(error, root, sys.argv[1:]))
         sys.exit(1)
+
+
+def quoted(argument: str) -> str:
+    """`resume=outputs/a,b=1/seed0` with the quotes that Hydra's grammar asks for around such a value."""
+    key, _, value = argument.partition("=")
+    is_folder = key.lstrip("+") in FOLDER_KEYS and ("=" in value or Path(value).exists())
+    return f"{key}='{value}'" if is_folder and value[:1] not in ("", "'", '"') else argument
 
 
 @contextlib.contextmanager
@@ -71,6 +82,16 @@ def one_line_mistakes() -> Iterator[None]:
         reason = str(error).splitlines()[0]
         _say(f"{error.full_key}: {reason}; compose parts that belong together, or give {error.full_key}")
         sys.exit(1)
+    except OSError as error:
+        if TRACEBACKS or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"{error}; free some space and run the same command again")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if TRACEBACKS:
+            raise
+        _say("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(128 + signal.SIGINT)
 
 
 def _say(text: str) -> None:

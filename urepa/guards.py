@@ -46,11 +46,8 @@ class Guard:
 
     def read(self, step: int, is_main: bool) -> dict[str, float]:
         """Counters at the logging interval; offending ids go to disk; UserError after too many in a row."""
+        self.report(is_main)
         skipped, longest, spikes = torch.stack([self.skipped, self.longest, self.spikes]).tolist()
-        if skipped > self._reported:
-            self._write(is_main)
-            self._reported = int(skipped)
-        self._suspects.clear()
         if longest >= self.max_skipped:
             raise UserError(
                 f"stopped at step {step}: {int(longest)} updates in a row had a loss or gradient that is not "
@@ -58,6 +55,14 @@ class Guard:
                 "Lower optimizer.lr, or look at those samples; the same command resumes"
             )
         return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
+
+    def report(self, is_main: bool) -> None:
+        """Writes what was skipped since the last report: before a checkpoint counts it, and before a log."""
+        skipped = int(self.skipped.item())
+        if skipped > self._reported:
+            self._write(is_main)
+            self._reported = skipped
+        self._suspects.clear()
 
     def _write(self, is_main: bool) -> None:
         flags = torch.stack([bad for *_, bad in self._suspects]).tolist()

@@ -5,11 +5,14 @@ Shapes: B local batch, G gathered batch, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from urepa.errors import UserError
 
 
 def is_parallel() -> bool:
@@ -55,6 +58,20 @@ def all_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(task: Callable[[], Any]) -> Any:
+    """`task` on rank 0 while the others wait; its result, or its UserError, on every rank."""
+    result, mistake = None, None
+    if not is_parallel() or dist.get_rank() == 0:
+        try:
+            result = task()
+        except UserError as error:
+            mistake = error
+    result, mistake = all_objects((result, mistake))[0]
+    if mistake is not None:
+        raise mistake
+    return result
 
 
 class HostVote:

@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import hydra
 from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.errors import UserError
 from urepa.runs import plain
 
 
 @hydra.main(config_path=CONF, config_name="preprocess", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Latents and teacher tokens, each made if it is missing, checked if it is there."""
+    """The stage that is asked for, or all of them in order."""
     with one_line_mistakes():
-        from urepa.assembly import make
-
         parts = plain(config)
-        parts["data"]["build_on_first_use"] = True
-        track, teacher = make(parts["data"]), make(parts["teacher"])
-        cache = track.open(teacher)
-        counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
-        print(f"{track.folder}: {counts}")
-        cache.close()
+        index, count = parse_shard(parts["shard"])
+        from urepa.assembly import make
+        from urepa.data.build import Build
+        from urepa.data.latents import LatentTrack
+        from urepa.data.store import Part
+
+        if parts["data"]["_target_"].endswith("PixelTrack"):
+            build_pixels(parts, make)
+            return
+        track: LatentTrack = make(parts["data"])
+        Build(track, make(parts["teacher"]), Part(index, count), parts["batch_size"]).run(parts["stage"])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/8" as (2, 8)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise UserError(f"shard={text}: give i/n with i from 0 to n-1")
+    return int(match[1]), int(match[2])
+
+
+def build_pixels(parts: dict[str, Any], make: Any) -> None:
+    """A small track's caches are made in one go, whatever stage is asked for is part of it."""
+    if parts["stage"] not in ("all", "verify") or parts["shard"] != "0/1":
+        raise UserError(f"data={parts['data']['name']} is built in one go: leave stage and shard out")
+    parts["data"]["build_on_first_use"] = True
+    track, teacher = make(parts["data"]), make(parts["teacher"])
+    cache = track.open(teacher)
+    counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
+    print(f"{track.folder}: {counts}")
+    cache.close()
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ def print_report(summary: dict[str, Any], folder: Path, tracked: str, next_comma
     metrics = summary["metrics"]
     print(f"\n{summary['experiment']} · {summary['ablation']} · seed {summary['seed']} · step {summary['step']}")
     for label, key, floor, floor_label in ROWS:
-        if key in metrics:
-            beside = f"   {floor_label} {metrics[floor]:.3f}" if floor in metrics else ""
-            print(f"  {label:<32} {metrics[key]:>7.3f}{beside}")
+        if key in metrics:  # a value that is not finite is stored as a string
+            beside = f"   {floor_label} {float(metrics[floor]):.3f}" if floor in metrics else ""
+            print(f"  {label:<32} {float(metrics[key]):>7.3f}{beside}")
     seconds = summary["seconds"]["training"]
     images = summary["step"] * summary["batch_size"]
     print(f"  {'training':<32} {seconds:>6.0f}s   {images / max(seconds, 1e-9):.0f} images/s")

@@ -41,7 +41,11 @@ def is_identity(key: str) -> bool:
 def parse_overrides(overrides: list[str]) -> dict[str, str]:
     """`+a=1` and `a=1` as {"a": "1"}; the last one of a key wins, as in Hydra."""
     pairs = (o.lstrip("+~").partition("=") for o in overrides)
-    return {key.split("@")[0]: value for key, _, value in pairs}
+    return {key.split("@")[0]: _unquoted(value) for key, _, value in pairs}
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def run_name(overrides: list[str], seed: int) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import platform
 import resource
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from urepa.evaluation.plots import losses_png
 from urepa.files import write_whole
 from urepa.metrics import read_rows
 from urepa.nested import flatten
-from urepa.parallel import all_objects
+from urepa.parallel import on_main
 from urepa.report import print_report
 from urepa.runs import RunFolder, is_identity, parse_overrides, plain
 from urepa.schedules import cosine_with_warmup
@@ -59,9 +59,14 @@ class Session:
         # no layer here learns a buffer, and SD-1.5's prompts would be sent around at every step
         without_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
         precision = PRECISIONS[trainer_config["precision"]]
-        self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[without_buffers])
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # without it accelerate takes ranks on CPUs for one process each
+            mixed_precision=precision,
+            kwargs_handlers=[without_buffers],
+        )
+        assert self.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
         try:
-            finished, self.config = self._on_main(self._claim)
+            finished, self.config = on_main(self._claim)
             if not finished:
                 self._train()
         finally:
@@ -69,19 +74,6 @@ class Session:
             gc.collect()  # a DDP wrapper that lives on past its process group aborts at exit
             self.accelerator.end_training()
             AcceleratorState._reset_state(reset_partial_state=True)
-
-    def _on_main(self, task: Callable[[], Any]) -> Any:
-        """`task` on rank 0; its result, or its UserError, on every rank."""
-        result, mistake = None, None
-        if self.accelerator.is_main_process:
-            try:
-                result = task()
-            except UserError as error:
-                mistake = error
-        result, mistake = all_objects((result, mistake))[0]
-        if mistake is not None:
-            raise mistake
-        return result
 
     # --- the folder -------------------------------------------------------------------------------------
 
@@ -93,11 +85,15 @@ class Session:
         else:
             self._extend()
         if self._finished_at() != self.config["trainer"]["max_steps"]:
+            self.extended_from = self._finished_at()
+            self._note_lineage()
             return False, self.config
         summary = json.loads((self.folder.path / "summary.json").read_text())
         shipper = self._shipper()
-        shipper.start()
-        shipper.close("FINISHED", [], {})
+        if not shipper.has_all():
+            guard = checkpoint.require(self.folder.path).state["guard"]
+            shipper.start()
+            shipper.close("FINISHED", self._artifacts(), _counts(guard))
         print(f"{self.folder.path} is finished: {summary['step']} steps. Its results:")
         print_report(summary, self.folder.path, shipper.where, self._next_command())
         return True, self.config
@@ -111,6 +107,7 @@ class Session:
         """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
         stored = self.folder.stored_config()
         assert stored is not None, "the resolver has seen it"
+        self.experiment, self.ablation = self._stored_names()
         config = OmegaConf.create(stored)
         for key in self.given:
             if key == "resume":
@@ -120,12 +117,11 @@ class Session:
                     f"resume={self.config['resume']} goes on with that run as it is and takes trainer.max_steps=N "
                     f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
                 )
-            OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key))
+            OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)
         before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
         if after > before:
-            self.extended_from = before
             found = checkpoint.require(self.folder.path)
             ratio = stored["optimizer"]["warmup_ratio"]
             old, new = (cosine_with_warmup(found.step, n, ratio) for n in (before, after))
@@ -136,6 +132,15 @@ class Session:
             )
         self.config = plain(config)
         self.folder.store_config(self.config)
+
+    def _stored_names(self) -> tuple[str, str]:
+        """Experiment and ablation of a run that is named by its folder, from its summary or from that name."""
+        file = self.folder.path / "summary.json"
+        if file.exists():
+            summary = json.loads(file.read_text())
+            return summary["experiment"], summary["ablation"]
+        experiment, _, ablation = self.folder.path.parent.name.split(",")[0].partition("+")
+        return experiment, ablation if ablation else "baseline"
 
     # --- the run ----------------------------------------------------------------------------------------
 
@@ -162,9 +167,8 @@ class Session:
         finally:
             trainer.reader.cache.close()
             if is_main:
-                artifacts = [self.folder.config_file, *sorted(self.folder.path.glob("**/*.png"))]
-                counts = {f"guard.{k}": str(int(v)) for k, v in trainer.guard.state().items()}
-                shipper.close(status, artifacts if status == "FINISHED" else [], counts)
+                artifacts = self._artifacts() if status == "FINISHED" else []
+                shipper.close(status, artifacts, _counts(trainer.guard.state()))
         if is_main:
             print_report(summary, self.folder.path, shipper.where, self._next_command())
         self.accelerator.wait_for_everyone()
@@ -224,10 +228,21 @@ class Session:
 
     # --- what others are told ---------------------------------------------------------------------------
 
+    def _note_lineage(self) -> None:
+        """Before the first step: whose weights this run starts from. They may move on or go afterwards."""
+        source = self.config["warm_start"]
+        if source is not None and checkpoint.newest(self.folder.path / "checkpoints") is None:
+            lineage = {"folder": source, "step": checkpoint.require(Path(source)).step}
+            write_whole(self.folder.path / "warm_start.json", json.dumps(lineage))
+
     def _lineage(self) -> dict[str, Any] | None:
         """Whose weights this run started from."""
-        source = self.config["warm_start"]
-        return None if source is None else {"folder": source, "step": checkpoint.require(Path(source)).step}
+        note = self.folder.path / "warm_start.json"
+        return json.loads(note.read_text()) if note.exists() else None
+
+    def _artifacts(self) -> list[Path]:
+        """The files that MLflow gets."""
+        return [self.folder.config_file, *sorted(self.folder.path.glob("**/*.png"))]
 
     def _shipper(self) -> Any:
         path = self.folder.path
@@ -248,6 +263,11 @@ class Session:
             return "python -m urepa.train -m loss.lambda_max=0,0.5 head.depth=1,2 trainer.max_steps=50"
         uri = self.config["tracking"].get("uri")
         return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
+
+
+def _counts(guard: dict[str, float]) -> dict[str, str]:
+    """What a run's guard has counted, as tags."""
+    return {f"guard.{name}": str(int(value)) for name, value in guard.items()}
 
 
 def _parameters(model: nn.Module) -> dict[str, int]:

@@ -36,6 +36,9 @@ class NoShipper:
 
     def wake(self) -> None: ...
 
+    def has_all(self) -> bool:
+        return True
+
     def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None: ...
 
 
@@ -73,6 +76,11 @@ class MLflowShipper:
         """There are new rows."""
         self._wake.set()
 
+    def has_all(self) -> bool:
+        """Is this a finished run of which nothing is left to send?"""
+        cursor = self._cursor()
+        return bool(cursor["finished"]) and cursor["sent"] == len(read_rows(self.metrics_file))
+
     def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
         """Sends the rest, waiting `patience` seconds at most, and says so if some could not be sent."""
         self._final = (status, artifacts, tags)
@@ -84,6 +92,7 @@ class MLflowShipper:
                 "and are sent when the same command runs again",
                 stacklevel=2,
             )
+            self._done.set()  # a sweep's next run goes on without this thread
 
     # --- the thread -------------------------------------------------------------------------------------
 
@@ -108,9 +117,11 @@ class MLflowShipper:
                     self._wake.set()
 
     def _cursor(self) -> dict[str, Any]:
-        """Where this store stands: `run_id`, rows `sent`, and the batch that was under way, if any."""
+        """Where this store stands: `run_id`, rows `sent`, the batch that was under way, if any, and whether
+        the run was `finished` there."""
         cursors = json.loads(self.cursor_file.read_text()) if self.cursor_file.exists() else {}
-        return cursors.get(self.uri) or {"key": uuid.uuid4().hex, "run_id": None, "sent": 0, "sending": None}
+        fresh = {"key": uuid.uuid4().hex, "run_id": None, "sent": 0, "sending": None, "finished": False}
+        return fresh | cursors.get(self.uri, {})
 
     def _save(self, cursor: dict[str, Any]) -> None:
         cursors = json.loads(self.cursor_file.read_text()) if self.cursor_file.exists() else {}
@@ -152,6 +163,7 @@ class MLflowShipper:
         from mlflow.entities import Param, RunTag
 
         client = self._client
+        cursor["finished"] = False
         self._save(cursor)
         experiment = client.get_experiment_by_name(self.experiment_name)
         experiment_id = experiment.experiment_id if experiment else self._create_experiment()
@@ -177,12 +189,14 @@ class MLflowShipper:
             return str(self._client.get_experiment_by_name(self.experiment_name).experiment_id)
 
     def _finish(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
-        run_id = self._cursor()["run_id"]
+        cursor = self._cursor()
+        run_id = cursor["run_id"]
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
         for path in artifacts:
             self._client.log_artifact(run_id, str(path))
         self._client.set_terminated(run_id, status)
+        self._save(cursor | {"finished": status == "FINISHED"})
 
 
 def _metrics(row: dict[str, Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
 from urepa.optimizer import EMA, AdamW, clip_by_global_norm, step_unless, trainable
-from urepa.parallel import gather_with_gradient, mean_over_ranks, sum_over_ranks
+from urepa.parallel import gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.signals import StopSignals
 
 
@@ -195,8 +195,10 @@ class Trainer:
     # --- what is kept -----------------------------------------------------------------------------------
 
     def save(self, step: int) -> None:
-        """A checkpoint by rank 0, then the old ones go. All ranks wait for it."""
-        if self.accelerator.is_main_process:
+        """A checkpoint by rank 0, then the old ones go. All ranks wait for it, and hear if it failed."""
+        self.guard.report(self.accelerator.is_main_process)
+
+        def write() -> None:
             parameters = trainable(self.model)
             tensors: dict[str, dict[str, Tensor]] = {
                 "weights": dict(parameters),
@@ -213,8 +215,9 @@ class Trainer:
             self.metrics.sync()
             target = self.folder / "checkpoints"
             checkpoint.save(target, step, tensors, state, self.config_yaml)
-            checkpoint.prune(target, self.settings.keep_last, int(self.best["step"]) if self.best else None)
-        self.accelerator.wait_for_everyone()
+            checkpoint.prune(target, step, self.settings.keep_last, int(self.best["step"]) if self.best else None)
+
+        on_main(write)
 
     def restore(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> int:
         """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it. A run that was

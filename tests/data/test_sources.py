@@ -1,0 +1,83 @@
+"""The same images from a folder and from parquet files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from urepa.data.sources import SOURCES
+from urepa.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def parquet_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder's images as `datasets` writes them."""
+    import datasets
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "hf")
+        for split in ("train", "test"):
+            paths = sorted((images / split).glob("*/*.png"))
+            columns = {
+                "img": [Image.open(p) for p in paths],
+                "label": [("cat", "dog", "emu").index(p.parent.name) for p in paths],
+            }
+            features = datasets.Features(
+                {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "emu"])}
+            )
+            part = datasets.Dataset.from_dict(columns, features=features)
+            part.to_parquet(root / f"{split}-00000-of-00001.parquet")
+        yield root
+
+
+def test_a_folders_classes_are_numbered_by_the_alphabet(images: Path) -> None:
+    rows = list(SOURCES["folder"](str(images)))
+    assert Counter((row.split, row.class_id) for row in rows) == {
+        (split, class_id): count for split, count in (("train", 12), ("test", 4)) for class_id in range(3)
+    }
+    assert len({row.name for row in rows}) == len(rows) == 48
+    assert all(row.class_id == ("cat", "dog", "emu").index(row.name.split("_")[1]) for row in rows)
+    pixels = rows[0].load()
+    assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
+
+
+def test_a_folders_other_files_are_left_out(images: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "notes.txt").write_text("no image")
+        (tmp_path / split / "cat" / "a.PNG").write_bytes((images / "train/cat/00.png").read_bytes())
+    assert [row.name for row in SOURCES["folder"](str(tmp_path))] == ["train_cat_a", "test_cat_a"]
+
+
+def test_parquet_files_give_the_same_images(images: Path, parquet_images: Path) -> None:
+    from_folder = sorted((row.split, row.class_id, row.load().tobytes()) for row in SOURCES["folder"](str(images)))
+    rows = list(SOURCES["parquet"](str(parquet_images)))
+    assert sorted((row.split, row.class_id, row.load().tobytes()) for row in rows) == from_folder
+    assert len({row.name for row in rows}) == 48
+
+
+def test_a_track_reads_parquet_files(parquet_images: Path, make_track: object) -> None:
+    track = make_track(source="parquet", images=str(parquet_images))  # type: ignore[operator]
+    cache = track.open(None)
+    assert {split: len(samples) for split, samples in cache.splits.items()} == {"train": 30, "val": 6, "test": 6}
+    assert tuple(cache.x0(cache.splits["val"]).shape) == (6, 12, 4, 4)
+    cache.close()
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    rows, bunch = list(SOURCES["digits"]("")), load_digits()
+    assert [row.class_id for row in rows] == bunch.target.tolist()
+    assert np.array_equal(rows[17].load(), np.round(bunch.images[17] * 255 / 16).astype(np.uint8))
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_an_empty_place_is_a_user_error(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"data.images={tmp_path}.*data.source={source}"):
+        list(SOURCES[source](str(tmp_path)))

@@ -1,0 +1,90 @@
+"""Fixtures of the process-level tests: a cache made once, an empty MLflow database, and reference runs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workspace import CACHE, EVALUATED, Workspace, environment
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The caches of the tiny configuration, made by the door that makes caches."""
+    folder = tmp_path_factory.mktemp("cache")
+    command = [sys.executable, "-m", "urepa.preprocess", *CACHE, f"data.root={folder}"]
+    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without a run: to make them takes seconds, and only one test is about that."""
+    db = tmp_path_factory.mktemp("db") / "mlflow.db"
+    make = f"from urepa.tracking import _client; _client('sqlite:///{db}')"
+    subprocess.run([sys.executable, "-c", make], env=environment(), check=True, capture_output=True)
+    return db
+
+
+@pytest.fixture(scope="session")
+def make_workspace(cache: Path, empty_db: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workspace]:
+    """Makes working folders, each with an empty database."""
+
+    def make() -> Workspace:
+        here = Workspace(tmp_path_factory.mktemp("work"), cache)
+        shutil.copy(empty_db, here.db)
+        return here
+
+    return make
+
+
+@pytest.fixture
+def work(make_workspace: Callable[[], Workspace]) -> Workspace:
+    """A working folder with nothing in it yet."""
+    return make_workspace()
+
+
+@pytest.fixture(scope="session")
+def reference(make_workspace: Callable[[], Workspace]) -> Workspace:
+    """A run that nothing interrupted, tracked. Do not write here."""
+    here = make_workspace()
+    here.train()
+    return here
+
+
+@pytest.fixture(scope="session")
+def evaluated(make_workspace: Callable[[], Workspace]) -> Workspace:
+    """The same with an evaluation after training, so with a last row of its own. Do not write here."""
+    here = make_workspace()
+    here.train(*EVALUATED)
+    return here
+
+
+@pytest.fixture
+def copied(work: Workspace, reference: Workspace) -> Workspace:
+    """A copy of the reference's working folder, for tests that go on from there."""
+    shutil.copytree(reference.folder, work.folder, dirs_exist_ok=True)
+    return work
+
+
+@pytest.fixture(scope="session")
+def kill_seed() -> int:
+    """What random moments are drawn from; UREPA_KILL_SEED repeats them."""
+    given = os.environ.get("UREPA_KILL_SEED")
+    seed = random.SystemRandom().randrange(10**6) if given is None else int(given)
+    print(f"\nUREPA_KILL_SEED={seed}")
+    return seed

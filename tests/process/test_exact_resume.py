@@ -1,0 +1,156 @@
+"""Killed at any point and started again by the same command, a run ends bit for bit as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from workspace import (
+    EVALUATED,
+    Workspace,
+    assert_same_run,
+    assert_tracked_once,
+    last_checkpoint,
+    steps,
+    wait_for,
+)
+
+RANDOM_KILLS = int(os.environ.get("UREPA_RANDOM_KILLS", "2"))
+UNTRACKED = "tracking=none"
+
+
+def killed(work: Workspace, point: str, *more: str) -> None:
+    """The same command, until SIGKILL meets it at the named point."""
+    work.train(*more, arranged=("--kill", point), code=-signal.SIGKILL)
+
+
+def test_within_steps_and_validations(work: Workspace, reference: Workspace) -> None:
+    for point, left in (
+        ("validated:2", 6),  # two validations done, the second not yet in metrics.jsonl
+        ("in_validation:2", 6),  # between the groups of the validation at step 8
+        ("after_backward:5", 9),  # gradients are there, the update is not
+    ):
+        killed(work, point, UNTRACKED)
+        assert steps(work.run)[-1] == left, point
+    work.train(UNTRACKED)
+    assert_same_run(work.run, reference.run)
+
+
+def test_while_a_checkpoint_is_written(work: Workspace, reference: Workspace) -> None:
+    for point, left in (
+        ("before_file:1", []),  # the first checkpoint, at step 3
+        ("after_file:4", [3]),  # weights of the next one, at step 4
+        ("after_file:2", [3]),  # weights and EMA
+        ("after_file:3", [3]),  # all tensors
+        ("after_json:2", [3]),  # state.json, not yet renamed
+        ("renamed:1", [3, 4]),
+    ):
+        killed(work, point, UNTRACKED)
+        assert steps(work.run) == left, point
+    work.train(UNTRACKED)
+    assert_same_run(work.run, reference.run)
+
+
+def test_while_old_checkpoints_go(work: Workspace, reference: Workspace) -> None:
+    killed(work, "in_prune:1", UNTRACKED)
+    kept = steps(work.run)
+    assert len(kept) >= 2
+    doomed = [p for p in (work.run / "checkpoints").iterdir() if p.name.startswith(".")]
+    assert len(doomed) == 1, "one was half deleted"
+    work.train(UNTRACKED)
+    assert_same_run(work.run, reference.run)
+
+
+def test_after_the_last_step(work: Workspace, evaluated: Workspace) -> None:
+    """The evaluation's row is written, the summary is not; before that, half a line of metrics."""
+    for point in ("half_line:3", "before_summary:1", "before_summary:1"):
+        killed(work, point, *EVALUATED)
+    assert not (work.run / "summary.json").exists()
+    work.train(*EVALUATED)
+    assert_same_run(work.run, evaluated.run)
+    assert_tracked_once(work.db, work.run)
+
+
+def test_while_metrics_are_sent(work: Workspace, reference: Workspace) -> None:
+    for point in ("before_sending:1", "before_commit:1", "committed:1", "sent:1"):
+        killed(work, point)
+    work.train()
+    assert_same_run(work.run, reference.run)
+    assert_tracked_once(work.db, work.run)
+
+
+def test_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -> None:
+    """UREPA_RANDOM_KILLS moments, counted from when a process has its folder; a run that ends before its moment
+    is compared and begun anew."""
+    draw, kills = random.Random(kill_seed), 0
+    while kills < RANDOM_KILLS:
+        process = work.start()
+        wait_for(lambda: (work.folder / "outputs").is_dir(), process, "its folder")
+        lock_taken = _newer(work.folder, process.pid)
+        wait_for(lock_taken, process, "its lock")
+        time.sleep(draw.uniform(0, 3))
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+            print(f"kill {kills}: checkpoints {steps(work.run)}")
+            continue
+        assert_same_run(work.run, reference.run)
+        assert_tracked_once(work.db, work.run)
+        shutil.rmtree(work.folder / "outputs")
+    work.train()
+    assert_same_run(work.run, reference.run)
+    assert_tracked_once(work.db, work.run)
+
+
+def _newer(folder: Path, pid: int) -> "object":
+    return lambda: any(f"pid {pid} " in lock.read_text() for lock in folder.glob("outputs/*/seed0/.lock"))
+
+
+def _finished_but_for_the_summary(work: Workspace) -> Path:
+    (work.run / "summary.json").unlink()
+    return last_checkpoint(work.run)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted", "no state.json"])
+def test_a_damaged_checkpoint_is_skipped(copied: Workspace, reference: Workspace, damage: str) -> None:
+    newest = _finished_but_for_the_summary(copied)
+    file = newest / "optimizer.safetensors"
+    if damage == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    elif damage == "corrupted":
+        content = bytearray(file.read_bytes())
+        content[-100] ^= 1
+        file.write_bytes(content)
+    else:
+        (newest / "state.json").unlink()
+    with open(copied.run / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"step": 14, "train/to')
+    done = copied.train()
+    assert f"skipping the damaged checkpoint {copied.run}/checkpoints/step_00000012" in done.stderr
+    assert "resuming" in done.stdout
+    assert "at step 9" in done.stdout
+    assert_same_run(copied.run, reference.run)
+    assert_tracked_once(copied.db, copied.run)
+
+
+def test_a_damaged_checkpoint_never_pushes_out_a_valid_one(copied: Workspace, reference: Workspace) -> None:
+    """With keep_last=1 the run goes on from step 9 beside a damaged step 12, is killed after its next
+    checkpoint, and still has one to go on from."""
+    newest = _finished_but_for_the_summary(copied)
+    os.truncate(newest / "weights.safetensors", 10)
+    killed(copied, "after_backward:2", "trainer.checkpoint_every=1", "trainer.keep_last=1")
+    assert 10 in steps(copied.run)
+    done = copied.train("trainer.keep_last=1")
+    assert "at step 10" in done.stdout
+    assert without_last_kept(copied, reference)
+
+
+def without_last_kept(ours: Workspace, theirs: Workspace) -> bool:
+    """The last checkpoints are the same, whatever else was kept."""
+    a, b = last_checkpoint(ours.run), last_checkpoint(theirs.run)
+    return all((a / f.name).read_bytes() == f.read_bytes() for f in b.glob("*.safetensors"))

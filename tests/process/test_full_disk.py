@@ -1,0 +1,80 @@
+"""A disk that is really full: the run ends with one line, the last checkpoint is whole, more space lets it finish."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workspace import Workspace, assert_same_run, one_line_error, steps
+
+from urepa import checkpoint
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A tmpfs of `size` bytes at `folder`."""
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("a small disk needs root, to mount a tmpfs")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def checkpoint_bytes(run: Path) -> int:
+    return sum(f.stat().st_size for f in max(run.glob("checkpoints/step_*")).iterdir())
+
+
+@pytest.mark.parametrize(("checkpoints", "survivor"), [(1.5, 3), (2.99, 4)])
+def test_full_while_saving(work: Workspace, reference: Workspace, checkpoints: float, survivor: int) -> None:
+    outputs = work.folder / "outputs"
+    with small_disk(outputs, int(checkpoints * checkpoint_bytes(reference.run)) + 40_000):
+        said = one_line_error(work.train("tracking=none", code=1))
+        assert "could not be written" in said
+        assert "run the same command again" in said
+        assert not list(work.run.rglob("*.tmp")), "the broken one takes no space"
+        found = checkpoint.newest(work.run / "checkpoints")
+        assert found is not None
+        assert found.step == survivor
+        subprocess.run(["mount", "-o", "remount,size=256m", str(outputs)], check=True)
+        done = work.train("tracking=none")
+        assert f"at step {survivor}" in done.stdout
+        assert_same_run(work.run, reference.run)
+
+
+def test_full_before_anything_else(work: Workspace, reference: Workspace) -> None:
+    """Not a byte left: whatever is written first fails, still in one line."""
+    outputs = work.folder / "outputs"
+    with small_disk(outputs, 4 * checkpoint_bytes(reference.run)):
+        work.train("tracking=none", arranged=("--kill", "after_backward:9"), code=-9)
+        before = steps(work.run)
+        filler = outputs / "filler"
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        said = one_line_error(work.train("tracking=none", code=1))
+        assert "No space left on device" in said
+        assert steps(work.run) == before
+        filler.unlink()
+        work.train("tracking=none")
+        assert_same_run(work.run, reference.run)
+
+
+def test_full_for_two_ranks(work: Workspace, reference: Workspace) -> None:
+    """Rank 0 writes; the other one must not wait for it for ever."""
+    outputs = work.folder / "outputs"
+    with small_disk(outputs, int(1.5 * checkpoint_bytes(reference.run))):
+        done = work.train("tracking=none", ranks=2, code=1)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, done.stderr
+        assert "could not be written" in lines[0]

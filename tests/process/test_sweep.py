@@ -1,0 +1,30 @@
+"""`-m` makes a run per combination, each with its folder and its MLflow run."""
+
+from __future__ import annotations
+
+from workspace import Workspace, assert_tracked_once, query
+
+from urepa.code_state import code_state
+
+
+def test_four_runs_four_folders_four_mlflow_runs(work: Workspace) -> None:
+    work.train("loss.lambda_max=0,0.5", "head.depth=1,2", "trainer.max_steps=4", "-m")
+    runs = work.runs()
+    assert len(runs) == 4
+    ids = [assert_tracked_once(work.db, run) for run in runs]
+    assert len(set(ids)) == 4
+    assert len(query(work.db, "select run_uuid from runs where status = 'FINISHED'")) == 4
+    combinations = set()
+    for run, run_id in zip(runs, ids, strict=True):
+        params = dict(query(work.db, "select key, value from params where run_uuid = ?", run_id))
+        combinations.add((float(params["loss.lambda_max"]), int(params["head.depth"])))
+        assert params["trainer.max_steps"] == "4"
+        assert params["optimizer.lr.backbone"] == "0.001"
+        tags = dict(query(work.db, "select key, value from tags where run_uuid = ?", run_id))
+        expected = {"experiment": "quickstart", "ablation": "baseline", "seed": "0"} | {
+            "git_commit": code_state()["git_commit"],
+            "folder": str(run),
+        }
+        assert expected.items() <= tags.items()
+        assert tags["code_state"].split()[0] in ("clean", "changed")
+    assert combinations == {(0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)}

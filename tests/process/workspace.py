@@ -1,0 +1,192 @@
+"""A working folder in which real training processes run, and what tests ask about the runs they leave there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from urepa.metrics import TIMINGS, read_rows
+
+TRAIN_WITH = str(Path(__file__).with_name("train_with.py"))
+PARTS = ("weights", "ema", "optimizer")
+TINY = (
+    "backbone.block_out_channels=[32,32,32]",
+    "backbone.cross_attention_dim=32",
+    "head.depth=1",
+    "loss.warmup_steps=4",
+    "trainer.max_steps=12",
+    "trainer.batch_size=8",
+    "trainer.log_every=2",
+    "trainer.validate_every=4",
+    "trainer.validation_group=10",
+    "trainer.checkpoint_every=3",
+    "trainer.threads=1",
+    "evaluation=none",
+)
+CACHE = ("data.limit=100", "data.validation_images=20", "data.test_images=20")
+EVALUATED = (
+    "evaluation=digits",
+    "evaluation.samples.per_class=1",
+    "evaluation.samples.sampler_steps=2",
+    "evaluation.samples.knn=1",
+)
+HANGS = 300  # seconds after which a process is taken to hang; nothing asserts on time
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would change a run, and with one thread so that sums round the same."""
+    odd = ("MLFLOW_", "HYDRA_", "OMP_", "SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(odd)}
+    return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+class Workspace:
+    """One folder with `outputs/` and `mlflow.db`, as a user's."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.cache = folder, cache
+        self.db = folder / "mlflow.db"
+
+    def overrides(self, *more: str) -> list[str]:
+        """The tiny configuration, with `more` on top (the last one of a key wins)."""
+        every = [*TINY, *CACHE, f"data.root={self.cache}", *more]
+        last = {o.lstrip("+").partition("=")[0]: o for o in every}
+        return list(last.values())
+
+    def command(self, *overrides: str, arranged: tuple[str, ...] = (), ranks: int = 1) -> list[str]:
+        """`python -m urepa.train OVERRIDES`, with things arranged by train_with.py or under torchrun if asked."""
+        what = [TRAIN_WITH, *arranged, "--"] if arranged else ["-m", "urepa.train"]
+        start = [sys.executable]
+        if ranks > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        return [*start, *what, *overrides]
+
+    def train(
+        self, *more: str, arranged: tuple[str, ...] = (), ranks: int = 1, code: int | None = 0, bare: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs it to its end and checks the exit code (None: any). `bare`: only the overrides given."""
+        overrides = list(more) if bare else self.overrides(*more)
+        done = subprocess.run(
+            self.command(*overrides, arranged=arranged, ranks=ranks),
+            cwd=self.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=HANGS,
+        )
+        said = f"\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
+        assert code is None or done.returncode == code, f"exit code {done.returncode}, not {code}{said}"
+        for word in ("terminate called", "core dumped", "Fatal Python error"):
+            assert word not in done.stderr, said
+        return done
+
+    def start(self, *more: str, arranged: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Starts it; what it says goes to files beside outputs/."""
+        with open(self.folder / "stdout.txt", "w") as out, open(self.folder / "stderr.txt", "w") as err:
+            command = self.command(*self.overrides(*more), arranged=arranged)
+            return subprocess.Popen(command, cwd=self.folder, env=environment(), stdout=out, stderr=err, text=True)
+
+    def runs(self) -> list[Path]:
+        """The folders of all runs here."""
+        return sorted(p.parent for p in self.folder.glob("outputs/*/seed*/config.yaml"))
+
+    @property
+    def run(self) -> Path:
+        """The one run's folder."""
+        (folder,) = self.runs()
+        return folder
+
+
+def one_line_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The text of the one `error: ...` line; there is no traceback, and nothing else in this tone."""
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.rstrip().endswith(lines[0]), f"the last word is not the error: {done.stderr}"
+    return lines[0].removeprefix("error: ")
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the checkpoints that are there."""
+    return sorted(int(p.name.removeprefix("step_")) for p in run.glob("checkpoints/step_*"))
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The newest checkpoint's folder."""
+    return run / "checkpoints" / f"step_{steps(run)[-1]:08d}"
+
+
+def without_timings(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without times and rates. Fails on a line that is not whole."""
+    path = run / "metrics.jsonl"
+    rows = read_rows(path)
+    assert len(rows) == len(path.read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Weights, EMA and optimiser bit for bit; metrics apart from times and rates; the same checkpoints kept."""
+    assert without_timings(run) == without_timings(reference)
+    assert steps(run) == steps(reference)
+    for step in steps(run):
+        for part in PARTS:
+            file = f"checkpoints/step_{step:08d}/{part}.safetensors"
+            assert (run / file).read_bytes() == (reference / file).read_bytes(), f"{file} differs"
+    ours, theirs = (json.loads((r / "summary.json").read_text()) for r in (run, reference))
+    assert (ours["step"], ours["best"]) == (theirs["step"], theirs["best"])
+    leftovers = [p.name for p in run.rglob(".*") if p.name != ".lock"]
+    assert not leftovers, leftovers
+
+
+def trained(work: Workspace) -> list[Path]:
+    """Runs that have logged a step."""
+    return [f for f in work.folder.glob("outputs/*/seed*/metrics.jsonl") if f.stat().st_size]
+
+
+def query(db: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Rows of a sqlite file, read beside whoever writes it."""
+    connection = sqlite3.connect(f"file:{db}?mode=ro", uri=True, timeout=30)
+    try:
+        return connection.execute(sql, values).fetchall()
+    finally:
+        connection.close()
+
+
+def assert_tracked_once(db: Path, run: Path) -> str:
+    """Every metric of every row is in MLflow's database exactly once, with its value, and nothing else is.
+    Returns the MLflow run's id."""
+    (cursor,) = json.loads((run / "mlflow.json").read_text()).values()
+    run_id = str(cursor["run_id"])
+    sql = "select key, step, value, is_nan from metrics where run_uuid = ?"
+    points = query(db, sql, run_id)
+    there = sorted((key, step) for key, step, *_ in points)
+    rows = read_rows(run / "metrics.jsonl")
+    here = sorted((k, row["step"]) for row in rows for k in row if k not in ("step", "time"))
+    assert there == here
+    values = {(key, step): float("nan") if is_nan else value for key, step, value, is_nan in points}
+    for row in rows:
+        for key in row.keys() - {"step", *TIMINGS}:
+            value, sent = float(row[key]), values[key, row["step"]]
+            assert value == sent or (value != value and sent != sent), (key, row["step"], value, sent)
+    folders = query(db, "select run_uuid from tags where key = 'folder' and value like ?", f"%{run.name}")
+    named = query(db, "select run_uuid from tags where key = 'urepa.key' and value = ?", cursor["key"])
+    assert named == [(run_id,)]
+    assert (run_id,) in folders
+    return run_id
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, what: str = "it") -> None:
+    """Until the condition holds. Fails if the process ends before, or after a very long time."""
+    end = time.monotonic() + HANGS
+    while not condition():
+        ended = process is not None and process.poll() is not None
+        assert not ended or condition(), f"the process ended with {process and process.returncode} before {what}"
+        assert time.monotonic() < end, f"waited too long for {what}"
+        time.sleep(0.01)

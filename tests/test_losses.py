@@ -1,0 +1,187 @@
+"""The loss terms against the document's worked numbers and against slow references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa import losses
+
+G_PREDICTED = torch.tensor(
+    [[1.00, 0.92, 0.31, 0.08], [0.92, 1.00, 0.28, 0.12], [0.31, 0.28, 1.00, 0.05], [0.08, 0.12, 0.05, 1.00]],
+    dtype=torch.float64,
+)
+DIFFERENCE = torch.tensor(
+    [[0.0, -0.05, -0.05, 0.02], [-0.05, 0.0, -0.03, 0.02], [-0.05, -0.03, 0.0, 0.03], [0.02, 0.02, 0.03, 0.0]],
+    dtype=torch.float64,
+)
+
+
+def unit_tokens(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def documents_manifold_loss(pred: Tensor, target: Tensor, upper_only: bool = True) -> Tensor:
+    """Spec 000 §4.4, line by line, with the diagonal masked."""
+    pred_norm = F.normalize(pred.mean(dim=1), dim=-1)
+    target_norm = F.normalize(target.mean(dim=1), dim=-1)
+    diff = pred_norm @ pred_norm.T - target_norm @ target_norm.T
+    diff = diff - torch.diag_embed(torch.diagonal(diff))
+    if upper_only:
+        mask = torch.triu(torch.ones_like(diff), diagonal=1)
+        return ((diff * mask) ** 2).sum() / mask.sum()
+    return (diff**2).mean()
+
+
+def documents_token_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Spec 000 §4.3."""
+    return (1.0 - (F.normalize(pred, dim=-1) * F.normalize(target, dim=-1)).sum(-1)).mean()
+
+
+# --- token loss ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cosine", "loss"), [(1.0, 0.0), (0.0, 1.0), (-1.0, 2.0)])
+def test_token_loss_of_the_documents_three_angles(cosine: float, loss: float) -> None:
+    teacher = torch.tensor([2.0, 0.0]).expand(3, 5, 2)
+    student = torch.tensor([cosine, math.sqrt(1 - cosine**2)]).expand(3, 5, 2) * 7
+    assert losses.token_loss(student, teacher).tolist() == pytest.approx([loss] * 3, abs=1e-6)
+
+
+def test_token_loss_is_the_documents() -> None:
+    student, teacher = 3 * unit_tokens(4, 6, 8), 5 * unit_tokens(4, 6, 8, seed=1)
+    torch.testing.assert_close(losses.token_loss(student, teacher).mean(), documents_token_loss(student, teacher))
+
+
+def test_token_loss_is_per_sample() -> None:
+    student, teacher = unit_tokens(3, 4, 8), unit_tokens(3, 4, 8, seed=1)
+    one_by_one = [losses.token_loss(s[None], t[None]).item() for s, t in zip(student, teacher, strict=True)]
+    assert losses.token_loss(student, teacher).tolist() == pytest.approx(one_by_one, abs=1e-6)
+
+
+def test_token_loss_counts_only_what_the_mask_keeps() -> None:
+    student, teacher = unit_tokens(2, 5, 8), unit_tokens(2, 5, 8, seed=1)
+    mask = torch.tensor([[True, True, False, False, True], [False, True, True, True, True]])
+    kept = [losses.token_loss(student[b, mask[b]][None], teacher[b, mask[b]][None]).item() for b in range(2)]
+    assert losses.token_loss(student, teacher, mask).tolist() == pytest.approx(kept, abs=1e-6)
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    torch.testing.assert_close(losses.token_loss(student, teacher, everything), losses.token_loss(student, teacher))
+
+
+def test_token_loss_refuses_to_broadcast() -> None:
+    with pytest.raises(AssertionError, match="against"):
+        losses.token_loss(unit_tokens(2, 4, 8), unit_tokens(2, 1, 8))
+
+
+# --- manifold loss ------------------------------------------------------------------------------------------
+
+
+def test_the_documents_gram_example() -> None:
+    assert losses.off_diagonal_mean(DIFFERENCE).item() == pytest.approx(0.0076 / 6, rel=1e-12)
+    assert round(losses.off_diagonal_mean(DIFFERENCE).item(), 5) == 0.00127
+
+
+def test_the_documents_gram_example_from_vectors() -> None:
+    """Vectors whose similarity matrices are the document's: rows of their Cholesky factors."""
+    student, teacher = (torch.linalg.cholesky(g) for g in (G_PREDICTED, G_PREDICTED - DIFFERENCE))
+    assert losses.manifold_loss_sample(student, teacher).item() == pytest.approx(0.0076 / 6, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_sample_manifold_is_the_documents_with_mask_and_triangle(size: int) -> None:
+    student, teacher = unit_tokens(size, 6, 8), unit_tokens(size, 6, 8, seed=1)
+    ours = losses.manifold_loss_sample(losses.pooled(student), losses.pooled(teacher))
+    torch.testing.assert_close(ours, documents_manifold_loss(student, teacher))
+    untriangled = documents_manifold_loss(student, teacher, upper_only=False)
+    torch.testing.assert_close(ours * (size - 1) / size, untriangled)
+
+
+def test_the_diagonal_never_counts() -> None:
+    torch.testing.assert_close(
+        losses.off_diagonal_mean(DIFFERENCE + torch.diag(torch.arange(4.0, dtype=torch.float64))),
+        losses.off_diagonal_mean(DIFFERENCE),
+    )
+
+
+def test_pooling_ignores_the_length_of_tokens() -> None:
+    tokens = unit_tokens(3, 4, 8)
+    torch.testing.assert_close(losses.pooled(tokens * torch.rand(3, 4, 1).add(0.1)), losses.pooled(tokens))
+    torch.testing.assert_close(losses.pooled(tokens).norm(dim=-1), torch.ones(3))
+
+
+def test_token_manifold_is_the_naive_loop() -> None:
+    student, teacher = 2 * unit_tokens(3, 4, 5), unit_tokens(3, 4, 5, seed=1)
+
+    def cosine(tokens: Tensor, b: int, i: int, j: int) -> float:
+        x, y = tokens[b, i].tolist(), tokens[b, j].tolist()
+        return sum(p * q for p, q in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))
+
+    squares = [
+        (cosine(student, b, i, j) - cosine(teacher, b, i, j)) ** 2
+        for b in range(3)
+        for i in range(4)
+        for j in range(4)
+        if i != j
+    ]
+    assert losses.manifold_loss_token(student, teacher).item() == pytest.approx(sum(squares) / len(squares), abs=1e-6)
+
+
+def test_token_manifold_does_not_compare_samples() -> None:
+    """Turning one sample as a whole changes no similarity within it."""
+    student, teacher = unit_tokens(3, 4, 5), unit_tokens(3, 4, 5, seed=1)
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(2)))[0]
+    turned = torch.cat([student[:1] @ rotation, student[1:]])
+    torch.testing.assert_close(
+        losses.manifold_loss_token(turned, teacher), losses.manifold_loss_token(student, teacher)
+    )
+
+
+def test_a_manifold_of_one_raises() -> None:
+    one = losses.pooled(unit_tokens(1, 4, 8))
+    with pytest.raises(ValueError, match="at least 2"):
+        losses.manifold_loss_sample(one, one)
+    with pytest.raises(ValueError, match="at least 2"):
+        losses.manifold_loss_token(unit_tokens(4, 1, 8), unit_tokens(4, 1, 8))
+
+
+def test_both_levels_keep_the_meaning_of_w() -> None:
+    assert {level: sum(weights.values()) for level, weights in losses.MANIFOLD_LEVELS.items()} == {
+        "sample": 1.0,
+        "token": 1.0,
+        "both": 1.0,
+    }
+
+
+# --- all of them --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [losses.token_loss, losses.manifold_loss_token])
+def test_bf16_tokens_are_compared_in_fp32(loss: object) -> None:
+    student, teacher = unit_tokens(3, 4, 64).bfloat16(), unit_tokens(3, 4, 64, seed=1).bfloat16()
+    value = loss(student, teacher)  # type: ignore[operator]
+    assert value.dtype == torch.float32
+    assert torch.equal(value, loss(student.float(), teacher.float()))  # type: ignore[operator]
+
+
+def test_bf16_tokens_are_pooled_in_fp32() -> None:
+    tokens = unit_tokens(3, 4, 64).bfloat16()
+    assert losses.pooled(tokens).dtype == torch.float32
+    assert torch.equal(losses.pooled(tokens), losses.pooled(tokens.float()))
+
+
+def test_diffusion_loss_is_each_samples_mean_square_in_fp32() -> None:
+    prediction, target = torch.randn(3, 2, 4, 4).bfloat16(), torch.randn(3, 2, 4, 4).bfloat16()
+    by_hand = [F.mse_loss(p.double(), t.double()).item() for p, t in zip(prediction, target, strict=True)]
+    value = losses.diffusion_loss(prediction, target)
+    assert value.dtype == torch.float32
+    assert value.tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_total_loss_is_the_documents_sum() -> None:
+    diffusion, token, manifold = (torch.tensor(x) for x in (2.0, 0.66, 0.02))
+    assert losses.total_loss(diffusion, token, manifold, 0.5, 3.0).item() == pytest.approx(2 + 0.5 * (0.66 + 0.06))
+    assert losses.total_loss(diffusion, token, manifold, 0.0, 3.0).item() == 2.0

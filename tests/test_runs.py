@@ -1,0 +1,145 @@
+"""The same command finds the same folder, and another config is refused there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from urepa.errors import UserError
+from urepa.runs import LONGEST_NAME, RunFolder, differences, flatten, is_identity, parse_overrides, run_name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "quickstart/seed0"),
+        (["seed=0"], "quickstart/seed0"),
+        (["+experiment=cifar10"], "cifar10/seed0"),
+        (["+experiment=cifar10", "+ablation=lambda_0"], "cifar10+lambda_0/seed0"),
+        (["head.depth=1"], "quickstart,head.depth=1/seed0"),
+        (["+experiment=cifar10", "head.depth=1"], "cifar10,head.depth=1/seed0"),
+        (["head.depth=1", "head.depth=2"], "quickstart,head.depth=2/seed0"),
+        (["+loss.taps.enc_last=1"], "quickstart,loss.taps.enc_last=1/seed0"),
+    ],
+)
+def test_a_run_is_named_by_its_command(overrides: list[str], name: str) -> None:
+    assert run_name(overrides, 0) == name
+
+
+def test_the_order_of_overrides_does_not_matter() -> None:
+    one = ["+experiment=cifar10", "loss.lambda_max=0", "head.depth=1", "seed=3"]
+    assert run_name(one, 3) == run_name(one[::-1], 3) == "cifar10,head.depth=1,loss.lambda_max=0/seed3"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tracking=none",
+        "tracking.uri=http://there",
+        "data.root=/elsewhere",
+        "trainer.log_every=5",
+        "trainer.threads=2",
+        "hydra/launcher=slurm",
+        "hydra.job.chdir=false",
+    ],
+)
+def test_keys_that_are_not_identity_do_not_name_a_run(override: str) -> None:
+    assert run_name([override], 0) == "quickstart/seed0"
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.max_steps=5", "data=cifar10", "data.limit=5", "loss=none", "trainer.deterministic=true"]
+)
+def test_keys_that_are_identity_do(override: str) -> None:
+    assert run_name([override], 0) == f"quickstart,{override}/seed0"
+
+
+def test_identity_goes_by_whole_key_parts() -> None:
+    assert not is_identity("tracking.uri")
+    assert is_identity("trackings")
+    assert is_identity("data.rooted")
+    assert is_identity("data")
+
+
+def test_a_slash_never_makes_a_folder() -> None:
+    name = run_name(["loss.x=a/b", "backbone.y=[1,2]"], 0)
+    assert name.count("/") == 1
+    assert name == "quickstart,backbone.y=%5B1,2%5D,loss.x=a%2Fb/seed0"
+
+
+def test_names_that_quote_alike_stay_apart() -> None:
+    assert run_name(["loss.x=a/b"], 0) != run_name(["loss.x=a%2Fb"], 0)
+
+
+def test_long_names_end_in_a_hash() -> None:
+    many = [f"loss.some_long_key_{i}={i}" for i in range(20)]
+    names = [run_name(many, 0), run_name([*many[:-1], "loss.some_long_key_19=20"], 0)]
+    assert names[0] != names[1]
+    assert all(len(name.removesuffix("/seed0")) <= LONGEST_NAME for name in names)
+    assert run_name(many[::-1], 0) == names[0]
+
+
+def test_resuming_names_the_folder_itself() -> None:
+    assert run_name(["resume=outputs/quickstart/seed0", "trainer.max_steps=9"], 5) == "quickstart/seed0"
+    assert run_name(["resume=null"], 5) == "quickstart/seed5"
+
+
+def test_overrides_are_read_as_hydra_reads_them() -> None:
+    assert parse_overrides(["+a=1", "++b=x=y", "c@d=2", "a=3"]) == {"a": "3", "b": "x=y", "c": "2"}
+
+
+def test_flatten_keeps_lists_and_empty_dicts() -> None:
+    nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": {}, "f": None}
+    assert flatten(nested) == {"a.b": 1, "a.c.d": [1, 2], "e": {}, "f": None}
+
+
+def test_differences_name_key_and_both_values() -> None:
+    stored = {"a": 1, "b": {"c": 2, "gone": 3}, "tracking": {"uri": "x"}, "trainer": {"log_every": 1}}
+    current = {"a": 1, "b": {"c": 5, "new": 4}, "tracking": {"uri": "y"}, "trainer": {"log_every": 2}}
+    assert differences(stored, current) == [
+        "b.c: 2 there, 5 here",
+        "b.gone: 3 there, nothing here",
+        "b.new: nothing there, 4 here",
+    ]
+    assert differences(stored, stored) == []
+
+
+# --- the folder ---------------------------------------------------------------------------------------------
+
+CONFIG = {"loss": {"lambda_max": 0.5}, "trainer": {"max_steps": 10, "log_every": 2}}
+
+
+def test_a_new_folder_takes_the_config_and_gives_it_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.stored_config() is None
+    folder.adopt(CONFIG)
+    assert folder.stored_config() == CONFIG
+    folder.adopt(CONFIG)
+
+
+def test_another_config_is_refused_with_the_difference_and_changes_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.adopt(CONFIG)
+    with pytest.raises(UserError, match=r"another config \(loss.lambda_max: 0.5 there, 0 here\); .*resume=FOLDER"):
+        folder.adopt(CONFIG | {"loss": {"lambda_max": 0}})
+    assert folder.stored_config() == CONFIG
+
+
+def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.adopt(CONFIG)
+    changed = CONFIG | {"trainer": {"max_steps": 10, "log_every": 5}}
+    folder.adopt(changed)
+    assert folder.stored_config() == changed
+
+
+def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.claim()
+    with pytest.raises(UserError, match=r"being trained by another process \(pid \d+ on"):
+        second.claim()
+    first.release()
+    second.claim()
+    second.release()
+    second.release()

@@ -1,0 +1,117 @@
+"""The images stage: squares as JPEG in ZIP files of a few hundred, each there whole or not at all.
+
+Layout: images/part-<i>of<n>/<chunk>.zip with SAMPLE_ID.jpg inside, skipped.csv for what could not be read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from urepa.data.cache import Sample
+from urepa.data.photos import square
+from urepa.data.store import Part, batches_of
+from urepa.errors import UserError
+from urepa.files import write_whole
+
+CHUNK = 256  # images a ZIP file: what a kill may cost at most
+QUALITY = 95
+WORKERS = 4
+
+
+def part_folder(root: Path, part: Part) -> Path:
+    """Where a part's ZIP files lie."""
+    return root / "images" / f"part-{part.index}of{part.count}"
+
+
+def write_images(
+    root: Path,
+    part: Part,
+    samples: list[Sample],
+    load: dict[str, Callable[[], np.ndarray]],
+    size: int,
+    max_skipped: float,
+) -> None:
+    """Writes the part's chunks that are not there yet. Images that cannot be read are listed and left out;
+    a UserError when they are more than `max_skipped` of those seen so far (and more than one)."""
+    folder = part_folder(root, part)
+    folder.mkdir(parents=True, exist_ok=True)
+    skipped_file = folder / "skipped.json"
+    skipped: dict[str, str] = json.loads(skipped_file.read_text()) if skipped_file.exists() else {}
+
+    def jpeg(sample: Sample) -> tuple[str, bytes | str]:
+        try:
+            pixels = load[sample.sample_id]()
+        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+            return sample.sample_id, f"{sample.path}: {error}"
+        out = io.BytesIO()
+        square(pixels, size).save(out, format="JPEG", quality=QUALITY)
+        return sample.sample_id, out.getvalue()
+
+    with ThreadPoolExecutor(WORKERS) as pool, tqdm(total=len(samples), desc="images", unit="image") as bar:
+        for index, chunk in enumerate(batches_of(samples, CHUNK)):
+            file = folder / f"{index:06d}.zip"
+            if not file.exists():
+                content = io.BytesIO()
+                with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+                    for sample_id, data in pool.map(jpeg, chunk):
+                        if isinstance(data, str):
+                            skipped[sample_id] = data
+                        else:  # a fixed date, so that the same images give the same file
+                            archive.writestr(zipfile.ZipInfo(f"{sample_id}.jpg"), data)
+                write_whole(skipped_file, json.dumps(skipped, indent=1))
+                seen = min((index + 1) * CHUNK, len(samples))
+                if len(skipped) > max(1, max_skipped * seen):
+                    raise UserError(
+                        f"{len(skipped)} of {seen} images could not be read (first: {next(iter(skipped.values()))}); "
+                        f"the list is in {skipped_file}. Mend them, or raise max_skipped={max_skipped}"
+                    )
+                write_whole(file, content.getvalue())
+            bar.update(len(chunk))
+    write_whole(folder / "done.json", json.dumps({"samples": len(samples), "skipped": len(skipped)}))
+
+
+def skipped_ids(root: Path) -> set[str]:
+    """Samples that have no image, over all parts."""
+    files = (root / "images").glob("part-*/skipped.json")
+    return {sample_id for file in files for sample_id in json.loads(file.read_text())}
+
+
+def read_images(root: Path, part: Part, samples: list[Sample], batch: int) -> Iterator[tuple[list[str], Tensor]]:
+    """The part's images in fixed batches: ids and uint8 [B,3,S,S]; decoded one batch ahead by threads."""
+    folder = part_folder(root, part)
+    if not (folder / "done.json").is_file():
+        raise UserError(f"{folder} is not finished; run the stage `images` with the same shard first")
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ahead: list[tuple[list[str], list]] = []
+        for index, chunk in enumerate(batches_of(samples, CHUNK)):
+            with zipfile.ZipFile(folder / f"{index:06d}.zip") as archive:
+                there = set(archive.namelist())
+                named = [s.sample_id for s in chunk if f"{s.sample_id}.jpg" in there]
+                for ids in batches_of(named, batch):
+                    ahead.append((ids, [pool.submit(_pixels, archive.read(f"{i}.jpg")) for i in ids]))
+                    if len(ahead) > 1:
+                        yield _collect(*ahead.pop(0))
+        for item in ahead:
+            yield _collect(*item)
+
+
+def _pixels(jpeg: bytes) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.asarray(image)
+
+
+def _collect(ids: list[str], decoding: list) -> tuple[list[str], Tensor]:
+    stacked = np.stack([future.result() for future in decoding])
+    return ids, torch.from_numpy(stacked).permute(0, 3, 1, 2)

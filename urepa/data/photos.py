@@ -1,0 +1,37 @@
+"""Photographs as they come: orientation tags, CMYK, palettes, alpha, grey and 16 bits, to square RGB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def to_rgb(image: Any) -> np.ndarray:
+    """A PIL image to uint8 [H,W,3]: turned as its EXIF says, transparency over white, 16 bits scaled to 8.
+    OSError for a truncated one."""
+    from PIL import Image, ImageOps
+
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        grey = np.asarray(image).astype(np.float32) / 257
+        return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, opaque)
+    return np.asarray(image.convert("RGB"))
+
+
+def square(pixels: np.ndarray, size: int) -> Any:
+    """Shorter side to `size` (bicubic), then the centre: a PIL image (spec 000 §3.1)."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    width, height = image.size
+    scale = size / min(width, height)
+    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,117 @@
+"""Are finished caches what they should be, and do latents and tokens of a sample see the same field of view?
+
+Shapes: S samples, h/w token grid, P = S·h·w places, D token width, F features of a latent's patch, CHW latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa import draws
+from urepa.data.cache import Sample
+from urepa.data.store import Store
+from urepa.errors import UserError
+
+SAMPLES = 256  # that the spatial check looks at
+RIDGE = 1e-2
+MARGIN = 1.02  # another field of view must explain this much more variance than the right one to be believed
+Moved = Callable[[Tensor], Tensor]  # latents [S,C,H,W] as they would look from another field of view
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How well tokens explain the latents (R² on held-out samples) if the latents were moved like `name`."""
+
+    name: str
+    r2: float
+
+
+def check_records(store: Store, keys: list[str], unit_length: bool) -> None:
+    """Every key is there, whole, finite and, for tokens, of unit length. Streams; UserError on the first fault."""
+    for start in range(0, len(keys), 512):
+        part = keys[start : start + 512]
+        values = store.read(part)
+        finite = np.isfinite(values).reshape(len(part), -1).all(1)
+        if not finite.all():
+            raise UserError(f"{store.folder}: record '{part[int(np.argmin(finite))]}' is not finite; make it again")
+        if unit_length:
+            length = np.linalg.norm(values, axis=-1)
+            off = np.abs(length - 1).reshape(len(part), -1).max(1)
+            if off.max() > 0.02:
+                raise UserError(
+                    f"{store.folder}: tokens of '{part[int(off.argmax())]}' have length {length.flat[0]:.3f}, not 1"
+                )
+
+
+def spatial_check(latents: Store, tokens: Store, samples: list[Sample], grid: tuple[int, int]) -> list[Finding]:
+    """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
+    latents as they are and as they would look mirrored, shifted, sheared or from another sample. A UserError
+    names the view that fits better than the stored one. Findings come best first."""
+    chosen = sorted(samples, key=lambda s: draws.unit_interval("spatial", s.sample_id))[:SAMPLES]
+    if len(chosen) < 8:
+        raise UserError(f"the spatial check needs at least 8 samples; there are {len(chosen)}")
+    ids = [s.sample_id for s in chosen]
+    x0 = torch.from_numpy(latents.read(ids))
+    x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
+    tokens_SND = torch.from_numpy(tokens.read([f"{i}_mid" for i in ids]))
+    findings = [
+        Finding(name, explained(tokens_SND, patches(moved(x0), grid))) for name, moved in views(x0.shape[-1]).items()
+    ]
+    findings.sort(key=lambda f: -f.r2)
+    own = next(f for f in findings if f.name == "as stored")
+    best = findings[0]
+    if own.r2 <= 0 or best.r2 > MARGIN * own.r2:
+        raise UserError(
+            f"latents and tokens do not see the same field of view: tokens explain {own.r2:.1%} of the latents as "
+            f"stored, and {best.r2:.1%} of them {best.name}; make one of the two again from the same crop"
+        )
+    return findings
+
+
+def views(size: int) -> dict[str, Moved]:
+    """The ways in which caches are known to go wrong; shifts in steps of a token's half and of a token."""
+    moves: dict[str, Moved] = {
+        "as stored": lambda x: x,
+        "mirrored": lambda x: x.flip(-1),
+        "upside down": lambda x: x.flip(-2),
+        "transposed": lambda x: x.mT,
+        "of another sample": lambda x: x.roll(1, 0),
+        "sheared as 36x36": sheared,
+    }
+    for cells in (max(size // 32, 1), max(size // 16, 2)):
+        for name, dy, dx in (("right", 0, -1), ("left", 0, 1), ("down", -1, 0), ("up", 1, 0)):
+            shift = (dy * cells, dx * cells)
+            moves[f"shifted {name} by {cells / size:.1%}"] = partial(torch.roll, shifts=shift, dims=(-2, -1))
+    return moves
+
+
+def sheared(x0: Tensor) -> Tensor:
+    """The first 1,296 of 37x37 places read as 36x36 (spec 000 §3.3), back at the latent's size."""
+    fine = F.adaptive_avg_pool2d(x0, (37, 37)).flatten(2)[:, :, :1296].unflatten(2, (36, 36))
+    return F.interpolate(fine, size=x0.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def patches(x0: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean of each channel over a token's area, without the sample's own mean: [S,h·w,F]."""
+    means = F.adaptive_avg_pool2d(x0, grid).flatten(2).mT
+    return means - means.mean(1, keepdim=True)
+
+
+def explained(tokens_SND: Tensor, patches_SNF: Tensor) -> float:
+    """R² of a ridge regression from tokens to patches, fitted to one half of the samples, on the other half.
+    Tokens and patches are taken relative to their mean at each place, so that a habit of place explains nothing."""
+    half = len(tokens_SND) // 2
+    x, y = (v - v[:half].mean(0, keepdim=True) for v in (tokens_SND.double(), patches_SNF.double()))
+    fit_x, fit_y = x[:half].flatten(0, 1), y[:half].flatten(0, 1)
+    gram = fit_x.mT @ fit_x
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    weights = torch.linalg.solve(gram, fit_x.mT @ fit_y)
+    test_x, test_y = x[half:].flatten(0, 1), y[half:].flatten(0, 1)
+    return 1 - float((test_y - test_x @ weights).pow(2).sum() / test_y.pow(2).sum())
