@@ -174,7 +174,7 @@ def test_track_a_says_what_the_document_says() -> None:
     ("experiment", "changed"),
     [
         ("track_a_native", {"objective._target_", "objective.beta_schedule"}),
-        ("track_b", {"data.name", "data.root", "data.train", "backbone.prompts"}),
+        ("track_b", {"data.name", "data.root", "data.train", "data.train_images", "backbone.prompts"}),
     ],
 )
 def test_the_other_experiments_change_only_what_they_say(experiment: str, changed: set[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from urepa.data.cache import SPLITS, Cache
 from urepa.data.pixels import PixelTrack
-from urepa.data.store import Store
+from urepa.data.reading import Store
 from urepa.errors import UserError
 
 Track = Callable[..., PixelTrack]

@@ -9,7 +9,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from urepa.data.store import Part, Store, StoreWriter, decode, encode, part_of, write_store
+from urepa.data.reading import Store
+from urepa.data.store import Part, StoreWriter, decode, encode, part_of, write_store
 from urepa.errors import UserError
 
 
@@ -159,11 +160,9 @@ def test_int8_is_exact_to_half_a_step_of_each_groups_largest(tmp_path: Path) -> 
     rng = np.random.default_rng(0)
     value = (rng.standard_normal((3, 256)) * np.array([[1e-3], [1.0], [50.0]])).astype(np.float32)
     value[1, :128] = 0
-    out = np.empty_like(value)
     raw = encode(value, "int8")
     assert len(raw) == 3 * 2 * (128 + 2)
-    assert decode(raw, out, "int8")
+    out = decode(np.frombuffer(raw, dtype=np.uint8).copy()[None], value.shape, "int8")[0].numpy()
     step = np.abs(value.reshape(-1, 128)).max(1, keepdims=True) / 127
     assert (np.abs(out - value).reshape(-1, 128) <= step * 0.6 + 1e-9).all()
     assert not out[1, :128].any()
-    assert not decode(raw[:-1], out, "int8")

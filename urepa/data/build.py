@@ -14,8 +14,9 @@ import numpy as np
 from urepa.data import encode, images, verify
 from urepa.data.cache import UNKNOWN, Sample, mean_token_file, read_split, write_split
 from urepa.data.latents import LatentTrack, require_keys
+from urepa.data.reading import Store
 from urepa.data.sources import SOURCES, Row
-from urepa.data.store import GROUP, Part, Store
+from urepa.data.store import GROUP, Part
 from urepa.draws import unit_interval
 from urepa.errors import UserError
 from urepa.files import write_whole

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.data.store import Store
+from urepa.data.reading import Store
 from urepa.draws import normal
 from urepa.errors import UserError
 from urepa.files import write_whole
@@ -77,7 +77,7 @@ class Cache:
 
     def x0(self, samples: list[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
         """Latents [B,C,H,W], float32. Moments are sampled with the generators, or give their mean without."""
-        values = torch.from_numpy(self.latents.read([s.sample_id for s in samples]))
+        values = self.latents.tensor([s.sample_id for s in samples]).float()
         if not self.has_moments:
             return values
         mean, std = values.unbind(1)
@@ -85,11 +85,11 @@ class Cache:
             return mean
         return mean + std * torch.stack([normal(tuple(mean.shape[1:]), rng) for rng in posterior])
 
-    def teacher_BND(self, samples: list[Sample]) -> Tensor | None:
-        """Teacher tokens [B,N,D], float32."""
+    def teacher_BND(self, samples: list[Sample], raw: np.ndarray | None = None) -> Tensor | None:
+        """Teacher tokens [B,N,D] as they are stored (fp16, or float32 from int8), in the memory `raw` if given."""
         if self.tokens is None:
             return None
-        return torch.from_numpy(self.tokens.read([f"{s.sample_id}_mid" for s in samples]))
+        return self.tokens.tensor([f"{s.sample_id}_mid" for s in samples], raw)
 
     def mean_token(self) -> Tensor | None:
         """The teacher's mean token over the training set [D]: the best constant answer."""

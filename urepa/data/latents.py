@@ -13,7 +13,7 @@ from typing import Any
 
 from urepa.data.cache import Cache, Sample, check_manifest, read_split
 from urepa.data.images import skipped_ids
-from urepa.data.store import Store
+from urepa.data.reading import Store
 from urepa.errors import UserError
 
 

@@ -26,8 +26,9 @@ from urepa.data.cache import (
     read_split,
     write_split,
 )
+from urepa.data.reading import Store
 from urepa.data.sources import SOURCES, Row
-from urepa.data.store import Store, write_store
+from urepa.data.store import write_store
 from urepa.draws import unit_interval
 from urepa.errors import UserError
 

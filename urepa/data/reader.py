@@ -7,10 +7,11 @@ global batch, so that any number of ranks and micro-batches sees the same step.
 from __future__ import annotations
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from urepa.data.cache import Cache, Sample
 from urepa.errors import UserError
 
 AHEAD = 3  # steps that are read before they are asked for
+THREADS = 2  # that read them
 VALIDATION_SEED = 0  # validation sees the same noise and timesteps in every arm and seed
 
 
@@ -33,16 +35,36 @@ class Batch:
     t_B: Tensor
     condition: Condition
     teacher_BND: Tensor | None
+    slot: "Slot | None" = None
 
     def to(self, device: torch.device) -> "Batch":
-        """On the device, without waiting for it."""
+        """On the device, without waiting for it. Tokens keep the precision they are stored in."""
         move = {
             name: value.to(device, non_blocking=True)
             for name in ("x0", "noise", "t_B", "teacher_BND")
             if (value := getattr(self, name)) is not None
         }
         condition = Condition(self.condition.ids_B.to(device, non_blocking=True), self.condition.null_id)
+        if self.slot is not None and device.type == "cuda":
+            self.slot.copied = torch.cuda.Event()
+            self.slot.copied.record()
         return replace(self, condition=condition, **move)
+
+
+class Slot:
+    """Memory for the tokens of one step, allocated once and pinned where there is a GPU: fresh memory for
+    every batch costs more than reading does."""
+
+    def __init__(self, records: int, record_bytes: int) -> None:
+        memory = torch.empty((records, record_bytes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self.raw_RB = memory.numpy()
+        self.copied: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Until the device has what lay here."""
+        if self.copied is not None:
+            self.copied.synchronize()
+            self.copied = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +106,10 @@ class TrainingReader:
             self._order = (epoch, draws.permutation(self.seed, epoch, len(self.samples)).tolist())
         return self._order[1]
 
-    def read(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of the update with index `step`."""
+    def read(self, step: int, slot: Slot | None = None) -> list[Batch]:
+        """This rank's micro-batches of the update with index `step`, in fresh memory or in the slot's."""
+        if slot is not None:
+            slot.wait()
         epoch, within = divmod(step, self.steps_per_epoch)
         order = self._epoch_order(epoch)
         offset = within * self.layout.global_batch
@@ -97,19 +121,30 @@ class TrainingReader:
             noise = [draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [draws.generator(self.seed, "t", step, p) for p in positions]
             posterior = [draws.generator(self.seed, "posterior", step, p) for p in positions]
-            batch = _batch(self.cache, self.objective, samples, noise, times, posterior)
-            batches.append(replace(batch, condition=batch.condition.drop(torch.tensor(drop))))
+            size = len(positions)
+            rows = slice(micro * size, (micro + 1) * size)
+            raw = None if slot is None else slot.raw_RB[rows]
+            batch = _batch(self.cache, self.objective, samples, noise, times, posterior, raw)
+            batches.append(replace(batch, condition=batch.condition.drop(torch.tensor(drop)), slot=slot))
         return batches
 
     def stream(self, start: int, stop: int) -> Generator[list[Batch]]:
-        """The batches of steps start..stop-1, read ahead by one thread. Close it (a generator) when done."""
-        with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
-            ahead = [pool.submit(self.read, step) for step in range(start, min(start + AHEAD, stop))]
+        """The batches of steps start..stop-1, read ahead by threads. A step's batches are overwritten once the
+        next one's are asked for. Close it (a generator) when done."""
+        local = self.layout.global_batch // self.layout.world
+        tokens = self.cache.tokens
+        slots = [Slot(local, 0 if tokens is None else tokens.record_bytes) for _ in range(AHEAD + 1)]
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="reader") as pool:
+
+            def submit(step: int) -> Future[list[Batch]]:
+                return pool.submit(self.read, step, slots[step % len(slots)])
+
+            ahead = [submit(step) for step in range(start, min(start + AHEAD, stop))]
             try:
                 for step in range(start, stop):
                     batches = ahead.pop(0).result()
                     if step + AHEAD < stop:
-                        ahead.append(pool.submit(self.read, step + AHEAD))
+                        ahead.append(submit(step + AHEAD))
                     yield batches
             finally:
                 for future in ahead:
@@ -135,7 +170,7 @@ class ValidationReader:
         key = [draws.digest64("val", s.sample_id) for s in samples]
         noise = [draws.generator(k, "noise") for k in key]
         times = [draws.generator(k, "t") for k in key]
-        return _batch(self.cache, self.objective, samples, noise, times, posterior=None)
+        return _batch(self.cache, self.objective, samples, noise, times, posterior=None, raw=None)
 
 
 def _batch(
@@ -145,6 +180,7 @@ def _batch(
     noise: list[Any],
     times: list[Any],
     posterior: list[Any] | None,
+    raw: np.ndarray | None,
 ) -> Batch:
     x0 = cache.x0(samples, posterior)
     shape = tuple(x0.shape[1:])
@@ -154,5 +190,5 @@ def _batch(
         noise=torch.stack([draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
         condition=Condition(torch.tensor([s.class_id for s in samples]), cache.null_id),
-        teacher_BND=cache.teacher_BND(samples),
+        teacher_BND=cache.teacher_BND(samples, raw),
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 import lmdb
 import numpy as np
+import torch
 
 from urepa.draws import digest64
 from urepa.errors import UserError
@@ -63,20 +64,21 @@ def encode(value: np.ndarray, dtype: str) -> bytes:
     return scale_R.tobytes() + codes.tobytes()
 
 
-def decode(raw: Any, out: np.ndarray, dtype: str) -> bool:
-    """Writes a record's bytes into `out` (float32); False if there are too few or too many."""
+def decode(raw_RB: np.ndarray, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    """Records' bytes [R,B] as a tensor [R, *shape]: fp16 as a view, int8 as float32."""
+    records = len(raw_RB)
     if dtype == "float16":
-        if len(raw) != 2 * out.size:
-            return False
-        out[...] = np.frombuffer(raw, dtype=np.float16).reshape(out.shape)
-        return True
-    groups = out.size // GROUP
-    if len(raw) != 2 * groups + out.size:
-        return False
-    scale = np.frombuffer(raw, dtype=np.float16, count=groups).astype(np.float32)
-    codes = np.frombuffer(raw, dtype=np.int8, offset=2 * groups).reshape(groups, GROUP)
-    out[...] = (codes * scale[:, None]).reshape(out.shape)
-    return True
+        return torch.from_numpy(raw_RB.view(np.float16)).view(records, *shape)
+    groups = int(np.prod(shape)) // GROUP
+    scale_RG1 = raw_RB[:, : 2 * groups].view(np.float16).astype(np.float32)[..., None]
+    codes_RGS = raw_RB[:, 2 * groups :].view(np.int8).reshape(records, groups, GROUP)
+    return torch.from_numpy(codes_RGS * scale_RG1).view(records, *shape)
+
+
+def record_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Length of a record."""
+    values = int(np.prod(shape))
+    return 2 * values if dtype == "float16" else values + 2 * (values // GROUP)
 
 
 class StoreWriter:
@@ -173,72 +175,3 @@ def batches_of(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             batch = []
     if batch:
         yield batch
-
-
-class Store:
-    """A store to read from, opened on first use so that a forked worker opens its own."""
-
-    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
-        """`manifest` stands in for the file's while a store is being finished or adopted."""
-        self.folder = folder
-        file = folder / "manifest.json"
-        if manifest is None and not file.is_file():
-            raise UserError(f"{folder} is no finished cache: it has no manifest.json")
-        self.manifest: dict[str, Any] = json.loads(file.read_text()) if manifest is None else manifest
-        self.shape = tuple(self.manifest["shape"])
-        self.dtype = str(self.manifest["dtype"])
-        self.parts = int(self.manifest.get("parts", 1))
-        self._envs: dict[int, lmdb.Environment] = {}
-
-    def _env(self, part: int) -> lmdb.Environment:
-        if part not in self._envs:
-            path = Part(part, self.parts).folder(self.folder)
-            try:
-                env = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-            except lmdb.Error as error:
-                raise UserError(f"{path} cannot be read ({error}); make it again") from error
-            # a page beyond the end of the file would end the process with SIGBUS, not with an error
-            needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-            if (path / "data.mdb").stat().st_size < needed:
-                raise UserError(f"{path}/data.mdb is truncated; make it again, or copy it again")
-            self._envs[part] = env
-        return self._envs[part]
-
-    def read(self, keys: list[str]) -> np.ndarray:
-        """The records [len(keys), *shape] as float32. A missing or truncated one is a UserError."""
-        out = np.empty((len(keys), *self.shape), dtype=np.float32)
-        for row, key in zip(out, keys, strict=True):
-            try:
-                with self._env(part_of(key, self.parts)).begin(buffers=True) as txn:
-                    value = txn.get(key.encode())
-                    whole = value is not None and decode(value, row, self.dtype)
-            except lmdb.Error as error:
-                raise UserError(f"{self.folder} is damaged ({error}); make the cache again") from error
-            if value is None:
-                raise UserError(f"{self.folder} has no record '{key}'; make the cache again")
-            if not whole:
-                raise UserError(f"{self.folder}: record '{key}' is damaged; make the cache again")
-        return out
-
-    def keys(self) -> Iterator[str]:
-        """All keys, part by part."""
-        for part in range(self.parts):
-            with self._env(part).begin() as txn:
-                yield from (k.decode() for k in txn.cursor().iternext(values=False) if k != SUM_KEY)
-
-    def token_sum(self) -> np.ndarray | None:
-        """Sum of the training tokens and their number [D+1], where the writer kept it."""
-        total = None
-        for part in range(self.parts):
-            with self._env(part).begin() as txn:
-                raw = txn.get(SUM_KEY)
-            if raw is not None:
-                share = np.frombuffer(raw, dtype=np.float64)
-                total = share if total is None else total + share
-        return total
-
-    def close(self) -> None:
-        """Lets another reader in this process open it."""
-        for env in self._envs.values():
-            env.close()
-        self._envs.clear()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from urepa import draws
 from urepa.data.cache import Sample
-from urepa.data.store import Store
+from urepa.data.reading import Store
 from urepa.errors import UserError
 
 SAMPLES = 256  # that the spatial check looks at

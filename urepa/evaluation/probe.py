@@ -86,7 +86,7 @@ class TapProbe:
 def _teacher(context: Context, samples: list[Sample]) -> np.ndarray:
     tokens_BND = context.cache.teacher_BND(samples)
     assert tokens_BND is not None
-    return tokens_BND.mean(1).numpy()
+    return tokens_BND.float().mean(1).numpy()
 
 
 def _subset(samples: list[Sample], n: int) -> list[Sample]:

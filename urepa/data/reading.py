@@ -1,0 +1,134 @@
+"""Reading a finished store: LMDB says once where each record lies, then records are read past it.
+
+LMDB's own get is one page fault after another: slow where the page cache is cold, and through a per-item
+loader slow where it is warm. A record's value is contiguous in data.mdb, so plain preadv fills a batch.
+
+Shapes: R records, B bytes a record.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import torch
+
+from urepa.data.store import SUM_KEY, Part, decode, part_of, record_bytes
+from urepa.draws import digest64
+from urepa.errors import UserError
+
+
+class Store:
+    """A store to read from; indexed on first use. Threads and forked workers may share it."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
+        """`manifest` stands in for the file's while a store is being finished or adopted."""
+        self.folder = folder
+        file = folder / "manifest.json"
+        if manifest is None and not file.is_file():
+            raise UserError(f"{folder} is no finished cache: it has no manifest.json")
+        self.manifest: dict[str, Any] = json.loads(file.read_text()) if manifest is None else manifest
+        self.shape = tuple(self.manifest["shape"])
+        self.dtype = str(self.manifest["dtype"])
+        self.parts = int(self.manifest.get("parts", 1))
+        self.record_bytes = record_bytes(self.shape, self.dtype)
+        self._open_parts: dict[int, _OpenPart] = {}
+
+    def _part(self, index: int) -> "_OpenPart":
+        if index not in self._open_parts:
+            folder = Part(index, self.parts).folder(self.folder)
+            self._open_parts[index] = _OpenPart(folder, self.record_bytes)
+        return self._open_parts[index]
+
+    def fill(self, keys: list[str], raw_RB: np.ndarray) -> None:
+        """Reads the records' bytes into `raw_RB` (uint8). A missing or damaged one is a UserError."""
+        for row, key in zip(raw_RB, keys, strict=True):
+            self._part(part_of(key, self.parts)).read(key, row)
+
+    def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> torch.Tensor:
+        """The records [R, *shape]: fp16 as it is stored, int8 as float32. With `raw_RB` in that memory."""
+        buffer = np.empty((len(keys), self.record_bytes), dtype=np.uint8) if raw_RB is None else raw_RB
+        self.fill(keys, buffer)
+        return decode(buffer, self.shape, self.dtype)
+
+    def read(self, keys: list[str]) -> np.ndarray:
+        """The records [R, *shape] as float32."""
+        return self.tensor(keys).float().numpy()
+
+    def keys(self) -> Iterator[str]:
+        """All keys, part by part."""
+        for part in range(self.parts):
+            yield from self._part(part).keys
+
+    def token_sum(self) -> np.ndarray | None:
+        """Sum of the training tokens and their number [D+1], where the writer kept it."""
+        shares = [np.frombuffer(s, dtype=np.float64) for i in range(self.parts) if (s := self._part(i).token_sum)]
+        return np.sum(shares, axis=0) if shares else None
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        for part in self._open_parts.values():
+            os.close(part.file)
+        self._open_parts.clear()
+
+
+class _OpenPart:
+    """One data.mdb: where its records lie, and the open file."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        self.folder = folder
+        self.token_sum: bytes | None = None
+        self.keys: list[str] = []
+        self.damaged: set[str] = set()
+        offsets: list[int] = []
+        try:
+            with (
+                lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as env,
+                env.begin(buffers=True) as txn,
+            ):
+                # a page beyond the end of the file would end the process with SIGBUS, not with an error
+                page = int(env.stat()["psize"])
+                if (folder / "data.mdb").stat().st_size < (env.info()["last_pgno"] + 1) * page:
+                    raise UserError(f"{folder}/data.mdb is truncated; make it again, or copy it again")
+                base = None
+                for key, value in txn.cursor():
+                    if bytes(key) == SUM_KEY:
+                        self.token_sum = bytes(value)
+                        continue
+                    name = bytes(key).decode()
+                    if len(value) != length:
+                        self.damaged.add(name)
+                        continue
+                    address = np.frombuffer(value, dtype=np.uint8).ctypes.data
+                    if base is None:
+                        base = _map_base(address, page)
+                    self.keys.append(name)
+                    offsets.append(address - base)
+        except lmdb.Error as error:
+            raise UserError(f"{folder} cannot be read ({error}); make it again") from error
+        digests = np.array([digest64("key", key) for key in self.keys], dtype=np.uint64)
+        order = np.argsort(digests)
+        self._digests, self._offsets = digests[order], np.array(offsets, dtype=np.int64)[order]
+        self.file = os.open(folder / "data.mdb", os.O_RDONLY)
+
+    def read(self, key: str, row_B: np.ndarray) -> None:
+        digest = np.uint64(digest64("key", key))
+        at = int(np.searchsorted(self._digests, digest))
+        if key in self.damaged:
+            raise UserError(f"{self.folder}: record '{key}' is damaged; make the cache again")
+        if at == len(self._digests) or self._digests[at] != digest:
+            raise UserError(f"{self.folder} has no record '{key}'; make the cache again")
+        if os.preadv(self.file, [row_B.data], int(self._offsets[at])) != len(row_B):
+            raise UserError(f"{self.folder}: record '{key}' is damaged; make the cache again")
+
+
+def _map_base(address: int, page: int) -> int:
+    """Where LMDB's map begins: every page starts with its own number."""
+    start = address - address % page
+    return start - ctypes.c_uint64.from_address(start).value * page
