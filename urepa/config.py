@@ -303,10 +303,21 @@ class Preprocess:
     data: Any = MISSING
 
 
+@dataclass
+class Bench:
+    folder: str = MISSING
+    samples: int = MISSING
+    batch_size: int = MISSING
+    workers: int = MISSING
+    rounds: int = MISSING
+    out: str | None = None
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
+    store.store(name="bench_schema", node=Bench)
     store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,

@@ -46,6 +46,27 @@ def test_a_folders_classes_are_numbered_by_the_alphabet(images: Path) -> None:
     assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
 
 
+def test_equal_file_names_are_told_apart(images: Path, tmp_path: Path) -> None:
+    """cat/cat_1.png in train and in test, as many data sets have it, are two images."""
+    picture = (images / "train/cat/00.png").read_bytes()
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / f"{name}_1.png").write_bytes(picture)
+            (tmp_path / split / name / "2.png").write_bytes(picture)
+    names = [row.name for row in SOURCES["folder"](str(tmp_path))]
+    assert len(set(names)) == len(names) == 8
+
+
+def test_imagenets_own_names_are_kept(images: Path, tmp_path: Path) -> None:
+    picture = (images / "train/cat/00.png").read_bytes()
+    for split, file in (("train", "n01440764_10026"), ("val", "ILSVRC2012_val_00000293")):
+        (tmp_path / split / "n01440764").mkdir(parents=True)
+        (tmp_path / split / "n01440764" / f"{file}.png").write_bytes(picture)
+    names = [(row.split, row.name) for row in SOURCES["folder"](str(tmp_path))]
+    assert names == [("train", "n01440764_10026"), ("test", "ILSVRC2012_val_00000293")]
+
+
 def test_a_folders_other_files_are_left_out(images: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split / "cat").mkdir(parents=True)
@@ -75,6 +96,16 @@ def test_digits_are_scikit_learns() -> None:
     rows, bunch = list(SOURCES["digits"]("")), load_digits()
     assert [row.class_id for row in rows] == bunch.target.tolist()
     assert np.array_equal(rows[17].load(), np.round(bunch.images[17] * 255 / 16).astype(np.uint8))
+
+
+def test_parquet_files_without_images_are_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict({"picture": [1], "label": [0]}).to_parquet(tmp_path / f"{split}-0.parquet")
+    with pytest.raises(UserError, match=r"has columns \['picture', 'label'\]"):
+        list(SOURCES["parquet"](str(tmp_path)))
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet"])

@@ -56,7 +56,7 @@ class Slot:
     every batch costs more than reading does."""
 
     def __init__(self, records: int, record_bytes: int) -> None:
-        memory = torch.empty((records, record_bytes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        memory = torch.zeros((records, record_bytes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         self.raw_RB = memory.numpy()
         self.copied: torch.cuda.Event | None = None
 
@@ -102,9 +102,11 @@ class TrainingReader:
         self._order: tuple[int, list[int]] = (-1, [])
 
     def _epoch_order(self, epoch: int) -> list[int]:
-        if self._order[0] != epoch:
-            self._order = (epoch, draws.permutation(self.seed, epoch, len(self.samples)).tolist())
-        return self._order[1]
+        known, order = self._order  # read once: another thread may be in the next epoch already
+        if known != epoch:
+            order = draws.permutation(self.seed, epoch, len(self.samples)).tolist()
+            self._order = (epoch, order)
+        return order
 
     def read(self, step: int, slot: Slot | None = None) -> list[Batch]:
         """This rank's micro-batches of the update with index `step`, in fresh memory or in the slot's."""

@@ -5,6 +5,7 @@ A row's split is the one its publisher gave it; tracks divide further.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 from urepa.data.photos import to_rgb
 from urepa.errors import UserError
 
+IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -70,8 +72,8 @@ def folder(images: str) -> Iterator[Row]:
         for class_id, name in enumerate(classes):
             for path in sorted((root / place / name).iterdir()):
                 if path.suffix.lower() in SUFFIXES:
-                    # ImageNet's own names (n01440764_10026) say enough; others may repeat in another class
-                    own = path.stem.startswith((f"{name}_", "ILSVRC2012_val_"))
+                    # ImageNet's own names say enough; others may repeat in another class or split
+                    own = IMAGENET_NAME.fullmatch(path.stem)
                     sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
                     yield Row(sample_id, class_id, split, partial(_open, path))
 
@@ -134,8 +136,9 @@ def parquet(images: str) -> Iterator[Row]:
             "give data.images=FOLDER beside data.source=parquet"
         )
     dataset = load_dataset("parquet", data_files=files)
-    column = "img" if "img" in dataset["train"].column_names else "image"
-    yield from _rows_of(dataset.cast_column(column, Image()))
+    for column in {"img", "image"} & set(dataset["train"].column_names):
+        dataset = dataset.cast_column(column, Image())
+    yield from _rows_of(dataset)
 
 
 def hub(images: str) -> Iterator[Row]:
