@@ -172,6 +172,7 @@ class PixelTrack:
     num_classes: int = MISSING
     cfg_dropout: float = MISSING  # probability that a training sample loses its class
     build_on_first_use: bool = MISSING
+    online_teacher: bool = False  # ask the teacher while training instead of reading its cache
 
 
 @dataclass
@@ -198,6 +199,7 @@ class LatentTrack:
     latent_shape: list[int] = MISSING
     num_classes: int = MISSING
     cfg_dropout: float = MISSING
+    online_teacher: bool = False  # ask the teacher about the images stage's squares, without its cache
 
 
 @dataclass

@@ -411,3 +411,17 @@ def test_moments_are_sampled_by_address(build_of: Any, tmp_path: Path) -> None:
     noise = torch.stack([draws.normal((4, 8, 8), draws.generator(0, "posterior", 0, p)) for p in range(2)])
     assert torch.allclose(drawn[0], mean + std * noise)
     cache.close()
+
+
+def test_an_online_teacher_gives_the_tokens_that_a_cache_would(built: Path, build_of: Any) -> None:
+    cached, online = build_of(built), build_of(built, "data.online_teacher=true")
+    stored, asked = cached.track.open(cached.teacher), online.track.open(online.teacher)
+    samples = stored.splits["train"][:5]
+    ours, theirs = asked.teacher_BND(samples), stored.teacher_BND(samples)
+    assert ours is not None
+    assert theirs is not None
+    assert torch.allclose(ours, theirs.float(), atol=2e-3)
+    means = [cache.mean_token() for cache in (asked, stored)]
+    assert torch.allclose(means[0], means[1], atol=2e-3)
+    for cache in (stored, asked):
+        cache.close()

@@ -170,7 +170,7 @@ class Build:
         """Counts, keys, shapes, finiteness, lengths, digests and the field of view."""
         track = self.track
         cache = track.open(self.teacher)
-        assert cache.tokens is not None
+        assert isinstance(cache.tokens, Store)
         samples = [s for rows in cache.splits.values() for s in rows]
         verify.check_records(cache.latents, [s.sample_id for s in samples], unit_length=False)
         verify.check_records(cache.tokens, [f"{s.sample_id}_mid" for s in samples], unit_length=True)

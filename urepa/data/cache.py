@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
 from urepa.draws import normal
 from urepa.errors import UserError
@@ -65,7 +66,7 @@ class Cache:
 
     splits: dict[str, list[Sample]]
     latents: Store
-    tokens: Store | None
+    tokens: Store | OnlineTokens | None
     grid: tuple[int, int] | None
     num_classes: int
     null_id: int
@@ -93,9 +94,7 @@ class Cache:
 
     def mean_token(self) -> Tensor | None:
         """The teacher's mean token over the training set [D]: the best constant answer."""
-        if self.tokens is None:
-            return None
-        return torch.from_numpy(np.load(self.tokens.folder / "mean_token.npy", allow_pickle=False))
+        return None if self.tokens is None else self.tokens.mean_token()
 
     def close(self) -> None:
         """Lets another run in this process open the same stores."""

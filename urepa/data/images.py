@@ -105,6 +105,26 @@ def read_images(root: Path, part: Part, samples: list[Sample], batch: int) -> It
             yield _collect(*item)
 
 
+class ImageArchive:
+    """The images stage's squares by sample id, for a teacher that is asked while training."""
+
+    def __init__(self, root: Path) -> None:
+        self._file_of: dict[str, Path] = {}
+        for path in sorted((root / "images").glob("part-*/*.zip")):
+            with zipfile.ZipFile(path) as archive:
+                self._file_of |= {name.removesuffix(".jpg"): path for name in archive.namelist()}
+        if not self._file_of:
+            raise UserError(f"{root}/images is empty: an online teacher needs the stage `images`")
+
+    def __call__(self, ids: list[str]) -> Tensor:
+        """RGB [R,3,S,S] in [0,1]."""
+        pixels = []
+        for sample_id in ids:
+            with zipfile.ZipFile(self._file_of[sample_id]) as archive:
+                pixels.append(_pixels(archive.read(f"{sample_id}.jpg")))
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+
+
 def _pixels(jpeg: bytes) -> np.ndarray:
     from PIL import Image
 

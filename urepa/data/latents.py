@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from urepa.data.cache import Cache, Sample, check_manifest, read_split
-from urepa.data.images import skipped_ids
+from urepa.data.images import ImageArchive, skipped_ids
+from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
 from urepa.errors import UserError
 
@@ -43,6 +44,7 @@ class LatentTrack:
         latent_shape: list[int],
         num_classes: int,
         cfg_dropout: float,
+        online_teacher: bool = False,
     ) -> None:
         if not 0 <= cfg_dropout <= 1:
             raise UserError(f"data.cfg_dropout={cfg_dropout} is a probability: give 0 to 1")
@@ -56,6 +58,7 @@ class LatentTrack:
         self.prompts = self.folder / prompts
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
+        self.online_teacher = online_teacher
         self.remake = f"make it with `python -m urepa.preprocess data={name} data.root={root}`"
 
     def record_shape(self) -> list[int]:
@@ -65,17 +68,20 @@ class LatentTrack:
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; a UserError where one is missing, was made for another teacher or size, or has
         changed since."""
-        for path in [self.latents, *self.csv.values(), *([self.tokens] if teacher is not None else [])]:
+        cached = teacher is not None and not self.online_teacher
+        for path in [self.latents, *self.csv.values(), *([self.tokens] if cached else [])]:
             if not path.exists():
                 raise UserError(f"there is no cache at {path}; {self.remake}, or give data.root=FOLDER")
         splits = self.samples()
         latents = check_manifest(Store(self.latents), {"shape": self.record_shape()}, self.remake)
         require_keys(latents, [s.sample_id for rows in splits.values() for s in rows], self.remake)
-        tokens, grid = None, None
-        if teacher is not None:
-            grid = teacher.grid
+        tokens: Store | OnlineTokens | None = None
+        if teacher is not None and self.online_teacher:
+            tokens = OnlineTokens(teacher, ImageArchive(self.folder), [s.sample_id for s in splits["train"]])
+        elif teacher is not None:
             tokens = check_manifest(Store(self.tokens), {"teacher": teacher.manifest()}, self.remake)
             require_keys(tokens, [f"{s.sample_id}_mid" for rows in splits.values() for s in rows], self.remake)
+        grid = None if teacher is None else teacher.grid
         return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
 
     def samples(self) -> dict[str, list[Sample]]:

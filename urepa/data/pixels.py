@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from urepa.data.cache import (
     read_split,
     write_split,
 )
+from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
 from urepa.data.sources import SOURCES, Row
 from urepa.data.store import write_store
@@ -53,6 +55,7 @@ class PixelTrack:
         num_classes: int,
         cfg_dropout: float,
         build_on_first_use: bool,
+        online_teacher: bool = False,
     ) -> None:
         if image_size % unshuffle:
             raise UserError(f"data.image_size={image_size} is not a multiple of data.unshuffle={unshuffle}")
@@ -62,7 +65,7 @@ class PixelTrack:
         self.held_out = {"val": validation_images, "test": test_images}
         self.channels, self.image_size, self.unshuffle = channels, image_size, unshuffle
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
-        self.build_on_first_use = build_on_first_use
+        self.build_on_first_use, self.online_teacher = build_on_first_use, online_teacher
         side = image_size // unshuffle
         self.latent_shape = (channels * unshuffle**2, side, side)
         size = "all" if limit is None else limit
@@ -82,7 +85,7 @@ class PixelTrack:
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""
         tokens_folder = None
-        if teacher is not None:
+        if teacher is not None and not self.online_teacher:
             manifest = teacher.manifest()
             pooled = "x".join(map(str, teacher.grid))
             tokens_folder = self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}"
@@ -93,10 +96,12 @@ class PixelTrack:
         if missing:
             self.build(teacher, tokens_folder)
         latents = check_manifest(Store(needed[0]), self._manifest(), self.remake)
-        tokens = None
+        splits = {split: read_split(self.folder / f"{split}.csv") for split in SPLITS}
+        tokens: Store | OnlineTokens | None = None
         if teacher is not None and tokens_folder is not None:
             tokens = check_manifest(Store(tokens_folder), {"teacher": teacher.manifest()}, self.remake)
-        splits = {split: read_split(self.folder / f"{split}.csv") for split in SPLITS}
+        elif teacher is not None:
+            tokens = OnlineTokens(teacher, partial(self._images, latents), [s.sample_id for s in splits["train"]])
         grid = None if teacher is None else teacher.grid
         return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
 
@@ -177,6 +182,9 @@ class PixelTrack:
         manifest = {"kind": "tokens", "track": self.name, "teacher": teacher.manifest()}
         write_store(folder, records(), manifest, lambda: mean_token_file(total_D / count))
         latents.close()
+
+    def _images(self, latents: Store, ids: list[str]) -> Tensor:
+        return self.to_rgb(torch.from_numpy(latents.read(ids)))
 
     def to_rgb(self, x0: Tensor) -> Tensor:
         """Latents back to images [B,3,S,S] in [0,1]."""

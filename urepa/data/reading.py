@@ -78,6 +78,10 @@ class Store:
         for part in range(self.parts):
             yield from self._part(part).keys
 
+    def mean_token(self) -> torch.Tensor:
+        """The teacher's mean token over the training set [D], from the file beside the records."""
+        return torch.from_numpy(np.load(self.folder / "mean_token.npy", allow_pickle=False))
+
     def token_sum(self) -> np.ndarray | None:
         """Sum of the training tokens and their number [D+1], where the writer kept it."""
         shares = [np.frombuffer(s, dtype=np.float64) for i in range(self.parts) if (s := self._part(i).token_sum)]
