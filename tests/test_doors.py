@@ -35,7 +35,7 @@ SLOWER = [
     ("+loss.taps.midd=1", "no tap 'midd'; it has mid, enc_last, dec_first"),
     (TINY, "there is no cache at nowhere/digits/"),
     (f"trainer.batch_size=1 {TINY}", "a batch has 1"),
-    (f"loss.lambda_max=-1 {TINY}", "loss.lambda_max and loss.manifold_weight are 0 or more"),
+    (f"loss.lambda_max=-1 {TINY}", "loss.lambda_max=-1.0: give 0 or more"),
 ]
 CASES = [*QUICK, *SLOWER]
 

@@ -99,8 +99,6 @@ class AlignmentLoss:
     def __post_init__(self) -> None:
         if not self.taps or sum(self.taps.values()) <= 0 or min(self.taps.values()) < 0:
             raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
-        if self.lambda_max < 0 or self.manifold_weight < 0:
-            raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
         self.levels = losses.MANIFOLD_LEVELS[self.level]
 
     def lam(self, step: int) -> float:
@@ -151,7 +149,7 @@ class AlignmentLoss:
             manifold = manifold + share * self.manifold(student_BND, teacher_BND, gather)
         clipped = manifold if self.manifold_clip is None else manifold.clamp(max=self.manifold_clip)
         alignment = token_B.mean() + self.manifold_weight * clipped
-        total = diffusion_B.mean() + self.lam(step) * alignment
+        total = losses.total_loss(diffusion_B.mean(), token_B.mean(), clipped, self.lam(step), self.manifold_weight)
         return Terms(total, {"diffusion": diffusion_B, "token": token_B}, alignment, manifold)
 
 

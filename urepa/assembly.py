@@ -42,6 +42,9 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
         backbone = make_backbone(latent_shape=track.latent_shape, num_classes=track.num_classes)
     with torch_seed(seed, "lora"):
         group = make(config["lora"])(backbone)
+    for settings in config["evaluation"].values():  # now, not after the whole training
+        if "tap" in settings:
+            backbone.tap_width(settings["tap"])
     heads = {}
     for tap in loss.taps:
         width = backbone.tap_width(tap)

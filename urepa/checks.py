@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatch
+from math import inf
 from typing import Any
 
 from urepa.errors import UserError
+from urepa.nested import flatten
 from urepa.runs import parse_overrides
 
-AT_LEAST_ONE = (
-    "max_steps",
-    "batch_size",
-    "accumulation",
-    "log_every",
-    "validate_every",
-    "validation_group",
-    "checkpoint_every",
-    "keep_last",
-    "max_skipped",
-)
+TINY = 1e-12
+# Lowest and highest value of a number, by dotted key; patterns as in a shell.
+RANGES: dict[str, tuple[float, float]] = {
+    "trainer.max_steps": (1, inf),
+    "trainer.batch_size": (1, inf),
+    "trainer.accumulation": (1, inf),
+    "trainer.*_every": (1, inf),
+    "trainer.validation_group": (1, inf),
+    "trainer.keep_last": (1, inf),
+    "trainer.max_skipped": (1, inf),
+    "trainer.threads": (1, inf),
+    "trainer.clip_norm": (TINY, inf),
+    "loss.lambda_max": (0, inf),
+    "loss.warmup_steps": (0, inf),
+    "loss.manifold_weight": (0, inf),
+    "loss.manifold_clip": (0, inf),
+    "optimizer.lr.*": (0, inf),
+    "optimizer.weight_decay.*": (0, inf),
+    "optimizer.eps": (0, inf),
+    "optimizer.warmup_ratio": (0, 1),
+    "objective.beta_*": (TINY, 1 - TINY),
+    "objective.timesteps": (1, inf),
+    "data.limit": (1, inf),
+    "data.*_images": (1, inf),
+    "data.image_size": (1, inf),
+    "data.unshuffle": (1, inf),
+    "data.channels": (1, inf),
+    "data.num_classes": (1, inf),
+    "backbone.layers_per_block": (1, inf),
+    "backbone.cross_attention_dim": (1, inf),
+    "backbone.head_dim": (1, inf),
+    "lora.dropout": (0, 1 - TINY),
+    "lora.alpha": (1, inf),
+    "evaluation.samples.per_class": (1, inf),
+    "evaluation.samples.shown_per_class": (1, inf),
+    "evaluation.samples.max_classes": (1, inf),
+    "evaluation.samples.sampler_steps": (1, inf),
+    "evaluation.samples.knn": (1, inf),
+    "evaluation.probe.timestep": (0, inf),
+    "evaluation.probe.knn": (1, inf),
+    "evaluation.probe.*_images": (1, inf),
+}
 
 
 def check(config: dict[str, Any], overrides: list[str]) -> None:
     """Raises UserError on the first mistake."""
     check_order(overrides)
     check_effects(config, list(parse_overrides(overrides)))
+    check_ranges(config)
     check_trainer(config["trainer"], int(os.environ.get("WORLD_SIZE", "1")))
 
 
@@ -39,18 +74,37 @@ def check_effects(config: dict[str, Any], given: list[str]) -> None:
     """A key that was given but changes nothing in this composition is a mistake, not a no-op."""
     without_loss = config["loss"]["_target_"].endswith("DiffusionOnly")
     idle = ("head", "teacher", "optimizer.lr.head", "optimizer.weight_decay.head") if without_loss else ()
+    if "loss.taps" in given:
+        raise UserError(
+            "loss.taps={...} would only add to the taps there are: write +loss.taps.NAME=WEIGHT to add one, "
+            "~loss.taps.NAME to drop one"
+        )
     for key in given:
         if any(key == k or key.startswith(f"{k}.") for k in idle):
             raise UserError(f"{key} has no effect with loss=none, which has neither teacher nor head; drop it")
 
 
+def check_ranges(config: dict[str, Any]) -> None:
+    """Numbers that cannot be."""
+    for key, value in flatten(config).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        for pattern, (low, high) in RANGES.items():
+            if fnmatch(key, pattern) and not low <= value <= high:
+                least = "more than 0" if low == TINY else f"{low:g} or more"
+                most = "" if high == inf else ", less than 1" if high < 1 else f", at most {high:g}"
+                raise UserError(f"{key}={value}: give {least}{most}")
+    betas = config["optimizer"]["betas"]
+    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        raise UserError(f"optimizer.betas={betas}: give two numbers from 0 up to, but not including, 1")
+    last = config["objective"].get("timesteps", inf) - 1
+    probe = config["evaluation"].get("probe", {}).get("timestep", 0)
+    if probe > last:
+        raise UserError(f"evaluation.probe.timestep={probe}: the objective's last timestep is {last}")
+
+
 def check_trainer(trainer: dict[str, Any], world: int) -> None:
-    """Numbers that cannot be, and a global batch that does not divide."""
-    for key in AT_LEAST_ONE:
-        if trainer[key] < 1:
-            raise UserError(f"trainer.{key}={trainer[key]}: give 1 or more")
-    if trainer["clip_norm"] is not None and trainer["clip_norm"] <= 0:
-        raise UserError(f"trainer.clip_norm={trainer['clip_norm']}: give a positive number, or null for none")
+    """A global batch that does not divide."""
     parts = world * trainer["accumulation"]
     if trainer["batch_size"] % parts:
         raise UserError(

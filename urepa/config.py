@@ -200,6 +200,7 @@ class LatentTrack:
     num_classes: int = MISSING
     cfg_dropout: float = MISSING
     online_teacher: bool = False  # ask the teacher about the images stage's squares, without its cache
+    stage_to: str | None = None  # a node-local folder to copy the caches to before training
 
 
 @dataclass

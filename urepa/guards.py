@@ -51,9 +51,10 @@ class Guard:
         if longest >= self.max_skipped:
             raise UserError(
                 f"stopped at step {step}: {int(longest)} updates in a row had a loss or gradient that is not "
-                f"finite (trainer.max_skipped={self.max_skipped}); the samples are in {self.file}. "
-                "Lower optimizer.lr, or look at those samples; the same command resumes"
+                f"finite (trainer.max_skipped={self.max_skipped}); the samples are in {self.file}. Look at them; the "
+                "same command goes on from the last checkpoint, a lower optimizer.lr starts another run"
             )
+        self.longest.copy_(self.streak)
         return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
 
     def report(self, is_main: bool) -> None:
@@ -97,4 +98,5 @@ class Guard:
         """From a checkpoint."""
         for name, value in state.items():
             getattr(self, name).fill_(value)
+        self.longest.copy_(self.streak)  # a streak that was over when the checkpoint was written is over
         self._reported = int(state["skipped"])

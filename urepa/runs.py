@@ -21,6 +21,7 @@ NOT_IDENTITY = (
     "resume",
     "data.root",
     "data.images",
+    "data.stage_to",
     "backbone.prompts",  # lies in data.root
     "data.build_on_first_use",
     "trainer.log_every",

@@ -60,7 +60,7 @@ class Update:
 
 @dataclass
 class Trainer:
-    """Everything the loop needs, built by `urepa.doors.build`."""
+    """Everything the loop needs, built by `urepa.assembly.build`."""
 
     settings: Settings
     accelerator: Accelerator

@@ -425,3 +425,26 @@ def test_an_online_teacher_gives_the_tokens_that_a_cache_would(built: Path, buil
     assert torch.allclose(means[0], means[1], atol=2e-3)
     for cache in (stored, asked):
         cache.close()
+
+
+def test_staged_caches_are_checked_copies_that_are_made_once(built: Path, build_of: Any, tmp_path: Path) -> None:
+    root = copy_of(built, tmp_path)
+    build = build_of(root, f"data.stage_to={tmp_path / 'local'}")
+    for _ in range(2):
+        cache = build.track.open(build.teacher)
+        assert cache.latents.folder.is_relative_to(tmp_path / "local")
+        staged = cache.x0(cache.splits["train"][:3])
+        cache.close()
+        copies = {f: f.stat().st_mtime_ns for f in (tmp_path / "local").rglob("data.mdb")}
+        assert len(copies) == 2
+    own = build_of(root)
+    cache = own.track.open(None)
+    assert torch.equal(cache.x0(cache.splits["train"][:3]), staged)
+    cache.close()
+    again = build.track.open(build.teacher)
+    again.close()
+    assert {f: f.stat().st_mtime_ns for f in copies} == copies
+    os.utime(root / "vae_latents_lmdb" / "data.mdb")  # a source that has changed is copied anew
+    build.track.open(build.teacher).close()
+    changed = [f for f in copies if f.stat().st_mtime_ns != copies[f]]
+    assert [f.parent.name for f in changed] == ["vae_latents_lmdb"]

@@ -165,5 +165,5 @@ def test_validation_sees_other_noise_for_every_sample(cache: Cache, objective: A
 def test_nothing_to_validate_on_is_a_user_error(cache: Cache, objective: Any) -> None:
     from dataclasses import replace
 
-    with pytest.raises(UserError, match="nothing to validate on"):
+    with pytest.raises(UserError, match="validation_group=4 is more than the 0 validation samples"):
         ValidationReader(replace(cache, splits=cache.splits | {"val": []}), objective, 4)

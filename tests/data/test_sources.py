@@ -112,3 +112,12 @@ def test_parquet_files_without_images_are_a_user_error(tmp_path: Path, monkeypat
 def test_an_empty_place_is_a_user_error(source: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"data.images={tmp_path}.*data.source={source}"):
         list(SOURCES[source](str(tmp_path)))
+
+
+def test_two_images_with_one_id_are_refused(images: Path) -> None:
+    from urepa.data.sources import refuse_duplicates
+
+    rows = list(SOURCES["folder"](str(images)))
+    refuse_duplicates(rows)
+    with pytest.raises(UserError, match="two images have the sample id"):
+        refuse_duplicates([*rows, rows[3]])

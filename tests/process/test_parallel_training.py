@@ -66,7 +66,8 @@ def test_two_are_as_one(work: Workspace, alone: Workspace) -> None:
 def test_stopped_and_resumed_by_two_and_by_one(work: Workspace, alone: Workspace, make_workspace) -> None:  # type: ignore[no-untyped-def]
     """The signal reaches one rank; both stop after the same step."""
     done = work.train(*LONGER, arranged=("--send", "SIGTERM:after_backward:11:1"), ranks=2, code=None)
-    assert done.returncode != 0 and "stopped at step 11" in done.stdout, done.stderr
+    assert done.returncode != 0
+    assert "stopped at step 11" in done.stdout, done.stderr
     assert steps(work.run)[-1] == 11, done.stderr
     other = make_workspace()
     shutil.copytree(work.folder / "outputs", other.folder / "outputs")

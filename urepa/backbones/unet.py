@@ -42,7 +42,7 @@ class UNet(nn.Module):
     def tap_width(self, tap: str) -> int:
         """D of a tap's tokens. A tap that does not exist is a UserError."""
         if tap not in TAPS:
-            raise UserError(f"loss.taps: this backbone has no tap '{tap}'; it has {', '.join(TAPS)}")
+            raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(TAPS)}")
         return int(self.unet.config.block_out_channels[-1])
 
     def tap_module(self, tap: str) -> nn.Module:

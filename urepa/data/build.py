@@ -15,7 +15,7 @@ from urepa.data import encode, images, verify
 from urepa.data.cache import UNKNOWN, Sample, mean_token_file, read_split, write_split
 from urepa.data.latents import LatentTrack, require_keys
 from urepa.data.reading import Store
-from urepa.data.sources import SOURCES, Row
+from urepa.data.sources import SOURCES, Row, refuse_duplicates
 from urepa.data.store import GROUP, Part
 from urepa.draws import unit_interval
 from urepa.errors import UserError
@@ -49,7 +49,9 @@ class Build:
             return
         track.folder.mkdir(parents=True, exist_ok=True)
         by_class: dict[str, list[list[Row]]] = {s: [[] for _ in range(track.num_classes)] for s in ("train", "val")}
-        for row in SOURCES[track.source](track.images):
+        found = list(SOURCES[track.source](track.images))
+        refuse_duplicates(found)
+        for row in found:
             if row.class_id >= track.num_classes:
                 raise UserError(f"the images have a class {row.class_id}; data.num_classes={track.num_classes}")
             by_class["train" if row.split == "train" else "val"][row.class_id].append(row)

@@ -15,6 +15,7 @@ from urepa.data.cache import Cache, Sample, check_manifest, read_split
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
+from urepa.data.staging import stage
 from urepa.errors import UserError
 
 
@@ -45,6 +46,7 @@ class LatentTrack:
         num_classes: int,
         cfg_dropout: float,
         online_teacher: bool = False,
+        stage_to: str | None = None,
     ) -> None:
         if not 0 <= cfg_dropout <= 1:
             raise UserError(f"data.cfg_dropout={cfg_dropout} is a probability: give 0 to 1")
@@ -58,7 +60,7 @@ class LatentTrack:
         self.prompts = self.folder / prompts
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
-        self.online_teacher = online_teacher
+        self.online_teacher, self.stage_to = online_teacher, stage_to
         self.remake = f"make it with `python -m urepa.preprocess data={name} data.root={root}`"
 
     def record_shape(self) -> list[int]:
@@ -68,18 +70,20 @@ class LatentTrack:
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; a UserError where one is missing, was made for another teacher or size, or has
         changed since."""
-        cached = teacher is not None and not self.online_teacher
-        for path in [self.latents, *self.csv.values(), *([self.tokens] if cached else [])]:
+        needed = [self.latents] if teacher is None or self.online_teacher else [self.latents, self.tokens]
+        for path in [*needed, *self.csv.values()]:
             if not path.exists():
                 raise UserError(f"there is no cache at {path}; {self.remake}, or give data.root=FOLDER")
         splits = self.samples()
-        latents = check_manifest(Store(self.latents), {"shape": self.record_shape()}, self.remake)
+        place = self.folder if self.stage_to is None else stage(needed, self.folder, Path(self.stage_to))
+        stores = {path: Store(place / path.relative_to(self.folder)) for path in needed}
+        latents = check_manifest(stores[self.latents], {"shape": self.record_shape()}, self.remake)
         require_keys(latents, [s.sample_id for rows in splits.values() for s in rows], self.remake)
         tokens: Store | OnlineTokens | None = None
         if teacher is not None and self.online_teacher:
             tokens = OnlineTokens(teacher, ImageArchive(self.folder), [s.sample_id for s in splits["train"]])
         elif teacher is not None:
-            tokens = check_manifest(Store(self.tokens), {"teacher": teacher.manifest()}, self.remake)
+            tokens = check_manifest(stores[self.tokens], {"teacher": teacher.manifest()}, self.remake)
             require_keys(tokens, [f"{s.sample_id}_mid" for rows in splits.values() for s in rows], self.remake)
         grid = None if teacher is None else teacher.grid
         return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)

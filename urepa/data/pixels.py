@@ -29,9 +29,9 @@ from urepa.data.cache import (
 )
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
-from urepa.data.sources import SOURCES, Row
+from urepa.data.sources import SOURCES, Row, refuse_duplicates
 from urepa.data.store import write_store
-from urepa.draws import unit_interval
+from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
 
 CHUNK = 64  # images a step while building
@@ -69,7 +69,8 @@ class PixelTrack:
         side = image_size // unshuffle
         self.latent_shape = (channels * unshuffle**2, side, side)
         size = "all" if limit is None else limit
-        self.folder = Path(root) / f"{source}_{size}_{validation_images}_{test_images}_{channels}x{image_size}"
+        place = f"{digest64(images):016x}"[:6]  # two image folders have two caches
+        self.folder = Path(root) / f"{source}-{place}_{size}_{validation_images}_{test_images}_{channels}x{image_size}"
         self.remake = f"run `python -m urepa.preprocess data={name}` with the same data overrides"
 
     def _manifest(self) -> dict[str, Any]:
@@ -80,6 +81,7 @@ class PixelTrack:
             "unshuffle": self.unshuffle,
             "limit": self.limit,
             "held_out": self.held_out,
+            "num_classes": self.num_classes,
         }
 
     def open(self, teacher: Any | None) -> Cache:
@@ -144,6 +146,7 @@ class PixelTrack:
     def _split(self, rows: list[Row]) -> dict[str, list[Row]]:
         """Train, validation and test with nothing shared: each row's place is drawn from its name alone.
         Where the publisher kept test images apart they stay apart. Every split is class-balanced."""
+        refuse_duplicates(rows)
         rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
         by_class: list[dict[str, list[Row]]] = [{"train": [], "test": []} for _ in range(self.num_classes)]
         for row in rows:

@@ -163,8 +163,10 @@ class ValidationReader:
         order = draws.permutation(VALIDATION_SEED, 0, len(samples)).tolist()
         self.groups = [[samples[i] for i in order[at : at + group]] for at in range(0, len(order), group)]
         self.full = [len(g) == group for g in self.groups]
-        if not samples or group < 1:
-            raise UserError("there is nothing to validate on: give data.validation_images and a group size")
+        if not any(self.full):
+            raise UserError(
+                f"trainer.validation_group={group} is more than the {len(samples)} validation samples; give fewer"
+            )
 
     def read(self, index: int) -> Batch:
         """One group as a batch. Conditions are never dropped."""

@@ -156,6 +156,15 @@ def hub(images: str) -> Iterator[Row]:
     yield from _rows_of(dataset)
 
 
+def refuse_duplicates(rows: list[Row]) -> None:
+    """UserError where two images would have one sample id (a.png beside a.jpg, say)."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.name in seen:
+            raise UserError(f"two images have the sample id '{row.name}'; rename one of them")
+        seen.add(row.name)
+
+
 SOURCES: dict[str, Callable[[str], Iterator[Row]]] = {
     "digits": digits,
     "folder": folder,

@@ -110,7 +110,10 @@ class StoreWriter:
         """A batch. `add_to_sum` [D+1] (a sum of tokens and their number) is added up in the same transaction."""
         with self._env.begin(write=True) as txn:
             for key, value in records:
-                txn.put(key.encode(), encode(value, self.dtype))
+                try:
+                    txn.put(key.encode(), encode(value, self.dtype))
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from error
             if add_to_sum is not None:
                 before = txn.get(SUM_KEY)
                 total = add_to_sum if before is None else add_to_sum + np.frombuffer(before, dtype=np.float64)

@@ -42,7 +42,7 @@ class Validation:
         own = range(self.layout.rank, groups, self.layout.world)
         for index in own or [0]:
             batch = self.reader.read(index).to(self.device)
-            columns, manifold = self._group(model, batch, step)
+            columns, manifold = self._group(model, batch, step, self.reader.full[index])
             if not names:
                 names = list(columns)
                 table_GTK = torch.zeros(groups, BINS, len(names), dtype=torch.float64)
@@ -51,16 +51,18 @@ class Validation:
             bins_B = (self.objective.time_fraction(batch.t_B) * BINS).long().cpu()
             per_sample_BK = torch.stack(list(columns.values()), dim=1).double().cpu()
             table_GTK[index].index_add_(0, bins_B, per_sample_BK)
-            if manifold is not None and self.reader.full[index]:
+            if manifold is not None:
                 manifold_G[index] = manifold.double().cpu()
         model.train(was_training)
         table_GTK = sum_over_ranks(table_GTK.to(self.device)).cpu()
         manifold_G = sum_over_ranks(manifold_G.to(self.device)).cpu()
         return self._metrics(names, table_GTK.sum(0), manifold_G, step)
 
-    def _group(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Per-sample terms [B] of a group, a column of ones first, and its manifold loss."""
-        terms, output = step_terms(model, self.objective, self.loss, batch, step, gather=lambda x: x)
+    def _group(self, model: nn.Module, batch: Batch, step: int, full: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Per-sample terms [B] of a group, a column of ones first, and its manifold loss. A remainder has none:
+        it may be a single sample, so it is compared with itself and the value is not read."""
+        gather = torch.nn.Identity() if full else _with_itself
+        terms, output = step_terms(model, self.objective, self.loss, batch, step, gather)
         x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
         implied_x0 = self.objective.to_x0(x_t, output.prediction_BCHW.float(), batch.t_B)
         target = self.objective.target(batch.x0, batch.noise, batch.t_B)
@@ -73,7 +75,7 @@ class Validation:
         if self.mean_token_D is not None and batch.teacher_BND is not None:
             constant_BND = self.mean_token_D.to(self.device).expand_as(batch.teacher_BND)
             columns["constant_token"] = losses.token_loss(constant_BND, batch.teacher_BND)
-        return columns, terms.manifold
+        return columns, terms.manifold if full else None
 
     def _metrics(self, names: list[str], table_TK: Tensor, manifold_G: Tensor, step: int) -> dict[str, float]:
         sums = dict(zip(names, table_TK.sum(0).tolist(), strict=True))
@@ -93,3 +95,7 @@ class Validation:
                     label = f"val/{name}_by_t/{i / BINS:.1f}-{(i + 1) / BINS:.1f}"
                     metrics[label] = by_name[name] / by_name["count"]
         return metrics | floors
+
+
+def _with_itself(x_BD: Tensor) -> Tensor:
+    return torch.cat([x_BD, x_BD])
