@@ -14,9 +14,8 @@ from torch import Tensor
 
 from urepa.backbones.unet import UNet
 from urepa.errors import UserError
+from urepa.hub import resolve
 
-# the repository that the document names has left the hub
-ALIASES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 # SD-1.5's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
 ARCHITECTURE: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 WEIGHTS = "diffusion_pytorch_model"
@@ -47,7 +46,7 @@ def sd15(
     elif Path(weights).is_dir():
         unet = _from_folder(_unet_folder(Path(weights)))
     else:
-        unet = _from_hub(ALIASES.get(weights, weights))
+        unet = _from_hub(weights)
     _check_fit(unet, latent_shape, prompts_KLE, weights)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -95,13 +94,14 @@ def _from_folder(folder: Path) -> Any:
         raise UserError(f"{folder} cannot be read ({str(error).splitlines()[0]}); copy it again") from error
 
 
-def _from_hub(name: str) -> Any:
+def _from_hub(weights: str) -> Any:
     from diffusers import UNet2DConditionModel
 
+    name, revision = resolve(weights)
     try:
-        config = UNet2DConditionModel.load_config(name, subfolder="unet")
+        config = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
         _check_config(dict(config), name)
-        return _load(name, subfolder="unet")
+        return _load(name, subfolder="unet", revision=revision)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

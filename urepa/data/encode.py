@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from urepa.backbones.sd15 import ALIASES
 from urepa.data.cache import Sample
 from urepa.data.images import read_images
 from urepa.data.store import Part, StoreWriter
 from urepa.errors import UserError
 from urepa.files import write_whole
+from urepa.hub import resolve
 
 Encode = Callable[[Tensor], np.ndarray]  # uint8 [B,3,S,S] -> [B, ...]
 
@@ -83,9 +83,10 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
     """
     from diffusers import AutoencoderKL
 
-    name = ALIASES.get(weights, weights)
+    name, revision = resolve(weights)
     local = Path(name)
     where: dict[str, Any] = {"subfolder": "vae"} if not local.is_dir() or (local / "vae").is_dir() else {}
+    where["revision"] = revision
     try:
         loaded = AutoencoderKL.from_pretrained(name, use_safetensors=True, torch_dtype=torch.float32, **where)
     except OSError as error:
@@ -122,10 +123,12 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
     """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16 (spec 000 §3.4)."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    name = ALIASES.get(weights, weights)
+    name, revision = resolve(weights)
     try:
-        tokenizer: Any = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer")
-        text: Any = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", use_safetensors=True)
+        tokenizer: Any = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision)
+        text: Any = CLIPTextModel.from_pretrained(
+            name, subfolder="text_encoder", use_safetensors=True, revision=revision
+        )
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"data.text={weights} could not be loaded ({reason}); give a local diffusers folder") from error

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from urepa.contracts import Tokens
 from urepa.errors import UserError
+from urepa.hub import resolve
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -71,7 +72,7 @@ class ViT:
         """What its tokens depend on, as far as it can be known without the weights."""
         return {
             "family": self.family,
-            "model": Path(self.model).name,
+            "model": Path(self.model).name.partition("@")[0],
             "image_size": self.image_size,
             "grid": list(self.grid),
             "width": self.width,
@@ -99,8 +100,9 @@ class ViT:
             network: Any = load_meta_dinov2(Path(self.model))
         else:
             try:
+                name, revision = resolve(self.model)
                 network = getattr(transformers, family.model_class).from_pretrained(
-                    self.model, use_safetensors=True, dtype=torch.float32
+                    name, use_safetensors=True, dtype=torch.float32, revision=revision
                 )
             except OSError as error:
                 reason = str(error).splitlines()[0]

@@ -1,0 +1,120 @@
+"""What an experiment needs is fetched once, written down and held to; here from a stand-in for the hub.
+
+The client is huggingface_hub itself; only the server, which this machine cannot reach, is ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from photos import write_dinov2
+
+from urepa.hub import is_hub_id, resolve
+
+COMMIT = "c" * 40
+
+
+def test_names_and_revisions(tmp_path: Path) -> None:
+    assert resolve("a/b") == ("a/b", "main")
+    assert resolve("a/b@1234") == ("a/b", "1234")
+    assert resolve("runwayml/stable-diffusion-v1-5@x") == ("stable-diffusion-v1-5/stable-diffusion-v1-5", "x")
+    assert resolve(str(tmp_path)) == (str(tmp_path), "main")
+    assert is_hub_id("facebook/dinov2-large")
+    assert not any(is_hub_id(n) for n in (str(tmp_path), "random", "./a/b", "/no/such"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Just enough of the hub's interface: a repository's listing, and its files by revision."""
+
+    files: dict[str, bytes] = {}
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        if path.startswith("/api/models/facebook/dinov2-large/revision/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            data = json.dumps({"id": "facebook/dinov2-large", "sha": COMMIT, "siblings": siblings}).encode()
+            self.reply(data, "application/json", body)
+            return
+        if path.startswith("/api/models/facebook/dinov2-large/tree/"):
+            listing = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha256(data).hexdigest()}
+                for name, data in self.files.items()
+            ]
+            self.reply(json.dumps(listing).encode(), "application/json", body)
+            return
+        name = path.rpartition(f"/resolve/{COMMIT}/")[2]
+        if path.startswith("/facebook/dinov2-large/resolve/") and name in self.files:
+            self.reply(self.files[name], "application/octet-stream", body)
+            return
+        self.send_error(404)
+
+    def reply(self, data: bytes, kind: str, body: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    folder = write_dinov2(tmp_path / "repository")
+    Hub.files = {p.name: p.read_bytes() for p in folder.iterdir()} | {"pytorch_model.bin": b"a pickle"}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def run(code: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    given |= {"HF_HOME": str(cwd / "hf"), "HF_HUB_DISABLE_XET": "1"} | environment
+    return subprocess.run([sys.executable, *code], cwd=cwd, env=given, capture_output=True, text=True)
+
+
+def test_what_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Path) -> None:
+    command = ["-m", "urepa.prefetch", "teacher=dinov2_l"]
+    done = run(command, tmp_path, HF_ENDPOINT=hub)
+    assert done.returncode == 0, done.stderr
+    assert f"facebook/dinov2-large@{COMMIT}" in done.stdout
+    record = json.loads((tmp_path / "prefetch.json").read_text())["facebook/dinov2-large"]
+    assert record["revision"] == COMMIT
+    assert set(record["files"]) == {"config.json", "model.safetensors"}  # and no pickle
+    digest = hashlib.sha256(Hub.files["model.safetensors"]).hexdigest()
+    assert record["files"]["model.safetensors"] == digest
+    load = "from urepa.teachers.vit import ViT; ViT('dinov2', '{}', 56, 14, [4, 4], 32).network"
+    for name in ("facebook/dinov2-large", f"facebook/dinov2-large@{COMMIT}"):
+        offline = run(["-c", load.format(name)], tmp_path, HF_HUB_OFFLINE="1")
+        assert offline.returncode == 0, offline.stderr
+    Hub.files["config.json"] += b" "
+    changed = run(command, tmp_path, HF_ENDPOINT=hub, HF_HOME=str(tmp_path / "another"))
+    assert changed.returncode == 1
+    assert "is not what prefetch.json says it was" in changed.stderr
+
+
+def test_without_a_hub_the_mistake_is_one_line(tmp_path: Path) -> None:
+    done = run(["-m", "urepa.prefetch", "teacher=dinov2_l"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: facebook/dinov2-large could not be fetched")
+    assert "Traceback" not in done.stderr

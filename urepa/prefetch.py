@@ -1,0 +1,87 @@
+"""`python -m urepa.prefetch +experiment=...`: on a node with internet, fetches what an experiment needs, so that
+jobs run with HF_HUB_OFFLINE=1. Writes the revisions and the files' digests down, and holds later calls to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.errors import UserError
+from urepa.files import write_whole
+from urepa.hub import is_hub_id, resolve
+from urepa.runs import plain
+
+RECORD = Path("prefetch.json")
+# what each key's repository is read for
+NEEDS = {
+    ("backbone", "weights"): ["unet/config.json", "unet/*.safetensors", "unet/*.safetensors.index.json"],
+    ("data", "vae"): ["vae/config.json", "vae/*.safetensors"],
+    ("data", "text"): ["tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"],
+    ("teacher", "model"): ["config.json", "model.safetensors"],
+}
+
+
+@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Fetches weights, and the data set where it comes from the hub."""
+    with one_line_mistakes():
+        parts = plain(config)
+        record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        for name, patterns in needed(parts).items():
+            found = fetch(name, patterns)
+            known = record.get(name)
+            if known is not None and known["files"].items() - found["files"].items():
+                raise UserError(
+                    f"{name} is not what {RECORD} says it was (revision {known['revision']} then, {found['revision']} "
+                    f"now); pin the old one as {name.partition('@')[0]}@{known['revision']}, or delete {RECORD}"
+                )
+            record[name] = found
+            write_whole(RECORD, json.dumps(record, indent=1))
+            print(f"{name}: {len(found['files'])} files; pinned: {name.partition('@')[0]}@{found['revision']}")
+        if parts["data"].get("source") == "hub":
+            from urepa.data.sources import SOURCES
+
+            rows = sum(1 for _ in SOURCES["hub"](parts["data"]["images"]))
+            print(f"{parts['data']['images']}: {rows} images")
+        print("jobs may now run with HF_HUB_OFFLINE=1")
+
+
+def needed(parts: dict[str, Any]) -> dict[str, list[str]]:
+    """Hub names in the config, with the files that are read from each."""
+    names: dict[str, list[str]] = {}
+    for (group, key), patterns in NEEDS.items():
+        name = parts[group].get(key)
+        if name is not None and is_hub_id(name):
+            names.setdefault(name, []).extend(patterns)
+    return names
+
+
+def fetch(name: str, patterns: list[str]) -> dict[str, Any]:
+    """Downloads the files into the hub's cache; their revision and SHA-256."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    repository, revision = resolve(name)
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{repository} asks for its licence to be accepted: do that on its page on the hub, then `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(f"{repository} could not be fetched: {str(error).splitlines()[0]}") from error
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    digests = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {"revision": folder.name, "files": digests}
+
+
+if __name__ == "__main__":
+    prepare()
+    open_door(main, "train")
