@@ -79,16 +79,16 @@ class MLflowShipper:
     def has_all(self) -> bool:
         """Is this a finished run of which nothing is left to send?"""
         cursor = self._cursor()
-        return bool(cursor["finished"]) and cursor["sent"] == len(read_rows(self.metrics_file))
+        return bool(cursor["finished"]) and not self._unsent(cursor)
 
     def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
         """Sends the rest, waiting `patience` seconds at most, and says so if some could not be sent."""
         self._final = (status, artifacts, tags)
         self._wake.set()
         if not self._done.wait(self.patience):
-            unsent = len(read_rows(self.metrics_file)) - self._cursor()["sent"]
+            unsent = self._unsent(self._cursor())
             warnings.warn(
-                f"MLflow ({self.uri}) did not take {unsent} rows in time; they are in {self.metrics_file} "
+                f"MLflow ({self.uri}) did not take {len(unsent)} rows in time; they are in {self.metrics_file} "
                 "and are sent when the same command runs again",
                 stacklevel=2,
             )
@@ -117,11 +117,15 @@ class MLflowShipper:
                     self._wake.set()
 
     def _cursor(self) -> dict[str, Any]:
-        """Where this store stands: `run_id`, rows `sent`, the batch that was under way, if any, and whether
-        the run was `finished` there."""
+        """Where this store stands: `run_id`, the place of the last row `sent`, the batch that was under way, if
+        any, and whether the run was `finished` there."""
         cursors = json.loads(self.cursor_file.read_text()) if self.cursor_file.exists() else {}
-        fresh = {"key": uuid.uuid4().hex, "run_id": None, "sent": 0, "sending": None, "finished": False}
+        fresh = {"key": uuid.uuid4().hex, "run_id": None, "sent": [-1, False], "sending": None, "finished": False}
         return fresh | cursors.get(self.uri, {})
+
+    def _unsent(self, cursor: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows after the cursor. Counted by step, so that another trainer.log_every sends none twice."""
+        return [row for row in read_rows(self.metrics_file) if _place(row) > cursor["sent"]]
 
     def _save(self, cursor: dict[str, Any]) -> None:
         cursors = json.loads(self.cursor_file.read_text()) if self.cursor_file.exists() else {}
@@ -134,18 +138,17 @@ class MLflowShipper:
             self._open_run(cursor)
         if cursor["sending"] is not None:
             self._settle(cursor)
-        rows = read_rows(self.metrics_file)
-        while cursor["sent"] < len(rows):
-            upto = cursor["sent"]
+        rows = self._unsent(cursor)
+        while rows:
             metrics: list[Any] = []
-            while upto < len(rows) and len(metrics) + len(rows[upto]) <= METRICS_A_BATCH:
-                metrics += _metrics(rows[upto])
-                upto += 1
-            if metrics:
-                first = metrics[0]
-                cursor["sending"] = {"upto": upto, "metric": first.key, "step": first.step}
-                self._save(cursor)
-                self._client.log_batch(cursor["run_id"], metrics=metrics)
+            while rows and len(metrics) + len(rows[0]) <= METRICS_A_BATCH:
+                row = rows.pop(0)
+                metrics += _metrics(row)
+                upto = _place(row)
+            first = metrics[0]
+            cursor["sending"] = {"upto": upto, "metric": first.key, "step": first.step}
+            self._save(cursor)
+            self._client.log_batch(cursor["run_id"], metrics=metrics)
             cursor |= {"sent": upto, "sending": None}
             self._save(cursor)
 
@@ -197,6 +200,11 @@ class MLflowShipper:
             self._client.log_artifact(run_id, str(path))
         self._client.set_terminated(run_id, status)
         self._save(cursor | {"finished": status == "FINISHED"})
+
+
+def _place(row: dict[str, Any]) -> list[Any]:
+    """A row's place in the order of rows: its step, and the final evaluation's after the step's own."""
+    return [row["step"], any(key.startswith("final/") for key in row)]
 
 
 def _metrics(row: dict[str, Any]) -> list[Any]:
