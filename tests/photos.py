@@ -10,6 +10,7 @@ import torch
 from sd import SMALL, write_unet
 
 WIDTH = 32
+TRAIN, VAL = 64, 16
 
 
 def write_photos(root: Path, train: int, val: int) -> Path:
@@ -96,3 +97,23 @@ def write_dinov2(folder: Path, side: int = 4) -> Path:
         model.embeddings.patch_embeddings.projection.weight.mul_(20)
     model.save_pretrained(folder)
     return folder
+
+
+def overrides(material: Path, root: Path) -> list[str]:
+    return [
+        "data=track_a",
+        f"data.root={root}",
+        f"data.images={material / 'photos'}",
+        f"data.train_images={TRAIN}",
+        f"data.val_images={VAL}",
+        "data.image_size=64",
+        f"data.vae={material / 'sd'}",
+        f"data.text={material / 'sd'}",
+        f"data.class_names={material / 'names.txt'}",
+        "data.latent_shape=[4,8,8]",
+        "data.num_classes=2",
+        f"teacher.model={material / 'dino'}",
+        "teacher.image_size=56",
+        "teacher.grid=[4,4]",
+        f"teacher.width={WIDTH}",
+    ]

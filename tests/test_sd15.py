@@ -230,6 +230,10 @@ def assert_trains_the_right_weights(trainer: Any, lora_tensors: int) -> None:
 
 def test_nothing_in_the_encoder_records_a_graph(small: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(composed(*small_overrides(small), "+loss.taps.enc_last=1.0"), tmp_path)
+    assert_encoder_records_nothing(trainer)
+
+
+def assert_encoder_records_nothing(trainer: Any) -> None:
     recorded: dict[str, bool] = {}
     hooks = [
         m.register_forward_hook(lambda _m, _i, out, n=n: recorded.update({n: _first(out).requires_grad}))
@@ -358,6 +362,7 @@ def test_three_steps_of_track_a_on_the_real_architecture(tmp_path: Path) -> None
     trainer = trainer_for(config, tmp_path)
     assert sum(p.numel() for p in trainable(trainer.model).values()) == 155_648 + 2_360_320
     assert_trains_the_right_weights(trainer, lora_tensors=16)
+    assert_encoder_records_nothing(trainer)
     trainer.save(3)
     found = newest(tmp_path / "checkpoints")
     assert found is not None

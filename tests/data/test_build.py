@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,88 +14,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from photos import WIDTH, write_dinov2, write_photos, write_sd
+from photos import TRAIN, VAL, WIDTH
+from records import records
 
-from urepa.assembly import make
-from urepa.data import verify
-from urepa.data.build import Build, class_names
+from urepa.data.build import class_names
 from urepa.data.cache import Sample
 from urepa.data.images import read_images
 from urepa.data.reading import Store
-from urepa.data.store import Part, StoreWriter, write_store
+from urepa.data.store import Part, StoreWriter
 from urepa.errors import UserError
-
-TRAIN, VAL = 64, 16
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos and checkpoints."""
-    root = tmp_path_factory.mktemp("material")
-    write_photos(root / "photos", TRAIN, VAL)
-    write_sd(root / "sd")
-    write_dinov2(root / "dino")
-    (root / "names.txt").write_text("temple\nflower\n")
-    return root
-
-
-def overrides(material: Path, root: Path) -> list[str]:
-    return [
-        "data=track_a",
-        f"data.root={root}",
-        f"data.images={material / 'photos'}",
-        f"data.train_images={TRAIN}",
-        f"data.val_images={VAL}",
-        "data.image_size=64",
-        f"data.vae={material / 'sd'}",
-        f"data.text={material / 'sd'}",
-        f"data.class_names={material / 'names.txt'}",
-        "data.latent_shape=[4,8,8]",
-        "data.num_classes=2",
-        f"teacher.model={material / 'dino'}",
-        "teacher.image_size=56",
-        "teacher.grid=[4,4]",
-        f"teacher.width={WIDTH}",
-    ]
-
-
-@pytest.fixture
-def build_of(material: Path, compose: Any) -> Any:
-    """build_of(root, *more, part=Part()) -> Build"""
-
-    def build(root: Path, *more: str, part: Part | None = None) -> Build:
-        parts = compose(*overrides(material, root), *more, root="preprocess")
-        return Build(make(parts["data"]), make(parts["teacher"]), Part() if part is None else part, batch=8)
-
-    return build
-
-
-@pytest.fixture(scope="module")
-def built(material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed build."""
-    root = tmp_path_factory.mktemp("built") / "cache"
-    parts = compose(*overrides(material, root), root="preprocess")
-    Build(make(parts["data"]), make(parts["teacher"]), Part(), batch=8).run("all")
-    return root
 
 
 def copy_of(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "cache"))
-
-
-def records(root: Path) -> dict[str, bytes]:
-    """Every record of both stores, and the finished files beside them."""
-    out: dict[str, bytes] = {}
-    for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
-        store = Store(root / name)
-        keys = sorted(store.keys())
-        out |= {f"{name}/{k}": store.read([k]).tobytes() for k in keys}
-        store.close()
-    for file in ("train_200k.csv", "val_50k.csv", "dino_tokens_lmdb/mean_token.npy"):
-        out[file] = (root / file).read_bytes()
-    prompts = torch.load(root / "clip_embeddings_1001.pt", weights_only=True)
-    out["prompts"] = prompts.numpy().tobytes()
-    return out
 
 
 def test_every_sample_has_a_latent_and_tokens(built: Path) -> None:
@@ -217,51 +144,6 @@ def test_finished_batches_are_not_made_again(built: Path, build_of: Any, tmp_pat
     assert calls == []
 
 
-@pytest.mark.slow
-def test_a_build_killed_at_random_moments_equals_an_undisturbed_one(
-    built: Path, material: Path, tmp_path: Path
-) -> None:
-    """UREPA_BUILD_KILLS sets how many kills (3 by default), spread over the time that a build takes."""
-    root = tmp_path / "cache"
-    command = [sys.executable, "-m", "urepa.preprocess", *overrides(material, root), "batch_size=8"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"kill seed {seed}")
-    moments, kills = random.Random(seed), int(os.environ.get("UREPA_BUILD_KILLS", "3"))
-    for _ in range(kills):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(2.0, 9.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ours, theirs = records(root), records(built)
-    assert ours.keys() == theirs.keys()
-    assert [k for k in ours if ours[k] != theirs[k]] == []
-
-
-@pytest.mark.slow
-def test_training_runs_on_the_built_caches(built: Path, material: Path, tmp_path: Path) -> None:
-    """200 steps of track A on what the stages made of photographs."""
-    command = [sys.executable, "-m", "urepa.train", "+experiment=track_a", f"data.root={built}"]
-    command += [o for o in overrides(material, built)[2:] if not o.startswith("data.images")]
-    command += [
-        f"backbone.weights={material / 'sd'}",
-        "tracking=none",
-        "trainer.precision=fp32",
-        "trainer.max_steps=200",
-    ]
-    command += ["trainer.batch_size=8", "trainer.validation_group=8", "loss.warmup_steps=20"]
-    command += ["optimizer.lr.head=1e-3", "trainer.ema_decay=0.9"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (summary,) = tmp_path.glob("outputs/*/seed42/summary.json")
-    written = json.loads(summary.read_text())
-    assert written["step"] == 200
-    assert written["data"]["samples"] == {"train": TRAIN, "val": VAL}
-    assert written["metrics"]["val/total"] < 3
-
-
 # --- damage -----------------------------------------------------------------------------------------------
 
 
@@ -302,60 +184,6 @@ def test_a_finished_part_of_another_number_of_shards_does_not_count(built: Path,
     (root / "vae_latents_lmdb" / "manifest.json").unlink()
     with pytest.raises(UserError, match="no finished cache"):
         Store(root / "vae_latents_lmdb")
-
-
-# --- the field of view ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def views(material: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """64x64 "latents" (the photographs' colours at an eighth of 512 px) and tokens at 37x37."""
-    from urepa.data.photos import square
-    from urepa.data.sources import SOURCES
-    from urepa.teachers.vit import ViT
-
-    folder = tmp_path_factory.mktemp("views")
-    write_photos(folder / "photos", 96, 2)
-    rows = [row for row in SOURCES["folder"](str(folder / "photos")) if row.split == "train"]
-    images = torch.stack([torch.from_numpy(np.array(square(row.load(), 512))) for row in rows])
-    images = images.permute(0, 3, 1, 2).float() / 255
-    write_dinov2(folder / "dino", side=37)
-    teacher = ViT("dinov2", str(folder / "dino"), 518, 14, [37, 37], WIDTH)
-    fine = torch.cat([teacher.tokens(chunk).to_map() for chunk in images.split(16)])
-    return {"x0": F.adaptive_avg_pool2d(images, 64), "tokens": fine, "images": images, "teacher": teacher}
-
-
-def check(folder: Path, x0: torch.Tensor, map_SDhw: torch.Tensor) -> list[verify.Finding]:
-    ids = [f"s{i:03d}" for i in range(len(x0))]
-    tokens = F.normalize(F.adaptive_avg_pool2d(map_SDhw, 16).flatten(2).mT, dim=-1)
-    write_store(folder / "l", zip(ids, x0.numpy(), strict=True), {})
-    write_store(folder / "t", ((f"{i}_mid", t) for i, t in zip(ids, tokens.numpy(), strict=True)), {})
-    samples = [Sample(i, 0, "", "train") for i in ids]
-    return verify.spatial_check(Store(folder / "l"), Store(folder / "t"), samples, (16, 16))
-
-
-def test_caches_of_the_same_view_pass(views: dict[str, Any], tmp_path: Path) -> None:
-    findings = check(tmp_path, views["x0"], views["tokens"])
-    assert findings[0].name == "as stored"
-    r2 = {f.name: f.r2 for f in findings}
-    assert all(r2["as stored"] > 1.5 * r2[other] for other in ("mirrored", "transposed", "of another sample"))
-
-
-@pytest.mark.parametrize("fault", ["sheared", "mirrored", "shifted", "other samples"])
-def test_caches_of_another_view_are_caught(views: dict[str, Any], tmp_path: Path, fault: str) -> None:
-    x0, tokens = views["x0"], views["tokens"]
-    if fault == "sheared":  # spec 000 §3.3: the first 1,296 of 1,369 tokens viewed as 36x36
-        tokens, expected = tokens.flatten(2)[:, :, :1296].unflatten(2, (36, 36)), "sheared as 36x36"
-    elif fault == "mirrored":
-        teacher = views["teacher"]
-        tokens = torch.cat([teacher.tokens(chunk.flip(-1)).to_map() for chunk in views["images"].split(16)])
-        expected = "mirrored"
-    elif fault == "shifted":  # a crop that lies 32 pixels further right
-        x0, expected = torch.roll(x0, 4, -1), "shifted"
-    else:
-        tokens, expected = tokens.roll(-1, 0), "of another sample|as stored"
-    with pytest.raises(UserError, match=f"do not see the same field of view.*({expected})"):
-        check(tmp_path, x0, tokens)
 
 
 # --- adopting ---------------------------------------------------------------------------------------------
@@ -448,40 +276,3 @@ def test_staged_caches_are_checked_copies_that_are_made_once(built: Path, build_
     build.track.open(build.teacher).close()
     changed = [f for f in copies if f.stat().st_mtime_ns != copies[f]]
     assert [f.parent.name for f in changed] == ["vae_latents_lmdb"]
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_samples(material: Path, tmp_path: Path) -> None:
-    """Peak memory of each stage over 200 and over 2,000 images: 88 MB of pixels more, were they kept."""
-    peaks: dict[int, list[int]] = {}
-    for count in (200, 2000):
-        photos = write_photos(tmp_path / str(count), count, 2)
-        command = [sys.executable, "-c", MEASURE, *overrides(material, tmp_path / f"cache{count}"), "batch_size=8"]
-        command += [f"data.images={photos}", f"data.train_images={count}", "data.val_images=2"]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        peaks[count] = json.loads(done.stdout.splitlines()[-1])
-    print(f"peak memory after manifest, images, latents, tokens: {peaks} KiB")
-    growth = [many - few for few, many in zip(peaks[200], peaks[2000], strict=True)]
-    assert max(growth) < 25 * 1024, peaks
-
-
-MEASURE = """
-import json, pathlib, sys
-from hydra import compose, initialize_config_dir
-from urepa.assembly import make
-from urepa.data.build import Build
-from urepa.data.store import Part
-from urepa.doors import CONF, prepare
-from urepa.runs import plain
-prepare()
-with initialize_config_dir(CONF, version_base="1.3"):
-    parts = plain(compose("preprocess", sys.argv[1:]))
-build = Build(make(parts["data"]), make(parts["teacher"]), Part(), parts["batch_size"])
-peaks = []
-for stage in ("manifest", "images", "latents", "tokens"):
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    build.run(stage)
-    peaks.append(int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))
-print(json.dumps(peaks))
-"""

@@ -1,0 +1,44 @@
+"""A small track of photographs, built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from photos import TRAIN, VAL, overrides, write_dinov2, write_photos, write_sd
+
+from urepa.assembly import make
+from urepa.data.build import Build
+from urepa.data.store import Part
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos and checkpoints."""
+    root = tmp_path_factory.mktemp("material")
+    write_photos(root / "photos", TRAIN, VAL)
+    write_sd(root / "sd")
+    write_dinov2(root / "dino")
+    (root / "names.txt").write_text("temple\nflower\n")
+    return root
+
+
+@pytest.fixture
+def build_of(material: Path, compose: Any) -> Any:
+    """build_of(root, *more, part=Part()) -> Build"""
+
+    def build(root: Path, *more: str, part: Part | None = None) -> Build:
+        parts = compose(*overrides(material, root), *more, root="preprocess")
+        return Build(make(parts["data"]), make(parts["teacher"]), Part() if part is None else part, batch=8)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def built(material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed build."""
+    root = tmp_path_factory.mktemp("built") / "cache"
+    parts = compose(*overrides(material, root), root="preprocess")
+    Build(make(parts["data"]), make(parts["teacher"]), Part(), batch=8).run("all")
+    return root

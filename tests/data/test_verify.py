@@ -1,0 +1,69 @@
+"""Do latents and tokens see the same field of view? Each known fault is fed to the check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from photos import WIDTH, write_dinov2, write_photos
+
+from urepa.data import verify
+from urepa.data.cache import Sample
+from urepa.data.reading import Store
+from urepa.data.store import write_store
+from urepa.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """64x64 "latents" (the photographs' colours at an eighth of 512 px) and tokens at 37x37."""
+    from urepa.data.photos import square
+    from urepa.data.sources import SOURCES
+    from urepa.teachers.vit import ViT
+
+    folder = tmp_path_factory.mktemp("views")
+    write_photos(folder / "photos", 96, 2)
+    rows = [row for row in SOURCES["folder"](str(folder / "photos")) if row.split == "train"]
+    images = torch.stack([torch.from_numpy(np.array(square(row.load(), 512))) for row in rows])
+    images = images.permute(0, 3, 1, 2).float() / 255
+    write_dinov2(folder / "dino", side=37)
+    teacher = ViT("dinov2", str(folder / "dino"), 518, 14, [37, 37], WIDTH)
+    fine = torch.cat([teacher.tokens(chunk).to_map() for chunk in images.split(16)])
+    return {"x0": F.adaptive_avg_pool2d(images, 64), "tokens": fine, "images": images, "teacher": teacher}
+
+
+def check(folder: Path, x0: torch.Tensor, map_SDhw: torch.Tensor) -> list[verify.Finding]:
+    ids = [f"s{i:03d}" for i in range(len(x0))]
+    tokens = F.normalize(F.adaptive_avg_pool2d(map_SDhw, 16).flatten(2).mT, dim=-1)
+    write_store(folder / "l", zip(ids, x0.numpy(), strict=True), {})
+    write_store(folder / "t", ((f"{i}_mid", t) for i, t in zip(ids, tokens.numpy(), strict=True)), {})
+    samples = [Sample(i, 0, "", "train") for i in ids]
+    return verify.spatial_check(Store(folder / "l"), Store(folder / "t"), samples, (16, 16))
+
+
+def test_caches_of_the_same_view_pass(views: dict[str, Any], tmp_path: Path) -> None:
+    findings = check(tmp_path, views["x0"], views["tokens"])
+    assert findings[0].name == "as stored"
+    r2 = {f.name: f.r2 for f in findings}
+    assert all(r2["as stored"] > 1.5 * r2[other] for other in ("mirrored", "transposed", "of another sample"))
+
+
+@pytest.mark.parametrize("fault", ["sheared", "mirrored", "shifted", "other samples"])
+def test_caches_of_another_view_are_caught(views: dict[str, Any], tmp_path: Path, fault: str) -> None:
+    x0, tokens = views["x0"], views["tokens"]
+    if fault == "sheared":  # spec 000 §3.3: the first 1,296 of 1,369 tokens viewed as 36x36
+        tokens, expected = tokens.flatten(2)[:, :, :1296].unflatten(2, (36, 36)), "sheared as 36x36"
+    elif fault == "mirrored":
+        teacher = views["teacher"]
+        tokens = torch.cat([teacher.tokens(chunk.flip(-1)).to_map() for chunk in views["images"].split(16)])
+        expected = "mirrored"
+    elif fault == "shifted":  # a crop that lies 32 pixels further right
+        x0, expected = torch.roll(x0, 4, -1), "shifted"
+    else:
+        tokens, expected = tokens.roll(-1, 0), "of another sample|as stored"
+    with pytest.raises(UserError, match=f"do not see the same field of view.*({expected})"):
+        check(tmp_path, x0, tokens)

@@ -1,0 +1,24 @@
+"""What a finished track holds, to compare builds by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from urepa.data.reading import Store
+
+
+def records(root: Path) -> dict[str, bytes]:
+    """Every record of both stores, and the finished files beside them."""
+    out: dict[str, bytes] = {}
+    for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
+        store = Store(root / name)
+        keys = sorted(store.keys())
+        out |= {f"{name}/{k}": store.read([k]).tobytes() for k in keys}
+        store.close()
+    for file in ("train_200k.csv", "val_50k.csv", "dino_tokens_lmdb/mean_token.npy"):
+        out[file] = (root / file).read_bytes()
+    prompts = torch.load(root / "clip_embeddings_1001.pt", weights_only=True)
+    out["prompts"] = prompts.numpy().tobytes()
+    return out
