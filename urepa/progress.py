@@ -1,0 +1,16 @@
+"""Progress bars: lively on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+LOG_SECONDS = 30.0
+
+
+def bar(*arguments: Any, **options: Any) -> tqdm:
+    """tqdm, that does not fill a log with every step."""
+    seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+    return tqdm(*arguments, mininterval=seconds, dynamic_ncols=True, **options)
