@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from urepa import checkpoint
+from urepa import checkpoint, progress
 from urepa.alignment import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.data.reader import Batch, TrainingReader
 from urepa.draws import digest64
@@ -245,11 +245,10 @@ class Trainer:
     # --- time -------------------------------------------------------------------------------------------
 
     def _progress(self, step: int) -> tqdm:
-        return tqdm(
+        return progress.bar(
             total=self.settings.max_steps,
             initial=step,
             unit="step",
-            dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
         )
 

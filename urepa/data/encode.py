@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from urepa import progress
 from urepa.data.cache import Sample
 from urepa.data.images import read_images
 from urepa.data.store import Part, StoreWriter
@@ -52,7 +52,7 @@ def encode_part(
     with (
         StoreWriter(store, dtype, part) as writer,
         ThreadPoolExecutor(1) as pool,
-        tqdm(total=len(samples), desc=name, unit="image") as bar,
+        progress.bar(total=len(samples), desc=name, unit="image") as bar,
     ):
         writing: Future[None] | None = None
         for ids, images in read_images(root, part, samples, batch):
@@ -135,7 +135,7 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
     text = text.eval()
     prompts = [f"a photo of a {c}" for c in class_names] + [""]
     rows = []
-    for start in tqdm(range(0, len(prompts), batch), desc="prompts", unit="batch"):
+    for start in progress.bar(range(0, len(prompts), batch), desc="prompts", unit="batch"):
         ids = tokenizer(
             prompts[start : start + batch],
             padding="max_length",

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from urepa import progress
 from urepa.data.cache import Sample
 from urepa.data.photos import square
 from urepa.data.store import Part, batches_of
@@ -57,7 +57,7 @@ def write_images(
         square(pixels, size).save(out, format="JPEG", quality=QUALITY)
         return sample.sample_id, out.getvalue()
 
-    with ThreadPoolExecutor(WORKERS) as pool, tqdm(total=len(samples), desc="images", unit="image") as bar:
+    with ThreadPoolExecutor(WORKERS) as pool, progress.bar(total=len(samples), desc="images", unit="image") as bar:
         for index, chunk in enumerate(batches_of(samples, CHUNK)):
             file = folder / f"{index:06d}.zip"
             if not file.exists():

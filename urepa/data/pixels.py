@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from urepa import progress
 from urepa.contracts import Tokens
 from urepa.data.cache import (
     SPLITS,
@@ -125,7 +125,7 @@ class PixelTrack:
         rows = [row for split in SPLITS for row in splits[split]]
 
         def records() -> Iterator[tuple[str, np.ndarray]]:
-            for row in tqdm(rows, desc=f"{self.name}: latents", unit="image"):
+            for row in progress.bar(rows, desc=f"{self.name}: latents", unit="image"):
                 image_1CSS = self._image(row.load())
                 latent = F.pixel_unshuffle(image_1CSS * 2 - 1, self.unshuffle)
                 yield row.name, latent[0].numpy()
@@ -170,7 +170,7 @@ class PixelTrack:
 
         def records() -> Iterator[tuple[str, np.ndarray]]:
             nonlocal total_D, count
-            with tqdm(total=len(samples), desc=f"{self.name}: teacher tokens", unit="image") as bar:
+            with progress.bar(total=len(samples), desc=f"{self.name}: teacher tokens", unit="image") as bar:
                 for i in range(0, len(samples), CHUNK):
                     chunk = samples[i : i + CHUNK]
                     x0 = torch.from_numpy(latents.read([s.sample_id for s in chunk]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from urepa import progress
 from urepa.errors import UserError
 from urepa.files import write_whole
 
@@ -33,7 +34,7 @@ def stage(paths: list[Path], root: Path, to: Path) -> Path:
         needed = sum(f.stat().st_size for f in missing)
         if needed > shutil.disk_usage(place).free:
             raise UserError(f"data.stage_to={to} has too little room: {needed / 1e9:.1f} GB are needed")
-        with tqdm(total=needed, desc=f"staging to {to}", unit="B", unit_scale=True, disable=not missing) as bar:
+        with progress.bar(total=needed, desc="staging", unit="B", unit_scale=True, disable=not missing) as bar:
             for file in missing:
                 name = str(file.relative_to(root))
                 _copy(file, place / name, bar)

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from urepa import draws
+from urepa import draws, progress
 from urepa.contracts import Condition
 from urepa.data.cache import Sample
 from urepa.evaluation.context import Context
@@ -24,7 +23,7 @@ CHUNK = 128
 def tap_features(context: Context, samples: list[Sample], tap: str, timestep: int) -> np.ndarray:
     """Mean-pooled taps [B,D] at one timestep. The class is never given: it would leak the label."""
     features = []
-    for start in tqdm(range(0, len(samples), CHUNK), desc="features", unit="batch", leave=False):
+    for start in progress.bar(range(0, len(samples), CHUNK), desc="features", unit="batch", leave=False):
         part = samples[start : start + CHUNK]
         x0 = context.cache.x0(part)
         rngs = [draws.generator(draws.digest64("probe", s.sample_id), "noise") for s in part]

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from urepa import draws
+from urepa import draws, progress
 from urepa.contracts import Condition
 from urepa.evaluation.context import Context
 from urepa.files import write_whole
@@ -49,7 +48,7 @@ def sample(context: Context, class_ids: list[int], steps: int, guidance: float) 
         rngs = [draws.generator(context.seed, "sample", 0, start + i) for i in range(len(part))]
         x = torch.stack([draws.normal(context.track.latent_shape, rng) for rng in rngs]).to(context.device)
         condition = Condition(torch.tensor(part, device=context.device), context.cache.null_id)
-        for t in tqdm(scheduler.timesteps, desc="samples", unit="step", leave=False):
+        for t in progress.bar(scheduler.timesteps, desc="samples", unit="step", leave=False):
             t_B = t.expand(len(part)).to(context.device)
             prediction = backbone(x, t_B, condition).prediction_BCHW.float()
             if guidance != 1:
