@@ -51,11 +51,6 @@ def test_every_experiment_composes(compose: Compose, experiment: str) -> None:
     check_targets(compose(f"+experiment={experiment}"))
 
 
-@pytest.mark.parametrize("ablation", options("ablation"))
-def test_every_ablation_composes(compose: Compose, ablation: str) -> None:
-    check_targets(compose(f"+ablation={ablation}"))
-
-
 # options that only make sense beside others
 BESIDE = {("backbone", "sd15"): ["data=track_a"]}
 

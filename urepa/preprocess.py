@@ -40,7 +40,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def build_pixels(parts: dict[str, Any], make: Any) -> None:
-    """A small track's caches are made in one go, whatever stage is asked for is part of it."""
+    """A small track's caches are made in one go; stage=verify looks at them as at any others."""
     if parts["stage"] not in ("all", "verify") or parts["shard"] != "0/1":
         raise UserError(f"data={parts['data']['name']} is built in one go: leave stage and shard out")
     parts["data"]["build_on_first_use"] = True
@@ -48,6 +48,10 @@ def build_pixels(parts: dict[str, Any], make: Any) -> None:
     cache = track.open(teacher)
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
     print(f"{track.folder}: {counts}")
+    if parts["stage"] == "verify":
+        from urepa.data.verify import verify
+
+        verify(str(track.folder), cache)
     cache.close()
 
 

@@ -170,17 +170,9 @@ class Build:
 
     def stage_verify(self) -> None:
         """Counts, keys, shapes, finiteness, lengths, digests and the field of view."""
-        track = self.track
-        cache = track.open(self.teacher)
-        assert isinstance(cache.tokens, Store)
-        samples = [s for rows in cache.splits.values() for s in rows]
-        verify.check_records(cache.latents, [s.sample_id for s in samples], unit_length=False)
-        verify.check_records(cache.tokens, [f"{s.sample_id}_mid" for s in samples], unit_length=True)
-        findings = verify.spatial_check(cache.latents, cache.tokens, cache.splits["train"], self.teacher.grid)
+        cache = self.track.open(self.teacher)
+        verify.verify(str(self.track.folder), cache)
         cache.close()
-        print(f"{track.folder}: {len(samples)} samples are whole; tokens explain the latents as follows (R²):")
-        for finding in findings[:4]:
-            print(f"  {finding.r2:6.3f}  {finding.name}")
 
     def stage_adopt(self) -> None:
         """Takes in caches that lie in the document's layout without manifests, after looking at every record.

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa import draws
-from urepa.data.cache import Sample
+from urepa.data.cache import Cache, Sample
 from urepa.data.reading import Store
 from urepa.errors import UserError
 
-SAMPLES = 256  # that the spatial check looks at
-RIDGE = 1e-2
-MARGIN = 1.02  # another field of view must explain this much more variance than the right one to be believed
+SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens
+ROWS_PER_DIMENSION = 16  # tokens to fit to, for each of a token's dimensions
+RIDGE = 0.1
+MARGIN = 1.05  # another field of view must explain this much more variance than the stored one to be believed
 Moved = Callable[[Tensor], Tensor]  # latents [S,C,H,W] as they would look from another field of view
 
 
@@ -31,6 +32,19 @@ class Finding:
 
     name: str
     r2: float
+
+
+def verify(name: str, cache: Cache) -> None:
+    """Every record of an open cache and its field of view; prints what was found, UserError on the first fault."""
+    assert isinstance(cache.tokens, Store)
+    assert cache.grid is not None
+    samples = [s for rows in cache.splits.values() for s in rows]
+    check_records(cache.latents, [s.sample_id for s in samples], unit_length=False)
+    check_records(cache.tokens, [f"{s.sample_id}_mid" for s in samples], unit_length=True)
+    findings = spatial_check(cache.latents, cache.tokens, cache.splits["train"], cache.grid)
+    print(f"{name}: {len(samples)} samples are whole; tokens explain the latents as follows (R²):")
+    for finding in findings[:4]:
+        print(f"  {finding.r2:6.3f}  {finding.name}")
 
 
 def check_records(store: Store, keys: list[str], unit_length: bool) -> None:
@@ -54,16 +68,20 @@ def spatial_check(latents: Store, tokens: Store, samples: list[Sample], grid: tu
     """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
     latents as they are and as they would look mirrored, shifted, sheared or from another sample. A UserError
     names the view that fits better than the stored one. Findings come best first."""
-    chosen = sorted(samples, key=lambda s: draws.unit_interval("spatial", s.sample_id))[:SAMPLES]
-    if len(chosen) < 8:
-        raise UserError(f"the spatial check needs at least 8 samples; there are {len(chosen)}")
+    count, width = grid[0] * grid[1], tokens.shape[-1]
+    wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
+    chosen = sorted(samples, key=lambda s: draws.unit_interval("spatial", s.sample_id))[:wanted]
+    if len(chosen) * count < 4 * width or len(chosen) < 8:
+        raise UserError(
+            f"the spatial check needs at least {max(4 * width // count, 8)} samples with {count} tokens of width "
+            f"{width}; there are {len(chosen)}"
+        )
     ids = [s.sample_id for s in chosen]
     x0 = torch.from_numpy(latents.read(ids))
     x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
-    tokens_SND = torch.from_numpy(tokens.read([f"{i}_mid" for i in ids]))
-    findings = [
-        Finding(name, explained(tokens_SND, patches(moved(x0), grid))) for name, moved in views(x0.shape[-1]).items()
-    ]
+    reader = Reader(torch.from_numpy(tokens.read([f"{i}_mid" for i in ids])))
+    moves = views(x0.shape[-2] // grid[0])
+    findings = [Finding(name, reader.explained(patches(moved(x0), grid))) for name, moved in moves.items()]
     findings.sort(key=lambda f: -f.r2)
     own = next(f for f in findings if f.name == "as stored")
     best = findings[0]
@@ -75,8 +93,9 @@ def spatial_check(latents: Store, tokens: Store, samples: list[Sample], grid: tu
     return findings
 
 
-def views(size: int) -> dict[str, Moved]:
-    """The ways in which caches are known to go wrong; shifts in steps of a token's half and of a token."""
+def views(cells: int) -> dict[str, Moved]:
+    """The ways in which caches are known to go wrong; shifts by half a token and by a whole one. A token is
+    `cells` wide. Less than half a token is within what padding shifts a network's own features by."""
     moves: dict[str, Moved] = {
         "as stored": lambda x: x,
         "mirrored": lambda x: x.flip(-1),
@@ -85,10 +104,9 @@ def views(size: int) -> dict[str, Moved]:
         "of another sample": lambda x: x.roll(1, 0),
         "sheared as 36x36": sheared,
     }
-    for cells in (max(size // 32, 1), max(size // 16, 2)):
+    for share, by in (("half a token", max(cells // 2, 1)), ("a token", cells)):
         for name, dy, dx in (("right", 0, -1), ("left", 0, 1), ("down", -1, 0), ("up", 1, 0)):
-            shift = (dy * cells, dx * cells)
-            moves[f"shifted {name} by {cells / size:.1%}"] = partial(torch.roll, shifts=shift, dims=(-2, -1))
+            moves[f"shifted {name} by {share}"] = partial(torch.roll, shifts=(dy * by, dx * by), dims=(-2, -1))
     return moves
 
 
@@ -104,14 +122,24 @@ def patches(x0: Tensor, grid: tuple[int, int]) -> Tensor:
     return means - means.mean(1, keepdim=True)
 
 
-def explained(tokens_SND: Tensor, patches_SNF: Tensor) -> float:
-    """R² of a ridge regression from tokens to patches, fitted to one half of the samples, on the other half.
-    Tokens and patches are taken relative to their mean at each place, so that a habit of place explains nothing."""
-    half = len(tokens_SND) // 2
-    x, y = (v - v[:half].mean(0, keepdim=True) for v in (tokens_SND.double(), patches_SNF.double()))
-    fit_x, fit_y = x[:half].flatten(0, 1), y[:half].flatten(0, 1)
-    gram = fit_x.mT @ fit_x
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    weights = torch.linalg.solve(gram, fit_x.mT @ fit_y)
-    test_x, test_y = x[half:].flatten(0, 1), y[half:].flatten(0, 1)
-    return 1 - float((test_y - test_x @ weights).pow(2).sum() / test_y.pow(2).sum())
+class Reader:
+    """Ridge regression from tokens [S,N,D] to a latent's patches, fitted to the first half of the samples and
+    scored on the second. Both are taken relative to their mean at each place, so that a habit of place (sky is
+    above) explains nothing."""
+
+    def __init__(self, tokens_SND: Tensor) -> None:
+        self.half = len(tokens_SND) // 2
+        self.fit_x, self.test_x = self._halves(tokens_SND)
+        gram_DD = self.fit_x.mT @ self.fit_x
+        gram_DD += RIDGE * gram_DD.diagonal().mean() * torch.eye(len(gram_DD), dtype=gram_DD.dtype)
+        self.factor_DD = torch.linalg.cholesky(gram_DD)
+
+    def _halves(self, values_SNF: Tensor) -> tuple[Tensor, Tensor]:
+        centred = (values_SNF - values_SNF[: self.half].mean(0, keepdim=True)).double()
+        return centred[: self.half].flatten(0, 1), centred[self.half :].flatten(0, 1)
+
+    def explained(self, patches_SNF: Tensor) -> float:
+        """R² on the second half."""
+        fit_y, test_y = self._halves(patches_SNF)
+        weights = torch.cholesky_solve(self.fit_x.mT @ fit_y, self.factor_DD)
+        return 1 - float((test_y - self.test_x @ weights).pow(2).sum() / test_y.pow(2).sum())
