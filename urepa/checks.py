@@ -38,6 +38,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.image_size": (1, inf),
     "data.unshuffle": (1, inf),
     "data.channels": (1, inf),
+    "data.scale": (TINY, inf),
     "data.num_classes": (1, inf),
     "backbone.layers_per_block": (1, inf),
     "backbone.cross_attention_dim": (1, inf),

@@ -169,6 +169,7 @@ class PixelTrack:
     channels: int = MISSING
     image_size: int = MISSING
     unshuffle: int = MISSING  # x0 has channels·unshuffle² channels at image_size / unshuffle
+    scale: float = MISSING  # of x0; chosen so that its variance is about 1, as a VAE's scaling factor does
     num_classes: int = MISSING
     cfg_dropout: float = MISSING  # probability that a training sample loses its class
     build_on_first_use: bool = MISSING

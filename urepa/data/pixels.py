@@ -1,6 +1,7 @@
 """Tracks of small images whose "latent" is the pixel-unshuffled image: no VAE, no hub.
 
-Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C·f², S/f, S/f] in [-1,1].
+Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C·f², S/f, S/f] in
+[-scale, scale].
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class PixelTrack:
         num_classes: int,
         cfg_dropout: float,
         build_on_first_use: bool,
+        scale: float = 1.0,
         online_teacher: bool = False,
     ) -> None:
         if image_size % unshuffle:
@@ -64,7 +66,7 @@ class PixelTrack:
         self.name, self.source, self.images, self.limit = name, source, images, limit
         self.held_out = {"val": validation_images, "test": test_images}
         self.channels, self.image_size, self.unshuffle = channels, image_size, unshuffle
-        self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
+        self.num_classes, self.cfg_dropout, self.scale = num_classes, cfg_dropout, scale
         self.build_on_first_use, self.online_teacher = build_on_first_use, online_teacher
         side = image_size // unshuffle
         self.latent_shape = (channels * unshuffle**2, side, side)
@@ -79,6 +81,7 @@ class PixelTrack:
             "track": self.name,
             "image_size": self.image_size,
             "unshuffle": self.unshuffle,
+            "scale": self.scale,
             "limit": self.limit,
             "held_out": self.held_out,
             "num_classes": self.num_classes,
@@ -127,7 +130,7 @@ class PixelTrack:
         def records() -> Iterator[tuple[str, np.ndarray]]:
             for row in progress.bar(rows, desc=f"{self.name}: latents", unit="image"):
                 image_1CSS = self._image(row.load())
-                latent = F.pixel_unshuffle(image_1CSS * 2 - 1, self.unshuffle)
+                latent = F.pixel_unshuffle((image_1CSS * 2 - 1) * self.scale, self.unshuffle)
                 yield row.name, latent[0].numpy()
 
         write_store(self.folder / "latents", records(), self._manifest())
@@ -191,7 +194,7 @@ class PixelTrack:
 
     def to_rgb(self, x0: Tensor) -> Tensor:
         """Latents back to images [B,3,S,S] in [0,1]."""
-        images = (F.pixel_shuffle(x0, self.unshuffle) + 1) / 2
+        images = (F.pixel_shuffle(x0, self.unshuffle) / self.scale + 1) / 2
         return images.clamp(0, 1).expand(-1, 3, -1, -1) if self.channels == 1 else images.clamp(0, 1)
 
 
