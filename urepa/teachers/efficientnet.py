@@ -17,7 +17,9 @@ from torch import Tensor
 from urepa.contracts import Tokens
 from urepa.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+# The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
+# k-NN on its tokens loses 10 of 80 points on CIFAR-10.
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class EfficientNetLite0:
@@ -54,6 +56,7 @@ class EfficientNetLite0:
             "image_size": self.image_size,
             "grid": list(self.grid),
             "width": self.width,
+            "normalisation": "127/128",
             "crop": "none",
             "flip": "none",
         }
