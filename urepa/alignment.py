@@ -99,6 +99,8 @@ class AlignmentLoss:
     def __post_init__(self) -> None:
         if not self.taps or sum(self.taps.values()) <= 0 or min(self.taps.values()) < 0:
             raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
+        if self.lambda_max < 0 or self.manifold_weight < 0:
+            raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
         self.levels = losses.MANIFOLD_LEVELS[self.level]
 
     def lam(self, step: int) -> float:
