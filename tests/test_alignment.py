@@ -128,7 +128,7 @@ def test_the_sample_manifold_compares_the_gathered_batch(batch: Batch) -> None:
     student = output.tokens["mid"].x_BND
     whole = urepa_loss()(diffusion, output, batch, 9, alone).manifold
     rest = [losses.pooled(x[2:]) for x in (student, teacher)]
-    half = Aligned(output.prediction_BCHW, {}, {"mid": Tokens(student[:2], (2, 3))})
+    half = Aligned(output.prediction_RCHW, {}, {"mid": Tokens(student[:2], (2, 3))})
     gathered = urepa_loss()(
         diffusion[:2], half, replace(batch, teacher_BND=teacher[:2]), 9, lambda x: torch.cat([x, rest.pop(0)])
     )

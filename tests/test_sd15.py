@@ -123,7 +123,7 @@ def test_the_prediction_is_diffusers_own_bit_for_bit(small: dict[str, Path], tap
     condition = Condition(torch.tensor([1, 1000]), 1000)
     ours = backbone(x, t, condition, taps)
     theirs = backbone.unet(x, t, backbone.embedding_KLE[condition.ids_B]).sample
-    assert torch.equal(ours.prediction_BCHW, theirs)
+    assert torch.equal(ours.prediction_RCHW, theirs)
     grids = {"mid": (1, 1), "enc_last": (1, 1), "dec_first": (2, 2)}
     assert {tap: f.grid for tap, f in ours.features.items()} == {tap: grids[tap] for tap in taps}
 

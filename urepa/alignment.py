@@ -1,7 +1,7 @@
 """One training step as one page of mathematics.
 
-Shapes: B local batch, G gathered (global) batch, N tokens, D widths, CHW latent.
-L_total = L_diff + λ(step)·[L_token + w·L_manifold], the terms averaged over taps with their weights.
+Shapes: B local batch, R rows of it that have a diffusion term, G gathered (global) batch, N tokens, D widths, CHW
+latent. L_total = L_diff + λ(step)·[L_token + w·L_manifold], the terms averaged over taps with their weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
 class Aligned:
     """What the prepared model returns: a dataclass, so that accelerate leaves its tensors as they are."""
 
-    prediction_BCHW: Tensor
+    prediction_RCHW: Tensor
     features: dict[str, Tokens]
     tokens: dict[str, Tokens]
 
@@ -39,24 +39,35 @@ class AlignedModel(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
 
-    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Aligned:
-        denoised = self.backbone(x_t, t_B, condition, taps=tuple(self.heads))
+    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition, rows_R: Tensor | None = None) -> Aligned:
+        denoised = self.backbone(x_t, t_B, condition, taps=tuple(self.heads), rows_R=rows_R)
         tokens = {tap: head(denoised.features[tap]) for tap, head in self.heads.items()}
-        return Aligned(denoised.prediction_BCHW, denoised.features, tokens)
+        return Aligned(denoised.prediction_RCHW, denoised.features, tokens)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A step's terms. `per_sample` are [B]; `alignment` is L_token + w·L_manifold, before λ."""
+    """A step's terms. `per_sample` are [B], the diffusion term [R] where only the rows `rows_R` have one;
+    `alignment` is L_token + w·L_manifold, before λ."""
 
     total: Tensor
     per_sample: dict[str, Tensor]
     alignment: Tensor | None = None
     manifold: Tensor | None = None
+    rows_R: Tensor | None = None
+
+    def finite_B(self) -> Tensor:
+        """Which samples have only finite terms."""
+        finite = {name: value.isfinite() for name, value in self.per_sample.items()}
+        if self.rows_R is not None:
+            everywhere_B = torch.ones_like(finite["token"])
+            finite["diffusion"] = everywhere_B.index_copy(0, self.rows_R, finite["diffusion"])
+        return torch.stack(list(finite.values())).all(0)
 
     def means(self) -> dict[str, Tensor]:
-        """The logged scalars, on the device."""
-        scalars = {"total": self.total} | {name: value_B.mean() for name, value_B in self.per_sample.items()}
+        """The logged scalars, on the device. A term that no sample had is not there."""
+        means = {name: value.mean() for name, value in self.per_sample.items() if len(value)}
+        scalars = {"total": self.total} | means
         if self.manifold is not None:
             scalars["manifold"] = self.manifold
         if "token" in scalars:
@@ -69,6 +80,7 @@ class DiffusionOnly:
 
     taps: dict[str, float] = {}
     lambda_max = 0.0
+    diffusion_fraction = 1.0
 
     def lam(self, step: int) -> float:
         return 0.0
@@ -79,8 +91,8 @@ class DiffusionOnly:
     def is_spike(self, terms: Terms, step: int) -> Tensor | None:
         return None
 
-    def __call__(self, diffusion_B: Tensor, output: Aligned, batch: Batch, step: int, gather: Gather) -> Terms:
-        return Terms(diffusion_B.mean(), {"diffusion": diffusion_B})
+    def __call__(self, diffusion_R: Tensor, output: Aligned, batch: Batch, step: int, gather: Gather) -> Terms:
+        return Terms(diffusion_R.mean(), {"diffusion": diffusion_R})
 
 
 @dataclass
@@ -94,6 +106,7 @@ class AlignmentLoss:
     taps: dict[str, float]
     spike_threshold: float
     manifold_clip: float | None = None
+    diffusion_fraction: float = 1.0
     levels: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -140,10 +153,10 @@ class AlignmentLoss:
                 value = value + weight * losses.manifold_loss_token(student_BND, teacher_BND)
         return value
 
-    def __call__(self, diffusion_B: Tensor, output: Aligned, batch: Batch, step: int, gather: Gather) -> Terms:
+    def __call__(self, diffusion_R: Tensor, output: Aligned, batch: Batch, step: int, gather: Gather) -> Terms:
         assert batch.teacher_BND is not None
         teacher_BND, weight_sum = batch.teacher_BND, sum(self.taps.values())
-        token_B, manifold = torch.zeros_like(diffusion_B), diffusion_B.new_zeros(())
+        token_B, manifold = diffusion_R.new_zeros(len(teacher_BND)), diffusion_R.new_zeros(())
         for tap, weight in self.taps.items():
             student_BND = output.tokens[tap].x_BND
             share = weight / weight_sum
@@ -151,8 +164,9 @@ class AlignmentLoss:
             manifold = manifold + share * self.manifold(student_BND, teacher_BND, gather)
         clipped = manifold if self.manifold_clip is None else manifold.clamp(max=self.manifold_clip)
         alignment = token_B.mean() + self.manifold_weight * clipped
-        total = losses.total_loss(diffusion_B.mean(), token_B.mean(), clipped, self.lam(step), self.manifold_weight)
-        return Terms(total, {"diffusion": diffusion_B, "token": token_B}, alignment, manifold)
+        diffusion = diffusion_R.mean() if self.diffusion_fraction else diffusion_R.new_zeros(())
+        total = losses.total_loss(diffusion, token_B.mean(), clipped, self.lam(step), self.manifold_weight)
+        return Terms(total, {"diffusion": diffusion_R, "token": token_B}, alignment, manifold, batch.rows_R)
 
 
 def step_terms(
@@ -163,20 +177,22 @@ def step_terms(
     step: int,
     gather: Gather,
 ) -> tuple[Terms, Aligned]:
-    """The losses of one micro-batch: corrupt, predict, compare."""
+    """The losses of one micro-batch: corrupt, predict, compare. Where the batch names rows, only they have a
+    diffusion term, an unbiased estimate of the batch's: each row is as likely as any other."""
     x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
-    output = model(x_t, batch.t_B, batch.condition)
+    output = model(x_t, batch.t_B, batch.condition, batch.rows_R)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
-    diffusion_B = losses.diffusion_loss(output.prediction_BCHW, target)
-    return loss(diffusion_B, output, batch, step, gather), output
+    target_RCHW = target if batch.rows_R is None else target[batch.rows_R]
+    diffusion_R = losses.diffusion_loss(output.prediction_RCHW, target_RCHW)
+    return loss(diffusion_R, output, batch, step, gather), output
 
 
 def tap_gradients(terms: Terms, output: Aligned) -> dict[str, Tensor]:
     """Why λ matters: at each tap, Σg² of the diffusion term and of the alignment term (before λ), and their
     inner product, as a [3] tensor. Sums, so that ranks can add them. A tap that nothing trainable precedes
-    has no gradient and is left out."""
+    has no gradient and is left out, and without a diffusion term there is nothing to compare."""
     sums: dict[str, Tensor] = {}
-    if terms.alignment is None:
+    if terms.alignment is None or not len(terms.per_sample["diffusion"]):
         return sums
     diffusion = terms.per_sample["diffusion"].mean()
     for tap, feature in output.features.items():

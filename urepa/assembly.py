@@ -58,6 +58,8 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
             assert teacher is not None
             make_head = make(config["head"])
             heads[tap] = make_head(in_width=width, out_width=teacher.width, grid=teacher.grid)
+    if loss.diffusion_fraction == 0:
+        backbone.freeze_after(tuple(loss.taps))
     return AlignedModel(backbone, heads), group
 
 
@@ -78,7 +80,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
     adamw = make(config["optimizer"])
-    reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout)
+    reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout, loss.diffusion_fraction)
     validation_reader = ValidationReader(cache, objective, settings.validation_group)
     model.to(accelerator.device)
     groups = groups_of(model, backbone_group)

@@ -10,6 +10,7 @@ from typing import Any
 from urepa.errors import UserError
 from urepa.nested import flatten
 from urepa.runs import parse_overrides
+from urepa.strata import strata
 
 TINY = 1e-12
 # Lowest and highest value of a number, by dotted key; patterns as in a shell.
@@ -27,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "loss.warmup_steps": (0, inf),
     "loss.manifold_weight": (0, inf),
     "loss.manifold_clip": (0, inf),
+    "loss.diffusion_fraction": (0, 1),
     "optimizer.lr.*": (0, inf),
     "optimizer.weight_decay.*": (0, inf),
     "optimizer.eps": (0, inf),
@@ -61,7 +63,9 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_order(overrides)
     check_effects(config, list(parse_overrides(overrides)))
     check_ranges(config)
-    check_trainer(config["trainer"], int(os.environ.get("WORLD_SIZE", "1")))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    check_trainer(config["trainer"], world)
+    check_fraction(config, world)
 
 
 def check_order(overrides: list[str]) -> None:
@@ -111,4 +115,16 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
         raise UserError(
             f"trainer.batch_size={trainer['batch_size']} does not divide into {world} processes x "
             f"trainer.accumulation={trainer['accumulation']}; give a multiple of {parts}"
+        )
+
+
+def check_fraction(config: dict[str, Any], world: int) -> None:
+    """A part of the batch that not every process can take the same share of."""
+    fraction, trainer = config["loss"].get("diffusion_fraction", 1.0), config["trainer"]
+    p, q = strata(fraction)
+    share = trainer["batch_size"] // (world * trainer["accumulation"])
+    if share % q:
+        raise UserError(
+            f"loss.diffusion_fraction={fraction} takes {p} of every {q} samples, and a process has {share} at a "
+            f"time; give a trainer.batch_size that is a multiple of {q * world * trainer['accumulation']}"
         )

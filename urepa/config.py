@@ -149,6 +149,7 @@ class URepaLoss:
     taps: dict[str, float] = MISSING  # tap: its weight in the mean of the alignment terms
     spike_threshold: float = MISSING  # a larger manifold loss after the warm-up counts as a spike
     manifold_clip: float | None = None  # caps the manifold loss (no gradient above it)
+    diffusion_fraction: float = 1.0  # p/q: p random samples of every q have a diffusion term; 0: none has
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What the parts hand to each other.
 
-Shapes: B batch, N tokens (N = h*w unless a mask says otherwise), D width, C channels, H/W spatial.
+Shapes: B batch, R rows of it whose prediction is asked for, N tokens (N = h*w unless a mask says otherwise),
+D width, C channels, H/W spatial.
 """
 
 from __future__ import annotations
@@ -55,7 +56,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Denoised:
-    """A backbone's answer: prediction [B,C,H,W] and the tapped states, unprojected."""
+    """A backbone's answer: the prediction of the rows that were asked for, and the whole batch's tapped states,
+    unprojected."""
 
-    prediction_BCHW: Tensor
+    prediction_RCHW: Tensor
     features: dict[str, Tokens] = field(default_factory=dict)
+
+
+def no_rows(device: torch.device) -> Tensor:
+    """Rows of a batch: none. A backbone that is asked for these stops after its deepest tap."""
+    return torch.empty(0, dtype=torch.long, device=device)

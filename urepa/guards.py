@@ -30,7 +30,7 @@ class Guard:
 
     def judge(self, step: int, ids: list[str], terms: list[Terms], grad_norm: Tensor) -> Tensor:
         """1.0 if the update with this index must not happen, the same on every rank."""
-        finite_B = torch.cat([torch.stack([v.isfinite() for v in t.per_sample.values()]).all(0) for t in terms])
+        finite_B = torch.cat([t.finite_B() for t in terms])
         total = torch.stack([t.total.detach() for t in terms])
         bad = any_rank(~(finite_B.all() & total.isfinite().all() & grad_norm.isfinite()))
         self.skipped += bad

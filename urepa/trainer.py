@@ -174,7 +174,8 @@ class Trainer:
         """EMA weights on the validation split."""
         with self.ema.applied():
             row = self.validation(self.model, step)
-        if row["val/diffusion"] > row["floor/zero_predictor"] and self.loss_is_warm(step):
+        worse = self.loss.diffusion_fraction and row["val/diffusion"] > row["floor/zero_predictor"]
+        if worse and self.loss_is_warm(step):
             self.accelerator.print(
                 f"step {step}: the model's diffusion loss {row['val/diffusion']:.3f} is worse than "
                 f"predicting zero ({row['floor/zero_predictor']:.3f}); check objective, learning rate and data"

@@ -44,7 +44,7 @@ def diffusers_alone(backbone: UNet, inputs: tuple[Tensor, Tensor, Condition]) ->
 def test_taps_leave_the_prediction_diffusers_own(backbone: UNet, inputs: Any, taps: tuple[str, ...]) -> None:
     denoised = backbone(*inputs, taps=taps)
     assert tuple(denoised.features) == tuple(tap for tap in ("enc_last", "mid", "dec_first") if tap in taps)
-    assert torch.equal(denoised.prediction_BCHW, diffusers_alone(backbone, inputs))
+    assert torch.equal(denoised.prediction_RCHW, diffusers_alone(backbone, inputs))
 
 
 def test_taps_have_their_grids_and_widths(backbone: UNet, inputs: Any) -> None:
@@ -75,7 +75,7 @@ def test_a_taps_state_and_gradient_are_those_of_a_plain_hook(backbone: UNet, inp
         denoised = backbone(*inputs, taps=taps)
         feature = denoised.features[tap]
         assert torch.equal(feature.to_map(), seen[0])
-        gradient = torch.autograd.grad(denoised.prediction_BCHW.pow(2).sum(), feature.x_BND)[0]
+        gradient = torch.autograd.grad(denoised.prediction_RCHW.pow(2).sum(), feature.x_BND)[0]
         assert gradient.abs().max() > 0
         gradient_map = gradient.transpose(1, 2).unflatten(2, feature.grid)
         torch.testing.assert_close(gradient_map, reference, rtol=1e-5, atol=1e-7)
@@ -83,7 +83,7 @@ def test_a_taps_state_and_gradient_are_those_of_a_plain_hook(backbone: UNet, inp
 
 def test_weights_get_the_same_gradients_with_and_without_taps(backbone: UNet, inputs: Any) -> None:
     parameters = list(backbone.parameters())
-    losses = (backbone(*inputs, taps=taps).prediction_BCHW.pow(2).sum() for taps in ((), TAPS))
+    losses = (backbone(*inputs, taps=taps).prediction_RCHW.pow(2).sum() for taps in ((), TAPS))
     plain, tapped = (torch.autograd.grad(loss, parameters) for loss in losses)
     assert all(torch.equal(a, b) for a, b in zip(plain, tapped, strict=True))
 
@@ -104,11 +104,11 @@ def test_a_missing_tap_is_an_error_that_names_the_others(backbone: UNet, inputs:
 
 def test_the_condition_and_the_timestep_matter(backbone: UNet, inputs: Any) -> None:
     x_t, t_B, condition = inputs
-    prediction = backbone(x_t, t_B, condition).prediction_BCHW
-    null = backbone(x_t, t_B, condition.null()).prediction_BCHW
+    prediction = backbone(x_t, t_B, condition).prediction_RCHW
+    null = backbone(x_t, t_B, condition.null()).prediction_RCHW
     differs = [not torch.equal(a, b) for a, b in zip(prediction, null, strict=True)]
     assert differs == [True, True, False]  # the third is null already
-    assert not torch.equal(backbone(x_t, t_B.flip(0), condition).prediction_BCHW[0], prediction[0])
+    assert not torch.equal(backbone(x_t, t_B.flip(0), condition).prediction_RCHW[0], prediction[0])
 
 
 def test_the_tiny_unets_embedding_trains_and_a_frozen_one_does_not_show(backbone: UNet) -> None:

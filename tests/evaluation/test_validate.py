@@ -25,10 +25,10 @@ def by_hand(trainer: Any, group: int, lam: float) -> dict[str, float]:
             out = trainer.model.eval()(x_t, batch.t_B, batch.condition)
             target = objective.target(batch.x0, batch.noise, batch.t_B)
             student, teacher = out.tokens["mid"].x_BND, batch.teacher_BND.float()
-            diffusion += (out.prediction_BCHW - target).pow(2).flatten(1).mean(1).tolist()
+            diffusion += (out.prediction_RCHW - target).pow(2).flatten(1).mean(1).tolist()
             zero += target.pow(2).flatten(1).mean(1).tolist()
             token += (1 - torch.cosine_similarity(student, teacher, dim=-1)).mean(1).tolist()
-            implied = objective.to_x0(x_t, out.prediction_BCHW, batch.t_B)
+            implied = objective.to_x0(x_t, out.prediction_RCHW, batch.t_B)
             x0_error += (implied - batch.x0).pow(2).flatten(1).mean(1).tolist()
             if len(batch.ids) == group:
                 pair = losses.pooled(student), losses.pooled(teacher)

@@ -1,7 +1,7 @@
 """Batches by address: which samples, noise, timesteps and dropped conditions step s trains on.
 
-Shapes: B batch, CHW latent, N tokens, D teacher width. Everything is drawn on the CPU, per position of the
-global batch, so that any number of ranks and micro-batches sees the same step.
+Shapes: B batch, R rows of it, CHW latent, N tokens, D teacher width. Everything is drawn on the CPU, per position of
+the global batch, so that any number of ranks and micro-batches sees the same step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from urepa import draws
 from urepa.contracts import Condition
 from urepa.data.cache import Cache, Sample
 from urepa.errors import UserError
+from urepa.strata import strata
 
 AHEAD = 3  # steps that are read before they are asked for
 THREADS = 2  # that read them
@@ -35,13 +36,14 @@ class Batch:
     t_B: Tensor
     condition: Condition
     teacher_BND: Tensor | None
+    rows_R: Tensor | None = None  # the samples that have a diffusion term; None: all
     slot: "Slot | None" = None
 
     def to(self, device: torch.device) -> "Batch":
         """On the device, without waiting for it. Tokens keep the precision they are stored in."""
         move = {
             name: value.to(device, non_blocking=True)
-            for name in ("x0", "noise", "t_B", "teacher_BND")
+            for name in ("x0", "noise", "t_B", "teacher_BND", "rows_R")
             if (value := getattr(self, name)) is not None
         }
         condition = Condition(self.condition.ids_B.to(device, non_blocking=True), self.condition.null_id)
@@ -89,9 +91,17 @@ class Layout:
 class TrainingReader:
     """Training batches: a permutation per (seed, epoch), floor(N/B) steps each, the tail dropped."""
 
-    def __init__(self, cache: Cache, objective: Any, layout: Layout, seed: int, cfg_dropout: float) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        objective: Any,
+        layout: Layout,
+        seed: int,
+        cfg_dropout: float,
+        diffusion_fraction: float = 1.0,
+    ) -> None:
         self.cache, self.objective, self.layout = cache, objective, layout
-        self.seed, self.cfg_dropout = seed, cfg_dropout
+        self.seed, self.cfg_dropout, self.diffusion_fraction = seed, cfg_dropout, diffusion_fraction
         self.samples = cache.splits["train"]
         self.steps_per_epoch = len(self.samples) // layout.global_batch
         if self.steps_per_epoch == 0:
@@ -127,8 +137,21 @@ class TrainingReader:
             rows = slice(micro * size, (micro + 1) * size)
             raw = None if slot is None else slot.raw_RB[rows]
             batch = _batch(self.cache, self.objective, samples, noise, times, posterior, raw)
-            batches.append(replace(batch, condition=batch.condition.drop(torch.tensor(drop)), slot=slot))
+            condition = batch.condition.drop(torch.tensor(drop))
+            batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
+
+    def _rows(self, step: int, positions: range) -> Tensor | None:
+        """Which of these positions have a diffusion term: p random ones of every q neighbours in the global
+        batch, for a fraction p/q, so that every rank has as many."""
+        if self.diffusion_fraction == 1:
+            return None
+        p, q = strata(self.diffusion_fraction)
+        chosen: list[int] = []
+        for first in range(positions.start, positions.stop, q):
+            rng = draws.generator(self.seed, "diffusion", step, first // q)
+            chosen += sorted((first - positions.start + rng.permutation(q)[:p]).tolist())
+        return torch.tensor(chosen, dtype=torch.long)
 
     def stream(self, start: int, stop: int) -> Generator[list[Batch]]:
         """The batches of steps start..stop-1, read ahead by threads. A step's batches are overwritten once the

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from urepa import draws, progress
-from urepa.contracts import Condition
+from urepa.contracts import Condition, no_rows
 from urepa.data.cache import Sample
 from urepa.evaluation.context import Context
 
@@ -33,7 +33,7 @@ def tap_features(context: Context, samples: list[Sample], tap: str, timestep: in
         null = Condition(torch.full((len(part),), context.cache.null_id), context.cache.null_id)
         condition = Condition(null.ids_B.to(context.device), null.null_id)
         backbone: Any = context.model.backbone
-        denoised = backbone(x_t, t_B.to(context.device), condition, taps=(tap,))
+        denoised = backbone(x_t, t_B.to(context.device), condition, (tap,), no_rows(context.device))
         features.append(denoised.features[tap].x_BND.float().mean(1).cpu().numpy())
     return np.concatenate(features)
 

@@ -50,9 +50,9 @@ def sample(context: Context, class_ids: list[int], steps: int, guidance: float) 
         condition = Condition(torch.tensor(part, device=context.device), context.cache.null_id)
         for t in progress.bar(scheduler.timesteps, desc="samples", unit="step", leave=False):
             t_B = t.expand(len(part)).to(context.device)
-            prediction = backbone(x, t_B, condition).prediction_BCHW.float()
+            prediction = backbone(x, t_B, condition).prediction_RCHW.float()
             if guidance != 1:
-                null = backbone(x, t_B, condition.null()).prediction_BCHW.float()
+                null = backbone(x, t_B, condition.null()).prediction_RCHW.float()
                 prediction = null + guidance * (prediction - null)
             x = scheduler.step(prediction, t, x).prev_sample
         out.append(x.cpu())

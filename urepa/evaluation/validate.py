@@ -64,7 +64,7 @@ class Validation:
         gather = torch.nn.Identity() if full else _with_itself
         terms, output = step_terms(model, self.objective, self.loss, batch, step, gather)
         x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
-        implied_x0 = self.objective.to_x0(x_t, output.prediction_BCHW.float(), batch.t_B)
+        implied_x0 = self.objective.to_x0(x_t, output.prediction_RCHW.float(), batch.t_B)
         target = self.objective.target(batch.x0, batch.noise, batch.t_B)
         columns = {
             "count": torch.ones(len(batch.ids), device=self.device),
@@ -82,7 +82,7 @@ class Validation:
         means = {name: value / sums["count"] for name, value in sums.items() if name != "count"}
         floors = {f"floor/{k}": means.pop(k) for k in ("zero_predictor", "constant_token") if k in means}
         metrics = {f"val/{name}": value for name, value in means.items()}
-        metrics["val/total"] = means["diffusion"]
+        metrics["val/total"] = means["diffusion"] if self.loss.diffusion_fraction else 0.0
         if "token" in means:
             manifold = float(manifold_G.sum() / sum(self.reader.full))
             lam = self.loss.lam(step)
