@@ -13,7 +13,7 @@ import urepa
 ROOT = Path(urepa.__file__).parent
 FLOORS = {
     0: "errors nested contracts draws files hub losses objectives progress schedules strata config",
-    1: "backbones heads lora teachers data",
+    1: "speed backbones heads lora teachers data",
     2: "alignment checkpoint tracking metrics optimizer parallel guards signals evaluation runs code_state",
     3: "trainer",
 }

@@ -6,8 +6,10 @@ latent. L_total = L_diff + λ(step)·[L_token + w·L_manifold], the terms averag
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +40,13 @@ class AlignedModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        self.attention: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition, rows_R: Tensor | None = None) -> Aligned:
-        denoised = self.backbone(x_t, t_B, condition, taps=tuple(self.heads), rows_R=rows_R)
-        tokens = {tap: head(denoised.features[tap]) for tap, head in self.heads.items()}
+        with self.attention():
+            denoised = self.backbone(x_t, t_B, condition, taps=tuple(self.heads), rows_R=rows_R)
+        with torch.autocast(x_t.device.type, enabled=False):  # heads are small, and feed the losses: fp32
+            tokens = {tap: head(denoised.features[tap].float()) for tap, head in self.heads.items()}
         return Aligned(denoised.prediction_RCHW, denoised.features, tokens)
 
 

@@ -7,12 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from urepa import checkpoint
+from urepa import checkpoint, speed
 from urepa.alignment import AlignedModel
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.draws import torch_seed
@@ -63,6 +64,17 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
     return AlignedModel(backbone, heads), group
 
 
+def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
+    """The speed switches of conf/trainer, after freezing and before the optimiser."""
+    if settings.frozen == "bf16":
+        speed.hold_frozen_in_bf16(model.backbone)
+    if settings.channels_last:
+        speed.channels_last(model.backbone)
+    if settings.compile:
+        speed.compile_blocks(model.backbone)
+    model.attention = speed.attention(settings.attention, device)
+
+
 def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shipper: Any) -> tuple[Trainer, Any]:
     """A Trainer at step 0, and its track."""
     settings = Settings(**config["trainer"])
@@ -83,6 +95,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout, loss.diffusion_fraction)
     validation_reader = ValidationReader(cache, objective, settings.validation_group)
     model.to(accelerator.device)
+    speed_up(model, settings, accelerator.device)
     groups = groups_of(model, backbone_group)
     in_groups = [p for parameters in groups.values() for p in parameters]
     assert {id(p) for p in in_groups} == {id(p) for p in trainable(model).values()}

@@ -109,7 +109,9 @@ def check_ranges(config: dict[str, Any]) -> None:
 
 
 def check_trainer(trainer: dict[str, Any], world: int) -> None:
-    """A global batch that does not divide."""
+    """A global batch that does not divide; frozen weights in a type that nothing else has."""
+    if trainer["frozen"] == "bf16" and trainer["precision"] != "bf16":
+        raise UserError("trainer.frozen=bf16 holds frozen weights for trainer.precision=bf16; give that too")
     parts = world * trainer["accumulation"]
     if trainer["batch_size"] % parts:
         raise UserError(

@@ -30,6 +30,12 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Kernel(Enum):
+    cudnn = "cudnn"
+    flash = "flash"
+    efficient = "efficient"
+
+
 class Source(Enum):
     digits = "digits"
     folder = "folder"
@@ -221,6 +227,10 @@ class Trainer:
     batch_size: int = MISSING  # global: over all GPUs and accumulated micro-batches
     accumulation: int = 1
     precision: Precision = Precision.fp32
+    frozen: Precision = Precision.fp32  # frozen weights; bf16 needs precision=bf16
+    channels_last: bool = False  # memory format of the backbone
+    attention: Kernel | None = None  # the kernel to try first; null: PyTorch's order
+    compile: bool = False  # the backbone's repeated blocks; the first step then takes a minute or two
     clip_norm: float | None = MISSING
     ema_decay: float = MISSING
     log_every: int = MISSING

@@ -6,7 +6,7 @@ D width, C channels, H/W spatial.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class Tokens:
     def to_map(self) -> Tensor:
         """[B,D,h,w], again a view."""
         return self.x_BND.transpose(1, 2).unflatten(2, self.grid)
+
+    def float(self) -> "Tokens":
+        """In fp32."""
+        return replace(self, x_BND=self.x_BND.float())
 
 
 @dataclass(frozen=True)

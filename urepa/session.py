@@ -187,7 +187,7 @@ class Session:
             step=trainer.settings.max_steps,
         )
         final: dict[str, float] = {}
-        with trainer.ema.applied():
+        with trainer.ema.applied(), self.accelerator.autocast():
             for settings in self.config["evaluation"].values():
                 final |= make(settings)(context)
         if final:

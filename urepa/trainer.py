@@ -37,6 +37,10 @@ class Settings:
     batch_size: int
     accumulation: int
     precision: str
+    frozen: str
+    channels_last: bool
+    attention: str | None
+    compile: bool
     clip_norm: float | None
     ema_decay: float
     log_every: int
@@ -172,7 +176,7 @@ class Trainer:
 
     def validate(self, step: int) -> dict[str, float]:
         """EMA weights on the validation split."""
-        with self.ema.applied():
+        with self.ema.applied(), self.accelerator.autocast():
             row = self.validation(self.model, step)
         worse = self.loss.diffusion_fraction and row["val/diffusion"] > row["floor/zero_predictor"]
         if worse and self.loss_is_warm(step):
