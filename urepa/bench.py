@@ -1,167 +1,92 @@
-"""`python -m urepa.bench`: how fast tokens and latents are read, as ratios in one run.
+"""`python -m urepa.bench [+experiment=...]`: how long a step of an experiment takes, over random data.
 
-Against the document's loader (spec 000 §6.2: LMDB get per item, 8 workers, readahead off) and against plain
-preadv of the same bytes; warm and cold. The stores are made for the purpose, of the documented record sizes.
+With `bench.against=documented` beside the document's loop (spec 000, appendix B), in one process and in turns; with
+`bench.parts=true` also without each part of the fast step. No caches are needed; `backbone.weights=random` spares
+the weights. `python -m urepa.bench_reading` is the same for reading alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
+from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.files import write_whole
 from urepa.runs import plain
-
-RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Prints a table; `out=FILE` also writes it as JSON."""
+    from hydra.core.hydra_config import HydraConfig
+
     with one_line_mistakes():
         settings = plain(config)
-        rows = []
-        with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
-            for kind in RECORDS:
-                rows += reading(kind, Path(place) / kind, settings)
-        print(f"{'records':<9}{'cache':<7}{'reader':<12}{'records/s':>11}{'of plain preadv':>17}{'of documented':>15}")
-        for r in rows:
-            ratios = f"{r['of_preadv']:>17.2f}{r['of_documented']:>15.2f}"
-            print(f"{r['records']:<9}{r['cache']:<7}{r['reader']:<12}{r['per_s']:>11.0f}{ratios}")
+        check(settings, list(HydraConfig.get().overrides.task))
+        rows = run(settings)
+        print(table(rows))
         if settings["out"] is not None:
             write_whole(Path(settings["out"]), json.dumps(rows, indent=1))
 
 
-def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rates of the three readers over one store; each round reads every record once, in a new order."""
-    import numpy as np
+def run(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `urepa.benchmark.measure`, with versions and precision beside them."""
+    import gc
+    from importlib.metadata import version
 
-    from urepa.data.store import write_store
-
-    rng = np.random.default_rng(0)
-    keys = [f"n{i:08d}_mid" for i in range(settings["samples"])]
-    write_store(folder, ((k, rng.standard_normal(RECORDS[kind], dtype=np.float32)) for k in keys), {})
-    readers: dict[str, Callable[[list[list[str]]], Generator[None]]] = {
-        "preadv": partial(plain_preadv, folder),
-        "documented": partial(documented, folder, RECORDS[kind], settings["workers"]),
-        "urepa": partial(ours, folder),
-    }
-    rows = []
-    for cache in ("warm", "cold"):
-        seconds: dict[str, list[float]] = {name: [] for name in readers}
-        for _ in range(settings["rounds"]):
-            order = rng.permutation(len(keys))
-            size = settings["batch_size"]
-            batches = [[keys[i] for i in order[at : at + size]] for at in range(0, len(keys), size)]
-            for name, read in readers.items():
-                run = read(batches)
-                next(run)  # everything is open, workers have started, the first batch is there
-                forget(folder) if cache == "cold" else list(plain_preadv(folder, batches))
-                begin = time.perf_counter()
-                list(run)
-                seconds[name].append(time.perf_counter() - begin)
-        read_later = len(keys) - settings["batch_size"]
-        rate = {name: read_later / sorted(s)[len(s) // 2] for name, s in seconds.items()}
-        rows += [
-            {
-                "records": kind,
-                "cache": cache,
-                "reader": name,
-                "per_s": per_s,
-                "of_preadv": per_s / rate["preadv"],
-                "of_documented": per_s / rate["documented"],
-            }
-            for name, per_s in rate.items()
-        ]
-    return rows
-
-
-def forget(folder: Path) -> None:
-    """Drops the store's file from the page cache."""
-    handle = os.open(folder / "data.mdb", os.O_RDONLY)
-    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(handle)
-
-
-def ours(folder: Path, batches: list[list[str]]) -> Generator[None]:
-    """The training reader's way: threads fill memory that was allocated once."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from urepa.data.reader import AHEAD, THREADS, Slot
-    from urepa.data.reading import Store
-
-    store = Store(folder)
-    slots = [Slot(len(batches[0]), store.record_bytes) for _ in range(AHEAD + 1)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        store.tensor(batches[0], slots[0].raw_RB)
-        yield
-        ahead: list[Future] = []
-        for i, keys in enumerate(batches[1:]):
-            if len(ahead) == AHEAD:
-                ahead.pop(0).result()
-            ahead.append(pool.submit(store.tensor, keys, slots[i % len(slots)].raw_RB[: len(keys)]))
-        for future in ahead:
-            future.result()
-    store.close()
-
-
-def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
-    """As many bytes, at the same places, by one thread into one buffer: what the disk and memory give."""
-    import numpy as np
-
-    from urepa.data.reading import Store
-
-    store = Store(folder)
-    raw = np.empty((len(batches[0]), store.record_bytes), dtype=np.uint8)
-    places = [store.place(key) for batch in batches for key in batch]
-    raw[:] = 0
-    yield
-    for i, (file, offset) in enumerate(places[len(batches[0]) :]):
-        os.preadv(file, [raw[i % len(raw)].data], offset)
-    store.close()
-
-
-def documented(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
-    """Spec 000 §6.2: a map-style data set over LMDB, opened lazily in each worker, one get per item."""
-    import lmdb
-    import numpy as np
     import torch
-    from torch.utils.data import DataLoader, Dataset
 
-    keys = [key for batch in batches for key in batch]
+    from urepa.benchmark.loops import Bench
+    from urepa.benchmark.measure import measure
+    from urepa.session import accelerate_for
 
-    class Documented(Dataset):
-        env: Any = None
+    settings, trainer = config["bench"], config["trainer"]
+    accelerator = accelerate_for(trainer)
+    with tempfile.TemporaryDirectory(dir=settings["folder"], prefix=".bench-") as place:
+        bench = Bench(config, Path(place), accelerator)
+        loops = [bench.ours()]
+        if settings["against"] is not None:
+            loops.insert(0, bench.documented())
+        if settings["parts"]:
+            loops += bench.without_each_part()
+        rows = measure(
+            loops,
+            bench.trainer.model,
+            trainer["batch_size"],
+            accelerator.device,
+            settings["steps"],
+            settings["rounds"],
+        )
+        bench.trainer.reader.cache.close()
+        del bench, loops
+        gc.collect()
+    names = ("torch", "diffusers", "accelerate")
+    about = {"precision": trainer["precision"], "frozen": trainer["frozen"], "attention": trainer["attention"]}
+    about |= {"channels_last": trainer["channels_last"], "compile": trainer["compile"]}
+    about |= {"versions": {name: version(name) for name in names}, "cuda": torch.version.cuda}
+    return [row | about for row in rows]
 
-        def __len__(self) -> int:
-            return len(keys)
 
-        def __getitem__(self, index: int) -> torch.Tensor:
-            if self.env is None:
-                self.env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, max_readers=32)
-            with self.env.begin(write=False) as txn:
-                return torch.from_numpy(np.frombuffer(txn.get(keys[index].encode()), np.float16).copy()).view(shape)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it finds 8 workers too many for a small machine
-        loader = DataLoader(Documented(), batch_size=len(batches[0]), num_workers=workers, persistent_workers=True)
-        running = iter(loader)
-    next(running)
-    yield
-    for _ in running:
-        pass
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text; the last column is the step time of the first row over this one's."""
+    titles = {"s/step": 9, "images/s": 10, "TFLOP/s": 9, "peak GiB": 10, "saved MiB": 11, "waits": 8, "speed": 8}
+    head = f"{'loop':<24}" + "".join(f"{title:>{width}}" for title, width in titles.items())
+    lines = [f"{rows[0]['device']}, batch {rows[0]['batch_size']}, {rows[0]['precision']}", head]
+    for row in rows:
+        peak = row["peak_memory_bytes"]
+        memory = "-" if peak is None else f"{peak / 2**30:.1f}"
+        lines.append(
+            f"{row['path']:<24}{row['step_s']:>9.3f}{row['images_per_s']:>10.1f}{row['tflops_per_s']:>9.2f}{memory:>10}"
+            f"{row['saved_bytes_per_sample'] / 2**20:>11.1f}{row['data_wait_share']:>8.1%}"
+            f"{rows[0]['step_s'] / row['step_s']:>7.2f}x"
+        )
+    return "\n".join([*lines, "saved: per sample, for the backward pass; speed: against the first line"])
 
 
 if __name__ == "__main__":

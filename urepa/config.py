@@ -318,8 +318,29 @@ class Preprocess:
     data: Any = MISSING
 
 
+class Against(Enum):
+    documented = "documented"
+
+
 @dataclass
-class Bench:
+class BenchSettings:
+    steps: int = 5  # timed at a time
+    rounds: int = 3  # medians of so many, the loops taking turns
+    batches: int = 8  # of random records, in the experiment's own stores
+    against: Against | None = None  # the document's loop, in the same process
+    parts: bool = False  # also without each part of the fast step
+    workers: int = 8  # of the documented loader
+    folder: str = "."  # the disk to read from
+
+
+@dataclass
+class Bench(Train):
+    bench: BenchSettings = field(default_factory=BenchSettings)
+    out: str | None = None
+
+
+@dataclass
+class BenchReading:
     folder: str = MISSING
     samples: int = MISSING
     batch_size: int = MISSING
@@ -333,6 +354,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="bench_schema", node=Bench)
+    store.store(name="bench_reading_schema", node=BenchReading)
     store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,

@@ -37,6 +37,22 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "hydra-core", "mlflow", "numpy")
 
 
+def accelerate_for(trainer: dict[str, Any]) -> Accelerator:
+    """The process's threads, cuDNN's ways and the Accelerator that conf/trainer asks for."""
+    if trainer["threads"] is not None:
+        torch.set_num_threads(trainer["threads"])
+    torch.backends.cudnn.deterministic = trainer["deterministic"]
+    torch.backends.cudnn.benchmark = not trainer["deterministic"]
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it accelerate takes ranks on CPUs for one process each
+        mixed_precision=PRECISIONS[trainer["precision"]],
+        # no layer here learns a buffer, and SD-1.5's prompts would be sent around at every step
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+    return accelerator
+
+
 class Session:
     """A run in this process. `folder` and `overrides` come from Hydra."""
 
@@ -51,20 +67,7 @@ class Session:
 
     def run(self) -> None:
         """Trains to the end, or says why not. Leaves the process ready for the next run of a sweep."""
-        trainer_config = self.config["trainer"]
-        if trainer_config["threads"] is not None:
-            torch.set_num_threads(trainer_config["threads"])
-        torch.backends.cudnn.deterministic = trainer_config["deterministic"]
-        torch.backends.cudnn.benchmark = not trainer_config["deterministic"]
-        # no layer here learns a buffer, and SD-1.5's prompts would be sent around at every step
-        without_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-        precision = PRECISIONS[trainer_config["precision"]]
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # without it accelerate takes ranks on CPUs for one process each
-            mixed_precision=precision,
-            kwargs_handlers=[without_buffers],
-        )
-        assert self.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+        self.accelerator = accelerate_for(self.config["trainer"])
         try:
             finished, self.config = on_main(self._claim)
             if not finished:

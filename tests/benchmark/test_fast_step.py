@@ -1,0 +1,198 @@
+"""The fast step is the document's step: staged and plain bit for bit, the document's loop to fp32 rounding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from sd import SMALL, write_unet
+from torch import Tensor
+
+from urepa.alignment import step_terms
+from urepa.benchmark.documented import DocumentedLoop
+from urepa.benchmark.loops import Bench, HookedUNet, in_nchw, swapped
+from urepa.checks import check
+from urepa.data.reader import Batch
+from urepa.errors import UserError
+
+BENCH = {"steps": 1, "rounds": 1, "batches": 2, "against": "documented", "parts": True, "workers": 2, "folder": "."}
+TINY = ("trainer.batch_size=4", "trainer.validation_group=4", "loss.warmup_steps=3")
+
+
+def small_sd(folder: Path) -> tuple[str, ...]:
+    """Track A over a small U-Net of SD-1.5's kind."""
+    return (
+        "+experiment=track_a",
+        f"backbone.weights={write_unet(folder / 'weights', **(SMALL | {'cross_attention_dim': 768}))}",
+        "data.latent_shape=[4,32,32]",  # 1x1 maps in the middle would leave GroupNorm two values to normalise
+        "teacher.grid=[4,4]",
+        "teacher.width=24",
+        "trainer.precision=fp32",
+        "trainer.batch_size=4",
+        "trainer.validation_group=4",
+        "loss.warmup_steps=3",
+    )
+
+
+@pytest.fixture
+def bench_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Any:
+    """bench_of(*overrides) -> Bench"""
+    made: list[Bench] = []
+
+    def build(*overrides: str) -> Bench:
+        place = tmp_path / f"bench{len(made)}"
+        place.mkdir()
+        config = compose(*overrides) | {"bench": BENCH}
+        check(config, [])
+        made.append(Bench(config, place, Accelerator(cpu=True)))
+        return made[-1]
+
+    yield build
+    for bench in made:
+        bench.trainer.reader.cache.close()
+
+
+def flat(gradients: list[Tensor | None]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradients if g is not None])
+
+
+def own_loss(bench: Bench, batch: Batch, step: int) -> Tensor:
+    trainer = bench.trainer
+    return step_terms(trainer.model, trainer.objective, trainer.loss, batch, step, lambda x: x)[0].total
+
+
+@pytest.mark.parametrize("kind", ["tiny", "sd"])
+@pytest.mark.parametrize("objective", ["ddpm_v", "ddpm_eps_scaled"])
+def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path, kind: str, objective: str) -> None:
+    """Same weights, data, noise and timesteps; two implementations. With channels_last where track A has it."""
+    bench: Bench = bench_of(*(TINY if kind == "tiny" else small_sd(tmp_path)), f"objective={objective}")
+    assert bench.trainer.settings.channels_last == (kind == "sd")
+    model = bench.trainer.model
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # as trained ones: zeros would hide the adapters' A
+            torch.nn.init.normal_(parameter, std=0.02)
+    other = bench.build_model()
+    other.load_state_dict(model.state_dict())
+    documented = DocumentedLoop(bench.config, other, torch.device("cpu"))
+    for step in (0, 2, 5):
+        batch = bench.trainer.reader.read(step)[0]
+        assert batch.teacher_BND is not None
+        theirs = documented.loss(
+            batch.x0, batch.noise, batch.t_B, batch.condition.ids_B, batch.teacher_BND.float(), step
+        )
+        ours = own_loss(bench, batch, step)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+        a, b = (
+            flat(list(torch.autograd.grad(loss, [p for p in m.parameters() if p.requires_grad], allow_unused=True)))
+            for loss, m in ((ours, model), (theirs, other))
+        )
+        assert a.shape == b.shape
+        assert b.norm() > 0
+        assert (a - b).norm() / b.norm() < 1e-4
+
+
+def losses_of(bench: Bench, steps: int) -> tuple[list[float], dict[str, Tensor]]:
+    """Totals of the first updates, and the weights after them."""
+    totals = []
+    for step in range(steps):
+        update = bench.trainer.update(step, bench.trainer.reader.read(step), with_tap_gradients=step % 5 == 0)
+        totals.append(update.terms.total.item())
+    weights = {n.replace("backbone.backbone", "backbone"): p for n, p in bench.trainer.model.named_parameters()}
+    bench.trainer.reader.cache.close()
+    return totals, weights
+
+
+@pytest.mark.parametrize("taps", ["mid", "all"])
+def test_twenty_staged_steps_are_the_plain_ones_bit_for_bit(bench_of: Any, taps: str) -> None:
+    more = () if taps == "mid" else ("+loss.taps.enc_last=1", "+loss.taps.dec_first=0.5")
+    runs = []
+    for plain in (False, True):
+        bench: Bench = bench_of(*TINY, *more, "trainer.clip_norm=0.5")
+        if plain:
+            bench.trainer.model.backbone = HookedUNet(bench.trainer.model.backbone)
+        runs.append(losses_of(bench, 20))
+    (staged, ours), (plain_totals, theirs) = runs
+    assert staged == plain_totals
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert staged[0] != staged[-1]
+
+
+def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: Any, tmp_path: Path) -> None:
+    """SD-1.5's kind, diffusion term off: stopping after the middle against going on to the end."""
+    bench: Bench = bench_of(*small_sd(tmp_path), "loss.diffusion_fraction=0")
+    model = bench.trainer.model
+    batch = bench.trainer.reader.read(5)[0]
+    trains = [p for p in model.parameters() if p.requires_grad]
+    stopped = torch.autograd.grad(own_loss(bench, batch, 5), trains)
+    model.backbone = HookedUNet(model.backbone)
+    whole = torch.autograd.grad(own_loss(bench, batch, 5), trains)
+    assert all(torch.equal(a, b) for a, b in zip(stopped, whole, strict=True))
+    assert flat(list(whole)).norm() > 0
+
+
+def test_what_the_document_has_not_cannot_be_measured_against_it(bench_of: Any) -> None:
+    with pytest.raises(UserError, match=r"bench\.against=documented"):
+        bench_of(*TINY, "loss.level=token").documented()
+
+
+@pytest.mark.slow
+def test_the_door_tells_ratios_of_one_run(tmp_path: Path) -> None:
+    command = ["trainer.batch_size=4", "trainer.validation_group=4", "trainer.threads=1", "bench.against=documented"]
+    command += ["bench.parts=true", "bench.steps=2", "bench.rounds=3", "bench.batches=2", "bench.workers=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "urepa.bench", *command, "out=rows.json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = {row["path"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert list(rows) == ["documented", "urepa", "without stages", "deepcopy EMA", "documented reader"]
+    ours, documented = rows["urepa"], rows["documented"]
+    assert ours["of"]["documented"] == pytest.approx(ours["step_s"] / documented["step_s"])
+    assert ours["step_s"] == sorted(ours["steps_s"])[1]
+    assert ours["flops"] == documented["flops"] == rows["without stages"]["flops"] > 1e9
+    assert ours["tflops_per_s"] == pytest.approx(ours["flops"] / ours["step_s"] / 1e12)
+    assert all(name in done.stdout for name in rows)
+    assert not list(tmp_path.glob(".bench-*"))
+
+
+@pytest.mark.slow
+def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
+    """At batch 2 and 32x32 latents: staged bit for bit as plain, and the document's loop to fp32 rounding."""
+    bench: Bench = bench_of(
+        "+experiment=track_a",
+        "backbone.weights=random",
+        "data.latent_shape=[4,32,32]",
+        "trainer.precision=fp32",
+        "trainer.batch_size=2",
+        "trainer.validation_group=2",
+        "loss.warmup_steps=0",
+    )
+    model = bench.trainer.model
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    trains = [p for p in model.parameters() if p.requires_grad]
+    batch = bench.trainer.reader.read(0)[0]
+    staged_loss = own_loss(bench, batch, 0)
+    staged = torch.autograd.grad(staged_loss, trains)
+    with swapped(model, "backbone", HookedUNet):
+        plain_loss = own_loss(bench, batch, 0)
+        plain = torch.autograd.grad(plain_loss, trains)
+    assert torch.equal(staged_loss, plain_loss)
+    assert all(torch.equal(a, b) for a, b in zip(staged, plain, strict=True))
+    with in_nchw(model):  # the same weights serve the document's loop
+        documented = DocumentedLoop(bench.config, model, torch.device("cpu"))
+        assert batch.teacher_BND is not None
+        loss = documented.loss(batch.x0, batch.noise, batch.t_B, batch.condition.ids_B, batch.teacher_BND.float(), 0)
+        theirs = flat(list(torch.autograd.grad(loss, trains)))
+    assert (flat(list(staged)) - theirs).norm() / theirs.norm() < 1e-4

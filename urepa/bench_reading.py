@@ -1,0 +1,149 @@
+"""`python -m urepa.bench_reading`: how fast tokens and latents are read, as ratios in one run.
+
+Against the document's loader (spec 000 §6.2: LMDB get per item, 8 workers, readahead off) and against plain
+preadv of the same bytes; warm and cold. The stores are made for the purpose, of the documented record sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.files import write_whole
+from urepa.runs import plain
+
+RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
+
+
+@hydra.main(config_path=CONF, config_name="bench_reading", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Prints a table; `out=FILE` also writes it as JSON."""
+    with one_line_mistakes():
+        settings = plain(config)
+        rows = []
+        with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
+            for kind in RECORDS:
+                rows += reading(kind, Path(place) / kind, settings)
+        print(f"{'records':<9}{'cache':<7}{'reader':<12}{'records/s':>11}{'of plain preadv':>17}{'of documented':>15}")
+        for r in rows:
+            ratios = f"{r['of_preadv']:>17.2f}{r['of_documented']:>15.2f}"
+            print(f"{r['records']:<9}{r['cache']:<7}{r['reader']:<12}{r['per_s']:>11.0f}{ratios}")
+        if settings["out"] is not None:
+            write_whole(Path(settings["out"]), json.dumps(rows, indent=1))
+
+
+def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rates of the three readers over one store; each round reads every record once, in a new order."""
+    import numpy as np
+
+    from urepa.data.store import write_store
+
+    rng = np.random.default_rng(0)
+    keys = [f"n{i:08d}_mid" for i in range(settings["samples"])]
+    write_store(folder, ((k, rng.standard_normal(RECORDS[kind], dtype=np.float32)) for k in keys), {})
+    readers: dict[str, Callable[[list[list[str]]], Generator[None]]] = {
+        "preadv": partial(plain_preadv, folder),
+        "documented": partial(documented, folder, RECORDS[kind], settings["workers"]),
+        "urepa": partial(ours, folder),
+    }
+    rows = []
+    for cache in ("warm", "cold"):
+        seconds: dict[str, list[float]] = {name: [] for name in readers}
+        for _ in range(settings["rounds"]):
+            order = rng.permutation(len(keys))
+            size = settings["batch_size"]
+            batches = [[keys[i] for i in order[at : at + size]] for at in range(0, len(keys), size)]
+            for name, read in readers.items():
+                run = read(batches)
+                next(run)  # everything is open, workers have started, the first batch is there
+                forget(folder) if cache == "cold" else list(plain_preadv(folder, batches))
+                begin = time.perf_counter()
+                list(run)
+                seconds[name].append(time.perf_counter() - begin)
+        read_later = len(keys) - settings["batch_size"]
+        rate = {name: read_later / sorted(s)[len(s) // 2] for name, s in seconds.items()}
+        rows += [
+            {
+                "records": kind,
+                "cache": cache,
+                "reader": name,
+                "per_s": per_s,
+                "of_preadv": per_s / rate["preadv"],
+                "of_documented": per_s / rate["documented"],
+            }
+            for name, per_s in rate.items()
+        ]
+    return rows
+
+
+def forget(folder: Path) -> None:
+    """Drops the store's file from the page cache."""
+    handle = os.open(folder / "data.mdb", os.O_RDONLY)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
+
+
+def ours(folder: Path, batches: list[list[str]]) -> Generator[None]:
+    """The training reader's way: threads fill memory that was allocated once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from urepa.data.reader import AHEAD, THREADS, Slot
+    from urepa.data.reading import Store
+
+    store = Store(folder)
+    slots = [Slot(len(batches[0]), store.record_bytes) for _ in range(AHEAD + 1)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        store.tensor(batches[0], slots[0].raw_RB)
+        yield
+        ahead: list[Future] = []
+        for i, keys in enumerate(batches[1:]):
+            if len(ahead) == AHEAD:
+                ahead.pop(0).result()
+            ahead.append(pool.submit(store.tensor, keys, slots[i % len(slots)].raw_RB[: len(keys)]))
+        for future in ahead:
+            future.result()
+    store.close()
+
+
+def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
+    """As many bytes, at the same places, by one thread into one buffer: what the disk and memory give."""
+    import numpy as np
+
+    from urepa.data.reading import Store
+
+    store = Store(folder)
+    raw = np.empty((len(batches[0]), store.record_bytes), dtype=np.uint8)
+    places = [store.place(key) for batch in batches for key in batch]
+    raw[:] = 0
+    yield
+    for i, (file, offset) in enumerate(places[len(batches[0]) :]):
+        os.preadv(file, [raw[i % len(raw)].data], offset)
+    store.close()
+
+
+def documented(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
+    """Spec 000 §6.2's loader over one store."""
+    from urepa.benchmark.documented import loader
+
+    keys = [key for batch in batches for key in batch]
+    running = iter(loader([(folder, keys, shape)], len(batches[0]), workers, shuffle=False))
+    next(running)
+    yield
+    for _ in running:
+        pass
+
+
+if __name__ == "__main__":
+    prepare()
+    open_door(main, "bench_reading")

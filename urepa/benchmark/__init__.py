@@ -1,0 +1,1 @@
+"""What `python -m urepa.bench` times: this project's step, the document's, and what lies between."""

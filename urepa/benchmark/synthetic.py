@@ -1,0 +1,58 @@
+"""An experiment's data as random records in the stores it would have: for timing, nothing is learnt from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from urepa.data.cache import Cache, Sample, mean_token_file
+from urepa.data.reading import Store
+from urepa.data.store import write_store
+
+PROMPT = (77, 768)  # of CLIP ViT-L/14: positions, width
+
+
+class SyntheticTrack:
+    """`records` random fp16 latents and tokens below `root`. The same ones serve training and validation."""
+
+    def __init__(self, root: str, records: int, latent_shape: list[int], num_classes: int, cfg_dropout: float) -> None:
+        self.folder, self.records = Path(root), records
+        self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
+        self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
+        self.samples = [Sample(f"n{i:08d}", i % num_classes, "", "train") for i in range(records)]
+
+    @property
+    def latents(self) -> Path:
+        """The latents' store."""
+        return self.folder / "latents"
+
+    @property
+    def tokens(self) -> Path:
+        """The tokens' store."""
+        return self.folder / "tokens"
+
+    def open(self, teacher: Any | None) -> Cache:
+        """Writes the stores where they are not there yet, and opens them."""
+        self._write(self.latents, "", self.latent_shape)
+        tokens = None
+        if teacher is not None:
+            self._write(self.tokens, "_mid", (teacher.grid[0] * teacher.grid[1], teacher.width))
+            tokens = Store(self.tokens)
+        splits = dict.fromkeys(("train", "val", "test"), self.samples)
+        grid = None if teacher is None else teacher.grid
+        return Cache(splits, Store(self.latents), tokens, grid, self.num_classes, null_id=self.num_classes)
+
+    def _write(self, store: Path, suffix: str, shape: tuple[int, ...]) -> None:
+        if store.exists():
+            return
+        rng = np.random.default_rng(0)
+        records = ((f"{s.sample_id}{suffix}", rng.standard_normal(shape, dtype=np.float32)) for s in self.samples)
+        write_store(store, records, {}, lambda: mean_token_file(np.ones(shape[-1])))
+
+
+def write_prompts(path: Path, num_classes: int) -> None:
+    """Random text embeddings in the form of the prompts stage's file."""
+    torch.save(torch.randn(num_classes + 1, *PROMPT).half(), path)
