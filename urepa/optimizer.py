@@ -73,14 +73,13 @@ def clip_by_global_norm(optimizer: torch.optim.Optimizer, max_norm: float | None
     Returns the norm before clipping, by group and as "all". Norms are taken by group and then added, so
     that a group whose gradients are all 0 leaves the others' clipping bit for bit as it was without it.
     """
-    norms, square = {}, torch.zeros(())
+    norms: dict[str, Tensor] = {}
     gradients = []
     for group in optimizer.param_groups:
         own = [p.grad for p in group["params"] if p.grad is not None]
         norms[group["name"]] = torch.nn.utils.get_total_norm(own)
-        square = square.to(norms[group["name"]].device) + norms[group["name"]] ** 2
         gradients += own
-    norms["all"] = square.sqrt()
+    norms["all"] = torch.stack([norm**2 for norm in norms.values()]).sum().sqrt()
     if max_norm is not None:
         torch._foreach_mul_(gradients, (max_norm / (norms["all"] + 1e-6)).clamp(max=1.0))
     return norms

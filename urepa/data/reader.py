@@ -52,6 +52,16 @@ class Batch:
             self.slot.copied.record()
         return replace(self, condition=condition, **move)
 
+    def pinned(self) -> "Batch":
+        """In memory from which a GPU copies by itself. Tokens lie in such memory already."""
+        pin = {
+            name: value.pin_memory()
+            for name in ("x0", "noise", "t_B", "rows_R")
+            if (value := getattr(self, name)) is not None
+        }
+        condition = Condition(self.condition.ids_B.pin_memory(), self.condition.null_id)
+        return replace(self, condition=condition, **pin)
+
 
 class Slot:
     """Memory for the tokens of one step, allocated once and pinned where there is a GPU: fresh memory for
@@ -141,6 +151,10 @@ class TrainingReader:
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
 
+    def _read_ahead(self, step: int, slot: Slot) -> list[Batch]:
+        batches = self.read(step, slot)
+        return [b.pinned() for b in batches] if torch.cuda.is_available() else batches
+
     def _rows(self, step: int, positions: range) -> Tensor | None:
         """Which of these positions have a diffusion term: p random ones of every q neighbours in the global
         batch, for a fraction p/q, so that every rank has as many."""
@@ -162,7 +176,7 @@ class TrainingReader:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="reader") as pool:
 
             def submit(step: int) -> Future[list[Batch]]:
-                return pool.submit(self.read, step, slots[step % len(slots)])
+                return pool.submit(self._read_ahead, step, slots[step % len(slots)])
 
             ahead = [submit(step) for step in range(start, min(start + AHEAD, stop))]
             try:
