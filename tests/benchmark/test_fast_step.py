@@ -80,7 +80,7 @@ def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path
             torch.nn.init.normal_(parameter, std=0.02)
     other = bench.build_model()
     other.load_state_dict(model.state_dict())
-    documented = DocumentedLoop(bench.config, other, torch.device("cpu"))
+    documented = DocumentedLoop(bench.config, other, torch.nn.Module(), torch.device("cpu"))
     for step in (0, 2, 5):
         batch = bench.trainer.reader.read(step)[0]
         assert batch.teacher_BND is not None
@@ -191,7 +191,7 @@ def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
     assert torch.equal(staged_loss, plain_loss)
     assert all(torch.equal(a, b) for a, b in zip(staged, plain, strict=True))
     with in_nchw(model):  # the same weights serve the document's loop
-        documented = DocumentedLoop(bench.config, model, torch.device("cpu"))
+        documented = DocumentedLoop(bench.config, model, torch.nn.Module(), torch.device("cpu"))
         assert batch.teacher_BND is not None
         loss = documented.loss(batch.x0, batch.noise, batch.t_B, batch.condition.ids_B, batch.teacher_BND.float(), 0)
         theirs = flat(list(torch.autograd.grad(loss, trains)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +87,11 @@ def manifold_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
 class DocumentedLoop:
     """The document's model, loss and update around the same backbone and head.
 
-    `config` is the composed experiment, `model` in fp32 with its LoRA. Raises UserError where the experiment is
-    not of the document's kind.
+    `config` is the composed experiment, `model` in fp32 with its LoRA, `ema` a deepcopy of it. Raises UserError
+    where the experiment is not of the document's kind.
     """
 
-    def __init__(self, config: dict[str, Any], model: AlignedModel, device: torch.device) -> None:
+    def __init__(self, config: dict[str, Any], model: AlignedModel, ema: nn.Module, device: torch.device) -> None:
         loss, objective = config["loss"], config["objective"]
         if loss.get("taps") != {"mid": 1.0} or loss["level"] != "sample" or "DDPM" not in objective["_target_"]:
             raise UserError(
@@ -100,17 +99,14 @@ class DocumentedLoop:
                 "DDPM objective"
             )
         self.model, self.device, self.config = model, device, config
-        backbone: Any = model.backbone
-        self.backbone = backbone
-        self.mid: list[Tensor] = []
-        backbone.unet.mid_block.register_forward_hook(lambda module, inputs, output: self.mid.append(output))
+        self.backbone: Any = model.backbone
         self.bf16 = config["trainer"]["precision"] == "bf16"
         power = {"linear": 1, "scaled_linear": 2}[objective["beta_schedule"]]
         ends = objective["beta_start"] ** (1 / power), objective["beta_end"] ** (1 / power)
         betas = torch.linspace(*ends, objective["timesteps"], device=device) ** power
         self.alpha_bar = torch.cumprod(1 - betas, dim=0)
         self.predicts_v = objective["_target_"].endswith("Velocity")
-        self.ema = deepcopy(model).requires_grad_(False)
+        self.ema = ema
         self.optimizer, self.scheduler = self._optimizer()
         self.step_index = 0
 
@@ -146,10 +142,12 @@ class DocumentedLoop:
         x_t = signal * x0 + sigma * noise
         target = signal * noise - sigma * x0 if self.predicts_v else noise
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            self.mid.clear()
-            text = self.backbone.embedding_KLE[ids_B]
-            prediction = self.backbone.unet(x_t, t_B, encoder_hidden_states=text).sample
-            tokens_BND = self.model.heads["mid"](Tokens.from_map(self.mid[0])).x_BND
+            mid: list[Tensor] = []
+            unet: Any = self.backbone.unet
+            hook = unet.mid_block.register_forward_hook(lambda module, inputs, output: mid.append(output))
+            prediction = unet(x_t, t_B, encoder_hidden_states=self.backbone.embedding_KLE[ids_B]).sample
+            hook.remove()  # the model may be shared with other loops
+            tokens_BND = self.model.heads["mid"](Tokens.from_map(mid[0])).x_BND
         warm = settings["warmup_steps"]
         lam = settings["lambda_max"] * (min(1.0, step / warm) if warm else 1.0)
         teacher_BND = teacher_BND.float()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,9 @@ class HookedUNet(nn.Module):
 class DeepcopyEMA:
     """The document's EMA in the trainer's place."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, shadow: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self.shadow = deepcopy(model).requires_grad_(False)
+        self.shadow = shadow
 
     def update(self, bad: Tensor) -> None:
         """One update, of everything."""
@@ -115,7 +115,13 @@ class Bench:
         """The experiment's model once more, in fp32 and as diffusers lays it out."""
         loss = assembly.make(self.config["loss"])
         teacher = assembly.make(self.config["teacher"]) if loss.taps else None
-        return assembly.build_model(self.config, self.track, teacher, loss)[0]
+        model, _ = assembly.build_model(self.config, self.track, teacher, loss)
+        return model.to(self.accelerator.device)
+
+    @cached_property
+    def shadow(self) -> nn.Module:
+        """A deepcopy of the model, as the document's EMA."""
+        return deepcopy(self.trainer.model).requires_grad_(False)
 
     def ours(self) -> Loop:
         """The trainer's update on its reader's batches."""
@@ -127,7 +133,7 @@ class Bench:
         loops = [replace(self.ours(), name="without stages", inside=lambda: swapped(model, "backbone", HookedUNet))]
         if trainer.settings.channels_last:
             loops.append(replace(self.ours(), name="without channels_last", inside=lambda: in_nchw(model)))
-        ema = DeepcopyEMA(model, trainer.ema.decay)
+        ema = DeepcopyEMA(model, self.shadow, trainer.ema.decay)
         loops.append(replace(self.ours(), name="deepcopy EMA", inside=lambda: swapped(trainer, "ema", lambda _: ema)))
         if model.heads:
             batches = (self._batch(item) for item in forever(self._loader()))
@@ -135,15 +141,19 @@ class Bench:
         return loops
 
     def documented(self) -> Loop:
-        """The document's loop, with a model of its own in fp32."""
-        model = self.build_model().to(self.accelerator.device)
-        documented = DocumentedLoop(self.config, model, self.accelerator.device)
+        """The document's loop over a model in fp32: the trainer's own where that is one (two of SD-1.5 and their
+        copies take 14 GB)."""
+        model, shadow = self.trainer.model, self.shadow
+        if self.trainer.settings.frozen != "fp32":
+            model = self.build_model()
+            shadow = deepcopy(model).requires_grad_(False)
+        documented = DocumentedLoop(self.config, model, shadow, self.accelerator.device)
 
         def update(item: tuple[Tensor, Tensor, Tensor]) -> None:
             index_B, x0, teacher_BND = item
             documented.update(x0, teacher_BND, index_B % self.track.num_classes)
 
-        return Loop("documented", forever(self._loader()), update)
+        return Loop("documented", forever(self._loader()), update, lambda: in_nchw(model))
 
     def _update(self, batches: list[Batch]) -> None:
         self.trainer.update(self.step_index, batches, with_tap_gradients=False)
@@ -193,9 +203,11 @@ def swapped(owner: Any, name: str, other: Callable[[Any], Any]) -> Iterator[None
 
 @contextlib.contextmanager
 def in_nchw(model: AlignedModel) -> Iterator[None]:
-    """The backbone in PyTorch's usual memory format."""
+    """The backbone in PyTorch's usual memory format, whatever it has."""
+    own = {p: p.is_contiguous() for p in model.backbone.parameters()}
     model.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     try:
         yield
     finally:
-        speed.channels_last(model.backbone)
+        if not all(own.values()):
+            speed.channels_last(model.backbone)
