@@ -6,6 +6,7 @@ Shapes: B batch, CHW latent, N tokens, D width.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -26,6 +27,7 @@ from urepa.data.reader import Batch
 from urepa.tracking import NoShipper
 
 FOREVER = 10**9  # steps
+TRACK = "urepa.benchmark.synthetic.SyntheticTrack"
 
 
 @dataclass
@@ -87,29 +89,46 @@ class DeepcopyEMA:
 
 
 class Bench:
-    """The experiment's own trainer over random records in `place`, and loops around it."""
+    """The experiment's own trainer over random records in `place`, and loops around it.
+
+    The documented loader's workers start before any model is there: a forked worker would keep a copy of every
+    page that training changes later.
+    """
 
     def __init__(self, config: dict[str, Any], place: Path, accelerator: Any) -> None:
         settings = config["bench"]
-        self.settings, self.place, self.accelerator = settings, place, accelerator
-        track = assembly.make(config["data"])
+        self.place, self.accelerator = place, accelerator
+        real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
+        teacher = assembly.make(config["teacher"]) if loss.taps else None
         batch_size = config["trainer"]["batch_size"]
-        records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
         data = {
-            "_target_": "urepa.benchmark.synthetic.SyntheticTrack",
             "root": str(place),
-            "records": records,
-            "latent_shape": list(track.latent_shape),
-            "num_classes": track.num_classes,
-            "cfg_dropout": track.cfg_dropout,
+            "records": max(settings["batches"] * batch_size, config["trainer"]["validation_group"]),
+            "latent_shape": list(real.latent_shape),
+            "num_classes": real.num_classes,
+            "cfg_dropout": real.cfg_dropout,
         }
-        self.config = config | {"data": data, "evaluation": {}, "warm_start": None}
+        self.track = SyntheticTrack(**data)
+        self.track.write(teacher)
+        compares = teacher is not None and (settings["against"] is not None or settings["parts"])
+        self.items = self._documented_items(teacher, batch_size, settings["workers"]) if compares else iter(())
+        self.config = config | {"data": data | {"_target_": TRACK}, "evaluation": {}, "warm_start": None}
         if "prompts" in config["backbone"]:
-            write_prompts(place / "prompts.pt", track.num_classes)
+            write_prompts(place / "prompts.pt", real.num_classes)
             self.config["backbone"] = config["backbone"] | {"prompts": str(place / "prompts.pt")}
         shipper = NoShipper(folder=place, name="", params={}, run_tags={})
-        self.trainer, self.track = assembly.build(self.config, place, accelerator, shipper)
+        self.trainer, _ = assembly.build(self.config, place, accelerator, shipper)
         self.step_index = 0
+
+    def _documented_items(self, teacher: Any, batch_size: int, workers: int) -> Iterator[Any]:
+        """What the documented loader gives, from now on."""
+        ids, grid = [s.sample_id for s in self.track.samples], teacher.grid
+        stores: list[Store] = [
+            (self.track.latents, ids, self.track.latent_shape),
+            (self.track.tokens, [f"{i}_mid" for i in ids], (grid[0] * grid[1], teacher.width)),
+        ]
+        items = forever(loader(stores, batch_size, workers, shuffle=True))
+        return itertools.chain([next(items)], items)
 
     def build_model(self) -> AlignedModel:
         """The experiment's model once more, in fp32 and as diffusers lays it out."""
@@ -136,7 +155,7 @@ class Bench:
         ema = DeepcopyEMA(model, self.shadow, trainer.ema.decay)
         loops.append(replace(self.ours(), name="deepcopy EMA", inside=lambda: swapped(trainer, "ema", lambda _: ema)))
         if model.heads:
-            batches = (self._batch(item) for item in forever(self._loader()))
+            batches = (self._batch(item) for item in self.items)
             loops.append(Loop("documented reader", batches, self._update))
         return loops
 
@@ -153,7 +172,7 @@ class Bench:
             index_B, x0, teacher_BND = item
             documented.update(x0, teacher_BND, index_B % self.track.num_classes)
 
-        return Loop("documented", forever(self._loader()), update, lambda: in_nchw(model))
+        return Loop("documented", self.items, update, lambda: in_nchw(model))
 
     def _update(self, batches: list[Batch]) -> None:
         self.trainer.update(self.step_index, batches, with_tap_gradients=False)
@@ -161,16 +180,6 @@ class Bench:
 
     def _own_batches(self) -> Iterator[list[Batch]]:
         yield from self.trainer.reader.stream(0, FOREVER)
-
-    def _loader(self) -> Any:
-        assert isinstance(self.track, SyntheticTrack)
-        cache, ids = self.trainer.reader.cache, [s.sample_id for s in self.track.samples]
-        tokens: Any = cache.tokens
-        stores: list[Store] = [
-            (self.track.latents, ids, tuple(cache.latents.shape)),
-            (self.track.tokens, [f"{i}_mid" for i in ids], tuple(tokens.shape)),
-        ]
-        return loader(stores, self.trainer.settings.batch_size, self.settings["workers"], shuffle=True)
 
     def _batch(self, item: tuple[Tensor, Tensor, Tensor]) -> list[Batch]:
         """What the documented loader gives, as the trainer takes it; noise and timesteps drawn on the device."""

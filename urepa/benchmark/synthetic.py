@@ -34,20 +34,20 @@ class SyntheticTrack:
         """The tokens' store."""
         return self.folder / "tokens"
 
-    def open(self, teacher: Any | None) -> Cache:
-        """Writes the stores where they are not there yet, and opens them."""
+    def write(self, teacher: Any | None) -> None:
+        """The stores."""
         self._write(self.latents, "", self.latent_shape)
-        tokens = None
         if teacher is not None:
             self._write(self.tokens, "_mid", (teacher.grid[0] * teacher.grid[1], teacher.width))
-            tokens = Store(self.tokens)
+
+    def open(self, teacher: Any | None) -> Cache:
+        """The stores, as any track's."""
+        tokens = None if teacher is None else Store(self.tokens)
         splits = dict.fromkeys(("train", "val", "test"), self.samples)
         grid = None if teacher is None else teacher.grid
         return Cache(splits, Store(self.latents), tokens, grid, self.num_classes, null_id=self.num_classes)
 
     def _write(self, store: Path, suffix: str, shape: tuple[int, ...]) -> None:
-        if store.exists():
-            return
         rng = np.random.default_rng(0)
         records = ((f"{s.sample_id}{suffix}", rng.standard_normal(shape, dtype=np.float32)) for s in self.samples)
         write_store(store, records, {}, lambda: mean_token_file(np.ones(shape[-1])))
