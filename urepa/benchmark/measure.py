@@ -80,8 +80,9 @@ def measure(
 
 def _count(loop: Loop, model: nn.Module, device: torch.device) -> tuple[int, int]:
     """FLOPs and saved bytes of a step, in eager mode: a compiled block shows neither. Then one to warm up."""
-    saved, flops = SavedForBackward(model), FlopCounterMode(display=False)
+    flops = FlopCounterMode(display=False)
     with loop.inside():
+        saved = SavedForBackward(model)  # here: another memory format is other storages
         with torch.compiler.set_stance("force_eager"), flops, saved:
             loop.step()
         loop.step()
