@@ -281,8 +281,17 @@ class TapProbe:
 
 
 @dataclass
+class Arm:
+    """What an ablation file says of itself; `urepa.checks` holds it to that, and the run does not keep it."""
+
+    families: list[str] = MISSING  # backbones it is for, by the last part of their _target_
+    changes: list[str] = MISSING  # dotted keys, all and only those in which it differs from its baseline
+
+
+@dataclass
 class Train:
     seed: int = 0
+    arm: Arm | None = None
     resume: str | None = None
     warm_start: str | None = None
     backbone: Any = MISSING

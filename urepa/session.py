@@ -58,6 +58,7 @@ class Session:
 
     def __init__(self, config: DictConfig, folder: str, overrides: list[str], choices: dict[str, Any]) -> None:
         self.config = plain(config)
+        self.config.pop("arm")  # a precondition that the door has checked, no part of the run
         self.given = parse_overrides(overrides)
         self.folder = RunFolder(Path(folder))
         experiment, ablation = choices.get("experiment"), choices.get("ablation")
