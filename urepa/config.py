@@ -307,6 +307,19 @@ class Train:
     evaluation: dict[str, Any] = MISSING
 
 
+@dataclass
+class Moved:
+    root: str | None = None  # where the caches lie now; null: where they lay
+
+
+@dataclass
+class Evaluate:
+    run: str | None = None  # a finished run's folder
+    evaluation: dict[str, Any] | None = None  # null: the run's own
+    tracking: Any = None  # null: the run's own
+    data: Moved = field(default_factory=Moved)
+
+
 class Stage(Enum):
     all = "all"
     manifest = "manifest"
@@ -364,6 +377,7 @@ def register() -> None:
     store.store(name="train_schema", node=Train)
     store.store(name="bench_schema", node=Bench)
     store.store(name="bench_reading_schema", node=BenchReading)
+    store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,
