@@ -128,6 +128,11 @@ def test_an_arm_that_the_command_line_undoes_is_refused(composed: Compose) -> No
             check(*composed("track_a", "lora_16", override))
 
 
+def test_a_door_with_parts_of_its_own_takes_arms(compose: Compose) -> None:
+    overrides = ["+experiment=track_a", "+ablation=lora_16"]
+    check(compose(*overrides, "bench.steps=2", root="bench"), overrides)
+
+
 def test_two_arms_at_once_are_no_arm(composed: Compose) -> None:
     with pytest.raises(UserError, match=r"besides loss\.warmup_steps it would change lora\.rank"):
         check(*composed("track_a", "[lora_16,no_warmup]"))

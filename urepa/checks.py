@@ -92,7 +92,9 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
     family = config["backbone"]["_target_"].rpartition(".")[2]
     if family not in arm["families"]:
         raise UserError(f"+ablation={name} is for the backbone {' or '.join(arm['families'])}, not for {family}")
-    here, there = (flatten({k: v for k, v in c.items() if k != "arm"}) for c in (config, without_arm(overrides)))
+    baseline = without_arm(overrides)
+    shared = baseline.keys() - {"arm"}  # a door that composes more than a run has parts of its own
+    here, there = (flatten({part: c[part] for part in shared}) for c in (config, baseline))
     changed = {k for k in here.keys() | there.keys() if here.get(k, ABSENT) != there.get(k, ABSENT)}
     named = set(arm["changes"])
     if more := sorted(changed - named):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,21 @@ def summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
+def as_if_killed_before_sending(db: Path, run: Path) -> None:
+    """The last row's batch was announced and never arrived; an earlier one has the same metric at the same step."""
+    last = read_rows(run / "metrics.jsonl")[-1]
+    connection = sqlite3.connect(db)
+    connection.execute("delete from metrics where timestamp = ?", (last["time"],))
+    connection.commit()
+    connection.close()
+    cursors = json.loads((run / "mlflow.json").read_text())
+    (cursor,) = cursors.values()
+    step, evaluations = cursor["sent"]
+    at = {"metric": "final/pixel_knn", "at": [step, last["time"]]}
+    cursor |= {"sent": [step, evaluations - 1], "sending": {"upto": cursor["sent"]} | at}
+    (run / "mlflow.json").write_text(json.dumps(cursors))
+
+
 def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspace) -> None:
     run, there = copied.run, evaluated.run
     before = summary(run)
@@ -77,6 +93,10 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     assert "final/tap_linear_probe" not in second, "it has not changed"
     assert summary(run)["metrics"].items() >= (own | first | second | {"train/lambda": 0.5}).items() - {("step", 12)}
     in_mlflow = "select step, value from metrics where key = 'final/pixel_knn' and run_uuid = ? order by timestamp"
+    assert query(copied.db, in_mlflow, run_id) == [(12, row["final/pixel_knn"]) for row in (first, second)]
+    as_if_killed_before_sending(copied.db, run)
+    assert len(query(copied.db, in_mlflow, run_id)) == 1
+    evaluate(copied, run, *PROBED, "evaluation.probe.knn=40")
     assert query(copied.db, in_mlflow, run_id) == [(12, row["final/pixel_knn"]) for row in (first, second)]
 
     copied.train(f"resume={run}", "trainer.max_steps=14", bare=True)  # a longer run keeps them
