@@ -257,6 +257,24 @@ def test_a_tap_that_no_lora_precedes_warns_once(small: dict[str, Path], tmp_path
     assert len([w for w in caught if "head alone" in str(w.message)]) == 1
 
 
+NEED_CACHES = {"full_data", "samples_100k", "teacher_224"}
+ARMS = {p.stem for p in (Path(CONF) / "ablation").glob("*.yaml")} - NEED_CACHES
+
+
+@pytest.mark.parametrize("arm", sorted(ARMS))
+@pytest.mark.filterwarnings("ignore:nothing trainable precedes")
+def test_every_arm_takes_a_step(small: dict[str, Path], tmp_path: Path, arm: str) -> None:
+    own = ("trainer.batch_size=4", "trainer.validation_group=4", f"+ablation={arm}")
+    settings = [o for o in small_overrides(small) if not o.startswith("loss.warmup_steps")]
+    trainer = trainer_for(composed(*settings, *own), tmp_path)
+    before = {n: p.detach().clone() for n, p in trainable(trainer.model).items()}
+    steps_of(trainer, 3)
+    moved = {n.split(".")[0] for n, p in trainable(trainer.model).items() if not torch.equal(p, before[n])}
+    assert moved == {"backbone", "heads"}  # at lambda 0 the head moves by its weight decay
+    assert all(p.isfinite().all() for p in trainable(trainer.model).values())
+    assert trainer.guard.read(3, True)["guard/skipped_steps"] == 0
+
+
 def test_a_checkpoint_holds_trainables_only_and_resumes_exactly(small: dict[str, Path], tmp_path: Path) -> None:
     config = composed(*small_overrides(small))
     whole = trainer_for(config, tmp_path)

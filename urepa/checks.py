@@ -7,12 +7,17 @@ from fnmatch import fnmatch
 from math import inf
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from urepa.doors import CONF
 from urepa.errors import UserError
 from urepa.nested import flatten
-from urepa.runs import parse_overrides
+from urepa.runs import is_identity, parse_overrides, plain
 from urepa.strata import strata
 
 TINY = 1e-12
+ABSENT = object()
 # Lowest and highest value of a number, by dotted key; patterns as in a shell.
 RANGES: dict[str, tuple[float, float]] = {
     "trainer.max_steps": (1, inf),
@@ -61,6 +66,7 @@ RANGES: dict[str, tuple[float, float]] = {
 def check(config: dict[str, Any], overrides: list[str]) -> None:
     """Raises UserError on the first mistake."""
     check_order(overrides)
+    check_arm(config, overrides)
     check_effects(config, list(parse_overrides(overrides)))
     check_ranges(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -73,6 +79,43 @@ def check_order(overrides: list[str]) -> None:
     groups = [o.lstrip("+").partition("=")[0] for o in overrides]
     if "ablation" in groups and "experiment" in groups[groups.index("ablation") :]:
         raise UserError("+ablation before +experiment would be lost: write +experiment=... first, then +ablation=...")
+
+
+def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
+    """An arm is for certain backbones, and differs from the same command without it in what it names alone."""
+    arm = config["arm"]
+    if arm is None:
+        return
+    name = parse_overrides(overrides).get("ablation")
+    if name is None:
+        raise UserError("arm is what ablation files say of themselves: give +ablation=NAME on the command line")
+    family = config["backbone"]["_target_"].rpartition(".")[2]
+    if family not in arm["families"]:
+        raise UserError(f"+ablation={name} is for the backbone {' or '.join(arm['families'])}, not for {family}")
+    baseline = without_arm(overrides)
+    shared = baseline.keys() - {"arm"}  # a door that composes more than a run has parts of its own
+    here, there = (flatten({part: c[part] for part in shared}) for c in (config, baseline))
+    changed = {k for k in here.keys() | there.keys() if here.get(k, ABSENT) != there.get(k, ABSENT)}
+    named = set(arm["changes"])
+    if more := sorted(changed - named):
+        raise UserError(
+            f"+ablation={name} does not fit this experiment: besides {', '.join(sorted(named))} it would change "
+            f"{', '.join(more)}"
+        )
+    if idle := sorted(k for k in named - changed if is_identity(k)):
+        raise UserError(
+            f"+ablation={name} does not change {', '.join(idle)} here: the experiment or the command line sets that "
+            "value; drop one of the two"
+        )
+
+
+def without_arm(overrides: list[str]) -> dict[str, Any]:
+    """The config of the same command without its ablation."""
+    rest = [o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation"]
+    if GlobalHydra.instance().is_initialized():  # inside a door
+        return plain(compose("train", rest))
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return plain(compose("train", rest))
 
 
 def check_effects(config: dict[str, Any], given: list[str]) -> None:

@@ -281,8 +281,17 @@ class TapProbe:
 
 
 @dataclass
+class Arm:
+    """What an ablation file says of itself; `urepa.checks` holds it to that, and the run does not keep it."""
+
+    families: list[str] = MISSING  # backbones it is for, by the last part of their _target_
+    changes: list[str] = MISSING  # dotted keys, all and only those in which it differs from its baseline
+
+
+@dataclass
 class Train:
     seed: int = 0
+    arm: Arm | None = None
     resume: str | None = None
     warm_start: str | None = None
     backbone: Any = MISSING
@@ -296,6 +305,19 @@ class Train:
     trainer: Trainer = MISSING
     tracking: Any = MISSING
     evaluation: dict[str, Any] = MISSING
+
+
+@dataclass
+class Moved:
+    root: str | None = None  # where the caches lie now; null: where they lay
+
+
+@dataclass
+class Evaluate:
+    run: str | None = None  # a finished run's folder
+    evaluation: dict[str, Any] | None = None  # null: the run's own
+    tracking: Any = None  # null: the run's own
+    data: Moved = field(default_factory=Moved)
 
 
 class Stage(Enum):
@@ -355,6 +377,7 @@ def register() -> None:
     store.store(name="train_schema", node=Train)
     store.store(name="bench_schema", node=Bench)
     store.store(name="bench_reading_schema", node=BenchReading)
+    store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,

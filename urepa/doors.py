@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -26,7 +27,7 @@ from urepa.runs import run_name
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
-FOLDER_KEYS = ("resume", "warm_start")  # name runs' folders, which have "=" and "," in their names
+FOLDER_KEYS = ("resume", "warm_start", "run")  # name runs' folders, which have "=" and "," in their names
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
@@ -52,7 +53,11 @@ def open_door(main: Callable[[], None], root: str) -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
+        check_globs(sys.argv[1:])
         main()
+    except UserError as error:
+        _say(str(error))
+        sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
         _say(explain(error, root, sys.argv[1:]))
         sys.exit(1)
@@ -63,6 +68,17 @@ def quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     is_folder = key.lstrip("+") in FOLDER_KEYS and ("=" in value or Path(value).exists())
     return f"{key}='{value}'" if is_folder and value[:1] not in ("", "'", '"') else argument
+
+
+def check_globs(arguments: list[str]) -> None:
+    """Where a glob matches no option, Hydra sweeps over nothing, says nothing and exits with 0."""
+    for argument in arguments:
+        found = re.fullmatch(r"\+*(\w+)=glob\(.*\)", argument)
+        if found is not None:
+            options = sorted(p.stem for p in (Path(CONF) / found[1]).glob("*.yaml"))
+            pattern: Any = OverridesParser.create().parse_override(argument).value()
+            if not pattern.filter(options):
+                raise UserError(f"{argument} matches no option of {found[1]}; there are: {', '.join(options)}")
 
 
 @contextlib.contextmanager
@@ -121,8 +137,11 @@ def explain(error: BaseException, root: str, arguments: list[str]) -> str:
     key = named[1].split("@")[0]
     if "not in" not in text and "No match in the defaults list" not in text:
         return f"{key}: {text.splitlines()[0]}"
+    known = _known_keys(root, arguments)
+    if key in known:
+        return f"there is no key '{key}' beside the other parts of this command"
     free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
-    return f"there is no key '{key}'{_nearest(key, _known_keys(root, arguments))}{free}"
+    return f"there is no key '{key}'{_nearest(key, known)}{free}"
 
 
 def _nearest(word: str, options: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row with its time stamp (milliseconds). Values that are not finite become strings."""
-        stamped = {key: _plain(value) for key, value in row.items()} | {"time": int(time.time() * 1000)}
+        stamped = {key: storable(value) for key, value in row.items()} | {"time": int(time.time() * 1000)}
         with open(self.path, "a") as file:
             file.write(json.dumps(stamped) + "\n")
         self.rows += 1
@@ -36,17 +37,23 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def cut(self, rows: int, and_final: bool = False) -> None:
-        """Back to the first `rows` rows, and the final evaluation's after them if that is to stay: what came
-        after the checkpoint will be made again."""
+        """Back to the first `rows` rows, and the evaluations' after them if those are to stay: what came after
+        the checkpoint will be made again."""
         every = read_rows(self.path)
         kept = every[:rows]
         if and_final:
-            kept += [row for row in every[rows : rows + 1] if any(key.startswith("final/") for key in row)]
+            kept += takewhile(is_final, every[rows:])
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.rows = len(kept)
 
 
-def _plain(value: Any) -> Any:
+def is_final(row: dict[str, Any]) -> bool:
+    """Is it an evaluation's, after the last step?"""
+    return any(key.startswith("final/") for key in row)
+
+
+def storable(value: Any) -> Any:
+    """A value as a row holds it: one that is not finite as a string."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

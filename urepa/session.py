@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import platform
 import resource
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.plots import losses_png
 from urepa.files import write_whole
-from urepa.metrics import read_rows
+from urepa.metrics import is_final, read_rows, storable
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
@@ -58,6 +60,7 @@ class Session:
 
     def __init__(self, config: DictConfig, folder: str, overrides: list[str], choices: dict[str, Any]) -> None:
         self.config = plain(config)
+        self.config.pop("arm", None)  # a precondition that the door has checked, no part of the run
         self.given = parse_overrides(overrides)
         self.folder = RunFolder(Path(folder))
         experiment, ablation = choices.get("experiment"), choices.get("ablation")
@@ -67,11 +70,17 @@ class Session:
 
     def run(self) -> None:
         """Trains to the end, or says why not. Leaves the process ready for the next run of a sweep."""
-        self.accelerator = accelerate_for(self.config["trainer"])
-        try:
+        with self._accelerated():
             finished, self.config = on_main(self._claim)
             if not finished:
                 self._train()
+
+    @contextlib.contextmanager
+    def _accelerated(self) -> Iterator[None]:
+        """The accelerator is there; afterwards it and the folder's lock are given back."""
+        self.accelerator = accelerate_for(self.config["trainer"])
+        try:
+            yield
         finally:
             self.folder.release()
             gc.collect()  # a DDP wrapper that lives on past its process group aborts at exit
@@ -92,7 +101,7 @@ class Session:
             self._note_lineage()
             return False, self.config
         summary = json.loads((self.folder.path / "summary.json").read_text())
-        shipper = self._shipper()
+        shipper = self._shipper(_code_of(summary))
         if not shipper.has_all():
             guard = checkpoint.require(self.folder.path).state["guard"]
             shipper.start()
@@ -149,7 +158,7 @@ class Session:
 
     def _train(self) -> None:
         begin = time.time()
-        shipper = self._shipper()
+        shipper = self._shipper(code_state())
         trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
         found = checkpoint.newest(self.folder.path / "checkpoints")
         step = trainer.restore(found, self._finished_at())
@@ -176,8 +185,38 @@ class Session:
             print_report(summary, self.folder.path, shipper.where, self._next_command())
         self.accelerator.wait_for_everyone()
 
-    def _finish(self, trainer: Trainer, track: Any, begin: float) -> dict[str, Any]:
-        """Evaluation on EMA weights, the last row, the figure and summary.json."""
+    def evaluate(self) -> None:
+        """The config's `evaluation` on a finished run's weights. What was not known of it yet becomes a row; the
+        summary and MLflow follow."""
+        with self._accelerated():
+            self.folder.claim()
+            self.experiment, self.ablation = self._stored_names()
+            path, end = self.folder.path, self.config["trainer"]["max_steps"]
+            found = checkpoint.require(path)
+            if found.step != end:
+                raise UserError(f"{path} has no valid checkpoint of its last step, {end}; the newest is {found.step}'s")
+            summary = json.loads((path / "summary.json").read_text())
+            shipper = self._shipper(_code_of(summary))
+            trainer, track = build(self.config, path, self.accelerator, shipper)
+            checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))
+            try:
+                final = self._evaluated(trainer, track)
+            finally:
+                trainer.reader.cache.close()
+            trainer.metrics.cut(trainer.metrics.rows)  # a kill may have left half a line
+            known = _last(read_rows(trainer.metrics.path), end)
+            news = {k: v for k, v in final.items() if known.get(k) != storable(v)}
+            if news:
+                trainer.metrics.append({"step": end} | news)
+            summary["metrics"] = _last(read_rows(trainer.metrics.path), end)
+            summary["evaluation"] = summary.get("evaluation", {}) | self.config["evaluation"]
+            write_whole(path / "summary.json", json.dumps(summary, indent=1))
+            shipper.start()
+            shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]))
+            print_report(summary, path, shipper.where, self._next_command())
+
+    def _evaluated(self, trainer: Trainer, track: Any) -> dict[str, float]:
+        """What the config's `evaluation` says of the EMA weights."""
         trainer.model.eval()
         context = Context(
             model=trainer.model,
@@ -193,8 +232,13 @@ class Session:
         with trainer.ema.applied(), self.accelerator.autocast():
             for settings in self.config["evaluation"].values():
                 final |= make(settings)(context)
+        return final
+
+    def _finish(self, trainer: Trainer, track: Any, begin: float) -> dict[str, Any]:
+        """The evaluation's row, the figure and summary.json."""
+        final = self._evaluated(trainer, track)
         if final:
-            trainer.metrics.append({"step": context.step} | final)
+            trainer.metrics.append({"step": trainer.settings.max_steps} | final)
         rows = read_rows(trainer.metrics.path)
         write_whole(self.folder.path / "losses.png", losses_png(rows))
         summary = self._summary(trainer, rows, time.time() - begin)
@@ -202,9 +246,6 @@ class Session:
         return summary
 
     def _summary(self, trainer: Trainer, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-        metrics: dict[str, Any] = {}
-        for row in rows:
-            metrics |= {k: v for k, v in row.items() if k not in ("step", "time")}
         on_gpu = self.accelerator.device.type == "cuda"
         peak = (
             torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -218,7 +259,8 @@ class Session:
             "warm_start": self._lineage(),
             "batch_size": trainer.settings.batch_size,
             "best": trainer.best,
-            "metrics": metrics,
+            "metrics": _last(rows, trainer.settings.max_steps),
+            "evaluation": self.config["evaluation"],
             "parameters": _parameters(trainer.model),
             "seconds": {"training": trainer.seconds, "this_process": seconds},
             "peak_memory_bytes": peak,
@@ -247,14 +289,14 @@ class Session:
         """The files that MLflow gets."""
         return [self.folder.config_file, *sorted(self.folder.path.glob("**/*.png"))]
 
-    def _shipper(self) -> Any:
+    def _shipper(self, code: dict[str, str]) -> Any:
         path = self.folder.path
         tags = {
             "experiment": self.experiment,
             "ablation": self.ablation,
             "seed": str(self.config["seed"]),
             "folder": str(path),
-        } | code_state()
+        } | code
         lineage = self._lineage()
         if lineage is not None:
             tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
@@ -266,6 +308,17 @@ class Session:
             return "python -m urepa.train -m loss.lambda_max=0,0.5 head.depth=1,2 trainer.max_steps=50"
         uri = self.config["tracking"].get("uri")
         return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
+
+
+def _last(rows: list[dict[str, Any]], end: int) -> dict[str, Any]:
+    """The last value of each metric; an evaluation counts at the run's last step alone."""
+    counting = [row for row in rows if row["step"] == end or not is_final(row)]
+    return {key: value for row in counting for key, value in row.items() if key not in ("step", "time")}
+
+
+def _code_of(summary: dict[str, Any]) -> dict[str, str]:
+    """The code that a finished run was trained with."""
+    return {key: summary[key] for key in ("git_commit", "code_state")}
 
 
 def _counts(guard: dict[str, float]) -> dict[str, str]:

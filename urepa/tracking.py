@@ -14,12 +14,13 @@ import os
 import threading
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from urepa.files import write_whole
-from urepa.metrics import read_rows
+from urepa.metrics import is_final, read_rows
 
 METRICS_A_BATCH = 900  # MLflow takes 1,000 in one transaction
 PARAMS_A_BATCH = 100
@@ -120,12 +121,13 @@ class MLflowShipper:
         """Where this store stands: `run_id`, the place of the last row `sent`, the batch that was under way, if
         any, and whether the run was `finished` there."""
         cursors = json.loads(self.cursor_file.read_text()) if self.cursor_file.exists() else {}
-        fresh = {"key": uuid.uuid4().hex, "run_id": None, "sent": [-1, False], "sending": None, "finished": False}
+        fresh = {"key": uuid.uuid4().hex, "run_id": None, "sent": [-1, 0], "sending": None, "finished": False}
         return fresh | cursors.get(self.uri, {})
 
-    def _unsent(self, cursor: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows after the cursor. Counted by step, so that another trainer.log_every sends none twice."""
-        return [row for row in read_rows(self.metrics_file) if _place(row) > cursor["sent"]]
+    def _unsent(self, cursor: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
+        """Rows after the cursor and their places. Counted by step, so that another trainer.log_every sends none
+        twice."""
+        return [(place, row) for place, row in _placed(read_rows(self.metrics_file)) if place > cursor["sent"]]
 
     def _save(self, cursor: dict[str, Any]) -> None:
         cursors = json.loads(self.cursor_file.read_text()) if self.cursor_file.exists() else {}
@@ -141,12 +143,11 @@ class MLflowShipper:
         rows = self._unsent(cursor)
         while rows:
             metrics: list[Any] = []
-            while rows and len(metrics) + len(rows[0]) <= METRICS_A_BATCH:
-                row = rows.pop(0)
+            while rows and len(metrics) + len(rows[0][1]) <= METRICS_A_BATCH:
+                upto, row = rows.pop(0)
                 metrics += _metrics(row)
-                upto = _place(row)
             first = metrics[0]
-            cursor["sending"] = {"upto": upto, "metric": first.key, "step": first.step}
+            cursor["sending"] = {"upto": upto, "metric": first.key, "at": [first.step, first.timestamp]}
             self._save(cursor)
             self._client.log_batch(cursor["run_id"], metrics=metrics)
             cursor |= {"sent": upto, "sending": None}
@@ -156,7 +157,7 @@ class MLflowShipper:
         """A batch was under way when the process died: it is one transaction, so one metric tells."""
         sending = cursor["sending"]
         history = self._client.get_metric_history(cursor["run_id"], sending["metric"])
-        if any(point.step == sending["step"] for point in history):
+        if any([point.step, point.timestamp] == sending["at"] for point in history):
             cursor["sent"] = sending["upto"]
         cursor["sending"] = None
         self._save(cursor)
@@ -202,9 +203,12 @@ class MLflowShipper:
         self._save(cursor | {"finished": status == "FINISHED"})
 
 
-def _place(row: dict[str, Any]) -> list[Any]:
-    """A row's place in the order of rows: its step, and the final evaluation's after the step's own."""
-    return [row["step"], any(key.startswith("final/") for key in row)]
+def _placed(rows: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Each row behind its place in their order: its step, and at one step its own row, then the evaluations'."""
+    evaluations: Counter[int] = Counter()
+    for row in rows:
+        evaluations[row["step"]] += is_final(row)
+        yield [row["step"], evaluations[row["step"]]], row
 
 
 def _metrics(row: dict[str, Any]) -> list[Any]:

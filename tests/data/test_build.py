@@ -179,6 +179,22 @@ def test_another_teacher_or_size_refuses_and_names_both(built: Path, build_of: A
         build.track.open(build.teacher)
 
 
+def test_two_teachers_tokens_lie_side_by_side(built: Path, build_of: Any, tmp_path: Path) -> None:
+    root = copy_of(built, tmp_path)
+    first = root / "dino_tokens_lmdb"
+    before = {p.name: p.read_bytes() for p in first.iterdir() if p.is_file() and not p.name.endswith("lock.mdb")}
+    larger = ("teacher.image_size=112", "teacher.grid=[8,8]")
+    for _ in ("whole", "begun"):
+        with pytest.raises(UserError, match=r"another teacher's.*image_size: 56 there, 112 here.*data.tokens=NAME"):
+            build_of(root, *larger).run("tokens")
+        (first / "manifest.json").unlink(missing_ok=True)
+    (first / "manifest.json").write_bytes(before["manifest.json"])
+    second = build_of(root, *larger, "data.tokens=tokens_112")
+    second.run("tokens")
+    assert second.track.open(second.teacher).tokens.shape == (64, WIDTH)
+    assert {name: (first / name).read_bytes() for name in before} == before
+
+
 def test_a_finished_part_of_another_number_of_shards_does_not_count(built: Path, tmp_path: Path) -> None:
     root = copy_of(built, tmp_path)
     (root / "vae_latents_lmdb" / "manifest.json").unlink()

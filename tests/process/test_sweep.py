@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 from workspace import Workspace, assert_tracked_once, query
 
 from urepa.code_state import code_state
 
 
 def test_four_runs_four_folders_four_mlflow_runs(work: Workspace) -> None:
-    work.train("loss.lambda_max=0,0.5", "head.depth=1,2", "trainer.max_steps=4", "-m")
+    work.train("+ablation=glob([baseline,lambda_0])", "head.depth=1,2", "trainer.max_steps=4", "-m")
     runs = work.runs()
     assert len(runs) == 4
     ids = [assert_tracked_once(work.db, run) for run in runs]
@@ -17,11 +19,16 @@ def test_four_runs_four_folders_four_mlflow_runs(work: Workspace) -> None:
     combinations = set()
     for run, run_id in zip(runs, ids, strict=True):
         params = dict(query(work.db, "select key, value from params where run_uuid = ?", run_id))
-        combinations.add((float(params["loss.lambda_max"]), int(params["head.depth"])))
+        lam = float(params["loss.lambda_max"])
+        arm = {0.5: "baseline", 0.0: "lambda_0"}[lam]
+        combinations.add((lam, int(params["head.depth"])))
+        assert run.parent.name.startswith(f"quickstart+{arm},")
+        assert json.loads((run / "summary.json").read_text())["ablation"] == arm
+        assert not [key for key in params if key.startswith("arm")]
         assert params["trainer.max_steps"] == "4"
         assert params["optimizer.lr.backbone"] == "0.001"
         tags = dict(query(work.db, "select key, value from tags where run_uuid = ?", run_id))
-        expected = {"experiment": "quickstart", "ablation": "baseline", "seed": "0"} | {
+        expected = {"experiment": "quickstart", "ablation": arm, "seed": "0"} | {
             "git_commit": code_state()["git_commit"],
             "folder": str(run),
         }

@@ -114,6 +114,7 @@ class Build:
             raise UserError(
                 f"data.token_dtype=int8 needs a width that is a multiple of {GROUP}; {teacher.width} is not"
             )
+        self._hold_to_one_teacher()
         encode.encode_part(
             "tokens",
             track.folder,
@@ -128,6 +129,24 @@ class Build:
         )
         facts = {"kind": "tokens", "teacher": teacher.manifest() | {"weights_sha256": teacher.weights_sha256()}}
         self._seal(track.tokens, facts, "_mid")
+
+    def _hold_to_one_teacher(self) -> None:
+        """A token store is one teacher's from its first record on: records that are there are not made again, so
+        another teacher's would count as this one's."""
+        folder, here = self.track.tokens, self.teacher.manifest()
+        note, sealed = folder / "teacher.json", folder / "manifest.json"
+        there = json.loads(note.read_text()) if note.exists() else here
+        there = json.loads(sealed.read_text())["teacher"] if sealed.exists() else there
+        differing = [
+            f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) not in (v, UNKNOWN)
+        ]
+        if differing:
+            raise UserError(
+                f"{folder} holds another teacher's tokens ({', '.join(differing)}); give this one a store of its own "
+                "beside it: data.tokens=NAME"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(note, json.dumps(here))
 
     def _seal(self, folder: Path, facts: dict[str, Any], suffix: str) -> None:
         """Once every part is done, the manifest that makes the store count."""

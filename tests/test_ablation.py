@@ -1,0 +1,144 @@
+"""Every arm changes what its header names, on every experiment that it fits; elsewhere it is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from urepa.checks import check
+from urepa.doors import CONF
+from urepa.errors import UserError
+from urepa.nested import flatten
+
+Compose = Callable[..., dict[str, Any]]
+ARMS = {p.stem: p.read_text() for p in sorted((Path(CONF) / "ablation").glob("*.yaml"))}
+EXPERIMENTS = {"": "tiny_unet"} | {
+    p.stem: "tiny_unet" if p.stem == "cifar10" else "sd15" for p in (Path(CONF) / "experiment").glob("*.yaml")
+}
+# the backbone is the arm's, and yet it would not be the arm's change there
+OTHERWISE = {
+    ("track_a_native", "eps_target"): "besides objective._target_ it would change objective.beta_schedule",
+    ("track_a_native", "scaled_beta"): "besides objective.beta_schedule it would change objective._target_",
+    ("track_a_native", "native"): "does not change objective._target_, objective.beta_schedule here",
+    ("track_b", "full_data"): "does not change data.name",
+    ("track_b", "samples_100k"): "it would change backbone.prompts, data.root",
+    ("track_b", "teacher_224"): "it would change backbone.prompts, data.root, data.train",
+}
+# spec 000 §12.1, §12.2, §12.3, and what a reviewer would ask
+ROWS = [
+    "baseline", "head_single_layer", "taps_three", "lora_16", "lora_32", "lora_conv",
+    "no_warmup", "warmup_6000", "lambda_08", "no_manifold", "equal_decay",
+    "samples_100k", "full_data", "no_cfg_dropout", "cfg_dropout_20",
+    "lambda_0", "eps_target", "scaled_beta", "native", "manifold_token", "manifold_both", "upsample_before",
+    "teacher_224", "taps_three_lora_all", "quarter_diffusion",
+]  # fmt: skip
+
+
+def header(text: str) -> dict[str, str]:
+    """`# Claim: ...` and so on; a line that begins with more spaces goes on with the last."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        if named := re.match(r"# (\w+):(.*)", line):
+            fields[named[1]] = named[2].strip()
+        elif line.startswith("#   "):
+            fields[list(fields)[-1]] += " " + line[1:].strip()
+    return fields
+
+
+def changes(arm: str) -> dict[str, Any]:
+    """What the header says is changed, with the values as YAML reads them."""
+    pairs = (change.split("=") for change in header(ARMS[arm])["Changes"].split())
+    return {key: yaml.safe_load(value) for key, value in pairs}
+
+
+def families(arm: str) -> list[str]:
+    return header(ARMS[arm])["For"].split(", ")
+
+
+def fits(experiment: str, arm: str) -> bool:
+    return families(arm) == ["every backbone"] or EXPERIMENTS[experiment] in families(arm)
+
+
+@pytest.fixture(scope="module")
+def composed(compose: Compose) -> Compose:
+    """compose(experiment, arm): the config and the command's overrides."""
+
+    def both(experiment: str, arm: str | None = None, *more: str) -> tuple[dict[str, Any], list[str]]:
+        overrides = [f"+experiment={experiment}"] if experiment else []
+        overrides += [f"+ablation={arm}"] if arm else []
+        return compose(*overrides, *more), [*overrides, *more]
+
+    return both
+
+
+def test_every_row_of_the_tables_is_there() -> None:
+    assert sorted(ARMS) == sorted(ROWS)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_says_claim_change_expectation_and_family(arm: str) -> None:
+    fields = header(ARMS[arm])
+    assert list(fields) == ["Claim", "Changes", "Expected", "For"]
+    assert all(fields[name] for name in ("Claim", "Expected", "For"))
+    own = yaml.safe_load(ARMS[arm]).get("arm")
+    if arm == "baseline":
+        assert (own, changes(arm), families(arm)) == (None, {}, ["every backbone"])
+    else:
+        assert own == {"families": families(arm), "changes": list(changes(arm))}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e or "quickstart")
+def test_an_arm_differs_from_its_baseline_in_what_its_header_names(composed: Compose, experiment: str) -> None:
+    before, _ = composed(experiment)
+    assert before.pop("arm") is None
+    for arm in ARMS:
+        if not fits(experiment, arm) or (experiment, arm) in OTHERWISE:
+            continue
+        after, overrides = composed(experiment, arm)
+        check(after, overrides)
+        after.pop("arm")
+        there, here = flatten(before), flatten(after)
+        assert there.keys() <= here.keys()
+        assert {k: v for k, v in here.items() if k not in there or there[k] != v} == changes(arm), arm
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e or "quickstart")
+def test_elsewhere_an_arm_is_refused_in_one_line(composed: Compose, experiment: str) -> None:
+    for arm in ARMS:
+        if fits(experiment, arm) and (experiment, arm) not in OTHERWISE:
+            continue
+        family = EXPERIMENTS[experiment]
+        words = OTHERWISE.get((experiment, arm), f"+ablation={arm} is for the backbone sd15, not for {family}")
+        with pytest.raises(UserError) as refused:
+            check(*composed(experiment, arm))
+        assert words in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_an_arm_that_the_command_line_undoes_is_refused(composed: Compose) -> None:
+    check(*composed("track_a", "lora_16", "lora.dropout=0.1"))
+    check(*composed("track_a", "full_data", "data.root=DIR"))
+    for override in ("lora.rank=8", "lora=mid_attention"):
+        with pytest.raises(UserError, match=r"does not change lora\.rank here"):
+            check(*composed("track_a", "lora_16", override))
+
+
+def test_a_door_with_parts_of_its_own_takes_arms(compose: Compose) -> None:
+    overrides = ["+experiment=track_a", "+ablation=lora_16"]
+    check(compose(*overrides, "bench.steps=2", root="bench"), overrides)
+
+
+def test_two_arms_at_once_are_no_arm(composed: Compose) -> None:
+    with pytest.raises(UserError, match=r"besides loss\.warmup_steps it would change lora\.rank"):
+        check(*composed("track_a", "[lora_16,no_warmup]"))
+
+
+def test_an_arm_comes_from_the_command_line(composed: Compose) -> None:
+    config, _ = composed("track_a", "lora_16")
+    with pytest.raises(UserError, match=r"give \+ablation=NAME"):
+        check(config, ["+experiment=of_my_own"])

@@ -1,0 +1,79 @@
+"""`python -m urepa.evaluate run=FOLDER [evaluation=NAME]`: a finished run's evaluation again, or another one, on its
+EMA weights. Its results go where the run's own went: metrics.jsonl, summary.json and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from urepa.checks import check_ranges
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.errors import UserError
+from urepa.runs import RunFolder, plain
+
+
+@hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """One run. Everything that can be said about it without torch is said first."""
+    with one_line_mistakes():
+        asked = plain(config)
+        settings = to_evaluate(asked)
+        from urepa.session import Session
+
+        Session(OmegaConf.create(settings), folder=asked["run"], overrides=[], choices={}).evaluate()
+
+
+def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
+    """The finished run's own config, with what is asked for. UserError where it cannot be evaluated."""
+    if asked["run"] is None:
+        raise UserError("say which run: python -m urepa.evaluate run=outputs/NAME/seed0")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("an evaluation is one process: start it without torchrun")
+    path = Path(asked["run"])
+    config = RunFolder(path).stored_config()
+    if config is None:
+        raise UserError(f"run={path} is not a run's folder: it has no config.yaml")
+    end, summary = config["trainer"]["max_steps"], path / "summary.json"
+    if not summary.is_file() or json.loads(summary.read_text())["step"] != end:
+        raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
+    config |= {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
+    if not config["evaluation"]:
+        options = sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "none")
+        raise UserError(f"run={path} was trained with evaluation=none: choose one, evaluation={' or '.join(options)}")
+    if asked["data"]["root"] is not None:
+        config = moved(config, config["data"]["root"], asked["data"]["root"])
+    if "build_on_first_use" in config["data"]:
+        config["data"]["build_on_first_use"] = False  # the caches that it was trained on, or none
+    check_ranges(config)
+    check_store(path, config["tracking"])
+    return config
+
+
+def moved(config: Any, old: str, new: str) -> Any:
+    """The config with every path below the folder `old` below `new` instead."""
+    if isinstance(config, dict):
+        return {key: moved(value, old, new) for key, value in config.items()}
+    below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
+    return new + config[len(old) :] if below else config
+
+
+def check_store(path: Path, tracking: dict[str, Any]) -> None:
+    """A sqlite file is named from the folder in which the run was trained."""
+    uri = tracking.get("uri", "")
+    cursors = path / "mlflow.json"
+    known = uri in (json.loads(cursors.read_text()) if cursors.exists() else {})
+    if known and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(
+            f"there is no {uri.removeprefix('sqlite:///')} here, which has this run: evaluate from the folder in which "
+            "it was trained, or give tracking=none"
+        )
+
+
+if __name__ == "__main__":
+    prepare()
+    open_door(main, "evaluate")
