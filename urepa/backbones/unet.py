@@ -23,6 +23,8 @@ BEFORE = {
     "dec_first": (*ENCODER, "unet.mid_block.", "unet.up_blocks.0."),
 }
 
+DECODER = ("unet.up_blocks.", "unet.conv_norm_out", "unet.conv_act", "unet.conv_out")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -65,6 +67,7 @@ class UNet(nn.Module):
         """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
         return any(p.requires_grad for name, p in self.named_parameters() if name.startswith(BEFORE[tap]))
 
+<<<<<<< HEAD
     def freeze_after(self, taps: tuple[str, ...]) -> None:
         """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
         before = tuple(prefix for tap in taps for prefix in BEFORE[tap])
@@ -87,6 +90,16 @@ class UNet(nn.Module):
         """
         for tap in taps:
             self.tap_width(tap)
+=======
+    def stage_of(self, name: str) -> str:
+        """Where in the U-Net a module or parameter of this name works: down, mid or up."""
+        if name.startswith("unet.mid_block"):
+            return "mid"
+        return "up" if name.startswith(DECODER) else "down"
+
+    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition, taps: tuple[str, ...] = ()) -> Denoised:
+        """x_t [B,C,H,W], integer t [B]. Bit for bit diffusers' own prediction."""
+>>>>>>> 9003d07 (plan: parameters, FLOPs, memory, caches and hours of an experiment before anything is built)
         features: dict[str, Tokens] = {}
 
         def tapped(tap: str, map_BChw: Tensor) -> Tensor:
