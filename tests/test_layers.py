@@ -12,15 +12,9 @@ import urepa
 
 ROOT = Path(urepa.__file__).parent
 FLOORS = {
-<<<<<<< HEAD
     0: "errors nested contracts draws files hub losses objectives progress schedules strata config",
     1: "speed backbones heads lora teachers data",
-    2: "alignment checkpoint tracking metrics optimizer parallel guards signals evaluation runs code_state",
-=======
-    0: "errors nested contracts draws files hub losses objectives progress schedules config",
-    1: "backbones heads lora teachers data",
     2: "alignment counting checkpoint tracking metrics optimizer parallel guards signals evaluation runs code_state",
->>>>>>> 9003d07 (plan: parameters, FLOPs, memory, caches and hours of an experiment before anything is built)
     3: "trainer",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

@@ -7,7 +7,7 @@ and FLOPs are predictions; hours come from a device's stated rate (a floor) or f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from urepa.alignment import AlignedModel, step_terms
-from urepa.assembly import build_model, make
+from urepa.assembly import build_model, make, speed_up
 from urepa.contracts import Condition
 from urepa.counting import AFTER_THE_MODEL, StepCount, count_step, flop_counter, norm_as_on_cuda, on_fake_cpu
 from urepa.data.reader import Batch
@@ -27,6 +27,7 @@ from urepa.trainer import Settings
 PARTS = ("down", "mid", "up", "head")
 # constructors that read files, and what builds the same module without
 UNREAD = {"urepa.backbones.sd15.sd15": "urepa.backbones.sd15.sd15_unread"}
+SAME = 0.02  # relative difference of two counts of one step's FLOPs
 # what a row of `urepa.bench` must say
 MEASURED = ("path", "device", "batch_size", "step_s", "tflops_per_s", "peak_memory_bytes", "saved_bytes_per_sample")
 NOT_COUNTED = ("seed", "resume", "warm_start", "tracking", "device", "measured", "out")  # they cost nothing
@@ -119,10 +120,18 @@ class Plan:
 
     @property
     def reference(self) -> dict[str, Any] | None:
-        """The measurement that expected hours rest on: of our own path, at this batch size if there is one."""
+        """The measurement that expected hours rest on: of our own path, and among several the one of this batch
+        size and of as many FLOPs a step."""
         own = [row for row in self.measured if row["path"] == "urepa"]
-        same = [row for row in own if row["batch_size"] == self.settings.batch_size]
-        return next(iter(same + own), None)
+        return min(
+            own, key=lambda row: (not self.is_of_this(row), row["batch_size"] != self.settings.batch_size), default=None
+        )
+
+    def is_of_this(self, row: dict[str, Any]) -> bool:
+        """Was this row measured over such a step: as many samples, as many FLOPs?"""
+        counted = row["tflops_per_s"] * 1e12 * row["step_s"]
+        alike = abs(counted / self.flops_per_step - 1) < SAME
+        return row["batch_size"] == self.settings.batch_size and alike
 
     @property
     def expected_hours(self) -> float | None:
@@ -171,7 +180,9 @@ def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"measured={file}: there is no such file; `python -m urepa.bench` makes it with out=FILE")
     rows = json.loads(file.read_text())
-    if not isinstance(rows, list) or not rows or not all(set(MEASURED) <= set(row) for row in rows):
+    if isinstance(rows, dict):  # several benches, as tests/gpu/bench_h200.py writes them
+        rows = [row for bench in rows.values() for row in bench.get("rows", [])]
+    if not rows or not all(set(MEASURED) <= set(row) for row in rows):
         raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
     others = {row["device"] for row in rows if device.name.lower() not in row["device"].lower()}
     if others:
@@ -192,15 +203,19 @@ def _count(costly: str, kind: str) -> Counted:
     backbone["_target_"] = UNREAD.get(backbone["_target_"], backbone["_target_"])
     with torch.device("meta"):
         model, _ = build_model(config, track, teacher, loss)
+    # compiled blocks cannot be counted, and kernels do not change the counts
+    speed_up(model, replace(settings, compile=False, attention=None), torch.device("cpu"))
     parameters, weights = parameters_by_part(model), weight_bytes(model)
     mode = on_fake_cpu(model)
 
-    def run(*inputs: Any) -> Any:  # the forward pass as accelerate prepares it
+    def prepared(*inputs: Any) -> Any:  # by accelerate
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             return model(*inputs)
 
+    run: Any = prepared
+
     def step() -> Tensor:
-        batch = example(track, teacher, micro_batch)
+        batch = example(track, teacher, micro_batch, loss.diffusion_fraction)
         return step_terms(run, objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
 
     if kind == "cuda":
@@ -229,7 +244,8 @@ def _count(costly: str, kind: str) -> Counted:
 def part_of(model: AlignedModel, name: str) -> str:
     """down, mid, up, head: where a module or parameter of this name belongs."""
     owner, _, rest = name.partition(".")
-    return "head" if owner == "heads" else model.backbone.stage_of(rest)
+    backbone: Any = model.backbone
+    return "head" if owner == "heads" else backbone.stage_of(rest)
 
 
 def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
@@ -256,7 +272,7 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def example(track: Any, teacher: Any | None, size: int) -> Batch:
+def example(track: Any, teacher: Any | None, size: int, diffusion_fraction: float = 1.0) -> Batch:
     """A batch of the track's shapes."""
     ids_B = torch.zeros(size, dtype=torch.long)
     x0 = torch.zeros(size, *track.latent_shape)
@@ -266,7 +282,8 @@ def example(track: Any, teacher: Any | None, size: int) -> Batch:
         dtype = torch.float16 if stored == "float16" else torch.float32
         tokens = torch.zeros(size, teacher.grid[0] * teacher.grid[1], teacher.width, dtype=dtype)
     condition = Condition(ids_B, track.num_classes)
-    return Batch([], x0, torch.zeros_like(x0), torch.zeros_like(ids_B), condition, tokens)
+    rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
+    return Batch([], x0, torch.zeros_like(x0), torch.zeros_like(ids_B), condition, tokens, rows_R)
 
 
 def _ask(teacher: Any, image_size: int) -> dict[str, int]:

@@ -37,7 +37,7 @@ def _attention_backward(
 
 def flop_counter() -> FlopCounterMode:
     """torch's counter under this file's conventions, for every fused attention kernel."""
-    formulas = {}
+    formulas: dict[Any, Callable[..., int]] = {}
     for kernel in ATTENTION:
         formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")] = _attention_forward
         formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward")] = _attention_backward
@@ -100,13 +100,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 def norm_as_on_cuda(model: nn.Module) -> None:
-    """From now on the norms run in fp32 inside autocast on a CPU, as they do by autocast's rules for CUDA."""
+    """From now on PyTorch's norms run in fp32 inside autocast on a CPU, as they do by autocast's rules for CUDA."""
 
     def widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return (inputs[0].float(), *inputs[1:]) if torch.is_autocast_enabled("cpu") else None
 
     for module in model.modules():
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        if type(module) in (nn.GroupNorm, nn.LayerNorm):  # urepa.speed's subclasses switch autocast off
             module.register_forward_pre_hook(widen)
 
 

@@ -180,29 +180,33 @@ def time(planned: "Plan") -> str:
     if row is None:
         why = "not measured on this device: measured=FILE takes what `python -m urepa.bench` wrote"
     else:
-        why = f"at the {row['tflops_per_s']:.1f} TFLOP/s measured at batch {row['batch_size']}"
+        why = f"at the {row['tflops_per_s']:.3g} TFLOP/s measured at batch {row['batch_size']}"
     rows.append(f"  {'expected':<24}{hours(planned.expected_hours):>15}   {why}")
     return "\n".join(rows)
 
 
 def measured(planned: "Plan") -> str:
-    """What `urepa.bench` measured beside what is predicted."""
+    """What `urepa.bench` measured beside what is predicted; ratios only where it is the same step."""
     rows = [
-        f"{'measured':<14}{'batch':>7}{'step s':>10}{'of floor':>10}{'TFLOP/s':>10}"
+        f"{'measured':<24}{'batch':>7}{'step s':>10}{'of floor':>10}{'TFLOP/s':>10}"
         f"{'peak GiB':>10}{'of plan':>9}{'saved MiB a sample':>20}{'of plan':>9}"
     ]
+    saved = planned.saved_bytes / planned.micro_batch
     for row in planned.measured:
-        same = row["batch_size"] == planned.settings.batch_size
-        step = planned.floor_step_s if same else None
-        of_floor = "-" if step is None else f"{row['step_s'] / step:.2f}"
-        of_peak = f"{row['peak_memory_bytes'] / planned.peak_bytes:.3f}" if same else "-"
-        predicted = planned.saved_bytes / planned.micro_batch
-        of_saved = f"{row['saved_bytes_per_sample'] / predicted:.3f}" if same else "-"
+        same, peak = planned.is_of_this(row), row["peak_memory_bytes"]
         rows.append(
-            f"  {row['path']:<12}{row['batch_size']:>7}{row['step_s']:>10.4f}{of_floor:>10}{row['tflops_per_s']:>10.1f}"
-            f"{row['peak_memory_bytes'] / GIB:>10.2f}{of_peak:>9}{row['saved_bytes_per_sample'] / MIB:>20.1f}{of_saved:>9}"
+            f"  {row['path']:<22}{row['batch_size']:>7}{row['step_s']:>10.4f}"
+            f"{ratio(row['step_s'], planned.floor_step_s if same else None, 2):>10}{row['tflops_per_s']:>10.3g}"
+            f"{ratio(peak, GIB, 2):>10}{ratio(peak, planned.peak_bytes if same else None, 3):>9}"
+            f"{row['saved_bytes_per_sample'] / MIB:>20.1f}"
+            f"{ratio(row['saved_bytes_per_sample'], saved if same else None, 3):>9}"
         )
     return "\n".join(rows)
+
+
+def ratio(value: float | None, of: float | None, digits: int) -> str:
+    """Their quotient, or a dash where one of them is not known."""
+    return "-" if value is None or of is None else f"{value / of:.{digits}f}"
 
 
 if __name__ == "__main__":

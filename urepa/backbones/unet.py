@@ -67,13 +67,18 @@ class UNet(nn.Module):
         """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
         return any(p.requires_grad for name, p in self.named_parameters() if name.startswith(BEFORE[tap]))
 
-<<<<<<< HEAD
     def freeze_after(self, taps: tuple[str, ...]) -> None:
         """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
         before = tuple(prefix for tap in taps for prefix in BEFORE[tap])
         for name, parameter in self.named_parameters():
             if not name.startswith(before):
                 parameter.requires_grad_(False)
+
+    def stage_of(self, name: str) -> str:
+        """Where in the U-Net a module or parameter of this name works: down, mid or up."""
+        if name.startswith("unet.mid_block"):
+            return "mid"
+        return "up" if name.startswith(DECODER) else "down"
 
     def forward(
         self,
@@ -90,16 +95,6 @@ class UNet(nn.Module):
         """
         for tap in taps:
             self.tap_width(tap)
-=======
-    def stage_of(self, name: str) -> str:
-        """Where in the U-Net a module or parameter of this name works: down, mid or up."""
-        if name.startswith("unet.mid_block"):
-            return "mid"
-        return "up" if name.startswith(DECODER) else "down"
-
-    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition, taps: tuple[str, ...] = ()) -> Denoised:
-        """x_t [B,C,H,W], integer t [B]. Bit for bit diffusers' own prediction."""
->>>>>>> 9003d07 (plan: parameters, FLOPs, memory, caches and hours of an experiment before anything is built)
         features: dict[str, Tokens] = {}
 
         def tapped(tap: str, map_BChw: Tensor) -> Tensor:

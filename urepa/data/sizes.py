@@ -32,7 +32,11 @@ def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
         length = record_bytes(shape, dtype)
         sizes.append(CacheSize(name, records, length, lmdb_bytes(records, length)))
     if track.prompt_bytes:
-        sizes.append(CacheSize("prompts", track.num_classes + 1, track.prompt_bytes, (track.num_classes + 1) * track.prompt_bytes))
+        sizes.append(
+            CacheSize(
+                "prompts", track.num_classes + 1, track.prompt_bytes, (track.num_classes + 1) * track.prompt_bytes
+            )
+        )
     return sizes
 
 
