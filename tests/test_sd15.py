@@ -18,6 +18,8 @@ from urepa.backbones.sd15 import ARCHITECTURE, sd15
 from urepa.backbones.unet import UNet
 from urepa.checkpoint import newest, save
 from urepa.contracts import Condition
+from urepa.costs import Device, plan
+from urepa.counting import SavedBytes
 from urepa.doors import CONF, prepare
 from urepa.errors import UserError
 from urepa.heads import ConvHead
@@ -381,6 +383,10 @@ def test_three_steps_of_track_a_on_the_real_architecture(tmp_path: Path) -> None
     assert sum(p.numel() for p in trainable(trainer.model).values()) == 155_648 + 2_360_320
     assert_trains_the_right_weights(trainer, lora_tensors=16)
     assert_encoder_records_nothing(trainer)
+    with SavedBytes(trainer.model) as saved:
+        trainer.forward(trainer.reader.read(0)[0], 0)
+    planned = plan(config, Device("cpu", "cpu", None, None))
+    assert planned.saved_bytes == pytest.approx(saved.total, rel=0.05)
     trainer.save(3)
     found = newest(tmp_path / "checkpoints")
     assert found is not None

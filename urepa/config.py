@@ -49,6 +49,11 @@ class TokenDtype(Enum):
     int8 = "int8"  # in groups of 128, half the disk
 
 
+class DeviceKind(Enum):
+    cuda = "cuda"
+    cpu = "cpu"
+
+
 class Upsample(Enum):
     after = "after"
     before = "before"
@@ -362,6 +367,21 @@ class Bench(Train):
 
 
 @dataclass
+class Device:
+    name: str = MISSING  # as a measurement's file names it, or a part of that
+    kind: DeviceKind = MISSING  # whose autocast rules and attention kernels count
+    flops_per_s: float | None = MISSING  # of dense bf16 products; null: no floor is known
+    memory_bytes: float | None = MISSING  # null: not checked
+
+
+@dataclass
+class Plan(Train):
+    device: Any = MISSING
+    measured: str | None = None  # a JSON file of `python -m urepa.bench`
+    out: str | None = None
+
+
+@dataclass
 class BenchReading:
     folder: str = MISSING
     samples: int = MISSING
@@ -378,6 +398,7 @@ def register() -> None:
     store.store(name="bench_schema", node=Bench)
     store.store(name="bench_reading_schema", node=BenchReading)
     store.store(name="evaluate_schema", node=Evaluate)
+    store.store(name="plan_schema", node=Plan)
     store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,
@@ -398,6 +419,7 @@ def register() -> None:
         "no_tracking": NoTracking,
         "sample_grid": SampleGrid,
         "tap_probe": TapProbe,
+        "device": Device,
     }
     for name, node in nodes.items():
         store.store(group="schema", name=name, node=node)

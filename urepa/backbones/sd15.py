@@ -18,6 +18,7 @@ from urepa.hub import resolve
 
 # SD-1.5's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
 ARCHITECTURE: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+POSITIONS = 77  # of a prompt
 WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -47,6 +48,30 @@ def sd15(
         unet = _from_folder(_unet_folder(Path(weights)))
     else:
         unet = _from_hub(weights)
+    _check_fit(unet, latent_shape, prompts_KLE, weights)
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return UNet(unet, prompts_KLE)
+
+
+def sd15_unread(
+    weights: str,
+    prompts: str,
+    gradient_checkpointing: bool,
+    *,
+    latent_shape: tuple[int, int, int],
+    num_classes: int,
+) -> UNet:
+    """The same module without its values, for the meta device: neither weights nor prompts are read or fetched.
+    The architecture is that of a local folder's config.json, else SD-1.5's own."""
+    from diffusers import UNet2DConditionModel
+
+    architecture = ARCHITECTURE
+    if Path(weights).is_dir():
+        architecture = json.loads((_unet_folder(Path(weights)) / "config.json").read_text())
+        _check_config(architecture, weights)
+    unet: Any = UNet2DConditionModel.from_config(architecture)
+    prompts_KLE = torch.empty(num_classes + 1, POSITIONS, unet.config.cross_attention_dim)
     _check_fit(unet, latent_shape, prompts_KLE, weights)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -23,6 +23,8 @@ BEFORE = {
     "dec_first": (*ENCODER, "unet.mid_block.", "unet.up_blocks.0."),
 }
 
+DECODER = ("unet.up_blocks.", "unet.conv_norm_out", "unet.conv_act", "unet.conv_out")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -71,6 +73,12 @@ class UNet(nn.Module):
         for name, parameter in self.named_parameters():
             if not name.startswith(before):
                 parameter.requires_grad_(False)
+
+    def stage_of(self, name: str) -> str:
+        """Where in the U-Net a module or parameter of this name works: down, mid or up."""
+        if name.startswith("unet.mid_block"):
+            return "mid"
+        return "up" if name.startswith(DECODER) else "down"
 
     def forward(
         self,

@@ -8,36 +8,11 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from urepa import progress
 from urepa.benchmark.loops import Loop
-
-
-class SavedForBackward:
-    """Bytes that autograd keeps for the backward pass while this is entered: storages, each counted once, without
-    those of the model's own parameters and buffers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        own = [*model.parameters(), *model.buffers()]
-        self.known = {t.untyped_storage().data_ptr() for t in own}
-        self.bytes = 0
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.known.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
-
-    def __enter__(self) -> "SavedForBackward":
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.hooks.__exit__(*exception)
+from urepa.counting import SavedBytes, flop_counter
 
 
 def measure(
@@ -80,14 +55,14 @@ def measure(
 
 def _count(loop: Loop, model: nn.Module, device: torch.device) -> tuple[int, int]:
     """FLOPs and saved bytes of a step, in eager mode: a compiled block shows neither. Then one to warm up."""
-    flops = FlopCounterMode(display=False)
+    flops = flop_counter()
     with loop.inside():
-        saved = SavedForBackward(model)  # here: another memory format is other storages
+        saved = SavedBytes(model)  # here: another memory format is other storages
         with torch.compiler.set_stance("force_eager"), flops, saved:
             loop.step()
         loop.step()
         _wait(device)
-    return flops.get_total_flops(), saved.bytes
+    return flops.get_total_flops(), saved.total
 
 
 def _timed(loop: Loop, steps: int, device: torch.device) -> tuple[float, float, int | None]:

@@ -15,12 +15,15 @@ from urepa.data.cache import Cache, Sample, check_manifest, read_split
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
+from urepa.data.sources import count_images
 from urepa.data.staging import stage
 from urepa.errors import UserError
 
 
 class LatentTrack:
     """What a track is made of and where it lies. Fields are described in `urepa.config`."""
+
+    prompt_bytes = 77 * 768 * 2  # of a class: SD-1.5's text embedding in fp16
 
     def __init__(
         self,
@@ -66,6 +69,24 @@ class LatentTrack:
     def record_shape(self) -> list[int]:
         """Of a latents record: [C,H,W], or [2,C,H,W] with moments."""
         return [2, *self.latent_shape] if self.moments else list(self.latent_shape)
+
+    def expected_samples(self) -> dict[str, int]:
+        """How many samples the splits have or will have."""
+        if all(path.exists() for path in self.csv.values()):
+            return {split: len(samples) for split, samples in self.samples().items()}
+        wanted = {split: n for split, n in self.wanted.items() if n is not None}
+        if len(wanted) < len(self.wanted):
+            images = "imagenet" if self.class_names == "imagenet" else self.images
+            there = count_images(self.source, images)
+            wanted = {"train": there["train"], "val": there["test"]} | wanted
+        return wanted
+
+    def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each cache's records."""
+        stores: dict[str, tuple[tuple[int, ...], str]] = {"latents": (tuple(self.record_shape()), "float16")}
+        if teacher is not None and not self.online_teacher:
+            stores["tokens"] = ((teacher.grid[0] * teacher.grid[1], teacher.width), self.token_dtype)
+        return stores
 
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; a UserError where one is missing, was made for another teacher or size, or has

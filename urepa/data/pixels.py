@@ -30,7 +30,7 @@ from urepa.data.cache import (
 )
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
-from urepa.data.sources import SOURCES, Row, refuse_duplicates
+from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates
 from urepa.data.store import write_store
 from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
@@ -40,6 +40,8 @@ CHUNK = 64  # images a step while building
 
 class PixelTrack:
     """Builds and opens the caches of one small data set. Fields are described in `urepa.config`."""
+
+    prompt_bytes = 0  # its conditions are class ids
 
     def __init__(
         self,
@@ -109,6 +111,22 @@ class PixelTrack:
             tokens = OnlineTokens(teacher, partial(self._images, latents), [s.sample_id for s in splits["train"]])
         grid = None if teacher is None else teacher.grid
         return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
+
+    def expected_samples(self) -> dict[str, int]:
+        """How many samples the splits have or will have."""
+        if self.limit is not None:
+            return {"train": self.limit} | self.held_out
+        there = count_images(self.source, self.images)
+        test_images = there.get("test", 0)
+        rest = sum(there.values()) - test_images - self.held_out["val"]
+        return {"train": rest if test_images else rest - self.held_out["test"]} | self.held_out
+
+    def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each cache's records."""
+        stores: dict[str, tuple[tuple[int, ...], str]] = {"latents": (self.latent_shape, "float16")}
+        if teacher is not None and not self.online_teacher:
+            stores["tokens"] = ((teacher.grid[0] * teacher.grid[1], teacher.width), "float16")
+        return stores
 
     def build(self, teacher: Any | None, tokens_folder: Path | None) -> None:
         """Makes what is missing. A second process waits, then finds it made."""

@@ -6,6 +6,7 @@ A row's split is the one its publisher gave it; tracks divide further.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,13 @@ from urepa.errors import UserError
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+
+# How many images the publishers' splits have, for what is planned before it is fetched
+PUBLISHED = {
+    "imagenet": {"train": 1_281_167, "test": 50_000},
+    "uoft-cs/cifar10": {"train": 50_000, "test": 10_000},
+    "scikit-learn": {"all": 1_797},
+}
 
 
 @dataclass(frozen=True)
@@ -172,3 +180,12 @@ SOURCES: dict[str, Callable[[str], Iterator[Row]]] = {
     "parquet": parquet,
     "hub": hub,
 }
+
+
+def count_images(source: str, images: str) -> dict[str, int]:
+    """Images by their publisher's split, without fetching any."""
+    if images in PUBLISHED:
+        return PUBLISHED[images]
+    if source == "hub":
+        raise UserError(f"how many images {images} has is not known here; say how many to take (data.limit=N)")
+    return Counter(row.split for row in SOURCES[source](images))

@@ -69,6 +69,13 @@ class EfficientNetLite0:
         model.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
         return model.eval().requires_grad_(False)
 
+    def unread(self) -> Any:
+        """From now on the architecture stands in for the network, without reading weights: to count."""
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self._model = EfficientNet.from_name("efficientnet-lite0").eval().requires_grad_(False)
+        return self._model
+
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor) -> Tokens:
         """RGB in [0,1] of any size to Tokens [B,N,1280] of unit length."""

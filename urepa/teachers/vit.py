@@ -43,6 +43,9 @@ FAMILIES = {
     "mae": Family("ViTMAEModel", IMAGENET, 1, False),
 }
 
+# Layers of the published ViTs (S, B, L, H, g) by width; a head is 64 wide in all of them
+LAYERS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
+
 
 class ViT:
     """Patch tokens of the last layer, in their own grid, average-pooled to `grid`, of unit length.
@@ -115,8 +118,36 @@ class ViT:
                 f"teacher.model={self.model} has width {config.hidden_size} and patches of {config.patch_size}; "
                 f"teacher.width={self.width} and teacher.patch={self.patch} say otherwise"
             )
+        return self._frozen(network)
+
+    def unread(self) -> Any:
+        """From now on the architecture stands in for the network, without reading or fetching weights: on the
+        meta device, to count. A local folder says what it is; else it is the published one of this width."""
+        import transformers
+
+        network_class = getattr(transformers, FAMILIES[self.family].model_class)
+        if Path(self.model).is_dir():
+            config = network_class.config_class.from_pretrained(self.model)
+        elif self.width not in LAYERS:
+            known = ", ".join(map(str, LAYERS))
+            raise UserError(f"teacher.width={self.width}: no published ViT is that wide ({known}); give a local folder")
+        else:
+            config = network_class.config_class(
+                hidden_size=self.width,
+                num_hidden_layers=LAYERS[self.width],
+                num_attention_heads=self.width // 64,
+                intermediate_size=4 * self.width,
+                patch_size=self.patch,
+                image_size=self.image_size,
+            )
+            if self.width == 1536:  # DINOv2-g alone
+                config.use_swiglu_ffn = True
+        self.network = self._frozen(network_class(config))
+        return self.network
+
+    def _frozen(self, network: Any) -> Any:
         if self.family == "mae":
-            config.mask_ratio = 0.0  # it would drop three quarters of the patches
+            network.config.mask_ratio = 0.0  # it would drop three quarters of the patches
         return network.eval().requires_grad_(False)
 
     @torch.inference_mode()

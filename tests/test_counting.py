@@ -1,0 +1,184 @@
+"""A step's count against closed forms, against real tensors, and against torch's own account of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from urepa.counting import SavedBytes, StepCount, count_step, norm_as_on_cuda, on_fake_cpu
+
+
+def counted(model: nn.Module, *shape: int, on: Callable[[nn.Module], Any] = on_fake_cpu) -> StepCount:
+    """A step on an input that needs a gradient; parts are the model's children."""
+
+    def step() -> Tensor:
+        return model(torch.zeros(*shape, requires_grad=True)).sum()
+
+    with on(model):
+        return count_step(model, lambda name: name.split(".")[0], step)
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return build()
+
+
+class Attention(nn.Module):
+    """Two heads over one projection, and another behind them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q = self.project(x_BND).unflatten(-1, (2, -1)).transpose(1, 2)
+        return self.out(F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "products"),
+    [
+        (lambda: nn.Sequential(nn.Linear(6, 10)), (4, 6), 4 * 6 * 10),
+        (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, stride=2)), (2, 3, 8, 8), 2 * 16 * 8 * 3 * 9),
+    ],
+    ids=["linear", "conv"],
+)
+def test_a_layers_flops_are_the_closed_form(build: Any, shape: tuple[int, ...], products: int) -> None:
+    both = counted(on_meta(build), *shape)
+    assert both.forward == {"0": 2 * products}
+    assert both.backward == {"0": 2 * 2 * products}  # towards the input and towards the weight
+    frozen = counted(on_meta(build).requires_grad_(False), *shape)
+    assert frozen.forward == {"0": 2 * products}
+    assert frozen.backward == {"0": 2 * products}  # towards the input alone
+
+
+def test_attentions_flops_are_the_closed_form() -> None:
+    batch, tokens, width = 3, 16, 32
+    count = counted(on_meta(lambda: Attention(width)).requires_grad_(False), batch, tokens, width)
+    linear, scores = 2 * batch * tokens * width**2, 2 * batch * tokens**2 * width
+    assert count.forward == {"project": linear + 2 * scores, "out": linear}
+    assert count.backward == {"out": linear + 4 * scores, "project": linear}
+
+
+class Chain(nn.Module):
+    """Frozen, adapted, frozen: gradients stop before the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 32).requires_grad_(False)
+        self.middle = nn.Linear(32, 64)
+        self.last = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)).requires_grad_(False)
+        self.again = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.first(x.detach()))
+        return checkpoint(self.last, x, use_reentrant=False) if self.again else self.last(x)
+
+
+def test_flops_come_by_part_and_direction() -> None:
+    count = counted(on_meta(Chain), 5, 16)
+    first, middle, last = (2 * 5 * n for n in (16 * 32, 32 * 64, 64 * 128 + 128 * 8))
+    assert count.forward == {"first": first, "middle": middle, "last": last}
+    assert count.backward == {"last": last, "middle": middle}
+
+
+def test_what_checkpointing_computes_again_counts_backward() -> None:
+    plain, again = on_meta(Chain), on_meta(Chain)
+    again.again = True
+    a, b = counted(plain, 5, 16), counted(again, 5, 16)
+    assert b.forward == a.forward
+    # the last product is not needed again
+    assert b.backward["last"] == a.backward["last"] + 2 * 5 * (64 * 128)
+    assert sum(b.saved.values()) < sum(a.saved.values())
+
+
+def test_saved_bytes_are_the_closed_form() -> None:
+    count = counted(on_meta(Chain), 5, 16)
+    # the middle's input for its weight, and what GELU saw; frozen layers need none, weights do not count
+    assert count.saved == {"middle": 4 * 5 * 32, "last": 4 * 5 * 128}
+
+
+class Block(nn.Module):
+    """Every kind of layer that a U-Net has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 32, 3, padding=1)
+        self.norm = nn.GroupNorm(8, 32)
+        self.layer_norm = nn.LayerNorm(32)
+        self.attention = Attention(32)
+        self.out = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        map_BDhw = F.silu(self.norm(self.conv(x)))
+        tokens_BND = self.layer_norm(F.interpolate(map_BDhw, scale_factor=2).flatten(2).transpose(1, 2))
+        return self.out(F.gelu(self.attention(tokens_BND)))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_saved_bytes_are_those_of_real_tensors(bf16: bool, frozen: bool) -> None:
+    def step(model: nn.Module) -> Tensor:
+        x = torch.zeros(3, 4, 8, 8, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model(x).sum()
+
+    real, pretended = Block(), on_meta(Block)
+    for model in (real, pretended):
+        model.conv.requires_grad_(not frozen)
+    with SavedBytes(real) as saved:
+        step(real)
+    with on_fake_cpu(pretended):
+        count = count_step(pretended, lambda name: name, lambda: step(pretended))
+    assert saved.total > 0
+    # in mixed precision torch's shape rules give a norm's few statistics the wrong width
+    assert sum(count.saved.values()) == pytest.approx(saved.total, rel=0.02 if bf16 else 0)
+
+
+def test_norms_save_what_autocast_on_cuda_gives_them() -> None:
+    def saved(as_on_cuda: bool) -> int:
+        model = on_meta(lambda: nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8, bias=False)))
+        if as_on_cuda:
+            norm_as_on_cuda(model)
+
+        def step() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(torch.zeros(5, 8)).sum()
+
+        with on_fake_cpu(model):
+            return count_step(model, lambda name: name, step).saved["1"]
+
+    statistics = 2 * 5  # a mean and a deviation a row
+    assert saved(as_on_cuda=False) == 2 * (5 * 8 + statistics)
+    assert saved(as_on_cuda=True) == 4 * (5 * 8 + statistics)
+
+
+def test_the_peak_is_what_torch_allocates() -> None:
+    """For layers that need no workspace of their own; a convolution's is not in the plan."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(*(layer for n in (64, 32) for layer in (nn.Linear(64, 64), nn.GELU(), nn.Linear(64, n))))
+
+    def step(model: nn.Module) -> Tensor:
+        return model(torch.zeros(500, 64)).square().sum()
+
+    real, pretended = build(), on_meta(build)
+    step(real).backward()  # the first call of a process keeps a little
+    real.zero_grad(set_to_none=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step(real).backward()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    with on_fake_cpu(pretended):
+        count = count_step(pretended, lambda name: name, lambda: step(pretended))
+    # pretended tensors are let go of a little later: a gradient is there twice while it is taken over
+    assert count.peak == pytest.approx(max(accumulate(sizes)), rel=0.1)

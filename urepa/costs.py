@@ -1,0 +1,300 @@
+"""What a composed experiment will cost, before anything is built, read or fetched.
+
+The model is built on the meta device by the same code as for training, and one step of it is counted. Memory
+and FLOPs are predictions; hours come from a device's stated rate (a floor) or from a measurement (expected).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.alignment import AlignedModel, step_terms
+from urepa.assembly import build_model, make, speed_up
+from urepa.contracts import Condition
+from urepa.counting import AFTER_THE_MODEL, StepCount, count_step, flop_counter, norm_as_on_cuda, on_fake_cpu
+from urepa.data.reader import Batch
+from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
+from urepa.errors import UserError
+from urepa.trainer import Settings
+
+PARTS = ("down", "mid", "up", "head")
+# constructors that read files, and what builds the same module without
+UNREAD = {"urepa.backbones.sd15.sd15": "urepa.backbones.sd15.sd15_unread"}
+SAME = 0.02  # relative difference of two counts of one step's FLOPs
+# what a row of `urepa.bench` must say
+MEASURED = ("path", "device", "batch_size", "step_s", "tflops_per_s", "peak_memory_bytes", "saved_bytes_per_sample")
+NOT_COUNTED = ("seed", "resume", "warm_start", "tracking", "device", "measured", "out")  # they cost nothing
+
+
+@dataclass(frozen=True)
+class Device:
+    """conf/device; fields are described in `urepa.config`."""
+
+    name: str
+    kind: str
+    flops_per_s: float | None
+    memory_bytes: float | None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What follows from the config alone. FLOPs and bytes are a micro-batch's."""
+
+    parameters: dict[str, dict[str, int]]  # by part: "all" and "trainable"
+    weights: dict[str, int]  # bytes that lie on the device all the time
+    step: StepCount
+    forward_per_sample: int  # of a whole forward pass, as validation makes it
+    samples: dict[str, int]  # by split
+    caches: list[CacheSize]
+    reader_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of one run. FLOPs are a whole batch's; memory is bytes; hours are GPU-hours, on one device."""
+
+    device: Device
+    settings: Settings
+    counted: Counted
+    measured: list[dict[str, Any]]
+
+    @property
+    def micro_batch(self) -> int:
+        return self.settings.batch_size // self.settings.accumulation
+
+    def flops(self, direction: str) -> dict[str, int]:
+        """Of a step, by part; `direction` is "forward" or "backward"."""
+        by_part: dict[str, int] = getattr(self.counted.step, direction)
+        parts = [*self.counted.parameters, AFTER_THE_MODEL]
+        return {part: by_part.get(part, 0) * self.settings.accumulation for part in parts}
+
+    @property
+    def flops_per_step(self) -> int:
+        return sum(sum(self.flops(direction).values()) for direction in ("forward", "backward"))
+
+    @property
+    def validation_flops(self) -> int:
+        """Of all validations of the run."""
+        s = self.settings
+        times = s.max_steps // s.validate_every + (s.max_steps % s.validate_every > 0)
+        return times * self.counted.samples["val"] * self.counted.forward_per_sample
+
+    @property
+    def run_flops(self) -> int:
+        """Training steps and validations; what is logged and evaluated beside them is not counted."""
+        return self.settings.max_steps * self.flops_per_step + self.validation_flops
+
+    @property
+    def saved_bytes(self) -> int:
+        """What a micro-batch's forward pass keeps for the backward one."""
+        return sum(self.counted.step.saved.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Weights, optimiser, EMA and the most that a step needs at once, without the workspace of kernels and what
+        the allocator loses."""
+        held = self.counted.weights["gradients"] if self.settings.accumulation > 1 else 0
+        kept = sum(size for name, size in self.counted.weights.items() if name != "gradients")
+        return kept + held + self.counted.step.peak
+
+    @property
+    def fits(self) -> bool | None:
+        """Is the device's memory larger than the peak? None: not known."""
+        return None if self.device.memory_bytes is None else self.peak_bytes <= self.device.memory_bytes
+
+    @property
+    def floor_step_s(self) -> float | None:
+        """FLOPs over the device's rate."""
+        return None if self.device.flops_per_s is None else self.flops_per_step / self.device.flops_per_s
+
+    @property
+    def floor_hours(self) -> float | None:
+        return None if self.device.flops_per_s is None else self.run_flops / self.device.flops_per_s / 3600
+
+    @property
+    def reference(self) -> dict[str, Any] | None:
+        """The measurement that expected hours rest on: of our own path, and among several the one of this batch
+        size and of as many FLOPs a step."""
+        own = [row for row in self.measured if row["path"] == "urepa"]
+        return min(
+            own, key=lambda row: (not self.is_of_this(row), row["batch_size"] != self.settings.batch_size), default=None
+        )
+
+    def is_of_this(self, row: dict[str, Any]) -> bool:
+        """Was this row measured over such a step: as many samples, as many FLOPs?"""
+        counted = row["tflops_per_s"] * 1e12 * row["step_s"]
+        alike = abs(counted / self.flops_per_step - 1) < SAME
+        return row["batch_size"] == self.settings.batch_size and alike
+
+    @property
+    def expected_hours(self) -> float | None:
+        """From the measured TFLOP/s; None without a measurement."""
+        row = self.reference
+        return None if row is None else self.run_flops / (row["tflops_per_s"] * 1e12) / 3600
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        counted = self.counted
+        return {
+            "device": asdict(self.device),
+            "steps": self.settings.max_steps,
+            "batch_size": self.settings.batch_size,
+            "micro_batch": self.micro_batch,
+            "precision": self.settings.precision,
+            "parameters": counted.parameters,
+            "flops_per_step": {"forward": self.flops("forward"), "backward": self.flops("backward")},
+            "validation_flops": self.validation_flops,
+            "run_flops": self.run_flops,
+            "memory_bytes": counted.weights,
+            "saved_bytes": counted.step.saved,
+            "saved_bytes_per_sample": self.saved_bytes / self.micro_batch,
+            "peak_memory_bytes": self.peak_bytes,
+            "fits": self.fits,
+            "samples": counted.samples,
+            "caches": [asdict(cache) for cache in counted.caches],
+            "reader_bytes": counted.reader_bytes,
+            "floor_step_s": self.floor_step_s,
+            "gpu_hours_floor": self.floor_hours,
+            "gpu_hours_expected": self.expected_hours,
+            "measured": self.measured,
+        }
+
+
+def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -> Plan:
+    """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
+    costly = {key: value for key, value in config.items() if key not in NOT_COUNTED}
+    counted = _count(json.dumps(costly), device.kind)
+    rows = [] if measured is None else read_measured(measured, device)
+    return Plan(device, Settings(**config["trainer"]), counted, rows)
+
+
+def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
+    """The rows of a measurement; a UserError if they are another device's."""
+    if not file.is_file():
+        raise UserError(f"measured={file}: there is no such file; `python -m urepa.bench` makes it with out=FILE")
+    rows = json.loads(file.read_text())
+    if isinstance(rows, dict):  # several benches, as tests/gpu/bench_h200.py writes them
+        rows = [row for bench in rows.values() for row in bench.get("rows", [])]
+    if not rows or not all(set(MEASURED) <= set(row) for row in rows):
+        raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
+    others = {row["device"] for row in rows if device.name.lower() not in row["device"].lower()}
+    if others:
+        raise UserError(f"measured={file} was measured on {min(others)}, not on {device.name}; choose device=... of it")
+    return rows
+
+
+@lru_cache
+def _count(costly: str, kind: str) -> Counted:
+    """Counts a config (as JSON); a sweep's seeds cost the same."""
+    config = json.loads(costly) | {"seed": 0}
+    settings = Settings(**config["trainer"])
+    micro_batch = settings.batch_size // settings.accumulation
+    loss, objective, track = make(config["loss"]), make(config["objective"]), make(config["data"])
+    loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
+    teacher = make(config["teacher"]) if loss.taps else None
+    backbone = config["backbone"]
+    backbone["_target_"] = UNREAD.get(backbone["_target_"], backbone["_target_"])
+    with torch.device("meta"):
+        model, _ = build_model(config, track, teacher, loss)
+    # compiled blocks cannot be counted, and kernels do not change the counts
+    speed_up(model, replace(settings, compile=False, attention=None), torch.device("cpu"))
+    parameters, weights = parameters_by_part(model), weight_bytes(model)
+    mode = on_fake_cpu(model)
+
+    def prepared(*inputs: Any) -> Any:  # by accelerate
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+            return model(*inputs)
+
+    run: Any = prepared
+
+    def step() -> Tensor:
+        batch = example(track, teacher, micro_batch, loss.diffusion_fraction)
+        return step_terms(run, objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
+
+    if kind == "cuda":
+        norm_as_on_cuda(model)
+    with mode:
+        counts = count_step(model, lambda name: part_of(model, name), step)
+        one = example(track, teacher, 1)
+        with torch.no_grad(), flop_counter() as forward:
+            run(one.x0, one.t_B, one.condition)
+    if teacher is not None and track.online_teacher:
+        asked = _ask(teacher, track.image_size)
+        counts.forward["teacher"] = asked["flops"] * micro_batch
+        parameters["teacher"] = {"all": asked["parameters"], "trainable": 0}
+        weights["teacher"] = asked["bytes"]
+    return Counted(
+        parameters=parameters,
+        weights=weights,
+        step=counts,
+        forward_per_sample=forward.get_total_flops() + (counts.forward.get("teacher", 0) // micro_batch),
+        samples=track.expected_samples(),
+        caches=cache_sizes(track, teacher),
+        reader_bytes=reader_bytes(track, teacher, settings.batch_size),
+    )
+
+
+def part_of(model: AlignedModel, name: str) -> str:
+    """down, mid, up, head: where a module or parameter of this name belongs."""
+    owner, _, rest = name.partition(".")
+    backbone: Any = model.backbone
+    return "head" if owner == "heads" else backbone.stage_of(rest)
+
+
+def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
+    """How many there are, and how many train."""
+    counts: dict[str, dict[str, int]] = {part: {"all": 0, "trainable": 0} for part in PARTS}
+    for name, parameter in model.named_parameters():
+        part = counts[part_of(model, name)]
+        part["all"] += parameter.numel()
+        part["trainable"] += parameter.numel() * parameter.requires_grad
+    return {part: n for part, n in counts.items() if n["all"]}
+
+
+def weight_bytes(model: nn.Module) -> dict[str, int]:
+    """What lies on the device from the first step to the last. AdamW keeps two moments and EMA one copy of
+    whatever trains, in its precision."""
+    trains = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return {
+        "frozen weights": sum(p.nbytes for p in model.parameters() if not p.requires_grad),
+        "buffers": sum(b.nbytes for b in model.buffers()),
+        "trainable weights": trains,
+        "gradients": trains,
+        "optimiser": 2 * trains,
+        "EMA": trains,
+    }
+
+
+def example(track: Any, teacher: Any | None, size: int, diffusion_fraction: float = 1.0) -> Batch:
+    """A batch of the track's shapes."""
+    ids_B = torch.zeros(size, dtype=torch.long)
+    x0 = torch.zeros(size, *track.latent_shape)
+    tokens: Tensor | None = None
+    if teacher is not None:
+        _, stored = track.stores(teacher).get("tokens", (None, "float32"))
+        dtype = torch.float16 if stored == "float16" else torch.float32
+        tokens = torch.zeros(size, teacher.grid[0] * teacher.grid[1], teacher.width, dtype=dtype)
+    condition = Condition(ids_B, track.num_classes)
+    rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
+    return Batch([], x0, torch.zeros_like(x0), torch.zeros_like(ids_B), condition, tokens, rows_R)
+
+
+def _ask(teacher: Any, image_size: int) -> dict[str, int]:
+    """What one image costs an online teacher."""
+    with torch.device("meta"):
+        network = teacher.unread()
+        with flop_counter() as counter:
+            teacher.tokens(torch.empty(1, 3, image_size, image_size))
+    parameters = list(network.parameters())
+    return {
+        "flops": counter.get_total_flops(),
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.nbytes for p in parameters),
+    }
