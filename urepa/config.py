@@ -371,6 +371,17 @@ class BenchReading:
     out: str | None = None
 
 
+@dataclass
+class AblationGrid:
+    cluster: Any = MISSING  # where jobs go: the settings of a file in conf/hydra/launcher
+    arms: list[str] | None = None
+    seeds: list[int] = MISSING
+    shards: int = MISSING
+    stages: list[str] = MISSING
+    evaluate: str | None = None
+    dry_run: bool = False
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
@@ -379,6 +390,7 @@ def register() -> None:
     store.store(name="bench_reading_schema", node=BenchReading)
     store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="preprocess_schema", node=Preprocess)
+    store.store(name="ablation_grid_schema", node=AblationGrid)
     nodes = {
         "tiny_unet": TinyUNet,
         "sd15": SD15,
