@@ -12,9 +12,10 @@ import urepa
 
 ROOT = Path(urepa.__file__).parent
 FLOORS = {
-    0: "errors nested contracts draws files hub losses objectives progress schedules strata config",
+    0: "ranks errors nested contracts draws files hub losses objectives progress schedules strata config",
     1: "speed backbones heads lora teachers data",
-    2: "alignment counting checkpoint tracking metrics optimizer parallel guards signals evaluation runs code_state",
+    2: "alignment counting checkpoint tracking metrics optimizer parallel guards signals sensors evaluation runs "
+    "code_state comparison",
     3: "trainer",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
@@ -64,3 +65,8 @@ def test_the_mathematics_needs_torch_alone(name: str) -> None:
 def test_the_list_names_modules_that_are_there() -> None:
     there = {dotted(path).split(".")[1] for path in MODULES if dotted(path) != "urepa"}
     assert set(FLOOR_OF) <= there
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_nothing_imports_launchers(path: Path) -> None:
+    assert "launchers" not in {name.split(".")[0] for name in imports(path)}

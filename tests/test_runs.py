@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,18 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
     second.claim()
     second.release()
     second.release()
+
+
+def test_a_requeued_job_waits_for_its_predecessor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("urepa.runs.LOCK_POLL", 0.05)
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.claim()
+    with pytest.raises(UserError, match=r"is being trained by another process still, after 0.2 s \(pid \d+ on "):
+        second.claim(patience=0.2)
+    threading.Timer(0.3, first.release).start()
+    second.claim(patience=60.0)
+    assert "is still held by pid" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is being trained by another process"):
+        first.claim()

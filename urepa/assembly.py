@@ -22,6 +22,7 @@ from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
 from urepa.optimizer import EMA, groups_of, trainable
+from urepa.sensors import GpuSensors
 from urepa.trainer import Settings, Trainer
 
 
@@ -119,6 +120,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         validation=validation,
         guard=Guard(folder, settings.max_skipped, accelerator.device),
         metrics=MetricsLog(folder / "metrics.jsonl"),
+        sensors=GpuSensors(accelerator.device),
         shipper=shipper,
         folder=folder,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(config)),

@@ -391,6 +391,17 @@ class BenchReading:
     out: str | None = None
 
 
+@dataclass
+class AblationGrid:
+    cluster: Any = MISSING  # where jobs go: the settings of a file in conf/hydra/launcher
+    arms: list[str] | None = None
+    seeds: list[int] = MISSING
+    shards: int = MISSING
+    stages: list[str] = MISSING
+    evaluate: str | None = None
+    dry_run: bool = False
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
@@ -400,6 +411,7 @@ def register() -> None:
     store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="plan_schema", node=Plan)
     store.store(name="preprocess_schema", node=Preprocess)
+    store.store(name="ablation_grid_schema", node=AblationGrid)
     nodes = {
         "tiny_unet": TinyUNet,
         "sd15": SD15,

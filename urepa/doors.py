@@ -32,8 +32,11 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user;
 
 
 def prepare() -> None:
-    """The schema and the resolver that names run folders; once per process, before Hydra composes."""
+    """The schema, the launchers and the resolver that names run folders; once per process, before Hydra composes."""
+    from urepa import sweeps
+
     register()
+    sweeps.register()
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urepa.files import write_whole
 
 # keys whose values are times or rates; all others repeat bit for bit after a resume
-TIMINGS = ("time", "images_per_s", "data_wait_share")
+TIMINGS = ("time", "images_per_s", "data_wait_share", "gpu/power_w", "gpu/utilization", "gpu/memory_gib")
 
 
 class MetricsLog:

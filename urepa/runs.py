@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +33,7 @@ NOT_IDENTITY = (
     "hydra",
 )
 LONGEST_NAME = 120
+LOCK_POLL = 5.0  # seconds
 
 
 def is_identity(key: str) -> bool:
@@ -93,21 +95,32 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self._lock: int | None = None
 
-    def claim(self) -> None:
-        """Takes the lock; a UserError if another process has it."""
+    def claim(self, patience: float = 0.0) -> None:
+        """Takes the lock; a UserError if another process still has it after `patience` seconds."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(self._lock, 64).decode().strip()
-            os.close(self._lock)
-            self._lock = None
-            raise UserError(
-                f"{self.path} is being trained by another process ({owner}); wait for it, or stop it first"
-            ) from error
+        end = time.monotonic() + patience
+        while not self._try_lock():
+            owner = os.pread(self._lock, 64, 0).decode().strip()
+            if time.monotonic() >= end:
+                self.release()
+                waited = f" still, after {patience:g} s" if patience else ""
+                raise UserError(
+                    f"{self.path} is being trained by another process{waited} ({owner}); wait for it, or stop it first"
+                )
+            if patience:
+                print(f"{self.path} is still held by {owner}; waiting up to {end - time.monotonic():.0f} s", flush=True)
+            time.sleep(min(LOCK_POLL, max(0.0, end - time.monotonic())))
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"pid {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+
+    def _try_lock(self) -> bool:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def release(self) -> None:
         """Gives the lock back."""

@@ -35,6 +35,7 @@ from urepa.runs import RunFolder, is_identity, parse_overrides, plain
 from urepa.schedules import cosine_with_warmup
 from urepa.trainer import Trainer
 
+PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "hydra-core", "mlflow", "numpy")
 
@@ -91,7 +92,7 @@ class Session:
 
     def _claim(self) -> tuple[bool, dict[str, Any]]:
         """Takes the folder. Returns whether its run is finished already, and the config to train with."""
-        self.folder.claim()
+        self.folder.claim(PREDECESSOR if "SLURM_RESTART_COUNT" in os.environ else 0.0)
         if self.config["resume"] is None:
             self.folder.adopt(self.config)
         else:

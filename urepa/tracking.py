@@ -245,3 +245,9 @@ def _client(uri: str) -> Any:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def prepare_store(uri: str) -> None:
+    """Before many processes start: makes a sqlite store's tables. A server has its own."""
+    if uri.startswith("sqlite:///"):
+        _client(uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
+from urepa import ranks
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs import plain
@@ -17,6 +18,7 @@ def main(config: DictConfig) -> None:
 
     hydra_config = HydraConfig.get()
     with one_line_mistakes():
+        ranks.adopt_slurm()
         check(plain(config), list(hydra_config.overrides.task))
         from urepa.session import Session
 

@@ -26,6 +26,7 @@ from urepa.guards import Guard
 from urepa.metrics import MetricsLog
 from urepa.optimizer import EMA, AdamW, clip_by_global_norm, step_unless, trainable
 from urepa.parallel import gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
+from urepa.sensors import GpuSensors
 from urepa.signals import StopSignals
 
 
@@ -79,6 +80,7 @@ class Trainer:
     validation: Validation
     guard: Guard
     metrics: MetricsLog
+    sensors: GpuSensors
     shipper: Any
     folder: Path
     config_yaml: str
@@ -168,6 +170,7 @@ class Trainer:
         row |= self.guard.read(step, self.accelerator.is_main_process)
         last, then = self.logged
         elapsed = time.perf_counter() - then
+        row |= self.sensors.read()
         row["images_per_s"] = (step - last) * self.settings.batch_size / elapsed
         row["data_wait_share"] = self.waited / elapsed
         self.seconds += elapsed

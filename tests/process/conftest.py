@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, running, what_is_missing
+from studies import Study, checkout
 from workspace import CACHE, EVALUATED, Workspace, environment
 
 HERE = Path(__file__).parent
@@ -88,3 +91,30 @@ def kill_seed() -> int:
     seed = random.SystemRandom().randrange(10**6) if given is None else int(given)
     print(f"\nUREPA_KILL_SEED={seed}")
     return seed
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real SLURM of this session's own; where there can be none the tests say why and are skipped."""
+    missing = what_is_missing()
+    if missing is not None:
+        pytest.skip(f"these tests need a SLURM of their own: {missing}")
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(running(tmp_path_factory.mktemp("slurm")))
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def study(slurm: Cluster, make_workspace: Callable[[], Workspace], tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Three arms with two seeds, each job from a copy of a checkout that is ruined as soon as they are submitted.
+    Do not write here."""
+    work = make_workspace()
+    here = Study(work, checkout(tmp_path_factory.mktemp("checkout")), slurm)
+    grid = ("arms=baseline,lambda_0,lambda_08", "seeds=0,1", "cluster=slurm", "cluster.cpus_per_task=1")
+    here.launch(*work.overrides(), *grid, "cluster.array_parallelism=2", "stages=[preprocess,train]")
+    (here.code / "urepa" / "trainer.py").write_text("this is no Python")
+    here.wait()
+    return here

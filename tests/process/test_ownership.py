@@ -46,6 +46,22 @@ def test_a_second_process_is_refused_while_the_first_lives(work: Workspace, refe
     assert_same_run(work.run, reference.run)
 
 
+def test_a_requeued_job_waits_for_its_predecessor(work: Workspace, reference: Workspace) -> None:
+    """SLURM has counted a restart; the process before it still has the folder."""
+    first = work.start("tracking=none")
+    wait_for(lambda: trained(work), first, "its first row")
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = work.start("tracking=none", SLURM_RESTART_COUNT="1")
+        said = work.folder / "stdout.txt"
+        wait_for(lambda: f"is still held by pid {first.pid} on " in said.read_text(), second, "the wait")
+    finally:
+        first.kill()
+        first.wait()
+    assert second.wait() == 0, (work.folder / "stderr.txt").read_text()
+    assert_same_run(work.run, reference.run)
+
+
 def test_a_finished_run_says_so_and_stays_as_it_is(copied: Workspace) -> None:
     def in_mlflow() -> list[object]:
         tables = ("metrics", "params", "tags", "runs")

@@ -87,11 +87,12 @@ class Workspace:
             assert word not in done.stderr, said
         return done
 
-    def start(self, *more: str, arranged: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        """Starts it; what it says goes to files beside outputs/."""
+    def start(self, *more: str, arranged: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+        """Starts it, with more environment variables; what it says goes to files beside outputs/."""
         with open(self.folder / "stdout.txt", "w") as out, open(self.folder / "stderr.txt", "w") as err:
             command = self.command(*self.overrides(*more), arranged=arranged)
-            return subprocess.Popen(command, cwd=self.folder, env=environment(), stdout=out, stderr=err, text=True)
+            env = environment() | variables
+            return subprocess.Popen(command, cwd=self.folder, env=env, stdout=out, stderr=err, text=True)
 
     def runs(self) -> list[Path]:
         """The folders of all runs here."""

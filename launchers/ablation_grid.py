@@ -1,0 +1,92 @@
+"""The whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, comparison.
+
+    python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu dry_run=true
+    python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu
+    python -m launchers.status
+
+Its own keys are those of conf/ablation_grid.yaml: arms, seeds, shards, stages, evaluate, dry_run, and cluster (slurm
+or local) with the cluster's settings below it. All else goes to the runs, as on `python -m urepa.train`. The same
+command again skips what is finished and submits what failed. Jobs run from a copy of the commit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from launchers import frozen
+from launchers.chain import LocalChain, SlurmChain
+from launchers.study import arms_of, compose_run, stages_of
+from urepa.doors import CONF, explain, one_line_mistakes, prepare
+from urepa.errors import UserError
+from urepa.runs import parse_overrides, plain
+from urepa.tracking import prepare_store
+
+OWN = ("arms", "seeds", "shards", "stages", "evaluate", "dry_run", "cluster")
+LISTS = ("arms", "seeds", "stages")
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments of the study, and those of its runs."""
+    own = [a for a in arguments if a.partition("=")[0].split(".")[0] in OWN]
+    rest = [a for a in arguments if a not in own]
+    for key, instead in (("seed", "seeds=0,1,2"), ("ablation", "arms=a,b,c")):
+        if key in parse_overrides(rest):
+            raise UserError(f"{key}: a study gives it to its runs; write {instead}")
+    return [_listed(a) for a in own], rest
+
+
+def _listed(argument: str) -> str:
+    """`arms=a,b` as `arms=[a,b]`."""
+    key, _, value = argument.partition("=")
+    return f"{key}=[{value}]" if key in LISTS and value[:1] != "[" and value != "null" else argument
+
+
+def settings_of(own: Sequence[str]) -> dict[str, Any]:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return plain(compose("ablation_grid", list(own)))
+
+
+def main() -> None:
+    """Composes everything before anything is submitted."""
+    own, rest = split(sys.argv[1:])
+    settings = settings_of(own)
+    on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
+    gpus = settings["cluster"]["gpus"] if on_slurm else 1
+    arms = arms_of(settings["arms"], rest, gpus)
+    runs = [
+        compose_run([*rest, f"+ablation={arm}", f"seed={seed}"], gpus) for arm in arms for seed in settings["seeds"]
+    ]
+    if not runs:
+        raise UserError("there is no arm to run: give arms=a,b,c of conf/ablation, and seeds=0,1,2")
+    stages = stages_of(runs, settings, gpus)
+    steps = runs[0].config["trainer"]["max_steps"]
+    print(f"{len(arms)} arms x {len(settings['seeds'])} seeds: {len(runs)} runs of {steps} steps", flush=True)
+    folder = Path(settings["cluster"]["submitit_folder" if on_slurm else "folder"])
+    code = frozen.place(folder / "code")
+    chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)
+    if settings["dry_run"]:
+        chain.show(stages)
+        return
+    frozen.copy_to(code)
+    for uri in {run.config["tracking"]["uri"] for run in runs if "uri" in run.config["tracking"]}:
+        prepare_store(uri)
+    chain.submit(stages)
+
+
+if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv):
+        print(__doc__)
+        sys.exit(0)
+    prepare()
+    with one_line_mistakes():
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error, "train", sys.argv[1:])) from error

@@ -1,0 +1,182 @@
+"""A study as jobs: which commands, and which waits for which.
+
+manifest → shards → verify   per set of caches
+train                        a run per arm and seed, after its caches
+evaluate                     per run
+compare                      after all, whatever became of them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from urepa.checks import check, check_trainer
+from urepa.doors import CONF
+from urepa.errors import UserError
+from urepa.jobs import Job
+from urepa.nested import flatten
+from urepa.runs import plain, run_name
+
+STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
+NOT_IN_CACHES = ("data.cfg_dropout", "data.online_teacher", "data.stage_to", "data.build_on_first_use")
+
+
+@dataclass
+class Run:
+    """One arm with one seed."""
+
+    overrides: list[str]
+    config: dict[str, Any]
+    caches: tuple[str, ...]  # the arguments of urepa.preprocess that make what it reads
+
+    @property
+    def folder(self) -> Path:
+        return Path("outputs") / run_name(self.overrides, self.config["seed"])
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+@dataclass
+class Stage:
+    """Jobs that can run side by side, and what they wait for."""
+
+    name: str
+    jobs: list[Job]
+    gpus: int
+    after: "Stage | None" = None  # all of it has come to a good end; for `each`, the job of the same place in it
+    each: bool = False
+    after_any: "list[Stage]" = field(default_factory=list)  # they have ended, well or not
+
+
+def compose_run(overrides: Sequence[str], gpus: int) -> Run:
+    """Composes and checks a run, as urepa.train would. A mistake is a UserError or one of Hydra's."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        whole = compose("train", list(overrides), return_hydra_config=True)
+        choices = dict(whole.hydra.runtime.choices)
+        with open_dict(whole):
+            del whole["hydra"]
+        config = plain(whole)
+        check(config, list(overrides))
+        check_trainer(config["trainer"], gpus)
+        chosen = (f"data={choices['data']}", f"teacher={choices['teacher']}")
+        default = _preprocess_default(chosen)
+    own = flatten({key: config[key] for key in ("data", "teacher")})
+    differing = [f"{k}={_written(v)}" for k, v in own.items() if v != default[k] and k not in NOT_IN_CACHES]
+    return Run(list(overrides), config, (*chosen, *differing))
+
+
+@lru_cache
+def _preprocess_default(chosen: tuple[str, ...]) -> dict[str, Any]:
+    return flatten(plain(compose("preprocess", list(chosen))))
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
+
+
+def arms_of(given: Sequence[str] | None, overrides: Sequence[str], gpus: int) -> list[str]:
+    """Those that are asked for, or all of conf/ablation that this experiment takes."""
+    if given is not None:
+        return list(given)
+    compose_run(overrides, gpus)  # a mistake that has nothing to do with arms is said once
+    taken = []
+    for name in sorted(p.stem for p in (Path(CONF) / "ablation").glob("*.yaml")):
+        try:
+            compose_run([*overrides, f"+ablation={name}"], gpus)
+        except UserError as error:
+            print(f"left out: {error}")
+            continue
+        taken.append(name)
+    return taken
+
+
+def stages_of(runs: Sequence[Run], settings: dict[str, Any], gpus: int) -> list[Stage]:
+    """The whole study, in an order in which it can be submitted. `settings`: conf/ablation_grid.yaml."""
+    wanted = settings["stages"]
+    unknown = sorted(set(wanted) - set(STAGES))
+    if unknown:
+        raise UserError(f"stages: there is no {', '.join(unknown)}; choose of {', '.join(STAGES)}")
+    stages: list[Stage] = []
+    built: dict[tuple[str, str], tuple[set[str], Stage]] = {}
+    for caches, own in _by_caches(runs).items():
+        ready = None
+        if "preprocess" in wanted:
+            ready = _preprocess(stages, caches, own[0].config["data"], settings["shards"], built)
+        if "verify" in wanted:
+            ready = Stage("verify", [_cache_job("verify", caches, "verify")], 0, ready)
+            stages.append(ready)
+        train = None
+        if "train" in wanted:
+            jobs = [Job(r.name, (("urepa.train", *r.overrides),), str(r.folder.absolute())) for r in own]
+            train = Stage("train", jobs, gpus, ready)
+            stages.append(train)
+        if "evaluate" in wanted and (settings["evaluate"] is not None or own[0].config["evaluation"]):
+            stages += _evaluate(own, settings["evaluate"], train)
+    if "evaluate" in wanted and not any(stage.name == "evaluate" for stage in stages):
+        print("evaluate: left out, the runs have evaluation=none; evaluate=NAME chooses one of conf/evaluation")
+    if "compare" in wanted:
+        names = ",".join(f"'{run.name}'" for run in runs)
+        job = Job("compare", (("urepa.compare", f"ids=[{names}]"),))
+        stages.append(Stage("compare", [job], 0, after_any=stages[:]))
+    return stages
+
+
+def _by_caches(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+    """Runs by what they read; the largest tracks first, because smaller ones in the same place are parts of them."""
+
+    def size(run: Run) -> float:
+        images = run.config["data"].get("train_images", 0)
+        return inf if images is None else float(images)
+
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in sorted(runs, key=size, reverse=True):
+        groups.setdefault(run.caches, []).append(run)
+    return groups
+
+
+def _preprocess(
+    stages: list[Stage],
+    caches: tuple[str, ...],
+    data: dict[str, Any],
+    shards: int,
+    built: dict[tuple[str, str], tuple[set[str], Stage]],
+) -> Stage:
+    """A small track's caches are made in one go; a latent track's in shards, once its manifest is there. Of a track
+    beside a larger one only the list of images is its own, and the tokens if they lie elsewhere."""
+    if data["_target_"].endswith("PixelTrack"):
+        stages.append(Stage("preprocess", [_cache_job("preprocess", caches, "all")], 1))
+        return stages[-1]
+    place = (data["root"], data["latents"])
+    tokens, before = built.get(place, (set(), None))
+    first = ("manifest", "prompts") if before is None else ("manifest",)
+    stages.append(Stage("preprocess", [_cache_job("manifest", caches, *first)], 1, before))
+    in_shards = ("images", "latents", "tokens") if before is None else ("tokens",)
+    if data["tokens"] not in tokens:
+        own = [(f"shard {i}/{shards}", (*caches, f"shard={i}/{shards}")) for i in range(shards)]
+        stages.append(Stage("preprocess", [_cache_job(name, a, *in_shards) for name, a in own], 1, stages[-1]))
+    built[place] = (tokens | {data["tokens"]}, stages[-1])
+    return stages[-1]
+
+
+def _evaluate(runs: Sequence[Run], name: str | None, train: Stage | None) -> list[Stage]:
+    """Runs evaluate themselves at their end; this is another evaluation, or theirs again."""
+    more = () if name is None else (f"evaluation={name}",)
+    jobs = [Job(f"evaluate {r.name}", (("urepa.evaluate", f"run='{r.folder}'", *more),)) for r in runs]
+    return [Stage("evaluate", jobs, 1, train, each=True)]
+
+
+def _cache_job(name: str, arguments: tuple[str, ...], *stages: str) -> Job:
+    commands = tuple(("urepa.preprocess", *arguments, f"stage={stage}") for stage in stages)
+    return Job(f"{name} {arguments[0].removeprefix('data=')}", commands)

@@ -1,0 +1,128 @@
+"""A whole study as dependent jobs on a real SLURM, and on this machine alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from studies import Study, checkout
+from workspace import EVALUATED, Workspace, assert_same_run, assert_tracked_once
+
+from urepa.jobs import Book, Entry
+
+
+def entries(study: Study) -> list[Entry]:
+    return Book(study.work.folder / "outputs/.jobs").entries()
+
+
+def test_from_a_copy_of_the_commit(study: Study, reference: Workspace) -> None:
+    """The checkout was ruined while the jobs waited."""
+    assert study.cluster is not None
+    jobs = study.cluster.jobs()
+    assert {jobs[i]["state"] for i in study.ids()} == {"COMPLETED"}
+    names = sorted(run.parent.name.split(",")[0] + "/" + run.name for run in study.work.runs())
+    assert names == [f"quickstart+{arm}/seed{s}" for arm in ("baseline", "lambda_0", "lambda_08") for s in (0, 1)]
+    for run in study.work.runs():
+        assert_tracked_once(study.work.db, run)
+        assert json.loads((run / "summary.json").read_text())["code_state"] == "clean"
+    (same,) = (run for run in study.work.runs() if "+baseline" in str(run) and run.name == "seed0")
+    assert_same_run(same, reference.run)
+
+
+def test_status(study: Study) -> None:
+    said = study.launch(module="launchers.status")
+    lines = said.splitlines()
+    assert sum(" done " in line for line in lines) == 7
+    assert sum("step 12/12  total " in line for line in lines) == 6
+    for entry in entries(study):
+        assert any(line.startswith(f"{entry.id} ") for line in lines)
+        assert entry.log in said
+        assert Path(entry.log).exists()
+
+
+def test_changed_code_is_refused(study: Study) -> None:
+    (study.code / "urepa" / "trainer.py").write_text("this is no Python")
+    said = study.launch(*study.own, code=1)
+    assert said == (
+        "error: jobs run from a copy of the commit, and urepa/trainer.py is not committed: commit it, or put it away\n"
+    )
+
+
+def test_what_is_done_is_not_submitted_again(study: Study) -> None:
+    study.restore()
+    before = study.ids()
+    said = study.launch(*study.own)
+    assert "preprocess  1 are done, 0 are in the queue already" in said
+    assert "train       6 are done, 0 are in the queue already" in said
+    assert study.ids() == before
+
+
+def test_what_sbatch_does_not_take(other: Study) -> None:
+    own = (*other.work.overrides(), "cluster=slurm", "arms=baseline", "seeds=0", "stages=train")
+    said = other.launch(*own, "cluster.partition=nowhere", code=1)
+    assert "error: sbatch does not take these jobs: " in said.splitlines()[-1]
+    assert "invalid partition specified: nowhere" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert other.ids() == []
+
+
+@pytest.fixture
+def other(study: Study, work: Workspace) -> Study:
+    """The same code in another working folder."""
+    study.restore()
+    return Study(work, study.code, study.cluster)
+
+
+def test_what_failed_is_submitted_again(other: Study, reference: Workspace) -> None:
+    """Caches that do not pass keep the runs from starting; a run that was cancelled is the only one to go on."""
+    cluster = other.cluster
+    assert cluster is not None
+    own = (*other.work.overrides("tracking=none"), "cluster=slurm", "cluster.cpus_per_task=1", "seeds=0")
+    two = ("arms=baseline,lambda_0", "stages=[verify,train]")
+    said = other.launch(*own, *two)
+    verify, first, second = other.ids()
+    assert f"train       2 submitted as {first} to {second}, afterok:{verify}" in said
+    other.wait()
+    assert [cluster.jobs()[i]["state"] for i in other.ids()] == ["FAILED", "CANCELLED", "CANCELLED"]
+    status = other.launch(module="launchers.status")
+    assert "the spatial check needs at least 320 samples" in status, "why it failed"
+    assert not other.work.runs()
+
+    said = other.launch(*own, two[0], "stages=train")
+    assert "train       2 submitted as" in said
+    third, fourth = other.ids()[-2:]
+    assert "train       0 are done, 2 are in the queue already" in other.launch(*own, two[0], "stages=train")
+    cluster.run("scancel", fourth)
+    other.wait()
+    assert [cluster.jobs()[i]["state"] for i in (third, fourth)] == ["COMPLETED", "CANCELLED"]
+
+    said = other.launch(*own, two[0], "stages=train")
+    assert "train       1 submitted as" in said
+    assert "train       1 are done, 0 are in the queue already" in said
+    other.wait()
+    assert cluster.jobs()[other.ids()[-1]]["state"] == "COMPLETED"
+    assert len(other.ids()) == 6
+    (same,) = (run for run in other.work.runs() if "+baseline" in str(run))
+    assert_same_run(same, reference.run)
+
+
+def test_on_this_machine_alone(make_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
+    """No SLURM: every stage in order, with caches that are large enough to be checked."""
+    work = make_workspace()
+    here = Study(work, checkout(tmp_path / "checkout"), None)
+    own = (
+        *work.overrides(*EVALUATED, "data.limit=330", f"data.root={tmp_path / 'cache'}"),
+        *("arms=baseline,lambda_0", "seeds=0", "cluster.at_once=2", "cluster.gpus=[]"),
+        "stages=preprocess,verify,train,evaluate",
+    )
+    said = here.launch(*own)
+    done = [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("done ")]
+    assert done[:2] == ["preprocess digits", "verify digits"]
+    assert len(done) == 2 + 2 + 2
+    for run in work.runs():
+        assert "final/samples_named_rightly" in json.loads((run / "summary.json").read_text())["metrics"]
+    again = here.launch(*own)
+    assert "done    " not in again
+    assert " 0 to do, 2 done" in again

@@ -1,0 +1,96 @@
+"""Attempts, the book, and what a job makes of how its commands end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from urepa.jobs import AGAIN, SILENT, Attempts, Book, Entry, Job, job_from, last_error
+
+
+def test_three_times_at_the_same_step(tmp_path: Path) -> None:
+    """As after each requeue, from the note alone; a step further counts from the start."""
+
+    def begin(step: int) -> str | None:
+        return Attempts(tmp_path / "7.again").begin("arm", step)
+
+    assert [begin(0), begin(0), begin(0)] == [None] * 3
+    assert begin(6) is None
+    Attempts(tmp_path / "7.again").failed("ValueError: bad")
+    assert begin(6) is None
+    assert begin(6) is None
+    assert begin(6) == f"arm failed 3 times at step 6 and is given up; the last time: {SILENT}"
+    Attempts(tmp_path / "7.again").failed("ValueError: bad")
+    assert begin(6) == "arm failed 3 times at step 6 and is given up; the last time: ValueError: bad"
+
+
+def test_an_end_in_good_order_starts_afresh(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path / "7.again")
+    for _ in range(7):
+        assert attempts.begin("arm", 0) is None
+        attempts.end()
+    assert not attempts.file.exists()
+
+
+def test_a_step_is_the_last_checkpoint(tmp_path: Path) -> None:
+    job = Job("arm", (), str(tmp_path))
+    assert job.step() == 0
+    for name in ("step_00000009", "step_00000012", ".step_00000015.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert job.step() == 12
+    assert Job("caches", ()).step() == 0
+
+
+def test_the_book_has_the_last_word(tmp_path: Path) -> None:
+    jobs = [Job(f"arm {i}", (("urepa.train", "seed=0", f"a={i}"), ("urepa.evaluate",)), f"/run{i}") for i in range(2)]
+    book = Book(tmp_path / "deep")
+    assert book.entries() == []
+    first = [Entry(job, f"12_{i}", f"{i}.err", 1.0) for i, job in enumerate(jobs)]
+    book.add(first)
+    last = Entry(jobs[1], "12_1", "1.err", 1.0, state="failed")
+    book.add([last])
+    assert Book(tmp_path / "deep").entries() == [first[0], last]
+    assert job_from(asdict(jobs[0])) == jobs[0]
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("error: one\nerror: two\nsrun: exit\n", "two"),
+        ("step 3\nKilled\n\n", "Killed"),
+        ("", "{log} is empty"),
+        (None, "there is no {log}"),
+    ],
+)
+def test_last_error(tmp_path: Path, log: str | None, said: str) -> None:
+    file = tmp_path / "log"
+    if log is not None:
+        file.write_text(log)
+    assert last_error(file) == said.format(log=file)
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "error"),
+    [
+        ("import sys; print(sys.argv)", 0, ""),
+        ("raise SystemExit(0)", 0, ""),
+        ("raise SystemExit(1)", 1, ""),
+        ("raise SystemExit(143)", 143, ""),
+        ("raise KeyError('x')", AGAIN, "error: KeyError: 'x'"),
+    ],
+)
+def test_exit_codes(tmp_path: Path, module: str, code: int, error: str) -> None:
+    """In a process of its own; the second command runs if the first ended well."""
+    (tmp_path / "first.py").write_text(module)
+    (tmp_path / "second.py").write_text("print('second here')")
+    job = Job("two", (("first", "a=1"), ("second",)))
+    script = f"from urepa.jobs import *\n{job!r}.attempt()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("second here" in done.stdout) == (code == 0)
+    assert "$ python -m first a=1\n" in done.stdout
+    assert done.stderr.rstrip().endswith(error)

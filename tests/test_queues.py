@@ -1,0 +1,165 @@
+"""The queue of one machine, with small modules in place of training; and the batch script of the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from urepa.errors import UserError
+from urepa.jobs import Book, Job
+from urepa.queues import LocalQueue, SlurmQueue
+
+BUSY = """
+import json, os, sys, time
+begin = time.time()
+time.sleep(float(sys.argv[2]))
+open(sys.argv[1], "w").write(json.dumps([begin, time.time(), os.environ.get("CUDA_VISIBLE_DEVICES")]))
+"""
+# begins anew each time, and gets one checkpoint further until its last
+DIES = """
+import os, signal, sys
+from pathlib import Path
+folder, last = Path(sys.argv[1]) / "checkpoints", int(sys.argv[2])
+at = len(list(folder.glob("*")))
+(folder.parent / "begun").open("a").write(f"{at} ")
+if at < last:
+    (folder / f"step_{at + 1:08d}").mkdir(parents=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Writes a module that jobs can import."""
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(code), os.environ.get("PYTHONPATH", "")]))
+    return lambda name, text: (code / f"{name}.py").write_text(text) and None
+
+
+def busy(tmp_path: Path, count: int, queue: LocalQueue) -> list[list[Any]]:
+    jobs = [Job(f"busy {i}", (("busy", str(tmp_path / f"{i}.json"), "0.5"),)) for i in range(count)]
+    assert [outcome.error for outcome in queue.run(jobs)] == [None] * count
+    return [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(count)]
+
+
+def at_once(spans: list[list[Any]]) -> int:
+    return max(sum(begin <= moment <= end for begin, end, _ in spans) for moment, _, _ in spans)
+
+
+def test_some_at_a_time(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+    module("busy", BUSY)
+    assert at_once(busy(tmp_path, 4, LocalQueue(2, [], str(tmp_path / "jobs")))) <= 2
+    assert {entry.state for entry in Book(tmp_path / "jobs").entries()} == {"done"}
+
+
+def test_a_gpu_of_its_own(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+    module("busy", BUSY)
+    spans = busy(tmp_path, 4, LocalQueue(None, [3, 5], str(tmp_path / "jobs")))
+    assert {gpu for *_, gpu in spans} == {"3", "5"}
+    for gpu in ("3", "5"):
+        assert at_once([span for span in spans if span[2] == gpu]) == 1
+
+
+def test_without_gpus_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert LocalQueue(None, None, str(tmp_path)).at_once == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8f2")
+    assert LocalQueue(None, None, str(tmp_path)).gpus == ["4", "GPU-8f2"]
+    with pytest.raises(UserError, match="at_once=3: give 1 to 2"):
+        LocalQueue(3, None, str(tmp_path))
+    with pytest.raises(UserError, match="at_once=0"):
+        LocalQueue(0, [], str(tmp_path))
+
+
+def test_killed_jobs_are_tried_again_while_they_get_on(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+    module("dies", DIES)
+    run = tmp_path / "run"
+    run.mkdir()
+    job = Job("arm", (("dies", str(run), "2"),), str(run))
+    (outcome,) = LocalQueue(1, [], str(tmp_path / "jobs")).run([job])
+    assert outcome.error is not None
+    assert "arm failed 3 times at step 2 and is given up" in outcome.error
+    assert (run / "begun").read_text().split() == ["0", "1", "2", "2", "2"]
+
+
+def test_one_bad_job_stops_no_other(tmp_path: Path, module: Callable[[str, str], None]) -> None:
+    module("bad", "print('error: a mistake'); raise SystemExit(1)")
+    module("good", "")
+    jobs = [Job("bad", (("bad",),)), Job("good", (("good",),))]
+    errors = {o.entry.job.name: o.error for o in LocalQueue(1, [], str(tmp_path / "jobs")).run(jobs)}
+    assert errors == {"bad": "a mistake", "good": None}
+    states = {entry.job.name: entry.state for entry in Book(tmp_path / "jobs").entries()}
+    assert states == {"bad": "failed", "good": "done"}
+
+
+def test_leaving_ends_what_runs(
+    tmp_path: Path, module: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module("waits", "import time; open('here', 'w'); time.sleep(600)")
+    monkeypatch.chdir(tmp_path)
+    queue = LocalQueue(2, [], str(tmp_path / "jobs"))
+    outcomes = queue.run([Job("done", (("this",),)), Job("waits", (("waits",),))])
+    assert next(outcomes).entry.job.name == "done"
+    end = time.monotonic() + 60
+    while not (tmp_path / "here").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    (process,) = queue.running
+    outcomes.close()  # type: ignore[attr-defined]
+    assert process.wait(10) == -15
+
+
+@pytest.fixture
+def settings(tmp_path: Path, compose: Callable[..., Any]) -> dict[str, Any]:
+    from launchers.ablation_grid import settings_of
+
+    own = ["cluster=slurm", "cluster.gpus=4", "cluster.partition=gpu", "cluster.account=lab"]
+    own += ["cluster.array_parallelism=3", "cluster.setup=[module load cuda]", f"cluster.submitit_folder={tmp_path}"]
+    cluster: dict[str, Any] = settings_of(own)["cluster"]
+    return cluster
+
+
+def test_the_script_is_what_an_administrator_expects(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    srun = tmp_path / "srun"
+    srun.touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    jobs = [Job(f"arm {i}", (("urepa.train",),)) for i in range(5)]
+    lines = SlurmQueue(settings, Path("/the/code")).script(jobs, 4, "train").splitlines()
+    for line in (
+        "--gres=gpu:h200:4",
+        "--ntasks-per-node=4",
+        "--nodes=1",
+        "--requeue",
+        "--signal=USR2@300",
+        "--array=0-4%3",
+        "--time=1440",
+        "--partition=gpu",
+        "--account=lab",
+        "--job-name=urepa:train",
+        "--open-mode=append",
+        f"--output={tmp_path}/%A_%a_0_log.out",
+        f"--error={tmp_path}/%A_%a_0_log.err",
+    ):
+        assert f"#SBATCH {line}" in lines, line
+    assert lines.index("module load cuda") < lines.index("export PYTHONSAFEPATH=1 PYTHONPATH=/the/code")
+    assert any(line.startswith("srun ") and " --kill-on-bad-exit=1 " in line for line in lines)
+    fewer = SlurmQueue(settings).script(jobs, 1, "evaluate").splitlines()
+    assert {"#SBATCH --gres=gpu:h200:1", "#SBATCH --ntasks-per-node=1"} <= set(fewer)
+    single = SlurmQueue(settings).script(jobs[:1], 0, "compare")
+    assert "--array" not in single
+    assert "--gres" not in single
+    assert f"#SBATCH --output={tmp_path}/%j_0_log.out" in single
+
+
+@pytest.mark.parametrize("gpus", [0, 9])
+def test_a_run_takes_the_gpus_of_one_node(settings: dict[str, Any], gpus: int) -> None:
+    with pytest.raises(UserError, match="1 to 8 GPUs of a node"):
+        SlurmQueue(settings | {"gpus": gpus})

@@ -1,0 +1,130 @@
+"""Hydra's launchers for `-m`: `hydra/launcher=slurm_h200` and `hydra/launcher=local`.
+
+Each run of a sweep is the command that a user would type, in a process of its own, so its folder, its mistakes,
+its signals and its resume are the same. All runs are waited for: a bad one stops no other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from urepa.doors import one_line_mistakes
+from urepa.errors import UserError
+from urepa.jobs import Job
+from urepa.queues import LocalQueue, Outcome, SlurmQueue, told
+from urepa.tracking import prepare_store
+
+PLUGINS = "hydra_plugins.urepa"  # Hydra takes launchers of this namespace alone: this module's second name
+OURS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.run", "hydra.mode")
+
+
+@dataclass
+class Slurm(SlurmQueueConf):
+    """submitit_slurm's fields, and how many GPUs a run takes."""
+
+    _target_: str = f"{PLUGINS}.SlurmLauncher"
+    gpus: int = MISSING  # of a run, 1 to 8 of one node, each with its process
+
+
+@dataclass
+class Local:
+    _target_: str = f"{PLUGINS}.LocalLauncher"
+    at_once: int | None = MISSING  # runs at a time; null: one per GPU, or one
+    gpus: list[int] | None = MISSING  # to hand out, one to a run; null: all there are
+    folder: str = MISSING  # of logs
+
+
+class DoorLauncher(Launcher):
+    """What both have in common: a command per run, and all are waited for."""
+
+    __module__ = PLUGINS
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the config."""
+        assert is_dataclass(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_target_"}
+        return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra's sweeper."""
+        with one_line_mistakes():
+            configs = [self.context.config_loader.load_sweep_config(self.config, list(o)) for o in job_overrides]
+            same = set.intersection(*(set(own) for own in job_overrides))
+            jobs = [self._job(config, own, same) for config, own in zip(configs, job_overrides, strict=True)]
+            for uri in {tracking["uri"] for config in configs if "uri" in (tracking := config.tracking)}:
+                prepare_store(uri)
+            failed = [outcome for outcome in self.outcomes(jobs) if not told(outcome)]
+            if failed:
+                names = ", ".join(sorted(outcome.entry.job.name for outcome in failed))
+                raise UserError(
+                    f"{len(failed)} of {len(jobs)} runs did not finish ({names}); the same command goes on with them"
+                )
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Starts them, and yields each as it ends."""
+        raise NotImplementedError
+
+    def _job(self, config: DictConfig, overrides: Sequence[str], same: set[str]) -> Job:
+        """Named by what tells it from the others of its sweep."""
+        module = f"urepa.{config.hydra.job.config_name}"
+        passed_on = [o for o in config.hydra.overrides.hydra if not o.lstrip("+~").startswith(OURS)]
+        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+        command = (module, *overrides, *passed_on, f"hydra.run.dir='{folder}'")
+        own = " ".join(o for o in overrides if o not in same)
+        return Job(own if own else f"{folder.parent.name}/{folder.name}", (command,), str(folder.absolute()))
+
+
+@dataclass
+class SlurmLauncher(DoorLauncher, Slurm):
+    """Submits the runs as one array."""
+
+    __module__ = PLUGINS
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        queue = SlurmQueue(self.settings)
+        entries = queue.submit(jobs, self.settings["gpus"], "sweep")
+        print(
+            f"submitted {len(jobs)} runs to SLURM as {entries[0].id} to {entries[-1].id}; their logs: {queue.folder}\n"
+            "Ctrl-C ends this wait and leaves them running; python -m launchers.status shows where they are",
+            flush=True,
+        )
+        return queue.wait(entries)
+
+
+@dataclass
+class LocalLauncher(DoorLauncher, Local):
+    """Runs them on this machine, a few at a time."""
+
+    __module__ = PLUGINS
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        queue = LocalQueue(**self.settings)
+        print(f"{len(jobs)} runs, {queue.at_once} at a time; their logs: {queue.folder}", flush=True)
+        return queue.run(jobs)
+
+
+def register() -> None:
+    """Makes them known to Hydra, with the schema of their settings."""
+    sys.modules[PLUGINS] = sys.modules[__name__]
+    for launcher in (SlurmLauncher, LocalLauncher):
+        Plugins.instance().register(launcher)
+    store = ConfigStore.instance()
+    store.store(group="schema", name="slurm_launcher", node=Slurm)
+    store.store(group="schema", name="local_launcher", node=Local)
