@@ -14,7 +14,7 @@ ROOT = Path(urepa.__file__).parent
 FLOORS = {
     0: "errors nested contracts draws files hub losses objectives progress schedules strata config",
     1: "speed backbones heads lora teachers data",
-    2: "alignment checkpoint tracking metrics optimizer parallel guards signals evaluation runs code_state",
+    2: "alignment checkpoint tracking metrics optimizer parallel guards signals evaluation runs code_state comparison",
     3: "trainer",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

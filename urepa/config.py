@@ -349,12 +349,27 @@ class BenchReading:
     out: str | None = None
 
 
+@dataclass
+class Compare:
+    store: str | None = MISSING
+    runs: str = MISSING
+    experiment: Any = MISSING  # a name or a list of names
+    ablation: Any = MISSING
+    tag: str | None = MISSING
+    ids: Any = MISSING
+    baseline: str | None = MISSING
+    report: str = MISSING
+    out: str | None = MISSING
+    order: list[str] = MISSING
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="bench_schema", node=Bench)
     store.store(name="bench_reading_schema", node=BenchReading)
+    store.store(name="compare_schema", node=Compare)
     store.store(name="preprocess_schema", node=Preprocess)
     nodes = {
         "tiny_unet": TinyUNet,
