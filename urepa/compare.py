@@ -78,7 +78,9 @@ def notices(results: Any) -> list[str]:
     elif len(results.rows) == 1:
         said.append(f"There is one arm only, of {len(runs)} seeds: its values are shown, nothing is compared.")
     if not any(metric.key.startswith("val/") for metric in results.metrics):
-        said.append("No run has logged a validation (val/...), so no loss is compared: costs and training curves are shown.")
+        said.append(
+            "No run has logged a validation (val/...), so no loss is compared: costs and training curves are shown."
+        )
     return said
 
 

@@ -199,9 +199,9 @@ def changes(baseline: dict[str, str], config: dict[str, str]) -> list[Change]:
 
 
 def _short(key: str, config: dict[str, str]) -> str:
-    """A value for reading: a part by the last word of its _target_."""
+    """A value for reading: a part by the last word of its _target_, a whole number without its ".0"."""
     value = config.get(key, ABSENT)
-    return value.rpartition(".")[2] if key.endswith("._target_") else value
+    return value.rpartition(".")[2] if key.endswith("._target_") else value.removesuffix(".0")
 
 
 # --- names and order ----------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Metric:
     @property
     def title(self) -> str:
         """The label with an arrow."""
-        return f"{self.label} {self.better}".strip()
+        return f"{self.label}\u00a0{self.better}" if self.better else self.label
 
 
 VALIDATION = (

@@ -14,7 +14,7 @@ INK, RULE, MUTED = "#222326", "#dcdde0", "#74777d"
 COLOURS = ("#2f7fc1", "#d9603b", "#35996b", "#a06cc0", "#bd8f14", "#d65f97", "#2fa3ad")
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 INCHES = (4.9, 3.3)
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",

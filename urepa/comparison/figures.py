@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -26,19 +27,15 @@ ROWS_A_PANEL = 40
 SMOOTHED_OVER = 0.05  # of the run
 TERMS = ("total", "diffusion", "token", "manifold")
 
-DIFFERENCES = "Differences to the baseline"
-BY_TIMESTEP = "By timestep"
-SWEEPS = "Sweeps"
-TRAINING = "Training curves"
-GRADIENTS = "Gradients at the tap"
+DIFFERENCES, BY_TIMESTEP, SWEEPS, TRAINING, GRADIENTS = "differences", "timesteps", "sweeps", "curves", "gradients"
 CAPTIONS = {
     DIFFERENCES: "Mean difference with its 95 % interval. Filled: it excludes 0 after Holm over the arms; half-filled: "
     "before Holm only; open: it does not. Crosses have no interval.",
     BY_TIMESTEP: "The last logged validation by timestep bin, mean and standard deviation over seeds. The error of the "
     "implied x0 serves all objectives; beside it the difference to the baseline in per cent, with 95 % intervals "
     "where seeds are paired.",
-    SWEEPS: "Mean over seeds, with the standard deviation as error bars. Cells that do not compare with the baseline are "
-    "empty.",
+    SWEEPS: "Mean over seeds, with the standard deviation as error bars. Cells that do not compare with the baseline "
+    "are empty.",
     TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run.",
     GRADIENTS: "Cosine between the gradients of the diffusion loss and of the alignment loss (before λ): below 0 they "
     "pull apart. Thin lines: every seed as logged; thick lines: the smoothed mean.",
@@ -61,12 +58,14 @@ def panels(results: Results) -> list[Panel]:
     return unique
 
 
-def _pages(arms: list[Arm]) -> Iterator[list[tuple[int, Arm]]]:
-    """Arms by colour, the baseline with each page of the others."""
+def _pages(arms: list[Arm], title: str) -> Iterator[tuple[str, list[tuple[int, Arm]]]]:
+    """A title and numbered arms for each panel: the baseline, and as many others as colours can tell apart."""
     others = arms[1:]
-    step = ARMS_A_PANEL - 1
-    for at in range(0, max(len(others), 1), step):
-        yield list(enumerate([arms[0], *others[at : at + step]]))
+    pages = max(1, -(-len(others) // (ARMS_A_PANEL - 1)))
+    ends = [round(i * len(others) / pages) for i in range(pages + 1)]
+    for i, (begin, end) in enumerate(pairwise(ends)):
+        numbered = f"{title} ({i + 1} of {pages})" if pages > 1 else title
+        yield numbered, list(enumerate([arms[0], *others[begin:end]]))
 
 
 # --- differences --------------------------------------------------------------------------------------------
@@ -109,12 +108,11 @@ def _by_timestep(results: Results) -> Iterator[Panel]:
         if not keys:
             continue
         arms = [arm for arm in results.study.arms if not obstacles(keys[0], arm.config, baseline.config)]
-        for page in _pages(arms):
-            draw = partial(_bins, page=page, keys=keys)
-            yield Panel(f"timestep {term}", BY_TIMESTEP, f"{label} by timestep", draw)
+        for title, page in _pages(arms, f"{label} by timestep"):
+            yield Panel(f"timestep {term}", BY_TIMESTEP, title, partial(_bins, page=page, keys=keys))
             if term == "x0_error" and len(page) > 1:
                 draw = partial(_bins_less_baseline, page=page, keys=keys)
-                yield Panel(f"timestep {term} difference", BY_TIMESTEP, f"{label} by timestep, against the baseline", draw)
+                yield Panel(f"timestep {term} difference", BY_TIMESTEP, f"{title}, less the baseline's", draw)
 
 
 def _centres(keys: list[str]) -> list[float]:
@@ -142,12 +140,14 @@ def _bins_less_baseline(axis: Any, page: list[tuple[int, Arm]], keys: list[str])
         there_TS = np.array([[baseline.runs[seed].last(key) for seed in shared] for key in keys], float)
         here_TS = np.array([[arm.runs[seed].last(key) for seed in shared] for key in keys], float)
         found = paired(100 * (here_TS - there_TS) / there_TS)
-        half = np.zeros(len(keys)) if unpaired_by(arm.config, baseline.config) else np.nan_to_num(found.high - found.mean)
+        half = (
+            np.zeros(len(keys)) if unpaired_by(arm.config, baseline.config) else np.nan_to_num(found.high - found.mean)
+        )
         x = np.array(_centres(keys)) + (i - len(page) / 2) * width
         style = {"color": colour_of(i), "marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1}
         axis.errorbar(x, found.mean, half, label=shortened(arm.label), **style)
     axis.axhline(0, color=INK, linewidth=0.8)
-    axis.set(xlabel="timestep, as a share of all", ylabel="%", xlim=(0, 1))
+    axis.set(xlabel="timestep, as a share of all", ylabel="difference, %", xlim=(0, 1))
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------
@@ -157,8 +157,8 @@ def _sweep_panels(results: Results, sweep: Sweep) -> Iterator[Panel]:
     by_label = {row.arm.label: row for row in results.rows}
     for metric in results.metrics:
         cells = {at: by_label[arm.label].cells[metric.key] for at, arm in sweep.arms.items()}
-        if sum(cell.filled for cell in cells.values()) < 2:
-            continue
+        if len({at[0] for at, cell in cells.items() if cell.filled}) < 2:
+            continue  # what does not compare along the first setting is no sweep of it
         name = f"{metric.key} {' '.join(sweep.keys)}"
         if len(sweep.keys) == 2:
             rows, columns = len(sweep.values[1]), len(sweep.values[0])
@@ -194,13 +194,14 @@ def _heat_map(axis: Any, sweep: Sweep, cells: dict[tuple[float, ...], Any]) -> N
 def _lines(axis: Any, sweep: Sweep, cells: dict[tuple[float, ...], Any]) -> None:
     xs = sweep.values[0]
     seconds: list[tuple[float, ...]] = [()] if len(sweep.keys) == 1 else [(y,) for y in sweep.values[1]]
+    beside = 0.008 * (xs[-1] - xs[0])  # so that error bars do not hide each other
     for i, second in enumerate(seconds):
         there = [(x, cells[(x, *second)]) for x in xs if cells[(x, *second)].filled]
         if not there:
             continue
         spread = [cell.sd if isfinite(cell.sd) else 0.0 for _, cell in there]
         axis.errorbar(
-            [x for x, _ in there],
+            [x + (i - (len(seconds) - 1) / 2) * beside for x, _ in there],
             [cell.mean for _, cell in there],
             spread,
             color=COLOURS[i % len(COLOURS)],
@@ -225,8 +226,8 @@ def _curves(results: Results) -> Iterator[Panel]:
         arms = [arm for arm in arms if any(key in run.curves for run in arm.runs.values())]
         if not arms:
             continue
-        for page in _pages(arms):
-            yield Panel(f"curve {key}", section, title, partial(_curve, page=page, key=key))
+        for numbered, page in _pages(arms, title):
+            yield Panel(f"curve {key}", section, numbered, partial(_curve, page=page, key=key))
 
 
 def _curve(axis: Any, page: list[tuple[int, Arm]], key: str) -> None:

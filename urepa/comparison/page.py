@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urepa.comparison.tables import (
     cost_text,
     costs_shown,
     footnotes,
+    legend,
     seeds_sentence,
 )
 from urepa.comparison.words import (
@@ -33,6 +34,19 @@ from urepa.comparison.words import (
 )
 
 TEMPLATE = Path(__file__).with_name("report.html")
+SECTIONS = {
+    "findings": "Findings",
+    "results": "Results",
+    "differences": "Differences",
+    "timesteps": "By timestep",
+    "sweeps": "Sweeps",
+    "curves": "Training curves",
+    "gradients": "Gradients",
+    "reported": "Reported and measured",
+    "remarks": "Remarks",
+    "apart": "Set apart",
+    "method": "Method",
+}
 KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
 
 
@@ -44,29 +58,18 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
     study = results.study
     shown = [m for m in results.metrics if any(m.key in row.differences for row in results.rows)]
     costs = costs_shown(results)
-    figures = [
-        {
-            "name": section,
-            "id": _id(section),
-            "caption": caption,
-            "figures": [
-                {"name": d.panel.name, "title": d.panel.title, "svg": Markup(d.svg)}
-                for d in drawn
-                if d.panel.section == section
-            ],
-        }
-        for section, caption in CAPTIONS.items()
-        if any(d.panel.section == section for d in drawn)
-    ]
+    figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
+    for d in drawn:
+        figures[d.panel.section].append({"name": d.panel.name, "title": d.panel.title, "svg": Markup(d.svg)})
     several = len(study.arms) > 1
-    names = ["Findings", "Results", *(["Differences"] if several else []), *(["Bins"] if results.bins else [])]
-    sections = [(name, _id(name)) for name in names] + [(f["name"], f["id"]) for f in figures]
-    sections += [(name, _id(name)) for name in ("Reported", "Remarks", *(["Apart"] if study.apart else []), "Method")]
+    there = {"differences": several, "timesteps": results.bins or figures["timesteps"], "apart": study.apart} | {
+        name: figures[name] for name in ("sweeps", "curves", "gradients")
+    }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(TEMPLATE.read_text()).render(
         title=_title(results),
         subtitle=_subtitle(results),
-        sections=sections,
+        sections=[(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)],
         sentences=sentences,
         findings=findings(results) if several else [],
         legend=LEGEND[0].upper() + LEGEND[1:],
@@ -77,7 +80,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
             {
                 "label": row.arm.label,
                 "cells": [
-                    {"value": len(row.arm.runs), "text": len(row.arm.runs), "why": ""},
+                    {"value": len(row.arm.runs), "text": len(row.arm.runs), "small": [], "kind": "", "why": ""},
                     *(_cell(row.cells[m.key], cell_text(row.cells[m.key])) for m in results.metrics),
                     *(_cell(row.costs[name], cost_text(name, row.costs[name])) for name in costs),
                 ],
@@ -96,13 +99,15 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
             }
             for row in results.rows[1:]
         ],
+        marks=legend(),
         footnotes=footnotes(results),
         bins_head=["arm", *(key.rpartition("/")[2] for key in results.bins)] if results.bins else [],
         bins_rows=[
             {"label": row.arm.label, "cells": [_cell(row.cells[k], cell_text(row.cells[k])) for k in results.bins]}
             for row in results.rows
         ],
-        figure_sections=figures,
+        figures=figures,
+        captions=CAPTIONS,
         reported=reported(results),
         is_the_documents=is_the_documents(results),
         remarks=[f"Overfitting (§7.2): {line}." for line in overfitting(results)]
@@ -113,14 +118,12 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
     )
 
 
-def _id(name: str) -> str:
-    return re.sub(r"[^a-z]+", "-", name.lower())
-
-
 def _title(results: Results) -> str:
     experiments = sorted({row.arm.first.experiment for row in results.rows})
     arms = len(results.rows)
-    return f"{', '.join(experiments)}: {arms} arm{'s' * (arms > 1)} compared" if arms > 1 else f"{experiments[0]}: one arm"
+    return (
+        f"{', '.join(experiments)}: {arms} arm{'s' * (arms > 1)} compared" if arms > 1 else f"{experiments[0]}: one arm"
+    )
 
 
 def _subtitle(results: Results) -> str:
@@ -130,28 +133,35 @@ def _subtitle(results: Results) -> str:
     commit, state = runs[0].code
     code = commit[:9] if state == "clean" else f"{commit[:9]}, {state}"
     return (
-        f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; baseline: {study.baseline.label} ({study.why_baseline}); "
-        f"code {code}; {len(study.apart)} run{'s' * (len(study.apart) != 1)} set apart"
+        f"{_count(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; baseline: "
+        f"{study.baseline.label} ({study.why_baseline}); code {code}; {_count(len(study.apart), 'run')} set apart"
     )
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def _cell(cell: Cell, text: str) -> dict[str, Any]:
-    return {"value": cell.mean if cell.filled else "", "text": text, "why": cell.why}
+    """The mean, and its deviation on a second line."""
+    mean, _, sd = text.partition(" ± ")
+    small, kind = [f"± {sd}"] if sd else [], "" if cell.filled else "none"
+    return {"value": cell.mean if cell.filled else "", "text": mean, "small": small, "kind": kind, "why": cell.why}
 
 
 def _difference(row: Row, key: str) -> dict[str, Any]:
     found, cell = row.differences.get(key), row.cells[key]
     if found is None:
-        return {"value": "", "text": NOT_THERE if cell.filled else cell_text(cell), "small": [], "kind": "none", "why": cell.why}
+        return {
+            "value": "",
+            "text": NOT_THERE if cell.filled else cell_text(cell),
+            "small": [],
+            "kind": "none",
+            "why": cell.why,
+        }
     small = [f"n = {found.n}", found.why] if not isfinite(found.p) else [interval(found), p_value(found.p_holm)]
     if found.bootstrap is not None:
         low, high = found.bootstrap
-        small.append(f"bootstrap {interval(_with(found, low, high))}")
+        small.append(f"bootstrap {interval(replace(found, low=low, high=high))}")
     text = f"{delta(found)} {found.mark}".strip()
     return {"value": found.mean, "text": text, "small": small, "kind": KINDS[found.mark], "why": ""}
-
-
-def _with(found: Any, low: float, high: float) -> Any:
-    from dataclasses import replace
-
-    return replace(found, low=low, high=high)

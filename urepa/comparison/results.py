@@ -163,7 +163,11 @@ def _compared(arm: Arm, baseline: Arm, key: str) -> Cell:
     """The arm's cell, empty if it cannot stand beside the baseline's."""
     cell = last_cell(arm, key)
     different = obstacles(key, arm.config, baseline.config)
-    return Cell(why=f"not comparable: another {', '.join(different)}") if cell.filled and different else cell
+    return Cell(why=f"not comparable: another {_names(different)}") if cell.filled and different else cell
+
+
+def _names(keys: list[str]) -> str:
+    return ", ".join(key.removesuffix("._target_") for key in keys)
 
 
 def _difference(arm: Arm, baseline: Arm, key: str) -> Difference:
@@ -184,9 +188,7 @@ def _difference(arm: Arm, baseline: Arm, key: str) -> Difference:
 
 
 def _costs(arm: Arm) -> dict[str, Cell]:
-    return {
-        name: over_seeds([cost(run) for run in arm.runs.values()], "not recorded") for name, cost in COSTS.items()
-    }
+    return {name: over_seeds([cost(run) for run in arm.runs.values()], "not recorded") for name, cost in COSTS.items()}
 
 
 def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
@@ -204,4 +206,3 @@ def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
 def fewest_seeds(results: Results) -> int:
     """The smallest number of seeds of an arm."""
     return min(len(row.arm.runs) for row in results.rows)
-

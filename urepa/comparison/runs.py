@@ -150,9 +150,7 @@ def with_rows(runs: list[Run]) -> list[Run]:
 # --- which of them ------------------------------------------------------------------------------------------
 
 
-def select(
-    runs: list[Run], experiments: list[str], ablations: list[str], tag: str | None, ids: list[str]
-) -> list[Run]:
+def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: str | None, ids: list[str]) -> list[Run]:
     """The runs that match everything that was asked for; names may be patterns as in a shell. UserError if none."""
     chosen = [
         run
@@ -165,7 +163,9 @@ def select(
     if chosen:
         return chosen
     asked = {"experiment": experiments, "ablation": ablations, "tag": tag, "ids": ids}
-    given = ", ".join(f"{key}={value if isinstance(value, str) else ','.join(value)}" for key, value in asked.items() if value)
+    given = ", ".join(
+        f"{key}={value if isinstance(value, str) else ','.join(value)}" for key, value in asked.items() if value
+    )
     there = "; ".join(
         f"{kind}: {', '.join(sorted({getattr(run, kind) for run in runs})[:20])}" for kind in ("experiment", "ablation")
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 BOOTSTRAP_FROM = 20  # seeds; with three, the percentile interval is wrong in a quarter of null cases
 RESAMPLES = 9999
+ROUNDING = 1e-9  # a relative spread below it is that of floating point
 
 Array = NDArray[np.float64]
 
@@ -26,6 +27,11 @@ class Interval(NamedTuple):
     p: Array
 
 
+def _same(value_S: Array) -> NDArray[np.bool_]:
+    """Is the value the same for all seeds, but for rounding?"""
+    return np.asarray(np.ptp(value_S, axis=-1) <= ROUNDING * np.abs(value_S).max(-1))
+
+
 def paired(difference_S: Array) -> Interval:
     """Student's t of differences over their last axis. Without two seeds, or where every seed differs by the
     same amount, there is no interval and no p; differences that are all exactly 0 have p = 1."""
@@ -34,7 +40,7 @@ def paired(difference_S: Array) -> Interval:
     mean = difference_S.mean(-1)
     if difference_S.shape[-1] < 2:
         return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
-    same = np.ptp(difference_S, axis=-1) == 0
+    same = _same(difference_S)
     with np.errstate(all="ignore"):
         deviation = difference_S.std(-1, ddof=1)
         test = stats.ttest_1samp(difference_S, 0.0, axis=-1) if not np.all(same) else None
@@ -50,7 +56,7 @@ def welch(arm_S: Array, baseline_S: Array) -> Interval:
     from scipy import stats
 
     mean = arm_S.mean(-1) - baseline_S.mean(-1)
-    flat = (np.ptp(arm_S, axis=-1) == 0) & (np.ptp(baseline_S, axis=-1) == 0)
+    flat = _same(arm_S) & _same(baseline_S)
     if min(arm_S.shape[-1], baseline_S.shape[-1]) < 2 or np.all(flat):
         return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
     test = stats.ttest_ind(arm_S, baseline_S, axis=-1, equal_var=False)
@@ -73,7 +79,7 @@ def bootstrap(difference_S: Array) -> tuple[float, float] | None:
     """The BCa interval of a mean difference (Efron 1987), or None below 20 seeds or without spread."""
     from scipy import stats
 
-    if len(difference_S) < BOOTSTRAP_FROM or np.ptp(difference_S) == 0:
+    if len(difference_S) < BOOTSTRAP_FROM or _same(difference_S):
         return None
     found = stats.bootstrap(
         (difference_S,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, rng=np.random.default_rng(0)

@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any
 
 from urepa.comparison.results import COSTS, PAIRED, Cell, Results, Row
-from urepa.comparison.words import MARKS, delta, findings, interval, mean_sd, p_value
+from urepa.comparison.words import MARKS, NAMED_AT_MOST, delta, findings, interval, mean_sd, p_value
 
 NOT_COMPARABLE, NOT_THERE = "≠", "–"
 LEGEND = f"{NOT_COMPARABLE} not comparable with the baseline; {NOT_THERE} not measured"
@@ -87,15 +87,24 @@ def difference_text(row: Row, key: str) -> str:
     return f"{delta(found)} {interval(found)} {p_value(found.p_holm)} {found.mark}"
 
 
+def legend() -> str:
+    """What the marks mean."""
+    return "; ".join([f"{mark} {meaning}" for mark, meaning in MARKS] + [LEGEND])
+
+
 def footnotes(results: Results) -> list[str]:
-    """What the marks mean, where cells are empty and why, which arms are not paired."""
-    notes = [f"{mark} {meaning}" for mark, meaning in MARKS] + [LEGEND]
-    why: dict[tuple[str, str], list[str]] = {}
-    for row in results.rows:
-        for metric in results.metrics:
+    """Where cells are empty and why, and which arms are not paired."""
+    empty: dict[tuple[str, str], list[str]] = {}
+    for metric in results.metrics:
+        why: dict[str, list[str]] = {}
+        for row in results.rows:
             if row.cells[metric.key].why.startswith("not comparable"):
-                why.setdefault((metric.label, row.cells[metric.key].why), []).append(row.arm.label)
-    notes += [f"{NOT_COMPARABLE} {label}, {', '.join(arms)}: {reason}" for (label, reason), arms in why.items()]
+                reason = row.cells[metric.key].why.removeprefix("not comparable: ")
+                why.setdefault(reason, []).append(row.arm.label)
+        for reason, arms in why.items():
+            who = "; ".join(arms) if len(arms) <= NAMED_AT_MOST else f"{len(arms)} arms"
+            empty.setdefault((who, reason), []).append(metric.label)
+    notes = [f"{NOT_COMPARABLE} {who}: {reason} ({', '.join(labels)})" for (who, reason), labels in empty.items()]
     return notes + [f"† {row.arm.label}: {note}" for row in results.rows for note in row.notes]
 
 
@@ -128,7 +137,12 @@ def terminal(results: Results, width: int) -> str:
             (differences.headers[0], *differences.headers[2:]),
             tuple((row[0], *row[2:]) for row in differences.rows),
         )
-        lines += [without.title, *_lines(without, width), *(f"  {note}" for note in footnotes(results)), ""]
+        lines += [
+            without.title,
+            *_lines(without, width),
+            *(f"  {note}" for note in (legend(), *footnotes(results))),
+            "",
+        ]
         lines += [f"- {finding}" for finding in findings(results)]
         lines += [seeds_sentence(results), ""]
     if study.apart:
@@ -205,6 +219,7 @@ def markdown(results: Results) -> str:
             parts.append(f"{table.title[0].upper()}{table.title[1:]}:\n\n{head}\n{body}")
     if len(results.rows) > 1:
         parts.append("\n".join(f"- {_md(line)}" for line in [*findings(results), *footnotes(results)]))
+        parts.append(legend())
         parts.append(seeds_sentence(results))
     return "\n\n".join(parts) + "\n"
 
@@ -261,8 +276,10 @@ def latex(results: Results) -> str:
     for table in (results_table(results), differences_table(results)):
         if not table.rows:
             continue
-        columns = "l" + ("p{4cm}" if "changed" in table.headers else "") + "r" * (
-            len(table.headers) - 1 - ("changed" in table.headers)
+        columns = (
+            "l"
+            + ("p{4cm}" if "changed" in table.headers else "")
+            + "r" * (len(table.headers) - 1 - ("changed" in table.headers))
         )
         lines = [" & ".join(map(tex, row)) + r" \\" for row in (table.headers, *table.rows)]
         body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
@@ -319,5 +336,3 @@ def as_json(results: Results) -> dict[str, Any]:
         "findings": findings(results),
         "apart": [{"run": apart.run.name, "reason": apart.reason} for apart in results.study.apart],
     }
-
-

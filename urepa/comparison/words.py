@@ -7,15 +7,16 @@ from math import floor, isfinite, log10
 import numpy as np
 
 from urepa.comparison.arms import Arm
-from urepa.comparison.comparable import Metric
 from urepa.comparison.results import Cell, Difference, Results, last_cell, over_seeds
 from urepa.comparison.runs import Curve, Run
+from urepa.comparison.statistics import ROUNDING
 
 MARKS = (
     ("●", "the 95 % interval excludes 0, after Holm over the arms too"),
     ("◐", "the interval excludes 0, but not after Holm"),
     ("○", "the interval does not exclude 0"),
 )
+NAMED_AT_MOST = 4  # arms, in a sentence
 MUCH_HIGHER = 1.10  # spec 000 §7.2: up to 10 % is "normal and healthy"
 END_OF_TRAINING = 0.1  # the share of a training curve that is averaged against validation
 
@@ -36,7 +37,7 @@ def signed(value: float, spread: float) -> str:
 
 def mean_sd(cell: Cell) -> str:
     """`0.3684 ± 0.0012`, the mean alone with one seed."""
-    if not isfinite(cell.sd) or cell.sd == 0:
+    if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):
         return number(cell.mean)
     return f"{number(cell.mean, cell.sd)} ± {number(cell.sd, cell.sd)}"
 
@@ -61,23 +62,35 @@ def delta(difference: Difference) -> str:
 
 def findings(results: Results) -> list[str]:
     """A sentence per metric: which arms differ from the baseline by more than noise."""
-    return [_finding(results, metric) for metric in results.metrics if any(metric.key in r.differences for r in results.rows)]
+    found = []
+    for metric in results.metrics:
+        by_label = {r.arm.label: r.differences[metric.key] for r in results.rows if metric.key in r.differences}
+        if by_label:
+            label = metric.label if metric.label[1:2].isupper() else metric.label[0].upper() + metric.label[1:]
+            found.append(f"{label}: {_finding(by_label)}")
+    return found
 
 
-def _finding(results: Results, metric: Metric) -> str:
-    by_label = {r.arm.label: r.differences[metric.key] for r in results.rows if metric.key in r.differences}
+def _finding(by_label: dict[str, Difference]) -> str:
     tested = [d for d in by_label.values() if isfinite(d.p)]
     if not tested:
-        reasons = sorted({d.why for d in by_label.values()})
-        return f"{metric.label}: {'; '.join(reasons)}"
-    found = [f"{label} ({delta(d)})" for label, d in by_label.items() if d.mark == "●"]
+        return "; ".join(sorted({d.why for d in by_label.values()}))
+    found = {label: d for label, d in by_label.items() if d.mark == "●"}
     before = [label for label, d in by_label.items() if d.mark == "◐"]
     family = "the one comparison" if len(tested) == 1 else f"{len(tested)} comparisons"
-    if found:
-        said = f"{len(found)} of {family} after Holm: {', '.join(found)}" if len(tested) > 1 else found[0]
-        return f"{metric.label}: differs in {said}" if len(tested) > 1 else f"{metric.label}: {said} differs"
-    near = f"; {', '.join(before)} before Holm only" if before else ""
-    return f"{metric.label}: no difference beyond noise in {family}{near}"
+    near = f"; before Holm only: {_some(before)}" if before else ""
+    if not found:
+        return f"no difference beyond noise in {family}{near}"
+    if len(found) <= NAMED_AT_MOST:
+        which = "; ".join(f"{label} ({delta(d)})" for label, d in found.items())
+    else:
+        ends = sorted(found.values(), key=lambda d: d.mean)
+        which = f"by {delta(ends[0])} to {delta(ends[-1])}"
+    return f"differs in {len(found)} of {family} after Holm: {which}{near}" if len(tested) > 1 else f"differs: {which}"
+
+
+def _some(labels: list[str]) -> str:
+    return "; ".join(labels) if len(labels) <= NAMED_AT_MOST else f"{len(labels)} arms"
 
 
 # --- the document's rules -----------------------------------------------------------------------------------
@@ -85,7 +98,10 @@ def _finding(results: Results, metric: Metric) -> str:
 OVERFITTING = (
     ("total", "val/total is well above train/total: overfitting; the document advises more weight decay"),
     ("token", "val/token is well above train/token: the head overfits"),
-    ("manifold", "val/manifold is well above train/manifold: other samples share a batch; the document calls it normal"),
+    (
+        "manifold",
+        "val/manifold is well above train/manifold: other samples share a batch; the document calls it normal",
+    ),
 )
 
 
@@ -108,7 +124,10 @@ def overfitting(results: Results) -> list[str]:
 
 def _ratio(arm: Arm, term: str) -> float | None:
     """The last validation loss over the mean of the last training losses, over seeds."""
-    validation, training = last_cell(arm, f"val/{term}"), over_seeds([_end(run, f"train/{term}") for run in arm.runs.values()])
+    validation, training = (
+        last_cell(arm, f"val/{term}"),
+        over_seeds([_end(run, f"train/{term}") for run in arm.runs.values()]),
+    )
     if not validation.filled or not training.filled or training.mean <= 0:
         return None
     return validation.mean / training.mean
