@@ -14,6 +14,7 @@ INK, RULE, MUTED = "#222326", "#dcdde0", "#74777d"
 COLOURS = ("#2f7fc1", "#d9603b", "#35996b", "#a06cc0", "#bd8f14", "#d65f97", "#2fa3ad")
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 INCHES = (4.9, 3.3)
+DPI = 150
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -36,7 +37,6 @@ STYLE: Any = {
     "lines.linewidth": 1.4,
     "text.parse_math": False,  # a name with dollars is a name
     "svg.hashsalt": "urepa",
-    "savefig.dpi": 160,
 }
 
 
@@ -49,7 +49,6 @@ class Panel:
     title: str
     draw: Callable[[Any], None]
     inches: tuple[float, float] = INCHES
-    legend_below: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,28 +62,35 @@ class Drawn:
 
 
 def draw(panel: Panel) -> Drawn:
-    """Draws the panel once and saves it three times."""
+    """Lays the panel out once and writes it three times, by the canvases themselves: savefig would draw it seven
+    times."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may hold any character
-        figure = Figure(figsize=panel.inches, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=panel.inches, layout="constrained", dpi=DPI)
+        canvas = FigureCanvasAgg(figure)
         axis = figure.subplots()
         panel.draw(axis)
         axis.set_title(panel.title)
         handles, labels = axis.get_legend_handles_labels()
-        if panel.legend_below and labels:
+        if labels:
             columns = 1 if max(map(len, labels)) > 30 else 2
             lines = -(-len(labels) // columns)
             figure.set_size_inches(panel.inches[0], panel.inches[1] + 0.17 * lines)
             figure.legend(handles, labels, loc="outside lower left", ncols=columns)
         png, pdf, svg = io.BytesIO(), io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png")
-        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        canvas.print_png(png)
+        figure.patch.set_alpha(0)
+        axis.patch.set_alpha(0)
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     return Drawn(panel, png.getvalue(), pdf.getvalue(), _for_a_page(svg.getvalue(), panel.name))
 
 
@@ -101,9 +107,12 @@ def _for_a_page(svg: str, name: str) -> str:
     return svg.strip()
 
 
-def colour_of(index: int) -> str:
-    """The baseline, index 0, in ink."""
-    return INK if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
+def style_of(index: int) -> dict[str, Any]:
+    """Colour and line of an arm: the baseline, index 0, in ink; dashes where the colours begin again."""
+    if index == 0:
+        return {"color": INK, "linestyle": "-"}
+    again, colour = divmod(index - 1, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": "--" if again else "-"}
 
 
 def marker_of(index: int) -> str:

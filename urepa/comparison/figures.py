@@ -16,13 +16,13 @@ import numpy as np
 
 from urepa.comparison.arms import Arm, Sweep, sweeps
 from urepa.comparison.comparable import Metric, bins_of, obstacles, unpaired_by
-from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, colour_of, marker_of, shortened
+from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
 from urepa.comparison.results import Results, Row, last_cell
 from urepa.comparison.runs import Curve
 from urepa.comparison.statistics import paired
 from urepa.comparison.words import number
 
-ARMS_A_PANEL = 8  # the baseline among them
+ARMS_A_PANEL = 1 + 2 * len(COLOURS)  # the baseline, and as many as colours and dashes tell apart
 ROWS_A_PANEL = 40
 SMOOTHED_OVER = 0.05  # of the run
 TERMS = ("total", "diffusion", "token", "manifold")
@@ -54,7 +54,7 @@ def panels(results: Results) -> list[Panel]:
         name = re.sub(r"[^a-z0-9]+", "_", panel.name.lower()).strip("_")
         names[name] = names.get(name, 0) + 1
         suffix = "" if names[name] == 1 else f"_{names[name]}"
-        unique.append(Panel(name + suffix, panel.section, panel.title, panel.draw, panel.inches, panel.legend_below))
+        unique.append(Panel(name + suffix, panel.section, panel.title, panel.draw, panel.inches))
     return unique
 
 
@@ -125,7 +125,7 @@ def _bins(axis: Any, page: list[tuple[int, Arm]], keys: list[str]) -> None:
         cells = [last_cell(arm, key) for key in keys]
         means = [cell.mean for cell in cells]
         spread = [cell.sd if isfinite(cell.sd) else 0.0 for cell in cells]
-        style = {"color": colour_of(i), "marker": marker_of(i), "markersize": 3.5, "capsize": 2}
+        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2}
         axis.errorbar(_centres(keys), means, spread, label=shortened(arm.label), **style)
     axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylim=(0, None))
 
@@ -144,7 +144,7 @@ def _bins_less_baseline(axis: Any, page: list[tuple[int, Arm]], keys: list[str])
             np.zeros(len(keys)) if unpaired_by(arm.config, baseline.config) else np.nan_to_num(found.high - found.mean)
         )
         x = np.array(_centres(keys)) + (i - len(page) / 2) * width
-        style = {"color": colour_of(i), "marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1}
+        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1}
         axis.errorbar(x, found.mean, half, label=shortened(arm.label), **style)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.set(xlabel="timestep, as a share of all", ylabel="difference, %", xlim=(0, 1))
@@ -234,9 +234,9 @@ def _curve(axis: Any, page: list[tuple[int, Arm]], key: str) -> None:
     for i, arm in page:
         raw = [run.curves[key] for run in arm.runs.values() if key in run.curves]
         for curve in raw:
-            axis.plot(*curve, color=colour_of(i), alpha=0.25, linewidth=0.5, rasterized=True)
+            axis.plot(*curve, color=style_of(i)["color"], alpha=0.25, linewidth=0.5, rasterized=True)
         smooth = smoothed(raw)
-        axis.plot(*smooth, color=colour_of(i), label=shortened(arm.label), zorder=3)
+        axis.plot(*smooth, **style_of(i), label=shortened(arm.label), zorder=3)
     axis.set(xlabel="step")
     if key.endswith("grad_cosine"):
         axis.axhline(0, color=MUTED, linewidth=0.8)
