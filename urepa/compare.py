@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import write_whole
 from urepa.runs import parse_overrides, plain
+
+SELECTIONS = ("experiment", "ablation", "tag", "ids")
 
 
 @hydra.main(config_path=CONF, config_name="compare", version_base="1.3")
@@ -54,7 +57,8 @@ def chosen_runs(settings: dict[str, Any]) -> list[Any]:
     """The runs that were asked for, with their curves."""
     from urepa.comparison.runs import find_folders, select, with_rows
 
-    wanted = (_list(settings["experiment"]), _list(settings["ablation"]), settings["tag"], _list(settings["ids"]))
+    asked = settings["select"]
+    wanted = (_list(asked["experiment"]), _list(asked["ablation"]), asked["tag"], _list(asked["ids"]))
     if settings["store"] is None:
         return with_rows(select(find_folders(settings["runs"]), *wanted))
     from urepa.comparison.store import find_stored, open_store, with_histories
@@ -103,6 +107,12 @@ def write_report(results: Any, sentences: list[str], folder: Path) -> None:
     write_whole(folder / "index.html", page(results, drawn, sentences))
 
 
+def in_full(argument: str) -> str:
+    """`experiment=x` as `select.experiment=x`: Hydra would take the bare one for the choice of a config group."""
+    return f"select.{argument}" if argument.partition("=")[0] in SELECTIONS else argument
+
+
 if __name__ == "__main__":
     prepare()
+    sys.argv[1:] = [in_full(argument) for argument in sys.argv[1:]]
     open_door(main, "compare")

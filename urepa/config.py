@@ -350,13 +350,18 @@ class BenchReading:
 
 
 @dataclass
-class Compare:
-    store: str | None = MISSING
-    runs: str = MISSING
+class Select:
     experiment: Any = MISSING  # a name or a list of names
     ablation: Any = MISSING
     tag: str | None = MISSING
     ids: Any = MISSING
+
+
+@dataclass
+class Compare:
+    store: str | None = MISSING
+    runs: str = MISSING
+    select: Select = MISSING
     baseline: str | None = MISSING
     report: str = MISSING
     out: str | None = MISSING

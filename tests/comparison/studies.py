@@ -12,6 +12,16 @@ from omegaconf import OmegaConf
 
 VERSIONS = {"python": "3.11", "torch": "2.13.0"}
 COMMIT = "a" * 40
+HOSTILE = (
+    '<script>alert("1")</script>',
+    "a'b\"c`d",
+    "\\input{x}_$y$ 50% & #1 ~^ {z}",
+    "😀 ünïcode λ ± 日本",
+    "| bars | and\nlines -->",
+    "=cmd()|' /C calc'!A0",
+    "\x1b[31mred",
+)
+TERMS = ("total", "diffusion", "token", "manifold")
 
 
 def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +103,3 @@ def write_run(
         }
         (folder / "summary.json").write_text(json.dumps(facts | (summary or {})))
     return folder
-
-
-TERMS = ("total", "diffusion", "token", "manifold")

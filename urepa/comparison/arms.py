@@ -219,8 +219,13 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
         for run in runs:
             words = [f"{_word(k)}={_short(k, run.config)}" for k in keys]
             named = [] if ablation == "baseline" and words else [ablation]
-            labels[run.id] = (f"{experiment}: " if several else "") + ", ".join(named + words)
+            labels[run.id] = _one_line((f"{experiment}: " if several else "") + ", ".join(named + words))
     return labels
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _word(key: str) -> str:

@@ -5,6 +5,7 @@ Shapes: A comparisons, S seeds; any number of axes may stand before them.
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -37,18 +38,14 @@ def paired(difference_S: Array) -> Interval:
     same amount, there is no interval and no p; differences that are all exactly 0 have p = 1."""
     from scipy import stats
 
-    mean = difference_S.mean(-1)
-    if difference_S.shape[-1] < 2:
+    n, mean = difference_S.shape[-1], difference_S.mean(-1)
+    if n < 2:
         return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
-    same = _same(difference_S)
-    with np.errstate(all="ignore"):
-        deviation = difference_S.std(-1, ddof=1)
-        test = stats.ttest_1samp(difference_S, 0.0, axis=-1) if not np.all(same) else None
-    half = deviation / np.sqrt(difference_S.shape[-1]) * stats.t.ppf((1 + CONFIDENCE) / 2, difference_S.shape[-1] - 1)
-    p = np.where(same, np.nan, np.nan if test is None else test.pvalue)
-    low, high = np.where(same, np.nan, mean - half), np.where(same, np.nan, mean + half)
-    zero = same & (mean == 0)
-    return Interval(mean, np.where(zero, 0.0, low), np.where(zero, 0.0, high), np.where(zero, 1.0, p))
+    error = np.where(_same(difference_S), np.nan, difference_S.std(-1, ddof=1) / np.sqrt(n))
+    half = error * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    p = 2 * stats.t.sf(np.abs(mean / error), n - 1)
+    zero = np.isnan(error) & (mean == 0)
+    return Interval(mean, np.where(zero, 0.0, mean - half), np.where(zero, 0.0, mean + half), np.where(zero, 1.0, p))
 
 
 def welch(arm_S: Array, baseline_S: Array) -> Interval:
@@ -59,8 +56,10 @@ def welch(arm_S: Array, baseline_S: Array) -> Interval:
     flat = _same(arm_S) & _same(baseline_S)
     if min(arm_S.shape[-1], baseline_S.shape[-1]) < 2 or np.all(flat):
         return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
-    test = stats.ttest_ind(arm_S, baseline_S, axis=-1, equal_var=False)
-    interval = test.confidence_interval(CONFIDENCE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # values that are nearly the same: NaN below, or honest
+        test = stats.ttest_ind(arm_S, baseline_S, axis=-1, equal_var=False)
+        interval = test.confidence_interval(CONFIDENCE)
     return Interval(mean, *(np.where(flat, np.nan, x) for x in (interval.low, interval.high, test.pvalue)))
 
 

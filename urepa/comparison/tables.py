@@ -169,7 +169,7 @@ def _lines(table: Table, width: int) -> list[str]:
 
 def _plain(text: str) -> str:
     """Without control characters: a name cannot drive the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def markdown(results: Results) -> str:
 
 def _md(text: str) -> str:
     """No HTML, no table bars, no emphasis."""
-    one_line = html.escape(" ".join(_plain(text).split()), quote=False)
+    one_line = html.escape(_plain(" ".join(text.split())), quote=False)
     return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", one_line)
 
 
@@ -267,7 +267,7 @@ TEX = {
 
 def tex(text: str) -> str:
     """For LaTeX with any engine: what plain ASCII cannot say and has no name here is written as its code."""
-    return "".join(TEX.get(c, c if " " <= c < "\x7f" else f"[U+{ord(c):04X}]") for c in " ".join(_plain(text).split()))
+    return "".join(TEX.get(c, c if " " <= c < "\x7f" else f"[U+{ord(c):04X}]") for c in _plain(" ".join(text.split())))
 
 
 def latex(results: Results) -> str:
