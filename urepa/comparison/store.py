@@ -7,6 +7,7 @@ this takes seconds.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -129,4 +130,4 @@ def _query(client: Any, run_ids: list[str], key: str) -> list[Point]:
 def _number(value: Any) -> float:
     """Infinity as it was logged."""
     number = float(value)
-    return number if abs(number) < INFINITY else float("inf") * (1 if number > 0 else -1)
+    return math.copysign(math.inf, number) if abs(number) >= INFINITY else number
