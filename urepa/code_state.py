@@ -25,3 +25,20 @@ def code_state() -> dict[str, str]:
         return {"git_commit": "unknown", "code_state": "unknown"}
     digest = hashlib.sha256(changes.encode()).hexdigest()[:10]
     return {"git_commit": commit, "code_state": f"changed {digest}" if changes else "clean"}
+
+
+def same_code(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Do two clean commits, both known to this checkout, have the same training code? Reports may differ."""
+    (a, state_a), (b, state_b) = one, other
+    if state_a != "clean" or state_b != "clean":
+        return False
+    try:
+        done = subprocess.run(
+            ["git", "diff", "--quiet", a, b, "--", "urepa", ":!urepa/compare.py", ":!urepa/comparison"],
+            cwd=CHECKOUT,
+            capture_output=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

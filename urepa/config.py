@@ -402,6 +402,25 @@ class AblationGrid:
     dry_run: bool = False
 
 
+@dataclass
+class Select:
+    experiment: Any = MISSING  # a name or a list of names
+    ablation: Any = MISSING
+    tag: str | None = MISSING
+    ids: Any = MISSING
+
+
+@dataclass
+class Compare:
+    store: str | None = MISSING
+    runs: str = MISSING
+    select: Select = MISSING
+    baseline: str | None = MISSING
+    report: str = MISSING
+    out: str | None = MISSING
+    order: list[str] = MISSING
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
@@ -410,6 +429,7 @@ def register() -> None:
     store.store(name="bench_reading_schema", node=BenchReading)
     store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="plan_schema", node=Plan)
+    store.store(name="compare_schema", node=Compare)
     store.store(name="preprocess_schema", node=Preprocess)
     store.store(name="ablation_grid_schema", node=AblationGrid)
     nodes = {

@@ -27,7 +27,8 @@ from urepa.runs import run_name
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
-FOLDER_KEYS = ("resume", "warm_start", "run")  # name runs' folders, which have "=" and "," in their names
+# their values have "=" and "," in them: runs' folders, a store's URI, a tag, settings of a baseline
+VERBATIM_KEYS = ("resume", "warm_start", "run", "runs", "store", "report", "baseline", "select.tag", "select.ids")
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
@@ -69,8 +70,8 @@ def open_door(main: Callable[[], None], root: str) -> None:
 def quoted(argument: str) -> str:
     """`resume=outputs/a,b=1/seed0` with the quotes that Hydra's grammar asks for around such a value."""
     key, _, value = argument.partition("=")
-    is_folder = key.lstrip("+") in FOLDER_KEYS and ("=" in value or Path(value).exists())
-    return f"{key}='{value}'" if is_folder and value[:1] not in ("", "'", '"') else argument
+    is_verbatim = key.lstrip("+") in VERBATIM_KEYS and ("=" in value or Path(value).exists())
+    return f"{key}='{value}'" if is_verbatim and value[:1] not in ("", "'", '"') else argument
 
 
 def check_globs(arguments: list[str]) -> None:

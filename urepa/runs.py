@@ -34,6 +34,21 @@ NOT_IDENTITY = (
 )
 LONGEST_NAME = 120
 LOCK_POLL = 5.0  # seconds
+# What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.summary`.
+FACTS = (
+    "step",
+    "extended_from",
+    "parameters",
+    "seconds",
+    "peak_memory_bytes",
+    "processes",
+    "threads",
+    "device",
+    "validation_set",
+    "versions",
+    "git_commit",
+    "code_state",
+)
 
 
 def is_identity(key: str) -> bool:
@@ -85,6 +100,11 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
         for k in keys
         if there.get(k, absent) != here.get(k, absent)
     ]
+
+
+def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """The facts in a summary; an older or unfinished run lacks some."""
+    return {key: summary[key] for key in FACTS if key in summary}
 
 
 class RunFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ from urepa.metrics import is_final, read_rows, storable
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
-from urepa.runs import RunFolder, is_identity, parse_overrides, plain
+from urepa.runs import RunFolder, facts_of, is_identity, parse_overrides, plain
 from urepa.schedules import cosine_with_warmup
 from urepa.trainer import Trainer
 
@@ -106,7 +107,7 @@ class Session:
         if not shipper.has_all():
             guard = checkpoint.require(self.folder.path).state["guard"]
             shipper.start()
-            shipper.close("FINISHED", self._artifacts(), _counts(guard))
+            shipper.close("FINISHED", self._artifacts(), _counts(guard) | _facts(summary))
         print(f"{self.folder.path} is finished: {summary['step']} steps. Its results:")
         print_report(summary, self.folder.path, shipper.where, self._next_command())
         return True, self.config
@@ -180,8 +181,9 @@ class Session:
         finally:
             trainer.reader.cache.close()
             if is_main:
-                artifacts = self._artifacts() if status == "FINISHED" else []
-                shipper.close(status, artifacts, _counts(trainer.guard.state()))
+                finished = status == "FINISHED"
+                tags = _counts(trainer.guard.state()) | (_facts(summary) if finished else {})
+                shipper.close(status, self._artifacts() if finished else [], tags)
         if is_main:
             print_report(summary, self.folder.path, shipper.where, self._next_command())
         self.accelerator.wait_for_everyone()
@@ -269,6 +271,7 @@ class Session:
             "threads": torch.get_num_threads(),
             "device": str(self.accelerator.device),
             "data": trainer.reader.cache.fingerprint(),
+            "validation_set": validation_set(trainer.reader.cache),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         } | code_state()
 
@@ -322,9 +325,20 @@ def _code_of(summary: dict[str, Any]) -> dict[str, str]:
     return {key: summary[key] for key in ("git_commit", "code_state")}
 
 
+def validation_set(cache: Any) -> str:
+    """A digest of the validation samples' ids: the same in two runs that were validated on the same images."""
+    ids = sorted(sample.sample_id for sample in cache.splits["val"])
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
 def _counts(guard: dict[str, float]) -> dict[str, str]:
     """What a run's guard has counted, as tags."""
     return {f"guard.{name}": str(int(value)) for name, value in guard.items()}
+
+
+def _facts(summary: dict[str, Any]) -> dict[str, str]:
+    """What `urepa.compare` needs of summary.json, as a tag."""
+    return {"urepa.summary": json.dumps(facts_of(summary))}
 
 
 def _parameters(model: nn.Module) -> dict[str, int]:

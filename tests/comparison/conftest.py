@@ -1,0 +1,56 @@
+"""Made-up studies on disk, and what the door makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies import changed, write_run
+
+from urepa.comparison.arms import Study, group
+from urepa.comparison.results import Results, summarise
+from urepa.comparison.runs import find_folders, with_rows
+
+
+@pytest.fixture(scope="session")
+def config(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The CIFAR-10 experiment's: λ 0.5, w 3, v, linear β, head of depth 2, 8,000 images."""
+    return compose("+experiment=cifar10", "data.source=folder")
+
+
+@pytest.fixture
+def add(config: dict[str, Any], tmp_path: Path) -> Callable[..., None]:
+    """add(ablation, changes, seeds, values(seed) -> last values, ...): runs below tmp_path/outputs."""
+
+    def added(
+        ablation: str = "baseline",
+        changes: dict[str, Any] | None = None,
+        seeds: tuple[int, ...] = (0, 1, 2),
+        values: Callable[[int], dict[str, float]] = lambda seed: {},
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        for seed in seeds:
+            folder = tmp_path / "outputs" / (name or f"cifar10+{ablation}") / f"seed{seed}"
+            own = changed(config, {"seed": seed} | (changes or {}))
+            write_run(folder, own, ablation=ablation, experiment="cifar10", last=values(seed), **options)
+
+    return added
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Callable[..., Study]:
+    """study(order, baseline): of all runs that were added."""
+
+    def grouped(order: tuple[str, ...] = (), baseline: str | None = None) -> Study:
+        runs = with_rows(find_folders(str(tmp_path / "outputs")))
+        return group(runs, list(order), baseline, lambda a, b: False)
+
+    return grouped
+
+
+@pytest.fixture
+def results(study: Callable[..., Study]) -> Callable[..., Results]:
+    return lambda *arguments, **options: summarise(study(*arguments, **options))

@@ -1,0 +1,105 @@
+"""Made-up studies as run folders: real configs, files as a run leaves them, and losses whose effects are known."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+VERSIONS = {"python": "3.11", "torch": "2.13.0"}
+COMMIT = "a" * 40
+HOSTILE = (
+    '<script>alert("1")</script>',
+    "a'b\"c`d",
+    "\\input{x}_$y$ 50% & #1 ~^ {z}",
+    "😀 ünïcode λ ± 日本",
+    "| bars | and\nlines -->",
+    "=cmd()|' /C calc'!A0",
+    "\x1b[31mred",
+)
+TERMS = ("total", "diffusion", "token", "manifold")
+
+
+def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the config with dotted keys set."""
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return config
+
+
+def write_run(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    ablation: str = "baseline",
+    experiment: str = "quickstart",
+    last: dict[str, float] | None = None,
+    points: int = 20,
+    finished: bool = True,
+    summary: dict[str, Any] | None = None,
+    start: int = 1_800_000_000_000,
+) -> Path:
+    """A run's folder: curves that fall to its last values (`last` adds to or replaces the defaults)."""
+    rng = np.random.default_rng(config["seed"])
+    seed_effect = 0.01 * rng.standard_normal()
+    lam = config["loss"].get("lambda_max", 0.0)
+    values = {
+        "val/total": 1.0 + seed_effect,
+        "val/diffusion": 0.37 + seed_effect,
+        "val/token": 0.5 + seed_effect,
+        "val/cosine": 0.5 - seed_effect,
+        "val/manifold": 0.03 + 0.1 * abs(seed_effect),
+        "val/x0_error": 0.26 + seed_effect,
+        "floor/zero_predictor": 1.0,
+        "floor/constant_token": 0.58,
+    }
+    values |= {f"val/x0_error_by_t/{i / 10:.1f}-{(i + 1) / 10:.1f}": 0.05 * (i + 1) + seed_effect for i in range(10)}
+    values |= {f"val/diffusion_by_t/{i / 10:.1f}-{(i + 1) / 10:.1f}": 0.3 + seed_effect for i in range(10)}
+    final = {"final/tap_knn": 0.3 + seed_effect, "final/teacher_knn": 0.8}
+    for key, value in (last or {}).items():
+        (final if key.startswith("final/") else values)[key] = value
+    steps = config["trainer"]["max_steps"]
+    rows = []
+    for i, step in enumerate(np.unique(np.linspace(1, steps if finished else steps // 2, points).astype(int)).tolist()):
+        decay = float(np.exp(-5 * step / steps))
+        row = {"step": step}
+        row |= {f"train/{t}": values[f"val/{t}"] + decay + 0.02 * rng.standard_normal() for t in TERMS}
+        row |= {"train/lambda": lam, "lr": 1e-3, "images_per_s": 50.0}
+        row["tap/mid/grad_cosine"] = 0.1 * rng.standard_normal()
+        rows.append(row | {"time": start + 1000 * i})
+    if finished:
+        rows[-1] |= values
+        rows.append({"step": steps} | final | {"time": start + 1000 * points})
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        facts = {
+            "experiment": experiment,
+            "ablation": ablation,
+            "seed": config["seed"],
+            "step": steps,
+            "extended_from": None,
+            "metrics": values | final,
+            "parameters": {"backbone": 1_000_000, "heads": 500_000, "heads_trainable": 500_000},
+            "seconds": {"training": 2.0 * steps, "this_process": 2.0 * steps},
+            "peak_memory_bytes": 3_000_000_000,
+            "processes": 1,
+            "threads": 1,
+            "device": "cpu",
+            "validation_set": "v" * 16,
+            "versions": VERSIONS,
+            "git_commit": COMMIT,
+            "code_state": "clean",
+        }
+        (folder / "summary.json").write_text(json.dumps(facts | (summary or {})))
+    return folder

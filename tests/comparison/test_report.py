@@ -1,0 +1,109 @@
+"""The report in a real browser: every figure there, sortable, readable on a desk and on a telephone, day and night."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import browser
+import numpy as np
+import pytest
+from PIL import Image
+from studies import HOSTILE
+
+from urepa.compare import notices, write_report
+from urepa.comparison.figures import panels
+from urepa.comparison.results import Results
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.installed() is None, reason="no Chromium here: install one (apt-get install chromium)"),
+]
+COLUMN = (
+    "[...document.querySelectorAll('#results tbody tr')].map(row => row.cells[{}].innerText.trim().split('\\n')[0])"
+)
+OVERFLOWING = """
+[...document.querySelectorAll('main *')]
+  .filter(element => !element.closest('.scroll') && !element.closest('svg'))
+  .filter(element => element.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+  .map(element => element.outerHTML.slice(0, 80))
+"""
+FIGURES = """
+[...document.querySelectorAll('figure')]
+  .filter(figure => figure.querySelector('svg').getBoundingClientRect().width > 250)
+  .filter(figure => figure.querySelectorAll('path').length > 3)
+  .map(figure => figure.id)
+"""
+
+
+@pytest.fixture
+def study(add: Callable[..., None], results: Callable[..., Results]) -> Results:
+    """A grid of λ and depth, hostile names, and something in every section."""
+    for lam in (0.0, 0.5):
+        for depth in (1, 2):
+            values = {"val/x0_error": 0.2 + lam / 10 + depth / 100}
+            changes = {"loss.lambda_max": lam, "head.depth": depth}
+            add(
+                changes=changes,
+                name=f"{lam},{depth}",
+                values=lambda seed, v=values: v | {"val/token": 0.5 + 0.01 * seed},
+            )
+    for i, name in enumerate(HOSTILE):
+        add(name, {"head.depth": 3 + i}, name=f"arm{i}", seeds=(0, 1))
+    add("half", {"data.limit": 4000})
+    add(seeds=(9,), finished=False, name="unfinished")
+    return results(baseline="loss.lambda_max=0,head.depth=1")
+
+
+def brightness(png: bytes) -> float:
+    return float(np.asarray(Image.open(io.BytesIO(png)).convert("L")).mean())
+
+
+def test_in_a_real_browser(study: Results, tmp_path: Path) -> None:
+    write_report(study, notices(study), tmp_path / "report")
+    file = tmp_path / "report" / "index.html"
+    expected = {f"figure-{panel.name}" for panel in panels(study)}
+    executable = browser.installed()
+    assert executable is not None
+    with browser.Page(executable) as page:
+        brightnesses = []
+        for width in (1280, 390):
+            for dark in (False, True):
+                page.open(file, width=width, dark=dark)
+                assert page.evaluate("innerWidth") == width
+                wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                assert wide == 0, "the page does not scroll sideways"
+                assert page.evaluate(OVERFLOWING) == []
+                assert set(page.evaluate(FIGURES)) == expected
+                assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 13
+                # the same ink is used for text and for figures, and it stands out from the page
+                ink = page.evaluate("getComputedStyle(document.body).color")
+                glyph = "document.querySelector('figure svg [style*=\"--ink\"]')"
+                assert page.evaluate(f"getComputedStyle({glyph}).getPropertyValue('--ink')")
+                assert ink == ("rgb(227, 228, 230)" if dark else "rgb(34, 35, 38)")
+                brightnesses.append(brightness(page.screenshot()))
+        day, night = brightnesses[::2], brightnesses[1::2]
+        assert min(day) > 200 > 80 > max(night)
+
+        page.open(file, width=1280)
+        head = page.evaluate("[...document.querySelectorAll('#results th button')].map(b => b.innerText)")
+        x0 = next(i for i, name in enumerate(head) if name.startswith("x0"))
+        before = page.evaluate(COLUMN.format(x0))
+        assert before != sorted(before, key=float)
+        button = f"#results th:nth-child({x0 + 1}) button"
+        page.click(button)
+        assert page.evaluate(COLUMN.format(x0)) == sorted(before, key=float)
+        page.click(button)
+        assert page.evaluate(COLUMN.format(x0)) == sorted(before, key=float, reverse=True)
+        assert page.evaluate(f"document.querySelector('{button}').parentNode.ariaSort") == "descending"
+        page.click("#results th:nth-child(1) button")
+        arms = page.evaluate(COLUMN.format(0))
+        assert arms[0] != before[0]
+        assert len(arms) == len(study.rows)
+        total = next(i for i, name in enumerate(head) if name.startswith("total"))
+        page.click(f"#results th:nth-child({total + 1}) button")
+        values = page.evaluate(COLUMN.format(total))
+        assert "≠" not in values[: values.index("≠")]
+        assert set(values[values.index("≠") :]) == {"≠"}, "empty cells stay below"
+        assert page.problems == []

@@ -1,0 +1,159 @@
+"""The numbers of a study with known values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isnan
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from urepa.comparison.results import PAIRED, Results, Row
+from urepa.comparison.statistics import holm
+from urepa.comparison.words import findings, other_remarks, overfitting, reported
+
+Add, Summarise = Callable[..., None], Callable[..., Results]
+BASE, ARM = {0: 0.30, 1: 0.50, 2: 0.40}, {0: 0.31, 1: 0.53, 2: 0.42}
+
+
+def rows(results: Results) -> dict[str, Row]:
+    return {row.arm.label: row for row in results.rows}
+
+
+def test_paired_differences(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/x0_error": BASE[seed]})
+    add("arm", {"head.depth": 1}, values=lambda seed: {"val/x0_error": ARM[seed]})
+    row = rows(results())["arm"]
+    cell, found = row.cells["val/x0_error"], row.differences["val/x0_error"]
+    assert (cell.mean, cell.sd, cell.n) == (pytest.approx(0.42), pytest.approx(0.11), 3)
+    test = stats.ttest_rel(list(ARM.values()), list(BASE.values()))
+    assert found.p == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert (found.mean, found.n, found.how, found.mark) == (pytest.approx(0.02), 3, PAIRED, "○")
+
+
+def test_only_shared_seeds_are_pairs(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/x0_error": BASE[seed]})
+    add("arm", {"head.depth": 1}, seeds=(1, 2, 3), values=lambda seed: {"val/x0_error": (ARM | {3: 9.0})[seed]})
+    found = rows(results())["arm"].differences["val/x0_error"]
+    assert (found.n, found.mean) == (2, pytest.approx(0.025))
+
+
+def test_other_data_is_compared_without_pairs_and_says_so(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/x0_error": BASE[seed]})
+    add("half", {"data.limit": 4000}, values=lambda seed: {"val/x0_error": ARM[seed]})
+    add("other", {"head.depth": 1}, seeds=(7, 8), values=lambda seed: {"val/x0_error": ARM[seed - 7]})
+    by_label = rows(results())
+    found = by_label["half"].differences["val/x0_error"]
+    welch = stats.ttest_ind(list(ARM.values()), list(BASE.values()), equal_var=False)
+    assert (found.p, found.how) == (pytest.approx(welch.pvalue), "same seed, not paired")
+    assert by_label["half"].notes[0].startswith("same seed, not paired: data.limit differs")
+    assert by_label["other"].differences["val/x0_error"].how == "other seeds, not paired"
+
+
+def test_holm_runs_over_the_arms_that_were_compared(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/diffusion": BASE[seed]})
+    for i, spread in enumerate((0.001, 0.004, 0.05)):
+        add(
+            f"arm{i}",
+            {"head.depth": 3 + i},
+            values=lambda seed, s=spread: {"val/diffusion": BASE[seed] + 0.05 + s * seed},
+        )
+    add("eps", {"objective._target_": "urepa.objectives.DDPMEpsilon"})
+    by_label = rows(results())
+    assert by_label["eps"].cells["val/diffusion"].why == "not comparable: another objective"
+    assert "val/diffusion" not in by_label["eps"].differences
+    found = [by_label[f"arm{i}"].differences["val/diffusion"] for i in range(3)]
+    np.testing.assert_allclose([d.p_holm for d in found], holm(np.array([d.p for d in found])))
+    assert [d.mark for d in found] == ["●", "●", "○"]
+
+
+def test_the_half_mark(add: Add, results: Summarise) -> None:
+    """Excludes 0 by itself, but not as one of many."""
+    add(values=lambda seed: {"val/diffusion": BASE[seed]})
+    add("clear", {"head.depth": 3}, values=lambda seed: {"val/diffusion": BASE[seed] + 0.05 + 0.012 * seed})
+    for i in range(6):
+        add(
+            f"null{i}",
+            {"head.depth": 4 + i},
+            values=lambda seed: {"val/diffusion": BASE[seed] + (-0.01, 0.01, 0.0)[seed]},
+        )
+    found = rows(results())["clear"].differences["val/diffusion"]
+    assert found.p < 0.05 < found.p_holm
+    assert found.mark == "◐"
+    assert "before Holm only: clear" in next(line for line in findings(results()) if line.startswith("Diffusion"))
+
+
+def test_one_seed_has_no_interval(add: Add, results: Summarise) -> None:
+    add(seeds=(0,))
+    add("arm", {"head.depth": 1}, seeds=(0,))
+    found = rows(results())["arm"].differences["val/token"]
+    assert isnan(found.low)
+    assert isnan(found.p)
+    assert (found.why, found.mark) == ("one seed: no interval", "")
+    assert "Token loss: one seed: no interval" in findings(results())
+
+
+def test_a_run_that_diverged_is_not_averaged(add: Add, results: Summarise) -> None:
+    add()
+    add("arm", {"head.depth": 1}, values=lambda seed: {"val/token": float("nan") if seed else 0.5})
+    row = rows(results())["arm"]
+    assert row.cells["val/token"].why == "not finite in 2 of 3 seeds"
+    assert "val/token" not in row.differences
+    assert "val/diffusion" in row.differences
+
+
+def test_the_bootstrap_stands_beside_from_twenty_seeds_on(add: Add, results: Summarise) -> None:
+    add(seeds=tuple(range(20)), points=2)
+    add(
+        "arm",
+        {"head.depth": 1},
+        seeds=tuple(range(20)),
+        points=2,
+        values=lambda seed: {"val/token": 0.5 + 0.01 * (seed % 7)},
+    )
+    assert rows(results())["arm"].differences["val/token"].bootstrap is not None
+
+
+def test_costs(add: Add, results: Summarise) -> None:
+    add(seeds=(0, 1), summary={"device": "cuda:0", "processes": 4})
+    costs = results().rows[0].costs
+    assert {name: cell.mean for name, cell in costs.items()} == {
+        "trainable, M": 0.5,
+        "s/step": 2.0,
+        "GPU-hours": pytest.approx(2.0 * 600 * 4 / 3600),
+        "peak memory, GB": 3.0,
+    }
+
+
+def test_the_documents_rules_of_overfitting(add: Add, results: Summarise) -> None:
+    """§7.2: validation well above training. The made-up training curves end at the validation values."""
+    add()
+    assert overfitting(results()) == [
+        "none of the three signs of overfitting: validation is within 10 % of training in every arm"
+    ]
+    add("arm", {"head.depth": 1})
+    study = results()
+    arm = study.rows[1].arm
+    for run in arm.runs.values():
+        run.curves["val/token"].values[-1] *= 1.5
+    (remark,) = overfitting(study)
+    assert remark.startswith("val/token is well above train/token: the head overfits: arm (+")
+
+
+def test_worse_than_zero_is_remarked(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/diffusion": 1.67, "floor/zero_predictor": 1.0})
+    assert "baseline: the diffusion loss 1.670 is worse than predicting zero (1.000)" in other_remarks(results())[0]
+
+
+def test_reported_beside_measured(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/token": 0.6, "val/cosine": 0.4}, points=601)
+    table = {what: (value, measured) for what, value, measured, _ in reported(results())}
+    assert table["token cosine similarity"] == ("0.30 to 0.35", "0.4000")
+    assert table["training diffusion loss, end"][0] == "1.67"
+    assert table["nearest-neighbour recall"] == ("60 to 70 %", "not measured")
+    # written as exp(-5 step/steps) above its last value, with noise of 0.02 that 25 rows x 3 seeds average away
+    for when, decay in (("start", np.exp(-5 / 600)), ("after warm-up", np.exp(-0.5)), ("epoch 20 of 40", np.exp(-2.5))):
+        measured = float(table[f"training token loss, {when}"][1].split(" ± ")[0])
+        assert measured == pytest.approx(0.6 + decay, abs=0.05 if when == "start" else 0.01)

@@ -1,0 +1,95 @@
+"""Runs found in folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from studies import changed
+
+from urepa.comparison.runs import Run, find_folders, select, with_rows
+from urepa.errors import UserError
+
+
+@pytest.fixture
+def found(add: Callable[..., None], tmp_path: Path) -> Callable[[str], list[Run]]:
+    """Two arms, one with a tag of the user's; checkpoints hold a config too."""
+    add(seeds=(0, 1))
+    add("lora_16", {"head.depth": 1, "tracking.tags": {"set": "a=b"}}, seeds=(0,))
+    inner = tmp_path / "outputs" / "cifar10+baseline" / "seed0" / "checkpoints" / "step_00000600"
+    inner.mkdir(parents=True)
+    (inner / "config.yaml").write_text("seed: 0")
+    return lambda pattern: find_folders(str(tmp_path / pattern))
+
+
+def test_folders_and_patterns(found: Callable[[str], list[Run]]) -> None:
+    assert [run.name for run in found("outputs")] == [
+        "cifar10+baseline/seed0",
+        "cifar10+baseline/seed1",
+        "cifar10+lora_16/seed0",
+    ]
+    assert len(found("outputs/*lora*")) == 1
+    assert len(found("outputs/cifar10+baseline/seed1")) == 1
+    with pytest.raises(UserError, match="there are no runs in .*nowhere; give runs=FOLDER"):
+        found("nowhere")
+
+
+def test_curves_are_the_rows(found: Callable[[str], list[Run]]) -> None:
+    """Step by step, values that are not finite (strings in the file) included; the cut line of a kill is not there."""
+    run = found("outputs")[0]
+    file = Path(run.id) / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text(file.read_text() + json.dumps({"step": 700, "train/total": "nan", "time": 1}) + '\n{"step": 8')
+    (full,) = with_rows([run])
+    curve = full.curves["train/total"]
+    np.testing.assert_array_equal(curve.steps, [r["step"] for r in rows if "train/total" in r] + [700])
+    np.testing.assert_array_equal(curve.values[:-1], [r["train/total"] for r in rows if "train/total" in r])
+    assert np.isnan(curve.values[-1])
+    assert full.last("final/tap_knn") == rows[-1]["final/tap_knn"]
+    assert full.last("val/nothing") is None
+    assert (full.started, full.last_step, full.status) == (rows[0]["time"], 700, "finished")
+
+
+def test_an_unfinished_run_is_known_by_its_folders_name(add: Callable[..., None], found: Callable[..., Any]) -> None:
+    add(
+        "no_warmup",
+        {"loss.warmup_steps": 0},
+        seeds=(4,),
+        finished=False,
+        name="cifar10+no_warmup,trainer.max_steps=600",
+    )
+    (run,) = found("outputs/*no_warmup*")
+    assert (run.experiment, run.ablation, run.seed, run.status) == ("cifar10", "no_warmup", 4, "unfinished")
+
+
+def test_a_run_that_is_being_extended_is_unfinished(add: Callable[..., None], tmp_path: Path, config: Any) -> None:
+    from omegaconf import OmegaConf
+
+    add(seeds=(0,))
+    file = tmp_path / "outputs" / "cifar10+baseline" / "seed0" / "config.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create(changed(config, {"trainer.max_steps": 900}))))
+    assert find_folders(str(tmp_path / "outputs"))[0].status == "unfinished"
+
+
+def test_selection(found: Callable[[str], list[Run]]) -> None:
+    runs = found("outputs")
+
+    def names(*asked: Any) -> list[str]:
+        return [run.name for run in select(runs, *asked)]
+
+    assert names([], [], None, []) == [run.name for run in runs]
+    assert names(["cifar10"], ["lora*"], None, []) == ["cifar10+lora_16/seed0"]
+    assert names([], [], "set=a=b", []) == ["cifar10+lora_16/seed0"]
+    assert names([], [], "seed=1", []) == ["cifar10+baseline/seed1"]
+    assert names([], [], None, [runs[1].id, "cifar10+lora_16/seed0"]) == [runs[1].name, runs[2].name]
+    with pytest.raises(UserError, match="tag=set: give tag=KEY=VALUE"):
+        names([], [], "set", [])
+    expected = (
+        "none of the 3 runs matches experiment=a,b, tag=x=y. There are experiment: cifar10; ablation: baseline, lora"
+    )
+    with pytest.raises(UserError, match=expected):
+        names(["a", "b"], [], "x=y", [])

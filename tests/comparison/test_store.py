@@ -1,0 +1,160 @@
+"""The same runs from a real MLflow store, sqlite or behind a server, as from their folders."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from studies import changed, write_run
+
+from urepa.comparison import store
+from urepa.comparison.arms import group
+from urepa.comparison.results import summarise
+from urepa.comparison.runs import Run, find_folders, with_rows
+from urepa.comparison.tables import as_json
+from urepa.errors import UserError
+from urepa.nested import flatten
+from urepa.runs import facts_of
+from urepa.tracking import MLflowShipper, _client
+
+pytestmark = pytest.mark.slow  # a fresh MLflow database takes seconds
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> Path:
+    """Runs of two arms and two that must be set apart, in folders and, by the shipper, in mlflow.db."""
+    place = tmp_path_factory.mktemp("both")
+    runs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("cifar10/seed0", {"seed": 0}, {}),
+        ("cifar10/seed1", {"seed": 1}, {"last": {"val/x0_error": math.inf, "val/token": math.nan}}),
+        ("cifar10+arm/seed0", {"seed": 0, "head.depth": 1, "tracking.tags": {"set": "a"}}, {"ablation": "arm"}),
+        ("cifar10+arm/seed1", {"seed": 1, "head.depth": 1}, {"ablation": "arm"}),
+        ("cifar10/seed2", {"seed": 2}, {"finished": False}),
+        ("cifar10/seed3", {"seed": 3, "trainer.max_steps": 900}, {"summary": {"extended_from": 600}}),
+    ]
+    for name, changes, options in runs:
+        own = changed(config, changes)
+        folder = write_run(place / "outputs" / name, own, experiment="cifar10", **options)
+        logged = copy.deepcopy(own)
+        if "extended_from" in options.get("summary", {}):
+            logged["trainer"]["max_steps"] = 600  # MLflow keeps a parameter's first value
+        ship(folder, logged, options, f"sqlite:///{place}/mlflow.db")
+    return place
+
+
+def ship(folder: Path, config: dict[str, Any], options: dict[str, Any], uri: str) -> None:
+    finished = options.get("finished", True)
+    tags = {"experiment": "cifar10", "ablation": options.get("ablation", "baseline"), "seed": str(config["seed"])}
+    shipper = MLflowShipper(
+        uri,
+        "urepa",
+        config["tracking"]["tags"],
+        60.0,
+        folder=folder,
+        name=f"{folder.parent.name}/{folder.name}",
+        params=flatten(config),
+        run_tags=tags,
+    )
+    shipper.start()
+    facts = json.dumps(facts_of(json.loads((folder / "summary.json").read_text()))) if finished else "{}"
+    shipper.close("FINISHED" if finished else "KILLED", [], {"urepa.summary": facts})
+    assert shipper.has_all() is finished
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[str]:
+    """The URI of a real `mlflow server` over that database."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{place}/mlflow.db"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with open(place / "server.txt", "w") as log:
+        process = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            assert process.poll() is None, (place / "server.txt").read_text()
+            try:
+                with urllib.request.urlopen(f"{uri}/health", timeout=5):
+                    break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.3)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def from_store(uri: str) -> list[Run]:
+    client = store.open_store(uri)
+    return store.with_histories(client, store.find_stored(client))
+
+
+def comparison(runs: list[Run]) -> dict[str, Any]:
+    return as_json(summarise(group(sorted(runs, key=lambda r: r.name), [], None, lambda a, b: False)))
+
+
+@pytest.mark.parametrize("limit", [store.POINTS_A_QUERY, 30])
+def test_both_give_the_same(place: Path, server: str, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """The whole comparison, and every point of every curve; also when MLflow's answers reach their limit."""
+    monkeypatch.setattr(store, "POINTS_A_QUERY", limit)
+    folders = with_rows(find_folders(str(place / "outputs")))
+    for uri in (f"sqlite:///{place}/mlflow.db", server):
+        stored = from_store(uri)
+        assert json.dumps(comparison(stored)) == json.dumps(comparison(folders))
+        by_name = {run.name: run for run in stored}
+        for run in folders:
+            other = by_name[run.name]
+            assert (other.config, other.facts, other.status) == (run.config, run.facts, run.status)
+            assert other.curves.keys() == run.curves.keys()
+            for key, curve in run.curves.items():
+                np.testing.assert_array_equal(other.curves[key].steps, curve.steps, key)
+                np.testing.assert_array_equal(other.curves[key].values, curve.values, key)
+    assert {apart["reason"].split(":")[0] for apart in comparison(folders)["apart"]} == {
+        "unfinished",
+        "extended from 600 steps",
+    }
+
+
+def test_others_runs_are_passed_over_and_failures_named(place: Path) -> None:
+    uri = f"sqlite:///{place}/mlflow.db"
+    client = _client(uri)
+    strange = client.create_run(client.create_experiment("not ours"), run_name="<b>theirs</b>")
+    assert strange.info.run_id not in {run.id for run in from_store(uri)}
+    key = {"experiment": "x", "ablation": "y", "urepa.key": "z"}
+    failed = client.create_run("0", tags=key, run_name="failed")
+    client.log_param(failed.info.run_id, "seed", 0)
+    client.set_terminated(failed.info.run_id, "FAILED")
+    (found,) = [run for run in from_store(uri) if run.id == failed.info.run_id]
+    assert (found.status, found.last_step) == ("failed", 0)
+    client.delete_run(failed.info.run_id)
+    assert failed.info.run_id not in {run.id for run in from_store(uri)}
+
+
+def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no MLflow store at .*none.db; give store=URI"):
+        store.open_store(f"sqlite:///{tmp_path}/none.db")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="MLflow at http://127.0.0.1:9 does not answer"):
+        store.open_store("http://127.0.0.1:9")
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    _client(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(UserError, match="there are no runs of urepa in sqlite"):
+        from_store(f"sqlite:///{tmp_path}/mlflow.db")

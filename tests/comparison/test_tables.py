@@ -1,0 +1,181 @@
+"""Tables as text, and names that try to break out of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from math import isfinite
+
+import pytest
+from studies import HOSTILE
+
+from urepa.comparison.drawing import draw
+from urepa.comparison.figures import panels
+from urepa.comparison.page import page
+from urepa.comparison.results import Cell, Results
+from urepa.comparison.tables import as_json, csv_text, latex, markdown, terminal, tex
+from urepa.comparison.words import mean_sd, number, p_value, signed
+
+Summarise = Callable[..., Results]
+
+
+@pytest.fixture
+def hostile(add: Callable[..., None], results: Summarise) -> Results:
+    """A baseline, an arm a hostile name, and one of them in a config value."""
+    add()
+    for i, name in enumerate(HOSTILE):
+        add(name, {"head.depth": 3 + i, "data.name": name}, name=f"arm{i}")
+    add("unfinished", {"tracking.tags": {HOSTILE[0]: HOSTILE[1]}}, seeds=(9,), finished=False)
+    return results()
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "text"),
+    [
+        (0.36834, 0.00123, "0.3683"),
+        (-0.4567, 0.021, "−0.457"),
+        (0.36834, float("nan"), "0.3683"),
+        (1234.5, 20.0, "1234"),
+        (0.0, float("nan"), "0.000"),
+        (0.02, 0.0, "0.02000"),
+    ],
+)
+def test_digits_follow_the_spread(value: float, spread: float, text: str) -> None:
+    assert number(value, spread) == text
+
+
+def test_numbers_in_words() -> None:
+    assert signed(0.0123, 0.001) == "+0.0123"
+    assert mean_sd(Cell(0.5, 0.012, 3)) == "0.500 ± 0.012"
+    assert mean_sd(Cell(0.5, float("nan"), 1)) == "0.5000"
+    assert [p_value(p) for p in (0.0004, 0.0321, 0.26)] == ["p < 0.001", "p = 0.032", "p = 0.26"]
+
+
+def test_csv_holds_every_number(add: Callable[..., None], results: Summarise) -> None:
+    add()
+    add("arm", {"head.depth": 1}, values=lambda seed: {"val/token": 0.4 + 0.001 * seed**2})
+    add("w0", {"loss.manifold_weight": 0.0}, seeds=(0,))
+    study = results()
+    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(csv_text(study)))}
+    for row in study.rows:
+        for key, cell in row.cells.items():
+            assert rows[row.arm.label][key] == (repr(cell.mean) if cell.filled else "")
+        for key, found in row.differences.items():
+            line = rows[row.arm.label]
+            assert float(line[f"{key} difference"]) == found.mean
+            assert line[f"{key} p_holm"] == (repr(found.p_holm) if isfinite(found.p_holm) else "")
+    assert rows["w0"]["val/total"] == ""
+    assert rows["w0"]["val/token p"] == ""
+    assert rows["arm"]["changed"] == "head.depth: 2 → 1"
+
+
+def test_csv_holds_no_formula(hostile: Results) -> None:
+    cells = [cell for row in csv.reader(io.StringIO(csv_text(hostile))) for cell in row]
+    assert any(cell.startswith("'=cmd()") for cell in cells)
+    assert not [cell for cell in cells if re.match(r"[=+@]|-[^0-9]", cell)]
+
+
+def test_markdown_is_a_table_whatever_the_names(hostile: Results) -> None:
+    text = markdown(hostile)
+    assert "<script" not in text
+    tables = [block for block in text.split("\n\n") if block.startswith("| ")]
+    assert len(tables) == 2
+    for table in tables:
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(bars) == 1
+    assert len(tables[0].splitlines()) == 2 + len(hostile.rows)
+
+
+def unescaped(text: str) -> list[str]:
+    """LaTeX specials that no backslash and no command of ours protects."""
+    text = re.sub(r"\\text[a-z]+\{\}|\\S\{\}|\$\\?[a-z-]+\$", "", text)  # \textbackslash{}, $\to$
+    text = re.sub(r"\\[{}$&#%_]", "", text)
+    return re.findall(r"[\\{}$&#%_^~<>|\"]", text)
+
+
+def test_latex_specials_are_escaped() -> None:
+    assert tex("a_b & 50 % of $x^2$ {\\input{x}} ~#") == (
+        r"a\_b \& 50 \% of \$x\textasciicircum{}2\$ \{\textbackslash{}input\{x\}\} \textasciitilde{}\#"
+    )
+    assert tex("λ → 0.5\n± 😀") == r"$\lambda$ $\to$ 0.5 $\pm$ [U+1F600]"
+    for name in HOSTILE:
+        assert tex(name).isascii()
+        assert unescaped(tex(name)) == []
+
+
+def test_latex_rows_have_their_columns(hostile: Results) -> None:
+    """Every row of a tabular has as many cells as the first, and environments close."""
+    text = latex(hostile)
+    assert text.isascii()
+    assert re.findall(r"\\begin\{(\w+)\}", text) == ["table", "tabular"] * 2
+    assert re.findall(r"\\end\{(\w+)\}", text) == ["tabular", "table"] * 2
+    for body in re.findall(r"\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL):
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+    cells = text.replace(" & ", " ").replace(r" \\", "")
+    names = [line for line in cells.splitlines() if "script" in line]
+    assert names
+    assert all(unescaped(line) == [] for line in names)
+
+
+def test_the_terminal_is_not_driven_by_names(hostile: Results) -> None:
+    text = terminal(hostile, 100)
+    assert all(c == "\n" or ord(c) >= 32 for c in text)
+    assert "\x1b" not in text
+    assert all(row.arm.label in text for row in hostile.rows)
+
+
+class Elements(HTMLParser):
+    """All tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_is_safe_and_whole(hostile: Results) -> None:
+    drawn = [draw(panel) for panel in panels(hostile)[::4]]
+    found = Elements(page(hostile, drawn, [HOSTILE[0]]))
+    assert found.tags.count("script") == 1
+    assert not found.handlers
+    assert not {"iframe", "object", "embed", "form", "b"} & set(found.tags)
+    assert len(found.ids) == len(set(found.ids))
+    assert all(link.startswith(("#", "data:")) for link in found.links), "nothing is loaded from elsewhere"
+    words = " ".join(found.words)
+    for name in HOSTILE:
+        assert " ".join(name.replace("\x1b", " ").split()) in words, "shown as it is, as text"
+
+
+def test_figures_take_names_as_they_are(hostile: Results) -> None:
+    drawn = {panel.name: draw(panel) for panel in panels(hostile)}
+    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in drawn)
+    for figure in drawn.values():
+        assert figure.png.startswith(b"\x89PNG")
+        assert figure.pdf.startswith(b"%PDF")
+        tags = Elements(figure.svg).tags
+        assert "script" not in tags
+        assert tags[0] == "svg"
+
+
+def test_json_is_everything(hostile: Results) -> None:
+    found = as_json(hostile)
+    assert [arm["label"] for arm in found["arms"]] == [row.arm.label for row in hostile.rows]
+    assert found["arms"][0]["differences"] == {}
+    assert found["apart"][0]["reason"].startswith("unfinished")

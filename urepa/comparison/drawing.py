@@ -1,0 +1,125 @@
+"""One panel to PNG, PDF and an SVG that takes its colours from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+INK, RULE, MUTED = "#222326", "#dcdde0", "#74777d"
+# of middling lightness: they stand out from white paper and from a dark page
+COLOURS = ("#2f7fc1", "#d9603b", "#35996b", "#a06cc0", "#bd8f14", "#d65f97", "#2fa3ad")
+MARKERS = ("s", "^", "D", "v", "P", "X", "p")
+INCHES = (4.9, 3.3)
+DPI = 150
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "text.parse_math": False,  # a name with dollars is a name
+    "svg.hashsalt": "urepa",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure of one axis: its file name, where it stands in the report, and what draws it."""
+
+    name: str
+    section: str
+    title: str
+    draw: Callable[[Any], None]
+    inches: tuple[float, float] = INCHES
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A panel as files."""
+
+    panel: Panel
+    png: bytes
+    pdf: bytes
+    svg: str
+
+
+def draw(panel: Panel) -> Drawn:
+    """Lays the panel out once and writes it three times, by the canvases themselves: savefig would draw it seven
+    times."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may hold any character
+        figure = Figure(figsize=panel.inches, layout="constrained", dpi=DPI)
+        canvas = FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        panel.draw(axis)
+        axis.set_title(panel.title)
+        handles, labels = axis.get_legend_handles_labels()
+        if labels:
+            columns = 1 if max(map(len, labels)) > 30 else 2
+            lines = -(-len(labels) // columns)
+            figure.set_size_inches(panel.inches[0], panel.inches[1] + 0.17 * lines)
+            figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        png, pdf, svg = io.BytesIO(), io.BytesIO(), io.StringIO()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        canvas.print_png(png)
+        figure.patch.set_alpha(0)
+        axis.patch.set_alpha(0)
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return Drawn(panel, png.getvalue(), pdf.getvalue(), _for_a_page(svg.getvalue(), panel.name))
+
+
+def _for_a_page(svg: str, name: str) -> str:
+    """Inline SVG: no prologue, comments or fixed size; ids that are this figure's own; the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in ((INK, "--ink"), (RULE, "--rule"), (MUTED, "--muted")):
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.strip()
+
+
+def style_of(index: int) -> dict[str, Any]:
+    """Colour and line of an arm: the baseline, index 0, in ink; dashes where the colours begin again."""
+    if index == 0:
+        return {"color": INK, "linestyle": "-"}
+    again, colour = divmod(index - 1, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": "--" if again else "-"}
+
+
+def marker_of(index: int) -> str:
+    return "o" if index == 0 else MARKERS[(index - 1) % len(MARKERS)]
+
+
+def shortened(label: str, longest: int = 34) -> str:
+    """For an axis or a legend."""
+    one_line = " ".join(label.split())
+    return one_line if len(one_line) <= longest else f"{one_line[: longest - 1]}…"

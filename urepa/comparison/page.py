@@ -1,0 +1,167 @@
+"""The report: one HTML file that needs nothing else. Everything that is not ours is escaped by the template."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from urepa.comparison.comparable import REFERENCE_LABELS
+from urepa.comparison.drawing import Drawn
+from urepa.comparison.figures import CAPTIONS
+from urepa.comparison.results import Cell, Results, Row
+from urepa.comparison.tables import (
+    LEGEND,
+    NOT_THERE,
+    cell_text,
+    cost_text,
+    costs_shown,
+    footnotes,
+    legend,
+    seeds_sentence,
+)
+from urepa.comparison.words import (
+    delta,
+    findings,
+    interval,
+    is_the_documents,
+    mean_sd,
+    other_remarks,
+    overfitting,
+    p_value,
+    reported,
+)
+
+TEMPLATE = Path(__file__).with_name("report.html")
+SECTIONS = {
+    "findings": "Findings",
+    "results": "Results",
+    "differences": "Differences",
+    "timesteps": "By timestep",
+    "sweeps": "Sweeps",
+    "curves": "Training curves",
+    "gradients": "Gradients",
+    "reported": "Reported and measured",
+    "remarks": "Remarks",
+    "apart": "Set apart",
+    "method": "Method",
+}
+KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
+
+
+def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
+    """The report as HTML."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    study = results.study
+    shown = [m for m in results.metrics if any(m.key in row.differences for row in results.rows)]
+    costs = costs_shown(results)
+    figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
+    for d in drawn:
+        figures[d.panel.section].append({"name": d.panel.name, "title": d.panel.title, "svg": Markup(d.svg)})
+    several = len(study.arms) > 1
+    there = {"differences": several, "timesteps": results.bins or figures["timesteps"], "apart": study.apart} | {
+        name: figures[name] for name in ("sweeps", "curves", "gradients")
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(TEMPLATE.read_text()).render(
+        title=_title(results),
+        subtitle=_subtitle(results),
+        sections=[(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)],
+        sentences=sentences,
+        findings=findings(results) if several else [],
+        legend=LEGEND[0].upper() + LEGEND[1:],
+        baseline=study.baseline.label,
+        seeds=seeds_sentence(results),
+        results_head=["arm", "n", *(m.title for m in results.metrics), *costs],
+        results_rows=[
+            {
+                "label": row.arm.label,
+                "cells": [
+                    {"value": len(row.arm.runs), "text": len(row.arm.runs), "small": [], "kind": "", "why": ""},
+                    *(_cell(row.cells[m.key], cell_text(row.cells[m.key])) for m in results.metrics),
+                    *(_cell(row.costs[name], cost_text(name, row.costs[name])) for name in costs),
+                ],
+            }
+            for row in results.rows
+        ],
+        references=[
+            (REFERENCE_LABELS.get(key, key), mean_sd(cell)) for key, cell in results.references.items() if cell.filled
+        ],
+        differences_head=["arm", "changed", *(m.title for m in shown)],
+        differences_rows=[
+            {
+                "label": row.arm.label + (" †" if row.notes else ""),
+                "changes": row.arm.changes,
+                "cells": [_difference(row, m.key) for m in shown],
+            }
+            for row in results.rows[1:]
+        ],
+        marks=legend(),
+        footnotes=footnotes(results),
+        bins_head=["arm", *(key.rpartition("/")[2] for key in results.bins)] if results.bins else [],
+        bins_rows=[
+            {"label": row.arm.label, "cells": [_cell(row.cells[k], cell_text(row.cells[k])) for k in results.bins]}
+            for row in results.rows
+        ],
+        figures=figures,
+        captions=CAPTIONS,
+        reported=reported(results),
+        is_the_documents=is_the_documents(results),
+        remarks=[f"Overfitting (§7.2): {line}." for line in overfitting(results)]
+        + [f"{line[0].upper()}{line[1:]}." for line in other_remarks(results)]
+        or ["Nothing stands out."],
+        apart=study.apart,
+        runs=[{"label": row.arm.label, "runs": [run.name for run in row.arm.runs.values()]} for row in results.rows],
+    )
+
+
+def _title(results: Results) -> str:
+    experiments = sorted({row.arm.first.experiment for row in results.rows})
+    arms = len(results.rows)
+    return (
+        f"{', '.join(experiments)}: {arms} arm{'s' * (arms > 1)} compared" if arms > 1 else f"{experiments[0]}: one arm"
+    )
+
+
+def _subtitle(results: Results) -> str:
+    study = results.study
+    runs = [run for arm in study.arms for run in arm.runs.values()]
+    seeds = sorted({run.seed for run in runs})
+    commit, state = runs[0].code
+    code = commit[:9] if state == "clean" else f"{commit[:9]}, {state}"
+    return (
+        f"{_count(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; baseline: "
+        f"{study.baseline.label} ({study.why_baseline}); code {code}; {_count(len(study.apart), 'run')} set apart"
+    )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def _cell(cell: Cell, text: str) -> dict[str, Any]:
+    """The mean, and its deviation on a second line."""
+    mean, _, sd = text.partition(" ± ")
+    small, kind = [f"± {sd}"] if sd else [], "" if cell.filled else "none"
+    return {"value": cell.mean if cell.filled else "", "text": mean, "small": small, "kind": kind, "why": cell.why}
+
+
+def _difference(row: Row, key: str) -> dict[str, Any]:
+    found, cell = row.differences.get(key), row.cells[key]
+    if found is None:
+        return {
+            "value": "",
+            "text": NOT_THERE if cell.filled else cell_text(cell),
+            "small": [],
+            "kind": "none",
+            "why": cell.why,
+        }
+    small = [f"n = {found.n}", found.why] if not isfinite(found.p) else [interval(found), p_value(found.p_holm)]
+    if found.bootstrap is not None:
+        low, high = found.bootstrap
+        small.append(f"bootstrap {interval(replace(found, low=low, high=high))}")
+    text = f"{delta(found)} {found.mark}".strip()
+    return {"value": found.mean, "text": text, "small": small, "kind": KINDS[found.mark], "why": ""}

@@ -1,0 +1,183 @@
+"""Runs as they lie in folders, in the one form that folders and MLflow give alike.
+
+Config values are text, as MLflow keeps them, so that both sources compare equal.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from urepa import progress
+from urepa.errors import UserError
+from urepa.metrics import read_rows
+from urepa.nested import flatten
+from urepa.runs import facts_of
+
+LONGEST_VALUE = 6000  # MLflow cuts a parameter there
+NOT_CURVES = ("step", "time")
+
+
+class Curve(NamedTuple):
+    """A logged metric: steps, ascending, and values."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `status` is finished, unfinished or failed; `facts` are what summary.json knows beside metrics.
+    Runs are found first, then chosen, and only the chosen ones' curves are read."""
+
+    id: str
+    name: str
+    config: dict[str, str]
+    tags: dict[str, str]
+    status: str
+    facts: dict[str, Any]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    started: int = 0  # time of the first row, ms
+
+    @property
+    def experiment(self) -> str:
+        return self.tags["experiment"]
+
+    @property
+    def ablation(self) -> str:
+        return self.tags["ablation"]
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def code(self) -> tuple[str, str]:
+        """Commit, and "clean" or "changed <digest>"."""
+        commit, state = (self.facts.get(k, self.tags.get(k, "unknown")) for k in ("git_commit", "code_state"))
+        return commit, state
+
+    @property
+    def last_step(self) -> int:
+        return max((int(curve.steps[-1]) for curve in self.curves.values()), default=0)
+
+    def last(self, key: str) -> float | None:
+        """A metric's last value."""
+        return float(self.curves[key].values[-1]) if key in self.curves else None
+
+
+def as_text(config: dict[str, Any]) -> dict[str, str]:
+    """A nested config as MLflow keeps it."""
+    return {key: str(value)[:LONGEST_VALUE] for key, value in flatten(config).items()}
+
+
+def curves_of(points: dict[str, list[tuple[int, float]]]) -> dict[str, Curve]:
+    """Curves from (step, value) pairs, by key; keys in alphabetical order."""
+    curves = {}
+    for key in sorted(points):
+        steps, values = zip(*points[key], strict=True)
+        order = np.argsort(steps, kind="stable")
+        curves[key] = Curve(np.array(steps, np.int64)[order], np.array(values, np.float64)[order])
+    return curves
+
+
+# --- folders ------------------------------------------------------------------------------------------------
+
+
+def find_folders(pattern: str) -> list[Run]:
+    """All runs below the folders that match `pattern`, without their curves. UserError if there are none."""
+    places = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+    folders = [folder for place in places for folder in _run_folders(place)]
+    if not folders:
+        raise UserError(f"there are no runs in {pattern}; give runs=FOLDER, or store=URI for an MLflow store")
+    return [_found(folder) for folder in folders]
+
+
+def _run_folders(place: str) -> Iterable[Path]:
+    for here, below, files in os.walk(place):
+        below.sort()
+        if "config.yaml" in files:
+            below.clear()  # checkpoints carry the config too
+            yield Path(here)
+
+
+def _found(folder: Path) -> Run:
+    """A run by its config.yaml and, once it was finished, its summary.json."""
+    config = yaml.load((folder / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else {}
+    experiment, _, ablation = unquote(folder.parent.name.split(",")[0]).partition("+")
+    names = {
+        "experiment": summary.get("experiment", experiment),
+        "ablation": summary.get("ablation", ablation or "baseline"),
+        "seed": str(config["seed"]),
+    }
+    return Run(
+        id=str(folder),
+        name=f"{folder.parent.name}/{folder.name}",
+        config=as_text(config),
+        tags=names | {str(k): str(v) for k, v in config["tracking"].get("tags", {}).items()},
+        status="finished" if summary.get("step") == config["trainer"]["max_steps"] else "unfinished",
+        facts=facts_of(summary),
+    )
+
+
+def with_rows(runs: list[Run]) -> list[Run]:
+    """The runs with the curves of their metrics.jsonl."""
+    full = []
+    for run in progress.bar(runs, desc="runs", unit="run", leave=False):
+        rows = read_rows(Path(run.id) / "metrics.jsonl")
+        points: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            for key, value in row.items():
+                if key not in NOT_CURVES:
+                    points.setdefault(key, []).append((row["step"], float(value)))
+        full.append(replace(run, curves=curves_of(points), started=rows[0]["time"] if rows else 0))
+    return full
+
+
+# --- which of them ------------------------------------------------------------------------------------------
+
+
+def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: str | None, ids: list[str]) -> list[Run]:
+    """The runs that match everything that was asked for; names may be patterns as in a shell. UserError if none."""
+    chosen = [
+        run
+        for run in runs
+        if _matches(run.experiment, experiments)
+        and _matches(run.ablation, ablations)
+        and (not ids or any(word in (run.id, run.name) for word in ids))
+        and (tag is None or _has_tag(run, tag))
+    ]
+    if chosen:
+        return chosen
+    asked = {"experiment": experiments, "ablation": ablations, "tag": tag, "ids": ids}
+    given = ", ".join(
+        f"{key}={value if isinstance(value, str) else ','.join(value)}" for key, value in asked.items() if value
+    )
+    there = "; ".join(
+        f"{kind}: {', '.join(sorted({getattr(run, kind) for run in runs})[:20])}" for kind in ("experiment", "ablation")
+    )
+    raise UserError(f"none of the {len(runs)} runs matches {given}. There are {there}")
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return not patterns or any(name == p or fnmatchcase(name, p) for p in patterns)
+
+
+def _has_tag(run: Run, tag: str) -> bool:
+    key, equals, value = tag.partition("=")
+    if not equals:
+        raise UserError(f"tag={tag}: give tag=KEY=VALUE")
+    return key in run.tags and _matches(run.tags[key], [value])

@@ -1,0 +1,86 @@
+"""What a difference between two arms is worth: paired t, Welch's t, Holm, and the bootstrap from 20 seeds on.
+
+Shapes: A comparisons, S seeds; any number of axes may stand before them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+BOOTSTRAP_FROM = 20  # seeds; with three, the percentile interval is wrong in a quarter of null cases
+RESAMPLES = 9999
+ROUNDING = 1e-9  # a relative spread below it is that of floating point
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean difference, its 95 % interval and its two-sided p. NaN where there is none."""
+
+    mean: Array
+    low: Array
+    high: Array
+    p: Array
+
+
+def _same(value_S: Array) -> NDArray[np.bool_]:
+    """Is the value the same for all seeds, but for rounding?"""
+    return np.asarray(np.ptp(value_S, axis=-1) <= ROUNDING * np.abs(value_S).max(-1))
+
+
+def paired(difference_S: Array) -> Interval:
+    """Student's t of differences over their last axis. Without two seeds, or where every seed differs by the
+    same amount, there is no interval and no p; differences that are all exactly 0 have p = 1."""
+    from scipy import stats
+
+    n, mean = difference_S.shape[-1], difference_S.mean(-1)
+    if n < 2:
+        return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
+    error = np.where(_same(difference_S), np.nan, difference_S.std(-1, ddof=1) / np.sqrt(n))
+    half = error * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    p = 2 * stats.t.sf(np.abs(mean / error), n - 1)
+    zero = np.isnan(error) & (mean == 0)
+    return Interval(mean, np.where(zero, 0.0, mean - half), np.where(zero, 0.0, mean + half), np.where(zero, 1.0, p))
+
+
+def welch(arm_S: Array, baseline_S: Array) -> Interval:
+    """Welch's t of two arms that did not see the same data, over the last axis."""
+    from scipy import stats
+
+    mean = arm_S.mean(-1) - baseline_S.mean(-1)
+    flat = _same(arm_S) & _same(baseline_S)
+    if min(arm_S.shape[-1], baseline_S.shape[-1]) < 2 or np.all(flat):
+        return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # values that are nearly the same: NaN below, or honest
+        test = stats.ttest_ind(arm_S, baseline_S, axis=-1, equal_var=False)
+        interval = test.confidence_interval(CONFIDENCE)
+    return Interval(mean, *(np.where(flat, np.nan, x) for x in (interval.low, interval.high, test.pvalue)))
+
+
+def holm(p_A: Array) -> Array:
+    """Holm's adjusted p over the last axis (Holm 1979). NaN, a comparison that was not made, counts for nothing."""
+    order = np.argsort(p_A, axis=-1)  # NaN last
+    ranked = np.take_along_axis(p_A, order, axis=-1)
+    made = np.isfinite(p_A).sum(-1, keepdims=True)
+    stepped = np.maximum.accumulate(ranked * (made - np.arange(p_A.shape[-1])), axis=-1)
+    adjusted = np.empty_like(p_A)
+    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
+    return adjusted
+
+
+def bootstrap(difference_S: Array) -> tuple[float, float] | None:
+    """The BCa interval of a mean difference (Efron 1987), or None below 20 seeds or without spread."""
+    from scipy import stats
+
+    if len(difference_S) < BOOTSTRAP_FROM or _same(difference_S):
+        return None
+    found = stats.bootstrap(
+        (difference_S,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)

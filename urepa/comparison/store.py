@@ -1,0 +1,133 @@
+"""The same runs from an MLflow store: a database URI or an http(s) server.
+
+Histories come in bulk, a metric of many runs in one query: one request per run and metric takes an hour where
+this takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from urepa import progress
+from urepa.comparison.runs import Curve, Run, curves_of
+from urepa.errors import UserError
+
+RUNS_A_QUERY = 100  # what MLflow's server takes
+POINTS_A_QUERY = 25_000  # what it gives
+INFINITY = 1.7976931348623157e308  # what its database keeps for one
+
+NOTHING = Curve(np.empty(0, np.int64), np.empty(0))
+
+Point = tuple[str, int, float, int]  # run id, step, value, time in ms
+
+
+def open_store(uri: str) -> Any:
+    """A client of a store that is there; UserError if none is, instead of a new empty one."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.is_file():
+        raise UserError(f"there is no MLflow store at {path}; give store=URI, or runs=FOLDER for run folders")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise UserError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from error
+    return client
+
+
+def find_stored(client: Any) -> list[Run]:
+    """All our runs that are not deleted, oldest first, with empty curves; others' runs are passed over.
+    UserError if there are none."""
+    experiments = [e.experiment_id for e in _pages(client.search_experiments)]
+    found = _pages(client.search_runs, experiments, order_by=["attributes.start_time ASC"]) if experiments else []
+    ours = [_found(run) for run in found if {"urepa.key", "experiment", "ablation"} <= run.data.tags.keys()]
+    if not ours:
+        raise UserError(f"there are no runs of urepa in {client.tracking_uri}; train some with tracking.uri=URI")
+    return ours
+
+
+def _found(stored: Any) -> Run:
+    facts = json.loads(stored.data.tags.get("urepa.summary", "{}"))
+    config = dict(stored.data.params)
+    if "step" in facts:  # a parameter cannot change in MLflow: an extended run has its first end there
+        config["trainer.max_steps"] = str(facts["step"])
+    return Run(
+        id=stored.info.run_id,
+        name=stored.info.run_name,
+        config=config,
+        tags=dict(stored.data.tags),
+        status={"FINISHED": "finished", "FAILED": "failed"}.get(stored.info.status, "unfinished"),
+        facts=facts,
+        curves=dict.fromkeys(stored.data.metrics, NOTHING),
+    )
+
+
+def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(*arguments, max_results=1000, page_token=token, **options)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def with_histories(client: Any, runs: list[Run]) -> list[Run]:
+    """The runs with all their metrics' histories."""
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {run.id: {} for run in runs}
+    started: dict[str, int] = {}
+    keys = sorted({key for run in runs for key in run.curves})
+    for key in progress.bar(keys, desc="metrics", unit="metric", leave=False):
+        having = [run.id for run in runs if key in run.curves]
+        for at in range(0, len(having), RUNS_A_QUERY):
+            for run_id, step, value, time in _history(client, having[at : at + RUNS_A_QUERY], key):
+                points[run_id].setdefault(key, []).append((step, _number(value)))
+                started[run_id] = min(time, started.get(run_id, time))
+    return [replace(run, curves=curves_of(points[run.id]), started=started.get(run.id, 0)) for run in runs]
+
+
+def _history(client: Any, run_ids: list[str], key: str) -> Iterator[Point]:
+    """All points of one metric of some runs. A query that reaches the limit is asked again in halves."""
+    points = _query(client, run_ids, key)
+    if len(points) < POINTS_A_QUERY:
+        yield from points
+    elif len(run_ids) == 1:
+        for point in client.get_metric_history(run_ids[0], key):
+            yield run_ids[0], point.step, point.value, point.timestamp
+    else:
+        half = len(run_ids) // 2
+        yield from _history(client, run_ids[:half], key)
+        yield from _history(client, run_ids[half:], key)
+
+
+def _query(client: Any, run_ids: list[str], key: str) -> list[Point]:
+    """MLflow's bulk query: a method of the database store, a path of the server."""
+    store = client._tracking_client.store
+    if hasattr(store, "get_metric_history_bulk"):
+        rows = [m.to_dict() for m in store.get_metric_history_bulk(run_ids, key, POINTS_A_QUERY)]
+    else:
+        from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+        endpoint = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+        params = {"run_id": run_ids, "metric_key": key, "max_results": POINTS_A_QUERY}
+        response = http_request(store.get_host_creds(), endpoint, "GET", params=params)
+        rows = json.loads(verify_rest_response(response, endpoint).text)["metrics"]
+    return [(row["run_id"], row["step"], row["value"], row["timestamp"]) for row in rows]
+
+
+def _number(value: Any) -> float:
+    """Infinity as it was logged."""
+    number = float(value)
+    return math.copysign(math.inf, number) if abs(number) >= INFINITY else number
