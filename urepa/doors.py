@@ -26,7 +26,7 @@ from urepa.runs import run_name
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
-FOLDER_KEYS = ("resume", "warm_start")  # name runs' folders, which have "=" and "," in their names
+FOLDER_KEYS = ("resume", "warm_start", "run", "out")  # name runs' folders, which have "=" and "," in their names
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
