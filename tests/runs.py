@@ -13,6 +13,7 @@ from urepa import checkpoint
 from urepa.assembly import build_model, make
 from urepa.optimizer import trainable
 from urepa.runs import RunFolder
+from urepa.weights import own_memory
 
 
 def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:
@@ -22,9 +23,7 @@ def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:
     loss, track = make(config["loss"]), make(config["data"])
     model, _ = build_model(config, track, make(config["teacher"]) if loss.taps else None, loss)
     generator = torch.Generator().manual_seed(1)
-    ema = {
-        name: (p + 0.1 * torch.randn(p.shape, generator=generator)).detach() for name, p in trainable(model).items()
-    }
+    ema = {name: (p + 0.1 * torch.randn(p.shape, generator=generator)).detach() for name, p in trainable(model).items()}
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/total": 1.5, "time": 0}\n')
     tensors = {"weights": ema, "ema": ema, "optimizer": {}}
     checkpoint.save(folder / "checkpoints", step, tensors, {"metrics_rows": 1}, "")
@@ -49,3 +48,22 @@ def small_sd(root: Path) -> list[str]:
         "trainer.threads=1",
         "trainer.max_steps=4",
     ]
+
+
+def small_pipeline(unet: Any, scheduler: Any, components: Path | None = None) -> Any:
+    """A StableDiffusionPipeline around a small U-Net, with the folder's other components or without any."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    if components is None:
+        vae, text, tokenizer = AutoencoderKL(norm_num_groups=4, block_out_channels=(8,) * 4), None, None
+    else:
+        vae = AutoencoderKL.from_pretrained(components / "vae")
+        text = CLIPTextModel.from_pretrained(components / "text_encoder")
+        tokenizer = CLIPTokenizer.from_pretrained(components / "tokenizer")
+    own_memory(unet)  # and not where safetensors lies in its file: rounding depends on that
+    own_memory(vae)
+    vae.enable_slicing()
+    pipe = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

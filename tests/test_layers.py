@@ -12,7 +12,7 @@ import urepa
 
 ROOT = Path(urepa.__file__).parent
 FLOORS = {
-    0: "errors nested contracts draws files hub losses objectives pictures progress schedules strata config",
+    0: "errors nested contracts draws files hub losses objectives pictures progress schedules strata weights config",
     1: "sampling speed backbones heads lora teachers data",
     2: "alignment checkpoint tracking metrics optimizer parallel guards signals evaluation runs code_state",
     3: "trainer",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from urepa.errors import UserError
 from urepa.hub import resolve
+from urepa.weights import own_memory
 
 
 def load_vae(weights: str) -> Any:
@@ -28,7 +29,7 @@ def load_vae(weights: str) -> Any:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"data.vae={weights} could not be loaded ({reason}); give a local diffusers folder") from error
-    return vae.eval().requires_grad_(False)
+    return own_memory(vae).eval().requires_grad_(False)
 
 
 @torch.no_grad()
