@@ -1,1 +1,19 @@
 """urepa: ablations of representation alignment (REPA, U-REPA) in diffusion training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from urepa.opened import load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> object:
+    """`urepa.load`, imported when it is asked for: `import urepa` stays light."""
+    if name != "load":
+        raise AttributeError(f"module 'urepa' has no attribute '{name}'")
+    from urepa.opened import load
+
+    return load

@@ -421,6 +421,53 @@ class Compare:
     order: list[str] = MISSING
 
 
+class Sampler(Enum):
+    ddim = "ddim"
+    dpmsolver = "dpmsolver"  # DPM-Solver++(2M)
+    euler = "euler"
+
+
+class Baseline(Enum):
+    base = "base"
+
+
+@dataclass
+class DataPlaces:
+    root: str | None = None  # where the track's files lie now; null: where they lay
+    vae: str | None = None  # the same, of the VAE
+
+
+@dataclass
+class BackbonePlaces:
+    weights: str | None = None  # where the base weights lie now; null: where they lay
+
+
+@dataclass
+class OfRun:
+    run: str | None = None  # a run's folder, finished or not
+    out: str | None = None  # null: a folder inside the run's
+    data: DataPlaces = field(default_factory=DataPlaces)
+    backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
+
+
+@dataclass
+class Generate(OfRun):
+    classes: list[int] | None = None  # ids; null: all
+    n: int = MISSING  # images of each class
+    sampler: Sampler = MISSING
+    steps: int = MISSING
+    guidance: float = MISSING
+    seed: int = MISSING
+    against: Baseline | None = None  # base: the same noise through the base weights without LoRA, beside it
+    batch_size: int = MISSING  # images at a time on each GPU
+    precision: Precision = Precision.fp32
+
+
+@dataclass
+class Export(OfRun):
+    pass
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
@@ -432,6 +479,8 @@ def register() -> None:
     store.store(name="compare_schema", node=Compare)
     store.store(name="preprocess_schema", node=Preprocess)
     store.store(name="ablation_grid_schema", node=AblationGrid)
+    store.store(name="generate_schema", node=Generate)
+    store.store(name="export_schema", node=Export)
     nodes = {
         "tiny_unet": TinyUNet,
         "sd15": SD15,

@@ -28,7 +28,18 @@ from urepa.runs import run_name
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
 # their values have "=" and "," in them: runs' folders, a store's URI, a tag, settings of a baseline
-VERBATIM_KEYS = ("resume", "warm_start", "run", "runs", "store", "report", "baseline", "select.tag", "select.ids")
+VERBATIM_KEYS = (
+    "resume",
+    "warm_start",
+    "run",
+    "runs",
+    "out",
+    "store",
+    "report",
+    "baseline",
+    "select.tag",
+    "select.ids",
+)
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 

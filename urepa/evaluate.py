@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.checks import check_ranges
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.runs import RunFolder, plain
+from urepa.runs import plain, require_config
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
@@ -35,9 +35,7 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("an evaluation is one process: start it without torchrun")
     path = Path(asked["run"])
-    config = RunFolder(path).stored_config()
-    if config is None:
-        raise UserError(f"run={path} is not a run's folder: it has no config.yaml")
+    config = require_config(path)
     end, summary = config["trainer"]["max_steps"], path / "summary.json"
     if not summary.is_file() or json.loads(summary.read_text())["step"] != end:
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")

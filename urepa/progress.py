@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ LOG_SECONDS = 30.0
 
 
 def bar(*arguments: Any, **options: Any) -> tqdm:
-    """tqdm, that does not fill a log with every step."""
+    """tqdm, that does not fill a log with every step, on rank 0."""
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-    return tqdm(*arguments, mininterval=seconds, dynamic_ncols=True, **options)
+    common = {"mininterval": seconds, "dynamic_ncols": True, "disable": os.environ.get("RANK", "0") != "0"}
+    return tqdm(*arguments, **(common | options))

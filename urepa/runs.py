@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -76,11 +77,16 @@ def run_name(overrides: list[str], seed: int) -> str:
         name += f"+{given.pop('ablation')}"
     given.pop("seed", None)
     parts = [f"{k}={v}" for k, v in sorted(given.items()) if is_identity(k.replace("/", "."))]
-    name = quote(",".join([name, *parts]), safe="=,+._-")
+    return f"{folder_name([name, *parts])}/seed{seed}"
+
+
+def folder_name(parts: list[str]) -> str:
+    """Parts as one name, escaped; a long one ends in a hash."""
+    name = quote(",".join(parts), safe="=,+._-")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:10]
         name = f"{name[: LONGEST_NAME - 11]}-{digest}"
-    return f"{name}/seed{seed}"
+    return name
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -105,6 +111,24 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The facts in a summary; an older or unfinished run lacks some."""
     return {key: summary[key] for key in FACTS if key in summary}
+
+
+def require_config(path: Path) -> dict[str, Any]:
+    """The config of the run in a folder; a UserError if it is not a run's."""
+    config = RunFolder(path).stored_config()
+    if config is None:
+        raise UserError(f"run={path} is not a run's folder: it has no config.yaml")
+    return config
+
+
+def stored_names(path: Path) -> tuple[str, str]:
+    """Experiment and ablation of a run that is named by its folder, from its summary or from that name."""
+    file = path / "summary.json"
+    if file.exists():
+        summary = json.loads(file.read_text())
+        return summary["experiment"], summary["ablation"]
+    experiment, _, ablation = path.resolve().parent.name.split(",")[0].partition("+")
+    return experiment, ablation if ablation else "baseline"
 
 
 class RunFolder:

@@ -32,7 +32,7 @@ from urepa.metrics import is_final, read_rows, storable
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
-from urepa.runs import RunFolder, facts_of, is_identity, parse_overrides, plain
+from urepa.runs import RunFolder, facts_of, is_identity, parse_overrides, plain, stored_names
 from urepa.schedules import cosine_with_warmup
 from urepa.trainer import Trainer
 
@@ -121,7 +121,7 @@ class Session:
         """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
         stored = self.folder.stored_config()
         assert stored is not None, "the resolver has seen it"
-        self.experiment, self.ablation = self._stored_names()
+        self.experiment, self.ablation = stored_names(self.folder.path)
         config = OmegaConf.create(stored)
         for key in self.given:
             if key == "resume":
@@ -146,15 +146,6 @@ class Session:
             )
         self.config = plain(config)
         self.folder.store_config(self.config)
-
-    def _stored_names(self) -> tuple[str, str]:
-        """Experiment and ablation of a run that is named by its folder, from its summary or from that name."""
-        file = self.folder.path / "summary.json"
-        if file.exists():
-            summary = json.loads(file.read_text())
-            return summary["experiment"], summary["ablation"]
-        experiment, _, ablation = self.folder.path.parent.name.split(",")[0].partition("+")
-        return experiment, ablation if ablation else "baseline"
 
     # --- the run ----------------------------------------------------------------------------------------
 
@@ -193,7 +184,7 @@ class Session:
         summary and MLflow follow."""
         with self._accelerated():
             self.folder.claim()
-            self.experiment, self.ablation = self._stored_names()
+            self.experiment, self.ablation = stored_names(self.folder.path)
             path, end = self.folder.path, self.config["trainer"]["max_steps"]
             found = checkpoint.require(path)
             if found.step != end:

@@ -15,6 +15,7 @@ from torch import Tensor
 from urepa.backbones.unet import UNet
 from urepa.errors import UserError
 from urepa.hub import resolve
+from urepa.weights import own_memory
 
 # SD-1.5's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
 ARCHITECTURE: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -149,7 +150,7 @@ def _load(name: str, **where: Any) -> Any:
     odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if odd:
         raise UserError(f"{name} does not hold a whole U-Net: {len(odd)} weights are missing or do not fit ({odd[0]})")
-    return unet
+    return own_memory(unet)
 
 
 def _check_config(config: dict[str, Any], where: str) -> None:

@@ -22,6 +22,7 @@ from urepa import progress
 from urepa.data.cache import Sample
 from urepa.data.images import read_images
 from urepa.data.store import Part, StoreWriter
+from urepa.data.vae import load_vae
 from urepa.errors import UserError
 from urepa.files import write_whole
 from urepa.hub import resolve
@@ -81,20 +82,8 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
 
     The posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling.
     """
-    from diffusers import AutoencoderKL
-
-    name, revision = resolve(weights)
-    local = Path(name)
-    where: dict[str, Any] = {"subfolder": "vae"} if not local.is_dir() or (local / "vae").is_dir() else {}
-    where["revision"] = revision
-    try:
-        loaded = AutoencoderKL.from_pretrained(name, use_safetensors=True, torch_dtype=torch.float32, **where)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data.vae={weights} could not be loaded ({reason}); give a local diffusers folder") from error
     device, dtype = device_and_dtype()
-    vae: Any = loaded
-    vae = vae.to(device, dtype).eval().requires_grad_(False)
+    vae = load_vae(weights).to(device, dtype)
     scale = float(vae.config.scaling_factor)
 
     @torch.inference_mode()
@@ -105,7 +94,7 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
             return torch.stack([posterior.mean, posterior.std], dim=1).float().mul(scale).cpu().numpy()
         return posterior.mode().float().mul(scale).cpu().numpy()
 
-    return encode, {"vae": Path(name).name, "scaling_factor": scale, "moments": moments}
+    return encode, {"vae": Path(resolve(weights)[0]).name, "scaling_factor": scale, "moments": moments}
 
 
 def token_encoder(teacher: Any) -> Encode:

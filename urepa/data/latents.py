@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from urepa.data import vae
 from urepa.data.cache import Cache, Sample, check_manifest, read_split
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineTokens
@@ -65,6 +69,7 @@ class LatentTrack:
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
         self.online_teacher, self.stage_to = online_teacher, stage_to
         self.remake = f"make it with `python -m urepa.preprocess data={name} data.root={root}`"
+        self.image_shape = (3, image_size, image_size)
 
     def record_shape(self) -> list[int]:
         """Of a latents record: [C,H,W], or [2,C,H,W] with moments."""
@@ -108,6 +113,19 @@ class LatentTrack:
             require_keys(tokens, [f"{s.sample_id}_mid" for rows in splits.values() for s in rows], self.remake)
         grid = None if teacher is None else teacher.grid
         return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        """The VAE between images and latents; a UserError where its weights are not to be had."""
+        return vae.load_vae(self.vae)
+
+    def to_rgb(self, x0: Tensor) -> Tensor:
+        """Latents to images [B,3,S,S] in [0,1]."""
+        return vae.decode(self.autoencoder.to(x0.device), x0)
+
+    def to_x0(self, images_B3SS: Tensor) -> Tensor:
+        """Images in [0,1] to latents, as the latents stage makes them."""
+        return vae.encode(self.autoencoder.to(images_B3SS.device), images_B3SS)
 
     def samples(self) -> dict[str, list[Sample]]:
         """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""

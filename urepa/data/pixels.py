@@ -42,6 +42,7 @@ class PixelTrack:
     """Builds and opens the caches of one small data set. Fields are described in `urepa.config`."""
 
     prompt_bytes = 0  # its conditions are class ids
+    autoencoder = None  # pixels need none
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class PixelTrack:
         self.num_classes, self.cfg_dropout, self.scale = num_classes, cfg_dropout, scale
         self.build_on_first_use, self.online_teacher = build_on_first_use, online_teacher
         side = image_size // unshuffle
+        self.image_shape = (channels, image_size, image_size)
         self.latent_shape = (channels * unshuffle**2, side, side)
         size = "all" if limit is None else limit
         place = f"{digest64(images):016x}"[:6]  # two image folders have two caches
@@ -147,9 +149,7 @@ class PixelTrack:
 
         def records() -> Iterator[tuple[str, np.ndarray]]:
             for row in progress.bar(rows, desc=f"{self.name}: latents", unit="image"):
-                image_1CSS = self._image(row.load())
-                latent = F.pixel_unshuffle((image_1CSS * 2 - 1) * self.scale, self.unshuffle)
-                yield row.name, latent[0].numpy()
+                yield row.name, self.to_x0(self._image(row.load()))[0].numpy()
 
         write_store(self.folder / "latents", records(), self._manifest())
 
@@ -209,6 +209,10 @@ class PixelTrack:
 
     def _images(self, latents: Store, ids: list[str]) -> Tensor:
         return self.to_rgb(torch.from_numpy(latents.read(ids)))
+
+    def to_x0(self, images_BCSS: Tensor) -> Tensor:
+        """Images in [0,1] to latents."""
+        return F.pixel_unshuffle((images_BCSS * 2 - 1) * self.scale, self.unshuffle)
 
     def to_rgb(self, x0: Tensor) -> Tensor:
         """Latents back to images [B,3,S,S] in [0,1]."""

@@ -1,0 +1,180 @@
+"""Exports through diffusers' own loaders: the same pixels as `generate`; and a card that names cannot break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import small_pipeline, small_sd, write_run
+from safetensors.torch import load_file
+
+import urepa
+from urepa import exporting
+from urepa.contracts import Condition
+from urepa.errors import UserError
+from urepa.exporting import export
+from urepa.image_set import generate
+from urepa.model_card import fenced, model_card, plain
+from urepa.sampling import image_noise, sample, scheduler_for
+
+Compose = Callable[..., dict[str, Any]]
+CLASSES = [207, 999]
+ELSEWHERE = {"out": None, "data": {"root": None, "vae": None}, "backbone": {"weights": None}}
+# adapters on attention and convolutions, with α ≠ r
+LORA = ("lora.alpha=2", "lora.targets=attention_conv")
+FULL = ("lora=none", "optimizer=adamw_full", "objective=ddpm_eps_scaled")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def overrides(root: Path) -> list[str]:
+    return small_sd(root)
+
+
+def asked_of(run: Path, **more: Any) -> dict[str, Any]:
+    return ELSEWHERE | {"run": str(run)} | more
+
+
+def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
+    """Pixels of what generate makes, by variant."""
+    out = run / f"images{len(list(run.iterdir()))}"
+    request = {"classes": CLASSES, "n": 2, "sampler": "dpmsolver", "steps": 4, "guidance": 3.0, "seed": 5}
+    request |= {"against": None, "batch_size": 16, "precision": "fp32"}
+    generate(asked_of(run, out=str(out)) | request | more)
+    assert (out / "grid.png").exists()
+    return {
+        folder.name: np.stack([np.asarray(Image.open(p)) for p in sorted(folder.iterdir())])
+        for folder in out.iterdir()
+        if folder.is_dir()
+    }
+
+
+def through(pipe: Any, root: Path) -> np.ndarray:
+    """The same images by a pipeline."""
+    prompts = torch.load(root / "data" / "clip_embeddings_1001.pt", weights_only=True).float()
+    images = [(c, i) for c in CLASSES for i in range(2)]
+    made = pipe(
+        latents=torch.stack([image_noise(5, c, i, (4, 8, 8)) for c, i in images]),
+        prompt_embeds=prompts[[c for c, _ in images]],
+        negative_prompt_embeds=prompts[[1000] * 4],
+        guidance_scale=3.0,
+        num_inference_steps=4,
+    )
+    return np.stack([np.asarray(image) for image in made.images])
+
+
+def dpmsolver(folder: Path) -> Any:
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
+
+
+def test_lora_through_a_pipeline_gives_the_same_pixels(root: Path, overrides: list[str], compose: Compose) -> None:
+    from diffusers import UNet2DConditionModel
+
+    run = write_run(root / "outputs" / "track_a" / "lora", compose(*overrides, *LORA), 4)
+    ours = generated(run, against="base")
+    folder = export(asked_of(run))
+    assert folder == run / "export" / "step_00000004"
+    pipe = small_pipeline(
+        UNet2DConditionModel.from_pretrained(root / "sd" / "unet"), dpmsolver(folder), components=root / "sd"
+    )
+    assert np.array_equal(through(pipe, root), ours["base"])
+    pipe.load_lora_weights(folder)
+    assert np.array_equal(through(pipe, root), ours["images"])
+    assert np.abs(ours["images"].astype(int) - ours["base"]).mean() > 1, "the adapters do something"
+    config = (folder / "scheduler" / "scheduler_config.json").read_text()
+    assert '"prediction_type": "v_prediction"' in config
+    assert '"beta_schedule": "linear"' in config
+    heads = load_file(folder / "heads.safetensors")
+    opened = urepa.load(run, device="cpu")
+    assert heads.keys() == opened.model.heads.state_dict().keys()
+    assert all(torch.equal(heads[k], v) for k, v in opened.model.heads.state_dict().items())
+    assert not (folder / "unet").exists()
+    card = (folder / "README.md").read_text()
+    assert "**The model predicts v**, with linear β from 0.00085 to 0.012" in card
+    assert "LoRA of rank 8" in card
+    assert "| train/total | 1.5 |" in card
+    assert "> Claim: the document's run" in card
+    assert "tracking" not in (folder / "config.yaml").read_text()
+
+
+def test_a_full_unet_through_a_pipeline_gives_the_same_pixels(
+    root: Path, overrides: list[str], compose: Compose
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    run = write_run(root / "outputs" / "track_a" / "full", compose(*overrides, *FULL), 4)
+    ours = generated(run)
+    folder = export(asked_of(run))
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    pipe = small_pipeline(unet, dpmsolver(folder), components=root / "sd")
+    assert np.array_equal(through(pipe, root), ours["images"])
+    assert pipe.scheduler.config.prediction_type == "epsilon"
+    assert not (folder / "embedding.safetensors").exists(), "the prompts are the text encoder's"
+
+
+def test_a_small_unets_card_says_how_to_sample(
+    compose: Compose, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "outputs" / "quickstart" / "seed0", compose(*small_run), 3)
+    folder = export(asked_of(run, out=str(tmp_path / "given" / "there")))
+    card = (folder / "README.md").read_text()
+    assert "The run was not finished" in card
+    code = card.split("```python\n")[1].split("```")[0].replace("set_timesteps(50)", "set_timesteps(3)")
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    opened = urepa.load(run, device="cpu")
+    torch.manual_seed(0)
+    noise = torch.randn(1, *opened.track.latent_shape)
+    condition = Condition(torch.tensor([0]), 10)
+    ours = sample(opened.model.backbone, noise, condition, scheduler_for(opened.objective, "ddim"), 3, 1)
+    assert torch.equal(found["x"], ours)
+
+
+def test_an_export_is_there_whole_or_not_at_all(
+    compose: Compose, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "outputs" / "quickstart" / "seed0", compose(*small_run), 3)
+    (run / "export" / ".step_00000003.tmp").mkdir(parents=True)  # of one that was killed
+    (run / "export" / ".step_00000003.tmp" / "rest").touch()
+
+    def full(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "model_card", full)
+        with pytest.raises(OSError, match="full"):
+            export(asked_of(run))
+    assert list((run / "export").iterdir()) == []
+    folder = export(asked_of(run))
+    assert not (folder / "rest").exists()
+    with pytest.raises(UserError, match="is there already"):
+        export(asked_of(run))
+
+
+def test_names_cannot_break_the_card(compose: Compose, small_run: list[str], tmp_path: Path) -> None:
+    config = compose(*small_run)
+    config["data"]["name"] = "```\n<script>alert(1)</script>"
+    run = tmp_path / "<script>alert(2)<|script>+[x](javascript:3)" / "seed0"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1, "val/<b>|": 2}\n')
+    card = model_card(run, 3, config, config["data"]["name"], [])
+    head, code = card.split("````yaml\n")
+    assert "\\<script\\>alert(2)\\<\\|script\\>" in head
+    assert "[x](javascript" not in head
+    assert "| val/\\<b\\>\\| | 2 |" in head
+    assert code == "```\n<script>alert(1)</script>\n````\n"
+    assert plain("a\nb") == "a b"
+    assert fenced("x", "y") == "```y\nx\n```"

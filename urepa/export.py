@@ -1,0 +1,39 @@
+"""`python -m urepa.export run=FOLDER`: a run's EMA weights in diffusers' formats, with a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.errors import UserError
+from urepa.runs import plain, require_config
+
+
+@hydra.main(config_path=CONF, config_name="export", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """One folder, written whole or not at all."""
+    with one_line_mistakes():
+        asked = plain(config)
+        check(asked)
+        from urepa.exporting import export
+
+        print(f"exported to {export(asked)}/")
+
+
+def check(asked: dict[str, Any]) -> None:
+    """A UserError where there is nothing to export."""
+    if asked["run"] is None:
+        raise UserError("say which run: python -m urepa.export run=outputs/NAME/seed0")
+    config = require_config(Path(asked["run"]))
+    with_lora = config["lora"]["_target_"].endswith("add_lora")
+    if with_lora and config["backbone"].get("weights", "random") == "random":
+        raise UserError("this run's LoRA changes random weights that are nowhere else: there is nothing to export")
+
+
+if __name__ == "__main__":
+    prepare()
+    open_door(main, "export")

@@ -1,0 +1,205 @@
+"""The images of one request: in a folder of their own, each there whole or not at all, made once.
+
+The list of images is cut into batches in an order that the request alone decides, and a batch is always computed as a
+whole. So any number of processes, and any number of kills, gives the same files; another batch size rounds otherwise.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image as Picture
+
+from urepa import checkpoint, progress
+from urepa.contracts import Condition
+from urepa.data.build import class_names
+from urepa.errors import UserError
+from urepa.files import write_whole
+from urepa.opened import OpenedRun, given_places, open_base, relocated
+from urepa.parallel import on_main
+from urepa.pictures import labelled_grid, to_pixels, to_png
+from urepa.runs import folder_name, require_config
+from urepa.sampling import image_noise, sample, scheduler_for
+from urepa.session import accelerate_for
+
+GRID_COLUMNS, GRID_CLASSES = 12, 24  # at most so many are shown
+TUNED = "images"  # the folder of the run's own images; the base model's bear its name
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of the request."""
+
+    class_id: int
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"c{self.class_id:04d}_{self.index:05d}.png"
+
+
+def generate(asked: dict[str, Any]) -> None:
+    """Makes what is missing of the images that are asked for (`urepa.config.Generate`), then the grid."""
+    run = Path(asked["run"])
+    config = require_config(run)
+    with accelerated(config["trainer"] | {"precision": asked["precision"]}) as accelerator:
+        found: checkpoint.Checkpoint = on_main(lambda: checkpoint.require(run))
+        images = ImageSet(asked, config, found)
+        missing = on_main(images.prepare)  # asked once: a rank that looked later would see others' new files
+        if any(missing.values()):
+            images.make(missing, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            images.write_grid()
+            images.report()
+
+
+@contextmanager
+def accelerated(trainer: dict[str, Any]) -> Iterator[Accelerator]:
+    """An accelerator with repeatable kernels, given back afterwards."""
+    accelerator = accelerate_for(trainer | {"deterministic": True})
+    try:
+        yield accelerator
+    finally:
+        gc.collect()
+        accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class ImageSet:
+    """One request's images: what they are, which of them are there, and how the others are made."""
+
+    def __init__(self, asked: dict[str, Any], config: dict[str, Any], found: checkpoint.Checkpoint) -> None:
+        self.asked, self.found = asked, found
+        self.places = given_places(asked)
+        self.config = relocated(config, self.places)
+        self.request = self._request()
+        self.folder = self._default_folder() if asked["out"] is None else Path(asked["out"])
+        images = [Image(c, i) for c in asked["classes"] for i in range(asked["n"])]
+        size = asked["batch_size"]
+        self.batches = [images[start : start + size] for start in range(0, len(images), size)]
+        self.new = 0
+        self.variants = ([] if asked["against"] is None else [asked["against"]]) + [TUNED]
+
+    def _request(self) -> dict[str, Any]:
+        """All that the images depend on, but for rounding."""
+        keys = ("classes", "n", "sampler", "steps", "guidance", "seed", "precision")
+        parts = {"base": self.config["backbone"].get("weights"), "vae": self.config["data"].get("vae")}
+        names = {part: None if name is None else Path(name).name for part, name in parts.items()}
+        weights = self.found.state["files"]["ema.safetensors"]
+        return {"step": self.found.step, "weights": weights} | names | {key: self.asked[key] for key in keys}
+
+    def _default_folder(self) -> Path:
+        """Below the run's folder, named by the request."""
+        asked = self.asked
+        name = [f"step_{self.found.step:08d}", f"{asked['sampler']}{asked['steps']}", f"n={asked['n']}"]
+        name += [f"guidance={asked['guidance']:g}", f"seed={asked['seed']}"]
+        name += [asked["precision"]] if asked["precision"] != "fp32" else []
+        if len(asked["classes"]) < self.config["data"]["num_classes"]:
+            name.append("classes=" + "+".join(map(str, asked["classes"])))
+        return Path(asked["run"]) / "generated" / folder_name(name)
+
+    # --- what is there ----------------------------------------------------------------------------------
+
+    def prepare(self) -> dict[str, list[int]]:
+        """Makes the folder the request's own. Returns, for each variant, the batches of which images are missing;
+        a UserError if the folder holds another request's."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / "request.json"
+        there = json.loads(record.read_text()) if record.exists() else self.request
+        differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in self.request.items() if there.get(k) != v]
+        if differing:
+            raise UserError(f"{self.folder} holds other images ({'; '.join(differing)}); give out=FOLDER, another one")
+        write_whole(record, json.dumps(self.request, indent=1))
+        end = self.config["trainer"]["max_steps"]
+        if self.found.step < end:
+            print(f"warning: {self.asked['run']} has {self.found.step} of {end} steps; these are images of that step")
+        for variant in self.variants:
+            (self.folder / variant).mkdir(exist_ok=True)
+            for stale in (self.folder / variant).glob(".*.tmp"):
+                stale.unlink()
+        pairs = [(v, i, len(self._missing(v, batch))) for v in self.variants for i, batch in enumerate(self.batches)]
+        self.new = sum(count for *_, count in pairs)
+        return {v: [i for variant, i, count in pairs if count and variant == v] for v in self.variants}
+
+    def _missing(self, variant: str, batch: list[Image]) -> list[Image]:
+        return [image for image in batch if not (self.folder / variant / image.name).exists()]
+
+    # --- what is made -----------------------------------------------------------------------------------
+
+    def make(self, missing: dict[str, list[int]], accelerator: Accelerator) -> None:
+        """This process's part of the missing batches."""
+        rank, world = accelerator.process_index, accelerator.num_processes
+        opened = open_base(Path(self.asked["run"]), accelerator.device, self.places)
+        _ = opened.track.autoencoder  # missed now, not after all the steps
+        own = {variant: batches[rank::world] for variant, batches in missing.items()}
+        total = sum(len(self._missing(v, self.batches[i])) for v, batches in own.items() for i in batches)
+        with progress.bar(total=total, unit="image") as bar:
+            for variant, batches in own.items():  # the base model's come first
+                if variant == TUNED:
+                    opened.load_ema(self.found)
+                for i in batches:
+                    with accelerator.autocast():
+                        x0 = self._sample(opened, self.batches[i])
+                    bar.update(self._write(variant, self.batches[i], opened.track.to_rgb(x0)))
+
+    def _sample(self, opened: OpenedRun, batch: list[Image]) -> torch.Tensor:
+        asked, shape = self.asked, opened.track.latent_shape
+        noise = torch.stack([image_noise(asked["seed"], image.class_id, image.index, shape) for image in batch])
+        ids_B = torch.tensor([image.class_id for image in batch], device=opened.device)
+        scheduler = scheduler_for(opened.objective, asked["sampler"])
+        condition = Condition(ids_B, opened.null_id)
+        noise = noise.to(opened.device)
+        return sample(opened.model.backbone, noise, condition, scheduler, asked["steps"], asked["guidance"])
+
+    def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:
+        """Writes what is not there yet. Returns how many those were."""
+        missing = self._missing(variant, batch)
+        for image, rgb_3HW in zip(batch, images_B3HW, strict=True):
+            if image in missing:
+                write_whole(self.folder / variant / image.name, to_png(to_pixels(rgb_3HW)))
+        return len(missing)
+
+    # --- what is shown ----------------------------------------------------------------------------------
+
+    def write_grid(self) -> None:
+        """A row per class; with a base model, its row above the run's, the same noise in each column."""
+        columns = range(min(self.asked["n"], GRID_COLUMNS))
+        titles = {TUNED: f"step {self.found.step}"}
+        rows = []
+        for class_id in self.asked["classes"][:GRID_CLASSES]:
+            for variant in self.variants:
+                label = self._label(class_id)
+                label += f" · {titles.get(variant, variant)}" if len(self.variants) > 1 else ""
+                files = [self.folder / variant / Image(class_id, i).name for i in columns]
+                rows.append((label, [Picture.open(file).convert("RGB") for file in files]))
+        write_whole(self.folder / "grid.png", labelled_grid(rows))
+
+    def _label(self, class_id: int) -> str:
+        """The class's id, and its name where the track knows it."""
+        return f"{class_id} {self.names[class_id]}" if class_id < len(self.names) else f"class {class_id}"
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the classes; a small track keeps none."""
+        named = self.config["data"].get("class_names")
+        try:
+            return [] if named is None else class_names(named)
+        except UserError as error:
+            print(f"warning: the grid has no class names: {error}")
+            return []
+
+    def report(self) -> None:
+        """Where everything lies."""
+        total = sum(map(len, self.batches)) * len(self.variants)
+        print(f"{total} images ({self.new} new) in {self.folder}/, shown in {self.folder}/grid.png")

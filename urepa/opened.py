@@ -1,0 +1,161 @@
+"""A run opened for use: its model under EMA weights, its objective and its track. No cache is needed.
+
+Shapes: B images, C channels, S image size, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urepa import checkpoint, draws
+from urepa.alignment import AlignedModel
+from urepa.assembly import build_model, make
+from urepa.contracts import Condition, Denoised, Tokens, no_rows
+from urepa.errors import UserError
+from urepa.nested import flatten
+from urepa.objectives import DDPM
+from urepa.optimizer import trainable
+from urepa.runs import require_config
+
+# where things lie now, for a run that was trained elsewhere
+PLACES = ("data.root", "data.vae", "backbone.weights")
+
+
+@dataclass
+class OpenedRun:
+    """What `urepa.load` gives. In eval mode, frozen, fp32."""
+
+    folder: Path
+    step: int
+    config: dict[str, Any]
+    model: AlignedModel
+    objective: DDPM
+    track: Any
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self._trained = trainable(self.model)
+        self.model.to(self.device).eval().requires_grad_(False)
+
+    @property
+    def null_id(self) -> int:
+        """The id of "no class"."""
+        return int(self.track.num_classes)
+
+    def features(self, images: Tensor, t: int | Tensor = 500, tap: str = "mid", noise: Tensor | None = None) -> Tokens:
+        """The tap's tokens [B,N,D] under the null condition: a class would leak the label.
+
+        Args:
+            images: [B,C,S,S] in [0,1], of the track's channels and size; a VAE encodes them where the track has one.
+            t: a timestep, or one per image; spec 000 §11.1 takes 500.
+            noise: standard normal, of the latents' shape. None: the same fixed noise for every image, so that an
+                image's features depend on nothing beside it.
+
+        Raises UserError where the images, the timestep or the tap are not the run's.
+        """
+        return self._denoised(images, t, (tap,), noise).features[tap].float()
+
+    def aligned(self, images: Tensor, t: int | Tensor = 500, tap: str = "mid", noise: Tensor | None = None) -> Tokens:
+        """The same through the tap's head: unit tokens in the teacher's space, on its grid."""
+        if tap not in self.model.heads:
+            heads = ", ".join(self.model.heads)
+            raise UserError(f"this run has no head on '{tap}'; it has {heads if heads else 'none: loss=none'}")
+        with torch.no_grad():
+            return self.model.heads[tap](self._denoised(images, t, (tap,), noise).features[tap].float())
+
+    @torch.no_grad()
+    def _denoised(self, images: Tensor, t: int | Tensor, taps: tuple[str, ...], noise: Tensor | None) -> Denoised:
+        check_images(images, self.track.image_shape)
+        images = images.to(self.device, torch.float32)
+        t_B = torch.as_tensor(t, device=self.device).expand(len(images))
+        last = self.objective.timesteps - 1
+        if t_B.is_floating_point() or t_B.min() < 0 or t_B.max() > last:
+            raise UserError(f"t={t}: give whole timesteps from 0 to {last}")
+        shape = self.track.latent_shape
+        if noise is None:
+            noise = draws.normal(shape, draws.generator(0, "features")).expand(len(images), *shape)
+        elif noise.shape != (len(images), *shape):
+            raise UserError(f"noise is {list(noise.shape)}; give {[len(images), *shape]}")
+        x_t = self.objective.corrupt(self.track.to_x0(images), noise.to(self.device), t_B)
+        null = Condition(torch.full((len(images),), self.null_id, device=self.device), self.null_id)
+        return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
+
+    def load_ema(self, found: checkpoint.Checkpoint) -> None:
+        """From base weights to the checkpoint's EMA weights."""
+        checkpoint.load_named(self._trained, found.tensors("ema"), str(found.folder))
+        self.step = found.step
+
+
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Are they [B,C,S,S] in [0,1]?"""
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or not len(images):
+        expected = ",".join(map(str, shape))
+        raise UserError(f"images are {list(images.shape)}; this run's are [B,{expected}]: resize them first")
+    if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
+        raise UserError(f"images are {images.dtype} in [{images.min()}, {images.max()}]; give floats in [0, 1]")
+
+
+def open_base(run: Path, device: torch.device, places: dict[str, str] | None = None) -> OpenedRun:
+    """The run's model as it was before its first step: base weights, LoRA without effect."""
+    config = relocated(require_config(run), {} if places is None else places)
+    loss, objective, track = (make(config[part]) for part in ("loss", "objective", "data"))
+    teacher = make(config["teacher"]) if loss.taps else None  # heads ask its width and grid; its weights stay unread
+    model, _ = build_model(config, track, teacher, loss)
+    return OpenedRun(run, 0, config, model, objective, track, device)
+
+
+def load(run: str | Path, device: str | torch.device | None = None, places: dict[str, str] | None = None) -> OpenedRun:
+    """A run's model under the EMA weights of its newest valid checkpoint.
+
+    Args:
+        run: its folder, `outputs/.../seed0`.
+        device: None takes the GPU, if there is one.
+        places: where things lie now, if the run was trained elsewhere: keys of `PLACES`.
+
+    Raises UserError for a folder that is not a run's, has no valid checkpoint, or whose weights are not to be had.
+    """
+    run = Path(run)
+    require_config(run)
+    found = checkpoint.require(run)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    opened = open_base(run, torch.device(device), places)
+    opened.load_ema(found)
+    return opened
+
+
+def given_places(asked: dict[str, Any]) -> dict[str, str]:
+    """The places that a door was given."""
+    given = {key: asked[key.split(".")[0]][key.split(".")[1]] for key in PLACES}
+    return {key: place for key, place in given.items() if place is not None}
+
+
+def relocated(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+    """A run's config with some of its files elsewhere; a UserError for a key without an effect."""
+    known = flatten(config)
+    for key, place in places.items():
+        if key not in PLACES:
+            raise UserError(f"{key} is no place of a run's files; those are {', '.join(PLACES)}")
+        if key not in known:
+            raise UserError(f"{key} has no effect: this run has no such part; drop it")
+        config = moved(config, str(known[key]), place) if key == "data.root" else replaced(config, key, place)
+    return config
+
+
+def replaced(config: dict[str, Any], key: str, value: str) -> dict[str, Any]:
+    """The config with one dotted key of a group changed."""
+    group, name = key.split(".")
+    return config | {group: config[group] | {name: value}}
+
+
+def moved(config: Any, old: str, new: str) -> Any:
+    """The config with every path below the folder `old` below `new` instead."""
+    if isinstance(config, dict):
+        return {key: moved(value, old, new) for key, value in config.items()}
+    below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
+    return new + config[len(old) :] if below else config
