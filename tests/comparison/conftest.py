@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import changed, write_run
+from made_up import changed, write_run
 
 from urepa.comparison.arms import Study, group
 from urepa.comparison.results import Results, summarise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from studies import changed
+from made_up import changed
 
 from urepa.comparison.comparable import at_other_noise, metrics_of, obstacles, protocol, unpaired_by
 from urepa.comparison.runs import as_text

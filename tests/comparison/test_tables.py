@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from math import isfinite
 
 import pytest
-from studies import HOSTILE
+from made_up import HOSTILE
 
 from urepa.comparison.drawing import draw
 from urepa.comparison.figures import panels

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from studies import changed, write_run
+from made_up import changed, write_run
 
 from urepa.comparison import store
 from urepa.comparison.arms import group

@@ -10,7 +10,7 @@ import browser
 import numpy as np
 import pytest
 from PIL import Image
-from studies import HOSTILE
+from made_up import HOSTILE
 
 from urepa.compare import notices, write_report
 from urepa.comparison.figures import panels

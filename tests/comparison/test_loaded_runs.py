@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from studies import changed
+from made_up import changed
 
 from urepa.comparison.runs import Run, find_folders, select, with_rows
 from urepa.errors import UserError
