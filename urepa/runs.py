@@ -43,6 +43,7 @@ FACTS = (
     "threads",
     "device",
     "validation_set",
+    "evaluation",
     "versions",
     "git_commit",
     "code_state",

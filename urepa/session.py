@@ -221,6 +221,7 @@ class Session:
             "batch_size": trainer.settings.batch_size,
             "best": trainer.best,
             "metrics": metrics,
+            "evaluation": self.config["evaluation"],
             "parameters": _parameters(trainer.model),
             "seconds": {"training": trainer.seconds, "this_process": seconds},
             "peak_memory_bytes": peak,
