@@ -46,6 +46,7 @@ FACTS = (
     "threads",
     "device",
     "validation_set",
+    "evaluation",
     "versions",
     "git_commit",
     "code_state",

@@ -97,6 +97,7 @@ def write_run(
             "threads": 1,
             "device": "cpu",
             "validation_set": "v" * 16,
+            "evaluation": config["evaluation"],
             "versions": VERSIONS,
             "git_commit": COMMIT,
             "code_state": "clean",

@@ -76,9 +76,17 @@ def test_another_beta_is_another_noise_level(config: dict[str, Any]) -> None:
     ],
 )
 def test_the_protocol(config: dict[str, Any], changes: dict[str, Any], validation_set: str | None, same: bool) -> None:
-    known = None if validation_set is None else "v"
-    found = protocol(as_text(changed(config, changes)), validation_set)
-    assert (found == protocol(as_text(config), known)) is same
+    facts = [{} if v is None else {"validation_set": v} for v in (validation_set, validation_set and "v")]
+    found = protocol(as_text(changed(config, changes)), facts[0])
+    assert (found == protocol(as_text(config), facts[1])) is same
+
+
+def test_a_later_evaluation_counts(config: dict[str, Any]) -> None:
+    """A run that was trained without one and evaluated since stands beside runs that had it from the start."""
+    late = as_text(changed(config, {"evaluation": {}}))
+    facts = {"evaluation": config["evaluation"]}
+    assert protocol(late, facts) == protocol(as_text(config), facts) == protocol(as_text(config), {})
+    assert protocol(late, {"evaluation": {}}) == protocol(late, {}) != protocol(late, facts)
 
 
 def test_unknown_evaluations_get_a_column_and_references_do_not() -> None:

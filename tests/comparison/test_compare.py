@@ -8,8 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from urepa.doors import CONF
 
 Add = Callable[..., None]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WORLD_SIZE", "RANK")}
@@ -40,6 +43,13 @@ def test_a_study(add: Add, tmp_path: Path) -> None:
     assert {"index.html", "table.csv", "table.md", "table.tex"} < {file.name for file in report.iterdir()}
     assert {"difference_val_token.png", "difference_val_token.pdf", "curve_train_token.png"} < figures
     assert json.loads((tmp_path / "all.json").read_text())["arms"][1]["differences"]["val/token"]["mark"] == "●"
+
+
+def test_every_arm_has_its_place(compose: Callable[..., dict[str, Any]]) -> None:
+    there = {file.stem for file in (Path(CONF) / "ablation").glob("*.yaml")}
+    order = compose(root="compare")["order"]
+    assert there <= set(order)
+    assert len(order) == len(set(order))
 
 
 def test_one_run(add: Add, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
 
 def _one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
     """The runs that were measured like most of the leading ones; on a tie, like the newest."""
-    of = {run.id: protocol(run.config, run.facts.get("validation_set")) for run in runs}
+    of = {run.id: protocol(run.config, run.facts) for run in runs}
     counts = Counter(tuple(sorted(of[run.id].items())) for run in leading)
     newest = max(leading, key=lambda run: (counts[tuple(sorted(of[run.id].items()))], run.started))
     reference = of[newest.id]

@@ -6,13 +6,16 @@ Reasons are config keys, so that the report can name them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from urepa.comparison.runs import as_text
 from urepa.runs import is_identity
 
 OBJECTIVE = ("objective",)  # ε or v, and β: they set a diffusion loss's scale
 TOKENS = ("loss._target_", "loss.taps", "teacher", "data.token_dtype")
 MANIFOLD = (*TOKENS, "loss.level")
-TOTAL = (*OBJECTIVE, *MANIFOLD, "loss.lambda_max", "loss.manifold_weight", "loss.manifold_clip")
+WEIGHTS = ("loss.lambda_max", "loss.manifold_weight", "loss.manifold_clip", "loss.diffusion_fraction")
+TOTAL = (*OBJECTIVE, *MANIFOLD, *WEIGHTS)
 RESTS_ON = {"total": TOTAL, "diffusion": OBJECTIVE, "token": TOKENS, "cosine": TOKENS, "manifold": MANIFOLD}
 NOISE_LEVELS = ("objective.beta_start", "objective.beta_end", "objective.beta_schedule", "objective.timesteps")
 
@@ -119,13 +122,16 @@ def unpaired_by(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
     return differing(config, baseline, UNPAIRS)
 
 
-def protocol(config: dict[str, str], validation_set: str | None) -> dict[str, str]:
-    """What a run was measured on and how: only runs that agree in all of it are compared."""
+def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, str]:
+    """What a run was measured on and how: only runs that agree in all of it are compared. A summary knows better
+    than the config: which images validated, and how a finished run was evaluated since."""
+    evaluation = as_text({"evaluation": facts["evaluation"]}) if "evaluation" in facts else {}
+    told = {k: v for k, v in config.items() if not k.startswith("evaluation")} | evaluation if evaluation else config
     kept = {
         key: value
-        for key, value in config.items()
+        for key, value in told.items()
         if is_identity(key)
         and (key == "trainer.validation_group" or key.startswith(("data.", "evaluation")))
         and key not in TRAINING_DATA
     }
-    return kept | {"validation images": validation_set or f"those of {config.get('data.name')}"}
+    return kept | {"validation images": facts.get("validation_set", f"those of {config.get('data.name')}")}
