@@ -9,8 +9,8 @@ from pathlib import Path
 import browser
 import numpy as np
 import pytest
-from PIL import Image
 from made_up import HOSTILE
+from PIL import Image
 
 from urepa.compare import notices, write_report
 from urepa.comparison.figures import panels
