@@ -4,9 +4,10 @@
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu
     python -m launchers.status
 
-Its own keys are those of conf/ablation_grid.yaml: arms, seeds, shards, stages, evaluate, dry_run, and cluster (slurm
-or local) with the cluster's settings below it. All else goes to the runs, as on `python -m urepa.train`. The same
-command again skips what is finished and submits what failed. Jobs run from a copy of the commit.
+Its own keys are those of conf/ablation_grid.yaml: arms, seeds, shards, stages, evaluate, measured, dry_run, and
+cluster (slurm or local) with the cluster's settings below it. All else goes to the runs, as on
+`python -m urepa.train`. The same command again skips what is finished and submits what failed. Jobs run from a copy
+of the commit.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
+from launchers.hours import training_hours
 from launchers.study import arms_of, compose_run, stages_of
 from urepa.doors import CONF, explain, one_line_mistakes, prepare
 from urepa.errors import UserError
 from urepa.runs import parse_overrides, plain
 from urepa.tracking import prepare_store
 
-OWN = ("arms", "seeds", "shards", "stages", "evaluate", "dry_run", "cluster")
+OWN = ("arms", "seeds", "shards", "stages", "evaluate", "measured", "dry_run", "cluster")
 LISTS = ("arms", "seeds", "stages")
 
 
@@ -73,6 +75,7 @@ def main() -> None:
     chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)
     if settings["dry_run"]:
         chain.show(stages)
+        print(f"\n{training_hours(runs, settings['measured'])}")
         return
     frozen.copy_to(code)
     for uri in {run.config["tracking"]["uri"] for run in runs if "uri" in run.config["tracking"]}:

@@ -399,6 +399,7 @@ class AblationGrid:
     shards: int = MISSING
     stages: list[str] = MISSING
     evaluate: str | None = None
+    measured: str | None = None
     dry_run: bool = False
 
 

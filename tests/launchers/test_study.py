@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose as compose_hydra
+from hydra import initialize_config_dir
 
 from launchers.ablation_grid import settings_of, split
+from launchers.hours import training_hours
 from launchers.study import Run, Stage, arms_of, compose_run, stages_of
+from urepa.costs import Device, plan
+from urepa.doors import CONF
 from urepa.errors import UserError
+from urepa.plan import hours
+from urepa.runs import plain
 
 TRACK_A = ["+experiment=track_a", "data.root=/data"]
 
@@ -110,6 +117,17 @@ def test_arguments_are_the_study_s_or_its_runs() -> None:
         split(["seed=0"])
     with pytest.raises(UserError, match="arms=a,b,c"):
         split(["+ablation=lora_16"])
+
+
+def test_hours_are_those_of_the_plan() -> None:
+    """Of each arm once for each seed."""
+    runs = runs_of("baseline", "lambda_0", rest=[], gpus=1)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        parts = plain(compose_hydra("plan"))
+    one = plan(parts, Device(**parts["device"]), None)
+    assert one.floor_hours is not None
+    said = training_hours(runs, None)
+    assert said == f"training, GPU-hours on H200: {hours(4 * one.floor_hours)} at least, expected: pending"
 
 
 def test_the_batch_divides_over_the_gpus() -> None:

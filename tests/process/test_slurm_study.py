@@ -115,12 +115,13 @@ def test_on_this_machine_alone(make_workspace: Callable[[], Workspace], tmp_path
     own = (
         *work.overrides(*EVALUATED, "data.limit=330", f"data.root={tmp_path / 'cache'}"),
         *("arms=baseline,lambda_0", "seeds=0", "cluster.at_once=2", "cluster.gpus=[]"),
-        "stages=preprocess,verify,train,evaluate",
     )
     said = here.launch(*own)
     done = [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("done ")]
     assert done[:2] == ["preprocess digits", "verify digits"]
-    assert len(done) == 2 + 2 + 2
+    assert len(done) == 2 + 2 + 2 + 1
+    assert done[-1] == "compare"
+    assert "lambda_0" in (work.folder / "report" / "index.html").read_text()
     for run in work.runs():
         assert "final/samples_named_rightly" in json.loads((run / "summary.json").read_text())["metrics"]
     again = here.launch(*own)
