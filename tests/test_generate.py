@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from runs import small_sd, write_run
 
+from urepa import image_set
 from urepa.errors import UserError
 from urepa.generate import checked
 from urepa.image_set import generate
@@ -115,7 +116,10 @@ def test_a_folder_holds_one_request(run: Path, root: Path, ask: Any, capsys: pyt
     assert json.loads((out / "request.json").read_text())["guidance"] == 1.0
 
 
-def test_weights_that_are_missing_are_missed_before_the_first_step(run: Path, root: Path, ask: Any) -> None:
+def test_weights_that_are_missing_are_missed_before_the_first_step(
+    run: Path, root: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(image_set, "sample")
     with pytest.raises(UserError, match=r"data\.vae=.*nowhere could not be loaded"):
         generate(ask(run, "n=1", "classes=[1]", f"out={root / 'without'}", f"data.vae={root / 'nowhere'}"))
     (root / "empty").mkdir()

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.checks import check_ranges
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
+from urepa.nested import moved
 from urepa.runs import plain, require_config
 
 
@@ -50,14 +51,6 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
     check_ranges(config)
     check_store(path, config["tracking"])
     return config
-
-
-def moved(config: Any, old: str, new: str) -> Any:
-    """The config with every path below the folder `old` below `new` instead."""
-    if isinstance(config, dict):
-        return {key: moved(value, old, new) for key, value in config.items()}
-    below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
-    return new + config[len(old) :] if below else config
 
 
 def check_store(path: Path, tracking: dict[str, Any]) -> None:

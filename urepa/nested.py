@@ -15,3 +15,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def moved(config: Any, old: str, new: str) -> Any:
+    """The config with every path below the folder `old` below `new` instead."""
+    if isinstance(config, dict):
+        return {key: moved(value, old, new) for key, value in config.items()}
+    below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
+    return new + config[len(old) :] if below else config

@@ -17,7 +17,7 @@ from urepa.alignment import AlignedModel
 from urepa.assembly import build_model, make
 from urepa.contracts import Condition, Denoised, Tokens, no_rows
 from urepa.errors import UserError
-from urepa.nested import flatten
+from urepa.nested import flatten, moved
 from urepa.objectives import DDPM
 from urepa.optimizer import trainable
 from urepa.runs import require_config
@@ -151,11 +151,3 @@ def replaced(config: dict[str, Any], key: str, value: str) -> dict[str, Any]:
     """The config with one dotted key of a group changed."""
     group, name = key.split(".")
     return config | {group: config[group] | {name: value}}
-
-
-def moved(config: Any, old: str, new: str) -> Any:
-    """The config with every path below the folder `old` below `new` instead."""
-    if isinstance(config, dict):
-        return {key: moved(value, old, new) for key, value in config.items()}
-    below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
-    return new + config[len(old) :] if below else config
