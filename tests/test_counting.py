@@ -106,6 +106,14 @@ def test_saved_bytes_are_the_closed_form() -> None:
     assert count.saved == {"middle": 4 * 5 * 32, "last": 4 * 5 * 128}
 
 
+def test_a_storage_counts_once_however_often_it_is_saved() -> None:
+    a, b = nn.Linear(16, 4), nn.Linear(16, 4)
+    x = torch.zeros(5, 16)
+    with SavedBytes(nn.ModuleList([a, b])) as saved:
+        (a(x) + b(x[:, :]) + a(x.view(5, 16)[:5])).sum()
+    assert saved.total == x.nbytes
+
+
 class Block(nn.Module):
     """Every kind of layer that a U-Net has."""
 

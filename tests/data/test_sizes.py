@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from photos import TRAIN, VAL, overrides
 
 from urepa.assembly import make
 from urepa.data.sizes import cache_sizes, lmdb_bytes, reader_bytes
@@ -63,6 +64,7 @@ def test_the_digits_caches_are_predicted(compose: Callable[..., dict[str, Any]],
         (["data=track_a"], {"train": 200_000, "val": 50_000}),
         (["data=track_a_minus"], {"train": 100_000, "val": 50_000}),
         (["data=track_b"], {"train": 1_281_167, "val": 50_000}),
+        (["data=track_b", "data.val_images=1000"], {"train": 1_281_167, "val": 1000}),
     ],
 )
 def test_samples_are_known_before_anything_is_built(
@@ -83,6 +85,13 @@ def test_a_folder_of_images_is_counted(make_track: Callable[..., Any], teacher: 
     cache = track.open(teacher)
     assert {split: len(samples) for split, samples in cache.splits.items()} == expected
     cache.close()
+
+
+def test_a_track_that_is_there_has_the_samples_it_has(
+    material: Path, built: Path, compose: Callable[..., dict[str, Any]]
+) -> None:
+    config = compose(*overrides(material, built), "data.train_images=5", root="preprocess")
+    assert make(config["data"]).expected_samples() == {"train": TRAIN, "val": VAL}
 
 
 def test_an_unknown_hub_data_set_must_be_limited(make_track: Callable[..., Any]) -> None:
