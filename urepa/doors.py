@@ -82,7 +82,7 @@ def quoted(argument: str) -> str:
     """`resume=outputs/a,b=1/seed0` with the quotes that Hydra's grammar asks for around such a value."""
     key, _, value = argument.partition("=")
     is_verbatim = key.lstrip("+") in VERBATIM_KEYS and ("=" in value or Path(value).exists())
-    return f"{key}='{value}'" if is_verbatim and value[:1] not in ("", "'", '"') else argument
+    return f"{key}='{value}'" if is_verbatim and value[:1] not in ("", "'", '"', "[") else argument
 
 
 def check_globs(arguments: list[str]) -> None:
