@@ -90,14 +90,13 @@ def notices(results: Any) -> list[str]:
 
 def write_report(results: Any, sentences: list[str], folder: Path) -> None:
     """index.html, table.*, figures/*."""
-    from urepa import progress
     from urepa.comparison import tables
-    from urepa.comparison.drawing import draw
+    from urepa.comparison.drawing import draw_all
     from urepa.comparison.figures import panels
     from urepa.comparison.page import page
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = [draw(panel) for panel in progress.bar(panels(results), desc="figures", unit="figure", leave=False)]
+    drawn = draw_all(panels(results))
     for figure in drawn:
         write_whole(folder / "figures" / f"{figure.panel.name}.png", figure.png)
         write_whole(folder / "figures" / f"{figure.panel.name}.pdf", figure.pdf)

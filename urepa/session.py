@@ -206,7 +206,7 @@ class Session:
             summary["evaluation"] = summary.get("evaluation", {}) | self.config["evaluation"]
             write_whole(path / "summary.json", json.dumps(summary, indent=1))
             shipper.start()
-            shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]))
+            shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]) | _facts(summary))
             print_report(summary, path, shipper.where, self._next_command())
 
     def _evaluated(self, trainer: Trainer, track: Any) -> dict[str, float]:

@@ -15,7 +15,7 @@ COMMIT = "a" * 40
 HOSTILE = (
     '<script>alert("1")</script>',
     "a'b\"c`d",
-    "\\input{x}_$y$ 50% & #1 ~^ {z}",
+    "\\input{x}_$\\frac$ 50% & #1 ~^ {z}",
     "😀 ünïcode λ ± 日本",
     "| bars | and\nlines -->",
     "=cmd()|' /C calc'!A0",

@@ -43,13 +43,13 @@ def test_changes_are_read_from_configs(add: Add, study: Group) -> None:
 
 
 def test_order_is_the_documents_then_by_number(add: Add, study: Group) -> None:
-    add("x", {"head.depth": 4})
+    add("a", {"head.depth": 4})
     add("baseline")
     add("lora_16", {"head.depth": 3})
     for depth in (10, 9):
         add("y", {"head.depth": depth}, name=f"cifar10+y,head.depth={depth}")
-    found = study(order=("head_single_layer", "baseline", "lora_16"))
-    assert [arm.label for arm in found.arms] == ["baseline", "lora_16", "x", "y, depth=9", "y, depth=10"]
+    found = study(order=("head_single_layer", "lora_16", "baseline"))
+    assert [arm.label for arm in found.arms] == ["baseline", "lora_16", "a", "y, depth=9", "y, depth=10"]
 
 
 def test_set_apart(add: Add, study: Group) -> None:

@@ -94,6 +94,8 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     assert summary(run)["metrics"].items() >= (own | first | second | {"train/lambda": 0.5}).items() - {("step", 12)}
     in_mlflow = "select step, value from metrics where key = 'final/pixel_knn' and run_uuid = ? order by timestamp"
     assert query(copied.db, in_mlflow, run_id) == [(12, row["final/pixel_knn"]) for row in (first, second)]
+    ((facts,),) = query(copied.db, "select value from tags where key = 'urepa.summary' and run_uuid = ?", run_id)
+    assert json.loads(facts)["evaluation"] == summary(run)["evaluation"], "what a comparison goes by"
     as_if_killed_before_sending(copied.db, run)
     assert len(query(copied.db, in_mlflow, run_id)) == 1
     evaluate(copied, run, *PROBED, "evaluation.probe.knn=40")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
+
+from urepa import progress
 
 INK, RULE, MUTED = "#222326", "#dcdde0", "#74777d"
 # of middling lightness: they stand out from white paper and from a dark page
@@ -15,6 +20,7 @@ COLOURS = ("#2f7fc1", "#d9603b", "#35996b", "#a06cc0", "#bd8f14", "#d65f97", "#2
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 INCHES = (4.9, 3.3)
 DPI = 150
+MOST_PROCESSES = 8
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -42,7 +48,8 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of one axis: its file name, where it stands in the report, and what draws it."""
+    """A figure of one axis: its file name, where it stands in the report, and what draws it; small enough to be
+    sent to another process."""
 
     name: str
     section: str
@@ -59,6 +66,16 @@ class Drawn:
     png: bytes
     pdf: bytes
     svg: str
+
+
+def draw_all(panels: list[Panel]) -> list[Drawn]:
+    """Draws the panels in as many processes as there are CPUs. They are started afresh: a fork of a process with
+    threads may hang."""
+    workers = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(panels))
+    if not panels:
+        return []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(progress.bar(pool.map(draw, panels), total=len(panels), desc="figures", unit="figure", leave=False))
 
 
 def draw(panel: Panel) -> Drawn:

@@ -17,15 +17,17 @@ import numpy as np
 from urepa.comparison.arms import Arm, Sweep, sweeps
 from urepa.comparison.comparable import Metric, bins_of, obstacles, unpaired_by
 from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
-from urepa.comparison.results import Results, Row, last_cell
+from urepa.comparison.results import Cell, Difference, Results, last_cell
 from urepa.comparison.runs import Curve
-from urepa.comparison.statistics import paired
+from urepa.comparison.statistics import Array, paired
 from urepa.comparison.words import number
 
 ARMS_A_PANEL = 1 + 2 * len(COLOURS)  # the baseline, and as many as colours and dashes tell apart
 ROWS_A_PANEL = 40
 SMOOTHED_OVER = 0.05  # of the run
 TERMS = ("total", "diffusion", "token", "manifold")
+Values = tuple[tuple[float, ...], ...]
+Cells = dict[tuple[float, ...], Cell]
 
 DIFFERENCES, BY_TIMESTEP, SWEEPS, TRAINING, GRADIENTS = "differences", "timesteps", "sweeps", "curves", "gradients"
 CAPTIONS = {
@@ -73,7 +75,7 @@ def _pages(arms: list[Arm], title: str) -> Iterator[tuple[str, list[tuple[int, A
 
 def _forests(results: Results) -> Iterator[Panel]:
     for metric in results.metrics:
-        rows = [row for row in results.rows if metric.key in row.differences]
+        rows = [(row.arm.label, row.differences[metric.key]) for row in results.rows if metric.key in row.differences]
         for at in range(0, len(rows), ROWS_A_PANEL):
             part = rows[at : at + ROWS_A_PANEL]
             inches = (4.9, 1.1 + 0.27 * len(part))
@@ -81,10 +83,9 @@ def _forests(results: Results) -> Iterator[Panel]:
             yield Panel(f"difference {metric.key}", DIFFERENCES, metric.title, draw, inches)
 
 
-def _forest(axis: Any, rows: list[Row], metric: Metric) -> None:
+def _forest(axis: Any, rows: list[tuple[str, Difference]], metric: Metric) -> None:
     fill = {"●": "full", "◐": "left", "○": "none"}
-    for y, row in enumerate(rows):
-        found = row.differences[metric.key]
+    for y, (_, found) in enumerate(rows):
         if not found.mark:
             axis.plot(found.mean, y, "x", color=MUTED)
             continue
@@ -92,7 +93,7 @@ def _forest(axis: Any, rows: list[Row], metric: Metric) -> None:
         axis.plot([found.low, found.high], [y, y], color=colour, linewidth=1.2)
         axis.plot(found.mean, y, "o", color=colour, fillstyle=fill[found.mark], markerfacecoloralt="none", markersize=6)
     axis.axvline(0, color=INK, linewidth=0.8)
-    axis.set_yticks(range(len(rows)), [shortened(row.arm.label) for row in rows])
+    axis.set_yticks(range(len(rows)), [shortened(label) for label, _ in rows])
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"{metric.label}, less the baseline's")
     axis.grid(visible=False, axis="y")
     axis.locator_params(axis="x", nbins=5)
@@ -109,9 +110,12 @@ def _by_timestep(results: Results) -> Iterator[Panel]:
             continue
         arms = [arm for arm in results.study.arms if not obstacles(keys[0], arm.config, baseline.config)]
         for title, page in _pages(arms, f"{label} by timestep"):
-            yield Panel(f"timestep {term}", BY_TIMESTEP, title, partial(_bins, page=page, keys=keys))
+            lines = [(i, arm.label, *_by_bin(arm, keys)) for i, arm in page]
+            draw = partial(_bins, lines=lines, centres=_centres(keys), of="")
+            yield Panel(f"timestep {term}", BY_TIMESTEP, title, draw)
             if term == "x0_error" and len(page) > 1:
-                draw = partial(_bins_less_baseline, page=page, keys=keys)
+                lines = [(i, arm.label, *found) for i, arm in page[1:] if (found := _less(arm, baseline, keys))]
+                draw = partial(_bins, lines=lines, centres=_centres(keys), of="difference, %")
                 yield Panel(f"timestep {term} difference", BY_TIMESTEP, f"{title}, less the baseline's", draw)
 
 
@@ -120,34 +124,35 @@ def _centres(keys: list[str]) -> list[float]:
     return [(float(low) + float(high)) / 2 for low, high in ends]
 
 
-def _bins(axis: Any, page: list[tuple[int, Arm]], keys: list[str]) -> None:
-    for i, arm in page:
-        cells = [last_cell(arm, key) for key in keys]
-        means = [cell.mean for cell in cells]
-        spread = [cell.sd if isfinite(cell.sd) else 0.0 for cell in cells]
-        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2}
-        axis.errorbar(_centres(keys), means, spread, label=shortened(arm.label), **style)
-    axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylim=(0, None))
+def _by_bin(arm: Arm, keys: list[str]) -> tuple[Array, Array]:
+    """Mean and standard deviation over seeds [T]."""
+    cells = [last_cell(arm, key) for key in keys]
+    return np.array([cell.mean for cell in cells]), np.nan_to_num([cell.sd for cell in cells])
 
 
-def _bins_less_baseline(axis: Any, page: list[tuple[int, Arm]], keys: list[str]) -> None:
-    baseline = page[0][1]
-    width = 0.06 / max(len(page) - 1, 1)
-    for i, arm in page[1:]:
-        shared = sorted(arm.runs.keys() & baseline.runs.keys())
-        if not shared or not all(key in run.curves for key in keys for a in (arm, baseline) for run in a.runs.values()):
-            continue
-        there_TS = np.array([[baseline.runs[seed].last(key) for seed in shared] for key in keys], float)
-        here_TS = np.array([[arm.runs[seed].last(key) for seed in shared] for key in keys], float)
-        found = paired(100 * (here_TS - there_TS) / there_TS)
-        half = (
-            np.zeros(len(keys)) if unpaired_by(arm.config, baseline.config) else np.nan_to_num(found.high - found.mean)
-        )
-        x = np.array(_centres(keys)) + (i - len(page) / 2) * width
-        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1}
-        axis.errorbar(x, found.mean, half, label=shortened(arm.label), **style)
-    axis.axhline(0, color=INK, linewidth=0.8)
-    axis.set(xlabel="timestep, as a share of all", ylabel="difference, %", xlim=(0, 1))
+def _less(arm: Arm, baseline: Arm, keys: list[str]) -> tuple[Array, Array] | None:
+    """Mean difference to the baseline in per cent [T] and half its 95 % interval (0 where seeds are no pairs)."""
+    shared = sorted(arm.runs.keys() & baseline.runs.keys())
+    values = [[[a.runs[seed].last(key) for seed in shared] for key in keys] for a in (arm, baseline)]
+    if not shared or any(value is None for table in values for row in table for value in row):
+        return None
+    here_TS, there_TS = np.array(values, float)
+    found = paired(100 * (here_TS - there_TS) / there_TS)
+    unpaired = unpaired_by(arm.config, baseline.config)
+    return found.mean, np.zeros(len(keys)) if unpaired else np.nan_to_num(found.high - found.mean)
+
+
+def _bins(axis: Any, lines: list[tuple[int, str, Array, Array]], centres: list[float], of: str) -> None:
+    width = 0.06 / max(len(lines), 1) if of else 0.0
+    for place, (i, label, mean_T, half_T) in enumerate(lines):
+        x_T = np.array(centres) + (place - (len(lines) - 1) / 2) * width
+        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1.0}
+        axis.errorbar(x_T, mean_T, half_T, label=shortened(label), **style)
+    axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylabel=of)
+    if of:
+        axis.axhline(0, color=INK, linewidth=0.8)
+    else:
+        axis.set_ylim(0, None)
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------
@@ -163,15 +168,17 @@ def _sweep_panels(results: Results, sweep: Sweep) -> Iterator[Panel]:
         if len(sweep.keys) == 2:
             rows, columns = len(sweep.values[1]), len(sweep.values[0])
             inches = (max(3.2, 1.4 + 0.95 * columns), 1.3 + 0.55 * rows)
-            yield Panel(f"map {name}", SWEEPS, metric.title, partial(_heat_map, sweep=sweep, cells=cells), inches)
-        yield Panel(f"lines {name}", SWEEPS, metric.title, partial(_lines, sweep=sweep, cells=cells))
+            draw = partial(_heat_map, keys=sweep.keys, values=sweep.values, cells=cells)
+            yield Panel(f"map {name}", SWEEPS, metric.title, draw, inches)
+        draw = partial(_lines, keys=sweep.keys, values=sweep.values, cells=cells)
+        yield Panel(f"lines {name}", SWEEPS, metric.title, draw)
 
 
-def _heat_map(axis: Any, sweep: Sweep, cells: dict[tuple[float, ...], Any]) -> None:
-    xs, ys = sweep.values
-    values = np.array([[cells[x, y].mean for x in xs] for y in ys])
-    image = axis.imshow(values, cmap="cividis", aspect="auto")
-    low, high = np.nanmin(values), np.nanmax(values)
+def _heat_map(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) -> None:
+    xs, ys = values
+    means = np.array([[cells[x, y].mean for x in xs] for y in ys])
+    image = axis.imshow(means, cmap="cividis", aspect="auto")
+    low, high = np.nanmin(means), np.nanmax(means)
     for row, y in enumerate(ys):
         for column, x in enumerate(xs):
             cell = cells[x, y]
@@ -184,16 +191,16 @@ def _heat_map(axis: Any, sweep: Sweep, cells: dict[tuple[float, ...], Any]) -> N
             axis.text(column, row, text, ha="center", va="center", color="#ffffff" if dark else "#111111", fontsize=8)
     axis.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
     axis.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
-    axis.set(xlabel=sweep.keys[0], ylabel=sweep.keys[1])
+    axis.set(xlabel=keys[0], ylabel=keys[1])
     axis.grid(visible=False)
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.figure.colorbar(image, ax=axis, shrink=0.9).outline.set_visible(False)
 
 
-def _lines(axis: Any, sweep: Sweep, cells: dict[tuple[float, ...], Any]) -> None:
-    xs = sweep.values[0]
-    seconds: list[tuple[float, ...]] = [()] if len(sweep.keys) == 1 else [(y,) for y in sweep.values[1]]
+def _lines(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) -> None:
+    xs = values[0]
+    seconds: list[tuple[float, ...]] = [()] if len(keys) == 1 else [(y,) for y in values[1]]
     beside = 0.008 * (xs[-1] - xs[0])  # so that error bars do not hide each other
     for i, second in enumerate(seconds):
         there = [(x, cells[(x, *second)]) for x in xs if cells[(x, *second)].filled]
@@ -208,9 +215,9 @@ def _lines(axis: Any, sweep: Sweep, cells: dict[tuple[float, ...], Any]) -> None
             marker=marker_of(i),
             markersize=4,
             capsize=2.5,
-            label=f"{sweep.keys[1]} = {second[0]:g}" if second else None,
+            label=f"{keys[1]} = {second[0]:g}" if second else None,
         )
-    axis.set(xlabel=sweep.keys[0])
+    axis.set(xlabel=keys[0])
 
 
 # --- curves -------------------------------------------------------------------------------------------------
@@ -227,18 +234,17 @@ def _curves(results: Results) -> Iterator[Panel]:
         if not arms:
             continue
         for numbered, page in _pages(arms, title):
-            yield Panel(f"curve {key}", section, numbered, partial(_curve, page=page, key=key))
+            lines = [(i, arm.label, [r.curves[key] for r in arm.runs.values() if key in r.curves]) for i, arm in page]
+            yield Panel(f"curve {key}", section, numbered, partial(_curve, lines=lines, zero=section == GRADIENTS))
 
 
-def _curve(axis: Any, page: list[tuple[int, Arm]], key: str) -> None:
-    for i, arm in page:
-        raw = [run.curves[key] for run in arm.runs.values() if key in run.curves]
+def _curve(axis: Any, lines: list[tuple[int, str, list[Curve]]], zero: bool) -> None:
+    for i, label, raw in lines:
         for curve in raw:
             axis.plot(*curve, color=style_of(i)["color"], alpha=0.25, linewidth=0.5, rasterized=True)
-        smooth = smoothed(raw)
-        axis.plot(*smooth, **style_of(i), label=shortened(arm.label), zorder=3)
+        axis.plot(*smoothed(raw), **style_of(i), label=shortened(label), zorder=3)
     axis.set(xlabel="step")
-    if key.endswith("grad_cosine"):
+    if zero:
         axis.axhline(0, color=MUTED, linewidth=0.8)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import numpy as np
 import yaml
@@ -23,7 +22,7 @@ from urepa import progress
 from urepa.errors import UserError
 from urepa.metrics import read_rows
 from urepa.nested import flatten
-from urepa.runs import facts_of
+from urepa.runs import facts_of, stored_names
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
 NOT_CURVES = ("step", "time")
@@ -117,12 +116,8 @@ def _found(folder: Path) -> Run:
     config = yaml.load((folder / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
     file = folder / "summary.json"
     summary = json.loads(file.read_text()) if file.exists() else {}
-    experiment, _, ablation = unquote(folder.parent.name.split(",")[0]).partition("+")
-    names = {
-        "experiment": summary.get("experiment", experiment),
-        "ablation": summary.get("ablation", ablation or "baseline"),
-        "seed": str(config["seed"]),
-    }
+    experiment, ablation = stored_names(folder)
+    names = {"experiment": experiment, "ablation": ablation, "seed": str(config["seed"])}
     return Run(
         id=str(folder),
         name=f"{folder.parent.name}/{folder.name}",
