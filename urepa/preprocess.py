@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.checks import check_numbers
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.runs import plain
@@ -18,6 +19,7 @@ def main(config: DictConfig) -> None:
     """The stage that is asked for, or all of them in order."""
     with one_line_mistakes():
         parts = plain(config)
+        check_numbers(parts)
         index, count = parse_shard(parts["shard"])
         from urepa.assembly import make
         from urepa.data.build import Build
