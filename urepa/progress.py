@@ -14,3 +14,9 @@ def bar(*arguments: Any, **options: Any) -> tqdm:
     """tqdm, that does not fill a log with every step."""
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     return tqdm(*arguments, mininterval=seconds, dynamic_ncols=True, **options)
+
+
+def skip(bar: tqdm, items: int) -> None:
+    """Items that an earlier process did: they count as done, not for the rate and the time left."""
+    bar.initial += items
+    bar.update(items)

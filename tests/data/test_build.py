@@ -18,7 +18,8 @@ from photos import TRAIN, VAL, WIDTH
 from records import records
 
 from urepa.data.build import class_names
-from urepa.data.cache import Sample
+from urepa.data.cache import read_split
+from urepa.data.encode import Output
 from urepa.data.images import read_images
 from urepa.data.reading import Store
 from urepa.data.store import Part, StoreWriter
@@ -42,11 +43,11 @@ def test_latents_are_the_vaes_mode_times_its_factor(built: Path, material: Path)
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(material / "sd", subfolder="vae").eval()
-    rows = [Sample(r["sample_id"], 0, "", "train") for r in csv.DictReader((built / "train_200k.csv").open())]
-    ids, images = next(read_images(built, Part(), rows, 4))
+    rows = [s for name in ("train_200k", "val_50k") for s in read_split(built / f"{name}.csv")]
+    chosen, images = next(read_images(built, Part(), rows, 4, list))
     with torch.no_grad():
         expected = vae.encode(images.float() / 127.5 - 1).latent_dist.mode() * 0.18215
-    stored = Store(built / "vae_latents_lmdb").read(ids)
+    stored = Store(built / "vae_latents_lmdb").read([s.key for s in chosen])
     assert np.allclose(stored, expected.numpy(), atol=2e-3)
 
 
@@ -54,14 +55,14 @@ def test_tokens_are_transformers_own(built: Path, material: Path) -> None:
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(material / "dino").eval()
-    rows = [Sample(r["sample_id"], 0, "", "train") for r in csv.DictReader((built / "train_200k.csv").open())]
-    ids, images = next(read_images(built, Part(), rows, 4))
+    rows = [s for name in ("train_200k", "val_50k") for s in read_split(built / f"{name}.csv")]
+    chosen, images = next(read_images(built, Part(), rows, 4, list))
     pixels = F.interpolate(images.float() / 255, size=(56, 56), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
         expected = F.normalize(model(pixels).last_hidden_state[:, 1:], dim=-1)
-    stored = Store(built / "dino_tokens_lmdb").read([f"{i}_mid" for i in ids])
+    stored = Store(built / "dino_tokens_lmdb").read([s.token_key for s in chosen])
     assert np.allclose(stored, expected.numpy(), atol=2e-3)
 
 
@@ -126,22 +127,37 @@ def test_a_second_writer_of_a_part_is_refused(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", hold, str(tmp_path)], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("stage", ["latents", "tokens"])
-def test_finished_batches_are_not_made_again(built: Path, build_of: Any, tmp_path: Path, stage: str) -> None:
-    root = copy_of(built, tmp_path)
-    build = build_of(root)
-    calls = []
+def test_no_sample_is_encoded_twice(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """Stopped after every third batch; with flips, which the stage adds to a finished store."""
+    root = tmp_path / "cache"
+    root.mkdir()
+    for name in ("images", "track.json", "train_200k.csv", "val_50k.csv"):
+        copy = shutil.copytree if (built / name).is_dir() else shutil.copy
+        copy(built / name, root / name)
+    seen: list[torch.Tensor] = []
 
-    def never(images: torch.Tensor) -> np.ndarray:
-        calls.append(len(images))
-        raise AssertionError("a finished batch was encoded again")
+    def encode(images: torch.Tensor) -> np.ndarray:
+        if len(seen) % 4 == 3:
+            seen.append(torch.zeros(0))
+            raise KeyboardInterrupt
+        seen.append(images.flatten(1))
+        return F.adaptive_avg_pool2d(images.float() / 255, 8)[:, [0, 1, 2, 0]].numpy()
 
-    from urepa.data import encode
-
-    store = {"latents": build.track.latents, "tokens": build.track.tokens}[stage]
-    suffix = {"latents": "", "tokens": "_mid"}[stage]
-    encode.encode_part(stage, root, store, Part(), build._samples(), never, 8, suffix=suffix)
-    assert calls == []
+    for more, wanted in (((), TRAIN + VAL), (("data.flip=true",), TRAIN)):
+        build = build_of(root, *more)
+        output = Output(build.track.latents, {"shape": [4, 8, 8], "dtype": "float16"})
+        seen.clear()
+        for _ in range(20):
+            try:
+                build._encode(output, encode)
+                break
+            except KeyboardInterrupt:
+                continue
+        images = torch.cat([x for x in seen if len(x)])
+        assert len(images) == wanted == len(images.unique(dim=0))
+    assert sorted(Store(root / "vae_latents_lmdb_flip").keys()) == sorted(
+        r["sample_id"] for r in csv.DictReader((root / "train_200k.csv").open())
+    )
 
 
 # --- damage -----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from urepa.data.cache import SPLITS, Cache
+from urepa.data.cache import SPLITS, Cache, is_finished
 from urepa.data.pixels import PixelTrack
 from urepa.data.reading import Store
 from urepa.errors import UserError
@@ -115,12 +115,15 @@ def test_what_the_images_cannot_give_is_a_user_error(make_track: Track, change: 
     track = make_track(**change)
     with pytest.raises(UserError, match=words):
         track.open(None)
-    assert not (track.folder / "latents").exists()
+    assert not is_finished(track.latents)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"image_size": 9}, "not a multiple of data.unshuffle=2"), ({"cfg_dropout": 1.5}, "is a probability")],
+    [
+        ({"image_size": 9}, "not a multiple of data.unshuffle=2"),
+        ({"source": "digits", "flip": True}, "data.flip=true would mirror digits"),
+    ],
 )
 def test_impossible_settings_are_user_errors(make_track: Track, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -239,7 +242,7 @@ def test_a_build_that_breaks_off_is_built_again(make_track: Track, teacher: Any)
 
 def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:
     track = make_track()
-    track.build(None, None)
+    track.build(None)
     made = Store(track.folder / "latents").manifest
-    track.build(None, None)
+    track.build(None)
     assert Store(track.folder / "latents").manifest == made

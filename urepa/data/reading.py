@@ -24,9 +24,16 @@ from urepa.data.store import SUM_KEY, Part, decode, part_of, record_bytes
 from urepa.draws import digest64
 from urepa.errors import UserError
 
+MIRRORED = "/flip"  # at a key's end: the record of the mirror image
+
 
 class Store:
-    """A store to read from; indexed on first use. Threads and forked workers may share it."""
+    """A store to read from; indexed on first use. Threads and forked workers may share it.
+
+    `mirror` holds the mirror images' records under the same keys; they are asked for as KEY/flip.
+    """
+
+    mirror: "Store | None" = None
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
         """`manifest` stands in for the file's while a store is being finished or adopted."""
@@ -34,11 +41,14 @@ class Store:
         file = folder / "manifest.json"
         if manifest is None and not file.is_file():
             raise UserError(f"{folder} is no finished cache: it has no manifest.json")
-        self.manifest: dict[str, Any] = json.loads(file.read_text()) if manifest is None else manifest
-        self.shape = tuple(self.manifest["shape"])
-        self.dtype = str(self.manifest["dtype"])
-        self.parts = int(self.manifest.get("parts", 1))
-        self.record_bytes = record_bytes(self.shape, self.dtype)
+        try:
+            self.manifest: dict[str, Any] = json.loads(file.read_text()) if manifest is None else manifest
+            self.shape = tuple(self.manifest["shape"])
+            self.dtype = str(self.manifest["dtype"])
+            self.parts = int(self.manifest.get("parts", 1))
+            self.record_bytes = record_bytes(self.shape, self.dtype)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({error!r}); put it back, or make the cache again") from error
         self._open_parts: dict[int, _OpenPart] = {}
         self._opening = threading.Lock()  # LMDB refuses to open a file twice in one process
 
@@ -51,6 +61,9 @@ class Store:
 
     def place(self, key: str) -> tuple[int, int]:
         """A record's open file and offset."""
+        if key.endswith(MIRRORED):
+            assert self.mirror is not None, "only readers with data.flip draw mirror images"
+            return self.mirror.place(key.removesuffix(MIRRORED))
         part = self._part(part_of(key, self.parts))
         return part.file, part.offset(key)
 
@@ -74,7 +87,7 @@ class Store:
         return self.tensor(keys).float().numpy()
 
     def keys(self) -> Iterator[str]:
-        """All keys, part by part."""
+        """All keys, part by part, without the mirror's."""
         for part in range(self.parts):
             yield from self._part(part).keys
 
@@ -89,6 +102,8 @@ class Store:
 
     def close(self) -> None:
         """Lets go of the files."""
+        if self.mirror is not None:
+            self.mirror.close()
         for part in self._open_parts.values():
             os.close(part.file)
         self._open_parts.clear()

@@ -23,12 +23,13 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class Row:
-    """`load()` returns uint8 [H,W,3] or [H,W]; `split` is "train", "test" or "all"."""
+    """`load()` returns uint8 [H,W,3] or [H,W]; `split` is "train", "test" or "all"; `path` says where it lies."""
 
     name: str
     class_id: int
     split: str
     load: Callable[[], np.ndarray]
+    path: str
 
 
 def digits(images: str) -> Iterator[Row]:
@@ -38,7 +39,7 @@ def digits(images: str) -> Iterator[Row]:
     bunch = load_digits()
     for i, (image, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):
         grey = np.round(image * (255 / 16)).astype(np.uint8)
-        yield Row(f"digits_{i:04d}", int(label), "all", partial(np.copy, grey))
+        yield Row(f"digits_{i:04d}", int(label), "all", partial(np.copy, grey), f"load_digits[{i}]")
 
 
 def _open(path: Path) -> np.ndarray:
@@ -75,7 +76,7 @@ def folder(images: str) -> Iterator[Row]:
                     # ImageNet's own names say enough; others may repeat in another class or split
                     own = IMAGENET_NAME.fullmatch(path.stem)
                     sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
-                    yield Row(sample_id, class_id, split, partial(_open, path))
+                    yield Row(sample_id, class_id, split, partial(_open, path), str(path.relative_to(root)))
 
 
 def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
@@ -103,7 +104,8 @@ def cifar_binary(images: str) -> Iterator[Row]:
             with open(file, "rb") as batch:
                 batch.seek(i * (labels + 3072) + labels - 1)
                 class_id = batch.read(1)[0]
-            yield Row(f"{split}_{file.stem}_{i:05d}", class_id, split, partial(_cifar_record, file, i, labels))
+            load = partial(_cifar_record, file, i, labels)
+            yield Row(f"{split}_{file.stem}_{i:05d}", class_id, split, load, f"{file.name}[{i}]")
 
 
 def _decode(part: Any, index: int, column: str) -> np.ndarray:
@@ -122,7 +124,7 @@ def _rows_of(dataset: Any) -> Iterator[Row]:
             raise UserError(f"the data set has columns {part.column_names}; give one with image and label")
         labels = part[label]
         for i in range(len(part)):
-            yield Row(f"{split}_{i:06d}", int(labels[i]), split, partial(_decode, part, i, image))
+            yield Row(f"{split}_{i:06d}", int(labels[i]), split, partial(_decode, part, i, image), f"{split}[{i}]")
 
 
 def parquet(images: str) -> Iterator[Row]:

@@ -101,10 +101,10 @@ class StoreWriter:
             ) from error
         self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
 
-    def has(self, key: str) -> bool:
-        """Is this record there already?"""
-        with self._env.begin() as txn:
-            return txn.get(key.encode()) is not None
+    def missing(self, keys: list[str]) -> list[str]:
+        """Those that have no record yet."""
+        with self._env.begin(buffers=True) as txn:
+            return [key for key in keys if txn.get(key.encode()) is None]
 
     def put(self, records: list[tuple[str, np.ndarray]], add_to_sum: np.ndarray | None = None) -> None:
         """A batch. `add_to_sum` [D+1] (a sum of tokens and their number) is added up in the same transaction."""
