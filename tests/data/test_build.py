@@ -101,6 +101,68 @@ def test_a_smaller_track_is_a_subset(built: Path, build_of: Any, tmp_path: Path)
     assert small < large
 
 
+def test_where_no_images_are_kept_apart_the_validation_images_are_drawn(
+    material: Path, build_of: Any, tmp_path: Path
+) -> None:
+    photos = f"data.images={material / 'photos' / 'train'}"
+    with pytest.raises(UserError, match="no val or test folder: say how many to keep apart, data.val_images=N"):
+        build_of(tmp_path, photos, "data.val_images=null").run("manifest")
+    build_of(tmp_path, photos, "data.train_images=null", "data.val_images=10").run("manifest")
+    train, val = (list(csv.DictReader((tmp_path / f"{n}.csv").open())) for n in ("train_200k", "val_50k"))
+    assert (len(train), len(val)) == (TRAIN - 10, 10)
+    assert sorted(int(r["class_id"]) for r in val) == [0] * 5 + [1] * 5
+    assert len({r["sample_id"] for r in train + val}) == TRAIN
+    assert val[0]["path"].startswith("china/")
+
+
+def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """A- first, then A, in one folder: what is there stays, what is missing is made."""
+    root, small = tmp_path / "cache", [f"data.train_images={TRAIN // 2}", "data.train=train_100k.csv"]
+    for more in (small, []):
+        for stage in ("manifest", "images", "latents", "tokens"):
+            build_of(root, *more).run(stage)
+    for more, count in ((small, TRAIN // 2), ([], TRAIN)):
+        build = build_of(root, *more)
+        build.run("verify")
+        assert len(build.track.samples()["train"]) == count
+    tokens = Store(root / "dino_tokens_lmdb")
+    assert tokens.manifest["count"] == TRAIN + VAL == len(list(tokens.keys()))
+    expected = np.load(built / "dino_tokens_lmdb" / "mean_token.npy")
+    np.testing.assert_allclose(tokens.mean_token(), expected, atol=1e-4)
+    with pytest.raises(UserError, match=f"train_200k.csv has {TRAIN} samples; data.train_images=8: give"):
+        build_of(root, "data.train_images=8").run("manifest")
+
+
+def test_a_stage_does_not_go_on_with_other_settings(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """Neither with a finished store nor with a begun one: half of its records would be another teacher's."""
+    root = copy_of(built, tmp_path)
+    other = ["teacher.family=dinov2_registers", "data.image_size=32"]
+    for finished in (True, False):
+        with pytest.raises(UserError, match="dino_tokens_lmdb was made differently .teacher.family: 'dinov2' there"):
+            build_of(root, *other).run("tokens")
+        with pytest.raises(UserError, match="images was made differently .image_size: 64 there, 32 here"):
+            build_of(root, *other).run("images")
+        with pytest.raises(UserError, match="parts: 1 there, 2 here"):
+            build_of(root, part=Part(0, 2)).run("latents")
+        if finished:
+            (root / "dino_tokens_lmdb" / "manifest.json").unlink()
+            (root / "vae_latents_lmdb" / "manifest.json").unlink()
+    build_of(root).run("all")
+
+
+def test_caches_outlive_the_images_that_could_not_be_read(build_of: Any, material: Path, tmp_path: Path) -> None:
+    """images/ may go once the caches are there; what was skipped is remembered."""
+    photos = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
+    bad = photos / "train" / "china" / "0003.png"
+    bad.write_bytes(bad.read_bytes()[:300])
+    build = build_of(tmp_path / "cache", f"data.images={photos}", "data.max_skipped=0.1")
+    build.run("all")
+    shutil.rmtree(tmp_path / "cache" / "images")
+    cache = build.track.open(build.teacher)
+    assert len(cache.splits["train"]) == TRAIN - 1
+    cache.close()
+
+
 def test_shards_make_the_same_records(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     builds = [build_of(root, part=Part(i, 3)) for i in range(3)]

@@ -22,6 +22,7 @@ from urepa.data.cache import (
     mirrored_facts,
     mirrored_folder,
     read_split,
+    refuse_changed,
     require_keys,
     write_split,
 )
@@ -63,24 +64,47 @@ class Build:
     def stage_manifest(self) -> None:
         """The splits as CSV, class-balanced; the first n of a class are the same for every n, so a smaller
         track is a subset of a larger one."""
-        track = self.track
-        if all(path.exists() for path in track.csv.values()):
+        track, files = self.track, list(self.track.csv.values())
+        if all(path.exists() for path in files):
             self._refuse_other_numbers()
-            return
-        track.folder.mkdir(parents=True, exist_ok=True)
-        by_class: dict[str, list[list[Row]]] = {s: [[] for _ in range(track.num_classes)] for s in ("train", "val")}
+        else:
+            track.folder.mkdir(parents=True, exist_ok=True)
+            for split, rows in self._chosen().items():
+                rows.sort(key=lambda row: row.name)
+                write_split(track.csv[split], [Sample(r.name, r.class_id, r.path, split) for r in rows])
+        refuse_changed(files, track.record().get("csv_sha256", {}), track.remake)
+        self._record(csv_sha256=csv_digests(files))
+
+    def _chosen(self) -> dict[str, list[Row]]:
+        """The splits' images. Where the source keeps none apart, the validation images are drawn by name."""
+        track = self.track
         found = list(SOURCES[track.source](track.images))
         refuse_duplicates(found)
+        pools: dict[str, list[list[Row]]] = {s: [[] for _ in range(track.num_classes)] for s in ("train", "val")}
         for row in found:
             if row.class_id >= track.num_classes:
                 raise UserError(f"the images have a class {row.class_id}; data.num_classes={track.num_classes}")
-            by_class["train" if row.split == "train" else "val"][row.class_id].append(row)
-        for split, classes in by_class.items():
-            rows = [row for c, pool in enumerate(classes) for row in self._choose(split, c, pool)]
-            rows.sort(key=lambda row: row.name)
-            samples = [Sample(r.name, r.class_id, r.path, split) for r in rows]
-            write_split(track.csv[split], samples)
-        self._record(csv_sha256=csv_digests(list(track.csv.values())))
+            pools["val" if row.split == "test" else "train"][row.class_id].append(row)
+        if not any(pools["val"]):
+            if track.wanted["val"] is None:
+                raise UserError("the images have no val or test folder: say how many to keep apart, data.val_images=N")
+            for c, pool in enumerate(pools["train"]):
+                pool.sort(key=lambda row: unit_interval("split", row.name))
+                share = self._share("val", c, pool)
+                pools["val"][c], pools["train"][c] = pool[:share], pool[share:]
+        chosen: dict[str, list[Row]] = {}
+        for split, classes in pools.items():
+            ordered = [sorted(pool, key=lambda row: unit_interval("track", row.name)) for pool in classes]
+            chosen[split] = [row for c, pool in enumerate(ordered) for row in pool[: self._share(split, c, pool)]]
+        return chosen
+
+    def _share(self, split: str, class_id: int, pool: list[Row]) -> int:
+        """How many of a class a split has."""
+        wanted, classes = self.track.wanted[split], self.track.num_classes
+        share = len(pool) if wanted is None else wanted // classes + (class_id < wanted % classes)
+        if share > len(pool):
+            raise UserError(f"data.{split}_images={wanted} needs {share} of class {class_id}; there are {len(pool)}")
+        return share
 
     def _refuse_other_numbers(self) -> None:
         """A UserError if the CSVs that are there hold other numbers of samples than are asked for."""
@@ -92,23 +116,13 @@ class Build:
                     "or another data.root"
                 )
 
-    def _choose(self, split: str, class_id: int, pool: list[Row]) -> list[Row]:
-        wanted = self.track.wanted[split]
-        if wanted is None:
-            return pool
-        share = wanted // self.track.num_classes + (class_id < wanted % self.track.num_classes)
-        if share > len(pool):
-            raise UserError(f"data.{split}_images={wanted} needs {share} of class {class_id}; there are {len(pool)}")
-        return sorted(pool, key=lambda row: unit_interval("track", row.name))[:share]
-
     def _record(self, **facts: Any) -> None:
         """Adds to track.json; a mapping's or list's new entries to those there are."""
-        file = self.track.folder / "track.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
+        known = self.track.record()
         for name, value in facts.items():
             before = known.get(name, type(value)())
             known[name] = before | value if isinstance(value, dict) else sorted({*before, *value})
-        write_whole(file, json.dumps(known, indent=1))
+        write_whole(self.track.folder / "track.json", json.dumps(known, indent=1))
 
     def _samples(self) -> list[Sample]:
         """This part's samples, in the order in which every stage goes through them."""

@@ -13,6 +13,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ OF_THE_STORE = ("count", "parts", "adopted", "csv_sha256")  # what a manifest sa
 FIELDS = ("sample_id", "class_id", "path", "split")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One row of a split; `mirrored` once a training step has drawn it so."""
 
@@ -65,7 +66,8 @@ def write_split(path: Path, samples: list[Sample]) -> None:
 def read_split(path: Path) -> list[Sample]:
     """A split from CSV."""
     with open(path, newline="") as file:
-        return [Sample(r["sample_id"], int(r["class_id"]), r["path"], r["split"]) for r in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        return [Sample(r["sample_id"], int(r["class_id"]), r["path"], intern(r["split"])) for r in rows]
 
 
 def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
@@ -195,7 +197,7 @@ def open_store(
 
 def require_keys(store: Store, keys: list[str], remake: str) -> None:
     """Every sample has its record."""
-    missing = set(keys).difference(store.keys())
+    missing = store.missing(keys)
     if missing:
         raise UserError(
             f"{store.folder} lacks {len(missing)} of {len(keys)} records (first: '{min(missing)}'); {remake}"

@@ -25,7 +25,7 @@ from urepa.data.reading import Store
 from urepa.data.store import Part, StoreWriter
 from urepa.errors import UserError
 from urepa.files import write_whole
-from urepa.hub import resolve
+from urepa.hub import resolve, why_not
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
 Todo = Callable[[list[Sample]], list[Sample]]  # those of a batch that are still to be made
@@ -132,8 +132,10 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
     try:
         loaded = AutoencoderKL.from_pretrained(name, use_safetensors=True, torch_dtype=torch.float32, **where)
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data.vae={weights} could not be loaded ({reason}); give a local diffusers folder") from error
+        reason = why_not(error, weights)
+        raise UserError(
+            f"data.vae={weights} could not be loaded ({reason}); or give a local diffusers folder"
+        ) from error
     device, dtype = device_and_dtype()
     vae: Any = loaded
     vae = vae.to(device, dtype).eval().requires_grad_(False)
@@ -172,8 +174,10 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
             name, subfolder="text_encoder", use_safetensors=True, revision=revision
         )
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data.text={weights} could not be loaded ({reason}); give a local diffusers folder") from error
+        reason = why_not(error, weights)
+        raise UserError(
+            f"data.text={weights} could not be loaded ({reason}); or give a local diffusers folder"
+        ) from error
     text = text.eval()
     prompts = [f"a photo of a {c}" for c in class_names] + [""]
     rows = []

@@ -101,10 +101,14 @@ class LatentTrack:
         mirrored = keys["train"] if self.flip else None
         return open_store(place / folder.relative_to(self.folder), expected, every, self.remake, mirrored)
 
+    def record(self) -> dict[str, Any]:
+        """track.json: digests of the CSVs, images that could not be read."""
+        file = self.folder / "track.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def samples(self) -> dict[str, list[Sample]]:
         """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
-        record = self.folder / "track.json"
-        known = json.loads(record.read_text()) if record.exists() else {}
+        known = self.record()
         refuse_changed(list(self.csv.values()), known.get("csv_sha256", {}), self.remake)
         skipped = skipped_ids(self.folder).union(known.get("skipped", []))
         splits = {split: read_split(path) for split, path in self.csv.items()}

@@ -42,6 +42,7 @@ from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
 
 CHUNK = 64  # images a step while building
+KEYS = {"val": "validation_images", "test": "test_images"}
 
 
 class PixelTrack:
@@ -254,7 +255,7 @@ class PixelTrack:
             train, test = pools["train"], pools["test"] or pools["train"]
             for split, pool in (("test", test), ("val", train)):
                 share = _share(self.held_out[split], class_id, self.num_classes)
-                splits[split] += _take(pool, share, f"data.{split}")
+                splits[split] += _take(pool, share, f"data.{KEYS[split]}")
             wanted = len(train) if self.limit is None else _share(self.limit, class_id, self.num_classes)
             splits["train"] += _take(train, wanted, "data.limit")
         return splits
