@@ -45,8 +45,8 @@ def build_pixels(parts: dict[str, Any], make: Any) -> None:
     """A small track's caches are made in one go; stage=verify looks at them as at any others."""
     if parts["stage"] not in ("all", "verify") or parts["shard"] != "0/1":
         raise UserError(f"data={parts['data']['name']} is built in one go: leave stage and shard out")
-    parts["data"]["build_on_first_use"] = True
     track, teacher = make(parts["data"]), make(parts["teacher"])
+    track.build(teacher)
     cache = track.open(teacher)
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
     print(f"{track.folder}: {counts}")

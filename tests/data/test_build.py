@@ -333,6 +333,32 @@ def test_an_online_teacher_gives_the_tokens_that_a_cache_would(built: Path, buil
         cache.close()
 
 
+def test_a_track_for_an_online_teacher_has_no_tokens(
+    build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_of(tmp_path / "cache", "data.online_teacher=true", "data.flip=true").run("all")
+    assert {p.name for p in (tmp_path / "cache").glob("*_lmdb*")} == {"vae_latents_lmdb", "vae_latents_lmdb_flip"}
+    said = capsys.readouterr().out
+    assert f"{TRAIN + VAL} latents are whole" in said
+    assert f"{TRAIN} mirrored latents are whole" in said
+
+
+def test_parts_that_run_all_stages_leave_verifying_to_the_last(
+    build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        build_of(tmp_path / "cache", part=Part(i, 2)).run("all")
+        said = capsys.readouterr().out
+        assert ("other parts are still being made" in said) is (i == 0)
+        assert (f"{TRAIN + VAL} samples are whole" in said) is (i == 1)
+
+
+def test_finished_images_need_no_source(built: Path, build_of: Any, tmp_path: Path) -> None:
+    root = copy_of(built, tmp_path)
+    build_of(root, f"data.images={tmp_path / 'gone'}", "data.flip=true").run("all")
+    assert (root / "dino_tokens_lmdb_flip" / "manifest.json").exists()
+
+
 def test_staged_caches_are_checked_copies_that_are_made_once(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = copy_of(built, tmp_path)
     build = build_of(root, f"data.stage_to={tmp_path / 'local'}")

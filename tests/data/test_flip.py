@@ -86,20 +86,6 @@ def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, onlin
     assert min(seen.values()) > 5
 
 
-@pytest.fixture(scope="session")
-def built_with_flips(built: Path, material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed build, to which flips were added."""
-    from photos import overrides
-
-    from urepa.assembly import make
-    from urepa.data.build import Build
-
-    root = Path(shutil.copytree(built, tmp_path_factory.mktemp("flips") / "cache"))
-    parts = compose(*overrides(material, root), "data.flip=true", root="preprocess")
-    Build(make(parts["data"]), make(parts["teacher"]), Part(), batch=8).run("all")
-    return root
-
-
 @pytest.mark.parametrize("online", ["false", "true"], ids=["cached", "online"])
 def test_latents_and_tokens_are_the_networks_own_of_the_mirrored_photograph(
     built_with_flips: Path, material: Path, build_of: Any, online: str

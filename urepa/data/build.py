@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from urepa.backbones.sd15 import load_prompts
 from urepa.data import encode, images, verify
 from urepa.data.cache import (
     UNKNOWN,
@@ -49,15 +50,19 @@ class Build:
 
     def run(self, stage: str) -> None:
         """One stage, or "all" in order."""
-        for name in STAGES if stage == "all" else (stage,):
+        names = STAGES if stage == "all" else (stage,)
+        for name in names:
+            if stage == "all" and name == "tokens" and self.track.online_teacher:
+                continue
             if stage == "all" and name == "verify" and not self._all_parts_are_done():
                 print("verify: other parts are still being made; the last one verifies")
-                return
+                continue
             work: Callable[[], None] = getattr(self, f"stage_{name}")
             work()
 
     def _all_parts_are_done(self) -> bool:
-        return self.part.count == 1 or all(is_finished(path) for path in self.track.stores(with_tokens=True))
+        stores = self.track.stores(with_tokens=not self.track.online_teacher)
+        return self.part.count == 1 or all(is_finished(path) for path in stores)
 
     # --- manifest and images ----------------------------------------------------------------------------
 
@@ -134,16 +139,16 @@ class Build:
 
     def stage_images(self) -> None:
         """Squares as JPEG."""
-        samples = self._samples()
+        track, samples = self.track, self._samples()
+        facts = {"kind": "images", "image_size": track.image_size, "crop": "center"}
+        begin(track.folder / "images", facts, track.remake)
+        if all(file.exists() for file, _ in images.chunks_of(track.folder, self.part, samples)):
+            return  # the source may be gone by now
         wanted = {s.sample_id for s in samples}
-        rows = SOURCES[self.track.source](self.track.images)
-        load = {row.name: row.load for row in rows if row.name in wanted}
+        load = {row.name: row.load for row in SOURCES[track.source](track.images) if row.name in wanted}
         gone = wanted - load.keys()
         if gone:
             raise UserError(f"{len(gone)} samples of the manifest are not in data.images (first: {min(gone)})")
-        track = self.track
-        facts = {"kind": "images", "image_size": track.image_size, "crop": "center"}
-        begin(track.folder / "images", facts, track.remake)
         images.write_images(track.folder, self.part, samples, load, track.image_size, track.max_skipped)
 
     # --- networks ---------------------------------------------------------------------------------------
@@ -151,8 +156,6 @@ class Build:
     def stage_latents(self) -> None:
         """VAE latents."""
         track = self.track
-        if self._is_adopted(track.latents):
-            return
         encoder, facts = encode.vae_encoder(track.vae, track.moments)
         facts |= {"kind": "latents", "shape": track.record_shape(), "dtype": "float16"}
         facts |= {"image_size": track.image_size, "crop": "center"}
@@ -161,8 +164,6 @@ class Build:
     def stage_tokens(self) -> None:
         """Teacher tokens."""
         track, teacher = self.track, self.teacher
-        if self._is_adopted(track.tokens):
-            return
         if track.token_dtype == "int8" and teacher.width % GROUP:
             raise UserError(
                 f"data.token_dtype=int8 needs a width that is a multiple of {GROUP}; {teacher.width} is not"
@@ -192,6 +193,8 @@ class Build:
         samples = self._samples()
         read = partial(images.read_images, self.track.folder, self.part, samples, self.batch)
         for out in outputs:
+            if self._is_adopted(out.folder):
+                continue
             encode.encode_part(out, self.part, samples, read, encoder, self.track.remake)
             if encode.seal(out):
                 self._record(skipped=sorted(images.skipped_ids(self.track.folder)))
@@ -210,6 +213,11 @@ class Build:
 
     def stage_verify(self) -> None:
         """Counts, keys, shapes, finiteness, lengths, digests and the field of view."""
+        if (
+            self.track.prompts.exists()
+            and not load_prompts(self.track.prompts, self.track.num_classes).isfinite().all()
+        ):
+            raise UserError(f"{self.track.prompts} is not finite; delete it and make it again")
         cache = self.track.open(self.teacher)
         verify.verify(str(self.track.folder), cache)
         cache.close()

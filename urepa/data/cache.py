@@ -210,7 +210,10 @@ def csv_digests(files: list[Path]) -> dict[str, str]:
 
 
 def refuse_changed(files: list[Path], known: dict[str, str], remake: str) -> None:
-    """A UserError if a CSV is not the one the caches were made from."""
+    """A UserError if a CSV is not there or not the one the caches were made from."""
+    gone = [file for file in files if not file.is_file()]
+    if gone:
+        raise UserError(f"there is no {gone[0]}; put it back, or {remake}")
     for file, digest in zip(files, csv_digests(files).values(), strict=True):
         if known.get(file.name, digest) != digest:
             raise UserError(f"{file} has changed since the caches were made from it; put it back, or {remake}")

@@ -57,7 +57,7 @@ def records(folder: Path) -> Iterator[tuple[str, int, int]]:
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make the cache again") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy it again, or make it again") from error
     try:
         page_size, root = _newest_tree(file, path)
         if root != EMPTY:
@@ -65,7 +65,7 @@ def records(folder: Path) -> Iterator[tuple[str, int, int]]:
     except (ValueError, struct.error) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read ({error}); make it again, or copy it again") from error
+        raise UserError(f"{path} cannot be read ({error}); copy it again, or delete it and make it again") from error
     finally:
         os.close(file)
 
@@ -81,7 +81,7 @@ def _newest_tree(file: int, path: Path) -> tuple[int, int]:
         metas.append((transaction, root, last_page))
     _, root, last_page = max(metas)
     if os.fstat(file).st_size < (last_page + 1) * page_size:
-        raise UserError(f"{path} is truncated; make it again, or copy it again")
+        raise UserError(f"{path} is truncated; copy it again, or delete it and make it again")
     return page_size, root
 
 

@@ -10,7 +10,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class PixelTrack:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not is_finished(self.latents):
                 self._split_up()
-                self._build_latents()
+            self._build_latents()
             latents = Store(self.latents)
             refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
             splits = self._splits()
@@ -161,12 +161,12 @@ class PixelTrack:
     def _build_latents(self) -> None:
         splits = {split: read_split(self.folder / f"{split}.csv") for split in SPLITS}
         wanted = {s.sample_id for rows in splits.values() for s in rows}
-        load = {row.name: row.load for row in SOURCES[self.source](self.images) if row.name in wanted}
+        rows = cache(lambda: {row.name: row for row in SOURCES[self.source](self.images) if row.name in wanted})
         digests = {"csv_sha256": csv_digests([self.folder / f"{split}.csv" for split in SPLITS])}
         facts = self._manifest() | {"shape": list(self.latent_shape), "dtype": "float16"} | digests
 
         def images(samples: list[Sample]) -> Tensor:
-            return torch.cat([self._image(s, load[s.sample_id]) for s in samples])
+            return torch.cat([self._image(rows()[s.sample_id]) for s in samples])
 
         def latents(images_BCSS: Tensor) -> np.ndarray:
             return F.pixel_unshuffle((images_BCSS * 2 - 1) * self.scale, self.unshuffle).numpy()
@@ -206,10 +206,14 @@ class PixelTrack:
     def _fill(
         self, output: Output, splits: dict[str, list[Sample]], images: Callable[[list[Sample]], Tensor], encode: Encode
     ) -> None:
-        """A whole store, if it is not there."""
-        if is_finished(output.folder):
-            return
+        """What is missing of a store."""
         samples = [s for split in SPLITS for s in splits[split]]
+        if is_finished(output.folder):
+            store = Store(output.folder)
+            missing = store.missing([s.sample_id + output.suffix for s in samples if output.holds(s)])
+            store.close()
+            if not missing:
+                return
         begun = output.folder / "begun.json"
         if begun.exists() and json.loads(begun.read_text()) != output.facts:
             shutil.rmtree(output.folder)  # the images have changed since, and it never counted
@@ -222,12 +226,12 @@ class PixelTrack:
         encode_part(output, Part(), samples, read, encode, self.remake)
         seal(output)
 
-    def _image(self, sample: Sample, load: Callable[[], np.ndarray]) -> Tensor:
+    def _image(self, row: Row) -> Tensor:
         """The image's central square, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""
         try:
-            pixels = load()
+            pixels = row.load()
         except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
-            raise UserError(f"the image {sample.path} cannot be read ({error}); mend it or take it away") from error
+            raise UserError(f"the image {row.path} cannot be read ({error}); mend it or take it away") from error
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if pixels.shape[2] != self.channels:
             raise UserError(f"data.channels={self.channels}, but the images have {pixels.shape[2]}")

@@ -46,7 +46,9 @@ class Store:
             self.parts = int(self.manifest.get("parts", 1))
             self.record_bytes = record_bytes(self.shape, self.dtype)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is damaged ({error!r}); put it back, or make the cache again") from error
+            raise UserError(
+                f"{file} is damaged ({error!r}); put it back, or delete {folder} and make it again"
+            ) from error
         self._open_parts: dict[int, _OpenPart] = {}
         self._opening = threading.Lock()  # LMDB refuses to open a file twice in one process
 
@@ -72,7 +74,7 @@ class Store:
             os.posix_fadvise(file, offset, self.record_bytes, os.POSIX_FADV_WILLNEED)
         for row, (file, offset) in zip(raw_RB, places, strict=True):
             if os.preadv(file, [row.data], offset) != self.record_bytes:
-                raise UserError(f"{self.folder}/data.mdb is truncated; make it again, or copy it again")
+                raise UserError(f"{self.folder}/data.mdb is truncated; copy it again, or delete it and make it again")
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> torch.Tensor:
         """The records [R, *shape]: fp16 as it is stored, int8 as float32. With `raw_RB` in that memory."""
@@ -96,7 +98,10 @@ class Store:
 
     def mean_token(self) -> torch.Tensor:
         """The teacher's mean token over the training set [D], from the file beside the records."""
-        return torch.from_numpy(np.load(self.folder / "mean_token.npy", allow_pickle=False))
+        file = self.folder / "mean_token.npy"
+        if not file.is_file():
+            raise UserError(f"there is no {file}; put it back, or delete {self.folder} and make it again")
+        return torch.from_numpy(np.load(file, allow_pickle=False))
 
     def token_sum(self) -> np.ndarray | None:
         """Sum of the training tokens and their number [D+1], where the writer kept it."""
@@ -126,7 +131,7 @@ class _OpenPart:
         """Where the record begins in data.mdb."""
         place = self.index.find(key)
         if place is None:
-            raise UserError(f"{self.folder} has no record '{key}'; make the cache again")
+            raise UserError(f"{self.folder} has no record '{key}'; delete it and make it again")
         if place[1] != self.length:
-            raise UserError(f"{self.folder}: record '{key}' is damaged; make the cache again")
+            raise UserError(f"{self.folder}: record '{key}' is damaged; delete it and make it again")
         return place[0]

@@ -100,7 +100,8 @@ class StoreWriter:
             raise UserError(
                 f"{self.folder} is being written by another process; give each its own shard=i/n"
             ) from error
-        self._before = Index(self.folder) if (self.folder / "data.mdb").exists() else None
+        file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
+        self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
         self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
 
     def missing(self, keys: list[str]) -> list[str]:
