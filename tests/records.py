@@ -10,9 +10,9 @@ from urepa.data.reading import Store
 
 
 def records(root: Path) -> dict[str, bytes]:
-    """Every record of both stores, and the finished files beside them."""
+    """Every record of the stores, the mirrored ones included, and the finished files beside them."""
     out: dict[str, bytes] = {}
-    for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
+    for name in sorted(path.name for path in root.glob("*_lmdb*")):
         store = Store(root / name)
         keys = sorted(store.keys())
         out |= {f"{name}/{k}": store.read([k]).tobytes() for k in keys}

@@ -50,7 +50,8 @@ def write_cache(root: Path, samples: int, latent: tuple[int, ...], text_width: i
     write_split(root / "train_200k.csv", rows["train"])
     write_split(root / "val_50k.csv", rows["val"])
     ids = [s.sample_id for split in rows.values() for s in split]
-    write_store(root / "vae_latents_lmdb", ((i, rng.standard_normal(latent)) for i in ids), {"kind": "latents"})
+    latents = ((i, rng.standard_normal(latent)) for i in ids)
+    write_store(root / "vae_latents_lmdb", latents, {"kind": "latents", "image_size": 512, "crop": "center"})
     count, width = teacher["grid"][0] * teacher["grid"][1], teacher["width"]
     tokens = {f"{i}_mid": rng.standard_normal((count, width)) for i in ids}
     unit = {k: v / np.linalg.norm(v, axis=-1, keepdims=True) for k, v in tokens.items()}

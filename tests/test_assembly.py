@@ -23,7 +23,7 @@ def test_parts_get_plain_lists_and_dicts(compose: Compose) -> None:
     ("part", "override", "words"),
     [
         ("loss", "loss.lambda_max=-1", "^loss.lambda_max and"),
-        ("data", "data.cfg_dropout=2", "^data.cfg_dropout=2"),
+        ("data", "data.image_size=33", "^data.image_size=33 is not a multiple"),
         ("teacher", "teacher.grid=[9,9]", "^teacher.grid="),
     ],
 )

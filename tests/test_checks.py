@@ -38,6 +38,7 @@ def test_the_quickstart_passes(compose: Callable[..., dict[str, Any]]) -> None:
         ("objective.beta_end", 2.0, "give more than 0, less than 1"),
         ("data.limit", -5, "give 1 or more"),
         ("data.unshuffle", 0, "give 1 or more"),
+        ("data.cfg_dropout", 1.5, "give 0 or more, at most 1"),
         ("backbone.head_dim", 0, "give 1 or more"),
         ("evaluation.samples.sampler_steps", 0, "give 1 or more"),
         ("evaluation.probe", {"timestep": 5000}, "timestep=5000: the objective's last timestep is 999"),

@@ -117,4 +117,5 @@ def test_without_a_hub_the_mistake_is_one_line(tmp_path: Path) -> None:
     done = run(["-m", "urepa.prefetch", "teacher=dinov2_l"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: facebook/dinov2-large could not be fetched")
+    assert "http://127.0.0.1:9 cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr

@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.warmup_ratio": (0, 1),
     "objective.beta_*": (TINY, 1 - TINY),
     "objective.timesteps": (1, inf),
+    "batch_size": (1, inf),
     "data.limit": (1, inf),
     "data.*_images": (1, inf),
     "data.image_size": (1, inf),
@@ -47,6 +48,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.channels": (1, inf),
     "data.scale": (TINY, inf),
     "data.num_classes": (1, inf),
+    "data.cfg_dropout": (0, 1),
+    "data.max_skipped": (0, 1),
     "backbone.layers_per_block": (1, inf),
     "backbone.cross_attention_dim": (1, inf),
     "backbone.head_dim": (1, inf),
@@ -132,8 +135,8 @@ def check_effects(config: dict[str, Any], given: list[str]) -> None:
             raise UserError(f"{key} has no effect with loss=none, which has neither teacher nor head; drop it")
 
 
-def check_ranges(config: dict[str, Any]) -> None:
-    """Numbers that cannot be."""
+def check_numbers(config: dict[str, Any]) -> None:
+    """Numbers that are out of their range, in any door's config."""
     for key, value in flatten(config).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -142,6 +145,11 @@ def check_ranges(config: dict[str, Any]) -> None:
                 least = "more than 0" if low == TINY else f"{low:g} or more"
                 most = "" if high == inf else ", less than 1" if high < 1 else f", at most {high:g}"
                 raise UserError(f"{key}={value}: give {least}{most}")
+
+
+def check_ranges(config: dict[str, Any]) -> None:
+    """Numbers that cannot be."""
+    check_numbers(config)
     betas = config["optimizer"]["betas"]
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"optimizer.betas={betas}: give two numbers from 0 up to, but not including, 1")

@@ -185,6 +185,7 @@ class PixelTrack:
     num_classes: int = MISSING
     cfg_dropout: float = MISSING  # probability that a training sample loses its class
     build_on_first_use: bool = MISSING
+    flip: bool = False  # train on mirror images as often; the caches then hold both
     online_teacher: bool = False  # ask the teacher while training instead of reading its cache
 
 
@@ -212,6 +213,7 @@ class LatentTrack:
     latent_shape: list[int] = MISSING
     num_classes: int = MISSING
     cfg_dropout: float = MISSING
+    flip: bool = False  # train on mirror images as often; the caches then hold both
     online_teacher: bool = False  # ask the teacher about the images stage's squares, without its cache
     stage_to: str | None = None  # a node-local folder to copy the caches to before training
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 
 def sync_folder(folder: Path) -> None:
@@ -18,7 +19,7 @@ def sync_folder(folder: Path) -> None:
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes a file through a temporary one: temp, fsync, rename."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

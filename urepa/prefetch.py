@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import write_whole
-from urepa.hub import is_hub_id, resolve
+from urepa.hub import is_hub_id, resolve, why_not
 from urepa.runs import plain
 
 RECORD = Path("prefetch.json")
@@ -66,17 +66,13 @@ def needed(parts: dict[str, Any]) -> dict[str, list[str]]:
 def fetch(name: str, patterns: list[str]) -> dict[str, Any]:
     """Downloads the files into the hub's cache; their revision and SHA-256."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     repository, revision = resolve(name)
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{repository} asks for its licence to be accepted: do that on its page on the hub, then `hf auth login`"
-        ) from error
-    except (RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(f"{repository} could not be fetched: {str(error).splitlines()[0]}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{repository} could not be fetched: {why_not(error, name)}") from error
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     digests = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     return {"revision": folder.name, "files": digests}

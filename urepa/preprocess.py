@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.checks import check_numbers
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.runs import plain
@@ -18,6 +19,7 @@ def main(config: DictConfig) -> None:
     """The stage that is asked for, or all of them in order."""
     with one_line_mistakes():
         parts = plain(config)
+        check_numbers(parts)
         index, count = parse_shard(parts["shard"])
         from urepa.assembly import make
         from urepa.data.build import Build
@@ -43,8 +45,8 @@ def build_pixels(parts: dict[str, Any], make: Any) -> None:
     """A small track's caches are made in one go; stage=verify looks at them as at any others."""
     if parts["stage"] not in ("all", "verify") or parts["shard"] != "0/1":
         raise UserError(f"data={parts['data']['name']} is built in one go: leave stage and shard out")
-    parts["data"]["build_on_first_use"] = True
     track, teacher = make(parts["data"]), make(parts["teacher"])
+    track.build(teacher)
     cache = track.open(teacher)
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
     print(f"{track.folder}: {counts}")

@@ -16,3 +16,9 @@ def bar(*arguments: Any, **options: Any) -> tqdm:
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     common = {"mininterval": seconds, "dynamic_ncols": True, "disable": os.environ.get("RANK", "0") != "0"}
     return tqdm(*arguments, **(common | options))
+
+
+def skip(bar: tqdm, items: int) -> None:
+    """Items that an earlier process did: they count as done, not for the rate and the time left."""
+    bar.initial += items
+    bar.update(items)

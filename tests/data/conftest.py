@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,5 +41,14 @@ def built(material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory
     """An undisturbed build."""
     root = tmp_path_factory.mktemp("built") / "cache"
     parts = compose(*overrides(material, root), root="preprocess")
+    Build(make(parts["data"]), make(parts["teacher"]), Part(), batch=8).run("all")
+    return root
+
+
+@pytest.fixture(scope="session")
+def built_with_flips(built: Path, material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed build, to which flips were added."""
+    root = Path(shutil.copytree(built, tmp_path_factory.mktemp("flips") / "cache"))
+    parts = compose(*overrides(material, root), "data.flip=true", root="preprocess")
     Build(make(parts["data"]), make(parts["teacher"]), Part(), batch=8).run("all")
     return root

@@ -18,7 +18,8 @@ from photos import TRAIN, VAL, WIDTH
 from records import records
 
 from urepa.data.build import class_names
-from urepa.data.cache import Sample
+from urepa.data.cache import read_split
+from urepa.data.encode import Output
 from urepa.data.images import read_images
 from urepa.data.reading import Store
 from urepa.data.store import Part, StoreWriter
@@ -42,11 +43,11 @@ def test_latents_are_the_vaes_mode_times_its_factor(built: Path, material: Path)
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(material / "sd", subfolder="vae").eval()
-    rows = [Sample(r["sample_id"], 0, "", "train") for r in csv.DictReader((built / "train_200k.csv").open())]
-    ids, images = next(read_images(built, Part(), rows, 4))
+    rows = [s for name in ("train_200k", "val_50k") for s in read_split(built / f"{name}.csv")]
+    chosen, images = next(read_images(built, Part(), rows, 4, list))
     with torch.no_grad():
         expected = vae.encode(images.float() / 127.5 - 1).latent_dist.mode() * 0.18215
-    stored = Store(built / "vae_latents_lmdb").read(ids)
+    stored = Store(built / "vae_latents_lmdb").read([s.key for s in chosen])
     assert np.allclose(stored, expected.numpy(), atol=2e-3)
 
 
@@ -54,14 +55,14 @@ def test_tokens_are_transformers_own(built: Path, material: Path) -> None:
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(material / "dino").eval()
-    rows = [Sample(r["sample_id"], 0, "", "train") for r in csv.DictReader((built / "train_200k.csv").open())]
-    ids, images = next(read_images(built, Part(), rows, 4))
+    rows = [s for name in ("train_200k", "val_50k") for s in read_split(built / f"{name}.csv")]
+    chosen, images = next(read_images(built, Part(), rows, 4, list))
     pixels = F.interpolate(images.float() / 255, size=(56, 56), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
         expected = F.normalize(model(pixels).last_hidden_state[:, 1:], dim=-1)
-    stored = Store(built / "dino_tokens_lmdb").read([f"{i}_mid" for i in ids])
+    stored = Store(built / "dino_tokens_lmdb").read([s.token_key for s in chosen])
     assert np.allclose(stored, expected.numpy(), atol=2e-3)
 
 
@@ -100,6 +101,68 @@ def test_a_smaller_track_is_a_subset(built: Path, build_of: Any, tmp_path: Path)
     assert small < large
 
 
+def test_where_no_images_are_kept_apart_the_validation_images_are_drawn(
+    material: Path, build_of: Any, tmp_path: Path
+) -> None:
+    photos = f"data.images={material / 'photos' / 'train'}"
+    with pytest.raises(UserError, match="no val or test folder: say how many to keep apart, data.val_images=N"):
+        build_of(tmp_path, photos, "data.val_images=null").run("manifest")
+    build_of(tmp_path, photos, "data.train_images=null", "data.val_images=10").run("manifest")
+    train, val = (list(csv.DictReader((tmp_path / f"{n}.csv").open())) for n in ("train_200k", "val_50k"))
+    assert (len(train), len(val)) == (TRAIN - 10, 10)
+    assert sorted(int(r["class_id"]) for r in val) == [0] * 5 + [1] * 5
+    assert len({r["sample_id"] for r in train + val}) == TRAIN
+    assert val[0]["path"].startswith("china/")
+
+
+def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """A- first, then A, in one folder: what is there stays, what is missing is made."""
+    root, small = tmp_path / "cache", [f"data.train_images={TRAIN // 2}", "data.train=train_100k.csv"]
+    for more in (small, []):
+        for stage in ("manifest", "images", "latents", "tokens"):
+            build_of(root, *more).run(stage)
+    for more, count in ((small, TRAIN // 2), ([], TRAIN)):
+        build = build_of(root, *more)
+        build.run("verify")
+        assert len(build.track.samples()["train"]) == count
+    tokens = Store(root / "dino_tokens_lmdb")
+    assert tokens.manifest["count"] == TRAIN + VAL == len(list(tokens.keys()))
+    expected = np.load(built / "dino_tokens_lmdb" / "mean_token.npy")
+    np.testing.assert_allclose(tokens.mean_token(), expected, atol=1e-4)
+    with pytest.raises(UserError, match=f"train_200k.csv has {TRAIN} samples; data.train_images=8: give"):
+        build_of(root, "data.train_images=8").run("manifest")
+
+
+def test_a_stage_does_not_go_on_with_other_settings(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """Neither with a finished store nor with a begun one: half of its records would be another teacher's."""
+    root = copy_of(built, tmp_path)
+    other = ["teacher.family=dinov2_registers", "data.image_size=32"]
+    for finished in (True, False):
+        with pytest.raises(UserError, match="dino_tokens_lmdb was made differently .teacher.family: 'dinov2' there"):
+            build_of(root, *other).run("tokens")
+        with pytest.raises(UserError, match="images was made differently .image_size: 64 there, 32 here"):
+            build_of(root, *other).run("images")
+        with pytest.raises(UserError, match="parts: 1 there, 2 here"):
+            build_of(root, part=Part(0, 2)).run("latents")
+        if finished:
+            (root / "dino_tokens_lmdb" / "manifest.json").unlink()
+            (root / "vae_latents_lmdb" / "manifest.json").unlink()
+    build_of(root).run("all")
+
+
+def test_caches_outlive_the_images_that_could_not_be_read(build_of: Any, material: Path, tmp_path: Path) -> None:
+    """images/ may go once the caches are there; what was skipped is remembered."""
+    photos = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
+    bad = photos / "train" / "china" / "0003.png"
+    bad.write_bytes(bad.read_bytes()[:300])
+    build = build_of(tmp_path / "cache", f"data.images={photos}", "data.max_skipped=0.1")
+    build.run("all")
+    shutil.rmtree(tmp_path / "cache" / "images")
+    cache = build.track.open(build.teacher)
+    assert len(cache.splits["train"]) == TRAIN - 1
+    cache.close()
+
+
 def test_shards_make_the_same_records(built: Path, build_of: Any, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     builds = [build_of(root, part=Part(i, 3)) for i in range(3)]
@@ -126,22 +189,37 @@ def test_a_second_writer_of_a_part_is_refused(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", hold, str(tmp_path)], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("stage", ["latents", "tokens"])
-def test_finished_batches_are_not_made_again(built: Path, build_of: Any, tmp_path: Path, stage: str) -> None:
-    root = copy_of(built, tmp_path)
-    build = build_of(root)
-    calls = []
+def test_no_sample_is_encoded_twice(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """Stopped after every third batch; with flips, which the stage adds to a finished store."""
+    root = tmp_path / "cache"
+    root.mkdir()
+    for name in ("images", "track.json", "train_200k.csv", "val_50k.csv"):
+        copy = shutil.copytree if (built / name).is_dir() else shutil.copy
+        copy(built / name, root / name)
+    seen: list[torch.Tensor] = []
 
-    def never(images: torch.Tensor) -> np.ndarray:
-        calls.append(len(images))
-        raise AssertionError("a finished batch was encoded again")
+    def encode(images: torch.Tensor) -> np.ndarray:
+        if len(seen) % 4 == 3:
+            seen.append(torch.zeros(0))
+            raise KeyboardInterrupt
+        seen.append(images.flatten(1))
+        return F.adaptive_avg_pool2d(images.float() / 255, 8)[:, [0, 1, 2, 0]].numpy()
 
-    from urepa.data import encode
-
-    store = {"latents": build.track.latents, "tokens": build.track.tokens}[stage]
-    suffix = {"latents": "", "tokens": "_mid"}[stage]
-    encode.encode_part(stage, root, store, Part(), build._samples(), never, 8, suffix=suffix)
-    assert calls == []
+    for more, wanted in (((), TRAIN + VAL), (("data.flip=true",), TRAIN)):
+        build = build_of(root, *more)
+        output = Output(build.track.latents, {"shape": [4, 8, 8], "dtype": "float16"})
+        seen.clear()
+        for _ in range(20):
+            try:
+                build._encode(output, encode)
+                break
+            except KeyboardInterrupt:
+                continue
+        images = torch.cat([x for x in seen if len(x)])
+        assert len(images) == wanted == len(images.unique(dim=0))
+    assert sorted(Store(root / "vae_latents_lmdb_flip").keys()) == sorted(
+        r["sample_id"] for r in csv.DictReader((root / "train_200k.csv").open())
+    )
 
 
 # --- damage -----------------------------------------------------------------------------------------------
@@ -269,6 +347,32 @@ def test_an_online_teacher_gives_the_tokens_that_a_cache_would(built: Path, buil
     assert torch.allclose(means[0], means[1], atol=2e-3)
     for cache in (stored, asked):
         cache.close()
+
+
+def test_a_track_for_an_online_teacher_has_no_tokens(
+    build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_of(tmp_path / "cache", "data.online_teacher=true", "data.flip=true").run("all")
+    assert {p.name for p in (tmp_path / "cache").glob("*_lmdb*")} == {"vae_latents_lmdb", "vae_latents_lmdb_flip"}
+    said = capsys.readouterr().out
+    assert f"{TRAIN + VAL} latents are whole" in said
+    assert f"{TRAIN} mirrored latents are whole" in said
+
+
+def test_parts_that_run_all_stages_leave_verifying_to_the_last(
+    build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        build_of(tmp_path / "cache", part=Part(i, 2)).run("all")
+        said = capsys.readouterr().out
+        assert ("other parts are still being made" in said) is (i == 0)
+        assert (f"{TRAIN + VAL} samples are whole" in said) is (i == 1)
+
+
+def test_finished_images_need_no_source(built: Path, build_of: Any, tmp_path: Path) -> None:
+    root = copy_of(built, tmp_path)
+    build_of(root, f"data.images={tmp_path / 'gone'}", "data.flip=true").run("all")
+    assert (root / "dino_tokens_lmdb_flip" / "manifest.json").exists()
 
 
 def test_staged_caches_are_checked_copies_that_are_made_once(built: Path, build_of: Any, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ with initialize_config_dir(CONF, version_base="1.3"):
     parts = plain(compose("preprocess", sys.argv[1:]))
 build = Build(make(parts["data"]), make(parts["teacher"]), Part(), parts["batch_size"])
 peaks = []
-for stage in ("manifest", "images", "latents", "tokens"):
+for stage in ("manifest", "images", "latents", "tokens", "prompts", "verify"):
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     build.run(stage)
     peaks.append(int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))
@@ -38,23 +38,26 @@ print(json.dumps(peaks))
 
 @pytest.mark.slow
 def test_a_build_killed_at_random_moments_equals_an_undisturbed_one(
-    built: Path, material: Path, tmp_path: Path
+    built_with_flips: Path, material: Path, tmp_path: Path
 ) -> None:
     """UREPA_BUILD_KILLS sets how many kills (3 by default), spread over the time that a build takes."""
-    root = tmp_path / "cache"
-    command = [sys.executable, "-m", "urepa.preprocess", *overrides(material, root), "batch_size=8"]
+    root, said = tmp_path / "cache", tmp_path / "stderr.txt"
+    command = [sys.executable, "-m", "urepa.preprocess", *overrides(material, root), "batch_size=8", "data.flip=true"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     seed = random.SystemRandom().randrange(2**32)
     print(f"kill seed {seed}")
     moments, kills = random.Random(seed), int(os.environ.get("UREPA_BUILD_KILLS", "3"))
     for _ in range(kills):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(2.0, 9.0))
+        with said.open("w") as stderr:
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+        seconds = moments.uniform(2.0, 9.0)
+        time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        print(f"after {seconds:.2f} s, in: {said.read_text().splitlines()[-1:]}")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    ours, theirs = records(root), records(built)
+    ours, theirs = records(root), records(built_with_flips)
     assert ours.keys() == theirs.keys()
     assert [k for k in ours if ours[k] != theirs[k]] == []
 
@@ -88,10 +91,10 @@ def test_memory_does_not_grow_with_the_number_of_samples(material: Path, tmp_pat
     for count in (200, 2000):
         photos = write_photos(tmp_path / str(count), count, 2)
         command = [sys.executable, "-c", MEASURE, *overrides(material, tmp_path / f"cache{count}"), "batch_size=8"]
-        command += [f"data.images={photos}", f"data.train_images={count}", "data.val_images=2"]
+        command += [f"data.images={photos}", f"data.train_images={count}", "data.val_images=2", "data.flip=true"]
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         peaks[count] = json.loads(done.stdout.splitlines()[-1])
-    print(f"peak memory after manifest, images, latents, tokens: {peaks} KiB")
+    print(f"peak memory of manifest, images, latents, tokens, prompts, verify: {peaks} KiB")
     growth = [many - few for few, many in zip(peaks[200], peaks[2000], strict=True)]
     assert max(growth) < 25 * 1024, peaks

@@ -82,7 +82,8 @@ def test_truncated_files_are_listed_and_left_out_up_to_a_threshold(photo: Image.
     files = {f"i{n:02d}": half if n in (3, 7) else whole for n in range(20)}
     write(tmp_path, files, limit=0.2)
     assert skipped_ids(tmp_path) == {"i03", "i07"}
-    ids = [i for batch, _ in read_images(tmp_path, Part(), [Sample(n, 0, n, "train") for n in files], 8) for i in batch]
+    samples = [Sample(n, 0, n, "train") for n in files]
+    ids = [s.sample_id for batch, _ in read_images(tmp_path, Part(), samples, 8, list) for s in batch]
     assert ids == [n for n in files if n not in ("i03", "i07")]
     other = tmp_path / "other"
     other.mkdir()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from urepa.data.cache import SPLITS, Cache
+from urepa.data.cache import SPLITS, Cache, is_finished
 from urepa.data.pixels import PixelTrack
 from urepa.data.reading import Store
 from urepa.errors import UserError
@@ -105,8 +105,8 @@ def test_published_splits_stay_as_they_are(digits: Cache) -> None:
     ("change", "words"),
     [
         ({"limit": 60}, "data.limit asks for 20 images of one class; there are 10 left"),
-        ({"validation_images": 60}, "data.val asks for 20"),
-        ({"test_images": 60}, "data.test asks for 20"),
+        ({"validation_images": 60}, "data.validation_images asks for 20"),
+        ({"test_images": 60}, "data.test_images asks for 20"),
         ({"num_classes": 2}, "have a class 2; data.num_classes=2"),
         ({"channels": 1}, "data.channels=1, but the images have 3"),
     ],
@@ -115,12 +115,15 @@ def test_what_the_images_cannot_give_is_a_user_error(make_track: Track, change: 
     track = make_track(**change)
     with pytest.raises(UserError, match=words):
         track.open(None)
-    assert not (track.folder / "latents").exists()
+    assert not is_finished(track.latents)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"image_size": 9}, "not a multiple of data.unshuffle=2"), ({"cfg_dropout": 1.5}, "is a probability")],
+    [
+        ({"image_size": 9}, "not a multiple of data.unshuffle=2"),
+        ({"source": "digits", "flip": True}, "data.flip=true would mirror digits"),
+    ],
 )
 def test_impossible_settings_are_user_errors(make_track: Track, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -239,7 +242,7 @@ def test_a_build_that_breaks_off_is_built_again(make_track: Track, teacher: Any)
 
 def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:
     track = make_track()
-    track.build(None, None)
+    track.build(None)
     made = Store(track.folder / "latents").manifest
-    track.build(None, None)
+    track.build(None)
     assert Store(track.folder / "latents").manifest == made

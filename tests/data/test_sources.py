@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,3 +123,45 @@ def test_two_images_with_one_id_are_refused(images: Path) -> None:
     refuse_duplicates(rows)
     with pytest.raises(UserError, match="two images have the sample id"):
         refuse_duplicates([*rows, rows[3]])
+
+
+def test_class_folders_alone_leave_the_split_to_the_track(images: Path, make_track: Any) -> None:
+    rows = list(SOURCES["folder"](str(images / "train")))
+    assert {(row.split, row.class_id, row.path.partition("/")[0]) for row in rows} == {
+        ("all", class_id, name) for class_id, name in enumerate(("cat", "dog", "emu"))
+    }
+    assert rows[0].name == "all_cat_00"
+    cache = make_track(images=str(images / "train")).open(None)
+    ids = {split: {s.sample_id for s in samples} for split, samples in cache.splits.items()}
+    assert {split: len(own) for split, own in ids.items()} == {"train": 24, "val": 6, "test": 6}
+    assert len(set.union(*ids.values())) == 36
+    cache.close()
+
+
+def test_photographs_are_cut_to_their_central_square_not_squeezed(make_track: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    wide = np.zeros((8, 24, 3), dtype=np.uint8)
+    wide[:, 8:16] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.fromarray(wide).save(tmp_path / split / "cat" / "a.png")
+    track = make_track(images=str(tmp_path), validation_images=0, test_images=0, num_classes=1)
+    cache = track.open(None)
+    image = track.to_rgb(cache.x0(cache.splits["train"]))[0]
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy() * 255, wide[:, 8:16], atol=0.1)
+    cache.close()
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_build_goes_on_without_it(
+    make_track: Any, images: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(images, tmp_path / "photos"))
+    bad = root / "train" / "dog" / "05.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"the image train/dog/05.png cannot be read \(.*\); mend it or take it away"):
+        make_track(images=str(root)).open(None)
+    bad.unlink()
+    cache = make_track(images=str(root)).open(None)
+    assert len(cache.splits["train"]) == 29
+    cache.close()

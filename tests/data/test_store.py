@@ -143,8 +143,7 @@ def test_a_part_has_one_writer_at_a_time(tmp_path: Path) -> None:
         StoreWriter(tmp_path / "store")
     with StoreWriter(tmp_path / "store") as writer:
         writer.put(records())
-        assert writer.has("id0")
-        assert not writer.has("id9")
+        assert writer.missing(["id0", "id9", "id4"]) == ["id9"]
 
 
 def test_parts_divide_the_samples_and_a_samples_tokens_lie_beside_it() -> None:

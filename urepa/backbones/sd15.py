@@ -14,7 +14,7 @@ from torch import Tensor
 
 from urepa.backbones.unet import UNet
 from urepa.errors import UserError
-from urepa.hub import resolve
+from urepa.hub import resolve, why_not
 from urepa.weights import own_memory
 
 # SD-1.5's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
@@ -129,9 +129,9 @@ def _from_hub(weights: str) -> Any:
         _check_config(dict(config), name)
         return _load(name, subfolder="unet", revision=revision)
     except OSError as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"backbone.weights={name} is no local folder and could not be fetched from the hub ({reason}); "
+            f"backbone.weights={name} is no local folder and could not be fetched from the hub "
+            f"({why_not(error, weights)}); "
             "give backbone.weights=FOLDER"
         ) from error
 

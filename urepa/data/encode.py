@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ import torch
 from torch import Tensor
 
 from urepa import progress
-from urepa.data.cache import Sample
-from urepa.data.images import read_images
+from urepa.data.cache import Sample, begin, mean_token_file
+from urepa.data.reading import Store
 from urepa.data.store import Part, StoreWriter
 from urepa.data.vae import load_vae
 from urepa.errors import UserError
 from urepa.files import write_whole
-from urepa.hub import resolve
+from urepa.hub import resolve, why_not
 
-Encode = Callable[[Tensor], np.ndarray]  # uint8 [B,3,S,S] -> [B, ...]
+Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
+Todo = Callable[[list[Sample]], list[Sample]]  # those of a batch that are still to be made
+Read = Callable[[Todo], Iterator[tuple[list[Sample], Tensor]]]  # what is to be made, with its images
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
@@ -36,39 +39,78 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     return torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32
 
 
-def encode_part(
-    name: str,
-    root: Path,
-    store: Path,
-    part: Part,
-    samples: list[Sample],
-    encode: Encode,
-    batch: int,
-    suffix: str = "",
-    dtype: str = "float16",
-    sum_tokens: bool = False,
-) -> None:
-    """Runs `encode` over the part's images and writes what is not there yet; writing overlaps the next batch."""
-    train = {s.sample_id for s in samples if s.split == "train"}
+@dataclass(frozen=True)
+class Output:
+    """A store that a stage fills. `facts` are its manifest's; keys are SAMPLE_ID + suffix. A mirrored one holds the
+    training images' mirror images."""
+
+    folder: Path
+    facts: dict[str, Any]
+    suffix: str = ""
+    mirrored: bool = False
+
+    def holds(self, sample: Sample) -> bool:
+        """Validation and test images are never mirrored."""
+        return sample.split == "train" or not self.mirrored
+
+    @property
+    def is_tokens(self) -> bool:
+        """Are they added up, for their mean, and of unit length?"""
+        return self.suffix == "_mid"
+
+
+def encode_part(output: Output, part: Part, samples: list[Sample], read: Read, encode: Encode, remake: str) -> None:
+    """Writes what is not there yet of the part's samples: `read` gives their images in batches, `encode` the
+    records. Writing overlaps the next batch; a batch is there whole or not at all."""
+    begin(output.folder, output.facts, remake)
+    asked_for = sum(map(output.holds, samples))
+    there = 0
     with (
-        StoreWriter(store, dtype, part) as writer,
+        StoreWriter(output.folder, output.facts["dtype"], part) as writer,
         ThreadPoolExecutor(1) as pool,
-        progress.bar(total=len(samples), desc=name, unit="image") as bar,
+        progress.bar(total=asked_for, desc=output.folder.name, unit="image") as bar,
     ):
+
+        def todo(batch: list[Sample]) -> list[Sample]:
+            nonlocal there
+            own = [s for s in batch if output.holds(s)]
+            missing = set(writer.missing([s.sample_id + output.suffix for s in own]))
+            there += len(own)
+            progress.skip(bar, len(own) - len(missing))
+            return [s for s in own if s.sample_id + output.suffix in missing]
+
         writing: Future[None] | None = None
-        for ids, images in read_images(root, part, samples, batch):
-            if not writer.has(ids[-1] + suffix):
-                values = encode(images)
-                total = _token_sum(values[[i in train for i in ids]]) if sum_tokens else None
-                records = [(i + suffix, value) for i, value in zip(ids, values, strict=True)]
-                if writing is not None:
-                    writing.result()
-                writing = pool.submit(writer.put, records, total)
-            bar.update(len(ids))
+        for chosen, images in read(todo):
+            values = encode(images.flip(-1) if output.mirrored else images)
+            total = _token_sum(values[[s.split == "train" for s in chosen]]) if output.is_tokens else None
+            records = [(s.sample_id + output.suffix, value) for s, value in zip(chosen, values, strict=True)]
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(writer.put, records, total)
+            bar.update(len(chosen))
         if writing is not None:
             writing.result()
-    done = {"samples": len(samples), "dtype": dtype}
-    write_whole(part.folder(store) / "done.json", json.dumps(done))
+    write_whole(part.folder(output.folder) / "done.json", json.dumps({"records": there}))
+
+
+def seal(output: Output) -> bool:
+    """Once every part is done, the manifest that makes the store count."""
+    parts = output.facts.get("parts", 1)
+    folders = [Part(i, parts).folder(output.folder) for i in range(parts)]
+    done = [json.loads(file.read_text()) for folder in folders if (file := folder / "done.json").exists()]
+    if len(done) < parts:
+        print(f"{output.folder.name}: {len(done)} of {parts} parts are done")
+        return False
+    manifest = output.facts | {"count": sum(d["records"] for d in done)}
+    if output.is_tokens:
+        store = Store(output.folder, manifest)
+        total = store.token_sum()
+        store.close()
+        assert total is not None, "every batch has added its own"
+        for name, content in mean_token_file(total[:-1] / total[-1]).items():
+            write_whole(output.folder / name, content)
+    write_whole(output.folder / "manifest.json", json.dumps(manifest, indent=1))
+    return True
 
 
 def _token_sum(tokens_BND: np.ndarray) -> np.ndarray:
@@ -119,8 +161,10 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
             name, subfolder="text_encoder", use_safetensors=True, revision=revision
         )
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data.text={weights} could not be loaded ({reason}); give a local diffusers folder") from error
+        reason = why_not(error, weights)
+        raise UserError(
+            f"data.text={weights} could not be loaded ({reason}); or give a local diffusers folder"
+        ) from error
     text = text.eval()
     prompts = [f"a photo of a {c}" for c in class_names] + [""]
     rows = []

@@ -1,6 +1,7 @@
 """The images stage: squares as JPEG in ZIP files of a few hundred, each there whole or not at all.
 
-Layout: images/part-<i>of<n>/<chunk>.zip with SAMPLE_ID.jpg inside, skipped.csv for what could not be read.
+Layout: images/part-<i>of<n>/<chunk>-<digest of its ids>.zip with SAMPLE_ID.jpg inside, skipped.json for what could
+not be read. Another list of samples (a larger track in the same folder) makes other chunks beside them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from urepa import progress
 from urepa.data.cache import Sample
 from urepa.data.photos import square
 from urepa.data.store import Part, batches_of
+from urepa.draws import digest64
 from urepa.errors import UserError
 from urepa.files import write_whole
 
@@ -31,6 +33,13 @@ WORKERS = 4
 def part_folder(root: Path, part: Part) -> Path:
     """Where a part's ZIP files lie."""
     return root / "images" / f"part-{part.index}of{part.count}"
+
+
+def chunks_of(root: Path, part: Part, samples: list[Sample]) -> list[tuple[Path, list[Sample]]]:
+    """The part's ZIP files and what each holds."""
+    chunks = enumerate(batches_of(samples, CHUNK))
+    named = [(f"{i:06d}-{digest64('chunk', *(s.sample_id for s in chunk)):016x}.zip", chunk) for i, chunk in chunks]
+    return [(part_folder(root, part) / name, chunk) for name, chunk in named]
 
 
 def write_images(
@@ -58,15 +67,17 @@ def write_images(
         return sample.sample_id, out.getvalue()
 
     with ThreadPoolExecutor(WORKERS) as pool, progress.bar(total=len(samples), desc="images", unit="image") as bar:
-        for index, chunk in enumerate(batches_of(samples, CHUNK)):
-            file = folder / f"{index:06d}.zip"
-            if not file.exists():
+        for index, (file, chunk) in enumerate(chunks_of(root, part, samples)):
+            if file.exists():
+                progress.skip(bar, len(chunk))
+            else:
                 content = io.BytesIO()
                 with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
                     for sample_id, data in pool.map(jpeg, chunk):
                         if isinstance(data, str):
                             skipped[sample_id] = data
                         else:  # a fixed date, so that the same images give the same file
+                            skipped.pop(sample_id, None)  # it may have been mended since
                             archive.writestr(zipfile.ZipInfo(f"{sample_id}.jpg"), data)
                 write_whole(skipped_file, json.dumps(skipped, indent=1))
                 seen = min((index + 1) * CHUNK, len(samples))
@@ -76,8 +87,7 @@ def write_images(
                         f"the list is in {skipped_file}. Mend them, or raise max_skipped={max_skipped}"
                     )
                 write_whole(file, content.getvalue())
-            bar.update(len(chunk))
-    write_whole(folder / "done.json", json.dumps({"samples": len(samples), "skipped": len(skipped)}))
+                bar.update(len(chunk))
 
 
 def skipped_ids(root: Path) -> set[str]:
@@ -86,19 +96,31 @@ def skipped_ids(root: Path) -> set[str]:
     return {sample_id for file in files for sample_id in json.loads(file.read_text())}
 
 
-def read_images(root: Path, part: Part, samples: list[Sample], batch: int) -> Iterator[tuple[list[str], Tensor]]:
-    """The part's images in fixed batches: ids and uint8 [B,3,S,S]; decoded one batch ahead by threads."""
-    folder = part_folder(root, part)
-    if not (folder / "done.json").is_file():
-        raise UserError(f"{folder} is not finished; run the stage `images` with the same shard first")
+def read_images(
+    root: Path,
+    part: Part,
+    samples: list[Sample],
+    batch: int,
+    todo: Callable[[list[Sample]], list[Sample]],
+) -> Iterator[tuple[list[Sample], Tensor]]:
+    """The part's images in fixed batches: samples and uint8 [B,3,S,S]; decoded one batch ahead by threads.
+    `todo` says which of a batch are still wanted; the others are not decoded."""
+    chunks = chunks_of(root, part, samples)
+    missing = [file for file, _ in chunks if not file.is_file()]
+    if missing:
+        raise UserError(f"there is no {missing[0]}; run the stage `images` with the same shard first")
     with ThreadPoolExecutor(WORKERS) as pool:
-        ahead: list[tuple[list[str], list]] = []
-        for index, chunk in enumerate(batches_of(samples, CHUNK)):
-            with zipfile.ZipFile(folder / f"{index:06d}.zip") as archive:
+        ahead: list[tuple[list[Sample], list[Future[np.ndarray]]]] = []
+        for file, chunk in chunks:
+            with zipfile.ZipFile(file) as archive:
                 there = set(archive.namelist())
-                named = [s.sample_id for s in chunk if f"{s.sample_id}.jpg" in there]
-                for ids in batches_of(named, batch):
-                    ahead.append((ids, [pool.submit(_pixels, archive.read(f"{i}.jpg")) for i in ids]))
+                named = [s for s in chunk if f"{s.sample_id}.jpg" in there]
+                for own in batches_of(named, batch):
+                    wanted = todo(own)
+                    if not wanted:
+                        continue
+                    decoding = [pool.submit(_pixels, archive.read(f"{s.sample_id}.jpg")) for s in wanted]
+                    ahead.append((wanted, decoding))
                     if len(ahead) > 1:
                         yield _collect(*ahead.pop(0))
         for item in ahead:
@@ -132,6 +154,6 @@ def _pixels(jpeg: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-def _collect(ids: list[str], decoding: list) -> tuple[list[str], Tensor]:
+def _collect(samples: list[Sample], decoding: list[Future[np.ndarray]]) -> tuple[list[Sample], Tensor]:
     stacked = np.stack([future.result() for future in decoding])
-    return ids, torch.from_numpy(stacked).permute(0, 3, 1, 2)
+    return samples, torch.from_numpy(stacked).permute(0, 3, 1, 2)

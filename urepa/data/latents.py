@@ -1,12 +1,12 @@
 """Tracks of VAE latents and cached teacher tokens in the document's layout (spec 000 §3, appendix A).
 
 Layout below `root`: vae_latents_lmdb/ (key: sample id), dino_tokens_lmdb/ (key: sample id + "_mid"), one CSV
-per split, clip_embeddings_1001.pt, images/ (only while building), track.json (digests of the CSVs).
+per split, clip_embeddings_1001.pt, images/ (only while building), track.json (digests of the CSVs, images that could
+not be read); with data.flip also vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ of the mirrored training images.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from urepa.data import vae
-from urepa.data.cache import Cache, Sample, check_manifest, read_split
+from urepa.data.cache import Cache, Sample, mirrored_folder, open_store, read_split, refuse_changed
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
@@ -52,11 +52,10 @@ class LatentTrack:
         latent_shape: list[int],
         num_classes: int,
         cfg_dropout: float,
+        flip: bool = False,
         online_teacher: bool = False,
         stage_to: str | None = None,
     ) -> None:
-        if not 0 <= cfg_dropout <= 1:
-            raise UserError(f"data.cfg_dropout={cfg_dropout} is a probability: give 0 to 1")
         self.name, self.folder = name, Path(root)
         self.source, self.images, self.image_size = source, images, image_size
         self.wanted = {"train": train_images, "val": val_images}
@@ -67,8 +66,9 @@ class LatentTrack:
         self.prompts = self.folder / prompts
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
-        self.online_teacher, self.stage_to = online_teacher, stage_to
-        self.remake = f"make it with `python -m urepa.preprocess data={name} data.root={root}`"
+        self.flip, self.online_teacher, self.stage_to = flip, online_teacher, stage_to
+        flips = " data.flip=true" if flip else ""
+        self.remake = f"make it with `python -m urepa.preprocess data={name} data.root={root}{flips}`"
         self.image_shape = (3, image_size, image_size)
 
     def record_shape(self) -> list[int]:
@@ -93,24 +93,28 @@ class LatentTrack:
             stores["tokens"] = ((teacher.grid[0] * teacher.grid[1], teacher.width), self.token_dtype)
         return stores
 
+    def store_folders(self, with_tokens: bool) -> list[Path]:
+        """The folders of what is cached."""
+        plain = [self.latents, self.tokens] if with_tokens else [self.latents]
+        return plain + ([mirrored_folder(path) for path in plain] if self.flip else [])
+
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; a UserError where one is missing, was made for another teacher or size, or has
         changed since."""
-        needed = [self.latents] if teacher is None or self.online_teacher else [self.latents, self.tokens]
-        for path in [*needed, *self.csv.values()]:
+        needed = self.store_folders(with_tokens=teacher is not None and not self.online_teacher)
+        for path in [*self.csv.values(), *needed]:
             if not path.exists():
                 raise UserError(f"there is no cache at {path}; {self.remake}, or give data.root=FOLDER")
         splits = self.samples()
         place = self.folder if self.stage_to is None else stage(needed, self.folder, Path(self.stage_to))
-        stores = {path: Store(place / path.relative_to(self.folder)) for path in needed}
-        latents = check_manifest(stores[self.latents], {"shape": self.record_shape()}, self.remake)
-        require_keys(latents, [s.sample_id for rows in splits.values() for s in rows], self.remake)
+        shape = {"shape": self.record_shape(), "flip": "none"}
+        squares = {"image_size": self.image_size, "crop": "center"}
+        latents = self._store(place, self.latents, shape | squares, splits, "")
         tokens: Store | OnlineTokens | None = None
         if teacher is not None and self.online_teacher:
             tokens = OnlineTokens(teacher, ImageArchive(self.folder), [s.sample_id for s in splits["train"]])
         elif teacher is not None:
-            tokens = check_manifest(stores[self.tokens], {"teacher": teacher.manifest()}, self.remake)
-            require_keys(tokens, [f"{s.sample_id}_mid" for rows in splits.values() for s in rows], self.remake)
+            tokens = self._store(place, self.tokens, {"teacher": teacher.manifest()}, splits, "_mid")
         grid = None if teacher is None else teacher.grid
         return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
 
@@ -127,22 +131,28 @@ class LatentTrack:
         """Images in [0,1] to latents, as the latents stage makes them."""
         return vae.encode(self.autoencoder.to(images_B3SS.device), images_B3SS)
 
+    def _store(
+        self, place: Path, folder: Path, expected: dict[str, Any], splits: dict[str, list[Sample]], suffix: str
+    ) -> Store:
+        """A store of every sample and, with flips, its mirror of the training samples."""
+        keys = {split: [s.sample_id + suffix for s in rows] for split, rows in splits.items()}
+        every = [key for own in keys.values() for key in own]
+        mirrored = keys["train"] if self.flip else None
+        return open_store(place / folder.relative_to(self.folder), expected, every, self.remake, mirrored)
+
+    def record(self) -> dict[str, Any]:
+        """track.json: digests of the CSVs, images that could not be read."""
+        file = self.folder / "track.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def samples(self) -> dict[str, list[Sample]]:
         """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
-        record = self.folder / "track.json"
-        digests = json.loads(record.read_text())["csv_sha256"] if record.exists() else {}
-        for path in self.csv.values():
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if digests.get(path.name, digest) != digest:
-                raise UserError(f"{path} has changed since the caches were made from it; put it back, or {self.remake}")
-        skipped = skipped_ids(self.folder)
-        return {split: [s for s in read_split(path) if s.sample_id not in skipped] for split, path in self.csv.items()}
-
-
-def require_keys(store: Store, keys: list[str], remake: str) -> None:
-    """Every sample has its record: asked before the first step, not at step 40,000."""
-    missing = set(keys).difference(store.keys())
-    if missing:
-        raise UserError(
-            f"{store.folder} lacks {len(missing)} of {len(keys)} records (first: '{min(missing)}'); {remake}"
-        )
+        known = self.record()
+        refuse_changed(list(self.csv.values()), known.get("csv_sha256", {}), self.remake)
+        skipped = skipped_ids(self.folder).union(known.get("skipped", []))
+        splits = {split: read_split(path) for split, path in self.csv.items()}
+        for split, rows in splits.items():
+            largest = max((s.class_id for s in rows), default=0)
+            if largest >= self.num_classes:
+                raise UserError(f"{self.csv[split]} has a class {largest}; data.num_classes={self.num_classes}")
+        return {split: [s for s in rows if s.sample_id not in skipped] for split, rows in splits.items()}

@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.data.reading import MIRRORED
+
 MEAN_SAMPLES = 256  # training images whose tokens give the mean token
 
 
 class OnlineTokens:
-    """Teacher and backbone see the same image: `images_of` turns sample ids into RGB [R,3,S,S] in [0,1]."""
+    """Teacher and backbone see the same image, mirrored or not: `images_of` turns sample ids into RGB [R,3,S,S] in
+    [0,1] as they are."""
 
     record_bytes = 0
 
@@ -29,7 +32,9 @@ class OnlineTokens:
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
         """Tokens [R,N,D] of the samples, float32, on the device that there is."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        images = self.images_of([key.removesuffix("_mid") for key in keys])
+        images = self.images_of([key.removesuffix(MIRRORED).removesuffix("_mid") for key in keys])
+        mirrored_R111 = torch.tensor([key.endswith(MIRRORED) for key in keys]).view(-1, 1, 1, 1)
+        images = torch.where(mirrored_R111, images.flip(-1), images)
         # out of inference mode: the loss saves them for its backward pass
         return self.teacher.tokens(images.to(device)).x_BND.clone()
 

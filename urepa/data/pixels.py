@@ -7,8 +7,10 @@ Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
-from functools import partial
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import progress
-from urepa.contracts import Tokens
 from urepa.data.cache import (
     SPLITS,
     Cache,
     Sample,
-    check_manifest,
-    mean_token_file,
+    csv_digests,
+    is_finished,
+    mirrored_facts,
+    mirrored_folder,
+    open_store,
     read_split,
+    refuse_changed,
+    refuse_differing,
     write_split,
 )
+from urepa.data.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
 from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates
-from urepa.data.store import write_store
+from urepa.data.store import Part, batches_of
 from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
 
 CHUNK = 64  # images a step while building
+KEYS = {"val": "validation_images", "test": "test_images"}
 
 
 class PixelTrack:
@@ -60,23 +67,25 @@ class PixelTrack:
         cfg_dropout: float,
         build_on_first_use: bool,
         scale: float = 1.0,
+        flip: bool = False,
         online_teacher: bool = False,
     ) -> None:
         if image_size % unshuffle:
             raise UserError(f"data.image_size={image_size} is not a multiple of data.unshuffle={unshuffle}")
-        if not 0 <= cfg_dropout <= 1:
-            raise UserError(f"data.cfg_dropout={cfg_dropout} is a probability: give 0 to 1")
+        if flip and source == "digits":
+            raise UserError("data.flip=true would mirror digits, and then they are none; leave it out")
         self.name, self.source, self.images, self.limit = name, source, images, limit
         self.held_out = {"val": validation_images, "test": test_images}
         self.channels, self.image_size, self.unshuffle = channels, image_size, unshuffle
         self.num_classes, self.cfg_dropout, self.scale = num_classes, cfg_dropout, scale
-        self.build_on_first_use, self.online_teacher = build_on_first_use, online_teacher
+        self.build_on_first_use, self.flip, self.online_teacher = build_on_first_use, flip, online_teacher
         side = image_size // unshuffle
         self.image_shape = (channels, image_size, image_size)
         self.latent_shape = (channels * unshuffle**2, side, side)
         size = "all" if limit is None else limit
         place = f"{digest64(images):016x}"[:6]  # two image folders have two caches
         self.folder = Path(root) / f"{source}-{place}_{size}_{validation_images}_{test_images}_{channels}x{image_size}"
+        self.latents = self.folder / "latents"
         self.remake = f"run `python -m urepa.preprocess data={name}` with the same data overrides"
 
     def _manifest(self) -> dict[str, Any]:
@@ -89,26 +98,31 @@ class PixelTrack:
             "limit": self.limit,
             "held_out": self.held_out,
             "num_classes": self.num_classes,
+            "flip": "none",
         }
+
+    def tokens_folder(self, teacher: Any | None) -> Path | None:
+        """Where a teacher's tokens lie; None where none are kept."""
+        if teacher is None or self.online_teacher:
+            return None
+        manifest, pooled = teacher.manifest(), "x".join(map(str, teacher.grid))
+        return self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}"
 
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""
-        tokens_folder = None
-        if teacher is not None and not self.online_teacher:
-            manifest = teacher.manifest()
-            pooled = "x".join(map(str, teacher.grid))
-            tokens_folder = self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}"
-        needed = [self.folder / "latents"] + ([tokens_folder] if tokens_folder else [])
-        missing = [f for f in needed if not f.is_dir()]
+        folder = self.tokens_folder(teacher)
+        needed = [self.latents] + ([] if folder is None else [folder])
+        needed += [mirrored_folder(path) for path in needed] if self.flip else []
+        missing = [path for path in needed if not is_finished(path)]
         if missing and not self.build_on_first_use:
             raise UserError(f"there is no cache at {missing[0]}; {self.remake}")
         if missing:
-            self.build(teacher, tokens_folder)
-        latents = check_manifest(Store(needed[0]), self._manifest(), self.remake)
-        splits = {split: read_split(self.folder / f"{split}.csv") for split in SPLITS}
+            self.build(teacher)
+        splits = self._splits()
+        latents = self._store(self.latents, self._manifest(), splits, "")
         tokens: Store | OnlineTokens | None = None
-        if teacher is not None and tokens_folder is not None:
-            tokens = check_manifest(Store(tokens_folder), {"teacher": teacher.manifest()}, self.remake)
+        if teacher is not None and folder is not None:
+            tokens = self._store(folder, {"teacher": teacher.manifest()}, splits, "_mid")
         elif teacher is not None:
             tokens = OnlineTokens(teacher, partial(self._images, latents), [s.sample_id for s in splits["train"]])
         grid = None if teacher is None else teacher.grid
@@ -130,34 +144,120 @@ class PixelTrack:
             stores["tokens"] = ((teacher.grid[0] * teacher.grid[1], teacher.width), "float16")
         return stores
 
-    def build(self, teacher: Any | None, tokens_folder: Path | None) -> None:
-        """Makes what is missing. A second process waits, then finds it made."""
+    def _splits(self) -> dict[str, list[Sample]]:
+        """As the latents were made from them."""
+        files = [self.folder / f"{split}.csv" for split in SPLITS]
+        refuse_changed(files, Store(self.latents).manifest.get("csv_sha256", {}), self.remake)
+        return {split: read_split(file) for split, file in zip(SPLITS, files, strict=True)}
+
+    def _store(self, folder: Path, expected: dict[str, Any], splits: dict[str, list[Sample]], suffix: str) -> Store:
+        keys = {split: [s.sample_id + suffix for s in rows] for split, rows in splits.items()}
+        every = [key for own in keys.values() for key in own]
+        return open_store(folder, expected, every, self.remake, keys["train"] if self.flip else None)
+
+    def build(self, teacher: Any | None) -> None:
+        """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (self.folder / "latents").is_dir():
-                self._build_latents()
-            if teacher is not None and tokens_folder is not None and not tokens_folder.is_dir():
-                self._build_tokens(teacher, tokens_folder)
+            if not is_finished(self.latents):
+                self._split_up()
+            self._build_latents()
+            latents = Store(self.latents)
+            refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
+            splits = self._splits()
+            if self.flip:
+                self._build_mirrored_latents(latents, splits)
+            if teacher is not None and (folder := self.tokens_folder(teacher)) is not None:
+                self._build_tokens(teacher, folder, latents, splits)
+            latents.close()
+
+    def _split_up(self) -> None:
+        """The three CSVs."""
+        for split, rows in self._split(list(SOURCES[self.source](self.images))).items():
+            samples = [Sample(row.name, row.class_id, row.path, split) for row in rows]
+            write_split(self.folder / f"{split}.csv", samples)
 
     def _build_latents(self) -> None:
-        splits = self._split(list(SOURCES[self.source](self.images)))
-        for split, rows in splits.items():
-            samples = [Sample(row.name, row.class_id, row.name, split) for row in rows]
-            write_split(self.folder / f"{split}.csv", samples)
-        rows = [row for split in SPLITS for row in splits[split]]
+        splits = {split: read_split(self.folder / f"{split}.csv") for split in SPLITS}
+        wanted = {s.sample_id for rows in splits.values() for s in rows}
+        rows = cache(lambda: {row.name: row for row in SOURCES[self.source](self.images) if row.name in wanted})
+        digests = {"csv_sha256": csv_digests([self.folder / f"{split}.csv" for split in SPLITS])}
+        facts = self._manifest() | {"shape": list(self.latent_shape), "dtype": "float16"} | digests
 
-        def records() -> Iterator[tuple[str, np.ndarray]]:
-            for row in progress.bar(rows, desc=f"{self.name}: latents", unit="image"):
-                yield row.name, self.to_x0(self._image(row.load()))[0].numpy()
+        def images(samples: list[Sample]) -> Tensor:
+            return torch.cat([self._image(rows()[s.sample_id]) for s in samples])
 
-        write_store(self.folder / "latents", records(), self._manifest())
+        def latents(images_BCSS: Tensor) -> np.ndarray:
+            return self.to_x0(images_BCSS).numpy()
 
-    def _image(self, pixels: np.ndarray) -> Tensor:
-        """uint8 [H,W] or [H,W,3] to [1,C,S,S] in [0,1]."""
+        self._fill(Output(self.latents, facts), splits, images, latents)
+
+    def _build_mirrored_latents(self, latents: Store, splits: dict[str, list[Sample]]) -> None:
+        facts = mirrored_facts({k: v for k, v in latents.manifest.items() if k != "count"})
+        output = Output(mirrored_folder(self.latents), facts, mirrored=True)
+
+        def images(samples: list[Sample]) -> Tensor:
+            return F.pixel_shuffle(torch.from_numpy(latents.read([s.sample_id for s in samples])), self.unshuffle)
+
+        def mirrored(images_BCSS: Tensor) -> np.ndarray:
+            return F.pixel_unshuffle(images_BCSS, self.unshuffle).numpy()
+
+        self._fill(output, splits, images, mirrored)
+
+    def _build_tokens(self, teacher: Any, folder: Path, latents: Store, splits: dict[str, list[Sample]]) -> None:
+        device, _ = device_and_dtype()
+        shape = [teacher.grid[0] * teacher.grid[1], teacher.width]
+        facts = {"kind": "tokens", "track": self.name, "flip": "none", "teacher": teacher.manifest()}
+        facts |= {"shape": shape, "dtype": "float16"}
+        outputs = [Output(folder, facts, "_mid")]
+        if self.flip:
+            outputs.append(Output(mirrored_folder(folder), mirrored_facts(facts), "_mid", mirrored=True))
+
+        def images(samples: list[Sample]) -> Tensor:
+            return self._images(latents, [s.sample_id for s in samples])
+
+        def tokens(images_B3SS: Tensor) -> np.ndarray:
+            return teacher.tokens(images_B3SS.to(device)).x_BND.cpu().numpy()
+
+        for output in outputs:
+            self._fill(output, splits, images, tokens)
+
+    def _fill(
+        self, output: Output, splits: dict[str, list[Sample]], images: Callable[[list[Sample]], Tensor], encode: Encode
+    ) -> None:
+        """What is missing of a store."""
+        samples = [s for split in SPLITS for s in splits[split]]
+        if is_finished(output.folder):
+            store = Store(output.folder)
+            missing = store.missing([s.sample_id + output.suffix for s in samples if output.holds(s)])
+            store.close()
+            if not missing:
+                return
+        begun = output.folder / "begun.json"
+        if begun.exists() and json.loads(begun.read_text()) != output.facts:
+            shutil.rmtree(output.folder)  # the images have changed since, and it never counted
+
+        def read(todo: Todo) -> Iterator[tuple[list[Sample], Tensor]]:
+            for chunk in batches_of(samples, CHUNK):
+                if wanted := todo(chunk):
+                    yield wanted, images(wanted)
+
+        encode_part(output, Part(), samples, read, encode, self.remake)
+        seal(output)
+
+    def _image(self, row: Row) -> Tensor:
+        """The image's central square, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""
+        try:
+            pixels = row.load()
+        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+            raise UserError(f"the image {row.path} cannot be read ({error}); mend it or take it away") from error
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if pixels.shape[2] != self.channels:
             raise UserError(f"data.channels={self.channels}, but the images have {pixels.shape[2]}")
+        side = min(pixels.shape[:2])
+        top, left = ((n - side) // 2 for n in pixels.shape[:2])
+        pixels = pixels[top : top + side, left : left + side]
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
         size = (self.image_size, self.image_size)
         if image.shape[-2:] != size:
@@ -179,33 +279,10 @@ class PixelTrack:
             train, test = pools["train"], pools["test"] or pools["train"]
             for split, pool in (("test", test), ("val", train)):
                 share = _share(self.held_out[split], class_id, self.num_classes)
-                splits[split] += _take(pool, share, f"data.{split}")
+                splits[split] += _take(pool, share, f"data.{KEYS[split]}")
             wanted = len(train) if self.limit is None else _share(self.limit, class_id, self.num_classes)
             splits["train"] += _take(train, wanted, "data.limit")
         return splits
-
-    def _build_tokens(self, teacher: Any, folder: Path) -> None:
-        samples = [s for split in SPLITS for s in read_split(self.folder / f"{split}.csv")]
-        latents = Store(self.folder / "latents")
-        total_D, count = np.zeros(teacher.width), 0
-
-        def records() -> Iterator[tuple[str, np.ndarray]]:
-            nonlocal total_D, count
-            with progress.bar(total=len(samples), desc=f"{self.name}: teacher tokens", unit="image") as bar:
-                for i in range(0, len(samples), CHUNK):
-                    chunk = samples[i : i + CHUNK]
-                    x0 = torch.from_numpy(latents.read([s.sample_id for s in chunk]))
-                    tokens: Tokens = teacher.tokens(self.to_rgb(x0))
-                    for sample, tokens_ND in zip(chunk, tokens.x_BND.numpy(), strict=True):
-                        if sample.split == "train":
-                            total_D += tokens_ND.astype(np.float64).sum(0)
-                            count += len(tokens_ND)
-                        yield f"{sample.sample_id}_mid", tokens_ND
-                    bar.update(len(chunk))
-
-        manifest = {"kind": "tokens", "track": self.name, "teacher": teacher.manifest()}
-        write_store(folder, records(), manifest, lambda: mean_token_file(total_D / count))
-        latents.close()
 
     def _images(self, latents: Store, ids: list[str]) -> Tensor:
         return self.to_rgb(torch.from_numpy(latents.read(ids)))

@@ -1,4 +1,4 @@
-"""Batches by address: which samples, noise, timesteps and dropped conditions step s trains on.
+"""Batches by address: which samples, flips, noise, timesteps and dropped conditions step s trains on.
 
 Shapes: B batch, R rows of it, CHW latent, N tokens, D teacher width. Everything is drawn on the CPU, per position of
 the global batch, so that any number of ranks and micro-batches sees the same step.
@@ -28,7 +28,7 @@ VALIDATION_SEED = 0  # validation sees the same noise and timesteps in every arm
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank."""
+    """One micro-batch of one rank. `ids` are the latents' keys: SAMPLE_ID, or SAMPLE_ID/flip."""
 
     ids: list[str]
     x0: Tensor
@@ -138,7 +138,7 @@ class TrainingReader:
         batches = []
         for micro in range(self.layout.accumulation):
             positions = self.layout.positions(micro)
-            samples = [self.samples[order[offset + p]] for p in positions]
+            samples = [self._sample(order[offset + p], step, p) for p in positions]
             drop = [draws.generator(self.seed, "drop", step, p).random() < self.cfg_dropout for p in positions]
             noise = [draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [draws.generator(self.seed, "t", step, p) for p in positions]
@@ -166,6 +166,13 @@ class TrainingReader:
             rng = draws.generator(self.seed, "diffusion", step, first // q)
             chosen += sorted((first - positions.start + rng.permutation(q)[:p]).tolist())
         return torch.tensor(chosen, dtype=torch.long)
+
+    def _sample(self, index: int, step: int, position: int) -> Sample:
+        """A training sample; half of them mirrored where there are flips: one draw for image and tokens."""
+        sample = self.samples[index]
+        if self.cache.flips and draws.generator(self.seed, "flip", step, position).random() < 0.5:
+            return replace(sample, mirrored=True)
+        return sample
 
     def stream(self, start: int, stop: int) -> Generator[list[Batch]]:
         """The batches of steps start..stop-1, read ahead by threads. A step's batches are overwritten once the
@@ -226,7 +233,7 @@ def _batch(
     x0 = cache.x0(samples, posterior)
     shape = tuple(x0.shape[1:])
     return Batch(
-        ids=[s.sample_id for s in samples],
+        ids=[s.key for s in samples],
         x0=x0,
         noise=torch.stack([draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),

@@ -8,7 +8,6 @@ Shapes: R records, B bytes a record.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import threading
@@ -16,17 +15,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import torch
 
+from urepa.data.lmdb_file import Index, records
 from urepa.data.store import SUM_KEY, Part, decode, part_of, record_bytes
-from urepa.draws import digest64
 from urepa.errors import UserError
+
+MIRRORED = "/flip"  # at a key's end: the record of the mirror image
 
 
 class Store:
-    """A store to read from; indexed on first use. Threads and forked workers may share it."""
+    """A store to read from; indexed on first use. Threads and forked workers may share it.
+
+    `mirror` holds the mirror images' records under the same keys; they are asked for as KEY/flip.
+    """
+
+    mirror: "Store | None" = None
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
         """`manifest` stands in for the file's while a store is being finished or adopted."""
@@ -34,11 +39,16 @@ class Store:
         file = folder / "manifest.json"
         if manifest is None and not file.is_file():
             raise UserError(f"{folder} is no finished cache: it has no manifest.json")
-        self.manifest: dict[str, Any] = json.loads(file.read_text()) if manifest is None else manifest
-        self.shape = tuple(self.manifest["shape"])
-        self.dtype = str(self.manifest["dtype"])
-        self.parts = int(self.manifest.get("parts", 1))
-        self.record_bytes = record_bytes(self.shape, self.dtype)
+        try:
+            self.manifest: dict[str, Any] = json.loads(file.read_text()) if manifest is None else manifest
+            self.shape = tuple(self.manifest["shape"])
+            self.dtype = str(self.manifest["dtype"])
+            self.parts = int(self.manifest.get("parts", 1))
+            self.record_bytes = record_bytes(self.shape, self.dtype)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged ({error!r}); put it back, or delete {folder} and make it again"
+            ) from error
         self._open_parts: dict[int, _OpenPart] = {}
         self._opening = threading.Lock()  # LMDB refuses to open a file twice in one process
 
@@ -51,6 +61,9 @@ class Store:
 
     def place(self, key: str) -> tuple[int, int]:
         """A record's open file and offset."""
+        if key.endswith(MIRRORED):
+            assert self.mirror is not None, "only readers with data.flip draw mirror images"
+            return self.mirror.place(key.removesuffix(MIRRORED))
         part = self._part(part_of(key, self.parts))
         return part.file, part.offset(key)
 
@@ -61,7 +74,7 @@ class Store:
             os.posix_fadvise(file, offset, self.record_bytes, os.POSIX_FADV_WILLNEED)
         for row, (file, offset) in zip(raw_RB, places, strict=True):
             if os.preadv(file, [row.data], offset) != self.record_bytes:
-                raise UserError(f"{self.folder}/data.mdb is truncated; make it again, or copy it again")
+                raise UserError(f"{self.folder}/data.mdb is truncated; copy it again, or delete it and make it again")
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> torch.Tensor:
         """The records [R, *shape]: fp16 as it is stored, int8 as float32. With `raw_RB` in that memory."""
@@ -74,21 +87,31 @@ class Store:
         return self.tensor(keys).float().numpy()
 
     def keys(self) -> Iterator[str]:
-        """All keys, part by part."""
+        """All keys, part by part, without the mirror's."""
         for part in range(self.parts):
-            yield from self._part(part).keys
+            names = (key for key, _, _ in records(Part(part, self.parts).folder(self.folder)))
+            yield from (name for name in names if name != SUM_KEY)
+
+    def missing(self, keys: list[str]) -> list[str]:
+        """Those that have no record."""
+        return [key for key in keys if self._part(part_of(key, self.parts)).index.find(key) is None]
 
     def mean_token(self) -> torch.Tensor:
         """The teacher's mean token over the training set [D], from the file beside the records."""
-        return torch.from_numpy(np.load(self.folder / "mean_token.npy", allow_pickle=False))
+        file = self.folder / "mean_token.npy"
+        if not file.is_file():
+            raise UserError(f"there is no {file}; put it back, or delete {self.folder} and make it again")
+        return torch.from_numpy(np.load(file, allow_pickle=False))
 
     def token_sum(self) -> np.ndarray | None:
         """Sum of the training tokens and their number [D+1], where the writer kept it."""
-        shares = [np.frombuffer(s, dtype=np.float64) for i in range(self.parts) if (s := self._part(i).token_sum)]
+        shares = [share for i in range(self.parts) if (share := self._part(i).token_sum) is not None]
         return np.sum(shares, axis=0) if shares else None
 
     def close(self) -> None:
         """Lets go of the files."""
+        if self.mirror is not None:
+            self.mirror.close()
         for part in self._open_parts.values():
             os.close(part.file)
         self._open_parts.clear()
@@ -98,53 +121,17 @@ class _OpenPart:
     """One data.mdb: where its records lie, and the open file."""
 
     def __init__(self, folder: Path, length: int) -> None:
-        self.folder = folder
-        self.token_sum: bytes | None = None
-        self.keys: list[str] = []
-        self.damaged: set[str] = set()
-        offsets: list[int] = []
-        try:
-            with (
-                lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as env,
-                env.begin(buffers=True) as txn,
-            ):
-                # a page beyond the end of the file would end the process with SIGBUS, not with an error
-                page = int(env.stat()["psize"])
-                if (folder / "data.mdb").stat().st_size < (env.info()["last_pgno"] + 1) * page:
-                    raise UserError(f"{folder}/data.mdb is truncated; make it again, or copy it again")
-                base = None
-                for key, value in txn.cursor():
-                    if bytes(key) == SUM_KEY:
-                        self.token_sum = bytes(value)
-                        continue
-                    name = bytes(key).decode()
-                    if len(value) != length:
-                        self.damaged.add(name)
-                        continue
-                    address = np.frombuffer(value, dtype=np.uint8).ctypes.data
-                    if base is None:
-                        base = _map_base(address, page)
-                    self.keys.append(name)
-                    offsets.append(address - base)
-        except lmdb.Error as error:
-            raise UserError(f"{folder} cannot be read ({error}); make it again") from error
-        digests = np.array([digest64("key", key) for key in self.keys], dtype=np.uint64)
-        order = np.argsort(digests)
-        self._digests, self._offsets = digests[order], np.array(offsets, dtype=np.int64)[order]
+        self.folder, self.length = folder, length
+        self.index = Index(folder)
         self.file = os.open(folder / "data.mdb", os.O_RDONLY)
+        place = self.index.find(SUM_KEY)
+        self.token_sum = None if place is None else np.frombuffer(os.pread(self.file, place[1], place[0]))
 
     def offset(self, key: str) -> int:
         """Where the record begins in data.mdb."""
-        digest = np.uint64(digest64("key", key))
-        at = int(np.searchsorted(self._digests, digest))
-        if key in self.damaged:
-            raise UserError(f"{self.folder}: record '{key}' is damaged; make the cache again")
-        if at == len(self._digests) or self._digests[at] != digest:
-            raise UserError(f"{self.folder} has no record '{key}'; make the cache again")
-        return int(self._offsets[at])
-
-
-def _map_base(address: int, page: int) -> int:
-    """Where LMDB's map begins: every page starts with its own number."""
-    start = address - address % page
-    return start - ctypes.c_uint64.from_address(start).value * page
+        place = self.index.find(key)
+        if place is None:
+            raise UserError(f"{self.folder} has no record '{key}'; delete it and make it again")
+        if place[1] != self.length:
+            raise UserError(f"{self.folder}: record '{key}' is damaged; delete it and make it again")
+        return place[0]

@@ -17,6 +17,7 @@ import numpy as np
 
 from urepa.data.photos import to_rgb
 from urepa.errors import UserError
+from urepa.hub import resolve, why_not
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -29,14 +30,15 @@ PUBLISHED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """`load()` returns uint8 [H,W,3] or [H,W]; `split` is "train", "test" or "all"."""
+    """`load()` returns uint8 [H,W,3] or [H,W]; `split` is "train", "test" or "all"; `path` says where it lies."""
 
     name: str
     class_id: int
     split: str
     load: Callable[[], np.ndarray]
+    path: str
 
 
 def digits(images: str) -> Iterator[Row]:
@@ -46,44 +48,50 @@ def digits(images: str) -> Iterator[Row]:
     bunch = load_digits()
     for i, (image, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):
         grey = np.round(image * (255 / 16)).astype(np.uint8)
-        yield Row(f"digits_{i:04d}", int(label), "all", partial(np.copy, grey))
+        yield Row(f"digits_{i:04d}", int(label), "all", partial(np.copy, grey), f"load_digits[{i}]")
 
 
-def _open(path: Path) -> np.ndarray:
+def _open(path: str) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path) as image:
         return to_rgb(image)
 
 
-def _class_folders(root: Path, split: str) -> list[Path]:
-    return sorted(p for p in (root / split).iterdir() if p.is_dir())
+def _class_folders(root: Path) -> list[str]:
+    """Names of the folders with an image in them."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    return [p.name for p in folders if any(file.suffix.lower() in SUFFIXES for file in p.iterdir())]
 
 
 def folder(images: str) -> Iterator[Row]:
-    """DIR/train/CLASS/* and DIR/test/CLASS/* (or val/, as ImageNet has it); classes are numbered in
+    """DIR/CLASS/*, or DIR/train/CLASS/* and DIR/test/CLASS/* (or val/, as ImageNet has it); classes are numbered in
     alphabetical order, which for ImageNet's folder names is the usual numbering."""
     root = Path(images)
-    held_out = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
-    if held_out is None or not (root / "train").is_dir():
+    held_out = next((name for name in ("test", "val", "validation") if _class_folders(root / name)), None)
+    classes = _class_folders(root / "train")
+    if not classes and held_out is None:
+        classes, places = _class_folders(root), {"all": root}
+    elif classes and held_out is not None:
+        places = {"train": root / "train", "test": root / held_out}
+        if _class_folders(root / held_out) != classes:
+            raise UserError(
+                f"{root / held_out} does not have the class folders that {root / 'train'} has; sort its images into "
+                "one folder per class"
+            )
+    if not classes or not places:
         raise UserError(
-            f"data.images={images} is not a folder with train/CLASS/*.png and test/CLASS/*.png (or val/); "
+            f"data.images={images} has neither CLASS/*.png nor train/CLASS/*.png and test/CLASS/*.png (or val/); "
             "give data.images=FOLDER beside data.source=folder"
         )
-    classes = [p.name for p in _class_folders(root, "train")]
-    if [p.name for p in _class_folders(root, held_out)] != classes:
-        raise UserError(
-            f"{root / held_out} does not have the class folders that {root / 'train'} has; sort its images into "
-            "one folder per class"
-        )
-    for split, place in (("train", "train"), ("test", held_out)):
+    for split, place in places.items():
         for class_id, name in enumerate(classes):
-            for path in sorted((root / place / name).iterdir()):
+            for path in sorted((place / name).iterdir()):
                 if path.suffix.lower() in SUFFIXES:
                     # ImageNet's own names say enough; others may repeat in another class or split
                     own = IMAGENET_NAME.fullmatch(path.stem)
                     sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
-                    yield Row(sample_id, class_id, split, partial(_open, path))
+                    yield Row(sample_id, class_id, split, partial(_open, str(path)), str(path.relative_to(root)))
 
 
 def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
@@ -111,7 +119,8 @@ def cifar_binary(images: str) -> Iterator[Row]:
             with open(file, "rb") as batch:
                 batch.seek(i * (labels + 3072) + labels - 1)
                 class_id = batch.read(1)[0]
-            yield Row(f"{split}_{file.stem}_{i:05d}", class_id, split, partial(_cifar_record, file, i, labels))
+            load = partial(_cifar_record, file, i, labels)
+            yield Row(f"{split}_{file.stem}_{i:05d}", class_id, split, load, f"{file.name}[{i}]")
 
 
 def _decode(part: Any, index: int, column: str) -> np.ndarray:
@@ -130,7 +139,7 @@ def _rows_of(dataset: Any) -> Iterator[Row]:
             raise UserError(f"the data set has columns {part.column_names}; give one with image and label")
         labels = part[label]
         for i in range(len(part)):
-            yield Row(f"{split}_{i:06d}", int(labels[i]), split, partial(_decode, part, i, image))
+            yield Row(f"{split}_{i:06d}", int(labels[i]), split, partial(_decode, part, i, image), f"{split}[{i}]")
 
 
 def parquet(images: str) -> Iterator[Row]:
@@ -150,18 +159,35 @@ def parquet(images: str) -> Iterator[Row]:
 
 
 def hub(images: str) -> Iterator[Row]:
-    """A data set of the Hugging Face hub, by name; never with code of its own."""
+    """A data set of the Hugging Face hub, by name or NAME@REVISION; never with code of its own."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # each of its five attempts would say that there is no network
+    print(f"asking the hub for {images}", flush=True)
+    name, revision = resolve(images)
     try:
-        dataset = load_dataset(images)
+        dataset = load_dataset(name, revision=None if revision == "main" else revision)
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        reason = _refusal(name) if isinstance(error, DatasetNotFoundError) else error
         raise UserError(
-            f"data.images={images} could not be fetched from the hub ({first}); with the images on disk, "
-            "give data.source=folder data.images=FOLDER"
+            f"data.images={images} could not be fetched from the hub ({why_not(reason, images, 'datasets/')}); "
+            "with the images on disk, give data.source=folder data.images=FOLDER"
         ) from error
     yield from _rows_of(dataset)
+
+
+def _refusal(name: str) -> Exception:
+    """The hub's own answer: `datasets` says of a gated and of a missing set that it is not there."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().auth_check(name, repo_type="dataset")
+    except HfHubHTTPError as error:
+        return error
+    return UserError("it is there but holds no files that `datasets` can read")
 
 
 def refuse_duplicates(rows: list[Row]) -> None:

@@ -22,13 +22,14 @@ import lmdb
 import numpy as np
 import torch
 
+from urepa.data.lmdb_file import Index
 from urepa.draws import digest64
 from urepa.errors import UserError
 from urepa.files import sync_folder, write_whole
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
 GROUP = 128  # values that share a scale in int8
-SUM_KEY = b"__sum_of_train_tokens__"
+SUM_KEY = "__sum_of_train_tokens__"
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,15 @@ class StoreWriter:
             raise UserError(
                 f"{self.folder} is being written by another process; give each its own shard=i/n"
             ) from error
+        file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
+        self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
         self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
 
-    def has(self, key: str) -> bool:
-        """Is this record there already?"""
-        with self._env.begin() as txn:
-            return txn.get(key.encode()) is not None
+    def missing(self, keys: list[str]) -> list[str]:
+        """Those that have no record yet."""
+        new = [key for key in keys if self._before is None or self._before.find(key) is None]
+        with self._env.begin(buffers=True) as txn:
+            return [key for key in new if txn.get(key.encode()) is None]
 
     def put(self, records: list[tuple[str, np.ndarray]], add_to_sum: np.ndarray | None = None) -> None:
         """A batch. `add_to_sum` [D+1] (a sum of tokens and their number) is added up in the same transaction."""
@@ -115,9 +119,9 @@ class StoreWriter:
                 except ValueError as error:
                     raise ValueError(f"{key}: {error}") from error
             if add_to_sum is not None:
-                before = txn.get(SUM_KEY)
+                before = txn.get(SUM_KEY.encode())
                 total = add_to_sum if before is None else add_to_sum + np.frombuffer(before, dtype=np.float64)
-                txn.put(SUM_KEY, total.astype(np.float64).tobytes())
+                txn.put(SUM_KEY.encode(), total.astype(np.float64).tobytes())
 
     def close(self) -> None:
         """Everything is on disk; the lock is free."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from urepa.errors import UserError
-from urepa.hub import resolve
+from urepa.hub import resolve, why_not
 from urepa.weights import own_memory
 
 
@@ -27,8 +27,9 @@ def load_vae(weights: str) -> Any:
     try:
         vae: Any = AutoencoderKL.from_pretrained(name, use_safetensors=True, torch_dtype=torch.float32, **where)
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data.vae={weights} could not be loaded ({reason}); give a local diffusers folder") from error
+        raise UserError(
+            f"data.vae={weights} could not be loaded ({why_not(error, weights)}); or give a local diffusers folder"
+        ) from error
     return own_memory(vae).eval().requires_grad_(False)
 
 

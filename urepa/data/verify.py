@@ -6,7 +6,7 @@ Shapes: S samples, h/w token grid, P = S·h·w places, D token width, F features
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -35,16 +35,25 @@ class Finding:
 
 
 def verify(name: str, cache: Cache) -> None:
-    """Every record of an open cache and its field of view; prints what was found, UserError on the first fault."""
-    assert isinstance(cache.tokens, Store)
+    """Every record of an open cache and its field of view; prints what was found, UserError on the first fault. With
+    an online teacher there are no tokens to look at."""
     assert cache.grid is not None
     samples = [s for rows in cache.splits.values() for s in rows]
-    check_records(cache.latents, [s.sample_id for s in samples], unit_length=False)
-    check_records(cache.tokens, [f"{s.sample_id}_mid" for s in samples], unit_length=True)
-    findings = spatial_check(cache.latents, cache.tokens, cache.splits["train"], cache.grid)
-    print(f"{name}: {len(samples)} samples are whole; tokens explain the latents as follows (R²):")
-    for finding in findings[:4]:
-        print(f"  {finding.r2:6.3f}  {finding.name}")
+    views = {"": (samples, cache.splits["train"])}
+    if cache.flips:
+        mirrored = [replace(s, mirrored=True) for s in cache.splits["train"]]
+        mirror_check(cache.latents, mirrored)
+        views["mirrored "] = (mirrored, mirrored)
+    for view, (rows, train) in views.items():
+        check_records(cache.latents, [s.key for s in rows], unit_length=False)
+        if not isinstance(cache.tokens, Store):
+            print(f"{name}: {len(rows)} {view}latents are whole")
+            continue
+        check_records(cache.tokens, [s.token_key for s in rows], unit_length=True)
+        findings = spatial_check(cache.latents, cache.tokens, train, cache.grid)
+        print(f"{name}: {len(rows)} {view}samples are whole; tokens explain the latents as follows (R²):")
+        for finding in findings[:4]:
+            print(f"  {finding.r2:6.3f}  {finding.name}")
 
 
 def check_records(store: Store, keys: list[str], unit_length: bool) -> None:
@@ -64,22 +73,39 @@ def check_records(store: Store, keys: list[str], unit_length: bool) -> None:
                 )
 
 
+def mirror_check(latents: Store, samples: list[Sample]) -> None:
+    """Are the mirrored latents nearer to the plain ones' mirror image than to the plain ones? (They are not equal to
+    it: a VAE is not symmetric, and an unshuffled pixel's place is its channel, so channels are averaged.) UserError
+    if not; whether tokens agree with them is for the spatial check."""
+    chosen = _chosen(samples, SAMPLES)
+    keys = [s.sample_id for s in chosen], [s.key for s in chosen]
+    plain, mirrored = (torch.from_numpy(latents.read(own)).mean(1) for own in keys)
+    if float((mirrored - plain.flip(-1)).pow(2).sum()) > float((mirrored - plain).pow(2).sum()):
+        assert latents.mirror is not None
+        raise UserError(
+            f"{latents.mirror.folder} does not hold the mirror images of {latents.folder}; delete it and make it again"
+        )
+
+
+def _chosen(samples: list[Sample], n: int) -> list[Sample]:
+    return sorted(samples, key=lambda s: draws.unit_interval("spatial", s.sample_id))[:n]
+
+
 def spatial_check(latents: Store, tokens: Store, samples: list[Sample], grid: tuple[int, int]) -> list[Finding]:
     """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
     latents as they are and as they would look mirrored, shifted, sheared or from another sample. A UserError
     names the view that fits better than the stored one. Findings come best first."""
     count, width = grid[0] * grid[1], tokens.shape[-1]
     wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
-    chosen = sorted(samples, key=lambda s: draws.unit_interval("spatial", s.sample_id))[:wanted]
+    chosen = _chosen(samples, wanted)
     if len(chosen) * count < 4 * width or len(chosen) < 8:
         raise UserError(
             f"the spatial check needs at least {max(4 * width // count, 8)} samples with {count} tokens of width "
             f"{width}; there are {len(chosen)}"
         )
-    ids = [s.sample_id for s in chosen]
-    x0 = torch.from_numpy(latents.read(ids))
+    x0 = torch.from_numpy(latents.read([s.key for s in chosen]))
     x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
-    reader = Reader(torch.from_numpy(tokens.read([f"{i}_mid" for i in ids])))
+    reader = Reader(torch.from_numpy(tokens.read([s.token_key for s in chosen])))
     moves = views(x0.shape[-2] // grid[0])
     findings = [Finding(name, reader.explained(patches(moved(x0), grid))) for name, moved in moves.items()]
     findings.sort(key=lambda f: -f.r2)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from urepa.contracts import Tokens
 from urepa.errors import UserError
-from urepa.hub import resolve
+from urepa.hub import resolve, why_not
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -108,9 +108,9 @@ class ViT:
                     name, use_safetensors=True, dtype=torch.float32, revision=revision
                 )
             except OSError as error:
-                reason = str(error).splitlines()[0]
                 raise UserError(
-                    f"teacher.model={self.model} could not be loaded ({reason}); give a local folder"
+                    f"teacher.model={self.model} could not be loaded ({why_not(error, self.model)}); "
+                    "or give a local folder"
                 ) from error
         config = network.config
         if (config.hidden_size, config.patch_size) != (self.width, self.patch):
