@@ -5,7 +5,6 @@ its daemons and files in a folder of its own. Needs Debian's slurm-wlm and munge
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -20,7 +19,6 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 SYSTEM_PATH = "/usr/sbin:/sbin"
 HANGS = 60.0
-PR_SET_PDEATHSIG = 1
 
 CONF = """\
 ClusterName=tests
@@ -104,7 +102,7 @@ def running(folder: Path) -> Iterator[Cluster]:
 
     def start(*command: str) -> None:
         out = open(folder / f"{len(started)}.out.log", "w")  # noqa: SIM115  lives as long as the daemon
-        started.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out, preexec_fn=_own_session))
+        started.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True))
 
     munge = folder / "munge"
     try:
@@ -130,12 +128,6 @@ _MUNGE_FILES = {
     "log-file": "munged.log",
     "seed-file": "seed",
 }
-
-
-def _own_session() -> None:
-    """Away from the terminal's signals, but not outliving tests that are killed."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _user() -> str:
