@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,10 @@ class DoorLauncher(Launcher):
 
     __module__ = PLUGINS
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The fields of the config."""
-        assert is_dataclass(self)
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_target_"}
-        return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
+    def __init__(self, **settings: Any) -> None:  # fields of the config, whose schema is above
+        self.settings: dict[str, Any] = {
+            k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()
+        }
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
@@ -91,8 +89,7 @@ class DoorLauncher(Launcher):
         return Job(own if own else f"{folder.parent.name}/{folder.name}", (command,), str(folder.absolute()))
 
 
-@dataclass
-class SlurmLauncher(DoorLauncher, Slurm):
+class SlurmLauncher(DoorLauncher):
     """Submits the runs as one array."""
 
     __module__ = PLUGINS
@@ -108,8 +105,7 @@ class SlurmLauncher(DoorLauncher, Slurm):
         return queue.wait(entries)
 
 
-@dataclass
-class LocalLauncher(DoorLauncher, Local):
+class LocalLauncher(DoorLauncher):
     """Runs them on this machine, a few at a time."""
 
     __module__ = PLUGINS
