@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from urepa.doors import CONF
+from urepa.sweeps import SlurmLauncher
 
 
 def said(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,6 +26,13 @@ def test_an_administrator_can_read_the_settings(tmp_path: Path) -> None:
     expected |= {"partition": None, "account": None, "timeout_min": 1440, "submitit_folder": "outputs/.jobs"}
     assert expected.items() <= settings.items()
     assert settings["additional_parameters"]["requeue"] is True
+
+
+def test_a_field_hides_no_method_of_hydras() -> None:
+    """submitit has a field called `setup`, Hydra a method."""
+    launcher = SlurmLauncher(setup=["module load x"], gpus=1)
+    assert callable(launcher.setup)
+    assert launcher.settings == {"setup": ["module load x"], "gpus": 1}
 
 
 @pytest.mark.parametrize("group", ["experiment", "ablation"])
