@@ -21,7 +21,16 @@ import yaml
 from cluster import Cluster
 from studies import Study
 from test_parallel_training import assert_same_losses
-from workspace import Workspace, assert_same_run, assert_tracked_once, environment, query, steps, wait_for
+from workspace import (
+    Workspace,
+    assert_same_end,
+    assert_same_run,
+    assert_tracked_once,
+    environment,
+    query,
+    steps,
+    wait_for,
+)
 
 from urepa.jobs import Book, Entry
 
@@ -258,4 +267,4 @@ def test_short_of_time(told: Told, reference: Workspace) -> None:
     saw = future.result()
     assert saw["end"][0] == 0, saw["end"]
     assert int(saw["restarts"]) >= 1
-    assert_same_run(work.run, reference.run)
+    assert_same_end(work.run, reference.run)  # how often SLURM stops it depends on the machine

@@ -133,17 +133,29 @@ def without_timings(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """Weights, EMA and optimiser bit for bit; metrics apart from times and rates; the same checkpoints kept."""
-    assert without_timings(run) == without_timings(reference)
+    """The same end, and the same checkpoints kept on the way."""
     assert steps(run) == steps(reference)
     for step in steps(run):
-        for part in PARTS:
-            file = f"checkpoints/step_{step:08d}/{part}.safetensors"
-            assert (run / file).read_bytes() == (reference / file).read_bytes(), f"{file} differs"
+        assert_same_checkpoint(run, reference, step)
+    assert_same_end(run, reference)
+
+
+def assert_same_end(run: Path, reference: Path) -> None:
+    """Weights, EMA and optimiser bit for bit; metrics apart from times and rates. A stop by a signal shortly before
+    the end leaves its own checkpoint beside the last."""
+    assert without_timings(run) == without_timings(reference)
+    assert steps(run)[-1] == steps(reference)[-1]
+    assert_same_checkpoint(run, reference, steps(run)[-1])
     ours, theirs = (json.loads((r / "summary.json").read_text()) for r in (run, reference))
     assert (ours["step"], ours["best"]) == (theirs["step"], theirs["best"])
     leftovers = [p.name for p in run.rglob(".*") if p.name != ".lock"]
     assert not leftovers, leftovers
+
+
+def assert_same_checkpoint(run: Path, reference: Path, step: int) -> None:
+    for part in PARTS:
+        file = f"checkpoints/step_{step:08d}/{part}.safetensors"
+        assert (run / file).read_bytes() == (reference / file).read_bytes(), f"{file} differs"
 
 
 def trained(work: Workspace) -> list[Path]:
