@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,14 @@ class DoorLauncher(Launcher):
 
     __module__ = PLUGINS
 
-    def __init__(self, **settings: Any) -> None:  # fields of the config, whose schema is above
+    def __post_init__(self) -> None:
+        """The fields of the config become `settings`; one of them, `setup`, would hide Hydra's method of that name."""
+        assert is_dataclass(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_target_"}
         self.settings: dict[str, Any] = {
-            k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()
+            k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()
         }
+        vars(self).pop("setup", None)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
@@ -89,7 +93,8 @@ class DoorLauncher(Launcher):
         return Job(own if own else f"{folder.parent.name}/{folder.name}", (command,), str(folder.absolute()))
 
 
-class SlurmLauncher(DoorLauncher):
+@dataclass
+class SlurmLauncher(DoorLauncher, Slurm):
     """Submits the runs as one array."""
 
     __module__ = PLUGINS
@@ -105,7 +110,8 @@ class SlurmLauncher(DoorLauncher):
         return queue.wait(entries)
 
 
-class LocalLauncher(DoorLauncher):
+@dataclass
+class LocalLauncher(DoorLauncher, Local):
     """Runs them on this machine, a few at a time."""
 
     __module__ = PLUGINS
