@@ -4,8 +4,8 @@
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu
     python -m launchers.status
 
-Its own keys are those of conf/ablation_grid.yaml: arms, seeds, shards, stages, evaluate, measured, dry_run, and
-cluster (slurm or local) with the cluster's settings below it. All else goes to the runs, as on
+Its own keys are those of conf/ablation_grid.yaml: arms, seeds, shards, stages, evaluate, measured, dry_run, scripts,
+and cluster (slurm or local) with the cluster's settings below it. All else goes to the runs, as on
 `python -m urepa.train`. The same command again skips what is finished and submits what failed. Jobs run from a copy
 of the commit.
 """
@@ -24,13 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import training_hours
-from launchers.study import arms_of, compose_run, stages_of
+from launchers.study import runs_of, stages_of
 from urepa.doors import CONF, explain, one_line_mistakes, prepare
 from urepa.errors import UserError
 from urepa.runs import parse_overrides, plain
 from urepa.tracking import prepare_store
 
-OWN = ("arms", "seeds", "shards", "stages", "evaluate", "measured", "dry_run", "cluster")
+OWN = ("arms", "seeds", "shards", "stages", "evaluate", "measured", "dry_run", "scripts", "cluster")
 LISTS = ("arms", "seeds", "stages")
 
 
@@ -61,21 +61,19 @@ def main() -> None:
     settings = settings_of(own)
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
-    arms = arms_of(settings["arms"], rest, gpus)
-    runs = [
-        compose_run([*rest, f"+ablation={arm}", f"seed={seed}"], gpus) for arm in arms for seed in settings["seeds"]
-    ]
+    runs = runs_of(settings["arms"], settings["seeds"], rest, gpus)
     if not runs:
         raise UserError("there is no arm to run: give arms=a,b,c of conf/ablation, and seeds=0,1,2")
     stages = stages_of(runs, settings, gpus)
     steps = runs[0].config["trainer"]["max_steps"]
-    print(f"{len(arms)} arms x {len(settings['seeds'])} seeds: {len(runs)} runs of {steps} steps", flush=True)
+    seeds = len(settings["seeds"])
+    print(f"{len(runs) // seeds} arms x {seeds} seeds: {len(runs)} runs of {steps} steps", flush=True)
     folder = Path(settings["cluster"]["submitit_folder" if on_slurm else "folder"])
     code = frozen.place(folder / "code")
     chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)
     if settings["dry_run"]:
-        chain.show(stages)
-        print(f"\n{training_hours(runs, settings['measured'])}")
+        chain.show(stages, None if settings["scripts"] is None else Path(settings["scripts"]))
+        print(training_hours(runs, settings["measured"]))
         return
     frozen.copy_to(code)
     for uri in {run.config["tracking"]["uri"] for run in runs if "uri" in run.config["tracking"]}:

@@ -8,8 +8,11 @@ from typing import Any
 
 from launchers.study import Stage
 from urepa.errors import UserError
+from urepa.files import write_whole
 from urepa.jobs import Book, Entry, Job
 from urepa.queues import LocalQueue, SlurmQueue, active_jobs, told
+
+WIDEST = 160  # characters of a command in a dry run
 
 
 class SlurmChain:
@@ -36,13 +39,13 @@ class SlurmChain:
                 print(f"{stage.name:<11} {done} are done, {len(queued)} are in the queue already")
         print(f"logs and notes: {self.queue.folder}; python -m launchers.status shows where they are")
 
-    def show(self, stages: Sequence[Stage]) -> None:
-        """What `submit` would hand in, were nothing done yet."""
+    def show(self, stages: Sequence[Stage], scripts: Path | None) -> None:
+        """What `submit` would hand in, were nothing done yet; whole in the folder `scripts`."""
         for number, stage in enumerate(stages):
-            waits = _waits(stage, {id(s): n for n, s in enumerate(stages)})
-            print(f"\n=== {number}: {stage.name}, {len(stage.jobs)} jobs{waits}")
-            _list(stage)
-            print(self.queue.script(stage.jobs, stage.gpus, stage.name))
+            _show(stage, number, _waits(stage, {id(s): n for n, s in enumerate(stages)}), scripts)
+            if scripts is not None:
+                script = self.queue.script(stage.jobs, stage.gpus, stage.name)
+                write_whole(scripts / f"{number}_{stage.name}.sh", script)
 
     def _is_done(self, stage: Stage, job: Job) -> bool:
         """A run says so itself; another job is done if its last submission was and it waits for nothing new."""
@@ -103,10 +106,9 @@ class LocalChain:
             names = ", ".join(sorted(job.name for job in failed))
             raise UserError(f"{len(failed)} jobs did not finish ({names}); the same command goes on with them")
 
-    def show(self, stages: Sequence[Stage]) -> None:
-        for stage in stages:
-            print(f"\n=== {stage.name}, {len(stage.jobs)} jobs, {self.queue.at_once} at a time")
-            _list(stage)
+    def show(self, stages: Sequence[Stage], scripts: Path | None) -> None:
+        for number, stage in enumerate(stages):
+            _show(stage, number, f", {self.queue.at_once} at a time", scripts)
 
     def _before(self, stage: Stage, job: Job) -> list[Job]:
         if stage.after is None:
@@ -130,10 +132,18 @@ def _waits(stage: Stage, number: dict[int, int]) -> str:
     return f", {how} {numbers}"
 
 
-def _list(stage: Stage) -> None:
-    for job in stage.jobs:
-        for command in job.commands:
-            print(f"    python -m {' '.join(command)}")
+def _show(stage: Stage, number: int, how: str, scripts: Path | None) -> None:
+    """Its first job here, all of them in a file."""
+    print(f"{number}: {stage.name}, {len(stage.jobs)} {'job' if len(stage.jobs) == 1 else 'jobs'}{how}")
+    lines = [[f"python -m {' '.join(command)}" for command in job.commands] for job in stage.jobs]
+    print("".join(f"      {_short(line)}\n" for line in lines[0]), end="")
+    if scripts is not None:
+        scripts.mkdir(parents=True, exist_ok=True)
+        write_whole(scripts / f"{number}_{stage.name}.txt", "".join(f"{line}\n" for job in lines for line in job))
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= WIDEST else f"{line[:WIDEST]} ..."
 
 
 def _say(stage: Stage, jobs: Sequence[Job], entries: Sequence[Entry], dependency: str | None) -> None:

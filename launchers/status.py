@@ -54,5 +54,8 @@ def lines(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv):
+        print(__doc__)
+        sys.exit(0)
     with one_line_mistakes():
         print("\n".join(lines(Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER))))

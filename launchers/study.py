@@ -9,16 +9,19 @@ compare                      after all, whatever became of them
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import open_dict
 
+from urepa import progress
 from urepa.checks import check, check_trainer
 from urepa.doors import CONF
 from urepa.errors import UserError
@@ -27,7 +30,7 @@ from urepa.nested import flatten
 from urepa.runs import plain, run_name
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
-NOT_IN_CACHES = ("data.cfg_dropout", "data.online_teacher", "data.stage_to", "data.build_on_first_use")
+NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")
 
 
 @dataclass
@@ -86,20 +89,30 @@ def _written(value: Any) -> str:
     return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
 
 
-def arms_of(given: Sequence[str] | None, overrides: Sequence[str], gpus: int) -> list[str]:
-    """Those that are asked for, or all of conf/ablation that this experiment takes."""
-    if given is not None:
-        return list(given)
-    compose_run(overrides, gpus)  # a mistake that has nothing to do with arms is said once
-    taken = []
-    for name in sorted(p.stem for p in (Path(CONF) / "ablation").glob("*.yaml")):
-        try:
-            compose_run([*overrides, f"+ablation={name}"], gpus)
-        except UserError as error:
-            print(f"left out: {error}")
-            continue
-        taken.append(name)
-    return taken
+def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequence[str], gpus: int) -> list[Run]:
+    """Every arm with every seed. Without `arms`, all of conf/ablation that this experiment takes."""
+    if arms is None:
+        compose_run(overrides, gpus)  # a mistake that has nothing to do with arms is said once
+    names = sorted(p.stem for p in (Path(CONF) / "ablation").glob("*.yaml")) if arms is None else arms
+    runs: list[Run] = []
+    left_out: list[str] = []
+    with progress.bar(names, desc="composing", unit="arm", leave=False, disable=not sys.stderr.isatty()) as each:
+        for name in each:
+            try:
+                run = compose_run([*overrides, f"+ablation={name}"], gpus)
+            except (UserError, HydraException) as error:  # Hydra's: the arm replaces a part whose key the command sets
+                if arms is not None:
+                    raise
+                why = f"+ablation={name} does not fit this command: " if isinstance(error, HydraException) else ""
+                left_out.append(f"left out: {why}{' '.join(str(error).split())}")
+                continue
+            runs += [_with_seed(run, seed) for seed in seeds]
+    print("".join(f"{line}\n" for line in left_out), end="", flush=True)
+    return runs
+
+
+def _with_seed(run: Run, seed: int) -> Run:
+    return replace(run, overrides=[*run.overrides, f"seed={seed}"], config=run.config | {"seed": seed})
 
 
 def stages_of(runs: Sequence[Run], settings: dict[str, Any], gpus: int) -> list[Stage]:
@@ -160,10 +173,12 @@ def _preprocess(
         return stages[-1]
     place = (data["root"], data["latents"])
     tokens, before = built.get(place, (set(), None))
-    first = ("manifest", "prompts") if before is None else ("manifest",)
+    first = ("manifest",) if before is not None or data["text"] is None else ("manifest", "prompts")
     stages.append(Stage("preprocess", [_cache_job("manifest", caches, *first)], 1, before))
-    in_shards = ("images", "latents", "tokens") if before is None else ("tokens",)
-    if data["tokens"] not in tokens:
+    asked = {"latents": data["online_latents"], "tokens": data["online_teacher"]}  # while training
+    of_a_shard = ("images", "latents", "tokens") if before is None else ("tokens",)
+    in_shards = [stage for stage in of_a_shard if not asked.get(stage, False)]
+    if in_shards and data["tokens"] not in tokens:
         own = [(f"shard {i}/{shards}", (*caches, f"shard={i}/{shards}")) for i in range(shards)]
         stages.append(Stage("preprocess", [_cache_job(name, a, *in_shards) for name, a in own], 1, stages[-1]))
     built[place] = (tokens | {data["tokens"]}, stages[-1])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import gc
 import os
+import sys
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # these tests compare bits: CPU, wherever they run
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors here are tiny: more threads only wait; for subprocesses too
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +20,30 @@ import numpy as np
 import pytest
 
 
+@pytest.hookimpl(trylast=True)  # after tests/process/conftest.py has marked its own
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests first: what is quick fills the end, when the other processes have nothing left."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -slow[item.path])  # files stay together
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tensors here are tiny: more threads only wait for each other."""
+    """Whatever the environment says."""
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def room_for_sd15(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """SD-1.5 itself takes 10 GB: one test at a time has it, however many processes there are."""
+    with open(tmp_path_factory.getbasetemp().parent / "sd15.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc would keep the memory for this process
 
 
 @pytest.fixture(scope="session")
@@ -135,12 +159,73 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
     return overrides
 
 
+@pytest.fixture(scope="session")
+def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
+    """The same of repa_cifar10_pixels, on digits as 1x16x16 pixels."""
+    from urepa.assembly import make
+
+    overrides = [
+        "+experiment=repa_cifar10_pixels",
+        "data=digits",
+        "evaluation=none",
+        f"data.root={tmp_path_factory.mktemp('digits')}",
+        "data.limit=40",
+        "data.validation_images=20",
+        "data.test_images=20",
+        "data.image_size=16",
+        "data.unshuffle=1",
+        "teacher.image_size=128",
+        "teacher.grid=[4,4]",
+        "backbone.depth=4",
+        "backbone.width=32",
+        "backbone.heads=2",
+        "head.hidden=16",
+        "trainer.batch_size=8",
+        "trainer.validation_group=10",
+        "trainer.max_steps=10",
+        "tracking=none",
+    ]
+    config = compose(*overrides)
+    make(config["data"]).open(make(config["teacher"])).close()
+    return overrides
+
+
+@pytest.fixture(scope="session")
+def sit_file(
+    tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]], small_sit: list[str]
+) -> Path:
+    """Weights for `small_sit` in the published layout, none of them 0, as if it had been trained."""
+    import torch
+    from safetensors.torch import save_file
+
+    from urepa.assembly import make
+
+    config = compose(*small_sit)
+    track = make(config["data"])
+    backbone = make(config["backbone"])(latent_shape=track.latent_shape, num_classes=track.num_classes)
+    generator = torch.Generator().manual_seed(0)
+    values = {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in backbone.state_dict().items()}
+    file = tmp_path_factory.mktemp("published") / "sit.safetensors"
+    save_file(values, file)
+    return file
+
+
 @pytest.fixture
-def build_trainer(
-    compose: Callable[..., dict[str, Any]], small_run: list[str], tmp_path: Path
-) -> Iterator[Callable[..., Any]]:
-    """build_trainer(*overrides): a Trainer at step 0. Building the next one closes the caches of the last:
-    a process opens an LMDB store once."""
+def build_trainer(small_run: list[str], trainer_of: Callable[..., Any]) -> Callable[..., Any]:
+    """build_trainer(*overrides): a Trainer of the tiny quickstart."""
+
+    def build(*overrides: str) -> Any:
+        without_loss = "loss=none" in overrides
+        own = [o for o in small_run if not (without_loss and o.startswith("loss."))]
+        return trainer_of(*own, *overrides)
+
+    return build
+
+
+@pytest.fixture
+def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """trainer_of(*overrides): a Trainer at step 0. Building the next one closes the caches of the last: a process opens
+    an LMDB store once."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -155,12 +240,10 @@ def build_trainer(
 
     def build(*overrides: str) -> Any:
         close()
-        without_loss = "loss=none" in overrides
-        own = [o for o in small_run if not (without_loss and o.startswith("loss."))]
         folder = tmp_path / f"run{len(built)}"
         folder.mkdir()
         shipper = NoShipper(folder=folder, name="", params={}, run_tags={})
-        trainer, _ = assembly.build(compose(*own, *overrides), folder, Accelerator(cpu=True), shipper)
+        trainer, _ = assembly.build(compose(*overrides), folder, Accelerator(cpu=True), shipper)
         built.append(trainer)
         return trainer
 

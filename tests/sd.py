@@ -30,6 +30,15 @@ TEACHER = {
 }
 
 
+LATENT = (4, 8, 8)
+
+
+def small_parts(folder: Path) -> dict[str, Path]:
+    """A small U-Net and the caches of four samples for it."""
+    write_cache(folder / "data", 4, LATENT, 16, TEACHER | {"width": 24, "grid": [4, 4]})
+    return {"weights": write_unet(folder / "weights", **SMALL), "data": folder / "data"}
+
+
 def write_unet(folder: Path, **architecture: Any) -> Path:
     """A random U-Net as diffusers saves a pipeline's: FOLDER/unet/{config.json,*.safetensors}."""
     from diffusers import UNet2DConditionModel

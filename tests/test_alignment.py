@@ -64,7 +64,7 @@ def batch() -> Batch:
         noise=torch.randn(4, 4, 8, 8),
         t_B=torch.tensor([10, 300, 600, 999]),
         condition=Condition(torch.tensor([0, 1, 2, 3]), 3),
-        teacher_BND=F.normalize(torch.randn(4, 6, 5), dim=-1),
+        teachers={"": F.normalize(torch.randn(4, 6, 5), dim=-1)},
     )
 
 
@@ -130,7 +130,7 @@ def test_the_sample_manifold_compares_the_gathered_batch(batch: Batch) -> None:
     rest = [losses.pooled(x[2:]) for x in (student, teacher)]
     half = Aligned(output.prediction_RCHW, {}, {"mid": Tokens(student[:2], (2, 3))})
     gathered = urepa_loss()(
-        diffusion[:2], half, replace(batch, teacher_BND=teacher[:2]), 9, lambda x: torch.cat([x, rest.pop(0)])
+        diffusion[:2], half, replace(batch, teachers={"": teacher[:2]}), 9, lambda x: torch.cat([x, rest.pop(0)])
     )
     torch.testing.assert_close(gathered.manifold, whole)
 
@@ -189,6 +189,7 @@ def test_spikes_are_looked_for_after_the_warm_up() -> None:
         ({"taps": {"mid": 2.0, "enc_last": -1.0}}, "0 or more"),
         ({"lambda_max": -0.5}, "loss.lambda_max"),
         ({"manifold_weight": -1.0}, "loss.manifold_weight"),
+        ({"time_power": 1.0}, "give loss.manifold_weight=0 with it"),
     ],
 )
 def test_weights_that_cannot_be_are_user_errors(change: dict[str, Any], words: str) -> None:
@@ -234,7 +235,7 @@ def test_tap_gradients_are_autograds_own(model: AlignedModel, batch: Batch, obje
     assert teacher is not None
     alignment = torch.zeros(())
     for tap, share in (("mid", 0.25), ("dec_first", 0.75)):
-        student = model.heads[tap](Tokens.from_map(states[tap])).x_BND
+        student = model.heads[tap](Tokens.from_map(states[tap]), batch.t_B).x_BND
         token = 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
         alignment = alignment + share * (token + 3 * manifold_by_hand(student, teacher, level))
     assert set(measured) == set(blocks)
@@ -271,6 +272,7 @@ def trained(build_trainer: Build, *overrides: str, steps: int = 5) -> tuple[Any,
     return trainer, updates
 
 
+@pytest.mark.slow
 def test_lambda_zero_and_no_loss_train_the_same_backbone(build_trainer: Build) -> None:
     """Bit for bit, after real updates: the arm λ=0 is the baseline and still logs its terms."""
     start = weights(build_trainer("loss=none").model.backbone)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from runs import small_sd
 
-from urepa.assembly import make
+from urepa.assembly import build_random, build_untrained, evaluated, make
 from urepa.errors import UserError
 
 Compose = Callable[..., dict[str, Any]]
@@ -30,3 +33,55 @@ def test_parts_get_plain_lists_and_dicts(compose: Compose) -> None:
 def test_a_constructors_user_error_is_not_wrapped(compose: Compose, part: str, override: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(compose(override)[part])
+
+
+def test_the_untrained_model_is_the_runs_own_before_its_first_step(
+    compose: Compose, small_run: list[str], build_trainer: Callable[..., Any]
+) -> None:
+    """Also where another evaluation asks for a tap that is not there."""
+    trainer = build_trainer("seed=3", "trainer.max_steps=3")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.fit(0)
+    config = compose(*small_run, "seed=3", "evaluation=cifar10", "evaluation.probe.tap=midd")
+    state = torch.get_rng_state()
+    model = build_untrained(config, make(config["data"]), torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state), "training draws as if nothing had been built"
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, compose: Compose) -> None:
+    """Of its own architecture and prompts, drawn by the run's seed."""
+    config = compose(*small_sd(tmp_path))
+    track, cpu = make(config["data"]), torch.device("cpu")
+    own = build_untrained(config, track, cpu)
+    random = build_random(config, track, cpu, own)
+    again = build_random(config, track, cpu, own)
+    other = build_random(config | {"seed": 43}, track, cpu, own)
+    values = {name: value for name, value in own.state_dict().items() if "lora" not in name and "heads" not in name}
+    assert {n: v.shape for n, v in random.state_dict().items()} == {n: v.shape for n, v in own.state_dict().items()}
+    matrices = [name for name, value in values.items() if name.endswith("weight") and value.dim() > 1]
+    assert len(matrices) > 20
+    assert not any(torch.equal(random.state_dict()[name], values[name]) for name in matrices)
+    assert not any(torch.equal(random.state_dict()[name], other.state_dict()[name]) for name in matrices)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in random.state_dict().items())
+    prompts = dict(own.named_buffers())
+    assert prompts
+    assert all(torch.equal(value, prompts[name]) for name, value in random.named_buffers())
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_floors_are_what_the_backbone_began_with_and_a_random_one(
+    has_weights: bool, trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str], sit_file: Path
+) -> None:
+    own = [f"backbone.weights={sit_file}"] if has_weights else []
+    asked = [*small_sit, *own, "evaluation=spatial", "evaluation.spatial.images=5"]
+    trainer, config = trainer_of(*asked), compose(*asked)
+    found = evaluated(config, trainer, make(config["data"]), 0)
+    assert not found.failures
+    assert found.metrics["final/rmsc/untrained_tap"] == found.metrics["final/rmsc/tap"], "nothing has trained here"
+    random = found.metrics.get("final/rmsc/random_tap")
+    assert (random is not None) == has_weights
+    assert random != found.metrics["final/rmsc/tap"]

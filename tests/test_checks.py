@@ -41,7 +41,11 @@ def test_the_quickstart_passes(compose: Callable[..., dict[str, Any]]) -> None:
         ("data.cfg_dropout", 1.5, "give 0 or more, at most 1"),
         ("backbone.head_dim", 0, "give 1 or more"),
         ("evaluation.samples.sampler_steps", 0, "give 1 or more"),
-        ("evaluation.probe", {"timestep": 5000}, "timestep=5000: the objective's last timestep is 999"),
+        ("evaluation.probe", {"timestep": 5000}, "timestep=5000: the objective's timesteps are 0 to 999"),
+        ("evaluation.probe", {"timesteps": [500, -1]}, "timesteps=.500, -1.: the objective's timesteps are 0 to 999"),
+        ("trainer.evaluate_every", 0, "give 1 or more"),
+        ("trainer.evaluation_share", -0.1, "give 0 or more"),
+        ("evaluation.probe", {"timestep": 0.5}, "timestep=0.5: the objective's timesteps are 0 to 999, whole numbers"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(
@@ -56,6 +60,55 @@ def test_numbers_that_cannot_be_are_refused(
     place[last] = value
     with pytest.raises(UserError, match=f"{key}.*{message}"):
         check_ranges(config)
+
+
+def test_a_probes_time_is_its_objectives(compose: Callable[..., dict[str, Any]]) -> None:
+    config = compose("objective=flow")
+    config["evaluation"]["probe"] = {"timestep": 0.5}
+    check_ranges(config)
+    config["evaluation"]["probe"] = {"timestep": 100}
+    with pytest.raises(UserError, match=r"timestep=100: the objective's times lie in \[0, 1\]"):
+        check_ranges(config)
+
+
+def test_adapters_need_a_sit_that_has_been_trained(compose: Callable[..., dict[str, Any]]) -> None:
+    overrides = ["backbone=sit_b2", "lora=all_attention"]
+    with pytest.raises(UserError, match="lora on a SiT of random weights would train nothing"):
+        check(compose(*overrides), overrides)
+    check(compose(*overrides, "backbone.weights=some.pt"), overrides)
+    check(compose("backbone=sit_b2"), [])
+    check(compose("lora=all_attention"), [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["backbone.patch=8"], r"4x4 patches and the teacher 8x8 tokens.*teacher.grid=\[4, 4\]"),
+        (["data.image_size=64"], "16x16 patches and the teacher 8x8"),
+        (["teacher=efficientnet_lite0"], "8x8 patches and the teacher 4x4"),
+        (["+ablation=sit_irepa_head", "backbone.patch=8"], None),
+        (["head=conv", "backbone.patch=8"], None),
+        (["loss=none", "backbone.patch=8"], None),
+        (["data.image_size=64", "backbone.patch=8"], None),
+    ],
+)
+def test_a_sits_patches_are_the_teachers_tokens(
+    compose: Callable[..., dict[str, Any]], overrides: list[str], message: str | None
+) -> None:
+    given = ["+experiment=repa_cifar10_pixels", *overrides]
+    if message is None:
+        check(compose(*given), given)
+        return
+    with pytest.raises(UserError, match=message):
+        check(compose(*given), given)
+
+
+@pytest.mark.parametrize("experiment", ["repa_cifar10", "repa_imagenet256"])
+def test_latents_patches_too(compose: Callable[..., dict[str, Any]], experiment: str) -> None:
+    given = [f"+experiment={experiment}"]
+    check(compose(*given), given)
+    with pytest.raises(UserError, match="8x8 patches and the teacher 16x16 tokens, which this head compares one by"):
+        check(compose(*given, "backbone.patch=4"), given)
 
 
 def test_none_is_no_number(compose: Callable[..., dict[str, Any]]) -> None:
@@ -77,6 +130,45 @@ def test_the_global_batch_divides(trainer: dict[str, Any], world: int, accumulat
     else:
         with pytest.raises(UserError, match=f"batch_size=64 .*{world} processes.*multiple of {world * accumulation}"):
             check_trainer(changed, world)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.evaluation_share=0.5"], "trainer.evaluation_share has no effect without trainer.evaluate_every"),
+        (["trainer.evaluate_every=5", "evaluation=none"], "trainer.evaluate_every has no effect with evaluation=none"),
+    ],
+)
+def test_turns_without_evaluations_are_refused(
+    compose: Callable[..., dict[str, Any]], overrides: list[str], message: str
+) -> None:
+    check(compose("trainer.evaluate_every=5", "trainer.evaluation_share=0.5"), ["trainer.evaluation_share=0.5"])
+    with pytest.raises(UserError, match=message):
+        check(compose(*overrides), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.latents=mine"], "data.latents has no effect with data.online_latents=true"),
+        (["data.online_teacher=true", "data.tokens=mine"], "data.tokens has no effect with data.online_teacher=true"),
+        (
+            ["data.online_teacher=true", "data.token_dtype=int8"],
+            "data.token_dtype has no effect",
+        ),
+        (["data.online_teacher=true", "data.stage_to=/tmp"], "data.stage_to has no effect here: there is no cache"),
+        (["loss=none", "data.stage_to=/tmp"], "data.stage_to has no effect here: there is no cache"),
+        (["loss=none", "data.online_teacher=true"], "data.online_teacher has no effect with loss=none"),
+    ],
+)
+def test_what_is_asked_in_training_has_no_cache(
+    compose: Callable[..., dict[str, Any]], overrides: list[str], message: str
+) -> None:
+    given = ["+experiment=repa_cifar10", "data.online_latents=true"]
+    for fine in ([], ["data.online_teacher=true"], ["data.stage_to=/tmp"], ["loss=none"], ["data.token_dtype=int8"]):
+        check(compose(*given, *fine), [*given, *fine])
+    with pytest.raises(UserError, match=message):
+        check(compose(*given, *overrides), [*given, *overrides])
 
 
 @pytest.mark.parametrize("key", ["head", "head.depth", "teacher", "teacher.grid", "optimizer.lr.head"])

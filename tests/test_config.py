@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from urepa.doors import CONF
+from urepa.nested import flatten
 
 Compose = Callable[..., dict[str, Any]]
 GROUPS = ("backbone", "lora", "head", "teacher", "objective", "loss", "data", "optimizer", "trainer", "tracking")
@@ -73,6 +76,36 @@ def test_an_experiment_is_short_and_says_what_it_is_for(experiment: str) -> None
     header = " ".join(line for line in lines if line.startswith("#"))
     assert all(word in header for word in ("Claim:", "Command:", "Hours:", "xpected"))
     assert sum(not line.startswith("#") for line in lines) < 20
+
+
+def test_repas_evaluation_is_of_its_sampler(compose: Compose) -> None:
+    """The command in its header is one, and the figure beside it is of 250 steps of the SDE."""
+    header = (Path(CONF) / "experiment" / "repa_imagenet256.yaml").read_text()
+    asked = next(line for line in header.splitlines() if "evaluation=inception " in line and line.startswith("# Ev"))
+    overrides = [word for word in asked.split() if "=" in word]
+    evaluation = compose("+experiment=repa_imagenet256", *overrides)["evaluation"]
+    for part in ("inception", "inception_score"):
+        images = evaluation[part]["images"]
+        assert (images["sampler"], images["steps"], images["count"], images["guidance"]) == ("sde", 250, 50_000, 1)
+
+
+@pytest.mark.parametrize("experiment", ["repa_smoke", "repa_cifar10_pixels"])
+def test_commands_on_pixels_need_no_hub(compose: Compose, experiment: str) -> None:
+    header = (Path(CONF) / "experiment" / f"{experiment}.yaml").read_text()
+    (said,) = re.findall(r"^# Command: python -m urepa.train (.*)$", header, re.MULTILINE)
+    data = compose(*said.split())["data"]
+    assert (data["source"], data["images"]) == ("folder", "DIR")
+
+
+@pytest.mark.parametrize("door", ["generate", "generate_checkpoint", "export", "evaluate"])
+def test_help_says_what_each_key_means(compose: Compose, door: str) -> None:
+    """Keys that a part brings along are the parts'; those of the door stand in its own help."""
+    template = OmegaConf.load(Path(CONF) / f"{door}.yaml").hydra.help.template
+    assert "== Usage ==" in template
+    asked = template.split("== Keys (key=value) ==\n")[1].split("\n== Config")[0]
+    described = {word.strip() for line in asked.splitlines() for word in line.split("  ")[0].split(",")}
+    own = compose(root=door).keys() - compose().keys() if door == "generate_checkpoint" else flatten(compose(root=door))
+    assert set(own) == described - {"seed" if door == "generate_checkpoint" else ""}
 
 
 KEYS = (

@@ -14,9 +14,10 @@ from sd import SMALL, write_unet
 
 from urepa.alignment import step_terms
 from urepa.assembly import build_model, make, speed_up
-from urepa.costs import Device, example, plan
-from urepa.counting import SavedBytes
+from urepa.costs import Device, count, example, plan
+from urepa.counting import SavedBytes, flop_counter
 from urepa.errors import UserError
+from urepa.plan import flops as flops_table
 from urepa.trainer import Settings
 
 H200 = Device("H200", "cuda", 790e12, 141e9)
@@ -59,6 +60,7 @@ def test_flops_are_the_documented_ones(track_a: Any) -> None:
     assert track_a.floor_hours == pytest.approx(training + validation, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fraction", "gigaflops", "milliseconds"), [(0, 269.6, 44), (0.25, 558, 90)])
 def test_a_fraction_of_the_diffusion_term_spares_the_decoder(
     track_a: Any, compose: Compose, fraction: float, gigaflops: float, milliseconds: float
@@ -73,6 +75,7 @@ def test_a_fraction_of_the_diffusion_term_spares_the_decoder(
     assert planned.validation_flops == track_a.validation_flops  # validation always sees the whole term
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "channels_last", "a_sample", "copies"),
     [("fp32", "false", 648, 2), ("bf16", "false", 473, 0), ("bf16", "true", 473 + 30, 0)],
@@ -92,6 +95,7 @@ def test_activations_are_the_documented_ones(
     assert planned.fits
 
 
+@pytest.mark.slow
 def test_more_lora_costs_more_backward(track_a: Any, compose: Compose) -> None:
     everywhere = plan(compose("+experiment=track_a", "lora.blocks=all"), H200)
     assert sum(part["trainable"] for part in everywhere.counted.parameters.values()) == 1_594_368 + 2_360_320
@@ -105,11 +109,24 @@ def test_a_small_memory_is_too_small(track_a: Any) -> None:
     assert replace(track_a, device=CPU).fits is None
 
 
+@pytest.mark.slow
 def test_seeds_cost_the_same_and_are_counted_once(compose: Compose) -> None:
     a, b = (plan(compose("+experiment=track_a", f"seed={seed}"), H200) for seed in (1, 2))
     assert a.counted is b.counted
 
 
+@pytest.mark.slow
+def test_what_is_left_out_of_the_count_changes_none(compose: Compose, small_run: list[str]) -> None:
+    """At zero too, where a term could be thought to fall away."""
+    others = ("loss.lambda_max=0", "loss.warmup_steps=0", "loss.manifold_weight=0", "data.cfg_dropout=0", "seed=3")
+    own = [o for o in small_run if not o.startswith("loss.")]
+    changed = compose(
+        *own, *others, "objective.beta_end=0.02", "objective.beta_schedule=scaled_linear", "optimizer.lr.head=0"
+    )
+    assert count(changed, "cuda") == count(compose(*small_run), "cuda")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -131,6 +148,67 @@ def test_a_real_step_saves_what_is_planned(
     assert plan(compose(*given, *more), CPU).saved_bytes == pytest.approx(saved.total, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["loss=none"],
+        ["loss.diffusion_fraction=0.5"],
+        ["lora=all_attention", "optimizer=adamw_lora", "lora.rank=4"],
+    ],
+    ids=str,
+)
+def test_a_real_step_of_a_sit_costs_what_is_planned(
+    trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str], sit_file: Path, more: list[str]
+) -> None:
+    """FLOPs forward and backward, saved bytes, and the optimiser's memory."""
+    overrides = [*small_sit, f"backbone.weights={sit_file}", *more]
+    trainer = trainer_of(*overrides)
+    trainer.prepared.train()
+    with flop_counter() as flops, SavedBytes(trainer.model) as saved:
+        trainer.forward(trainer.reader.read(0)[0], 0)[0].total.backward()
+    planned = plan(compose(*overrides), CPU)
+    assert planned.flops_per_step == flops.get_total_flops()
+    assert planned.saved_bytes == pytest.approx(saved.total, rel=0.01)
+    in_training = sum(p.nbytes for group in trainer.optimizer.param_groups for p in group["params"])
+    assert planned.counted.weights["optimiser"] == 2 * in_training
+
+
+def test_after_the_stop_a_step_costs_what_is_planned(
+    trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str]
+) -> None:
+    """What a real step computes then; an online teacher is paid for until then, and at every validation."""
+    overrides = [*small_sit, "loss.stop_step=4", "trainer.validate_every=3"]
+    trainer = trainer_of(*overrides)
+    trainer.prepared.train()
+    counted = []
+    for step in (3, 4):
+        (batch,) = trainer.reader.read(step)
+        with flop_counter() as flops:
+            trainer.forward(batch, step)[0].total.backward()
+        counted.append(flops.get_total_flops())
+    config = compose(*overrides)
+    asking = config | {"data": config["data"] | {"online_teacher": True}}
+    cached, online = plan(config, CPU), plan(asking, CPU)
+    assert counted == [cached.flops_per_step, cached.flops_after_stop]
+    assert cached.flops_after_stop < cached.flops_per_step  # the terms that are logged are products as well
+    with flop_counter() as flops:
+        make(config["teacher"]).tokens(torch.rand(1, 3, 16, 16))
+    assert online.flops_per_step == counted[0] + 8 * flops.get_total_flops()
+    assert online.flops_after_stop == counted[1]
+    assert online.validation_flops - cached.validation_flops == 4 * 20 * flops.get_total_flops()
+    assert online.run_flops == 4 * online.flops_per_step + 6 * counted[1] + online.validation_flops
+    throughout = plan(asking | {"loss": config["loss"] | {"stop_step": None}}, CPU)
+    assert throughout.run_flops == 10 * online.flops_per_step + online.validation_flops
+    assert throughout.counted is online.counted
+    measured = [row(device="cpu", tflops_per_s=0.05)]
+    assert replace(online, measured=measured).expected_hours == pytest.approx(online.run_flops / 0.05e12 / 3600)
+    last = flops_table(online).splitlines()[-1]
+    assert last.split() == ["from", "step", "4", "on", f"{counted[1] / 1e12:.3f}"]
+    assert "from step" not in flops_table(throughout)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", [("fp32", "false"), ("bf16", "false"), ("bf16", "true")], ids=str)
 def test_a_real_step_of_track_a_in_bf16_saves_what_is_planned(
     compose: Compose, tmp_path: Path, switches: tuple[str, str]
@@ -153,12 +231,14 @@ def test_a_real_step_of_track_a_in_bf16_saves_what_is_planned(
     model, _ = build_model(config, track, teacher, loss)
     speed_up(model, Settings(**config["trainer"]), torch.device("cpu"))
     forward = torch.autocast("cpu", torch.bfloat16)(model.train().forward)
-    batch = example(track, teacher, 4, 0.5)
+    objective = make(config["objective"])
+    batch = example(track, teacher, objective, 4, 0.5)
     with SavedBytes(model) as saved:
-        step_terms(forward, make(config["objective"]), loss, batch, 1, lambda x_BD: x_BD)
+        step_terms(forward, objective, loss, batch, 1, lambda x_BD: x_BD)
     assert plan(config, CPU).saved_bytes == pytest.approx(saved.total, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_optimisers_memory_is_adams(build_trainer: Callable[..., Any], compose: Compose, small_run: Any) -> None:
     trainer = build_trainer()
     trainer.update(0, trainer.reader.read(0), with_tap_gradients=False)
@@ -171,6 +251,7 @@ def test_the_optimisers_memory_is_adams(build_trainer: Callable[..., Any], compo
     assert weights["trainable weights"] + weights["frozen weights"] == parameters
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up(compose: Compose, small_run: list[str]) -> None:
     whole = plan(compose(*small_run, "loss.level=token"), CPU)
     parts = plan(compose(*small_run, "loss.level=token", "trainer.accumulation=4"), CPU)
@@ -178,6 +259,7 @@ def test_micro_batches_add_up(compose: Compose, small_run: list[str]) -> None:
     assert parts.saved_bytes < whole.saved_bytes / 3
 
 
+@pytest.mark.slow
 def test_an_online_teacher_is_part_of_the_step(compose: Compose) -> None:
     """DINOv2-L at 518 px: 24 layers of 12·D² weights and attention over 1,370 tokens."""
     planned = plan(compose("+experiment=track_a", "data.online_teacher=true", "trainer.batch_size=2"), H200)
@@ -235,6 +317,7 @@ def test_nothing_is_expected_without_a_measurement(track_a: Any) -> None:
     assert track_a.as_dict()["gpu_hours_expected"] is None
 
 
+@pytest.mark.slow
 def test_hours_are_expected_from_our_own_path_at_this_batch_size(compose: Compose, tmp_path: Path) -> None:
     rows = [row(path="documented", tflops_per_s=90.0), row(batch_size=32, tflops_per_s=200.0), row()]
     planned = plan(compose("+experiment=track_a"), H200, write(tmp_path / "bench.json", rows))
@@ -277,6 +360,7 @@ def test_a_file_that_is_no_measurement_of_this_device(
         plan(compose("+experiment=track_a"), H200, file)
 
 
+@pytest.mark.slow
 def test_an_architecture_is_read_from_a_local_folder(compose: Compose, tmp_path: Path) -> None:
     small = [f"backbone.weights={write_unet(tmp_path, **SMALL)}", "data.latent_shape=[4,8,8]"]
     for file in (tmp_path / "unet").glob("*.safetensors"):

@@ -58,7 +58,7 @@ def batch() -> Batch:
         noise=torch.randn(4, 4, 8, 8),
         t_B=torch.tensor([10, 300, 600, 999]),
         condition=Condition(torch.tensor([0, 1, 2, 3]), 3),
-        teacher_BND=F.normalize(torch.randn(4, 6, 5), dim=-1),
+        teachers={"": F.normalize(torch.randn(4, 6, 5), dim=-1)},
     )
 
 

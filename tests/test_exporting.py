@@ -19,12 +19,12 @@ from urepa.contracts import Condition
 from urepa.errors import UserError
 from urepa.exporting import export
 from urepa.image_set import generate
-from urepa.model_card import fenced, model_card, plain
+from urepa.model_card import fenced, model_card
 from urepa.sampling import image_noise, sample, scheduler_for
 
 Compose = Callable[..., dict[str, Any]]
 CLASSES = [207, 999]
-ELSEWHERE = {"out": None, "data": {"root": None, "vae": None}, "backbone": {"weights": None}}
+ELSEWHERE = {"checkpoint": None, "out": None, "data": {"root": None, "vae": None}, "backbone": {"weights": None}}
 # adapters on attention and convolutions, with α ≠ r
 LORA = ("lora.alpha=2", "lora.targets=attention_conv")
 FULL = ("lora=none", "optimizer=adamw_full", "objective=ddpm_eps_scaled")
@@ -48,7 +48,7 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
     """Pixels of what generate makes, by variant."""
     out = run / f"images{len(list(run.iterdir()))}"
     request = {"classes": CLASSES, "n": 2, "sampler": "dpmsolver", "steps": 4, "guidance": 3.0, "seed": 5}
-    request |= {"against": None, "batch_size": 16, "precision": "fp32"}
+    request |= {"against": None, "batch_size": 16, "precision": "fp32", "guidance_interval": [0.0, 1.0]}
     generate(asked_of(run, out=str(out)) | request | more)
     assert (out / "grid.png").exists()
     return {
@@ -78,6 +78,7 @@ def dpmsolver(folder: Path) -> Any:
     return DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
 
 
+@pytest.mark.slow
 def test_lora_through_a_pipeline_gives_the_same_pixels(root: Path, overrides: list[str], compose: Compose) -> None:
     from diffusers import UNet2DConditionModel
 
@@ -103,6 +104,8 @@ def test_lora_through_a_pipeline_gives_the_same_pixels(root: Path, overrides: li
     card = (folder / "README.md").read_text()
     assert "**The model predicts v**, with linear β from 0.00085 to 0.012" in card
     assert "LoRA of rank 8" in card
+    assert "aligned at mid to dinov2-large with λ = 0.5 and w = 3." in card
+    assert "- representation-alignment" in card
     assert "| train/total | 1.5 |" in card
     assert "> Claim: the document's run" in card
     assert "tracking" not in (folder / "config.yaml").read_text()
@@ -164,17 +167,33 @@ def test_an_export_is_there_whole_or_not_at_all(
         export(asked_of(run))
 
 
+@pytest.mark.parametrize("control", [["loss.lambda_max=0"], ["loss=none"]])
+def test_a_control_is_not_called_aligned(
+    compose: Compose, small_run: list[str], tmp_path: Path, control: list[str]
+) -> None:
+    kept = [o for o in small_run if not o.startswith("loss.")]
+    run = tmp_path / f"cifar10,{control[0]}" / "seed0"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
+    card = model_card(run, 3, compose(*kept, *control), "", [])
+    assert f"# cifar10 · {control[0]}".replace("_", "\\_") in card
+    assert "aligned" not in card
+    assert "representation-alignment" not in card
+    assert "without alignment" in card
+
+
 def test_names_cannot_break_the_card(compose: Compose, small_run: list[str], tmp_path: Path) -> None:
     config = compose(*small_run)
     config["data"]["name"] = "```\n<script>alert(1)</script>"
     run = tmp_path / "<script>alert(2)<|script>+[x](javascript:3)" / "seed0"
     run.mkdir(parents=True)
-    (run / "metrics.jsonl").write_text('{"step": 1, "val/<b>|": 2}\n')
+    (run / "metrics.jsonl").write_text('{"step": 1, "val/<b>|": 2, "lr": 0.1, "train/total": 3}\n')
     card = model_card(run, 3, config, config["data"]["name"], [])
     head, code = card.split("````yaml\n")
-    assert "\\<script\\>alert(2)\\<\\|script\\>" in head
+    assert "&lt;script&gt;alert(2)&lt;\\|script&gt;" in head
     assert "[x](javascript" not in head
-    assert "| val/\\<b\\>\\| | 2 |" in head
+    assert "| val/&lt;b&gt;\\| | 2 |" in head
+    assert head.index("val/&lt;b") < head.index("| train/total | 3 |")
+    assert "| lr |" not in head
     assert code == "```\n<script>alert(1)</script>\n````\n"
-    assert plain("a\nb") == "a b"
     assert fenced("x", "y") == "```y\nx\n```"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from urepa.contracts import Tokens
 from urepa.errors import UserError
-from urepa.heads import ConvHead
+from urepa.heads import ConvHead, MLPHead, SpatialHead, TimeMLPHead
+
+T = torch.tensor([0.1, 0.9])  # the times of two samples, for heads that do not look at them
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(1, 1_311_744), (2, 2_360_320), (3, 3_408_896)])
@@ -46,7 +50,7 @@ def test_the_head_projects_and_resizes_in_the_order_asked_for(depth: int, upsamp
     torch.manual_seed(0)
     head = ConvHead(depth, upsample, in_width=6, out_width=5, grid=(4, 6))
     map_BDhw = torch.randn(2, 6, 2, 3)
-    out = head(Tokens.from_map(map_BDhw))
+    out = head(Tokens.from_map(map_BDhw), T)
     assert out.grid == (4, 6)
     torch.testing.assert_close(out.x_BND, by_hand(head, map_BDhw, upsample))
 
@@ -59,7 +63,7 @@ def test_the_two_orders_differ_from_depth_2_on() -> None:
         convolutions = [[m for m in head.layers if isinstance(m, torch.nn.Conv2d)] for head in heads]
         for one, other in zip(*convolutions, strict=True):
             other.load_state_dict(one.state_dict())
-        after, before = (head(tapped).x_BND for head in heads)
+        after, before = (head(tapped, T).x_BND for head in heads)
         assert torch.allclose(after, before, atol=1e-5) == alike
 
 
@@ -73,14 +77,14 @@ def identity_head(width: int, grid: tuple[int, int]) -> ConvHead:
 
 def test_equal_grids_are_not_resized() -> None:
     tapped = Tokens.from_map(torch.randn(2, 5, 2, 3))
-    torch.testing.assert_close(identity_head(5, (2, 3))(tapped).x_BND, F.normalize(tapped.x_BND, dim=-1))
+    torch.testing.assert_close(identity_head(5, (2, 3))(tapped, T).x_BND, F.normalize(tapped.x_BND, dim=-1))
 
 
 def test_resizing_to_a_grid_that_is_not_square_keeps_the_rows() -> None:
     """A map that says where it is, (row, column, 1), read again on a 4x6 grid: half-pixel centres."""
     rows, columns = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
     where = torch.stack([rows, columns, torch.ones(2, 3)])[None]
-    out = identity_head(3, (4, 6))(Tokens.from_map(where)).x_BND[0]
+    out = identity_head(3, (4, 6))(Tokens.from_map(where), T).x_BND[0]
     read = out[:, :2] / out[:, 2:]
     expected = [
         [min(max((r + 0.5) / 2 - 0.5, 0), 1), min(max((c + 0.5) / 2 - 0.5, 0), 2)] for r in range(4) for c in range(6)
@@ -91,6 +95,113 @@ def test_resizing_to_a_grid_that_is_not_square_keeps_the_rows() -> None:
 def test_tokens_have_unit_length_in_fp32_under_autocast() -> None:
     head = ConvHead(2, "after", in_width=6, out_width=5, grid=(4, 6))
     with torch.autocast("cpu", torch.bfloat16):
-        tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3))).x_BND
+        tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3)), T).x_BND
     assert tokens.dtype == torch.float32
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 24))
+
+
+# --- REPA's -------------------------------------------------------------------------------------------------
+
+
+def test_repas_head_is_three_dense_layers_with_silu() -> None:
+    torch.manual_seed(0)
+    head = MLPHead(7, in_width=6, out_width=5, grid=(2, 3))
+    weights = list(head.parameters())
+    assert [tuple(w.shape) for w in weights] == [(7, 6), (7,), (7, 7), (7,), (5, 7), (5,)]
+    with torch.no_grad():
+        for bias in weights[1::2]:
+            bias.normal_()
+    tapped = Tokens(torch.randn(2, 6, 6), (2, 3))
+    x = tapped.x_BND
+    for i in (0, 2, 4):
+        x = torch.einsum("bnd,ed->bne", x if i == 0 else x * torch.sigmoid(x), weights[i]) + weights[i + 1]
+    out = head(tapped, T)
+    assert out.grid == (2, 3)
+    torch.testing.assert_close(out.x_BND, x / x.norm(dim=-1, keepdim=True))
+
+
+def test_repas_head_begins_xavier_uniform_without_biases() -> None:
+    """As REPA's initialize_weights leaves it: bound √(6 / (in + out)), where torch's own is 1/√in."""
+    torch.manual_seed(0)
+    for layer in MLPHead(512, in_width=64, out_width=32, grid=(2, 3)).layers[::2]:
+        bound = math.sqrt(6 / sum(layer.weight.shape))
+        assert 0.99 * bound < layer.weight.abs().max().item() <= bound
+        assert not layer.bias.any()
+
+
+def test_repas_head_has_the_papers_size() -> None:
+    """SiT-XL to DINOv2-B: 1152·2048 + 2048² + 2048·768 and the biases."""
+    with torch.device("meta"):
+        head = MLPHead(2048, in_width=1152, out_width=768, grid=(16, 16))
+    assert sum(p.numel() for p in head.parameters()) == 8_131_328
+
+
+def test_repas_head_resizes_nothing() -> None:
+    head = MLPHead(4, in_width=6, out_width=5, grid=(4, 4))
+    with pytest.raises(UserError, match=r"the tap has 2x8 tokens and the teacher 4x4, .*head=conv"):
+        head(Tokens(torch.randn(2, 16, 6), (2, 8)), T)
+
+
+def test_repas_tokens_have_unit_length_in_fp32_under_autocast() -> None:
+    head = MLPHead(4, in_width=6, out_width=5, grid=(2, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = head(Tokens(torch.randn(2, 6, 6), (2, 3)), T).x_BND
+    assert tokens.dtype == torch.float32
+    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 6))
+
+
+def test_irepas_head_is_one_convolution_over_the_grid() -> None:
+    torch.manual_seed(0)
+    head = SpatialHead(in_width=6, out_width=5, grid=(2, 3))
+    weight, bias = head.parameters()
+    assert tuple(weight.shape) == (5, 6, 3, 3)
+    map_BDhw = torch.randn(2, 6, 2, 3)
+    padded = F.pad(map_BDhw, (1, 1, 1, 1))
+    expected = bias[:, None, None].repeat(2, 1, 2, 3)
+    for row in range(3):
+        for column in range(3):
+            seen = padded[:, :, row : row + 2, column : column + 3]
+            expected = expected + torch.einsum("bdhw,ed->behw", seen, weight[:, :, row, column])
+    out = head(Tokens.from_map(map_BDhw), T)
+    torch.testing.assert_close(out.x_BND, F.normalize(expected.flatten(2).transpose(1, 2), dim=-1))
+    resized = SpatialHead(in_width=6, out_width=5, grid=(4, 6))
+    assert resized(Tokens.from_map(map_BDhw), T).x_BND.shape == (2, 24, 5)
+
+
+# --- of the time --------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_sees_the_time_begins_as_the_plain_one() -> None:
+    """The seed that gives the one its weights gives them to the other."""
+    made = []
+    for kind in (MLPHead, TimeMLPHead):
+        torch.manual_seed(0)
+        made.append(kind(7, in_width=6, out_width=5, grid=(2, 3)))
+    plain, timed = made
+    tapped = Tokens(torch.randn(2, 6, 6), (2, 3))
+    assert torch.equal(timed(tapped, T).x_BND, plain(tapped, T).x_BND)
+    assert timed.state_dict().keys() > plain.state_dict().keys()
+    timed(tapped, T).x_BND[..., 0].sum().backward()
+    assert timed.time[2].weight.grad.abs().sum() > 0  # what is zero learns from the first step on
+
+
+@pytest.mark.parametrize("t_B", [torch.tensor([0.1, 0.9]), torch.tensor([3, 990])], ids=["flow", "DDPM"])
+def test_a_head_scales_and_shifts_by_the_time(t_B: Tensor) -> None:
+    torch.manual_seed(0)
+    head = TimeMLPHead(7, in_width=6, out_width=5, grid=(2, 3))
+    for p in head.parameters():
+        torch.nn.init.normal_(p)
+    w = {name: p.detach().double() for name, p in head.named_parameters()}
+    x = torch.randn(2, 6, 6)
+    expected = []
+    for t, own in zip(t_B.tolist(), x.double(), strict=True):
+        angles = torch.tensor([t * 10_000 ** (-i / 128) for i in range(128)], dtype=torch.float64)
+        embedded = w["time.0.weight"] @ torch.cat([angles.cos(), angles.sin()]) + w["time.0.bias"]
+        embedded = w["time.2.weight"] @ F.silu(embedded) + w["time.2.bias"]
+        scale_1, shift_1, scale_2, shift_2 = embedded.split(7)
+        own = F.silu(own @ w["layers.0.weight"].T + w["layers.0.bias"]) * (1 + scale_1) + shift_1
+        own = F.silu(own @ w["layers.2.weight"].T + w["layers.2.bias"]) * (1 + scale_2) + shift_2
+        expected.append(F.normalize(own @ w["layers.4.weight"].T + w["layers.4.bias"], dim=-1))
+    out = head(Tokens(x, (2, 3)), t_B)
+    torch.testing.assert_close(out.x_BND.double(), torch.stack(expected), rtol=0, atol=2e-4)
+    assert not torch.allclose(out.x_BND, head(Tokens(x, (2, 3)), t_B.flip(0)).x_BND, atol=0.05)

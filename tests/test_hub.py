@@ -105,3 +105,21 @@ def test_a_gated_data_set_ends_a_command_in_one_line(hub: str, tmp_path: Path) -
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: data.images=owner/gated could not be fetched from the hub (it is gated: accept its")
     assert line.endswith("with the images on disk, give data.source=folder data.images=FOLDER")
+
+
+@pytest.mark.slow
+def test_a_vae_may_be_a_repository_of_its_own_or_a_part_of_a_pipelines(tmp_path: Path) -> None:
+    """In the hub's own cache, as a download leaves it."""
+    from diffusers import AutoencoderKL
+
+    revision = "ab" * 20
+    vae = AutoencoderKL(norm_num_groups=4, block_out_channels=(8,))
+    for name, place in (("own", "."), ("pipeline", "vae")):
+        repository = tmp_path / "hub" / f"models--owner--{name}"
+        vae.save_pretrained(repository / "snapshots" / revision / place)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(revision)
+    ask = "from urepa.data.vae import load_vae as f; "
+    ask += "print([len(f('owner/' + n).encoder.down_blocks) for n in ('own', 'pipeline')])"
+    done = run(["-c", ask], tmp_path, HF_HUB_OFFLINE="1")
+    assert done.stdout.strip() == "[1, 1]", done.stderr[-2000:]

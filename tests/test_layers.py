@@ -12,9 +12,9 @@ import urepa
 
 ROOT = Path(urepa.__file__).parent
 FLOORS = {
-    0: "ranks errors nested contracts draws files hub losses objectives pictures progress schedules strata weights "
-    "config",
-    1: "sampling speed backbones heads lora teachers data",
+    0: "ranks errors nested contracts dense draws files hub losses markup objectives pictures progress schedules "
+    "strata sinusoid weights config",
+    1: "sampling flow_sampling speed backbones heads lora teachers data",
     2: "alignment counting checkpoint tracking metrics optimizer parallel guards signals sensors evaluation runs "
     "code_state comparison",
     3: "trainer",
@@ -60,7 +60,7 @@ def test_hydra_is_for_doors(path: Path) -> None:
 @pytest.mark.parametrize("name", ["losses", "schedules", "objectives"])
 def test_the_mathematics_needs_torch_alone(name: str) -> None:
     roots = {module.split(".")[0] for module in imports(ROOT / f"{name}.py")}
-    assert roots <= {"__future__", "abc", "math", "numpy", "torch", "urepa"}
+    assert roots <= {"__future__", "abc", "collections", "math", "numpy", "torch", "urepa"}
 
 
 def test_the_list_names_modules_that_are_there() -> None:

@@ -185,3 +185,21 @@ def test_total_loss_is_the_documents_sum() -> None:
     diffusion, token, manifold = (torch.tensor(x) for x in (2.0, 0.66, 0.02))
     assert losses.total_loss(diffusion, token, manifold, 0.5, 3.0).item() == pytest.approx(2 + 0.5 * (0.66 + 0.06))
     assert losses.total_loss(diffusion, token, manifold, 0.0, 3.0).item() == 2.0
+
+
+def test_spatially_normalised_tokens_tell_places_apart() -> None:
+    """On paper: channel 0 is 1, 3, 5 over the image (mean 3, deviation 2), channel 1 is 4 everywhere."""
+    tokens = torch.tensor([[[1.0, 4.0], [3.0, 4.0], [5.0, 4.0]]], dtype=torch.float64)
+    whole = losses.spatially_normalised(tokens, 1.0)
+    torch.testing.assert_close(whole, torch.tensor([[[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), atol=1e-5, rtol=0)
+    part = losses.spatially_normalised(tokens, 0.6)[0, :, 0]
+    torch.testing.assert_close(part, torch.tensor([-0.4, 0.6, 1.6]), atol=1e-5, rtol=0)
+
+
+def test_spatial_normalisation_is_each_images_own() -> None:
+    tokens = unit_tokens(3, 8, 5)
+    together = losses.spatially_normalised(tokens, 0.6)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together[1:2], losses.spatially_normalised(tokens[1:2], 0.6))
+    shifted = losses.spatially_normalised(tokens + torch.randn(3, 1, 5), 1.0)
+    torch.testing.assert_close(shifted, losses.spatially_normalised(tokens, 1.0), atol=1e-4, rtol=1e-4)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from urepa.losses import diffusion_loss
-from urepa.objectives import DDPM, DDPMEpsilon, DDPMVelocity
+from urepa.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
 
 SCHEDULES = ("linear", "scaled_linear")
 T = 1000
@@ -115,3 +117,139 @@ def test_timesteps_are_uniform_and_within_range() -> None:
 def test_the_time_fraction_is_below_one() -> None:
     fractions = objective(DDPMVelocity, "linear").time_fraction(torch.tensor([0, 500, 999])).tolist()
     assert fractions == [0.0, 0.5, 0.999]
+
+
+# --- flow ---------------------------------------------------------------------------------------------------
+
+TIMES = torch.tensor([0.0, 0.25, 0.5, 0.731, 1.0], dtype=torch.float64)
+
+
+def flow_pair() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    x0, noise = (torch.randn(len(TIMES), 4, 8, 8, generator=random, dtype=torch.float64) for _ in range(2))
+    return x0, noise
+
+
+def test_the_straight_line_is_what_the_spec_writes() -> None:
+    flow, (x0, noise), t = Flow("linear", "uniform"), flow_pair(), TIMES.view(-1, 1, 1, 1)
+    assert torch.equal(flow.corrupt(x0, noise, TIMES), (1 - t) * x0 + t * noise)
+    assert torch.equal(flow.target(x0, noise, TIMES), noise - x0)
+    x_t, v = flow.corrupt(x0, noise, TIMES)[1:], (noise - x0)[1:]
+    torch.testing.assert_close(flow.score(x_t, v, TIMES[1:]), (-(1 - t[1:]) * v - x_t) / t[1:])
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_the_target_is_the_derivative_of_the_path(path: str) -> None:
+    """Central differences, exact to h² for a path that is smooth."""
+    flow, (x0, noise), h = Flow(path, "uniform"), flow_pair(), 1e-5
+    slope = (flow.corrupt(x0, noise, TIMES + h) - flow.corrupt(x0, noise, TIMES - h)) / (2 * h)
+    torch.testing.assert_close(flow.target(x0, noise, TIMES), slope, rtol=0, atol=1e-8)
+
+
+def test_the_quarter_circle_keeps_unit_variance() -> None:
+    signal, sigma = Flow("cosine", "uniform").signal_and_noise(TIMES)
+    torch.testing.assert_close(signal**2 + sigma**2, torch.ones_like(signal))
+    assert signal.flatten()[[0, -1]].tolist() == pytest.approx([1, 0], abs=1e-12)
+    torch.testing.assert_close(sigma.flatten(), torch.sin(math.pi / 2 * TIMES))
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_a_velocity_leads_back_to_x0_noise_and_score(path: str) -> None:
+    flow, (x0, noise) = Flow(path, "uniform"), flow_pair()
+    x_t, v = flow.corrupt(x0, noise, TIMES), flow.target(x0, noise, TIMES)
+    torch.testing.assert_close(flow.to_x0(x_t, v, TIMES), x0)
+    torch.testing.assert_close(flow.to_noise(x_t, v, TIMES), noise)
+    assert flow.to_velocity(x_t, v, TIMES) is v
+    _, sigma = flow.signal_and_noise(TIMES[1:])
+    torch.testing.assert_close(flow.score(x_t[1:], v[1:], TIMES[1:]), -noise[1:] / sigma)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_the_score_is_the_gradient_of_the_log_density(path: str) -> None:
+    """Data N(0, s²): p_t is N(0, (αs)² + σ²), and E[v | x_t] gives its score exactly."""
+    flow, s2 = Flow(path, "uniform"), 0.25
+    signal, sigma, d_signal, d_sigma = flow.path(TIMES[1:])
+    variance = signal**2 * s2 + sigma**2
+    x_t = torch.linspace(-2, 2, len(TIMES) - 1, dtype=torch.float64).view(-1, 1, 1, 1)
+    slope = ((signal * d_signal * s2 + sigma * d_sigma) / variance).view(-1, 1, 1, 1)
+    score = flow.score(x_t, slope * x_t, TIMES[1:])
+    torch.testing.assert_close(score, -x_t / variance.view(-1, 1, 1, 1))
+
+
+def drawn(path: str, draw: str, count: int = 20_000) -> np.ndarray:
+    flow, rng = Flow(path, draw), np.random.default_rng(0)
+    return np.array([flow.sample_t(rng) for _ in range(count)])
+
+
+def test_flow_times_are_uniform() -> None:
+    t = drawn("linear", "uniform")
+    np.testing.assert_allclose(np.histogram(t, 10, (0, 1))[0] / len(t), 0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_lognormal_times_have_a_normal_log_ratio_of_noise_to_signal(path: str) -> None:
+    t = torch.from_numpy(drawn(path, "lognormal"))
+    signal, sigma = Flow(path, "lognormal").signal_and_noise(t)
+    log_ratio = (sigma / signal).log().flatten().numpy()
+    assert (log_ratio.mean(), log_ratio.std()) == pytest.approx((0, 1), abs=0.02)
+    assert (np.abs(log_ratio) < 1).mean() == pytest.approx(0.6827, abs=0.01)
+
+
+def test_lognormal_times_are_the_specs() -> None:
+    rng = np.random.default_rng(3)
+    sigma = math.exp(np.random.default_rng(3).standard_normal())
+    assert Flow("linear", "lognormal").sample_t(rng) == pytest.approx(sigma / (1 + sigma))
+    rng = np.random.default_rng(3)
+    assert Flow("cosine", "lognormal").sample_t(rng) == pytest.approx(2 / math.pi * math.atan(sigma))
+
+
+def test_every_time_has_a_bin() -> None:
+    fractions = Flow("linear", "uniform").time_fraction(torch.tensor([0.0, 0.55, 1.0]))
+    assert (fractions * 10).long().tolist() == [0, 5, 9]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
+def test_an_objective_has_the_time_at_a_fraction(fraction: float) -> None:
+    for chosen in (objective(DDPMVelocity, "linear"), Flow("linear", "uniform")):
+        t = torch.tensor([chosen.time_at(fraction)])
+        assert chosen.has_time(t)
+        assert chosen.time_fraction(t).item() == pytest.approx(fraction, abs=1e-6)
+
+
+def test_whose_times_are_whose() -> None:
+    ddpm, flow = objective(DDPMVelocity, "linear"), Flow("linear", "uniform")
+    assert [ddpm.has_time(torch.tensor([0, t])) for t in (-1, 999, 1000, 0.5)] == [False, True, False, False]
+    assert [flow.has_time(torch.tensor([0.5, t])) for t in (-0.1, 0.0, 1.0, 1.1)] == [False, True, True, False]
+    assert not flow.has_time(torch.tensor([0]))
+
+
+# --- weights of times ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
+def test_on_the_straight_line_a_weight_is_a_power_of_the_way_to_the_noise(power: float) -> None:
+    t = torch.rand(1000)
+    weight = Flow("linear", "uniform").towards_data(t, power)
+    torch.testing.assert_close(weight, (power + 1) * (1 - t) ** power, rtol=1e-4, atol=0)
+    if power == 0:
+        assert torch.equal(weight, torch.ones(1000))
+
+
+@pytest.mark.parametrize("kind", ["linear uniform", "linear lognormal", "cosine uniform", "cosine lognormal", "DDPM"])
+def test_a_weight_has_mean_one_over_the_times_that_are_drawn(kind: str) -> None:
+    """And equal shares of noise have equal weights but for that."""
+    own = objective(DDPMVelocity, "linear") if kind == "DDPM" else Flow(*kind.split())
+    rng = np.random.default_rng(0)
+    t = torch.tensor([own.sample_t(rng) for _ in range(20_000)])
+    weight = own.towards_data(t, 2.0).double()
+    assert weight.mean().item() == pytest.approx(1, abs=4 * weight.std().item() / 20_000**0.5)
+    signal, sigma = own.signal_and_noise(t)
+    share = (signal / (signal + sigma)).flatten().double()
+    torch.testing.assert_close(weight / weight.max(), (share / share.max()) ** 2, rtol=1e-4, atol=1e-7)
+
+
+def test_a_lognormal_draws_mean_weight_is_the_logistic_normals() -> None:
+    """E[sigmoid(N)] = 1/2, whatever the path: the weight of a sample that is all data is 2."""
+    for path in ("linear", "cosine"):
+        weight = Flow(path, "lognormal").towards_data(torch.tensor([0.0, 1.0]), 1.0)
+        torch.testing.assert_close(weight, torch.tensor([2.0, 0.0]), rtol=1e-4, atol=1e-6)

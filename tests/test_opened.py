@@ -48,6 +48,7 @@ def sd_run(sd_root: Path, compose: Compose) -> Path:
     return write_run(sd_root / "outputs" / "track_a" / "seed42", compose(*small_sd(sd_root)), 3)
 
 
+@pytest.mark.slow
 def test_importing_stays_light() -> None:
     heavy = "{'torch', 'diffusers', 'hydra', 'numpy'}"
     code = f"import sys, urepa; assert not {heavy} & set(sys.modules); urepa.load"
@@ -60,6 +61,7 @@ def test_the_weights_are_the_newest_checkpoints_ema(digits_run: Path, opened: Op
     there = load_file(digits_run / "checkpoints" / "step_00000003" / "ema.safetensors")
     here = dict(opened.model.named_parameters())
     assert opened.step == 3
+    assert repr(opened) == f"OpenedRun('{digits_run}', step 3, aligned taps: mid)"
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in there)
     assert not opened.model.training
@@ -77,7 +79,7 @@ def test_features_are_the_taps_under_the_null_condition(opened: OpenedRun, image
     assert torch.equal(found.x_BND, expected.x_BND)
     assert found.grid == expected.grid == (4, 4)
     head = opened.aligned(images, 100, noise=noise)
-    assert torch.equal(head.x_BND, opened.model.heads["mid"](expected).x_BND)
+    assert torch.equal(head.x_BND, opened.model.heads["mid"](expected, torch.tensor([500])).x_BND)
     assert head.grid == (2, 2)
     with torch.no_grad():
         rows = opened.model.backbone.embedding_KLE
@@ -101,6 +103,16 @@ def test_an_images_features_depend_on_nothing_beside_it(opened: OpenedRun, image
     by_image = opened.features(images, torch.tensor([500, 20, 500])).x_BND
     assert_same(by_image[[0, 2]], together[[0, 2]])
     assert not torch.allclose(by_image[1], together[1], atol=1e-2)
+
+
+def test_a_flow_has_whole_times_too(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
+    flow = urepa.load(write_run(tmp_path / "sit" / "seed0", compose(*small_sit), 3), device="cpu")
+    images = torch.rand(2, *flow.track.image_shape)
+    for t, as_float in ((1, 1.0), (torch.tensor([0, 1]), torch.tensor([0.0, 1.0]))):
+        assert torch.equal(flow.features(images, t).x_BND, flow.features(images, as_float).x_BND)
+        assert torch.equal(flow.aligned(images, t).x_BND, flow.aligned(images, as_float).x_BND)
+    with pytest.raises(UserError, match=r"t=2: give times from 0 to 1"):
+        flow.features(images, 2)
 
 
 def test_latents_come_from_the_tracks_vae(sd_run: Path, sd_root: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from photos import write_dinov2
 
 from urepa.hub import is_hub_id, resolve
+from urepa.prefetch import needed
 
 COMMIT = "c" * 40
 
@@ -30,6 +31,22 @@ def test_names_and_revisions(tmp_path: Path) -> None:
     assert resolve(str(tmp_path)) == (str(tmp_path), "main")
     assert is_hub_id("facebook/dinov2-large")
     assert not any(is_hub_id(n) for n in (str(tmp_path), "random", "./a/b", "/no/such"))
+
+
+def test_one_file_of_a_repository_is_fetched_alone(compose: Callable[..., dict[str, Any]]) -> None:
+    repa = ("+experiment=repa_cifar10_pixels", "evaluation=none")
+    assert needed(compose(*repa, "backbone.weights=owner/name/sit/xl.pt")) == {"owner/name@main": ["sit/xl.pt"]}
+    assert needed(compose(*repa, "backbone.weights=owner/name@v1/xl.pt")) == {"owner/name@v1": ["xl.pt"]}
+    assert needed(compose(*repa, "backbone.weights=./sit/xl/weights.pt")) == {}
+
+
+def test_what_evaluations_load_is_fetched_too(compose: Callable[..., dict[str, Any]]) -> None:
+    encoder = "+teacher@evaluation.generation.encoders.dinov2_b=dinov2_b"
+    names = needed(compose("evaluation=generation", encoder)) | needed(compose("evaluation=clip_score"))
+    assert names.keys() == {"facebook/dinov2-base", "openai/clip-vit-large-patch14"}
+    assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= set(
+        names["openai/clip-vit-large-patch14"]
+    )
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -93,6 +110,7 @@ def run(code: list[str], cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run([sys.executable, *code], cwd=cwd, env=given, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_what_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Path) -> None:
     command = ["-m", "urepa.prefetch", "teacher=dinov2_l"]
     done = run(command, tmp_path, HF_ENDPOINT=hub)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from urepa.errors import UserError
-from urepa.jobs import Book, Job
-from urepa.queues import LocalQueue, SlurmQueue
+from urepa.errors import NOT_EVALUATED, UserError
+from urepa.jobs import UNEVALUATED, Book, Job
+from urepa.queues import LocalQueue, SlurmQueue, told
 
 BUSY = """
 import json, os, sys, time
@@ -163,3 +163,15 @@ def test_the_script_is_what_an_administrator_expects(
 def test_a_run_takes_the_gpus_of_one_node(settings: dict[str, Any], gpus: int) -> None:
     with pytest.raises(UserError, match="1 to 8 GPUs of a node"):
         SlurmQueue(settings | {"gpus": gpus})
+
+
+def test_a_run_that_was_not_evaluated_is_done_and_says_so(
+    tmp_path: Path, module: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module("unevaluated", f"import sys; print('error: no tap', file=sys.stderr); sys.exit({NOT_EVALUATED})")
+    queue = LocalQueue(1, [], str(tmp_path / "jobs"))
+    (outcome,) = queue.run([Job("arm", (("unevaluated",),), str(tmp_path / "run"))])
+    assert told(outcome)
+    said = capsys.readouterr().out
+    assert said.startswith(f"done    arm ({UNEVALUATED})\n        no tap\n")
+    assert [entry.state for entry in Book(tmp_path / "jobs").entries()] == ["done"]

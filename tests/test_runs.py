@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 
 from urepa.errors import UserError
-from urepa.runs import LONGEST_NAME, RunFolder, differences, flatten, is_identity, parse_overrides, run_name
+from urepa.files import write_whole
+from urepa.runs import (
+    LONGEST_NAME,
+    Names,
+    RunFolder,
+    differences,
+    extended,
+    flatten,
+    is_identity,
+    own_overrides,
+    parse_overrides,
+    remove_empty,
+    run_name,
+    stored_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +103,8 @@ def test_resuming_names_the_folder_itself() -> None:
 
 
 def test_overrides_are_read_as_hydra_reads_them() -> None:
-    assert parse_overrides(["+a=1", "++b=x=y", "c@d=2", "a=3"]) == {"a": "3", "b": "x=y", "c": "2"}
+    given = ["+a=1", "++b=x=y", "c=1", "+c@d.e=2", "c@_global_.f=4", "a=3"]
+    assert parse_overrides(given) == {"a": "3", "b": "x=y", "c": "1", "d.e": "2", "f": "4"}
 
 
 def test_flatten_keeps_lists_and_empty_dicts() -> None:
@@ -104,6 +121,33 @@ def test_differences_name_key_and_both_values() -> None:
         "b.new: nothing there, 4 here",
     ]
     assert differences(stored, stored) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arm"),
+    [
+        ([], "baseline"),
+        (["+experiment=cifar10", "seed=1", "tracking=none"], "baseline"),
+        (["+ablation=lambda_0"], "lambda_0"),
+        (["loss.lambda_max=0.25"], "loss.lambda_max=0.25"),
+        (["+ablation=baseline", "head.depth=1"], "head.depth=1"),
+        (["+ablation=lora_16", "teacher.grid=[2,2]", "head.depth=1"], "lora_16, head.depth=1, teacher.grid=[2,2]"),
+        (["loss.x=a/b%", "+loss.taps.mid=1"], "loss.taps.mid=1, loss.x=a/b%"),
+    ],
+)
+def test_an_arm_is_what_its_command_changed(tmp_path: Path, overrides: list[str], arm: str) -> None:
+    """Said by the command, and read off the folder's name again."""
+    given = parse_overrides(overrides)
+    names = Names(
+        given.get("experiment", "quickstart"), given.get("ablation", "baseline"), tuple(own_overrides(overrides))
+    )
+    assert names.arm == arm
+    assert stored_names(tmp_path / run_name(overrides, 0)) == names
+
+
+def test_an_extended_run_says_its_later_end() -> None:
+    names = Names("quickstart", "baseline", ("head.depth=1", "trainer.max_steps=4"))
+    assert extended(names, 8).overrides == ("head.depth=1", "trainer.max_steps=8")
 
 
 # --- the folder ---------------------------------------------------------------------------------------------
@@ -159,3 +203,64 @@ def test_a_requeued_job_waits_for_its_predecessor(
     assert "is still held by pid" in capsys.readouterr().out
     with pytest.raises(UserError, match="is being trained by another process"):
         first.claim()
+
+
+def killed_before_renaming(path: Path) -> None:
+    """A process that dies while it writes a file."""
+    child = os.fork()
+    if child == 0:
+        os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        write_whole(path, "{}")
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_what_a_killed_owner_was_writing_is_cleared_away(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    (tmp_path / "samples").mkdir()
+    killed_before_renaming(tmp_path / "mlflow.json")
+    killed_before_renaming(tmp_path / "samples" / "step_00000005.png")
+    assert len(list(tmp_path.rglob(".*.tmp"))) == 2
+    first.claim()
+    assert not list(tmp_path.rglob(".*.tmp"))
+    killed_before_renaming(tmp_path / "mlflow.json")
+    with pytest.raises(UserError, match="is being trained by another process"):
+        second.claim()
+    assert list(tmp_path.rglob(".*.tmp")), "it may still be being written"
+    first.release()
+
+
+def test_a_refused_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder, those that it alone was in, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "other").mkdir(parents=True)
+    path = tmp_path / "outputs" / "quickstart" / "seed0"
+    path.mkdir(parents=True)  # by Hydra
+    first = RunFolder(path)
+    first.claim()
+    first.adopt({"seed": 0})
+    second = RunFolder(path)
+    with pytest.raises(UserError, match="is being trained by another process"):
+        second.claim()
+    second.forget()
+    assert (path / "config.yaml").exists(), "it is not its owner's"
+    first.forget()
+    first.release()
+    assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["other"]
+
+
+def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
+    for left in ("config.yaml", "metrics.jsonl"):
+        path = tmp_path / left / "seed0"
+        path.mkdir(parents=True)
+        if left == "config.yaml":
+            (path / left).write_text("seed: 0\n")
+        folder = RunFolder(path)
+        folder.claim()
+        folder.adopt({"seed": 0})
+        (path / left).touch()  # training has begun
+        folder.forget()
+        folder.release()
+        assert {p.name for p in path.iterdir()} == {".lock", "config.yaml", left}
+    remove_empty(path)
+    assert path.exists()

@@ -50,3 +50,9 @@ def test_learning_rate_without_a_warm_up_starts_at_its_peak() -> None:
 
 def test_learning_rate_that_only_warms_up() -> None:
     assert [cosine_with_warmup(s, 4, 1.0) for s in range(5)] == [0.0, 0.25, 0.5, 0.75, 0.0]
+
+
+def test_a_learning_rate_may_end_above_zero_or_stay() -> None:
+    assert cosine_with_warmup(100, 100, 0.1, 0.2) == 0.2
+    assert cosine_with_warmup(55, 100, 0.1, 0.2) == pytest.approx(0.6)
+    assert [cosine_with_warmup(s, 100, 0.0, 1.0) for s in (0, 37, 99, 100)] == [1.0] * 4

@@ -157,4 +157,4 @@ def test_the_switches_reach_the_model(build_trainer: Callable[..., Any]) -> None
     assert any(isinstance(m, speed.GroupNorm) for m in backbone.modules())
     assert backbone.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     compiled = {type(m).__name__ for m in backbone.modules() if m._compiled_call_impl is not None}
-    assert compiled == set(speed.REGIONS)
+    assert compiled == {"ResnetBlock2D", "BasicTransformerBlock"} == set(speed.REGIONS) - {"SiTBlock"}

@@ -44,6 +44,7 @@ def test_no_experiment_chooses_a_launcher(group: str) -> None:
     assert [file.name for file in files if "hydra/" in file.read_text()] == []
 
 
+@pytest.mark.slow
 def test_a_sweep_of_mistakes_on_this_machine(tmp_path: Path) -> None:
     """Each said in its line; both were tried."""
     done = said(

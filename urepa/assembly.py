@@ -18,11 +18,14 @@ from urepa.alignment import AlignedModel
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.draws import torch_seed
 from urepa.errors import UserError
+from urepa.evaluation.context import Context, Evaluated, run_each
+from urepa.evaluation.during import During
 from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
 from urepa.optimizer import EMA, groups_of, trainable
 from urepa.sensors import GpuSensors
+from urepa.teachers.several import ALONE, by_name, name_at
 from urepa.trainer import Settings, Trainer
 
 
@@ -56,13 +59,60 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
                 "choose lora.blocks=all or another tap to reach the backbone",
                 stacklevel=2,
             )
-        with torch_seed(seed, f"head/{tap}"):
-            assert teacher is not None
-            make_head = make(config["head"])
-            heads[tap] = make_head(in_width=width, out_width=teacher.width, grid=teacher.grid)
+        for teacher_name, one in by_name(teacher).items():
+            name = name_at(tap, teacher_name)
+            with torch_seed(seed, f"head/{name}"):
+                make_head = make(config["head"])
+                heads[name] = make_head(in_width=width, out_width=one.width, grid=one.grid)
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
     return AlignedModel(backbone, heads), group
+
+
+def build_untrained(config: dict[str, Any], track: Any, device: torch.device) -> AlignedModel:
+    """The run's model before any training: as its seed draws it, or as its base weights say, with LoRA without effect.
+    A warm start counts as training."""
+    config = config | {"evaluation": {}}  # another evaluation's tap is not asked for here
+    loss = make(config["loss"])
+    teacher = make(config["teacher"]) if loss.taps else None  # heads ask its width and grid; its weights stay unread
+    model, _ = build_model(config, track, teacher, loss)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def build_random(config: dict[str, Any], track: Any, device: torch.device, like: AlignedModel) -> AlignedModel:
+    """The same as if its backbone began at random weights, drawn by the run's seed; what no seed draws (a U-Net's
+    prompts) is `like`'s. For a backbone with weights."""
+    backbone = config["backbone"]
+    drawn = {"backbone": backbone | {"_target_": f"{backbone['_target_']}_unread"}}
+    model = build_untrained(config | drawn, track, device)
+    buffers = dict(like.named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    return model
+
+
+def evaluated(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
+    """What the config's `evaluation` says of the EMA weights after `step` updates. Leaves weights and draws alone. Of
+    several teachers the first is read; only evaluation.alignment reads each."""
+    device = trainer.accelerator.device
+    has_weights = config["backbone"].get("weights", "random") != "random"
+    context = Context(
+        model=trainer.model,
+        objective=trainer.objective,
+        loss=trainer.loss,
+        track=track,
+        cache=trainer.reader.cache,
+        folder=trainer.folder,
+        device=device,
+        seed=config["seed"],
+        step=step,
+        untrained=lambda: build_untrained(config, track, device),
+        random=(lambda: build_random(config, track, device, trainer.model)) if has_weights else None,
+        teacher=next(iter(trainer.reader.cache.tokens), ALONE),
+    )
+    trainer.model.eval()
+    with trainer.ema.applied(), trainer.accelerator.autocast():
+        return run_each(context, config["evaluation"], make)
 
 
 def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
@@ -86,6 +136,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     objective = make(config["objective"])
     teacher = make(config["teacher"]) if loss.taps else None
     track = make(config["data"])
+    if config["data"].get("build_on_first_use"):  # parts that do not fit are missed now, not after the caches are made
+        build_model(config, track, teacher, loss)
     with accelerator.main_process_first():  # it builds the caches where they are missing
         cache = track.open(teacher)
     model, backbone_group = build_model(config, track, teacher, loss)
@@ -93,7 +145,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
     adamw = make(config["optimizer"])
-    reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout, loss.diffusion_fraction)
+    parts = (loss.diffusion_fraction, loss.aligned_steps)
+    reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout, *parts)
     validation_reader = ValidationReader(cache, objective, settings.validation_group)
     model.to(accelerator.device)
     speed_up(model, settings, accelerator.device)
@@ -104,8 +157,12 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     optimizer = adamw.build(groups)
     ema = EMA(model, settings.ema_decay)
     prepared = accelerator.prepare(model)
-    mean_token = cache.mean_token()
-    validation = Validation(validation_reader, objective, loss, mean_token, layout, accelerator.device)
+    mean_tokens = {name: tokens.mean_token() for name, tokens in cache.tokens.items()}
+    validation = Validation(validation_reader, objective, loss, mean_tokens, layout, accelerator.device)
+
+    def evaluate(step: int) -> Evaluated:
+        return evaluated(config, trainer, track, step)
+
     trainer = Trainer(
         settings=settings,
         accelerator=accelerator,
@@ -118,6 +175,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         ema=ema,
         reader=reader,
         validation=validation,
+        during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
         guard=Guard(folder, settings.max_skipped, accelerator.device),
         metrics=MetricsLog(folder / "metrics.jsonl"),
         sensors=GpuSensors(accelerator.device),

@@ -102,15 +102,16 @@ def ours(folder: Path, batches: list[list[str]]) -> Generator[None]:
     from urepa.data.reading import Store
 
     store = Store(folder)
-    slots = [Slot(len(batches[0]), store.record_bytes) for _ in range(AHEAD + 1)]
+    slots = [Slot(len(batches[0]), {"": store.record_bytes}) for _ in range(AHEAD + 1)]
     with ThreadPoolExecutor(THREADS) as pool:
-        store.tensor(batches[0], slots[0].raw_RB)
+        for slot in slots:  # training touches this memory once, in its first steps
+            store.tensor(batches[0], slot.raw[""])
         yield
         ahead: list[Future] = []
         for i, keys in enumerate(batches[1:]):
             if len(ahead) == AHEAD:
                 ahead.pop(0).result()
-            ahead.append(pool.submit(store.tensor, keys, slots[i % len(slots)].raw_RB[: len(keys)]))
+            ahead.append(pool.submit(store.tensor, keys, slots[i % len(slots)].raw[""][: len(keys)]))
         for future in ahead:
             future.result()
     store.close()

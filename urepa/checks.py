@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatch
+from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -24,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "trainer.batch_size": (1, inf),
     "trainer.accumulation": (1, inf),
     "trainer.*_every": (1, inf),
+    "trainer.evaluation_share": (0, inf),
     "trainer.validation_group": (1, inf),
     "trainer.keep_last": (1, inf),
     "trainer.max_skipped": (1, inf),
@@ -34,10 +36,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "loss.manifold_weight": (0, inf),
     "loss.manifold_clip": (0, inf),
     "loss.diffusion_fraction": (0, 1),
+    "loss.spatial_norm": (0, 1),
+    "loss.stop_step": (1, inf),
+    "loss.time_power": (0, inf),
+    "loss.teachers.*": (0, inf),
     "optimizer.lr.*": (0, inf),
     "optimizer.weight_decay.*": (0, inf),
     "optimizer.eps": (0, inf),
-    "optimizer.warmup_ratio": (0, 1),
+    "optimizer.*_ratio": (0, 1),
     "objective.beta_*": (TINY, 1 - TINY),
     "objective.timesteps": (1, inf),
     "batch_size": (1, inf),
@@ -53,6 +59,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "backbone.layers_per_block": (1, inf),
     "backbone.cross_attention_dim": (1, inf),
     "backbone.head_dim": (1, inf),
+    "backbone.patch": (1, inf),
+    "head.hidden": (1, inf),
+    "backbone.depth": (1, inf),
+    "backbone.width": (1, inf),
+    "backbone.heads": (1, inf),
     "lora.dropout": (0, 1 - TINY),
     "lora.alpha": (1, inf),
     "evaluation.samples.per_class": (1, inf),
@@ -60,9 +71,24 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluation.samples.max_classes": (1, inf),
     "evaluation.samples.sampler_steps": (1, inf),
     "evaluation.samples.knn": (1, inf),
-    "evaluation.probe.timestep": (0, inf),
     "evaluation.probe.knn": (1, inf),
-    "evaluation.probe.*_images": (1, inf),
+    "evaluation.*.timestep": (0, inf),
+    "evaluation.*.images": (1, inf),
+    "evaluation.*_images": (1, inf),
+    "evaluation.*.neighbours": (1, inf),
+    "evaluation.knn.k": (1, inf),
+    "evaluation.*.images.count": (2, inf),
+    "evaluation.*.images.steps": (1, inf),
+    "evaluation.*.images.guidance": (0, inf),
+    "evaluation.*.images.batch_size": (1, inf),
+    "evaluation.*.encoders.*.grid": (1, inf),
+    "evaluation.*.reference_images": (2, inf),
+    "evaluation.*.subset": (2, inf),
+    "evaluation.*.kid_subsets": (1, inf),
+    "evaluation.*.kid_subset_size": (2, inf),
+    "evaluation.*.splits": (1, inf),
+    "evaluation.spatial.far": (0, 1),
+    "evaluation.spatial.decay": (0, 1),
 }
 
 
@@ -70,10 +96,18 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     """Raises UserError on the first mistake."""
     check_order(overrides)
     check_arm(config, overrides)
-    check_effects(config, list(parse_overrides(overrides)))
+    given = list(parse_overrides(overrides))
+    check_effects(config, given)
+    check_teachers(config)
+    check_head(config)
+    check_turns(config, given)
+    check_online(config, given)
+    check_lora(config)
     check_ranges(config)
+    check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check_trainer(config["trainer"], world)
+    check_validation(config)
     check_fraction(config, world)
 
 
@@ -114,15 +148,23 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
 
 def without_arm(overrides: list[str]) -> dict[str, Any]:
     """The config of the same command without its ablation."""
-    rest = [o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation"]
+    return _composed(tuple(o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation"))
+
+
+@lru_cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Once for all arms of a study. Not to be changed."""
     if GlobalHydra.instance().is_initialized():  # inside a door
-        return plain(compose("train", rest))
+        return plain(compose("train", list(overrides)))
     with initialize_config_dir(CONF, version_base="1.3"):
-        return plain(compose("train", rest))
+        return plain(compose("train", list(overrides)))
 
 
 def check_effects(config: dict[str, Any], given: list[str]) -> None:
     """A key that was given but changes nothing in this composition is a mistake, not a no-op."""
+    stop, end = config["loss"].get("stop_step"), config.get("trainer", {}).get("max_steps")
+    if stop is not None and stop >= end:
+        raise UserError(f"loss.stop_step={stop} has no effect in a run of {end} steps; give fewer, or null")
     without_loss = config["loss"]["_target_"].endswith("DiffusionOnly")
     idle = ("head", "teacher", "optimizer.lr.head", "optimizer.weight_decay.head") if without_loss else ()
     if "loss.taps" in given:
@@ -133,6 +175,71 @@ def check_effects(config: dict[str, Any], given: list[str]) -> None:
     for key in given:
         if any(key == k or key.startswith(f"{k}.") for k in idle):
             raise UserError(f"{key} has no effect with loss=none, which has neither teacher nor head; drop it")
+
+
+def check_teachers(config: dict[str, Any]) -> None:
+    """Every weight belongs to one of several teachers, and not all are 0."""
+    weights, names = config["loss"].get("teachers", {}), config["teacher"].get("teachers", {})
+    for name in weights:
+        if name not in names:
+            there = f"these are {', '.join(names)}" if names else "there are no several teachers, whose names it takes"
+            raise UserError(f"loss.teachers.{name} has no effect: {there}")
+    if names and not any(weights.get(name, 1.0) for name in names):
+        raise UserError("loss.teachers: give weights that are not all 0; to train without alignment, loss.lambda_max=0")
+
+
+def check_head(config: dict[str, Any]) -> None:
+    """The head that sees the time, put by an arm in the place of another kind than the one that it extends."""
+    head = config["head"]
+    if head["_target_"].endswith(".TimeMLPHead") and "hidden" not in head:
+        raise UserError("the head that sees the time extends repa_mlp, and this is another: give head=repa_mlp_time")
+
+
+def check_online(config: dict[str, Any], given: list[str]) -> None:
+    """What is asked of a network in training has no cache, and nobody is asked for nothing."""
+    data, without_loss = config["data"], config["loss"]["_target_"].endswith("DiffusionOnly")
+    latents, teacher = (data.get(f"online_{what}", False) for what in ("latents", "teacher"))
+    if teacher and without_loss:
+        raise UserError("data.online_teacher has no effect with loss=none, which has no teacher; drop it")
+    idle = {"data.latents": "data.online_latents"} if latents else {}
+    idle |= {"data.tokens": "data.online_teacher", "data.token_dtype": "data.online_teacher"} if teacher else {}
+    for key in given:
+        if key in idle:
+            raise UserError(f"{key} has no effect with {idle[key]}=true, which reads no such cache; drop one of them")
+    if data.get("stage_to") is not None and latents and (teacher or without_loss):
+        raise UserError("data.stage_to has no effect here: there is no cache to copy; drop it")
+
+
+def check_turns(config: dict[str, Any], given: list[str]) -> None:
+    """Evaluations in the course of training: a budget without turns, or turns without evaluations."""
+    if config["trainer"]["evaluate_every"] is None and "trainer.evaluation_share" in given:
+        raise UserError("trainer.evaluation_share has no effect without trainer.evaluate_every; give that too")
+    if config["trainer"]["evaluate_every"] is not None and not config["evaluation"]:
+        raise UserError("trainer.evaluate_every has no effect with evaluation=none; choose some, evaluation=[NAME,...]")
+
+
+def check_lora(config: dict[str, Any]) -> None:
+    """Adapters of a SiT that begins at random: its gates are 0 and frozen, so nothing would ever reach them."""
+    backbone = config["backbone"]
+    if "rank" in config["lora"] and backbone["_target_"].endswith(".sit") and backbone["weights"] == "random":
+        raise UserError("lora on a SiT of random weights would train nothing: give backbone.weights=FILE, or lora=none")
+
+
+def check_grid(config: dict[str, Any]) -> None:
+    """REPA's head compares a SiT's patches with the teacher's tokens one by one: there are as many, each way."""
+    backbone, data = config["backbone"], config["data"]
+    one_by_one = config["head"]["_target_"].endswith("MLPHead") and backbone["_target_"].endswith(".sit")
+    if not one_by_one or config["loss"]["_target_"].endswith("DiffusionOnly"):
+        return
+    sides = data["latent_shape"][1:] if "latent_shape" in data else 2 * [data["image_size"] // data["unshuffle"]]
+    own = [side // backbone["patch"] for side in sides]
+    for key, grid in flatten(config["teacher"]).items():
+        if key.rpartition(".")[2] == "grid" and grid != own:
+            ours, teachers = ("x".join(map(str, g)) for g in (own, grid))
+            raise UserError(
+                f"this SiT has {ours} patches and the teacher {teachers} tokens, which this head compares one by one: "
+                f"give teacher.{key}={own} (and a teacher.image_size that has them), backbone.patch=..., or head=conv"
+            )
 
 
 def check_numbers(config: dict[str, Any]) -> None:
@@ -153,10 +260,20 @@ def check_ranges(config: dict[str, Any]) -> None:
     betas = config["optimizer"]["betas"]
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"optimizer.betas={betas}: give two numbers from 0 up to, but not including, 1")
-    last = config["objective"].get("timesteps", inf) - 1
-    probe = config["evaluation"].get("probe", {}).get("timestep", 0)
-    if probe > last:
-        raise UserError(f"evaluation.probe.timestep={probe}: the objective's last timestep is {last}")
+    check_times(config)
+
+
+def check_times(config: dict[str, Any]) -> None:
+    """Every time that an evaluation reads at is one of the objective's: DDPM's are whole, flow's lie in [0, 1]."""
+    steps = config["objective"].get("timesteps")
+    times = "times lie in [0, 1]" if steps is None else f"timesteps are 0 to {steps - 1}, whole numbers"
+    for name, settings in config["evaluation"].items():
+        for key in ("timestep", "timesteps"):
+            asked = settings.get(key, [])
+            for t in asked if isinstance(asked, list) else [asked]:
+                is_one = 0 <= t <= 1 if steps is None else 0 <= t < steps and t == int(t)
+                if not is_one:
+                    raise UserError(f"evaluation.{name}.{key}={asked}: the objective's {times}")
 
 
 def check_trainer(trainer: dict[str, Any], world: int) -> None:
@@ -168,6 +285,16 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
         raise UserError(
             f"trainer.batch_size={trainer['batch_size']} does not divide into {world} processes x "
             f"trainer.accumulation={trainer['accumulation']}; give a multiple of {parts}"
+        )
+
+
+def check_validation(config: dict[str, Any]) -> None:
+    """A validation batch is full: said now where the track knows how many images it will have."""
+    group, images = config["trainer"]["validation_group"], config["data"].get("validation_images")
+    if images is not None and group > images:
+        raise UserError(
+            f"trainer.validation_group={group} is more than data.validation_images={images}; give "
+            f"trainer.validation_group={images} or fewer"
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from omegaconf import DictConfig
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import write_whole
+from urepa.markup import printable
 from urepa.runs import parse_overrides, plain
 
+NAMED_AT_MOST = 4
 SELECTIONS = ("experiment", "ablation", "tag", "ids")
 
 
@@ -29,6 +33,8 @@ def main(config: DictConfig) -> None:
         given = parse_overrides(list(HydraConfig.get().overrides.task))
         if settings["store"] is not None and "runs" in given:
             raise UserError("store= and runs= are two sources: give one of them")
+        if settings["publish"] and settings["store"] is None:
+            raise UserError("publish=true puts the report into the MLflow store that it is of: give store=URI")
         compare(settings)
 
 
@@ -39,32 +45,70 @@ def compare(settings: dict[str, Any]) -> None:
     from urepa.comparison.arms import group
     from urepa.comparison.results import summarise
 
-    runs = chosen_runs(settings)
+    chosen, foreign = chosen_runs(settings)
+    runs = begun(chosen)
     results = summarise(group(runs, settings["order"], settings["baseline"], same_code))
-    sentences = notices(results)
+    sentences = [*notices(results), *without_steps(chosen), *passed_over(foreign)]
     folder = Path(settings["report"])
     write_report(results, sentences, folder)
     print(tables.terminal(results, shutil.get_terminal_size((140, 40)).columns))
     for sentence in sentences:
-        print(sentence)
+        print(printable(sentence))
     if settings["out"] is not None:
         write_whole(Path(settings["out"]), json.dumps(tables.as_json(results), indent=1))
+    if settings["publish"]:
+        from urepa.comparison.store import publish
+
+        print(f"\n  MLflow   {publish(settings['store'], results, folder)}")
     print(f"\n  report   {folder / 'index.html'}\n  tables   {folder}/table.csv, table.md, table.tex")
     print(f"  figures  {folder}/figures/")
 
 
-def chosen_runs(settings: dict[str, Any]) -> list[Any]:
-    """The runs that were asked for, with their curves."""
-    from urepa.comparison.runs import find_folders, select, with_rows
+def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
+    """The runs that were asked for, with their curves, and the folders whose config is no run's."""
+    from urepa.comparison.runs import find_all, select, with_rows
 
     asked = settings["select"]
     wanted = (_list(asked["experiment"]), _list(asked["ablation"]), asked["tag"], _list(asked["ids"]))
     if settings["store"] is None:
-        return with_rows(select(find_folders(settings["runs"]), *wanted))
+        runs, foreign = find_all(settings["runs"])
+        return with_rows(select(runs, *wanted)), foreign
     from urepa.comparison.store import find_stored, open_store, with_histories
 
     client = open_store(settings["store"])
-    return with_histories(client, select(find_stored(client), *wanted))
+    return with_histories(client, select(find_stored(client), *wanted)), []
+
+
+def begun(runs: list[Any]) -> list[Any]:
+    """The runs that have logged a step; UserError if none has."""
+    found = [run for run in runs if run.curves]
+    if not found:
+        raise UserError(f"none of the {len(runs)} runs has logged a step yet: {runs[0].name}")
+    return found
+
+
+def without_steps(runs: list[Any]) -> list[str]:
+    """One sentence on what is no run yet: a command that was refused leaves its config behind."""
+    empty = [run.name for run in runs if not run.curves]
+    if not empty:
+        return []
+    return [f"Not counted as runs, as they have logged no step (refused, or just begun): {_some(empty)}."]
+
+
+def passed_over(folders: list[Path]) -> list[str]:
+    """One sentence on what lies among the runs and is none."""
+    from urepa.comparison.runs import readable
+
+    return (
+        [f"Passed over, as their config.yaml is not a run's: {_some([readable(str(folder)) for folder in folders])}."]
+        if folders
+        else []
+    )
+
+
+def _some(names: list[str]) -> str:
+    """How many, and the first of them."""
+    return f"{len(names)} ({', '.join(names[:NAMED_AT_MOST])}{', ...' if len(names) > NAMED_AT_MOST else ''})"
 
 
 def _list(value: Any) -> list[str]:
@@ -81,6 +125,12 @@ def notices(results: Any) -> list[str]:
         said.append("There is one run only, so nothing is compared: its values are shown as they are.")
     elif len(results.rows) == 1:
         said.append(f"There is one arm only, of {len(runs)} seeds: its values are shown, nothing is compared.")
+    if len(lengths := Counter(row.arm.config["trainer.max_steps"] for row in results.rows)) > 1:
+        arms = ", ".join(f"{n} of {steps} steps" for steps, n in sorted(lengths.items(), key=lambda i: int(i[0])))
+        said.append(
+            f"The arms are not equally long ({arms}): their differences are those of length too. Choose runs with "
+            "experiment=, ablation=, tag= or ids= to leave some out."
+        )
     if not any(metric.key.startswith("val/") for metric in results.metrics):
         said.append(
             "No run has logged a validation (val/...), so no loss is compared: costs and training curves are shown."
@@ -97,13 +147,23 @@ def write_report(results: Any, sentences: list[str], folder: Path) -> None:
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw_all(panels(results))
+    remove_others(folder, {figure.panel.name for figure in drawn})
     for figure in drawn:
         write_whole(folder / "figures" / f"{figure.panel.name}.png", figure.png)
         write_whole(folder / "figures" / f"{figure.panel.name}.pdf", figure.pdf)
     write_whole(folder / "table.csv", tables.csv_text(results))
-    write_whole(folder / "table.md", tables.markdown(results))
+    write_whole(folder / "table.md", tables.markdown(results, sentences))
     write_whole(folder / "table.tex", tables.latex(results))
     write_whole(folder / "index.html", page(results, drawn, sentences))
+
+
+def remove_others(folder: Path, names: set[str]) -> None:
+    """Removes the figures of an earlier report that this one has not; what else lies there is not ours."""
+    index = folder / "index.html"
+    before = re.findall(r'<figure id="figure-([a-z0-9_]+)"', index.read_text()) if index.is_file() else []
+    for name in set(before) - names:
+        for ending in (".png", ".pdf"):
+            (folder / "figures" / f"{name}{ending}").unlink(missing_ok=True)
 
 
 def in_full(argument: str) -> str:

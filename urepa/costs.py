@@ -7,8 +7,8 @@ and FLOPs are predictions; hours come from a device's stated rate (a floor) or f
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,41 @@ from torch import Tensor, nn
 from urepa.alignment import AlignedModel, step_terms
 from urepa.assembly import build_model, make, speed_up
 from urepa.contracts import Condition
-from urepa.counting import AFTER_THE_MODEL, StepCount, count_step, flop_counter, norm_as_on_cuda, on_fake_cpu
-from urepa.data.reader import Batch
+from urepa.counting import (
+    AFTER_THE_MODEL,
+    LiveBytes,
+    StepCount,
+    count_step,
+    flop_counter,
+    norm_as_on_cuda,
+    on_fake_cpu,
+)
+from urepa.data.online import AT_ONCE
+from urepa.data.reader import THREADS, Batch
 from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
+from urepa.data.vae import unread_vae
 from urepa.errors import UserError
+from urepa.nested import flatten
+from urepa.objectives import Objective
+from urepa.optimizer import groups_of
+from urepa.teachers.several import by_name
 from urepa.trainer import Settings
 
-PARTS = ("down", "mid", "up", "head")
 # constructors that read files, and what builds the same module without
-UNREAD = {"urepa.backbones.sd15.sd15": "urepa.backbones.sd15.sd15_unread"}
+UNREAD = {
+    "urepa.backbones.sd15.sd15": "urepa.backbones.sd15.sd15_unread",
+    "urepa.backbones.sit.sit": "urepa.backbones.sit.sit_unread",
+}
+TEACHER = "teacher"  # one that is asked in training
 SAME = 0.02  # relative difference of two counts of one step's FLOPs
 # what a row of `urepa.bench` must say
 MEASURED = ("path", "device", "batch_size", "step_s", "tflops_per_s", "peak_memory_bytes", "saved_bytes_per_sample")
-NOT_COUNTED = ("seed", "resume", "warm_start", "tracking", "device", "measured", "out")  # they cost nothing
+# keys that change no count; what is below them neither
+NOT_COUNTED = (
+    *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "device", "measured", "out"),
+    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps", "loss.manifold_weight", "loss.stop_step"),
+    *("objective.beta_start", "objective.beta_end", "objective.beta_schedule"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,22 +70,30 @@ class Counted:
     """What follows from the config alone. FLOPs and bytes are a micro-batch's."""
 
     parameters: dict[str, dict[str, int]]  # by part: "all" and "trainable"
+    groups: dict[str, tuple[int, int]]  # by optimiser group: parameters that train, in so many tensors
+    taps: dict[str, tuple[int, int, int]]  # rows, columns and width of a tap's tokens
     weights: dict[str, int]  # bytes that lie on the device all the time
     step: StepCount
     forward_per_sample: int  # of a whole forward pass, as validation makes it
     samples: dict[str, int]  # by split
     caches: list[CacheSize]
     reader_bytes: int
+    squares: int  # images that are read as JPEG in training; how large they are is not known
+
+
+_COUNTED: dict[str, Counted] = {}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of one run. FLOPs are a whole batch's; memory is bytes; hours are GPU-hours, on one device."""
+    """The costs of one run. FLOPs are a whole batch's; memory is bytes; hours are GPU-hours, on one device. In steps
+    from `stop_step` on nothing is aligned; None: there are no such steps."""
 
     device: Device
     settings: Settings
     counted: Counted
     measured: list[dict[str, Any]]
+    stop_step: int | None = None
 
     @property
     def micro_batch(self) -> int:
@@ -80,8 +110,14 @@ class Plan:
         return sum(sum(self.flops(direction).values()) for direction in ("forward", "backward"))
 
     @property
+    def flops_after_stop(self) -> int:
+        """Of a step from `stop_step` on: without the teacher and the alignment terms, heads and all else as before."""
+        aligning = sum(self.flops(d).get(p, 0) for d in ("forward", "backward") for p in (TEACHER, AFTER_THE_MODEL))
+        return self.flops_per_step - aligning
+
+    @property
     def validation_flops(self) -> int:
-        """Of all validations of the run."""
+        """Of all validations of the run, the teacher's share included: they ask it after the stop too."""
         s = self.settings
         times = s.max_steps // s.validate_every + (s.max_steps % s.validate_every > 0)
         return times * self.counted.samples["val"] * self.counted.forward_per_sample
@@ -89,7 +125,9 @@ class Plan:
     @property
     def run_flops(self) -> int:
         """Training steps and validations; what is logged and evaluated beside them is not counted."""
-        return self.settings.max_steps * self.flops_per_step + self.validation_flops
+        steps = self.settings.max_steps
+        aligned = steps if self.stop_step is None else min(self.stop_step, steps)
+        return aligned * self.flops_per_step + (steps - aligned) * self.flops_after_stop + self.validation_flops
 
     @property
     def saved_bytes(self) -> int:
@@ -150,6 +188,8 @@ class Plan:
             "precision": self.settings.precision,
             "parameters": counted.parameters,
             "flops_per_step": {"forward": self.flops("forward"), "backward": self.flops("backward")},
+            "stop_step": self.stop_step,
+            "flops_after_stop": None if self.stop_step is None else self.flops_after_stop,
             "validation_flops": self.validation_flops,
             "run_flops": self.run_flops,
             "memory_bytes": counted.weights,
@@ -160,6 +200,7 @@ class Plan:
             "samples": counted.samples,
             "caches": [asdict(cache) for cache in counted.caches],
             "reader_bytes": counted.reader_bytes,
+            "squares": counted.squares,
             "floor_step_s": self.floor_step_s,
             "gpu_hours_floor": self.floor_hours,
             "gpu_hours_expected": self.expected_hours,
@@ -169,10 +210,9 @@ class Plan:
 
 def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -> Plan:
     """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
-    costly = {key: value for key, value in config.items() if key not in NOT_COUNTED}
-    counted = _count(json.dumps(costly), device.kind)
+    counted = _counted_once(config, device.kind)
     rows = [] if measured is None else read_measured(measured, device)
-    return Plan(device, Settings(**config["trainer"]), counted, rows)
+    return Plan(device, Settings(**config["trainer"]), counted, rows, config["loss"].get("stop_step"))
 
 
 def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
@@ -190,22 +230,37 @@ def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
     return rows
 
 
-@lru_cache
-def _count(costly: str, kind: str) -> Counted:
-    """Counts a config (as JSON); a sweep's seeds cost the same."""
-    config = json.loads(costly) | {"seed": 0}
+def _counted_once(config: dict[str, Any], kind: str) -> Counted:
+    """Arms and seeds that differ in nothing that costs are counted once."""
+    costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
+    key = json.dumps([kind, costly])
+    if key not in _COUNTED:
+        _COUNTED[key] = count(config, kind)
+    return _COUNTED[key]
+
+
+def count(config: dict[str, Any], kind: str) -> Counted:
+    """Counts a config's step, on a device of this kind."""
+    config = deepcopy(config)
     settings = Settings(**config["trainer"])
     micro_batch = settings.batch_size // settings.accumulation
     loss, objective, track = make(config["loss"]), make(config["objective"]), make(config["data"])
     loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
+    samples = track.expected_samples()
+    if settings.batch_size > samples["train"]:
+        raise UserError(
+            f"trainer.batch_size={settings.batch_size} is more than the {samples['train']} training samples; give a "
+            "smaller one"
+        )
     teacher = make(config["teacher"]) if loss.taps else None
     backbone = config["backbone"]
     backbone["_target_"] = UNREAD.get(backbone["_target_"], backbone["_target_"])
     with torch.device("meta"):
-        model, _ = build_model(config, track, teacher, loss)
+        model, backbone_group = build_model(config, track, teacher, loss)
     # compiled blocks cannot be counted, and kernels do not change the counts
     speed_up(model, replace(settings, compile=False, attention=None), torch.device("cpu"))
     parameters, weights = parameters_by_part(model), weight_bytes(model)
+    groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
     mode = on_fake_cpu(model)
 
     def prepared(*inputs: Any) -> Any:  # by accelerate
@@ -215,34 +270,40 @@ def _count(costly: str, kind: str) -> Counted:
     run: Any = prepared
 
     def step() -> Tensor:
-        batch = example(track, teacher, micro_batch, loss.diffusion_fraction)
+        batch = example(track, teacher, objective, micro_batch, loss.diffusion_fraction)
         return step_terms(run, objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
 
     if kind == "cuda":
         norm_as_on_cuda(model)
     with mode:
         counts = count_step(model, lambda name: part_of(model, name), step)
-        one = example(track, teacher, 1)
+        one = example(track, teacher, objective, 1)
         with torch.no_grad(), flop_counter() as forward:
-            run(one.x0, one.t_B, one.condition)
-    if teacher is not None and track.online_teacher:
-        asked = _ask(teacher, track.image_size)
-        counts.forward["teacher"] = asked["flops"] * micro_batch
-        parameters["teacher"] = {"all": asked["parameters"], "trainable": 0}
-        weights["teacher"] = asked["bytes"]
+            seen = run(one.x0, one.t_B, one.condition)
+    taps = {tap: (*tokens.grid, tokens.x_BND.shape[2]) for tap, tokens in seen.features.items()}
+    asked = _asked_in_training(track, teacher, kind)
+    for name, network in asked.items():
+        counts.forward[name] = network.flops * micro_batch
+        parameters[name] = {"all": network.parameters, "trainable": 0}
+        weights[name] = network.bytes
+    if "VAE" in asked:
+        weights["VAE, at work"] = THREADS * asked["VAE"].at_work
     return Counted(
         parameters=parameters,
+        groups=groups,
+        taps=taps,
         weights=weights,
         step=counts,
-        forward_per_sample=forward.get_total_flops() + (counts.forward.get("teacher", 0) // micro_batch),
-        samples=track.expected_samples(),
+        forward_per_sample=forward.get_total_flops() + sum(network.flops for network in asked.values()),
+        samples=samples,
         caches=cache_sizes(track, teacher),
         reader_bytes=reader_bytes(track, teacher, settings.batch_size),
+        squares=sum(samples.values()) if track.reads_squares(teacher) else 0,
     )
 
 
 def part_of(model: AlignedModel, name: str) -> str:
-    """down, mid, up, head: where a module or parameter of this name belongs."""
+    """One of the backbone's stages, or head: where a module or parameter of this name belongs."""
     owner, _, rest = name.partition(".")
     backbone: Any = model.backbone
     return "head" if owner == "heads" else backbone.stage_of(rest)
@@ -250,7 +311,9 @@ def part_of(model: AlignedModel, name: str) -> str:
 
 def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
     """How many there are, and how many train."""
-    counts: dict[str, dict[str, int]] = {part: {"all": 0, "trainable": 0} for part in PARTS}
+    backbone: Any = model.backbone
+    parts = (*backbone.stages, "head")
+    counts: dict[str, dict[str, int]] = {part: {"all": 0, "trainable": 0} for part in parts}
     for name, parameter in model.named_parameters():
         part = counts[part_of(model, name)]
         part["all"] += parameter.numel()
@@ -272,29 +335,54 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def example(track: Any, teacher: Any | None, size: int, diffusion_fraction: float = 1.0) -> Batch:
+def example(track: Any, teacher: Any | None, objective: Objective, size: int, diffusion_fraction: float = 1.0) -> Batch:
     """A batch of the track's shapes."""
     ids_B = torch.zeros(size, dtype=torch.long)
+    t_B = torch.full((size,), objective.time_at(0.5))
     x0 = torch.zeros(size, *track.latent_shape)
-    tokens: Tensor | None = None
-    if teacher is not None:
-        _, stored = track.stores(teacher).get("tokens", (None, "float32"))
-        dtype = torch.float16 if stored == "float16" else torch.float32
-        tokens = torch.zeros(size, teacher.grid[0] * teacher.grid[1], teacher.width, dtype=dtype)
+    stored, teachers = track.stores(teacher), {}
+    for name, one in by_name(teacher).items():
+        kept = stored.get(f"tokens_{name}" if name else "tokens", (None, "float32"))[1]
+        dtype = torch.float16 if kept == "float16" else torch.float32
+        teachers[name] = torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype)
     condition = Condition(ids_B, track.num_classes)
     rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
-    return Batch([], x0, torch.zeros_like(x0), torch.zeros_like(ids_B), condition, tokens, rows_R)
+    return Batch([], x0, torch.zeros_like(x0), t_B, condition, teachers, rows_R)
 
 
-def _ask(teacher: Any, image_size: int) -> dict[str, int]:
-    """What one image costs an online teacher."""
+@dataclass(frozen=True)
+class Asked:
+    """What an image costs a network that is asked while training, and what the network itself takes."""
+
+    flops: int
+    parameters: int
+    bytes: int
+    at_work: int = 0  # bytes that one batch of its images needs at once
+
+    @classmethod
+    def of(cls, network: nn.Module, flops: int, at_work: int = 0) -> "Asked":
+        parameters = list(network.parameters())
+        return cls(flops, sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters), at_work)
+
+
+def _asked_in_training(track: Any, teacher: Any | None, kind: str) -> dict[str, Asked]:
+    """The networks that make their part of every batch instead of a cache."""
+    asked: dict[str, Asked] = {}
+    size = track.image_size
     with torch.device("meta"):
-        network = teacher.unread()
-        with flop_counter() as counter:
-            teacher.tokens(torch.empty(1, 3, image_size, image_size))
-    parameters = list(network.parameters())
-    return {
-        "flops": counter.get_total_flops(),
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(p.nbytes for p in parameters),
-    }
+        for one in by_name(teacher).values() if track.online_teacher else ():
+            network = one.unread()
+            with flop_counter() as counter:
+                one.tokens(torch.empty(1, 3, size, size))
+            own, others = Asked.of(network, counter.get_total_flops()), asked.get(TEACHER, Asked(0, 0, 0))
+            asked[TEACHER] = Asked(
+                own.flops + others.flops, own.parameters + others.parameters, own.bytes + others.bytes
+            )
+        if track.online_latents:
+            dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+            vae = unread_vae(track.vae, track.latent_shape[0])
+            nn.Module.to(vae, dtype)  # diffusers' own would warn of nothing
+            with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
+                vae.encode(torch.empty(AT_ONCE, 3, size, size, dtype=dtype))
+            asked["VAE"] = Asked.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
+    return asked

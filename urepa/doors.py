@@ -17,21 +17,24 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from urepa import resolvers
 from urepa.config import register
-from urepa.errors import UserError
+from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.nested import flatten
-from urepa.runs import run_name
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
+ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
 # their values have "=" and "," in them: runs' folders, a store's URI, a tag, settings of a baseline
 VERBATIM_KEYS = (
     "resume",
     "warm_start",
     "run",
+    "checkpoint",
+    "backbone.weights",
     "runs",
     "out",
     "store",
@@ -40,24 +43,17 @@ VERBATIM_KEYS = (
     "select.tag",
     "select.ids",
 )
+RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
 def prepare() -> None:
-    """The schema, the launchers and the resolver that names run folders; once per process, before Hydra composes."""
+    """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
     from urepa import sweeps
 
     register()
     sweeps.register()
-    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-
-
-def _run_name(*, _root_: DictConfig) -> str:
-    overrides = list(OmegaConf.select(_root_, "hydra.overrides.task") or [])
-    resume = OmegaConf.select(_root_, "resume")
-    if resume is not None and not (Path(resume) / "config.yaml").is_file():
-        raise UserError(f"resume={resume} is not a run's folder: it has no config.yaml")
-    return run_name(overrides, int(OmegaConf.select(_root_, "seed")))
+    resolvers.register()
 
 
 def open_door(main: Callable[[], None], root: str) -> None:
@@ -106,12 +102,17 @@ def one_line_mistakes() -> Iterator[None]:
         if TRACEBACKS:
             raise
         _say(str(error))
-        sys.exit(1)
+        sys.exit(NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
         reason = str(error).splitlines()[0]
-        _say(f"{error.full_key}: {reason}; compose parts that belong together, or give {error.full_key}")
+        said = RAISED.match(reason)
+        _say(
+            said[1]
+            if said
+            else f"{error.full_key}: {reason}; compose parts that belong together, or give {error.full_key}"
+        )
         sys.exit(1)
     except OSError as error:
         if TRACEBACKS or error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -140,12 +141,19 @@ def explain(error: BaseException, root: str, arguments: list[str]) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = ", ".join(error.options)
         return f"{group} has no option '{option}'; choose one of: {options}{_nearest(option, error.options)}"
-    raised = re.search(r"UserError raised while resolving interpolation: (.*)", text)
+    twice = re.match(r"schema@(\S+) appears more than once", text)
+    if twice:
+        return f"two of the chosen options set {twice[1]}: choose one of them"
+    raised = RAISED.search(text)
     if raised:
         return raised[1]
     wrong_value = re.search(r"Error merging override (\S+)", text)
     if wrong_value and cause is not None:
         return f"{wrong_value[1]}: {str(cause).splitlines()[0]}"
+    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)
+    if several:
+        key, values = several.groups()
+        return f"{key}={values} is several values: add -m to sweep over them (or write {key}=[{values}] for a list)"
     named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
     if named is None:
         return " ".join(str(error).split())
@@ -155,6 +163,8 @@ def explain(error: BaseException, root: str, arguments: list[str]) -> str:
     known = _known_keys(root, arguments)
     if key in known:
         return f"there is no key '{key}' beside the other parts of this command"
+    if key in ADDED_GROUPS:
+        return f"{key} is none of the root's defaults: write it with a plus, +{key}=NAME"
     free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
     return f"there is no key '{key}'{_nearest(key, known)}{free}"
 

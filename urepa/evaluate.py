@@ -1,5 +1,6 @@
-"""`python -m urepa.evaluate run=FOLDER [evaluation=NAME]`: a finished run's evaluation again, or another one, on its
-EMA weights. Its results go where the run's own went: metrics.jsonl, summary.json and MLflow."""
+"""`python -m urepa.evaluate run=FOLDER [evaluation=[NAME,...]]`: a finished run's evaluation again, or others, on its
+EMA weights. Their results go where the run's own went: metrics.jsonl, summary.json and MLflow. One that has none
+(missing weights, say) costs none of the others; it is said at the end, and the exit code is 1."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
     config |= {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
     if not config["evaluation"]:
         options = sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "none")
-        raise UserError(f"run={path} was trained with evaluation=none: choose one, evaluation={' or '.join(options)}")
+        raise UserError(
+            f"run={path} was trained with evaluation=none: choose some, evaluation=[NAME,...], of {', '.join(options)}"
+        )
     if asked["data"]["root"] is not None:
         config = moved(config, config["data"]["root"], asked["data"]["root"])
     if "build_on_first_use" in config["data"]:

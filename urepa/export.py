@@ -1,4 +1,4 @@
-"""`python -m urepa.export run=FOLDER`: a run's EMA weights in diffusers' formats, with a model card."""
+"""`python -m urepa.export run=FOLDER`: a run's EMA weights as others load them, with a model card."""
 
 from __future__ import annotations
 

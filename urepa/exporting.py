@@ -1,7 +1,7 @@
-"""A run's EMA weights as others load them: LoRA as diffusers' pipelines do, or the whole U-Net.
+"""A run's EMA weights as others load them: LoRA as diffusers' pipelines do, the whole U-Net, or a SiT as published.
 
-Layout: pytorch_lora_weights.safetensors or unet/ (and embedding.safetensors where it was trained),
-scheduler/scheduler_config.json, heads.safetensors, config.yaml, README.md.
+Layout: pytorch_lora_weights.safetensors or unet/ (and embedding.safetensors where it was trained) beside
+scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml, README.md.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from urepa import checkpoint
+from urepa.backbones.sit import SiT
+from urepa.backbones.sit_published import EXPORTED, to_published
 from urepa.errors import UserError
 from urepa.files import sync_folder, write_whole
 from urepa.model_card import model_card
+from urepa.objectives import DDPM
 from urepa.opened import OpenedRun, given_places, open_base
+from urepa.published import TRAINED_ROWS
 from urepa.sampling import scheduler_for
 
 PRIVATE = ("tracking", "resume")  # where runs are tracked is nobody else's business
@@ -34,7 +38,13 @@ def export(asked: dict[str, Any]) -> Path:
     if target.exists():
         raise UserError(f"{target} is there already; move it away, or give out=FOLDER, a new one")
     opened = open_base(run, torch.device("cpu"), given_places(asked))
+    if not isinstance(opened.model.backbone, SiT) and not isinstance(opened.objective, DDPM):
+        raise UserError(
+            f"{run} trained a U-Net on a flow, which diffusers' layout has no place for; `urepa.load` opens the run"
+        )
     opened.load_ema(found)
+    if found.step < (end := opened.config["trainer"]["max_steps"]):
+        print(f"warning: {run} has {found.step} of {end} steps; these are the weights of that step")
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     temporary.mkdir(parents=True)
@@ -49,15 +59,17 @@ def export(asked: dict[str, Any]) -> Path:
 
 def write_parts(opened: OpenedRun, folder: Path) -> None:
     """Weights, scheduler, heads, config and card."""
-    backbone = opened.model.backbone
-    if has_lora(backbone):
+    backbone: Any = opened.model.backbone
+    if isinstance(backbone, SiT):
+        save_tensors(to_published(backbone), folder / EXPORTED)
+    elif has_lora(backbone):
         write_lora(backbone.unet, folder)
     else:
-        unet: Any = backbone.unet
-        unet.save_pretrained(folder / "unet", safe_serialization=True)
+        backbone.unet.save_pretrained(folder / "unet", safe_serialization=True)
         if isinstance(backbone.embedding_KLE, nn.Parameter):  # else it is the text encoder's
-            save_tensors({"embedding_KLE": backbone.embedding_KLE}, folder / "embedding.safetensors")
-    scheduler_for(opened.objective, "ddim").save_pretrained(folder / "scheduler")
+            save_tensors({"embedding_KLE": backbone.embedding_KLE}, folder / TRAINED_ROWS)
+    if isinstance(opened.objective, DDPM):
+        scheduler_for(opened.objective, "ddim").save_pretrained(folder / "scheduler")
     if len(opened.model.heads):
         save_tensors(opened.model.heads.state_dict(), folder / "heads.safetensors")
     public = {key: value for key, value in opened.config.items() if key not in PRIVATE}

@@ -29,3 +29,10 @@ def write_whole(path: Path, content: bytes | str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what a killed `write_whole` left in `folder` itself. To be called by the folder's only writer."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_file():
+            leftover.unlink()

@@ -1,4 +1,5 @@
 """`python -m urepa.generate run=FOLDER [classes=[...]] [n=...]`: images of a run, one PNG each, and a labelled grid.
+`python -m urepa.generate checkpoint=FILE +experiment=NAME ...`: the same of published weights, without a run.
 
 The same command goes on where it was stopped. On several GPUs: `torchrun --nproc_per_node=8 -m urepa.generate ...`.
 """
@@ -6,21 +7,28 @@ The same command goes on where it was stopped. On several GPUs: `torchrun --npro
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
+from urepa.checks import check_numbers, check_order
+from urepa.config.doors import Images
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.runs import plain, require_config
+from urepa.published import check_named, has_effect
+from urepa.runs import parse_overrides, plain, require_config
 
 LEAST = {"n": 1, "steps": 1, "batch_size": 1, "seed": 0}
+REQUEST = tuple(field.name for field in fields(Images))
+ONE_OF_TWO = "python -m urepa.generate run=outputs/NAME/seed0, or checkpoint=FILE +experiment=NAME"
 
 
 @hydra.main(config_path=CONF, config_name="generate", version_base="1.3")
-def main(config: DictConfig) -> None:
+def of_run(config: DictConfig) -> None:
     """One set of images. What can be said about it without torch is said first."""
     with one_line_mistakes():
         asked = checked(plain(config))
@@ -29,30 +37,101 @@ def main(config: DictConfig) -> None:
         generate(asked)
 
 
+@hydra.main(config_path=CONF, config_name="generate_checkpoint", version_base="1.3")
+def of_checkpoint(config: DictConfig) -> None:
+    """The same of published weights, and what is composed beside them."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = list(HydraConfig.get().overrides.task)
+    with one_line_mistakes():
+        asked = checked_checkpoint(plain(config), overrides)
+        from urepa.image_set import generate
+
+        generate(asked)
+
+
+def root(arguments: list[str]) -> str:
+    """The root of conf/ that a command composes: a run has its own config, published weights have none."""
+    given = {a.partition("=")[0] for a in arguments if a != "checkpoint=null"}
+    return "generate_checkpoint" if "checkpoint" in given else "generate"
+
+
+def main() -> None:
+    """The door of either."""
+    arguments = sys.argv[1:]
+    if root(arguments) == "generate_checkpoint":
+        of_checkpoint()
+    elif any(a.lstrip("+").startswith("experiment=") for a in arguments):
+        raise UserError("experiment= says what published weights are of: give checkpoint=FILE too; a run has its own")
+    else:
+        of_run()
+
+
 def checked(asked: dict[str, Any]) -> dict[str, Any]:
     """The request with its classes spelled out, in order; a UserError where the run cannot answer it."""
     if asked["run"] is None:
-        raise UserError("say which run: python -m urepa.generate run=outputs/NAME/seed0")
+        raise UserError(f"say which run or checkpoint: {ONE_OF_TWO}")
+    check_request(asked)
+    config = require_config(Path(asked["run"]))
+    if asked["against"] is not None and config["backbone"].get("weights", "random") == "random":
+        raise UserError("against=base: this run's backbone began with random weights, so there is no base model")
+    return answerable(asked, config, "this run")
+
+
+def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The same of published weights: the request, and as `config` what the weights are of."""
+    given = parse_overrides(overrides)
+    asked = {key: composed[key] for key in REQUEST}
+    if asked["run"] is not None:
+        raise UserError(f"run= and checkpoint= are two models; give one: {ONE_OF_TWO}")
+    if asked["checkpoint"] is None:
+        raise UserError(f"say which run or checkpoint: {ONE_OF_TWO}")
+    check_order(overrides)
+    for key in given:
+        if key not in REQUEST and not has_effect(key):
+            raise UserError(f"{key} has no effect on published weights' images; drop it")
+    asked["seed"] = asked["seed"] if "seed" in given else 0  # an experiment's own is its training's
+    check_request(asked)
+    config = {key: value for key, value in composed.items() if key not in REQUEST}
+    check_numbers({part: config[part] for part in ("backbone", "objective", "data")})
+    check_named(asked["checkpoint"])
+    try:
+        answered = answerable(asked, config, "this experiment")
+    except UserError as error:
+        if "experiment" in given:
+            raise
+        raise UserError(f"{error} (it is the quickstart: +experiment=NAME says what the weights are of)") from None
+    return answered | {"config": config, "given": list(given)}
+
+
+def check_request(asked: dict[str, Any]) -> None:
+    """A UserError where no model could answer it."""
     for key, least in LEAST.items():
         if asked[key] < least:
             raise UserError(f"{key}={asked[key]}: give {least} or more")
     if not (math.isfinite(asked["guidance"]) and asked["guidance"] >= 0):
         raise UserError(f"guidance={asked['guidance']}: give 0 or more")
-    config = require_config(Path(asked["run"]))
-    timesteps, count = config["objective"]["timesteps"], config["data"]["num_classes"]
-    if asked["steps"] > timesteps:
-        raise UserError(f"steps={asked['steps']}: this run has {timesteps} timesteps; give as many or fewer")
-    if asked["against"] is not None and config["backbone"].get("weights", "random") == "random":
-        raise UserError("against=base: this run's backbone began with random weights, so there is no base model")
+    interval = asked["guidance_interval"]
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise UserError(f"guidance_interval={interval}: give two times, from 0 to 1, the lower one first")
+
+
+def answerable(asked: dict[str, Any], config: dict[str, Any], whose: str) -> dict[str, Any]:
+    """The request with its classes spelled out; a UserError where a model of this config cannot answer it."""
+    timesteps, count = config["objective"].get("timesteps"), config["data"]["num_classes"]
+    if timesteps is not None and asked["steps"] > timesteps:
+        raise UserError(f"steps={asked['steps']}: {whose} has {timesteps} timesteps; give as many or fewer")
+    if timesteps is not None and asked["guidance_interval"] != [0, 1]:
+        raise UserError(f"guidance_interval has no effect on {whose}, which is no flow; drop it")
     classes = list(range(count)) if asked["classes"] is None else sorted(set(asked["classes"]))
     if not classes:
         raise UserError("classes=[]: give at least one, or leave it out for all")
     wrong = [c for c in classes if not 0 <= c < count]
     if wrong:
-        raise UserError(f"classes: there is no class {wrong[0]}; this run's are 0 to {count - 1}")
+        raise UserError(f"classes: there is no class {wrong[0]}; {whose}'s are 0 to {count - 1}")
     return asked | {"classes": classes}
 
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "generate")
+    open_door(main, root(sys.argv[1:]))

@@ -20,20 +20,22 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image as Picture
 
-from urepa import checkpoint, progress
-from urepa.contracts import Condition
+from urepa import progress
+from urepa.assembly import make
 from urepa.data.build import class_names
 from urepa.errors import UserError
-from urepa.files import write_whole
-from urepa.opened import OpenedRun, given_places, open_base, relocated
+from urepa.files import clear_leftovers, write_whole
+from urepa.opened import OpenedRun
+from urepa.origins import Origin, config_of, find_origin
 from urepa.parallel import on_main
 from urepa.pictures import labelled_grid, to_pixels, to_png
-from urepa.runs import folder_name, require_config
-from urepa.sampling import image_noise, sample, scheduler_for
+from urepa.runs import folder_name, remove_empty
+from urepa.sampling import chosen_sampler, sample_images
 from urepa.session import accelerate_for
 
 GRID_COLUMNS, GRID_CLASSES = 12, 24  # at most so many are shown
 TUNED = "images"  # the folder of the run's own images; the base model's bear its name
+EVERYWHERE = [0.0, 1.0]  # the interval of times in which guidance holds, by default
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,18 @@ class Image:
 
 
 def generate(asked: dict[str, Any]) -> None:
-    """Makes what is missing of the images that are asked for (`urepa.config.Generate`), then the grid."""
-    run = Path(asked["run"])
-    config = require_config(run)
-    with accelerated(config["trainer"] | {"precision": asked["precision"]}) as accelerator:
-        found: checkpoint.Checkpoint = on_main(lambda: checkpoint.require(run))
-        images = ImageSet(asked, config, found)
+    """Makes what is missing of the images that are asked for (`urepa.config.doors.Images`), then the grid."""
+    trainer = config_of(asked)["trainer"]
+    with accelerated(trainer | {"precision": asked["precision"]}) as accelerator:
+        images = ImageSet(asked, on_main(lambda: find_origin(asked)))
         missing = on_main(images.prepare)  # asked once: a rank that looked later would see others' new files
         if any(missing.values()):
-            images.make(missing, accelerator)
+            try:
+                images.make(missing, accelerator)
+            except UserError:
+                if accelerator.is_main_process:
+                    images.forget()
+                raise
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             images.write_grid()
@@ -79,10 +84,9 @@ def accelerated(trainer: dict[str, Any]) -> Iterator[Accelerator]:
 class ImageSet:
     """One request's images: what they are, which of them are there, and how the others are made."""
 
-    def __init__(self, asked: dict[str, Any], config: dict[str, Any], found: checkpoint.Checkpoint) -> None:
-        self.asked, self.found = asked, found
-        self.places = given_places(asked)
-        self.config = relocated(config, self.places)
+    def __init__(self, asked: dict[str, Any], origin: Origin) -> None:
+        sampler = chosen_sampler(make(origin.config["objective"]), asked["sampler"])
+        self.asked, self.origin = asked | {"sampler": sampler}, origin
         self.request = self._request()
         self.folder = self._default_folder() if asked["out"] is None else Path(asked["out"])
         images = [Image(c, i) for c in asked["classes"] for i in range(asked["n"])]
@@ -94,20 +98,25 @@ class ImageSet:
     def _request(self) -> dict[str, Any]:
         """All that the images depend on, but for rounding."""
         keys = ("classes", "n", "sampler", "steps", "guidance", "seed", "precision")
-        parts = {"base": self.config["backbone"].get("weights"), "vae": self.config["data"].get("vae")}
+        config = self.origin.config
+        parts = {"base": config["backbone"].get("weights"), "vae": config["data"].get("vae")}
         names = {part: None if name is None else Path(name).name for part, name in parts.items()}
-        weights = self.found.state["files"]["ema.safetensors"]
-        return {"step": self.found.step, "weights": weights} | names | {key: self.asked[key] for key in keys}
+        request = self.origin.weights | names | {key: self.asked[key] for key in keys}
+        interval = self.asked["guidance_interval"]
+        return request | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
 
     def _default_folder(self) -> Path:
-        """Below the run's folder, named by the request."""
+        """Below the run's or the checkpoint's folder, named by the request."""
         asked = self.asked
-        name = [f"step_{self.found.step:08d}", f"{asked['sampler']}{asked['steps']}", f"n={asked['n']}"]
+        parent, name = self.origin.folder
+        name = [*name, f"{asked['sampler']}{asked['steps']}", f"n={asked['n']}"]
         name += [f"guidance={asked['guidance']:g}", f"seed={asked['seed']}"]
+        low, high = asked["guidance_interval"]
+        name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
-        if len(asked["classes"]) < self.config["data"]["num_classes"]:
+        if len(asked["classes"]) < self.origin.config["data"]["num_classes"]:
             name.append("classes=" + "+".join(map(str, asked["classes"])))
-        return Path(asked["run"]) / "generated" / folder_name(name)
+        return parent / folder_name(name)
 
     # --- what is there ----------------------------------------------------------------------------------
 
@@ -117,20 +126,28 @@ class ImageSet:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "request.json"
         there = json.loads(record.read_text()) if record.exists() else self.request
-        differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in self.request.items() if there.get(k) != v]
+        here = dict.fromkeys(there) | self.request
+        differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
         if differing:
             raise UserError(f"{self.folder} holds other images ({'; '.join(differing)}); give out=FOLDER, another one")
         write_whole(record, json.dumps(self.request, indent=1))
-        end = self.config["trainer"]["max_steps"]
-        if self.found.step < end:
-            print(f"warning: {self.asked['run']} has {self.found.step} of {end} steps; these are images of that step")
+        if self.origin.warning is not None:
+            print(f"warning: {self.origin.warning}")
         for variant in self.variants:
             (self.folder / variant).mkdir(exist_ok=True)
-            for stale in (self.folder / variant).glob(".*.tmp"):
-                stale.unlink()
+            clear_leftovers(self.folder / variant)
         pairs = [(v, i, len(self._missing(v, batch))) for v in self.variants for i, batch in enumerate(self.batches)]
         self.new = sum(count for *_, count in pairs)
         return {v: [i for variant, i, count in pairs if count and variant == v] for v in self.variants}
+
+    def forget(self) -> None:
+        """A request that cannot be answered leaves nothing, unless images of it are there."""
+        if any(self.folder.rglob("*.png")):
+            return
+        (self.folder / "request.json").unlink(missing_ok=True)
+        for variant in self.variants:
+            remove_empty(self.folder / variant)
+        remove_empty(self.folder)
 
     def _missing(self, variant: str, batch: list[Image]) -> list[Image]:
         return [image for image in batch if not (self.folder / variant / image.name).exists()]
@@ -140,27 +157,27 @@ class ImageSet:
     def make(self, missing: dict[str, list[int]], accelerator: Accelerator) -> None:
         """This process's part of the missing batches."""
         rank, world = accelerator.process_index, accelerator.num_processes
-        opened = open_base(Path(self.asked["run"]), accelerator.device, self.places)
-        _ = opened.track.autoencoder  # missed now, not after all the steps
         own = {variant: batches[rank::world] for variant, batches in missing.items()}
         total = sum(len(self._missing(v, self.batches[i])) for v, batches in own.items() for i in batches)
+        opened: OpenedRun | None = None
         with progress.bar(total=total, unit="image") as bar:
             for variant, batches in own.items():  # the base model's come first
-                if variant == TUNED:
-                    opened.load_ema(self.found)
+                if not missing[variant]:
+                    continue
+                device = accelerator.device
+                opened = self.origin.tuned(device, opened) if variant == TUNED else self.origin.base(device)
+                _ = opened.track.autoencoder  # missed now, not after all the steps
                 for i in batches:
                     with accelerator.autocast():
                         x0 = self._sample(opened, self.batches[i])
                     bar.update(self._write(variant, self.batches[i], opened.track.to_rgb(x0)))
 
     def _sample(self, opened: OpenedRun, batch: list[Image]) -> torch.Tensor:
-        asked, shape = self.asked, opened.track.latent_shape
-        noise = torch.stack([image_noise(asked["seed"], image.class_id, image.index, shape) for image in batch])
-        ids_B = torch.tensor([image.class_id for image in batch], device=opened.device)
-        scheduler = scheduler_for(opened.objective, asked["sampler"])
-        condition = Condition(ids_B, opened.null_id)
-        noise = noise.to(opened.device)
-        return sample(opened.model.backbone, noise, condition, scheduler, asked["steps"], asked["guidance"])
+        how = {key: self.asked[key] for key in ("sampler", "steps", "guidance", "seed")}
+        how["interval"] = tuple(self.asked["guidance_interval"])
+        images = [(image.class_id, image.index) for image in batch]
+        backbone, shape = opened.model.backbone, opened.track.latent_shape
+        return sample_images(backbone, opened.objective, images, shape, opened.null_id, opened.device, **how)
 
     def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:
         """Writes what is not there yet. Returns how many those were."""
@@ -175,7 +192,7 @@ class ImageSet:
     def write_grid(self) -> None:
         """A row per class; with a base model, its row above the run's, the same noise in each column."""
         columns = range(min(self.asked["n"], GRID_COLUMNS))
-        titles = {TUNED: f"step {self.found.step}"}
+        titles = {TUNED: self.origin.label}
         rows = []
         for class_id in self.asked["classes"][:GRID_CLASSES]:
             for variant in self.variants:
@@ -192,7 +209,7 @@ class ImageSet:
     @cached_property
     def names(self) -> list[str]:
         """Of the classes; a small track keeps none."""
-        named = self.config["data"].get("class_names")
+        named = self.origin.config["data"].get("class_names")
         try:
             return [] if named is None else class_names(named)
         except UserError as error:

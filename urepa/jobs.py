@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from urepa import ranks
+from urepa.errors import NOT_EVALUATED
 from urepa.files import write_whole
 from urepa.runs import RunFolder
 
 FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the working folder
 TRIES = 3  # at the same step
 AGAIN = 75  # exit code of a job that raised and may be tried again; 1 is for mistakes that trying again will not mend
+UNEVALUATED = "the run is finished, but an evaluation at its end failed; urepa.evaluate does it again"
 SILENT = "it ended without a word: killed, out of memory, or its node was lost"
 
 
@@ -49,7 +51,8 @@ class Job:
         return summary.exists() and config is not None and _steps(summary) == config["trainer"]["max_steps"]
 
     def run_here(self) -> None:
-        """In this process. A command that exits ends the job with its code, unless it is 0."""
+        """In this process. A command that exits ends the job with its code, unless it is 0. A run that is trained to
+        its end has done what others wait for: that an evaluation of it failed is said, and does not stop them."""
         for module, *arguments in self.commands:
             if ranks.is_first():
                 print(f"$ python -m {' '.join((module, *arguments))}", flush=True)
@@ -57,7 +60,9 @@ class Job:
             try:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
             except SystemExit as stop:
-                if stop.code not in (None, 0):
+                if stop.code == NOT_EVALUATED and self.run is not None:
+                    print(UNEVALUATED, file=sys.stderr, flush=True)
+                elif stop.code not in (None, 0):
                     raise
 
     def attempt(self, failed: Callable[[str], None] = lambda reason: None) -> None:

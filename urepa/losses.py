@@ -30,6 +30,14 @@ def token_loss(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None 
     return 1.0 - (cosine_BN * weight_BN).sum(1) / weight_BN.sum(1)
 
 
+def spatially_normalised(tokens_BND: Tensor, share: float) -> Tensor:
+    """(x − share·mean)/(std + 1e-6) over an image's tokens, channel by channel: what tells its places apart (iREPA;
+    SYSTEMS.md C). The standard deviation divides by N − 1."""
+    tokens_BND = tokens_BND.float()
+    mean_B1D, std_B1D = tokens_BND.mean(1, keepdim=True), tokens_BND.std(1, keepdim=True)
+    return (tokens_BND - share * mean_B1D) / (std_B1D + 1e-6)
+
+
 def off_diagonal_mean(difference_XNN: Tensor) -> Tensor:
     """Mean of squared entries off the diagonal. For a symmetric matrix this is the mean over its upper
     triangle, as spec 000 §4.4 takes it."""

@@ -57,6 +57,11 @@ def storable(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def number(stored: Any) -> float:
+    """A row's value as a number; NaN where the row takes the metric back (null)."""
+    return math.nan if stored is None else float(stored)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All whole rows; a line that a kill cut short ends the list."""
     rows: list[dict[str, Any]] = []

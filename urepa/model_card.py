@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from urepa.hub import is_hub_id, resolve
+from urepa.markup import markdown
 from urepa.metrics import read_rows
-from urepa.runs import stored_names
+from urepa.published import family, training_command
+from urepa.runs import Names, stored_names, teacher_name
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "conf"
 TARGETS = {"DDPMVelocity": "v", "DDPMEpsilon": "epsilon"}
@@ -49,26 +52,26 @@ with torch.no_grad():
         x = scheduler.step(unet(x, t, rows[:1]).sample, t, x).prev_sample
 """
 
+SIT = """\
+python -m urepa.generate checkpoint=FOLDER {command} guidance=1.8          # this folder
+python -m urepa.train {command} backbone.weights=FOLDER/model.safetensors  # a run that begins with it
+"""
+
 
 def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, files: list[str]) -> str:
     """The card of a run's weights at a step. What comes from names is escaped."""
-    experiment, ablation = stored_names(run)
-    title = f"{plain(experiment)} · {plain(ablation)} · seed {config['seed']} · step {step}"
-    objective = config["objective"]
-    target = TARGETS[objective["_target_"].rpartition(".")[2]]
+    names = stored_names(run)
+    title = f"{markdown(names.experiment)} · {markdown(names.arm)} · seed {config['seed']} · step {step}"
     parts = [
         f"---\n{front_matter(config, files)}---",
         f"# {title}",
-        *claims(experiment, ablation),
+        *claims(names.experiment, names.ablation),
         f"{what_trained(config)} EMA weights of step {step} of {config['trainer']['max_steps']}.",
         "## Use",
-        fenced(snippet(config, files), "python"),
-        f"**The model predicts {target}**, with {plain(objective['beta_schedule'])} β from {objective['beta_start']} "
-        f"to {objective['beta_end']} over {objective['timesteps']} timesteps. `scheduler/` says so; another scheduler "
-        "class is made from its config with `from_config`. A pipeline's own scheduler may say otherwise, and then "
-        "gives noise.",
+        of_a_sit(names) if "model.safetensors" in files else fenced(snippet(config, files), "python"),
+        predicts(config["objective"]),
         "## Files",
-        "\n".join(f"- {plain(name)}" for name in [*files, "README.md"]),
+        "\n".join(f"- {markdown(name)}" for name in [*files, "README.md"]),
         "## Metrics",
         metrics_table(run, step),
         "## Config",
@@ -77,10 +80,29 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
     return "\n\n".join(parts) + "\n"
 
 
-def plain(text: object) -> str:
-    """Text that Markdown and HTML leave as it is, on one line."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]<>|~&$#!])", r"\\\1", line)
+def of_a_sit(names: Names) -> str:
+    """How this project, and others, load a SiT."""
+    command = " ".join(shlex.quote(part) for part in training_command(names.experiment, names.overrides))
+    return (
+        f"{fenced(SIT.format(command=command), 'bash')}\n\nNames and shapes are those of the published SiT and REPA "
+        "checkpoints, without projectors."
+    )
+
+
+def predicts(objective: dict[str, Any]) -> str:
+    """What a sampler must know."""
+    kind = objective["_target_"].rpartition(".")[2]
+    if kind == "Flow":
+        return (
+            f"**The model predicts the velocity of the {markdown(objective['path'])} path**, from data at t = 0 to "
+            "noise at t = 1 (REPA's direction; SiT's own code runs the other way)."
+        )
+    return (
+        f"**The model predicts {TARGETS[kind]}**, with {markdown(objective['beta_schedule'])} β from "
+        f"{objective['beta_start']} to {objective['beta_end']} over {objective['timesteps']} timesteps. "
+        "`scheduler/` says so; another scheduler class is made from its config with `from_config`. A pipeline's own "
+        "scheduler may say otherwise, and then gives noise."
+    )
 
 
 def fenced(code: str, language: str) -> str:
@@ -92,7 +114,10 @@ def fenced(code: str, language: str) -> str:
 
 def front_matter(config: dict[str, Any], files: list[str]) -> str:
     """What model hubs read."""
-    about: dict[str, Any] = {"library_name": "diffusers", "tags": ["urepa", "representation-alignment"]}
+    is_sit = "model.safetensors" in files
+    about: dict[str, Any] = {"tags": ["urepa", "sit"]} if is_sit else {"library_name": "diffusers", "tags": ["urepa"]}
+    if config["loss"].get("lambda_max", 0) > 0:
+        about["tags"] += ["representation-alignment"]
     if "pytorch_lora_weights.safetensors" in files:
         about["tags"] += ["lora"]
     weights = config["backbone"].get("weights", "random")
@@ -105,27 +130,30 @@ def claims(experiment: str, ablation: str) -> list[str]:
     """What the experiment's and the ablation's files say of themselves: the comments at their heads."""
     found = []
     for group, name in (("experiment", experiment), ("ablation", ablation)):
+        if name == "baseline":  # no ablation was asked for
+            continue
         file = EXPERIMENTS / group / f"{name}.yaml"
         if re.fullmatch(r"[\w-]+", name) and file.is_file():
             head = [line for line in file.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
-            found.append("\n".join(f"> {plain(line.removeprefix('# '))}  " for line in head))
+            found.append("\n".join(f"> {markdown(line.removeprefix('# '))}  " for line in head))
     return found
 
 
 def what_trained(config: dict[str, Any]) -> str:
     """One sentence: what was trained, and what it was aligned to."""
     lora, loss = config["lora"], config["loss"]
-    trained = "The whole U-Net was trained"
+    trained = f"The whole {'transformer' if family(config) == 'sit' else 'U-Net'} was trained"
     if "rank" in lora:
-        trained = f"LoRA of rank {lora['rank']} ({plain(lora['targets'])}, blocks: {plain(lora['blocks'])}) was trained"
+        trained = (
+            f"LoRA of rank {lora['rank']} ({markdown(lora['targets'])}, blocks: {markdown(lora['blocks'])}) was trained"
+        )
     if "taps" not in loss:
         return f"{trained}, without alignment."
-    teacher = config["teacher"].get("model", config["teacher"]["_target_"].rpartition(".")[2])
-    taps = ", ".join(plain(tap) for tap in loss["taps"])
-    return (
-        f"{trained}, aligned at {taps} to {plain(Path(teacher).name)} with λ = {loss['lambda_max']} and "
-        f"w = {loss['manifold_weight']}."
-    )
+    taps = ", ".join(markdown(tap) for tap in loss["taps"])
+    to = markdown(teacher_name(config["teacher"]))
+    if loss["lambda_max"] == 0:
+        return f"{trained} without alignment: the terms at {taps}, to {to}, have the weight λ = 0 (the control)."
+    return f"{trained}, aligned at {taps} to {to} with λ = {loss['lambda_max']:g} and w = {loss['manifold_weight']:g}."
 
 
 def snippet(config: dict[str, Any], files: list[str]) -> str:
@@ -148,7 +176,8 @@ def metrics_table(run: Path, step: int) -> str:
     finished = summary["step"] == step
     rows = [row for row in read_rows(run / "metrics.jsonl") if row["step"] <= step]
     metrics: dict[str, Any] = summary["metrics"] if finished else {k: v for row in rows for k, v in row.items()}
-    shown = {k: v for k, v in sorted(metrics.items()) if k not in ("step", "time") and "_by_t/" not in k}
-    lines = [f"| {plain(key)} | {plain(f'{float(value):.5g}')} |" for key, value in shown.items()]
+    of_the_model = [k for kind in ("val/", "final/", "floor/", "train/") for k in sorted(metrics) if k.startswith(kind)]
+    shown = {k: metrics[k] for k in of_the_model if "_by_t/" not in k and metrics[k] is not None}  # null: taken back
+    lines = [f"| {markdown(key)} | {markdown(f'{float(value):.5g}')} |" for key, value in shown.items()]
     note = [] if finished else ["The run was not finished: these are the last values up to this step.", ""]
     return "\n".join([*note, "| metric | value |", "|---|---|", *lines])

@@ -18,15 +18,16 @@ from urepa.assembly import build_model, make
 from urepa.contracts import Condition, Denoised, Tokens, no_rows
 from urepa.errors import UserError
 from urepa.nested import flatten, moved
-from urepa.objectives import DDPM
+from urepa.objectives import Objective
 from urepa.optimizer import trainable
 from urepa.runs import require_config
+from urepa.teachers.several import ALONE, name_at
 
 # where things lie now, for a run that was trained elsewhere
 PLACES = ("data.root", "data.vae", "backbone.weights")
 
 
-@dataclass
+@dataclass(repr=False)
 class OpenedRun:
     """What `urepa.load` gives. In eval mode, frozen, fp32."""
 
@@ -34,7 +35,7 @@ class OpenedRun:
     step: int
     config: dict[str, Any]
     model: AlignedModel
-    objective: DDPM
+    objective: Objective
     track: Any
     device: torch.device
 
@@ -42,40 +43,58 @@ class OpenedRun:
         self._trained = trainable(self.model)
         self.model.to(self.device).eval().requires_grad_(False)
 
+    def __repr__(self) -> str:
+        taps = ", ".join(self.config["loss"].get("taps", ())) or "none"
+        return f"OpenedRun('{self.folder}', step {self.step}, aligned taps: {taps})"
+
     @property
     def null_id(self) -> int:
         """The id of "no class"."""
         return int(self.track.num_classes)
 
-    def features(self, images: Tensor, t: int | Tensor = 500, tap: str = "mid", noise: Tensor | None = None) -> Tokens:
+    def features(
+        self, images: Tensor, t: float | Tensor | None = None, tap: str | None = None, noise: Tensor | None = None
+    ) -> Tokens:
         """The tap's tokens [B,N,D] under the null condition: a class would leak the label.
 
         Args:
             images: [B,C,S,S] in [0,1], of the track's channels and size; a VAE encodes them where the track has one.
-            t: a timestep, or one per image; spec 000 §11.1 takes 500.
+            t: a time of the run's objective, or one per image. None: half way, 500 of 1,000 (spec 000 §11.1).
+            tap: None: the one that the run aligns, the first of several.
             noise: standard normal, of the latents' shape. None: the same fixed noise for every image, so that an
                 image's features depend on nothing beside it.
 
-        Raises UserError where the images, the timestep or the tap are not the run's.
+        Raises UserError where the images, the time or the tap are not the run's.
         """
-        return self._denoised(images, t, (tap,), noise).features[tap].float()
+        chosen = self._tap(tap)
+        return self._denoised(images, t, (chosen,), noise).features[chosen].float()
 
-    def aligned(self, images: Tensor, t: int | Tensor = 500, tap: str = "mid", noise: Tensor | None = None) -> Tokens:
-        """The same through the tap's head: unit tokens in the teacher's space, on its grid."""
-        if tap not in self.model.heads:
+    def aligned(
+        self,
+        images: Tensor,
+        t: float | Tensor | None = None,
+        tap: str | None = None,
+        noise: Tensor | None = None,
+        teacher: str = ALONE,
+    ) -> Tokens:
+        """The same through the tap's head: unit tokens in the teacher's space, on its grid. A run of several teachers
+        asks for one of them by its name."""
+        tap = self._tap(tap)
+        head = name_at(tap, teacher)
+        if head not in self.model.heads:
             heads = ", ".join(self.model.heads)
-            raise UserError(f"this run has no head on '{tap}'; it has {heads if heads else 'none: loss=none'}")
+            raise UserError(f"this run has no head on '{head}'; it has {heads if heads else 'none: loss=none'}")
+        denoised = self._denoised(images, t, (tap,), noise)
         with torch.no_grad():
-            return self.model.heads[tap](self._denoised(images, t, (tap,), noise).features[tap].float())
+            return self.model.heads[head](denoised.features[tap].float(), self._times(t, len(images)))
 
     @torch.no_grad()
-    def _denoised(self, images: Tensor, t: int | Tensor, taps: tuple[str, ...], noise: Tensor | None) -> Denoised:
+    def _denoised(
+        self, images: Tensor, t: float | Tensor | None, taps: tuple[str, ...], noise: Tensor | None
+    ) -> Denoised:
         check_images(images, self.track.image_shape)
         images = images.to(self.device, torch.float32)
-        t_B = torch.as_tensor(t, device=self.device).expand(len(images))
-        last = self.objective.timesteps - 1
-        if t_B.is_floating_point() or t_B.min() < 0 or t_B.max() > last:
-            raise UserError(f"t={t}: give whole timesteps from 0 to {last}")
+        t_B = self._times(t, len(images))
         shape = self.track.latent_shape
         if noise is None:
             noise = draws.normal(shape, draws.generator(0, "features")).expand(len(images), *shape)
@@ -84,6 +103,21 @@ class OpenedRun:
         x_t = self.objective.corrupt(self.track.to_x0(images), noise.to(self.device), t_B)
         null = Condition(torch.full((len(images),), self.null_id, device=self.device), self.null_id)
         return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
+
+    def _tap(self, tap: str | None) -> str:
+        """The one that is asked for, or that the run aligns."""
+        aligned = tuple(self.config["loss"].get("taps", ()))
+        if tap is None and not aligned:
+            raise UserError("this run aligns no tap (loss=none): say which one is read, tap=NAME")
+        return aligned[0] if tap is None else tap
+
+    def _times(self, t: float | Tensor | None, count: int) -> Tensor:
+        """[count], on the device."""
+        time = self.objective.time_at(0.5) if t is None else t
+        t_B = self.objective.times_of(time).to(self.device).expand(count)
+        if not self.objective.has_time(t_B):
+            raise UserError(f"t={t}: give {self.objective.times}")
+        return t_B
 
     def load_ema(self, found: checkpoint.Checkpoint) -> None:
         """From base weights to the checkpoint's EMA weights."""

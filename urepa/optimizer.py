@@ -35,6 +35,7 @@ class AdamW:
     betas: list[float]
     eps: float
     warmup_ratio: float
+    final_ratio: float = 0.0
 
     def build(self, groups: dict[str, list[nn.Parameter]]) -> torch.optim.AdamW:
         """The optimiser. Its fused step takes `found_inf`, which leaves parameters, moments and Adam's own
@@ -62,7 +63,7 @@ class AdamW:
 
     def set_lr(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> None:
         """The learning rates of the update with this index."""
-        factor = cosine_with_warmup(step, max_steps, self.warmup_ratio)
+        factor = cosine_with_warmup(step, max_steps, self.warmup_ratio, self.final_ratio)
         for group in optimizer.param_groups:
             group["lr"] = self.lr[group["name"]] * factor
 

@@ -6,6 +6,7 @@ Shapes: B local batch, G gathered batch, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -77,8 +78,8 @@ def on_main(task: Callable[[], Any]) -> Any:
 class HostVote:
     """A maximum over ranks of a small integer, between hosts: the device is not waited for."""
 
-    def __init__(self) -> None:
-        self.group = dist.new_group(backend="gloo") if is_parallel() else None
+    def __init__(self, patience: timedelta | None = None) -> None:
+        self.group = dist.new_group(backend="gloo", timeout=patience) if is_parallel() else None
 
     def maximum(self, value: int) -> int:
         if self.group is None:
@@ -86,3 +87,14 @@ class HostVote:
         ballot = torch.tensor([value])
         dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self.group)
         return int(ballot)
+
+
+class LongWait:
+    """All ranks meet here after work that rank 0 has done alone. It may take a day: a device's own barrier would give
+    up in minutes."""
+
+    def __init__(self) -> None:
+        self._vote = HostVote(timedelta(days=1))
+
+    def __call__(self) -> None:
+        self._vote.maximum(0)

@@ -36,7 +36,7 @@ def main(config: DictConfig) -> "Plan":
     overrides = list(hydra_config.overrides.task)
     with one_line_mistakes():
         parts = plain(config)
-        check(parts, overrides)
+        check(parts, of_the_run(overrides))
         from urepa.costs import Device, plan
 
         measured = None if parts["measured"] is None else Path(parts["measured"])
@@ -97,11 +97,15 @@ def hours(value: float | None) -> str:
 
 def line(planned: "Plan", overrides: list[str]) -> str:
     """One run of a sweep."""
-    given = [o for o in overrides if next(iter(parse_overrides([o]))).split(".")[0] not in OWN_KEYS]
     return (
         f"{planned.settings.max_steps:>9,}{planned.flops_per_step / 1e12:>14.1f}{planned.peak_bytes / GIB:>10.1f}"
-        f"{hours(planned.floor_hours):>10}{hours(planned.expected_hours):>12}   {' '.join(given)}"
+        f"{hours(planned.floor_hours):>10}{hours(planned.expected_hours):>12}   {' '.join(of_the_run(overrides))}"
     )
+
+
+def of_the_run(overrides: list[str]) -> list[str]:
+    """What `train` would take of them."""
+    return [o for o in overrides if next(iter(parse_overrides([o]))).split(".")[0] not in OWN_KEYS]
 
 
 # --- one run's tables ----------------------------------------------------------------------------------------
@@ -135,7 +139,10 @@ def flops(planned: "Plan") -> str:
         return f"  {name:<24}{f / size / 1e9:>15.3f}{b / size / 1e9:>15.3f}{(f + b) / 1e12:>15.3f}"
 
     rows += [row(part, forward[part], backward[part]) for part in forward]
-    return "\n".join([*rows, row("sum", sum(forward.values()), sum(backward.values()))])
+    rows.append(row("sum", sum(forward.values()), sum(backward.values())))
+    if planned.stop_step is not None:
+        rows.append(f"  {f'from step {planned.stop_step:,} on':<54}{planned.flops_after_stop / 1e12:>15.3f}")
+    return "\n".join(rows)
 
 
 def memory(planned: "Plan") -> str:
@@ -162,6 +169,8 @@ def caches(planned: "Plan") -> str:
     ]
     disk = sum(c.disk_bytes for c in counted.caches) / 1e9
     rows.append(f"  {'sum':<10}{'':>26}{disk:>10.2f}{disk:>20.2f}")
+    if counted.squares:
+        rows.append(f"  {'images':<10}{counted.squares:>13,}   JPEG squares, read in training; their size is not known")
     rows.append(f"  {'reader':<10}{'':>36}{counted.reader_bytes / 1e9:>20.2f}   needed; warm is only faster")
     return "\n".join(rows)
 

@@ -15,17 +15,24 @@ from omegaconf import DictConfig
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import write_whole
-from urepa.hub import is_hub_id, resolve, why_not
+from urepa.hub import hub_file, is_hub_id, resolve, why_not
+from urepa.nested import flatten
 from urepa.runs import plain
 
 RECORD = Path("prefetch.json")
 # what each key's repository is read for
 NEEDS = {
     ("backbone", "weights"): ["unet/config.json", "unet/*.safetensors", "unet/*.safetensors.index.json"],
-    ("data", "vae"): ["vae/config.json", "vae/*.safetensors"],
+    ("data", "vae"): [  # a pipeline's, or by itself
+        "vae/config.json",
+        "vae/*.safetensors",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ],
     ("data", "text"): ["tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"],
     ("teacher", "model"): ["config.json", "model.safetensors"],
 }
+OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer*"]  # an encoder, CLIP
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -58,8 +65,17 @@ def needed(parts: dict[str, Any]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     for (group, key), patterns in NEEDS.items():
         name = parts[group].get(key)
-        if name is not None and is_hub_id(name):
+        file = hub_file(name) if parts[group]["_target_"].endswith(".sit") else None  # which alone is one file
+        if file is not None:
+            names.setdefault(f"{file.repository}@{file.revision}", []).append(file.file)
+        elif name is not None and is_hub_id(name):
             names.setdefault(name, []).extend(patterns)
+    for teacher in parts["teacher"].get("teachers", {}).values():
+        if "model" in teacher and is_hub_id(teacher["model"]):
+            names.setdefault(teacher["model"], []).extend(NEEDS["teacher", "model"])
+    for key, name in flatten(parts["evaluation"]).items():
+        if key.endswith(".model") and is_hub_id(name):
+            names.setdefault(name, []).extend(OF_AN_EVALUATION)
     return names
 
 

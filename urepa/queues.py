@@ -22,7 +22,7 @@ from typing import Any
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from urepa.errors import UserError
-from urepa.jobs import AGAIN, SILENT, TRIES, Book, Entry, InSlurm, Job, last_error
+from urepa.jobs import AGAIN, SILENT, TRIES, UNEVALUATED, Book, Entry, InSlurm, Job, last_error
 
 POLL_SECONDS = 2.0
 MISSED = 3  # polls in a row in which SLURM does not know a job that left no result: it is over
@@ -41,7 +41,10 @@ def told(outcome: Outcome) -> bool:
     """Says how a run ended. Did it finish?"""
     name = outcome.entry.job.name
     if outcome.error is None:
-        print(f"done    {name}", flush=True)
+        log = Path(outcome.entry.log)
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        more = f" ({UNEVALUATED})\n        {last_error(log)}\n        {log}" if UNEVALUATED in lines else ""
+        print(f"done    {name}{more}", flush=True)
         return True
     print(f"FAILED  {name}: {outcome.error}\n        {outcome.entry.log}", flush=True)
     return False
@@ -131,11 +134,13 @@ class SlurmQueue:
         return [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(self.code))}"]
 
     def _teardown(self) -> list[str]:
-        """A task that ended badly leaves its note: the job goes back into the queue, and on from there."""
+        """A task that ended badly leaves its note: the job goes back into the queue, and on from there. By the id that
+        SLURM shows: an array's last task has the array's number, and would take all the others with it."""
         return [
             "code=$?",
+            "shown=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
             f'if [ $code -ne 0 ] && [ -e {shlex.quote(str(self.folder))}/"$SLURM_JOB_ID".again ]; then',
-            '  scontrol requeue "$SLURM_JOB_ID"',
+            '  scontrol requeue "${shown:-$SLURM_JOB_ID}"',
             "fi",
             "exit $code",
         ]
@@ -184,7 +189,7 @@ class LocalQueue:
 
     def __init__(self, at_once: int | None, gpus: Sequence[int] | None, folder: str, code: Path | None = None) -> None:
         self.gpus = _all_gpus() if gpus is None else [str(g) for g in gpus]
-        self.at_once = (len(self.gpus) or 1) if at_once is None else at_once
+        self.at_once = max(len(self.gpus), 1) if at_once is None else at_once
         if self.at_once < 1 or (self.gpus and self.at_once > len(self.gpus)):
             raise UserError(f"at_once={self.at_once}: give 1 to {len(self.gpus) or 'any number'}, a GPU for each run")
         self.folder, self.code = Path(folder).absolute(), code

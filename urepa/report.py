@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from urepa.runs import Names
+
 ROWS = (
     ("validation diffusion loss", "val/diffusion", "floor/zero_predictor", "predicting zero"),
     ("validation token loss", "val/token", "floor/constant_token", "the best constant token"),
@@ -12,14 +14,28 @@ ROWS = (
     ("samples named rightly by a k-NN", "final/samples_named_rightly", None, ""),
     ("k-NN on the tap", "final/tap_knn", "final/teacher_knn", "on the teacher"),
     ("linear probe of the tap", "final/tap_linear_probe", None, ""),
+    ("k-NN: tap", "final/knn/tap", "final/knn/teacher", "on the teacher"),
+    ("k-NN: head", "final/knn/head", None, ""),
+    ("linear probe: tap", "final/linear_probe/tap", "final/linear_probe/teacher", "of the teacher"),
+    ("linear probe: head", "final/linear_probe/head", None, ""),
+    ("token cosine", "final/token_cosine", None, ""),
+    ("MAE of sample similarities", "final/similarity_mae", None, ""),
+    ("nearest-neighbour recall", "final/neighbour_recall", None, ""),
+    ("CKA of the tap", "final/cka", "final/untrained_cka", "untrained"),
+    ("CKNNA of the tap", "final/cknna", "final/untrained_cknna", "untrained"),
+    ("mIoU: tap", "final/dense/tap", "final/dense/teacher", "of the teacher"),
+    ("LDS: tap", "final/lds/tap", "final/lds/teacher", "of the teacher"),
+    ("Inception Score", "final/inception_score", None, ""),
+    ("CLIP score", "final/clip_score", None, ""),
 )
 
 
 def print_report(summary: dict[str, Any], folder: Path, tracked: str, next_command: str) -> None:
     """What was reached, against its floor, and where everything lies."""
     metrics = summary["metrics"]
-    print(f"\n{summary['experiment']} · {summary['ablation']} · seed {summary['seed']} · step {summary['step']}")
-    for label, key, floor, floor_label in ROWS:
+    names = Names(summary["experiment"], summary["ablation"], tuple(summary.get("overrides", ())))
+    print(f"\n{names.experiment} · {names.arm} · seed {summary['seed']} · step {summary['step']}")
+    for label, key, floor, floor_label in (*ROWS, *_distances(metrics)):
         if key in metrics:  # a value that is not finite is stored as a string
             beside = f"   {floor_label} {float(metrics[floor]):.3f}" if floor in metrics else ""
             print(f"  {label:<32} {float(metrics[key]):>7.3f}{beside}")
@@ -31,3 +47,10 @@ def print_report(summary: dict[str, Any], folder: Path, tracked: str, next_comma
     if samples.exists():
         print(f"  samples  {samples}")
     print(f"  curves   {folder}/losses.png\n  MLflow   {tracked}\n  next     {next_command}\n")
+
+
+def _distances(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows of the Fréchet distances, by encoder."""
+    names = [key.removeprefix("final/fd/") for key in metrics if key.startswith("final/fd/")]
+    marks = {name: ", circular" if f"final/circular/{name}" in metrics else "" for name in names}
+    return [(f"FD({n}{marks[n]})", f"final/fd/{n}", f"floor/fd/{n}", "of held-out images") for n in names]

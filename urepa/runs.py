@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import clear_leftovers, write_whole
 from urepa.nested import flatten
 
 # Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
@@ -28,6 +30,8 @@ NOT_IDENTITY = (
     "data.build_on_first_use",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "trainer.evaluate_every",
+    "trainer.evaluation_share",
     "trainer.keep_last",
     "trainer.threads",
     "trainer.max_skipped",
@@ -59,9 +63,9 @@ def is_identity(key: str) -> bool:
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, str]:
-    """`+a=1` and `a=1` as {"a": "1"}; the last one of a key wins, as in Hydra."""
+    """`+a=1` and `a=1` as {"a": "1"}, `group@place=1` as {"place": "1"}; the last one of a key wins, as in Hydra."""
     pairs = (o.lstrip("+~").partition("=") for o in overrides)
-    return {key.split("@")[0]: _unquoted(value) for key, _, value in pairs}
+    return {key.split("@")[-1].removeprefix("_global_."): _unquoted(value) for key, _, value in pairs}
 
 
 def _unquoted(value: str) -> str:
@@ -76,9 +80,14 @@ def run_name(overrides: list[str], seed: int) -> str:
     name = given.pop("experiment", "quickstart")
     if "ablation" in given:
         name += f"+{given.pop('ablation')}"
-    given.pop("seed", None)
-    parts = [f"{k}={v}" for k, v in sorted(given.items()) if is_identity(k.replace("/", "."))]
-    return f"{folder_name([name, *parts])}/seed{seed}"
+    return f"{folder_name([name, *own_overrides(overrides)])}/seed{seed}"
+
+
+def own_overrides(overrides: list[str]) -> list[str]:
+    """What a command changes of its experiment and ablation, apart from the seed: KEY=VALUE in order."""
+    given = parse_overrides(overrides)
+    named = ("experiment", "ablation", "seed")
+    return [f"{k}={v}" for k, v in sorted(given.items()) if k not in named and is_identity(k.replace("/", "."))]
 
 
 def folder_name(parts: list[str]) -> str:
@@ -111,7 +120,21 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The facts in a summary; an older or unfinished run lacks some."""
-    return {key: summary[key] for key in FACTS if key in summary}
+    facts = {key: summary[key] for key in FACTS if key in summary}
+    return facts | ({"content": content_of(summary["data"])} if "data" in summary else {})
+
+
+def content_of(fingerprint: dict[str, Any]) -> dict[str, str]:
+    """Short digests of what a config does not tell of its data, as far as it is known: the samples trained on, those
+    held out, and the teachers' weights. They do not depend on where the data lie."""
+    csv = (fingerprint.get("latents") or {}).get("csv_sha256", {})
+    weights = {k: v for k, v in flatten(fingerprint.get("tokens") or {}).items() if k.endswith("weights_sha256")}
+    known = {
+        "train": [v for k, v in sorted(csv.items()) if k == "train.csv"],
+        "held_out": [v for k, v in sorted(csv.items()) if k != "train.csv"],
+        "teacher": [f"{k}={v}" for k, v in sorted(weights.items()) if v != "unknown"],
+    }
+    return {name: hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10] for name, parts in known.items() if parts}
 
 
 def require_config(path: Path) -> dict[str, Any]:
@@ -122,14 +145,78 @@ def require_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def stored_names(path: Path) -> tuple[str, str]:
-    """Experiment and ablation of a run that is named by its folder, from its summary or from that name."""
+class Names(NamedTuple):
+    """What a run is called by: its experiment, its ablation, and what its command changed of them."""
+
+    experiment: str
+    ablation: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def arm(self) -> str:
+        """`baseline`, `lora_16`, `loss.lambda_max=0.25`, or `lora_16, loss.lambda_max=0.25`."""
+        named = () if self.ablation == "baseline" and self.overrides else (self.ablation,)
+        return ", ".join([*named, *self.overrides])
+
+
+def stored_names(path: Path) -> Names:
+    """The names of a run that is named by its folder, from its summary or from that name."""
+    name, *overrides = re.split(r",(?=[\w./@]+=)", unquote(path.resolve().parent.name))
+    experiment, _, ablation = name.partition("+")
+    there = Names(experiment, ablation if ablation else "baseline", tuple(overrides))
     file = path / "summary.json"
-    if file.exists():
-        summary = json.loads(file.read_text())
-        return summary["experiment"], summary["ablation"]
-    experiment, _, ablation = path.resolve().parent.name.split(",")[0].partition("+")
-    return experiment, ablation if ablation else "baseline"
+    if not file.exists():
+        return there
+    summary = json.loads(file.read_text())
+    of_this = tuple(summary.get("overrides", there.overrides))
+    return Names(summary["experiment"], summary["ablation"], of_this)
+
+
+def extended(names: Names, max_steps: int) -> Names:
+    """The names of a run that goes on to another last step."""
+    rest = (o for o in names.overrides if not o.startswith("trainer.max_steps="))
+    return names._replace(overrides=tuple(sorted([*rest, f"trainer.max_steps={max_steps}"])))
+
+
+def tags_of(names: Names, config: dict[str, Any]) -> dict[str, str]:
+    """What runs are found by: their names and the choices that one filters by most."""
+    loss, aligned = config["loss"], "lambda_max" in config["loss"]
+    teacher = teacher_name(config["teacher"])
+    return {
+        "experiment": names.experiment,
+        "ablation": names.ablation,
+        "arm": names.arm,
+        "seed": str(config["seed"]),
+        "backbone": _last_word(config["backbone"]),
+        "lora_rank": str(config["lora"].get("rank", "none")),
+        "teacher": teacher if aligned else "none",
+        "head_depth": str(config["head"].get("depth", "none")) if aligned else "none",
+        "lambda": f"{loss['lambda_max']:g}" if aligned else "none",
+        "objective": _last_word(config["objective"]),
+        "data": config["data"]["name"],
+        "steps": str(config["trainer"]["max_steps"]),
+    }
+
+
+def teacher_name(part: dict[str, Any]) -> str:
+    """What a teacher is called; several: all of them."""
+    if "teachers" in part:
+        return " + ".join(teacher_name(one) for one in part["teachers"].values())
+    return Path(part.get("model", _last_word(part))).name
+
+
+def _last_word(part: dict[str, Any]) -> str:
+    return str(part["_target_"].rpartition(".")[2])
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder with nothing in it, and those above it, below the working folder, that it leaves empty."""
+    here, folder = Path.cwd(), folder.absolute()
+    with contextlib.suppress(OSError):  # not empty, or gone already
+        for each in (folder, *folder.parents):
+            if each != folder and here not in each.parents:
+                return
+            each.rmdir()
 
 
 class RunFolder:
@@ -139,10 +226,13 @@ class RunFolder:
         self.path = path
         self.config_file = path / "config.yaml"
         self._lock: int | None = None
+        self._was_empty = False
 
     def claim(self, patience: float = 0.0) -> None:
-        """Takes the lock; a UserError if another process still has it after `patience` seconds."""
+        """Takes the lock and clears away what a killed owner was writing; a UserError if another process still has it
+        after `patience` seconds."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._was_empty = not any(self.path.iterdir())
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         end = time.monotonic() + patience
         while not self._try_lock():
@@ -158,6 +248,8 @@ class RunFolder:
             time.sleep(min(LOCK_POLL, max(0.0, end - time.monotonic())))
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"pid {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        for folder in (self.path, *(p for p in self.path.iterdir() if p.is_dir())):
+            clear_leftovers(folder)
 
     def _try_lock(self) -> bool:
         assert self._lock is not None
@@ -172,6 +264,16 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def forget(self) -> None:
+        """Leaves nothing of a folder that held nothing before and has only been claimed and given its config since.
+        To be called by its owner."""
+        own = {".lock", self.config_file.name, "warm_start.json"}
+        if self._lock is None or not self._was_empty or not {p.name for p in self.path.iterdir()} <= own:
+            return
+        for name in own:
+            (self.path / name).unlink(missing_ok=True)
+        remove_empty(self.path)
 
     def stored_config(self) -> dict[str, Any] | None:
         """The config this folder was made with."""

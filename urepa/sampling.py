@@ -1,4 +1,4 @@
-"""From noise to x0: diffusers' samplers under classifier-free guidance.
+"""From noise to x0 under classifier-free guidance: diffusers' samplers for DDPM, our own for flow.
 
 Shapes: B images, CHW latent.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from urepa import draws, progress
+from urepa import draws, flow_sampling, progress
 from urepa.contracts import Condition
-from urepa.objectives import DDPM
+from urepa.errors import UserError
+from urepa.objectives import DDPM, Flow, Objective
 
 SAMPLERS = {
     "ddim": "DDIMScheduler",  # Song et al. 2021, η = 0
@@ -68,3 +70,54 @@ def sample(
             prediction = null + guidance * (given - null)
         x = scheduler.step(prediction, t, x).prev_sample
     return x
+
+
+def chosen_sampler(objective: Objective, name: str | None) -> str:
+    """The sampler of this name (None: the objective's usual one). UserError where it does not solve its equation."""
+    if name is None:
+        return objective.samplers[0]
+    if name not in objective.samplers:
+        raise UserError(f"sampler={name} is not for this run's objective, which has {', '.join(objective.samplers)}")
+    return name
+
+
+def sample_by(
+    backbone: nn.Module,
+    objective: Objective,
+    noise: Tensor,
+    condition: Condition,
+    rngs: list[np.random.Generator],
+    sampler: str | None,
+    steps: int,
+    guidance: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """x0 [B,C,H,W] by a sampler of the objective's (None: its usual one). `rngs`, one per image, are for samplers that
+    add noise on the way. `interval` are the times at which a flow is guided; DDPM's are all."""
+    name = chosen_sampler(objective, sampler)
+    if isinstance(objective, Flow):
+        return flow_sampling.sample(backbone, objective, noise, condition, name, steps, guidance, interval, rngs)
+    assert isinstance(objective, DDPM)
+    assert interval == (0.0, 1.0)
+    return sample(backbone, noise, condition, scheduler_for(objective, name), steps, guidance)
+
+
+def sample_images(
+    backbone: nn.Module,
+    objective: Objective,
+    images: list[tuple[int, int]],
+    shape: tuple[int, int, int],
+    null_id: int,
+    device: torch.device,
+    *,
+    sampler: str | None,
+    steps: int,
+    guidance: float,
+    seed: int,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """x0 [B,C,H,W] of images (class id, index), each from its own addressed noise."""
+    noise = torch.stack([image_noise(seed, class_id, index, shape) for class_id, index in images])
+    rngs = [draws.generator(seed, "image on the way", class_id, index) for class_id, index in images]
+    condition = Condition(torch.tensor([class_id for class_id, _ in images], device=device), null_id)
+    return sample_by(backbone, objective, noise.to(device), condition, rngs, sampler, steps, guidance, interval)

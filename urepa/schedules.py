@@ -12,12 +12,13 @@ def warmed_up(step: int, maximum: float, warmup_steps: int) -> float:
     return maximum * step / warmup_steps
 
 
-def cosine_with_warmup(step: int, max_steps: int, warmup_ratio: float) -> float:
-    """The factor of the peak learning rate, in [0,1]: linear over the first `warmup_ratio` of the run,
-    then half a cosine down to 0 at `max_steps` (spec 000 §5.2)."""
+def cosine_with_warmup(step: int, max_steps: int, warmup_ratio: float, final_ratio: float = 0.0) -> float:
+    """The factor of the peak learning rate, in [0,1]: linear over the first `warmup_ratio` of the run, then half a
+    cosine down to `final_ratio` at `max_steps` (0 in spec 000 §5.2; at 1 it stays where it is)."""
     warmup_steps = round(warmup_ratio * max_steps)
     if step < warmup_steps:
         return step / warmup_steps
     if step >= max_steps:
-        return 0.0
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))
+        return final_ratio
+    cosine = 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))
+    return final_ratio + (1.0 - final_ratio) * cosine

@@ -22,17 +22,28 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from urepa import checkpoint
-from urepa.assembly import build, make
+from urepa.assembly import build, evaluated, make
 from urepa.code_state import code_state
-from urepa.errors import UserError
-from urepa.evaluation.context import Context
+from urepa.errors import NotEvaluated, UserError
+from urepa.evaluation.context import Evaluated
 from urepa.evaluation.plots import losses_png
 from urepa.files import write_whole
 from urepa.metrics import is_final, read_rows, storable
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
-from urepa.runs import RunFolder, facts_of, is_identity, parse_overrides, plain, stored_names
+from urepa.runs import (
+    Names,
+    RunFolder,
+    extended,
+    facts_of,
+    is_identity,
+    own_overrides,
+    parse_overrides,
+    plain,
+    stored_names,
+    tags_of,
+)
 from urepa.schedules import cosine_with_warmup
 from urepa.trainer import Trainer
 
@@ -66,8 +77,11 @@ class Session:
         self.given = parse_overrides(overrides)
         self.folder = RunFolder(Path(folder))
         experiment, ablation = choices.get("experiment"), choices.get("ablation")
-        self.experiment = "quickstart" if experiment is None else str(experiment)
-        self.ablation = "baseline" if ablation is None else str(ablation)
+        self.names = Names(
+            "quickstart" if experiment is None else str(experiment),
+            "baseline" if ablation is None else str(ablation),
+            tuple(own_overrides(overrides)),
+        )
         self.extended_from: int | None = None
 
     def run(self) -> None:
@@ -83,6 +97,9 @@ class Session:
         self.accelerator = accelerate_for(self.config["trainer"])
         try:
             yield
+        except UserError:
+            self.folder.forget()
+            raise
         finally:
             self.folder.release()
             gc.collect()  # a DDP wrapper that lives on past its process group aborts at exit
@@ -121,7 +138,7 @@ class Session:
         """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
         stored = self.folder.stored_config()
         assert stored is not None, "the resolver has seen it"
-        self.experiment, self.ablation = stored_names(self.folder.path)
+        self.names = stored_names(self.folder.path)
         config = OmegaConf.create(stored)
         for key in self.given:
             if key == "resume":
@@ -136,13 +153,15 @@ class Session:
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
         if after > before:
+            self.names = extended(self.names, after)
             found = checkpoint.require(self.folder.path)
-            ratio = stored["optimizer"]["warmup_ratio"]
-            old, new = (cosine_with_warmup(found.step, n, ratio) for n in (before, after))
+            ratios = [stored["optimizer"].get(key, 0.0) for key in ("warmup_ratio", "final_ratio")]
+            old, new = (cosine_with_warmup(found.step, n, *ratios) for n in (before, after))
             print(
                 f"extending {self.folder.path} from {before} to {after} steps. The learning rate follows the "
                 f"schedule of a {after}-step run from here on: at step {found.step} it goes from {old:.1%} of "
-                f"its peak to {new:.1%}, so this is not the run that {after} steps from the start would have been."
+                f"its peak to {new:.1%}, so this is not the run that {after} steps from the start would have been. "
+                "Compare sets it apart, and the command that began it is refused from now on."
             )
         self.config = plain(config)
         self.folder.store_config(self.config)
@@ -164,7 +183,7 @@ class Session:
         try:
             trainer.fit(step)
             if is_main:
-                summary = self._finish(trainer, track, begin)
+                summary, results = self._finish(trainer, track, begin)
             status = "FINISHED"
         except SystemExit:
             status = "KILLED"
@@ -177,67 +196,61 @@ class Session:
                 shipper.close(status, self._artifacts() if finished else [], tags)
         if is_main:
             print_report(summary, self.folder.path, shipper.where, self._next_command())
-        self.accelerator.wait_for_everyone()
+        trainer.during.wait()  # for the last evaluation, which may take hours
+        if is_main:
+            results.require_all(NotEvaluated)
 
     def evaluate(self) -> None:
         """The config's `evaluation` on a finished run's weights. What was not known of it yet becomes a row; the
         summary and MLflow follow."""
         with self._accelerated():
             self.folder.claim()
-            self.experiment, self.ablation = stored_names(self.folder.path)
+            self.names = stored_names(self.folder.path)
             path, end = self.folder.path, self.config["trainer"]["max_steps"]
             found = checkpoint.require(path)
             if found.step != end:
                 raise UserError(f"{path} has no valid checkpoint of its last step, {end}; the newest is {found.step}'s")
             summary = json.loads((path / "summary.json").read_text())
             shipper = self._shipper(_code_of(summary))
-            trainer, track = build(self.config, path, self.accelerator, shipper)
+            # a tap that is not there costs the evaluation that asks for it, not the others
+            trainer, track = build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
             checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))
             try:
-                final = self._evaluated(trainer, track)
+                results = evaluated(self.config, trainer, track, end)
             finally:
                 trainer.reader.cache.close()
             trainer.metrics.cut(trainer.metrics.rows)  # a kill may have left half a line
             known = _last(read_rows(trainer.metrics.path), end)
-            news = {k: v for k, v in final.items() if known.get(k) != storable(v)}
+            found_keys, withdrawn = _taken_over(summary.get("evaluation_keys", {}), results.keys)
+            news: dict[str, Any] = {k: v for k, v in results.metrics.items() if known.get(k) != storable(v)}
+            news |= dict.fromkeys(sorted(withdrawn & known.keys()))
+            if news and not is_final(news):  # a row by which nobody would know it
+                news |= results.metrics
             if news:
                 trainer.metrics.append({"step": end} | news)
             summary["metrics"] = _last(read_rows(trainer.metrics.path), end)
-            summary["evaluation"] = summary.get("evaluation", {}) | self.config["evaluation"]
+            summary["evaluation_keys"] = found_keys
+            before = summary.get("evaluation", {})  # one that failed leaves the values and settings of its last success
+            asked = self.config["evaluation"].items()
+            told = {k: v for k, v in asked if k not in results.failures or k not in before}
+            summary["evaluation"] = before | told
             write_whole(path / "summary.json", json.dumps(summary, indent=1))
             shipper.start()
             shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]) | _facts(summary))
             print_report(summary, path, shipper.where, self._next_command())
+            results.require_all()
 
-    def _evaluated(self, trainer: Trainer, track: Any) -> dict[str, float]:
-        """What the config's `evaluation` says of the EMA weights."""
-        trainer.model.eval()
-        context = Context(
-            model=trainer.model,
-            objective=trainer.objective,
-            track=track,
-            cache=trainer.reader.cache,
-            folder=self.folder.path,
-            device=self.accelerator.device,
-            seed=self.config["seed"],
-            step=trainer.settings.max_steps,
-        )
-        final: dict[str, float] = {}
-        with trainer.ema.applied(), self.accelerator.autocast():
-            for settings in self.config["evaluation"].values():
-                final |= make(settings)(context)
-        return final
-
-    def _finish(self, trainer: Trainer, track: Any, begin: float) -> dict[str, Any]:
+    def _finish(self, trainer: Trainer, track: Any, begin: float) -> tuple[dict[str, Any], Evaluated]:
         """The evaluation's row, the figure and summary.json."""
-        final = self._evaluated(trainer, track)
-        if final:
-            trainer.metrics.append({"step": trainer.settings.max_steps} | final)
+        end = trainer.settings.max_steps
+        results = evaluated(self.config, trainer, track, end)
+        if results.metrics:
+            trainer.metrics.append({"step": end} | results.metrics)
         rows = read_rows(trainer.metrics.path)
         write_whole(self.folder.path / "losses.png", losses_png(rows))
-        summary = self._summary(trainer, rows, time.time() - begin)
+        summary = self._summary(trainer, rows, time.time() - begin) | {"evaluation_keys": results.keys}
         write_whole(self.folder.path / "summary.json", json.dumps(summary, indent=1))
-        return summary
+        return summary, results
 
     def _summary(self, trainer: Trainer, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         on_gpu = self.accelerator.device.type == "cuda"
@@ -245,8 +258,9 @@ class Session:
             torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
         return {
-            "experiment": self.experiment,
-            "ablation": self.ablation,
+            "experiment": self.names.experiment,
+            "ablation": self.names.ablation,
+            "overrides": self.names.overrides,
             "seed": self.config["seed"],
             "step": trainer.settings.max_steps,
             "extended_from": self.extended_from,
@@ -282,16 +296,12 @@ class Session:
 
     def _artifacts(self) -> list[Path]:
         """The files that MLflow gets."""
-        return [self.folder.config_file, *sorted(self.folder.path.glob("**/*.png"))]
+        path = self.folder.path  # not generated/*/*.png, of which there may be thousands
+        return [self.folder.config_file, *sorted([*path.glob("*.png"), *path.glob("*/*.png")])]
 
     def _shipper(self, code: dict[str, str]) -> Any:
         path = self.folder.path
-        tags = {
-            "experiment": self.experiment,
-            "ablation": self.ablation,
-            "seed": str(self.config["seed"]),
-            "folder": str(path),
-        } | code
+        tags = tags_of(self.names, self.config) | {"folder": str(path)} | code
         lineage = self._lineage()
         if lineage is not None:
             tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
@@ -299,16 +309,26 @@ class Session:
         return connect(folder=path, name=f"{path.parent.name}/{path.name}", params=flatten(self.config), run_tags=tags)
 
     def _next_command(self) -> str:
-        if self.experiment == "quickstart" and not set(self.given) - {"seed"}:
+        if self.names.experiment == "quickstart" and not set(self.given) - {"seed"}:
             return "python -m urepa.train -m loss.lambda_max=0,0.5 head.depth=1,2 trainer.max_steps=50"
         uri = self.config["tracking"].get("uri")
         return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
 
 
 def _last(rows: list[dict[str, Any]], end: int) -> dict[str, Any]:
-    """The last value of each metric; an evaluation counts at the run's last step alone."""
+    """The last value of each metric; an evaluation counts at the run's last step alone, and null takes a value back."""
     counting = [row for row in rows if row["step"] == end or not is_final(row)]
-    return {key: value for row in counting for key, value in row.items() if key not in ("step", "time")}
+    last = {key: value for row in counting for key, value in row.items() if key not in ("step", "time")}
+    return {key: value for key, value in last.items() if value is not None}
+
+
+def _taken_over(before: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[dict[str, list[str]], set[str]]:
+    """Whose each metric is after another evaluation: keys by evaluation, and those that nobody reports any more. What
+    failed as a whole is not in `now`, and keeps what it had."""
+    found = {key for keys in now.values() for key in keys}
+    others = {name: [key for key in keys if key not in found] for name, keys in before.items() if name not in now}
+    kept = found | {key for keys in others.values() for key in keys}
+    return others | now, {key for keys in before.values() for key in keys} - kept
 
 
 def _code_of(summary: dict[str, Any]) -> dict[str, str]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from urepa.errors import UserError
 
-# diffusers' names of the blocks that repeat; each is compiled by itself, once per shape
-REGIONS = ("ResnetBlock2D", "BasicTransformerBlock")
+# the blocks that repeat, diffusers' and SiT's; each is compiled by itself, once per shape
+REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "SiTBlock")
 SHAPES = 64  # of one region: SD-1.5 has about 20
 
 

@@ -7,6 +7,7 @@ its signals and its resume are the same. All runs are waited for: a bad one stop
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -79,9 +80,9 @@ class DoorLauncher(Launcher):
                 )
         return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
 
+    @abstractmethod
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Starts them, and yields each as it ends."""
-        raise NotImplementedError
 
     def _job(self, config: DictConfig, overrides: Sequence[str], same: set[str]) -> Job:
         """Named by what tells it from the others of its sweep."""

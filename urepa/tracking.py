@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from urepa.files import write_whole
-from urepa.metrics import is_final, read_rows
+from urepa.markup import markdown
+from urepa.metrics import is_final, number, read_rows
 
 METRICS_A_BATCH = 900  # MLflow takes 1,000 in one transaction
 PARAMS_A_BATCH = 100
+LONGEST_TAG = 8000  # characters that MLflow takes
 RETRY_SECONDS = 5.0
 
 
@@ -60,7 +62,7 @@ class MLflowShipper:
     ) -> None:
         self.uri, self.experiment_name, self.patience = uri, experiment_name, patience
         self.metrics_file, self.cursor_file = folder / "metrics.jsonl", folder / "mlflow.json"
-        self.name, self.params, self.tags = name, params, run_tags | tags
+        self.folder, self.name, self.params, self.tags = folder, name, params, run_tags | tags | shown(run_tags)
         self.where = f"{experiment_name} at {uri}"
         self._final: tuple[str, list[Path], dict[str, str]] | None = None
         self._wake = threading.Event()
@@ -181,7 +183,7 @@ class MLflowShipper:
         params = [Param(k, str(v)[:6000]) for k, v in self.params.items() if k not in known]
         for at in range(0, len(params), PARAMS_A_BATCH):
             client.log_batch(cursor["run_id"], params=params[at : at + PARAMS_A_BATCH])
-        client.log_batch(cursor["run_id"], tags=[RunTag(k, str(v)) for k, v in self.tags.items()])
+        client.log_batch(cursor["run_id"], tags=[RunTag(k, str(v)[:LONGEST_TAG]) for k, v in self.tags.items()])
         client.update_run(cursor["run_id"], status="RUNNING")
 
     def _create_experiment(self) -> str:
@@ -198,9 +200,22 @@ class MLflowShipper:
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
         for path in artifacts:
-            self._client.log_artifact(run_id, str(path))
+            below = path.parent.relative_to(self.folder).as_posix()
+            self._client.log_artifact(run_id, str(path), None if below == "." else below)
         self._client.set_terminated(run_id, status)
         self._save(cursor | {"finished": status == "FINISHED"})
+
+
+def shown(tags: dict[str, str]) -> dict[str, str]:
+    """What MLflow's own page makes something of: a run's description, its source and the code's version."""
+    named = {key: tags.get(key, "") for key in ("experiment", "arm", "seed", "folder", "git_commit")}
+    about = f"{named['experiment']} · {named['arm']} · seed {named['seed']}"
+    return {
+        "mlflow.note.content": f"{markdown(about)}\n\n{markdown(named['folder'])}",
+        "mlflow.source.name": "urepa.train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": named["git_commit"],
+    }
 
 
 def _placed(rows: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, Any]]]:
@@ -212,11 +227,11 @@ def _placed(rows: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, A
 
 
 def _metrics(row: dict[str, Any]) -> list[Any]:
-    """A row's numbers as MLflow metrics, with the row's own time stamp."""
+    """A row's numbers as MLflow metrics, with the row's own time stamp. What a row takes back is NaN there."""
     from mlflow.entities import Metric
 
     names = (k for k in row if k not in ("step", "time"))
-    return [Metric(name, float(row[name]), row["time"], row["step"]) for name in names]
+    return [Metric(name, number(row[name]), row["time"], row["step"]) for name in names]
 
 
 @contextlib.contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
 from urepa import ranks
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.runs import plain
+from urepa.runs import plain, remove_empty
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -17,17 +19,16 @@ def main(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     hydra_config = HydraConfig.get()
+    folder, overrides = hydra_config.runtime.output_dir, list(hydra_config.overrides.task)
     with one_line_mistakes():
-        ranks.adopt_slurm()
-        check(plain(config), list(hydra_config.overrides.task))
-        from urepa.session import Session
+        try:
+            ranks.adopt_slurm()
+            check(plain(config), overrides)
+            from urepa.session import Session
 
-        Session(
-            config,
-            folder=hydra_config.runtime.output_dir,
-            overrides=list(hydra_config.overrides.task),
-            choices=dict(hydra_config.runtime.choices),
-        ).run()
+            Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()
+        finally:
+            remove_empty(Path(folder))  # Hydra has made it, also for a command that is refused
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from urepa import checkpoint, progress
 from urepa.alignment import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.data.reader import Batch, TrainingReader
 from urepa.draws import digest64
+from urepa.evaluation.during import During
 from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
@@ -52,6 +53,8 @@ class Settings:
     max_skipped: int
     deterministic: bool
     threads: int | None
+    evaluate_every: int | None = None  # runs of before these two are evaluated too
+    evaluation_share: float = 0.1
 
 
 @dataclass
@@ -78,6 +81,7 @@ class Trainer:
     ema: EMA
     reader: TrainingReader
     validation: Validation
+    during: During
     guard: Guard
     metrics: MetricsLog
     sensors: GpuSensors
@@ -110,6 +114,8 @@ class Trainer:
                     if step % s.validate_every == 0 or step == s.max_steps:
                         row |= self.validate(step)
                         improved = self.is_best(step, row["val/total"])
+                    if self.during.is_due(step, s.max_steps) and not signals.asked():
+                        row |= self.evaluate(step)
                     if row and self.accelerator.is_main_process:
                         self.metrics.append({"step": step} | row)
                         self.shipper.wake()
@@ -189,6 +195,14 @@ class Trainer:
             )
         return row
 
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """The run's evaluations of this step. The time that they take is not training's."""
+        begin = time.perf_counter()
+        last, then = self.logged
+        row = self.during.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
+        self.logged = (last, then + time.perf_counter() - begin)
+        return row
+
     def loss_is_warm(self, step: int) -> bool:
         """A tenth of the run is behind: a model that is still worse than zero is worth a word."""
         return step >= self.settings.max_steps / 10
@@ -218,6 +232,8 @@ class Trainer:
                 "guard": self.guard.state(),
                 "metrics_rows": self.metrics.rows,
                 "seconds": self.seconds,
+                "evaluation_seconds": self.during.seconds,
+                "last_evaluation_seconds": self.during.last,
                 "threads": torch.get_num_threads(),
             }
             self.metrics.sync()
@@ -242,6 +258,8 @@ class Trainer:
         checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
         self.guard.load(found.state["guard"])
         self.best, self.seconds = found.state["best"], found.state["seconds"]
+        self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints have none
+        self.during.last = found.state.get("last_evaluation_seconds", 0.0)
         threads = found.state["threads"]
         if threads != torch.get_num_threads():
             self.accelerator.print(

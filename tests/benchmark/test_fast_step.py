@@ -18,7 +18,9 @@ from torch import Tensor
 from urepa.alignment import step_terms
 from urepa.benchmark.documented import DocumentedLoop
 from urepa.benchmark.loops import Bench, HookedUNet, in_nchw, swapped
+from urepa.benchmark.measure import measure
 from urepa.checks import check
+from urepa.costs import Device, plan
 from urepa.data.reader import Batch
 from urepa.errors import UserError
 
@@ -68,7 +70,7 @@ def own_loss(bench: Bench, batch: Batch, step: int) -> Tensor:
     return step_terms(trainer.model, trainer.objective, trainer.loss, batch, step, lambda x: x)[0].total
 
 
-@pytest.mark.parametrize("kind", ["tiny", "sd"])
+@pytest.mark.parametrize("kind", ["tiny", pytest.param("sd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", ["ddpm_v", "ddpm_eps_scaled"])
 def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path, kind: str, objective: str) -> None:
     """Same weights, data, noise and timesteps; two implementations. With channels_last where track A has it."""
@@ -109,6 +111,7 @@ def losses_of(bench: Bench, steps: int) -> tuple[list[float], dict[str, Tensor]]
     return totals, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taps", ["mid", "all"])
 def test_twenty_staged_steps_are_the_plain_ones_bit_for_bit(bench_of: Any, taps: str) -> None:
     more = () if taps == "mid" else ("+loss.taps.enc_last=1", "+loss.taps.dec_first=0.5")
@@ -125,6 +128,7 @@ def test_twenty_staged_steps_are_the_plain_ones_bit_for_bit(bench_of: Any, taps:
     assert staged[0] != staged[-1]
 
 
+@pytest.mark.slow
 def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: Any, tmp_path: Path) -> None:
     """SD-1.5's kind, diffusion term off: stopping after the middle against going on to the end."""
     bench: Bench = bench_of(*small_sd(tmp_path), "loss.diffusion_fraction=0")
@@ -141,6 +145,23 @@ def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: A
 def test_what_the_document_has_not_cannot_be_measured_against_it(bench_of: Any) -> None:
     with pytest.raises(UserError, match=r"bench\.against=documented"):
         bench_of(*TINY, "loss.level=token").documented()
+
+
+@pytest.mark.slow
+def test_a_sits_step_is_timed_alone(
+    bench_of: Any, compose: Callable[..., dict[str, Any]], small_sit: list[str]
+) -> None:
+    """The document's loop and its parts are a U-Net's; what is counted of a real step is what is planned."""
+    bench: Bench = bench_of(*small_sit)
+    with pytest.raises(UserError, match=r"bench\.against=documented takes what the document has: .* a DDPM objective"):
+        bench.documented()
+    with pytest.raises(UserError, match=r"bench\.parts takes a U-Net's step apart"):
+        bench.without_each_part()
+    (row,) = measure([bench.ours()], bench.trainer.model, 8, torch.device("cpu"), steps=1, rounds=1)
+    planned = plan(compose(*small_sit), Device("CPU", "cpu", None, None))
+    assert row["flops"] == planned.flops_per_step
+    assert planned.is_of_this(row)
+    assert row["saved_bytes_per_sample"] == pytest.approx(planned.saved_bytes / 8, rel=0.01)
 
 
 @pytest.mark.slow
@@ -166,6 +187,7 @@ def test_the_door_tells_ratios_of_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("room_for_sd15")
 def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
     """At batch 2 and 32x32 latents: staged bit for bit as plain, and the document's loop to fp32 rounding."""
     bench: Bench = bench_of(

@@ -22,7 +22,8 @@ def config(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture
 def add(config: dict[str, Any], tmp_path: Path) -> Callable[..., None]:
-    """add(ablation, changes, seeds, values(seed) -> last values, ...): runs below tmp_path/outputs."""
+    """add(ablation, changes, seeds, values(seed) -> last values, course(seed) -> more by step, ...): runs below
+    tmp_path/outputs."""
 
     def added(
         ablation: str = "baseline",
@@ -30,12 +31,15 @@ def add(config: dict[str, Any], tmp_path: Path) -> Callable[..., None]:
         seeds: tuple[int, ...] = (0, 1, 2),
         values: Callable[[int], dict[str, float]] = lambda seed: {},
         name: str | None = None,
+        course: Callable[[int], dict[int, dict[str, float]]] = lambda seed: {},
         **options: Any,
     ) -> None:
         for seed in seeds:
             folder = tmp_path / "outputs" / (name or f"cifar10+{ablation}") / f"seed{seed}"
             own = changed(config, {"seed": seed} | (changes or {}))
-            write_run(folder, own, ablation=ablation, experiment="cifar10", last=values(seed), **options)
+            write_run(
+                folder, own, ablation=ablation, experiment="cifar10", last=values(seed), course=course(seed), **options
+            )
 
     return added
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ def write_run(
     points: int = 20,
     finished: bool = True,
     summary: dict[str, Any] | None = None,
+    course: dict[int, dict[str, float]] | None = None,
     start: int = 1_800_000_000_000,
 ) -> Path:
-    """A run's folder: curves that fall to its last values (`last` adds to or replaces the defaults)."""
+    """A run's folder: curves that fall to its last values (`last` adds to or replaces the defaults;
+    `course` has more rows, by step)."""
     rng = np.random.default_rng(config["seed"])
     seed_effect = 0.01 * rng.standard_normal()
     lam = config["loss"].get("lambda_max", 0.0)
@@ -79,6 +82,8 @@ def write_run(
     if finished:
         rows[-1] |= values
         rows.append({"step": steps} | final | {"time": start + 1000 * points})
+    rows += [{"step": step} | found | {"time": start} for step, found in (course or {}).items()]
+    rows.sort(key=lambda row: row["step"])
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -96,6 +101,7 @@ def write_run(
             "processes": 1,
             "threads": 1,
             "device": "cpu",
+            "data": {"latents": {"csv_sha256": {"train.csv": "t", "val.csv": "v"}}, "tokens": None},
             "validation_set": "v" * 16,
             "evaluation": config["evaluation"],
             "versions": VERSIONS,
@@ -104,3 +110,18 @@ def write_run(
         }
         (folder / "summary.json").write_text(json.dumps(facts | (summary or {})))
     return folder
+
+
+def without_alignment(add: Callable[..., None], tmp_path: Path) -> None:
+    """A control that logs no term of alignment, and arms of two grids."""
+    add("none", {"loss": {"_target_": "urepa.alignment.DiffusionOnly"}}, name="none")
+    for file in (tmp_path / "outputs" / "none").rglob("metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        aligned = ("token", "manifold", "cosine", "grad_cosine")
+        kept = [{k: v for k, v in row.items() if not any(word in k for word in aligned)} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    bins = {f"val/token_by_t/{i / 10:.1f}-{(i + 1) / 10:.1f}": 0.5 for i in range(10)}
+    way = {300: {"val/token": 0.6}}
+    add("a", {"loss.lambda_max": 0.25}, values=lambda seed: bins, course=lambda seed: way)
+    add("b", {"loss.lambda_max": 0.5}, values=lambda seed: bins, course=lambda seed: way)
+    add("c", {"teacher.grid": [8, 8]}, values=lambda seed: bins, course=lambda seed: way)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from urepa.comparison.arms import Study, sweeps
+from urepa.comparison.results import Results
 from urepa.errors import UserError
 
 W = "w" * 16
@@ -42,6 +45,46 @@ def test_changes_are_read_from_configs(add: Add, study: Group) -> None:
     }
 
 
+def test_every_arm_has_a_label_of_its_own(add: Add, results: Callable[..., Results], config: dict[str, Any]) -> None:
+    """Two aligned arms with other taps beside one without alignment: what only comes with a part is hidden, and nothing
+    else. Each arm's numbers are its own."""
+    moved = config["loss"] | {"taps": {"enc_last": 1.0}}
+    none = {"_target_": "urepa.alignment.DiffusionOnly"}
+    for loss, error in ((config["loss"], 0.5), (moved, 0.3), (none, 0.1)):
+        way = {300: {"val/x0_error": error + 0.05}}
+        last = {"val/x0_error": error}
+        add(changes={"loss": loss}, name=str(error), values=lambda s, v=last: v, course=lambda s, w=way: w)
+    found = results(baseline="loss.taps.mid=1.0")
+    labels = [row.arm.label for row in found.rows]
+    assert labels == [
+        "loss=AlignmentLoss, enc_last=—, mid=1",
+        "loss=AlignmentLoss, enc_last=1, mid=—",
+        "loss=DiffusionOnly",
+    ]
+    (course,) = [c for c in found.courses if c.metric.key == "val/x0_error"]
+    ends = {label: pytest.approx(error) for label, error in zip(labels, (0.5, 0.3, 0.1), strict=True)}
+    assert {label: cells[-1].mean for label, cells in course.cells.items()} == ends
+    moved, without = ([str(change) for change in row.arm.changes] for row in found.rows[1:])
+    assert moved == ["loss.taps.enc_last: — → 1", "loss.taps.mid: 1 → —"]
+    assert without == ["loss: AlignmentLoss → DiffusionOnly"]
+
+
+def test_labels_that_would_be_the_same_are_numbered(add: Add, study: Group) -> None:
+    """1 and 1.0, and two classes of one name, are read alike."""
+    for i, weight in enumerate((1, 1.0)):
+        add(changes={"loss.manifold_weight": weight}, name=f"w{i}", seeds=(0,))
+    assert [arm.label for arm in study().arms] == ["manifold_weight=1", "manifold_weight=1 (2)"]
+
+
+def test_mirror_images_in_training_are_a_change_and_break_pairs(add: Add, results: Callable[..., Results]) -> None:
+    add()
+    add("flip", {"data.flip": True})
+    row = results().rows[1]
+    assert [str(change) for change in row.arm.changes] == ["data.flip: False → True"]
+    assert row.notes[0].startswith("same seed, not paired: data.flip differs")
+    assert row.differences["val/token"].how == "same seed, not paired"
+
+
 def test_order_is_the_documents_then_by_number(add: Add, study: Group) -> None:
     add("a", {"head.depth": 4})
     add("baseline")
@@ -75,6 +118,71 @@ def test_set_apart(add: Add, study: Group) -> None:
     assert [list(arm.runs) for arm in found.arms] == [[0, 1, 2], [0, 1]]
 
 
+def test_an_evaluation_that_some_lack_sets_nobody_apart(add: Add, study: Group, config: dict[str, Any]) -> None:
+    """Two arms were evaluated again, in two ways; one arm was evaluated in none."""
+    own = config["evaluation"]
+    ways = [own | {"knn": {"k": k}} for k in (20, 20, 5)]
+    add(seeds=(0, 1, 2))
+    for i, way in enumerate([{}, *ways]):
+        add(f"arm{i}", {"head.depth": 3 + i}, seeds=(0,), summary={"evaluation": way})
+    found = study()
+    assert [arm.label for arm in found.arms] == ["baseline", "arm0", "arm1", "arm2"]
+    assert reasons(found) == {"cifar10+arm3/seed0": "another validation set or protocol: evaluation.knn.k is 5, not 20"}
+
+
+def test_one_run_remains_where_none_agrees_with_most_in_everything(add: Add, study: Group) -> None:
+    """Each of three differs from the two others in another part; the newest is what they are held to."""
+    for i, (key, value) in enumerate(
+        (("trainer.validation_group", 20), ("evaluation.samples.guidance", 2.0), ("evaluation.probe.knn", 5))
+    ):
+        add(f"arm{i}", {"head.depth": 3 + i, key: value}, seeds=(0,), start=1_800_000_000_000 + i)
+    found = study()
+    assert [arm.label for arm in found.arms] == ["arm2"]
+    assert reasons(found)["cifar10+arm0/seed0"] == (
+        "another validation set or protocol: trainer.validation_group is 20, not 60; evaluation.probe.knn is 20, not 5"
+    )
+
+
+def test_a_seed_that_was_evaluated_later_is_one_of_its_arm(add: Add, study: Group, config: dict[str, Any]) -> None:
+    """Its config knows nothing of the evaluation, its summary does; another one's evaluation is not there at all."""
+    add(seeds=(0, 1))
+    add(changes={"evaluation": {}}, seeds=(2,), name="late", summary={"evaluation": config["evaluation"]})
+    add(changes={"evaluation": {}}, seeds=(3,), name="none", summary={"evaluation": {}})
+    (arm,) = study().arms
+    assert (arm.label, list(arm.runs)) == ("baseline", [0, 1, 2, 3])
+
+
+def test_other_images_under_the_same_config_are_another_arm(add: Add, results: Callable[..., Results]) -> None:
+    """data.images and data.root do not make another run, but what lies there does: to train on, to validate on, or as
+    the teacher's weights. In another folder the same data are the same."""
+
+    def data(train: str = "a", val: str = "v", weights: str = "w") -> dict[str, Any]:
+        teacher = {"weights_sha256": weights, "width": 8}
+        latents = {"csv_sha256": {"train.csv": train, "val.csv": val, "test.csv": val}}
+        return {"data": {"latents": latents, "tokens": {"teacher": teacher}, "flip": False}}
+
+    add(seeds=(0, 1), summary=data())
+    add(changes={"data.root": "elsewhere"}, seeds=(2,), name="moved", summary=data())
+    add("half", {"data.limit": 4000}, summary=data("h"))
+    found = results()
+    assert [list(row.arm.runs) for row in found.rows] == [[0, 1, 2], [0, 1, 2]]
+    assert [str(change) for change in found.rows[1].arm.changes] == ["data.limit: 8000 → 4000"]
+    add(changes={"data.images": "other"}, seeds=(0, 1), name="other", summary=data("b"))
+    add("deep", {"head.depth": 3, "data.images": "other"}, seeds=(0,), name="held", summary=data("b", "x"))
+    add("teacher", {"head.depth": 4}, seeds=(0, 1), summary=data(weights="u"))
+    a, b, v, x = (hashlib.sha256(text.encode()).hexdigest()[:10] for text in ("a", "b", "v\nv", "x\nx"))
+    found = results(baseline=f"data.content.train={a},head.depth=2")
+    by_label = {row.arm.label: row for row in found.rows}
+    assert list(found.rows[0].arm.runs) == [0, 1, 2]
+    other = by_label[f"train={b}"]
+    assert [str(change) for change in other.arm.changes] == [f"data.content.train: {a} → {b}"]
+    assert other.notes == ("same seed, not paired: data.content.train differs, so it saw other data or noise",)
+    assert by_label["teacher"].cells["val/token"].why == "not comparable: another teacher.content"
+    assert by_label["teacher"].differences["val/x0_error"].how == "paired"
+    why = f"another validation set or protocol: data.content.held_out is {x}, not {v}"
+    assert reasons(found.study) == {"held/seed0": why}
+
+
 def test_the_baseline(add: Add, study: Group) -> None:
     for lam in (0.5, 0.0):
         for depth in (2, 1):
@@ -82,9 +190,9 @@ def test_the_baseline(add: Add, study: Group) -> None:
     assert study().baseline.label == "depth=1, lambda_max=0"
     assert study(baseline="loss.lambda_max=0.50,head.depth=2").baseline.label == "depth=2, lambda_max=0.5"
     assert study(baseline="depth=2, lambda_max=0").baseline.label == "depth=2, lambda_max=0"
-    with pytest.raises(UserError, match=r"head.depth=1 fits several arms: depth=1, lambda_max=0, depth=1, lambda_max"):
+    with pytest.raises(UserError, match=r"head.depth=1 fits several arms: depth=1, lambda_max=0; depth=1, lambda_max"):
         study(baseline="head.depth=1")
-    with pytest.raises(UserError, match=r"baseline=nobody names no arm: depth=1, lambda_max=0, "):
+    with pytest.raises(UserError, match=r"baseline=nobody names no arm: depth=1, lambda_max=0; "):
         study(baseline="nobody")
 
 
@@ -92,7 +200,38 @@ def test_the_arm_in_the_middle_is_the_baseline_if_none_is_named(add: Add, study:
     for ablation, changes in (("a", {"head.depth": 1}), ("b", {}), ("c", {"loss.lambda_max": 0.8})):
         add(ablation, changes, seeds=(0,))
     assert study().baseline.label == "b"
-    assert study().why_baseline == "it differs from the others in the fewest settings"
+    assert study().why_baseline == "the one that most arms differ from in one setting alone"
+
+
+def test_without_a_name_the_control_is_the_baseline(add: Add, study: Group) -> None:
+    for lam in (0.8, 0.5, 0.0):
+        add(changes={"loss.lambda_max": lam}, name=f"{lam}", seeds=(0,))
+    assert (study().baseline.label, study().why_baseline) == ("lambda_max=0", "the control with λ = 0")
+    add(changes={"loss.lambda_max": 0.0, "head.depth": 1}, name="0,1", seeds=(0,))
+    assert study().baseline.label == "depth=2, lambda_max=0"
+    assert study().why_baseline == "of the controls with λ = 0 the one that most arms differ from in one setting alone"
+
+
+def test_a_trial_beside_the_study_does_not_lead_it(add: Add, study: Group) -> None:
+    """Five short runs, on other validation images even, beside two long ones; one of the short is called baseline."""
+    trial = {"summary": {"validation_set": W}}
+    add(changes={"trainer.max_steps": 50}, name="trial", seeds=(0,), **trial)
+    for depth in (1, 3, 4, 5):
+        changes = {"trainer.max_steps": 50, "head.depth": depth, "loss.lambda_max": 0.0}
+        add("trial", changes, name=f"trial,{depth}", seeds=(0,), **trial)
+    for lam in (0.5, 0.0):
+        add("other", {"loss.lambda_max": lam}, name=f"{lam}", seeds=(0,))
+    found = study()
+    assert [arm.label for arm in found.arms] == ["other, lambda_max=0", "other, lambda_max=0.5"]
+    assert len(found.apart) == 5
+
+
+def test_other_lengths_are_compared_with_the_main_ones(add: Add, study: Group) -> None:
+    add("short", {"trainer.max_steps": 50, "loss.lambda_max": 0.0}, seeds=(0, 1, 2))
+    for lam in (0.5, 0.0):
+        add("long", {"loss.lambda_max": lam}, name=f"{lam}", seeds=(0,))
+    assert study().baseline.label == "long, lambda_max=0"
+    assert study().why_baseline == "the control with λ = 0, of the 2 arms of cifar10 with 600 steps"
 
 
 def test_a_chosen_baseline_brings_its_code_and_protocol(add: Add, study: Group) -> None:
@@ -120,6 +259,32 @@ def test_no_sweep_with_a_hole(add: Add, study: Group) -> None:
     for lam, depth in ((0.0, 1), (0.5, 1), (0.5, 2)):
         add(changes={"loss.lambda_max": lam, "head.depth": depth}, name=f"{lam},{depth}", seeds=(0,))
     assert sweeps(study()) == []
+
+
+def test_a_grid_with_a_hole(add: Add, study: Group) -> None:
+    """Each row and column has two cells or more; beside a baseline that has neither setting."""
+    for lam in (0.25, 0.5, 0.8):
+        for depth in (1, 2):
+            if (lam, depth) != (0.8, 2):
+                add(changes={"loss.lambda_max": lam, "head.depth": depth}, name=f"{lam},{depth}", seeds=(0,))
+    assert [sweep.keys for sweep in sweeps(study())] == [("loss.lambda_max",)], "0.8 has one arm alone: a line"
+    add(changes={"loss.lambda_max": 0.8, "head.depth": 3}, name="0.8,3", seeds=(0,))
+    add(changes={"loss.lambda_max": 0.5, "head.depth": 3}, name="0.5,3", seeds=(0,))
+    add("none", {"loss": {"_target_": "urepa.alignment.DiffusionOnly"}}, seeds=(0,))
+    found = study(baseline="none")
+    (grid,) = sweeps(found)
+    assert grid.values == ((0.25, 0.5, 0.8), (1.0, 2.0, 3.0)) or grid.keys[0] == "head.depth"
+    assert len(grid.arms) == 7
+    assert found.baseline not in grid.arms.values()
+
+
+def test_beside_a_baseline_without_alignment_every_arm_says_its_own(add: Add, study: Group) -> None:
+    add("none", {"loss": {"_target_": "urepa.alignment.DiffusionOnly"}})
+    for lam in (0.25, 0.5):
+        add("urepa", {"loss.lambda_max": lam}, name=f"{lam}")
+    found = {arm.label: [str(change) for change in arm.changes] for arm in study(baseline="none").arms[1:]}
+    part = "loss: DiffusionOnly → AlignmentLoss"
+    assert found == {f"urepa, lambda_max={lam}": [part, f"loss.lambda_max: — → {lam}"] for lam in (0.25, 0.5)}
 
 
 def test_nothing_finished(add: Add, study: Group) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from made_up import changed
 
-from urepa.comparison.comparable import at_other_noise, metrics_of, obstacles, protocol, unpaired_by
+from urepa.comparison.comparable import (
+    at_other_noise,
+    is_reference,
+    metrics_of,
+    obstacles,
+    reference_key,
+    reference_label,
+    unpaired_by,
+)
+from urepa.comparison.protocol import differences, protocol
 from urepa.comparison.runs import as_text
 
 TERMS = ("total", "diffusion", "token", "manifold", "x0_error")
@@ -41,12 +51,61 @@ def test_only_what_is_the_same_quantity(config: dict[str, Any], changes: dict[st
 
 
 @pytest.mark.parametrize(
+    ("changes", "fit", "tap"),
+    [
+        ({"teacher.grid": [2, 2]}, ["teacher.grid"], ["teacher.grid"]),
+        ({"teacher.image_size": 64}, ["teacher.image_size"], ["teacher.image_size"]),
+        ({"loss.spatial_norm": 0.6}, ["loss.spatial_norm"], []),
+        ({"loss.taps": {"mid": 1.0, "enc_last": 1.0}, "loss.lambda_max": 0.8}, [], []),
+    ],
+)
+def test_what_is_measured_against_the_teacher_rests_on_it(
+    config: dict[str, Any], changes: dict[str, Any], fit: list[str], tap: list[str]
+) -> None:
+    """As val/token does, but at any tap; what a reader makes of the tap's own vectors does not."""
+    arm, baseline = as_text(changed(config, changes)), as_text(config)
+    for name in ("token_cosine", "token_cosine_above_constant", "similarity_mae", "neighbour_recall"):
+        for ending in ("", "/enc_last", "/enc_last/dino"):
+            assert obstacles(f"final/{name}{ending}", arm, baseline) == fit
+    for name in ("cka", "cknna", "cka/enc_last", "cknna/dino"):
+        assert obstacles(f"final/{name}", arm, baseline) == tap
+    for name in ("tap_knn", "knn/tap", "knn/head", "linear_probe/tap_attention", "dense/tap", "fd/pixels"):
+        assert obstacles(f"final/{name}", arm, baseline) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "comparable", "unpaired"),
+    [
+        ({"loss.lambda_max": 0.0}, "diffusion token manifold x0_error", []),
+        ({"loss.stop_step": 100}, "diffusion token manifold x0_error", []),
+        ({"loss.spatial_norm": 0.6}, "diffusion x0_error", []),
+        ({"loss.taps": {"block_2": 1.0}}, "diffusion x0_error", []),
+        ({"head": {"_target_": "urepa.heads.SpatialHead"}}, "total diffusion token manifold x0_error", []),
+        ({"objective.draw": "lognormal"}, "", ["objective.draw"]),
+        ({"objective.path": "cosine"}, "token manifold x0_error", []),
+        ({"backbone.qk_norm": True}, "total diffusion token manifold x0_error", []),
+    ],
+)
+def test_a_sits_arms(
+    compose: Callable[..., dict[str, Any]], changes: dict[str, Any], comparable: str, unpaired: list[str]
+) -> None:
+    config = compose("+experiment=repa_cifar10_pixels")
+    arm, baseline = as_text(changed(config, changes)), as_text(config)
+    assert [t for t in TERMS if not obstacles(f"val/{t}", arm, baseline)] == comparable.split()
+    by_bin = [t for t in TERMS if not obstacles(f"val/{t}_by_t/0.0-0.1", arm, baseline)]
+    assert by_bin == (["token", "manifold", "x0_error"] if unpaired else comparable.split())
+    assert unpaired_by(arm, baseline) == unpaired
+    assert not differences(protocol(arm, {}), protocol(baseline, {}))
+
+
+@pytest.mark.parametrize(
     ("changes", "keys"),
     [
         ({"data.limit": 4000}, ["data.limit"]),
         ({"trainer.max_steps": 50}, ["trainer.max_steps"]),
         ({"trainer.batch_size": 64}, ["trainer.batch_size"]),
         ({"data.cfg_dropout": 0.2}, []),
+        ({"data.flip": True}, ["data.flip"]),
         ({"objective._target_": EPSILON, "head.depth": 3, "loss.lambda_max": 0.0}, []),
     ],
 )
@@ -54,6 +113,12 @@ def test_pairs_are_broken_by_data_and_steps_alone(
     config: dict[str, Any], changes: dict[str, Any], keys: list[str]
 ) -> None:
     assert unpaired_by(as_text(changed(config, changes)), as_text(config)) == keys
+
+
+def test_a_training_total_is_at_each_steps_own_lambda(config: dict[str, Any]) -> None:
+    arm, baseline = as_text(changed(config, {"loss.warmup_steps": 0})), as_text(config)
+    assert obstacles("train/total", arm, baseline) == ["loss.warmup_steps"]
+    assert obstacles("val/total", arm, baseline) == obstacles("train/token", arm, baseline) == []
 
 
 def test_another_beta_is_another_noise_level(config: dict[str, Any]) -> None:
@@ -66,6 +131,7 @@ def test_another_beta_is_another_noise_level(config: dict[str, Any]) -> None:
     ("changes", "validation_set", "same"),
     [
         ({"data.limit": 4000, "data.cfg_dropout": 0.0, "data.name": "half"}, "v", True),
+        ({"data.flip": True}, "v", True),
         ({"data.validation_images": 10}, "v", False),
         ({"data.unshuffle": 4}, "v", False),
         ({"evaluation": {}}, "v", False),
@@ -81,6 +147,30 @@ def test_the_protocol(config: dict[str, Any], changes: dict[str, Any], validatio
     assert (found == protocol(as_text(config), facts[1])) is same
 
 
+@pytest.mark.parametrize(
+    ("arm", "changes", "differing"),
+    [
+        (["+ablation=sit_tap_depth_4"], {}, []),
+        (["objective=ddpm_v"], {}, []),
+        (["loss=none", "evaluation.knn.tap=block_7", "evaluation.alignment.tap=block_7"], {}, []),
+        ([], {"evaluation.knn.tap": "block_2"}, ["evaluation.knn.tap"]),
+        (["+ablation=sit_tap_depth_4"], {"evaluation.knn.tap": "block_2"}, ["evaluation.knn.tap"]),
+        (["objective=ddpm_v"], {"evaluation.knn.timestep": 501}, ["evaluation.knn.timestep"]),
+        ([], {"evaluation.knn.timestep": 0.4}, ["evaluation.knn.timestep"]),
+        ([], {"evaluation.alignment.timesteps": [0.5]}, ["evaluation.alignment.timesteps"]),
+        ([], {"evaluation.knn.k": 5}, ["evaluation.knn.k"]),
+    ],
+)
+def test_the_aligned_tap_and_a_share_of_the_time_are_one_setting_in_every_run(
+    compose: Callable[..., dict[str, Any]], arm: list[str], changes: dict[str, Any], differing: list[str]
+) -> None:
+    """`tap: ${aligned_tap:}` is block_3 or block_7, `timestep: ${time_at:0.5}` 500 or 0.5, by the run's own config."""
+    given = ("+experiment=repa_imagenet256", "evaluation=[alignment,knn]")
+    here, there = changed(compose(*given, *arm), changes), compose(*given)
+    found = differences(protocol(as_text(here), {}), protocol(as_text(there), {}))
+    assert [key for key, _, _ in found] == differing
+
+
 def test_a_later_evaluation_counts(config: dict[str, Any]) -> None:
     """A run that was trained without one and evaluated since stands beside runs that had it from the start."""
     late = as_text(changed(config, {"evaluation": {}}))
@@ -93,3 +183,66 @@ def test_unknown_evaluations_get_a_column_and_references_do_not() -> None:
     keys = {"final/fd_inception", "final/teacher_knn", "floor/zero_predictor", "val/token", "val/total", "train/total"}
     assert [m.key for m in metrics_of(keys)] == ["val/total", "val/token", "final/fd_inception"]
     assert [m.label for m in metrics_of(keys)][-1] == "fd inception"
+
+
+def test_columns_of_an_encoder_bear_its_name_and_what_is_circular_says_so() -> None:
+    keys = {f"final/{kind}/{name}" for kind in ("fd", "kid", "kid_sd", "precision", "recall") for name in ("own", "px")}
+    keys |= {"floor/fd/px", "final/circular/own", "final/clip_score", "final/inception_score_sd", "final/unknown_thing"}
+    assert [metric.title for metric in metrics_of(keys)] == [
+        "CLIP score\u00a0↑",
+        "FD(own, circular)\u00a0↓",
+        "KID(own, circular)\u00a0↓",
+        "precision(own, circular)\u00a0↑",
+        "recall(own, circular)\u00a0↑",
+        "FD(px)\u00a0↓",
+        "KID(px)\u00a0↓",
+        "precision(px)\u00a0↑",
+        "recall(px)\u00a0↑",
+        "unknown thing",
+    ]
+    assert reference_label("floor/fd/px") == "FD(px) of held-out images"
+    assert reference_label("final/pixel_knn") == "k-NN on pixels"
+
+
+def test_readings_have_an_order_and_names() -> None:
+    keys = {"final/cknna", "final/cka/enc_last", "final/cka", "final/linear_probe/head_attention_top5", "final/knn/tap"}
+    beside = {"final/knn/teacher", "final/untrained_cka", "final/knn/untrained_tap", "final/cka_by_t/mid/0500"}
+    assert [m.title for m in metrics_of(keys | beside)] == [
+        "k-NN: tap\u00a0↑",
+        "linear probe: head, attention, top 5\u00a0↑",
+        "CKA of the tap\u00a0↑",
+        "CKNNA of the tap\u00a0↑",
+        "CKA of the tap (enc_last)\u00a0↑",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "reference"),
+    [
+        ("final/tap_knn", "teacher", "final/teacher_knn"),
+        ("final/tap_knn", "pixel", "final/pixel_knn"),
+        ("final/knn/head_attention_top5", "teacher", "final/knn/teacher_attention_top5"),
+        ("final/knn/head_attention_top5", "untrained", "final/knn/untrained_head_attention_top5"),
+        ("final/cka", "untrained", "final/untrained_cka"),
+        ("final/cka", "random", "final/random_cka"),
+        ("final/knn/tap", "random", "final/knn/random_tap"),
+        ("final/cka", "teacher", ""),
+        ("val/token", "teacher", ""),
+    ],
+)
+def test_what_is_read_in_the_same_way(key: str, kind: str, reference: str) -> None:
+    assert reference_key(key, kind) == reference
+    assert not reference or is_reference(reference)
+
+
+def test_measures_of_tokens_have_their_teacher_and_untrained_model_beside_them() -> None:
+    keys = {f"final/{m}/{what}" for m in ("dense", "lds") for what in ("tap", "head", "teacher", "untrained_tap")}
+    titles = ["mIoU: tap\u00a0↑", "mIoU: head\u00a0↑", "LDS: tap", "LDS: head"]
+    assert [metric.title for metric in metrics_of(keys)] == titles
+    assert {k for k in keys if is_reference(k)} == {f"final/{m}/{w}" for m in ("dense", "lds") for w in BESIDE}
+    assert [reference_key("final/lds/tap", kind) for kind in ("teacher", "untrained")] == [
+        f"final/lds/{what}" for what in BESIDE
+    ]
+
+
+BESIDE = ("teacher", "untrained_tap")

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from urepa.compare import remove_others
+from urepa.comparison.drawing import Drawn
+from urepa.comparison.figures import panels
+from urepa.comparison.page import page
 from urepa.doors import CONF
 
 Add = Callable[..., None]
@@ -30,6 +34,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_study(add: Add, tmp_path: Path) -> None:
     """Everything is written; the baseline is chosen with a comma and an equals sign, without extra quotes."""
     add(changes={"loss.lambda_max": 0.0}, name="cifar10,loss.lambda_max=0")
@@ -52,6 +57,7 @@ def test_every_arm_has_its_place(compose: Callable[..., dict[str, Any]]) -> None
     assert len(order) == len(set(order))
 
 
+@pytest.mark.slow
 def test_one_run(add: Add, tmp_path: Path) -> None:
     add(seeds=(0,))
     done = compare(tmp_path)
@@ -60,6 +66,7 @@ def test_one_run(add: Add, tmp_path: Path) -> None:
     assert "There is one run only" in (tmp_path / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_runs_without_validation(add: Add, tmp_path: Path) -> None:
     add(seeds=(0, 1))
     add("arm", {"head.depth": 1}, seeds=(0, 1))
@@ -73,6 +80,29 @@ def test_runs_without_validation(add: Add, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "figures" / "curve_train_token.png").exists()
 
 
+@pytest.mark.slow
+def test_what_is_no_run_and_what_is_shorter_is_said(add: Add, tmp_path: Path) -> None:
+    """A refused command leaves a config alone; a sweep of another length stands in the same folder."""
+    add(seeds=(0, 1))
+    add("short", {"trainer.max_steps": 50}, seeds=(0, 1))
+    add("refused", seeds=(0, 1))
+    for seed in (0, 1):
+        for name in ("metrics.jsonl", "summary.json"):
+            (tmp_path / "outputs" / "cifar10+refused" / f"seed{seed}" / name).unlink()
+    done = compare(tmp_path)
+    assert done.returncode == 0, done.stderr
+    refused_ones = "(refused, or just begun): 2 (cifar10+refused/seed0, cifar10+refused/seed1)."
+    page, table = ((tmp_path / "report" / name).read_text() for name in ("index.html", "table.md"))
+    assert "The arms are not equally long (1 of 50 steps, 1 of 600 steps)" in table
+    for text in (done.stdout, page):
+        assert refused_ones in text
+        assert "The arms are not equally long (1 of 50 steps, 1 of 600 steps)" in text
+    assert "unfinished" not in done.stdout
+    for file in tmp_path.rglob("metrics.jsonl"):
+        file.unlink()
+    assert "none of the 6 runs has logged a step yet" in refused(compare(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -83,6 +113,7 @@ def test_runs_without_validation(add: Add, tmp_path: Path) -> None:
         (["baseline=nobody"], "baseline=nobody names no arm"),
         (["store=sqlite:///none.db"], "there is no MLflow store at none.db"),
         (["store=sqlite:///none.db", "runs=outputs"], "store= and runs= are two sources"),
+        (["publish=true"], "publish=true puts the report into the MLflow store that it is of: give store=URI"),
         (["reports=x"], "there is no key 'reports' (did you mean 'report'?)"),
     ],
 )
@@ -90,6 +121,20 @@ def test_one_sentence(add: Add, tmp_path: Path, arguments: list[str], sentence: 
     add(seeds=(0, 1))
     assert sentence in refused(compare(tmp_path, *arguments))
     assert not (tmp_path / "report").exists()
+
+
+def test_figures_of_an_earlier_report_go(add: Add, results: Callable[..., Any], tmp_path: Path) -> None:
+    """Those that its page lists; what somebody put beside them stays."""
+    add(seeds=(0,), points=2)
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    kept, gone = panels(results())[:2]
+    drawn = [Drawn(panel, b"", b"", "<svg></svg>") for panel in (kept, gone)]
+    (tmp_path / "index.html").write_text(page(results(), drawn, []))
+    for name in (f"{kept.name}.png", f"{gone.name}.png", f"{gone.name}.pdf", "mine.png"):
+        (figures / name).write_bytes(b"")
+    remove_others(tmp_path, {kept.name})
+    assert {file.name for file in figures.iterdir()} == {f"{kept.name}.png", "mine.png"}
 
 
 def test_nothing_finished(add: Add, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from made_up import changed
 
-from urepa.comparison.runs import Run, find_folders, select, with_rows
+from urepa.compare import passed_over
+from urepa.comparison.runs import Run, find_all, find_folders, select, with_rows
 from urepa.errors import UserError
 
 
@@ -36,6 +37,34 @@ def test_folders_and_patterns(found: Callable[[str], list[Run]]) -> None:
     assert len(found("outputs/cifar10+baseline/seed1")) == 1
     with pytest.raises(UserError, match="there are no runs in .*nowhere; give runs=FOLDER"):
         found("nowhere")
+
+
+def test_others_configs_are_passed_over(found: Callable[[str], list[Run]], tmp_path: Path) -> None:
+    """Whatever they hold, they are named; where there is nothing else, one sentence says so."""
+    texts = ("", "foo: 1", "- 1\n- 2", "a: [1", "tracking: {tags: null}", "seed: 0\nteacher: 3", "a: \udcff")
+    for i, text in enumerate(texts):
+        folder = tmp_path / "outputs" / f"other{i}"
+        folder.mkdir()
+        (folder / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    whole = (tmp_path / "outputs" / "cifar10+lora_16" / "seed0" / "config.yaml").read_text()
+    folder = tmp_path / "outputs" / "other_summary"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(whole)
+    (folder / "summary.json").write_text("[]")
+    runs, foreign = find_all(str(tmp_path / "outputs"))
+    assert len(runs) == 3
+    assert [path.name for path in foreign] == [*(f"other{i}" for i in range(len(texts))), "other_summary"]
+    assert passed_over(foreign)[0].startswith("Passed over, as their config.yaml is not a run's: 8 (")
+    with pytest.raises(UserError, match=r"there are no runs in .*other1, but 1 other config.yaml \(first: .*other1"):
+        found("outputs/other1")
+
+
+def test_a_folders_name_may_be_no_text(add: Callable[..., None], tmp_path: Path) -> None:
+    """Bytes that are not UTF-8, on a disk of another age: in the run's name, and in its names where no summary is."""
+    add(seeds=(0,), name="caf\udce9", finished=False)
+    (run,) = find_folders(str(tmp_path / "outputs"))
+    assert Path(run.id).is_dir()
+    assert (run.name, run.experiment) == ("caf\\udce9/seed0", "caf\\udce9")
 
 
 def test_curves_are_the_rows(found: Callable[[str], list[Run]]) -> None:
@@ -86,6 +115,9 @@ def test_selection(found: Callable[[str], list[Run]]) -> None:
     assert names([], [], "set=a=b", []) == ["cifar10+lora_16/seed0"]
     assert names([], [], "seed=1", []) == ["cifar10+baseline/seed1"]
     assert names([], [], None, [runs[1].id, "cifar10+lora_16/seed0"]) == [runs[1].name, runs[2].name]
+    assert names([], [], None, [f"{runs[1].id}/"]) == [runs[1].name]
+    with pytest.raises(UserError, match=r"ids=none,there: there is no such run; give MLflow run ids or run folders"):
+        names([], [], None, [runs[0].id, "none", "there/"])
     with pytest.raises(UserError, match="tag=set: give tag=KEY=VALUE"):
         names([], [], "set", [])
     expected = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -25,7 +26,7 @@ from urepa.comparison import store
 from urepa.comparison.arms import group
 from urepa.comparison.results import summarise
 from urepa.comparison.runs import Run, find_folders, with_rows
-from urepa.comparison.tables import as_json
+from urepa.comparison.tables import as_json, markdown
 from urepa.errors import UserError
 from urepa.nested import flatten
 from urepa.runs import facts_of
@@ -52,7 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> P
         logged = copy.deepcopy(own)
         if "extended_from" in options.get("summary", {}):
             logged["trainer"]["max_steps"] = 600  # MLflow keeps a parameter's first value
-        ship(folder, logged, options, f"sqlite:///{place}/mlflow.db")
+        with contextlib.chdir(place):  # MLflow puts artifacts below the folder that one stands in
+            ship(folder, logged, options, f"sqlite:///{place}/mlflow.db")
     return place
 
 
@@ -144,6 +146,28 @@ def test_others_runs_are_passed_over_and_failures_named(place: Path) -> None:
     assert (found.status, found.last_step) == ("failed", 0)
     client.delete_run(failed.info.run_id)
     assert failed.info.run_id not in {run.id for run in from_store(uri)}
+
+
+def test_a_report_is_published_beside_its_runs(place: Path) -> None:
+    """With its figures and its table as the description; a comparison does not take it for a run."""
+    uri = f"sqlite:///{place}/mlflow.db"
+    before = from_store(uri)
+    folder = place / "report"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "index.html").write_text("<!doctype html>")
+    (folder / "figures" / "a.png").write_bytes(b"png")
+    results = summarise(group(before, [], None, lambda a, b: False))
+    client = _client(uri)
+    ours = client.get_experiment_by_name("urepa")
+    client.create_experiment("elsewhere")
+    said = store.publish(uri, results, folder)
+    assert [run.id for run in from_store(uri)] == [run.id for run in before]
+    (found,) = client.search_runs([ours.experiment_id], "tags.`urepa.report` = 'true'")
+    assert said == f"run report ({found.info.run_id}) in the experiment urepa"
+    assert (found.info.run_name, found.info.status) == ("report", "FINISHED")
+    assert found.data.tags["mlflow.note.content"] == markdown(results)[:8000]
+    root = Path(client.download_artifacts(found.info.run_id, ""))
+    assert {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} == {"index.html", "figures/a.png"}
 
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isnan
+from math import isfinite, isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import without_alignment
 from scipy import stats
 
-from urepa.comparison.results import PAIRED, Results, Row
+from urepa.comparison.page import page
+from urepa.comparison.results import PAIRED, Results, Row, beside
 from urepa.comparison.statistics import holm
+from urepa.comparison.tables import differences_table, footnotes, reached_table
 from urepa.comparison.words import findings, other_remarks, overfitting, reported
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
@@ -38,6 +42,23 @@ def test_only_shared_seeds_are_pairs(add: Add, results: Summarise) -> None:
     add("arm", {"head.depth": 1}, seeds=(1, 2, 3), values=lambda seed: {"val/x0_error": (ARM | {3: 9.0})[seed]})
     found = rows(results())["arm"].differences["val/x0_error"]
     assert (found.n, found.mean) == (2, pytest.approx(0.025))
+
+
+def test_one_shared_seed_is_no_pair_where_each_has_more(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/x0_error": BASE[seed]})
+    own = {2: 0.42, 3: 0.5, 4: 0.44}
+    add("arm", {"head.depth": 1}, seeds=(2, 3, 4), values=lambda seed: {"val/x0_error": own[seed]})
+    add("alone", {"head.depth": 3}, seeds=(2,), values=lambda seed: {"val/x0_error": own[seed]})
+    by_label = rows(results())
+    found = by_label["arm"].differences["val/x0_error"]
+    expected = stats.ttest_ind(list(own.values()), list(BASE.values()), equal_var=False)
+    assert (found.p, found.n, found.how) == (pytest.approx(expected.pvalue), 3, "other seeds, not paired")
+    assert by_label["arm"].notes == ("not paired: it shares one seed alone with the baseline",)
+    alone = by_label["alone"].differences["val/x0_error"]
+    assert (alone.mean, alone.how, by_label["alone"].notes) == (pytest.approx(0.02), PAIRED, ())
+    said = [line for line in findings(results()) if line.startswith("alone: one seed: no interval (")]
+    assert len(said) == 1
+    assert "x0 error" in said[0], "beside arms that are tested"
 
 
 def test_other_data_is_compared_without_pairs_and_says_so(add: Add, results: Summarise) -> None:
@@ -85,6 +106,19 @@ def test_the_half_mark(add: Add, results: Summarise) -> None:
     assert "before Holm only: clear" in next(line for line in findings(results()) if line.startswith("Diffusion"))
 
 
+def test_metrics_that_do_not_differ_share_a_sentence(add: Add, results: Summarise) -> None:
+    add()
+    add("arm", {"head.depth": 3}, values=lambda seed: {"val/token": 0.4 + 0.001 * seed})
+    said = findings(results())
+    first = next(line for line in said if line.startswith("Token loss"))
+    assert first.startswith("Token loss: differs: arm (−")
+    (rest,) = [line for line in said if line.startswith("No difference beyond noise in the one comparison: ")]
+    assert "diffusion loss" in rest
+    assert "token loss" not in rest
+    tested = sum(isfinite(d.p) for d in rows(results())["arm"].differences.values())
+    assert said[-1].startswith(f"{tested} metrics were looked at")
+
+
 def test_one_seed_has_no_interval(add: Add, results: Summarise) -> None:
     add(seeds=(0,))
     add("arm", {"head.depth": 1}, seeds=(0,))
@@ -92,7 +126,47 @@ def test_one_seed_has_no_interval(add: Add, results: Summarise) -> None:
     assert isnan(found.low)
     assert isnan(found.p)
     assert (found.why, found.mark) == ("one seed: no interval", "")
-    assert "Token loss: one seed: no interval" in findings(results())
+    said = [line for line in findings(results()) if "one seed" in line.lower()]
+    assert len(said) == 1, "once, not for each metric"
+    assert said[0].startswith("One seed: no interval (")
+    assert "token loss" in said[0]
+
+
+def test_another_teacher_is_another_quantity(add: Add, results: Summarise) -> None:
+    """The token cosine with it, not what a k-NN reads from the tap; and its own score says whose it is."""
+    values = {"final/token_cosine": 0.4, "final/knn/tap": 0.3, "final/knn/teacher": 0.8}
+    add(values=lambda seed: values)
+    add("small", {"head.depth": 1}, values=lambda seed: values)
+    assert list(beside(results())) == ["the teacher's tokens"]
+    add("fine", {"teacher.grid": [8, 8]}, values=lambda seed: values | {"final/knn/teacher": 0.9})
+    found = results()
+    fine = rows(found)["fine"]
+    assert fine.cells["final/token_cosine"].why == "not comparable: another teacher.grid"
+    assert "final/token_cosine" not in fine.differences
+    assert "final/knn/tap" in fine.differences
+    (label,) = beside(found)
+    assert label == "the teacher's tokens (of baseline's teacher)"
+    assert beside(found)[label]["final/knn/tap"].mean == pytest.approx(0.8)
+
+
+def test_what_the_baseline_has_not_is_held_to_the_first_arm_that_has_it(
+    add: Add, results: Summarise, tmp_path: Path
+) -> None:
+    without_alignment(add, tmp_path)
+    found = results(baseline="none")
+    by_label = rows(found)
+    assert by_label["none"].cells["val/token"].why == "not measured"
+    assert by_label["a"].cells["val/token"].filled
+    assert by_label["b"].cells["val/token"].filled
+    assert by_label["c"].cells["val/token"].why == "not comparable: another teacher.grid than a"
+    assert not [label for label, row in by_label.items() if "val/token" in row.differences]
+    assert "val/x0_error" in by_label["c"].differences
+    assert by_label["b"].cells["val/total"].why.startswith("not comparable: another loss")
+    (course,) = [c for c in found.courses if c.metric.key == "val/token"]
+    assert course.cells["a"][0].mean == pytest.approx(0.6)
+    assert (course.reached, course in found.races) == ({}, False)
+    assert "val/token" not in str(reached_table(found).headers)
+    assert any(note.startswith("≠ c: another teacher.grid than a (token loss") for note in footnotes(found))
 
 
 def test_a_run_that_diverged_is_not_averaged(add: Add, results: Summarise) -> None:
@@ -102,6 +176,18 @@ def test_a_run_that_diverged_is_not_averaged(add: Add, results: Summarise) -> No
     assert row.cells["val/token"].why == "not finite in 2 of 3 seeds"
     assert "val/token" not in row.differences
     assert "val/diffusion" in row.differences
+
+
+def test_a_baseline_that_diverged_is_said(add: Add, results: Summarise) -> None:
+    add(values=lambda seed: {"val/token": 0.5 if seed else float("nan")})
+    add("arm", {"head.depth": 1})
+    found = results()
+    assert "val/token" not in rows(found)["arm"].differences
+    table = differences_table(found)
+    cells = dict(zip(table.headers, table.rows[0], strict=True))
+    assert cells["token loss\u00a0↓"] == "baseline not finite in 1 of 3 seeds"
+    assert "Nothing is compared with the baseline not finite in 1 of 3 seeds (token loss)" in findings(found)
+    assert "baseline not finite in 1 of 3 seeds" in page(found, [], [])
 
 
 def test_the_bootstrap_stands_beside_from_twenty_seeds_on(add: Add, results: Summarise) -> None:
@@ -145,6 +231,13 @@ def test_the_documents_rules_of_overfitting(add: Add, results: Summarise) -> Non
 def test_worse_than_zero_is_remarked(add: Add, results: Summarise) -> None:
     add(values=lambda seed: {"val/diffusion": 1.67, "floor/zero_predictor": 1.0})
     assert "baseline: the diffusion loss 1.670 is worse than predicting zero (1.000)" in other_remarks(results())[0]
+
+
+def test_a_run_that_ends_in_its_warm_up_has_no_value_after_it(add: Add, results: Summarise) -> None:
+    add(changes={"loss.warmup_steps": 601})
+    table = {what: measured for what, _, measured, _ in reported(results())}
+    assert table["training token loss, after warm-up"] == "not measured"
+    assert table["training token loss, end"] != "not measured"
 
 
 def test_reported_beside_measured(add: Add, results: Summarise) -> None:

@@ -6,18 +6,23 @@ import csv
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import isfinite
+from pathlib import Path
 
 import pytest
+from latex import pages, unescaped
 from made_up import HOSTILE
 
 from urepa.comparison.drawing import draw
 from urepa.comparison.figures import panels
 from urepa.comparison.page import page
-from urepa.comparison.results import Cell, Results
-from urepa.comparison.tables import as_json, csv_text, latex, markdown, terminal, tex
+from urepa.comparison.results import Results
+from urepa.comparison.seeds import Cell
+from urepa.comparison.tables import NOT_THERE, as_json, csv_text, latex, markdown, results_table, terminal
 from urepa.comparison.words import mean_sd, number, p_value, signed
+from urepa.markup import tex
 
 Summarise = Callable[..., Results]
 
@@ -41,6 +46,9 @@ def hostile(add: Callable[..., None], results: Summarise) -> Results:
         (1234.5, 20.0, "1234"),
         (0.0, float("nan"), "0.000"),
         (0.02, 0.0, "0.02000"),
+        (3.2e-7, float("nan"), "3.200e−07"),
+        (-3.24e-7, 1.1e-8, "−3.24e−07"),
+        (0.5, 1e-9, "0.500000"),
     ],
 )
 def test_digits_follow_the_spread(value: float, spread: float, text: str) -> None:
@@ -79,39 +87,23 @@ def test_csv_holds_no_formula(hostile: Results) -> None:
 
 
 def test_markdown_is_a_table_whatever_the_names(hostile: Results) -> None:
-    text = markdown(hostile)
+    text = markdown(replace(hostile, study=replace(hostile.study, why_baseline=f"of {HOSTILE[0]}")))
     assert "<script" not in text
     tables = [block for block in text.split("\n\n") if block.startswith("| ")]
     assert len(tables) == 2
     for table in tables:
         bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(bars) == 1
-    assert len(tables[0].splitlines()) == 2 + len(hostile.rows)
-
-
-def unescaped(text: str) -> list[str]:
-    """LaTeX specials that no backslash and no command of ours protects."""
-    text = re.sub(r"\\text[a-z]+\{\}|\\S\{\}|\$\\?[a-z-]+\$", "", text)  # \textbackslash{}, $\to$
-    text = re.sub(r"\\[{}$&#%_]", "", text)
-    return re.findall(r"[\\{}$&#%_^~<>|\"]", text)
-
-
-def test_latex_specials_are_escaped() -> None:
-    assert tex("a_b & 50 % of $x^2$ {\\input{x}} ~#") == (
-        r"a\_b \& 50 \% of \$x\textasciicircum{}2\$ \{\textbackslash{}input\{x\}\} \textasciitilde{}\#"
-    )
-    assert tex("λ → 0.5\n± 😀") == r"$\lambda$ $\to$ 0.5 $\pm$ [U+1F600]"
-    for name in HOSTILE:
-        assert tex(name).isascii()
-        assert unescaped(tex(name)) == []
+    assert len(tables[0].splitlines()) == 2 + len(hostile.rows) + 1, "the teacher has a row"
 
 
 def test_latex_rows_have_their_columns(hostile: Results) -> None:
     """Every row of a tabular has as many cells as the first, and environments close."""
     text = latex(hostile)
     assert text.isascii()
-    assert re.findall(r"\\begin\{(\w+)\}", text) == ["table", "tabular"] * 2
-    assert re.findall(r"\\end\{(\w+)\}", text) == ["tabular", "table"] * 2
+    opened, closed = (re.findall(rf"\\{word}\{{(\w+)\}}", text) for word in ("begin", "end"))
+    assert opened == ["table", "tabular"] * (len(opened) // 2)
+    assert closed == ["tabular", "table"] * (len(opened) // 2)
     for body in re.findall(r"\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL):
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
@@ -119,6 +111,24 @@ def test_latex_rows_have_their_columns(hostile: Results) -> None:
     names = [line for line in cells.splitlines() if "script" in line]
     assert names
     assert all(unescaped(line) == [] for line in names)
+
+
+def test_latex_compiles(hostile: Results, tmp_path: Path) -> None:
+    pages(latex(hostile), tmp_path)
+
+
+def test_latex_tables_can_be_read_on_a_page(hostile: Results) -> None:
+    """None is wide, each begins with the arms, none has a row without a value, and together they have every column."""
+    bodies = re.findall(r"\\toprule\n(.*?)\\bottomrule", latex(hostile), flags=re.DOTALL)
+    tables = [[line.removesuffix(r" \\").split(" & ") for line in b.splitlines() if " & " in line] for b in bodies]
+    arms = [tex(row.arm.label) for row in hostile.rows]
+    results = [table for table in tables if [row[0] for row in table[1:]][: len(arms)] == arms]
+    assert len(results) > 1
+    whole = results_table(hostile)
+    assert [cell for table in results for cell in table[0][1:]] == list(map(tex, whole.headers[1:]))
+    assert [cell for table in results for cell in table[1][1:]] == list(map(tex, whole.rows[0][1:]))
+    assert all(set(row[1:]) != {tex(NOT_THERE)} for table in tables for row in table)
+    assert max(len(table[0]) for table in tables) < 9
 
 
 def test_the_terminal_is_not_driven_by_names(hostile: Results) -> None:
@@ -163,6 +173,7 @@ def test_the_page_is_safe_and_whole(hostile: Results) -> None:
         assert " ".join(name.replace("\x1b", " ").split()) in words, "shown as it is, as text"
 
 
+@pytest.mark.slow
 def test_figures_take_names_as_they_are(hostile: Results) -> None:
     drawn = {panel.name: draw(panel) for panel in panels(hostile)}
     assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in drawn)
@@ -179,3 +190,37 @@ def test_json_is_everything(hostile: Results) -> None:
     assert [arm["label"] for arm in found["arms"]] == [row.arm.label for row in hostile.rows]
     assert found["arms"][0]["differences"] == {}
     assert found["apart"][0]["reason"].startswith("unfinished")
+
+
+def test_what_else_was_read_stands_below_the_arms(add: Callable[..., None], results: Summarise) -> None:
+    add(values=lambda seed: {"final/knn/tap": 0.30, "final/untrained_cka": 0.1, "final/cka": 0.4})
+    values = {"final/knn/tap": 0.35, "final/knn/teacher": 0.8, "final/knn/untrained_tap": 0.2, "final/pixel_knn": 0.25}
+    add("arm", {"head.depth": 1}, values=lambda seed: values | {"final/knn/untrained_tap": 0.2 + 0.01 * seed})
+    study = results()
+    table = results_table(study)
+    assert [row[0] for row in table.rows] == [
+        "baseline",
+        "arm",
+        "the teacher's tokens",
+        "the untrained model",
+        "pixels",
+    ]
+    cells = {row[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows}
+    teacher, untrained = cells["the teacher's tokens"], cells["the untrained model"]
+    assert (teacher["k-NN: tap\u00a0↑"], teacher["k-NN on the tap\u00a0↑"]) == ("0.8000", "0.8000")
+    assert (untrained["k-NN: tap\u00a0↑"], untrained["CKA of the tap\u00a0↑"]) == ("0.210 ± 0.010", "0.1000")
+    assert cells["pixels"]["k-NN on the tap\u00a0↑"] == "0.2500"
+    assert teacher["total loss\u00a0↓"] == teacher["CKA of the tap\u00a0↑"] == "–"
+    html = page(study, [], [])
+    for text in (markdown(study), terminal(study, 200), latex(study), html):
+        assert "the untrained model" in text
+    orientation = html[html.index("For orientation") :].split("</p>")[0]
+    assert "predicting zero" in orientation
+    assert "teacher" not in orientation, "what has a row is not said again"
+
+
+def test_metrics_at_several_steps_are_curves(add: Callable[..., None], results: Summarise) -> None:
+    found = {"eval/knn/tap": 0.2, "eval/knn/teacher": 0.8, "eval/cka_by_t/mid/0500": 0.1, "val/x0_error": 0.5}
+    add(values=lambda seed: {"final/knn/tap": 0.3, "final/cka": 0.1}, course=lambda seed: {300: found})
+    shown = [panel.name for panel in panels(results()) if "train" not in panel.name and panel.section == "curves"]
+    assert shown == ["curve_val_x0_error", "curve_final_knn_tap"]

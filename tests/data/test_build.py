@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
+import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import torch.nn.functional as F
 from photos import TRAIN, VAL, WIDTH
 from records import records
 
-from urepa.data.build import class_names
 from urepa.data.cache import read_split
-from urepa.data.encode import Output
-from urepa.data.images import read_images
+from urepa.data.encode import Output, class_names
+from urepa.data.images import part_folder, read_images
+from urepa.data.listing import Listing
 from urepa.data.reading import Store
-from urepa.data.store import Part, StoreWriter
+from urepa.data.store import Part, StoreWriter, only_writer
 from urepa.errors import UserError
 
 
@@ -115,6 +116,21 @@ def test_where_no_images_are_kept_apart_the_validation_images_are_drawn(
     assert val[0]["path"].startswith("china/")
 
 
+def test_a_class_without_images_is_refused(build_of: Any, tmp_path: Path) -> None:
+    """Its folder would not be counted, and every later class would bear its number and its name."""
+    with pytest.raises(UserError, match=r"the images have 2 classes; data.num_classes=3"):
+        build_of(tmp_path, "data.num_classes=3", "data.val_images=15").run("manifest")
+    assert not (tmp_path / "train_200k.csv").exists()
+
+
+def test_a_sample_whose_id_looks_like_a_key_is_refused(material: Path, build_of: Any, tmp_path: Path) -> None:
+    """Beside train_china_0003 its tokens would be those of the other's latent."""
+    photos = Path(shutil.copytree(material / "photos", tmp_path / "photos"))
+    shutil.copy(photos / "train/china/0003.png", photos / "train/china/0003_mid.png")
+    with pytest.raises(UserError, match="the sample id 'train_china_0003_mid' .* ends in _mid"):
+        build_of(tmp_path / "cache", f"data.images={photos}").run("manifest")
+
+
 def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of: Any, tmp_path: Path) -> None:
     """A- first, then A, in one folder: what is there stays, what is missing is made."""
     root, small = tmp_path / "cache", [f"data.train_images={TRAIN // 2}", "data.train=train_100k.csv"]
@@ -129,8 +145,89 @@ def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of
     assert tokens.manifest["count"] == TRAIN + VAL == len(list(tokens.keys()))
     expected = np.load(built / "dino_tokens_lmdb" / "mean_token.npy")
     np.testing.assert_allclose(tokens.mean_token(), expected, atol=1e-4)
+    squares = [i for zip_file in root.glob("images/part-*/*.zip") for i in zipfile.ZipFile(zip_file).namelist()]
+    assert len(squares) == len(set(squares)) == TRAIN + VAL  # none is decoded twice
+    build_of(root, *small).run("tokens")  # again, and the store is still the larger track's
+    assert Store(root / "dino_tokens_lmdb").manifest["count"] == TRAIN + VAL
+    a_chunk = min(root.glob("images/part-*/*.zip"))
+    a_chunk.unlink()
+    build_of(root).run("images")
+    assert {f"{s.sample_id}.jpg" for s in build_of(root)._listed()} <= {
+        i for file in root.glob("images/part-*/*.zip") for i in zipfile.ZipFile(file).namelist()
+    }
     with pytest.raises(UserError, match=f"train_200k.csv has {TRAIN} samples; data.train_images=8: give"):
         build_of(root, "data.train_images=8").run("manifest")
+
+
+def test_another_source_of_images_is_refused_and_a_moved_one_is_not(
+    material: Path, build_of: Any, tmp_path: Path
+) -> None:
+    """Both have the wanted ids; one has an image more, another's images are in the other class."""
+    root, photos = tmp_path / "cache", material / "photos"
+    build_of(root, f"data.train_images={TRAIN - 4}").run("manifest")
+    more = Path(shutil.copytree(photos, tmp_path / "more"))
+    shutil.copy(more / "train/china/0003.png", more / "train/china/9999.png")
+    with pytest.raises(
+        UserError, match=r"more is not what the lists in .* chosen from \(count: 80 there, 81 here, list"
+    ):
+        build_of(root, f"data.images={more}", f"data.train_images={TRAIN - 4}").run("images")
+    with pytest.raises(UserError, match="is not what the lists in"):  # nor for a second list beside the first
+        build_of(root, f"data.images={more}", "data.train=train_100k.csv").run("manifest")
+    assert not (root / "images" / "part-0of1").exists()
+    moved = Path(shutil.copytree(photos, tmp_path / "moved"))
+    build_of(root, f"data.images={moved}", f"data.train_images={TRAIN - 4}").run("images")
+    record = json.loads((root / "track.json").read_text())
+    assert record["source"].keys() == {"source", "count", "listing_sha256"}
+    hub = Listing("hub", "owner/one@main")
+    with pytest.raises(UserError, match="name: owner/one there, owner/two here"):
+        Listing("hub", "owner/two").refuse_other(hub.facts(), root)
+
+
+def test_a_second_list_leaves_the_firsts_files_as_they_are(build_of: Any, tmp_path: Path) -> None:
+    build_of(tmp_path).run("manifest")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"val_50k.csv holds other samples than the 8 .*; give data.val=OTHER.csv"):
+        build_of(tmp_path, "data.train=train_100k.csv", "data.train_images=8", "data.val_images=8").run("manifest")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_list_that_was_lost_is_not_replaced_by_another(material: Path, build_of: Any, tmp_path: Path) -> None:
+    root, photos = tmp_path / "cache", Path(shutil.copytree(material / "photos", tmp_path / "photos"))
+    build_of(root, f"data.images={photos}", "data.train_images=8").run("manifest")
+    record = json.loads((root / "track.json").read_text())
+    (root / "track.json").write_text(json.dumps({"csv_sha256": record["csv_sha256"]}))  # as older ones are
+    for line in (root / "train_200k.csv").read_text().splitlines()[1:]:
+        (photos / line.split(",")[2]).unlink()
+    (root / "train_200k.csv").unlink()
+    with pytest.raises(UserError, match="train_200k.csv has changed since the caches were made from it"):
+        build_of(root, f"data.images={photos}", "data.train_images=8").run("manifest")
+    assert json.loads((root / "track.json").read_text())["csv_sha256"] == record["csv_sha256"]
+
+
+def test_a_part_that_is_done_with_a_smaller_track_does_not_finish_a_larger_one(build_of: Any, tmp_path: Path) -> None:
+    root, small = tmp_path / "cache", [f"data.train_images={TRAIN // 2}", "data.train=train_100k.csv"]
+    counts = []
+    for more in (small, []):
+        for i in range(2):
+            build = build_of(root, *more, part=Part(i, 2))
+            for stage in ("manifest", "images", "latents"):
+                build.run(stage)
+            file = root / "vae_latents_lmdb" / "manifest.json"
+            counts.append(json.loads(file.read_text())["count"] if file.exists() else None)
+    assert counts == [None, TRAIN // 2 + VAL, TRAIN // 2 + VAL, TRAIN + VAL]
+
+
+def test_a_damaged_file_of_squares_is_a_sentence(built: Path, build_of: Any, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(built, tmp_path / "cache", ignore=shutil.ignore_patterns("*_lmdb")))
+    (file,) = root.glob("images/part-*/*.zip")
+    file.write_bytes(file.read_bytes()[:1000])
+    build = build_of(root, "data.online_teacher=true", "data.online_latents=true")
+    words = f"{file} is damaged .*; delete it and run the stage `images` again"
+    with pytest.raises(UserError, match=words):
+        build.track.open(build.teacher)
+    for stage in ("images", "latents"):
+        with pytest.raises(UserError, match=words):
+            build_of(root).run(stage)
 
 
 def test_a_stage_does_not_go_on_with_other_settings(built: Path, build_of: Any, tmp_path: Path) -> None:
@@ -179,6 +276,7 @@ def test_shards_make_the_same_records(built: Path, build_of: Any, tmp_path: Path
             assert np.allclose(a, b, atol=2e-3), key
 
 
+@pytest.mark.slow
 def test_a_second_writer_of_a_part_is_refused(tmp_path: Path) -> None:
     first = StoreWriter(tmp_path)
     hold = "import sys, pathlib, urepa.data.store as s; s.StoreWriter(pathlib.Path(sys.argv[1]))"
@@ -187,6 +285,18 @@ def test_a_second_writer_of_a_part_is_refused(tmp_path: Path) -> None:
     assert "is being written by another process" in second.stderr
     first.close()
     assert subprocess.run([sys.executable, "-c", hold, str(tmp_path)], check=False).returncode == 0
+
+
+def test_a_second_writer_of_images_is_refused(build_of: Any, tmp_path: Path) -> None:
+    build = build_of(tmp_path)
+    build.run("manifest")
+    folder = part_folder(tmp_path, Part())
+    with only_writer(folder), pytest.raises(UserError, match="is being written by another process"):
+        build.run("images")
+    leftover = folder / ".images-00000.zip.0.tmp"  # of a writer that was killed
+    leftover.touch()
+    build.run("images")
+    assert not leftover.exists()
 
 
 def test_no_sample_is_encoded_twice(built: Path, build_of: Any, tmp_path: Path) -> None:
@@ -222,141 +332,11 @@ def test_no_sample_is_encoded_twice(built: Path, build_of: Any, tmp_path: Path) 
     )
 
 
-# --- damage -----------------------------------------------------------------------------------------------
-
-
-def test_a_truncated_store_is_an_error_before_the_first_read(built: Path, build_of: Any, tmp_path: Path) -> None:
-    root = copy_of(built, tmp_path)
-    data = root / "dino_tokens_lmdb" / "data.mdb"
-    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    with pytest.raises(UserError, match="data.mdb is truncated"):
-        build_of(root).track.open(build_of(root).teacher)
-
-
-def test_a_missing_record_is_an_error_before_the_first_step(built: Path, build_of: Any, tmp_path: Path) -> None:
-    import lmdb
-
-    root = copy_of(built, tmp_path)
-    with lmdb.open(str(root / "vae_latents_lmdb"), map_size=2**30) as env, env.begin(write=True) as txn:
-        txn.delete(b"train_china_0003")
-    with pytest.raises(UserError, match="lacks 1 of 80 records \\(first: 'train_china_0003'\\)"):
-        build_of(root).track.open(None)
-
-
-def test_a_changed_csv_is_an_error(built: Path, build_of: Any, tmp_path: Path) -> None:
-    root = copy_of(built, tmp_path)
-    text = (root / "train_200k.csv").read_text()
-    (root / "train_200k.csv").write_text(text.replace("train_china_0003,0", "train_china_0003,1"))
-    with pytest.raises(UserError, match="train_200k.csv has changed"):
-        build_of(root).track.open(None)
-
-
-def test_another_teacher_or_size_refuses_and_names_both(built: Path, build_of: Any) -> None:
-    build = build_of(built, "teacher.image_size=112", "teacher.family=dinov2_registers")
-    with pytest.raises(UserError, match="family: 'dinov2' there, 'dinov2_registers' here.*image_size: 56 there, 112"):
-        build.track.open(build.teacher)
-
-
-def test_two_teachers_tokens_lie_side_by_side(built: Path, build_of: Any, tmp_path: Path) -> None:
-    root = copy_of(built, tmp_path)
-    first = root / "dino_tokens_lmdb"
-    before = {p.name: p.read_bytes() for p in first.iterdir() if p.is_file() and not p.name.endswith("lock.mdb")}
-    larger = ("teacher.image_size=112", "teacher.grid=[8,8]")
-    for _ in ("whole", "begun"):
-        with pytest.raises(UserError, match=r"was made differently.*image_size: 56 there, 112 here"):
-            build_of(root, *larger).run("tokens")
-        (first / "manifest.json").unlink(missing_ok=True)
-    (first / "manifest.json").write_bytes(before["manifest.json"])
-    second = build_of(root, *larger, "data.tokens=tokens_112")
-    second.run("tokens")
-    assert second.track.open(second.teacher).tokens.shape == (64, WIDTH)
-    assert {name: (first / name).read_bytes() for name in before} == before
-
-
 def test_a_finished_part_of_another_number_of_shards_does_not_count(built: Path, tmp_path: Path) -> None:
     root = copy_of(built, tmp_path)
     (root / "vae_latents_lmdb" / "manifest.json").unlink()
     with pytest.raises(UserError, match="no finished cache"):
         Store(root / "vae_latents_lmdb")
-
-
-# --- adopting ---------------------------------------------------------------------------------------------
-
-
-def test_caches_without_manifests_are_adopted(built: Path, build_of: Any, tmp_path: Path) -> None:
-    root = copy_of(built, tmp_path)
-    for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
-        for file in ("manifest.json", "done.json", "mean_token.npy"):
-            (root / name / file).unlink(missing_ok=True)
-    (root / "track.json").unlink()
-    build = build_of(root)
-    with pytest.raises(UserError, match="no manifest.json"):
-        build.track.open(build.teacher)
-    build.run("adopt")
-    cache = build.track.open(build.teacher)
-    assert cache.tokens is not None
-    assert cache.tokens.manifest["teacher"]["image_size"] == "unknown"
-    assert cache.tokens.manifest["adopted"] is True
-    mean = cache.mean_token()
-    assert mean is not None
-    assert np.allclose(mean, np.load(built / "dino_tokens_lmdb" / "mean_token.npy"), atol=1e-3)
-    cache.close()
-
-
-def test_damaged_caches_are_not_adopted(built: Path, build_of: Any, tmp_path: Path) -> None:
-    root = copy_of(built, tmp_path)
-    (root / "dino_tokens_lmdb" / "manifest.json").unlink()
-    with StoreWriter(root / "dino_tokens_lmdb") as writer:
-        writer.put([("train_china_0003_mid", np.ones((16, WIDTH)))])
-    with pytest.raises(UserError, match="tokens of 'train_china_0003_mid' have length"):
-        build_of(root).run("adopt")
-    assert not (root / "dino_tokens_lmdb" / "manifest.json").exists()
-
-
-# --- variants ---------------------------------------------------------------------------------------------
-
-
-def test_moments_are_sampled_by_address(build_of: Any, tmp_path: Path) -> None:
-    from urepa import draws
-
-    root = tmp_path / "cache"
-    build = build_of(root, "data.moments=true")
-    for stage in ("manifest", "images", "latents"):
-        build.run(stage)
-    cache = build.track.open(None)
-    samples = cache.splits["train"][:2]
-    mean, std = torch.from_numpy(cache.latents.read([s.sample_id for s in samples])).unbind(1)
-    assert torch.equal(cache.x0(samples), mean)
-    drawn = [cache.x0(samples, [draws.generator(s, "posterior", 0, p) for p in range(2)]) for s in (0, 0, 1)]
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    noise = torch.stack([draws.normal((4, 8, 8), draws.generator(0, "posterior", 0, p)) for p in range(2)])
-    assert torch.allclose(drawn[0], mean + std * noise)
-    cache.close()
-
-
-def test_an_online_teacher_gives_the_tokens_that_a_cache_would(built: Path, build_of: Any) -> None:
-    cached, online = build_of(built), build_of(built, "data.online_teacher=true")
-    stored, asked = cached.track.open(cached.teacher), online.track.open(online.teacher)
-    samples = stored.splits["train"][:5]
-    ours, theirs = asked.teacher_BND(samples), stored.teacher_BND(samples)
-    assert ours is not None
-    assert theirs is not None
-    assert torch.allclose(ours, theirs.float(), atol=2e-3)
-    means = [cache.mean_token() for cache in (asked, stored)]
-    assert torch.allclose(means[0], means[1], atol=2e-3)
-    for cache in (stored, asked):
-        cache.close()
-
-
-def test_a_track_for_an_online_teacher_has_no_tokens(
-    build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    build_of(tmp_path / "cache", "data.online_teacher=true", "data.flip=true").run("all")
-    assert {p.name for p in (tmp_path / "cache").glob("*_lmdb*")} == {"vae_latents_lmdb", "vae_latents_lmdb_flip"}
-    said = capsys.readouterr().out
-    assert f"{TRAIN + VAL} latents are whole" in said
-    assert f"{TRAIN} mirrored latents are whole" in said
 
 
 def test_parts_that_run_all_stages_leave_verifying_to_the_last(
@@ -373,26 +353,3 @@ def test_finished_images_need_no_source(built: Path, build_of: Any, tmp_path: Pa
     root = copy_of(built, tmp_path)
     build_of(root, f"data.images={tmp_path / 'gone'}", "data.flip=true").run("all")
     assert (root / "dino_tokens_lmdb_flip" / "manifest.json").exists()
-
-
-def test_staged_caches_are_checked_copies_that_are_made_once(built: Path, build_of: Any, tmp_path: Path) -> None:
-    root = copy_of(built, tmp_path)
-    build = build_of(root, f"data.stage_to={tmp_path / 'local'}")
-    for _ in range(2):
-        cache = build.track.open(build.teacher)
-        assert cache.latents.folder.is_relative_to(tmp_path / "local")
-        staged = cache.x0(cache.splits["train"][:3])
-        cache.close()
-        copies = {f: f.stat().st_mtime_ns for f in (tmp_path / "local").rglob("data.mdb")}
-        assert len(copies) == 2
-    own = build_of(root)
-    cache = own.track.open(None)
-    assert torch.equal(cache.x0(cache.splits["train"][:3]), staged)
-    cache.close()
-    again = build.track.open(build.teacher)
-    again.close()
-    assert {f: f.stat().st_mtime_ns for f in copies} == copies
-    os.utime(root / "vae_latents_lmdb" / "data.mdb")  # a source that has changed is copied anew
-    build.track.open(build.teacher).close()
-    changed = [f for f in copies if f.stat().st_mtime_ns != copies[f]]
-    assert [f.parent.name for f in changed] == ["vae_latents_lmdb"]

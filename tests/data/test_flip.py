@@ -67,10 +67,11 @@ def both(make_track: Callable[..., Any], teacher: Any) -> Any:
 # --- the pairs that reach the loss -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("unshuffle", [2, 1], ids=["for a U-Net", "for a SiT"])
 @pytest.mark.parametrize("online", [False, True], ids=["cached", "online"])
-def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, online: bool) -> None:
+def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, online: bool, unshuffle: int) -> None:
     """Mean colours of quarters: what a mirrored image's tokens are can be said beforehand, in closed form."""
-    flipped, plain, track = both(online_teacher=online)
+    flipped, plain, track = both(online_teacher=online, unshuffle=unshuffle)
     seen = {False: 0, True: 0}
     for batch, usual in zip(flipped, plain, strict=True):
         assert batch.teacher_BND is not None
@@ -86,13 +87,14 @@ def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, onlin
     assert min(seen.values()) > 5
 
 
-@pytest.mark.parametrize("online", ["false", "true"], ids=["cached", "online"])
+@pytest.mark.parametrize("online", ["", "teacher", "latents", "teacher latents"])
 def test_latents_and_tokens_are_the_networks_own_of_the_mirrored_photograph(
     built_with_flips: Path, material: Path, build_of: Any, online: str
 ) -> None:
-    build = build_of(built_with_flips, "data.flip=true", f"data.online_teacher={online}")
+    """Cached or asked in training, as the loop gets them."""
+    build = build_of(built_with_flips, "data.flip=true", *(f"data.online_{what}=true" for what in online.split()))
     cache = build.track.open(build.teacher)
-    (batch,) = reader(cache, layout=Layout(16)).read(0)
+    (batch,) = next(reader(cache, layout=Layout(16)).stream(0, 1))
     cache.close()
     encode, _ = vae_encoder(str(material / "sd"), moments=False)
     photos = ImageArchive(built_with_flips)([i.removesuffix("/flip") for i in batch.ids])
@@ -238,6 +240,7 @@ def test_a_small_tracks_flips_are_verified_too(
     cache.close()
 
 
+@pytest.mark.slow
 def test_flips_in_parts_and_adopted(built_with_flips: Path, build_of: Any, tmp_path: Path) -> None:
     sharded = tmp_path / "sharded"
     for stage in ("manifest", "images", "latents", "tokens"):

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,26 +34,49 @@ for stage in ("manifest", "images", "latents", "tokens", "prompts", "verify"):
 print(json.dumps(peaks))
 """
 
+# the preprocess door; some milliseconds after the n-th time that something was about to become durable (a file
+# renamed to its place, a batch written to a store) the process is killed from another thread
+KILLED = """
+import os, runpy, signal, sys, threading
+from urepa.data.store import StoreWriter
+left, delay = int(sys.argv[1]), float(sys.argv[2])
+def counting(original):
+    def counted(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return original(*args, **kwargs)
+    return counted
+os.replace, StoreWriter.put = counting(os.replace), counting(StoreWriter.put)
+sys.argv[1:] = sys.argv[3:]
+runpy.run_module("urepa.preprocess", run_name="__main__")
+"""
+EVENTS = 60  # that an undisturbed build of this size counts, about; going on costs some again
+
 
 @pytest.mark.slow
 def test_a_build_killed_at_random_moments_equals_an_undisturbed_one(
     built_with_flips: Path, material: Path, tmp_path: Path
 ) -> None:
-    """UREPA_BUILD_KILLS sets how many kills (3 by default), spread over the time that a build takes."""
+    """UREPA_BUILD_KILLS sets how many kills (3 by default), spread over all stages."""
     root, said = tmp_path / "cache", tmp_path / "stderr.txt"
-    command = [sys.executable, "-m", "urepa.preprocess", *overrides(material, root), "batch_size=8", "data.flip=true"]
+    arguments = [*overrides(material, root), "batch_size=8", "data.flip=true"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     seed = random.SystemRandom().randrange(2**32)
     print(f"kill seed {seed}")
     moments, kills = random.Random(seed), int(os.environ.get("UREPA_BUILD_KILLS", "3"))
+    killed = 0
     for _ in range(kills):
+        latest = min(4 * EVENTS // kills, EVENTS // 3)  # so that most of the kills find the build still at work
+        when = [str(moments.randint(1, latest)), f"{moments.expovariate(1 / 0.01):.4f}"]
         with said.open("w") as stderr:
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
-        seconds = moments.uniform(2.0, 9.0)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        print(f"after {seconds:.2f} s, in: {said.read_text().splitlines()[-1:]}")
+            command = [sys.executable, "-c", KILLED, *when, *arguments]
+            process = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+        killed += process.returncode == -signal.SIGKILL
+        print(f"{process.returncode}: {when}, in {said.read_text().splitlines()[-1:]}")
+    assert killed > kills / 2
+    command = [sys.executable, "-m", "urepa.preprocess", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = records(root), records(built_with_flips)
@@ -82,6 +104,33 @@ def test_training_runs_on_the_built_caches(built: Path, material: Path, tmp_path
     assert written["step"] == 200
     assert written["data"]["samples"] == {"train": TRAIN, "val": VAL}
     assert written["metrics"]["val/total"] < 3
+
+
+@pytest.mark.slow
+def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> None:
+    """The commands of someone with photographs and no hub: preprocess, verify, train; with flips."""
+    photos = write_photos(tmp_path / "photos", 420, 2) / "train"
+    track = ["data=folder", f"data.images={photos}", "data.num_classes=2", "data.flip=true", f"data.root={tmp_path}"]
+    track += ["data.validation_images=40", "data.test_images=20"]
+    small = ["backbone.block_out_channels=[32,32,32]", "trainer.batch_size=8", "trainer.validation_group=20"]
+    small += ["trainer.max_steps=200", "loss.warmup_steps=20", "tracking=none", "evaluation=none"]
+    commands = [["preprocess", *track], ["preprocess", *track, "stage=verify"], ["train", *track, *small]]
+    said = []
+    for door, *arguments in commands:
+        command = [sys.executable, "-m", f"urepa.{door}", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(done.stdout)
+    assert "360 train, 40 val, 20 test" in said[0]
+    assert "420 samples are whole" in said[1]
+    assert "360 mirrored samples are whole" in said[1]
+    (summary,) = tmp_path.glob("outputs/*/seed0/summary.json")
+    written = json.loads(summary.read_text())
+    assert written["step"] == 200
+    assert written["data"]["flip"] is True
+    metrics = written["metrics"]
+    assert metrics["val/diffusion"] < 0.9 * metrics["floor/zero_predictor"]
+    assert metrics["val/token"] < metrics["floor/constant_token"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,29 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
     assert reread(deep, "PNG")[0, :, 0].tolist() == [0, 100, 255]
 
 
+@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)])
+def test_values_of_no_known_range_are_unreadable_rather_than_black(values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="of 32"):
+        reread(Image.fromarray(values), "TIFF")
+
+
+def bomb(side: int) -> bytes:
+    """A PNG whose header says that it is so wide and high."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, format="PNG")
+    content = bytearray(file.getvalue())
+    content[16:24] = struct.pack(">II", side, side)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def test_a_header_of_impossible_size_is_a_damaged_image(photo: Image.Image, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    photo.save(whole, format="PNG")
+    write(tmp_path, {"a": whole.getvalue(), "b": bomb(60_000)}, limit=0.5)
+    assert skipped_ids(tmp_path) == {"b"}
+
+
 def test_the_centre_of_the_shorter_side() -> None:
     wide = np.zeros((20, 60, 3), dtype=np.uint8)
     wide[:, 20:40] = 200
@@ -89,6 +114,9 @@ def test_truncated_files_are_listed_and_left_out_up_to_a_threshold(photo: Image.
     other.mkdir()
     with pytest.raises(UserError, match="2 of 20 images could not be read .first: i03: .*truncated"):
         write(other, files, limit=0.05)
+    write(tmp_path, {f"j{n}": whole for n in range(2)}, limit=0)  # another list, of which none is damaged
+    with pytest.raises(UserError, match="2 of 2 images could not be read .first: k0"):
+        write(tmp_path, {f"k{n}": half for n in range(2)}, limit=0.5)
 
 
 @pytest.mark.parametrize(("labels", "files"), [(1, ("data_batch_1", "test_batch")), (2, ("train", "test"))])
@@ -101,6 +129,10 @@ def test_cifars_binary_archive(tmp_path: Path, labels: int, files: tuple[str, st
     rows = list(SOURCES["cifar_binary"](str(tmp_path)))
     assert [(r.split, r.class_id) for r in rows] == [(s, i) for s in ("train", "test") for i in range(3)]
     assert all(np.array_equal(r.load(), p) for r, p in zip(rows, images.reshape(6, 32, 32, 3), strict=True))
+    last = tmp_path / f"{files[1]}.bin"
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{last} is cut short: it has {labels + 3071} bytes after record 2"):
+        list(SOURCES["cifar_binary"](str(tmp_path)))
 
 
 def test_int8_tokens_lose_less_than_5e_4_of_cosine_on_real_tokens(photo: Image.Image) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
 
+from urepa.data import pixels
 from urepa.data.cache import SPLITS, Cache, is_finished
 from urepa.data.pixels import PixelTrack
 from urepa.data.reading import Store
@@ -108,6 +110,7 @@ def test_published_splits_stay_as_they_are(digits: Cache) -> None:
         ({"validation_images": 60}, "data.validation_images asks for 20"),
         ({"test_images": 60}, "data.test_images asks for 20"),
         ({"num_classes": 2}, "have a class 2; data.num_classes=2"),
+        ({"num_classes": 4}, "the images have 3 classes; data.num_classes=4"),
         ({"channels": 1}, "data.channels=1, but the images have 3"),
     ],
 )
@@ -165,7 +168,7 @@ def test_tokens_are_the_teachers_of_the_same_image(make_track: Track, cache: Cac
     tokens = cache.teacher_BND(samples)
     assert tokens is not None
     torch.testing.assert_close(tokens.float(), expected, rtol=0, atol=1e-3)
-    assert cache.grid == (2, 2)
+    assert cache.grids == {"": (2, 2)}
 
 
 def test_the_mean_token_is_the_training_sets(cache: Cache) -> None:
@@ -238,6 +241,60 @@ def test_a_build_that_breaks_off_is_built_again(make_track: Track, teacher: Any)
     cache = track.open(teacher)
     assert cache.teacher_BND(cache.splits["val"]) is not None
     cache.close()
+
+
+def test_a_build_that_breaks_off_goes_on_where_it_was(
+    make_track: Track, teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Watched(type(teacher)):  # type: ignore[misc]
+        def tokens(self, images: Any) -> Any:
+            if len(seen) == 3:
+                seen.append(0)
+                raise KeyboardInterrupt
+            seen.append(len(images))
+            return super().tokens(images)
+
+    monkeypatch.setattr(pixels, "CHUNK", 8)
+    track = make_track(flip=True)
+    with pytest.raises(KeyboardInterrupt):
+        track.open(Watched())
+    cache = track.open(Watched())
+    assert sum(seen) == 42 + 30  # each image once, and the training images' mirror images
+    assert len(list(cache.tokens[""].keys())) == 42  # type: ignore[union-attr]
+    cache.close()
+
+
+def test_a_record_that_is_missing_is_made_again(make_track: Track, teacher: Any) -> None:
+    track = make_track()
+    opened(track, teacher)
+    (folder,) = track.folder.glob("tokens_*")
+    with lmdb.open(str(folder), map_size=2**30) as env, env.begin(write=True) as txn:
+        txn.delete(b"train_cat_03_mid")
+    with pytest.raises(UserError, match=r"lacks 1 of 42 records \(first: 'train_cat_03_mid'\); run `python -m urepa"):
+        track.open(teacher)
+    track.build(teacher)  # what that command does
+    cache = opened(track, teacher)
+    assert len(list(cache.tokens[""].keys())) == 42  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("file", ["train.csv", "val.csv", "tokens_mean-colour_8_2x2/mean_token.npy"])
+def test_a_file_that_is_gone_is_named(make_track: Track, teacher: Any, file: str) -> None:
+    track = make_track()
+    opened(track, teacher)
+    (track.folder / file).unlink()
+    with pytest.raises(UserError, match=f"there is no .*{file}; put it back"):
+        opened(track, teacher).mean_token()
+
+
+def test_a_changed_split_is_named(make_track: Track) -> None:
+    track = make_track()
+    opened(track)
+    file = track.folder / "train.csv"
+    file.write_text(file.read_text().replace(",0,", ",1,", 1))
+    with pytest.raises(UserError, match=r"train.csv has changed since the caches were made from it"):
+        track.open(None)
 
 
 def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:

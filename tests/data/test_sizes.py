@@ -47,12 +47,19 @@ def test_the_digits_caches_are_predicted(compose: Callable[..., dict[str, Any]],
     sizes = {size.name: size for size in cache_sizes(track, teacher)}
     cache = track.open(teacher)
     assert {split: len(samples) for split, samples in cache.splits.items()} == track.expected_samples()
-    for name, store in (("latents", cache.latents), ("tokens", cache.tokens)):
+    for name, store in (("latents", cache.latents), ("tokens", cache.tokens[""])):
         assert (sizes[name].records, sizes[name].record_bytes) == (store.manifest["count"], store.record_bytes)
         if name == "tokens":  # the latents are smaller than a page
             assert sizes[name].disk_bytes == pytest.approx((store.folder / "data.mdb").stat().st_size, rel=0.05)
     cache.close()
     assert set(sizes) == {"latents", "tokens"}
+
+
+def test_flips_are_kept_of_the_training_images_alone(compose: Callable[..., dict[str, Any]]) -> None:
+    config = compose("+experiment=repa_imagenet256")
+    sizes = {size.name: size.records for size in cache_sizes(make(config["data"]), make(config["teacher"]))}
+    train, both = 1_281_167, 1_331_167
+    assert sizes == {"latents": both, "latents_flip": train, "tokens": both, "tokens_flip": train}
 
 
 @pytest.mark.parametrize(

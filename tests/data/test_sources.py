@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_parquet_files_give_the_same_images(images: Path, parquet_images: Path) 
     rows = list(SOURCES["parquet"](str(parquet_images)))
     assert sorted((row.split, row.class_id, row.load().tobytes()) for row in rows) == from_folder
     assert len({row.name for row in rows}) == 48
+
+
+def test_a_test_split_without_labels_is_passed_over_for_validation(parquet_images: Path, tmp_path: Path) -> None:
+    """ImageNet's own layout: train, validation, and a test split whose labels are all -1."""
+    import datasets
+
+    shutil.copy(next(parquet_images.glob("train*")), tmp_path)
+    shutil.copy(next(parquet_images.glob("test*")), tmp_path / "validation-00000-of-00001.parquet")
+    pixels = datasets.Array3D((8, 8, 3), "uint8")
+    hidden = {"img": np.zeros((5, 8, 8, 3), np.uint8).tolist(), "label": [-1] * 5}
+    features = datasets.Features({"img": pixels, "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(hidden, features=features).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    rows = list(SOURCES["parquet"](str(tmp_path)))
+    counted = Counter((row.split, row.class_id) for row in rows)
+    assert counted == {(s, c): n for s, n in (("train", 12), ("test", 4)) for c in range(3)}
+    assert {row.name.split("_")[0] for row in rows} == {"train", "validation"}
 
 
 def test_a_track_reads_parquet_files(parquet_images: Path, make_track: object) -> None:
@@ -165,3 +182,45 @@ def test_an_image_that_cannot_be_read_is_named_and_the_build_goes_on_without_it(
     cache = make_track(images=str(root)).open(None)
     assert len(cache.splits["train"]) == 29
     cache.close()
+
+
+def test_training_folders_alone_leave_the_validation_to_the_track(
+    images: Path, make_track: Any, tmp_path: Path
+) -> None:
+    """ImageNet's layout with nothing kept apart; an unsorted val/ beside it is not passed over in silence."""
+    shutil.copytree(images / "train", tmp_path / "train")
+    rows = list(SOURCES["folder"](str(tmp_path)))
+    assert Counter((row.split, row.class_id) for row in rows) == {("train", class_id): 12 for class_id in range(3)}
+    cache = make_track(images=str(tmp_path)).open(None)
+    assert {split: len(samples) for split, samples in cache.splits.items()} == {"train": 24, "val": 6, "test": 6}
+    cache.close()
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{tmp_path}/val has images but no class folders; sort them into one folder"):
+        list(SOURCES["folder"](str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["owner/set", "owner/set@main"])
+def test_a_name_on_the_hub_is_not_taken_from_the_working_folder(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(images, tmp_path / "owner" / "set")
+    with pytest.raises(UserError, match=r"owner/set is a folder here: give data.source=folder \(or parquet\)"):
+        list(SOURCES["hub"](name))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (b"a_mid.png", "'train_cat_a_mid' of train/cat/a_mid.png ends in _mid"),
+        ("é.png".encode("latin-1"), r"the file name 'train/cat/\\udce9.png' is not UTF-8"),
+    ],
+)
+def test_names_that_cannot_be_kept_are_refused(
+    make_track: Any, images: Path, tmp_path: Path, file: bytes, words: str
+) -> None:
+    root = Path(shutil.copytree(images, tmp_path / "photos"))
+    shutil.copy(root / "train/cat/00.png", os.path.join(os.fsencode(root / "train/cat"), file))
+    with pytest.raises(UserError, match=words):
+        make_track(images=str(root)).open(None)

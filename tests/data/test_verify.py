@@ -67,3 +67,21 @@ def test_caches_of_another_view_are_caught(views: dict[str, Any], tmp_path: Path
         tokens, expected = tokens.roll(-1, 0), "of another sample|as stored"
     with pytest.raises(UserError, match=f"do not see the same field of view.*({expected})"):
         check(tmp_path, x0, tokens)
+
+
+def test_too_few_samples_to_tell_are_said_to_be_too_few(tmp_path: Path) -> None:
+    """A wide token overfits: nothing is explained, or hardly anything, and nobody is accused of another crop."""
+    rng = torch.Generator().manual_seed(0)
+    x0, tokens = (torch.randn(40, width, 16, 16, generator=rng) for width in (3, 512))
+    with pytest.raises(UserError, match="40 samples are too few to tell .* wants 256 of them"):
+        check(tmp_path, x0, tokens)
+
+
+@pytest.mark.parametrize(("moved", "words"), [(0.4, "are too few to tell"), (2.0, "do not see the same field of view")])
+def test_few_samples_accuse_of_what_is_clear_alone(tmp_path: Path, moved: float, words: str) -> None:
+    """Tokens that see a little of their own crop, and a little or much more of a neighbouring one."""
+    rng = torch.Generator().manual_seed(0)
+    x0, tokens = (torch.randn(40, width, 16, 16, generator=rng) for width in (3, 64))
+    tokens[:, :3] += 0.35 * x0 + moved * torch.roll(x0, 1, -1)
+    with pytest.raises(UserError, match=words):
+        check(tmp_path, x0, tokens)

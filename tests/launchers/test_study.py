@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 from hydra import compose as compose_hydra
 from hydra import initialize_config_dir
+from hydra.errors import HydraException
 
 from launchers.ablation_grid import settings_of, split
+from launchers.chain import LocalChain
 from launchers.hours import training_hours
-from launchers.study import Run, Stage, arms_of, compose_run, stages_of
+from launchers.study import Run, Stage, compose_run, runs_of, stages_of
 from urepa.costs import Device, plan
 from urepa.doors import CONF
 from urepa.errors import UserError
 from urepa.plan import hours
-from urepa.runs import plain
+from urepa.runs import parse_overrides, plain
 
 TRACK_A = ["+experiment=track_a", "data.root=/data"]
 
@@ -30,12 +32,12 @@ def _prepared(compose: Callable[..., Any]) -> None:
     """Schema and resolvers are known to Hydra."""
 
 
-def runs_of(*arms: str, rest: list[str] = TRACK_A, gpus: int = 8, seeds: tuple[int, ...] = (0, 1)) -> list[Run]:
-    return [compose_run([*rest, f"+ablation={arm}", f"seed={s}"], gpus) for arm in arms for s in seeds]
+def composed(*arms: str, rest: list[str] = TRACK_A, gpus: int = 8, seeds: tuple[int, ...] = (0, 1)) -> list[Run]:
+    return runs_of(arms, seeds, rest, gpus)
 
 
-def stages(runs: list[Run], *own: str, gpus: int = 8) -> list[Stage]:
-    return stages_of(runs, settings_of(["cluster=slurm", "shards=2", *own]), gpus)
+def stages(of: list[Run], *own: str, gpus: int = 8) -> list[Stage]:
+    return stages_of(of, settings_of(["cluster=slurm", "shards=2", *own]), gpus)
 
 
 def commands(stage: Stage) -> list[str]:
@@ -43,7 +45,7 @@ def commands(stage: Stage) -> list[str]:
 
 
 def test_a_latent_track_from_images_to_the_table() -> None:
-    manifest, shards, verify, train, evaluate, compare = stages(runs_of("baseline", "lora_16"), "evaluate=digits")
+    manifest, shards, verify, train, evaluate, compare = stages(composed("baseline", "lora_16"), "evaluate=digits")
     caches = "urepa.preprocess data=track_a teacher=dinov2_l data.root='/data'"
     assert commands(manifest) == [f"{caches} stage=manifest", f"{caches} stage=prompts"]
     assert commands(shards) == [
@@ -60,15 +62,30 @@ def test_a_latent_track_from_images_to_the_table() -> None:
     assert [s.gpus for s in (manifest, shards, verify, train, evaluate, compare)] == [1, 1, 0, 8, 1, 0]
 
 
+@pytest.mark.slow
+def test_what_is_asked_in_training_is_not_made_before(compose: Callable[..., Any]) -> None:
+    """Nor are prompts of a track whose backbones take class ids."""
+    sit = ["+experiment=repa_cifar10", "data.root=/data"]
+    for more, expected in (
+        ([], ["images", "latents", "tokens"]),
+        (["data.online_latents=true"], ["images", "tokens"]),
+        (["data.online_latents=true", "data.online_teacher=true"], ["images"]),
+    ):
+        manifest, shards, verify, *_ = stages(composed("baseline", "lambda_0", rest=[*sit, *more], seeds=(0,)))
+        assert [c.rpartition("stage=")[2] for c in commands(manifest)] == ["manifest"]
+        assert [c.rpartition("stage=")[2] for c in commands(shards)] == 2 * expected
+        assert all(key.replace("=true", "=true ") in commands(verify)[0] for key in more)
+
+
 def test_a_small_track_is_made_in_one_go() -> None:
-    made, verify, train, _evaluate, _compare = stages(runs_of("baseline", rest=[], gpus=1), gpus=1)
+    made, verify, train, _evaluate, _compare = stages(composed("baseline", rest=[], gpus=1), gpus=1)
     assert commands(made) == ["urepa.preprocess data=digits teacher=efficientnet_lite0 stage=all"]
     assert (verify.after, train.after) == (made, verify)
 
 
 def test_caches_that_lie_together_are_made_one_after_the_other() -> None:
     """The larger track first; of the others what is their own."""
-    runs = runs_of("samples_100k", "baseline", "teacher_224", seeds=(0,))
+    runs = composed("samples_100k", "baseline", "teacher_224", seeds=(0,))
     first, shards, tokens_list, tokens, smaller = (s for s in stages(runs) if s.name == "preprocess")
     assert "data=track_a teacher" in commands(first)[0]
     assert {c.rpartition("stage=")[2] for c in commands(shards)} == {"images", "latents", "tokens"}
@@ -86,11 +103,11 @@ def test_caches_that_lie_together_are_made_one_after_the_other() -> None:
 
 
 def test_what_changes_nothing_in_the_caches_makes_no_others() -> None:
-    assert len({run.caches for run in runs_of("baseline", "no_cfg_dropout", "lora_32", "lambda_0")}) == 1
+    assert len({run.caches for run in composed("baseline", "no_cfg_dropout", "lora_32", "lambda_0")}) == 1
 
 
 def test_stages_by_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    runs = runs_of("baseline")
+    runs = composed("baseline")
     assert [s.name for s in stages(runs, "stages=[train]")] == ["train"]
     assert stages(runs, "stages=[train]")[0].after is None
     assert "evaluate" not in [s.name for s in stages(runs)]
@@ -99,14 +116,67 @@ def test_stages_by_choice(capsys: pytest.CaptureFixture[str]) -> None:
         stages(runs, "stages=[train,fit]")
 
 
+@pytest.mark.slow
 def test_all_arms_that_are_for_the_backbone(capsys: pytest.CaptureFixture[str]) -> None:
-    arms = arms_of(None, [], 1)
+    every = runs_of(None, [0, 3], [], 1)
+    arms = [run.overrides[0].partition("=")[2] for run in every[::2]]
     assert {"baseline", "lambda_0", "lambda_08"} <= set(arms)
     assert "lora_16" not in arms
     assert "left out: +ablation=lora_16 is for the backbone sd15, not for tiny_unet" in capsys.readouterr().out
-    assert arms_of(["lora_16"], [], 1) == ["lora_16"]
     with pytest.raises(UserError, match="for the backbone sd15"):
-        runs_of("lora_16", rest=[])
+        composed("lora_16", rest=[])
+
+
+def test_a_run_is_what_its_command_composes() -> None:
+    """Each arm is composed once, whatever the seeds."""
+    (baseline,) = composed("baseline", rest=[], gpus=1, seeds=(0,))
+    _, seventh = composed("lambda_0", rest=["trainer.max_steps=9"], gpus=1, seeds=(0, 7))
+    assert seventh == compose_run(["trainer.max_steps=9", "+ablation=lambda_0", "seed=7"], 1)
+    assert seventh.name.endswith("/seed7")
+    assert baseline.name == "quickstart+baseline/seed0"
+
+
+@pytest.mark.parametrize("scripts", [False, True])
+def test_a_dry_run_is_short_and_whole_in_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scripts: bool
+) -> None:
+    every = stages(composed("baseline", "lora_16"))
+    capsys.readouterr()
+    folder = tmp_path / "deep" / "scripts"
+    LocalChain({"at_once": 2, "gpus": [], "folder": str(tmp_path / "jobs")}, tmp_path).show(
+        every, folder if scripts else None
+    )
+    said = capsys.readouterr().out
+    assert "\n3: train, 4 jobs, 2 at a time\n      python -m urepa.train +experiment=track_a data.root=/data" in said
+    assert len(said.splitlines()) == len(every) + sum(len(stage.jobs[0].commands) for stage in every)
+    if not scripts:
+        assert not list(tmp_path.iterdir())
+        return
+    assert sorted(p.name for p in folder.iterdir()) == [f"{n}_{stage.name}.txt" for n, stage in enumerate(every)]
+    assert (folder / "3_train.txt").read_text() == "".join(f"python -m {c}\n" for c in commands(every[3]))
+
+
+@pytest.mark.slow
+def test_a_sits_arms_are_its_own_even_where_others_do_not_compose(capsys: pytest.CaptureFixture[str]) -> None:
+    """full_data puts a track in place of this one, which has no data.limit."""
+    overrides = ["+experiment=repa_cifar10_pixels", "data.limit=100"]
+    runs = runs_of(None, (0, 1), overrides, 1)
+    of_all = {"baseline", "cfg_dropout_20", "lambda_0", "lambda_08", "no_cfg_dropout", "quarter_diffusion"}
+    sits = {"sit_irepa", "sit_irepa_head", "sit_spatial_norm"}
+    arms = {parse_overrides(run.overrides)["ablation"] for run in runs}
+    assert of_all | sits <= arms
+    assert not {"full_data", "lora_16", "sit_stop_50k", "upsample_before"} & arms
+    said = capsys.readouterr().out
+    assert "left out: +ablation=full_data does not fit this command: Could not override 'data.limit'" in said
+    assert "left out: loss.stop_step=50000 has no effect in a run of 2000 steps" in said
+    made, verify, train, _evaluate, compare = stages(runs, gpus=1)
+    assert commands(made) == [
+        "urepa.preprocess data=cifar10_pixels teacher=efficientnet_lite0_256 data.limit=100 stage=all"
+    ]
+    assert len(train.jobs) == len(runs) == 2 * len(arms)
+    assert (verify.after, train.after, len(compare.jobs)) == (made, verify, 1)
+    with pytest.raises(HydraException, match=r"Could not override 'data\.limit'"):
+        runs_of(["full_data"], (0,), overrides, 1)
 
 
 def test_arguments_are_the_study_s_or_its_runs() -> None:
@@ -119,9 +189,10 @@ def test_arguments_are_the_study_s_or_its_runs() -> None:
         split(["+ablation=lora_16"])
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_the_plan() -> None:
     """Of each arm once for each seed."""
-    runs = runs_of("baseline", "lambda_0", rest=[], gpus=1)
+    runs = composed("baseline", "lambda_0", rest=[], gpus=1)
     with initialize_config_dir(CONF, version_base="1.3"):
         parts = plain(compose_hydra("plan"))
     one = plan(parts, Device(**parts["device"]), None)
@@ -132,7 +203,7 @@ def test_hours_are_those_of_the_plan() -> None:
 
 def test_the_batch_divides_over_the_gpus() -> None:
     with pytest.raises(UserError, match="does not divide into 7 processes"):
-        runs_of("baseline", gpus=7)
+        composed("baseline", gpus=7)
 
 
 @pytest.mark.parametrize(

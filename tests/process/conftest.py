@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, running, what_is_missing
 from studies import Study, checkout
-from workspace import CACHE, EVALUATED, Workspace, environment
+from workspace import CACHE, EVALUATED, TINY, Workspace, environment, forks
 
 HERE = Path(__file__).parent
 
@@ -44,11 +43,12 @@ def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_workspace(cache: Path, empty_db: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workspace]:
-    """Makes working folders, each with an empty database."""
+def make_workspace(cache: Path, empty_db: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workspace]:
+    """Makes working folders, each with an empty database: make_workspace(), or make_workspace(TINY_SIT)."""
+    forks()  # here, before two threads ask for it at once
 
-    def make() -> Workspace:
-        here = Workspace(tmp_path_factory.mktemp("work"), cache)
+    def make(tiny: tuple[str, ...] = TINY) -> Workspace:
+        here = Workspace(tmp_path_factory.mktemp("work"), cache, tiny)
         shutil.copy(empty_db, here.db)
         return here
 
@@ -65,7 +65,7 @@ def work(make_workspace: Callable[[], Workspace]) -> Workspace:
 def reference(make_workspace: Callable[[], Workspace]) -> Workspace:
     """A run that nothing interrupted, tracked. Do not write here."""
     here = make_workspace()
-    here.train()
+    here.train(fresh=True)
     return here
 
 
@@ -95,15 +95,12 @@ def kill_seed() -> int:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A real SLURM of this session's own; where there can be none the tests say why and are skipped."""
+    """A real SLURM of this session's own; where its packages are missing the tests say so and are
+    skipped. One that is there and does not start is a failure."""
     missing = what_is_missing()
     if missing is not None:
         pytest.skip(f"these tests need a SLURM of their own: {missing}")
-    with contextlib.ExitStack() as stack:
-        try:
-            cluster = stack.enter_context(running(tmp_path_factory.mktemp("slurm")))
-        except RuntimeError as error:
-            pytest.skip(str(error))
+    with running(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
 

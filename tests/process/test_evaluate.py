@@ -6,12 +6,13 @@ import json
 import shutil
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from workspace import EVALUATED, HANGS, Workspace, assert_tracked_once, environment, one_line_error, query
+from workspace import EVALUATED, Workspace, assert_tracked_once, ended, one_line_error, query
 
+from urepa.errors import NOT_EVALUATED
+from urepa.jobs import Job
 from urepa.metrics import TIMINGS, is_final, read_rows
 from urepa.runs import RunFolder
 
@@ -25,10 +26,7 @@ PROBED = (
 
 
 def evaluate(work: Workspace, run: Path | str, *overrides: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "urepa.evaluate", f"run={run}", *overrides]
-    done = subprocess.run(
-        command, cwd=work.folder, env=environment(), capture_output=True, text=True, timeout=HANGS, check=False
-    )
+    done = ended(["-m", "urepa.evaluate", f"run={run}", *overrides], work.folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -69,8 +67,8 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     png = "samples/step_00000012.png"
     assert (run / png).read_bytes() == (there / png).read_bytes()
     after, theirs = summary(run), summary(there)
-    assert {k: v for k, v in after.items() if k not in ("metrics", "evaluation")} == {
-        k: v for k, v in before.items() if k not in ("metrics", "evaluation")
+    assert {k: v for k, v in after.items() if k not in ("metrics", "evaluation", "evaluation_keys")} == {
+        k: v for k, v in before.items() if k not in ("metrics", "evaluation", "evaluation_keys")
     }
     assert after["evaluation"] == theirs["evaluation"]
     same = after["metrics"].keys() - set(TIMINGS)
@@ -91,7 +89,10 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     assert first.keys() >= {"step", "final/tap_knn", "final/tap_linear_probe", "final/pixel_knn", "final/teacher_knn"}
     assert first["final/pixel_knn"] != second["final/pixel_knn"]
     assert "final/tap_linear_probe" not in second, "it has not changed"
-    assert summary(run)["metrics"].items() >= (own | first | second | {"train/lambda": 0.5}).items() - {("step", 12)}
+    assert first["final/samples_named_rightly"] is None, "these samples are named by nobody"
+    last = {k: v for k, v in (own | first | second | {"train/lambda": 0.5}).items() if v is not None}
+    assert summary(run)["metrics"].items() >= last.items() - {("step", 12)}
+    assert "final/samples_named_rightly" not in summary(run)["metrics"]
     in_mlflow = "select step, value from metrics where key = 'final/pixel_knn' and run_uuid = ? order by timestamp"
     assert query(copied.db, in_mlflow, run_id) == [(12, row["final/pixel_knn"]) for row in (first, second)]
     ((facts,),) = query(copied.db, "select value from tags where key = 'urepa.summary' and run_uuid = ?", run_id)
@@ -107,6 +108,57 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     assert not [key for key in summary(run)["metrics"] if key.startswith("final/")], "they are not of its end"
 
 
+def test_other_settings_leave_no_stale_value_beside_new_ones(copied: Workspace) -> None:
+    """41 images have no floor of 40 held-out ones: that of 20 goes, from the summary and from MLflow."""
+    run, part = copied.run, "evaluation.generation"
+    few = (f"{part}.subset=10", f"{part}.kid_subsets=2", f"{part}.kid_subset_size=5", f"{part}.images.steps=2")
+    few += (f"~{part}.encoders.efficientnet_lite0", f"{part}.reference_images=20")
+    evaluate(copied, run, "evaluation=generation", *few, f"{part}.images.count=20")
+    assert "floor/fd/pixels" in summary(run)["metrics"]
+    evaluate(copied, run, "evaluation=generation", *few, f"{part}.images.count=41")
+    after = summary(run)
+    assert after["evaluation"]["generation"]["images"]["count"] == 41
+    assert not [key for key in after["metrics"] if key.startswith("floor/") and key.endswith("/pixels")]
+    assert set(after["evaluation_keys"]["generation"]) <= after["metrics"].keys()
+    row = evaluations(run)[-1]
+    assert row["floor/fd/pixels"] is None
+    last = "select is_nan from metrics where key = ? order by timestamp desc limit 1"
+    connection = sqlite3.connect(copied.db)
+    assert connection.execute(last, ("floor/fd/pixels",)).fetchall() == [(1,)]
+    assert connection.execute(last, ("final/fd/pixels",)).fetchall() == [(0,)]
+    connection.close()
+
+
+def test_an_evaluation_that_fails_costs_no_other(copied: Workspace) -> None:
+    run = copied.run
+    some = (
+        *PROBED[1:],
+        "evaluation.samples.knn=1",
+        "evaluation.probe.tap=midd",
+        "evaluation.alignment.timesteps=[100]",
+    )
+    read = ("evaluation.knn.train_images=40", "evaluation.knn.k=3")
+    chosen = "evaluation=[none,cifar10,alignment,knn]"
+    said = one_line_error(evaluate(copied, run, chosen, *some, *read, code=1))
+    assert "evaluation.probe: this backbone has no tap 'midd'" in said
+    assert "evaluation.knn" not in said
+    (row,) = evaluations(run)
+    assert row.keys() >= {
+        "final/samples_named_rightly",
+        "final/token_cosine",
+        "final/cka_by_t/mid/0100",
+        "final/knn/tap",
+    }
+    assert "final/tap_knn" not in row
+    assert row["final/knn/untrained_tap"] != row["final/knn/tap"] or row["final/untrained_cka"] != row["final/cka"]
+    assert summary(run)["metrics"].items() >= row.items() - {("step", 12)}
+    assert summary(run)["evaluation"].keys() == {"samples", "probe", "alignment", "knn"}, (
+        "a comparison knows what was asked"
+    )
+    assert_tracked_once(copied.db, run)
+    assert list((run / "evaluation").iterdir()) == [run / "evaluation" / "alignment_step_00000012.png"]
+
+
 def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, evaluated: Workspace) -> None:
     run, own = copied.run, copied.folder / "evaluated"
     shutil.copytree(evaluated.run, own)
@@ -116,7 +168,7 @@ def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, e
 
     assert "run=nowhere is not a run's folder" in said("nowhere")
     assert not (copied.folder / "nowhere").exists()
-    assert "was trained with evaluation=none: choose one, evaluation=cifar10 or digits" in said(run)
+    assert "was trained with evaluation=none: choose some, evaluation=[NAME,...], of " in said(run)
     assert "evaluation.samples.per_class=0: give 1 or more" in said(run, *EVALUATED, "evaluation.samples.per_class=0")
     gone = said(own, "data.root=gone")
     assert "there is no cache at gone/" in gone
@@ -132,3 +184,14 @@ def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, e
     assert "no valid checkpoint of its last step, 12; the newest is 9's" in said(own, "tracking=none").splitlines()[-1]
     (own / "summary.json").unlink()
     assert "is not finished: train it to its last step, 12" in said(own)
+
+
+def test_a_run_whose_evaluation_failed_is_finished(work: Workspace) -> None:
+    """It says so by an exit code of its own; the same command trains nothing again."""
+    more = ("evaluation=inception", "tracking=none", "trainer.max_steps=2")
+    said = one_line_error(work.train(*more, code=NOT_EVALUATED))
+    assert said.startswith("evaluation.inception: there is no pt_inception-2015-12-05-6726825d.pth")
+    assert Job("arm", (), str(work.run)).is_finished()
+    rows = read_rows(work.run / "metrics.jsonl")
+    assert "is finished: 2 steps" in work.train(*more).stdout
+    assert read_rows(work.run / "metrics.jsonl") == rows

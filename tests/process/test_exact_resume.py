@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from forks import Forked
 from workspace import (
     EVALUATED,
     Workspace,
@@ -125,13 +126,15 @@ def test_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -
     draw, kills = random.Random(kill_seed), 0
     while kills < RANDOM_KILLS:
         process = work.start()
-        wait_for(partial(lock_taken, work, process.pid), process, "its lock")
-        time.sleep(draw.uniform(0, 3))
+        wait_for(partial(lock_taken_or_ended, work, process), what="its lock")
+        time.sleep(draw.uniform(0, 2))
         process.kill()
-        if process.wait() == -signal.SIGKILL:
+        code = process.wait()
+        if code == -signal.SIGKILL:
             kills += 1
             print(f"kill {kills}: checkpoints {steps(work.run)}")
             continue
+        assert code == 0
         assert_same_run(work.run, reference.run)
         assert_tracked_once(work.db, work.run)
         shutil.rmtree(work.folder / "outputs")
@@ -140,9 +143,10 @@ def test_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -
     assert_tracked_once(work.db, work.run)
 
 
-def lock_taken(work: Workspace, pid: int) -> bool:
-    """Has this process claimed the run's folder?"""
-    return any(f"pid {pid} " in lock.read_text() for lock in work.folder.glob("outputs/*/seed0/.lock"))
+def lock_taken_or_ended(work: Workspace, process: Forked) -> bool:
+    """Has this process claimed the run's folder? One that finds its run finished may end before it is seen to."""
+    locks = work.folder.glob("outputs/*/seed0/.lock")
+    return process.poll() is not None or any(f"pid {process.pid} " in lock.read_text() for lock in locks)
 
 
 def _finished_but_for_the_summary(work: Workspace) -> Path:

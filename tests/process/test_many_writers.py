@@ -7,23 +7,25 @@ import sys
 import time
 from pathlib import Path
 
+from forks import Forked
 from test_mlflow_down import free_port, server
-from workspace import Workspace, assert_tracked_once, environment, query, wait_for
+from workspace import Workspace, assert_tracked_once, environment, query, start, wait_for
 
 WRITERS = 8
 SCRIPT = str(Path(__file__).with_name("write_metrics.py"))
 
 
-def start(work: Workspace, uri: str, pause: float) -> list[subprocess.Popen[str]]:
-    commands = [[sys.executable, SCRIPT, str(work.folder / f"seed{i}"), uri, str(pause)] for i in range(WRITERS)]
-    return [
-        subprocess.Popen(c, cwd=work.folder, env=environment(), stderr=subprocess.PIPE, text=True) for c in commands
-    ]
+def begin(work: Workspace, uri: str, pause: float) -> list[Forked]:
+    writers = []
+    for i in range(WRITERS):
+        out, err = (work.folder / f"{name}{i}.txt" for name in ("out", "err"))
+        writers.append(start([SCRIPT, str(work.folder / f"seed{i}"), uri, str(pause)], work.folder, out, err))
+    return writers
 
 
-def assert_all_there(work: Workspace, writers: list[subprocess.Popen[str]]) -> None:
-    said = [writer.communicate()[1] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0] * WRITERS, said
+def assert_all_there(work: Workspace, writers: list[Forked]) -> None:
+    codes = [writer.wait() for writer in writers]
+    assert codes == [0] * WRITERS, [(work.folder / f"err{i}.txt").read_text() for i in range(WRITERS)]
     for i in range(WRITERS):
         assert_tracked_once(work.db, work.folder / f"seed{i}")
     counted = query(work.db, "select count(*), count(distinct run_uuid || key || step) from metrics group by run_uuid")
@@ -37,13 +39,13 @@ def test_one_fresh_sqlite_file(work: Workspace) -> None:
     uri = f"sqlite:///{work.db}"
     prepare = f"from urepa.tracking import prepare_store; prepare_store({uri!r})"
     subprocess.run([sys.executable, "-c", prepare], env=environment(), check=True, capture_output=True)
-    assert_all_there(work, start(work, uri, 0.01))
+    assert_all_there(work, begin(work, uri, 0.01))
 
 
 def test_a_server_that_is_away_for_20_seconds(work: Workspace) -> None:
     port = free_port()
     with server(work, port):
-        writers = start(work, f"http://127.0.0.1:{port}", 0.3)
+        writers = begin(work, f"http://127.0.0.1:{port}", 0.3)
         wait_for(lambda: len(query(work.db, "select distinct run_uuid from metrics")) == WRITERS, None, "all to write")
     before = query(work.db, "select count(*) from metrics")[0][0]
     assert before < WRITERS * 500

@@ -99,6 +99,7 @@ def test_resume_extends_a_finished_run(work: Workspace, evaluated: Workspace) ->
     command = extension(work, "trainer.max_steps=20")
     done = work.train(*command, bare=True, arranged=("--kill", "after_backward:5"), code=-signal.SIGKILL)
     assert "extending" in done.stdout
+    assert "the command that began it is refused from now on" in done.stdout
     assert "from 12 to 20 steps" in done.stdout
     assert "learning rate" in done.stdout
     assert "at step 12 it goes from 0.0% of its peak to " in done.stdout

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +43,7 @@ class Sweep:
 
     def __init__(self, work: Workspace, cluster: Cluster, *more: str) -> None:
         self.work, self.cluster = work, cluster
-        command = work.command(*work.overrides(*more), *LAUNCHER, "-m")
+        command = [sys.executable, *work.command(*work.overrides(*more), *LAUNCHER, "-m")]
         self.process = subprocess.Popen(
             command,
             cwd=work.folder,

@@ -23,15 +23,29 @@ def test_four_runs_four_folders_four_mlflow_runs(work: Workspace) -> None:
         arm = {0.5: "baseline", 0.0: "lambda_0"}[lam]
         combinations.add((lam, int(params["head.depth"])))
         assert run.parent.name.startswith(f"quickstart+{arm},")
-        assert json.loads((run / "summary.json").read_text())["ablation"] == arm
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["ablation"] == arm
+        assert {"head.depth", "trainer.max_steps"} <= {o.split("=")[0] for o in summary["overrides"]}
         assert not [key for key in params if key.startswith("arm")]
         assert params["trainer.max_steps"] == "4"
         assert params["optimizer.lr.backbone"] == "0.001"
         tags = dict(query(work.db, "select key, value from tags where run_uuid = ?", run_id))
         expected = {"experiment": "quickstart", "ablation": arm, "seed": "0"} | {
             "git_commit": code_state()["git_commit"],
+            "mlflow.source.git.commit": code_state()["git_commit"],
             "folder": str(run),
+            "backbone": "tiny_unet",
+            "teacher": "EfficientNetLite0",
+            "objective": "DDPMVelocity",
+            "data": "digits",
+            "lambda": f"{lam:g}",
+            "head_depth": params["head.depth"],
+            "lora_rank": "none",
+            "steps": "4",
         }
         assert expected.items() <= tags.items()
+        assert f"head.depth={params['head.depth']}" in tags["arm"].split(", ")
+        assert ("lambda_0" in tags["arm"]) is (lam == 0)
+        assert "baseline" not in tags["arm"], "this arm is what the command changed"
         assert tags["code_state"].split()[0] in ("clean", "changed")
     assert combinations == {(0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)}

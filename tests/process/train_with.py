@@ -38,13 +38,14 @@ def on_call(owner: Any, name: str, n: int, strike: Callable[..., None], after: b
 
 def arrange(point: str, n: int, strike: Callable[..., None]) -> None:
     """The points that tests name."""
-    from urepa import checkpoint, session, trainer
+    from urepa import assembly, checkpoint, session, trainer
     from urepa.evaluation.validate import Validation
     from urepa.metrics import MetricsLog
 
     simple: dict[str, tuple[Any, str, bool]] = {
         "after_backward": (trainer, "clip_by_global_norm", False),
         "in_validation": (Validation, "_group", False),
+        "in_evaluation": (assembly, "run_each", False),
         "validated": (Validation, "__call__", True),
         "before_file": (checkpoint, "save_file", False),  # three files a checkpoint: weights, ema, optimizer
         "after_file": (checkpoint, "save_file", True),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from forks import Forked, Forks
 
 from urepa.metrics import TIMINGS, read_rows
 
@@ -30,6 +34,17 @@ TINY = (
     "trainer.threads=1",
     "evaluation=none",
 )
+# the same caches and length, of REPA on a SiT: 4x16x16 pixel-unshuffled digits as 4x4 patches, a token for each
+TINY_SIT = (
+    "+experiment=repa_cifar10_pixels",
+    "data=digits",
+    "teacher=efficientnet_lite0",
+    "backbone.depth=4",
+    "backbone.width=64",
+    "backbone.heads=2",
+    "head.hidden=32",
+    *(o for o in TINY if not o.startswith(("backbone.", "head.", "loss."))),
+)
 CACHE = ("data.limit=100", "data.validation_images=20", "data.test_images=20")
 EVALUATED = (
     "evaluation=digits",
@@ -47,52 +62,82 @@ def environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
+def ended(
+    what: list[str], folder: Path, timeout: float = HANGS, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`python WHAT` in a folder, to its end: a fork of a process that has imported everything; `fresh`: one that begins
+    with nothing, as a user's."""
+    if fresh:
+        command = [sys.executable, *what]
+        return subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+    with tempfile.TemporaryDirectory() as place:
+        out, err = (Path(place) / name for name in ("out", "err"))
+        process = start(what, folder, out, err)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(what, code, out.read_text(), err.read_text())
+
+
+@functools.cache
+def forks() -> Forks:
+    """One for all tests of this process."""
+    return Forks(environment())
+
+
+def start(what: list[str], folder: Path, out: Path, err: Path, **variables: str) -> Forked:
+    """The same, begun. What it says goes to two files."""
+    return forks().start(what, folder, environment() | variables, out, err)
+
+
 class Workspace:
     """One folder with `outputs/` and `mlflow.db`, as a user's."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder, self.cache = folder, cache
+    def __init__(self, folder: Path, cache: Path, tiny: tuple[str, ...] = TINY) -> None:
+        self.folder, self.cache, self.tiny = folder, cache, tiny
         self.db = folder / "mlflow.db"
 
     def overrides(self, *more: str) -> list[str]:
         """The tiny configuration, with `more` on top (the last one of a key wins)."""
-        every = [*TINY, *CACHE, f"data.root={self.cache}", *more]
+        every = [*self.tiny, *CACHE, f"data.root={self.cache}", *more]
         last = {o.lstrip("+").partition("=")[0]: o for o in every}
         return list(last.values())
 
     def command(self, *overrides: str, arranged: tuple[str, ...] = (), ranks: int = 1) -> list[str]:
-        """`python -m urepa.train OVERRIDES`, with things arranged by train_with.py or under torchrun if asked."""
+        """`-m urepa.train OVERRIDES`, with things arranged by train_with.py or under torchrun if asked."""
         what = [TRAIN_WITH, *arranged, "--"] if arranged else ["-m", "urepa.train"]
-        start = [sys.executable]
         if ranks > 1:
-            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        return [*start, *what, *overrides]
+            what = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *what]
+        return [*what, *overrides]
 
     def train(
-        self, *more: str, arranged: tuple[str, ...] = (), ranks: int = 1, code: int | None = 0, bare: bool = False
+        self,
+        *more: str,
+        arranged: tuple[str, ...] = (),
+        ranks: int = 1,
+        code: int | None = 0,
+        bare: bool = False,
+        fresh: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Runs it to its end and checks the exit code (None: any). `bare`: only the overrides given."""
         overrides = list(more) if bare else self.overrides(*more)
-        done = subprocess.run(
-            self.command(*overrides, arranged=arranged, ranks=ranks),
-            cwd=self.folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=HANGS,
-        )
+        command = self.command(*overrides, arranged=arranged, ranks=ranks)
+        done = ended(command, self.folder, fresh=fresh or ranks > 1)
         said = f"\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
         assert code is None or done.returncode == code, f"exit code {done.returncode}, not {code}{said}"
         for word in ("terminate called", "core dumped", "Fatal Python error"):
             assert word not in done.stderr, said
         return done
 
-    def start(self, *more: str, arranged: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+    def start(self, *more: str, arranged: tuple[str, ...] = (), **variables: str) -> Forked:
         """Starts it, with more environment variables; what it says goes to files beside outputs/."""
-        with open(self.folder / "stdout.txt", "w") as out, open(self.folder / "stderr.txt", "w") as err:
-            command = self.command(*self.overrides(*more), arranged=arranged)
-            env = environment() | variables
-            return subprocess.Popen(command, cwd=self.folder, env=env, stdout=out, stderr=err, text=True)
+        command = self.command(*self.overrides(*more), arranged=arranged)
+        out, err = (self.folder / name for name in ("stdout.txt", "stderr.txt"))
+        return start(command, self.folder, out, err, **variables)
 
     def runs(self) -> list[Path]:
         """The folders of all runs here."""
@@ -195,7 +240,9 @@ def assert_tracked_once(db: Path, run: Path) -> str:
     return run_id
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, what: str = "it") -> None:
+def wait_for(
+    condition: Callable[[], object], process: Forked | subprocess.Popen[str] | None = None, what: str = "it"
+) -> None:
     """Until the condition holds. Fails if the process ends before, or after a very long time."""
     end = time.monotonic() + HANGS
     while not condition():

@@ -23,6 +23,13 @@ BEFORE = {
     "dec_first": (*ENCODER, "unet.mid_block.", "unet.up_blocks.0."),
 }
 
+# Module names for LoRA, anchored at the top: a bare "to_q" would reach every block and put gradients into the frozen
+# encoder.
+LORA_BLOCKS = {"mid": r"mid_block\.", "all": r"(?:down_blocks|mid_block|up_blocks)\."}
+LORA_TARGETS = {
+    "attention": r".*\.(?:to_q|to_k|to_v|to_out\.0)",
+    "attention_conv": r"(?:.*\.(?:to_q|to_k|to_v|to_out\.0)|(?:\d+\.)?resnets\.\d+\.conv[12])",
+}
 DECODER = ("unet.up_blocks.", "unet.conv_norm_out", "unet.conv_act", "unet.conv_out")
 
 
@@ -49,6 +56,8 @@ class UNet(nn.Module):
     block's, after its upsampling).
     """
 
+    stages = ("down", "mid", "up")
+
     def __init__(self, unet: Any, embedding_KLE: Tensor) -> None:
         super().__init__()
         self.unet: Any = unet
@@ -74,8 +83,16 @@ class UNet(nn.Module):
             if not name.startswith(before):
                 parameter.requires_grad_(False)
 
+    def lora_modules(self, targets: str, blocks: str) -> str:
+        """A regular expression for the names of the modules to adapt."""
+        return LORA_BLOCKS[blocks] + LORA_TARGETS[targets]
+
+    def add_adapter(self, config: Any) -> None:
+        """peft's adapters, as diffusers' own loaders know them."""
+        self.unet.add_adapter(config)
+
     def stage_of(self, name: str) -> str:
-        """Where in the U-Net a module or parameter of this name works: down, mid or up."""
+        """Where in the U-Net a module or parameter of this name works: one of `stages`."""
         if name.startswith("unet.mid_block"):
             return "mid"
         return "up" if name.startswith(DECODER) else "down"

@@ -147,7 +147,7 @@ class DocumentedLoop:
             hook = unet.mid_block.register_forward_hook(lambda module, inputs, output: mid.append(output))
             prediction = unet(x_t, t_B, encoder_hidden_states=self.backbone.embedding_KLE[ids_B]).sample
             hook.remove()  # the model may be shared with other loops
-            tokens_BND = self.model.heads["mid"](Tokens.from_map(mid[0])).x_BND
+            tokens_BND = self.model.heads["mid"](Tokens.from_map(mid[0]), t_B).x_BND
         warm = settings["warmup_steps"]
         lam = settings["lambda_max"] * (min(1.0, step / warm) if warm else 1.0)
         teacher_BND = teacher_BND.float()

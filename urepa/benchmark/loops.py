@@ -24,6 +24,8 @@ from urepa.benchmark.documented import DocumentedLoop, Store, forever, loader, u
 from urepa.benchmark.synthetic import SyntheticTrack, write_prompts
 from urepa.contracts import Condition, Denoised, Tokens
 from urepa.data.reader import Batch
+from urepa.errors import UserError
+from urepa.teachers.several import ALONE
 from urepa.tracking import NoShipper
 
 FOREVER = 10**9  # steps
@@ -100,6 +102,11 @@ class Bench:
         self.place, self.accelerator = place, accelerator
         real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
         teacher = assembly.make(config["teacher"]) if loss.taps else None
+        if real.online_latents or real.online_teacher:
+            raise UserError(
+                "bench times a step over records: leave data.online_latents and data.online_teacher out; what they add "
+                "is counted by `python -m urepa.plan`"
+            )
         batch_size = config["trainer"]["batch_size"]
         data = {
             "root": str(place),
@@ -149,6 +156,8 @@ class Bench:
     def without_each_part(self) -> list[Loop]:
         """The same with one part as the document has it."""
         trainer, model = self.trainer, self.trainer.model
+        if not hasattr(model.backbone, "unet"):
+            raise UserError("bench.parts takes a U-Net's step apart, and this experiment has none; leave it out")
         loops = [replace(self.ours(), name="without stages", inside=lambda: swapped(model, "backbone", HookedUNet))]
         if trainer.settings.channels_last:
             loops.append(replace(self.ours(), name="without channels_last", inside=lambda: in_nchw(model)))
@@ -193,7 +202,7 @@ class Bench:
             noise=torch.randn(x0.shape, device=device),
             t_B=torch.randint(self.trainer.objective.timesteps, (len(x0),), device=device),
             condition=Condition(index_B % classes, classes),
-            teacher_BND=teacher_BND,
+            teachers={ALONE: teacher_BND},
             rows_R=rows_R,
         )
         return [batch]

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 
 from urepa.data.cache import Cache, Sample, mean_token_file
+from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
 from urepa.data.store import write_store
+from urepa.errors import UserError
+from urepa.teachers.several import ALONE, Several
 
 PROMPT = (77, 768)  # of CLIP ViT-L/14: positions, width
 
@@ -37,15 +40,17 @@ class SyntheticTrack:
     def write(self, teacher: Any | None) -> None:
         """The stores."""
         self._write(self.latents, "", self.latent_shape)
+        if isinstance(teacher, Several):
+            raise UserError("urepa.bench times a step with one teacher: give teacher=NAME")
         if teacher is not None:
             self._write(self.tokens, "_mid", (teacher.grid[0] * teacher.grid[1], teacher.width))
 
     def open(self, teacher: Any | None) -> Cache:
         """The stores, as any track's."""
-        tokens = None if teacher is None else Store(self.tokens)
+        tokens: dict[str, Store | OnlineTokens] = {} if teacher is None else {ALONE: Store(self.tokens)}
         splits = dict.fromkeys(("train", "val", "test"), self.samples)
-        grid = None if teacher is None else teacher.grid
-        return Cache(splits, Store(self.latents), tokens, grid, self.num_classes, null_id=self.num_classes)
+        grids = {} if teacher is None else {ALONE: teacher.grid}
+        return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, null_id=self.num_classes)
 
     def _write(self, store: Path, suffix: str, shape: tuple[int, ...]) -> None:
         rng = np.random.default_rng(0)

@@ -5,21 +5,25 @@ A study has one validation set and protocol, one version of the code, and one ba
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
-from itertools import combinations
-from math import prod
+from itertools import combinations, count
 
-from urepa.comparison.comparable import protocol
+from urepa.comparison.apart import (
+    ABSENT,
+    Apart,
+    SameCode,
+    finished,
+    identity,
+    once_each,
+    one_code,
+    one_protocol,
+    with_contents,
+)
 from urepa.comparison.runs import Run
 from urepa.errors import UserError
-from urepa.runs import is_identity
 
-ABSENT = "—"
-SHOWN_REASONS = 3
-
-SameCode = Callable[[tuple[str, str], tuple[str, str]], bool]
+FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,6 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Apart:
-    """A run that is not averaged into anything, and why."""
-
-    run: Run
-    reason: str
-
-
-@dataclass(frozen=True)
 class Arm:
     """Runs that differ in nothing but their seed, by seed."""
 
@@ -54,6 +50,10 @@ class Arm:
     @property
     def first(self) -> Run:
         return next(iter(self.runs.values()))
+
+    def has(self, key: str) -> bool:
+        """Has any seed logged the metric?"""
+        return any(key in run.curves for run in self.runs.values())
 
 
 @dataclass(frozen=True)
@@ -68,134 +68,81 @@ class Study:
     def baseline(self) -> Arm:
         return self.arms[0]
 
+    def held_to(self, key: str) -> Arm:
+        """The arm whose value of a metric the others' must compare with: the baseline, or the first arm that has one
+        where the baseline has none. A baseline without alignment has no token loss, but the aligned arms do."""
+        return next((arm for arm in self.arms if arm.has(key)), self.baseline)
+
 
 def group(runs: list[Run], order: list[str], baseline: str | None, same_code: SameCode) -> Study:
     """The study that these runs make. UserError if none is finished, or `baseline` names no arm or several."""
-    usable, apart = _finished(runs)
+    usable, apart = finished(runs)
     if not usable:
         raise UserError(f"none of the {len(runs)} runs is finished: {apart[0].run.name} is {apart[0].reason}")
-    leading = [run for run in usable if baseline is not None and _is_meant(run, baseline)] or usable
-    usable, others = _one_protocol(usable, leading)
+    usable = with_contents(usable)
+    leading = [run for run in usable if baseline is not None and _is_meant(run, baseline)] or _main(usable)
+    usable, others = one_protocol(usable, leading)
     apart += others
     leading = [run for run in leading if run in usable]
-    usable, others = _one_code(usable, leading, same_code)
+    usable, others = one_code(usable, leading, same_code)
     apart += others
-    usable, others = _once_each(usable)
+    usable, others = once_each(usable)
     apart += others
     by_config: dict[Hashable, list[Run]] = {}
     for run in usable:
-        by_config.setdefault(tuple(sorted(_identity(run.config).items())), []).append(run)
+        by_config.setdefault(tuple(sorted(identity(run.config).items())), []).append(run)
     groups = list(by_config.values())
     labels = _labels(groups)
     groups.sort(key=lambda g: _place(g[0], labels[g[0].id], order))
-    chosen, why = _baseline(groups, labels, baseline)
+    chosen, why = _chosen(groups, labels, baseline) if baseline is not None else _baseline(groups, leading)
+    among = varying([g[0].config for g in groups])
     arms = [
         Arm(
             labels[g[0].id],
             g[0].config,
             {run.seed: run for run in sorted(g, key=lambda run: run.seed)},
-            tuple(changes(chosen[0].config, g[0].config)),
+            tuple(changes(chosen[0].config, g[0].config, among)),
         )
         for g in [chosen, *(g for g in groups if g is not chosen)]
     ]
     return Study(tuple(arms), tuple(apart), why)
 
 
-# --- what is set apart --------------------------------------------------------------------------------------
-
-
-def _finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
-    usable, apart = [], []
-    for run in runs:
-        if run.status != "finished":
-            apart.append(Apart(run, f"{run.status}: its last logged step is {run.last_step}"))
-        elif run.facts.get("extended_from") is not None:
-            steps = run.facts["extended_from"]
-            apart.append(Apart(run, f"extended from {steps} steps: its learning rate is not that of a run in one go"))
-        else:
-            usable.append(run)
-    return usable, apart
-
-
-def _one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """The runs that were measured like most of the leading ones; on a tie, like the newest."""
-    of = {run.id: protocol(run.config, run.facts) for run in runs}
-    counts = Counter(tuple(sorted(of[run.id].items())) for run in leading)
-    newest = max(leading, key=lambda run: (counts[tuple(sorted(of[run.id].items()))], run.started))
-    reference = of[newest.id]
-    usable, apart = [], []
-    for run in runs:
-        differing = [
-            f"{k} is {of[run.id].get(k, ABSENT)}, not {reference.get(k, ABSENT)}"
-            for k in sorted(of[run.id].keys() | reference.keys())
-            if of[run.id].get(k) != reference.get(k)
-        ]
-        if differing:
-            more = f", and {len(differing) - SHOWN_REASONS} more" if len(differing) > SHOWN_REASONS else ""
-            reason = f"another validation set or protocol: {'; '.join(differing[:SHOWN_REASONS])}{more}"
-            apart.append(Apart(run, reason))
-        else:
-            usable.append(run)
-    return usable, apart
-
-
-def _one_code(runs: list[Run], leading: list[Run], same_code: SameCode) -> tuple[list[Run], list[Apart]]:
-    """The runs of the version that made most of the leading ones; on a tie, of the newest."""
-    versions = list(dict.fromkeys(run.code for run in runs))
-    like = {(a, b): a == b or same_code(a, b) for a in versions for b in versions}
-    newest = max(leading, key=lambda run: (sum(like[run.code, other.code] for other in leading), run.started))
-    usable, apart = [], []
-    for run in runs:
-        if like[run.code, newest.code]:
-            usable.append(run)
-        else:
-            apart.append(Apart(run, f"another version of the code: {_version(run.code)}, not {_version(newest.code)}"))
-    return usable, apart
-
-
-def _version(code: tuple[str, str]) -> str:
-    commit, state = code
-    return f"{commit[:9]} ({state})" if state != "clean" else commit[:9]
-
-
-def _once_each(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """Of runs with the same config and seed, the newest."""
-    newest: dict[Hashable, Run] = {}
-    for run in sorted(runs, key=lambda run: run.started):
-        newest[tuple(sorted(_identity(run.config, seed=True).items()))] = run
-    kept = {run.id for run in newest.values()}
-    apart = [Apart(run, "the same arm and seed once more: the newest is taken") for run in runs if run.id not in kept]
-    return [run for run in runs if run.id in kept], apart
-
-
 # --- config differences -------------------------------------------------------------------------------------
-
-
-def _identity(config: dict[str, str], seed: bool = False) -> dict[str, str]:
-    return {k: v for k, v in config.items() if is_identity(k) and (seed or k != "seed")}
 
 
 def varying(configs: list[dict[str, str]]) -> list[str]:
     """Settings in which the configs differ. Where a part was exchanged (`x._target_`), its settings that only
     come with one of the parts say nothing more and are left out."""
-    identities = [_identity(config) for config in configs]
+    identities = [identity(config) for config in configs]
     keys = sorted(set().union(*identities))
     differ = [k for k in keys if len({config.get(k) for config in identities}) > 1]
     exchanged = {k.removesuffix("_target_") for k in differ if k.endswith("._target_")}
 
-    def comes_along(key: str) -> bool:
-        values = {config[key] for config in identities if key in config}
-        partly = any(key not in config for config in identities)
-        return len(values) == 1 and partly and any(key.startswith(part) for part in exchanged)
-
-    return [k for k in differ if k.endswith("._target_") or not comes_along(k)]
+    return [k for k in differ if k.endswith("._target_") or not _comes_along(k, identities, exchanged)]
 
 
-def changes(baseline: dict[str, str], config: dict[str, str]) -> list[Change]:
-    """What `config` has changed."""
-    return [
-        Change(k.removesuffix("._target_"), _short(k, baseline), _short(k, config)) for k in varying([baseline, config])
-    ]
+def _comes_along(key: str, configs: list[dict[str, str]], exchanged: set[str]) -> bool:
+    """Has the key one value wherever it is there, and is it absent exactly where its part is another one?"""
+    if len({config[key] for config in configs if key in config}) > 1:
+        return False
+    return any(key.startswith(part) and not _partly(key, part, configs) for part in exchanged)
+
+
+def _partly(key: str, part: str, configs: list[dict[str, str]]) -> bool:
+    """Do some configs with one and the same part have the key, and others not?"""
+    there: dict[str | None, set[bool]] = {}
+    for config in configs:
+        there.setdefault(config.get(f"{part}_target_"), set()).add(key in config)
+    return any(len(having) > 1 for having in there.values())
+
+
+def changes(baseline: dict[str, str], config: dict[str, str], among: list[str]) -> list[Change]:
+    """What `config` has changed. A setting that only came with a part is said where it is one of those that vary among
+    the arms: beside a baseline without alignment, every arm has a λ, and each its own."""
+    keys = varying([baseline, config])
+    keys += [key for key in among if key not in keys and key in config and key not in baseline]
+    return [Change(k.removesuffix("._target_"), _short(k, baseline), _short(k, config)) for k in sorted(keys)]
 
 
 def _short(key: str, config: dict[str, str]) -> str:
@@ -215,12 +162,31 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
         by_name.setdefault((g[0].experiment, g[0].ablation), []).append(g[0])
     labels = {}
     for (experiment, ablation), runs in by_name.items():
-        keys = varying([run.config for run in runs])
+        configs = [run.config for run in runs]
+        keys = varying(configs)
         for run in runs:
-            words = [f"{_word(k)}={_short(k, run.config)}" for k in keys]
+            said = [k for k in keys if not _is_of_another_part(k, run.config, configs)]
+            words = [f"{_word(k)}={_short(k, run.config)}" for k in said]
             named = [] if ablation == "baseline" and words else [ablation]
             labels[run.id] = _one_line((f"{experiment}: " if several else "") + ", ".join(named + words))
-    return labels
+    return _all_different(labels)
+
+
+def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str, str]]) -> bool:
+    """Has no config with the same part as this one the key, so that its absence says nothing beside the part's name?"""
+    targets = [k for k in varying(configs) if k.endswith("._target_") and key.startswith(k.removesuffix("_target_"))]
+    return any(not any(key in c for c in configs if c.get(k) == config.get(k)) for k in targets if k != key)
+
+
+def _all_different(labels: dict[str, str]) -> dict[str, str]:
+    """The labels, numbered where two arms would have the same: what is shown of them is kept by label."""
+    taken: set[str] = set()
+    different = {}
+    for id_, label in labels.items():
+        candidates = (label if i == 1 else f"{label} ({i})" for i in count(1))
+        different[id_] = next(text for text in candidates if text not in taken)
+        taken.add(different[id_])
+    return different
 
 
 def _one_line(text: str) -> str:
@@ -259,25 +225,59 @@ def _equal(wanted: str, value: str) -> bool:
     return _number_or_text(wanted) == _number_or_text(value)
 
 
-def _baseline(groups: list[list[Run]], labels: dict[str, str], wanted: str | None) -> tuple[list[Run], str]:
-    """The baseline's group, and why it is that one."""
-    if wanted is not None:
-        found = [g for g in groups if labels[g[0].id] == wanted] or [g for g in groups if _is_meant(g[0], wanted)]
-        if len(found) == 1:
-            return found[0], "chosen with baseline="
-        there = ", ".join(labels[g[0].id] for g in (found or groups)[:12])
-        problem = "fits several arms" if found else "names no arm"
-        raise UserError(f"baseline={wanted} {problem}: {there}; give an ablation's name or KEY=VALUE,KEY=VALUE")
-    named = [g for g in groups if g[0].ablation == "baseline"]
+# --- the baseline -------------------------------------------------------------------------------------------
+
+
+def _main(runs: list[Run]) -> list[Run]:
+    """The runs of the experiment and length that took most steps in all; on a tie, the newest. A few short trials
+    beside a study do not decide what it is compared with."""
+    families: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        families.setdefault(_family(run), []).append(run)
+    return max(families.values(), key=lambda own: (sum(_steps(run) for run in own), max(run.started for run in own)))
+
+
+def _family(run: Run) -> tuple[str, str]:
+    return run.experiment, run.config.get("trainer.max_steps", ABSENT)
+
+
+def _steps(run: Run) -> int:
+    return int(run.config.get("trainer.max_steps", "0"))
+
+
+def _chosen(groups: list[list[Run]], labels: dict[str, str], wanted: str) -> tuple[list[Run], str]:
+    """The group that the user means."""
+    found = [g for g in groups if labels[g[0].id] == wanted] or [g for g in groups if _is_meant(g[0], wanted)]
+    if len(found) == 1:
+        return found[0], "chosen with baseline="
+    there = "; ".join(labels[g[0].id] for g in (found or groups)[:12])
+    problem = "fits several arms" if found else "names no arm"
+    raise UserError(f"baseline={wanted} {problem}: {there}; give an ablation's name or KEY=VALUE,KEY=VALUE")
+
+
+def _baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], str]:
+    """The baseline's group, and why it is that one: among the arms of the main experiment and length the one named
+    so, else the control with λ = 0, else the one that most arms differ from in one setting alone."""
+    if len(groups) == 1:
+        return groups[0], "the only arm"
+    ids = {run.id for run in leading}
+    own = [g for g in groups if any(run.id in ids for run in g)] or groups  # none is left if newer ones say the same
+    experiment, steps = _family(own[0][0])
+    among = "" if len(own) == len(groups) else f", of the {len(own)} arms of {experiment} with {steps} steps"
+    named = [g for g in own if g[0].ablation == "baseline"]
     if len(named) == 1:
-        return named[0], "the arm named so" if len(groups) > 1 else "the only arm"
-    candidates = named or groups
-    settings = {g[0].id: _identity(g[0].config).items() for g in groups}
-    distance = [sum(len(settings[g[0].id] ^ other) for other in settings.values()) for g in candidates]
-    why = "it differs from the others in the fewest settings"
-    if distance.count(min(distance)) > 1:
-        why += "; of several such arms it is the first"
-    return candidates[distance.index(min(distance))], why
+        return named[0], f"the arm named so{among}"
+    candidates = named or own
+    controls = [g for g in candidates if _equal("0", g[0].config.get("loss.lambda_max", ABSENT))]
+    if len(controls) == 1:
+        return controls[0], f"the control with λ = 0{among}"
+    candidates = controls or candidates
+    near = [sum(len(varying([g[0].config, o[0].config])) == 1 for o in own) for g in candidates]
+    why = "of the controls with λ = 0 the one" if controls else "the one"
+    why += " that most arms differ from in one setting alone"
+    if near.count(max(near)) > 1:
+        why += "; of several such arms the first"
+    return candidates[near.index(max(near))], why + among
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------
@@ -285,8 +285,8 @@ def _baseline(groups: list[list[Run]], labels: dict[str, str], wanted: str | Non
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arms that differ from the baseline in one or two numbers alone. `arms` is by the values of `keys`; of two
-    keys every combination is there."""
+    """Arms that differ from each other in one or two numbers alone. `arms` is by the values of `keys`; of two keys some
+    combinations may be missing, but no row or column has fewer than two."""
 
     keys: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
@@ -294,28 +294,35 @@ class Sweep:
 
 
 def sweeps(study: Study) -> list[Sweep]:
-    """Grids of two settings (2x2 or larger), and lines of one (three values or more) that are in no grid."""
-    changed = {arm.label: set(varying([study.baseline.config, arm.config])) for arm in study.arms}
-    keys = [key for key in sorted(set().union(*changed.values())) if _is_number(key, study.arms)]
-    grids = [found for pair in combinations(keys, 2) if (found := _sweep(study, pair, changed))]
+    """Grids of two settings (2x2 or larger), and lines of one (three values or more) that are in no grid: those in
+    which the baseline is, else the largest."""
+    keys = [key for key in varying([arm.config for arm in study.arms]) if _is_number(key, study.arms)]
+    grids = [found for pair in combinations(keys, 2) if (found := _sweep(study, pair))]
     in_grids = {key for grid in grids for key in grid.keys}
-    lines = [found for key in keys if key not in in_grids and (found := _sweep(study, (key,), changed))]
+    lines = [found for key in keys if key not in in_grids and (found := _sweep(study, (key,)))]
     return grids + lines
 
 
-def _sweep(study: Study, keys: tuple[str, ...], changed: dict[str, set[str]]) -> Sweep | None:
-    arms = {
-        tuple(float(arm.config[key]) for key in keys): arm
-        for arm in study.arms
-        if changed[arm.label] <= set(keys) and all(key in arm.config for key in keys)
-    }
+def _sweep(study: Study, keys: tuple[str, ...]) -> Sweep | None:
+    """The arms that are the same but for `keys`."""
+    families: dict[Hashable, dict[tuple[float, ...], Arm]] = {}
+    for arm in study.arms:
+        if all(key in arm.config for key in keys):
+            rest = tuple(sorted((k, v) for k, v in identity(arm.config).items() if k not in keys))
+            families.setdefault(rest, {})[tuple(float(arm.config[key]) for key in keys)] = arm
+    found = [sweep for arms in families.values() if (sweep := _full_enough(keys, arms))]
+    return max(found, key=lambda sweep: (study.baseline in sweep.arms.values(), len(sweep.arms)), default=None)
+
+
+def _full_enough(keys: tuple[str, ...], arms: dict[tuple[float, ...], Arm]) -> Sweep | None:
     values = tuple(tuple(sorted({at[i] for at in arms})) for i in range(len(keys)))
-    full = len(arms) == prod(map(len, values))
-    fewest = 3 if len(keys) == 1 else 2
-    if not full or min(map(len, values)) < fewest:
+    if len(keys) == 1:
+        return Sweep(keys, values, arms) if len(arms) >= FEWEST_OF_A_LINE else None
+    along = [sum(at[i] == value for at in arms) for i in range(2) for value in values[i]]
+    if min(along) < FEWEST_OF_A_GRID:
         return None
     # the longer one first: it goes along the x axis
-    if len(keys) == 2 and len(values[0]) < len(values[1]):
+    if len(values[0]) < len(values[1]):
         return Sweep(keys[::-1], values[::-1], {at[::-1]: arm for at, arm in arms.items()})
     return Sweep(keys, values, arms)
 

@@ -6,32 +6,50 @@ Reasons are config keys, so that the report can name them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from urepa.comparison.runs import as_text
 from urepa.runs import is_identity
 
+DURING = "eval/"  # evaluations in the course of training
 OBJECTIVE = ("objective",)  # ε or v, and β: they set a diffusion loss's scale
-TOKENS = ("loss._target_", "loss.taps", "teacher", "data.token_dtype")
+TOKENS = ("loss._target_", "loss.taps", "loss.teachers", "loss.spatial_norm", "teacher", "data.token_dtype")
 MANIFOLD = (*TOKENS, "loss.level")
-WEIGHTS = ("loss.lambda_max", "loss.manifold_weight", "loss.manifold_clip", "loss.diffusion_fraction")
-TOTAL = (*OBJECTIVE, *MANIFOLD, *WEIGHTS)
-RESTS_ON = {"total": TOTAL, "diffusion": OBJECTIVE, "token": TOKENS, "cosine": TOKENS, "manifold": MANIFOLD}
-NOISE_LEVELS = ("objective.beta_start", "objective.beta_end", "objective.beta_schedule", "objective.timesteps")
-
-# Of `data`, what is for training alone; all else says what is validated on.
-TRAINING_DATA = (
-    "data.name",
-    "data.limit",
-    "data.train_images",
-    "data.train",
-    "data.cfg_dropout",
-    "data.online_teacher",
-    "data.token_dtype",
-    "data.tokens",
-    "data.moments",
-    "data.max_skipped",
+WEIGHTS = (
+    "loss.lambda_max",
+    "loss.manifold_weight",
+    "loss.manifold_clip",
+    "loss.diffusion_fraction",
+    "loss.stop_step",
+    "loss.time_power",
 )
+TOTAL = (*OBJECTIVE, *MANIFOLD, *WEIGHTS)
+TIMES = ("objective.draw",)  # of which a mean over all times is one; by timestep bin it is not
+RESTS_ON = {
+    "total": TOTAL,
+    "diffusion": OBJECTIVE,
+    "token": TOKENS,
+    "cosine": TOKENS,
+    "manifold": MANIFOLD,
+    "x0_error": (),
+}
+# What is measured against the teacher's own tokens, at whatever tap; a head's fit also to what the loss made of them.
+OF_TEACHER = ("teacher", "data.token_dtype")
+OF_FIT = (*OF_TEACHER, "loss.spatial_norm")
+ALIGNMENT_RESTS_ON = {
+    "token_cosine": OF_FIT,
+    "token_cosine_above_constant": OF_FIT,
+    "similarity_mae": OF_FIT,
+    "neighbour_recall": OF_FIT,
+    "cka": OF_TEACHER,
+    "cknna": OF_TEACHER,
+}
+NOISE_LEVELS = (
+    "objective.beta_start",
+    "objective.beta_end",
+    "objective.beta_schedule",
+    "objective.timesteps",
+    "objective.path",
+)
+
 # Arms that differ in these did not see the same data and noise, although their seeds are the same.
 UNPAIRS = (
     "data.limit",
@@ -39,9 +57,12 @@ UNPAIRS = (
     "data.train",
     "data.moments",
     "data.max_skipped",
+    "data.flip",
+    "data.content.train",
     "trainer.max_steps",
     "trainer.batch_size",
     "objective.timesteps",
+    "objective.draw",
 )
 
 
@@ -66,12 +87,52 @@ VALIDATION = (
     Metric("val/manifold", "manifold loss", "↓"),
     Metric("val/x0_error", "x0 error", "↓"),
 )
+OF_ALIGNMENT = (
+    Metric("final/token_cosine", "token cosine", "↑"),
+    Metric("final/token_cosine_above_constant", "token cosine above the best constant", "↑"),
+    Metric("final/similarity_mae", "MAE of sample similarities", "↓"),
+    Metric("final/neighbour_recall", "nearest-neighbour recall", "↑"),
+    Metric("final/cka", "CKA of the tap", "↑"),
+    Metric("final/cknna", "CKNNA of the tap", "↑"),
+)
+OF_READERS = tuple(
+    Metric(f"final/{reader}/{what}{pooling}{top}", f"{name}: {what}{', attention' * bool(pooling)}{rank}", "↑")
+    for reader, name in (("knn", "k-NN"), ("linear_probe", "linear probe"))
+    for what in ("tap", "head")
+    for pooling in ("", "_attention")
+    for top, rank in (("", ""), ("_top5", ", top 5"))
+)
+OF_TOKENS = tuple(
+    Metric(f"final/{measure}/{what}", f"{name}: {what}", better)
+    for measure, name, better in (("dense", "mIoU", "↑"), ("lds", "LDS", ""), ("cds", "CDS", ""), ("rmsc", "RMSC", ""))
+    for what in ("tap", "head")
+)
 EVALUATION = (
     Metric("final/tap_knn", "k-NN on the tap", "↑"),
     Metric("final/tap_linear_probe", "linear probe of the tap", "↑"),
+    *OF_READERS,
+    *OF_ALIGNMENT,
+    *OF_TOKENS,
     Metric("final/samples_named_rightly", "samples named rightly", "↑"),
+    Metric("final/inception_score", "Inception Score", "↑"),
+    Metric("final/clip_score", "CLIP score", "↑"),
 )
-REFERENCES = ("floor/", "final/pixel_", "final/teacher_")  # say nothing about an arm
+OF_ENCODERS = (("fd", "FD", "↓"), ("kid", "KID", "↓"), ("precision", "precision", "↑"), ("recall", "recall", "↑"))
+REFERENCES = (  # say nothing about an arm
+    *("floor/", "final/pixel_", "final/teacher_", "final/untrained_", "final/random_"),
+    *(
+        f"final/{reader}/{what}"
+        for reader in ("knn", "linear_probe", "dense", "lds", "cds", "rmsc")
+        for what in ("teacher", "untrained", "random")
+    ),
+)
+# What else is read as the arms are, a row of the table below them
+READ_BESIDE = {
+    "teacher": "the teacher's tokens",
+    "untrained": "the untrained model",
+    "random": "the same of random weights",
+    "pixel": "pixels",
+}
 REFERENCE_LABELS = {
     "floor/zero_predictor": "diffusion loss of predicting zero",
     "floor/constant_token": "token loss of the best constant token",
@@ -82,10 +143,55 @@ REFERENCE_LABELS = {
 
 def metrics_of(keys: set[str]) -> list[Metric]:
     """The columns for the keys that some run has, in the document's order; unknown evaluations after the known."""
-    known = [m for m in (*VALIDATION, *EVALUATION) if m.key in keys]
+    known = [m for m in (*VALIDATION, *EVALUATION) if m.key in keys] + _of_encoders(keys)
     names = {m.key for m in known}
-    others = sorted(k for k in keys if k.startswith("final/") and k not in names and not is_reference(k))
-    return known + [Metric(k, k.removeprefix("final/").replace("_", " ")) for k in others]
+    others = sorted(k for k in keys if k.startswith("final/") and k not in names and not is_beside(k))
+    return known + [_other(key) for key in others]
+
+
+def _other(key: str) -> Metric:
+    """The column of an evaluation that is not known, or of a known one's value at another tap."""
+    base, _, tap = key.rpartition("/")
+    for metric in OF_ALIGNMENT:
+        if metric.key == base:
+            return Metric(key, f"{metric.label} ({tap})", metric.better)
+    return Metric(key, key.removeprefix("final/").replace("_", " "))
+
+
+def _of_encoders(keys: set[str]) -> list[Metric]:
+    """FD(pixels) and its like: what is measured in an encoder's features bears the encoder's name. In the features of
+    a run's own teacher it is circular, and so is the column."""
+    found = []
+    for encoder in sorted(k.removeprefix("final/fd/") for k in keys if k.startswith("final/fd/")):
+        mark = ", circular" if f"final/circular/{encoder}" in keys else ""
+        for kind, label, better in OF_ENCODERS:
+            if f"final/{kind}/{encoder}" in keys:
+                found.append(Metric(f"final/{kind}/{encoder}", f"{label}({encoder}{mark})", better))
+    return found
+
+
+def is_beside(key: str) -> bool:
+    """Does the key say something about another column, and has none of its own?"""
+    if "_by_t/" in key:
+        return True
+    return is_reference(key) or key.startswith(("final/circular/", "final/floor/")) or key.split("/")[1].endswith("_sd")
+
+
+def reference_label(key: str) -> str:
+    """What a reference is called."""
+    for kind, label, _ in OF_ENCODERS:
+        if key.startswith(f"floor/{kind}/"):
+            return f"{label}({key.removeprefix(f'floor/{kind}/')}) of held-out images"
+    return REFERENCE_LABELS.get(key, key)
+
+
+def reference_key(key: str, kind: str) -> str:
+    """The reference of this kind (of `READ_BESIDE`) that is read as the metric `key` is; it may not be there."""
+    path, _, last = key.rpartition("/")
+    if kind in ("untrained", "random"):
+        return f"{path}/{kind}_{last}"
+    source = last.split("_")[0]
+    return f"{path}/{kind}{last.removeprefix(source)}" if source in ("tap", "head") else ""
 
 
 def is_reference(key: str) -> bool:
@@ -106,32 +212,24 @@ def differing(config: dict[str, str], other: dict[str, str], prefixes: tuple[str
 
 def obstacles(key: str, config: dict[str, str], baseline: dict[str, str]) -> list[str]:
     """Settings that forbid to set this arm's value of `key` beside the baseline's; none: it is comparable."""
-    if key.split("/")[0] not in ("train", "val"):
+    kind, _, rest = key.partition("/")
+    term = rest.split("/")[0]
+    if kind == "final":
+        return differing(config, baseline, ALIGNMENT_RESTS_ON.get(term, ()))
+    if kind not in ("train", "val"):
         return []
-    term = key.split("/")[1].removesuffix("_by_t")
-    return differing(config, baseline, RESTS_ON.get(term, ()))
+    if key == "train/total":  # at every step's own λ, and so are its curve's points
+        return differing(config, baseline, (*TOTAL, *TIMES, "loss.warmup_steps"))
+    if term.endswith("_by_t"):
+        return differing(config, baseline, RESTS_ON.get(term.removesuffix("_by_t"), ()))
+    return differing(config, baseline, (*RESTS_ON[term], *TIMES)) if term in RESTS_ON else []
 
 
 def at_other_noise(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """Settings of β: with another one, the same timestep is another noise level."""
+    """Settings of β or of flow's path: with another one, the same timestep is another noise level."""
     return differing(config, baseline, NOISE_LEVELS)
 
 
 def unpaired_by(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
     """Settings by which an arm did not see what the baseline of the same seed saw."""
     return differing(config, baseline, UNPAIRS)
-
-
-def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, str]:
-    """What a run was measured on and how: only runs that agree in all of it are compared. A summary knows better
-    than the config: which images validated, and how a finished run was evaluated since."""
-    evaluation = as_text({"evaluation": facts["evaluation"]}) if "evaluation" in facts else {}
-    told = {k: v for k, v in config.items() if not k.startswith("evaluation")} | evaluation if evaluation else config
-    kept = {
-        key: value
-        for key, value in told.items()
-        if is_identity(key)
-        and (key == "trainer.validation_group" or key.startswith(("data.", "evaluation")))
-        and key not in TRAINING_DATA
-    }
-    return kept | {"validation images": facts.get("validation_set", f"those of {config.get('data.name')}")}

@@ -137,6 +137,7 @@ def marker_of(index: int) -> str:
 
 
 def shortened(label: str, longest: int = 34) -> str:
-    """For an axis or a legend."""
+    """For an axis or a legend. Arms of a sweep begin alike: what is left out stands in the middle."""
     one_line = " ".join(label.split())
-    return one_line if len(one_line) <= longest else f"{one_line[: longest - 1]}…"
+    begin = (longest - 1) // 3
+    return one_line if len(one_line) <= longest else f"{one_line[:begin]}…{one_line[begin + 1 - longest :]}"

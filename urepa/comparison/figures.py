@@ -15,19 +15,24 @@ from typing import Any
 import numpy as np
 
 from urepa.comparison.arms import Arm, Sweep, sweeps
-from urepa.comparison.comparable import Metric, bins_of, obstacles, unpaired_by
+from urepa.comparison.comparable import Metric, bins_of, unpaired_by
+from urepa.comparison.course import curve_of, incomparable
 from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
-from urepa.comparison.results import Cell, Difference, Results, last_cell
+from urepa.comparison.results import Difference, Results, last_cell
 from urepa.comparison.runs import Curve
+from urepa.comparison.seeds import Cell
 from urepa.comparison.statistics import Array, paired
+from urepa.comparison.tables import cell_text
 from urepa.comparison.words import number
 
-ARMS_A_PANEL = 1 + 2 * len(COLOURS)  # the baseline, and as many as colours and dashes tell apart
+ARMS_A_PANEL = 2 * len(COLOURS)  # the first, and others: as many as colours and dashes tell apart
 ROWS_A_PANEL = 40
 SMOOTHED_OVER = 0.05  # of the run
+FEW_POINTS = 20  # of a curve: shown as such
 TERMS = ("total", "diffusion", "token", "manifold")
 Values = tuple[tuple[float, ...], ...]
 Cells = dict[tuple[float, ...], Cell]
+HOLE = Cell()  # a combination of two settings that no arm has
 
 DIFFERENCES, BY_TIMESTEP, SWEEPS, TRAINING, GRADIENTS = "differences", "timesteps", "sweeps", "curves", "gradients"
 CAPTIONS = {
@@ -36,8 +41,8 @@ CAPTIONS = {
     BY_TIMESTEP: "The last logged validation by timestep bin, mean and standard deviation over seeds. The error of the "
     "implied x0 serves all objectives; beside it the difference to the baseline in per cent, with 95 % intervals "
     "where seeds are paired.",
-    SWEEPS: "Mean over seeds, with the standard deviation as error bars. Cells that do not compare with the baseline "
-    "are empty.",
+    SWEEPS: "Mean over seeds, with the standard deviation as error bars. ≠ does not compare with the baseline; – was "
+    "not run or not measured.",
     TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run.",
     GRADIENTS: "Cosine between the gradients of the diffusion loss and of the alignment loss (before λ): below 0 they "
     "pull apart. Thin lines: every seed as logged; thick lines: the smoothed mean.",
@@ -60,14 +65,16 @@ def panels(results: Results) -> list[Panel]:
     return unique
 
 
-def _pages(arms: list[Arm], title: str) -> Iterator[tuple[str, list[tuple[int, Arm]]]]:
-    """A title and numbered arms for each panel: the baseline, and as many others as colours can tell apart."""
+def _pages(arms: list[Arm], title: str, baseline: Arm) -> Iterator[tuple[str, list[tuple[int, Arm]]]]:
+    """A title and numbered arms for each panel: the first, and as many others as colours can tell apart. Only the
+    baseline is number 0, which is drawn in ink."""
+    first = 0 if arms[0] is baseline else 1
     others = arms[1:]
     pages = max(1, -(-len(others) // (ARMS_A_PANEL - 1)))
     ends = [round(i * len(others) / pages) for i in range(pages + 1)]
     for i, (begin, end) in enumerate(pairwise(ends)):
         numbered = f"{title} ({i + 1} of {pages})" if pages > 1 else title
-        yield numbered, list(enumerate([arms[0], *others[begin:end]]))
+        yield numbered, list(enumerate([arms[0], *others[begin:end]], first))
 
 
 # --- differences --------------------------------------------------------------------------------------------
@@ -103,18 +110,18 @@ def _forest(axis: Any, rows: list[tuple[str, Difference]], metric: Metric) -> No
 
 
 def _by_timestep(results: Results) -> Iterator[Panel]:
-    baseline = results.study.baseline
+    study = results.study
     for term, label in (("x0_error", "x0 error"), ("diffusion", "diffusion loss"), ("token", "token loss")):
-        keys = bins_of(set(baseline.first.curves), term)
+        keys = bins_of({key for arm in study.arms for key in arm.first.curves}, term)
         if not keys:
             continue
-        arms = [arm for arm in results.study.arms if not obstacles(keys[0], arm.config, baseline.config)]
-        for title, page in _pages(arms, f"{label} by timestep"):
+        arms = [arm for arm in study.arms if arm.has(keys[0]) and not incomparable(study, arm, keys[0])]
+        for title, page in _pages(arms, f"{label} by timestep", study.baseline):
             lines = [(i, arm.label, *_by_bin(arm, keys)) for i, arm in page]
             draw = partial(_bins, lines=lines, centres=_centres(keys), of="")
             yield Panel(f"timestep {term}", BY_TIMESTEP, title, draw)
-            if term == "x0_error" and len(page) > 1:
-                lines = [(i, arm.label, *found) for i, arm in page[1:] if (found := _less(arm, baseline, keys))]
+            if term == "x0_error" and len(page) > 1 and arms[0] is study.baseline:
+                lines = [(i, arm.label, *found) for i, arm in page[1:] if (found := _less(arm, study.baseline, keys))]
                 draw = partial(_bins, lines=lines, centres=_centres(keys), of="difference, %")
                 yield Panel(f"timestep {term} difference", BY_TIMESTEP, f"{title}, less the baseline's", draw)
 
@@ -161,7 +168,7 @@ def _bins(axis: Any, lines: list[tuple[int, str, Array, Array]], centres: list[f
 def _sweep_panels(results: Results, sweep: Sweep) -> Iterator[Panel]:
     by_label = {row.arm.label: row for row in results.rows}
     for metric in results.metrics:
-        cells = {at: by_label[arm.label].cells[metric.key] for at, arm in sweep.arms.items()}
+        cells = {at: by_label[arm.label].cells[metric.key] for at, arm in sweep.arms.items()}  # without the holes
         if len({at[0] for at, cell in cells.items() if cell.filled}) < 2:
             continue  # what does not compare along the first setting is no sweep of it
         name = f"{metric.key} {' '.join(sweep.keys)}"
@@ -176,14 +183,15 @@ def _sweep_panels(results: Results, sweep: Sweep) -> Iterator[Panel]:
 
 def _heat_map(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) -> None:
     xs, ys = values
-    means = np.array([[cells[x, y].mean for x in xs] for y in ys])
+    means = np.array([[cells.get((x, y), HOLE).mean for x in xs] for y in ys])
     image = axis.imshow(means, cmap="cividis", aspect="auto")
     low, high = np.nanmin(means), np.nanmax(means)
     for row, y in enumerate(ys):
         for column, x in enumerate(xs):
-            cell = cells[x, y]
+            cell = cells.get((x, y), HOLE)
             if not cell.filled:
-                axis.text(column, row, "≠", ha="center", va="center", color=MUTED)
+                text = "not finite" if cell.why.startswith("not finite") else cell_text(cell)
+                axis.text(column, row, text, ha="center", va="center", color=MUTED, fontsize=8)
                 continue
             dark = high == low or (cell.mean - low) / (high - low) < 0.55
             spread = f"\n±{number(cell.sd, cell.sd)}" if isfinite(cell.sd) and cell.sd > 0 else ""
@@ -203,7 +211,7 @@ def _lines(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) -> No
     seconds: list[tuple[float, ...]] = [()] if len(keys) == 1 else [(y,) for y in values[1]]
     beside = 0.008 * (xs[-1] - xs[0])  # so that error bars do not hide each other
     for i, second in enumerate(seconds):
-        there = [(x, cells[(x, *second)]) for x in xs if cells[(x, *second)].filled]
+        there = [(x, cell) for x in xs if (cell := cells.get((x, *second), HOLE)).filled]
         if not there:
             continue
         spread = [cell.sd if isfinite(cell.sd) else 0.0 for _, cell in there]
@@ -224,32 +232,46 @@ def _lines(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) -> No
 
 
 def _curves(results: Results) -> Iterator[Panel]:
-    baseline = results.study.baseline
+    study = results.study
     keys = [(f"train/{term}", f"training {term} loss", TRAINING) for term in TERMS]
-    logged = sorted({key for run in baseline.runs.values() for key in run.curves if key.endswith("/grad_cosine")})
+    runs = [run for arm in study.arms for run in arm.runs.values()]
+    logged = sorted({key for run in runs for key in run.curves if key.endswith("/grad_cosine")})
     keys += [(key, f"gradient cosine, tap {key.split('/')[1]}", GRADIENTS) for key in logged]
+    keys += [(course.metric.key, _said(course.metric), TRAINING) for course in results.courses]
     for key, title, section in keys:
-        arms = [arm for arm in results.study.arms if not obstacles(key, arm.config, baseline.config)]
-        arms = [arm for arm in arms if any(key in run.curves for run in arm.runs.values())]
+        arms = [arm for arm in study.arms if _drawable(arm, key) and not incomparable(study, arm, key)]
         if not arms:
             continue
-        for numbered, page in _pages(arms, title):
-            lines = [(i, arm.label, [r.curves[key] for r in arm.runs.values() if key in r.curves]) for i, arm in page]
+        for numbered, page in _pages(arms, title, study.baseline):
+            lines = [(i, arm.label, _drawable(arm, key)) for i, arm in page]
             yield Panel(f"curve {key}", section, numbered, partial(_curve, lines=lines, zero=section == GRADIENTS))
+
+
+def _drawable(arm: Arm, key: str) -> list[Curve]:
+    """The seeds' curves that have a finite value."""
+    curves = [curve for run in arm.runs.values() if (curve := curve_of(run, key)) is not None]
+    return [curve for curve in curves if np.isfinite(curve.values).any()]
+
+
+def _said(metric: Metric) -> str:
+    return f"validation: {metric.label}" if metric.key.startswith("val/") else metric.label
 
 
 def _curve(axis: Any, lines: list[tuple[int, str, list[Curve]]], zero: bool) -> None:
     for i, label, raw in lines:
         for curve in raw:
             axis.plot(*curve, color=style_of(i)["color"], alpha=0.25, linewidth=0.5, rasterized=True)
-        axis.plot(*smoothed(raw), **style_of(i), label=shortened(label), zorder=3)
+        mean = smoothed(raw)
+        points = {"marker": marker_of(i), "markersize": 3.5} if len(mean.steps) <= FEW_POINTS else {}
+        axis.plot(*mean, **style_of(i), **points, label=shortened(label), zorder=3)
     axis.set(xlabel="step")
     if zero:
         axis.axhline(0, color=MUTED, linewidth=0.8)
 
 
 def smoothed(curves: list[Curve]) -> Curve:
-    """The mean over seeds, then a centred running mean over 5 % of the logged points; at the ends over fewer."""
+    """The mean over seeds, then a centred running mean over 5 % of the logged points; at the ends over fewer. Some
+    value must be finite."""
     steps = np.concatenate([curve.steps for curve in curves])
     values = np.concatenate([curve.values for curve in curves])
     finite = np.isfinite(values)

@@ -7,18 +7,21 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from urepa.comparison.comparable import REFERENCE_LABELS
+from urepa.comparison.comparable import reference_label
 from urepa.comparison.drawing import Drawn
 from urepa.comparison.figures import CAPTIONS
-from urepa.comparison.results import Cell, Results, Row
+from urepa.comparison.results import Results, Row, beside, in_words, shown_differences
+from urepa.comparison.seeds import Cell
 from urepa.comparison.tables import (
     LEGEND,
-    NOT_THERE,
     cell_text,
     cost_text,
     costs_shown,
+    course_tables,
     footnotes,
     legend,
+    no_difference_text,
+    reached_text,
     seeds_sentence,
 )
 from urepa.comparison.words import (
@@ -40,6 +43,7 @@ SECTIONS = {
     "differences": "Differences",
     "timesteps": "By timestep",
     "sweeps": "Sweeps",
+    "way": "Sooner or later",
     "curves": "Training curves",
     "gradients": "Gradients",
     "reported": "Reported and measured",
@@ -56,15 +60,16 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
     from markupsafe import Markup
 
     study = results.study
-    shown = [m for m in results.metrics if any(m.key in row.differences for row in results.rows)]
-    costs = costs_shown(results)
     figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
     for d in drawn:
         figures[d.panel.section].append({"name": d.panel.name, "title": d.panel.title, "svg": Markup(d.svg)})
     several = len(study.arms) > 1
-    there = {"differences": several, "timesteps": results.bins or figures["timesteps"], "apart": study.apart} | {
-        name: figures[name] for name in ("sweeps", "curves", "gradients")
-    }
+    there = {
+        "differences": several,
+        "timesteps": results.bins or figures["timesteps"],
+        "way": results.courses,
+        "apart": study.apart,
+    } | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(TEMPLATE.read_text()).render(
         title=_title(results),
@@ -75,37 +80,13 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
         legend=LEGEND[0].upper() + LEGEND[1:],
         baseline=study.baseline.label,
         seeds=seeds_sentence(results),
-        results_head=["arm", "n", *(m.title for m in results.metrics), *costs],
-        results_rows=[
-            {
-                "label": row.arm.label,
-                "cells": [
-                    {"value": len(row.arm.runs), "text": len(row.arm.runs), "small": [], "kind": "", "why": ""},
-                    *(_cell(row.cells[m.key], cell_text(row.cells[m.key])) for m in results.metrics),
-                    *(_cell(row.costs[name], cost_text(name, row.costs[name])) for name in costs),
-                ],
-            }
-            for row in results.rows
-        ],
-        references=[
-            (REFERENCE_LABELS.get(key, key), mean_sd(cell)) for key, cell in results.references.items() if cell.filled
-        ],
-        differences_head=["arm", "changed", *(m.title for m in shown)],
-        differences_rows=[
-            {
-                "label": row.arm.label + (" †" if row.notes else ""),
-                "changes": row.arm.changes,
-                "cells": [_difference(row, m.key) for m in shown],
-            }
-            for row in results.rows[1:]
-        ],
+        **_results(results),
+        references=[(reference_label(key), mean_sd(cell)) for key, cell in in_words(results).items() if cell.filled],
+        **_differences(results),
         marks=legend(),
         footnotes=footnotes(results),
-        bins_head=["arm", *(key.rpartition("/")[2] for key in results.bins)] if results.bins else [],
-        bins_rows=[
-            {"label": row.arm.label, "cells": [_cell(row.cells[k], cell_text(row.cells[k])) for k in results.bins]}
-            for row in results.rows
-        ],
+        **_by_timestep(results),
+        **_by_step(results),
         figures=figures,
         captions=CAPTIONS,
         reported=reported(results),
@@ -116,6 +97,68 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
         apart=study.apart,
         runs=[{"label": row.arm.label, "runs": [run.name for run in row.arm.runs.values()]} for row in results.rows],
     )
+
+
+def _results(results: Results) -> dict[str, Any]:
+    """The table of results, and what was read beside it."""
+    costs = costs_shown(results)
+    return {
+        "results_head": ["arm", "n", *(m.title for m in results.metrics), *costs],
+        "results_rows": [
+            {
+                "label": row.arm.label,
+                "cells": [
+                    {"value": len(row.arm.runs), "text": len(row.arm.runs), "small": [], "kind": "", "why": ""},
+                    *(_cell(row.cells[m.key], cell_text(row.cells[m.key])) for m in results.metrics),
+                    *(_cell(row.costs[name], cost_text(name, row.costs[name])) for name in costs),
+                ],
+            }
+            for row in results.rows
+        ]
+        + [_beside(results, label, cells, len(costs)) for label, cells in beside(results).items()],
+    }
+
+
+def _differences(results: Results) -> dict[str, Any]:
+    """The table of differences to the baseline."""
+    shown = shown_differences(results)
+    return {
+        "differences_head": ["arm", "changed", *(m.title for m in shown)],
+        "differences_rows": [
+            {
+                "label": row.arm.label + (" †" if row.notes else ""),
+                "changes": row.arm.changes,
+                "cells": [_difference(results, row, m.key) for m in shown],
+            }
+            for row in results.rows[1:]
+        ],
+    }
+
+
+def _by_timestep(results: Results) -> dict[str, Any]:
+    """The table of the implied x0's error by timestep."""
+    return {
+        "bins_head": ["arm", *(key.rpartition("/")[2] for key in results.bins)] if results.bins else [],
+        "bins_rows": [
+            {"label": row.arm.label, "cells": [_cell(row.cells[k], cell_text(row.cells[k])) for k in results.bins]}
+            for row in results.rows
+        ],
+    }
+
+
+def _by_step(results: Results) -> dict[str, Any]:
+    """Steps to the baseline's end, and every metric by step."""
+    return {
+        "reached_head": ["arm", *(course.metric.title for course in results.races)] if results.races else [],
+        "reached_rows": [
+            {
+                "label": row.arm.label,
+                "cells": [_cell(c.reached[row.arm.label], reached_text(c, row.arm.label)) for c in results.races],
+            }
+            for row in results.rows
+        ],
+        "way": course_tables(results),
+    }
 
 
 def _title(results: Results) -> str:
@@ -149,12 +192,20 @@ def _cell(cell: Cell, text: str) -> dict[str, Any]:
     return {"value": cell.mean if cell.filled else "", "text": mean, "small": small, "kind": kind, "why": cell.why}
 
 
-def _difference(row: Row, key: str) -> dict[str, Any]:
+def _beside(results: Results, label: str, cells: dict[str, Cell], costs: int) -> dict[str, Any]:
+    """A row below the arms."""
+    there = [cells.get(metric.key, Cell()) for metric in results.metrics] + [Cell()] * costs
+    n = max(cell.n for cell in cells.values())
+    first = {"value": n, "text": n, "small": [], "kind": "", "why": ""}
+    return {"label": label, "cells": [first, *(_cell(cell, cell_text(cell)) for cell in there)]}
+
+
+def _difference(results: Results, row: Row, key: str) -> dict[str, Any]:
     found, cell = row.differences.get(key), row.cells[key]
     if found is None:
         return {
             "value": "",
-            "text": NOT_THERE if cell.filled else cell_text(cell),
+            "text": no_difference_text(results, row, key),
             "small": [],
             "kind": "none",
             "why": cell.why,

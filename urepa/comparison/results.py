@@ -13,33 +13,24 @@ import numpy as np
 
 from urepa.comparison.arms import Arm, Study
 from urepa.comparison.comparable import (
+    OF_TEACHER,
+    READ_BESIDE,
     Metric,
     at_other_noise,
     bins_of,
+    differing,
     is_reference,
     metrics_of,
-    obstacles,
+    reference_key,
     unpaired_by,
 )
+from urepa.comparison.course import Course, courses, incomparable
 from urepa.comparison.runs import Run
+from urepa.comparison.seeds import Cell, over_seeds
 from urepa.comparison.statistics import bootstrap, holm, paired, welch
 
 SIGNIFICANT = 0.05
 PAIRED, SAME_SEEDS, OTHER_SEEDS = "paired", "same seed, not paired", "other seeds, not paired"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Mean and standard deviation over seeds (NaN with one), or `why` there is none."""
-
-    mean: float = nan
-    sd: float = nan
-    n: int = 0
-    why: str = ""
-
-    @property
-    def filled(self) -> bool:
-        return self.n > 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +77,12 @@ class Results:
     bins: tuple[str, ...]  # keys of the error of the implied x0 by timestep
     rows: tuple[Row, ...]
     references: dict[str, Cell]
+    courses: tuple[Course, ...]
+
+    @property
+    def races(self) -> tuple[Course, ...]:
+        """The courses in which the baseline has an end to reach."""
+        return tuple(course for course in self.courses if course.reached)
 
 
 def gigabytes(run: Run) -> float | None:
@@ -125,7 +122,7 @@ def summarise(study: Study) -> Results:
     keys = {key for run in runs for key in run.curves}
     metrics, bins = metrics_of(keys), bins_of(keys, "x0_error")
     shown = [metric.key for metric in metrics] + bins
-    cells = [{key: _compared(arm, study.baseline, key) for key in shown} for arm in study.arms]
+    cells = [{key: _compared(study, arm, key) for key in shown} for arm in study.arms]
     differences: list[dict[str, Difference]] = [{} for _ in study.arms]
     for key in (metric.key for metric in metrics):
         family = [
@@ -140,18 +137,22 @@ def summarise(study: Study) -> Results:
     rows = tuple(
         Row(arm, cells[i], differences[i], _costs(arm), _notes(arm, study.baseline)) for i, arm in enumerate(study.arms)
     )
-    references = {key: last_cell(study.baseline, key) for key in sorted(keys) if is_reference(key)}
-    return Results(study, tuple(metrics), tuple(bins), rows, references)
+    references = {key: _reference(study, key) for key in sorted(keys) if is_reference(key)}
+    return Results(study, tuple(metrics), tuple(bins), rows, references, courses(study, tuple(metrics)))
 
 
-def over_seeds(values: list[float | None], missing: str = "not measured") -> Cell:
-    """The cell of a value per seed; a seed without one is left out."""
-    there = np.array([v for v in values if v is not None])
-    if not len(there):
-        return Cell(why=missing)
-    if not np.isfinite(there).all():
-        return Cell(why=f"not finite in {int((~np.isfinite(there)).sum())} of {len(there)} seeds")
-    return Cell(float(there.mean()), float(there.std(ddof=1)) if len(there) > 1 else nan, len(there))
+def shown_differences(results: Results) -> list[Metric]:
+    """The metrics that have a column of differences: also those of which nothing but why there are none can be said."""
+    return [
+        m for m in results.metrics if any(m.key in r.differences or without(results, r, m.key) for r in results.rows)
+    ]
+
+
+def without(results: Results, row: Row, key: str) -> str:
+    """Why an arm that has a value has no difference: the baseline's is not finite. Else nothing."""
+    baseline = results.rows[0].cells[key]
+    lost = row.cells[key].filled and baseline.why.startswith("not finite")
+    return f"baseline {baseline.why}" if lost else ""
 
 
 def last_cell(arm: Arm, key: str) -> Cell:
@@ -159,32 +160,65 @@ def last_cell(arm: Arm, key: str) -> Cell:
     return over_seeds([run.last(key) for run in arm.runs.values()])
 
 
-def _compared(arm: Arm, baseline: Arm, key: str) -> Cell:
-    """The arm's cell, empty if it cannot stand beside the baseline's."""
-    cell = last_cell(arm, key)
-    different = obstacles(key, arm.config, baseline.config)
-    return Cell(why=f"not comparable: another {_names(different)}") if cell.filled and different else cell
+def _reference(study: Study, key: str) -> Cell:
+    """The baseline's, or that of the first arm that has one: without a teacher nothing is said of it."""
+    cells = [last_cell(arm, key) for arm in study.arms]
+    return next((cell for cell in cells if cell.filled), cells[0])
 
 
-def _names(keys: list[str]) -> str:
-    return ", ".join(key.removesuffix("._target_") for key in keys)
+def beside(results: Results) -> dict[str, dict[str, Cell]]:
+    """The rows below the arms: what else was read as they were, by label, and its cells by metric."""
+    rows: dict[str, dict[str, Cell]] = {}
+    for kind, label in READ_BESIDE.items():
+        for metric in results.metrics:
+            key = reference_key(metric.key, kind)
+            if key in results.references:
+                whose = _whose(results.study, key) if kind == "teacher" else ""
+                rows.setdefault(f"{label}{whose}", {})[metric.key] = results.references[key]
+    return rows
+
+
+def _whose(study: Study, key: str) -> str:
+    """Whose teacher's score it is that `_reference` shows, where the arms that have one have several."""
+    having = [arm for arm in study.arms if last_cell(arm, key).filled]
+    if not any(differing(arm.config, having[0].config, OF_TEACHER) for arm in having):
+        return ""
+    return f" (of {having[0].label}'s teacher)"
+
+
+def in_words(results: Results) -> dict[str, Cell]:
+    """The references that have no place in a row."""
+    placed = {reference_key(metric.key, kind) for metric in results.metrics for kind in READ_BESIDE}
+    return {key: cell for key, cell in results.references.items() if key not in placed}
+
+
+def _compared(study: Study, arm: Arm, key: str) -> Cell:
+    """The arm's cell, empty if it cannot stand beside the baseline's or, where that has none, the first arm's."""
+    cell, why = last_cell(arm, key), incomparable(study, arm, key)
+    return why if cell.filled and why is not None else cell
 
 
 def _difference(arm: Arm, baseline: Arm, key: str) -> Difference:
     here = {seed: v for seed, run in arm.runs.items() if (v := run.last(key)) is not None}
     there = {seed: v for seed, run in baseline.runs.items() if (v := run.last(key)) is not None}
     shared = sorted(here.keys() & there.keys())
-    if shared and not unpaired_by(arm.config, baseline.config):
+    if is_paired(set(here), set(there)) and not unpaired_by(arm.config, baseline.config):
         by_seed = np.array([here[seed] - there[seed] for seed in shared])
         found, n, how, resampled = paired(by_seed), len(shared), PAIRED, bootstrap(by_seed)
     else:
         found = welch(np.array(list(here.values())), np.array(list(there.values())))
-        n, how, resampled = min(len(here), len(there)), SAME_SEEDS if shared else OTHER_SEEDS, None
+        n, how, resampled = min(len(here), len(there)), OTHER_SEEDS if len(shared) < 2 else SAME_SEEDS, None
     why = ""
     if not isfinite(found.p):
         why = "one seed: no interval" if n < 2 else "the same in every seed: no interval"
     mean, low, high, p = (float(value) for value in found)
     return Difference(mean, low, high, p, n, how, bootstrap=resampled, why=why)
+
+
+def is_paired(here: set[int], there: set[int]) -> bool:
+    """Are differences taken over the shared seeds? One alone has no interval; two of each that are no pairs have."""
+    shared = len(here & there)
+    return shared > 1 or (shared == 1 and min(len(here), len(there)) < 2)
 
 
 def _costs(arm: Arm) -> dict[str, Cell]:
@@ -196,8 +230,9 @@ def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
     notes = []
     if different := unpaired_by(arm.config, baseline.config):
         notes.append(f"same seed, not paired: {', '.join(different)} differs, so it saw other data or noise")
-    elif not arm.runs.keys() & baseline.runs.keys():
-        notes.append("not paired: it shares no seed with the baseline")
+    elif not is_paired(set(arm.runs), set(baseline.runs)):
+        shared = len(arm.runs.keys() & baseline.runs.keys())
+        notes.append(f"not paired: it shares {'one seed alone' if shared else 'no seed'} with the baseline")
     if noise := at_other_noise(arm.config, baseline.config):
         notes.append(f"{', '.join(noise)} differs: the same timestep is another noise level")
     return tuple(notes)

@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from urepa import progress
 from urepa.errors import UserError
-from urepa.metrics import read_rows
+from urepa.metrics import number, read_rows
 from urepa.nested import flatten
-from urepa.runs import facts_of, stored_names
+from urepa.runs import facts_of, stored_names, tags_of
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
 NOT_CURVES = ("step", "time")
+CLASSES, GROUPS = ("backbone", "teacher", "objective"), ("lora", "head", "loss", "data", "trainer", "tracking")
+NAMES = {"experiment", "ablation"}  # what every summary has
 
 
 class Curve(NamedTuple):
@@ -96,11 +98,19 @@ def curves_of(points: dict[str, list[tuple[int, float]]]) -> dict[str, Curve]:
 
 def find_folders(pattern: str) -> list[Run]:
     """All runs below the folders that match `pattern`, without their curves. UserError if there are none."""
+    return find_all(pattern)[0]
+
+
+def find_all(pattern: str) -> tuple[list[Run], list[Path]]:
+    """The same, and the folders whose config.yaml is no run's."""
     places = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
-    folders = [folder for place in places for folder in _run_folders(place)]
-    if not folders:
-        raise UserError(f"there are no runs in {pattern}; give runs=FOLDER, or store=URI for an MLflow store")
-    return [_found(folder) for folder in folders]
+    found = {folder: _found(folder) for place in places for folder in _run_folders(place)}
+    runs = [run for run in found.values() if run is not None]
+    foreign = [folder for folder, run in found.items() if run is None]
+    if not runs:
+        others = f", but {len(foreign)} other config.yaml (first: {foreign[0] / 'config.yaml'})" if foreign else ""
+        raise UserError(f"there are no runs in {pattern}{others}; give runs=FOLDER, or store=URI for an MLflow store")
+    return runs, foreign
 
 
 def _run_folders(place: str) -> Iterable[Path]:
@@ -111,21 +121,40 @@ def _run_folders(place: str) -> Iterable[Path]:
             yield Path(here)
 
 
-def _found(folder: Path) -> Run:
-    """A run by its config.yaml and, once it was finished, its summary.json."""
-    config = yaml.load((folder / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
+def _found(folder: Path) -> Run | None:
+    """A run by its config.yaml and, once it was finished, its summary.json; None where another program's lie."""
     file = folder / "summary.json"
-    summary = json.loads(file.read_text()) if file.exists() else {}
-    experiment, ablation = stored_names(folder)
-    names = {"experiment": experiment, "ablation": ablation, "seed": str(config["seed"])}
+    try:
+        config = yaml.load((folder / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
+        summary = json.loads(file.read_text()) if file.exists() else {}
+    except (yaml.YAMLError, ValueError):  # neither YAML nor JSON, or no text at all
+        return None
+    if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
+        return None
+    given = {str(k): str(v) for k, v in (config["tracking"].get("tags") or {}).items()}
     return Run(
         id=str(folder),
-        name=f"{folder.parent.name}/{folder.name}",
+        name=readable(f"{folder.parent.name}/{folder.name}"),
         config=as_text(config),
-        tags=names | {str(k): str(v) for k, v in config["tracking"].get("tags", {}).items()},
+        tags={k: readable(v) for k, v in (tags_of(stored_names(folder), config) | given).items()},
         status="finished" if summary.get("step") == config["trainer"]["max_steps"] else "unfinished",
         facts=facts_of(summary),
     )
+
+
+def readable(name: str) -> str:
+    """A file's name as text that can be written: bytes that are not UTF-8 as escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _is_runs(config: Any) -> bool:
+    """Has it the parts of a run's config that its tags and its place among others are read from?"""
+    if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
+        return False
+    if not all(isinstance(config.get(part), dict) for part in (*CLASSES, *GROUPS)):
+        return False
+    named = all("_target_" in config[part] for part in CLASSES)
+    return named and "name" in config["data"] and "max_steps" in config["trainer"]
 
 
 def with_rows(runs: list[Run]) -> list[Run]:
@@ -137,7 +166,7 @@ def with_rows(runs: list[Run]) -> list[Run]:
         for row in rows:
             for key, value in row.items():
                 if key not in NOT_CURVES:
-                    points.setdefault(key, []).append((row["step"], float(value)))
+                    points.setdefault(key, []).append((row["step"], number(value)))
         full.append(replace(run, curves=curves_of(points), started=rows[0]["time"] if rows else 0))
     return full
 
@@ -147,6 +176,11 @@ def with_rows(runs: list[Run]) -> list[Run]:
 
 def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: str | None, ids: list[str]) -> list[Run]:
     """The runs that match everything that was asked for; names may be patterns as in a shell. UserError if none."""
+    ids = [word.rstrip("/") for word in ids]
+    if unknown := [word for word in ids if not any(word in (run.id, run.name) for run in runs)]:
+        raise UserError(
+            f"ids={','.join(unknown)}: there is no such run; give MLflow run ids or run folders, as {runs[0].id}"
+        )
     chosen = [
         run
         for run in runs

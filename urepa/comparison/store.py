@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from urepa import progress
+from urepa.comparison.results import Results
 from urepa.comparison.runs import Curve, Run, curves_of
+from urepa.comparison.tables import markdown
 from urepa.errors import UserError
 
 RUNS_A_QUERY = 100  # what MLflow's server takes
 POINTS_A_QUERY = 25_000  # what it gives
+LONGEST_NOTE = 8000  # characters that it takes in a tag
 INFINITY = 1.7976931348623157e308  # what its database keeps for one
 
 NOTHING = Curve(np.empty(0, np.int64), np.empty(0))
@@ -45,6 +48,18 @@ def open_store(uri: str) -> Any:
     except MlflowException as error:
         raise UserError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from error
     return client
+
+
+def publish(uri: str, results: Results, folder: Path) -> str:
+    """Puts the report's folder into the store as artifacts of a run called "report", beside the baseline's runs.
+    It has no key of ours, so no comparison takes it for a run. Returns where it is, in words."""
+    client = open_store(uri)
+    beside = client.get_run(results.study.baseline.first.id).info.experiment_id
+    tags = {"urepa.report": "true", "mlflow.note.content": markdown(results)[:LONGEST_NOTE]}
+    run_id = client.create_run(beside, run_name="report", tags=tags).info.run_id
+    client.log_artifacts(run_id, str(folder))
+    client.set_terminated(run_id)
+    return f"run report ({run_id}) in the experiment {client.get_experiment(beside).name}"
 
 
 def find_stored(client: Any) -> list[Run]:

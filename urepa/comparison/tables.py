@@ -6,18 +6,27 @@ What comes from run names and configs is escaped for each of them.
 from __future__ import annotations
 
 import csv
-import html
 import io
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from urepa.comparison.results import COSTS, PAIRED, Cell, Results, Row
+from urepa.comparison.course import NEVER, Course
+from urepa.comparison.results import COSTS, PAIRED, Results, Row, beside, shown_differences, without
+from urepa.comparison.seeds import Cell
 from urepa.comparison.words import MARKS, NAMED_AT_MOST, delta, findings, interval, mean_sd, p_value
+from urepa.markup import markdown as md
+from urepa.markup import printable, tex
 
 NOT_COMPARABLE, NOT_THERE = "≠", "–"
-LEGEND = f"{NOT_COMPARABLE} not comparable with the baseline; {NOT_THERE} not measured"
+PACKAGES = r"% \usepackage{array,booktabs,graphicx,textcomp}"
+AT_MOST_A_LINE = r"\ifdim\width>\textwidth \textwidth\else\width\fi"  # what is narrower keeps its size
+PAGE, WRAPPED = 120, 28  # characters of a table that can be read on a page, and of a column of 4 cm
+LEGEND = (
+    f"{NOT_COMPARABLE} not comparable with the baseline (where it has no value, with the first arm that has one); "
+    f"{NOT_THERE} not measured"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ def cost_text(name: str, cell: Cell) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """An arm a row: its seeds, mean ± standard deviation of every metric, and what it cost."""
+    """An arm a row: its seeds, mean ± standard deviation of every metric, and what it cost. Below them what else was
+    read in the same way: the teacher, the untrained model, one of random weights."""
     costs = costs_shown(results)
     headers = ("arm", "n", *(metric.title for metric in results.metrics), *costs)
     rows = tuple(
@@ -59,32 +69,80 @@ def results_table(results: Results) -> Table:
         )
         for row in results.rows
     )
-    return Table("mean ± standard deviation over seeds", headers, rows)
+    others = tuple(
+        (
+            label,
+            str(max(cell.n for cell in cells.values())),
+            *(cell_text(cells.get(metric.key, Cell())) for metric in results.metrics),
+            *(NOT_THERE for _ in costs),
+        )
+        for label, cells in beside(results).items()
+    )
+    return Table("mean ± standard deviation over seeds", headers, rows + others)
 
 
 def differences_table(results: Results) -> Table:
     """An arm a row: what it changed, and its difference to the baseline in every metric."""
-    shown = [m for m in results.metrics if any(m.key in row.differences for row in results.rows)]
+    shown = shown_differences(results)
     headers = ("arm", "changed", *(metric.title for metric in shown))
     rows = tuple(
         (
             row.arm.label + (" †" if row.notes else ""),
             "; ".join(map(str, row.arm.changes)),
-            *(difference_text(row, metric.key) for metric in shown),
+            *(difference_text(results, row, metric.key) for metric in shown),
         )
         for row in results.rows[1:]
     )
     return Table("difference to the baseline [95 % interval], p after Holm", headers, rows)
 
 
-def difference_text(row: Row, key: str) -> str:
+def no_difference_text(results: Results, row: Row, key: str) -> str:
+    """In the place of a difference that is not there."""
+    return without(results, row, key) or (NOT_THERE if row.cells[key].filled else cell_text(row.cells[key]))
+
+
+def difference_text(results: Results, row: Row, key: str) -> str:
     """`−0.458 [−0.462, −0.454] p < 0.001 ●`."""
     if key not in row.differences:
-        return cell_text(row.cells[key]) if not row.cells[key].filled else NOT_THERE
+        return no_difference_text(results, row, key)
     found = row.differences[key]
     if not isfinite(found.p):
         return f"{delta(found)} (n = {found.n})"
     return f"{delta(found)} {interval(found)} {p_value(found.p_holm)} {found.mark}"
+
+
+def reached_table(results: Results) -> Table:
+    """An arm a row: the steps after which it is as good as the baseline of its seed is in the end; the baseline's own
+    row says when it was for the first time."""
+    races = results.races
+    headers = ("arm", *(course.metric.title for course in races))
+    rows = tuple((row.arm.label, *(reached_text(course, row.arm.label) for course in races)) for row in results.rows)
+    return Table(f"steps until it is as good as {results.study.baseline.label} in the end", headers, rows)
+
+
+def reached_text(course: Course, label: str) -> str:
+    """`1180 ± 90 (1.7×)`, how many times sooner than the baseline's last step; `in 2 of 3 seeds` where not in all;
+    `≤ 250` where every seed is at the first point."""
+    cell, never = course.reached[label], course.never[label]
+    if not cell.filled:
+        return NEVER if cell.why == NEVER else cell_text(cell)
+    some = f" in {cell.n} of {cell.n + never} seeds" if never else ""
+    if cell.mean <= course.steps[0]:
+        return f"≤ {course.steps[0]}{some}"
+    spread = f" ± {cell.sd:.0f}" if isfinite(cell.sd) else ""
+    return f"{cell.mean:.0f}{spread} ({course.steps[-1] / cell.mean:.2g}×){some}"
+
+
+def course_tables(results: Results) -> list[Table]:
+    """A table for each metric that was taken at several steps: an arm a row, a step a column."""
+    return [
+        Table(
+            f"{course.metric.title} after so many steps",
+            ("arm", *map(str, course.steps)),
+            tuple((row.arm.label, *map(cell_text, course.cells[row.arm.label])) for row in results.rows),
+        )
+        for course in results.courses
+    ]
 
 
 def legend() -> str:
@@ -131,7 +189,7 @@ def terminal(results: Results, width: int) -> str:
     if len(results.rows) > 1:
         differences = differences_table(results)
         lines += [f"changed, against {study.baseline.label}"]
-        lines += [f"  {row[0]}: {_plain(row[1])}" for row in differences.rows] + [""]
+        lines += [f"  {row[0]}: {printable(row[1])}" for row in differences.rows] + [""]
         without = Table(
             differences.title,
             (differences.headers[0], *differences.headers[2:]),
@@ -145,31 +203,38 @@ def terminal(results: Results, width: int) -> str:
         ]
         lines += [f"- {finding}" for finding in findings(results)]
         lines += [seeds_sentence(results), ""]
+    if results.races:
+        reached = reached_table(results)
+        lines += [reached.title, *_lines(reached, width), ""]
     if study.apart:
         lines.append("set apart, averaged into nothing:")
         lines += [f"  {apart.run.name}: {apart.reason}" for apart in study.apart]
-    return "\n".join(_plain(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _lines(table: Table, width: int) -> list[str]:
     """The table in as many blocks as its columns need, the first column in each."""
-    widths = [max(len(str(row[i])) for row in (table.headers, *table.rows)) for i in range(len(table.headers))]
-    blocks: list[list[int]] = [[]]
-    for i in range(1, len(widths)):
-        if blocks[-1] and 2 + widths[0] + sum(2 + widths[j] for j in (*blocks[-1], i)) > width:
-            blocks.append([])
-        blocks[-1].append(i)
+    widths = _widths(table)
     lines: list[str] = []
-    for block in blocks:
+    for block in _blocks(widths, width):
         lines += [""] if lines else []
         for row in (table.headers, *table.rows):
-            lines.append(f"  {row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in block))
+            lines.append("".join(f"  {row[i]:{'>' if i else '<'}{widths[i]}}" for i in block))
     return lines
 
 
-def _plain(text: str) -> str:
-    """Without control characters: a name cannot drive the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
+def _widths(table: Table) -> list[int]:
+    return [max(len(row[i]) for row in (table.headers, *table.rows)) for i in range(len(table.headers))]
+
+
+def _blocks(widths: list[int], width: int) -> list[list[int]]:
+    """The columns of each block that is not wider than `width`, where that can be."""
+    blocks = [[0]]
+    for i in range(1, len(widths)):
+        if len(blocks[-1]) > 1 and sum(2 + widths[j] for j in (*blocks[-1], i)) > width:
+            blocks.append([0])
+        blocks[-1].append(i)
+    return blocks
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -209,86 +274,49 @@ def _numbers(cell: Cell) -> tuple[Any, Any]:
     return (cell.mean if cell.filled else "", cell.sd if cell.filled and isfinite(cell.sd) else "")
 
 
-def markdown(results: Results) -> str:
-    """Both tables, their notes and the findings."""
-    parts = [f"Baseline: {_md(results.study.baseline.label)} ({results.study.why_baseline})."]
-    for table in (results_table(results), differences_table(results)):
+def _all_tables(results: Results) -> list[Table]:
+    races = [reached_table(results)] if results.races else []
+    return [results_table(results), differences_table(results), *races, *course_tables(results)]
+
+
+def markdown(results: Results, sentences: Sequence[str] = ()) -> str:
+    """The tables, their notes and the findings, below what must be said first."""
+    parts = [*map(md, sentences), f"Baseline: {md(results.study.baseline.label)} ({md(results.study.why_baseline)})."]
+    for table in _all_tables(results):
         if table.rows:
-            head = f"| {' | '.join(map(_md, table.headers))} |\n|{'---|' * len(table.headers)}"
-            body = "\n".join(f"| {' | '.join(map(_md, row))} |" for row in table.rows)
+            head = f"| {' | '.join(map(md, table.headers))} |\n|{'---|' * len(table.headers)}"
+            body = "\n".join(f"| {' | '.join(map(md, row))} |" for row in table.rows)
             parts.append(f"{table.title[0].upper()}{table.title[1:]}:\n\n{head}\n{body}")
     if len(results.rows) > 1:
-        parts.append("\n".join(f"- {_md(line)}" for line in [*findings(results), *footnotes(results)]))
+        parts.append("\n".join(f"- {md(line)}" for line in [*findings(results), *footnotes(results)]))
         parts.append(legend())
         parts.append(seeds_sentence(results))
     return "\n\n".join(parts) + "\n"
 
 
-def _md(text: str) -> str:
-    """No HTML, no table bars, no emphasis."""
-    one_line = html.escape(_plain(" ".join(text.split())), quote=False)
-    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", one_line)
-
-
-TEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "'": r"\textquotesingle{}",
-    "`": r"\textasciigrave{}",
-    "−": "$-$",
-    "±": r"$\pm$",
-    "→": r"$\to$",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "λ": r"$\lambda$",
-    "β": r"$\beta$",
-    "●": r"$\bullet$",
-    "◐": r"$\odot$",
-    "○": r"$\circ$",
-    "≠": r"$\neq$",
-    "†": r"$\dagger$",
-    "–": "--",
-    "—": "---",
-    "§": r"\S{}",
-}
-
-
-def tex(text: str) -> str:
-    """For LaTeX with any engine: what plain ASCII cannot say and has no name here is written as its code."""
-    return "".join(TEX.get(c, c if " " <= c < "\x7f" else f"[U+{ord(c):04X}]") for c in _plain(" ".join(text.split())))
-
-
 def latex(results: Results) -> str:
-    r"""Two tables for \input, with booktabs and textcomp."""
-    parts = [r"% \usepackage{booktabs,textcomp,graphicx}"]
-    for table in (results_table(results), differences_table(results)):
-        if not table.rows:
-            continue
-        columns = (
-            "l"
-            + ("p{4cm}" if "changed" in table.headers else "")
-            + "r" * (len(table.headers) - 1 - ("changed" in table.headers))
-        )
-        lines = [" & ".join(map(tex, row)) + r" \\" for row in (table.headers, *table.rows)]
+    r"""The tables for \input, each in as many as its columns need to be read on a page,
+    without the rows that have nothing there."""
+    tables = [_latex(table, tex(results.study.baseline.label)) for table in _all_tables(results) if table.rows]
+    return "\n\n".join([PACKAGES, *tables]) + "\n"
+
+
+def _latex(table: Table, baseline: str) -> str:
+    widths = [min(w, WRAPPED) if h == "changed" else w for h, w in zip(table.headers, _widths(table), strict=True)]
+    blocks = _blocks(widths, PAGE)
+    parts = []
+    for number, block in enumerate(blocks, 1):
+        kinds = "".join(r">{\raggedright}p{4cm}" if table.headers[i] == "changed" else "r" if i else "l" for i in block)
+        rows = [row for row in table.rows if any(row[i] != NOT_THERE for i in block[1:])]
+        lines = [" & ".join(tex(row[i]) for i in block) + r" \\" for row in (table.headers, *rows)]
         body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+        which = f" ({number} of {len(blocks)})" if len(blocks) > 1 else ""
         parts.append(
-            "\\begin{table}\n\\centering\n\\resizebox{\\textwidth}{!}{%\n"
-            f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}}}\n"
-            f"\\caption{{{tex(table.title)}; baseline: {tex(results.study.baseline.label)}.}}\n\\end{{table}}"
+            f"\\begin{{table}}\n\\centering\n\\resizebox{{{AT_MOST_A_LINE}}}{{!}}{{%\n"
+            f"\\begin{{tabular}}{{{kinds}}}\n{body}\n\\end{{tabular}}}}\n"
+            f"\\caption{{{tex(table.title)}{which}; baseline: {baseline}.}}\n\\end{{table}}"
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -332,6 +360,14 @@ def as_json(results: Results) -> dict[str, Any]:
             }
             for row in results.rows
         ],
+        "courses": {
+            course.metric.key: {
+                "steps": course.steps,
+                "cells": {label: [cell(c) for c in cells] for label, cells in course.cells.items()},
+                "reached": {label: cell(c) | {"never": course.never[label]} for label, c in course.reached.items()},
+            }
+            for course in results.courses
+        },
         "references": {key: cell(c) for key, c in results.references.items()},
         "findings": findings(results),
         "apart": [{"run": apart.run.name, "reason": apart.reason} for apart in results.study.apart],

@@ -7,8 +7,9 @@ from math import floor, isfinite, log10
 import numpy as np
 
 from urepa.comparison.arms import Arm
-from urepa.comparison.results import Cell, Difference, Results, last_cell, over_seeds
+from urepa.comparison.results import Difference, Results, last_cell, without
 from urepa.comparison.runs import Curve, Run
+from urepa.comparison.seeds import Cell, over_seeds
 from urepa.comparison.statistics import ROUNDING
 
 MARKS = (
@@ -16,6 +17,8 @@ MARKS = (
     ("◐", "the interval excludes 0, but not after Holm"),
     ("○", "the interval does not exclude 0"),
 )
+CHANCE = "were there no difference at all, about one in 20 would still show one"
+MOST_DECIMALS, SMALL = 6, 1e-3  # a smaller value that needs more is written as 3.200e−07
 NAMED_AT_MOST = 4  # arms, in a sentence
 MUCH_HIGHER = 1.10  # spec 000 §7.2: up to 10 % is "normal and healthy"
 END_OF_TRAINING = 0.1  # the share of a training curve that is averaged against validation
@@ -26,8 +29,13 @@ END_OF_TRAINING = 0.1  # the share of a training curve that is averaged against 
 
 def number(value: float, spread: float = float("nan")) -> str:
     """Two digits of the spread decide how many are worth writing; without one, four significant digits."""
-    digits = 1 - floor(log10(spread)) if isfinite(spread) and spread > 0 else 3 - floor(log10(abs(value) or 1))
-    return f"{value:.{min(max(digits, 0), 6)}f}".replace("-", "−")
+    if isfinite(spread) and spread > 0:
+        digits = 1 - floor(log10(spread))
+    else:
+        digits = 3 if value == 0 else 3 - floor(log10(abs(value)))
+    if value and digits > MOST_DECIMALS and abs(value) < SMALL:
+        return f"{value:.{max(0, min(3, digits + floor(log10(abs(value)))))}e}".replace("-", "−")
+    return f"{value:.{min(max(digits, 0), MOST_DECIMALS)}f}".replace("-", "−")
 
 
 def signed(value: float, spread: float) -> str:
@@ -61,32 +69,60 @@ def delta(difference: Difference) -> str:
 
 
 def findings(results: Results) -> list[str]:
-    """A sentence per metric: which arms differ from the baseline by more than noise."""
-    found = []
+    """A sentence for each metric in which an arm differs from the baseline by more than noise, after Holm or before;
+    one for all metrics in which none does, one for those that could not be tested, and how many were looked at."""
+    found: list[str] = []
+    same: dict[str, list[str]] = {}
+    untested: dict[str, list[str]] = {}
+    lost: dict[str, list[str]] = {}
     for metric in results.metrics:
         by_label = {r.arm.label: r.differences[metric.key] for r in results.rows if metric.key in r.differences}
-        if by_label:
-            label = metric.label if metric.label[1:2].isupper() else metric.label[0].upper() + metric.label[1:]
-            found.append(f"{label}: {_finding(by_label)}")
+        tested = sum(isfinite(d.p) for d in by_label.values())
+        if any(d.mark in ("●", "◐") for d in by_label.values()):
+            found.append(f"{_capital(metric.label)}: {_finding(by_label, tested)}")
+        elif tested:
+            same.setdefault(f"No difference beyond noise in {_family(tested)}", []).append(metric.label)
+        if alone := {label: d.why for label, d in by_label.items() if not isfinite(d.p)}:
+            who = "" if len(alone) == len(by_label) else f"{_some(list(alone))}: "
+            why = "; ".join(sorted(set(alone.values())))
+            untested.setdefault(f"{who}{why}" if who else _capital(why), []).append(metric.label)
+        if why := next((text for row in results.rows if (text := without(results, row, metric.key))), ""):
+            lost.setdefault(f"Nothing is compared with the {why}", []).append(metric.label)
+    looked_at = len(found) + sum(map(len, same.values()))
+    found += [f"{what}: {'; '.join(labels)}" for what, labels in same.items()]
+    found += [f"{why} ({'; '.join(labels)})" for why, labels in (untested | lost).items()]
+    if looked_at > 1:
+        found.append(
+            f"{looked_at} metrics were looked at, and Holm is over the arms of each, not over the metrics: {CHANCE}"
+        )
     return found
 
 
-def _finding(by_label: dict[str, Difference]) -> str:
-    tested = [d for d in by_label.values() if isfinite(d.p)]
-    if not tested:
-        return "; ".join(sorted({d.why for d in by_label.values()}))
+def _capital(text: str) -> str:
+    """Not where the second letter is one: KID stays KID, and k-NN becomes K-NN."""
+    return text if text[1:2].isupper() else text[0].upper() + text[1:]
+
+
+def _family(tested: int) -> str:
+    return "the one comparison" if tested == 1 else f"{tested} comparisons"
+
+
+def _finding(by_label: dict[str, Difference], tested: int) -> str:
     found = {label: d for label, d in by_label.items() if d.mark == "●"}
     before = [label for label, d in by_label.items() if d.mark == "◐"]
-    family = "the one comparison" if len(tested) == 1 else f"{len(tested)} comparisons"
     near = f"; before Holm only: {_some(before)}" if before else ""
     if not found:
-        return f"no difference beyond noise in {family}{near}"
+        return f"no difference beyond noise in {_family(tested)}{near}"
     if len(found) <= NAMED_AT_MOST:
         which = "; ".join(f"{label} ({delta(d)})" for label, d in found.items())
     else:
         ends = sorted(found.values(), key=lambda d: d.mean)
         which = f"by {delta(ends[0])} to {delta(ends[-1])}"
-    return f"differs in {len(found)} of {family} after Holm: {which}{near}" if len(tested) > 1 else f"differs: {which}"
+    return (
+        f"differs: {which}"
+        if tested == 1
+        else f"differs in {len(found)} of {tested} comparisons after Holm: {which}{near}"
+    )
 
 
 def _some(labels: list[str]) -> str:
@@ -219,7 +255,7 @@ def _at(run: Run, key: str, when: str) -> float | None:
     steps = float(run.config["trainer.max_steps"])
     warm = float(run.config.get("loss.warmup_steps", "nan"))
     moment = {START: 0.0, EARLY: steps / 8, WARM: warm, MIDDLE: steps / 2, END: steps}[when]
-    if not isfinite(moment):
+    if not isfinite(moment) or moment > steps:  # a run that ends in its warm-up has no "after"
         return None
     if when == START:
         return float(curve.values[0])

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from urepa import progress
 from urepa.backbones.sd15 import load_prompts
 from urepa.data import encode, images, verify
 from urepa.data.cache import (
+    FAULT,
     UNKNOWN,
+    Cache,
     Sample,
     begin,
     csv_digests,
@@ -24,17 +27,18 @@ from urepa.data.cache import (
     mirrored_folder,
     read_split,
     refuse_changed,
-    require_keys,
     write_split,
 )
-from urepa.data.encode import Output
+from urepa.data.encode import Output, class_names
 from urepa.data.latents import LatentTrack
+from urepa.data.listing import Listing
 from urepa.data.reading import Store
-from urepa.data.sources import SOURCES, Row, refuse_duplicates
+from urepa.data.sources import Row, refuse_duplicates, refuse_unfit_names
 from urepa.data.store import GROUP, Part
 from urepa.draws import unit_interval
 from urepa.errors import UserError
 from urepa.files import write_whole
+from urepa.teachers.several import Several, by_name
 
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
 
@@ -51,8 +55,14 @@ class Build:
     def run(self, stage: str) -> None:
         """One stage, or "all" in order."""
         names = STAGES if stage == "all" else (stage,)
+        asked = {"latents": self.track.online_latents, "tokens": self.track.online_teacher}
         for name in names:
-            if stage == "all" and name == "tokens" and self.track.online_teacher:
+            if asked.get(name, False):
+                if stage == "all":
+                    continue
+                key = "online_latents" if name == "latents" else "online_teacher"
+                raise UserError(f"data.{key}=true makes {name} while training: leave the stage or the key out")
+            if stage == "all" and name == "prompts" and self.track.text is None:
                 continue
             if stage == "all" and name == "verify" and not self._all_parts_are_done():
                 print("verify: other parts are still being made; the last one verifies")
@@ -61,8 +71,15 @@ class Build:
             work()
 
     def _all_parts_are_done(self) -> bool:
-        stores = self.track.store_folders(with_tokens=not self.track.online_teacher)
-        return self.part.count == 1 or all(is_finished(path) for path in stores)
+        track, listed = self.track, self._listed()
+        parts = [Part(i, self.part.count) for i in range(self.part.count)]
+        return self.part.count == 1 or (
+            all(is_finished(path) for path in track.store_folders(self.teacher))
+            and (
+                not track.reads_squares(self.teacher)
+                or all(images.has_chunks(track.folder, p, [s for s in listed if p.holds(s.sample_id)]) for p in parts)
+            )
+        )
 
     # --- manifest and images ----------------------------------------------------------------------------
 
@@ -70,26 +87,49 @@ class Build:
         """The splits as CSV, class-balanced; the first n of a class are the same for every n, so a smaller
         track is a subset of a larger one."""
         track, files = self.track, list(self.track.csv.values())
-        if all(path.exists() for path in files):
+        there, digests = [path for path in files if path.exists()], track.record().get("csv_sha256", {})
+        refuse_changed(there, digests, track.remake)
+        if there == files:
             self._refuse_other_numbers()
         else:
-            track.folder.mkdir(parents=True, exist_ok=True)
-            for split, rows in self._chosen().items():
-                rows.sort(key=lambda row: row.name)
-                write_split(track.csv[split], [Sample(r.name, r.class_id, r.path, split) for r in rows])
-        refuse_changed(files, track.record().get("csv_sha256", {}), track.remake)
+            listing = Listing(track.source, track.images)
+            chosen = self._chosen(list(progress.bar(listing, desc="manifest", unit="image")))
+            listing.refuse_other(track.record().get("source", {}), track.folder)
+            self._write_missing(chosen)
+            refuse_changed(files, digests, track.remake)
+            self._record(source=listing.facts())
         self._record(csv_sha256=csv_digests(files))
 
-    def _chosen(self) -> dict[str, list[Row]]:
+    def _write_missing(self, chosen: dict[str, list[Row]]) -> None:
+        """A list that another track of the folder has made stays; a UserError where this one would need another."""
+        track = self.track
+        for split, path in track.csv.items():
+            if path.exists() and {s.sample_id: s.class_id for s in read_split(path)} != {
+                row.name: row.class_id for row in chosen[split]
+            }:
+                raise UserError(
+                    f"{path} holds other samples than the {len(chosen[split])} that are asked for here; give "
+                    f"data.{split}=OTHER.csv beside it, or another data.root"
+                )
+        track.folder.mkdir(parents=True, exist_ok=True)
+        for split, path in track.csv.items():
+            if not path.exists():
+                rows = sorted(chosen[split], key=lambda row: row.name)
+                write_split(path, [Sample(r.name, r.class_id, r.path, split) for r in rows])
+
+    def _chosen(self, found: list[Row]) -> dict[str, list[Row]]:
         """The splits' images. Where the source keeps none apart, the validation images are drawn by name."""
         track = self.track
-        found = list(SOURCES[track.source](track.images))
         refuse_duplicates(found)
+        refuse_unfit_names(found)
         pools: dict[str, list[list[Row]]] = {s: [[] for _ in range(track.num_classes)] for s in ("train", "val")}
         for row in found:
             if row.class_id >= track.num_classes:
                 raise UserError(f"the images have a class {row.class_id}; data.num_classes={track.num_classes}")
             pools["val" if row.split == "test" else "train"][row.class_id].append(row)
+        there = sum(bool(train or val) for train, val in zip(pools["train"], pools["val"], strict=True))
+        if there < track.num_classes:
+            raise UserError(f"the images have {there} classes; data.num_classes={track.num_classes}")
         if not any(pools["val"]):
             if track.wanted["val"] is None:
                 raise UserError("the images have no val or test folder: say how many to keep apart, data.val_images=N")
@@ -129,26 +169,31 @@ class Build:
             known[name] = before | value if isinstance(value, dict) else sorted({*before, *value})
         write_whole(self.track.folder / "track.json", json.dumps(known, indent=1))
 
-    def _samples(self) -> list[Sample]:
-        """This part's samples, in the order in which every stage goes through them."""
+    def _listed(self) -> list[Sample]:
+        """All parts' samples, in the order in which every stage goes through them."""
         missing = [path for path in self.track.csv.values() if not path.exists()]
         if missing:
             raise UserError(f"there is no {missing[0]}; run the stage `manifest` first")
-        rows = [s for path in self.track.csv.values() for s in read_split(path)]
-        return [s for s in rows if self.part.holds(s.sample_id)]
+        return [s for path in self.track.csv.values() for s in read_split(path)]
+
+    def _samples(self) -> list[Sample]:
+        """This part's."""
+        return [s for s in self._listed() if self.part.holds(s.sample_id)]
 
     def stage_images(self) -> None:
         """Squares as JPEG."""
         track, samples = self.track, self._samples()
         facts = {"kind": "images", "image_size": track.image_size, "crop": "center"}
         begin(track.folder / "images", facts, track.remake)
-        if all(file.exists() for file, _ in images.chunks_of(track.folder, self.part, samples)):
+        if images.all_are_there(track.folder, self.part, samples):
             return  # the source may be gone by now
         wanted = {s.sample_id for s in samples}
-        load = {row.name: row.load for row in SOURCES[track.source](track.images) if row.name in wanted}
+        listing = Listing(track.source, track.images)
+        load = {row.name: row.load for row in listing if row.name in wanted}
         gone = wanted - load.keys()
         if gone:
             raise UserError(f"{len(gone)} samples of the manifest are not in data.images (first: {min(gone)})")
+        listing.refuse_other(track.record().get("source", {}), track.folder)
         images.write_images(track.folder, self.part, samples, load, track.image_size, track.max_skipped)
 
     # --- networks ---------------------------------------------------------------------------------------
@@ -162,18 +207,18 @@ class Build:
         self._encode(Output(track.latents, facts), encoder)
 
     def stage_tokens(self) -> None:
-        """Teacher tokens."""
-        track, teacher = self.track, self.teacher
-        if track.token_dtype == "int8" and teacher.width % GROUP:
-            raise UserError(
-                f"data.token_dtype=int8 needs a width that is a multiple of {GROUP}; {teacher.width} is not"
-            )
-        facts = {"kind": "tokens", "shape": self._token_shape(), "dtype": track.token_dtype}
-        facts |= {"teacher": teacher.manifest() | {"weights_sha256": teacher.weights_sha256()}}
-        self._encode(Output(track.tokens, facts, "_mid"), encode.token_encoder(teacher))
-
-    def _token_shape(self) -> list[int]:
-        return [self.teacher.grid[0] * self.teacher.grid[1], self.teacher.width]
+        """Teacher tokens, a store for each teacher."""
+        track, teachers = self.track, by_name(self.teacher)
+        for teacher in teachers.values():
+            if track.token_dtype == "int8" and teacher.width % GROUP:
+                raise UserError(
+                    f"data.token_dtype=int8 needs a width that is a multiple of {GROUP}; {teacher.width} is not"
+                )
+        for name, folder in track.tokens_folders(self.teacher).items():
+            teacher = teachers[name]
+            facts = {"kind": "tokens", "shape": _token_shape(teacher), "dtype": track.token_dtype}
+            facts |= {"teacher": teacher.manifest() | {"weights_sha256": teacher.weights_sha256()}}
+            self._encode(Output(folder, facts, "_mid"), encode.token_encoder(teacher))
 
     def _is_adopted(self, folder: Path) -> bool:
         """Of an adopted store it is not known how to go on with it."""
@@ -190,75 +235,97 @@ class Build:
         if self.track.flip:
             folder = mirrored_folder(output.folder)
             outputs.append(replace(output, folder=folder, facts=mirrored_facts(facts), mirrored=True))
-        samples = self._samples()
+        samples, listed = self._samples(), encode.digest_of(self._listed())
         read = partial(images.read_images, self.track.folder, self.part, samples, self.batch)
         for out in outputs:
             if self._is_adopted(out.folder):
                 continue
-            encode.encode_part(out, self.part, samples, read, encoder, self.track.remake)
-            if encode.seal(out):
+            encode.encode_part(out, self.part, samples, read, encoder, self.track.remake, listed)
+            if encode.seal(out, listed):
                 self._record(skipped=sorted(images.skipped_ids(self.track.folder)))
 
     def stage_prompts(self) -> None:
         """Text embeddings of the classes; part 0 makes them."""
         track = self.track
-        if self.part.index or track.prompts.exists():
+        if self.part.index:
             return
+        if track.prompts.exists():
+            track.refuse_other_prompts()
+            return
+        if track.text is None or track.class_names is None:
+            raise UserError(f"data={track.name} has no prompts: its backbones take class ids; leave that stage out")
         names = class_names(track.class_names)
         if len(names) != track.num_classes:
             raise UserError(f"data.class_names has {len(names)} names; data.num_classes={track.num_classes}")
+        write_whole(track.prompt_record, json.dumps(encode.prompt_facts(track.text, names), indent=1))
         encode.write_prompts(track.prompts, track.text, names)
 
     # --- verify -----------------------------------------------------------------------------------------
 
     def stage_verify(self) -> None:
         """Counts, keys, shapes, finiteness, lengths, digests and the field of view."""
-        if (
-            self.track.prompts.exists()
-            and not load_prompts(self.track.prompts, self.track.num_classes).isfinite().all()
-        ):
-            raise UserError(f"{self.track.prompts} is not finite; delete it and make it again")
-        cache = self.track.open(self.teacher)
-        verify.verify(str(self.track.folder), cache)
-        cache.close()
+        self._verify(self.track.open_to_verify(self.teacher))
+
+    def _verify(self, cache: Cache) -> None:
+        """A fault is written down, so that training refuses the store until it passes."""
+        prompts = self.track.prompts
+        if prompts.exists() and not load_prompts(prompts, self.track.num_classes).isfinite().all():
+            raise UserError(f"{prompts} is not finite; delete it and make it again")
+        try:
+            for name, tokens in cache.tokens.items():
+                if isinstance(tokens, Store):
+                    verify.weights_check(tokens, by_name(self.teacher)[name])
+            verify.verify(str(self.track.folder), cache)
+        except verify.Fault as fault:
+            fault.mark()
+            raise
+        finally:
+            cache.close()
+        for store in self.track.store_folders(self.teacher):
+            (store / FAULT).unlink(missing_ok=True)
 
     def stage_adopt(self) -> None:
-        """Takes in caches that lie in the document's layout without manifests, after looking at every record.
-        What cannot be known is marked so."""
+        """Takes in caches that lie in the document's layout without manifests, after looking at every record and at the
+        field of view: a store counts only then. What cannot be known is marked so."""
         track = self.track
+        if isinstance(self.teacher, Several):
+            raise UserError("caches in the document's layout have one teacher's tokens: adopt them with teacher=NAME")
+        if track.online_latents or track.online_teacher:
+            raise UserError("stage=adopt takes in caches: leave data.online_latents and data.online_teacher out")
         samples = track.samples()
         teacher = dict.fromkeys(self.teacher.manifest(), UNKNOWN) | {"grid": list(self.teacher.grid)}
         teacher |= {"width": self.teacher.width}
         unknown = dict.fromkeys(("image_size", "crop"), UNKNOWN)
         outputs = [
             Output(track.latents, {"kind": "latents", "shape": track.record_shape()} | unknown),
-            Output(track.tokens, {"kind": "tokens", "shape": self._token_shape(), "teacher": teacher}, "_mid"),
+            Output(track.tokens, {"kind": "tokens", "shape": _token_shape(self.teacher), "teacher": teacher}, "_mid"),
         ]
+        if track.flip:
+            outputs += [
+                replace(o, folder=mirrored_folder(o.folder), facts=mirrored_facts(o.facts), mirrored=True)
+                for o in outputs
+            ]
+        outputs = [o for o in outputs if not is_finished(o.folder)]
+        every = [s for rows in samples.values() for s in rows]
+        known = {"dtype": "float16", "adopted": True}
+        manifests = {
+            o.folder: {"flip": "none"} | o.facts | known | {"count": sum(map(o.holds, every))} for o in outputs
+        }
+        self._verify(track.open_to_verify(self.teacher, manifests))
         for output in outputs:
-            self._adopt(output, [s for rows in samples.values() for s in rows], samples["train"])
-            if track.flip:
-                mirrored = Output(
-                    mirrored_folder(output.folder), mirrored_facts(output.facts), output.suffix, mirrored=True
-                )
-                self._adopt(mirrored, samples["train"], samples["train"])
+            store = Store(output.folder, manifests[output.folder])
+            beside: dict[str, str | bytes] = {"manifest.json": json.dumps(store.manifest, indent=1)}
+            if output.is_tokens:
+                mean_D = _mean(store, [s.sample_id + output.suffix for s in samples["train"]])
+                beside = {**mean_token_file(mean_D), **beside}  # the manifest last
+            store.close()
+            for name, content in beside.items():
+                write_whole(output.folder / name, content)
         self._record(csv_sha256=csv_digests(list(track.csv.values())))
-        self.stage_verify()
 
-    def _adopt(self, output: Output, rows: list[Sample], train: list[Sample]) -> None:
-        """One store."""
-        folder = output.folder
-        if (folder / "manifest.json").exists():
-            return
-        keys = [s.sample_id + output.suffix for s in rows]
-        manifest = {"flip": "none"} | output.facts | {"dtype": "float16", "adopted": True, "count": len(keys)}
-        store = Store(folder, manifest)
-        require_keys(store, keys, "adopt caches that are whole")
-        verify.check_records(store, keys, unit_length=output.is_tokens)
-        if output.is_tokens:
-            for name, content in mean_token_file(_mean(store, [s.sample_id + output.suffix for s in train])).items():
-                write_whole(folder / name, content)
-        store.close()
-        write_whole(folder / "manifest.json", json.dumps(manifest, indent=1))
+
+def _token_shape(teacher: Any) -> list[int]:
+    return [teacher.grid[0] * teacher.grid[1], teacher.width]
 
 
 def _mean(store: Store, keys: list[str]) -> np.ndarray:
@@ -268,11 +335,3 @@ def _mean(store: Store, keys: list[str]) -> np.ndarray:
         total += values.reshape(-1, store.shape[-1]).astype(np.float64).sum(0)
         count += values.shape[0] * values.shape[1]
     return total / count
-
-
-def class_names(name: str) -> list[str]:
-    """`imagenet` (shipped with the package) or a text file with a name a line, in the order of the class ids."""
-    file = Path(__file__).with_name("imagenet_classes.txt") if name == "imagenet" else Path(name)
-    if not file.is_file():
-        raise UserError(f"data.class_names={name} is neither 'imagenet' nor a file with a name a line")
-    return file.read_text().splitlines()

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
@@ -20,16 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.data.online import OnlineTokens
+from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.reading import MIRRORED, Store
 from urepa.draws import normal
 from urepa.errors import UserError
 from urepa.files import write_whole
 from urepa.nested import flatten
+from urepa.teachers.several import ALONE, by_name
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"
+NONE: Mapping[Path, dict[str, Any]] = {}
 OF_THE_STORE = ("count", "parts", "adopted", "csv_sha256")  # what a manifest says that is not about its records
+FAULT = "fault.txt"  # beside a store's records: what the stage `verify` found wrong with it
 FIELDS = ("sample_id", "class_id", "path", "split")
 
 
@@ -79,12 +83,12 @@ def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
 
 @dataclass
 class Cache:
-    """Open stores. `tokens` is None where the loss needs no teacher."""
+    """Open stores. `tokens` and `grids` are by teacher, and empty where the loss needs none."""
 
     splits: dict[str, list[Sample]]
-    latents: Store
-    tokens: Store | OnlineTokens | None
-    grid: tuple[int, int] | None
+    latents: Store | OnlineLatents
+    tokens: dict[str, Store | OnlineTokens]
+    grids: dict[str, tuple[int, int]]
     num_classes: int
     null_id: int
 
@@ -108,30 +112,42 @@ class Cache:
             return mean
         return mean + std * torch.stack([normal(tuple(mean.shape[1:]), rng) for rng in posterior])
 
-    def teacher_BND(self, samples: list[Sample], raw: np.ndarray | None = None) -> Tensor | None:
-        """Teacher tokens [B,N,D] as they are stored (fp16, or float32 from int8), in the memory `raw` if given."""
-        if self.tokens is None:
-            return None
-        return self.tokens.tensor([s.token_key for s in samples], raw)
+    def teachers(self, samples: list[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tensor]:
+        """Every teacher's tokens [B,N,D] as they are stored (fp16; float32 from int8), in the memory `raw` if given."""
+        memory, keys = {} if raw is None else raw, [s.token_key for s in samples]
+        return {name: tokens.tensor(keys, memory.get(name)) for name, tokens in self.tokens.items()}
 
-    def mean_token(self) -> Tensor | None:
-        """The teacher's mean token over the training set [D]: the best constant answer."""
-        return None if self.tokens is None else self.tokens.mean_token()
+    def teacher_BND(self, samples: list[Sample], teacher: str = ALONE) -> Tensor | None:
+        """One teacher's; None where there is none."""
+        return self.tokens[teacher].tensor([s.token_key for s in samples]) if self.tokens else None
+
+    def mean_token(self, teacher: str = ALONE) -> Tensor | None:
+        """A teacher's mean token over the training set [D]: the best constant answer. None where there is none."""
+        return self.tokens[teacher].mean_token() if self.tokens else None
 
     def close(self) -> None:
         """Lets another run in this process open the same stores."""
         self.latents.close()
-        if self.tokens is not None:
-            self.tokens.close()
+        for tokens in self.tokens.values():
+            tokens.close()
 
     def fingerprint(self) -> dict[str, Any]:
         """What a run records about its data."""
+        manifests = {name: tokens.manifest for name, tokens in self.tokens.items()}
         return {
             "latents": self.latents.manifest,
-            "tokens": None if self.tokens is None else self.tokens.manifest,
+            "tokens": manifests.get(ALONE, manifests) if manifests else None,
             "flip": self.flips,
             "samples": {split: len(samples) for split, samples in self.splits.items()},
         }
+
+
+def token_stores(teacher: Any | None, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of the records of each teacher's store."""
+    return {
+        f"tokens_{name}" if name else "tokens": ((one.grid[0] * one.grid[1], one.width), dtype)
+        for name, one in by_name(teacher).items()
+    }
 
 
 def is_finished(store: Path) -> bool:
@@ -166,6 +182,16 @@ def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str,
         )
 
 
+def refuse_faulty(store: Path) -> None:
+    """A UserError for a store in which `stage=verify` found a fault that has not been mended since."""
+    file = store / FAULT
+    if file.is_file():
+        raise UserError(
+            f"{store} did not pass the stage `verify` ({file.read_text()}); mend it or make it again, and run that "
+            "stage again"
+        )
+
+
 def begin(folder: Path, facts: dict[str, Any], remake: str) -> None:
     """Writes down what a folder is going to hold, before anything is in it. A UserError if it was begun or
     finished as something else: work that is taken up again never mixes two settings."""
@@ -183,15 +209,18 @@ def open_store(
     keys: list[str],
     remake: str,
     mirrored_keys: list[str] | None = None,
+    manifests: Mapping[Path, dict[str, Any]] = NONE,
 ) -> Store:
     """A finished store that was made as expected and has every key; with `mirrored_keys` also the mirror images.
-    Asked before the first step, not at step 40,000."""
-    store = Store(folder)
+    `manifests` stand in for those of folders that are being adopted. Asked before the first step, not at step
+    40,000."""
+    store = Store(folder, manifests.get(folder))
     refuse_differing(folder, store.manifest, expected, remake)
     require_keys(store, keys, remake)
     if mirrored_keys is not None:
         of_records = {k: v for k, v in store.manifest.items() if k not in OF_THE_STORE}
-        store.mirror = open_store(mirrored_folder(folder), mirrored_facts(of_records), mirrored_keys, remake)
+        facts = mirrored_facts(of_records)
+        store.mirror = open_store(mirrored_folder(folder), facts, mirrored_keys, remake, manifests=manifests)
     return store
 
 

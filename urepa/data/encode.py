@@ -7,6 +7,7 @@ taken up again equals an undisturbed one record by record.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from urepa import progress
 from urepa.data.cache import Sample, begin, mean_token_file
+from urepa.data.online import own_device
 from urepa.data.reading import Store
 from urepa.data.store import Part, StoreWriter
 from urepa.data.vae import load_vae
+from urepa.draws import digest64
 from urepa.errors import UserError
 from urepa.files import write_whole
 from urepa.hub import resolve, why_not
@@ -35,8 +38,8 @@ Read = Callable[[Todo], Iterator[tuple[list[Sample], Tensor]]]  # what is to be 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     """bf16 on a GPU, fp32 on a CPU."""
-    gpu = torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32
+    device = own_device()
+    return device, torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,27 @@ class Output:
         return self.suffix == "_mid"
 
 
-def encode_part(output: Output, part: Part, samples: list[Sample], read: Read, encode: Encode, remake: str) -> None:
+def digest_of(samples: list[Sample]) -> str:
+    """Of a list's ids, over all parts."""
+    return f"{digest64('list', *(s.sample_id for s in samples)):016x}"
+
+
+def encode_part(
+    output: Output, part: Part, samples: list[Sample], read: Read, encode: Encode, remake: str, listed: str
+) -> None:
     """Writes what is not there yet of the part's samples: `read` gives their images in batches, `encode` the
-    records. Writing overlaps the next batch; a batch is there whole or not at all."""
+    records; `listed` is the digest of the list that they are a part of. Writing overlaps the next batch; a batch is
+    there whole or not at all."""
     begin(output.folder, output.facts, remake)
-    asked_for = sum(map(output.holds, samples))
-    there = 0
     with (
         StoreWriter(output.folder, output.facts["dtype"], part) as writer,
         ThreadPoolExecutor(1) as pool,
-        progress.bar(total=asked_for, desc=output.folder.name, unit="image") as bar,
+        progress.bar(total=sum(map(output.holds, samples)), desc=output.folder.name, unit="image") as bar,
     ):
 
         def todo(batch: list[Sample]) -> list[Sample]:
-            nonlocal there
             own = [s for s in batch if output.holds(s)]
             missing = set(writer.missing([s.sample_id + output.suffix for s in own]))
-            there += len(own)
             progress.skip(bar, len(own) - len(missing))
             return [s for s in own if s.sample_id + output.suffix in missing]
 
@@ -90,22 +97,22 @@ def encode_part(output: Output, part: Part, samples: list[Sample], read: Read, e
             bar.update(len(chosen))
         if writing is not None:
             writing.result()
-    write_whole(part.folder(output.folder) / "done.json", json.dumps({"records": there}))
+    write_whole(part.folder(output.folder) / "done.json", json.dumps({"list": listed}))
 
 
-def seal(output: Output) -> bool:
-    """Once every part is done, the manifest that makes the store count."""
+def seal(output: Output, listed: str) -> bool:
+    """Once every part is done with the list of this digest, the manifest that makes the store count."""
     parts = output.facts.get("parts", 1)
     folders = [Part(i, parts).folder(output.folder) for i in range(parts)]
     done = [json.loads(file.read_text()) for folder in folders if (file := folder / "done.json").exists()]
+    done = [d for d in done if d.get("list") == listed]  # the others are of a smaller track in the same folder
     if len(done) < parts:
         print(f"{output.folder.name}: {len(done)} of {parts} parts are done")
         return False
-    manifest = output.facts | {"count": sum(d["records"] for d in done)}
+    store = Store(output.folder, output.facts)
+    total, manifest = store.token_sum(), output.facts | {"count": store.count()}
+    store.close()
     if output.is_tokens:
-        store = Store(output.folder, manifest)
-        total = store.token_sum()
-        store.close()
         assert total is not None, "every batch has added its own"
         for name, content in mean_token_file(total[:-1] / total[-1]).items():
             write_whole(output.folder / name, content)
@@ -125,7 +132,8 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
     The posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling.
     """
     device, dtype = device_and_dtype()
-    vae = load_vae(weights).to(device, dtype)
+    vae = load_vae(weights)
+    torch.nn.Module.to(vae, device, dtype)  # diffusers' own would warn of nothing
     scale = float(vae.config.scaling_factor)
 
     @torch.inference_mode()
@@ -136,7 +144,7 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
             return torch.stack([posterior.mean, posterior.std], dim=1).float().mul(scale).cpu().numpy()
         return posterior.mode().float().mul(scale).cpu().numpy()
 
-    return encode, {"vae": Path(resolve(weights)[0]).name, "scaling_factor": scale, "moments": moments}
+    return encode, {"vae": short_name(weights), "scaling_factor": scale, "moments": moments}
 
 
 def token_encoder(teacher: Any) -> Encode:
@@ -148,6 +156,24 @@ def token_encoder(teacher: Any) -> Encode:
         return teacher.tokens(images.to(device).float() / 255).x_BND.cpu().numpy()
 
     return encode
+
+
+def class_names(name: str) -> list[str]:
+    """`imagenet` (shipped with the package) or a text file with a name a line, in the order of the class ids."""
+    file = Path(__file__).with_name("imagenet_classes.txt") if name == "imagenet" else Path(name)
+    if not file.is_file():
+        raise UserError(f"data.class_names={name} is neither 'imagenet' nor a file with a name a line")
+    return file.read_text().splitlines()
+
+
+def short_name(weights: str) -> str:
+    """Of a hub id or a folder, as manifests have it."""
+    return Path(resolve(weights)[0]).name
+
+
+def prompt_facts(text: str, names: list[str]) -> dict[str, str]:
+    """What prompt embeddings were made of."""
+    return {"text": short_name(text), "class_names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
 
 
 def write_prompts(path: Path, weights: str, class_names: list[str], batch: int = 64) -> None:

@@ -1,16 +1,20 @@
 """The images stage: squares as JPEG in ZIP files of a few hundred, each there whole or not at all.
 
 Layout: images/part-<i>of<n>/<chunk>-<digest of its ids>.zip with SAMPLE_ID.jpg inside, skipped.json for what could
-not be read. Another list of samples (a larger track in the same folder) makes other chunks beside them.
+not be read. Another list of samples (a larger track in the same folder) makes other chunks beside them, of what is
+not in those.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +23,8 @@ from torch import Tensor
 
 from urepa import progress
 from urepa.data.cache import Sample
-from urepa.data.photos import square
-from urepa.data.store import Part, batches_of
+from urepa.data.photos import UNREADABLE, square
+from urepa.data.store import Part, batches_of, only_writer
 from urepa.draws import digest64
 from urepa.errors import UserError
 from urepa.files import write_whole
@@ -28,6 +32,7 @@ from urepa.files import write_whole
 CHUNK = 256  # images a ZIP file: what a kill may cost at most
 QUALITY = 95
 WORKERS = 4
+LOCAL_HEADER = 30  # bytes before an entry's name in a ZIP file
 
 
 def part_folder(root: Path, part: Part) -> Path:
@@ -42,6 +47,48 @@ def chunks_of(root: Path, part: Part, samples: list[Sample]) -> list[tuple[Path,
     return [(part_folder(root, part) / name, chunk) for name, chunk in named]
 
 
+def _entries(file: Path) -> list[zipfile.ZipInfo]:
+    """What a ZIP file of squares holds; a UserError for a damaged one."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged ({error}); delete it and run the stage `images` again")
+
+
+def _id(entry: zipfile.ZipInfo) -> str:
+    return entry.filename.removesuffix(".jpg")
+
+
+def place_of_squares(folder: Path) -> dict[str, Path]:
+    """The samples that have a square in a part's folder, with the ZIP file."""
+    return {_id(entry): file for file in sorted(folder.glob("*.zip")) for entry in _entries(file)}
+
+
+def _left(file: Path, chunk: list[Sample], there: dict[str, Path], skipped: dict[str, str]) -> list[Sample]:
+    """Those of a chunk that have no square anywhere; what a finished chunk has skipped is not tried again."""
+    done = skipped if file.exists() else {}
+    return [s for s in chunk if s.sample_id not in there and s.sample_id not in done]
+
+
+def has_chunks(root: Path, part: Part, samples: list[Sample]) -> bool:
+    """Has `write_images` been through the whole list once?"""
+    return all(file.exists() for file, _ in chunks_of(root, part, samples))
+
+
+def all_are_there(root: Path, part: Part, samples: list[Sample]) -> bool:
+    """Is there nothing left to do for `write_images`?"""
+    if not has_chunks(root, part, samples):
+        return False
+    chunks = chunks_of(root, part, samples)
+    there, skipped = place_of_squares(part_folder(root, part)), dict.fromkeys(skipped_ids(root), "")
+    return not any(_left(file, chunk, there, skipped) for file, chunk in chunks)
+
+
 def write_images(
     root: Path,
     part: Part,
@@ -50,44 +97,52 @@ def write_images(
     size: int,
     max_skipped: float,
 ) -> None:
-    """Writes the part's chunks that are not there yet. Images that cannot be read are listed and left out;
-    a UserError when they are more than `max_skipped` of those seen so far (and more than one)."""
+    """Writes the part's chunks that are not there yet, without what lies in another list's. Images that cannot be read
+    are listed and left out; a UserError as soon as they are more than `max_skipped` of `samples` (and more than one),
+    or where another process writes this part."""
     folder = part_folder(root, part)
-    folder.mkdir(parents=True, exist_ok=True)
     skipped_file = folder / "skipped.json"
-    skipped: dict[str, str] = json.loads(skipped_file.read_text()) if skipped_file.exists() else {}
+    skipped: dict[str, str] = {}
 
     def jpeg(sample: Sample) -> tuple[str, bytes | str]:
         try:
             pixels = load[sample.sample_id]()
-        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+        except UNREADABLE as error:
             return sample.sample_id, f"{sample.path}: {error}"
         out = io.BytesIO()
         square(pixels, size).save(out, format="JPEG", quality=QUALITY)
         return sample.sample_id, out.getvalue()
 
-    with ThreadPoolExecutor(WORKERS) as pool, progress.bar(total=len(samples), desc="images", unit="image") as bar:
-        for index, (file, chunk) in enumerate(chunks_of(root, part, samples)):
-            if file.exists():
-                progress.skip(bar, len(chunk))
-            else:
-                content = io.BytesIO()
-                with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-                    for sample_id, data in pool.map(jpeg, chunk):
+    with (
+        only_writer(folder),
+        ThreadPoolExecutor(WORKERS) as pool,
+        progress.bar(total=len(samples), desc="images", unit="image") as bar,
+    ):
+        if skipped_file.exists():
+            skipped |= json.loads(skipped_file.read_text())
+        there = place_of_squares(folder)
+        own: dict[str, str] = {}  # of this list, which another list's do not count for
+        for file, chunk in chunks_of(root, part, samples):
+            left = _left(file, chunk, there, skipped)
+            progress.skip(bar, len(chunk) - len(left))
+            own |= {s.sample_id: skipped[s.sample_id] for s in chunk if s.sample_id in skipped and s not in left}
+            if left or not file.exists():
+                content = io.BytesIO(file.read_bytes() if file.exists() else b"")
+                with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:
+                    for sample_id, data in pool.map(jpeg, left):
                         if isinstance(data, str):
-                            skipped[sample_id] = data
+                            skipped[sample_id] = own[sample_id] = data
                         else:  # a fixed date, so that the same images give the same file
                             skipped.pop(sample_id, None)  # it may have been mended since
                             archive.writestr(zipfile.ZipInfo(f"{sample_id}.jpg"), data)
                 write_whole(skipped_file, json.dumps(skipped, indent=1))
-                seen = min((index + 1) * CHUNK, len(samples))
-                if len(skipped) > max(1, max_skipped * seen):
+                if len(own) > max(1, max_skipped * len(samples)):
                     raise UserError(
-                        f"{len(skipped)} of {seen} images could not be read (first: {next(iter(skipped.values()))}); "
+                        f"{len(own)} of {len(samples)} images could not be read (first: {next(iter(own.values()))}); "
                         f"the list is in {skipped_file}. Mend them, or raise max_skipped={max_skipped}"
                     )
                 write_whole(file, content.getvalue())
-                bar.update(len(chunk))
+                bar.update(len(left))
 
 
 def skipped_ids(root: Path) -> set[str]:
@@ -109,42 +164,76 @@ def read_images(
     missing = [file for file, _ in chunks if not file.is_file()]
     if missing:
         raise UserError(f"there is no {missing[0]}; run the stage `images` with the same shard first")
+    places = place_of_squares(part_folder(root, part))
     with ThreadPoolExecutor(WORKERS) as pool:
         ahead: list[tuple[list[Sample], list[Future[np.ndarray]]]] = []
-        for file, chunk in chunks:
-            with zipfile.ZipFile(file) as archive:
-                there = set(archive.namelist())
-                named = [s for s in chunk if f"{s.sample_id}.jpg" in there]
+        for _, chunk in chunks:
+            named = [s for s in chunk if s.sample_id in places]
+            with ExitStack() as stack:
+                archives = {file: _opened(stack, file) for file in {places[s.sample_id] for s in named}}
                 for own in batches_of(named, batch):
                     wanted = todo(own)
                     if not wanted:
                         continue
-                    decoding = [pool.submit(_pixels, archive.read(f"{s.sample_id}.jpg")) for s in wanted]
-                    ahead.append((wanted, decoding))
+                    jpegs = [_content(archives[places[s.sample_id]], s) for s in wanted]
+                    ahead.append((wanted, [pool.submit(_pixels, jpeg) for jpeg in jpegs]))
                     if len(ahead) > 1:
                         yield _collect(*ahead.pop(0))
         for item in ahead:
             yield _collect(*item)
 
 
+def _opened(stack: ExitStack, file: Path) -> zipfile.ZipFile:
+    return stack.enter_context(zipfile.ZipFile(file))
+
+
+def _content(archive: zipfile.ZipFile, sample: Sample) -> bytes:
+    try:
+        return archive.read(f"{sample.sample_id}.jpg")
+    except zipfile.BadZipFile as error:
+        assert archive.filename is not None
+        raise _damaged(Path(archive.filename), error) from error
+
+
 class ImageArchive:
-    """The images stage's squares by sample id, for a teacher that is asked while training."""
+    """The images stage's squares by sample id, for networks that are asked while training. Threads may share it."""
 
     def __init__(self, root: Path) -> None:
-        self._file_of: dict[str, Path] = {}
+        self._place_of: dict[str, tuple[Path, int, int]] = {}  # file, where the entry begins, bytes of its content
         for path in sorted((root / "images").glob("part-*/*.zip")):
-            with zipfile.ZipFile(path) as archive:
-                self._file_of |= {name.removesuffix(".jpg"): path for name in archive.namelist()}
-        if not self._file_of:
-            raise UserError(f"{root}/images is empty: an online teacher needs the stage `images`")
+            for entry in _entries(path):
+                assert entry.compress_type == zipfile.ZIP_STORED, "a JPEG is small enough"
+                self._place_of[_id(entry)] = path, entry.header_offset, entry.file_size
+        if not self._place_of:
+            raise UserError(f"{root}/images is empty: what is asked while training needs the stage `images`")
+
+    def missing(self, ids: list[str]) -> list[str]:
+        """Those that have no image."""
+        return [i for i in ids if i not in self._place_of]
+
+    def pixels(self, ids: list[str]) -> Tensor:
+        """RGB uint8 [R,3,S,S]. A UserError for one that cannot be read."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return torch.from_numpy(np.stack(list(pool.map(self._read, ids)))).permute(0, 3, 1, 2)
 
     def __call__(self, ids: list[str]) -> Tensor:
         """RGB [R,3,S,S] in [0,1]."""
-        pixels = []
-        for sample_id in ids:
-            with zipfile.ZipFile(self._file_of[sample_id]) as archive:
-                pixels.append(_pixels(archive.read(f"{sample_id}.jpg")))
-        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+        return self.pixels(ids).float() / 255
+
+    def _read(self, sample_id: str) -> np.ndarray:
+        """Past the ZIP's list of contents, which would take longer to read than the image."""
+        path, start, length = self._place_of[sample_id]
+        try:
+            with open(path, "rb") as file:
+                file.seek(start)
+                head = file.read(LOCAL_HEADER)
+                file.seek(sum(struct.unpack("<HH", head[-4:])), os.SEEK_CUR)  # its name and extra field
+                return _pixels(file.read(length))
+        except (*UNREADABLE, struct.error) as error:
+            raise UserError(
+                f"{path}: the image of {sample_id} cannot be read ({error}); delete the file and run the stage "
+                "`images` again"
+            ) from error
 
 
 def _pixels(jpeg: bytes) -> np.ndarray:

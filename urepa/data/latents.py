@@ -1,33 +1,47 @@
 """Tracks of VAE latents and cached teacher tokens in the document's layout (spec 000 §3, appendix A).
 
 Layout below `root`: vae_latents_lmdb/ (key: sample id), dino_tokens_lmdb/ (key: sample id + "_mid"), one CSV
-per split, clip_embeddings_1001.pt, images/ (only while building), track.json (digests of the CSVs, images that could
-not be read); with data.flip also vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ of the mirrored training images.
+per split, clip_embeddings_1001.pt (.json: what it was made of), images/ (only while building), track.json (digests of
+the CSVs, what their images are known by, images that could not be read); with data.flip also vae_latents_lmdb_flip/ and
+dino_tokens_lmdb_flip/ of the mirrored training images.
+With data.online_latents or data.online_teacher images/ stays and is read in training, in the place of a cache.
 """
 
 from __future__ import annotations
 
 import json
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from urepa.data import vae
-from urepa.data.cache import Cache, Sample, mirrored_folder, open_store, read_split, refuse_changed
+from urepa.data.cache import (
+    NONE,
+    Cache,
+    Sample,
+    mirrored_folder,
+    open_store,
+    read_split,
+    refuse_changed,
+    refuse_differing,
+    refuse_faulty,
+    token_stores,
+)
+from urepa.data.encode import class_names, prompt_facts, short_name, vae_encoder
 from urepa.data.images import ImageArchive, skipped_ids
-from urepa.data.online import OnlineTokens
+from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.reading import Store
 from urepa.data.sources import count_images
 from urepa.data.staging import stage
 from urepa.errors import UserError
+from urepa.teachers.several import by_name
 
 
 class LatentTrack:
     """What a track is made of and where it lies. Fields are described in `urepa.config`."""
-
-    prompt_bytes = 77 * 768 * 2  # of a class: SD-1.5's text embedding in fp16
 
     def __init__(
         self,
@@ -39,8 +53,8 @@ class LatentTrack:
         val_images: int | None,
         image_size: int,
         vae: str,
-        text: str,
-        class_names: str,
+        text: str | None,
+        class_names: str | None,
         moments: bool,
         token_dtype: str,
         max_skipped: float,
@@ -54,6 +68,7 @@ class LatentTrack:
         cfg_dropout: float,
         flip: bool = False,
         online_teacher: bool = False,
+        online_latents: bool = False,
         stage_to: str | None = None,
     ) -> None:
         self.name, self.folder = name, Path(root)
@@ -64,16 +79,30 @@ class LatentTrack:
         self.latents, self.tokens = self.folder / latents, self.folder / tokens
         self.csv = {"train": self.folder / train, "val": self.folder / val}
         self.prompts = self.folder / prompts
+        self.prompt_record = self.prompts.with_suffix(".json")
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
-        self.flip, self.online_teacher, self.stage_to = flip, online_teacher, stage_to
-        flips = " data.flip=true" if flip else ""
-        self.remake = f"make it with `python -m urepa.preprocess data={name} data.root={root}{flips}`"
+        self.flip, self.stage_to = flip, stage_to
+        self.online_teacher, self.online_latents = online_teacher, online_latents
+        switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
+        given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
+        self.remake = (
+            f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"
+        )
         self.image_shape = (3, image_size, image_size)
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Of a class: SD-1.5's text embedding in fp16, where there is one."""
+        return 0 if self.text is None else 77 * 768 * 2
 
     def record_shape(self) -> list[int]:
         """Of a latents record: [C,H,W], or [2,C,H,W] with moments."""
         return [2, *self.latent_shape] if self.moments else list(self.latent_shape)
+
+    def reads_squares(self, teacher: Any | None) -> bool:
+        """Are the images stage's squares read in training?"""
+        return self.online_latents or (teacher is not None and self.online_teacher)
 
     def expected_samples(self) -> dict[str, int]:
         """How many samples the splits have or will have."""
@@ -88,35 +117,104 @@ class LatentTrack:
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each cache's records."""
-        stores: dict[str, tuple[tuple[int, ...], str]] = {"latents": (tuple(self.record_shape()), "float16")}
-        if teacher is not None and not self.online_teacher:
-            stores["tokens"] = ((teacher.grid[0] * teacher.grid[1], teacher.width), self.token_dtype)
-        return stores
+        stores: dict[str, tuple[tuple[int, ...], str]] = {}
+        if not self.online_latents:
+            stores["latents"] = (tuple(self.record_shape()), "float16")
+        return stores | ({} if self.online_teacher else token_stores(teacher, self.token_dtype))
 
-    def store_folders(self, with_tokens: bool) -> list[Path]:
+    def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
+        """Where each teacher's tokens lie, if they are kept: in `data.tokens`, with several in `data.tokens`.NAME."""
+        names = () if self.online_teacher else by_name(teacher)
+        return {
+            name: self.tokens.with_name(f"{self.tokens.name}.{name}" if name else self.tokens.name) for name in names
+        }
+
+    def store_folders(self, teacher: Any | None) -> list[Path]:
         """The folders of what is cached."""
-        plain = [self.latents, self.tokens] if with_tokens else [self.latents]
+        plain = [*([] if self.online_latents else [self.latents]), *self.tokens_folders(teacher).values()]
         return plain + ([mirrored_folder(path) for path in plain] if self.flip else [])
 
     def open(self, teacher: Any | None) -> Cache:
-        """The track's caches; a UserError where one is missing, was made for another teacher or size, or has
-        changed since."""
-        needed = self.store_folders(with_tokens=teacher is not None and not self.online_teacher)
+        """The track's caches, and what is asked in training in their place; a UserError where something is missing,
+        was made for another teacher or size, did not pass `verify`, or has changed since."""
+        needed = self.store_folders(teacher)
+        self._require(needed)
+        for path in needed:
+            refuse_faulty(path)
+        return self._opened(teacher, self.stage_to, NONE)
+
+    def open_to_verify(self, teacher: Any | None, manifests: Mapping[Path, dict[str, Any]] = NONE) -> Cache:
+        """The same where they were made, with stores that did not pass `verify` before. `manifests` stand in for those
+        of folders that are being adopted."""
+        self._require(self.store_folders(teacher))
+        return self._opened(teacher, None, manifests)
+
+    def _require(self, needed: list[Path]) -> None:
         for path in [*self.csv.values(), *needed]:
             if not path.exists():
                 raise UserError(f"there is no cache at {path}; {self.remake}, or give data.root=FOLDER")
-        splits = self.samples()
-        place = self.folder if self.stage_to is None else stage(needed, self.folder, Path(self.stage_to))
-        shape = {"shape": self.record_shape(), "flip": "none"}
-        squares = {"image_size": self.image_size, "crop": "center"}
-        latents = self._store(place, self.latents, shape | squares, splits, "")
-        tokens: Store | OnlineTokens | None = None
-        if teacher is not None and self.online_teacher:
-            tokens = OnlineTokens(teacher, ImageArchive(self.folder), [s.sample_id for s in splits["train"]])
-        elif teacher is not None:
-            tokens = self._store(place, self.tokens, {"teacher": teacher.manifest()}, splits, "_mid")
-        grid = None if teacher is None else teacher.grid
-        return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
+
+    def _opened(self, teacher: Any | None, stage_to: str | None, manifests: Mapping[Path, dict[str, Any]]) -> Cache:
+        splits, teachers = self.samples(), by_name(teacher)
+        self.refuse_other_prompts()
+        archive = self._archive(splits) if self.reads_squares(teacher) else None
+        places = {} if stage_to is None else stage(self.store_folders(teacher), self.folder, Path(stage_to))
+        opened = partial(self._store, places, manifests, splits)
+        latents: Store | OnlineLatents
+        if self.online_latents:
+            assert archive is not None
+            latents = self._encoded(archive, splits)
+        else:
+            shape = {"shape": self.record_shape(), "flip": "none"}
+            latents = opened(self.latents, shape | self._squares(), "")
+            if "vae" in latents.manifest:  # an adopted store does not know
+                refuse_differing(self.latents, latents.manifest, {"vae": short_name(self.vae)}, self.remake)
+        tokens: dict[str, Store | OnlineTokens] = {
+            name: opened(folder, {"teacher": teachers[name].manifest()}, "_mid")
+            for name, folder in self.tokens_folders(teacher).items()
+        }
+        if self.online_teacher and teachers:
+            assert archive is not None
+            ids = [s.sample_id for s in splits["train"]]
+            tokens = {name: OnlineTokens(one, archive, ids) for name, one in teachers.items()}
+        grids = {name: one.grid for name, one in teachers.items()}
+        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes)
+
+    def refuse_other_prompts(self) -> None:
+        """A UserError where the prompts are of another text encoder or other names, if that was written down."""
+        if self.text is not None and self.class_names is not None and self.prompt_record.is_file():
+            known = json.loads(self.prompt_record.read_text())
+            refuse_differing(self.prompts, known, prompt_facts(self.text, class_names(self.class_names)), self.remake)
+
+    def _squares(self) -> dict[str, Any]:
+        """What is known of the images, latents and tokens alike."""
+        return {"image_size": self.image_size, "crop": "center"}
+
+    def _archive(self, splits: dict[str, list[Sample]]) -> ImageArchive:
+        """Every sample's square, of this size."""
+        mark = self.folder / "images" / "begun.json"
+        if not mark.is_file():
+            raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
+        refuse_differing(mark.parent, json.loads(mark.read_text()), self._squares(), self.remake)
+        archive, ids = ImageArchive(self.folder), [s.sample_id for rows in splits.values() for s in rows]
+        if missing := archive.missing(ids):
+            raise UserError(
+                f"{mark.parent} lacks {len(missing)} of {len(ids)} images (first: '{min(missing)}'); {self.remake}"
+            )
+        return archive
+
+    def _encoded(self, archive: ImageArchive, splits: dict[str, list[Sample]]) -> OnlineLatents:
+        """Latents by the VAE, which is asked about one image now, not at the first step."""
+        encode, facts = vae_encoder(self.vae, self.moments)
+        facts |= self._squares() | {"shape": self.record_shape()}
+        latents = OnlineLatents(encode, archive.pixels, facts, self.folder / "images" / "begun.json", self.flip)
+        found = tuple(latents.tensor([splits["train"][0].sample_id]).shape[-3:])
+        if found != self.latent_shape:
+            raise UserError(
+                f"data.vae={self.vae} makes latents of {list(found)} of these images; data.latent_shape="
+                f"{list(self.latent_shape)}"
+            )
+        return latents
 
     @cached_property
     def autoencoder(self) -> Any:
@@ -132,16 +230,22 @@ class LatentTrack:
         return vae.encode(self.autoencoder.to(images_B3SS.device), images_B3SS)
 
     def _store(
-        self, place: Path, folder: Path, expected: dict[str, Any], splits: dict[str, list[Sample]], suffix: str
+        self,
+        places: dict[Path, Path],
+        manifests: Mapping[Path, dict[str, Any]],
+        splits: dict[str, list[Sample]],
+        folder: Path,
+        expected: dict[str, Any],
+        suffix: str,
     ) -> Store:
-        """A store of every sample and, with flips, its mirror of the training samples."""
+        """A store of every sample and, with flips, its mirror of the training samples; `places`: copies."""
         keys = {split: [s.sample_id + suffix for s in rows] for split, rows in splits.items()}
         every = [key for own in keys.values() for key in own]
         mirrored = keys["train"] if self.flip else None
-        return open_store(place / folder.relative_to(self.folder), expected, every, self.remake, mirrored)
+        return open_store(places.get(folder, folder), expected, every, self.remake, mirrored, manifests)
 
     def record(self) -> dict[str, Any]:
-        """track.json: digests of the CSVs, images that could not be read."""
+        """track.json: digests of the CSVs, what their images are known by, images that could not be read."""
         file = self.folder / "track.json"
         return json.loads(file.read_text()) if file.exists() else {}
 

@@ -42,6 +42,9 @@ class Index:
         self._digests = np.asarray(digests)[order]
         self._offsets, self._lengths = np.asarray(offsets)[order], np.asarray(lengths)[order]
 
+    def __len__(self) -> int:
+        return len(self._digests)
+
     def find(self, key: str) -> tuple[int, int] | None:
         """Where the key's value begins in the file, and its length."""
         digest = np.uint64(digest64("key", key))

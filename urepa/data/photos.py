@@ -5,14 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from PIL.Image import DecompressionBombError
+
+UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what PIL raises for damaged files
 
 
 def to_rgb(image: Any) -> np.ndarray:
     """A PIL image to uint8 [H,W,3]: turned as its EXIF says, transparency over white, 16 bits scaled to 8.
-    OSError for a truncated one."""
+    OSError for a truncated one, ValueError for values that have no white to be scaled by."""
     from PIL import Image, ImageOps
 
     image.load()
+    deep = image.mode == "I" and (
+        image.format == "TIFF" or not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 2**16
+    )
+    if deep or image.mode == "F":  # others hold 16 bits in mode I, a TIFF 32
+        raise ValueError(
+            f"its values are of {'32-bit floats' if image.mode == 'F' else '32 bits'}, not of 8 or 16 bits"
+        )
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         grey = np.asarray(image).astype(np.float32) / 257

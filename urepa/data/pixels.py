@@ -31,15 +31,18 @@ from urepa.data.cache import (
     read_split,
     refuse_changed,
     refuse_differing,
+    token_stores,
     write_split,
 )
-from urepa.data.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
+from urepa.data.encode import Encode, Output, Todo, device_and_dtype, digest_of, encode_part, seal
 from urepa.data.online import OnlineTokens
+from urepa.data.photos import UNREADABLE
 from urepa.data.reading import Store
-from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates
+from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, refuse_unfit_names
 from urepa.data.store import Part, batches_of
 from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
+from urepa.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
 KEYS = {"val": "validation_images", "test": "test_images"}
@@ -50,6 +53,7 @@ class PixelTrack:
 
     prompt_bytes = 0  # its conditions are class ids
     autoencoder = None  # pixels need none
+    online_latents = False  # they are read as they lie
 
     def __init__(
         self,
@@ -101,32 +105,41 @@ class PixelTrack:
             "flip": "none",
         }
 
-    def tokens_folder(self, teacher: Any | None) -> Path | None:
-        """Where a teacher's tokens lie; None where none are kept."""
-        if teacher is None or self.online_teacher:
-            return None
+    def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
+        """Where each teacher's tokens lie, as far as they are kept."""
+        return {} if self.online_teacher else {name: self._folder_of(one) for name, one in by_name(teacher).items()}
+
+    def _folder_of(self, teacher: Any) -> Path:
         manifest, pooled = teacher.manifest(), "x".join(map(str, teacher.grid))
         return self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}"
 
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""
-        folder = self.tokens_folder(teacher)
-        needed = [self.latents] + ([] if folder is None else [folder])
+        folders, teachers = self.tokens_folders(teacher), by_name(teacher)
+        needed = [self.latents, *folders.values()]
         needed += [mirrored_folder(path) for path in needed] if self.flip else []
         missing = [path for path in needed if not is_finished(path)]
         if missing and not self.build_on_first_use:
-            raise UserError(f"there is no cache at {missing[0]}; {self.remake}")
+            raise UserError(f"there is no cache at {missing[0]}; {self.remake}, or give data.root=FOLDER")
         if missing:
             self.build(teacher)
         splits = self._splits()
         latents = self._store(self.latents, self._manifest(), splits, "")
-        tokens: Store | OnlineTokens | None = None
-        if teacher is not None and folder is not None:
-            tokens = self._store(folder, {"teacher": teacher.manifest()}, splits, "_mid")
-        elif teacher is not None:
-            tokens = OnlineTokens(teacher, partial(self._images, latents), [s.sample_id for s in splits["train"]])
-        grid = None if teacher is None else teacher.grid
-        return Cache(splits, latents, tokens, grid, self.num_classes, null_id=self.num_classes)
+        opened: dict[Path, Store] = {}  # one that two names share is opened once, as LMDB asks
+        tokens: dict[str, Store | OnlineTokens] = {}
+        for name, folder in folders.items():
+            if folder not in opened:
+                opened[folder] = self._store(folder, {"teacher": teachers[name].manifest()}, splits, "_mid")
+            tokens[name] = opened[folder]
+        if self.online_teacher:
+            ids = [s.sample_id for s in splits["train"]]
+            tokens = {name: OnlineTokens(one, partial(self._images, latents), ids) for name, one in teachers.items()}
+        grids = {name: one.grid for name, one in teachers.items()}
+        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes)
+
+    def reads_squares(self, teacher: Any | None) -> bool:
+        """An online teacher sees the cached pixels."""
+        return False
 
     def expected_samples(self) -> dict[str, int]:
         """How many samples the splits have or will have."""
@@ -140,9 +153,7 @@ class PixelTrack:
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each cache's records."""
         stores: dict[str, tuple[tuple[int, ...], str]] = {"latents": (self.latent_shape, "float16")}
-        if teacher is not None and not self.online_teacher:
-            stores["tokens"] = ((teacher.grid[0] * teacher.grid[1], teacher.width), "float16")
-        return stores
+        return stores | ({} if self.online_teacher else token_stores(teacher, "float16"))
 
     def _splits(self) -> dict[str, list[Sample]]:
         """As the latents were made from them."""
@@ -168,8 +179,8 @@ class PixelTrack:
             splits = self._splits()
             if self.flip:
                 self._build_mirrored_latents(latents, splits)
-            if teacher is not None and (folder := self.tokens_folder(teacher)) is not None:
-                self._build_tokens(teacher, folder, latents, splits)
+            for name, folder in self.tokens_folders(teacher).items():
+                self._build_tokens(by_name(teacher)[name], folder, latents, splits)
             latents.close()
 
     def _split_up(self) -> None:
@@ -243,14 +254,15 @@ class PixelTrack:
                 if wanted := todo(chunk):
                     yield wanted, images(wanted)
 
-        encode_part(output, Part(), samples, read, encode, self.remake)
-        seal(output)
+        listed = digest_of(samples)
+        encode_part(output, Part(), samples, read, encode, self.remake, listed)
+        seal(output, listed)
 
     def _image(self, row: Row) -> Tensor:
         """The image's central square, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""
         try:
             pixels = row.load()
-        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+        except UNREADABLE as error:
             raise UserError(f"the image {row.path} cannot be read ({error}); mend it or take it away") from error
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if pixels.shape[2] != self.channels:
@@ -268,12 +280,16 @@ class PixelTrack:
         """Train, validation and test with nothing shared: each row's place is drawn from its name alone.
         Where the publisher kept test images apart they stay apart. Every split is class-balanced."""
         refuse_duplicates(rows)
+        refuse_unfit_names(rows)
         rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
         by_class: list[dict[str, list[Row]]] = [{"train": [], "test": []} for _ in range(self.num_classes)]
         for row in rows:
             if row.class_id >= self.num_classes:
                 raise UserError(f"the images have a class {row.class_id}; data.num_classes={self.num_classes}")
             by_class[row.class_id]["test" if row.split == "test" else "train"].append(row)
+        there = sum(any(pools.values()) for pools in by_class)
+        if there < self.num_classes:
+            raise UserError(f"the images have {there} classes; data.num_classes={self.num_classes}")
         splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
         for class_id, pools in enumerate(by_class):
             train, test = pools["train"], pools["test"] or pools["train"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from urepa.contracts import Condition
 from urepa.data.cache import Cache, Sample
 from urepa.errors import UserError
 from urepa.strata import strata
+from urepa.teachers.several import ALONE
 
 AHEAD = 3  # steps that are read before they are asked for
 THREADS = 2  # that read them
@@ -35,7 +36,7 @@ class Batch:
     noise: Tensor
     t_B: Tensor
     condition: Condition
-    teacher_BND: Tensor | None
+    teachers: dict[str, Tensor]  # each one's tokens [B,N,D]; none where no teacher is asked (any more)
     rows_R: Tensor | None = None  # the samples that have a diffusion term; None: all
     slot: "Slot | None" = None
 
@@ -43,14 +44,20 @@ class Batch:
         """On the device, without waiting for it. Tokens keep the precision they are stored in."""
         move = {
             name: value.to(device, non_blocking=True)
-            for name in ("x0", "noise", "t_B", "teacher_BND", "rows_R")
+            for name in ("x0", "noise", "t_B", "rows_R")
             if (value := getattr(self, name)) is not None
         }
+        teachers = {name: tokens_BND.to(device, non_blocking=True) for name, tokens_BND in self.teachers.items()}
         condition = Condition(self.condition.ids_B.to(device, non_blocking=True), self.condition.null_id)
         if self.slot is not None and device.type == "cuda":
             self.slot.copied = torch.cuda.Event()
             self.slot.copied.record()
-        return replace(self, condition=condition, **move)
+        return replace(self, condition=condition, teachers=teachers, **move)
+
+    @property
+    def teacher_BND(self) -> Tensor | None:
+        """The tokens of a teacher that is the only one."""
+        return self.teachers.get(ALONE)
 
     def pinned(self) -> "Batch":
         """In memory from which a GPU copies by itself. Tokens lie in such memory already."""
@@ -64,12 +71,15 @@ class Batch:
 
 
 class Slot:
-    """Memory for the tokens of one step, allocated once and pinned where there is a GPU: fresh memory for
+    """Memory for the tokens of one step, by teacher, allocated once and pinned where there is a GPU: fresh memory for
     every batch costs more than reading does."""
 
-    def __init__(self, records: int, record_bytes: int) -> None:
-        memory = torch.zeros((records, record_bytes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        self.raw_RB = memory.numpy()
+    def __init__(self, records: int, record_bytes: dict[str, int]) -> None:
+        pinned = torch.cuda.is_available()
+        self.raw = {
+            name: torch.zeros((records, size), dtype=torch.uint8, pin_memory=pinned).numpy()
+            for name, size in record_bytes.items()
+        }
         self.copied: torch.cuda.Event | None = None
 
     def wait(self) -> None:
@@ -109,9 +119,12 @@ class TrainingReader:
         seed: int,
         cfg_dropout: float,
         diffusion_fraction: float = 1.0,
+        aligned_steps: float = inf,
     ) -> None:
+        """From the step `aligned_steps` on no tokens are read."""
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.cfg_dropout, self.diffusion_fraction = seed, cfg_dropout, diffusion_fraction
+        self.aligned_steps = aligned_steps
         self.samples = cache.splits["train"]
         self.steps_per_epoch = len(self.samples) // layout.global_batch
         if self.steps_per_epoch == 0:
@@ -145,8 +158,9 @@ class TrainingReader:
             posterior = [draws.generator(self.seed, "posterior", step, p) for p in positions]
             size = len(positions)
             rows = slice(micro * size, (micro + 1) * size)
-            raw = None if slot is None else slot.raw_RB[rows]
-            batch = _batch(self.cache, self.objective, samples, noise, times, posterior, raw)
+            raw = {} if slot is None else {name: raw_RB[rows] for name, raw_RB in slot.raw.items()}
+            teachers = self.cache.teachers(samples, raw) if step < self.aligned_steps else {}
+            batch = _batch(self.cache, self.objective, samples, noise, times, posterior, teachers)
             condition = batch.condition.drop(torch.tensor(drop))
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
@@ -178,8 +192,8 @@ class TrainingReader:
         """The batches of steps start..stop-1, read ahead by threads. A step's batches are overwritten once the
         next one's are asked for. Close it (a generator) when done."""
         local = self.layout.global_batch // self.layout.world
-        tokens = self.cache.tokens
-        slots = [Slot(local, 0 if tokens is None else tokens.record_bytes) for _ in range(AHEAD + 1)]
+        sizes = {name: tokens.record_bytes for name, tokens in self.cache.tokens.items()}
+        slots = [Slot(local, sizes) for _ in range(AHEAD + 1)]
         with ThreadPoolExecutor(THREADS, thread_name_prefix="reader") as pool:
 
             def submit(step: int) -> Future[list[Batch]]:
@@ -209,7 +223,8 @@ class ValidationReader:
         self.full = [len(g) == group for g in self.groups]
         if not any(self.full):
             raise UserError(
-                f"trainer.validation_group={group} is more than the {len(samples)} validation samples; give fewer"
+                f"trainer.validation_group={group} is more than the {len(samples)} validation samples; give "
+                f"trainer.validation_group={len(samples)} or fewer"
             )
 
     def read(self, index: int) -> Batch:
@@ -218,7 +233,8 @@ class ValidationReader:
         key = [draws.digest64("val", s.sample_id) for s in samples]
         noise = [draws.generator(k, "noise") for k in key]
         times = [draws.generator(k, "t") for k in key]
-        return _batch(self.cache, self.objective, samples, noise, times, posterior=None, raw=None)
+        teachers = self.cache.teachers(samples)
+        return _batch(self.cache, self.objective, samples, noise, times, posterior=None, teachers=teachers)
 
 
 def _batch(
@@ -228,7 +244,7 @@ def _batch(
     noise: list[Any],
     times: list[Any],
     posterior: list[Any] | None,
-    raw: np.ndarray | None,
+    teachers: dict[str, Tensor],
 ) -> Batch:
     x0 = cache.x0(samples, posterior)
     shape = tuple(x0.shape[1:])
@@ -238,5 +254,5 @@ def _batch(
         noise=torch.stack([draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
         condition=Condition(torch.tensor([s.class_id for s in samples]), cache.null_id),
-        teacher_BND=cache.teacher_BND(samples, raw),
+        teachers=teachers,
     )

@@ -52,6 +52,11 @@ class Store:
         self._open_parts: dict[int, _OpenPart] = {}
         self._opening = threading.Lock()  # LMDB refuses to open a file twice in one process
 
+    @property
+    def mark(self) -> Path:
+        """A file that is as old as the records."""
+        return self.folder / "manifest.json"
+
     def _part(self, index: int) -> "_OpenPart":
         with self._opening:
             if index not in self._open_parts:
@@ -91,6 +96,11 @@ class Store:
         for part in range(self.parts):
             names = (key for key, _, _ in records(Part(part, self.parts).folder(self.folder)))
             yield from (name for name in names if name != SUM_KEY)
+
+    def count(self) -> int:
+        """How many records there are, without the mirror's and without sums."""
+        indices = [self._part(i).index for i in range(self.parts)]
+        return sum(len(index) - (index.find(SUM_KEY) is not None) for index in indices)
 
     def missing(self, keys: list[str]) -> list[str]:
         """Those that have no record."""
@@ -133,5 +143,8 @@ class _OpenPart:
         if place is None:
             raise UserError(f"{self.folder} has no record '{key}'; delete it and make it again")
         if place[1] != self.length:
-            raise UserError(f"{self.folder}: record '{key}' is damaged; delete it and make it again")
+            raise UserError(
+                f"{self.folder}: record '{key}' is damaged or of another type: it has {place[1]} bytes, "
+                f"{self.length} are expected; make it again"
+            )
         return place[0]

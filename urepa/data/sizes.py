@@ -26,11 +26,12 @@ class CacheSize:
 def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
     """What the track's build leaves for training, in the order in which it is made. Without a teacher (or with
     one that is asked online) there are no tokens."""
-    records = sum(track.expected_samples().values())
+    samples = track.expected_samples()
+    counts = {"": sum(samples.values())} | ({"_flip": samples["train"]} if track.flip else {})
     sizes = []
     for name, (shape, dtype) in track.stores(teacher).items():
         length = record_bytes(shape, dtype)
-        sizes.append(CacheSize(name, records, length, lmdb_bytes(records, length)))
+        sizes += [CacheSize(name + kind, n, length, lmdb_bytes(n, length)) for kind, n in counts.items()]
     if track.prompt_bytes:
         sizes.append(
             CacheSize(
@@ -54,5 +55,5 @@ def lmdb_bytes(records: int, length: int) -> int:
 
 def reader_bytes(track: Any, teacher: Any | None, batch_size: int) -> int:
     """Memory that the training reader holds tokens in: the steps it reads ahead and the one in use."""
-    tokens = track.stores(teacher).get("tokens")
-    return 0 if tokens is None else (AHEAD + 1) * batch_size * record_bytes(*tokens)
+    tokens = [store for name, store in track.stores(teacher).items() if name != "latents"]
+    return sum((AHEAD + 1) * batch_size * record_bytes(*store) for store in tokens)

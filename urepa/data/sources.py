@@ -20,12 +20,14 @@ from urepa.errors import UserError
 from urepa.hub import resolve, why_not
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
+HELD_OUT = ("test", "validation")  # what publishers call it; the first that has labels
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 # How many images the publishers' splits have, for what is planned before it is fetched
 PUBLISHED = {
     "imagenet": {"train": 1_281_167, "test": 50_000},
     "uoft-cs/cifar10": {"train": 50_000, "test": 10_000},
+    "uoft-cs/cifar100": {"train": 50_000, "test": 10_000},
     "scikit-learn": {"all": 1_797},
 }
 
@@ -61,17 +63,30 @@ def _open(path: str) -> np.ndarray:
 def _class_folders(root: Path) -> list[str]:
     """Names of the folders with an image in them."""
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    return [p.name for p in folders if any(file.suffix.lower() in SUFFIXES for file in p.iterdir())]
+    return [p.name for p in folders if _has_images(p)]
+
+
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
 
 
 def folder(images: str) -> Iterator[Row]:
-    """DIR/CLASS/*, or DIR/train/CLASS/* and DIR/test/CLASS/* (or val/, as ImageNet has it); classes are numbered in
-    alphabetical order, which for ImageNet's folder names is the usual numbering."""
+    """DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (or val/, as ImageNet has it); classes are
+    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering."""
     root = Path(images)
-    held_out = next((name for name in ("test", "val", "validation") if _class_folders(root / name)), None)
+    places: dict[str, Path] = {}
+    held_out = next((name for name in (*HELD_OUT, "val") if _class_folders(root / name)), None)
     classes = _class_folders(root / "train")
     if not classes and held_out is None:
         classes, places = _class_folders(root), {"all": root}
+    elif classes and held_out is None:
+        unsorted = next((name for name in (*HELD_OUT, "val") if _has_images(root / name)), None)
+        if unsorted is not None:
+            raise UserError(
+                f"{root / unsorted} has images but no class folders; sort them into one folder per class, as "
+                f"{root / 'train'} has them, or take that folder away"
+            )
+        places = {"train": root / "train"}
     elif classes and held_out is not None:
         places = {"train": root / "train", "test": root / held_out}
         if _class_folders(root / held_out) != classes:
@@ -81,7 +96,7 @@ def folder(images: str) -> Iterator[Row]:
             )
     if not classes or not places:
         raise UserError(
-            f"data.images={images} has neither CLASS/*.png nor train/CLASS/*.png and test/CLASS/*.png (or val/); "
+            f"data.images={images} has neither CLASS/* nor train/CLASS/* (with test/CLASS/* or val/) with images; "
             "give data.images=FOLDER beside data.source=folder"
         )
     for split, place in places.items():
@@ -114,7 +129,9 @@ def cifar_binary(images: str) -> Iterator[Row]:
     for split, file in files:
         if not file.is_file():
             raise UserError(f"data.images={images} lacks {file.name}: unpack CIFAR's binary archive there")
-        records = file.stat().st_size // (labels + 3072)
+        records, rest = divmod(file.stat().st_size, labels + 3072)
+        if rest:
+            raise UserError(f"{file} is cut short: it has {rest} bytes after record {records}; copy it again")
         for i in range(records):
             with open(file, "rb") as batch:
                 batch.seek(i * (labels + 3072) + labels - 1)
@@ -128,28 +145,39 @@ def _decode(part: Any, index: int, column: str) -> np.ndarray:
 
 
 def _rows_of(dataset: Any) -> Iterator[Row]:
-    """Rows of a Hugging Face DatasetDict with an image and an integer label column."""
-    for split in ("train", "test"):
-        if split not in dataset:
-            raise UserError(f"the data set has splits {sorted(dataset)}; this track needs train and test")
-        part = dataset[split]
+    """Rows of a Hugging Face DatasetDict with an image and an integer label column. A test split without labels
+    (-1, as ImageNet's) is passed over for the validation split."""
+    labels = {split: _labels(dataset[split]) for split in dataset}
+    held_out = next((s for s in HELD_OUT if s in labels and min(labels[s], default=-1) >= 0), None)
+    if "train" not in labels or held_out is None:
+        raise UserError(
+            f"the data set has splits {sorted(labels)}; this track needs train, and test or validation with labels"
+        )
+    for name, split in (("train", "train"), (held_out, "test")):
+        part = dataset[name]
         image = next((c for c in part.column_names if c in ("img", "image")), None)
-        label = next((c for c in part.column_names if c in ("label", "fine_label")), None)
-        if image is None or label is None:
+        if image is None:
             raise UserError(f"the data set has columns {part.column_names}; give one with image and label")
-        labels = part[label]
-        for i in range(len(part)):
-            yield Row(f"{split}_{i:06d}", int(labels[i]), split, partial(_decode, part, i, image), f"{split}[{i}]")
+        for i, class_id in enumerate(labels[name]):
+            yield Row(f"{name}_{i:06d}", class_id, split, partial(_decode, part, i, image), f"{name}[{i}]")
+
+
+def _labels(part: Any) -> list[int]:
+    label = next((c for c in part.column_names if c in ("label", "fine_label")), None)
+    if label is None:
+        raise UserError(f"the data set has columns {part.column_names}; give one with image and label")
+    return [int(class_id) for class_id in part[label]]
 
 
 def parquet(images: str) -> Iterator[Row]:
-    """DIR/train*.parquet and DIR/test*.parquet, as Hugging Face `datasets` writes them."""
+    """DIR/train*.parquet and DIR/test*.parquet (or validation*), as Hugging Face `datasets` writes them."""
     from datasets import Image, load_dataset
 
-    files = {split: sorted(map(str, Path(images).glob(f"{split}*.parquet"))) for split in ("train", "test")}
-    if not all(files.values()):
+    found = {split: sorted(map(str, Path(images).glob(f"{split}*.parquet"))) for split in ("train", *HELD_OUT)}
+    files = {split: paths for split, paths in found.items() if paths}
+    if "train" not in files or len(files) < 2:
         raise UserError(
-            f"data.images={images} has no train*.parquet and test*.parquet; "
+            f"data.images={images} has no train*.parquet and test*.parquet (or validation*.parquet); "
             "give data.images=FOLDER beside data.source=parquet"
         )
     dataset = load_dataset("parquet", data_files=files)
@@ -164,9 +192,12 @@ def hub(images: str) -> Iterator[Row]:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.utils import logging
 
+    name, revision = resolve(images)
+    for place in (images, name):  # `datasets` would take it for what is meant
+        if Path(place).exists():
+            raise UserError(f"data.images={place} is a folder here: give data.source=folder (or parquet) with it")
     logging.set_verbosity_error()  # each of its five attempts would say that there is no network
     print(f"asking the hub for {images}", flush=True)
-    name, revision = resolve(images)
     try:
         dataset = load_dataset(name, revision=None if revision == "main" else revision)
     except (OSError, ValueError) as error:
@@ -197,6 +228,17 @@ def refuse_duplicates(rows: list[Row]) -> None:
         if row.name in seen:
             raise UserError(f"two images have the sample id '{row.name}'; rename one of them")
         seen.add(row.name)
+
+
+def refuse_unfit_names(rows: list[Row]) -> None:
+    """UserError for a sample id that ends as a key of tokens does, and for a file name that is not UTF-8."""
+    for row in rows:
+        if row.name.endswith("_mid"):
+            raise UserError(f"the sample id '{row.name}' of {row.path} ends in _mid, as keys of tokens do; rename it")
+        try:
+            (row.name + row.path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the file name {row.path!a} is not UTF-8; rename it") from error
 
 
 SOURCES: dict[str, Callable[[str], Iterator[Row]]] = {

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,29 +19,47 @@ from urepa.files import write_whole
 BLOCK = 16 * 2**20
 
 
-def stage(paths: list[Path], root: Path, to: Path) -> Path:
-    """Copies `paths` (files or folders below `root`) to the same places below `to`/<root's name>; returns that
-    folder. One process of a node copies while the others wait. What is there and unchanged is kept; a copy
-    whose digest differs from its source's is a UserError."""
-    place = to / f"{root.resolve().name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"
+def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
+    """Copies `paths` (files or folders) below `to`/<root's name>, to the same places as below `root` or, from
+    elsewhere, to a folder for theirs; returns where each lies then. One process of a node copies while the others
+    wait. What is there, unchanged and whole is kept; a copy whose digest differs from its source's is a UserError."""
+    place = to / _named(root)
     place.mkdir(parents=True, exist_ok=True)
+    local = {path: place / _inside(path, root) for path in paths}
     with open(place / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = place / "staged.json"
         known = json.loads(record.read_text()) if record.exists() else {}
-        files = [f for p in paths for f in ([p] if p.is_file() else sorted(p.rglob("*"))) if f.is_file()]
-        files = [f for f in files if not f.name.startswith(".")]
-        missing = [f for f in files if known.get(str(f.relative_to(root))) != _stamp(f)]
+        files = {
+            file: local[path] / file.relative_to(path)
+            for path in paths
+            for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+            if file.is_file() and not file.name.startswith(".")
+        }
+        missing = {f: copy for f, copy in files.items() if not _is_staged(f, copy, known.get(_name(copy, place)))}
         needed = sum(f.stat().st_size for f in missing)
         if needed > shutil.disk_usage(place).free:
             raise UserError(f"data.stage_to={to} has too little room: {needed / 1e9:.1f} GB are needed")
         with progress.bar(total=needed, desc="staging", unit="B", unit_scale=True, disable=not missing) as bar:
-            for file in missing:
-                name = str(file.relative_to(root))
-                _copy(file, place / name, bar)
-                known[name] = _stamp(file)
+            for file, copy in missing.items():
+                digest = _copy(file, copy, bar)
+                known[_name(copy, place)] = {"source": _stamp(file), "copy": _stamp(copy), "sha256": digest}
                 write_whole(record, json.dumps(known, indent=1))
-    return place
+    return local
+
+
+def _named(folder: Path) -> str:
+    """A folder's name, told apart from others of that name."""
+    return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """Where a path's copy lies; what lies beside each other does so in the copy too."""
+    return path.relative_to(root) if path.is_relative_to(root) else Path(f"from-{_named(path.parent)}", path.name)
+
+
+def _name(copy: Path, place: Path) -> str:
+    return str(copy.relative_to(place))
 
 
 def _stamp(file: Path) -> list[int]:
@@ -48,8 +67,21 @@ def _stamp(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _copy(source: Path, target: Path, bar: tqdm) -> None:
-    """Copies a file whole or not at all and reads the copy back."""
+def _is_staged(source: Path, copy: Path, known: Any) -> bool:
+    """Is the copy there as it was made, from the source as it is? One that was touched since is read again. `known` is
+    None, or a pair of numbers from a version that did not look at its copies."""
+    if not isinstance(known, dict) or known["source"] != _stamp(source) or not copy.is_file():
+        return False
+    if _stamp(copy) == known["copy"]:
+        return True
+    if copy.stat().st_size != known["copy"][0]:
+        return False
+    with open(copy, "rb") as file:
+        return bool(hashlib.file_digest(file, "sha256").hexdigest() == known["sha256"])
+
+
+def _copy(source: Path, target: Path, bar: tqdm) -> str:
+    """Copies a file whole or not at all and reads the copy back; its SHA-256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     digest = hashlib.sha256()
@@ -64,3 +96,4 @@ def _copy(source: Path, target: Path, bar: tqdm) -> None:
         if hashlib.file_digest(copy, "sha256").hexdigest() != digest.hexdigest():
             raise UserError(f"{target} differs from {source} after copying: is the local disk sound?")
     os.replace(temporary, target)
+    return digest.hexdigest()

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import lmdb
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 from urepa.data.lmdb_file import Index
 from urepa.draws import digest64
 from urepa.errors import UserError
-from urepa.files import sync_folder, write_whole
+from urepa.files import clear_leftovers, sync_folder, write_whole
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
 GROUP = 128  # values that share a scale in int8
@@ -49,6 +49,19 @@ class Part:
 def part_of(sample_id: str, count: int) -> int:
     """The part that a sample belongs to; latents and tokens of a sample lie in the same one."""
     return digest64("part", sample_id.removesuffix("_mid")) % count
+
+
+def only_writer(folder: Path) -> TextIO:
+    """The lock of a part's folder, which is made; held until it is closed. UserError if another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".writer.lock", "w")  # noqa: SIM115  the caller closes it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UserError(f"{folder} is being written by another process; give each its own shard=i/n") from error
+    clear_leftovers(folder)
+    return lock
 
 
 def encode(value: np.ndarray, dtype: str) -> bytes:
@@ -91,15 +104,7 @@ class StoreWriter:
     def __init__(self, store: Path, dtype: str = "float16", part: Part | None = None) -> None:
         self.folder = (Part() if part is None else part).folder(store)
         self.dtype = dtype
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / ".writer.lock", "w")  # noqa: SIM115  held until close
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise UserError(
-                f"{self.folder} is being written by another process; give each its own shard=i/n"
-            ) from error
+        self._lock = only_writer(self.folder)
         file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
         self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
         self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)

@@ -5,6 +5,7 @@ Shapes: B images, S image size, CHW latent.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,45 @@ from urepa.errors import UserError
 from urepa.hub import resolve, why_not
 from urepa.weights import own_memory
 
+# of SD's VAEs, sd-vae-ft-mse and SDXL's: 83,653,863 parameters with four latent channels
+ARCHITECTURE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+}
+
+
+def unread_vae(weights: str, latent_channels: int) -> Any:
+    """The same module without its values, for the meta device: nothing is read or fetched. The architecture is that of
+    a local folder's config.json, else SD's own."""
+    from diffusers import AutoencoderKL
+
+    found = [file for place in ("vae", ".") if (file := Path(weights) / place / "config.json").is_file()]
+    architecture = json.loads(found[0].read_text()) if found else ARCHITECTURE | {"latent_channels": latent_channels}
+    return AutoencoderKL.from_config(architecture)
+
 
 def load_vae(weights: str) -> Any:
     """The frozen AutoencoderKL in fp32, on the CPU."""
     from diffusers import AutoencoderKL
 
     name, revision = resolve(weights)
-    local = Path(name)
-    where: dict[str, Any] = {"subfolder": "vae"} if not local.is_dir() or (local / "vae").is_dir() else {}
-    where["revision"] = revision
-    try:
-        vae: Any = AutoencoderKL.from_pretrained(name, use_safetensors=True, torch_dtype=torch.float32, **where)
-    except OSError as error:
-        raise UserError(
-            f"data.vae={weights} could not be loaded ({why_not(error, weights)}); or give a local diffusers folder"
-        ) from error
-    return own_memory(vae).eval().requires_grad_(False)
+    local, options = Path(name), {"use_safetensors": True, "torch_dtype": torch.float32, "revision": revision}
+    places: list[dict[str, str]] = [{"subfolder": "vae"}, {}]  # of a pipeline; of a VAE by itself
+    if local.is_dir():
+        places = places[:1] if (local / "vae").is_dir() else places[1:]
+    reasons: list[OSError] = []
+    for place in places:
+        try:
+            vae: Any = AutoencoderKL.from_pretrained(name, **options, **place)
+        except OSError as error:
+            reasons.append(error)
+        else:
+            return own_memory(vae).eval().requires_grad_(False)
+    raise UserError(
+        f"data.vae={weights} could not be loaded ({why_not(reasons[0], weights)}); or give a local diffusers folder"
+    ) from reasons[0]
 
 
 @torch.no_grad()

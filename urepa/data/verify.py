@@ -8,22 +8,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import draws
-from urepa.data.cache import Cache, Sample
-from urepa.data.reading import Store
+from urepa import draws, progress
+from urepa.data.cache import FAULT, UNKNOWN, Cache, Sample, is_finished
+from urepa.data.online import OnlineLatents
+from urepa.data.reading import MIRRORED, Store
+from urepa.data.store import batches_of
 from urepa.errors import UserError
+from urepa.files import write_whole
 
+CHUNK = 128  # records looked at together
 SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens
 ROWS_PER_DIMENSION = 16  # tokens to fit to, for each of a token's dimensions
 RIDGE = 0.1
 MARGIN = 1.05  # another field of view must explain this much more variance than the stored one to be believed
+CLEARLY = 0.05  # ... and so much more, where there are fewer samples than the check wants
 Moved = Callable[[Tensor], Tensor]  # latents [S,C,H,W] as they would look from another field of view
+
+
+class Fault(UserError):
+    """What is wrong with the store in `folder`: training refuses it from then on."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        super().__init__(text)
+        self.folder = folder
+
+    def mark(self) -> None:
+        """Writes it down beside the records of a store that counts."""
+        if is_finished(self.folder):
+            write_whole(self.folder / FAULT, str(self))
 
 
 @dataclass(frozen=True)
@@ -35,55 +55,94 @@ class Finding:
 
 
 def verify(name: str, cache: Cache) -> None:
-    """Every record of an open cache and its field of view; prints what was found, UserError on the first fault. With
-    an online teacher there are no tokens to look at."""
-    assert cache.grid is not None
+    """Every record of an open cache and its field of view; prints what was found, a Fault on the first one. With
+    an online teacher there are no tokens to look at; latents that are made in training are made for the field of view
+    alone."""
+    assert cache.grids
     samples = [s for rows in cache.splits.values() for s in rows]
+    for store in (cache.latents, *cache.tokens.values()):
+        if isinstance(store, Store):
+            count_check(store)
     views = {"": (samples, cache.splits["train"])}
     if cache.flips:
         mirrored = [replace(s, mirrored=True) for s in cache.splits["train"]]
-        mirror_check(cache.latents, mirrored)
+        if isinstance(cache.latents, Store):
+            mirror_check(cache.latents, mirrored)
         views["mirrored "] = (mirrored, mirrored)
     for view, (rows, train) in views.items():
-        check_records(cache.latents, [s.key for s in rows], unit_length=False)
-        if not isinstance(cache.tokens, Store):
+        if isinstance(cache.latents, Store):
+            check_records(cache.latents, [s.key for s in rows], unit_length=False)
+        stored = {teacher: tokens for teacher, tokens in cache.tokens.items() if isinstance(tokens, Store)}
+        if not stored and isinstance(cache.latents, Store):
             print(f"{name}: {len(rows)} {view}latents are whole")
-            continue
-        check_records(cache.tokens, [s.token_key for s in rows], unit_length=True)
-        findings = spatial_check(cache.latents, cache.tokens, train, cache.grid)
-        print(f"{name}: {len(rows)} {view}samples are whole; tokens explain the latents as follows (R²):")
-        for finding in findings[:4]:
-            print(f"  {finding.r2:6.3f}  {finding.name}")
+        elif not stored:
+            print(f"{name}: there is an image for each of {len(rows)} {view}samples")
+        for teacher, tokens in stored.items():
+            check_records(tokens, [s.token_key for s in rows], unit_length=True)
+            findings = spatial_check(cache.latents, tokens, train, cache.grids[teacher])
+            whose = f"{teacher}'s tokens" if teacher else "tokens"
+            print(f"{name}: {len(rows)} {view}samples are whole; {whose} explain the latents as follows (R²):")
+            for finding in findings[:4]:
+                print(f"  {finding.r2:6.3f}  {finding.name}")
+
+
+def count_check(store: Store) -> None:
+    """A Fault where records have been lost. More than the manifest counts are another list's."""
+    there, counted = store.count(), store.manifest.get("count", 0)
+    if there < counted:
+        raise Fault(store.folder, f"{store.folder} holds {there} records, its manifest counts {counted}; make it again")
+    if store.mirror is not None:
+        count_check(store.mirror)
+
+
+def weights_check(tokens: Store, teacher: Any) -> None:
+    """A Fault where the tokens are of other weights than the teacher's, as far as those lie on this disk: two folders
+    may bear one name."""
+    known = tokens.manifest["teacher"].get("weights_sha256", UNKNOWN)
+    if known != UNKNOWN and teacher.is_local and teacher.weights_sha256() != known:
+        raise Fault(
+            tokens.folder,
+            f"{tokens.folder} was made with other weights of {tokens.manifest['teacher']['model']} than the teacher "
+            "has here; give those, or make it again",
+        )
 
 
 def check_records(store: Store, keys: list[str], unit_length: bool) -> None:
-    """Every key is there, whole, finite and, for tokens, of unit length. Streams; UserError on the first fault."""
-    for start in range(0, len(keys), 512):
-        part = keys[start : start + 512]
-        values = store.read(part)
+    """Every key is there, whole, finite and, for tokens, of unit length. Streams; a Fault on the first one."""
+    folder = _folder_of(store, keys)
+    for part in batches_of(progress.bar(keys, desc=f"verify {store.folder.name}", unit="record"), CHUNK):
+        try:
+            values = store.read(part)
+        except UserError as error:
+            raise Fault(folder, str(error)) from error
         finite = np.isfinite(values).reshape(len(part), -1).all(1)
         if not finite.all():
-            raise UserError(f"{store.folder}: record '{part[int(np.argmin(finite))]}' is not finite; make it again")
+            raise Fault(folder, f"{folder}: record '{part[int(np.argmin(finite))]}' is not finite; make it again")
         if unit_length:
-            length = np.linalg.norm(values, axis=-1)
-            off = np.abs(length - 1).reshape(len(part), -1).max(1)
-            if off.max() > 0.02:
-                raise UserError(
-                    f"{store.folder}: tokens of '{part[int(off.argmax())]}' have length {length.flat[0]:.3f}, not 1"
-                )
+            length = np.linalg.norm(values, axis=-1).reshape(len(part), -1)
+            row, token = np.unravel_index(np.abs(length - 1).argmax(), length.shape)
+            if abs(length[row, token] - 1) > 0.02:
+                raise Fault(folder, f"{folder}: tokens of '{part[row]}' have length {length[row, token]:.3f}, not 1")
+
+
+def _folder_of(store: Store, keys: list[str]) -> Path:
+    """Where the records of these keys lie, which are all of mirror images or all of plain ones."""
+    of_mirror = store.mirror is not None and bool(keys) and keys[0].endswith(MIRRORED)
+    return store.mirror.folder if of_mirror and store.mirror is not None else store.folder
 
 
 def mirror_check(latents: Store, samples: list[Sample]) -> None:
     """Are the mirrored latents nearer to the plain ones' mirror image than to the plain ones? (They are not equal to
-    it: a VAE is not symmetric, and an unshuffled pixel's place is its channel, so channels are averaged.) UserError
+    it: a VAE is not symmetric, and an unshuffled pixel's place is its channel, so channels are averaged.) A Fault
     if not; whether tokens agree with them is for the spatial check."""
     chosen = _chosen(samples, SAMPLES)
     keys = [s.sample_id for s in chosen], [s.key for s in chosen]
     plain, mirrored = (torch.from_numpy(latents.read(own)).mean(1) for own in keys)
     if float((mirrored - plain.flip(-1)).pow(2).sum()) > float((mirrored - plain).pow(2).sum()):
         assert latents.mirror is not None
-        raise UserError(
-            f"{latents.mirror.folder} does not hold the mirror images of {latents.folder}; delete it and make it again"
+        raise Fault(
+            latents.mirror.folder,
+            f"{latents.mirror.folder} does not hold the mirror images of {latents.folder}; delete it and make it again",
         )
 
 
@@ -91,10 +150,13 @@ def _chosen(samples: list[Sample], n: int) -> list[Sample]:
     return sorted(samples, key=lambda s: draws.unit_interval("spatial", s.sample_id))[:n]
 
 
-def spatial_check(latents: Store, tokens: Store, samples: list[Sample], grid: tuple[int, int]) -> list[Finding]:
+def spatial_check(
+    latents: Store | OnlineLatents, tokens: Store, samples: list[Sample], grid: tuple[int, int]
+) -> list[Finding]:
     """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
-    latents as they are and as they would look mirrored, shifted, sheared or from another sample. A UserError
-    names the view that fits better than the stored one. Findings come best first."""
+    latents as they are and as they would look mirrored, shifted, sheared or from another sample. A Fault
+    of the tokens names the view that fits better than the stored one; too few samples are a UserError. Findings
+    come best first."""
     count, width = grid[0] * grid[1], tokens.shape[-1]
     wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
     chosen = _chosen(samples, wanted)
@@ -111,10 +173,18 @@ def spatial_check(latents: Store, tokens: Store, samples: list[Sample], grid: tu
     findings.sort(key=lambda f: -f.r2)
     own = next(f for f in findings if f.name == "as stored")
     best = findings[0]
-    if own.r2 <= 0 or best.r2 > MARGIN * own.r2:
+    another = own.r2 <= 0 or best.r2 > MARGIN * own.r2
+    hardly = best.r2 <= 0 or (own.r2 > 0 and best.r2 <= own.r2 + CLEARLY)
+    if len(chosen) < wanted and another and hardly:
         raise UserError(
+            f"{len(chosen)} samples are too few to tell whether latents and tokens see the same field of view; "
+            f"the check wants {wanted} of them: build from more images, or train without this check"
+        )
+    if another:
+        raise Fault(
+            _folder_of(tokens, [s.token_key for s in chosen]),
             f"latents and tokens do not see the same field of view: tokens explain {own.r2:.1%} of the latents as "
-            f"stored, and {best.r2:.1%} of them {best.name}; make one of the two again from the same crop"
+            f"stored, and {best.r2:.1%} of them {best.name}; make one of the two again from the same crop",
         )
     return findings
 

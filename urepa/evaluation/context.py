@@ -1,8 +1,10 @@
-"""What an evaluation after training gets to see."""
+"""What an evaluation after training gets to see, and how several are run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 
 from urepa.alignment import AlignedModel
 from urepa.data.cache import Cache
+from urepa.errors import UserError
+from urepa.teachers.several import ALONE, name_at
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,74 @@ class Context:
 
     model: AlignedModel
     objective: Any
+    loss: Any
     track: Any
     cache: Cache
     folder: Path
     device: torch.device
     seed: int
     step: int
+    untrained: Callable[[], AlignedModel]  # builds the run's model as it was before any training, in eval mode
+    random: Callable[[], AlignedModel] | None = None  # the same of random weights, where the untrained one has others
+    teacher: str = ALONE  # whose tokens and heads are read
+
+    @property
+    def floors(self) -> dict[str, Callable[[], AlignedModel]]:
+        """What is read beside the run's model, by the name that its values bear."""
+        return {"untrained": self.untrained} | ({} if self.random is None else {"random": self.random})
+
+    def head_at(self, tap: str) -> str | None:
+        """The name of the teacher's head on a tap; None where it has none."""
+        name = name_at(tap, self.teacher)
+        return name if name in self.model.heads else None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The metrics of several evaluations, why some of those gave none: a sentence by name, and whose the metrics are:
+    keys by evaluation."""
+
+    metrics: dict[str, float]
+    failures: dict[str, str]
+    keys: dict[str, list[str]] = field(default_factory=dict)
+
+    def require_all(self, error: type[UserError] = UserError) -> None:
+        """An error that names what is missing."""
+        if self.failures:
+            told = "; ".join(f"evaluation.{name}: {why}" for name, why in self.failures.items())
+            raise error(f"{told} (every other result is reported and written)")
+
+
+class Incomplete(UserError):
+    """What an evaluation has found, and why not the rest: a sentence by the key that asks for it."""
+
+    def __init__(self, metrics: dict[str, float], failures: dict[str, str]) -> None:
+        super().__init__("; ".join(f"{key}: {why}" for key, why in failures.items()))
+        self.metrics, self.failures = metrics, failures
+
+
+def run_each(context: Context, evaluations: dict[str, Any], make: Callable[[Any], Any]) -> Evaluated:
+    """Every evaluation of a config's `evaluation`, built by `make`. One that cannot be had costs none of the others,
+    whatever it raises; what is no user's mistake leaves its traceback on stderr."""
+    metrics: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    keys: dict[str, list[str]] = {}
+    for name, settings in evaluations.items():
+        try:
+            found = make(settings)(context)
+        except Incomplete as partly:
+            failures |= {f"{name}.{key}": why for key, why in partly.failures.items()}
+            found = partly.metrics
+        except UserError as error:
+            failures[name] = str(error)
+            continue
+        except Exception as error:  # noqa: BLE001  hours of training and other metrics must not go with it
+            traceback.print_exc()
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        if twice := sorted(found.keys() & metrics.keys()):
+            failures[name] = f"{', '.join(twice)} is reported by another evaluation too; ask for one of the two"
+        else:
+            metrics |= found
+            keys[name] = sorted(found)
+    return Evaluated(metrics, failures, keys)

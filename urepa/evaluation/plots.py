@@ -1,4 +1,4 @@
-"""The figure of losses that a run leaves behind."""
+"""The figures that a run leaves behind."""
 
 from __future__ import annotations
 
@@ -26,6 +26,26 @@ def losses_png(rows: list[dict[str, Any]]) -> bytes:
         if values:
             axis.axhline(values[-1], linestyle="--", color="grey", label=floor)
         axis.set(title=term, xlabel="step", ylim=(0, None))
+        axis.legend(fontsize=8)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()
+
+
+def curves_png(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str) -> bytes:
+    """A panel per title, a line per label through its (x, y) points, three panels a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        for label, points in curves.items():
+            axis.plot(*zip(*points, strict=True), "o-", label=label, markersize=4)
+        axis.set(title=title, xlabel=xlabel)
         axis.legend(fontsize=8)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)

@@ -1,4 +1,4 @@
-"""Class-conditional samples by DDIM: a grid to look at, and what a k-NN on real images calls them.
+"""Class-conditional samples: a grid to look at, and what a k-NN on real images calls them.
 
 Shapes: B samples, CHW latent.
 """
@@ -14,23 +14,24 @@ from torch import Tensor
 from urepa import draws
 from urepa.contracts import Condition
 from urepa.evaluation.context import Context
+from urepa.evaluation.generated import decoded
 from urepa.files import write_whole
 from urepa.pictures import grid_png
-from urepa.sampling import sample, scheduler_for
+from urepa.sampling import sample_by
 
 CHUNK = 100
 
 
-def ddim(context: Context, class_ids: list[int], steps: int, guidance: float) -> Tensor:
-    """DDIM from addressed noise: [B,C,H,W] on the CPU."""
-    scheduler = scheduler_for(context.objective, "ddim")
+def samples_of(context: Context, class_ids: list[int], steps: int, guidance: float) -> Tensor:
+    """By the objective's usual sampler, from addressed noise: [B,C,H,W] on the CPU."""
     out = []
     for start in range(0, len(class_ids), CHUNK):
         part = class_ids[start : start + CHUNK]
         rngs = [draws.generator(context.seed, "sample", 0, start + i) for i in range(len(part))]
         noise = torch.stack([draws.normal(context.track.latent_shape, rng) for rng in rngs]).to(context.device)
         condition = Condition(torch.tensor(part, device=context.device), context.cache.null_id)
-        out.append(sample(context.model.backbone, noise, condition, scheduler, steps, guidance).cpu())
+        x0 = sample_by(context.model.backbone, context.objective, noise, condition, rngs, None, steps, guidance)
+        out.append(x0.cpu())
     return torch.cat(out)
 
 
@@ -48,11 +49,11 @@ class SampleGrid:
     def __call__(self, context: Context) -> dict[str, float]:
         classes = min(self.max_classes, context.track.num_classes)
         ids = [c for c in range(classes) for _ in range(self.per_class)]
-        x0 = ddim(context, ids, self.sampler_steps, self.guidance)
+        x0 = samples_of(context, ids, self.sampler_steps, self.guidance)
         shown = [i for i in range(len(ids)) if i % self.per_class < self.shown_per_class]
         folder = context.folder / "samples"
         folder.mkdir(exist_ok=True)
-        png = grid_png(context.track.to_rgb(x0[shown]), min(self.shown_per_class, self.per_class), scale=2)
+        png = grid_png(decoded(context, x0[shown]), min(self.shown_per_class, self.per_class), scale=2)
         write_whole(folder / f"step_{context.step:08d}.png", png)
         if self.knn is None:
             return {}

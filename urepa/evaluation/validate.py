@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from urepa import losses
-from urepa.alignment import step_terms
+from urepa.alignment import shares_of, step_terms
 from urepa.data.reader import Batch, Layout, ValidationReader
 from urepa.parallel import sum_over_ranks
 
@@ -26,7 +26,7 @@ class Validation:
     reader: ValidationReader
     objective: Any
     loss: Any
-    mean_token_D: Tensor | None
+    mean_tokens: dict[str, Tensor]  # [D], by teacher
     layout: Layout
     device: torch.device
 
@@ -72,22 +72,35 @@ class Validation:
             "x0_error": losses.diffusion_loss(implied_x0, batch.x0),
             "zero_predictor": losses.diffusion_loss(torch.zeros_like(target), target),
         }
-        if self.mean_token_D is not None and batch.teacher_BND is not None:
-            constant_BND = self.mean_token_D.to(self.device).expand_as(batch.teacher_BND)
-            columns["constant_token"] = losses.token_loss(constant_BND, batch.teacher_BND)
+        if terms.weighted_B is not None:
+            columns["weighted"] = terms.weighted_B
+        if batch.teachers and self.loss.spatial_norm is None:  # else the mean token is another one
+            columns |= self._constant(batch)
         return columns, terms.manifold if full else None
+
+    def _constant(self, batch: Batch) -> dict[str, Tensor]:
+        """The token loss of the best constant token [B]: of each teacher's where there are several, and their mean."""
+        by_teacher = {}
+        for name, tokens_BND in batch.teachers.items():
+            constant_BND = self.mean_tokens[name].to(self.device).expand_as(tokens_BND)
+            by_teacher[name] = losses.token_loss(constant_BND, tokens_BND)
+        shares = shares_of(by_teacher, self.loss.teachers)
+        mean_B = torch.stack([share * by_teacher[name] for name, share in shares.items()]).sum(0)
+        return {"constant_token": mean_B} | {f"constant_token/{name}": x for name, x in by_teacher.items() if name}
 
     def _metrics(self, names: list[str], table_TK: Tensor, manifold_G: Tensor, step: int) -> dict[str, float]:
         sums = dict(zip(names, table_TK.sum(0).tolist(), strict=True))
         means = {name: value / sums["count"] for name, value in sums.items() if name != "count"}
-        floors = {f"floor/{k}": means.pop(k) for k in ("zero_predictor", "constant_token") if k in means}
+        weighted = means.pop("weighted", 0.0)  # it is in the total, and no figure of its own
+        of_floors = [k for k in means if k.startswith(("zero_predictor", "constant_token"))]
+        floors = {f"floor/{k}": means.pop(k) for k in of_floors}
         metrics = {f"val/{name}": value for name, value in means.items()}
         metrics["val/total"] = means["diffusion"] if self.loss.diffusion_fraction else 0.0
         if "token" in means:
             manifold = float(manifold_G.sum() / sum(self.reader.full))
             lam = self.loss.lam(step)
             metrics |= {"val/cosine": 1 - means["token"], "val/manifold": manifold, "val/lambda": lam}
-            metrics["val/total"] += lam * (means["token"] + self.loss.manifold_weight * manifold)
+            metrics["val/total"] += lam * (weighted + self.loss.manifold_weight * manifold)
         for i, row in enumerate(table_TK.tolist()):
             by_name = dict(zip(names, row, strict=True))
             for name in ("diffusion", "token", "x0_error"):

@@ -26,6 +26,7 @@ class EfficientNetLite0:
     """The last convolutional map as tokens: image_size/32 squared, average-pooled to `grid`."""
 
     width = 1280
+    is_local = True  # its weights are a package
 
     def __init__(self, image_size: int, grid: list[int]) -> None:
         native = image_size // 32

@@ -83,6 +83,11 @@ class ViT:
             "flip": "none",
         }
 
+    @property
+    def is_local(self) -> bool:
+        """Do the weights lie on this disk by that name?"""
+        return Path(self.model).exists()
+
     def weights_sha256(self) -> str:
         """Digest of the loaded weights, whatever file they came from."""
         digest = hashlib.sha256()

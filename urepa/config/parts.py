@@ -1,8 +1,4 @@
-"""The schema of every config: a mistyped key, type or choice fails while composing, before torch loads.
-
-One dataclass per kind of part; `conf/<group>/<option>.yaml` starts from one of them. Values and their
-reasons are in the YAML files, meanings are here.
-"""
+"""What an experiment is composed of. Values and their reasons are in the YAML files, meanings are here."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
@@ -90,6 +85,18 @@ class SD15:
 
 
 @dataclass
+class SiT:
+    _target_: str = "urepa.backbones.sit.sit"
+    _partial_: bool = True
+    weights: str = MISSING  # "random", or a file in the published checkpoints' layout
+    patch: int = MISSING  # side of a patch, in latent pixels
+    depth: int = MISSING  # blocks
+    width: int = MISSING
+    heads: int = MISSING  # of attention
+    qk_norm: bool = MISSING  # LayerNorm on queries and keys
+
+
+@dataclass
 class LoRA:
     _target_: str = "urepa.lora.add_lora"
     _partial_: bool = True
@@ -115,10 +122,34 @@ class ConvHead:
 
 
 @dataclass
+class SpatialHead:
+    _target_: str = "urepa.heads.SpatialHead"
+    _partial_: bool = True
+
+
+@dataclass
+class MLPHead:
+    _target_: str = "urepa.heads.MLPHead"
+    _partial_: bool = True
+    hidden: int = MISSING  # width of the two inner layers
+
+
+@dataclass
+class TimeMLPHead(MLPHead):
+    _target_: str = "urepa.heads.TimeMLPHead"
+
+
+@dataclass
 class EfficientNet:
     _target_: str = "urepa.teachers.efficientnet.EfficientNetLite0"
     image_size: int = MISSING  # pixels, a multiple of 32
     grid: list[int] = MISSING  # rows and columns of tokens after pooling
+
+
+@dataclass
+class Several:
+    _target_: str = "urepa.teachers.several.Several"
+    teachers: dict[str, Any] = field(default_factory=dict)  # by name
 
 
 class Family(Enum):
@@ -150,6 +181,23 @@ class DDPM:
     timesteps: int = MISSING
 
 
+class FlowPath(Enum):
+    linear = "linear"
+    cosine = "cosine"
+
+
+class TimeDraw(Enum):
+    uniform = "uniform"
+    lognormal = "lognormal"
+
+
+@dataclass
+class Flow:
+    _target_: str = "urepa.objectives.Flow"
+    path: FlowPath = MISSING  # from data to noise
+    draw: TimeDraw = MISSING  # of the training times
+
+
 @dataclass
 class URepaLoss:
     _target_: str = "urepa.alignment.AlignmentLoss"
@@ -158,8 +206,12 @@ class URepaLoss:
     manifold_weight: float = MISSING  # w
     level: Level = MISSING  # of the manifold loss
     taps: dict[str, float] = MISSING  # tap: its weight in the mean of the alignment terms
+    teachers: dict[str, float] = field(default_factory=dict)  # with teacher=several: their weights there, 1 if not said
     spike_threshold: float = MISSING  # a larger manifold loss after the warm-up counts as a spike
     manifold_clip: float | None = None  # caps the manifold loss (no gradient above it)
+    spatial_norm: float | None = None  # share of an image's mean token taken off the teacher's; null: left as they are
+    stop_step: int | None = None  # from this update on λ is 0 and validations alone ask the teacher; null: never
+    time_power: float = 0.0  # a sample's λ falls with its share of noise s as (1 − s)^power, mean 1; 0: all have one λ
     diffusion_fraction: float = 1.0  # p/q: p random samples of every q have a diffusion term; 0: none has
 
 
@@ -200,8 +252,8 @@ class LatentTrack:
     val_images: int | None = MISSING
     image_size: int = MISSING  # of the squares, pixels
     vae: str = MISSING  # a hub id or a local diffusers folder
-    text: str = MISSING  # the same, for the text encoder of the prompts
-    class_names: str = MISSING  # "imagenet", or a file with a name a line
+    text: str | None = MISSING  # the same, for the text encoder of the prompts; null: the backbone takes class ids
+    class_names: str | None = MISSING  # "imagenet", or a file with a name a line; null: only prompts and grids ask
     moments: bool = MISSING  # keep the posterior's mean and standard deviation, to sample latents in training
     token_dtype: TokenDtype = MISSING
     max_skipped: float = MISSING  # the share of images that may be unreadable before a build stops
@@ -215,6 +267,7 @@ class LatentTrack:
     cfg_dropout: float = MISSING
     flip: bool = False  # train on mirror images as often; the caches then hold both
     online_teacher: bool = False  # ask the teacher about the images stage's squares, without its cache
+    online_latents: bool = False  # encode the images stage's squares while training, without a cache of latents
     stage_to: str | None = None  # a node-local folder to copy the caches to before training
 
 
@@ -226,6 +279,7 @@ class AdamW:
     betas: list[float] = MISSING
     eps: float = MISSING
     warmup_ratio: float = MISSING  # of max_steps
+    final_ratio: float = 0.0  # of the peak, where the cosine ends; 1: the rate is constant
 
 
 @dataclass
@@ -244,6 +298,9 @@ class Trainer:
     validate_every: int = MISSING
     validation_group: int = MISSING  # samples in a validation batch, whatever the number of GPUs
     checkpoint_every: int = MISSING
+    evaluate_every: int | None = None  # `evaluation` in the course of training too; null: after it alone
+    # of the time trained: a turn that would take more, at the last one's cost, is left out; the first always runs
+    evaluation_share: float = 0.1
     keep_last: int = 2  # checkpoints, besides the best
     max_skipped: int = 10  # non-finite steps in a row before training stops
     deterministic: bool = False  # cuDNN takes repeatable kernels and does not search for fast ones (spec 000 §8.3)
@@ -264,246 +321,3 @@ class MLflow:
 class NoTracking:
     _target_: str = "urepa.tracking.NoShipper"
     _partial_: bool = True
-
-
-@dataclass
-class SampleGrid:
-    _target_: str = "urepa.evaluation.samples.SampleGrid"
-    per_class: int = MISSING
-    shown_per_class: int = MISSING
-    max_classes: int = MISSING
-    sampler_steps: int = MISSING
-    guidance: float = MISSING
-    knn: int | None = MISSING  # neighbours that name the samples, among training images; null: not asked
-
-
-@dataclass
-class TapProbe:
-    _target_: str = "urepa.evaluation.probe.TapProbe"
-    tap: str = MISSING
-    timestep: int = MISSING
-    knn: int = MISSING
-    train_images: int = MISSING
-    test_images: int = MISSING
-
-
-@dataclass
-class Arm:
-    """What an ablation file says of itself; `urepa.checks` holds it to that, and the run does not keep it."""
-
-    families: list[str] = MISSING  # backbones it is for, by the last part of their _target_
-    changes: list[str] = MISSING  # dotted keys, all and only those in which it differs from its baseline
-
-
-@dataclass
-class Train:
-    seed: int = 0
-    arm: Arm | None = None
-    resume: str | None = None
-    warm_start: str | None = None
-    backbone: Any = MISSING
-    lora: Any = MISSING
-    head: Any = MISSING
-    teacher: Any = MISSING
-    objective: Any = MISSING
-    loss: Any = MISSING
-    data: Any = MISSING
-    optimizer: Any = MISSING
-    trainer: Trainer = MISSING
-    tracking: Any = MISSING
-    evaluation: dict[str, Any] = MISSING
-
-
-@dataclass
-class Moved:
-    root: str | None = None  # where the caches lie now; null: where they lay
-
-
-@dataclass
-class Evaluate:
-    run: str | None = None  # a finished run's folder
-    evaluation: dict[str, Any] | None = None  # null: the run's own
-    tracking: Any = None  # null: the run's own
-    data: Moved = field(default_factory=Moved)
-
-
-class Stage(Enum):
-    all = "all"
-    manifest = "manifest"
-    images = "images"
-    latents = "latents"
-    tokens = "tokens"
-    prompts = "prompts"
-    verify = "verify"
-    adopt = "adopt"
-
-
-@dataclass
-class Preprocess:
-    stage: Stage = Stage.all
-    shard: str = "0/1"  # part i of n, from 0/n to n-1/n; every stage takes it
-    batch_size: int = 32  # images a network sees at once
-    teacher: Any = MISSING
-    data: Any = MISSING
-
-
-class Against(Enum):
-    documented = "documented"
-
-
-@dataclass
-class BenchSettings:
-    steps: int = 5  # timed at a time
-    rounds: int = 3  # medians of so many, the loops taking turns
-    batches: int = 8  # of random records, in the experiment's own stores
-    against: Against | None = None  # the document's loop, in the same process
-    parts: bool = False  # also without each part of the fast step
-    workers: int = 8  # of the documented loader
-    folder: str = "."  # the disk to read from
-
-
-@dataclass
-class Bench(Train):
-    bench: BenchSettings = field(default_factory=BenchSettings)
-    out: str | None = None
-
-
-@dataclass
-class Device:
-    name: str = MISSING  # as a measurement's file names it, or a part of that
-    kind: DeviceKind = MISSING  # whose autocast rules and attention kernels count
-    flops_per_s: float | None = MISSING  # of dense bf16 products; null: no floor is known
-    memory_bytes: float | None = MISSING  # null: not checked
-
-
-@dataclass
-class Plan(Train):
-    device: Any = MISSING
-    measured: str | None = None  # a JSON file of `python -m urepa.bench`
-    out: str | None = None
-
-
-@dataclass
-class BenchReading:
-    folder: str = MISSING
-    samples: int = MISSING
-    batch_size: int = MISSING
-    workers: int = MISSING
-    rounds: int = MISSING
-    out: str | None = None
-
-
-@dataclass
-class AblationGrid:
-    cluster: Any = MISSING  # where jobs go: the settings of a file in conf/hydra/launcher
-    arms: list[str] | None = None
-    seeds: list[int] = MISSING
-    shards: int = MISSING
-    stages: list[str] = MISSING
-    evaluate: str | None = None
-    measured: str | None = None
-    dry_run: bool = False
-
-
-@dataclass
-class Select:
-    experiment: Any = MISSING  # a name or a list of names
-    ablation: Any = MISSING
-    tag: str | None = MISSING
-    ids: Any = MISSING
-
-
-@dataclass
-class Compare:
-    store: str | None = MISSING
-    runs: str = MISSING
-    select: Select = MISSING
-    baseline: str | None = MISSING
-    report: str = MISSING
-    out: str | None = MISSING
-    order: list[str] = MISSING
-
-
-class Sampler(Enum):
-    ddim = "ddim"
-    dpmsolver = "dpmsolver"  # DPM-Solver++(2M)
-    euler = "euler"
-
-
-class Baseline(Enum):
-    base = "base"
-
-
-@dataclass
-class DataPlaces:
-    root: str | None = None  # where the track's files lie now; null: where they lay
-    vae: str | None = None  # the same, of the VAE
-
-
-@dataclass
-class BackbonePlaces:
-    weights: str | None = None  # where the base weights lie now; null: where they lay
-
-
-@dataclass
-class OfRun:
-    run: str | None = None  # a run's folder, finished or not
-    out: str | None = None  # null: a folder inside the run's
-    data: DataPlaces = field(default_factory=DataPlaces)
-    backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
-
-
-@dataclass
-class Generate(OfRun):
-    classes: list[int] | None = None  # ids; null: all
-    n: int = MISSING  # images of each class
-    sampler: Sampler = MISSING
-    steps: int = MISSING
-    guidance: float = MISSING
-    seed: int = MISSING
-    against: Baseline | None = None  # base: the same noise through the base weights without LoRA, beside it
-    batch_size: int = MISSING  # images at a time on each GPU
-    precision: Precision = Precision.fp32
-
-
-@dataclass
-class Export(OfRun):
-    pass
-
-
-def register() -> None:
-    """Puts the schema where the YAML files' defaults lists find it."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=Train)
-    store.store(name="bench_schema", node=Bench)
-    store.store(name="bench_reading_schema", node=BenchReading)
-    store.store(name="evaluate_schema", node=Evaluate)
-    store.store(name="plan_schema", node=Plan)
-    store.store(name="compare_schema", node=Compare)
-    store.store(name="preprocess_schema", node=Preprocess)
-    store.store(name="ablation_grid_schema", node=AblationGrid)
-    store.store(name="generate_schema", node=Generate)
-    store.store(name="export_schema", node=Export)
-    nodes = {
-        "tiny_unet": TinyUNet,
-        "sd15": SD15,
-        "lora": LoRA,
-        "vit": ViT,
-        "latent_track": LatentTrack,
-        "no_lora": NoLoRA,
-        "conv_head": ConvHead,
-        "efficientnet": EfficientNet,
-        "ddpm": DDPM,
-        "urepa_loss": URepaLoss,
-        "no_loss": NoLoss,
-        "pixel_track": PixelTrack,
-        "adamw": AdamW,
-        "trainer": Trainer,
-        "mlflow": MLflow,
-        "no_tracking": NoTracking,
-        "sample_grid": SampleGrid,
-        "tap_probe": TapProbe,
-        "device": Device,
-    }
-    for name, node in nodes.items():
-        store.store(group="schema", name=name, node=node)

@@ -1,0 +1,22 @@
+"""A SiT small enough for its formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from urepa.backbones.sit import SiT, sit
+
+SHAPE = (3, 4, 6)
+SMALL: dict[str, Any] = {"weights": "random", "patch": 2, "depth": 3, "width": 16, "heads": 2, "qk_norm": False}
+
+
+def small(**changes: Any) -> SiT:
+    """Every weight away from its start: at the start the blocks do nothing."""
+    torch.manual_seed(0)
+    backbone = sit(**(SMALL | changes), latent_shape=SHAPE, num_classes=5)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.normal_(std=0.3)
+    return backbone

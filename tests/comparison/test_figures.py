@@ -1,0 +1,83 @@
+"""What figures are there and what stands in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from made_up import without_alignment
+from matplotlib.figure import Figure
+
+from urepa.comparison.drawing import Panel, draw, shortened
+from urepa.comparison.figures import panels
+from urepa.comparison.results import Results
+
+Add, Summarise = Callable[..., None], Callable[..., Results]
+NAN = float("nan")
+
+
+def named(results: Results) -> dict[str, Panel]:
+    return {panel.name: panel for panel in panels(results)}
+
+
+def arms_of(panel: Panel) -> list[str]:
+    """The arms whose lines a panel of curves or bins draws."""
+    lines: list[Any] = panel.draw.keywords["lines"]  # type: ignore[attr-defined]
+    return [line[1] for line in lines]
+
+
+def test_an_arm_without_a_finite_value_has_no_line(add: Add, results: Summarise) -> None:
+    """Diverged from the first point on in every seed, and one seed of another arm."""
+    add(course=lambda seed: {300: {"val/x0_error": 0.4}})
+    gone = {"val/x0_error": NAN}
+    add("gone", {"head.depth": 1}, values=lambda seed: gone, course=lambda seed: {300: gone})
+    value = {0: NAN}
+    add(
+        "partly",
+        {"head.depth": 3},
+        values=lambda seed: {"val/x0_error": value.get(seed, 0.3)},
+        course=lambda seed: {300: {"val/x0_error": value.get(seed, 0.5)}},
+    )
+    panel = named(results())["curve_val_x0_error"]
+    assert arms_of(panel) == ["baseline", "partly"]
+    assert draw(panel).png.startswith(b"\x89PNG")
+
+
+def test_figures_of_alignment_need_no_aligned_baseline(add: Add, results: Summarise, tmp_path: Path) -> None:
+    """Training curves, gradients, tokens by bin, and curves of validation: of the arms that compare with each other."""
+    without_alignment(add, tmp_path)
+    found = named(results(baseline="none"))
+    for name in ("curve_train_token", "timestep_token", "curve_val_token"):
+        assert arms_of(found[name]) == ["a", "b"]
+        assert [line[0] for line in found[name].draw.keywords["lines"]] == [1, 2], "the baseline's ink is nobody else's"
+    assert arms_of(found["curve_tap_mid_grad_cosine"]) == ["a", "b", "c"]
+
+
+def test_a_heat_map_says_why_a_cell_is_empty(add: Add, results: Summarise) -> None:
+    """A hole, a diverged cell, and cells that are another quantity."""
+    for depth in (1, 2, 3):
+        for limit in (4000, 8000, None):
+            if (depth, limit) != (3, 4000):
+                value = NAN if (depth, limit) == (1, 4000) else 0.3 + depth / 100
+                add(
+                    changes={"head.depth": depth, "data.limit": limit or 2000},
+                    name=f"{depth},{limit}",
+                    values=lambda seed, v=value: {"val/token": v},
+                )
+    panel = named(results(baseline="head.depth=2,data.limit=8000"))["map_val_token_data_limit_head_depth"]
+    axis = Figure().subplots()
+    panel.draw(axis)
+    texts = [text.get_text() for text in axis.texts]
+    assert texts.count("–") == 1
+    assert texts.count("not finite") == 1
+    assert len(texts) == 9
+
+
+def test_long_labels_keep_where_arms_of_a_sweep_differ() -> None:
+    labels = [f"depth={d}, loss=AlignmentLoss, lambda_max={lam}" for d in (1, 2) for lam in (0.25, 0.5)]
+    short = [shortened(label) for label in labels]
+    assert len(set(short)) == len(labels)
+    assert {len(label) for label in short} == {34}
+    assert short[0] == "depth=1, lo…tLoss, lambda_max=0.25"
+    assert shortened("lambda_0\n") == "lambda_0"

@@ -1,0 +1,66 @@
+"""Prints a process's peak memory in MiB after an evaluation of so many random samples, for each number in turn.
+
+python peak_memory.py alignment|knn|linear_probe FOLDER N [N ...]
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from urepa.alignment import AlignedModel, AlignmentLoss
+from urepa.backbones.unet import tiny_unet
+from urepa.benchmark.synthetic import SyntheticTrack
+from urepa.evaluation.alignment import Alignment
+from urepa.evaluation.context import Context
+from urepa.evaluation.probe import Knn, LinearProbe
+from urepa.heads import ConvHead
+from urepa.objectives import DDPMVelocity
+
+WIDTH, SIZE = 32, 8
+
+
+class Teacher:
+    """What a track asks of one: as many tokens as the latent has pixels."""
+
+    width, grid = WIDTH, (SIZE, SIZE)
+
+
+def evaluation(name: str, n: int) -> Any:
+    at: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": []}
+    if name == "alignment":
+        return Alignment(**at, neighbours=10, images=n)
+    some: dict[str, Any] = {"train_images": n, "test_images": 500}
+    return Knn(**at, **some, k=20) if name == "knn" else LinearProbe(**at, **some)
+
+
+def main(name: str, folder: Path, numbers: list[int]) -> None:
+    torch.set_num_threads(1)
+    track = SyntheticTrack(str(folder), max(numbers), [4, SIZE, SIZE], 10, 0.1)
+    track.write(Teacher)
+    backbone = tiny_unet([32], [False], 1, 16, 8, latent_shape=(4, SIZE, SIZE), num_classes=10)
+    head = ConvHead(1, "after", in_width=32, out_width=WIDTH, grid=(SIZE, SIZE))
+    model = AlignedModel(backbone, {"mid": head}).eval().requires_grad_(False)
+    context = Context(
+        model=model,
+        objective=DDPMVelocity(0.00085, 0.012, "linear", 1000),
+        loss=AlignmentLoss(0.5, 0, 0.0, "sample", {"mid": 1.0}, 10.0),
+        track=track,
+        cache=track.open(Teacher),
+        folder=folder,
+        device=torch.device("cpu"),
+        seed=0,
+        step=0,
+        untrained=lambda: model,
+    )
+    for n in numbers:
+        evaluation(name, n)(context)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), [int(n) for n in sys.argv[3:]])

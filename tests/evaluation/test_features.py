@@ -1,0 +1,104 @@
+"""The one walk over samples that every reading of the representation takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from urepa import draws
+from urepa.contracts import Condition, Tokens
+from urepa.errors import UserError
+from urepa.evaluation import features
+from urepa.evaluation.context import Context
+from urepa.evaluation.features import (
+    chunks,
+    held_out,
+    mean,
+    of_head,
+    of_tap,
+    pooled,
+    pooled_teacher,
+    require_head,
+    teacher_tokens,
+)
+
+
+def with_other_labels(samples: list[Any]) -> list[Any]:
+    return [replace(s, class_id=(s.class_id + 1) % 10) for s in samples]
+
+
+def test_chunks_hold_what_the_model_says_under_the_null_condition(context: Context) -> None:
+    samples = context.cache.splits["train"][:6]
+    (chunk,) = chunks(context, samples, ("mid",), 500)
+    x0 = context.cache.x0(samples)
+    noise = torch.stack(
+        [
+            draws.normal(tuple(x0.shape[1:]), draws.generator(draws.digest64("probe", s.sample_id), "noise"))
+            for s in samples
+        ]
+    )
+    t_B, null = torch.full((6,), 500), context.cache.null_id
+    with torch.no_grad():
+        x_t = context.objective.corrupt(x0, noise, t_B)
+        output = context.model(x_t, t_B, Condition(torch.full((6,), null), null))
+    assert torch.equal(chunk.taps["mid"].x_BND, output.features["mid"].x_BND)
+    assert torch.equal(chunk.heads["mid"].x_BND, output.tokens["mid"].x_BND)
+    assert chunk.heads["mid"].grid == (2, 2)
+
+
+def test_shuffled_labels_change_nothing(context: Context) -> None:
+    samples = context.cache.splits["train"]
+    pools = {"tap": of_tap("mid"), "head": of_head("mid")}
+    kept, other = (pooled(context, s, ("mid",), 500, pools) for s in (samples, with_other_labels(samples)))
+    assert kept.keys() == {"tap", "head"}
+    assert all(np.array_equal(kept[name], other[name]) for name in pools)
+
+
+def test_the_walk_does_not_depend_on_the_chunk(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = context.cache.splits["train"]
+    whole = pooled(context, samples, ("mid",), 500, {"tap": of_tap("mid")})["tap"]
+    monkeypatch.setattr(features, "CHUNK", 7)  # 40 samples: the last chunk has 5
+    parts = pooled(context, samples, ("mid",), 500, {"tap": of_tap("mid")})["tap"]
+    assert parts.shape == (40, 64)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(pooled_teacher(context, samples), context.cache.teacher_BND(samples).float().mean(1).numpy())
+
+
+def test_teacher_tokens_come_to_the_cpu_from_wherever_they_are_asked(context: Context) -> None:
+    """An online teacher's are on the GPU. Here they are on a device that nothing can be copied from."""
+    store: Any = SimpleNamespace(tensor=lambda keys: torch.empty(len(keys), 4, 3, device="meta"))
+    online = replace(context, cache=replace(context.cache, tokens={"": store}))
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        teacher_tokens(online, context.cache.splits["train"][:2])
+
+
+def test_masked_tokens_do_not_count() -> None:
+    x_BND = torch.tensor([[[1.0], [3.0], [100.0]]])
+    assert mean(Tokens(x_BND, (1, 3), torch.tensor([[True, True, False]]))).tolist() == [[2.0]]
+
+
+def test_what_is_not_there_is_a_users_mistake(make_context: Callable[..., Context]) -> None:
+    context = make_context("loss=none")
+    samples = context.cache.splits["train"][:3]
+    (chunk,) = chunks(context, samples, ("mid",), 0)  # the tap is
+    assert list(chunk.taps) == ["mid"]
+    assert not chunk.heads
+    for tap, timestep, why in (("midd", 0, "midd"), ("mid", 1000, "1000 is no time of this run")):
+        with pytest.raises(UserError, match=why):
+            next(chunks(context, samples, (tap,), timestep))
+    with pytest.raises(UserError, match="no head on 'mid'; it has none"):
+        require_head(context, "mid")
+    with pytest.raises(UserError, match="reads no teacher tokens"):
+        pooled_teacher(context, samples)
+
+
+def test_where_there_is_no_test_split_validation_images_are_read(context: Context) -> None:
+    assert held_out(context) == context.cache.splits["test"]
+    without = {k: v for k, v in context.cache.splits.items() if k != "test"}
+    assert held_out(replace(context, cache=replace(context.cache, splits=without))) == context.cache.splits["val"]

@@ -1,0 +1,374 @@
+"""Generated images against real ones: the same images as the generate door's, numbers as by hand, features of real
+images that are made once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from contexts import context_of
+from PIL import Image
+from runs import small_sd, write_run
+from scipy import linalg
+
+from urepa.assembly import make
+from urepa.data.cache import Sample
+from urepa.errors import UserError
+from urepa.evaluation import generation
+from urepa.evaluation.context import Context, run_each
+from urepa.evaluation.dense import Pictures
+from urepa.evaluation.encoders import Inception, Pixels
+from urepa.evaluation.generated import GeneratedImages
+from urepa.evaluation.generation import FeatureSet, Generation, InceptionScore, real_features
+from urepa.generate import checked
+from urepa.image_set import generate
+from urepa.opened import load
+
+Compose = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, compose: Compose, small_run: list[str]) -> Path:
+    return write_run(tmp_path_factory.mktemp("outputs") / "quickstart" / "seed0", compose(*small_run), 10)
+
+
+@pytest.fixture(scope="module")
+def opened(run: Path) -> Any:
+    return load(run, "cpu")
+
+
+@pytest.fixture
+def context(run: Path, opened: Any, tmp_path: Path) -> Any:
+    """The run as evaluations get it, its images in a folder of the test's own."""
+    cache = opened.track.open(make(opened.config["teacher"]))
+    yield context_of(opened, cache, tmp_path, 10)
+    cache.close()
+
+
+@pytest.fixture(autouse=True)
+def _features_of_its_own(opened: Any) -> Any:
+    """Tests share a track; what one keeps beside it is not for the next."""
+    folder = opened.track.folder / "features"
+    for file in folder.glob("*"):
+        file.unlink()
+
+
+def images(count: int = 20, batch_size: int = 8) -> GeneratedImages:
+    return GeneratedImages(count, "ddim", 2, 1.0, batch_size)
+
+
+def evaluation(**changes: Any) -> Generation:
+    settings: dict[str, Any] = {
+        "images": images(),
+        "encoders": {"pixels": Pixels(2)},
+        "reference_images": None,
+        "subset": 20,
+        "kid_subsets": 5,
+        "kid_subset_size": 10,
+        "neighbours": 3,
+    }
+    return Generation(**(settings | changes))
+
+
+# --- images -------------------------------------------------------------------------------------------------
+
+
+def test_the_images_are_those_of_the_generate_door(
+    context: Context, run: Path, compose: Compose, tmp_path: Path
+) -> None:
+    ours: dict[tuple[int, int], np.ndarray] = {}
+    made = images(count=15)
+    for batch, (ids, rgb) in zip(made._batches(10), made.rgb(context), strict=True):
+        assert ids == [class_id for class_id, _ in batch]
+        ours |= dict(zip(batch, np.rint(rgb.numpy() * 255).astype(int), strict=True))
+    assert sorted(ours) == [(c, i) for c in range(10) for i in range(2 - c % 2)]
+    out = tmp_path / "images"
+    generate(checked(compose(f"run='{run}'", "steps=2", "n=2", f"out={out}", root="generate")))
+    for (class_id, index), pixels in ours.items():
+        png = np.asarray(Image.open(out / "images" / f"c{class_id:04d}_{index:05d}.png")).astype(int)
+        assert np.abs(png.transpose(2, 0, 1) - pixels).max() <= 1  # they are computed beside others
+
+
+@pytest.mark.parametrize(("count", "classes"), [(50_000, 1000), (1000, 10), (7, 10), (25, 10)])
+def test_classes_have_equal_shares_in_any_order(count: int, classes: int) -> None:
+    batches = images(count, 100)._batches(classes)
+    every = [image for batch in batches for image in batch]
+    assert len(set(every)) == len(every) == count
+    assert {len(batch) for batch in batches[:-1]} <= {100}
+    shares = np.bincount([c for c, _ in every], minlength=classes)
+    assert shares.max() - shares.min() <= 1
+    assert all(sorted(i for c, i in every if c == class_id) == list(range(shares[class_id])) for class_id in (0, 3, 6))
+    if count == 1000:
+        assert np.bincount([c for c, _ in every[:200]], minlength=10).min() > 5, "a first part holds all classes"
+
+
+def test_what_is_there_is_not_made_again_and_other_weights_make_others(
+    context: Context, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = torch.cat([rgb for _, rgb in images().rgb(context)])
+    (folder,) = (context.folder / "generated").iterdir()
+    assert len(list(folder.iterdir())) == 3
+    (folder / "batch_000001.safetensors").unlink()
+    (folder / ".batch_000001.safetensors.dead.tmp").write_bytes(b"half")
+    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("batch_*")}
+    assert torch.equal(torch.cat([rgb for _, rgb in images().rgb(context)]), first)
+    after = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert after.keys() - before.keys() == {"batch_000001.safetensors"}
+    assert before.items() <= after.items()
+
+    weight = next(opened.model.backbone.parameters())
+    weight.requires_grad_(True)
+    try:
+        list(images().rgb(context))
+        with torch.no_grad():
+            weight.add_(1e-3)
+        list(images().rgb(context))
+    finally:
+        with torch.no_grad():
+            weight.sub_(1e-3)
+        weight.requires_grad_(False)
+    assert len(list((context.folder / "generated").iterdir())) == 3
+
+
+def test_more_steps_than_timesteps_are_refused(context: Context) -> None:
+    with pytest.raises(UserError, match=r"images\.steps=1001: this run has 1000 timesteps"):
+        list(GeneratedImages(4, "ddim", 1001, 1.0, 4).rgb(context))
+
+
+# --- numbers ------------------------------------------------------------------------------------------------
+
+
+def by_hand(rgb_B3SS: torch.Tensor) -> np.ndarray:
+    half = rgb_B3SS.shape[-1] // 2
+    levels = np.rint(rgb_B3SS.double().numpy() * 255) / 255  # as image files have them
+    return levels.reshape(-1, 3, 2, half, 2, half).mean((3, 5)).reshape(-1, 12) * 2 - 1
+
+
+def frechet(x: np.ndarray, y: np.ndarray) -> float:
+    a, b = (np.cov(z, rowvar=False) + 1e-9 * np.eye(12) for z in (x, y))  # grey images: singular without
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * np.real(linalg.sqrtm(a @ b))))
+
+
+def test_metrics_are_those_of_the_images_by_hand(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluation()(context)
+    kinds = ("fd", "kid", "precision", "recall")
+    assert found.keys() == {f"{w}/{k}/pixels" for w in ("final", "floor") for k in kinds} | {"final/kid_sd/pixels"}
+    fake = by_hand(torch.cat([rgb for _, rgb in images().rgb(context)]))
+    splits = context.cache.splits
+    train, val, test = (by_hand(context.track.to_rgb(context.cache.x0(splits[s]))) for s in ("train", "val", "test"))
+    assert found["final/fd/pixels"] == pytest.approx(frechet(train, fake), rel=1e-3)
+    # 40 held-out images for 20 generated ones: some 20 of them
+    both = np.concatenate([val, test])
+    assert 0 < found["floor/fd/pixels"] < 5 * frechet(train, both) < found["final/fd/pixels"]
+    assert found["floor/precision/pixels"] > found["final/precision/pixels"]
+    assert "circular" not in capsys.readouterr().out
+    assert evaluation()(context) == found
+
+
+def test_there_is_no_floor_for_more_images_than_are_held_out(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluation(images=images(count=41))(context)
+    assert "40 held-out images give no floor for 41 generated ones" in capsys.readouterr().out
+    assert not [key for key in found if key.startswith("floor/")]
+
+
+@pytest.mark.slow
+def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
+    context: Context, opened: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = make(opened.config["teacher"])
+    other_grid = make(opened.config["teacher"] | {"image_size": 32, "grid": [1, 1]})
+    found = evaluation(encoders={"own": teacher, "pixels": Pixels(2), "smaller": other_grid})(context)
+    assert {k for k in found if "circular" in k} == {"final/circular/own", "final/circular/smaller"}
+    assert "own is the teacher that this run aligns to" in capsys.readouterr().out
+    without = replace(context, cache=replace(context.cache, tokens={}))
+    assert "final/circular/own" not in evaluation(encoders={"own": teacher})(without)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"subset": 21}, "subset=21: there are 20 images of a kind"),
+        ({"kid_subset_size": 21}, "kid_subset_size needs 21 images; give subset=21"),
+        ({"neighbours": 20}, "neighbours needs 21 images"),
+        ({"reference_images": 41}, "reference_images=41: the track has 40 training images"),
+        ({"encoders": {"a/b": Pixels(2)}}, "'a/b' is no name for a column"),
+        ({"encoders": {"inception": Inception("nowhere.pth")}}, "there is no nowhere.pth"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said_before_anything_is_made(
+    context: Context, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        evaluation(**changes)(context)
+    assert not (context.folder / "generated").exists()
+
+
+def test_an_encoder_that_cannot_be_had_costs_no_other(context: Context) -> None:
+    asked = {"generation": {"pixels": Pixels(2), "inception": Inception("nowhere.pth")}}
+    found = run_each(context, asked, lambda encoders: evaluation(encoders=encoders))
+    assert found.metrics == evaluation(encoders={"pixels": Pixels(2)})(context)
+    assert list(found.failures) == ["generation.encoders.inception"]
+    assert found.failures["generation.encoders.inception"].startswith("there is no nowhere.pth")
+
+
+class BrightestPixel(Inception):
+    """Ten classes: the place of the brightest among an image's first pixels."""
+
+    def weights_sha256(self) -> str:
+        return "none"
+
+    def probabilities(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        return (images_B3HW[:, 0, 0, :10] * 10).softmax(1)
+
+
+def test_inception_score_of_the_runs_images(context: Context) -> None:
+    encoder = BrightestPixel("unread")
+    found = InceptionScore(images(), encoder, splits=1)(context)
+    p = torch.cat([encoder.probabilities(rgb) for _, rgb in images().rgb(context)]).double()
+    expected = (p * (p / p.mean(0)).log()).nan_to_num().sum(1).mean().exp()
+    assert found["final/inception_score"] == pytest.approx(float(expected), rel=1e-4)
+    assert found["final/inception_score"] > 1.01
+
+
+def test_an_inception_score_without_weights_is_refused_before_sampling(context: Context) -> None:
+    with pytest.raises(UserError, match="there is no nowhere.pth"):
+        InceptionScore(images(), Inception("nowhere.pth"), splits=1)(context)
+    assert not (context.folder / "generated").exists()
+
+
+def test_a_latent_track_is_decoded_for_both_sides(tmp_path: Path, compose: Compose) -> None:
+    run = write_run(tmp_path / "outputs" / "track_a" / "seed42", compose(*small_sd(tmp_path)), 4)
+    manifest = tmp_path / "data" / "vae_latents_lmdb" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"image_size": 64}))
+    opened = load(run, "cpu")
+    cache = opened.track.open(None)
+    context = context_of(opened, cache, run, 4)
+    changes = {"subset": 2, "kid_subset_size": 2, "neighbours": 1, "encoders": {"pixels": Pixels(2)}}
+    found = evaluation(images=images(count=2, batch_size=2), **changes)(context)
+    fake = torch.cat([rgb for _, rgb in images(count=2, batch_size=2).rgb(context)])
+    assert fake.shape == (2, 3, 64, 64)
+    real, held_out = (by_hand(opened.track.to_rgb(cache.x0(cache.splits[s]))) for s in ("train", "val"))
+    assert found["final/fd/pixels"] == pytest.approx(frechet(real, by_hand(fake)), rel=1e-2)
+    assert found["floor/fd/pixels"] == pytest.approx(frechet(real, held_out), rel=1e-2)
+    features = cache.latents.folder.parent / "features"
+    real_features(context, changes["encoders"], cache.splits["train"], 2)
+    before = set(features.iterdir())
+    with torch.no_grad():
+        opened.track.autoencoder.encoder.conv_in.bias.add_(0.1)  # has no part in decoding
+        real_features(context, changes["encoders"], cache.splits["train"], 2)
+        opened.track.autoencoder.encoder.conv_in.bias.sub_(0.1)
+    assert set(features.iterdir()) == before
+    with torch.no_grad():
+        opened.track.autoencoder.decoder.conv_in.bias.add_(0.1)  # another VAE of the same latents
+    moved = real_features(context, changes["encoders"], cache.splits["train"], 2)["pixels"].moments.mean_D
+    assert len(set(features.iterdir())) == len(before) + 1
+    now = by_hand(opened.track.to_rgb(cache.x0(cache.splits["train"])))
+    np.testing.assert_allclose(moved, now.mean(0), atol=1e-6)
+    with torch.no_grad():
+        opened.track.autoencoder.decoder.conv_in.bias.sub_(0.1)
+    pictures = tmp_path / "pictures" / "images"
+    pictures.mkdir(parents=True)
+    Image.fromarray(np.full((70, 90, 3), 128, dtype=np.uint8)).save(pictures / "a.png")
+    sample = Sample("a", 0, str(pictures / "a.png"), "train")
+    grey = opened.track.to_x0(torch.full((1, 3, 64, 64), 128 / 255))
+    torch.testing.assert_close(Pictures(context).x0([sample]), grey, atol=1e-3, rtol=0)
+    cache.close()
+
+
+# --- real images --------------------------------------------------------------------------------------------
+
+
+def test_features_of_real_images_are_made_once_for_all_runs(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = context.cache.splits["train"]
+    encoders = {"pixels": Pixels(2)}
+    first = real_features(context, encoders, samples, 12)["pixels"]
+    expected = by_hand(context.track.to_rgb(context.cache.x0(samples)))
+    np.testing.assert_allclose(first.moments.covariance_DD, np.cov(expected, rowvar=False), atol=1e-6)
+    np.testing.assert_allclose(first.rows_nD, expected[:12], atol=1e-6)
+    with monkeypatch.context() as patched:
+        patched.delattr(generation, "decoded")  # not looked at again
+        again = real_features(context, encoders, samples, 12)["pixels"]
+    assert np.array_equal(again.moments.scatter_DD, first.moments.scatter_DD)
+    assert np.array_equal(again.rows_nD, first.rows_nD)
+
+    def files() -> int:
+        return len(list((context.cache.latents.folder.parent / "features").iterdir()))
+
+    for other in (({"pixels": Pixels(4)}, samples, 12), (encoders, samples[1:], 12), (encoders, samples, 13)):
+        before = files()
+        real_features(context, *other)
+        assert files() == before + 1
+    os.utime(context.cache.latents.folder / "manifest.json", ns=(1, 1))  # latents that were made anew
+    real_features(context, encoders, samples, 12)
+    assert files() == 5
+
+
+def test_a_kill_among_real_images_changes_nothing(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "CHUNK", 4)
+    monkeypatch.setattr(generation, "KEPT_EVERY", 8)
+    samples, encoders = context.cache.splits["train"], {"pixels": Pixels(2), "other": Pixels(4)}
+    whole = real_features(context, encoders, samples, 12)
+    _remove(context)
+    plain, seen = generation.decoded, []
+
+    def dying(context: Context, x0: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x0))
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return plain(context, x0)
+
+    monkeypatch.setattr(generation, "decoded", dying)
+    with pytest.raises(KeyboardInterrupt):
+        real_features(context, encoders, samples, 12)
+    resumed = real_features(context, encoders, samples, 12)
+    assert sum(seen) == 24 + 40 - 16, "16 images had been kept"
+    for name in encoders:
+        assert np.array_equal(resumed[name].moments.scatter_DD, whole[name].moments.scatter_DD)
+        assert np.array_equal(resumed[name].rows_nD, whole[name].rows_nD)
+
+
+def _remove(context: Context) -> None:
+    for file in (context.cache.latents.folder.parent / "features").iterdir():
+        file.unlink()
+
+
+def test_a_track_that_is_read_only_costs_the_keeping_alone(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = context.cache.latents.folder.parent / "features"
+    if folder.exists():
+        folder.rmdir()
+    folder.write_text("in the way")
+    try:
+        found = real_features(context, {"pixels": Pixels(2)}, context.cache.splits["val"], 12)
+    finally:
+        folder.unlink()
+    assert found["pixels"].count == 20
+    assert "warning: the features of the real images are not kept" in capsys.readouterr().out
+
+
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    import tracemalloc
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        found = FeatureSet(1000)
+        rng = np.random.default_rng(0)
+        for _ in range(count // 100):
+            found.add(rng.standard_normal((100, 64), dtype=np.float32))
+        assert found.count == count
+        assert found.rows_nD.shape == (1000, 64)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(50_000) < peak(2000) * 1.05

@@ -1,0 +1,49 @@
+"""Evaluations guide in the interval that the generate door takes too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from runs import write_run
+
+from urepa.errors import UserError
+from urepa.evaluation.context import Context
+from urepa.evaluation.generated import GeneratedImages
+from urepa.opened import load
+from urepa.sampling import sample_images
+
+Compose = Callable[..., dict[str, Any]]
+
+
+def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
+    run = write_run(tmp_path / "outputs" / "sit" / "seed0", compose(*small_sit), 10)
+    flow = load(run, "cpu")
+    cache: Any = SimpleNamespace(null_id=flow.null_id)
+    parts: dict[str, Any] = {"model": flow.model, "objective": flow.objective, "track": flow.track, "cache": cache}
+    parts |= {"loss": None, "folder": run, "device": torch.device("cpu"), "seed": 0, "step": 10}
+    context = Context(**parts, untrained=lambda: flow.model)
+
+    def made(interval: list[float]) -> torch.Tensor:
+        return torch.cat([rgb for _, rgb in GeneratedImages(10, "euler", 4, 1.8, 10, interval).rgb(context)])
+
+    inside, always = made([0.0, 0.7]), made([0.0, 1.0])
+    assert len(list((run / "generated").iterdir())) == 2
+    assert not torch.equal(inside, always)
+    (batch,) = GeneratedImages(10, "euler", 4, 1.8, 10)._batches(10)
+    asked: dict[str, Any] = {"sampler": "euler", "steps": 4, "guidance": 1.8, "seed": 0, "interval": (0.0, 0.7)}
+    shape, null = flow.track.latent_shape, flow.null_id
+    x0 = sample_images(flow.model.backbone, flow.objective, batch, shape, null, torch.device("cpu"), **asked)
+    assert torch.equal(inside, (flow.track.to_rgb(x0) * 255).round() / 255)
+    with pytest.raises(UserError, match=r"images\.interval=\[0\.7, 0\.2\]: give two times"):
+        made([0.7, 0.2])
+
+
+def test_an_interval_is_for_flows(context: Context) -> None:
+    with pytest.raises(UserError, match=r"images\.interval has no effect on this run, which is no flow"):
+        list(GeneratedImages(4, "ddim", 2, 1.8, 4, [0.0, 0.7]).rgb(context))
+    assert not (context.folder / "generated").exists()

@@ -1,0 +1,183 @@
+"""Samplers of a flow against closed forms: for Gaussian data every step is linear, so its variance is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from urepa import draws
+from urepa.contracts import Condition, Denoised
+from urepa.errors import UserError
+from urepa.objectives import DDPMVelocity, Flow
+from urepa.sampling import chosen_sampler, sample_by, sample_images
+
+LINEAR = Flow("linear", "uniform")
+STD = 0.5  # of the data
+
+
+class Gaussian(nn.Module):
+    """E[α̇·x0 + σ̇·ε | x_t] for x0 ~ N(0, STD²). Keeps what it was asked."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+        self.asked: list[tuple[float, int]] = []
+
+    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Denoised:
+        assert x_t.dtype == t_B.dtype == torch.float32
+        self.asked.append((float(t_B[0]), len(x_t)))
+        signal, sigma, d_signal, d_sigma = self.flow.path(t_B.double().view(-1, 1, 1, 1))
+        slope = (signal * d_signal * STD**2 + sigma * d_sigma) / (signal**2 * STD**2 + sigma**2)
+        return Denoised(slope * x_t)
+
+
+class OneHot:
+    """Stands where an image's generator does: noise that is 0, but for the draw of one number."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.drawn = at, 0
+
+    def standard_normal(self, shape: Any, dtype: Any) -> np.ndarray:
+        value = float(self.drawn == self.at)
+        self.drawn += 1
+        return np.full(shape, value, dtype)
+
+
+def final_std(flow: Flow, sampler: str, steps: int) -> float:
+    """What a sampler makes of unit-variance noise: the response to each of its independent noises, squared and added.
+    Image 0 answers to the first noise, image i + 1 to the one of step i."""
+    first = torch.zeros(steps + 1, 1, 1, 1)
+    first[0] = 1.0
+    rngs: list[Any] = [OneHot(None), *(OneHot(i) for i in range(steps))]
+    condition = Condition(torch.zeros(steps + 1).long(), 1)
+    x0 = sample_by(Gaussian(flow), flow, first, condition, rngs, sampler, steps, 1.0)
+    return float(x0.double().square().sum().sqrt())
+
+
+@pytest.mark.parametrize(("sampler", "std"), [("sde", 0.4943), ("euler", 0.4970), ("heun", 0.5000)])
+def test_the_variance_of_gaussian_data_is_the_specs(sampler: str, std: float) -> None:
+    assert final_std(LINEAR, sampler, 250) == pytest.approx(std, abs=1e-4)
+
+
+def by_hand(steps: int) -> float:
+    """The SDE's variance step by step, on paper: x ← x·(1 + (v − w·s/2)·dt) + √(w·|dt|)·ξ with w = 2t."""
+    times = [*np.linspace(1, 0.04, steps), 0.0]
+    variance = 1.0
+    for i in range(steps):
+        t, dt = times[i], times[i + 1] - times[i]
+        total = (1 - t) ** 2 * STD**2 + t**2
+        v, score = (t - (1 - t) * STD**2) / total, -1 / total
+        variance *= (1 + (v - t * score) * dt) ** 2
+        variance += 2 * t * -dt * (i < steps - 1)
+    return float(np.sqrt(variance))
+
+
+@pytest.mark.parametrize("steps", [2, 9, 250])
+def test_the_sdes_steps_are_those_on_paper(steps: int) -> None:
+    assert final_std(LINEAR, "sde", steps) == pytest.approx(by_hand(steps), abs=1e-6)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2)])
+def test_the_error_falls_with_the_order_of_the_method(sampler: str, order: int, path: str) -> None:
+    flow = Flow(path, "uniform")
+    errors = [abs(final_std(flow, sampler, n) - STD) for n in (40, 80)]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
+
+
+def test_the_cosine_paths_sde_arrives_too() -> None:
+    assert final_std(Flow("cosine", "uniform"), "sde", 400) == pytest.approx(STD, abs=0.01)
+
+
+def test_steps_and_evaluations() -> None:
+    for sampler, times in (
+        ("euler", [1, 0.75, 0.5, 0.25]),
+        ("heun", [1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]),
+        ("sde", [1, 0.68, 0.36, 0.04]),
+    ):
+        model = Gaussian(LINEAR)
+        rngs: list[Any] = [np.random.default_rng(0)]
+        sample_by(model, LINEAR, torch.ones(1, 1, 2, 2), Condition(torch.zeros(1).long(), 1), rngs, sampler, 4, 1.0)
+        assert [t for t, _ in model.asked] == pytest.approx(times), sampler
+
+
+class ByClass(nn.Module):
+    """A velocity of 1 for the null condition, and 1 + id for a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[tuple[float, int]] = []
+
+    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Denoised:
+        self.batches.append((float(t_B[0]), len(x_t)))
+        ids = torch.where(condition.ids_B == condition.null_id, 0, condition.ids_B).float()
+        return Denoised((1 + ids).view(-1, 1, 1, 1).expand_as(x_t))
+
+
+@pytest.mark.parametrize(
+    ("interval", "guided_steps"), [((0.0, 1.0), 4), ((0.0, 0.7), 2), ((0.4, 0.8), 2), ((0.9, 0.95), 0)]
+)
+def test_guidance_holds_within_its_interval(interval: tuple[float, float], guided_steps: int) -> None:
+    """Each quarter step adds a quarter of v: 1 + id, or 1 + 3·id where it is guided."""
+    model, ids = ByClass(), torch.tensor([1, 2])
+    x0 = sample_by(model, LINEAR, torch.zeros(2, 1, 1, 1), Condition(ids, 9), [], "euler", 4, 3.0, interval)
+    expected = [-sum(1 + (3 if i < guided_steps else 1) * c for i in range(4)) / 4 for c in (1, 2)]
+    assert x0.flatten().tolist() == pytest.approx(expected)
+    assert [n for _, n in model.batches].count(4) == guided_steps
+    assert all(n == 4 for t, n in model.batches if interval[0] <= t <= interval[1])
+
+
+def test_without_guidance_the_null_pass_is_left_out() -> None:
+    model = ByClass()
+    sample_by(model, LINEAR, torch.zeros(2, 1, 1, 1), Condition(torch.tensor([1, 2]), 9), [], "heun", 2, 1.0)
+    assert {n for _, n in model.batches} == {2}
+
+
+def test_the_state_is_kept_in_double_precision() -> None:
+    """A velocity far below fp32's resolution at x = 1 still adds up over 1,000 steps."""
+
+    class Slow(nn.Module):
+        def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Denoised:
+            return Denoised(torch.full_like(x_t, 1e-5))
+
+    x0 = sample_by(Slow(), LINEAR, torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1), [], "euler", 1000, 1.0)
+    assert float(x0) == pytest.approx(1 - 1e-5, abs=2e-7)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "sde"])
+def test_an_image_is_its_own_whatever_it_is_made_beside(sampler: str) -> None:
+    how: dict[str, Any] = {"sampler": sampler, "steps": 5, "guidance": 1.0}
+    place = ((1, 4, 4), 9, torch.device("cpu"))
+    together = sample_images(Gaussian(LINEAR), LINEAR, [(3, 0), (1, 5), (1, 0)], *place, seed=2, **how)
+    alone = sample_images(Gaussian(LINEAR), LINEAR, [(1, 5)], *place, seed=2, **how)
+    torch.testing.assert_close(alone[0], together[1])
+    assert len({round(float(x.sum()), 4) for x in together}) == 3
+    other = sample_images(Gaussian(LINEAR), LINEAR, [(1, 5)], *place, seed=3, **how)
+    assert not torch.allclose(other, alone, atol=1e-2)
+
+
+def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
+    drawn: list[Tensor] = []
+    own, keep = draws.normal, lambda shape, rng: drawn.append(own(shape, rng)) or drawn[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draws, "normal", keep)
+        sample_images(
+            Gaussian(LINEAR), LINEAR, [(0, 0)], (1, 4, 4), 9, torch.device("cpu"),
+            sampler="sde", steps=4, guidance=1.0, seed=0,
+        )  # fmt: skip
+    assert len(drawn) == 1 + 3  # the last step has none
+    assert len({float(x.sum()) for x in drawn}) == 4
+
+
+def test_an_objective_has_its_own_samplers() -> None:
+    ddpm = DDPMVelocity(0.00085, 0.012, "linear", 1000)
+    assert (chosen_sampler(ddpm, None), chosen_sampler(LINEAR, None)) == ("ddim", "euler")
+    assert chosen_sampler(LINEAR, "sde") == "sde"
+    with pytest.raises(UserError, match="sampler=ddim is not for this run's objective, which has euler, heun, sde"):
+        chosen_sampler(LINEAR, "ddim")
+    with pytest.raises(UserError, match="sampler=sde is not for this run's objective, which has ddim, dpm"):
+        chosen_sampler(ddpm, "sde")

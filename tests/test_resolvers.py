@@ -1,0 +1,83 @@
+"""What evaluations read where nothing else is asked for: the run's own tap, half way to noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose as compose_root
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from urepa.doors import CONF, prepare
+from urepa.runs import plain
+
+EVERY = "evaluation=[alignment,knn,linear_probe,spatial,dense]"
+Compose = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tap", "times"),
+    [
+        (["+experiment=cifar10"], "mid", [50, 200, 350, 500, 650, 800, 950]),
+        (["+experiment=cifar10", "objective.timesteps=100"], "mid", [5, 20, 35, 50, 65, 80, 95]),
+        (["+experiment=repa_cifar10_pixels"], "block_3", [0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]),
+        (["+experiment=repa_imagenet256"], "block_7", [0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]),
+    ],
+)
+def test_evaluations_fit_the_backbone_and_the_objective(
+    compose: Compose, overrides: list[str], tap: str, times: list[float]
+) -> None:
+    found = compose(*overrides, EVERY)["evaluation"]
+    assert {settings["tap"] for settings in found.values()} == {tap}
+    assert {settings["timestep"] for settings in found.values()} == {times[3]}
+    assert found["alignment"]["timesteps"] == times
+    assert type(found["knn"]["timestep"]) is type(times[0])
+
+
+def of_run(*overrides: str) -> dict[str, Any]:
+    prepare()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return plain(compose_root("evaluate", list(overrides)))
+
+
+def test_a_run_is_evaluated_at_its_own(compose: Compose, tmp_path: Path) -> None:
+    config = compose("+experiment=repa_cifar10_pixels")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    found = of_run(f"run={tmp_path}", EVERY)["evaluation"]
+    assert (found["knn"]["tap"], found["dense"]["timestep"]) == ("block_3", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"), [([], "say which run"), (["run=nowhere"], "run=nowhere is not a run's folder")]
+)
+def test_of_no_run_nothing_is_known(overrides: list[str], said: str) -> None:
+    with pytest.raises(InterpolationResolutionError, match=said):
+        of_run(*overrides, EVERY)
+
+
+def test_the_ceiling_of_the_dense_probe_is_the_runs_own_teacher(compose: Compose, tmp_path: Path) -> None:
+    config = compose("+experiment=repa_cifar10_pixels")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    assert of_run(f"run={tmp_path}", "evaluation=dense")["evaluation"]["dense"]["teacher"] == config["teacher"]
+    dino = "+teacher@evaluation.dense.teacher=dinov2_b"
+    assert of_run(f"run={tmp_path}", "evaluation=dense", dino)["evaluation"]["dense"]["teacher"]["family"] == "dinov2"
+    several = ("teacher=several", "+teacher@teacher.teachers.b=clip_l", "+teacher@teacher.teachers.a=dinov2_b")
+    found = compose("evaluation=dense", *several)
+    assert found["evaluation"]["dense"]["teacher"] == found["teacher"]["teachers"]["b"], "the first of several"
+    alone = ("loss=none", "evaluation=dense", "evaluation.dense.tap=mid")
+    with pytest.raises(
+        InterpolationResolutionError, match="loss=none has no teacher: say which encoder is the ceiling"
+    ):
+        compose(*alone)
+    assert compose(*alone, dino)["evaluation"]["dense"]["teacher"]["width"] == 768
+    assert compose(*alone, "evaluation.dense.teacher=null")["evaluation"]["dense"]["teacher"] is None
+
+
+def test_without_alignment_the_tap_must_be_said(compose: Compose) -> None:
+    with pytest.raises(InterpolationResolutionError, match="loss=none aligns no tap: say which one is read"):
+        compose("loss=none", "evaluation=knn")
+    assert compose("loss=none", "evaluation=knn", "evaluation.knn.tap=mid")["evaluation"]["knn"]["timestep"] == 500

@@ -1,0 +1,295 @@
+"""Several teachers at once: composed on the command line, trained, validated, resumed, planned, described and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra.errors import HydraException
+from torch import Tensor
+
+from urepa import checkpoint, losses
+from urepa.alignment import Aligned, AlignmentLoss, step_terms
+from urepa.assembly import evaluated, make
+from urepa.checks import check
+from urepa.contracts import Condition, Tokens
+from urepa.costs import Device, plan
+from urepa.data.reader import Batch
+from urepa.data.sizes import reader_bytes
+from urepa.description.document import as_markdown
+from urepa.description.methodology import methodology
+from urepa.description.subject import subject_of
+from urepa.errors import UserError
+from urepa.prefetch import needed
+from urepa.runs import teacher_name
+from urepa.teachers.several import Several, by_name
+
+Build = Callable[..., Any]
+Compose = Callable[..., dict[str, Any]]
+BOTH = (
+    "teacher=several",
+    "+teacher@teacher.teachers.fine=efficientnet_lite0",
+    "+teacher@teacher.teachers.coarse=efficientnet_lite0",
+    "teacher.teachers.coarse.image_size=160",
+)
+DEVICE = Device("x", "cpu", None, None)
+
+
+@pytest.fixture
+def overrides(small_sit: list[str]) -> list[str]:
+    """The tiny SiT with EfficientNet at two image sizes, 4x4 tokens each."""
+    return [*(o for o in small_sit if not o.startswith("teacher.")), *BOTH]
+
+
+@pytest.fixture
+def train(trainer_of: Build, overrides: list[str]) -> Build:
+    return lambda *more: trainer_of(*overrides, *more)
+
+
+def steps(trainer: Any, first: int, last: int) -> None:
+    for step in range(first, last):
+        trainer.update(step, trainer.reader.read(step), with_tap_gradients=False)
+
+
+def weights(trainer: Any, part: str = "") -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in trainer.model.named_parameters() if k.startswith(part)}
+
+
+# --- the sum ------------------------------------------------------------------------------------------------
+
+
+def made_up(**teachers: Tensor) -> Batch:
+    x0 = torch.zeros(4, 1, 2, 2)
+    return Batch(list("abcd"), x0, x0, torch.zeros(4), Condition(torch.zeros(4, dtype=torch.long), 3), teachers)
+
+
+def urepa_loss(taps: dict[str, float], **changes: Any) -> AlignmentLoss:
+    return AlignmentLoss(0.5, 0, 3.0, "both", taps, 0.1, **changes)
+
+
+def test_the_terms_are_means_over_taps_and_teachers_by_their_weights() -> None:
+    """Teachers of other widths and grids than each other's."""
+    torch.manual_seed(0)
+    shapes = {"a": (4, 6, 5), "b": (4, 9, 7)}
+    teachers = {name: F.normalize(torch.randn(shape), dim=-1) for name, shape in shapes.items()}
+    students = {f"{tap}/{name}": torch.randn(shape) for tap in ("mid", "end") for name, shape in shapes.items()}
+    grids = {"a": (2, 3), "b": (3, 3)}
+    output = Aligned(torch.zeros(4, 1, 1, 1), {}, {k: Tokens(x, grids[k[-1]]) for k, x in students.items()})
+    loss = urepa_loss({"mid": 3.0, "end": 1.0}, teachers={"b": 4.0})
+    terms = loss(torch.rand(4), output, made_up(**teachers), 9, lambda x: x)
+    token, manifold = {"a": 0.0, "b": 0.0}, 0.0
+    for tap, tap_share in (("mid", 0.75), ("end", 0.25)):
+        for name, share in (("a", 0.2), ("b", 0.8)):
+            student, teacher = students[f"{tap}/{name}"], teachers[name]
+            token[name] += tap_share * (1 - F.cosine_similarity(student, teacher, dim=-1).mean().item())
+            pair = losses.pooled(student), losses.pooled(teacher)
+            both = (losses.manifold_loss_sample(*pair) + losses.manifold_loss_token(student, teacher)) / 2
+            manifold += tap_share * share * both.item()
+    means = {name: value.item() for name, value in terms.means().items()}
+    assert means["token/a"] == pytest.approx(token["a"])
+    assert means["token/b"] == pytest.approx(token["b"])
+    assert means["token"] == pytest.approx(0.2 * token["a"] + 0.8 * token["b"])
+    assert means["manifold"] == pytest.approx(manifold)
+    assert means["total"] == pytest.approx(means["diffusion"] + 0.5 * (means["token"] + 3 * manifold))
+
+
+def test_a_teacher_twice_at_half_weight_is_that_teacher() -> None:
+    torch.manual_seed(0)
+    teacher, student, diffusion = torch.randn(4, 6, 5), torch.randn(4, 6, 5), torch.rand(4)
+    found = []
+    for names in (("",), ("a", "b")):
+        tokens = {f"mid/{name}" if name else "mid": Tokens(student, (2, 3)) for name in names}
+        loss = urepa_loss({"mid": 1.0}, teachers={"a": 0.5, "b": 0.5})
+        output = Aligned(torch.zeros(4, 1, 1, 1), {}, tokens)
+        found.append(loss(diffusion, output, made_up(**dict.fromkeys(names, teacher)), 9, lambda x: x))
+    once, twice = found
+    for key, value in once.means().items():
+        torch.testing.assert_close(twice.means()[key], value)
+    assert "token/" not in str(once.means())
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_step_compares_each_head_with_its_own_teacher(train: Build) -> None:
+    trainer = train("+loss.teachers.fine=3")
+    assert list(trainer.model.heads) == ["block_3/fine", "block_3/coarse"]
+    fine, coarse = (head.layers[0].weight for head in trainer.model.heads.values())
+    assert not torch.equal(fine, coarse)
+    steps(trainer, 0, 2)
+    (batch,) = trainer.reader.read(2)
+    assert not torch.equal(batch.teachers["fine"], batch.teachers["coarse"])
+    terms, output = step_terms(trainer.model, trainer.objective, trainer.loss, batch, 2, lambda x: x)
+    cosine = {
+        name: F.cosine_similarity(output.tokens[f"block_3/{name}"].x_BND, own.float(), dim=-1).mean()
+        for name, own in batch.teachers.items()
+    }
+    pull = 0.75 * (1 - cosine["fine"]) + 0.25 * (1 - cosine["coarse"])
+    torch.testing.assert_close(terms.total, terms.per_sample["diffusion"].mean() + 0.5 * pull)
+    row = trainer.log(3, trainer.update(2, [batch], with_tap_gradients=True))
+    assert row["train/token"] == pytest.approx(0.75 * row["train/token/fine"] + 0.25 * row["train/token/coarse"])
+
+
+@pytest.mark.slow
+def test_it_reads_ahead_what_it_reads_at_once(train: Build) -> None:
+    """The threads' memory holds both stores' records."""
+    trainer = train()
+    with torch.no_grad():
+        for step, (batch,) in enumerate(trainer.reader.stream(0, 6)):
+            (own,) = trainer.reader.read(step)
+            assert all(torch.equal(batch.teachers[name], own.teachers[name]) for name in ("fine", "coarse"))
+
+
+@pytest.mark.slow
+def test_it_is_validated_resumed_and_evaluated(train: Build) -> None:
+    trainer = train("+loss.teachers.fine=3", "optimizer.warmup_ratio=0")
+    steps(trainer, 0, 2)
+    trainer.save(2)
+    steps(trainer, 2, 4)
+    whole, row = weights(trainer), trainer.validate(4)
+    for key in ("val/token", "floor/constant_token"):
+        assert row[key] == pytest.approx(0.75 * row[f"{key}/fine"] + 0.25 * row[f"{key}/coarse"])
+        assert row[f"{key}/fine"] != row[f"{key}/coarse"]
+    found = checkpoint.newest(trainer.folder / "checkpoints")
+    trainer = train("+loss.teachers.fine=3", "optimizer.warmup_ratio=0")
+    assert trainer.restore(found, None) == 2
+    steps(trainer, 2, 4)
+    assert all(torch.equal(v, whole[k]) for k, v in weights(trainer).items())
+
+
+def test_a_teacher_of_weight_zero_changes_nothing_but_its_head(
+    trainer_of: Build, overrides: list[str], small_sit: list[str]
+) -> None:
+    """The other one's heads and the backbone take the steps that they take alone."""
+    ends = {}
+    for name, command in (("alone", small_sit), ("both", [*overrides, "+loss.teachers.coarse=0"])):
+        trainer = trainer_of(*command)
+        head = trainer.model.heads["block_3" if name == "alone" else "block_3/fine"]
+        if name == "alone":
+            first = {k: v.detach().clone() for k, v in head.state_dict().items()}
+        head.load_state_dict(first)
+        steps(trainer, 0, 3)
+        ends[name] = weights(trainer, "backbone."), {k: v.clone() for k, v in head.state_dict().items()}
+    for alone, both in zip(*ends.values(), strict=True):
+        for key, value in alone.items():
+            torch.testing.assert_close(both[key], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(v, ends["alone"][1][k]) for k, v in first.items())
+
+
+@pytest.mark.slow
+def test_online_teachers_are_asked_for_what_their_caches_hold(train: Build) -> None:
+    trainer = train()
+    (cached,) = trainer.reader.read(0)
+    (asked,) = train("data.online_teacher=true").reader.read(0)
+    assert list(asked.teachers) == ["fine", "coarse"]
+    for name, tokens in cached.teachers.items():
+        torch.testing.assert_close(asked.teachers[name], tokens.float(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_evaluations_read_the_first_and_alignment_reads_each(
+    train: Build, compose: Compose, overrides: list[str]
+) -> None:
+    trainer = train()
+    more = ("evaluation=[alignment,spatial]", "evaluation.alignment.tap=block_3", "evaluation.spatial.tap=block_3")
+    times = ("evaluation.alignment.timestep=0.1", "evaluation.alignment.timesteps=[0.1,0.5]")
+    config = compose(
+        *(o for o in overrides if o != "evaluation=none"), *more, *times, "evaluation.spatial.timestep=0.5"
+    )
+    config["evaluation"]["alignment"] |= {"images": 20, "neighbours": 3}
+    found = evaluated(config, trainer, make(config["data"]), 0)
+    found.require_all()
+    each = [{k: v for k, v in found.metrics.items() if k.endswith(f"/{name}")} for name in ("fine", "coarse")]
+    assert [k.rpartition("/")[0] for k in each[0]] == [k.rpartition("/")[0] for k in each[1]]
+    assert len(each[0]) == 8
+    assert each[0]["final/cka/fine"] != each[1]["final/cka/coarse"]
+    assert "final/cka_by_t/block_3/coarse/0.500" in found.metrics
+    first = trainer.reader.cache.teacher_BND(trainer.reader.cache.splits["test"], "fine").float()
+    contrast = (first - first.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt().mean()
+    assert found.metrics["final/rmsc/teacher"] == pytest.approx(contrast.item(), abs=1e-3)
+
+
+def test_two_names_may_share_a_store(make_track: Build, teacher: Any) -> None:
+    """Which LMDB opens once in a process."""
+    several = Several({"a": teacher, "b": teacher})
+    cache = make_track().open(several)
+    tokens = cache.teachers(cache.splits["train"])
+    assert torch.equal(tokens["a"], tokens["b"])
+    assert torch.equal(cache.mean_token("a"), cache.mean_token("b"))
+    cache.close()
+
+
+# --- what it costs and how it is called ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_it_is_planned_and_described(compose: Compose, overrides: list[str]) -> None:
+    config = compose(*overrides, "+loss.teachers.fine=3")
+    planned, track, teacher = plan(config, DEVICE), make(config["data"]), make(config["teacher"])
+    assert [cache.name for cache in planned.counted.caches] == ["latents", "tokens_fine", "tokens_coarse"]
+    assert planned.counted.reader_bytes == reader_bytes(track, teacher, 8) == 2 * 4 * 8 * 16 * 1280 * 2
+    head = 32 * 16 + 16 + 16 * 16 + 16 + 16 * 1280 + 1280
+    assert planned.counted.parameters["head"] == {"all": 2 * head, "trainable": 2 * head}
+    text = as_markdown("", methodology(subject_of(config, planned), "A test."))
+    assert "aligned to 2 teachers at once" in text
+    assert "The 2 head(s) have" in text
+    assert "| block\\_3/fine | 4×4, 32 | 4×4, 1280 | 0.75 |" in text.replace("block_3", "block\\_3")
+    assert "Images are resized to 128×128" in text
+    assert "Images are resized to 160×160" in text
+    online = plan(compose(*overrides, "data.online_teacher=true"), DEVICE)
+    alone = [
+        plan(compose(*overrides, "data.online_teacher=true", f"teacher.teachers.{name}.image_size=128"), DEVICE)
+        for name in ("coarse", "fine")
+    ]
+    assert alone[0].flops("forward")["teacher"] < online.flops("forward")["teacher"]
+    assert online.counted.parameters["teacher"]["all"] == alone[1].counted.parameters["teacher"]["all"]
+
+
+def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
+    both = ("teacher=several", "+teacher@teacher.teachers.d=dinov2_b_224", "+teacher@teacher.teachers.c=clip_l")
+    config = compose("+experiment=repa_imagenet256", *both)
+    assert teacher_name(config["teacher"]) == "dinov2-base + clip-vit-large-patch14"
+    assert {"facebook/dinov2-base", "openai/clip-vit-large-patch14"} <= needed(config).keys()
+    track = make(config["data"])
+    assert [path.name for path in track.tokens_folders(make(config["teacher"])).values()] == [
+        f"{track.tokens.name}.d",
+        f"{track.tokens.name}.c",
+    ]
+    assert list(by_name(make(compose("teacher=clip_l")["teacher"]))) == [""]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([*BOTH, "+loss.teachers.other=1"], "loss.teachers.other has no effect: these are fine, coarse"),
+        (["+loss.teachers.fine=1"], "loss.teachers.fine has no effect: there are no several teachers"),
+        ([*BOTH, "+loss.teachers.fine=0", "+loss.teachers.coarse=0"], "give weights that are not all 0"),
+        ([*BOTH, "+loss.teachers.fine=-1"], "loss.teachers.fine=-1.0: give 0 or more"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(compose: Compose, more: list[str], words: str) -> None:
+    config = compose("+experiment=repa_cifar10_pixels", *more)
+    with pytest.raises(UserError, match=words):
+        check(config, ["+experiment=repa_cifar10_pixels", *more])
+
+
+def test_one_is_not_several(compose: Compose) -> None:
+    with pytest.raises(UserError, match="needs two teachers or more"):
+        make(compose("teacher=several")["teacher"])
+    with pytest.raises(UserError, match="made of letters and digits"):
+        Several({"a_b": None, "c": None})
+    with pytest.raises(HydraException):
+        compose(*BOTH, "teacher.teachers.coarse.imagesize=160")
+
+
+def test_bench_and_adoption_take_one(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
+    from urepa.benchmark.synthetic import SyntheticTrack
+
+    teacher = make(compose(*overrides)["teacher"])
+    with pytest.raises(UserError, match="times a step with one teacher"):
+        SyntheticTrack(str(tmp_path), 2, [1, 2, 2], 2, 0.1).write(teacher)

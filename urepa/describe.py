@@ -1,0 +1,66 @@
+"""`python -m urepa.describe +experiment=...`: the methodology section, from the composed config and what is counted
+of it. Builds and fetches nothing, and reads nothing but the step of a warm start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from urepa.checks import check
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.errors import UserError
+from urepa.files import write_whole
+from urepa.plan import of_the_run
+from urepa.runs import own_overrides, parse_overrides, plain
+
+
+@hydra.main(config_path=CONF, config_name="describe", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Prints Markdown; out=FOLDER takes methodology.md and methodology.tex."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = list(HydraConfig.get().overrides.task)
+    with one_line_mistakes():
+        parts = plain(config)
+        check(parts, of_the_run(overrides))
+        from urepa.code_state import code_state
+        from urepa.costs import Device, plan
+        from urepa.description.document import as_latex, as_markdown
+        from urepa.description.methodology import methodology
+        from urepa.description.subject import subject_of
+
+        measured = None if parts["measured"] is None else Path(parts["measured"])
+        planned = plan(parts, Device(**parts["device"]), measured)
+        code = code_state()
+        version = f"commit {code['git_commit'][:9]} ({code['code_state']})"
+        origin = f"Experiment {name_of(of_the_run(overrides))}; code: {version}."
+        sections = methodology(subject_of(parts, planned), origin)
+        print(as_markdown("Methodology", sections))
+        if parts["out"] is not None:
+            folder = Path(parts["out"])
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "methodology.md", as_markdown("Methodology", sections))
+            write_whole(folder / "methodology.tex", as_latex("Methodology", sections))
+            print(f"written: {folder / 'methodology.md'} and methodology.tex beside it", file=sys.stderr)
+
+
+def name_of(overrides: list[str]) -> str:
+    """The experiment, its arm, and what was changed on the command line."""
+    given = parse_overrides(overrides)
+    arm = [f"ablation {given['ablation']}"] if "ablation" in given else []
+    return ", ".join([given.get("experiment", "quickstart"), *arm, *own_overrides(overrides)])
+
+
+def describe() -> None:
+    """The door behind its own check: a text is of one run."""
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise UserError("describe writes about one run: leave -m out, and call it for each")
+    main()
+
+
+if __name__ == "__main__":
+    prepare()
+    open_door(describe, "describe")

@@ -1,0 +1,1 @@
+"""The methodology section of a composed experiment, in words, formulas and tables."""

@@ -1,0 +1,78 @@
+"""CLIP score: how well each generated image fits the prompt of its class (Hessel et al. 2021, as torchmetrics scales
+it: 100 × the cosine, 0 where that is negative).
+
+Shapes: B images, K classes, E width of CLIP's common space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa.data.build import class_names
+from urepa.errors import UserError
+from urepa.evaluation.context import Context
+from urepa.evaluation.generated import GeneratedImages
+from urepa.hub import resolve, why_not
+from urepa.teachers.vit import OPENAI
+
+
+@dataclass
+class ClipScore:
+    """Fields are described in `urepa.config`."""
+
+    images: GeneratedImages
+    model: str
+    class_names: str
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        names = class_names(self.class_names)
+        if len(names) != context.track.num_classes:
+            classes = context.track.num_classes
+            raise UserError(f"class_names={self.class_names} has {len(names)} names; this run has {classes} classes")
+        clip, tokenizer = self._load()
+        clip = clip.to(context.device)
+        with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
+            text_KE = _of_texts(clip, tokenizer, [f"a photo of a {name}" for name in names])
+        scores = []
+        for ids, rgb in self.images.rgb(context):
+            with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
+                cosine_B = (_of_images(clip, rgb) * text_KE[ids]).sum(1)
+            scores.append(100 * cosine_B.clamp(min=0).double().cpu())
+        return {"final/clip_score": float(torch.cat(scores).mean())}
+
+    def _load(self) -> tuple[Any, Any]:
+        """The network and its tokenizer; a UserError where they are not to be had."""
+        from transformers import CLIPModel, CLIPTokenizer
+
+        name, revision = resolve(self.model)
+        try:
+            clip: Any = CLIPModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, revision=revision)
+            tokenizer = CLIPTokenizer.from_pretrained(name, revision=revision)
+        except OSError as error:
+            raise UserError(
+                f"the CLIP score's model={self.model} could not be loaded ({why_not(error, self.model)}); or give a "
+                "local folder, or leave this evaluation out"
+            ) from error
+        return clip.eval().requires_grad_(False), tokenizer
+
+
+def _of_texts(clip: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
+    """[K,E], of unit length."""
+    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
+    rows = [clip.text_model(input_ids=part.to(clip.device)).pooler_output for part in ids.split(64)]
+    return F.normalize(clip.text_projection(torch.cat(rows)), dim=1)
+
+
+def _of_images(clip: Any, rgb_B3SS: Tensor) -> Tensor:
+    """Square RGB in [0,1] to [B,E], of unit length."""
+    side = clip.config.vision_config.image_size
+    resized = F.interpolate(rgb_B3SS, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+    mean, std = (torch.tensor(x, device=rgb_B3SS.device).view(3, 1, 1) for x in OPENAI)
+    states = clip.vision_model(pixel_values=(resized.clamp(0, 1) - mean) / std)
+    return F.normalize(clip.visual_projection(states.pooler_output), dim=1)

@@ -1,0 +1,127 @@
+"""How far two sets of features lie apart: Fréchet distance, KID, precision and recall, Inception Score.
+
+Pure functions of feature rows, in float64. Shapes: n and m rows of two sets, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+CHUNK = 1024  # rows of a distance matrix that are held at once
+
+
+class Spread(NamedTuple):
+    """A mean over subsets, and their standard deviation."""
+
+    mean: float
+    sd: float
+
+
+class Moments:
+    """Mean and covariance of rows that come batch by batch (Chan, Golub & LeVeque 1983): memory does not grow with
+    their number."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.mean_D = np.zeros(width)
+        self.scatter_DD = np.zeros((width, width))
+
+    def add(self, x_nD: np.ndarray) -> None:
+        """Takes another batch in."""
+        x_nD = x_nD.astype(np.float64)
+        n, total = len(x_nD), self.count + len(x_nD)
+        mean_D = x_nD.mean(0)
+        centred_nD, apart_D = x_nD - mean_D, mean_D - self.mean_D
+        self.scatter_DD += centred_nD.T @ centred_nD + np.outer(apart_D, apart_D) * (self.count * n / total)
+        self.mean_D += apart_D * (n / total)
+        self.count = total
+
+    @property
+    def covariance_DD(self) -> np.ndarray:
+        """The unbiased one."""
+        assert self.count > 1, "a single row has no covariance"
+        return self.scatter_DD / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), of two Gaussians (Heusel et al. 2017, eq. 6).
+
+    The eigenvalues of Σ_a Σ_b are those of Σ_a^½ Σ_b Σ_a^½, which is symmetric: this holds for singular
+    covariances too, where fewer rows than features were seen.
+    """
+    value_D, vector_DD = np.linalg.eigh(a.covariance_DD)
+    root_DD = (vector_DD * np.sqrt(np.clip(value_D, 0, None))) @ vector_DD.T
+    product_D = np.linalg.eigvalsh(root_DD @ b.covariance_DD @ root_DD)
+    cross = np.sqrt(np.clip(product_D, 0, None)).sum()
+    apart = np.square(a.mean_D - b.mean_D).sum()
+    return float(apart + np.trace(a.covariance_DD) + np.trace(b.covariance_DD) - 2 * cross)
+
+
+def squared_mmd(x_nD: np.ndarray, y_mD: np.ndarray) -> float:
+    """The unbiased estimate of MMD² under the kernel (x·y / D + 1)³ (Bińkowski et al. 2018, eq. 4). It may be
+    negative where the two are alike."""
+    n, m = len(x_nD), len(y_mD)
+    within = sum(
+        (kernel.sum() - np.trace(kernel)) / (k * (k - 1))
+        for k, kernel in ((n, _kernel(x_nD, x_nD)), (m, _kernel(y_mD, y_mD)))
+    )
+    return float(within - 2 * _kernel(x_nD, y_mD).mean())
+
+
+def kernel_distance(
+    x_nD: np.ndarray, y_mD: np.ndarray, subsets: int, subset_size: int, rng: np.random.Generator
+) -> Spread:
+    """KID: `squared_mmd` of random subsets, drawn without putting back, of both sets."""
+    assert subset_size <= min(len(x_nD), len(y_mD)), "the caller asks for what is there"
+    values = [
+        squared_mmd(*(rows[rng.permutation(len(rows))[:subset_size]].astype(np.float64) for rows in (x_nD, y_mD)))
+        for _ in range(subsets)
+    ]
+    return Spread(float(np.mean(values)), float(np.std(values)))
+
+
+def precision_recall(real_nD: np.ndarray, generated_mD: np.ndarray, k: int) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2).
+
+    A set's manifold is the union of balls around its rows, each as wide as the distance to the row's k-th nearest
+    other row. Precision is the share of generated rows on the real manifold, recall that of real rows on the
+    generated one.
+    """
+    real, generated = (x.astype(np.float64) for x in (real_nD, generated_mD))
+    return _share_inside(generated, real, k), _share_inside(real, generated, k)
+
+
+def inception_score(probabilities_nK: np.ndarray, splits: int) -> Spread:
+    """exp(E KL(p(y|x) ‖ p(y))) over parts of the rows (Salimans et al. 2016): from 1 up to K."""
+    scores = []
+    for part_nK in np.array_split(probabilities_nK.astype(np.float64), splits):
+        tiny = np.finfo(np.float64).tiny  # where p is 0, p log p is 0
+        log_ratio = np.log(np.maximum(part_nK, tiny)) - np.log(np.maximum(part_nK.mean(0), tiny))
+        scores.append(np.exp((part_nK * log_ratio).sum(1).mean()))
+    return Spread(float(np.mean(scores)), float(np.std(scores)))
+
+
+def _kernel(x_nD: np.ndarray, y_mD: np.ndarray) -> np.ndarray:
+    return (x_nD @ y_mD.T / x_nD.shape[1] + 1) ** 3
+
+
+def _squared_distances(x_nD: np.ndarray, y_mD: np.ndarray) -> Any:
+    """Chunks [n', m] of the matrix of squared distances, behind the place where each begins."""
+    y_m = np.square(y_mD).sum(1)
+    for start in range(0, len(x_nD), CHUNK):
+        x = x_nD[start : start + CHUNK]
+        yield start, np.clip(np.square(x).sum(1)[:, None] + y_m - 2 * x @ y_mD.T, 0, None)
+
+
+def _share_inside(points_nD: np.ndarray, of_mD: np.ndarray, k: int) -> float:
+    """The share of points on the manifold of `of_mD`."""
+    assert k < len(of_mD), "a row has fewer neighbours than are counted"
+    radii_m = np.empty(len(of_mD))
+    for start, squared in _squared_distances(of_mD, of_mD):
+        rows = np.arange(len(squared))
+        squared[rows, start + rows] = -1  # the row itself comes first, whatever rounding says
+        radii_m[start : start + len(squared)] = np.partition(squared, k, axis=1)[:, k]
+    inside = sum(int((squared <= radii_m).any(1).sum()) for _, squared in _squared_distances(points_nD, of_mD))
+    return inside / len(points_nD)

@@ -1,0 +1,160 @@
+"""What a run's model makes of images, chunk by chunk: taps, heads' tokens and the teacher's, under the null condition.
+
+Spec 000 §11.1, but never with the class: it would leak the label. Shapes: B samples of a chunk, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa import draws, progress
+from urepa.alignment import AlignedModel
+from urepa.contracts import Condition, Tokens, no_rows
+from urepa.data.cache import Sample
+from urepa.errors import UserError
+from urepa.evaluation.context import Context
+from urepa.objectives import Objective
+
+CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples and what the model makes of them, by tap, fp32, on the model's device. `heads` has the taps
+    that have a head for the context's teacher: tokens of unit length in its space."""
+
+    samples: list[Sample]
+    taps: dict[str, Tokens]
+    heads: dict[str, Tokens]
+
+
+Pool = Callable[[Chunk], Tensor]  # what is kept of a chunk: [B,...]
+
+
+@torch.no_grad()
+def chunks(
+    context: Context,
+    samples: Sequence[Sample],
+    taps: Sequence[str],
+    timestep: float,
+    model: AlignedModel | None = None,
+) -> Iterator[Chunk]:
+    """The samples in their order, `CHUNK` at a time: memory does not grow with their number, if what is kept does not.
+
+    Args:
+        timestep: noise is addressed by the sample's id, so it is the same in every run and at every timestep.
+        model: another one than the context's, as `Context.untrained` gives it.
+
+    Raises UserError where the backbone has no such tap or the objective no such timestep.
+    """
+    model = context.model if model is None else model
+    backbone: Any = model.backbone
+    for tap in taps:
+        backbone.tap_width(tap)
+    time = context.objective.times_of(timestep)
+    if not context.objective.has_time(time):
+        raise UserError(f"{timestep} is no time of this run's objective, which has {context.objective.times}")
+    for start in progress.bar(range(0, len(samples), CHUNK), desc=f"features t={timestep}", unit="batch", leave=False):
+        part = list(samples[start : start + CHUNK])
+        x0 = context.cache.x0(part)
+        rngs = [draws.generator(draws.digest64("probe", s.sample_id), "noise") for s in part]
+        noise = torch.stack([draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
+        t_B = time.repeat(len(part))
+        x_t, t_B = (x.to(context.device) for x in (context.objective.corrupt(x0, noise, t_B), t_B))
+        null_B = torch.full((len(part),), context.cache.null_id, device=context.device)
+        condition = Condition(null_B, context.cache.null_id)
+        denoised = backbone(x_t, t_B, condition, tuple(taps), no_rows(context.device))
+        tapped = {tap: denoised.features[tap].float() for tap in taps}
+        with torch.autocast(context.device.type, enabled=False):  # as in training: heads are fp32
+            names = {tap: name for tap in taps if (name := context.head_at(tap)) is not None}
+            heads = {tap: model.heads[name](tapped[tap], t_B) for tap, name in names.items()}
+        yield Chunk(part, tapped, heads)
+
+
+def pooled(
+    context: Context,
+    samples: Sequence[Sample],
+    taps: Sequence[str],
+    timestep: float,
+    pools: dict[str, Pool],
+    model: AlignedModel | None = None,
+) -> dict[str, np.ndarray]:
+    """What each of `pools` keeps of every chunk, in one walk: an array of as many rows as there are samples, by name.
+    Takes the arguments of `chunks`; whatever no pool keeps is gone with its chunk. Pools compute in fp32 in any run."""
+    kept: dict[str, np.ndarray] = {}
+    done = 0
+    for chunk in chunks(context, samples, taps, timestep, model):
+        for name, pool in pools.items():
+            with torch.autocast(context.device.type, enabled=False):
+                rows = pool(chunk).cpu().numpy()
+            if name not in kept:
+                kept[name] = np.empty((len(samples), *rows.shape[1:]), rows.dtype)
+            kept[name][done : done + len(rows)] = rows
+        done += len(chunk.samples)
+    return kept
+
+
+def time_label(objective: Objective, t: float) -> str:
+    """A time as a part of a metric's name: 0500 of a whole timestep, 0.280 of a flow's, whose 1 is 1.000."""
+    return f"{t:.3f}" if objective.times_of(t).is_floating_point() else f"{t:04d}"
+
+
+def mean(tokens: Tokens) -> Tensor:
+    """The mean token of each sample [B,D]."""
+    if tokens.mask_BN is None:
+        return tokens.x_BND.float().mean(1)
+    weight_BN1 = tokens.mask_BN.float().unsqueeze(-1)
+    return (tokens.x_BND.float() * weight_BN1).sum(1) / weight_BN1.sum(1)
+
+
+def of_tap(tap: str) -> Pool:
+    """The mean of a tap's tokens."""
+    return lambda chunk: mean(chunk.taps[tap])
+
+
+def of_head(tap: str) -> Pool:
+    """The mean of the tokens that a tap's head gives."""
+    return lambda chunk: mean(chunk.heads[tap])
+
+
+def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
+    """The teacher's tokens of a chunk, fp32, on the CPU. UserError where the run reads none."""
+    tokens_BND = context.cache.teacher_BND(list(samples), context.teacher)
+    if tokens_BND is None:
+        raise UserError("this run reads no teacher tokens (loss=none): there is nothing to compare with")
+    return Tokens(tokens_BND.float().cpu(), context.cache.grids[context.teacher])
+
+
+def pooled_teacher(context: Context, samples: Sequence[Sample]) -> np.ndarray:
+    """The mean of the teacher's tokens of every sample [len(samples),D], chunk by chunk."""
+    parts = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
+    return np.concatenate([mean(teacher_tokens(context, part)).numpy() for part in parts])
+
+
+def require_head(context: Context, tap: str) -> None:
+    """A UserError where the tap has no head."""
+    if context.head_at(tap) is None:
+        there = ", ".join(context.model.taps)
+        raise UserError(f"this run has no head on '{tap}'; it has {there if there else 'none (loss=none)'}")
+
+
+def held_out(context: Context) -> list[Sample]:
+    """The images that readers of features are scored on: the test split, or the validation split where none is kept."""
+    splits = context.cache.splits
+    return splits["test"] if "test" in splits else splits["val"]
+
+
+def subset(samples: list[Sample], n: int) -> list[Sample]:
+    """`n` samples (all, if there are fewer) that depend on nothing but their ids."""
+    return sorted(samples, key=lambda s: draws.unit_interval("probe", s.sample_id))[:n]
+
+
+def labels_of(samples: Sequence[Sample]) -> np.ndarray:
+    """Class ids [len(samples)]: for the reader of features, never for the model."""
+    return np.array([s.class_id for s in samples])

@@ -1,0 +1,44 @@
+"""Simple readers of frozen vectors: what they name rightly says what is there to be read.
+
+Shapes: B samples, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+MEMORY = 64  # MiB that scikit-learn may take for a block of distances
+TOP = 5
+Vectors = tuple[np.ndarray, np.ndarray]  # of training and of held-out images [B,D]
+Labels = tuple[np.ndarray, np.ndarray]  # class ids [B]
+
+
+def knn_scores(vectors: Vectors, labels: Labels, k: int) -> dict[str, float]:
+    """Accuracy of the majority of the k nearest training images by cosine: top-1 (""), and with more than 5 classes
+    top-5 ("_top5"; of classes without a vote none is named)."""
+    from sklearn import config_context
+    from sklearn.neighbors import KNeighborsClassifier
+
+    with config_context(working_memory=MEMORY):
+        classifier = KNeighborsClassifier(k, metric="cosine").fit(vectors[0], labels[0])
+        return _scores(classifier.predict_proba(vectors[1]), classifier.classes_, labels[1])
+
+
+def linear_scores(vectors: Vectors, labels: Labels) -> dict[str, float]:
+    """The same of logistic regression (C = 0.1) on features standardised by the training images'."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(vectors[0], labels[0])
+    return _scores(probe.predict_proba(vectors[1]), probe.classes_, labels[1])
+
+
+def _scores(shares_BK: np.ndarray, classes_K: np.ndarray, labels_B: np.ndarray) -> dict[str, float]:
+    """Accuracies by ending; ties go to the smaller class id, as in scikit-learn's `predict`."""
+    order_BK = np.argsort(-shares_BK, axis=1, kind="stable")[:, :TOP]
+    right_BK = (classes_K[order_BK] == labels_B[:, None]) & (np.take_along_axis(shares_BK, order_BK, 1) > 0)
+    scores = {"": float(right_BK[:, 0].mean())}
+    if len(classes_K) > TOP:
+        scores["_top5"] = float(right_BK.any(1).mean())
+    return scores
