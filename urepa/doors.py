@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from urepa import resolvers
 from urepa.config import register
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.nested import flatten
+from urepa.ranks import is_first
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
@@ -44,6 +46,7 @@ VERBATIM_KEYS = (
     "select.ids",
 )
 RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
+FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
@@ -122,15 +125,20 @@ def one_line_mistakes() -> Iterator[None]:
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
-        _say("interrupted; the same command goes on from the last checkpoint")
+        if is_first():  # the others have no mistake of their own to say
+            _say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
 
 
 def _say(text: str) -> None:
-    """To stderr, once for all ranks."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stdout.flush()
-        print(f"error: {text}", file=sys.stderr, flush=True)
+    """To stderr, once for all ranks: torchrun stops them all as soon as one has ended, so the others leave that to the
+    first, which speaks. Where it has not ended by then, the mistake is another rank's alone, and that one says it."""
+    if not is_first():
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return
+        time.sleep(FIRST_SPEAKS)
+    sys.stdout.flush()
+    print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, root: str, arguments: list[str]) -> str:

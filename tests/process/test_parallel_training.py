@@ -144,8 +144,11 @@ def test_too_many_in_a_row_stop_the_run(work: Workspace) -> None:
     assert json.loads((work.run / "summary.json").read_text())["step"] == 12
 
 
-def test_a_batch_that_does_not_divide(work: Workspace) -> None:
-    done = work.train("trainer.batch_size=9", "tracking=none", ranks=2, code=1)
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_a_batch_that_does_not_divide(late: str, work: Workspace) -> None:
+    """torchrun stops both ranks where one has ended: the sentence is said once, whichever comes to it first."""
+    arranged = ("--late", f"{late}:4")
+    done = work.train("trainer.batch_size=9", "tracking=none", arranged=arranged, ranks=2, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
         "error: trainer.batch_size=9 does not divide into 2 processes x trainer.accumulation=1; give a multiple of 2"

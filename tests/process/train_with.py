@@ -1,7 +1,8 @@
 """`python -m urepa.train` with things arranged beforehand, for the tests beside it. Nothing is replaced: functions
 are wrapped, and at the n-th call of one of them this process gets a real signal.
 
-    python train_with.py [--kill POINT:N] [--send NAME:POINT:N[:RANK]] [--handler FILE] [--dump FOLDER] -- OVERRIDES
+    python train_with.py [--kill POINT:N] [--send NAME:POINT:N[:RANK]] [--handler FILE] [--dump FOLDER]
+                         [--late RANK:SECONDS] -- OVERRIDES
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--send")
     parser.add_argument("--handler")
     parser.add_argument("--dump", type=Path)
+    parser.add_argument("--late", default=":")
     cut = sys.argv.index("--")
     options, overrides = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     if options.kill:
@@ -172,6 +175,9 @@ def main() -> None:
         signal.signal(signal.SIGUSR2, handler)
     if options.dump:
         dump_gradients(options.dump)
+    late, _, seconds = options.late.partition(":")
+    if late == str(RANK):
+        time.sleep(float(seconds))
     sys.argv = ["urepa.train", *overrides]
 
     from urepa.doors import open_door, prepare
