@@ -1,0 +1,27 @@
+"""What the tests of published weights ask for, and what they compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from urepa.generate import checked, checked_checkpoint, root
+
+Compose = Callable[..., dict[str, Any]]
+REQUEST = ["classes=[1,7]", "n=1", "steps=2", "guidance=2"]
+
+
+def asking(compose: Compose) -> Callable[..., dict[str, Any]]:
+    """ask(*overrides): the request as the door makes it, of a run or of a checkpoint."""
+
+    def ask(*overrides: str) -> dict[str, Any]:
+        asked = compose(*overrides, root=root(list(overrides)))
+        return checked(asked) if root(list(overrides)) == "generate" else checked_checkpoint(asked, list(overrides))
+
+    return ask
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """The images by variant and name."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("*/*.png"))}
