@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -54,6 +55,13 @@ SECTIONS = {
 KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
 
 
+def _breakable(name: str) -> Any:
+    """A name, escaped, that may also break behind these signs: a long one would cover its neighbour."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([(_=./])", r"\1<wbr>", str(escape(name))))
+
+
 def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
@@ -71,6 +79,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
         "apart": study.apart,
     } | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["breakable"] = _breakable
     return environment.from_string(TEMPLATE.read_text()).render(
         title=_title(results),
         subtitle=_subtitle(results),
