@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,27 +104,35 @@ def with_histories(client: Any, runs: list[Run]) -> list[Run]:
     points: dict[str, dict[str, list[tuple[int, float]]]] = {run.id: {} for run in runs}
     started: dict[str, int] = {}
     keys = sorted({key for run in runs for key in run.curves})
-    for key in progress.bar(keys, desc="metrics", unit="metric", leave=False):
-        having = [run.id for run in runs if key in run.curves]
-        for at in range(0, len(having), RUNS_A_QUERY):
-            for run_id, step, value, time in _history(client, having[at : at + RUNS_A_QUERY], key):
-                points[run_id].setdefault(key, []).append((step, _number(value)))
-                started[run_id] = min(time, started.get(run_id, time))
+    wanted = ((key, [run.id for run in runs if key in run.curves]) for key in keys)
+    for key, found in _histories(
+        client, progress.bar(wanted, desc="metrics", unit="metric", leave=False, total=len(keys))
+    ):
+        for run_id, step, value, time in found:
+            points[run_id].setdefault(key, []).append((step, _number(value)))
+            started[run_id] = min(time, started.get(run_id, time))
     return [replace(run, curves=curves_of(points[run.id]), started=started.get(run.id, 0)) for run in runs]
 
 
-def _history(client: Any, run_ids: list[str], key: str) -> Iterator[Point]:
-    """All points of one metric of some runs. A query that reaches the limit is asked again in halves."""
-    points = _query(client, run_ids, key)
-    if len(points) < POINTS_A_QUERY:
-        yield from points
-    elif len(run_ids) == 1:
-        for point in client.get_metric_history(run_ids[0], key):
-            yield run_ids[0], point.step, point.value, point.timestamp
-    else:
-        half = len(run_ids) // 2
-        yield from _history(client, run_ids[:half], key)
-        yield from _history(client, run_ids[half:], key)
+def _histories(client: Any, wanted: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, list[Point]]]:
+    """All points of metrics of runs, some runs at a time. A query that reaches the limit gave nothing that counts: half
+    as many runs are asked for then, and from there on."""
+    runs = RUNS_A_QUERY
+    for key, run_ids in wanted:
+        left = run_ids
+        while left:
+            asked = left[:runs]
+            points = _query(client, asked, key)
+            if len(points) >= POINTS_A_QUERY:
+                if len(asked) > 1:
+                    runs = len(asked) // 2
+                    continue
+                history = client.get_metric_history(asked[0], key)
+                points = [(asked[0], point.step, point.value, point.timestamp) for point in history]
+            yield key, points
+            left = left[len(asked) :]
+            if 2 * runs * len(points) < POINTS_A_QUERY * len(asked):
+                runs = min(2 * runs, RUNS_A_QUERY)
 
 
 def _query(client: Any, run_ids: list[str], key: str) -> list[Point]:
