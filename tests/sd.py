@@ -71,5 +71,6 @@ def write_cache(root: Path, samples: int, latent: tuple[int, ...], text_width: i
         {"kind": "tokens", "teacher": teacher},
         lambda: mean_token_file(mean),
     )
-    torch.save(torch.randn(1001, 77, text_width).half(), root / "clip_embeddings_1001.pt")
+    prompts = torch.from_numpy(rng.standard_normal((1001, 77, text_width))).half()
+    torch.save(prompts, root / "clip_embeddings_1001.pt")
     return root
