@@ -191,6 +191,14 @@ def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
 
 
 @pytest.fixture(scope="session")
+def ask(compose: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """ask(*overrides): a request for images as the door makes it, of a run or of a checkpoint."""
+    from published import asking
+
+    return asking(compose)
+
+
+@pytest.fixture(scope="session")
 def sit_file(
     tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]], small_sit: list[str]
 ) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from published import REQUEST, Compose, asking, files
+from published import REQUEST, Compose, files
 from runs import write_run
 from safetensors.torch import load_file, save_file
 
@@ -27,11 +27,6 @@ from urepa.published import Kind, Published, digest_of, find
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("published")
-
-
-@pytest.fixture(scope="module")
-def ask(compose: Compose) -> Any:
-    return asking(compose)
 
 
 @pytest.fixture(scope="module")
