@@ -52,14 +52,18 @@ SECTIONS = {
     "apart": "Set apart",
     "method": "Method",
 }
+WHOLE = 15  # characters of a word that a column's head has room for
+BREAKS = re.compile(r"([(_=/]|\.(?!\d))")
 KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
 
 
 def _breakable(name: str) -> Any:
-    """A name, escaped, that may also break behind these signs: a long one would cover its neighbour."""
+    """A name, escaped, whose long words may also break behind these signs, else they would cover their neighbours. A
+    short word stays whole: a wide table makes a column as narrow as its parts."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"([(_=./])", r"\1<wbr>", str(escape(name))))
+    words = ((word, str(escape(word))) for word in name.split(" "))
+    return Markup(" ".join(safe if len(word) <= WHOLE else BREAKS.sub(r"\1<wbr>", safe) for word, safe in words))
 
 
 def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
