@@ -38,6 +38,7 @@ MORE = [
     ("+ablation=lambda_0 +experiment=cifar10", "write +experiment=... first, then +ablation=..."),
     ("-m +experiment=cifar10 +ablation=glob(lora_*)", "+ablation=lora_16 is for the backbone sd15"),
     ("-m +ablation=glob(lambda_*) +experiment=cifar10", "write +experiment=... first, then +ablation=..."),
+    ("-m seed=0,1 --cfg job", "--cfg shows one composed config and -m sweeps over several"),
     ("+ablation=lambda_0 loss=none", "there is no key 'loss.lambda_max' beside the other parts"),
     ("trainer.batch_size=63 trainer.accumulation=2 loss.level=token", "does not divide"),
 ]

@@ -67,6 +67,7 @@ def open_door(main: Callable[[], None], root: str) -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
+        check_flags(sys.argv[1:])
         check_globs(sys.argv[1:])
         main()
     except UserError as error:
@@ -82,6 +83,13 @@ def quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     is_verbatim = key.lstrip("+") in VERBATIM_KEYS and ("=" in value or Path(value).exists())
     return f"{key}='{value}'" if is_verbatim and value[:1] not in ("", "'", '"', "[") else argument
+
+
+def check_flags(arguments: list[str]) -> None:
+    """Hydra raises a bare ValueError where it is asked both to sweep and to show."""
+    shows = next((a for a in arguments if a.partition("=")[0] in ("--cfg", "-c", "--info", "-i")), None)
+    if shows is not None and {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"{shows} shows one composed config and -m sweeps over several: leave one of them out")
 
 
 def check_globs(arguments: list[str]) -> None:
