@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.checks import check
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare, sweeps_over
 from urepa.errors import UserError
 from urepa.files import write_whole
 from urepa.plan import of_the_run
@@ -56,7 +56,7 @@ def name_of(overrides: list[str]) -> str:
 
 def describe() -> None:
     """The door behind its own check: a text is of one run."""
-    if {"-m", "--multirun"} & set(sys.argv[1:]):
+    if sweeps_over(sys.argv[1:]):
         raise UserError("describe writes about one run: leave -m out, and call it for each")
     main()
 

@@ -85,10 +85,15 @@ def quoted(argument: str) -> str:
     return f"{key}='{value}'" if is_verbatim and value[:1] not in ("", "'", '"', "[") else argument
 
 
+def sweeps_over(arguments: list[str]) -> bool:
+    """Is Hydra asked for several runs?"""
+    return not {"-m", "--multirun"}.isdisjoint(arguments)
+
+
 def check_flags(arguments: list[str]) -> None:
     """Hydra raises a bare ValueError where it is asked both to sweep and to show."""
     shows = next((a for a in arguments if a.partition("=")[0] in ("--cfg", "-c", "--info", "-i")), None)
-    if shows is not None and {"-m", "--multirun"} & set(arguments):
+    if shows is not None and sweeps_over(arguments):
         raise UserError(f"{shows} shows one composed config and -m sweeps over several: leave one of them out")
 
 
