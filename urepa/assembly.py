@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from urepa import checkpoint, speed
 from urepa.alignment import AlignedModel
@@ -24,6 +23,7 @@ from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
 from urepa.optimizer import EMA, groups_of, trainable
+from urepa.runs import stored_yaml
 from urepa.sensors import GpuSensors
 from urepa.teachers.several import ALONE, by_name, name_at
 from urepa.trainer import Settings, Trainer
@@ -181,7 +181,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         sensors=GpuSensors(accelerator.device),
         shipper=shipper,
         folder=folder,
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(config)),
+        config_yaml=stored_yaml(config),
         seed=config["seed"],
     )
     return trainer, track

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.errors import UserError
 from urepa.files import clear_leftovers, write_whole
 from urepa.nested import flatten
+from urepa.upgrades import stored, upgrade
 
 # Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
 NOT_IDENTITY = (
@@ -106,9 +107,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Identity keys whose values differ, as `key: stored there, current here`."""
-    there, here = flatten(stored), flatten(current)
+def stored_yaml(config: dict[str, Any]) -> str:
+    """A composed config as config.yaml has it."""
+    return OmegaConf.to_yaml(OmegaConf.create(stored(config)))
+
+
+def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Identity keys whose values differ, as `key: known there, current here`."""
+    there, here = flatten(known), flatten(current)
     keys = [k for k in sorted(there.keys() | here.keys()) if is_identity(k)]
     absent = "nothing"
     return [
@@ -276,12 +282,12 @@ class RunFolder:
         remove_empty(self.path)
 
     def stored_config(self) -> dict[str, Any] | None:
-        """The config this folder was made with."""
+        """The config this folder was made with, as this version composes one."""
         if not self.config_file.is_file():
             return None
         stored = OmegaConf.load(self.config_file)
         assert isinstance(stored, DictConfig)
-        return plain(stored)
+        return upgrade(plain(stored))
 
     def adopt(self, config: dict[str, Any]) -> None:
         """Stores the config in a new folder; refuses one that was made with another, showing the difference."""
@@ -295,4 +301,4 @@ class RunFolder:
 
     def store_config(self, config: dict[str, Any]) -> None:
         """Writes config.yaml."""
-        write_whole(self.config_file, OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_whole(self.config_file, stored_yaml(config))

@@ -46,6 +46,7 @@ from urepa.runs import (
 )
 from urepa.schedules import cosine_with_warmup
 from urepa.trainer import Trainer
+from urepa.upgrades import SCHEMA, SCHEMA_TAG
 
 PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
@@ -301,7 +302,7 @@ class Session:
 
     def _shipper(self, code: dict[str, str]) -> Any:
         path = self.folder.path
-        tags = tags_of(self.names, self.config) | {"folder": str(path)} | code
+        tags = tags_of(self.names, self.config) | {"folder": str(path), SCHEMA_TAG: str(SCHEMA)} | code
         lineage = self._lineage()
         if lineage is not None:
             tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"

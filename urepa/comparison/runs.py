@@ -23,6 +23,7 @@ from urepa.errors import UserError
 from urepa.metrics import number, read_rows
 from urepa.nested import flatten
 from urepa.runs import facts_of, stored_names, tags_of
+from urepa.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
 NOT_CURVES = ("step", "time")
@@ -131,6 +132,7 @@ def _found(folder: Path) -> Run | None:
         return None
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
         return None
+    config = upgrade(config)
     given = {str(k): str(v) for k, v in (config["tracking"].get("tags") or {}).items()}
     return Run(
         id=str(folder),

@@ -21,6 +21,7 @@ from urepa.comparison.results import Results
 from urepa.comparison.runs import Curve, Run, curves_of
 from urepa.comparison.tables import markdown
 from urepa.errors import UserError
+from urepa.upgrades import SCHEMA_TAG, upgrade_flat
 
 RUNS_A_QUERY = 100  # what MLflow's server takes
 POINTS_A_QUERY = 25_000  # what it gives
@@ -75,7 +76,7 @@ def find_stored(client: Any) -> list[Run]:
 
 def _found(stored: Any) -> Run:
     facts = json.loads(stored.data.tags.get("urepa.summary", "{}"))
-    config = dict(stored.data.params)
+    config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
     if "step" in facts:  # a parameter cannot change in MLflow: an extended run has its first end there
         config["trainer.max_steps"] = str(facts["step"])
     return Run(

@@ -1,0 +1,75 @@
+"""Stored configs in the present form: one function that every reader of a stored config calls.
+
+A stored config holds the number of its form as `schema`; the first form had none. Each step below takes a config from
+one form to the next: a key that did not exist yet gets the value that means what the code did then, so a run of an
+earlier version goes on, is evaluated and is compared as what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from urepa.errors import UserError
+from urepa.nested import flatten
+
+KEY = "schema"
+SCHEMA_TAG = "urepa.schema"  # of an MLflow run: its parameters cannot be changed, a tag can
+
+
+def _to_1(config: dict[str, Any]) -> None:
+    """The averages of the weights had no warm-up, and transformers' resampling of positions was the only one."""
+    if isinstance(config.get("trainer"), dict):
+        config["trainer"].setdefault("ema_warmup", False)
+    for part in _parts(config):
+        if part["_target_"] == "urepa.teachers.vit.ViT":
+            part.setdefault("positions", "transformers")
+
+
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1,)
+SCHEMA = len(STEPS)
+
+
+def stored(config: dict[str, Any]) -> dict[str, Any]:
+    """A composed config as it is stored."""
+    return {KEY: SCHEMA} | config
+
+
+def upgrade(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored config as this version composes one. UserError for one that a later version stored."""
+    number = config.get(KEY, 0)
+    if not isinstance(number, int) or not 0 <= number <= SCHEMA:
+        raise UserError(f"this config has {KEY}: {number}, which this version of urepa cannot read; use a later one")
+    upgraded = _copy({key: value for key, value in config.items() if key != KEY})
+    for step in STEPS[number:]:
+        step(upgraded)
+    return dict(upgraded)
+
+
+def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
+    """The same for the parameters of an MLflow run: dotted keys, all values as text."""
+    nested: dict[str, Any] = {KEY: number}
+    for key, value in parameters.items():
+        *groups, name = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                return parameters  # another program's: a key that is a value and a group at once
+        place[name] = value
+    return {key: str(value) for key, value in flatten(upgrade(nested)).items()}
+
+
+def _copy(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _copy(value) for key, value in config.items()}
+    return [_copy(value) for value in config] if isinstance(config, list) else config
+
+
+def _parts(config: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping with a `_target_`, at any depth."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        for value in list(config.values()):
+            yield from _parts(value)
