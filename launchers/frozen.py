@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from urepa.code_state import CHECKOUT
+from urepa.code_state import CHECKOUT, without_git_variables
 from urepa.errors import UserError
 
 CODE = ("urepa", "launchers", "conf")
@@ -15,7 +15,14 @@ CODE = ("urepa", "launchers", "conf")
 
 def _git(*arguments: str, folder: Path = CHECKOUT) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env=without_git_variables(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
     except OSError as error:
         raise UserError(f"jobs run from a copy of the commit, and git cannot be started ({error})") from error
     if done.returncode != 0:

@@ -27,7 +27,7 @@ from urepa.doors import CONF
 from urepa.errors import UserError
 from urepa.jobs import Job
 from urepa.nested import flatten
-from urepa.runs import plain, run_name
+from urepa.runs import find_name, plain
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
 NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return Path("outputs") / run_name(self.overrides, self.config["seed"])
+        return Path("outputs") / find_name(self.overrides, self.config["seed"])
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from urepa.weights import own_memory
 def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:
     """A run's folder with a checkpoint at `step`: its EMA weights are its first weights, well shaken."""
     folder.mkdir(parents=True)
-    RunFolder(folder).adopt(config)
+    RunFolder(folder).store_config(config)
     loss, track = make(config["loss"]), make(config["data"])
     model, _ = build_model(config, track, make(config["teacher"]) if loss.taps else None, loss)
     generator = torch.Generator().manual_seed(1)

@@ -158,24 +158,25 @@ CONFIG = {"loss": {"lambda_max": 0.5}, "trainer": {"max_steps": 10, "log_every":
 def test_a_new_folder_takes_the_config_and_gives_it_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.stored_config() is None
-    folder.adopt(CONFIG)
+    assert folder.agreed(CONFIG) == CONFIG
+    folder.store_config(CONFIG)
     assert folder.stored_config() == CONFIG
-    folder.adopt(CONFIG)
+    assert folder.agreed(CONFIG) == CONFIG
 
 
 def test_another_config_is_refused_with_the_difference_and_changes_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.adopt(CONFIG)
+    folder.store_config(CONFIG)
     with pytest.raises(UserError, match=r"another config \(loss.lambda_max: 0.5 there, 0 here\); .*resume=FOLDER"):
-        folder.adopt(CONFIG | {"loss": {"lambda_max": 0}})
+        folder.agreed(CONFIG | {"loss": {"lambda_max": 0}})
     assert folder.stored_config() == CONFIG
 
 
 def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.adopt(CONFIG)
+    folder.store_config(CONFIG)
     changed = CONFIG | {"trainer": {"max_steps": 10, "log_every": 5}}
-    folder.adopt(changed)
+    folder.store_config(folder.agreed(changed))
     assert folder.stored_config() == changed
 
 
@@ -238,7 +239,7 @@ def test_a_refused_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     path.mkdir(parents=True)  # by Hydra
     first = RunFolder(path)
     first.claim()
-    first.adopt({"seed": 0})
+    first.store_config({"seed": 0})
     second = RunFolder(path)
     with pytest.raises(UserError, match="is being trained by another process"):
         second.claim()
@@ -257,7 +258,7 @@ def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
             (path / left).write_text("seed: 0\n")
         folder = RunFolder(path)
         folder.claim()
-        folder.adopt({"seed": 0})
+        folder.store_config({"seed": 0})
         (path / left).touch()  # training has begun
         folder.forget()
         folder.release()

@@ -40,7 +40,7 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     assert math.isnan(number(None))
     assert {m.key: str(m.value) for m in _metrics(rows[1])} == {"final/fd/pixels": "3.0", "floor/fd/pixels": "nan"}
     assert json.loads(log.path.read_text().splitlines()[1])["floor/fd/pixels"] is None
-    RunFolder(log.path.parent).adopt(compose("tracking=none"))
+    RunFolder(log.path.parent).store_config(compose("tracking=none"))
     (run,) = with_rows(find_folders(str(tmp_path)))
     assert run.last("final/fd/pixels") == 3.0
     floor = run.last("floor/fd/pixels")

@@ -4,6 +4,7 @@ optimiser, EMA, `accelerator.prepare`."""
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,19 @@ from urepa.evaluation.during import During
 from urepa.evaluation.validate import Validation
 from urepa.guards import Guard
 from urepa.metrics import MetricsLog
+from urepa.nested import flatten
 from urepa.optimizer import EMA, groups_of, trainable
 from urepa.runs import stored_yaml
 from urepa.sensors import GpuSensors
 from urepa.teachers.several import ALONE, by_name, name_at
 from urepa.trainer import Settings, Trainer
+
+
+def load_modules(config: Any) -> None:
+    """Imports the module of every part of a config."""
+    for key, value in flatten(config).items():
+        if key.rpartition(".")[2] == "_target_":
+            import_module(value.rpartition(".")[0])
 
 
 def make(config: dict[str, Any]) -> Any:

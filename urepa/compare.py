@@ -40,14 +40,13 @@ def main(config: DictConfig) -> None:
 
 def compare(settings: dict[str, Any]) -> None:
     """From the chosen runs to everything that is written."""
-    from urepa.code_state import same_code
     from urepa.comparison import tables
     from urepa.comparison.arms import group
     from urepa.comparison.results import summarise
 
     chosen, foreign = chosen_runs(settings)
     runs = begun(chosen)
-    results = summarise(group(runs, settings["order"], settings["baseline"], same_code))
+    results = summarise(group(runs, settings["order"], settings["baseline"]))
     sentences = [*notices(results), *without_steps(chosen), *passed_over(foreign)]
     folder = Path(settings["report"])
     write_report(results, sentences, folder)

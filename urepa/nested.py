@@ -23,3 +23,9 @@ def moved(config: Any, old: str, new: str) -> Any:
         return {key: moved(value, old, new) for key, value in config.items()}
     below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
     return new + config[len(old) :] if below else config
+
+
+def replaced(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The config with the value of one dotted key changed."""
+    group, _, rest = key.partition(".")
+    return config | {group: replaced(config[group], rest, value) if rest else value}

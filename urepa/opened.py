@@ -17,7 +17,7 @@ from urepa.alignment import AlignedModel
 from urepa.assembly import build_model, make
 from urepa.contracts import Condition, Denoised, Tokens, no_rows
 from urepa.errors import UserError
-from urepa.nested import flatten, moved
+from urepa.nested import flatten, moved, replaced
 from urepa.objectives import Objective
 from urepa.optimizer import trainable
 from urepa.runs import require_config
@@ -179,9 +179,3 @@ def relocated(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
             raise UserError(f"{key} has no effect: this run has no such part; drop it")
         config = moved(config, str(known[key]), place) if key == "data.root" else replaced(config, key, place)
     return config
-
-
-def replaced(config: dict[str, Any], key: str, value: str) -> dict[str, Any]:
-    """The config with one dotted key of a group changed."""
-    group, name = key.split(".")
-    return config | {group: config[group] | {name: value}}

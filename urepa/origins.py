@@ -13,8 +13,8 @@ from urepa.alignment import AlignedModel
 from urepa.assembly import make
 from urepa.errors import UserError
 from urepa.lora import load_pipeline_lora
-from urepa.nested import flatten
-from urepa.opened import OpenedRun, given_places, open_base, relocated, replaced
+from urepa.nested import flatten, replaced
+from urepa.opened import OpenedRun, given_places, open_base, relocated
 from urepa.published import TRAINED_ROWS, Kind, Published, find
 from urepa.runs import require_config
 

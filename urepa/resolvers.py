@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.errors import UserError
-from urepa.runs import require_config, run_name
+from urepa.runs import find_name, require_config
 
 
 def register() -> None:
@@ -24,7 +24,7 @@ def run_name_of(*, _root_: DictConfig) -> str:
     resume = OmegaConf.select(_root_, "resume")
     if resume is not None and not (Path(resume) / "config.yaml").is_file():
         raise UserError(f"resume={resume} is not a run's folder: it has no config.yaml")
-    return run_name(overrides, int(OmegaConf.select(_root_, "seed")))
+    return find_name(overrides, int(OmegaConf.select(_root_, "seed")))
 
 
 def aligned_tap(*, _root_: DictConfig) -> str:

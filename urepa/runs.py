@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.errors import UserError
 from urepa.files import clear_leftovers, write_whole
-from urepa.nested import flatten
+from urepa.nested import flatten, replaced
 from urepa.upgrades import stored, upgrade
 
 # Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
@@ -38,6 +39,7 @@ NOT_IDENTITY = (
     "trainer.max_skipped",
     "hydra",
 )
+IMAGES = "data.images"  # named by its last component; whether the samples are the same, `urepa.provenance` says
 LONGEST_NAME = 120
 LOCK_POLL = 5.0  # seconds
 # What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.summary`.
@@ -55,6 +57,7 @@ FACTS = (
     "versions",
     "git_commit",
     "code_state",
+    "code",
 )
 
 
@@ -84,11 +87,34 @@ def run_name(overrides: list[str], seed: int) -> str:
     return f"{folder_name([name, *own_overrides(overrides)])}/seed{seed}"
 
 
+def find_name(overrides: list[str], seed: int, below: Path = Path("outputs")) -> str:
+    """`run_name`, or the name without `data.images` where an earlier version, whose names lacked it, began this run."""
+    name = run_name(overrides, seed)
+    former = run_name([o for o in overrides if IMAGES not in parse_overrides([o])], seed)
+    if former == name or (below / name / "config.yaml").is_file():
+        return name
+    stored_config = RunFolder(below / former).stored_config()
+    given = images_name(parse_overrides(overrides)[IMAGES])
+    began = stored_config is not None and images_name(stored_config["data"]["images"]) == given
+    return former if began else name
+
+
+def images_name(images: str) -> str:
+    """The last component of `data.images`: what a folder's name has of it, wherever the images lie."""
+    return Path(images).name or Path(images).resolve().name
+
+
 def own_overrides(overrides: list[str]) -> list[str]:
     """What a command changes of its experiment and ablation, apart from the seed: KEY=VALUE in order."""
     given = parse_overrides(overrides)
+    if IMAGES in given:
+        given[IMAGES] = images_name(given[IMAGES])
     named = ("experiment", "ablation", "seed")
-    return [f"{k}={v}" for k, v in sorted(given.items()) if k not in named and is_identity(k.replace("/", "."))]
+    return [
+        f"{k}={v}"
+        for k, v in sorted(given.items())
+        if k not in named and (k == IMAGES or is_identity(k.replace("/", ".")))
+    ]
 
 
 def folder_name(parts: list[str]) -> str:
@@ -131,8 +157,8 @@ def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def content_of(fingerprint: dict[str, Any]) -> dict[str, str]:
-    """Short digests of what a config does not tell of its data, as far as it is known: the samples trained on, those
-    held out, and the teachers' weights. They do not depend on where the data lie."""
+    """Digests of what a config does not tell of its data, as far as they are known: of the lists of samples trained on
+    and held out, of the teachers' weights, and of the samples' records. None depends on where the data lie."""
     csv = (fingerprint.get("latents") or {}).get("csv_sha256", {})
     weights = {k: v for k, v in flatten(fingerprint.get("tokens") or {}).items() if k.endswith("weights_sha256")}
     known = {
@@ -140,7 +166,8 @@ def content_of(fingerprint: dict[str, Any]) -> dict[str, str]:
         "held_out": [v for k, v in sorted(csv.items()) if k != "train.csv"],
         "teacher": [f"{k}={v}" for k, v in sorted(weights.items()) if v != "unknown"],
     }
-    return {name: hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10] for name, parts in known.items() if parts}
+    lists = {name: hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10] for name, parts in known.items() if parts}
+    return lists | fingerprint.get("content", {})
 
 
 def require_config(path: Path) -> dict[str, Any]:
@@ -274,7 +301,7 @@ class RunFolder:
     def forget(self) -> None:
         """Leaves nothing of a folder that held nothing before and has only been claimed and given its config since.
         To be called by its owner."""
-        own = {".lock", self.config_file.name, "warm_start.json"}
+        own = {".lock", self.config_file.name, "warm_start.json", "provenance.json"}
         if self._lock is None or not self._was_empty or not {p.name for p in self.path.iterdir()} <= own:
             return
         for name in own:
@@ -289,15 +316,26 @@ class RunFolder:
         assert isinstance(stored, DictConfig)
         return upgrade(plain(stored))
 
-    def adopt(self, config: dict[str, Any]) -> None:
-        """Stores the config in a new folder; refuses one that was made with another, showing the difference."""
-        stored = self.stored_config()
-        if stored is not None and (differing := differences(stored, config)):
+    def agreed(self, config: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
+        """The config to go on with: the composed one or, in a key that was added since the folder was made and is not
+        `given` on the command line, the value that means what the code did then. UserError where the folder was made
+        with another config, with the difference."""
+        before = self.stored_config()
+        if before is None:
+            return config
+        for key in self._added() & flatten(config).keys() - set(given):
+            config = replaced(config, key, flatten(before)[key])
+        if differing := differences(before, config):
             raise UserError(
                 f"{self.path} holds a run with another config ({'; '.join(differing)}); change the command, or "
                 "move that folder away. To extend a finished run: resume=FOLDER trainer.max_steps=N"
             )
-        self.store_config(config)
+        return config
+
+    def _added(self) -> set[str]:
+        """Dotted keys that the folder's config did not have when it was stored."""
+        as_stored = plain(OmegaConf.load(self.config_file))  # type: ignore[arg-type]
+        return flatten(upgrade(as_stored)).keys() - flatten(as_stored).keys()
 
     def store_config(self, config: dict[str, Any]) -> None:
         """Writes config.yaml."""

@@ -21,8 +21,8 @@ from accelerate.state import AcceleratorState
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from urepa import checkpoint
-from urepa.assembly import build, evaluated, make
+from urepa import checkpoint, provenance
+from urepa.assembly import build, evaluated, load_modules, make
 from urepa.code_state import code_state
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
@@ -113,20 +113,22 @@ class Session:
         """Takes the folder. Returns whether its run is finished already, and the config to train with."""
         self.folder.claim(PREDECESSOR if "SLURM_RESTART_COUNT" in os.environ else 0.0)
         if self.config["resume"] is None:
-            self.folder.adopt(self.config)
+            self.config = self.folder.agreed(self.config, self.given)
         else:
             self._extend()
         if self._finished_at() != self.config["trainer"]["max_steps"]:
             self.extended_from = self._finished_at()
             self._note_lineage()
             return False, self.config
+        checked = self._has_same_data()
         summary = json.loads((self.folder.path / "summary.json").read_text())
         shipper = self._shipper(_code_of(summary))
         if not shipper.has_all():
             guard = checkpoint.require(self.folder.path).state["guard"]
             shipper.start()
             shipper.close("FINISHED", self._artifacts(), _counts(guard) | _facts(summary))
-        print(f"{self.folder.path} is finished: {summary['step']} steps. Its results:")
+        unchecked = "" if checked else " (data not checked: there is nothing here to compare its samples with)"
+        print(f"{self.folder.path} is finished: {summary['step']} steps{unchecked}. Its results:")
         print_report(summary, self.folder.path, shipper.where, self._next_command())
         return True, self.config
 
@@ -165,15 +167,19 @@ class Session:
                 "Compare sets it apart, and the command that began it is refused from now on."
             )
         self.config = plain(config)
-        self.folder.store_config(self.config)
 
     # --- the run ----------------------------------------------------------------------------------------
 
     def _train(self) -> None:
         begin = time.time()
-        shipper = self._shipper(code_state())
-        trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
+        code = code_state()
+        load_modules(self.config)  # now, so that a file that is edited during the run does not enter it
+        shipper = self._shipper(code)
         found = checkpoint.newest(self.folder.path / "checkpoints")
+        on_main(lambda: provenance.check_images(make(self.config["data"]), is_new=found is None))
+        trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
+        done = found.step if found else 0
+        on_main(lambda: provenance.begin(self.folder, self.config, trainer.reader.cache, code, done))
         step = trainer.restore(found, self._finished_at())
         if step:
             self.accelerator.print(f"resuming {self.folder.path} at step {step}")
@@ -255,6 +261,7 @@ class Session:
 
     def _summary(self, trainer: Trainer, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         on_gpu = self.accelerator.device.type == "cuda"
+        stretches = provenance.read(self.folder.path)["code"]
         peak = (
             torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
@@ -279,7 +286,15 @@ class Session:
             "data": trainer.reader.cache.fingerprint(),
             "validation_set": validation_set(trainer.reader.cache),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        } | code_state()
+            "code": stretches,
+        } | {key: value for key, value in stretches[-1].items() if key != "from_step"}
+
+    def _has_same_data(self) -> bool:
+        """Of a finished run, without making or copying any cache: `urepa.provenance.has_same_data`."""
+        data, without_work = self.config["data"], {"build_on_first_use": False, "stage_to": None}
+        track = make(data | {key: value for key, value in without_work.items() if key in data})
+        teacher = make(self.config["teacher"]) if self.config["loss"].get("taps") else None
+        return provenance.has_same_data(self.folder, self.config, track, teacher)
 
     # --- what others are told ---------------------------------------------------------------------------
 
@@ -300,9 +315,10 @@ class Session:
         path = self.folder.path  # not generated/*/*.png, of which there may be thousands
         return [self.folder.config_file, *sorted([*path.glob("*.png"), *path.glob("*/*.png")])]
 
-    def _shipper(self, code: dict[str, str]) -> Any:
+    def _shipper(self, code: dict[str, Any]) -> Any:
         path = self.folder.path
-        tags = tags_of(self.names, self.config) | {"folder": str(path), SCHEMA_TAG: str(SCHEMA)} | code
+        tags = tags_of(self.names, self.config) | {"folder": str(path), SCHEMA_TAG: str(SCHEMA)}
+        tags |= {key: str(value) for key, value in code.items()}
         lineage = self._lineage()
         if lineage is not None:
             tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
@@ -332,9 +348,10 @@ def _taken_over(before: dict[str, list[str]], now: dict[str, list[str]]) -> tupl
     return others | now, {key for keys in before.values() for key in keys} - kept
 
 
-def _code_of(summary: dict[str, Any]) -> dict[str, str]:
+def _code_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The code that a finished run was trained with."""
-    return {key: summary[key] for key in ("git_commit", "code_state")}
+    keys = ("git_commit", "code_state", "code_digest", "numerics")
+    return {key: summary[key] for key in keys if key in summary}
 
 
 def validation_set(cache: Any) -> str:

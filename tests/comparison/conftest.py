@@ -50,7 +50,7 @@ def study(tmp_path: Path) -> Callable[..., Study]:
 
     def grouped(order: tuple[str, ...] = (), baseline: str | None = None) -> Study:
         runs = with_rows(find_folders(str(tmp_path / "outputs")))
-        return group(runs, list(order), baseline, lambda a, b: False)
+        return group(runs, list(order), baseline)
 
     return grouped
 

@@ -4,17 +4,18 @@ of the code, or is there once more."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
+from urepa.code_state import same_code
 from urepa.comparison.protocol import Setting, by_part, differences, protocol
 from urepa.comparison.runs import Run
+from urepa.errors import UserError
 from urepa.runs import is_identity
 
 ABSENT = "—"
 SHOWN_REASONS = 3
 
-SameCode = Callable[[tuple[str, str], tuple[str, str]], bool]
 Parts = dict[str, tuple[tuple[str, Setting], ...]]  # of a protocol, by name
 
 
@@ -38,6 +39,8 @@ def identity(config: dict[str, str], seed: bool = False) -> dict[str, str]:
 CONTENTS = (  # a fact, the settings that should tell it, and the setting that it becomes where they do not
     ("train", "data.", "data.content.train"),
     ("held_out", "data.", "data.content.held_out"),
+    ("samples", "data.", "data.content.samples"),
+    ("latents", "data.", "data.content.latents"),
     ("teacher", "teacher.", "teacher.content"),
 )
 
@@ -114,23 +117,31 @@ def _most_agreed(runs: list[Run], of: dict[str, Parts]) -> Run:
     return max(runs, key=lambda run: (sum(agreeing[item] for item in of[run.id].items()), run.started))
 
 
-def one_code(runs: list[Run], leading: list[Run], same_code: SameCode) -> tuple[list[Run], list[Apart]]:
-    """The runs of the version that made most of the leading ones; on a tie, of the newest."""
-    versions = list(dict.fromkeys(run.code for run in runs))
-    like = {(a, b): a == b or same_code(a, b) for a in versions for b in versions}
-    newest = max(leading, key=lambda run: (sum(like[run.code, other.code] for other in leading), run.started))
+def one_code(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
+    """The runs of the version that made most of the leading ones; on a tie, of the newest. A run is of one version
+    where one code trained all its steps. An unknown version is not the same as another unknown one."""
+    mixed = {run.id for run in runs if not all(same_code(run.code[0], code) for code in run.code[1:])}
+    whole = [run for run in leading if run.id not in mixed] or [run for run in runs if run.id not in mixed]
+    if not whole:
+        raise UserError(f"none of the {len(runs)} finished runs was trained by one version of the code throughout")
+    versions = list(dict.fromkeys(run.code[0] for run in runs))
+    like = {(a, b): same_code(a, b) for a in versions for b in versions}
+    newest = max(whole, key=lambda run: (sum(like[run.code[0], o.code[0]] for o in whole), run.started))
     usable, apart = [], []
     for run in runs:
-        if like[run.code, newest.code]:
+        if run.id in mixed:
+            apart.append(Apart(run, f"trained by several versions of the code: {_course(run)}"))
+        elif run is newest or like[run.code[0], newest.code[0]]:
             usable.append(run)
         else:
-            apart.append(Apart(run, f"another version of the code: {_version(run.code)}, not {_version(newest.code)}"))
+            apart.append(Apart(run, f"another version of the code: {run.code[0]}, not {newest.code[0]}"))
     return usable, apart
 
 
-def _version(code: tuple[str, str]) -> str:
-    commit, state = code
-    return f"{commit[:9]} ({state})" if state != "clean" else commit[:9]
+def _course(run: Run) -> str:
+    """Which code trained a run from which step on."""
+    stretches = zip(run.code, run.facts["code"], strict=True)
+    return "; ".join(f"{code} from step {stretch['from_step']}" for code, stretch in stretches)
 
 
 def once_each(runs: list[Run]) -> tuple[list[Run], list[Apart]]:

@@ -12,7 +12,6 @@ from itertools import combinations, count
 from urepa.comparison.apart import (
     ABSENT,
     Apart,
-    SameCode,
     finished,
     identity,
     once_each,
@@ -74,7 +73,7 @@ class Study:
         return next((arm for arm in self.arms if arm.has(key)), self.baseline)
 
 
-def group(runs: list[Run], order: list[str], baseline: str | None, same_code: SameCode) -> Study:
+def group(runs: list[Run], order: list[str], baseline: str | None) -> Study:
     """The study that these runs make. UserError if none is finished, or `baseline` names no arm or several."""
     usable, apart = finished(runs)
     if not usable:
@@ -84,7 +83,7 @@ def group(runs: list[Run], order: list[str], baseline: str | None, same_code: Sa
     usable, others = one_protocol(usable, leading)
     apart += others
     leading = [run for run in leading if run in usable]
-    usable, others = one_code(usable, leading, same_code)
+    usable, others = one_code(usable, leading)
     apart += others
     usable, others = once_each(usable)
     apart += others

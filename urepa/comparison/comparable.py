@@ -59,6 +59,8 @@ UNPAIRS = (
     "data.max_skipped",
     "data.flip",
     "data.content.train",
+    "data.content.samples",
+    "data.content.latents",
     "trainer.max_steps",
     "trainer.batch_size",
     "objective.timesteps",

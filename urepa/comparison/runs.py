@@ -19,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from urepa import progress
+from urepa.code_state import Code, code_of
 from urepa.errors import UserError
 from urepa.metrics import number, read_rows
 from urepa.nested import flatten
@@ -65,10 +66,10 @@ class Run:
         return int(self.config["seed"])
 
     @property
-    def code(self) -> tuple[str, str]:
-        """Commit, and "clean" or "changed <digest>"."""
-        commit, state = (self.facts.get(k, self.tags.get(k, "unknown")) for k in ("git_commit", "code_state"))
-        return commit, state
+    def code(self) -> tuple[Code, ...]:
+        """The code of each stretch of its steps; of a run of an earlier version that of the last one alone."""
+        stretches = self.facts.get("code", [self.tags | self.facts])
+        return tuple(code_of(stretch) for stretch in stretches)
 
     @property
     def last_step(self) -> int:

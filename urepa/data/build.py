@@ -13,7 +13,7 @@ import numpy as np
 
 from urepa import progress
 from urepa.backbones.sd15 import load_prompts
-from urepa.data import encode, images, verify
+from urepa.data import encode, images, source_files, verify
 from urepa.data.cache import (
     FAULT,
     UNKNOWN,
@@ -54,6 +54,8 @@ class Build:
 
     def run(self, stage: str) -> None:
         """One stage, or "all" in order."""
+        if stage in ("all", "manifest", "images") and any(path.exists() for path in self.track.csv.values()):
+            source_files.refuse_changes(self.track)
         names = STAGES if stage == "all" else (stage,)
         asked = {"latents": self.track.online_latents, "tokens": self.track.online_teacher}
         for name in names:
@@ -93,6 +95,7 @@ class Build:
             self._refuse_other_numbers()
         else:
             listing = Listing(track.source, track.images)
+            source_files.record(track.source, track.images, track.folder)
             chosen = self._chosen(list(progress.bar(listing, desc="manifest", unit="image")))
             listing.refuse_other(track.record().get("source", {}), track.folder)
             self._write_missing(chosen)

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from urepa.data import vae
+from urepa.data import source_files, vae
 from urepa.data.cache import (
     NONE,
     Cache,
@@ -133,6 +133,16 @@ class LatentTrack:
         """The folders of what is cached."""
         plain = [*([] if self.online_latents else [self.latents]), *self.tokens_folders(teacher).values()]
         return plain + ([mirrored_folder(path) for path in plain] if self.flip else [])
+
+    def has_caches(self, teacher: Any | None) -> bool:
+        """Is everything cached that training reads? What is asked online cannot be compared."""
+        online = self.online_latents or (teacher is not None and self.online_teacher)
+        needed = [*self.csv.values(), *(path / "manifest.json" for path in self.store_folders(teacher))]
+        return not online and all(path.exists() for path in needed)
+
+    def source_changes(self) -> str | None:
+        """In what the images are not those that the lists were chosen from; None where they are, or nobody can say."""
+        return source_files.changes(self.source, self.images, self.folder)
 
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches, and what is asked in training in their place; a UserError where something is missing,

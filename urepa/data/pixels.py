@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from urepa.data import source_files
 from urepa.data.cache import (
     SPLITS,
     Cache,
@@ -137,6 +138,15 @@ class PixelTrack:
         grids = {name: one.grid for name, one in teachers.items()}
         return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes)
 
+    def has_caches(self, teacher: Any | None) -> bool:
+        """Is everything cached that training reads? A teacher that is asked online has no tokens to compare."""
+        needed = [self.latents, *self.tokens_folders(teacher).values()]
+        return not (teacher is not None and self.online_teacher) and all(is_finished(path) for path in needed)
+
+    def source_changes(self) -> str | None:
+        """In what the images are not those that the caches were made from; None where they are, or nobody can say."""
+        return source_files.changes(self.source, self.images, self.folder) if is_finished(self.latents) else None
+
     def reads_squares(self, teacher: Any | None) -> bool:
         """An online teacher sees the cached pixels."""
         return False
@@ -171,6 +181,7 @@ class PixelTrack:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            source_files.refuse_changes(self)
             if not is_finished(self.latents):
                 self._split_up()
             self._build_latents()
@@ -184,7 +195,9 @@ class PixelTrack:
             latents.close()
 
     def _split_up(self) -> None:
-        """The three CSVs."""
+        """The three CSVs, and what the images' files are. What a killed build has made of other files goes."""
+        if source_files.record(self.source, self.images, self.folder):
+            shutil.rmtree(self.latents, ignore_errors=True)
         for split, rows in self._split(list(SOURCES[self.source](self.images))).items():
             samples = [Sample(row.name, row.class_id, row.path, split) for row in rows]
             write_split(self.folder / f"{split}.csv", samples)

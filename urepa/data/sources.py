@@ -60,6 +60,11 @@ def _open(path: str) -> np.ndarray:
         return to_rgb(image)
 
 
+def is_image(name: str) -> bool:
+    """Is a file of this name read as an image?"""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
 def _class_folders(root: Path) -> list[str]:
     """Names of the folders with an image in them."""
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
@@ -67,13 +72,11 @@ def _class_folders(root: Path) -> list[str]:
 
 
 def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
+    return folder.is_dir() and any(is_image(file.name) for file in folder.iterdir())
 
 
-def folder(images: str) -> Iterator[Row]:
-    """DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (or val/, as ImageNet has it); classes are
-    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering."""
-    root = Path(images)
+def _class_places(root: Path) -> tuple[list[str], dict[str, Path]]:
+    """The classes of a folder of images, and the folder that has theirs by split. UserError where it has none."""
     places: dict[str, Path] = {}
     held_out = next((name for name in (*HELD_OUT, "val") if _class_folders(root / name)), None)
     classes = _class_folders(root / "train")
@@ -96,13 +99,27 @@ def folder(images: str) -> Iterator[Row]:
             )
     if not classes or not places:
         raise UserError(
-            f"data.images={images} has neither CLASS/* nor train/CLASS/* (with test/CLASS/* or val/) with images; "
+            f"data.images={root} has neither CLASS/* nor train/CLASS/* (with test/CLASS/* or val/) with images; "
             "give data.images=FOLDER beside data.source=folder"
         )
+    return classes, places
+
+
+def image_folders(root: Path) -> list[Path]:
+    """The class folders of all splits."""
+    classes, places = _class_places(root)
+    return [place / name for place in places.values() for name in classes]
+
+
+def folder(images: str) -> Iterator[Row]:
+    """DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (or val/, as ImageNet has it); classes are
+    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering."""
+    root = Path(images)
+    classes, places = _class_places(root)
     for split, place in places.items():
         for class_id, name in enumerate(classes):
             for path in sorted((place / name).iterdir()):
-                if path.suffix.lower() in SUFFIXES:
+                if is_image(path.name):
                     # ImageNet's own names say enough; others may repeat in another class or split
                     own = IMAGENET_NAME.fullmatch(path.stem)
                     sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
