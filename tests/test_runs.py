@@ -17,6 +17,7 @@ from urepa.runs import (
     RunFolder,
     differences,
     extended,
+    find_name,
     flatten,
     is_identity,
     own_overrides,
@@ -38,10 +39,27 @@ from urepa.runs import (
         (["+experiment=cifar10", "head.depth=1"], "cifar10,head.depth=1/seed0"),
         (["head.depth=1", "head.depth=2"], "quickstart,head.depth=2/seed0"),
         (["+loss.taps.enc_last=1"], "quickstart,loss.taps.enc_last=1/seed0"),
+        (["data.images=/here/photos/"], "quickstart,data.images=photos/seed0"),
+        (["data.images=uoft-cs/cifar10"], "quickstart,data.images=cifar10/seed0"),
     ],
 )
 def test_a_run_is_named_by_its_command(overrides: list[str], name: str) -> None:
     assert run_name(overrides, 0) == name
+
+
+def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path) -> None:
+    overrides = ["data=folder", "data.images=/now/here/photos"]
+    named, former = (
+        tmp_path / name for name in ("quickstart,data=folder,data.images=photos", "quickstart,data=folder")
+    )
+    assert find_name(overrides, 0, tmp_path) == f"{named.name}/seed0"
+    for images, found in (("others", named), ("then/there/photos", former)):
+        (former / "seed0").mkdir(parents=True, exist_ok=True)
+        (former / "seed0" / "config.yaml").write_text(f"data: {{images: {images}}}\n")
+        assert find_name(overrides, 0, tmp_path) == f"{found.name}/seed0"
+    (named / "seed0").mkdir(parents=True)
+    (named / "seed0" / "config.yaml").write_text("data: {images: photos}\n")
+    assert find_name(overrides, 0, tmp_path) == f"{named.name}/seed0"
 
 
 def test_the_order_of_overrides_does_not_matter() -> None:
@@ -178,6 +196,20 @@ def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path) -> None:
     changed = CONFIG | {"trainer": {"max_steps": 10, "log_every": 5}}
     folder.store_config(folder.agreed(changed))
     assert folder.stored_config() == changed
+
+
+def test_a_key_that_was_added_since_keeps_what_the_code_did(tmp_path: Path) -> None:
+    """Unless the command gives it; then it is another config."""
+    folder = RunFolder(tmp_path)
+    folder.config_file.write_text("trainer: {max_steps: 10}\n")  # as stored before ema_warmup was there
+    composed = {"trainer": {"max_steps": 10, "ema_warmup": True}}
+    assert folder.agreed(composed) == {"trainer": {"max_steps": 10, "ema_warmup": False}}
+    assert folder.agreed({"trainer": {"max_steps": 10, "ema_warmup": False}}, ["trainer.ema_warmup"])
+    with pytest.raises(UserError, match="ema_warmup: False there, True here"):
+        folder.agreed(composed, ["trainer.ema_warmup"])
+    folder.store_config(composed)
+    with pytest.raises(UserError, match="ema_warmup: True there, False here"):
+        folder.agreed({"trainer": {"max_steps": 10, "ema_warmup": False}})
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:

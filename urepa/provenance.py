@@ -44,7 +44,7 @@ def check_images(track: Any, is_new: bool) -> None:
     elif (changed := track.source_changes()) is not None:
         print(
             f"warning: data.images={track.images} is not what the caches in {track.folder} were made from ({changed}); "
-            "this run goes on with the caches as they are"
+            "what counts for this run are the caches as they are"
         )
 
 
@@ -64,6 +64,7 @@ def begin(folder: RunFolder, config: dict[str, Any], cache: Any, code: dict[str,
 def has_same_data(folder: RunFolder, config: dict[str, Any], track: Any, teacher: Any | None) -> bool:
     """UserError where the caches of the track are of other samples than those of the run in `folder`; False where
     nobody can say."""
+    check_images(track, is_new=False)
     if not track.has_caches(teacher):
         return False
     cache = track.open(teacher)

@@ -95,6 +95,48 @@ def test_order_is_the_documents_then_by_number(add: Add, study: Group) -> None:
     assert [arm.label for arm in found.arms] == ["baseline", "lora_16", "a", "y, depth=9", "y, depth=10"]
 
 
+def stretches(*codes: tuple[int, str]) -> dict[str, Any]:
+    """What a summary says of the code, from which step on."""
+    one = {"git_commit": "a" * 40, "code_state": "clean", "numerics": 1}
+    code = [one | {"from_step": step, "code_digest": digest} for step, digest in codes]
+    return code[-1] | {"code": code}
+
+
+def test_a_run_of_several_versions_of_the_code_is_set_apart(add: Add, study: Group) -> None:
+    add(seeds=(0, 1), summary=stretches((0, "one")))
+    add(seeds=(2,), summary=stretches((0, "one"), (200, "two")))
+    add(seeds=(3,), summary=stretches((0, "one"), (200, "one")) | {"git_commit": "b" * 40})
+    add(seeds=(4,), summary=stretches((0, "two")))
+    add(seeds=(5,), summary={"code": [{"from_step": 0}, *stretches((200, "one"))["code"]]})
+    found = study()
+    version = "aaaaaaaaa, training code"
+    assert reasons(found) == {
+        "cifar10+baseline/seed2": f"trained by several versions of the code: {version} one from step 0; {version} two "
+        "from step 200",
+        "cifar10+baseline/seed4": f"another version of the code: {version} two, not {version} one",
+        "cifar10+baseline/seed5": f"trained by several versions of the code: unknown (unknown) from step 0; {version} "
+        "one from step 200",
+    }
+    assert sorted(found.baseline.runs) == [0, 1, 3]
+
+
+def test_unknown_code_is_not_the_same_as_unknown_code(add: Add, study: Group) -> None:
+    add(seeds=(0, 1), summary={"git_commit": "unknown", "code_state": "unknown"})
+    found = study()
+    assert list(reasons(found).values()) == ["another version of the code: unknown (unknown), not unknown (unknown)"]
+
+
+def test_two_machines_with_their_own_paths_to_the_same_data_are_one_arm(add: Add, study: Group) -> None:
+    data = {"latents": {"csv_sha256": {"train.csv": "t"}}, "tokens": None, "content": {"samples": "s", "latents": "l"}}
+    for seed, place in enumerate(("/data/cifar10", "/mnt/cifar-10")):
+        changes = {"data.images": place, "data.root": f"{place}/caches"}
+        add(seeds=(seed,), changes=changes, summary={"data": data, "overrides": [f"data.images={place[-8:]}"]})
+    add(seeds=(2,), summary={"data": data | {"content": {"samples": "s", "latents": "other"}}})
+    found = study()
+    assert [sorted(arm.runs) for arm in found.arms] == [[0, 1]]
+    assert list(reasons(found).values()) == ["another validation set or protocol: data.content.latents is other, not l"]
+
+
 def test_set_apart(add: Add, study: Group) -> None:
     add()
     add(seeds=(3,), finished=False)

@@ -28,6 +28,7 @@ from urepa.files import write_whole
 FILE = "source_files.npz"
 LOOKED_AT = 50_000
 READERS = 4
+FEW = 1000  # files that are read before a bar could be seen
 SHOWN = 3
 
 
@@ -161,7 +162,9 @@ def _digests(root: Path, names: list[str]) -> list[bytes]:
 
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(digest, names)
-        bar = progress.bar(found, total=len(names), desc="image files", unit="file", leave=False)
+        bar = progress.bar(
+            found, total=len(names), desc="image files", unit="file", leave=False, disable=len(names) < FEW
+        )
         return list(bar)
 
 
