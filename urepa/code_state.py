@@ -31,6 +31,11 @@ class Code(NamedTuple):
     state: str = UNKNOWN
     digest: str = UNKNOWN
 
+    @property
+    def version(self) -> str:
+        """The digest; of a run of an earlier version the commit."""
+        return str(self) if self.digest == UNKNOWN else self.digest
+
     def __str__(self) -> str:
         commit = self.commit[:9] if self.state == "clean" else f"{self.commit[:9]} ({self.state})"
         return commit if self.digest == UNKNOWN else f"{commit}, training code {self.digest}"

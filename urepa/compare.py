@@ -134,7 +134,24 @@ def notices(results: Any) -> list[str]:
         said.append(
             "No run has logged a validation (val/...), so no loss is compared: costs and training curves are shown."
         )
-    return said
+    return said + by_several_codes(runs)
+
+
+def by_several_codes(runs: list[Any]) -> list[str]:
+    """One sentence on evaluations that one version of the code did for some runs and another for others."""
+    by: dict[str, set[str]] = {}
+    for run in runs:
+        done = run.facts.get("evaluated_by", dict.fromkeys(run.facts.get("evaluation", {}), run.code[-1].version))
+        for name, code in done.items():
+            by.setdefault(name, set()).add(code)
+    several = sorted(name for name, codes in by.items() if len(codes) > 1)
+    if not several:
+        return []
+    codes = "; ".join(sorted(set().union(*(by[name] for name in several))))
+    return [
+        f"More than one version of the code did the evaluations of these runs ({', '.join(several)}: {codes}): where it "
+        "differs, so may the values. `python -m urepa.evaluate run=FOLDER` evaluates a run again."
+    ]
 
 
 def write_report(results: Any, sentences: list[str], folder: Path) -> None:

@@ -17,6 +17,7 @@ from urepa.files import write_whole
 from urepa.runs import RunFolder, content_of
 
 FILE = "provenance.json"
+UNCHECKED = "data not checked: the version that began this run did not record its samples"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -54,11 +55,16 @@ def begin(folder: RunFolder, config: dict[str, Any], cache: Any, code: dict[str,
     here = data_facts(cache.fingerprint(), _places(config))
     known = refuse_other_data(folder.path, here)
     if step and not known:
-        print("data not checked: the version that began this run did not record its samples")
+        print(UNCHECKED)
     folder.store_config(config)
     warning = record(folder.path, here, code, step)
     if warning is not None:
         print(warning)
+
+
+def check_data(folder: Path, config: dict[str, Any], cache: Any) -> bool:
+    """UserError where the cache is of other samples than those of the run in `folder`; False where nobody can say."""
+    return refuse_other_data(folder, data_facts(cache.fingerprint(), _places(config)))
 
 
 def has_same_data(folder: RunFolder, config: dict[str, Any], track: Any, teacher: Any | None) -> bool:
@@ -69,7 +75,7 @@ def has_same_data(folder: RunFolder, config: dict[str, Any], track: Any, teacher
         return False
     cache = track.open(teacher)
     try:
-        return refuse_other_data(folder.path, data_facts(cache.fingerprint(), _places(config)))
+        return check_data(folder.path, config, cache)
     finally:
         cache.close()
 
@@ -119,6 +125,11 @@ def refuse_other_data(folder: Path, here: dict[str, Any]) -> bool:
             "on, or move that folder away"
         )
     return bool(known["content"].keys() & here["content"].keys())
+
+
+def last_code(folder: Path) -> str:
+    """The version of the code that trained a run's last steps."""
+    return code_of(read(folder).get("code", [{}])[-1]).version
 
 
 def code_until(folder: Path, step: int) -> list[dict[str, Any]]:

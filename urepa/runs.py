@@ -54,6 +54,7 @@ FACTS = (
     "device",
     "validation_set",
     "evaluation",
+    "evaluated_by",
     "versions",
     "git_commit",
     "code_state",

@@ -23,7 +23,7 @@ from torch import nn
 
 from urepa import checkpoint, provenance
 from urepa.assembly import build, evaluated, load_modules, make
-from urepa.code_state import code_state
+from urepa.code_state import code_of, code_state
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.plots import losses_png
@@ -210,6 +210,7 @@ class Session:
     def evaluate(self) -> None:
         """The config's `evaluation` on a finished run's weights. What was not known of it yet becomes a row; the
         summary and MLflow follow."""
+        code = code_of(code_state()).version
         with self._accelerated():
             self.folder.claim()
             self.names = stored_names(self.folder.path)
@@ -221,6 +222,8 @@ class Session:
             shipper = self._shipper(_code_of(summary))
             # a tap that is not there costs the evaluation that asks for it, not the others
             trainer, track = build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
+            if not provenance.check_data(path, self.config, trainer.reader.cache):
+                print(provenance.UNCHECKED)
             checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))
             try:
                 results = evaluated(self.config, trainer, track, end)
@@ -241,6 +244,8 @@ class Session:
             asked = self.config["evaluation"].items()
             told = {k: v for k, v in asked if k not in results.failures or k not in before}
             summary["evaluation"] = before | told
+            by = summary.get("evaluated_by", dict.fromkeys(before, provenance.last_code(path)))
+            summary["evaluated_by"] = by | dict.fromkeys(told, code)
             write_whole(path / "summary.json", json.dumps(summary, indent=1))
             shipper.start()
             shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]) | _facts(summary))
@@ -277,6 +282,7 @@ class Session:
             "best": trainer.best,
             "metrics": _last(rows, trainer.settings.max_steps),
             "evaluation": self.config["evaluation"],
+            "evaluated_by": dict.fromkeys(self.config["evaluation"], code_of(stretches[-1]).version),
             "parameters": _parameters(trainer.model),
             "seconds": {"training": trainer.seconds, "this_process": seconds},
             "peak_memory_bytes": peak,

@@ -11,6 +11,7 @@ import pytest
 from made_up import without_alignment
 from scipy import stats
 
+from urepa.compare import by_several_codes
 from urepa.comparison.page import page
 from urepa.comparison.results import PAIRED, Results, Row, beside
 from urepa.comparison.statistics import holm
@@ -250,3 +251,11 @@ def test_reported_beside_measured(add: Add, results: Summarise) -> None:
     for when, decay in (("start", np.exp(-5 / 600)), ("after warm-up", np.exp(-0.5)), ("epoch 20 of 40", np.exp(-2.5))):
         measured = float(table[f"training token loss, {when}"][1].split(" ± ")[0])
         assert measured == pytest.approx(0.6 + decay, abs=0.05 if when == "start" else 0.01)
+
+
+def test_evaluations_by_several_versions_of_the_code_are_said(add: Add, results: Summarise) -> None:
+    add(seeds=(0, 1), summary={"code_digest": "one"})
+    assert by_several_codes(list(results().rows[0].arm.runs.values())) == []
+    add(seeds=(2,), summary={"code_digest": "one", "evaluated_by": {"probe": "two"}})
+    (said,) = by_several_codes(list(results().rows[0].arm.runs.values()))
+    assert "(probe: one; two)" in said
