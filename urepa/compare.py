@@ -149,8 +149,8 @@ def by_several_codes(runs: list[Any]) -> list[str]:
         return []
     codes = "; ".join(sorted(set().union(*(by[name] for name in several))))
     return [
-        f"More than one version of the code did the evaluations of these runs ({', '.join(several)}: {codes}): where it "
-        "differs, so may the values. `python -m urepa.evaluate run=FOLDER` evaluates a run again."
+        f"More than one version of the code evaluated these runs ({', '.join(several)}: {codes}): where it differs, "
+        "so may the values. `python -m urepa.evaluate run=FOLDER` evaluates a run again."
     ]
 
 

@@ -254,8 +254,9 @@ def test_reported_beside_measured(add: Add, results: Summarise) -> None:
 
 
 def test_evaluations_by_several_versions_of_the_code_are_said(add: Add, results: Summarise) -> None:
-    add(seeds=(0, 1), summary={"code_digest": "one"})
+    one = {"code": [{"from_step": 0, "git_commit": "a" * 40, "code_state": "clean", "code_digest": "one"}]}
+    add(seeds=(0, 1), summary=one)
     assert by_several_codes(list(results().rows[0].arm.runs.values())) == []
-    add(seeds=(2,), summary={"code_digest": "one", "evaluated_by": {"probe": "two"}})
+    add(seeds=(2,), summary=one | {"evaluated_by": {"probe": "two"}})
     (said,) = by_several_codes(list(results().rows[0].arm.runs.values()))
     assert "(probe: one; two)" in said

@@ -186,11 +186,9 @@ def _subtitle(results: Results) -> str:
     study = results.study
     runs = [run for arm in study.arms for run in arm.runs.values()]
     seeds = sorted({run.seed for run in runs})
-    commit, state = runs[0].code
-    code = commit[:9] if state == "clean" else f"{commit[:9]}, {state}"
     return (
         f"{_count(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; baseline: "
-        f"{study.baseline.label} ({study.why_baseline}); code {code}; {_count(len(study.apart), 'run')} set apart"
+        f"{study.baseline.label} ({study.why_baseline}); code {runs[0].code[0]}; {_count(len(study.apart), 'run')} set apart"
     )
 
 
