@@ -168,12 +168,18 @@ def test_another_source_of_images_is_refused_and_a_moved_one_is_not(
     more = Path(shutil.copytree(photos, tmp_path / "more"))
     shutil.copy(more / "train/china/0003.png", more / "train/china/9999.png")
     with pytest.raises(
+        UserError, match=r"more is not what the caches in .* made from \(1 added \(train/china/9999.png"
+    ):
+        build_of(root, f"data.images={more}", f"data.train_images={TRAIN - 4}").run("images")
+    (root / "source_files.npz").rename(tmp_path / "source_files.npz")  # older ones have none
+    with pytest.raises(
         UserError, match=r"more is not what the lists in .* chosen from \(count: 80 there, 81 here, list"
     ):
         build_of(root, f"data.images={more}", f"data.train_images={TRAIN - 4}").run("images")
     with pytest.raises(UserError, match="is not what the lists in"):  # nor for a second list beside the first
         build_of(root, f"data.images={more}", "data.train=train_100k.csv").run("manifest")
     assert not (root / "images" / "part-0of1").exists()
+    (tmp_path / "source_files.npz").rename(root / "source_files.npz")
     moved = Path(shutil.copytree(photos, tmp_path / "moved"))
     build_of(root, f"data.images={moved}", f"data.train_images={TRAIN - 4}").run("images")
     record = json.loads((root / "track.json").read_text())
@@ -196,6 +202,7 @@ def test_a_list_that_was_lost_is_not_replaced_by_another(material: Path, build_o
     build_of(root, f"data.images={photos}", "data.train_images=8").run("manifest")
     record = json.loads((root / "track.json").read_text())
     (root / "track.json").write_text(json.dumps({"csv_sha256": record["csv_sha256"]}))  # as older ones are
+    (root / "source_files.npz").unlink()
     for line in (root / "train_200k.csv").read_text().splitlines()[1:]:
         (photos / line.split(",")[2]).unlink()
     (root / "train_200k.csv").unlink()

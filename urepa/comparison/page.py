@@ -188,7 +188,8 @@ def _subtitle(results: Results) -> str:
     seeds = sorted({run.seed for run in runs})
     return (
         f"{_count(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; baseline: "
-        f"{study.baseline.label} ({study.why_baseline}); code {runs[0].code[0]}; {_count(len(study.apart), 'run')} set apart"
+        f"{study.baseline.label} ({study.why_baseline}); code {runs[0].code[0]}; "
+        f"{_count(len(study.apart), 'run')} set apart"
     )
 
 
