@@ -149,6 +149,15 @@ def chosen_sampler(objective: Objective, name: str | None) -> str:
     return name
 
 
+def undivided(objective: Objective, steps: int) -> dict[str, int]:
+    """The timesteps, where `steps` does not divide them, as folders of images state them beside the steps.
+
+    Folders that do not state them have images of before `ddim` and `trailing`, which were others there."""
+    if not isinstance(objective, DDPM) or objective.timesteps % steps == 0:
+        return {}
+    return {"timesteps": objective.timesteps}
+
+
 def sample_by(
     backbone: nn.Module,
     objective: Objective,
