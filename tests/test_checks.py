@@ -43,6 +43,8 @@ def test_the_quickstart_passes(compose: Callable[..., dict[str, Any]]) -> None:
         ("evaluation.samples.sampler_steps", 0, "give 1 or more"),
         ("evaluation.probe", {"timestep": 5000}, "timestep=5000: the objective's timesteps are 0 to 999"),
         ("evaluation.probe", {"timesteps": [500, -1]}, "timesteps=.500, -1.: the objective's timesteps are 0 to 999"),
+        ("evaluation.samples.sampler_steps", 1001, "the objective has 1000 timesteps; give as many or fewer"),
+        ("evaluation.generation", {"images": {"steps": 1001}}, "images.steps=1001: the objective has 1000 timesteps"),
         ("trainer.evaluate_every", 0, "give 1 or more"),
         ("trainer.evaluation_share", -0.1, "give 0 or more"),
         ("evaluation.probe", {"timestep": 0.5}, "timestep=0.5: the objective's timesteps are 0 to 999, whole numbers"),
@@ -69,6 +71,15 @@ def test_a_probes_time_is_its_objectives(compose: Callable[..., dict[str, Any]])
     config["evaluation"]["probe"] = {"timestep": 100}
     with pytest.raises(UserError, match=r"timestep=100: the objective's times lie in \[0, 1\]"):
         check_ranges(config)
+
+
+def test_a_sampler_takes_as_many_steps_as_there_are_timesteps(compose: Callable[..., dict[str, Any]]) -> None:
+    steps = "evaluation.samples.sampler_steps"
+    check_ranges(compose("objective=flow", f"{steps}=1001"))
+    check_ranges(compose(f"{steps}=1000"))
+    check_ranges(compose(f"{steps}=60", "objective.timesteps=60"))
+    with pytest.raises(UserError, match=r"sampler_steps=50: the objective has 40 timesteps"):
+        check_ranges(compose("objective.timesteps=40"))
 
 
 def test_adapters_need_a_sit_that_has_been_trained(compose: Callable[..., dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from urepa.errors import UserError
 from urepa.exporting import export
 from urepa.image_set import generate
 from urepa.model_card import fenced, model_card
-from urepa.sampling import image_noise, sample, scheduler_for
+from urepa.sampling import image_noise, sample
 
 Compose = Callable[..., dict[str, Any]]
 CLASSES = [207, 999]
@@ -133,7 +133,8 @@ def test_a_small_unets_card_says_how_to_sample(
     folder = export(asked_of(run, out=str(tmp_path / "given" / "there")))
     card = (folder / "README.md").read_text()
     assert "The run was not finished" in card
-    code = card.split("```python\n")[1].split("```")[0].replace("set_timesteps(50)", "set_timesteps(3)")
+    assert "Choose a number of steps that divides 1000: for others diffusers' DDIMScheduler goes to wrong" in card
+    code = card.split("```python\n")[1].split("```")[0].replace("set_timesteps(50)", "set_timesteps(4)")
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
     found: dict[str, Any] = {}
@@ -142,8 +143,13 @@ def test_a_small_unets_card_says_how_to_sample(
     torch.manual_seed(0)
     noise = torch.randn(1, *opened.track.latent_shape)
     condition = Condition(torch.tensor([0]), 10)
-    ours = sample(opened.model.backbone, noise, condition, scheduler_for(opened.objective, "ddim"), 3, 1)
+    ours = sample(opened.model.backbone, opened.objective, noise, condition, "ddim", 4, 1)
     assert torch.equal(found["x"], ours)
+
+
+def test_a_cards_steps_divide_the_timesteps(compose: Compose, small_run: list[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "outputs" / "quickstart" / "seed0", compose(*small_run, "objective.timesteps=60"), 3)
+    assert "scheduler.set_timesteps(30)\n" in (export(asked_of(run)) / "README.md").read_text()
 
 
 def test_an_export_is_there_whole_or_not_at_all(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,22 +65,67 @@ def test_the_variance_of_gaussian_data_is_the_specs(sampler: str, std: float) ->
     assert final_std(LINEAR, sampler, 250) == pytest.approx(std, abs=1e-4)
 
 
-def by_hand(steps: int) -> float:
-    """The SDE's variance step by step, on paper: x ← x·(1 + (v − w·s/2)·dt) + √(w·|dt|)·ξ with w = 2t."""
+Slope = Callable[[float], float]  # a(t) of dx/dt = a(t)·x
+
+
+def on_paper(path: str) -> tuple[Slope, Slope]:
+    """Of Gaussian data: the velocity and the score, by which x is multiplied, with α and σ written out."""
+
+    def of(t: float) -> tuple[float, float, float, float]:
+        if path == "linear":
+            return 1 - t, t, -1.0, 1.0
+        quarter = math.pi / 2
+        signal, sigma = math.cos(quarter * t), math.sin(quarter * t)
+        return signal, sigma, -quarter * sigma, quarter * signal
+
+    def variance(t: float) -> float:
+        signal, sigma, _, _ = of(t)
+        return signal**2 * STD**2 + sigma**2
+
+    def velocity(t: float) -> float:
+        signal, sigma, d_signal, d_sigma = of(t)
+        return (signal * d_signal * STD**2 + sigma * d_sigma) / variance(t)
+
+    return velocity, lambda t: -1 / variance(t)
+
+
+def ode_by_hand(velocity: Slope, sampler: str, steps: int) -> float:
+    """What x = 1 becomes: a product of one number a step."""
+    x = 1.0
+    for i in range(steps):
+        t, after = 1 - i / steps, 1 - (i + 1) / steps
+        slope = velocity(t)
+        if sampler == "heun" and i < steps - 1:
+            slope = (slope + velocity(after) * (1 + (after - t) * slope)) / 2
+        x *= 1 + (after - t) * slope
+    return abs(x)
+
+
+def sde_by_hand(velocity: Slope, score: Slope, steps: int) -> float:
+    """The variance step by step: x ← x·(1 + (v − w·s/2)·dt) + √(w·|dt|)·ξ with w = 2t."""
     times = [*np.linspace(1, 0.04, steps), 0.0]
     variance = 1.0
     for i in range(steps):
         t, dt = times[i], times[i + 1] - times[i]
-        total = (1 - t) ** 2 * STD**2 + t**2
-        v, score = (t - (1 - t) * STD**2) / total, -1 / total
-        variance *= (1 + (v - t * score) * dt) ** 2
+        variance *= (1 + (velocity(t) - t * score(t)) * dt) ** 2
         variance += 2 * t * -dt * (i < steps - 1)
     return float(np.sqrt(variance))
 
 
-@pytest.mark.parametrize("steps", [2, 9, 250])
-def test_the_sdes_steps_are_those_on_paper(steps: int) -> None:
-    assert final_std(LINEAR, "sde", steps) == pytest.approx(by_hand(steps), abs=1e-6)
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_the_odes_steps_are_those_on_paper(sampler: str, path: str) -> None:
+    velocity, _ = on_paper(path)
+    for steps in (1, 2, 7, 30, 333, 999):
+        found = final_std(Flow(path, "uniform"), sampler, steps)
+        assert found == pytest.approx(ode_by_hand(velocity, sampler, steps), abs=2e-6), steps
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 333, pytest.param(999, marks=pytest.mark.slow)])
+def test_the_sdes_steps_are_those_on_paper(steps: int, path: str) -> None:
+    expected = sde_by_hand(*on_paper(path), steps)
+    assert final_std(Flow(path, "uniform"), "sde", steps) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])

@@ -91,11 +91,18 @@ def test_an_image_is_the_same_whatever_it_is_made_beside(small: Path, ask: Any) 
     both = first.keys() & others.keys()
     assert len(both) == 4
     assert max(np.abs(first[name] - others[name]).max() for name in both) <= 1
+    assert "timesteps" not in json.loads((folder / "request.json").read_text())
     for change in ("seed=1", "guidance=1", "steps=3"):
         out = small / change.replace("=", "_")
         generate(ask(small, "n=1", "classes=[1]", f"out={out}", "guidance=2", change))
         differs = np.abs(pixels(out)["c0001_00000.png"] - first["c0001_00000.png"])
         assert differs.max() > 5, change
+    assert json.loads((small / "steps_3" / "request.json").read_text())["timesteps"] == 1000
+    (small / "steps_3" / "request.json").write_text(json.dumps({"steps": 3}))  # of before
+    with pytest.raises(UserError, match="timesteps: None there, 1000 here"):
+        generate(ask(small, "n=1", "classes=[1]", f"out={small / 'steps_3'}", "guidance=2", "steps=3"))
+    generate(ask(small, "n=1", "guidance=2", "steps=3", "classes=[1]"))
+    assert (small / "generated" / "step_00000010,ddim3,timesteps=1000,n=1,guidance=2,seed=0,classes=1").is_dir()
 
 
 @pytest.mark.slow

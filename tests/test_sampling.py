@@ -1,7 +1,12 @@
-"""Samplers against diffusers' own pipeline, bit for bit, and against a model that knows the answer."""
+"""Samplers against diffusers' own pipeline, bit for bit, and against closed forms for a point and for Gaussian data."""
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from runs import small_pipeline
@@ -10,8 +15,18 @@ from torch import Tensor, nn
 
 from urepa.backbones.unet import UNet
 from urepa.contracts import Condition, Denoised
-from urepa.objectives import DDPM, DDPMEpsilon, DDPMVelocity
-from urepa.sampling import SAMPLERS, image_noise, sample, scheduler_for
+from urepa.errors import UserError
+from urepa.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
+from urepa.sampling import (
+    SAMPLERS,
+    SCHEDULERS,
+    image_noise,
+    sample,
+    sample_by,
+    scheduler_for,
+    trailing,
+    undivided,
+)
 
 LINEAR = (0.00085, 0.012, "linear", 1000)
 SCALED = (0.00085, 0.012, "scaled_linear", 1000)
@@ -33,14 +48,14 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> UNet:
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("objective", [DDPMVelocity(*LINEAR), DDPMEpsilon(*SCALED)])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_steps_are_diffusers_own_bit_for_bit(
-    backbone: UNet, sampler: str, objective: DDPM, guidance: float
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 5), ("dpmsolver", 6), ("euler", 6)])
+def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
+    backbone: UNet, sampler: str, steps: int, objective: DDPM, guidance: float
 ) -> None:
     import diffusers
 
     own = {"clip_sample": False} if sampler == "ddim" else {}
-    scheduler = getattr(diffusers, SAMPLERS[sampler])(
+    scheduler = getattr(diffusers, SCHEDULERS[sampler])(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="linear" if isinstance(objective, DDPMVelocity) else "scaled_linear",
@@ -56,11 +71,31 @@ def test_the_steps_are_diffusers_own_bit_for_bit(
         prompt_embeds=backbone.embedding_KLE[ids],
         negative_prompt_embeds=backbone.embedding_KLE[[10, 10]],
         guidance_scale=guidance,
-        num_inference_steps=6,
+        num_inference_steps=steps,
         output_type="latent",
     ).images
-    ours = sample(backbone, noise_of(2), Condition(ids, 10), scheduler_for(objective, sampler), 6, guidance)
+    ours = sample(backbone, objective, noise_of(2), Condition(ids, 10), sampler, steps, guidance)
     assert torch.equal(ours, theirs)
+
+
+NOBODY = Condition(torch.zeros(3).long(), 1)
+
+
+@pytest.mark.parametrize("objective", [DDPMVelocity(*LINEAR), DDPMEpsilon(*SCALED), DDPMVelocity(*LINEAR[:3], 400)])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bits(
+    sampler: str, objective: DDPM
+) -> None:
+    model = Gaussian(objective)
+    others = [] if sampler == "ddim" else [7, 30, 48, 333]  # whose timesteps are right there
+    for steps in [1, 10, 20, 50, 100, *others]:
+        scheduler = scheduler_for(objective, sampler)
+        scheduler.set_timesteps(steps)
+        x = noise_of(3) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            prediction = model(scheduler.scale_model_input(x, t), t.expand(3), NOBODY).prediction_RCHW
+            x = scheduler.step(prediction, t, x).prev_sample
+        assert torch.equal(sample(model, objective, noise_of(3), NOBODY, sampler, steps, 1.0), x), steps
 
 
 class Knows(nn.Module):
@@ -81,9 +116,137 @@ class Knows(nn.Module):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_model_that_knows_the_answer_is_brought_to_it(sampler: str, objective: DDPM) -> None:
     x0 = torch.linspace(-1.5, 1.5, 256).view(1, *SHAPE)
-    model = Knows(objective, x0)
-    found = sample(model, noise_of(3), Condition(torch.zeros(3).long(), 1), scheduler_for(objective, sampler), 8, 1.0)
-    torch.testing.assert_close(found, x0.expand(3, -1, -1, -1), atol=1e-5, rtol=0)
+    for steps in (8, 7, 61):
+        found = sample(Knows(objective, x0), objective, noise_of(3), NOBODY, sampler, steps, 1.0)
+        torch.testing.assert_close(found, x0.expand(3, -1, -1, -1), atol=1e-5, rtol=0)
+
+
+# --- Gaussian data: every step multiplies by a number ------------------------------------------------------
+
+STD = 0.5  # of the data
+
+
+class Gaussian(nn.Module):
+    """Predicts E[x0 | x_t] of x0 ~ N(0, STD²), and the ε that goes with it. Keeps the timesteps that it was asked."""
+
+    def __init__(self, objective: DDPM) -> None:
+        super().__init__()
+        self.objective = objective
+        self.asked: list[int] = []
+
+    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Denoised:
+        self.asked.append(int(t_B[0]))
+        assert self.objective.has_time(t_B.long()), self.asked
+        signal, sigma = (part.double() for part in self.objective.signal_and_noise(t_B.long()))
+        x0 = signal * STD**2 / (signal**2 * STD**2 + sigma**2) * x_t.double()
+        noise = (x_t.double() - signal * x0) / sigma
+        return Denoised(self.objective.target(x0, noise, t_B.long()).float())
+
+
+def alpha_bars(objective: DDPM, timesteps: list[int]) -> list[float]:
+    """ᾱ at each timestep, from β as the papers have them, and 1."""
+    power = {"linear": 1, "scaled_linear": 2}[objective.beta_schedule]
+    ends = objective.beta_start ** (1 / power), objective.beta_end ** (1 / power)
+    products = np.cumprod(1 - np.linspace(*ends, objective.timesteps) ** power)
+    return [float(products[t]) for t in timesteps] + [1.0]
+
+
+def of_ddim(bars: list[float]) -> float:
+    """Song et al. 2021, eq. 12, η = 0: what x_T = 1 becomes."""
+    x = 1.0
+    for here, after in pairwise(bars):
+        x0 = math.sqrt(here) * STD**2 / (here * STD**2 + 1 - here) * x
+        noise = (x - math.sqrt(here) * x0) / math.sqrt(1 - here)
+        x = math.sqrt(after) * x0 + math.sqrt(1 - after) * noise
+    return x
+
+
+def of_euler(bars: list[float]) -> float:
+    """Karras et al. 2022, algorithm 1's Euler step in σ = √((1 − ᾱ)/ᾱ), begun with x = σ."""
+    sigmas = [math.sqrt((1 - bar) / bar) for bar in bars]
+    x = sigmas[0]
+    for here, after in pairwise(sigmas):
+        denoised = STD**2 / (STD**2 + here**2) * x
+        x += (after - here) * (x - denoised) / here
+    return x
+
+
+def of_dpmsolver(bars: list[float]) -> float:
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2 (2M): first order in the first step, and in the last, to λ = ∞."""
+    x, before, h_before = 1.0, 0.0, 0.0
+    for i, (here, after) in enumerate(pairwise(bars)):
+        x0 = math.sqrt(here) * STD**2 / (here * STD**2 + 1 - here) * x
+        if after == 1:
+            return x0
+        h = 0.5 * (math.log(after / (1 - after)) - math.log(here / (1 - here)))
+        slope = 0.0 if i == 0 else h / (2 * h_before) * (x0 - before)
+        x = math.sqrt((1 - after) / (1 - here)) * x - math.sqrt(after) * math.expm1(-h) * (x0 + slope)
+        before, h_before = x0, h
+    raise AssertionError
+
+
+ON_PAPER = {"ddim": of_ddim, "dpmsolver": of_dpmsolver, "euler": of_euler}
+DIVIDED = [
+    (DDPMVelocity(*LINEAR), [1, 2, 7, 30, 50, 61, 150, 333, 600, 999, 1000]),
+    (DDPMEpsilon(*SCALED), [1, 7, 30, 50, 121, 150, 333, 999, 1000]),
+    (DDPMEpsilon(*LINEAR[:3], 400), [1, 7, 29, 30, 50, 150, 333, 399, 400]),
+    (DDPMVelocity(*SCALED[:3], 100), [1, 7, 29, 30, 50, 99, 100]),
+]
+
+
+@pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPM, numbers: list[int]) -> None:
+    one, condition = torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1)
+    for steps in numbers:
+        model = Gaussian(objective)
+        found = float(sample_by(model, objective, one, condition, [], sampler, steps, 1.0))
+        exact = [Fraction(objective.timesteps * (steps - i), steps) for i in range(steps)]
+        timesteps = [round(t) - 1 for t in exact]
+        assert model.asked == timesteps, steps
+        assert found == pytest.approx(ON_PAPER[sampler](alpha_bars(objective, timesteps)), abs=3e-5), steps
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_more_steps_are_nearer_to_the_data(sampler: str) -> None:
+    """Whether they divide the timesteps or not."""
+    one, condition = torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1)
+    objective = DDPMVelocity(*LINEAR)
+    errors = [
+        abs(float(sample_by(Gaussian(objective), objective, one, condition, [], sampler, steps, 1.0)) - STD)
+        for steps in (2, 7, 20, 61, 150, 333, 600)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 5e-3
+
+
+@pytest.mark.parametrize("timesteps", [1, 7, 100, 400, 999, 1000])
+def test_trailing_timesteps_are_even(timesteps: int) -> None:
+    for steps in range(1, timesteps + 1):
+        found = trailing(timesteps, steps)
+        assert len(found) == steps
+        assert (found[0], min(found)) == (timesteps - 1, found[-1])
+        assert all(after < t for t, after in pairwise([*found, -1]))
+        exact = [timesteps * (steps - i) / steps - 1 for i in range(steps)]
+        assert max(abs(t - e) for t, e in zip(found, exact, strict=True)) <= 0.5 + 1e-9
+        if timesteps % steps == 0:
+            assert found == list(range(timesteps - 1, -1, -timesteps // steps))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_more_steps_than_timesteps_are_refused_before_the_first(sampler: str) -> None:
+    objective = DDPMVelocity(*LINEAR[:3], 100)
+    model = Gaussian(objective)
+    with pytest.raises(UserError, match="steps=101: this run has 100 timesteps; give as many or fewer"):
+        sample_by(model, objective, noise_of(1), Condition(torch.zeros(1).long(), 1), [], sampler, 101, 1.0)
+    assert model.asked == []
+
+
+def test_folders_state_timesteps_that_steps_do_not_divide() -> None:
+    assert undivided(DDPMVelocity(*LINEAR), 50) == {}
+    assert undivided(DDPMVelocity(*LINEAR), 150) == {"timesteps": 1000}
+    assert undivided(DDPMVelocity(*LINEAR[:3], 300), 150) == {}
+    assert undivided(Flow("linear", "uniform"), 7) == {}
 
 
 def test_noise_has_an_address() -> None:

@@ -261,6 +261,7 @@ def check_ranges(config: dict[str, Any]) -> None:
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"optimizer.betas={betas}: give two numbers from 0 up to, but not including, 1")
     check_times(config)
+    check_steps(config)
 
 
 def check_times(config: dict[str, Any]) -> None:
@@ -274,6 +275,14 @@ def check_times(config: dict[str, Any]) -> None:
                 is_one = 0 <= t <= 1 if steps is None else 0 <= t < steps and t == int(t)
                 if not is_one:
                     raise UserError(f"evaluation.{name}.{key}={asked}: the objective's {times}")
+
+
+def check_steps(config: dict[str, Any]) -> None:
+    """An evaluation samples in at most as many steps as a DDPM has timesteps."""
+    most = config["objective"].get("timesteps", inf)
+    for key, steps in flatten(config["evaluation"]).items():
+        if key.endswith((".sampler_steps", ".images.steps")) and steps > most:
+            raise UserError(f"evaluation.{key}={steps}: the objective has {most} timesteps; give as many or fewer")
 
 
 def check_trainer(trainer: dict[str, Any], world: int) -> None:

@@ -30,7 +30,7 @@ from urepa.origins import Origin, config_of, find_origin
 from urepa.parallel import on_main
 from urepa.pictures import labelled_grid, to_pixels, to_png
 from urepa.runs import folder_name, remove_empty
-from urepa.sampling import chosen_sampler, sample_images
+from urepa.sampling import chosen_sampler, sample_images, undivided
 from urepa.session import accelerate_for
 
 GRID_COLUMNS, GRID_CLASSES = 12, 24  # at most so many are shown
@@ -85,8 +85,9 @@ class ImageSet:
     """One request's images: what they are, which of them are there, and how the others are made."""
 
     def __init__(self, asked: dict[str, Any], origin: Origin) -> None:
-        sampler = chosen_sampler(make(origin.config["objective"]), asked["sampler"])
-        self.asked, self.origin = asked | {"sampler": sampler}, origin
+        objective = make(origin.config["objective"])
+        self.asked, self.origin = asked | {"sampler": chosen_sampler(objective, asked["sampler"])}, origin
+        self.undivided = undivided(objective, asked["steps"])
         self.request = self._request()
         self.folder = self._default_folder() if asked["out"] is None else Path(asked["out"])
         images = [Image(c, i) for c in asked["classes"] for i in range(asked["n"])]
@@ -103,13 +104,14 @@ class ImageSet:
         names = {part: None if name is None else Path(name).name for part, name in parts.items()}
         request = self.origin.weights | names | {key: self.asked[key] for key in keys}
         interval = self.asked["guidance_interval"]
-        return request | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
+        return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
 
     def _default_folder(self) -> Path:
         """Below the run's or the checkpoint's folder, named by the request."""
         asked = self.asked
         parent, name = self.origin.folder
-        name = [*name, f"{asked['sampler']}{asked['steps']}", f"n={asked['n']}"]
+        name = [*name, f"{asked['sampler']}{asked['steps']}"]
+        name += [*(f"{key}={value}" for key, value in self.undivided.items()), f"n={asked['n']}"]
         name += [f"guidance={asked['guidance']:g}", f"seed={asked['seed']}"]
         low, high = asked["guidance_interval"]
         name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]

@@ -46,7 +46,7 @@ unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
 scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 rows = load_file(f"{{folder}}/embedding.safetensors")["embedding_KLE"]  # one a class, the null condition last
 x = torch.randn(1, {shape})
-scheduler.set_timesteps(50)
+scheduler.set_timesteps({steps})
 with torch.no_grad():
     for t in scheduler.timesteps:
         x = scheduler.step(unet(x, t, rows[:1]).sample, t, x).prev_sample
@@ -101,7 +101,9 @@ def predicts(objective: dict[str, Any]) -> str:
         f"**The model predicts {TARGETS[kind]}**, with {markdown(objective['beta_schedule'])} β from "
         f"{objective['beta_start']} to {objective['beta_end']} over {objective['timesteps']} timesteps. "
         "`scheduler/` says so; another scheduler class is made from its config with `from_config`. A pipeline's own "
-        "scheduler may say otherwise, and then gives noise."
+        "scheduler may say otherwise, and then gives noise. Choose a number of steps that divides "
+        f"{objective['timesteps']}: for others diffusers' DDIMScheduler goes to wrong timesteps, and for a few (61 of "
+        "1,000 is one) all its schedulers take one step too many, so that images differ from `urepa.generate`'s."
     )
 
 
@@ -165,7 +167,9 @@ def snippet(config: dict[str, Any], files: list[str]) -> str:
     if "embedding.safetensors" in files:
         channels = config["data"]["channels"] * config["data"]["unshuffle"] ** 2
         side = config["data"]["image_size"] // config["data"]["unshuffle"]
-        return BY_CLASS.format(shape=f"{channels}, {side}, {side}")
+        timesteps = config["objective"]["timesteps"]
+        steps = max(n for n in range(1, min(50, timesteps) + 1) if timesteps % n == 0)
+        return BY_CLASS.format(shape=f"{channels}, {side}, {side}", steps=steps)
     return FULL.format(base=base)
 
 

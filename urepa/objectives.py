@@ -125,6 +125,17 @@ class DDPM(Objective):
         alpha_bar_B = self.alphas_cumprod.to(t_B.device)[t_B].view(-1, 1, 1, 1)
         return alpha_bar_B**0.5, (1.0 - alpha_bar_B) ** 0.5
 
+    def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
+        return self.implied_x0(x_t, prediction, *self.signal_and_noise(t_B))
+
+    @abstractmethod
+    def implied_x0(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
+        """The x0 that a prediction implies at α and σ, [B,1,1,1] or scalars."""
+
+    @abstractmethod
+    def implied_noise(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
+        """The ε that a prediction implies at α and σ, [B,1,1,1] or scalars."""
+
 
 class DDPMVelocity(DDPM):
     """v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022, §4; spec 000 §4.2)."""
@@ -135,9 +146,11 @@ class DDPMVelocity(DDPM):
         signal, sigma = self.signal_and_noise(t_B)
         return signal * noise - sigma * x0
 
-    def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
-        signal, sigma = self.signal_and_noise(t_B)
+    def implied_x0(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         return signal * x_t - sigma * prediction
+
+    def implied_noise(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
+        return signal * prediction + sigma * x_t
 
     def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
         return prediction
@@ -151,9 +164,11 @@ class DDPMEpsilon(DDPM):
     def target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
         return noise
 
-    def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
-        signal, sigma = self.signal_and_noise(t_B)
+    def implied_x0(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         return (x_t - sigma * prediction) / signal
+
+    def implied_noise(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
+        return prediction
 
     def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
         signal, sigma = self.signal_and_noise(t_B)

@@ -137,6 +137,15 @@ def test_what_is_there_is_not_made_again_and_other_weights_make_others(
     assert len(list((context.folder / "generated").iterdir())) == 3
 
 
+def test_images_of_steps_that_do_not_divide_the_timesteps_have_folders_of_their_own(context: Context) -> None:
+    """Those of before are other images."""
+    for steps, named in ((2, "ddim2,n=4"), (3, "ddim3,timesteps=1000,n=4")):
+        before = set((context.folder / "generated").glob("*"))
+        list(GeneratedImages(4, "ddim", steps, 1.5, 4).rgb(context))
+        (folder,) = set((context.folder / "generated").iterdir()) - before
+        assert f",{named},guidance=1.5," in folder.name
+
+
 def test_more_steps_than_timesteps_are_refused(context: Context) -> None:
     with pytest.raises(UserError, match=r"images\.steps=1001: this run has 1000 timesteps"):
         list(GeneratedImages(4, "ddim", 1001, 1.0, 4).rgb(context))

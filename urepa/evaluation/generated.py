@@ -26,7 +26,7 @@ from urepa.files import clear_leftovers, write_whole
 from urepa.objectives import Flow
 from urepa.optimizer import trainable
 from urepa.runs import folder_name
-from urepa.sampling import chosen_sampler, sample_images
+from urepa.sampling import check_steps, chosen_sampler, sample_images, undivided
 
 ALWAYS = (0.0, 1.0)  # the times at which guidance holds where nothing else is asked for
 
@@ -62,6 +62,7 @@ class GeneratedImages:
         name = [
             f"evaluation_step_{context.step:08d}-{_digest(context)}",
             f"{chosen_sampler(context.objective, self.sampler)}{self.steps}",
+            *(f"{key}={value}" for key, value in undivided(context.objective, self.steps).items()),
         ]
         name += [f"n={self.count}", f"guidance={self.guidance:g}", f"batch={self.batch_size}"]
         if tuple(self.interval) != ALWAYS:
@@ -70,9 +71,7 @@ class GeneratedImages:
 
     def _check(self, context: Context) -> None:
         """UserError on what this run cannot be asked for."""
-        if self.steps > context.objective.most_steps:
-            last = context.objective.most_steps
-            raise UserError(f"images.steps={self.steps}: this run has {last} timesteps; give as many or fewer")
+        check_steps(context.objective, self.steps, "images.steps")
         if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise UserError(f"images.interval={self.interval}: give two times, from 0 to 1, the lower one first")
         if tuple(self.interval) != ALWAYS and not isinstance(context.objective, Flow):
