@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from uuid import uuid4
 
-# what torch.load raises for a damaged file or another program's, besides UnpicklingError, its word for more than tensors
+# What torch.load raises for a damaged file or another program's, besides UnpicklingError for more than tensors
 DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, AssertionError, struct.error)
 
 

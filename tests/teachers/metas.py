@@ -1,5 +1,5 @@
-"""Meta's DINOv2 and DINOv3 written from their modules, on state dicts of their names, in float64; and bicubic resampling
-as a matrix. Nothing here is the library's or urepa's.
+"""Meta's DINOv2 and DINOv3 written from their modules, on state dicts of their names, in float64; and bicubic
+resampling as a matrix. Nothing here is the library's or urepa's.
 
 Shapes: B batch, N tokens, D width, H heads, E width of a head, M trained rows and columns, n rows or columns asked for.
 """
@@ -77,7 +77,7 @@ def state(kind: str, width: int, gated: bool, registers: int = 0, trained: int =
         out |= {f"{block}.ls{i}.gamma": draw(width) for i in (1, 2)}
         layers = {"fc1": (hidden, width), "fc2": (width, hidden)}
         if gated:
-            first = {"w12": (2 * hidden, width)} if kind == "dinov2" else {x: (hidden, width) for x in ("w1", "w2")}
+            first = {"w12": (2 * hidden, width)} if kind == "dinov2" else dict.fromkeys(("w1", "w2"), (hidden, width))
             layers = first | {"w3": (width, hidden)}
         for name, (rows, columns) in layers.items():
             out |= {f"{block}.mlp.{name}.weight": draw(rows, columns), f"{block}.mlp.{name}.bias": draw(rows)}

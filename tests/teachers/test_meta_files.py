@@ -78,7 +78,7 @@ V2R = metas.state("dinov2", WIDTH, False, 4, trained=SIDE)
         ("dinov2", V3, "holds weights of the family dinov3; give teacher.family=dinov3"),
         ("dinov2", V2R, "holds weights of the family dinov2_registers; give teacher.family=dinov2_registers"),
         ("dinov3", V2, "holds weights of the family dinov2; give teacher.family=dinov2"),
-        ("clip", V2, "family=clip is read from a hub id or a local folder"),
+        ("clip", V2, "for family=clip give a hub id or a local folder"),
         ("dinov2", {"conv1.weight": torch.zeros(2)}, "is no file of Meta's DINOv2 or DINOv3"),
         ("dinov2", without(V2, "mask_token"), "it lacks mask_token"),
         ("dinov2", without(V2, "blocks.1.ls1.gamma"), "is not dinov2 as Meta publishes it: 1 of its weights"),
@@ -100,8 +100,8 @@ def test_another_file_is_refused_in_a_sentence(family: str, weights: Any, said: 
 
 def test_what_is_no_torch_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.pth", V3).read_bytes()
-    contents = [b"", b"hello", b"version https://git-lfs.github.com/spec/v1\n", whole[:-500], pickle.dumps({"a": print})]
-    for content in contents:
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    for content in (b"", b"hello", pointer, whole[:-500], pickle.dumps({"a": print}, protocol=2)):
         (tmp_path / "file.pth").write_bytes(content)
         with pytest.raises(UserError, match="is no whole torch file of weights alone"):
             _ = teacher("dinov3", tmp_path / "file.pth").network

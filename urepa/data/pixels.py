@@ -110,8 +110,8 @@ class PixelTrack:
         return {} if self.online_teacher else {name: self._folder_of(one) for name, one in by_name(teacher).items()}
 
     def _folder_of(self, teacher: Any) -> Path:
-        """By model, size and grid, and by the rule of its positions where there is a choice: `transformers` has the name
-        without, as the stores had when it was the only one."""
+        """By model, size and grid, and by the rule of its positions where tokens rest on it: `transformers` has the
+        name without, as stores had when it was the only one."""
         manifest, pooled = teacher.manifest(), "x".join(map(str, teacher.grid))
         rule = manifest.get("positions", "transformers")
         suffix = "" if rule == "transformers" else f"_{rule}"

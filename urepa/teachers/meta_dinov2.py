@@ -61,7 +61,7 @@ def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
 def heads(width: int, head_dim: int) -> int:
     """Of a block's attention; 1 in a narrower network."""
     if width > head_dim and width % head_dim:
-        raise UserError(f"teacher.model: its width of {width} is no multiple of {head_dim}, a head's, as in Meta's files")
+        raise UserError(f"teacher.model: its width of {width} is no multiple of {head_dim}, the width of a head")
     return max(width // head_dim, 1)
 
 

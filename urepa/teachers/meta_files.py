@@ -27,7 +27,7 @@ def load_meta(path: Path, family: str) -> Any:
     """A transformers model with the file's weights; the architecture is read off their shapes. UserError where the
     file is missing, damaged, of another family, or of another network."""
     if family not in READERS:
-        raise UserError(f"teacher.model={path}: family={family} is read from a hub id or a local folder, not from a .pth")
+        raise UserError(f"teacher.model={path}: for family={family} give a hub id or a local folder, not a .pth")
     if not path.is_file():
         raise UserError(f"teacher.model={path} does not exist")
     state = _tensors(path)
