@@ -6,10 +6,12 @@ import pytest
 
 from urepa.errors import UserError
 from urepa.nested import flatten
+from urepa.teachers.vit import ViT
 from urepa.upgrades import KEY, SCHEMA, stored, upgrade, upgrade_flat
 
 VIT = "urepa.teachers.vit.ViT"
-OLD = {"trainer": {"max_steps": 3}, "teacher": {"teachers": {"a": {"_target_": VIT, "model": "m"}}}, "loss": {}}
+DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}
+OLD = {"trainer": {"max_steps": 3}, "teacher": {"teachers": {"a": DINO}}, "loss": {}}
 
 
 def test_a_key_that_did_not_exist_gets_the_value_that_means_what_the_code_did():
@@ -17,6 +19,25 @@ def test_a_key_that_did_not_exist_gets_the_value_that_means_what_the_code_did():
     assert new["trainer"] == {"max_steps": 3, "ema_warmup": False}
     assert new["teacher"]["teachers"]["a"]["positions"] == "transformers"
     assert "ema_warmup" not in OLD["trainer"], "the caller's config is left alone"
+
+
+@pytest.mark.parametrize(
+    ("changes", "positions"),
+    [
+        ({}, "transformers"),
+        ({"image_size": 448}, "transformers"),
+        ({"image_size": 518}, "meta"),
+        ({"family": "dinov2_registers"}, None),
+        ({"family": "clip", "image_size": 448}, None),
+    ],
+)
+def test_an_old_teachers_positions_are_what_a_teacher_takes(changes, positions):
+    """At 518 px nothing is resampled, and a run of before is comparable with one of now."""
+    new = upgrade({"teacher": DINO | changes})["teacher"]
+    assert new["positions"] == positions
+    ViT(new["family"], "m", new["image_size"], new["patch"], [4, 4], 32, new["positions"])
+    flat = {f"teacher.{key}": str(value) for key, value in (DINO | changes).items()}
+    assert upgrade_flat(flat, 0)["teacher.positions"] == str(positions)
 
 
 def test_what_this_version_stored_is_read_as_it_was_written():

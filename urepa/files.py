@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from uuid import uuid4
+
+# What torch.load raises for a damaged file or another program's, besides UnpicklingError for more than tensors
+DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, AssertionError, struct.error)
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,7 +23,14 @@ def _to_1(config: dict[str, Any]) -> None:
         config["trainer"].setdefault("ema_warmup", False)
     for part in _parts(config):
         if part["_target_"] == "urepa.teachers.vit.ViT":
-            part.setdefault("positions", "transformers")
+            part.setdefault("positions", _positions_of_before(part))
+
+
+def _positions_of_before(vit: dict[str, Any]) -> str | None:
+    """DINOv2's resampled ones were transformers'; at 37 patches a side none were, for which `meta` stands now."""
+    if vit.get("family") != "dinov2":
+        return None
+    return "meta" if int(vit["image_size"]) == 37 * int(vit["patch"]) else "transformers"
 
 
 STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1,)

@@ -196,3 +196,6 @@ def test_a_file_with_more_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"ema": published(small()), "hook": Anything()}, tmp_path / "sit.pt")
     with pytest.raises(UserError, match="holds more than tensors"):
         sit(**(SMALL | {"weights": str(tmp_path / "sit.pt")}), latent_shape=SHAPE, num_classes=5)
+    (tmp_path / "sit.pt").write_bytes(b"hello")
+    with pytest.raises(UserError, match="is no whole torch file"):
+        sit(**(SMALL | {"weights": str(tmp_path / "sit.pt")}), latent_shape=SHAPE, num_classes=5)

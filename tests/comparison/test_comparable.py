@@ -34,6 +34,7 @@ EPSILON = "urepa.objectives.DDPMEpsilon"
         ({"teacher._target_": "another.Teacher"}, "diffusion x0_error"),
         ({"teacher.grid": [2, 2]}, "diffusion x0_error"),
         ({"teacher.image_size": 64}, "diffusion x0_error"),
+        ({"teacher.positions": "timm"}, "diffusion x0_error"),
         ({"loss.taps": {"mid": 1.0, "enc_last": 1.0}}, "diffusion x0_error"),
         ({"loss.level": "token"}, "diffusion token x0_error"),
         ({"loss": {"_target_": "urepa.alignment.DiffusionOnly"}}, "diffusion x0_error"),

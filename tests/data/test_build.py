@@ -240,7 +240,7 @@ def test_a_damaged_file_of_squares_is_a_sentence(built: Path, build_of: Any, tmp
 def test_a_stage_does_not_go_on_with_other_settings(built: Path, build_of: Any, tmp_path: Path) -> None:
     """Neither with a finished store nor with a begun one: half of its records would be another teacher's."""
     root = copy_of(built, tmp_path)
-    other = ["teacher.family=dinov2_registers", "data.image_size=32"]
+    other = ["teacher.family=dinov2_registers", "teacher.positions=null", "data.image_size=32"]
     for finished in (True, False):
         with pytest.raises(UserError, match="dino_tokens_lmdb was made differently .teacher.family: 'dinov2' there"):
             build_of(root, *other).run("tokens")

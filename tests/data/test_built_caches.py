@@ -53,9 +53,27 @@ def test_a_changed_csv_is_an_error(built: Path, build_of: Any, tmp_path: Path) -
 
 
 def test_another_teacher_or_size_refuses_and_names_both(built: Path, build_of: Any) -> None:
-    build = build_of(built, "teacher.image_size=112", "teacher.family=dinov2_registers")
+    build = build_of(built, "teacher.image_size=112", "teacher.family=dinov2_registers", "teacher.positions=null")
     with pytest.raises(UserError, match="family: 'dinov2' there, 'dinov2_registers' here.*image_size: 56 there, 112"):
         build.track.open(build.teacher)
+
+
+def test_a_store_of_before_goes_on_being_read_as_what_it_holds(built: Path, build_of: Any, tmp_path: Path) -> None:
+    """It does not say how positions were resampled: by transformers, of which the default is another now."""
+    root = copy_of(built, tmp_path)
+    file = root / "dino_tokens_lmdb" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest["teacher"].pop("positions") == "meta"
+    file.write_text(json.dumps(manifest))
+    for run in ("tokens", None):
+        build = build_of(root)
+        with pytest.raises(UserError, match=r"differently \(teacher.positions: 'transformers' there, 'meta' here\)"):
+            build.run(run) if run else build.track.open(build.teacher)
+    same = build_of(root, "teacher.positions=transformers")
+    same.run("tokens")
+    cache = same.track.open(same.teacher)
+    assert len(cache.splits["train"]) == TRAIN
+    cache.close()
 
 
 def test_two_teachers_tokens_lie_side_by_side(built: Path, build_of: Any, tmp_path: Path) -> None:

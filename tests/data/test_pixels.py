@@ -18,6 +18,9 @@ from urepa.data.cache import SPLITS, Cache, is_finished
 from urepa.data.pixels import PixelTrack
 from urepa.data.reading import Store
 from urepa.errors import UserError
+from urepa.teachers.positions import RULES
+from urepa.teachers.several import Several
+from urepa.teachers.vit import ViT
 
 Track = Callable[..., PixelTrack]
 
@@ -303,3 +306,14 @@ def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:
     made = Store(track.folder / "latents").manifest
     track.build(None)
     assert Store(track.folder / "latents").manifest == made
+
+
+def test_each_rule_of_positions_has_a_store_of_its_own() -> None:
+    """Also with several teachers at once. Stores of before, which are transformers', keep their names."""
+    track = PixelTrack("digits", "x", "digits", "", None, 180, 180, 1, 8, 2, 10, 0.1, True)
+    teachers = {rule: ViT("dinov2", "dino", 224, 14, [16, 16], 32, rule) for rule in RULES}
+    names = {rule: folder.name for rule, folder in track.tokens_folders(Several(teachers)).items()}
+    assert names["transformers"] == "tokens_dino_224_16x16"
+    assert len(set(names.values())) == len(RULES)
+    native = ViT("dinov2", "dino", 518, 14, [16, 16], 32, "meta")
+    assert track.tokens_folders(native)[""].name == "tokens_dino_518_16x16"

@@ -1,4 +1,4 @@
-"""Each family's tokens are the library's own patch tokens, in their order; Meta's file is the same network."""
+"""Each family's tokens are the library's own patch tokens, in their order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import transformers
 
 from urepa.errors import UserError
-from urepa.teachers.meta_dinov2 import PATCH
 from urepa.teachers.vit import FAMILIES, ViT
 
 WIDTH, LAYERS, SIDE = 32, 2, 4
@@ -33,7 +32,8 @@ def network(family: str, patch: int, image_size: int, width: int = WIDTH) -> Any
 
 
 def teacher_of(family: str, folder: Path, patch: int, image_size: int, side: int = SIDE) -> ViT:
-    return ViT(family, str(folder), image_size, patch, [side, side], WIDTH)
+    rule = "meta" if family == "dinov2" else None
+    return ViT(family, str(folder), image_size, patch, [side, side], WIDTH, rule)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_other_image_sizes_move_the_position_embeddings_along(family: str, tmp_p
 def test_a_grid_is_pooled_in_place(tmp_path: Path) -> None:
     """37x37 pooled to 16x16 sees the image where it is: an area of another colour stays in its corner."""
     network("dinov2", 14, 14 * 37).save_pretrained(tmp_path)
-    teacher = ViT("dinov2", str(tmp_path), 14 * 37, 14, [16, 16], WIDTH)
+    teacher = ViT("dinov2", str(tmp_path), 14 * 37, 14, [16, 16], WIDTH, "meta")
     plain = torch.full((1, 3, 74, 74), 0.5)
     marked = plain.clone()
     marked[:, :, 60:, :14] = 1.0  # bottom left
@@ -80,48 +80,11 @@ def test_a_grid_is_pooled_in_place(tmp_path: Path) -> None:
     assert column <= 3
 
 
-@pytest.mark.parametrize("family", ["dinov2", "dinov2_registers"])
-def test_metas_file_is_the_same_network(family: str, tmp_path: Path) -> None:
-    width = 128  # Meta's heads are 64 wide: the two heads are read off the width
-    reference = network(family, PATCH, PATCH * SIDE, width)
-    file = tmp_path / "dinov2_tiny.pth"
-    torch.save(metas_names(reference.state_dict()), file)
-    reference.save_pretrained(tmp_path / "hf")
-    images = torch.rand(2, 3, PATCH * SIDE, PATCH * SIDE)
-    ours, theirs = (
-        ViT(family, str(model), PATCH * SIDE, PATCH, [SIDE, SIDE], width) for model in (file, tmp_path / "hf")
-    )
-    assert ours.weights_sha256() == theirs.weights_sha256()
-    assert torch.allclose(ours.tokens(images).x_BND, theirs.tokens(images).x_BND, atol=1e-6)
-
-
-def metas_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse renaming, written from Meta's module tree."""
-    out = {}
-    for name, tensor in state.items():
-        if not name.startswith("encoder.layer."):
-            name = name.replace("embeddings.patch_embeddings.projection", "patch_embed.proj")
-            name = name.replace("embeddings.position_embeddings", "pos_embed").replace("embeddings.", "")
-            out[name.replace("layernorm", "norm")] = tensor
-            continue
-        _, _, index, rest = name.split(".", 3)
-        if ".k_proj" in rest or ".v_proj" in rest:
-            continue
-        if ".q_proj" in rest:
-            kind = rest.rpartition(".")[2]
-            qkv = [state[f"encoder.layer.{index}.attention.{x}_proj.{kind}"] for x in "qkv"]
-            out[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(qkv)
-            continue
-        rest = rest.replace("attention.o_proj", "attn.proj").replace("layer_scale", "ls").replace("lambda1", "gamma")
-        out[f"blocks.{index}.{rest}"] = tensor
-    return out
-
-
 def test_a_wrong_statement_about_the_network_is_an_error(tmp_path: Path) -> None:
     network("dinov2", 14, 56).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has width 32 and patches of 14"):
-        _ = ViT("dinov2", str(tmp_path), 56, 14, [4, 4], 64).network
+        _ = ViT("dinov2", str(tmp_path), 56, 14, [4, 4], 64, "meta").network
     with pytest.raises(UserError, match="multiple of its patch"):
-        ViT("dinov2", str(tmp_path), 57, 14, [4, 4], 32)
+        ViT("dinov2", str(tmp_path), 57, 14, [4, 4], 32, "meta")
     with pytest.raises(UserError, match="could not be loaded"):
-        _ = ViT("dinov2", str(tmp_path / "nothing"), 56, 14, [4, 4], 32).network
+        _ = ViT("dinov2", str(tmp_path / "nothing"), 56, 14, [4, 4], 32, "meta").network

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from urepa.backbones.sit import SiT
 from urepa.errors import UserError
+from urepa.files import DAMAGED
 from urepa.sinusoid import sinusoid
 
 EXPORTED = "model.safetensors"  # the file of an export's folder
@@ -43,7 +44,7 @@ def read_published(file: Path) -> dict[str, Tensor]:
             stored = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
         raise UserError(f"{file} holds more than tensors, or no weights at all; save them as .safetensors") from error
-    except (RuntimeError, EOFError) as error:
+    except DAMAGED as error:
         raise UserError(f"{file} is no whole torch file; copy it again") from error
     if not isinstance(stored, dict):
         raise UserError(f"{file} holds no named weights; give a file in the published layout")

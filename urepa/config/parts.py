@@ -161,15 +161,22 @@ class Family(Enum):
     mae = "mae"
 
 
+class Positions(Enum):
+    meta = "meta"
+    timm = "timm"
+    transformers = "transformers"
+
+
 @dataclass
 class ViT:
     _target_: str = "urepa.teachers.vit.ViT"
     family: Family = MISSING
-    model: str = MISSING  # a hub id, a local folder or Meta's dinov2_*.pth; its last part is recorded in the cache
+    model: str = MISSING  # a hub id, a local folder or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded
     image_size: int = MISSING  # pixels, a multiple of patch
     patch: int = MISSING  # pixels
     grid: list[int] = MISSING  # rows and columns of tokens after pooling
     width: int = MISSING
+    positions: Positions | None = None  # whose resampling of DINOv2's positions off 518 px; null in the other families
 
 
 @dataclass

@@ -169,7 +169,7 @@ def mirrored_facts(facts: dict[str, Any]) -> dict[str, Any]:
 def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str, Any], remake: str) -> None:
     """A UserError that names what differs, unless the folder's manifest says what is expected. It may know more
     (a teacher's weights, say) than what is asked of it."""
-    there = {"flip": "none"} | flatten(manifest)  # which older ones do not say
+    there = _unsaid(manifest.get("teacher", {})) | flatten(manifest)
     differing = [
         f"{k}: {there.get(k)!r} there, {v!r} here"
         for k, v in flatten(expected).items()
@@ -180,6 +180,15 @@ def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str,
             f"{folder} was made differently ({', '.join(differing)}); choose another data.root, or delete "
             f"it and {remake}"
         )
+
+
+def _unsaid(teacher: dict[str, Any]) -> dict[str, Any]:
+    """What manifests of before do not say: no mirror images, and DINOv2's positions, off its own 518 px, as the
+    transformers library resamples them. What nobody knows of an adopted store stays unknown."""
+    family, size = teacher.get("family"), teacher.get("image_size")
+    if family == UNKNOWN:
+        return {"flip": "none", "teacher.positions": UNKNOWN}
+    return {"flip": "none"} | ({"teacher.positions": "transformers"} if family == "dinov2" and size != 518 else {})
 
 
 def refuse_faulty(store: Path) -> None:

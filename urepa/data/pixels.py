@@ -111,8 +111,12 @@ class PixelTrack:
         return {} if self.online_teacher else {name: self._folder_of(one) for name, one in by_name(teacher).items()}
 
     def _folder_of(self, teacher: Any) -> Path:
+        """By model, size and grid, and by the rule of its positions where tokens rest on it: `transformers` has the
+        name without, as stores had when it was the only one."""
         manifest, pooled = teacher.manifest(), "x".join(map(str, teacher.grid))
-        return self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}"
+        rule = manifest.get("positions", "transformers")
+        suffix = "" if rule == "transformers" else f"_{rule}"
+        return self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}{suffix}"
 
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""

@@ -168,13 +168,23 @@ def efficientnet(s: Subject, part: dict[str, Any]) -> list[Block]:
     ]
 
 
+POSITIONS = {
+    "meta": "as Meta's code does (bicubic, by the factor (n + 0.1)/37)",
+    "timm": "as timm and REPA's code do (bicubic, to the size, with antialiasing)",
+    "transformers": "as the transformers library does (bicubic, to the size, without antialiasing)",
+}
+
+
 def vit(s: Subject, part: dict[str, Any]) -> list[Block]:
     size, side = part["image_size"], part["image_size"] // part["patch"]
+    positions = ""
+    if s.teacher.resamples:  # type: ignore[union-attr]
+        positions = f"Its learned positions are resampled from 37×37 {POSITIONS[part['positions']]}. "
     return [
         f"The teacher is {part['model']} (family {part['family']}), frozen. Images are resized to {size}×{size} pixels "
         f"(bicubic); all {side}×{side} patch tokens of its last layer, without class and register tokens, are "
         f"average-pooled to {shape(part['grid'])} tokens of width {number(part['width'])}, each of unit length. "
-        f"{kept(s)}"
+        f"{positions}{kept(s)}"
     ]
 
 

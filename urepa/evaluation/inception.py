@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from urepa.errors import UserError
+from urepa.files import DAMAGED
 
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 FEATURES = 2048
@@ -219,7 +220,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         stored = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+    except (UnpicklingError, *DAMAGED, SafetensorError) as error:
         raise UserError(f"{file} cannot be read as weights alone; give {PUBLISHED} or its .safetensors") from error
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise UserError(f"{file} is no state dict of tensors by name; give {PUBLISHED}")

@@ -1,17 +1,15 @@
-"""Meta's own DINOv2 files (`dinov2_vitl14_pretrain.pth`): the same network, other names."""
+"""Meta's DINOv2 files (github.com/facebookresearch/dinov2): their names and transformers'."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from urepa.errors import UserError
 
-PATCH, HEAD_DIM = 14, 64
+HEAD_DIM = 64
 TOP = {
     "cls_token": "embeddings.cls_token",
     "mask_token": "embeddings.mask_token",
@@ -28,10 +26,14 @@ IN_BLOCK = {
     "ls2.gamma": "layer_scale2.lambda1",
     "mlp.w3": "mlp.down_proj",
 }
+FUSED = {  # one matrix, the layers whose rows it has
+    "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "mlp.w12": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 
-def load_meta_dinov2(path: Path) -> Any:
-    """A transformers model with the file's weights; the architecture is read off their shapes."""
+def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """A network of the file's architecture, and the file's weights by the network's names."""
     from transformers import (
         Dinov2Config,
         Dinov2Model,
@@ -39,47 +41,48 @@ def load_meta_dinov2(path: Path) -> Any:
         Dinov2WithRegistersModel,
     )
 
-    if not path.is_file():
-        raise UserError(f"teacher.model={path} does not exist")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if "blocks.0.attn.qkv.weight" not in state:
-        raise UserError(f"teacher.model={path} is not a DINOv2 state dict: it has no blocks.0.attn.qkv.weight")
-    width = state["pos_embed"].shape[-1]
-    depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+    width, patch = state["pos_embed"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
     shape: dict[str, Any] = {
         "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": max(width // HEAD_DIM, 1),
-        "image_size": PATCH * math.isqrt(state["pos_embed"].shape[1] - 1),
-        "patch_size": PATCH,
+        "num_hidden_layers": depth(state),
+        "num_attention_heads": heads(width, HEAD_DIM),
+        "image_size": patch * math.isqrt(state["pos_embed"].shape[1] - 1),
+        "patch_size": patch,
         "use_swiglu_ffn": "blocks.0.mlp.w12.weight" in state,
     }
-    model: Any
     if "register_tokens" in state:
         registers = state["register_tokens"].shape[1]
-        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=registers))
+        network: Any = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=registers))
     else:
-        model = Dinov2Model(Dinov2Config(**shape))
-    model.load_state_dict(renamed(state))
-    return model
+        network = Dinov2Model(Dinov2Config(**shape))
+    return network, renamed(state)
+
+
+def heads(width: int, head_dim: int) -> int:
+    """Of a block's attention; 1 in a narrower network."""
+    if width > head_dim and width % head_dim:
+        raise UserError(f"teacher.model: its width of {width} is no multiple of {head_dim}, the width of a head")
+    return max(width // head_dim, 1)
+
+
+def depth(state: dict[str, Tensor]) -> int:
+    """Blocks."""
+    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Meta's names to transformers'; fused projections are split."""
+    """Meta's names to transformers'; fused projections are split. Names that Meta's files do not have stay."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not name.startswith("blocks."):
-            out[TOP[name]] = tensor
+            out[TOP.get(name, name)] = tensor
             continue
         _, index, rest = name.split(".", 2)
         layer = f"encoder.layer.{index}."
         part, _, kind = rest.rpartition(".")
-        if part == "attn.qkv":
-            for label, piece in zip("qkv", tensor.chunk(3), strict=True):
-                out[f"{layer}attention.{label}_proj.{kind}"] = piece
-        elif part == "mlp.w12":
-            for label, piece in zip(("gate", "up"), tensor.chunk(2), strict=True):
-                out[f"{layer}mlp.{label}_proj.{kind}"] = piece
+        if part in FUSED:
+            for label, piece in zip(FUSED[part], tensor.chunk(len(FUSED[part])), strict=True):
+                out[f"{layer}{label}.{kind}"] = piece
         elif rest in IN_BLOCK:
             out[layer + IN_BLOCK[rest]] = tensor
         else:

@@ -18,6 +18,7 @@ from torch import Tensor
 from urepa.contracts import Tokens
 from urepa.errors import UserError
 from urepa.hub import resolve, why_not
+from urepa.teachers.positions import RULES, resample_by
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -26,16 +27,19 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Family:
-    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves."""
+    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves.
+    `native`: rows and columns that its learned positions were trained on, where libraries differ in how they resample
+    them to others (`urepa.teachers.positions`). With registers they do not, and DINOv3 has rotary ones."""
 
     model_class: str
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     cls_tokens: int
     resizes: bool
+    native: int | None = None
 
 
 FAMILIES = {
-    "dinov2": Family("Dinov2Model", IMAGENET, 1, True),
+    "dinov2": Family("Dinov2Model", IMAGENET, 1, True, native=37),
     "dinov2_registers": Family("Dinov2WithRegistersModel", IMAGENET, 1, True),
     "dinov3": Family("DINOv3ViTModel", IMAGENET, 1, True),
     "clip": Family("CLIPVisionModel", OPENAI, 1, False),
@@ -55,13 +59,25 @@ class ViT:
 
     Args:
         family: a key of FAMILIES.
-        model: a hub id, a local folder, or Meta's own dinov2_*.pth.
+        model: a hub id, a local folder, or Meta's own dinov2_*.pth or dinov3_vit*.pth.
         image_size: pixels, a multiple of `patch`; 518 gives DINOv2 37x37 tokens.
         patch: pixels. grid: rows and columns after pooling. width: D. The three are stated, so that heads can
             be built from a cache alone, and checked when the network is loaded.
+        positions: how family=dinov2 resamples its learned positions off its native 37x37 patches, a key of
+            `urepa.teachers.positions.RULES`. At 37x37 nothing is resampled, and only "meta", the default in conf/, is
+            taken; in the other families only None.
     """
 
-    def __init__(self, family: str, model: str, image_size: int, patch: int, grid: list[int], width: int) -> None:
+    def __init__(
+        self,
+        family: str,
+        model: str,
+        image_size: int,
+        patch: int,
+        grid: list[int],
+        width: int,
+        positions: str | None = None,
+    ) -> None:
         side = image_size // patch
         if image_size % patch or len(grid) != 2 or not all(1 <= g <= side for g in grid):
             raise UserError(
@@ -70,10 +86,13 @@ class ViT:
             )
         self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
         self.grid, self.width = (grid[0], grid[1]), width
+        self.resamples = FAMILIES[family].native not in (None, side)
+        self.positions = _checked(positions, family, image_size, self.resamples)
 
     def manifest(self) -> dict[str, Any]:
-        """What its tokens depend on, as far as it can be known without the weights."""
-        return {
+        """What its tokens depend on, as far as it can be known without the weights: `positions` where they do."""
+        positions = {"positions": self.positions} if self.resamples else {}
+        return positions | {
             "family": self.family,
             "model": Path(self.model).name.partition("@")[0],
             "image_size": self.image_size,
@@ -103,9 +122,9 @@ class ViT:
 
         family = FAMILIES[self.family]
         if self.model.endswith(".pth"):
-            from urepa.teachers.meta_dinov2 import load_meta_dinov2
+            from urepa.teachers.meta_files import load_meta
 
-            network: Any = load_meta_dinov2(Path(self.model))
+            network: Any = load_meta(Path(self.model), self.family)
         else:
             try:
                 name, revision = resolve(self.model)
@@ -153,6 +172,8 @@ class ViT:
     def _frozen(self, network: Any) -> Any:
         if self.family == "mae":
             network.config.mask_ratio = 0.0  # it would drop three quarters of the patches
+        if self.positions is not None:
+            resample_by(self.positions, network.embeddings)
         return network.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -173,3 +194,24 @@ class ViT:
         patches = Tokens(hidden_BND[:, prefix:].float(), (side, side))
         pooled = F.adaptive_avg_pool2d(patches.to_map(), self.grid)
         return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), self.grid)
+
+
+def _checked(positions: str | None, family: str, image_size: int, resamples: bool) -> str | None:
+    """A choice that has an effect, or the one that stands for none."""
+    rules = ", ".join(RULES)
+    if FAMILIES[family].native is None:
+        if positions is not None:
+            raise UserError(
+                f"teacher.positions={positions} has no effect with teacher.family={family}: the choice is DINOv2's "
+                "without registers; give teacher.positions=null"
+            )
+    elif positions is None:
+        raise UserError(f"teacher.family={family} needs teacher.positions, one of {rules}")
+    elif positions not in RULES:
+        raise UserError(f"teacher.positions={positions}: give one of {rules}")
+    elif not resamples and positions != "meta":
+        raise UserError(
+            f"teacher.positions={positions} has no effect at teacher.image_size={image_size}, {family}'s native size, "
+            "where nothing is resampled; leave it at meta"
+        )
+    return positions
