@@ -135,6 +135,10 @@ def test_the_global_batch_divides(trainer: dict[str, Any], world: int, accumulat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["trainer.ema_warmup=true", "trainer.ema_decay=0.1"],
+            "trainer.ema_warmup=true has no effect with trainer.ema_d",
+        ),
         (["trainer.evaluation_share=0.5"], "trainer.evaluation_share has no effect without trainer.evaluate_every"),
         (["trainer.evaluate_every=5", "evaluation=none"], "trainer.evaluate_every has no effect with evaluation=none"),
     ],
