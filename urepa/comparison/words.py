@@ -175,8 +175,8 @@ OVERFITTING = (
 
 
 def overfitting(results: Results) -> list[str]:
-    """Spec 000 §7.2, "Tracking Overfitting". Validation is of the EMA weights: in an arm whose EMA lags, its distance to
-    training is the lag, so that arm is not judged."""
+    """Spec 000 §7.2, "Tracking Overfitting". Validation is of the EMA weights: where those lag, its distance to the
+    training loss is the lag, and the arm is not judged."""
     remarks = []
     measured = [row for row in results.rows if any(_ratio(row.arm, term) is not None for term, _ in OVERFITTING)]
     judged = [row for row in measured if not lags(row.arm)]
