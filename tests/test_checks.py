@@ -143,6 +143,13 @@ def test_the_global_batch_divides(trainer: dict[str, Any], world: int, accumulat
             check_trainer(changed, world)
 
 
+def test_a_warm_up_that_begins_at_the_decay_is_refused(trainer: dict[str, Any]) -> None:
+    check_trainer(trainer | {"ema_warmup": True, "ema_decay": 0.11}, 1)
+    check_trainer(trainer | {"ema_warmup": False, "ema_decay": 0.1}, 1)
+    with pytest.raises(UserError, match=r"ema_warmup=true has no effect with trainer\.ema_decay=0\.1, as the warm-up"):
+        check_trainer(trainer | {"ema_warmup": True, "ema_decay": 0.1}, 1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -8,6 +8,8 @@ import pytest
 
 from urepa.report import print_report
 
+TRAINER = {"ema_decay": 0.5, "ema_warmup": False}
+
 
 def test_a_value_that_is_not_finite_prints_too(capsys: pytest.CaptureFixture[str]) -> None:
     """metrics.jsonl keeps such values as strings."""
@@ -25,7 +27,7 @@ def test_a_value_that_is_not_finite_prints_too(capsys: pytest.CaptureFixture[str
             "floor/constant_token": "inf",
         },
     }
-    print_report(summary, Path("outputs/x"), "nowhere", "next")
+    print_report(summary, TRAINER, Path("outputs/x"), "nowhere", "next")
     printed = capsys.readouterr().out
     assert "nan   predicting zero 1.000" in printed
     assert "0.500   the best constant token inf" in printed
@@ -36,5 +38,33 @@ def test_a_value_that_is_not_finite_prints_too(capsys: pytest.CaptureFixture[str
 def test_an_arm_without_an_ablation_is_what_its_command_changed(capsys: pytest.CaptureFixture[str]) -> None:
     summary = {"experiment": "cifar10", "ablation": "baseline", "overrides": ["head.depth=1", "loss.lambda_max=0.25"]}
     summary |= {"seed": 1, "step": 10, "batch_size": 8, "seconds": {"training": 2.0}, "metrics": {}}
-    print_report(summary, Path("outputs/x"), "nowhere", "next")
+    print_report(summary, TRAINER, Path("outputs/x"), "nowhere", "next")
     assert "cifar10 · head.depth=1, loss.lambda_max=0.25 · seed 1 · step 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("trainer", "metrics", "printed"),
+    [
+        ((0.99, False), {}, "67 % of the initial weights (trainer.ema_decay=0.99 over 40 updates)"),  # 0.99^40
+        ((0.99, False), {"guard/skipped_steps": 10.0}, "74 % of the initial weights (trainer.ema_decay=0.99 over 30"),
+        ((0.99, False), {"ema/initial_share": 0.25}, "25 % of the initial weights"),
+        ((0.92, False), {}, None),  # 3.6 %
+        ((0.99, True), {}, None),
+    ],
+)
+def test_an_average_of_initial_weights_is_said(
+    capsys: pytest.CaptureFixture[str],
+    trainer: tuple[float, bool],
+    metrics: dict[str, float],
+    printed: str | None,
+) -> None:
+    settings = dict(zip(("ema_decay", "ema_warmup"), trainer, strict=True))
+    summary = {"experiment": "quickstart", "ablation": "baseline", "seed": 0, "step": 40, "batch_size": 8}
+    summary |= {"seconds": {"training": 2.0}, "metrics": metrics}
+    print_report(summary, settings, Path("outputs/x"), "nowhere", "next")
+    said = capsys.readouterr().out
+    if printed is None:
+        assert "initial weights" not in said
+    else:
+        assert printed in said
+        assert "set trainer.ema_warmup=true" in said

@@ -164,7 +164,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     assert {id(p) for p in in_groups} == {id(p) for p in trainable(model).values()}
     assert len({id(p) for p in in_groups}) == len(in_groups)
     optimizer = adamw.build(groups)
-    ema = EMA(model, settings.ema_decay)
+    ema = EMA(model, settings.ema_decay, settings.ema_warmup)
     prepared = accelerator.prepare(model)
     mean_tokens = {name: tokens.mean_token() for name, tokens in cache.tokens.items()}
     validation = Validation(validation_reader, objective, loss, mean_tokens, layout, accelerator.device)

@@ -11,6 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from urepa.averaging import FIRST_DECAY
 from urepa.doors import CONF
 from urepa.errors import UserError
 from urepa.nested import flatten
@@ -286,9 +287,14 @@ def check_steps(config: dict[str, Any]) -> None:
 
 
 def check_trainer(trainer: dict[str, Any], world: int) -> None:
-    """A global batch that does not divide; frozen weights in a type that nothing else has."""
+    """A global batch that does not divide; frozen weights in a type that nothing else has; an idle warm-up."""
     if trainer["frozen"] == "bf16" and trainer["precision"] != "bf16":
         raise UserError("trainer.frozen=bf16 holds frozen weights for trainer.precision=bf16; give that too")
+    if trainer["ema_warmup"] and trainer["ema_decay"] <= FIRST_DECAY:
+        raise UserError(
+            f"trainer.ema_warmup=true has no effect with trainer.ema_decay={trainer['ema_decay']}, as the warm-up "
+            f"begins at {FIRST_DECAY}; drop one of them"
+        )
     parts = world * trainer["accumulation"]
     if trainer["batch_size"] % parts:
         raise UserError(

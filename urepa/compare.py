@@ -117,7 +117,9 @@ def _list(value: Any) -> list[str]:
 
 
 def notices(results: Any) -> list[str]:
-    """What must be said first: too little to compare."""
+    """What must be said first: too little to compare, or EMA weights that are not trained yet."""
+    from urepa.comparison.words import lagging
+
     said = []
     runs = [run for row in results.rows for run in row.arm.runs.values()]
     if len(runs) == 1:
@@ -134,7 +136,7 @@ def notices(results: Any) -> list[str]:
         said.append(
             "No run has logged a validation (val/...), so no loss is compared: costs and training curves are shown."
         )
-    return said + by_several_codes(runs)
+    return said + by_several_codes(runs) + [f"{sentence}." for sentence in lagging(results)]
 
 
 def by_several_codes(runs: list[Any]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from urepa.averaging import initial_share
 from urepa.errors import UserError
 from urepa.schedules import cosine_with_warmup
 
@@ -94,22 +95,34 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
 
 
 class EMA:
-    """θ_ema ← d·θ_ema + (1−d)·θ over trainables (spec 000 §5.5)."""
+    """θ_ema ← d·θ_ema + (1−d)·θ over trainables (spec 000 §5.5); with warm-up, the update after n applied ones has the
+    decay min(d, (1 + n) / (10 + n)), see `urepa.averaging`.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    `updates` [] int64 counts the applied updates on the device, so that skipped steps need no answer from it.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"trainer.ema_decay={decay}: give a number from 0 up to, but not including, 1")
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self.parameters = trainable(model)
         self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.updates = torch.zeros((), dtype=torch.int64, device=next(iter(self.shadow.values())).device)
 
     @torch.no_grad()
     def update(self, bad: Tensor) -> None:
         """One update; none where `bad` is 1.0."""
         shadow = list(self.shadow.values())
         difference = torch._foreach_sub(list(self.parameters.values()), shadow)
-        torch._foreach_mul_(difference, (1.0 - self.decay) * (1.0 - bad))
+        # 1 − min(d, (1 + n) / (10 + n)) = max(1 − d, 9 / (10 + n)); with 0 for 9 it is 1 − d, to the last bit
+        warm = (9.0 if self.warmup else 0.0) / (10 + self.updates)
+        torch._foreach_mul_(difference, warm.clamp(min=1.0 - self.decay) * (1.0 - bad))
         torch._foreach_add_(shadow, difference)
+        self.updates += bad == 0
+
+    def initial_share(self) -> float:
+        """How much of the average the initial weights still are, in [0, 1]. Waits for the device."""
+        return initial_share(self.decay, int(self.updates), self.warmup)
 
     @contextlib.contextmanager
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from urepa.averaging import LAGGING, SHARE, initial_share, lag
 from urepa.runs import Names
 
 ROWS = (
@@ -30,8 +31,10 @@ ROWS = (
 )
 
 
-def print_report(summary: dict[str, Any], folder: Path, tracked: str, next_command: str) -> None:
-    """What was reached, against its floor, and where everything lies."""
+def print_report(
+    summary: dict[str, Any], trainer: dict[str, Any], folder: Path, tracked: str, next_command: str
+) -> None:
+    """What was reached, against its floor, and where everything lies. `trainer`: the run's own part of the config."""
     metrics = summary["metrics"]
     names = Names(summary["experiment"], summary["ablation"], tuple(summary.get("overrides", ())))
     print(f"\n{names.experiment} · {names.arm} · seed {summary['seed']} · step {summary['step']}")
@@ -42,11 +45,21 @@ def print_report(summary: dict[str, Any], folder: Path, tracked: str, next_comma
     seconds = summary["seconds"]["training"]
     images = summary["step"] * summary["batch_size"]
     print(f"  {'training':<32} {seconds:>6.0f}s   {images / max(seconds, 1e-9):.0f} images/s")
+    if sentence := _lag(summary, trainer):
+        print(f"\n  {sentence}")
     samples = folder / "samples" / f"step_{summary['step']:08d}.png"
     print(f"\n  folder   {folder}")
     if samples.exists():
         print(f"  samples  {samples}")
     print(f"  curves   {folder}/losses.png\n  MLflow   {tracked}\n  next     {next_command}\n")
+
+
+def _lag(summary: dict[str, Any], trainer: dict[str, Any]) -> str:
+    """A sentence if more than 5 % of the EMA weights are still the initial weights; else nothing."""
+    decay, warmup = trainer["ema_decay"], trainer["ema_warmup"]
+    updates = summary["step"] - int(summary["metrics"].get("guard/skipped_steps", 0))
+    share = float(summary["metrics"].get(SHARE, initial_share(decay, updates, warmup)))  # older runs did not log it
+    return lag(share, decay, updates, warmup) if share > LAGGING else ""
 
 
 def _distances(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:

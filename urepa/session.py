@@ -129,7 +129,7 @@ class Session:
             shipper.close("FINISHED", self._artifacts(), _counts(guard) | _facts(summary))
         unchecked = "" if checked else " (data not checked: there is nothing here to compare its samples with)"
         print(f"{self.folder.path} is finished: {summary['step']} steps{unchecked}. Its results:")
-        print_report(summary, self.folder.path, shipper.where, self._next_command())
+        print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
         return True, self.config
 
     def _finished_at(self) -> int | None:
@@ -202,7 +202,7 @@ class Session:
                 tags = _counts(trainer.guard.state()) | (_facts(summary) if finished else {})
                 shipper.close(status, self._artifacts() if finished else [], tags)
         if is_main:
-            print_report(summary, self.folder.path, shipper.where, self._next_command())
+            print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
         trainer.during.wait()  # for the last evaluation, which may take hours
         if is_main:
             results.require_all(NotEvaluated)
@@ -249,7 +249,7 @@ class Session:
             write_whole(path / "summary.json", json.dumps(summary, indent=1))
             shipper.start()
             shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]) | _facts(summary))
-            print_report(summary, path, shipper.where, self._next_command())
+            print_report(summary, self.config["trainer"], path, shipper.where, self._next_command())
             results.require_all()
 
     def _finish(self, trainer: Trainer, track: Any, begin: float) -> tuple[dict[str, Any], Evaluated]:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from urepa import checkpoint, progress
+from urepa import averaging, checkpoint, progress
 from urepa.alignment import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.data.reader import Batch, TrainingReader
 from urepa.draws import digest64
@@ -45,6 +45,7 @@ class Settings:
     compile: bool
     clip_norm: float | None
     ema_decay: float
+    ema_warmup: bool
     log_every: int
     validate_every: int
     validation_group: int
@@ -174,6 +175,7 @@ class Trainer:
             row[f"tap/{tap}/grad_alignment"] = a**0.5 / world
             row[f"tap/{tap}/grad_cosine"] = inner / (d * a) ** 0.5 if d * a > 0 else 0.0
         row |= self.guard.read(step, self.accelerator.is_main_process)
+        row[averaging.SHARE] = self.ema.initial_share()
         last, then = self.logged
         elapsed = time.perf_counter() - then
         row |= self.sensors.read()
@@ -189,9 +191,12 @@ class Trainer:
             row = self.validation(self.model, step)
         worse = self.loss.diffusion_fraction and row["val/diffusion"] > row["floor/zero_predictor"]
         if worse and self.loss_is_warm(step):
+            share = self.ema.initial_share()
+            lags = f"the EMA weights still hold {100 * share:.0f} % of the initial ones"
+            advice = lags if share > averaging.LAGGING else "check objective, learning rate and data"
             self.accelerator.print(
                 f"step {step}: the model's diffusion loss {row['val/diffusion']:.3f} is worse than "
-                f"predicting zero ({row['floor/zero_predictor']:.3f}); check objective, learning rate and data"
+                f"predicting zero ({row['floor/zero_predictor']:.3f}); {advice}"
             )
         return row
 
@@ -230,6 +235,7 @@ class Trainer:
             state = {
                 "best": self.best,
                 "guard": self.guard.state(),
+                "ema_updates": int(self.ema.updates),
                 "metrics_rows": self.metrics.rows,
                 "seconds": self.seconds,
                 "evaluation_seconds": self.during.seconds,
@@ -257,6 +263,8 @@ class Trainer:
         checkpoint.load_named(self.ema.shadow, found.tensors("ema"), str(found.folder))
         checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
         self.guard.load(found.state["guard"])
+        applied = found.step - int(found.state["guard"]["skipped"])  # older checkpoints do not count them
+        self.ema.updates.fill_(found.state.get("ema_updates", applied))
         self.best, self.seconds = found.state["best"], found.state["seconds"]
         self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints have none
         self.during.last = found.state.get("last_evaluation_seconds", 0.0)

@@ -44,6 +44,14 @@ def test_an_arm_without_a_finite_value_has_no_line(add: Add, results: Summarise)
     assert draw(panel).png.startswith(b"\x89PNG")
 
 
+def test_curves_of_averaged_weights_say_so(add: Add, results: Summarise) -> None:
+    add(course=lambda seed: {300: {"val/token": 0.6, "eval/knn/tap": 0.2}}, values=lambda seed: {"final/knn/tap": 0.3})
+    titles = {name: panel.title for name, panel in named(results()).items()}
+    assert titles["curve_val_token"] == "validation (EMA): token loss"
+    assert titles["curve_final_knn_tap"] == "k-NN: tap (EMA)"
+    assert titles["curve_train_token"] == "training token loss"
+
+
 def test_figures_of_alignment_need_no_aligned_baseline(add: Add, results: Summarise, tmp_path: Path) -> None:
     """Training curves, gradients, tokens by bin, and curves of validation: of the arms that compare with each other."""
     without_alignment(add, tmp_path)

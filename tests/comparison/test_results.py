@@ -11,12 +11,12 @@ import pytest
 from made_up import without_alignment
 from scipy import stats
 
-from urepa.compare import by_several_codes
+from urepa.compare import by_several_codes, notices
 from urepa.comparison.page import page
 from urepa.comparison.results import PAIRED, Results, Row, beside
 from urepa.comparison.statistics import holm
 from urepa.comparison.tables import differences_table, footnotes, reached_table
-from urepa.comparison.words import findings, other_remarks, overfitting, reported
+from urepa.comparison.words import findings, lagging, other_remarks, overfitting, reported
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 BASE, ARM = {0: 0.30, 1: 0.50, 2: 0.40}, {0: 0.31, 1: 0.53, 2: 0.42}
@@ -229,9 +229,72 @@ def test_the_documents_rules_of_overfitting(add: Add, results: Summarise) -> Non
     assert remark.startswith("val/token is well above train/token: the head overfits: arm (+")
 
 
+LAG = (
+    "the EMA weights, which validation and evaluations use, still hold 67 % of the initial weights "
+    "(trainer.ema_decay=0.99 over 40 updates): train longer, lower trainer.ema_decay, or set trainer.ema_warmup=true"
+)
+NOT_JUDGED = "not judged, as validation is of EMA weights that still hold more than 5 % of the initial weights"
+
+
+def overfitted(study: Results) -> Results:
+    """With a token loss far above training's in every arm."""
+    for row in study.rows:
+        for run in row.arm.runs.values():
+            run.curves["val/token"].values[-1] *= 1.5
+    return study
+
+
+def test_a_lag_of_the_average_is_no_overfitting(add: Add, results: Summarise) -> None:
+    """After 40 steps an average of decay 0.99 holds 0.99^40 = 67 % of the initial weights."""
+    add(changes={"trainer.max_steps": 40})
+    study = overfitted(results())
+    assert lagging(study) == [f"baseline: {LAG}"]
+    assert overfitting(study) == [f"{NOT_JUDGED}: baseline"]
+    assert notices(study)[-1] == f"baseline: {LAG}."
+
+
+def test_arms_whose_average_does_not_lag_are_judged_beside_those_whose_does(add: Add, results: Summarise) -> None:
+    add(changes={"trainer.max_steps": 40, "trainer.ema_warmup": True})
+    add("slow", {"trainer.max_steps": 40})
+    study = results()
+    assert lagging(study) == [f"slow: {LAG}"]
+    assert overfitting(study) == [
+        "none of the three signs of overfitting: validation is within 10 % of training in every other arm",
+        f"{NOT_JUDGED}: slow",
+    ]
+    first, second = overfitting(overfitted(study))
+    assert first.startswith("val/token is well above train/token: the head overfits: baseline (+")
+    assert "slow" not in first
+    assert second == f"{NOT_JUDGED}: slow"
+
+
+def test_skipped_steps_are_none_of_an_average(add: Add, results: Summarise) -> None:
+    """300 steps hold 0.99^300 = 4.9 % of the initial weights, 290 of them hold 5.4 %."""
+    add(changes={"trainer.max_steps": 300})
+    assert lagging(results()) == []
+    add("skips", {"trainer.max_steps": 300, "head.depth": 1}, values=lambda seed: {"guard/skipped_steps": 10.0})
+    assert "still hold 5 % of the initial weights (trainer.ema_decay=0.99 over 290 updates)" in lagging(results())[0]
+
+
+def test_the_logged_share_counts(add: Add, results: Summarise) -> None:
+    """It is no column, and seeds that differ count by the worst."""
+    add(values=lambda seed: {"ema/initial_share": 0.1 * seed})
+    study = results()
+    assert "still hold 20 % of the initial weights" in lagging(study)[0]
+    assert not any("ema/" in metric.key for metric in study.metrics)
+    assert not any("ema/" in key for key in study.references)
+
+
 def test_worse_than_zero_is_remarked(add: Add, results: Summarise) -> None:
     add(values=lambda seed: {"val/diffusion": 1.67, "floor/zero_predictor": 1.0})
-    assert "baseline: the diffusion loss 1.670 is worse than predicting zero (1.000)" in other_remarks(results())[0]
+    worse = "baseline: the diffusion loss 1.670 is worse than predicting zero (1.000)"
+    assert other_remarks(results()) == [f"{worse}; check objective, learning rate and data"]
+
+
+def test_worse_than_zero_may_be_a_lag(add: Add, results: Summarise) -> None:
+    add(changes={"trainer.max_steps": 40}, values=lambda seed: {"val/diffusion": 1.67, "floor/zero_predictor": 1.0})
+    (remark,) = other_remarks(results())
+    assert remark.endswith("; the EMA weights lag")
 
 
 def test_a_run_that_ends_in_its_warm_up_has_no_value_after_it(add: Add, results: Summarise) -> None:

@@ -168,6 +168,8 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         (["optimizer.final_ratio=1"], r"\begin{cases} s / W & s < W \ 1 & s \ge W \end{cases}, \qquad W = 60"),
         (["optimizer.warmup_ratio=0"], r"1 + \cos \frac{\pi s}{S} \bigr) \Bigr], \qquad S = 600, \quad r = 0"),
         (["data.online_teacher=true"], "It is asked during training."),
+        (["trainer.ema_decay=0.9"], "moving average of the trainable parameters, with decay 0.9."),
+        (["trainer.ema_warmup=true"], "with decay min(0.99, (1 + n)/(10 + n)) at the update after n applied ones."),
     ],
 )
 def test_the_loss_in_words(small: Compose, overrides: list[str], words: str) -> None:

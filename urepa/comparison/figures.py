@@ -38,12 +38,13 @@ DIFFERENCES, BY_TIMESTEP, SWEEPS, TRAINING, GRADIENTS = "differences", "timestep
 CAPTIONS = {
     DIFFERENCES: "Mean difference with its 95 % interval. Filled: it excludes 0 after Holm over the arms; half-filled: "
     "before Holm only; open: it does not. Crosses have no interval.",
-    BY_TIMESTEP: "The last logged validation by timestep bin, mean and standard deviation over seeds. The error of the "
-    "implied x0 serves all objectives; beside it the difference to the baseline in per cent, with 95 % intervals "
-    "where seeds are paired.",
+    BY_TIMESTEP: "The last logged validation (EMA weights) by timestep bin, mean and standard deviation over seeds. "
+    "The error of the implied x0 serves all objectives; beside it the difference to the baseline in per cent, with "
+    "95 % intervals where seeds are paired.",
     SWEEPS: "Mean over seeds, with the standard deviation as error bars. ≠ does not compare with the baseline; – was "
     "not run or not measured.",
-    TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run.",
+    TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run. EMA: "
+    "of the averaged weights; training losses are of the weights that train.",
     GRADIENTS: "Cosine between the gradients of the diffusion loss and of the alignment loss (before λ): below 0 they "
     "pull apart. Thin lines: every seed as logged; thick lines: the smoothed mean.",
 }
@@ -254,7 +255,8 @@ def _drawable(arm: Arm, key: str) -> list[Curve]:
 
 
 def _said(metric: Metric) -> str:
-    return f"validation: {metric.label}" if metric.key.startswith("val/") else metric.label
+    """Validation and evaluations are of the EMA weights, unlike training losses."""
+    return f"validation (EMA): {metric.label}" if metric.key.startswith("val/") else f"{metric.label} (EMA)"
 
 
 def _curve(axis: Any, lines: list[tuple[int, str, list[Curve]]], zero: bool) -> None:

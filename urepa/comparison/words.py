@@ -6,6 +6,7 @@ from math import floor, isfinite, log10
 
 import numpy as np
 
+from urepa.averaging import LAGGING, SHARE, initial_share, lag
 from urepa.comparison.arms import Arm
 from urepa.comparison.results import Difference, Results, last_cell, without
 from urepa.comparison.runs import Curve, Run
@@ -129,6 +130,38 @@ def _some(labels: list[str]) -> str:
     return "; ".join(labels) if len(labels) <= NAMED_AT_MOST else f"{len(labels)} arms"
 
 
+# --- the average that validation uses -----------------------------------------------------------------------
+
+
+def initial_share_of(run: Run) -> float:
+    """The weight of the initial weights in the EMA weights at the run's end, in [0, 1]: as logged; of older runs, which
+    did not log it, as the config and the skipped steps say."""
+    logged = run.last(SHARE)
+    return initial_share(*_average(run)) if logged is None else logged
+
+
+def _average(run: Run) -> tuple[float, int, bool]:
+    """Decay, applied updates, warm-up."""
+    skipped = run.last("guard/skipped_steps")
+    updates = run.last_step - (0 if skipped is None else int(skipped))
+    return float(run.config["trainer.ema_decay"]), updates, run.config["trainer.ema_warmup"] == "True"
+
+
+def lags(arm: Arm) -> bool:
+    """Is more than 5 % of a seed's EMA weights still the initial weights?"""
+    return any(initial_share_of(run) > LAGGING for run in arm.runs.values())
+
+
+def lagging(results: Results) -> list[str]:
+    """A sentence for each share of initial weights above 5 %, on the arms that have it."""
+    arms: dict[str, list[str]] = {}
+    for row in results.rows:
+        if lags(row.arm):
+            run = max(row.arm.runs.values(), key=initial_share_of)
+            arms.setdefault(lag(initial_share_of(run), *_average(run)), []).append(row.arm.label)
+    return [f"{_some(labels)}: {sentence}" for sentence, labels in arms.items()]
+
+
 # --- the document's rules -----------------------------------------------------------------------------------
 
 OVERFITTING = (
@@ -142,19 +175,28 @@ OVERFITTING = (
 
 
 def overfitting(results: Results) -> list[str]:
-    """Spec 000 §7.2, "Tracking Overfitting", for every arm."""
+    """Spec 000 §7.2, "Tracking Overfitting". Validation is of the EMA weights: where those lag, its distance to the
+    training loss is the lag, and the arm is not judged."""
     remarks = []
+    measured = [row for row in results.rows if any(_ratio(row.arm, term) is not None for term, _ in OVERFITTING)]
+    judged = [row for row in measured if not lags(row.arm)]
     for term, meaning in OVERFITTING:
         arms = []
-        for row in results.rows:
+        for row in judged:
             ratio = _ratio(row.arm, term)
             if ratio is not None and ratio > MUCH_HIGHER:
                 arms.append(f"{row.arm.label} (+{ratio - 1:.0%})")
         if arms:
             remarks.append(f"{meaning}: {', '.join(arms)}")
-    measured = any(_ratio(row.arm, term) is not None for row in results.rows for term, _ in OVERFITTING)
-    if measured and not remarks:
-        remarks.append("none of the three signs of overfitting: validation is within 10 % of training in every arm")
+    unjudged = [row.arm.label for row in measured if lags(row.arm)]
+    if judged and not remarks:
+        which = "every other arm" if unjudged else "every arm"
+        remarks.append(f"none of the three signs of overfitting: validation is within 10 % of training in {which}")
+    if unjudged:
+        remarks.append(
+            "not judged, as validation is of EMA weights that still hold more than "
+            f"{LAGGING * 100:g} % of the initial weights: {_some(unjudged)}"
+        )
     return remarks
 
 
@@ -183,9 +225,10 @@ def other_remarks(results: Results) -> list[str]:
     for row in results.rows:
         loss, floor_ = last_cell(row.arm, "val/diffusion"), last_cell(row.arm, "floor/zero_predictor")
         if loss.filled and floor_.filled and loss.mean > floor_.mean:
+            advice = "the EMA weights lag" if lags(row.arm) else "check objective, learning rate and data"
             remarks.append(
                 f"{row.arm.label}: the diffusion loss {number(loss.mean)} is worse than predicting zero "
-                f"({number(floor_.mean)}); check objective, learning rate and data"
+                f"({number(floor_.mean)}); {advice}"
             )
     for name in ("device", "processes", "threads"):
         there = sorted({str(run.facts[name]) for run in runs if name in run.facts})

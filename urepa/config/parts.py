@@ -301,6 +301,7 @@ class Trainer:
     compile: bool = False  # the backbone's repeated blocks; the first step then takes a minute or two
     clip_norm: float | None = MISSING
     ema_decay: float = MISSING
+    ema_warmup: bool = False  # true: the decay after n updates is min(ema_decay, (1 + n) / (10 + n)); for short runs
     log_every: int = MISSING
     validate_every: int = MISSING
     validation_group: int = MISSING  # samples in a validation batch, whatever the number of GPUs

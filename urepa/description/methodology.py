@@ -80,10 +80,12 @@ def arithmetic(s: Subject) -> str:
     """Precision and EMA."""
     settings = s.planned.settings
     frozen = ", frozen weights held in bf16" if settings.frozen == "bf16" else ""
+    decay = number(settings.ema_decay)
+    warmed = f"min({decay}, (1 + n)/(10 + n)) at the update after n applied ones"
     return (
         f"Computation is in {PRECISIONS[settings.precision]}{frozen}; heads and losses are in fp32. Validated and "
         "evaluated is an exponential moving average of the trainable parameters, with decay "
-        f"{number(settings.ema_decay)}."
+        f"{warmed if settings.ema_warmup else decay}."
     )
 
 

@@ -10,7 +10,8 @@ FLOORS = {"diffusion": "floor/zero_predictor", "token": "floor/constant_token"}
 
 
 def losses_png(rows: list[dict[str, Any]]) -> bytes:
-    """Training and validation curves of each loss term, with its floor where there is one."""
+    """Training and validation curves of each loss term, with its floor where there is one. Validation is of the EMA
+    weights, and its label says so."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -18,9 +19,9 @@ def losses_png(rows: list[dict[str, Any]]) -> bytes:
     figure = Figure(figsize=(4.2 * len(terms), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
-        for key, style in ((f"train/{term}", "-"), (f"val/{term}", "o-")):
+        for key, of, style in ((f"train/{term}", "", "-"), (f"val/{term}", " (EMA)", "o-")):
             points = [(r["step"], float(r[key])) for r in rows if key in r]
-            axis.plot(*zip(*points, strict=True), style, label=key, markersize=4)
+            axis.plot(*zip(*points, strict=True), style, label=f"{key}{of}", markersize=4)
         floor = FLOORS.get(term)
         values = [r[floor] for r in rows if floor in r]
         if values:

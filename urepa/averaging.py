@@ -1,0 +1,31 @@
+"""The exponential moving average (EMA) of the weights in numbers: how much of the initial weights is still in it.
+
+Update n + 1 of an average, after n applied ones, is θ_ema ← d_n·θ_ema + (1−d_n)·θ. Without warm-up d_n = d; with it
+d_n = min(d, (1 + n) / (10 + n)), the rule of TensorFlow's `tf.train.ExponentialMovingAverage(decay, num_updates)`; n is
+0 at the first update, whose decay is 0.1.
+"""
+
+from __future__ import annotations
+
+from math import ceil, comb
+
+SHARE = "ema/initial_share"  # as a logged metric
+LAGGING = 0.05  # a larger share of initial weights: the average says little about the trained weights
+FIRST_DECAY = 0.1  # of the warm-up, its smallest
+
+
+def initial_share(decay: float, updates: int, warmup: bool) -> float:
+    """The weight of the initial weights in the average after `updates` applied updates, in [0, 1]: the product of their
+    decays. While the warm-up lasts that is Π_{i<n} (1 + i) / (10 + i) = 1 / C(n + 9, 9)."""
+    slower = max(0, ceil((10 * decay - 1) / (1 - decay))) if warmup else 0  # updates whose decay is below `decay`
+    warm = min(updates, slower)
+    return float(decay ** (updates - warm)) / comb(warm + 9, 9)
+
+
+def lag(share: float, decay: float, updates: int, warmup: bool) -> str:
+    """What a reader must know of an average with this share of initial weights, and what to do about it."""
+    advice = "train longer" if warmup else "train longer, lower trainer.ema_decay, or set trainer.ema_warmup=true"
+    return (
+        f"the EMA weights, which validation and evaluations use, still hold {100 * share:.0f} % of the initial weights "
+        f"(trainer.ema_decay={decay:g} over {updates:,} updates): {advice}"
+    )
