@@ -229,6 +229,8 @@ def test_a_tracks_latents_in_words(compose: Compose) -> None:
     assert "a sample of its posterior" in text
     assert "mirrored with probability 0.5, for backbone and teacher alike" in text
     assert "| VAE | 83,653,863 | 0 |" in text
+    assert "resampled from 37×37 as Meta's code does (bicubic, by the factor (n + 0.1)/37)" in text
+    assert "37×37 as timm and REPA's code do" in prose(texts(compose(*sit, "teacher.positions=timm"))[0])
     assert "are encoded once by the VAE" in prose(texts(compose(*sit))[0])
 
 
