@@ -125,7 +125,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
 
     store = Store(folder)
     raw = np.empty((len(batches[0]), store.record_bytes), dtype=np.uint8)
-    places = [store.place(key) for batch in batches for key in batch]
+    places = [(file, offset) for batch in batches for file, offset, _ in store.places(batch).tolist()]
     raw[:] = 0
     yield
     for i, (file, offset) in enumerate(places[len(batches[0]) :]):

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from photos import TRAIN, VAL, WIDTH
 from records import records
 
-from urepa.data.cache import read_split
 from urepa.data.encode import Output, class_names
 from urepa.data.images import part_folder, read_images
 from urepa.data.listing import Listing
 from urepa.data.reading import Store
+from urepa.data.samples import read_split
 from urepa.data.store import Part, StoreWriter, only_writer
 from urepa.errors import UserError
 

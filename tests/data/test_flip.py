@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from urepa.data import verify
-from urepa.data.cache import Cache, mirrored_folder, read_split
+from urepa.data.cache import Cache, mirrored_folder
 from urepa.data.encode import vae_encoder
 from urepa.data.images import ImageArchive
 from urepa.data.reader import Batch, Layout, TrainingReader, ValidationReader
+from urepa.data.samples import read_split
 from urepa.data.store import Part, StoreWriter
 from urepa.errors import UserError
 from urepa.objectives import DDPMVelocity

@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from urepa import progress
-from urepa.data.cache import Sample
 from urepa.data.photos import UNREADABLE, square
+from urepa.data.samples import Sample
 from urepa.data.store import Part, batches_of, only_writer
 from urepa.draws import digest64
 from urepa.errors import UserError
@@ -40,9 +40,9 @@ def part_folder(root: Path, part: Part) -> Path:
     return root / "images" / f"part-{part.index}of{part.count}"
 
 
-def chunks_of(root: Path, part: Part, samples: list[Sample]) -> list[tuple[Path, list[Sample]]]:
+def chunks_of(root: Path, part: Part, samples: Sequence[Sample]) -> list[tuple[Path, Sequence[Sample]]]:
     """The part's ZIP files and what each holds."""
-    chunks = enumerate(batches_of(samples, CHUNK))
+    chunks = enumerate(samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
     named = [(f"{i:06d}-{digest64('chunk', *(s.sample_id for s in chunk)):016x}.zip", chunk) for i, chunk in chunks]
     return [(part_folder(root, part) / name, chunk) for name, chunk in named]
 
@@ -69,18 +69,18 @@ def place_of_squares(folder: Path) -> dict[str, Path]:
     return {_id(entry): file for file in sorted(folder.glob("*.zip")) for entry in _entries(file)}
 
 
-def _left(file: Path, chunk: list[Sample], there: dict[str, Path], skipped: dict[str, str]) -> list[Sample]:
+def _left(file: Path, chunk: Sequence[Sample], there: dict[str, Path], skipped: dict[str, str]) -> list[Sample]:
     """Those of a chunk that have no square anywhere; what a finished chunk has skipped is not tried again."""
     done = skipped if file.exists() else {}
     return [s for s in chunk if s.sample_id not in there and s.sample_id not in done]
 
 
-def has_chunks(root: Path, part: Part, samples: list[Sample]) -> bool:
+def has_chunks(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
     """Has `write_images` been through the whole list once?"""
     return all(file.exists() for file, _ in chunks_of(root, part, samples))
 
 
-def all_are_there(root: Path, part: Part, samples: list[Sample]) -> bool:
+def all_are_there(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
     """Is there nothing left to do for `write_images`?"""
     if not has_chunks(root, part, samples):
         return False
@@ -92,7 +92,7 @@ def all_are_there(root: Path, part: Part, samples: list[Sample]) -> bool:
 def write_images(
     root: Path,
     part: Part,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     load: dict[str, Callable[[], np.ndarray]],
     size: int,
     max_skipped: float,
@@ -154,9 +154,9 @@ def skipped_ids(root: Path) -> set[str]:
 def read_images(
     root: Path,
     part: Part,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     batch: int,
-    todo: Callable[[list[Sample]], list[Sample]],
+    todo: Callable[[Sequence[Sample]], list[Sample]],
 ) -> Iterator[tuple[list[Sample], Tensor]]:
     """The part's images in fixed batches: samples and uint8 [B,3,S,S]; decoded one batch ahead by threads.
     `todo` says which of a batch are still wanted; the others are not decoded."""
@@ -207,7 +207,7 @@ class ImageArchive:
         if not self._place_of:
             raise UserError(f"{root}/images is empty: what is asked while training needs the stage `images`")
 
-    def missing(self, ids: list[str]) -> list[str]:
+    def missing(self, ids: Iterable[str]) -> list[str]:
         """Those that have no image."""
         return [i for i in ids if i not in self._place_of]
 
