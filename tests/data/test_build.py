@@ -271,7 +271,7 @@ def test_shards_make_the_same_records(built: Path, build_of: Any, tmp_path: Path
     ours, theirs = records(root), records(built)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
-        if "lmdb/" in key and key != "dino_tokens_lmdb/mean_token.npy":  # other batches, other rounding
+        if "lmdb/" in key and not key.endswith(".npy"):  # other batches, other rounding
             a, b = (np.frombuffer(v, dtype=np.float32) for v in (value, theirs[key]))
             assert np.allclose(a, b, atol=2e-3), key
 

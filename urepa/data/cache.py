@@ -21,6 +21,7 @@ from torch import Tensor
 
 from urepa.data.content import identity, row_digests
 from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
+from urepa.data.images import ImageArchive
 from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples
@@ -55,6 +56,7 @@ class Cache:
     grids: dict[str, tuple[int, int]]
     num_classes: int
     null_id: int
+    images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
 
     @property
     def flips(self) -> bool:
@@ -109,7 +111,8 @@ class Cache:
     def content(self) -> dict[str, str]:
         """What the data are, wherever they lie and in whatever order they are listed: a digest of the samples' ids,
         classes and splits (`samples`) and, for each store whose records have digests, of these with the records'
-        (`latents`, `tokens` or `tokens.TEACHER`, and the mirrored ones with `.flip` behind it)."""
+        (`latents`, `tokens` or `tokens.TEACHER`, and the mirrored ones with `.flip` behind it). What is asked while
+        training is made of squares: `images`."""
         rows = {split: row_digests(samples) for split, samples in self.splits.items()}
         every = np.concatenate(list(rows.values()))
         content = {"samples": identity([every])}
@@ -121,6 +124,8 @@ class Cache:
                 if store.mirror is not None and store.mirror.digests is not None:
                     records = store.mirror.record_digests(Keys([self.splits["train"]], suffix))
                     content[f"{name}.flip"] = identity([rows["train"], records])
+        if self.images is not None:
+            content["images"] = identity([every, self.images.crc32(Keys(self.splits.values(), ""))])
         return content
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from urepa.data.lmdb_file import rows_of
+from urepa.data.lmdb_file import last_rows, rows_of
 from urepa.errors import UserError
 
 FILE = "digests.npy"
@@ -45,10 +45,7 @@ def digest_rows(keys_R: np.ndarray, contents: Sequence[bytes]) -> np.ndarray:
 
 def newest(rows_R4: np.ndarray) -> np.ndarray:
     """Of rows in the order in which they were written the last one of each key, sorted by key."""
-    order = np.argsort(rows_R4[:, KEY], kind="stable")
-    keys = rows_R4[order, KEY]
-    last = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.empty(0, dtype=bool)
-    return rows_R4[order[last]]
+    return rows_R4[last_rows(rows_R4[:, KEY])]
 
 
 def as_file(rows_R4: np.ndarray) -> bytes:

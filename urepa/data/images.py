@@ -12,6 +12,7 @@ import json
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from urepa import progress
+from urepa.data.lmdb_file import key_digests, last_rows, rows_of
 from urepa.data.photos import UNREADABLE, square
 from urepa.data.samples import Sample
 from urepa.data.store import Part, batches_of, only_writer
@@ -33,6 +35,9 @@ CHUNK = 256  # images a ZIP file: what a kill may cost at most
 QUALITY = 95
 WORKERS = 4
 LOCAL_HEADER = 30  # bytes before an entry's name in a ZIP file
+AT_ONCE = 4096  # ids that are looked up together
+# digest of the sample's id, which file, where the entry begins, bytes of its content and their crc32
+PLACE = np.dtype([("id", "<u8"), ("file", "<i4"), ("start", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
 
 
 def part_folder(root: Path, part: Part) -> Path:
@@ -199,41 +204,79 @@ class ImageArchive:
     """The images stage's squares by sample id, for networks that are asked while training. Threads may share it."""
 
     def __init__(self, root: Path) -> None:
-        self._place_of: dict[str, tuple[Path, int, int]] = {}  # file, where the entry begins, bytes of its content
-        for path in sorted((root / "images").glob("part-*/*.zip")):
-            for entry in _entries(path):
-                assert entry.compress_type == zipfile.ZIP_STORED, "a JPEG is small enough"
-                self._place_of[_id(entry)] = path, entry.header_offset, entry.file_size
-        if not self._place_of:
+        self._files = sorted((root / "images").glob("part-*/*.zip"))
+        if not self._files:
             raise UserError(f"{root}/images is empty: what is asked while training needs the stage `images`")
+        places = np.concatenate([_places(number, _entries(path)) for number, path in enumerate(self._files)])
+        self._places = places[last_rows(places["id"])]
+        self._ids = np.ascontiguousarray(self._places["id"])
+
+    def _rows(self, ids: list[str]) -> np.ndarray:
+        return rows_of(key_digests(ids), self._ids)
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Those that have no image."""
-        return [i for i in ids if i not in self._place_of]
+        """Those that have no image; the ids are taken some thousands at a time."""
+        return [chunk[i] for chunk in batches_of(ids, AT_ONCE) for i in np.flatnonzero(self._rows(chunk) < 0)]
+
+    def crc32(self, ids: Iterable[str]) -> np.ndarray:
+        """Of the JPEGs of samples that have one: uint64 [R,1]."""
+        rows_R = np.concatenate([np.empty(0, dtype=np.int64), *map(self._rows, batches_of(ids, AT_ONCE))])
+        return self._places["crc32"][rows_R].astype("<u8")[:, None]
+
+    def require_whole(self, ids: Iterable[str]) -> None:
+        """A UserError for the first JPEG whose bytes are not those that were written."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for chunk in batches_of(ids, CHUNK):
+                list(pool.map(self._jpeg, chunk, self._rows(chunk)))
 
     def pixels(self, ids: list[str]) -> Tensor:
-        """RGB uint8 [R,3,S,S]. A UserError for one that cannot be read."""
+        """RGB uint8 [R,3,S,S]. A UserError for one that cannot be read or is not what was written."""
         with ThreadPoolExecutor(WORKERS) as pool:
-            return torch.from_numpy(np.stack(list(pool.map(self._read, ids)))).permute(0, 3, 1, 2)
+            pixels = list(pool.map(self._read, ids, self._rows(ids)))
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def __call__(self, ids: list[str]) -> Tensor:
         """RGB [R,3,S,S] in [0,1]."""
         return self.pixels(ids).float() / 255
 
-    def _read(self, sample_id: str) -> np.ndarray:
+    def _jpeg(self, sample_id: str, row: int) -> bytes:
         """Past the ZIP's list of contents, which would take longer to read than the image."""
-        path, start, length = self._place_of[sample_id]
+        number, start, length, crc32 = self._places[["file", "start", "length", "crc32"]][row].tolist()
+        path = self._files[number]
         try:
             with open(path, "rb") as file:
                 file.seek(start)
                 head = file.read(LOCAL_HEADER)
                 file.seek(sum(struct.unpack("<HH", head[-4:])), os.SEEK_CUR)  # its name and extra field
-                return _pixels(file.read(length))
-        except (*UNREADABLE, struct.error) as error:
-            raise UserError(
-                f"{path}: the image of {sample_id} cannot be read ({error}); delete the file and run the stage "
-                "`images` again"
-            ) from error
+                jpeg = file.read(length)
+        except (OSError, struct.error) as error:
+            raise _unreadable(path, sample_id, error) from error
+        if zlib.crc32(jpeg) != crc32:
+            raise _unreadable(path, sample_id, "it has changed since it was written")
+        return jpeg
+
+    def _read(self, sample_id: str, row: int) -> np.ndarray:
+        jpeg = self._jpeg(sample_id, row)
+        try:
+            return _pixels(jpeg)
+        except UNREADABLE as error:
+            raise _unreadable(self._files[self._places["file"][row]], sample_id, error) from error
+
+
+def _places(number: int, entries: list[zipfile.ZipInfo]) -> np.ndarray:
+    """Where the entries of the file with this number lie."""
+    assert all(entry.compress_type == zipfile.ZIP_STORED for entry in entries), "a JPEG is small enough"
+    places = np.empty(len(entries), PLACE)
+    places["id"], places["file"] = key_digests(map(_id, entries)), number
+    for field, name in (("start", "header_offset"), ("length", "file_size"), ("crc32", "CRC")):
+        places[field] = [getattr(entry, name) for entry in entries]
+    return places
+
+
+def _unreadable(path: Path, sample_id: str, why: object) -> UserError:
+    return UserError(
+        f"{path}: the image of {sample_id} cannot be read ({why}); delete the file and run the stage `images` again"
+    )
 
 
 def _pixels(jpeg: bytes) -> np.ndarray:

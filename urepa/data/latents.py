@@ -180,7 +180,7 @@ class LatentTrack:
             assert archive is not None
             tokens = {name: OnlineTokens(one, archive, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
-        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes)
+        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes, images=archive)
 
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""

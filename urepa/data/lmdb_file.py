@@ -46,6 +46,13 @@ def rows_of(wanted_Q: np.ndarray, sorted_R: np.ndarray) -> np.ndarray:
     return np.where(sorted_R[at_Q] == wanted_Q, at_Q, -1)
 
 
+def last_rows(keys_R: np.ndarray) -> np.ndarray:
+    """The last row of each key, in the order of the keys."""
+    order = np.argsort(keys_R, kind="stable")
+    keys = keys_R[order]
+    return order[np.append(keys[1:] != keys[:-1], np.full(min(len(keys), 1), True))]
+
+
 class Index:
     """An LMDB file's records without its hidden rows, sorted by the digests of their keys: `digests_R` (uint64), and
     where their values begin (`offsets_R`) and how long they are (`lengths_R`). 20 bytes a record."""

@@ -25,7 +25,6 @@ from urepa.data.store import batches_of
 from urepa.errors import UserError
 from urepa.files import write_whole
 
-NOT_COMPARED = "not compared with what was written: they have no digests; preprocess stage=digest makes some"
 CHUNK = 128  # records looked at together
 SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens
 ROWS_PER_DIMENSION = 16  # tokens to fit to, for each of a token's dimensions
@@ -67,21 +66,20 @@ def verify(name: str, cache: Cache) -> None:
     stores = [*([] if latents is None else [latents]), *stored.values()]
     for store in stores:
         count_check(store)
-    views = {"": list(splits.values())}
-    if cache.flips:
-        views["mirrored "] = [splits["train"].mirrored()]
-        if latents is not None:
-            mirror_check(latents, views["mirrored "][0])
+    if cache.images is not None:
+        cache.images.require_whole(progress.bar(Keys(splits.values(), ""), desc="verify images", unit="image"))
+    views = {"": list(splits.values())} | ({"mirrored ": [splits["train"].mirrored()]} if cache.flips else {})
     for view, parts in views.items():
-        flip = MIRRORED * bool(view)
+        flip, count = MIRRORED * bool(view), sum(map(len, parts))
         if latents is not None:
             check_records(latents, Keys(parts, flip), unit_length=False)
-        count, bare = sum(map(len, parts)), any(has_no_digests(store, bool(view)) for store in stores)
-        state = f"are there and finite ({NOT_COMPARED})" if bare else "are whole"
+            if view:
+                mirror_check(latents, parts[0])
+        state = state_of([store.mirror if view else store for store in stores])
         if not stored and latents is not None:
             print(f"{name}: {count} {view}latents {state}")
         elif not stored:
-            print(f"{name}: there is an image for each of {count} {view}samples")
+            print(f"{name}: the images of {count} {view}samples are whole")
         for teacher, tokens in stored.items():
             check_records(tokens, Keys(parts, f"_mid{flip}"), unit_length=True)
             train = views["mirrored "][0] if view else splits["train"]
@@ -92,10 +90,15 @@ def verify(name: str, cache: Cache) -> None:
                 print(f"  {finding.r2:6.3f}  {finding.name}")
 
 
-def has_no_digests(store: Store, mirrored: bool) -> bool:
-    """Of the store's own records, or of its mirror's."""
-    own = store.mirror if mirrored else store
-    return own is not None and own.digests is None
+def state_of(stores: Sequence[Store | None]) -> str:
+    """What was found of stores in which no fault was found."""
+    bare = [store.folder.name for store in stores if store is not None and store.digests is None]
+    if not bare:
+        return "are whole"
+    return (
+        f"are there and finite, but not compared with what was written: {' and '.join(bare)} "
+        f"{'has' if len(bare) == 1 else 'have'} no digests of records (stage=digest makes some of what is there now)"
+    )
 
 
 def count_check(store: Store) -> None:
