@@ -20,6 +20,7 @@ from urepa.data.cache import Cache, mirrored_folder
 from urepa.data.lmdb_file import Index, key_digests
 from urepa.data.pixels import PixelTrack
 from urepa.data.reading import Store
+from urepa.data.samples import Keys, Samples
 from urepa.data.sealing import digests_file, give_digests
 from urepa.data.store import Part, StoreWriter, part_of, write_store
 from urepa.draws import digest64
@@ -245,7 +246,8 @@ def test_rows_of_digests_are_no_records(tmp_path: Path) -> None:
         assert writer.missing(["id0", "id9"]) == ["id9"]
     store = Store(tmp_path, {"shape": [2, 3], "dtype": "float16"})
     assert (store.count(), sorted(store.keys())) == (6, [f"id{i}" for i in range(6)])
-    assert store.missing(f"id{i}" for i in range(7)) == ["id6"]
+    asked = Samples.of_rows((f"id{i}", 0, "", "train") for i in range(7))
+    assert store.missing(Keys([asked], "")) == ["id6"]
     assert np.array_equal(store.token_sum(), np.ones(4))  # type: ignore[arg-type]
     store.close()
 

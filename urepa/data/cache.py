@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.data.content import identity, row_digests
+from urepa.data.content import Identity
 from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.images import ImageArchive
 from urepa.data.online import OnlineLatents, OnlineTokens
@@ -113,19 +113,17 @@ class Cache:
         classes and splits (`samples`) and, for each store whose records have digests, of these with the records'
         (`latents`, `tokens` or `tokens.TEACHER`, and the mirrored ones with `.flip` behind it). What is asked while
         training is made of squares: `images`."""
-        rows = {split: row_digests(samples) for split, samples in self.splits.items()}
-        every = np.concatenate(list(rows.values()))
-        content = {"samples": identity([every])}
-        named = {f"tokens.{name}" if name else "tokens": (tokens, "_mid") for name, tokens in self.tokens.items()}
-        for name, (store, suffix) in {"latents": (self.latents, ""), **named}.items():
-            if isinstance(store, Store) and store.digests is not None:
-                records = store.record_digests(Keys(self.splits.values(), suffix))
-                content[name] = identity([every, records])
-                if store.mirror is not None and store.mirror.digests is not None:
-                    records = store.mirror.record_digests(Keys([self.splits["train"]], suffix))
-                    content[f"{name}.flip"] = identity([rows["train"], records])
+        lists = {"": list(self.splits.values())} | ({".flip": [self.splits["train"]]} if self.flips else {})
+        identities = {flip: Identity(*own) for flip, own in lists.items()}
+        content = {"samples": identities[""].of()}
+        tokens = {f"tokens.{name}" if name else "tokens": (store, "_mid") for name, store in self.tokens.items()}
+        for name, (store, suffix) in {"latents": (self.latents, ""), **tokens}.items():
+            if isinstance(store, Store):
+                for (flip, own), of in zip(lists.items(), (store, store.mirror), strict=False):
+                    if of is not None and of.digests is not None:
+                        content[name + flip] = identities[flip].of(of.record_digests(Keys(own, suffix).digests()))
         if self.images is not None:
-            content["images"] = identity([every, self.images.crc32(Keys(self.splits.values(), ""))])
+            content["images"] = identities[""].of(self.images.crc32(Keys(lists[""], "")))
         return content
 
 

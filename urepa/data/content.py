@@ -6,24 +6,22 @@ Shapes: R samples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from urepa.data.samples import Sample
+from urepa.data.samples import Samples
 
 
-def row_digests(samples: Sequence[Sample]) -> np.ndarray:
-    """Of each sample's id, class and split: blake2b of 16 bytes, as uint64 [R,2]."""
-    digests = (
-        hashlib.blake2b(f"{s.sample_id}\0{s.class_id}\0{s.split}".encode(), digest_size=16).digest() for s in samples
-    )
-    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+class Identity:
+    """Of the samples of some lists."""
 
+    def __init__(self, *lists: Samples) -> None:
+        rows_R2 = np.concatenate([samples.row_digests() for samples in lists])
+        self._order = np.lexsort((rows_R2[:, 1], rows_R2[:, 0]))
+        self._rows_R2 = rows_R2[self._order]
 
-def identity(columns: Iterable[np.ndarray]) -> str:
-    """blake2b of 16 bytes, in hexadecimal, of rows that are sorted by their first two columns. `columns` are uint64
-    [R,n] each, and stand beside each other in a row; the first are what `row_digests` gives."""
-    rows = np.concatenate(list(columns), axis=1)
-    order = np.lexsort((rows[:, 1], rows[:, 0]))
-    return hashlib.blake2b(rows[order].tobytes(), digest_size=16).hexdigest()
+    def of(self, facts_Rn: np.ndarray | None = None) -> str:
+        """A digest of the samples with these facts about each (uint64 [R,n], in the order of the lists): blake2b of 16
+        bytes, in hexadecimal, of [id, class and split | facts], sorted."""
+        columns = [self._rows_R2] if facts_Rn is None else [self._rows_R2, facts_Rn[self._order]]
+        return hashlib.blake2b(np.concatenate(columns, axis=1).tobytes(), digest_size=16).hexdigest()

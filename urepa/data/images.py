@@ -25,7 +25,7 @@ from torch import Tensor
 from urepa import progress
 from urepa.data.lmdb_file import key_digests, last_rows, rows_of
 from urepa.data.photos import UNREADABLE, square
-from urepa.data.samples import Sample
+from urepa.data.samples import Keys, Sample
 from urepa.data.store import Part, batches_of, only_writer
 from urepa.draws import digest64
 from urepa.errors import UserError
@@ -35,7 +35,6 @@ CHUNK = 256  # images a ZIP file: what a kill may cost at most
 QUALITY = 95
 WORKERS = 4
 LOCAL_HEADER = 30  # bytes before an entry's name in a ZIP file
-AT_ONCE = 4096  # ids that are looked up together
 # digest of the sample's id, which file, where the entry begins, bytes of its content and their crc32
 PLACE = np.dtype([("id", "<u8"), ("file", "<i4"), ("start", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
 
@@ -214,14 +213,13 @@ class ImageArchive:
     def _rows(self, ids: list[str]) -> np.ndarray:
         return rows_of(key_digests(ids), self._ids)
 
-    def missing(self, ids: Iterable[str]) -> list[str]:
-        """Those that have no image; the ids are taken some thousands at a time."""
-        return [chunk[i] for chunk in batches_of(ids, AT_ONCE) for i in np.flatnonzero(self._rows(chunk) < 0)]
+    def missing(self, ids: Keys) -> list[str]:
+        """Those that have no image."""
+        return ids.where(rows_of(ids.digests(), self._ids) < 0)
 
-    def crc32(self, ids: Iterable[str]) -> np.ndarray:
+    def crc32(self, ids: Keys) -> np.ndarray:
         """Of the JPEGs of samples that have one: uint64 [R,1]."""
-        rows_R = np.concatenate([np.empty(0, dtype=np.int64), *map(self._rows, batches_of(ids, AT_ONCE))])
-        return self._places["crc32"][rows_R].astype("<u8")[:, None]
+        return self._places["crc32"][rows_of(ids.digests(), self._ids)].astype("<u8")[:, None]
 
     def require_whole(self, ids: Iterable[str]) -> None:
         """A UserError for the first JPEG whose bytes are not those that were written."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.data.reading import MIRRORED
+from urepa.data.store import MIRRORED
 
 MEAN_SAMPLES = 256  # training images whose tokens give the mean token
 AT_ONCE = 32  # images in the VAE: its first maps are large

@@ -242,7 +242,7 @@ class PixelTrack:
         samples = Samples.joined(splits[split] for split in SPLITS)
         if is_finished(output.folder):
             store = Store(output.folder)
-            missing = store.missing(s.sample_id + output.suffix for s in samples if output.holds(s))
+            missing = store.missing(Keys([samples.only(map(output.holds, samples))], output.suffix))
             store.close()
             if not missing:
                 return

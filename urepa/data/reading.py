@@ -14,7 +14,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ import torch
 
 from urepa.data.digests import MEAN_TOKEN, Digests, blake2b
 from urepa.data.lmdb_file import HIDDEN, SUM_KEY, Index, hidden_rows, key_digests, records, rows_of
-from urepa.data.store import Part, batches_of, decode, part_of, record_bytes
+from urepa.data.samples import Keys
+from urepa.data.store import MIRRORED, Part, decode, part_of, record_bytes
 from urepa.errors import UserError
 
-MIRRORED = "/flip"  # at a key's end: the record of the mirror image
-CHUNK = 4096  # keys that are looked up together
 PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open file; -1 without a digest
 
 
@@ -111,9 +110,11 @@ class Store:
             places_R["crc32"] = self.digests.crc32(rows_R)
         return places_R
 
-    def _by_part(self, keys: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    def _by_part(self, keys: list[str] | Keys) -> Iterator[tuple[int, np.ndarray]]:
         """Each part that has some of the keys, and which they are."""
-        parts_R = np.array([part_of(key, self.parts) for key in keys] if self.parts > 1 else [0] * len(keys))
+        parts_R = np.zeros(len(keys), dtype=np.int32)
+        if self.parts > 1:
+            parts_R[:] = np.fromiter((part_of(key, self.parts) for key in keys), np.int32, len(keys))
         for part in np.unique(parts_R):
             yield int(part), np.flatnonzero(parts_R == part)
 
@@ -160,28 +161,22 @@ class Store:
         """How many records there are, without the mirror's."""
         return sum(len(index) for index, _ in self.indices())
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those that have no record; the keys are taken some thousands at a time."""
-        missing: list[str] = []
-        for chunk in batches_of(keys, CHUNK):
-            digests_R = key_digests(chunk)
-            for part, at in self._by_part(chunk):
-                absent = at[rows_of(digests_R[at], self._part(part).index.digests_R) < 0]
-                missing += [chunk[i] for i in absent]
-        return missing
+    def missing(self, keys: Keys) -> list[str]:
+        """Those that have no record."""
+        absent_R, digests_R = np.empty(len(keys), dtype=bool), keys.digests()
+        for part, at in self._by_part(keys):
+            absent_R[at] = rows_of(digests_R[at], self._part(part).index.digests_R) < 0
+        return keys.where(absent_R)
 
-    def without_digest(self, keys: Iterable[str]) -> list[str]:
+    def without_digest(self, keys: Keys) -> list[str]:
         """Those that have no digest, in a store that has digests; none in one that has not."""
-        if self.digests is None:
-            return []
-        chunks = batches_of(keys, CHUNK)
-        return [chunk[i] for chunk in chunks for i in np.flatnonzero(self.digests.find(key_digests(chunk)) < 0)]
+        return [] if self.digests is None else keys.where(self.digests.find(keys.digests()) < 0)
 
-    def record_digests(self, keys: Iterable[str]) -> np.ndarray:
-        """Both halves of the records' blake2b: uint64 [R,2]. For a store that has digests of all of them."""
+    def record_digests(self, digests_R: np.ndarray) -> np.ndarray:
+        """Both halves of the blake2b of the records with these digests of keys: uint64 [R,2]. For a store that has
+        digests of all of them."""
         assert self.digests is not None
-        rows = [self.digests.find(key_digests(chunk)) for chunk in batches_of(keys, CHUNK)]
-        rows_R = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+        rows_R = self.digests.find(digests_R)
         assert (rows_R >= 0).all(), "open_store has looked"
         return self.digests.blake2b(rows_R)
 
@@ -192,7 +187,7 @@ class Store:
             return self.mirror.changed([key.removesuffix(MIRRORED) for key in keys], raw_RB)
         if self.digests is None:
             return None
-        differs_R = (self.record_digests(keys) != blake2b(row.data for row in raw_RB)).any(1)
+        differs_R = (self.record_digests(key_digests(keys)) != blake2b(row.data for row in raw_RB)).any(1)
         return keys[int(differs_R.argmax())] if differs_R.any() else None
 
     def mean_token(self) -> torch.Tensor:

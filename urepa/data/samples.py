@@ -11,17 +11,19 @@ import io
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cache
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from urepa import draws
-from urepa.data.reading import MIRRORED
+from urepa.data.store import MIRRORED, batches_of
 from urepa.files import write_whole
 
 FIELDS = ("sample_id", "class_id", "path", "split")
+CHUNK = 8192  # rows that are hashed together
 Row = tuple[str, int, str, str]  # the fields of one
 
 
@@ -80,6 +82,7 @@ class Samples(Sequence[Sample]):
 
     def __init__(self, table: _Table, rows_R: np.ndarray, mirrored: bool = False) -> None:
         self._table, self._rows_R, self._mirrored = table, rows_R, mirrored
+        self._key_digests: dict[str, np.ndarray] = {}
 
     @classmethod
     def of_rows(cls, rows: Iterable[Row]) -> "Samples":
@@ -102,8 +105,29 @@ class Samples(Sequence[Sample]):
 
     def ids(self) -> Iterator[str]:
         """The sample ids."""
-        ids = self._table.ids
-        return (ids[row] for row in self._rows_R)
+        return (content.decode() for content in self._ids())
+
+    def _ids(self) -> Iterator[bytearray]:
+        content, ends = self._table.ids.content, self._table.ids.ends
+        return (content[ends[row] : ends[row + 1]] for row in map(int, self._rows_R))
+
+    def key_digests(self, suffix: str) -> np.ndarray:
+        """`lmdb_file.key_digests` of SAMPLE_ID + suffix [R]: hashed once, in Python, at a microsecond each."""
+        if suffix not in self._key_digests:
+            ending = suffix.encode()
+            self._key_digests[suffix] = digests_of((b"key\x1f" + i + ending for i in self._ids()), 8)[:, 0]
+        return self._key_digests[suffix]
+
+    def row_digests(self) -> np.ndarray:
+        """Of each row's id, class and split, with a zero byte between them: blake2b of 16 bytes, as uint64 [R,2]."""
+        table = self._table
+
+        @cache
+        def ending(class_id: int, split: int) -> bytes:
+            return f"\0{class_id}\0{table.splits[split]}".encode()
+
+        kinds = ((table.class_ids[row], table.split_of[row]) for row in map(int, self._rows_R))
+        return digests_of((i + ending(*kind) for i, kind in zip(self._ids(), kinds, strict=True)), 16)
 
     def class_ids(self) -> np.ndarray:
         """The class ids [R], int32."""
@@ -134,7 +158,7 @@ class Samples(Sequence[Sample]):
 class Keys:
     """The keys of samples' records, each made when it is asked for."""
 
-    def __init__(self, parts: Iterable[Sequence[Sample]], suffix: str) -> None:
+    def __init__(self, parts: Iterable[Samples], suffix: str) -> None:
         """Of the lists `parts`, one after the other: SAMPLE_ID + suffix."""
         self._parts, self._suffix = list(parts), suffix
 
@@ -142,7 +166,24 @@ class Keys:
         return sum(map(len, self._parts))
 
     def __iter__(self) -> Iterator[str]:
-        return (i + self._suffix for part in self._parts for i in sample_ids(part))
+        return (i + self._suffix for part in self._parts for i in part.ids())
+
+    def digests(self) -> np.ndarray:
+        """Of every key: uint64 [R]."""
+        return np.concatenate([part.key_digests(self._suffix) for part in self._parts])
+
+    def where(self, chosen_R: np.ndarray) -> list[str]:
+        """Those for which the mask says so."""
+        return list(compress(self, chosen_R)) if chosen_R.any() else []
+
+
+def digests_of(contents: Iterable[bytes | bytearray], size: int) -> np.ndarray:
+    """blake2b of `size` bytes (a multiple of 8) of each, taken some thousands at a time: uint64 [R,size/8]."""
+    chunks = (
+        b"".join([hashlib.blake2b(content, digest_size=size).digest() for content in chunk])
+        for chunk in batches_of(contents, CHUNK)
+    )
+    return np.frombuffer(bytearray().join(chunks), dtype="<u8").reshape(-1, size // 8)
 
 
 def sample_ids(samples: Sequence[Sample]) -> Iterator[str]:

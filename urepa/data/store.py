@@ -29,6 +29,7 @@ from urepa.errors import UserError
 from urepa.files import clear_leftovers, sync_folder, write_whole
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
+MIRRORED = "/flip"  # at a key's end: the record of the mirror image
 GROUP = 128  # values that share a scale in int8
 
 

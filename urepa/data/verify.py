@@ -19,9 +19,9 @@ from torch import Tensor
 from urepa import progress
 from urepa.data.cache import FAULT, UNKNOWN, Cache, is_finished
 from urepa.data.online import OnlineLatents
-from urepa.data.reading import MIRRORED, Store
+from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, first_drawn
-from urepa.data.store import batches_of
+from urepa.data.store import MIRRORED, batches_of
 from urepa.errors import UserError
 from urepa.files import write_whole
 
