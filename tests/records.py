@@ -17,7 +17,7 @@ def records(root: Path) -> dict[str, bytes]:
         keys = sorted(store.keys())
         out |= {f"{name}/{k}": store.read([k]).tobytes() for k in keys}
         store.close()
-    for file in ("train_200k.csv", "val_50k.csv", "dino_tokens_lmdb/mean_token.npy"):
+    for file in ("train_200k.csv", "val_50k.csv", "dino_tokens_lmdb/mean_token.npy", "dino_tokens_lmdb/digests.npy"):
         out[file] = (root / file).read_bytes()
     prompts = torch.load(root / "clip_embeddings_1001.pt", weights_only=True)
     out["prompts"] = prompts.numpy().tobytes()

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from urepa.data.cache import Sample, mean_token_file, write_split
+from urepa.data.cache import mean_token_file
+from urepa.data.samples import Sample, write_split
 from urepa.data.store import write_store
 
 # SD-1.5's layout at a size for tests: three resolutions with cross-attention, one without, like the real one

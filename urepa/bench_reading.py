@@ -1,7 +1,8 @@
 """`python -m urepa.bench_reading`: how fast tokens and latents are read, as ratios in one run.
 
-Against the document's loader (spec 000 §6.2: LMDB get per item, 8 workers, readahead off) and against plain
-preadv of the same bytes; warm and cold. The stores are made for the purpose, of the documented record sizes.
+Against the document's loader (spec 000 §6.2: LMDB get per item, 8 workers, readahead off), against plain preadv of the
+same bytes and against our own reader without its check of each record's crc32; warm and cold. The stores are made for
+the purpose, of the documented record sizes. What the check costs is also said as a share of a core.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from functools import partial
@@ -24,6 +26,8 @@ from urepa.files import write_whole
 from urepa.runs import plain
 
 RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
+MOST_PER_S = 2900  # samples that one GPU trains on where a step stops after the mid block
+COMPARED = {"of_preadv": "preadv", "of_documented": "documented", "of_unchecked": "unchecked"}
 
 
 @hydra.main(config_path=CONF, config_name="bench_reading", version_base="1.3")
@@ -31,31 +35,57 @@ def main(config: DictConfig) -> None:
     """Prints a table; `out=FILE` also writes it as JSON."""
     with one_line_mistakes():
         settings = plain(config)
-        rows = []
+        rows, costs = [], []
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
             for kind in RECORDS:
                 rows += reading(kind, Path(place) / kind, settings)
-        print(f"{'records':<9}{'cache':<7}{'reader':<12}{'records/s':>11}{'of plain preadv':>17}{'of documented':>15}")
+                costs.append(checking(kind))
+        titles = f"{'of plain preadv':>17}{'of documented':>15}{'of unchecked':>14}"
+        print(f"{'records':<9}{'cache':<7}{'reader':<12}{'records/s':>11}{titles}")
         for r in rows:
-            ratios = f"{r['of_preadv']:>17.2f}{r['of_documented']:>15.2f}"
+            ratios = f"{r['of_preadv']:>17.2f}{r['of_documented']:>15.2f}{r['of_unchecked']:>14.2f}"
             print(f"{r['records']:<9}{r['cache']:<7}{r['reader']:<12}{r['per_s']:>11.0f}{ratios}")
+        for c in costs:
+            share = f"{c['core']:.2f} of a core at {MOST_PER_S} records/s"
+            print(f"crc32 of {c['records']}: {c['bytes']} bytes a record, {c['gb_per_s']:.2f} GB/s, {share}")
         if settings["out"] is not None:
-            write_whole(Path(settings["out"]), json.dumps(rows, indent=1))
+            write_whole(Path(settings["out"]), json.dumps({"reading": rows, "crc32": costs}, indent=1))
+
+
+def checking(kind: str) -> dict[str, Any]:
+    """What crc32 of a record costs: the processor's time, so that other work beside it counts little."""
+    import numpy as np
+
+    from urepa.data.store import encode
+
+    content = encode(np.random.default_rng(0).standard_normal(RECORDS[kind], dtype=np.float32), "float16")
+    times = []
+    for _ in range(20):
+        begin = time.thread_time()
+        for _ in range(20):
+            zlib.crc32(content)
+        times.append((time.thread_time() - begin) / 20)
+    seconds = sorted(times)[len(times) // 2]
+    size = len(content)
+    return {"records": kind, "bytes": size, "gb_per_s": size / seconds / 1e9, "core": seconds * MOST_PER_S}
 
 
 def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rates of the three readers over one store; each round reads every record once, in a new order."""
+    """Rates of the readers over one store; each round reads every record once, in a new order."""
     import numpy as np
 
+    from urepa.data.reading import Store
     from urepa.data.store import write_store
 
     rng = np.random.default_rng(0)
     keys = [f"n{i:08d}_mid" for i in range(settings["samples"])]
     write_store(folder, ((k, rng.standard_normal(RECORDS[kind], dtype=np.float32)) for k in keys), {})
+    without = {key: value for key, value in Store(folder).manifest.items() if key != "digests_sha256"}
     readers: dict[str, Callable[[list[list[str]]], Generator[None]]] = {
         "preadv": partial(plain_preadv, folder),
         "documented": partial(documented, folder, RECORDS[kind], settings["workers"]),
-        "urepa": partial(ours, folder),
+        "unchecked": partial(ours, lambda: Store(folder, without)),
+        "urepa": partial(ours, lambda: Store(folder)),
     }
     rows = []
     for cache in ("warm", "cold"):
@@ -74,14 +104,8 @@ def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str,
         read_later = len(keys) - settings["batch_size"]
         rate = {name: read_later / sorted(s)[len(s) // 2] for name, s in seconds.items()}
         rows += [
-            {
-                "records": kind,
-                "cache": cache,
-                "reader": name,
-                "per_s": per_s,
-                "of_preadv": per_s / rate["preadv"],
-                "of_documented": per_s / rate["documented"],
-            }
+            {"records": kind, "cache": cache, "reader": name, "per_s": per_s}
+            | {key: per_s / rate[other] for key, other in COMPARED.items()}
             for name, per_s in rate.items()
         ]
     return rows
@@ -94,14 +118,13 @@ def forget(folder: Path) -> None:
     os.close(handle)
 
 
-def ours(folder: Path, batches: list[list[str]]) -> Generator[None]:
-    """The training reader's way: threads fill memory that was allocated once."""
+def ours(opened: Callable[[], Any], batches: list[list[str]]) -> Generator[None]:
+    """The training reader's way: threads fill memory that was allocated once, from the store that `opened` gives."""
     from concurrent.futures import ThreadPoolExecutor
 
     from urepa.data.reader import AHEAD, THREADS, Slot
-    from urepa.data.reading import Store
 
-    store = Store(folder)
+    store = opened()
     slots = [Slot(len(batches[0]), {"": store.record_bytes}) for _ in range(AHEAD + 1)]
     with ThreadPoolExecutor(THREADS) as pool:
         for slot in slots:  # training touches this memory once, in its first steps
@@ -125,7 +148,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
 
     store = Store(folder)
     raw = np.empty((len(batches[0]), store.record_bytes), dtype=np.uint8)
-    places = [store.place(key) for batch in batches for key in batch]
+    places = [(file, offset) for batch in batches for file, offset, _ in store.places(batch).tolist()]
     raw[:] = 0
     yield
     for i, (file, offset) in enumerate(places[len(batches[0]) :]):

@@ -42,11 +42,16 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def build_pixels(parts: dict[str, Any], make: Any) -> None:
-    """A small track's caches are made in one go; stage=verify looks at them as at any others."""
-    if parts["stage"] not in ("all", "verify") or parts["shard"] != "0/1":
+    """A small track's caches are made in one go; the stages `verify` and `digest` are as for any others."""
+    if parts["stage"] not in ("all", "verify", "digest") or parts["shard"] != "0/1":
         raise UserError(f"data={parts['data']['name']} is built in one go: leave stage and shard out")
     track, teacher = make(parts["data"]), make(parts["teacher"])
     track.build(teacher)
+    if parts["stage"] == "digest":
+        from urepa.data.sealing import give_digests
+
+        for store in track.store_folders(teacher):
+            give_digests(store)
     cache = track.open(teacher)
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
     print(f"{track.folder}: {counts}")

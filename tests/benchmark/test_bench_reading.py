@@ -13,23 +13,28 @@ COMMAND = ["-m", "urepa.bench_reading", "samples=96", "batch_size=32", "workers=
 
 
 @pytest.mark.slow
-def test_rates_of_three_readers_and_their_ratios(tmp_path: Path) -> None:
+def test_rates_of_the_readers_and_their_ratios(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *COMMAND], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "rates.json").read_text())
+    written = json.loads((tmp_path / "rates.json").read_text())
+    rows = written["reading"]
     places = [(r["records"], r["cache"], r["reader"]) for r in rows]
     assert places == [
         (records, cache, reader)
         for records in ("tokens", "latents")
         for cache in ("warm", "cold")
-        for reader in ("preadv", "documented", "urepa")
+        for reader in ("preadv", "documented", "unchecked", "urepa")
     ]
-    for three in (rows[i : i + 3] for i in range(0, len(rows), 3)):
-        plain, documented, _ = (r["per_s"] for r in three)
-        assert min(r["per_s"] for r in three) > 0
-        for r in three:
+    for four in (rows[i : i + 4] for i in range(0, len(rows), 4)):
+        plain, documented, unchecked, _ = (r["per_s"] for r in four)
+        assert min(r["per_s"] for r in four) > 0
+        for r in four:
             assert r["of_preadv"] == pytest.approx(r["per_s"] / plain)
             assert r["of_documented"] == pytest.approx(r["per_s"] / documented)
-    printed = [line.split()[:3] for line in done.stdout.splitlines()[1:]]
+            assert r["of_unchecked"] == pytest.approx(r["per_s"] / unchecked)
+    assert [(c["records"], c["bytes"]) for c in written["crc32"]] == [("tokens", 524_288), ("latents", 32_768)]
+    for c in written["crc32"]:
+        assert c["core"] == pytest.approx(2900 * c["bytes"] / (c["gb_per_s"] * 1e9))
+    printed = [line.split()[:3] for line in done.stdout.splitlines()[1 : 1 + len(places)]]
     assert [tuple(words) for words in printed] == places
     assert [p.name for p in tmp_path.iterdir()] == ["rates.json"]  # the stores are gone

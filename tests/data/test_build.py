@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from photos import TRAIN, VAL, WIDTH
 from records import records
 
-from urepa.data.cache import read_split
 from urepa.data.encode import Output, class_names
 from urepa.data.images import part_folder, read_images
 from urepa.data.listing import Listing
 from urepa.data.reading import Store
+from urepa.data.samples import read_split
 from urepa.data.store import Part, StoreWriter, only_writer
 from urepa.errors import UserError
 
@@ -278,7 +278,7 @@ def test_shards_make_the_same_records(built: Path, build_of: Any, tmp_path: Path
     ours, theirs = records(root), records(built)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
-        if "lmdb/" in key and key != "dino_tokens_lmdb/mean_token.npy":  # other batches, other rounding
+        if "lmdb/" in key and not key.endswith(".npy"):  # other batches, other rounding
             a, b = (np.frombuffer(v, dtype=np.float32) for v in (value, theirs[key]))
             assert np.allclose(a, b, atol=2e-3), key
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from earlier import without_digests
 from photos import TRAIN, VAL, WIDTH, overrides
 
 from urepa.assembly import make
@@ -163,6 +164,7 @@ def mirror_tokens(root: Path) -> None:
     store.close()
     with StoreWriter(root / "dino_tokens_lmdb") as writer:
         writer.put(list(zip(keys, values, strict=True)))
+    without_digests(root / "dino_tokens_lmdb")
 
 
 def test_caches_of_another_view_are_not_adopted(built: Path, build_of: Any, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from earlier import without_digests
 
 from urepa.data import verify
-from urepa.data.cache import Cache, mirrored_folder, read_split
+from urepa.data.cache import Cache, mirrored_folder
 from urepa.data.encode import vae_encoder
 from urepa.data.images import ImageArchive
 from urepa.data.reader import Batch, Layout, TrainingReader, ValidationReader
+from urepa.data.samples import read_split
 from urepa.data.store import Part, StoreWriter
 from urepa.errors import UserError
 from urepa.objectives import DDPMVelocity
@@ -217,6 +219,7 @@ def test_mirror_images_that_are_none_are_caught(
     build = build_of(root, "data.flip=true")
     store = {"latents": build.track.latents, "tokens": build.track.tokens}[unmirrored]
     shutil.copy(store / "data.mdb", mirrored_folder(store) / "data.mdb")
+    without_digests(mirrored_folder(store))
     words = {"latents": "does not hold the mirror images", "tokens": "do not see the same field of view.*mirrored"}
     with pytest.raises(UserError, match=words[unmirrored]):
         build.run("verify")
@@ -234,6 +237,7 @@ def test_a_small_tracks_flips_are_verified_too(
         for s in read_split(track.folder / "train.csv"):
             writer.put([(s.sample_id, cache.x0([s])[0].numpy())])
     cache.close()
+    without_digests(mirrored_folder(track.latents))
     cache = track.open(teacher)
     with pytest.raises(UserError, match="latents_flip does not hold the mirror images of"):
         verify.verify("tiny", cache)

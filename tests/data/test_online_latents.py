@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from earlier import without_digests
 from torch import nn
 
 from urepa import checkpoint, draws
 from urepa.costs import Device, plan
-from urepa.data.images import ImageArchive
+from urepa.data.images import ImageArchive, part_folder, place_of_squares
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.data.reading import Store
 from urepa.data.sizes import cache_sizes
@@ -181,8 +183,8 @@ def test_nothing_is_cached_that_is_asked_for_in_training(
     build.run("all")
     assert {p.name for p in (tmp_path / "cache").iterdir() if p.is_dir()} == {"images"}
     said = capsys.readouterr().out
-    assert "there is an image for each of 80 samples" in said
-    assert "there is an image for each of 64 mirrored samples" in said
+    assert "the images of 80 samples are whole" in said
+    assert "the images of 64 mirrored samples are whole" in said
     for stage, key in (("latents", "online_latents"), ("tokens", "online_teacher")):
         with pytest.raises(UserError, match=f"data.{key}=true makes {stage} while training: leave the stage or"):
             build.run(stage)
@@ -198,7 +200,7 @@ def test_parts_of_squares_alone_leave_verifying_to_the_last(
         build_of(tmp_path / "cache", *BOTH, "data.text=null", part=Part(i, 2)).run("all")
         said = capsys.readouterr().out
         assert ("other parts are still being made" in said) is (i == 0)
-        assert ("there is an image for each of 80 samples" in said) is (i == 1)
+        assert ("the images of 80 samples are whole" in said) is (i == 1)
 
 
 def test_the_field_of_view_is_verified_without_a_cache_of_latents(
@@ -207,6 +209,7 @@ def test_the_field_of_view_is_verified_without_a_cache_of_latents(
     root = Path(shutil.copytree(built_with_flips, tmp_path / "cache", ignore=shutil.ignore_patterns("vae_latents*")))
     build_of(root, "data.flip=true", ONLINE).run("verify")
     shutil.copy(root / "dino_tokens_lmdb" / "data.mdb", root / "dino_tokens_lmdb_flip" / "data.mdb")
+    without_digests(root / "dino_tokens_lmdb_flip")
     with pytest.raises(UserError, match=r"do not see the same field of view.*mirrored"):
         build_of(root, "data.flip=true", ONLINE).run("verify")
 
@@ -227,11 +230,15 @@ def test_images_that_are_not_those_are_refused(
         build_of(root, *BOTH, "data.vae=nowhere/at-all").track.open(None)
     chunk, *_ = sorted(root.glob("images/part-*/*.zip"))
     content = bytearray(chunk.read_bytes())
-    place = ImageArchive(root)._place_of[first.sample_id]
-    content[place[1] + 30 : place[1] + 30 + place[2]] = bytes(place[2])
+    with zipfile.ZipFile(chunk) as archive:
+        place = archive.getinfo(f"{first.sample_id}.jpg")
+    content[place.header_offset + 30 + len(place.filename) + place.file_size // 2] ^= 1  # most of it can be decoded
     chunk.write_bytes(content)
-    with pytest.raises(UserError, match=f"{chunk}: the image of {first.sample_id} cannot be read"):
+    words = f"{chunk}: the image of {first.sample_id} cannot be read .it has changed since it was written"
+    with pytest.raises(UserError, match=words):
         cache.x0([first])
+    with pytest.raises(UserError, match=words):
+        build.run("verify")
     chunk.unlink()
     with pytest.raises(UserError, match=r"images (lacks \d+ of 80 images|is empty)"):
         build.track.open(None)
@@ -244,15 +251,14 @@ def test_images_that_are_not_those_are_refused(
 
 def test_an_image_is_read_past_its_files_list_of_contents(built: Path) -> None:
     import io
-    import zipfile
 
     import numpy as np
     from PIL import Image
 
-    archive = ImageArchive(built)
-    ids = list(archive._place_of)[::7]
+    archive, places = ImageArchive(built), place_of_squares(part_folder(built, Part()))
+    ids = list(places)[::7]
     pixels = archive.pixels(ids)
-    for i, path in enumerate(archive._place_of[name][0] for name in ids):
+    for i, path in enumerate(places[name] for name in ids):
         with zipfile.ZipFile(path) as file, Image.open(io.BytesIO(file.read(f"{ids[i]}.jpg"))) as image:
             assert np.array_equal(pixels[i].permute(1, 2, 0), np.asarray(image))
     assert torch.equal(archive(ids), pixels.float() / 255)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from urepa.data.cache import Sample
 from urepa.data.images import read_images, skipped_ids, write_images
 from urepa.data.photos import square, to_rgb
 from urepa.data.reading import Store
+from urepa.data.samples import Sample
 from urepa.data.sources import SOURCES
 from urepa.data.store import Part, StoreWriter, decode, encode
 from urepa.errors import UserError

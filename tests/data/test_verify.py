@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from photos import WIDTH, write_dinov2, write_photos
 
 from urepa.data import verify
-from urepa.data.cache import Sample
 from urepa.data.reading import Store
+from urepa.data.samples import Sample
 from urepa.data.store import write_store
 from urepa.errors import UserError
 

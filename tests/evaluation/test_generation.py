@@ -19,7 +19,7 @@ from runs import small_sd, write_run
 from scipy import linalg
 
 from urepa.assembly import make
-from urepa.data.cache import Sample
+from urepa.data.samples import Sample
 from urepa.errors import UserError
 from urepa.evaluation import generation
 from urepa.evaluation.context import Context, run_each

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from workspace import Workspace, last_checkpoint, one_line_error, steps, without_timings
 
 from urepa import draws
-from urepa.data.cache import read_split
+from urepa.data.samples import read_split
 
 STEPS = 20
 LONGER = (f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.checkpoint_every=10", "tracking=none")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from urepa.data.cache import Cache, Sample, mean_token_file
+from urepa.data.cache import Cache, mean_token_file
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
+from urepa.data.samples import Samples
 from urepa.data.store import write_store
 from urepa.errors import UserError
 from urepa.teachers.several import ALONE, Several
@@ -25,7 +26,7 @@ class SyntheticTrack:
         self.folder, self.records = Path(root), records
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
-        self.samples = [Sample(f"n{i:08d}", i % num_classes, "", "train") for i in range(records)]
+        self.samples = Samples.of_rows((f"n{i:08d}", i % num_classes, "", "train") for i in range(records))
 
     @property
     def latents(self) -> Path:

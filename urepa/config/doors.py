@@ -61,6 +61,7 @@ class Stage(Enum):
     prompts = "prompts"
     verify = "verify"
     adopt = "adopt"
+    digest = "digest"
 
 
 @dataclass

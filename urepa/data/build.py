@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,23 @@ from urepa.data.cache import (
     FAULT,
     UNKNOWN,
     Cache,
-    Sample,
     begin,
     csv_digests,
     is_finished,
     mean_token_file,
     mirrored_facts,
     mirrored_folder,
-    read_split,
     refuse_changed,
-    write_split,
 )
+from urepa.data.digests import in_manifest
 from urepa.data.encode import Output, class_names
 from urepa.data.latents import LatentTrack
 from urepa.data.listing import Listing
 from urepa.data.reading import Store
+from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
+from urepa.data.sealing import digests_file, give_digests
 from urepa.data.sources import Row, refuse_duplicates, refuse_unfit_names
-from urepa.data.store import GROUP, Part
+from urepa.data.store import GROUP, Part, batches_of
 from urepa.draws import unit_interval
 from urepa.errors import UserError
 from urepa.files import write_whole
@@ -79,7 +80,7 @@ class Build:
             all(is_finished(path) for path in track.store_folders(self.teacher))
             and (
                 not track.reads_squares(self.teacher)
-                or all(images.has_chunks(track.folder, p, [s for s in listed if p.holds(s.sample_id)]) for p in parts)
+                or all(images.has_chunks(track.folder, p, _held(listed, p)) for p in parts)
             )
         )
 
@@ -172,16 +173,16 @@ class Build:
             known[name] = before | value if isinstance(value, dict) else sorted({*before, *value})
         write_whole(self.track.folder / "track.json", json.dumps(known, indent=1))
 
-    def _listed(self) -> list[Sample]:
+    def _listed(self) -> Samples:
         """All parts' samples, in the order in which every stage goes through them."""
         missing = [path for path in self.track.csv.values() if not path.exists()]
         if missing:
             raise UserError(f"there is no {missing[0]}; run the stage `manifest` first")
-        return [s for path in self.track.csv.values() for s in read_split(path)]
+        return Samples.joined(map(read_split, self.track.csv.values()))
 
-    def _samples(self) -> list[Sample]:
+    def _samples(self) -> Samples:
         """This part's."""
-        return [s for s in self._listed() if self.part.holds(s.sample_id)]
+        return _held(self._listed(), self.part)
 
     def stage_images(self) -> None:
         """Squares as JPEG."""
@@ -190,7 +191,7 @@ class Build:
         begin(track.folder / "images", facts, track.remake)
         if images.all_are_there(track.folder, self.part, samples):
             return  # the source may be gone by now
-        wanted = {s.sample_id for s in samples}
+        wanted = set(samples.ids())
         listing = Listing(track.source, track.images)
         load = {row.name: row.load for row in listing if row.name in wanted}
         gone = wanted - load.keys()
@@ -238,7 +239,7 @@ class Build:
         if self.track.flip:
             folder = mirrored_folder(output.folder)
             outputs.append(replace(output, folder=folder, facts=mirrored_facts(facts), mirrored=True))
-        samples, listed = self._samples(), encode.digest_of(self._listed())
+        samples, listed = self._samples(), digest_of(self._listed())
         read = partial(images.read_images, self.track.folder, self.part, samples, self.batch)
         for out in outputs:
             if self._is_adopted(out.folder):
@@ -287,6 +288,16 @@ class Build:
         for store in self.track.store_folders(self.teacher):
             (store / FAULT).unlink(missing_ok=True)
 
+    def stage_digest(self) -> None:
+        """Digests of the records of stores that are there already and have none."""
+        track = self.track
+        if self.part.count > 1:
+            raise UserError("stage=digest takes whole stores: leave shard out")
+        for store in track.store_folders(self.teacher):
+            if not is_finished(store):
+                raise UserError(f"{store} is no finished cache: {track.remake}, or take it in with stage=adopt")
+            give_digests(store)
+
     def stage_adopt(self) -> None:
         """Takes in caches that lie in the document's layout without manifests, after looking at every record and at the
         field of view: a store counts only then. What cannot be known is marked so."""
@@ -309,21 +320,20 @@ class Build:
                 for o in outputs
             ]
         outputs = [o for o in outputs if not is_finished(o.folder)]
-        every = [s for rows in samples.values() for s in rows]
         known = {"dtype": "float16", "adopted": True}
         manifests = {
-            o.folder: {"flip": "none"} | o.facts | known | {"count": sum(map(o.holds, every))} for o in outputs
+            o.folder: {"flip": "none"} | o.facts | known | {"count": sum(map(o.holds, chain(*samples.values())))}
+            for o in outputs
         }
+        track.require_folders(self.teacher)
+        for output in outputs:  # digests first, so that they are of what is verified
+            manifests[output.folder] |= _written(output, manifests[output.folder], digests_file)
         self._verify(track.open_to_verify(self.teacher, manifests))
         for output in outputs:
-            store = Store(output.folder, manifests[output.folder])
-            beside: dict[str, str | bytes] = {"manifest.json": json.dumps(store.manifest, indent=1)}
             if output.is_tokens:
-                mean_D = _mean(store, [s.sample_id + output.suffix for s in samples["train"]])
-                beside = {**mean_token_file(mean_D), **beside}  # the manifest last
-            store.close()
-            for name, content in beside.items():
-                write_whole(output.folder / name, content)
+                keys = Keys([samples["train"]], output.suffix)
+                manifests[output.folder] |= _written(output, manifests[output.folder], partial(_mean_file, keys=keys))
+            write_whole(output.folder / "manifest.json", json.dumps(manifests[output.folder], indent=1))
         self._record(csv_sha256=csv_digests(list(track.csv.values())))
 
 
@@ -331,10 +341,25 @@ def _token_shape(teacher: Any) -> list[int]:
     return [teacher.grid[0] * teacher.grid[1], teacher.width]
 
 
-def _mean(store: Store, keys: list[str]) -> np.ndarray:
+def _held(samples: Samples, part: Part) -> Samples:
+    return samples.only(map(part.holds, samples.ids()))
+
+
+def _written(output: Output, manifest: dict[str, Any], made: Callable[[Store], dict[str, bytes]]) -> dict[str, str]:
+    """Writes files that are made from the records of a store beside them; what its manifest is to say of them."""
+    store = Store(output.folder, manifest)
+    files = made(store)
+    store.close()
+    for name, content in files.items():
+        write_whole(output.folder / name, content)
+    return in_manifest(files)
+
+
+def _mean_file(store: Store, keys: Keys) -> dict[str, bytes]:
+    """The mean token over the records with these keys."""
     total, count = np.zeros(store.shape[-1]), 0
-    for start in range(0, len(keys), 512):
-        values = store.read(keys[start : start + 512])
+    for chunk in batches_of(keys, 512):
+        values = store.read(chunk)
         total += values.reshape(-1, store.shape[-1]).astype(np.float64).sum(0)
         count += values.shape[0] * values.shape[1]
-    return total / count
+    return mean_token_file(total / count)

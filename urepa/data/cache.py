@@ -7,22 +7,24 @@ keys, lies beside each: `latents_flip/`, `tokens_<teacher>_flip/`.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sys import intern
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.data.content import Identity
+from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
+from urepa.data.images import ImageArchive
 from urepa.data.online import OnlineLatents, OnlineTokens
-from urepa.data.reading import MIRRORED, Store
+from urepa.data.reading import Store
+from urepa.data.samples import Keys, Sample, Samples
 from urepa.draws import normal
 from urepa.errors import UserError
 from urepa.files import write_whole
@@ -32,65 +34,29 @@ from urepa.teachers.several import ALONE, by_name
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"
 NONE: Mapping[Path, dict[str, Any]] = {}
-OF_THE_STORE = ("count", "parts", "adopted", "csv_sha256")  # what a manifest says that is not about its records
+OF_THE_STORE = ("count", "parts", "adopted", "csv_sha256", *IN_MANIFEST)  # what a manifest says that is not about how
+# its records were made
 FAULT = "fault.txt"  # beside a store's records: what the stage `verify` found wrong with it
-FIELDS = ("sample_id", "class_id", "path", "split")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One row of a split; `mirrored` once a training step has drawn it so."""
-
-    sample_id: str
-    class_id: int
-    path: str
-    split: str
-    mirrored: bool = False
-
-    @property
-    def key(self) -> str:
-        """Of its latents."""
-        return self.sample_id + MIRRORED * self.mirrored
-
-    @property
-    def token_key(self) -> str:
-        """Of its tokens."""
-        return f"{self.sample_id}_mid" + MIRRORED * self.mirrored
-
-
-def write_split(path: Path, samples: list[Sample]) -> None:
-    """A split as CSV, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FIELDS)
-    writer.writerows((s.sample_id, s.class_id, s.path, s.split) for s in samples)
-    write_whole(path, text.getvalue())
-
-
-def read_split(path: Path) -> list[Sample]:
-    """A split from CSV."""
-    with open(path, newline="") as file:
-        rows = csv.DictReader(file)
-        return [Sample(r["sample_id"], int(r["class_id"]), r["path"], intern(r["split"])) for r in rows]
 
 
 def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
     """The file beside a token store that holds the training set's mean token."""
     content = io.BytesIO()
     np.save(content, mean_D.astype(np.float32), allow_pickle=False)
-    return {"mean_token.npy": content.getvalue()}
+    return {MEAN_TOKEN: content.getvalue()}
 
 
 @dataclass
 class Cache:
     """Open stores. `tokens` and `grids` are by teacher, and empty where the loss needs none."""
 
-    splits: dict[str, list[Sample]]
+    splits: Mapping[str, Samples]
     latents: Store | OnlineLatents
     tokens: dict[str, Store | OnlineTokens]
     grids: dict[str, tuple[int, int]]
     num_classes: int
     null_id: int
+    images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
 
     @property
     def flips(self) -> bool:
@@ -102,7 +68,7 @@ class Cache:
         """Do the latents hold a posterior's mean and standard deviation instead of one value?"""
         return len(self.latents.shape) == 4
 
-    def x0(self, samples: list[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
+    def x0(self, samples: Sequence[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
         """Latents [B,C,H,W], float32. Moments are sampled with the generators, or give their mean without."""
         values = self.latents.tensor([s.key for s in samples]).float()
         if not self.has_moments:
@@ -112,12 +78,12 @@ class Cache:
             return mean
         return mean + std * torch.stack([normal(tuple(mean.shape[1:]), rng) for rng in posterior])
 
-    def teachers(self, samples: list[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tensor]:
+    def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tensor]:
         """Every teacher's tokens [B,N,D] as they are stored (fp16; float32 from int8), in the memory `raw` if given."""
         memory, keys = {} if raw is None else raw, [s.token_key for s in samples]
         return {name: tokens.tensor(keys, memory.get(name)) for name, tokens in self.tokens.items()}
 
-    def teacher_BND(self, samples: list[Sample], teacher: str = ALONE) -> Tensor | None:
+    def teacher_BND(self, samples: Sequence[Sample], teacher: str = ALONE) -> Tensor | None:
         """One teacher's; None where there is none."""
         return self.tokens[teacher].tensor([s.token_key for s in samples]) if self.tokens else None
 
@@ -139,7 +105,26 @@ class Cache:
             "tokens": manifests.get(ALONE, manifests) if manifests else None,
             "flip": self.flips,
             "samples": {split: len(samples) for split, samples in self.splits.items()},
+            "content": self.content(),
         }
+
+    def content(self) -> dict[str, str]:
+        """What the data are, wherever they lie and in whatever order they are listed: a digest of the samples' ids,
+        classes and splits (`samples`) and, for each store whose records have digests, of these with the records'
+        (`latents`, `tokens` or `tokens.TEACHER`, and the mirrored ones with `.flip` behind it). What is asked while
+        training is made of squares: `images`."""
+        lists = {"": list(self.splits.values())} | ({".flip": [self.splits["train"]]} if self.flips else {})
+        identities = {flip: Identity(*own) for flip, own in lists.items()}
+        content = {"samples": identities[""].of()}
+        tokens = {f"tokens.{name}" if name else "tokens": (store, "_mid") for name, store in self.tokens.items()}
+        for name, (store, suffix) in {"latents": (self.latents, ""), **tokens}.items():
+            if isinstance(store, Store):
+                for (flip, own), of in zip(lists.items(), (store, store.mirror), strict=False):
+                    if of is not None and of.digests is not None:
+                        content[name + flip] = identities[flip].of(of.record_digests(Keys(own, suffix).digests()))
+        if self.images is not None:
+            content["images"] = identities[""].of(self.images.crc32(Keys(lists[""], "")))
+        return content
 
 
 def token_stores(teacher: Any | None, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -215,9 +200,9 @@ def begin(folder: Path, facts: dict[str, Any], remake: str) -> None:
 def open_store(
     folder: Path,
     expected: dict[str, Any],
-    keys: list[str],
+    keys: Keys,
     remake: str,
-    mirrored_keys: list[str] | None = None,
+    mirrored_keys: Keys | None = None,
     manifests: Mapping[Path, dict[str, Any]] = NONE,
 ) -> Store:
     """A finished store that was made as expected and has every key; with `mirrored_keys` also the mirror images.
@@ -225,6 +210,7 @@ def open_store(
     40,000."""
     store = Store(folder, manifests.get(folder))
     refuse_differing(folder, store.manifest, expected, remake)
+    store.require_files_beside()
     require_keys(store, keys, remake)
     if mirrored_keys is not None:
         of_records = {k: v for k, v in store.manifest.items() if k not in OF_THE_STORE}
@@ -233,12 +219,17 @@ def open_store(
     return store
 
 
-def require_keys(store: Store, keys: list[str], remake: str) -> None:
-    """Every sample has its record."""
+def require_keys(store: Store, keys: Keys, remake: str) -> None:
+    """Every sample has its record, and every record a digest where the store has digests."""
     missing = store.missing(keys)
     if missing:
         raise UserError(
             f"{store.folder} lacks {len(missing)} of {len(keys)} records (first: '{min(missing)}'); {remake}"
+        )
+    if bare := store.without_digest(keys):
+        raise UserError(
+            f"{store.folder} lacks digests of {len(bare)} of {len(keys)} records (first: '{min(bare)}'), so it is not "
+            f"finished; {remake}"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,21 @@ import torch
 from torch import Tensor
 
 from urepa import progress
-from urepa.data.cache import Sample, begin, mean_token_file
+from urepa.data.cache import begin, mean_token_file
+from urepa.data.digests import in_manifest
 from urepa.data.online import own_device
 from urepa.data.reading import Store
+from urepa.data.samples import Sample
+from urepa.data.sealing import digests_file
 from urepa.data.store import Part, StoreWriter
 from urepa.data.vae import load_vae
-from urepa.draws import digest64
 from urepa.errors import UserError
 from urepa.files import write_whole
 from urepa.hub import resolve, why_not
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
-Todo = Callable[[list[Sample]], list[Sample]]  # those of a batch that are still to be made
-Read = Callable[[Todo], Iterator[tuple[list[Sample], Tensor]]]  # what is to be made, with its images
+Todo = Callable[[Sequence[Sample]], list[Sample]]  # those of a batch that are still to be made
+Read = Callable[[Todo], Iterator[tuple[Sequence[Sample], Tensor]]]  # what is to be made, with its images
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
@@ -62,13 +64,8 @@ class Output:
         return self.suffix == "_mid"
 
 
-def digest_of(samples: list[Sample]) -> str:
-    """Of a list's ids, over all parts."""
-    return f"{digest64('list', *(s.sample_id for s in samples)):016x}"
-
-
 def encode_part(
-    output: Output, part: Part, samples: list[Sample], read: Read, encode: Encode, remake: str, listed: str
+    output: Output, part: Part, samples: Sequence[Sample], read: Read, encode: Encode, remake: str, listed: str
 ) -> None:
     """Writes what is not there yet of the part's samples: `read` gives their images in batches, `encode` the
     records; `listed` is the digest of the list that they are a part of. Writing overlaps the next batch; a batch is
@@ -80,13 +77,13 @@ def encode_part(
         progress.bar(total=sum(map(output.holds, samples)), desc=output.folder.name, unit="image") as bar,
     ):
 
-        def todo(batch: list[Sample]) -> list[Sample]:
+        def todo(batch: Sequence[Sample]) -> list[Sample]:
             own = [s for s in batch if output.holds(s)]
             missing = set(writer.missing([s.sample_id + output.suffix for s in own]))
             progress.skip(bar, len(own) - len(missing))
             return [s for s in own if s.sample_id + output.suffix in missing]
 
-        writing: Future[None] | None = None
+        writing: Future[np.ndarray] | None = None
         for chosen, images in read(todo):
             values = encode(images.flip(-1) if output.mirrored else images)
             total = _token_sum(values[[s.split == "train" for s in chosen]]) if output.is_tokens else None
@@ -110,13 +107,15 @@ def seal(output: Output, listed: str) -> bool:
         print(f"{output.folder.name}: {len(done)} of {parts} parts are done")
         return False
     store = Store(output.folder, output.facts)
-    total, manifest = store.token_sum(), output.facts | {"count": store.count()}
+    total, files = store.token_sum(), digests_file(store)
+    manifest = output.facts | {"count": store.count()}
     store.close()
     if output.is_tokens:
         assert total is not None, "every batch has added its own"
-        for name, content in mean_token_file(total[:-1] / total[-1]).items():
-            write_whole(output.folder / name, content)
-    write_whole(output.folder / "manifest.json", json.dumps(manifest, indent=1))
+        files |= mean_token_file(total[:-1] / total[-1])
+    for name, content in files.items():
+        write_whole(output.folder / name, content)
+    write_whole(output.folder / "manifest.json", json.dumps(manifest | in_manifest(files), indent=1))
     return True
 
 

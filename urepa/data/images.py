@@ -12,7 +12,8 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from urepa import progress
-from urepa.data.cache import Sample
+from urepa.data.lmdb_file import key_digests, last_rows, rows_of
 from urepa.data.photos import UNREADABLE, square
+from urepa.data.samples import Keys, Sample
 from urepa.data.store import Part, batches_of, only_writer
 from urepa.draws import digest64
 from urepa.errors import UserError
@@ -33,6 +35,8 @@ CHUNK = 256  # images a ZIP file: what a kill may cost at most
 QUALITY = 95
 WORKERS = 4
 LOCAL_HEADER = 30  # bytes before an entry's name in a ZIP file
+# digest of the sample's id, which file, where the entry begins, bytes of its content and their crc32
+PLACE = np.dtype([("id", "<u8"), ("file", "<i4"), ("start", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
 
 
 def part_folder(root: Path, part: Part) -> Path:
@@ -40,9 +44,9 @@ def part_folder(root: Path, part: Part) -> Path:
     return root / "images" / f"part-{part.index}of{part.count}"
 
 
-def chunks_of(root: Path, part: Part, samples: list[Sample]) -> list[tuple[Path, list[Sample]]]:
+def chunks_of(root: Path, part: Part, samples: Sequence[Sample]) -> list[tuple[Path, Sequence[Sample]]]:
     """The part's ZIP files and what each holds."""
-    chunks = enumerate(batches_of(samples, CHUNK))
+    chunks = enumerate(samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
     named = [(f"{i:06d}-{digest64('chunk', *(s.sample_id for s in chunk)):016x}.zip", chunk) for i, chunk in chunks]
     return [(part_folder(root, part) / name, chunk) for name, chunk in named]
 
@@ -69,18 +73,18 @@ def place_of_squares(folder: Path) -> dict[str, Path]:
     return {_id(entry): file for file in sorted(folder.glob("*.zip")) for entry in _entries(file)}
 
 
-def _left(file: Path, chunk: list[Sample], there: dict[str, Path], skipped: dict[str, str]) -> list[Sample]:
+def _left(file: Path, chunk: Sequence[Sample], there: dict[str, Path], skipped: dict[str, str]) -> list[Sample]:
     """Those of a chunk that have no square anywhere; what a finished chunk has skipped is not tried again."""
     done = skipped if file.exists() else {}
     return [s for s in chunk if s.sample_id not in there and s.sample_id not in done]
 
 
-def has_chunks(root: Path, part: Part, samples: list[Sample]) -> bool:
+def has_chunks(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
     """Has `write_images` been through the whole list once?"""
     return all(file.exists() for file, _ in chunks_of(root, part, samples))
 
 
-def all_are_there(root: Path, part: Part, samples: list[Sample]) -> bool:
+def all_are_there(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
     """Is there nothing left to do for `write_images`?"""
     if not has_chunks(root, part, samples):
         return False
@@ -92,7 +96,7 @@ def all_are_there(root: Path, part: Part, samples: list[Sample]) -> bool:
 def write_images(
     root: Path,
     part: Part,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     load: dict[str, Callable[[], np.ndarray]],
     size: int,
     max_skipped: float,
@@ -154,9 +158,9 @@ def skipped_ids(root: Path) -> set[str]:
 def read_images(
     root: Path,
     part: Part,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     batch: int,
-    todo: Callable[[list[Sample]], list[Sample]],
+    todo: Callable[[Sequence[Sample]], list[Sample]],
 ) -> Iterator[tuple[list[Sample], Tensor]]:
     """The part's images in fixed batches: samples and uint8 [B,3,S,S]; decoded one batch ahead by threads.
     `todo` says which of a batch are still wanted; the others are not decoded."""
@@ -199,41 +203,78 @@ class ImageArchive:
     """The images stage's squares by sample id, for networks that are asked while training. Threads may share it."""
 
     def __init__(self, root: Path) -> None:
-        self._place_of: dict[str, tuple[Path, int, int]] = {}  # file, where the entry begins, bytes of its content
-        for path in sorted((root / "images").glob("part-*/*.zip")):
-            for entry in _entries(path):
-                assert entry.compress_type == zipfile.ZIP_STORED, "a JPEG is small enough"
-                self._place_of[_id(entry)] = path, entry.header_offset, entry.file_size
-        if not self._place_of:
+        self._files = sorted((root / "images").glob("part-*/*.zip"))
+        if not self._files:
             raise UserError(f"{root}/images is empty: what is asked while training needs the stage `images`")
+        places = np.concatenate([_places(number, _entries(path)) for number, path in enumerate(self._files)])
+        self._places = places[last_rows(places["id"])]
+        self._ids = np.ascontiguousarray(self._places["id"])
 
-    def missing(self, ids: list[str]) -> list[str]:
+    def _rows(self, ids: list[str]) -> np.ndarray:
+        return rows_of(key_digests(ids), self._ids)
+
+    def missing(self, ids: Keys) -> list[str]:
         """Those that have no image."""
-        return [i for i in ids if i not in self._place_of]
+        return ids.where(rows_of(ids.digests(), self._ids) < 0)
+
+    def crc32(self, ids: Keys) -> np.ndarray:
+        """Of the JPEGs of samples that have one: uint64 [R,1]."""
+        return self._places["crc32"][rows_of(ids.digests(), self._ids)].astype("<u8")[:, None]
+
+    def require_whole(self, ids: Iterable[str]) -> None:
+        """A UserError for the first JPEG whose bytes are not those that were written."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for chunk in batches_of(ids, CHUNK):
+                list(pool.map(self._jpeg, chunk, self._rows(chunk)))
 
     def pixels(self, ids: list[str]) -> Tensor:
-        """RGB uint8 [R,3,S,S]. A UserError for one that cannot be read."""
+        """RGB uint8 [R,3,S,S]. A UserError for one that cannot be read or is not what was written."""
         with ThreadPoolExecutor(WORKERS) as pool:
-            return torch.from_numpy(np.stack(list(pool.map(self._read, ids)))).permute(0, 3, 1, 2)
+            pixels = list(pool.map(self._read, ids, self._rows(ids)))
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def __call__(self, ids: list[str]) -> Tensor:
         """RGB [R,3,S,S] in [0,1]."""
         return self.pixels(ids).float() / 255
 
-    def _read(self, sample_id: str) -> np.ndarray:
+    def _jpeg(self, sample_id: str, row: int) -> bytes:
         """Past the ZIP's list of contents, which would take longer to read than the image."""
-        path, start, length = self._place_of[sample_id]
+        number, start, length, crc32 = self._places[["file", "start", "length", "crc32"]][row].tolist()
+        path = self._files[number]
         try:
             with open(path, "rb") as file:
                 file.seek(start)
                 head = file.read(LOCAL_HEADER)
                 file.seek(sum(struct.unpack("<HH", head[-4:])), os.SEEK_CUR)  # its name and extra field
-                return _pixels(file.read(length))
-        except (*UNREADABLE, struct.error) as error:
-            raise UserError(
-                f"{path}: the image of {sample_id} cannot be read ({error}); delete the file and run the stage "
-                "`images` again"
-            ) from error
+                jpeg = file.read(length)
+        except (OSError, struct.error) as error:
+            raise _unreadable(path, sample_id, error) from error
+        if zlib.crc32(jpeg) != crc32:
+            raise _unreadable(path, sample_id, "it has changed since it was written")
+        return jpeg
+
+    def _read(self, sample_id: str, row: int) -> np.ndarray:
+        jpeg = self._jpeg(sample_id, row)
+        try:
+            return _pixels(jpeg)
+        except UNREADABLE as error:
+            raise _unreadable(self._files[self._places["file"][row]], sample_id, error) from error
+
+
+def _places(number: int, entries: list[zipfile.ZipInfo]) -> np.ndarray:
+    """Where the entries of the file with this number lie."""
+    assert all(entry.compress_type == zipfile.ZIP_STORED for entry in entries), "a JPEG is small enough"
+    places = np.empty(len(entries), PLACE)
+    places["id"], places["file"] = key_digests(map(_id, entries)), number
+    for field, name in (("start", "header_offset"), ("length", "file_size"), ("crc32", "CRC")):
+        places[field] = [getattr(entry, name) for entry in entries]
+    return places
+
+
+def _unreadable(path: Path, sample_id: str, why: object) -> UserError:
+    return UserError(
+        f"{path}: the image of {sample_id} cannot be read ({why}); delete the file and run the stage `images` again"
+    )
 
 
 def _pixels(jpeg: bytes) -> np.ndarray:

@@ -21,10 +21,8 @@ from urepa.data import source_files, vae
 from urepa.data.cache import (
     NONE,
     Cache,
-    Sample,
     mirrored_folder,
     open_store,
-    read_split,
     refuse_changed,
     refuse_differing,
     refuse_faulty,
@@ -34,6 +32,7 @@ from urepa.data.encode import class_names, prompt_facts, short_name, vae_encoder
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.reading import Store
+from urepa.data.samples import Keys, Samples, read_split
 from urepa.data.sources import count_images
 from urepa.data.staging import stage
 from urepa.errors import UserError
@@ -156,8 +155,12 @@ class LatentTrack:
     def open_to_verify(self, teacher: Any | None, manifests: Mapping[Path, dict[str, Any]] = NONE) -> Cache:
         """The same where they were made, with stores that did not pass `verify` before. `manifests` stand in for those
         of folders that are being adopted."""
-        self._require(self.store_folders(teacher))
+        self.require_folders(teacher)
         return self._opened(teacher, None, manifests)
+
+    def require_folders(self, teacher: Any | None) -> None:
+        """A UserError where a list or a cache is not there."""
+        self._require(self.store_folders(teacher))
 
     def _require(self, needed: list[Path]) -> None:
         for path in [*self.csv.values(), *needed]:
@@ -185,10 +188,9 @@ class LatentTrack:
         }
         if self.online_teacher and teachers:
             assert archive is not None
-            ids = [s.sample_id for s in splits["train"]]
-            tokens = {name: OnlineTokens(one, archive, ids) for name, one in teachers.items()}
+            tokens = {name: OnlineTokens(one, archive, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
-        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes)
+        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes, images=archive)
 
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""
@@ -200,20 +202,20 @@ class LatentTrack:
         """What is known of the images, latents and tokens alike."""
         return {"image_size": self.image_size, "crop": "center"}
 
-    def _archive(self, splits: dict[str, list[Sample]]) -> ImageArchive:
+    def _archive(self, splits: dict[str, Samples]) -> ImageArchive:
         """Every sample's square, of this size."""
         mark = self.folder / "images" / "begun.json"
         if not mark.is_file():
             raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
         refuse_differing(mark.parent, json.loads(mark.read_text()), self._squares(), self.remake)
-        archive, ids = ImageArchive(self.folder), [s.sample_id for rows in splits.values() for s in rows]
+        archive, ids = ImageArchive(self.folder), Keys(splits.values(), "")
         if missing := archive.missing(ids):
             raise UserError(
                 f"{mark.parent} lacks {len(missing)} of {len(ids)} images (first: '{min(missing)}'); {self.remake}"
             )
         return archive
 
-    def _encoded(self, archive: ImageArchive, splits: dict[str, list[Sample]]) -> OnlineLatents:
+    def _encoded(self, archive: ImageArchive, splits: dict[str, Samples]) -> OnlineLatents:
         """Latents by the VAE, which is asked about one image now, not at the first step."""
         encode, facts = vae_encoder(self.vae, self.moments)
         facts |= self._squares() | {"shape": self.record_shape()}
@@ -243,30 +245,28 @@ class LatentTrack:
         self,
         places: dict[Path, Path],
         manifests: Mapping[Path, dict[str, Any]],
-        splits: dict[str, list[Sample]],
+        splits: dict[str, Samples],
         folder: Path,
         expected: dict[str, Any],
         suffix: str,
     ) -> Store:
         """A store of every sample and, with flips, its mirror of the training samples; `places`: copies."""
-        keys = {split: [s.sample_id + suffix for s in rows] for split, rows in splits.items()}
-        every = [key for own in keys.values() for key in own]
-        mirrored = keys["train"] if self.flip else None
-        return open_store(places.get(folder, folder), expected, every, self.remake, mirrored, manifests)
+        keys, mirrored = Keys(splits.values(), suffix), Keys([splits["train"]], suffix) if self.flip else None
+        return open_store(places.get(folder, folder), expected, keys, self.remake, mirrored, manifests)
 
     def record(self) -> dict[str, Any]:
         """track.json: digests of the CSVs, what their images are known by, images that could not be read."""
         file = self.folder / "track.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def samples(self) -> dict[str, list[Sample]]:
+    def samples(self) -> dict[str, Samples]:
         """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
         known = self.record()
         refuse_changed(list(self.csv.values()), known.get("csv_sha256", {}), self.remake)
         skipped = skipped_ids(self.folder).union(known.get("skipped", []))
         splits = {split: read_split(path) for split, path in self.csv.items()}
         for split, rows in splits.items():
-            largest = max((s.class_id for s in rows), default=0)
+            largest = int(rows.class_ids().max(initial=0))
             if largest >= self.num_classes:
                 raise UserError(f"{self.csv[split]} has a class {largest}; data.num_classes={self.num_classes}")
-        return {split: [s for s in rows if s.sample_id not in skipped] for split, rows in splits.items()}
+        return {split: rows.only(i not in skipped for i in rows.ids()) for split, rows in splits.items()}

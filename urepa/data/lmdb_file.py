@@ -7,10 +7,11 @@ The format is data version 1, that of all LMDB 0.9 (MDB_meta, MDB_page and MDB_n
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ import numpy as np
 from urepa.draws import digest64
 from urepa.errors import UserError
 
+SUM_KEY = "__sum_of_train_tokens__"
+DIGESTS = "__digests_of_records__"  # and the number of the put
+HIDDEN = (SUM_KEY, DIGESTS)  # how keys begin whose rows are about records and are none
 MAGIC, VERSION = 0xBEEFC0DE, 1
 DATABASE = "IHHQQQQQ"  # page size or padding, flags, depth, branch, leaf and overflow pages, entries, root
 META = struct.Struct(f"<16xII8xQ{DATABASE}{DATABASE}QQ")  # magic, version, map size, free, main, last page, transaction
@@ -28,30 +32,58 @@ ELSEWHERE = 1  # flag of a node: its value lies on pages of its own
 EMPTY = 2**64 - 1  # the root of a tree without pages
 
 
+def key_digests(keys: Iterable[str]) -> np.ndarray:
+    """`draws.digest64("key", key)` of each, uint64."""
+    digests = b"".join(hashlib.blake2b(b"key\x1f" + key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def rows_of(wanted_Q: np.ndarray, sorted_R: np.ndarray) -> np.ndarray:
+    """Where each of `wanted_Q` stands in `sorted_R`: int64 [Q], -1 for those that do not."""
+    if not len(sorted_R):
+        return np.full(len(wanted_Q), -1)
+    at_Q = np.minimum(np.searchsorted(sorted_R, wanted_Q), len(sorted_R) - 1)
+    return np.where(sorted_R[at_Q] == wanted_Q, at_Q, -1)
+
+
+def last_rows(keys_R: np.ndarray) -> np.ndarray:
+    """The last row of each key, in the order of the keys."""
+    order = np.argsort(keys_R, kind="stable")
+    keys = keys_R[order]
+    return order[np.append(keys[1:] != keys[:-1], np.full(min(len(keys), 1), True))]
+
+
 class Index:
-    """An LMDB file's records: sorted digests of their keys, with offset and length. 20 bytes a record."""
+    """An LMDB file's records without its hidden rows, sorted by the digests of their keys: `digests_R` (uint64), and
+    where their values begin (`offsets_R`) and how long they are (`lengths_R`). 20 bytes a record."""
 
     def __init__(self, folder: Path) -> None:
         """UserError where there is no such file or it is cut short or damaged."""
         digests, offsets, lengths = array("Q"), array("q"), array("i")
         for key, offset, length in records(folder):
-            digests.append(digest64("key", key))
-            offsets.append(offset)
-            lengths.append(length)
+            if not key.startswith(HIDDEN):
+                digests.append(digest64("key", key))
+                offsets.append(offset)
+                lengths.append(length)
         order = np.argsort(np.asarray(digests))
-        self._digests = np.asarray(digests)[order]
-        self._offsets, self._lengths = np.asarray(offsets)[order], np.asarray(lengths)[order]
+        self.digests_R = np.asarray(digests)[order]
+        self.offsets_R, self.lengths_R = np.asarray(offsets)[order], np.asarray(lengths)[order]
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self.digests_R)
 
     def find(self, key: str) -> tuple[int, int] | None:
         """Where the key's value begins in the file, and its length."""
-        digest = np.uint64(digest64("key", key))
-        at = int(np.searchsorted(self._digests, digest))
-        if at == len(self._digests) or self._digests[at] != digest:
-            return None
-        return int(self._offsets[at]), int(self._lengths[at])
+        at = int(rows_of(key_digests([key]), self.digests_R)[0])
+        return None if at < 0 else (int(self.offsets_R[at]), int(self.lengths_R[at]))
+
+
+def hidden_rows(folder: Path, prefix: str) -> Iterator[bytes]:
+    """The values of the rows whose keys begin with `prefix`, in the order of the keys."""
+    with open(folder / "data.mdb", "rb") as file:
+        for key, offset, length in records(folder):
+            if key.startswith(prefix):
+                yield os.pread(file.fileno(), length, offset)
 
 
 def records(folder: Path) -> Iterator[tuple[str, int, int]]:

@@ -6,8 +6,9 @@ Shapes: R records, N tokens, D width, S image size, CHW latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.data.reading import MIRRORED
+from urepa.data.store import MIRRORED
 
 MEAN_SAMPLES = 256  # training images whose tokens give the mean token
 AT_ONCE = 32  # images in the VAE: its first maps are large
@@ -39,9 +40,9 @@ class OnlineTokens:
 
     record_bytes = 0
 
-    def __init__(self, teacher: Any, read: ImagesOf, train_ids: list[str]) -> None:
+    def __init__(self, teacher: Any, read: ImagesOf, train_ids: Iterable[str]) -> None:
         self.teacher, self.read, self.device = teacher, read, own_device()
-        self._mean_ids = train_ids[:MEAN_SAMPLES]
+        self._mean_ids = list(islice(train_ids, MEAN_SAMPLES))
         self.manifest = {"kind": "online", "teacher": teacher.manifest()}
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,23 @@ from urepa.data import source_files
 from urepa.data.cache import (
     SPLITS,
     Cache,
-    Sample,
     csv_digests,
     is_finished,
     mirrored_facts,
     mirrored_folder,
     open_store,
-    read_split,
     refuse_changed,
     refuse_differing,
     token_stores,
-    write_split,
 )
-from urepa.data.encode import Encode, Output, Todo, device_and_dtype, digest_of, encode_part, seal
+from urepa.data.digests import IN_MANIFEST
+from urepa.data.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
 from urepa.data.reading import Store
+from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, refuse_unfit_names
-from urepa.data.store import Part, batches_of
+from urepa.data.store import Part
 from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
 from urepa.teachers.several import by_name
@@ -110,6 +109,11 @@ class PixelTrack:
         """Where each teacher's tokens lie, as far as they are kept."""
         return {} if self.online_teacher else {name: self._folder_of(one) for name, one in by_name(teacher).items()}
 
+    def store_folders(self, teacher: Any | None) -> list[Path]:
+        """The folders of what is cached."""
+        plain = list(dict.fromkeys([self.latents, *self.tokens_folders(teacher).values()]))  # teachers may share one
+        return plain + ([mirrored_folder(path) for path in plain] if self.flip else [])
+
     def _folder_of(self, teacher: Any) -> Path:
         """By model, size and grid, and by the rule of its positions where tokens rest on it: `transformers` has the
         name without, as stores had when it was the only one."""
@@ -121,9 +125,7 @@ class PixelTrack:
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""
         folders, teachers = self.tokens_folders(teacher), by_name(teacher)
-        needed = [self.latents, *folders.values()]
-        needed += [mirrored_folder(path) for path in needed] if self.flip else []
-        missing = [path for path in needed if not is_finished(path)]
+        missing = [path for path in self.store_folders(teacher) if not is_finished(path)]
         if missing and not self.build_on_first_use:
             raise UserError(f"there is no cache at {missing[0]}; {self.remake}, or give data.root=FOLDER")
         if missing:
@@ -137,8 +139,8 @@ class PixelTrack:
                 opened[folder] = self._store(folder, {"teacher": teachers[name].manifest()}, splits, "_mid")
             tokens[name] = opened[folder]
         if self.online_teacher:
-            ids = [s.sample_id for s in splits["train"]]
-            tokens = {name: OnlineTokens(one, partial(self._images, latents), ids) for name, one in teachers.items()}
+            read = partial(self._images, latents)
+            tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes)
 
@@ -169,16 +171,15 @@ class PixelTrack:
         stores: dict[str, tuple[tuple[int, ...], str]] = {"latents": (self.latent_shape, "float16")}
         return stores | ({} if self.online_teacher else token_stores(teacher, "float16"))
 
-    def _splits(self) -> dict[str, list[Sample]]:
+    def _splits(self) -> dict[str, Samples]:
         """As the latents were made from them."""
         files = [self.folder / f"{split}.csv" for split in SPLITS]
         refuse_changed(files, Store(self.latents).manifest.get("csv_sha256", {}), self.remake)
         return {split: read_split(file) for split, file in zip(SPLITS, files, strict=True)}
 
-    def _store(self, folder: Path, expected: dict[str, Any], splits: dict[str, list[Sample]], suffix: str) -> Store:
-        keys = {split: [s.sample_id + suffix for s in rows] for split, rows in splits.items()}
-        every = [key for own in keys.values() for key in own]
-        return open_store(folder, expected, every, self.remake, keys["train"] if self.flip else None)
+    def _store(self, folder: Path, expected: dict[str, Any], splits: dict[str, Samples], suffix: str) -> Store:
+        mirrored = Keys([splits["train"]], suffix) if self.flip else None
+        return open_store(folder, expected, Keys(splits.values(), suffix), self.remake, mirrored)
 
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
@@ -213,7 +214,7 @@ class PixelTrack:
         digests = {"csv_sha256": csv_digests([self.folder / f"{split}.csv" for split in SPLITS])}
         facts = self._manifest() | {"shape": list(self.latent_shape), "dtype": "float16"} | digests
 
-        def images(samples: list[Sample]) -> Tensor:
+        def images(samples: Sequence[Sample]) -> Tensor:
             return torch.cat([self._image(rows()[s.sample_id]) for s in samples])
 
         def latents(images_BCSS: Tensor) -> np.ndarray:
@@ -221,11 +222,11 @@ class PixelTrack:
 
         self._fill(Output(self.latents, facts), splits, images, latents)
 
-    def _build_mirrored_latents(self, latents: Store, splits: dict[str, list[Sample]]) -> None:
-        facts = mirrored_facts({k: v for k, v in latents.manifest.items() if k != "count"})
+    def _build_mirrored_latents(self, latents: Store, splits: dict[str, Samples]) -> None:
+        facts = mirrored_facts({k: v for k, v in latents.manifest.items() if k not in ("count", *IN_MANIFEST)})
         output = Output(mirrored_folder(self.latents), facts, mirrored=True)
 
-        def images(samples: list[Sample]) -> Tensor:
+        def images(samples: Sequence[Sample]) -> Tensor:
             return F.pixel_shuffle(torch.from_numpy(latents.read([s.sample_id for s in samples])), self.unshuffle)
 
         def mirrored(images_BCSS: Tensor) -> np.ndarray:
@@ -233,7 +234,7 @@ class PixelTrack:
 
         self._fill(output, splits, images, mirrored)
 
-    def _build_tokens(self, teacher: Any, folder: Path, latents: Store, splits: dict[str, list[Sample]]) -> None:
+    def _build_tokens(self, teacher: Any, folder: Path, latents: Store, splits: dict[str, Samples]) -> None:
         device, _ = device_and_dtype()
         shape = [teacher.grid[0] * teacher.grid[1], teacher.width]
         facts = {"kind": "tokens", "track": self.name, "flip": "none", "teacher": teacher.manifest()}
@@ -242,7 +243,7 @@ class PixelTrack:
         if self.flip:
             outputs.append(Output(mirrored_folder(folder), mirrored_facts(facts), "_mid", mirrored=True))
 
-        def images(samples: list[Sample]) -> Tensor:
+        def images(samples: Sequence[Sample]) -> Tensor:
             return self._images(latents, [s.sample_id for s in samples])
 
         def tokens(images_B3SS: Tensor) -> np.ndarray:
@@ -252,13 +253,13 @@ class PixelTrack:
             self._fill(output, splits, images, tokens)
 
     def _fill(
-        self, output: Output, splits: dict[str, list[Sample]], images: Callable[[list[Sample]], Tensor], encode: Encode
+        self, output: Output, splits: dict[str, Samples], images: Callable[[Sequence[Sample]], Tensor], encode: Encode
     ) -> None:
         """What is missing of a store."""
-        samples = [s for split in SPLITS for s in splits[split]]
+        samples = Samples.joined(splits[split] for split in SPLITS)
         if is_finished(output.folder):
             store = Store(output.folder)
-            missing = store.missing([s.sample_id + output.suffix for s in samples if output.holds(s)])
+            missing = store.missing(Keys([samples.only(map(output.holds, samples))], output.suffix))
             store.close()
             if not missing:
                 return
@@ -266,9 +267,9 @@ class PixelTrack:
         if begun.exists() and json.loads(begun.read_text()) != output.facts:
             shutil.rmtree(output.folder)  # the images have changed since, and it never counted
 
-        def read(todo: Todo) -> Iterator[tuple[list[Sample], Tensor]]:
-            for chunk in batches_of(samples, CHUNK):
-                if wanted := todo(chunk):
+        def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
+            for start in range(0, len(samples), CHUNK):
+                if wanted := todo(samples[start : start + CHUNK]):
                     yield wanted, images(wanted)
 
         listed = digest_of(samples)

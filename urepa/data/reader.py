@@ -17,7 +17,8 @@ from torch import Tensor
 
 from urepa import draws
 from urepa.contracts import Condition
-from urepa.data.cache import Cache, Sample
+from urepa.data.cache import Cache
+from urepa.data.samples import Sample
 from urepa.errors import UserError
 from urepa.strata import strata
 from urepa.teachers.several import ALONE

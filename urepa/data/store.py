@@ -22,14 +22,15 @@ import lmdb
 import numpy as np
 import torch
 
-from urepa.data.lmdb_file import Index
+from urepa.data import digests
+from urepa.data.lmdb_file import DIGESTS, HIDDEN, SUM_KEY, Index, key_digests, rows_of
 from urepa.draws import digest64
 from urepa.errors import UserError
 from urepa.files import clear_leftovers, sync_folder, write_whole
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
+MIRRORED = "/flip"  # at a key's end: the record of the mirror image
 GROUP = 128  # values that share a scale in int8
-SUM_KEY = "__sum_of_train_tokens__"
 
 
 @dataclass(frozen=True)
@@ -108,25 +109,46 @@ class StoreWriter:
         file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
         self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
         self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
+        self._puts = self._puts_before()
+
+    def _puts_before(self) -> int:
+        """How many puts have left digests, in this process or an earlier one."""
+        after = f"{DIGESTS}:".encode()  # a colon comes after every digit
+        with self._env.begin() as txn, txn.cursor() as cursor:
+            there = cursor.prev() if cursor.set_range(after) else cursor.last()
+            key = cursor.key().decode() if there else ""
+        return int(key.removeprefix(DIGESTS)) + 1 if key.startswith(DIGESTS) else 0
 
     def missing(self, keys: list[str]) -> list[str]:
         """Those that have no record yet."""
-        new = [key for key in keys if self._before is None or self._before.find(key) is None]
+        new = keys
+        if self._before is not None:
+            rows_Q = rows_of(key_digests(keys), self._before.digests_R)
+            new = [key for key, row in zip(keys, rows_Q, strict=True) if row < 0]
         with self._env.begin(buffers=True) as txn:
             return [key for key in new if txn.get(key.encode()) is None]
 
-    def put(self, records: list[tuple[str, np.ndarray]], add_to_sum: np.ndarray | None = None) -> None:
-        """A batch. `add_to_sum` [D+1] (a sum of tokens and their number) is added up in the same transaction."""
+    def put(self, records: list[tuple[str, np.ndarray]], add_to_sum: np.ndarray | None = None) -> np.ndarray:
+        """Writes a batch, and in the same transaction the rows of its digests [R,4], which it returns, and `add_to_sum`
+        [D+1] (a sum of tokens and their number), which is added up. ValueError for values that the type cannot hold."""
+        assert not any(key.startswith(HIDDEN) for key, _ in records)
+        contents: list[bytes] = []
+        for key, value in records:
+            try:
+                contents.append(encode(value, self.dtype))
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        rows_R4 = digests.digest_rows(key_digests(key for key, _ in records), contents)
         with self._env.begin(write=True) as txn:
-            for key, value in records:
-                try:
-                    txn.put(key.encode(), encode(value, self.dtype))
-                except ValueError as error:
-                    raise ValueError(f"{key}: {error}") from error
+            for (key, _), content in zip(records, contents, strict=True):
+                txn.put(key.encode(), content)
+            txn.put(f"{DIGESTS}{self._puts:012d}".encode(), rows_R4.tobytes())  # a record's last row counts
             if add_to_sum is not None:
                 before = txn.get(SUM_KEY.encode())
                 total = add_to_sum if before is None else add_to_sum + np.frombuffer(before, dtype=np.float64)
                 txn.put(SUM_KEY.encode(), total.astype(np.float64).tobytes())
+        self._puts += 1
+        return rows_R4
 
     def close(self) -> None:
         """Everything is on disk; the lock is free."""
@@ -149,27 +171,28 @@ def write_store(
 ) -> None:
     """Writes a whole fp16 store beside `folder` and renames it there; a kill leaves nothing that counts.
 
-    `manifest` gains `shape`, `dtype` and `count`; `extra_files` is asked after the last record.
+    `manifest` gains `shape`, `dtype`, `count` and digests; `extra_files` is asked after the last record.
     Raises ValueError on a record of another shape or with values that fp16 cannot hold.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shape: tuple[int, ...] | None = None
-    count = 0
+    rows: list[np.ndarray] = []
     with StoreWriter(temporary) as writer:
         for batch in batches_of(records, 512):
             for key, value in batch:
                 shape = value.shape if shape is None else shape
                 if value.shape != shape:
                     raise ValueError(f"record {key} has shape {value.shape}, the others {shape}")
-            writer.put(batch)
-            count += len(batch)
+            rows.append(writer.put(batch))
     if shape is None:
         raise ValueError(f"no records for {folder}")
     (temporary / ".writer.lock").unlink()
-    for name, content in extra_files().items():
+    rows_R4 = digests.newest(np.concatenate(rows))
+    files = {digests.FILE: digests.as_file(rows_R4)} | extra_files()
+    for name, content in files.items():
         write_whole(temporary / name, content)
-    full = manifest | {"shape": list(shape), "dtype": "float16", "count": count}
+    full = manifest | {"shape": list(shape), "dtype": "float16", "count": len(rows_R4)} | digests.in_manifest(files)
     write_whole(temporary / "manifest.json", json.dumps(full, indent=1))
     if folder.exists():
         shutil.rmtree(folder)

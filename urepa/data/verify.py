@@ -5,8 +5,8 @@ Shapes: S samples, h/w token grid, P = S·h·w places, D token width, F features
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import draws, progress
-from urepa.data.cache import FAULT, UNKNOWN, Cache, Sample, is_finished
+from urepa import progress
+from urepa.data.cache import FAULT, UNKNOWN, Cache, is_finished
 from urepa.data.online import OnlineLatents
-from urepa.data.reading import MIRRORED, Store
-from urepa.data.store import batches_of
+from urepa.data.reading import Store
+from urepa.data.samples import Keys, Sample, first_drawn
+from urepa.data.store import MIRRORED, batches_of
 from urepa.errors import UserError
 from urepa.files import write_whole
 
@@ -57,33 +58,47 @@ class Finding:
 def verify(name: str, cache: Cache) -> None:
     """Every record of an open cache and its field of view; prints what was found, a Fault on the first one. With
     an online teacher there are no tokens to look at; latents that are made in training are made for the field of view
-    alone."""
+    alone. Of records without digests it says that it cannot tell whether they are what was written."""
     assert cache.grids
-    samples = [s for rows in cache.splits.values() for s in rows]
-    for store in (cache.latents, *cache.tokens.values()):
-        if isinstance(store, Store):
-            count_check(store)
-    views = {"": (samples, cache.splits["train"])}
-    if cache.flips:
-        mirrored = [replace(s, mirrored=True) for s in cache.splits["train"]]
-        if isinstance(cache.latents, Store):
-            mirror_check(cache.latents, mirrored)
-        views["mirrored "] = (mirrored, mirrored)
-    for view, (rows, train) in views.items():
-        if isinstance(cache.latents, Store):
-            check_records(cache.latents, [s.key for s in rows], unit_length=False)
-        stored = {teacher: tokens for teacher, tokens in cache.tokens.items() if isinstance(tokens, Store)}
-        if not stored and isinstance(cache.latents, Store):
-            print(f"{name}: {len(rows)} {view}latents are whole")
+    splits = cache.splits
+    stored = {teacher: tokens for teacher, tokens in cache.tokens.items() if isinstance(tokens, Store)}
+    latents = cache.latents if isinstance(cache.latents, Store) else None
+    stores = [*([] if latents is None else [latents]), *stored.values()]
+    for store in stores:
+        count_check(store)
+    if cache.images is not None:
+        cache.images.require_whole(progress.bar(Keys(splits.values(), ""), desc="verify images", unit="image"))
+    views = {"": list(splits.values())} | ({"mirrored ": [splits["train"].mirrored()]} if cache.flips else {})
+    for view, parts in views.items():
+        flip, count = MIRRORED * bool(view), sum(map(len, parts))
+        if latents is not None:
+            check_records(latents, Keys(parts, flip), unit_length=False)
+            if view:
+                mirror_check(latents, parts[0])
+        state = state_of([store.mirror if view else store for store in stores])
+        if not stored and latents is not None:
+            print(f"{name}: {count} {view}latents {state}")
         elif not stored:
-            print(f"{name}: there is an image for each of {len(rows)} {view}samples")
+            print(f"{name}: the images of {count} {view}samples are whole")
         for teacher, tokens in stored.items():
-            check_records(tokens, [s.token_key for s in rows], unit_length=True)
+            check_records(tokens, Keys(parts, f"_mid{flip}"), unit_length=True)
+            train = views["mirrored "][0] if view else splits["train"]
             findings = spatial_check(cache.latents, tokens, train, cache.grids[teacher])
             whose = f"{teacher}'s tokens" if teacher else "tokens"
-            print(f"{name}: {len(rows)} {view}samples are whole; {whose} explain the latents as follows (R²):")
+            print(f"{name}: {count} {view}samples {state}; {whose} explain the latents as follows (R²):")
             for finding in findings[:4]:
                 print(f"  {finding.r2:6.3f}  {finding.name}")
+
+
+def state_of(stores: Sequence[Store | None]) -> str:
+    """What was found of stores in which no fault was found."""
+    bare = [store.folder.name for store in stores if store is not None and store.digests is None]
+    if not bare:
+        return "are whole"
+    return (
+        f"are there and finite, but not compared with what was written: {' and '.join(bare)} "
+        f"{'has' if len(bare) == 1 else 'have'} no digests of records (stage=digest makes some of what is there now)"
+    )
 
 
 def count_check(store: Store) -> None:
@@ -107,14 +122,20 @@ def weights_check(tokens: Store, teacher: Any) -> None:
         )
 
 
-def check_records(store: Store, keys: list[str], unit_length: bool) -> None:
-    """Every key is there, whole, finite and, for tokens, of unit length. Streams; a Fault on the first one."""
-    folder = _folder_of(store, keys)
-    for part in batches_of(progress.bar(keys, desc=f"verify {store.folder.name}", unit="record"), CHUNK):
+def check_records(store: Store, keys: Keys, unit_length: bool) -> None:
+    """Every key is there, finite, for tokens of unit length, and has the bytes that its digest is of. Streams; a Fault
+    on the first one."""
+    bar = progress.bar(keys, desc=f"verify {store.folder.name}", unit="record")
+    for part in batches_of(bar, CHUNK):
+        folder = store.folder_of(part[0])  # which has them all: they are all of mirror images, or none is
+        raw_RB = np.empty((len(part), store.record_bytes), dtype=np.uint8)
         try:
-            values = store.read(part)
+            values = store.tensor(part, raw_RB).float().numpy()
         except UserError as error:
             raise Fault(folder, str(error)) from error
+        changed = store.changed(part, raw_RB)
+        if changed is not None:
+            raise Fault(folder, f"{folder}: record '{changed}' has changed since it was written; make it again")
         finite = np.isfinite(values).reshape(len(part), -1).all(1)
         if not finite.all():
             raise Fault(folder, f"{folder}: record '{part[int(np.argmin(finite))]}' is not finite; make it again")
@@ -125,17 +146,11 @@ def check_records(store: Store, keys: list[str], unit_length: bool) -> None:
                 raise Fault(folder, f"{folder}: tokens of '{part[row]}' have length {length[row, token]:.3f}, not 1")
 
 
-def _folder_of(store: Store, keys: list[str]) -> Path:
-    """Where the records of these keys lie, which are all of mirror images or all of plain ones."""
-    of_mirror = store.mirror is not None and bool(keys) and keys[0].endswith(MIRRORED)
-    return store.mirror.folder if of_mirror and store.mirror is not None else store.folder
-
-
-def mirror_check(latents: Store, samples: list[Sample]) -> None:
+def mirror_check(latents: Store, samples: Sequence[Sample]) -> None:
     """Are the mirrored latents nearer to the plain ones' mirror image than to the plain ones? (They are not equal to
     it: a VAE is not symmetric, and an unshuffled pixel's place is its channel, so channels are averaged.) A Fault
     if not; whether tokens agree with them is for the spatial check."""
-    chosen = _chosen(samples, SAMPLES)
+    chosen = first_drawn(samples, "spatial", SAMPLES)
     keys = [s.sample_id for s in chosen], [s.key for s in chosen]
     plain, mirrored = (torch.from_numpy(latents.read(own)).mean(1) for own in keys)
     if float((mirrored - plain.flip(-1)).pow(2).sum()) > float((mirrored - plain).pow(2).sum()):
@@ -146,12 +161,8 @@ def mirror_check(latents: Store, samples: list[Sample]) -> None:
         )
 
 
-def _chosen(samples: list[Sample], n: int) -> list[Sample]:
-    return sorted(samples, key=lambda s: draws.unit_interval("spatial", s.sample_id))[:n]
-
-
 def spatial_check(
-    latents: Store | OnlineLatents, tokens: Store, samples: list[Sample], grid: tuple[int, int]
+    latents: Store | OnlineLatents, tokens: Store, samples: Sequence[Sample], grid: tuple[int, int]
 ) -> list[Finding]:
     """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
     latents as they are and as they would look mirrored, shifted, sheared or from another sample. A Fault
@@ -159,7 +170,7 @@ def spatial_check(
     come best first."""
     count, width = grid[0] * grid[1], tokens.shape[-1]
     wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
-    chosen = _chosen(samples, wanted)
+    chosen = first_drawn(samples, "spatial", wanted)
     if len(chosen) * count < 4 * width or len(chosen) < 8:
         raise UserError(
             f"the spatial check needs at least {max(4 * width // count, 8)} samples with {count} tokens of width "
@@ -182,7 +193,7 @@ def spatial_check(
         )
     if another:
         raise Fault(
-            _folder_of(tokens, [s.token_key for s in chosen]),
+            tokens.folder_of(chosen[0].token_key),
             f"latents and tokens do not see the same field of view: tokens explain {own.r2:.1%} of the latents as "
             f"stored, and {best.r2:.1%} of them {best.name}; make one of the two again from the same crop",
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from urepa import losses
-from urepa.data.cache import Sample
+from urepa.data.samples import Sample
 from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import (

@@ -23,8 +23,8 @@ from torch import Tensor
 from urepa import draws
 from urepa.alignment import AlignedModel
 from urepa.contracts import Tokens
-from urepa.data.cache import Sample
 from urepa.data.photos import square, to_rgb
+from urepa.data.samples import Sample
 from urepa.data.sources import SUFFIXES
 from urepa.errors import UserError
 from urepa.evaluation.context import Context

@@ -16,7 +16,7 @@ from torch import Tensor
 from urepa import draws, progress
 from urepa.alignment import AlignedModel
 from urepa.contracts import Condition, Tokens, no_rows
-from urepa.data.cache import Sample
+from urepa.data.samples import Sample, Samples, first_drawn
 from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.objectives import Objective
@@ -144,15 +144,15 @@ def require_head(context: Context, tap: str) -> None:
         raise UserError(f"this run has no head on '{tap}'; it has {there if there else 'none (loss=none)'}")
 
 
-def held_out(context: Context) -> list[Sample]:
+def held_out(context: Context) -> Samples:
     """The images that readers of features are scored on: the test split, or the validation split where none is kept."""
     splits = context.cache.splits
     return splits["test"] if "test" in splits else splits["val"]
 
 
-def subset(samples: list[Sample], n: int) -> list[Sample]:
+def subset(samples: Sequence[Sample], n: int) -> list[Sample]:
     """`n` samples (all, if there are fewer) that depend on nothing but their ids."""
-    return sorted(samples, key=lambda s: draws.unit_interval("probe", s.sample_id))[:n]
+    return first_drawn(samples, "probe", n)
 
 
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from urepa import draws, progress
-from urepa.data.cache import UNKNOWN, Sample
+from urepa.data.cache import UNKNOWN
+from urepa.data.samples import Sample, Samples, in_order_of_draws
 from urepa.errors import UserError
 from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.distribution import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
@@ -139,16 +141,17 @@ class Generation:
             if value > self.subset:
                 raise UserError(f"{key} needs {value} images; give subset={value} or more")
 
-    def _real(self, context: Context) -> tuple[list[Sample], list[Sample]]:
+    def _real(self, context: Context) -> tuple[Samples, Samples]:
         """Training images to compare with, and as many held-out ones as images are made; none if there are fewer."""
         train = _mixed(context.cache.splits["train"])
         wanted = len(train) if self.reference_images is None else self.reference_images
         if wanted > len(train):
             raise UserError(f"reference_images={wanted}: the track has {len(train)} training images; null takes all")
-        held_out = _mixed([s for split in ("val", "test") for s in context.cache.splits.get(split, [])])
+        splits = context.cache.splits
+        held_out = _mixed(Samples.joined(splits[split] for split in ("val", "test") if split in splits))
         if len(held_out) < self.images.count:
             print(f"{len(held_out)} held-out images give no floor for {self.images.count} generated ones")
-            held_out = []
+            held_out = held_out[:0]
         return train[:wanted], held_out[: self.images.count]
 
     def _compared(self, kind: str, name: str, real: FeatureSet, other: FeatureSet) -> dict[str, float]:
@@ -207,7 +210,7 @@ def is_circular(context: Context, encoder: Any) -> bool:
 
 
 def real_features(
-    context: Context, encoders: dict[str, Any], samples: list[Sample], subset: int
+    context: Context, encoders: dict[str, Any], samples: Sequence[Sample], subset: int
 ) -> dict[str, FeatureSet]:
     """Features of real images in each encoder: computed once for all the runs of a track and kept beside its latents,
     also what a kill interrupts."""
@@ -230,7 +233,7 @@ def real_features(
     return found
 
 
-def _features_file(context: Context, name: str, encoder: Any, samples: list[Sample], subset: int) -> Path:
+def _features_file(context: Context, name: str, encoder: Any, samples: Sequence[Sample], subset: int) -> Path:
     """Named by all that the features depend on."""
     latents = context.cache.latents
     facts: tuple[Any, ...] = (encoder.manifest(), encoder.weights_sha256(), context.device.type, subset)
@@ -259,6 +262,6 @@ def _keep(found: FeatureSet, file: Path) -> None:
         print(f"warning: the features of the real images are not kept for later runs: {error}")
 
 
-def _mixed(samples: list[Sample]) -> list[Sample]:
+def _mixed(samples: Samples) -> Samples:
     """In an order that depends on nothing but the samples' ids."""
-    return sorted(samples, key=lambda s: draws.unit_interval("generation", s.sample_id))
+    return samples[in_order_of_draws(samples, "generation")]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from urepa.alignment import AlignedModel
 from urepa.contracts import Tokens
-from urepa.data.cache import Sample
+from urepa.data.samples import Sample
 from urepa.errors import UserError
 from urepa.evaluation import attention
 from urepa.evaluation.attention import TokenFile, over

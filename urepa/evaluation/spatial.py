@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.contracts import Tokens
-from urepa.data.cache import Sample
+from urepa.data.samples import Sample
 from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import CHUNK, Chunk, Pool, held_out, pooled, subset, teacher_tokens

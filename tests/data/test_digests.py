@@ -1,0 +1,472 @@
+"""What is in a store is what was written there, or it is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+from earlier import without_digests
+
+from urepa.data import verify
+from urepa.data.cache import Cache, mirrored_folder
+from urepa.data.lmdb_file import Index, key_digests
+from urepa.data.pixels import PixelTrack
+from urepa.data.reading import Store
+from urepa.data.samples import Keys, Samples
+from urepa.data.sealing import digests_file, give_digests
+from urepa.data.store import Part, StoreWriter, part_of, write_store
+from urepa.draws import digest64
+from urepa.errors import UserError
+
+Damage = Callable[[Path], None]
+OF_CRC = np.frombuffer((0x1DB710641).to_bytes(5, "little"), np.uint8)  # the polynomial: XOR with it keeps a crc
+
+
+def changed(key: str, change: Callable[[np.ndarray], Any]) -> Damage:
+    """`change` of a record's bytes [B], in place, in the file."""
+
+    def damage(store: Path) -> None:
+        place = Index(store).find(key)
+        assert place is not None
+        data = np.memmap(store / "data.mdb", mode="r+")
+        change(data[place[0] : sum(place)])
+        data.flush()
+
+    return damage
+
+
+def some(change: Callable[[np.ndarray], Any]) -> Damage:
+    """`change` of a hundred records."""
+
+    def damage(store: Path) -> None:
+        for key in sorted(Store(store).keys())[200:300]:
+            changed(key, change)(store)
+
+    return damage
+
+
+def zeroed(raw_B: np.ndarray) -> None:
+    raw_B[:] = 0
+
+
+def noise(raw_B: np.ndarray) -> None:
+    """Of the values' own scale."""
+    values = np.frombuffer(raw_B.tobytes(), np.float16).astype(np.float32)
+    rng = np.random.default_rng(0)
+    raw_B[:] = np.frombuffer(
+        rng.normal(values.mean(), values.std(), values.shape).astype(np.float16).tobytes(), np.uint8
+    )
+
+
+def one_bit(raw_B: np.ndarray) -> None:
+    """Of the lowest, by which a value changes by a thousandth."""
+    raw_B[len(raw_B) // 2 & ~1] ^= 1
+
+
+def with_the_same_crc(raw_B: np.ndarray) -> None:
+    before = zlib.crc32(raw_B)
+    for at in range(0, len(raw_B) - 5):  # where the values stay finite
+        raw_B[at : at + 5] ^= OF_CRC
+        if np.isfinite(raw_B.view(np.float16)).all():
+            break
+        raw_B[at : at + 5] ^= OF_CRC
+    assert zlib.crc32(raw_B) == before
+
+
+def swapped(store: Path) -> None:
+    a, b = (Index(store).find(key) for key in sorted(Store(store).keys())[:2])
+    assert a is not None
+    assert b is not None
+    data = np.memmap(store / "data.mdb", mode="r+")
+    first = data[a[0] : sum(a)].copy()
+    data[a[0] : sum(a)] = data[b[0] : sum(b)]
+    data[b[0] : sum(b)] = first
+    data.flush()
+
+
+def bit_of(name: str) -> Damage:
+    def damage(store: Path) -> None:
+        content = bytearray((store / name).read_bytes())
+        content[-3] ^= 1
+        (store / name).write_bytes(content)
+
+    return damage
+
+
+# --- what verify finds --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The latents of 1,797 digits."""
+    root = tmp_path_factory.mktemp("digits")
+    digits_below(root).open(None).close()
+    return root
+
+
+def digits_below(root: Path) -> PixelTrack:
+    return PixelTrack(
+        "digits", str(root), "digits", "scikit-learn", None, 180, 180, 1, 8, 2, 10, 0.1, True, online_teacher=True
+    )
+
+
+LATENTS = {
+    "100 zeroed": some(zeroed),
+    "100 of noise": some(noise),
+    "swapped": swapped,
+    "a bit": changed("digits_0003", one_bit),
+    "a bit of each of 100": some(one_bit),
+    "the same crc32": changed("digits_0003", with_the_same_crc),
+    "edited digests": bit_of("digests.npy"),
+    "no digests": lambda store: (store / "digests.npy").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", LATENTS)
+def test_damaged_latents_are_found(
+    digits: Path, tmp_path: Path, teacher: Any, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    track = digits_below(Path(shutil.copytree(digits, tmp_path / "digits")))
+    look(track, teacher)
+    assert "1797 latents are whole" in capsys.readouterr().out
+    LATENTS[damage](track.latents)
+    words = "digests.npy is gone or not the one that" if "digests" in damage else "record 'digits_.*' has changed since"
+    with pytest.raises(UserError, match=f"{track.latents}.*{words}"):
+        look(track, teacher)
+    assert "whole" not in capsys.readouterr().out
+
+
+def look(track: PixelTrack, teacher: Any) -> None:
+    cache = track.open(teacher)
+    try:
+        verify.verify("this", cache)
+    finally:
+        cache.close()
+
+
+@pytest.mark.parametrize("flip", ["", "_flip"])
+@pytest.mark.parametrize("damage", ["a bit", "swapped", "mean token"])
+def test_damaged_tokens_are_found(make_track: Any, teacher: Any, damage: str, flip: str) -> None:
+    track = make_track(flip=True)
+    look(track, teacher)
+    store = Path(f"{track.tokens_folders(teacher)['']}{flip}")
+    damages = {
+        "a bit": changed("train_dog_09_mid", one_bit),
+        "swapped": swapped,
+        "mean token": bit_of("mean_token.npy"),
+    }
+    damages[damage](store)
+    words = "mean_token.npy is not the one that its manifest" if damage == "mean token" else ": record .* has changed"
+    with pytest.raises(UserError, match=f"{store}.?{words}"):
+        look(track, teacher)
+
+
+def test_training_refuses_what_verify_found(built: Path, build_of: Any, tmp_path: Path) -> None:
+    build = build_of(Path(shutil.copytree(built, tmp_path / "cache")))
+    changed("train_china_0003", zeroed)(build.track.latents)
+    build.track.open(build.teacher).close()  # nobody has looked yet
+    with pytest.raises(UserError, match="vae_latents_lmdb: record 'train_china_0003' has changed since"):
+        build.run("verify")
+    with pytest.raises(UserError, match="did not pass the stage `verify` .*record 'train_china_0003' has changed"):
+        build.track.open(build.teacher)
+
+
+def test_a_record_that_has_changed_is_not_read(digits: Path, tmp_path: Path) -> None:
+    """The reader's check; the other records are read."""
+    track = digits_below(Path(shutil.copytree(digits, tmp_path / "digits")))
+    changed("digits_0003", one_bit)(track.latents)
+    cache = track.open(None)
+    every = [s for rows in cache.splits.values() for s in rows]
+    cache.x0([s for s in every if s.sample_id != "digits_0003"])
+    with pytest.raises(
+        UserError, match=f"{track.latents}: record 'digits_0003' has changed .*copy the store again, or"
+    ):
+        cache.x0(every)
+    cache.close()
+
+
+# --- what is written ----------------------------------------------------------------------------------------
+
+
+def by_hand(*folders: Path) -> np.ndarray:
+    """What digests.npy is to hold, through LMDB itself."""
+    rows = []
+    for folder in folders:
+        with lmdb.open(str(folder), readonly=True, lock=False) as env, env.begin() as txn:
+            for key, value in txn.cursor():
+                if not key.startswith(b"__"):
+                    blake = np.frombuffer(hashlib.blake2b(value, digest_size=16).digest(), "<u8")
+                    rows.append([digest64("key", key.decode()), zlib.crc32(value), *blake.tolist()])
+    return np.array(sorted(rows), dtype="<u8").T
+
+
+def test_a_builds_digests_are_of_its_records(built_with_flips: Path) -> None:
+    stores = sorted(built_with_flips.glob("*_lmdb*"))
+    assert len(stores) == 4
+    for store in stores:
+        content = (store / "digests.npy").read_bytes()
+        assert np.array_equal(np.load(store / "digests.npy"), by_hand(store))
+        manifest = json.loads((store / "manifest.json").read_text())
+        assert manifest["digests_sha256"] == hashlib.sha256(content).hexdigest()
+        if "tokens" in store.name:
+            mean = (store / "mean_token.npy").read_bytes()
+            assert manifest["mean_token_sha256"] == hashlib.sha256(mean).hexdigest()
+
+
+def values(seed: int, n: int = 6) -> list[tuple[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [(f"id{i}", rng.standard_normal((2, 3)).astype(np.float32)) for i in range(n)]
+
+
+def test_of_a_record_that_is_written_again_the_last_digest_counts(tmp_path: Path) -> None:
+    """In one process or several, also the twelfth time, and where a put is broken off."""
+    for seed in range(6):
+        with StoreWriter(tmp_path) as writer:
+            writer.put(values(seed))
+            writer.put(values(seed + 100, 3))
+            with pytest.raises(ValueError, match="not finite"):
+                writer.put([("id0", np.zeros(3)), ("id1", np.full(3, np.nan))])
+    store = Store(tmp_path, {"shape": [2, 3], "dtype": "float16"})
+    (tmp_path / "digests.npy").write_bytes(digests_file(store)["digests.npy"])
+    assert np.array_equal(np.load(tmp_path / "digests.npy"), by_hand(tmp_path))
+    store.close()
+
+
+def test_rows_of_digests_are_no_records(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path) as writer:
+        writer.put(values(0), add_to_sum=np.ones(4))
+        assert writer.missing(["id0", "id9"]) == ["id9"]
+    store = Store(tmp_path, {"shape": [2, 3], "dtype": "float16"})
+    assert (store.count(), sorted(store.keys())) == (6, [f"id{i}" for i in range(6)])
+    asked = Samples.of_rows((f"id{i}", 0, "", "train") for i in range(7))
+    assert store.missing(Keys([asked], "")) == ["id6"]
+    assert np.array_equal(store.token_sum(), np.ones(4))  # type: ignore[arg-type]
+    store.close()
+
+
+def test_the_digests_of_parts_lie_in_one_file(tmp_path: Path) -> None:
+    parts = [Part(i, 3) for i in range(3)]
+    for part in parts:
+        with StoreWriter(tmp_path, part=part) as writer:
+            writer.put([(key, value) for key, value in values(0, 40) if part.holds(key)])
+    manifest = {"shape": [2, 3], "dtype": "float16", "parts": 3}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    give_digests(tmp_path)
+    assert np.array_equal(np.load(tmp_path / "digests.npy"), by_hand(*(part.folder(tmp_path) for part in parts)))
+    changed("id7", one_bit)(Part(part_of("id7", 3), 3).folder(tmp_path))
+    store = Store(tmp_path)
+    store.read([f"id{i}" for i in range(40) if i != 7])
+    with pytest.raises(UserError, match="record 'id7' has changed"):
+        store.read([f"id{i}" for i in range(40)])
+    store.close()
+
+
+# --- stores that are there already --------------------------------------------------------------------------
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    names = ("digests.npy", "manifest.json", "mean_token.npy")
+    return {str(file.relative_to(root)): file.read_bytes() for name in names for file in root.rglob(name)}
+
+
+def test_stores_of_an_earlier_version_are_read_and_get_the_digests_that_they_would_have(
+    built_with_flips: Path, build_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(built_with_flips, tmp_path / "cache"))
+    expected = files_of(root)
+    for store in root.glob("*_lmdb*"):
+        without_digests(store)
+    build = build_of(root, "data.flip=true")
+    cache = build.track.open(build.teacher)
+    cache.x0(cache.splits["train"])
+    assert set(cache.content()) == {"samples"}
+    cache.close()
+    build.run("verify")
+    said = capsys.readouterr().out
+    words = "vae_latents_lmdb{0} and dino_tokens_lmdb{0} have no digests of records (stage=digest makes some"
+    assert f"80 samples are there and finite, but not compared with what was written: {words.format('')}" in said
+    assert (
+        f"64 mirrored samples are there and finite, but not compared with what was written: {words.format('_flip')}"
+        in said
+    )
+    assert "whole" not in said
+    build.run("digest")
+    said = capsys.readouterr().out
+    assert "dino_tokens_lmdb_flip: 64 records have no digest; they get one of what is there now" in said
+    assert files_of(root) == expected
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*.npy")}
+    build.run("digest")
+    assert "no digest" not in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    build.run("verify")
+    assert "80 samples are whole" in capsys.readouterr().out
+
+
+def test_a_small_track_gets_digests_too(make_track: Any, teacher: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from urepa.preprocess import build_pixels
+
+    track = make_track(flip=True)
+    parts = {"stage": "digest", "shard": "0/1", "data": track, "teacher": teacher}
+    track.open(teacher).close()
+    expected = files_of(track.folder)
+    for store in track.store_folders(teacher):
+        without_digests(store)
+    build_pixels(parts, make=lambda part: part)
+    said = capsys.readouterr().out
+    assert [said.count(f"{s.name}: every record has a digest") for s in track.store_folders(teacher)] == [1] * 4
+    assert files_of(track.folder) == expected
+
+
+def test_a_store_that_an_earlier_version_began_is_finished_with_all_digests(
+    built: Path, build_of: Any, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(built, tmp_path / "cache"))
+    expected = files_of(root)
+    for store in root.glob("*_lmdb"):
+        without_digests(store)
+        (store / "manifest.json").unlink()
+        keys = list(map(str.encode, Store(built / store.name).keys()))
+        with lmdb.open(str(store), map_size=2**30) as env, env.begin(write=True) as txn:  # two batches
+            assert all(txn.delete(key) for key in keys if not key.startswith(b"train"))
+    for stage in ("latents", "tokens"):
+        build_of(root).run(stage)
+    assert files_of(root) == expected
+
+
+def test_parts_get_no_digests_of_their_own(built: Path, build_of: Any) -> None:
+    with pytest.raises(UserError, match="stage=digest takes whole stores: leave shard out"):
+        build_of(built, part=Part(0, 2)).run("digest")
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_lost_digests_are_made_again_of_records_that_are_the_same(tmp_path: Path, earlier: bool) -> None:
+    store = tmp_path / "store"
+    write_store(store, values(0), {})
+    expected = files_of(store)
+    if earlier:
+        without_digests(store)
+        give_digests(store)
+    for lose in (lambda file: file.unlink(), lambda file: file.write_bytes(b"other")):
+        lose(store / "digests.npy")
+        with pytest.raises(UserError, match="digests.npy is gone or not the one .*make it again with stage=digest"):
+            Store(store).read(["id0"])
+        give_digests(store)
+        assert files_of(store) == expected
+    changed("id3", one_bit)(store)
+    (store / "digests.npy").unlink()
+    if earlier:
+        with pytest.raises(UserError, match="the records are not those that it was made of; put it back, or delete"):
+            give_digests(store)
+    else:  # they were written down with the records
+        give_digests(store)
+        with pytest.raises(UserError, match="record 'id3' has changed"):
+            Store(store).read(["id3"])
+
+
+def test_records_that_were_added_and_not_sealed_are_refused_until_they_are(make_track: Any) -> None:
+    track = make_track()
+    track.open(None).close()
+    expected = files_of(track.latents)
+    rows = np.load(track.latents / "digests.npy")
+    for removed in range(rows.shape[1]):  # as if the last put had come after the seal
+        if rows[0, removed] == key_digests(["train_dog_09"])[0]:
+            break
+    content = np.delete(rows, removed, axis=1)
+    np.save(track.latents / "digests.npy", np.ascontiguousarray(content))
+    manifest = json.loads((track.latents / "manifest.json").read_text())
+    digest = hashlib.sha256((track.latents / "digests.npy").read_bytes()).hexdigest()
+    (track.latents / "manifest.json").write_text(json.dumps(manifest | {"digests_sha256": digest}, indent=1))
+    with pytest.raises(UserError, match=r"lacks digests of 1 of 42 records \(first: 'train_dog_09'\), so it is"):
+        track.open(None)
+    give_digests(track.latents)
+    assert files_of(track.latents) == expected
+
+
+# --- what the data are --------------------------------------------------------------------------------------
+
+
+def content_by_hand(cache: Cache, split_names: list[str], store: Path | None, suffix: str = "") -> str:
+    rows = []
+    for s in (s for split in split_names for s in cache.splits[split]):
+        row = hashlib.blake2b(f"{s.sample_id}\0{s.class_id}\0{s.split}".encode(), digest_size=16).digest()
+        words = np.frombuffer(row, "<u8").tolist()
+        if store is not None:
+            with lmdb.open(str(store), readonly=True, lock=False) as env, env.begin() as txn:
+                record = txn.get((s.sample_id + suffix).encode())
+            words += np.frombuffer(hashlib.blake2b(record, digest_size=16).digest(), "<u8").tolist()
+        rows.append(words)
+    return hashlib.blake2b(np.array(sorted(rows), "<u8").tobytes(), digest_size=16).hexdigest()
+
+
+def test_content_is_of_samples_and_records(make_track: Any, teacher: Any) -> None:
+    track = make_track(flip=True)
+    cache = track.open(teacher)
+    tokens, every = track.tokens_folders(teacher)[""], ["train", "val", "test"]
+    assert cache.content() == {
+        "samples": content_by_hand(cache, every, None),
+        "latents": content_by_hand(cache, every, track.latents),
+        "latents.flip": content_by_hand(cache, ["train"], mirrored_folder(track.latents)),
+        "tokens": content_by_hand(cache, every, tokens, "_mid"),
+        "tokens.flip": content_by_hand(cache, ["train"], mirrored_folder(tokens), "_mid"),
+    }
+    assert cache.fingerprint()["content"] == cache.content()
+    cache.tokens["other"] = cache.tokens.pop("")
+    assert set(cache.content()) == {"samples", "latents", "latents.flip", "tokens.other", "tokens.other.flip"}
+    cache.close()
+
+
+def test_content_does_not_depend_on_place_or_order_but_on_everything_else(
+    built: Path, build_of: Any, tmp_path: Path
+) -> None:
+    def content(change: Callable[[Path], Any]) -> dict[str, str]:
+        root = Path(shutil.copytree(built, tmp_path / f"cache{len(list(tmp_path.iterdir()))}"))
+        (root / "track.json").unlink()  # which would refuse another list
+        change(root)
+        build = build_of(root)
+        cache = build.track.open(build.teacher)
+        cache.close()
+        return cache.content()
+
+    def edited(edit: Callable[[list[str]], list[str]]) -> Callable[[Path], Any]:
+        def change(root: Path) -> None:
+            head, *rows = (root / "train_200k.csv").read_text().splitlines()
+            (root / "train_200k.csv").write_text("\n".join([head, *edit(rows)]) + "\n")
+
+        return change
+
+    def rewritten(root: Path) -> None:
+        with StoreWriter(root / "vae_latents_lmdb") as writer:
+            writer.put([("train_china_0003", np.ones((4, 8, 8)))])
+        give_digests(root / "vae_latents_lmdb")
+
+    plain = content(lambda root: None)
+    assert set(plain) == {"samples", "latents", "tokens"}
+    assert content(edited(lambda rows: rows[::-1])) == plain
+    assert content(edited(lambda rows: [row.replace(".png", ".jpg") for row in rows])) == plain
+    fewer = content(edited(lambda rows: rows[1:]))
+    other_class = content(edited(lambda rows: [rows[0].replace(",0,", ",1,"), *rows[1:]]))
+    other_split = content(edited(lambda rows: [rows[0].replace(",train", ",val"), *rows[1:]]))
+    for other in (fewer, other_class, other_split):
+        assert all(other[key] != plain[key] for key in plain)
+    other_record = content(rewritten)
+    assert {key for key in plain if other_record[key] != plain[key]} == {"latents"}
+
+
+def test_what_is_asked_while_training_is_of_its_images(built: Path, build_of: Any) -> None:
+    build = build_of(built, "data.online_latents=true", "data.online_teacher=true")
+    cache = build.track.open(build.teacher)
+    content, images = cache.content(), cache.images
+    assert images is not None
+    assert set(content) == {"samples", "images"}
+    images._places["crc32"][5] ^= 1
+    assert cache.content()["images"] != content["images"]
+    assert cache.content()["samples"] == content["samples"]
+    cache.close()
