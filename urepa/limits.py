@@ -16,8 +16,8 @@ COUNT = 10**9  # more images than any data set has
 SIZE = 10**6  # more than a network, an image, a batch or a sampler has of anything
 WORKERS = 1024  # more threads or processes than a machine has cores; some 10,000 more end in a segmentation fault
 LAST_STEP = 10**8 - 1  # a checkpoint's name has eight digits
-# Lowest and highest value of a number, also in a list, by dotted key; patterns as in a shell. LARGEST as the highest value
-# means any finite number, inf that infinity has a meaning too.
+# Lowest and highest value of a number, also in a list, by dotted key; patterns as in a shell. A highest value of
+# LARGEST means any finite number, and inf that infinity has a meaning too.
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "trainer.max_steps": (1, LAST_STEP),
