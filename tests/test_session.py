@@ -56,8 +56,8 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     assert math.isnan(floor), "as MLflow has it"
 
 
-SETTINGS = {
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8",
+DIVIDES = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}
+SETTINGS = DIVIDES | {
     "ACCELERATE_MIXED_PRECISION": "fp16",
     "ACCELERATE_DYNAMO_BACKEND": "EAGER",
     "ACCELERATE_USE_DEEPSPEED": "true",
@@ -88,12 +88,14 @@ def test_accelerates_variables_change_no_weight(
 ) -> None:
     expected = train(compose, tmp_path / "without" / "seed0", *small_run)
     capsys.readouterr()
-    for name, value in SETTINGS.items():
-        monkeypatch.setenv(name, value)
-    found = train(compose, tmp_path / "with" / "seed0", *small_run)
-    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("ignored in the environment: ")]
-    assert all(f"{name}={value}" in line for name, value in SETTINGS.items())
+    for folder, settings in (("divides", DIVIDES), ("all", SETTINGS)):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        found = train(compose, tmp_path / folder / "seed0", *small_run)
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items()), folder
+        printed = capsys.readouterr().out.splitlines()
+        (line,) = [one for one in printed if one.startswith("ignored in the environment: ")]
+        assert all(f"{name}={value}" in line for name, value in settings.items())
 
 
 def test_tf32_products_are_not_the_environments_to_choose(compose: Callable[..., Any]) -> None:
