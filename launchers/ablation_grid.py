@@ -27,6 +27,7 @@ from launchers.hours import training_hours
 from launchers.study import runs_of, stages_of
 from urepa.doors import CONF, explain, one_line_mistakes, prepare
 from urepa.errors import UserError
+from urepa.limits import check_numbers
 from urepa.runs import parse_overrides, plain
 from urepa.tracking import prepare_store
 
@@ -59,6 +60,7 @@ def main() -> None:
     """Composes everything before anything is submitted."""
     own, rest = split(sys.argv[1:])
     settings = settings_of(own)
+    check_numbers(settings)
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
     runs = runs_of(settings["arms"], settings["seeds"], rest, gpus)

@@ -11,7 +11,7 @@ import torch
 
 from urepa.alignment import Terms
 from urepa.errors import UserError
-from urepa.guards import Guard
+from urepa.guards import Guard, non_finite
 
 CPU = torch.device("cpu")
 FINE = torch.tensor(1.0)
@@ -114,3 +114,28 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     guard.judge(0, ["a"], [terms(torch.nan)], FINE)
     guard.read(1, is_main=False)
     assert not (tmp_path / "bad_samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(("bad", "steps", "finished"), [(0, 6, True), (3, 6, True), (4, 6, False), (1, 1, False)])
+def test_a_run_that_skipped_more_than_half_of_its_updates_is_not_finished(
+    tmp_path: Path, bad: int, steps: int, finished: bool
+) -> None:
+    guard = Guard(tmp_path, 9, CPU)
+    for step in range(steps):
+        guard.judge(step, ["a"], [terms(torch.nan if step < bad else 1.0)], FINE)
+    resumed = Guard(tmp_path, 9, CPU)
+    resumed.load(guard.state())
+    for one in (guard, resumed):
+        if finished:
+            one.require_updates(steps)
+        else:
+            with pytest.raises(UserError, match=f"{bad} of {steps} updates .* is not finished"):
+                one.require_updates(steps)
+
+
+def test_tensors_that_are_not_finite_are_named() -> None:
+    fine, whole = torch.ones(3), torch.ones(2, dtype=torch.int64)
+    odd = [torch.tensor([1.0, value]) for value in (torch.nan, torch.inf, -torch.inf)]
+    parts = {"weights": {"a": fine, "b": odd[0]}, "ema": {"a": odd[1], "n": whole}, "optimizer": {"a": odd[2]}}
+    assert non_finite(parts) == ["weights/b", "ema/a", "optimizer/a"]
+    assert non_finite({"weights": {"a": fine}, "ema": {"n": whole}}) == []

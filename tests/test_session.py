@@ -1,4 +1,5 @@
-"""What a run's summary holds after several evaluations: the values of the last one alone, whosever they are."""
+"""A run in this process, whatever the environment says, and its summary after several evaluations: the values of the
+last one alone, whosever they are."""
 
 from __future__ import annotations
 
@@ -8,10 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from urepa import checkpoint
 from urepa.comparison.runs import find_folders, with_rows
+from urepa.errors import UserError
 from urepa.metrics import MetricsLog, number, read_rows
 from urepa.runs import RunFolder
-from urepa.session import _last, _taken_over
+from urepa.session import Session, _last, _taken_over, accelerate_for
 from urepa.tracking import _metrics
 
 
@@ -46,3 +54,77 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     floor = run.last("floor/fd/pixels")
     assert floor is not None
     assert math.isnan(floor), "as MLflow has it"
+
+
+DIVIDES = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}
+SETTINGS = DIVIDES | {
+    "ACCELERATE_MIXED_PRECISION": "fp16",
+    "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_USE_MEGATRON_LM": "true",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "ACCELERATE_TORCH_DEVICE": "meta",
+    "ACCELERATE_DEBUG_MODE": "perhaps",
+    "FSDP_VERSION": "2",
+    "PARALLELISM_CONFIG_TP_SIZE": "2",
+}
+
+
+def train(compose: Callable[..., Any], folder: Path, *overrides: str) -> dict[str, Any]:
+    """The weights that a run of two steps ends with."""
+    config = compose("trainer.max_steps=2", "evaluation=none", *overrides)
+    Session(OmegaConf.create(config), str(folder), [], choices={}).run()
+    return load_file(checkpoint.require(folder).folder / "weights.safetensors")
+
+
+@pytest.mark.slow
+def test_accelerates_variables_change_no_weight(
+    tmp_path: Path,
+    compose: Callable[..., Any],
+    small_run: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = train(compose, tmp_path / "without" / "seed0", *small_run)
+    capsys.readouterr()
+    for folder, settings in (("divides", DIVIDES), ("all", SETTINGS)):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        found = train(compose, tmp_path / folder / "seed0", *small_run)
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items()), folder
+        printed = capsys.readouterr().out.splitlines()
+        (line,) = [one for one in printed if one.startswith("ignored in the environment: ")]
+        assert all(f"{name}={value}" in line for name, value in settings.items())
+
+
+def test_tf32_products_are_not_the_environments_to_choose(compose: Callable[..., Any]) -> None:
+    """TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 makes torch begin at "high"."""
+    from accelerate.state import AcceleratorState
+
+    torch.set_float32_matmul_precision("high")
+    accelerate_for(compose()["trainer"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("loss.lambda_max=inf", "validation"), ("optimizer.lr.backbone=1e30", "not finite")],
+)
+def test_a_run_that_is_not_finite_failed(
+    tmp_path: Path, compose: Callable[..., Any], small_run: list[str], override: str, said: str
+) -> None:
+    """Whatever let such a number through: no summary, and MLflow has it as FAILED."""
+    from mlflow import MlflowClient
+
+    uri, folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run" / "seed0"
+    own = [o for o in small_run if o != "tracking=none"]
+    config = compose(*own, f"tracking.uri={uri}", "evaluation=none", override, "trainer.max_skipped=20")
+    for _ in range(2):  # the same command fails again
+        with pytest.raises(UserError, match=said):
+            Session(OmegaConf.create(config), str(folder), [], choices={}).run()
+        assert not (folder / "summary.json").exists()
+    (run,) = MlflowClient(uri).search_runs(["1"])
+    assert run.info.status == "FAILED"

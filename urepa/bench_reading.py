@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.files import write_whole
+from urepa.limits import check_numbers
 from urepa.runs import plain
 
 RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
@@ -35,6 +36,7 @@ def main(config: DictConfig) -> None:
     """Prints a table; `out=FILE` also writes it as JSON."""
     with one_line_mistakes():
         settings = plain(config)
+        check_numbers(settings)
         rows, costs = [], []
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
             for kind in RECORDS:

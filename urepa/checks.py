@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from fnmatch import fnmatch
 from functools import lru_cache
-from math import inf
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -14,83 +12,12 @@ from hydra.core.global_hydra import GlobalHydra
 from urepa.averaging import FIRST_DECAY
 from urepa.doors import CONF
 from urepa.errors import UserError
+from urepa.limits import check_numbers
 from urepa.nested import flatten
 from urepa.runs import is_identity, parse_overrides, plain
 from urepa.strata import strata
 
-TINY = 1e-12
 ABSENT = object()
-# Lowest and highest value of a number, by dotted key; patterns as in a shell.
-RANGES: dict[str, tuple[float, float]] = {
-    "trainer.max_steps": (1, inf),
-    "trainer.batch_size": (1, inf),
-    "trainer.accumulation": (1, inf),
-    "trainer.*_every": (1, inf),
-    "trainer.evaluation_share": (0, inf),
-    "trainer.validation_group": (1, inf),
-    "trainer.keep_last": (1, inf),
-    "trainer.max_skipped": (1, inf),
-    "trainer.threads": (1, inf),
-    "trainer.clip_norm": (TINY, inf),
-    "loss.lambda_max": (0, inf),
-    "loss.warmup_steps": (0, inf),
-    "loss.manifold_weight": (0, inf),
-    "loss.manifold_clip": (0, inf),
-    "loss.diffusion_fraction": (0, 1),
-    "loss.spatial_norm": (0, 1),
-    "loss.stop_step": (1, inf),
-    "loss.time_power": (0, inf),
-    "loss.teachers.*": (0, inf),
-    "optimizer.lr.*": (0, inf),
-    "optimizer.weight_decay.*": (0, inf),
-    "optimizer.eps": (0, inf),
-    "optimizer.*_ratio": (0, 1),
-    "objective.beta_*": (TINY, 1 - TINY),
-    "objective.timesteps": (1, inf),
-    "batch_size": (1, inf),
-    "data.limit": (1, inf),
-    "data.*_images": (1, inf),
-    "data.image_size": (1, inf),
-    "data.unshuffle": (1, inf),
-    "data.channels": (1, inf),
-    "data.scale": (TINY, inf),
-    "data.num_classes": (1, inf),
-    "data.cfg_dropout": (0, 1),
-    "data.max_skipped": (0, 1),
-    "backbone.layers_per_block": (1, inf),
-    "backbone.cross_attention_dim": (1, inf),
-    "backbone.head_dim": (1, inf),
-    "backbone.patch": (1, inf),
-    "head.hidden": (1, inf),
-    "backbone.depth": (1, inf),
-    "backbone.width": (1, inf),
-    "backbone.heads": (1, inf),
-    "lora.dropout": (0, 1 - TINY),
-    "lora.alpha": (1, inf),
-    "evaluation.samples.per_class": (1, inf),
-    "evaluation.samples.shown_per_class": (1, inf),
-    "evaluation.samples.max_classes": (1, inf),
-    "evaluation.samples.sampler_steps": (1, inf),
-    "evaluation.samples.knn": (1, inf),
-    "evaluation.probe.knn": (1, inf),
-    "evaluation.*.timestep": (0, inf),
-    "evaluation.*.images": (1, inf),
-    "evaluation.*_images": (1, inf),
-    "evaluation.*.neighbours": (1, inf),
-    "evaluation.knn.k": (1, inf),
-    "evaluation.*.images.count": (2, inf),
-    "evaluation.*.images.steps": (1, inf),
-    "evaluation.*.images.guidance": (0, inf),
-    "evaluation.*.images.batch_size": (1, inf),
-    "evaluation.*.encoders.*.grid": (1, inf),
-    "evaluation.*.reference_images": (2, inf),
-    "evaluation.*.subset": (2, inf),
-    "evaluation.*.kid_subsets": (1, inf),
-    "evaluation.*.kid_subset_size": (2, inf),
-    "evaluation.*.splits": (1, inf),
-    "evaluation.spatial.far": (0, 1),
-    "evaluation.spatial.decay": (0, 1),
-}
 
 
 def check(config: dict[str, Any], overrides: list[str]) -> None:
@@ -241,18 +168,6 @@ def check_grid(config: dict[str, Any]) -> None:
                 f"this SiT has {ours} patches and the teacher {teachers} tokens, which this head compares one by one: "
                 f"give teacher.{key}={own} (and a teacher.image_size that has them), backbone.patch=..., or head=conv"
             )
-
-
-def check_numbers(config: dict[str, Any]) -> None:
-    """Numbers that are out of their range, in any door's config."""
-    for key, value in flatten(config).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        for pattern, (low, high) in RANGES.items():
-            if fnmatch(key, pattern) and not low <= value <= high:
-                least = "more than 0" if low == TINY else f"{low:g} or more"
-                most = "" if high == inf else ", less than 1" if high < 1 else f", at most {high:g}"
-                raise UserError(f"{key}={value}: give {least}{most}")
 
 
 def check_ranges(config: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.checks import check_ranges
+from urepa.checks import check_times
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
+from urepa.limits import check_numbers
 from urepa.nested import moved
 from urepa.runs import plain, require_config
 
@@ -41,7 +42,9 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
     end, summary = config["trainer"]["max_steps"], path / "summary.json"
     if not summary.is_file() or json.loads(summary.read_text())["step"] != end:
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
-    config |= {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
+    given = {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
+    check_numbers(given)  # and not the run's own: it is finished, under whatever limits there were then
+    config |= given
     if not config["evaluation"]:
         options = sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "none")
         raise UserError(
@@ -51,7 +54,7 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
         config = moved(config, config["data"]["root"], asked["data"]["root"])
     if "build_on_first_use" in config["data"]:
         config["data"]["build_on_first_use"] = False  # the caches that it was trained on, or none
-    check_ranges(config)
+    check_times(config)
     check_store(path, config["tracking"])
     return config
 

@@ -6,7 +6,6 @@ The same command goes on where it was stopped. On several GPUs: `torchrun --npro
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks import check_numbers, check_order
+from urepa.checks import check_order
 from urepa.config.doors import Images
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
+from urepa.limits import check_numbers
 from urepa.published import check_named, has_effect
 from urepa.runs import parse_overrides, plain, require_config
 
-LEAST = {"n": 1, "steps": 1, "batch_size": 1, "seed": 0}
 REQUEST = tuple(field.name for field in fields(Images))
 ONE_OF_TWO = "python -m urepa.generate run=outputs/NAME/seed0, or checkpoint=FILE +experiment=NAME"
 
@@ -106,11 +105,7 @@ def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[s
 
 def check_request(asked: dict[str, Any]) -> None:
     """A UserError where no model could answer it."""
-    for key, least in LEAST.items():
-        if asked[key] < least:
-            raise UserError(f"{key}={asked[key]}: give {least} or more")
-    if not (math.isfinite(asked["guidance"]) and asked["guidance"] >= 0):
-        raise UserError(f"guidance={asked['guidance']}: give 0 or more")
+    check_numbers(asked)
     interval = asked["guidance_interval"]
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise UserError(f"guidance_interval={interval}: give two times, from 0 to 1, the lower one first")

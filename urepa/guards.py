@@ -15,8 +15,21 @@ from urepa.files import write_whole
 from urepa.parallel import all_objects, any_rank
 
 
+def non_finite(tensors: dict[str, dict[str, Tensor]]) -> list[str]:
+    """Which tensors hold a number that is not finite, as PART/NAME. Waits for the device once."""
+    named = {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
+    finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist()
+    return [name for name, is_finite in zip(named, finite, strict=True) if not is_finite]
+
+
+def some_of(names: list[str]) -> str:
+    """How many, and the first."""
+    return f"{len(names)}, the first {names[0]}"
+
+
 class Guard:
-    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, counts spikes.
+    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, counts spikes. A run that has
+    skipped more than half of its updates is not finished.
 
     Shapes: B local batch. What was wrong goes to `bad_samples.jsonl` in the run's folder.
     """
@@ -56,6 +69,16 @@ class Guard:
             )
         self.longest.copy_(self.streak)
         return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
+
+    def require_updates(self, steps: int) -> None:
+        """At the end of a run of so many updates: a UserError, on every rank, where most of them were skipped."""
+        skipped = int(self.skipped.item())
+        if 2 * skipped > steps:
+            raise UserError(
+                f"{skipped} of {steps} updates had a loss or gradient that is not finite and were skipped, so this run "
+                f"is not finished; the samples are in {self.file}. Look at them; a lower optimizer.lr or "
+                "loss.lambda_max starts another run"
+            )
 
     def report(self, is_main: bool) -> None:
         """Writes what was skipped since the last report: before a checkpoint counts it, and before a log."""

@@ -8,9 +8,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks import check_numbers
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
+from urepa.limits import check_numbers
 from urepa.runs import plain
 
 

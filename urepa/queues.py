@@ -199,7 +199,7 @@ class LocalQueue:
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Each as it ends. Ctrl-C and SIGTERM are handed to those that run: they save and end."""
         free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for i in range(self.at_once):
+        for i in range(min(self.at_once, len(jobs))):
             free.put(self.gpus[i] if self.gpus else None)
         stamp = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         self.folder.mkdir(parents=True, exist_ok=True)

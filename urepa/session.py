@@ -24,6 +24,7 @@ from torch import nn
 from urepa import checkpoint, provenance
 from urepa.assembly import build, evaluated, load_modules, make
 from urepa.code_state import code_of, code_state
+from urepa.environment import take_out_settings
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.plots import losses_png
@@ -54,9 +55,10 @@ PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "hydra-c
 
 
 def accelerate_for(trainer: dict[str, Any]) -> Accelerator:
-    """The process's threads, cuDNN's ways and the Accelerator that conf/trainer asks for."""
-    if trainer["threads"] is not None:
-        torch.set_num_threads(trainer["threads"])
+    """The process's threads, cuDNN's ways and the Accelerator that conf/trainer asks for, whatever the environment says
+    of accelerate's settings or of TF32 products (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
+    take_out_settings()
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = trainer["deterministic"]
     torch.backends.cudnn.benchmark = not trainer["deterministic"]
     accelerator = Accelerator(
@@ -66,6 +68,9 @@ def accelerate_for(trainer: dict[str, Any]) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.gradient_accumulation_steps == 1, "the trainer accumulates by itself"
+    if trainer["threads"] is not None:
+        torch.set_num_threads(trainer["threads"])  # after accelerate, which sets them for ranks on CPUs
     return accelerator
 
 

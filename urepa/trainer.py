@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from urepa import averaging, checkpoint, progress
 from urepa.alignment import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.data.reader import Batch, TrainingReader
 from urepa.draws import digest64
+from urepa.errors import UserError
 from urepa.evaluation.during import During
 from urepa.evaluation.validate import Validation
-from urepa.guards import Guard
+from urepa.guards import Guard, non_finite, some_of
 from urepa.metrics import MetricsLog
 from urepa.optimizer import EMA, AdamW, clip_by_global_norm, step_unless, trainable
-from urepa.parallel import gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
+from urepa.parallel import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.sensors import GpuSensors
 from urepa.signals import StopSignals
 
@@ -98,7 +100,8 @@ class Trainer:
     # --- the loop ---------------------------------------------------------------------------------------
 
     def fit(self, step: int) -> None:
-        """From completed step `step` to max_steps. Raises Stopped after a signal, everything saved."""
+        """From completed step `step` to max_steps. Raises Stopped after a signal, everything saved, and UserError where
+        a validation or what would be saved is not finite, or most updates were skipped."""
         s = self.settings
         with StopSignals() as signals, self._progress(step) as bar:
             self.logged = (step, time.perf_counter())
@@ -114,6 +117,7 @@ class Trainer:
                     improved = False
                     if step % s.validate_every == 0 or step == s.max_steps:
                         row |= self.validate(step)
+                        self.require_defined(step, row)
                         improved = self.is_best(step, row["val/total"])
                     if self.during.is_due(step, s.max_steps) and not signals.asked():
                         row |= self.evaluate(step)
@@ -128,6 +132,7 @@ class Trainer:
                         bar.close()
                         self.accelerator.print(f"stopped at step {step}; the same command goes on from there")
                         signals.obey(stop)
+        self.guard.require_updates(s.max_steps)
 
     def update(self, step: int, batches: list[Batch], with_tap_gradients: bool) -> Update:
         """The update with index `step` on this rank's micro-batches. Never waits for the device."""
@@ -200,6 +205,19 @@ class Trainer:
             )
         return row
 
+    def require_defined(self, step: int, row: dict[str, Any]) -> None:
+        """UserError where a value of a validation is not finite. Its row is written, until the run resumes."""
+        odd = [key for key, value in row.items() if key.startswith(("val/", "floor/")) and not math.isfinite(value)]
+        if odd:
+            if self.accelerator.is_main_process:
+                self.metrics.append({"step": step} | row)
+                self.shipper.wake()
+            self.guard.report(self.accelerator.is_main_process)
+            raise UserError(
+                f"stopped at step {step}: values of the validation are not finite ({some_of(odd)}), so this run is not "
+                "finished; checkpoints of before are kept. A lower optimizer.lr or loss.lambda_max starts another run"
+            )
+
     def evaluate(self, step: int) -> dict[str, Any]:
         """The run's evaluations of this step. The time that they take is not training's."""
         begin = time.perf_counter()
@@ -222,16 +240,18 @@ class Trainer:
     # --- what is kept -----------------------------------------------------------------------------------
 
     def save(self, step: int) -> None:
-        """A checkpoint by rank 0, then the old ones go. All ranks wait for it, and hear if it failed."""
+        """A checkpoint by rank 0, then the old ones go. All ranks wait for it, and hear if it failed. UserError, and no
+        checkpoint, where something in it is not finite."""
         self.guard.report(self.accelerator.is_main_process)
+        if odd := self.undefined():
+            raise UserError(
+                f"stopped at step {step}: weights, their average or the optimizer's state are not finite "
+                f"({some_of(odd)}), so this run is not finished; checkpoints of before are kept. A lower optimizer.lr "
+                "starts another run"
+            )
 
         def write() -> None:
-            parameters = trainable(self.model)
-            tensors: dict[str, dict[str, Tensor]] = {
-                "weights": dict(parameters),
-                "ema": self.ema.shadow,
-                "optimizer": checkpoint.optimizer_tensors(self.optimizer, parameters),
-            }
+            tensors = self.tensors()
             state = {
                 "best": self.best,
                 "guard": self.guard.state(),
@@ -249,6 +269,16 @@ class Trainer:
 
         on_main(write)
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by part and name: no copies."""
+        parameters = trainable(self.model)
+        optimizer = checkpoint.optimizer_tensors(self.optimizer, parameters)
+        return {"weights": dict(parameters), "ema": self.ema.shadow, "optimizer": optimizer}
+
+    def undefined(self) -> list[str]:
+        """Which of these are not finite, on any rank."""
+        return max(all_objects(non_finite(self.tensors())), key=len)
+
     def restore(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> int:
         """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it. A run that was
         finished at that step keeps the row of its final evaluation, which came after the checkpoint."""
@@ -262,6 +292,11 @@ class Trainer:
         checkpoint.load_named(parameters, found.tensors("weights"), str(found.folder))
         checkpoint.load_named(self.ema.shadow, found.tensors("ema"), str(found.folder))
         checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
+        if odd := self.undefined():  # an earlier version saved such
+            raise UserError(
+                f"{found.folder} holds weights or other tensors that are not finite ({some_of(odd)}); delete it, and "
+                "the same command goes on from the checkpoint before it"
+            )
         self.guard.load(found.state["guard"])
         applied = found.step - int(found.state["guard"]["skipped"])  # older checkpoints do not count them
         self.ema.updates.fill_(found.state.get("ema_updates", applied))

@@ -1,0 +1,57 @@
+"""Accelerate's settings in the environment: none reaches a run, and those that ask for something are named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import accelerate
+import pytest
+
+from urepa.environment import PLACE, PREFIXES, take_out_settings
+
+# which process of how many this is, where the others are, on what, and how processes talk: the launcher's
+LAUNCHERS = re.compile(r"(.*_)?RANK|(.*_)?SIZE|MASTER_\w+|NCCL_\w+|OMP_NUM_THREADS|FORK_LAUNCHED|PT_HPU_LAZY_MODE")
+BUILT_BY_AN_ACCELERATOR = ("accelerator.py", "state.py", "parallelism_config.py", "utils/dataclasses.py")
+
+
+def test_settings_go_and_places_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "ACCELERATE_USE_CPU": "true", "HOME": "/root"}
+    settings = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8", "FSDP_VERSION": "2", "MEGATRON_LM_PP_DEGREE": "3"}
+    unasked = {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default", "ACCELERATE_DEBUG_MODE": "False"}
+    environment = place | settings | unasked
+    take_out_settings(environment)
+    assert environment == place
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 1
+    for name, value in settings.items():
+        assert f"{name}={value}" in printed
+    assert all(name not in printed for name in unasked), "what asks for nothing is not worth a line"
+
+
+def test_nothing_is_said_where_nothing_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    take_out_settings({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_FSDP": "false"})
+    assert capsys.readouterr().out == ""
+
+
+def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    environment = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}
+    take_out_settings(environment)
+    assert not environment
+    assert capsys.readouterr().out == ""
+
+
+def test_every_variable_that_the_installed_accelerate_reads_is_known() -> None:
+    """Of what builds an Accelerator. A later version's may be new: decide then whether it is a setting or a place."""
+    found: set[str] = set()
+    for file in BUILT_BY_AN_ACCELERATOR:
+        source = (Path(accelerate.__file__).parent / file).read_text()
+        literal = r"(?:environ(?:\.get)?[\[(]|_from_env\()\s*\[?\s*"
+        found |= set(re.findall(literal + r'"([A-Z][A-Z0-9_]+)"', source))
+        found |= set(re.findall(r'prefix = "([A-Z_]+)"', source))
+    assert {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DEBUG_MODE", "FSDP_", "MEGATRON_LM_"} <= found
+    of_other_devices = {"XLA_USE_BF16", "XLA_DOWNCAST_BF16", "PYTORCH_ENABLE_MPS_FALLBACK", "DEEPSPEED_USE_HPU"}
+    known = {name for name in found if name.startswith(PREFIXES) or LAUNCHERS.fullmatch(name)}
+    assert found - known == of_other_devices & found
+    assert all(name.startswith(PREFIXES) for name in PLACE)

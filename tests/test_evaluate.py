@@ -1,0 +1,32 @@
+"""What `urepa.evaluate` refuses of a request, and not of a run that is finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from urepa.errors import UserError
+from urepa.evaluate import to_evaluate
+from urepa.runs import RunFolder
+
+
+def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(
+    tmp_path: Path, compose: Callable[..., dict[str, Any]]
+) -> None:
+    config = compose("tracking=none", "optimizer.lr.backbone=1e20", "trainer.threads=4096")
+    config["loss"]["taps"]["mid"] = inf
+    config["evaluation"]["samples"]["guidance"] = -1.0
+    RunFolder(tmp_path).adopt(config)
+    (tmp_path / "summary.json").write_text(json.dumps({"step": config["trainer"]["max_steps"]}))
+    opened = to_evaluate(compose(f"run='{tmp_path}'", root="evaluate"))
+    assert (opened["trainer"], opened["loss"]) == (config["trainer"], config["loss"])
+    asked = compose(f"run='{tmp_path}'", "evaluation=digits", root="evaluate")
+    assert to_evaluate(asked)["evaluation"] == asked["evaluation"]
+    asked["evaluation"]["samples"]["guidance"] = nan
+    with pytest.raises(UserError, match="^evaluation.samples.guidance=nan: give 0 or more, a finite number"):
+        to_evaluate(asked)

@@ -1,0 +1,168 @@
+"""Which numbers a config may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from fnmatch import fnmatch
+from math import inf, nan
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from urepa.config import doors, evaluation, parts
+from urepa.errors import UserError
+from urepa.limits import RANGES, check_numbers
+
+Compose = Callable[..., dict[str, Any]]
+GROUPS = {  # by where the code of a part is
+    "backbones": "backbone",
+    "lora": "lora",
+    "heads": "head",
+    "teachers": "teacher",
+    "objectives": "objective",
+    "alignment": "loss",
+    "data": "data",
+    "optimizer": "optimizer",
+    "tracking": "tracking",
+}
+EVALUATIONS = {  # others have no settings of their own names
+    "SampleGrid": "samples",
+    "TapProbe": "probe",
+    "Knn": "knn",
+    "Spatial": "spatial",
+    "GeneratedImages": "any.images",
+    "Pixels": "any.encoders.any",
+}
+# checked by what reads them: they are times of the objective, pairs in order, or classes of the run
+BY_OTHERS = ("optimizer.betas", "evaluation.*.timesteps", "guidance_interval", "classes")
+
+
+def numeric_keys() -> Iterator[str]:
+    """Every key of every schema whose values are numbers, or lists or mappings of numbers."""
+    for module in (parts, evaluation, doors):
+        for cls in vars(module).values():
+            if is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == module.__name__:
+                for name, hint in get_type_hints(cls).items():
+                    if {int, float} & set(leaves(hint)):
+                        yield f"{prefix(cls)}{name}{'.any' if str(hint).startswith('dict') else ''}"
+
+
+def leaves(hint: Any) -> Iterator[Any]:
+    arguments = get_args(hint)
+    if not arguments:
+        yield hint
+    for argument in arguments:
+        yield from leaves(argument)
+
+
+def prefix(cls: type) -> str:
+    if cls.__module__ == evaluation.__name__:
+        return f"evaluation.{EVALUATIONS.get(cls.__name__, 'any')}."
+    if cls.__module__ == parts.__name__ and cls is not parts.Trainer:
+        target = getattr(cls, "_target_", None)
+        place = "objectives" if cls is parts.DDPM else target.split(".")[1]  # type: ignore[union-attr]
+        return f"{GROUPS[place]}."
+    return {"Trainer": "trainer.", "BenchSettings": "bench.", "Device": "device."}.get(cls.__name__, "")
+
+
+def test_every_number_of_every_schema_has_a_range() -> None:
+    keys = sorted(set(numeric_keys()))
+    assert len(keys) > 80
+    assert {"optimizer.lr.any", "trainer.threads", "evaluation.any.images.steps", "loss.taps.any"} <= set(keys)
+    without = [k for k in keys if not any(fnmatch(k, pattern) for pattern in (*RANGES, *BY_OTHERS))]
+    assert not without
+
+
+@pytest.mark.parametrize("value", [inf, -inf, nan, 1e39])
+@pytest.mark.parametrize(
+    ("root", "key"),
+    [
+        ("train", "loss.lambda_max"),
+        ("train", "loss.taps.mid"),
+        ("train", "optimizer.lr.backbone"),
+        ("train", "optimizer.eps"),
+        ("train", "tracking.patience"),
+        ("train", "trainer.evaluation_share"),
+        ("train", "trainer.ema_decay"),
+        ("plan", "device.flops_per_s"),
+        ("generate", "guidance"),
+    ],
+)
+def test_no_number_is_infinite_or_undefined(compose: Compose, root: str, key: str, value: float) -> None:
+    config = compose(root=root)
+    check_numbers(config)
+    put(config, key, value)
+    with pytest.raises(UserError, match=f"^{key}={str(value).replace('+', '.')}: give "):
+        check_numbers(config)
+
+
+def test_numbers_in_lists_and_under_unknown_keys_count_too() -> None:
+    for odd in (nan, inf):
+        for config in ({"a": {"b": [1.0, odd]}}, {"a": odd}, {"optimizer": {"betas": [0.9, odd]}}):
+            with pytest.raises(UserError, match="a finite number"):
+                check_numbers(config)
+    check_numbers({"a": {"b": [1.0, -2]}, "c": "inf", "d": None, "e": True, "f": [], "g": {}})
+
+
+def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
+    """conf/loss/repa.yaml says so: nothing is a spike there."""
+    check_numbers({"loss": {"spike_threshold": inf}})
+    check_numbers(compose("+experiment=repa_cifar10_pixels"))
+    for odd in (nan, -inf, -0.1):
+        with pytest.raises(UserError, match="loss.spike_threshold=.*: give 0 or more"):
+            check_numbers({"loss": {"spike_threshold": odd}})
+    assert [key for key, (_, high) in RANGES.items() if high == inf] == ["loss.spike_threshold"]
+
+
+@pytest.mark.parametrize(
+    ("key", "most", "said"),
+    [
+        ("trainer.threads", 1024, "give 1 or more, at most 1,024"),
+        ("trainer.max_steps", 99_999_999, "give 1 or more, at most 99,999,999"),
+        ("optimizer.lr.backbone", 1.0, "give 0 or more, at most 1"),
+        ("evaluation.samples.sampler_steps", 10**6, "at most 1,000,000"),
+        ("objective.timesteps", 10**6, "at most 1,000,000"),
+        ("teacher.grid", [10**6, 1], "at most 1,000,000"),
+    ],
+)
+def test_no_machine_has_more(key: str, most: Any, said: str) -> None:
+    more = [most[0] + 1, 1] if isinstance(most, list) else most + 1
+    check_numbers(put({}, key, most))
+    with pytest.raises(UserError, match=f"{key}=.*{said}$"):
+        check_numbers(put({}, key, more))
+
+
+def test_the_last_step_has_a_checkpoint_that_is_found() -> None:
+    from urepa.checkpoint import NAME
+
+    last = int(RANGES["trainer.max_steps"][1])
+    assert NAME.fullmatch(f"step_{last:08d}")
+    assert NAME.fullmatch(f"step_{last + 1:08d}") is None
+
+
+def test_pairs_in_order(compose: Compose) -> None:
+    check_numbers({"objective": {"beta_start": 0.1, "beta_end": 0.1}})
+    with pytest.raises(UserError, match=r"objective.beta_start=0.2 is above objective.beta_end=0.1"):
+        check_numbers({"objective": {"beta_start": 0.2, "beta_end": 0.1}})
+    config = compose("evaluation=generation")
+    for interval in ([0.7, 0.1], [0.1], [0.0, 1.5], [0.0, nan]):
+        put(config, "evaluation.generation.images.interval", interval)
+        with pytest.raises(UserError, match="evaluation.generation.images.interval"):
+            check_numbers(config)
+
+
+def test_an_update_does_not_take_more_than_a_weight_off() -> None:
+    """AdamW multiplies each weight by 1 - lr*decay: below -1 it grows without any gradient."""
+    check_numbers({"optimizer": {"lr": {"head": 0.1}, "weight_decay": {"head": 10.0, "lora": 1e9}}})
+    with pytest.raises(UserError, match=r"optimizer.lr.head=0.1 x optimizer.weight_decay.head=11.0 .*at most 1$"):
+        check_numbers({"optimizer": {"lr": {"head": 0.1}, "weight_decay": {"head": 11.0}}})
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    *path, last = key.split(".")
+    place = config
+    for name in path:
+        place = place.setdefault(name, {})
+    place[last] = value
+    return config

@@ -1,0 +1,102 @@
+"""A run whose validation, weights or optimizer state are not finite, or that skipped most of its updates, does not end
+as one that is finished, and its last good checkpoint stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from urepa import checkpoint
+from urepa.errors import UserError
+from urepa.metrics import read_rows
+
+Build = Callable[..., Any]
+SHORT = ("trainer.max_steps=6", "trainer.checkpoint_every=2", "trainer.validate_every=2")
+
+
+def all_finite(found: checkpoint.Checkpoint) -> bool:
+    parts = (found.tensors(part) for part in checkpoint.PARTS)
+    return all(bool(tensor.isfinite().all()) for tensors in parts for tensor in tensors.values())
+
+
+def of_part(trainer: Any, part: str) -> torch.Tensor:
+    """One of the tensors of a checkpoint's part, as training has it."""
+    name, parameter = next(iter(trainer.ema.parameters.items()))
+    if part == "optimizer":
+        state: torch.Tensor = trainer.optimizer.state[parameter]["exp_avg_sq"]
+        return state
+    return parameter.data if part == "weights" else trainer.ema.shadow[name]
+
+
+@pytest.mark.parametrize("part", ["weights", "ema", "optimizer"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_saved(build_trainer: Build, part: str, value: float) -> None:
+    trainer = build_trainer("trainer.max_steps=2")
+    trainer.fit(0)
+    good = checkpoint.newest(trainer.folder / "checkpoints")
+    assert good is not None
+    assert all_finite(good)
+    of_part(trainer, part).view(-1)[-1] = value
+    with pytest.raises(UserError, match=f"stopped at step 3: .* not finite .1, the first {part}/.*lower optimizer.lr"):
+        trainer.save(3)
+    still = checkpoint.newest(trainer.folder / "checkpoints")
+    assert still == good
+
+
+@pytest.mark.parametrize("lr", ["inf", "1e30", "1e20"])
+def test_a_learning_rate_that_destroys_the_weights_ends_the_run(build_trainer: Build, lr: str) -> None:
+    """Configs that the command refuses, but a stored one may hold."""
+    trainer = build_trainer(*SHORT, f"optimizer.lr.backbone={lr}", f"optimizer.lr.head={lr}")
+    with pytest.raises(UserError, match="not finite"):
+        trainer.fit(0)
+    assert all(all_finite(checkpoint._open(path)) for _, path in checkpoint.steps(trainer.folder / "checkpoints"))
+
+
+def test_an_undefined_validation_ends_the_run_at_once(build_trainer: Build) -> None:
+    """Its row is there to be looked at, and the checkpoint before it is what a resume goes on from."""
+    trainer = build_trainer(*SHORT, "trainer.ema_decay=0.0")
+    validate = trainer.validate
+
+    def after_damage(step: int) -> Any:
+        if step == 4:
+            next(iter(trainer.ema.shadow.values())).fill_(math.nan)
+        return validate(step)
+
+    trainer.validate = after_damage
+    with pytest.raises(
+        UserError, match=r"stopped at step 4: values of the validation are not finite \(\d+, the first "
+    ):
+        trainer.fit(0)
+    assert [step for step, _ in checkpoint.steps(trainer.folder / "checkpoints")] == [2]
+    rows = read_rows(trainer.metrics.path)
+    assert (rows[-1]["step"], rows[-1]["val/total"]) == (4, "nan")
+    trainer.restore(checkpoint.newest(trainer.folder / "checkpoints"), None)
+    assert [row["step"] for row in read_rows(trainer.metrics.path)] == [1, 2]
+
+
+def test_a_run_that_skips_most_updates_is_not_finished(build_trainer: Build) -> None:
+    """λ is 0 in the first update, and then an alignment term is infinite; weights and validation stay finite."""
+    trainer = build_trainer(*SHORT, "loss.lambda_max=1e38", "loss.warmup_steps=1")
+    with pytest.raises(UserError, match="5 of 6 updates .* skipped, so this run is not finished"):
+        trainer.fit(0)
+    found = checkpoint.newest(trainer.folder / "checkpoints")
+    assert found is not None
+    assert found.step == 6
+    with pytest.raises(UserError, match="5 of 6 updates"):  # the same command says so again
+        trainer.fit(trainer.restore(found, None))
+
+
+def test_a_checkpoint_of_before_that_is_not_finite_is_named(build_trainer: Build) -> None:
+    trainer = build_trainer("trainer.max_steps=2")
+    trainer.fit(0)
+    tensors = trainer.tensors()
+    first = next(iter(tensors["weights"]))
+    tensors["weights"] = tensors["weights"] | {first: torch.full_like(tensors["weights"][first], math.nan)}
+    state = {k: v for k, v in checkpoint.require(trainer.folder).state.items() if k not in ("step", "files")}
+    checkpoint.save(trainer.folder / "checkpoints", 3, tensors, state, "")
+    with pytest.raises(UserError, match=f"step_00000003 holds .* not finite .1, the first weights/{first}.; delete it"):
+        trainer.restore(checkpoint.newest(trainer.folder / "checkpoints"), None)
