@@ -187,7 +187,7 @@ def test_names_cannot_break_the_card(compose: Compose, small_run: list[str], tmp
     config["data"]["name"] = "```\n<script>alert(1)</script>"
     run = tmp_path / "<script>alert(2)<|script>+[x](javascript:3)" / "seed0"
     run.mkdir(parents=True)
-    (run / "metrics.jsonl").write_text('{"step": 1, "val/<b>|": 2, "lr": 0.1, "train/total": 3}\n')
+    (run / "metrics.jsonl").write_text('{"step": 1, "time": 0, "val/<b>|": 2, "lr": 0.1, "train/total": 3}\n')
     card = model_card(run, 3, config, config["data"]["name"], [])
     head, code = card.split("````yaml\n")
     assert "&lt;script&gt;alert(2)&lt;\\|script&gt;" in head

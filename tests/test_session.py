@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from urepa.comparison.runs import find_folders, with_rows
-from urepa.metrics import MetricsLog, number, read_rows
+from urepa.metrics import MetricsLog, last_values, number, read_rows
 from urepa.runs import RunFolder
-from urepa.session import _last, _taken_over
+from urepa.session import _taken_over, _without_none
 from urepa.tracking import _metrics
 
 
@@ -36,7 +36,7 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     log.append({"step": 4, "final/fd/pixels": 2.0, "floor/fd/pixels": 1.0})
     log.append({"step": 4, "final/fd/pixels": 3.0, "floor/fd/pixels": None})
     rows = read_rows(log.path)
-    assert _last(rows, 4) == {"final/fd/pixels": 3.0}
+    assert _without_none(last_values(rows, 4)) == {"final/fd/pixels": 3.0}
     assert math.isnan(number(None))
     assert {m.key: str(m.value) for m in _metrics(rows[1])} == {"final/fd/pixels": "3.0", "floor/fd/pixels": "nan"}
     assert json.loads(log.path.read_text().splitlines()[1])["floor/fd/pixels"] is None

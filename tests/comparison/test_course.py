@@ -9,7 +9,7 @@ import pytest
 
 from urepa.comparison.course import NEVER, steps_to
 from urepa.comparison.results import Results
-from urepa.comparison.runs import Curve
+from urepa.curves import Curve
 from urepa.comparison.tables import as_json, course_tables, markdown, reached_table, terminal
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
