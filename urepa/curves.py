@@ -39,9 +39,9 @@ class _Column:
             self.spans.extend((begin, end))
 
 
-def read_curves(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Curve], int]:
-    """The curves of rows that ascend by step, keys in alphabetical order, and the time of the first row (ms; 0: none).
-    A value that a row takes back (null) is NaN."""
+def read_curves(rows: Iterable[dict[str, Any]], is_wanted: Callable[[str], bool]) -> tuple[dict[str, Curve], int]:
+    """The wanted keys' curves of rows that ascend by step, in alphabetical order, and the time of the first row (ms; 0:
+    there is none). A value that a row takes back (null) is NaN."""
     steps, columns, started = array("q"), dict[str, _Column](), 0
     keys: tuple[str, ...] = ()  # of the rows since `begin`
     adders: list[tuple[str, Callable[[float], None]]] = []
@@ -56,7 +56,7 @@ def read_curves(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Curve], int]:
             adders = [
                 (key, columns.setdefault(key, _Column(array("d"), array("q"))).values.append)
                 for key in keys
-                if key not in NOT_METRICS
+                if key not in NOT_METRICS and is_wanted(key)
             ]
         steps.append(row["step"])
         for key, add in adders:

@@ -159,7 +159,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def last_values(rows: Iterable[dict[str, Any]], end: int) -> dict[str, Any]:
-    """The last value of each metric, None where it was taken back; an evaluation counts at the last step `end` alone."""
+    """The last value of each metric, None where it was taken back. Final evaluations count at the step `end` alone."""
     last: dict[str, Any] = {}
     for row in rows:
         if row["step"] == end or not is_final(row):

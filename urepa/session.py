@@ -28,7 +28,7 @@ from urepa.code_state import code_state
 from urepa.curves import read_curves
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
-from urepa.evaluation.plots import losses_png
+from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.files import write_whole
 from urepa.metrics import Rows, is_final, kept, last_values, storable
 from urepa.nested import flatten
@@ -254,7 +254,7 @@ class Session:
         if results.metrics:
             trainer.metrics.append({"step": end} | results.metrics)
         rows = Rows(trainer.metrics.path)
-        write_whole(self.folder.path / "losses.png", losses_png(read_curves(rows)[0]))
+        write_whole(self.folder.path / "losses.png", losses_png(read_curves(rows, DRAWN.__contains__)[0]))
         if damage := rows.damage(end):
             warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
         last = _without_none(last_values(rows, end))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from urepa.comparison.arms import Arm, Sweep, sweeps
-from urepa.comparison.comparable import Metric, bins_of, unpaired_by
+from urepa.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpaired_by
 from urepa.comparison.course import curve_of, incomparable
 from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
 from urepa.comparison.results import Difference, Results, last_cell
@@ -235,7 +235,7 @@ def _curves(results: Results) -> Iterator[Panel]:
     study = results.study
     keys = [(f"train/{term}", f"training {term} loss", TRAINING) for term in TERMS]
     runs = [run for arm in study.arms for run in arm.runs.values()]
-    logged = sorted({key for run in runs for key in run.curves if key.endswith("/grad_cosine")})
+    logged = sorted({key for run in runs for key in run.curves if key.endswith(GRADIENT_COSINE)})
     keys += [(key, f"gradient cosine, tap {key.split('/')[1]}", GRADIENTS) for key in logged]
     keys += [(course.metric.key, _said(course.metric), TRAINING) for course in results.courses]
     for key, title, section in keys:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from urepa import progress
+from urepa.comparison.comparable import is_compared
 from urepa.curves import Curve, read_curves
 from urepa.errors import UserError
 from urepa.metrics import Rows
@@ -147,11 +148,11 @@ def _is_runs(config: Any) -> bool:
 
 
 def with_rows(runs: list[Run]) -> list[Run]:
-    """The runs with the curves of their metrics.jsonl."""
+    """The runs with the curves of their metrics.jsonl, as far as they are compared."""
     full = []
     for run in progress.bar(runs, desc="runs", unit="run", leave=False):
         rows = Rows(Path(run.id) / "metrics.jsonl")
-        curves, started = read_curves(rows)
+        curves, started = read_curves(rows, is_compared)
         end = int(run.config["trainer.max_steps"]) if run.status == "finished" else None
         full.append(replace(run, curves=curves, started=started, damage=rows.damage(end)))
     return full

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from urepa import progress
+from urepa.comparison.comparable import is_compared
 from urepa.comparison.results import Results
 from urepa.comparison.runs import Run
 from urepa.comparison.tables import markdown
@@ -103,10 +104,10 @@ def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
 
 
 def with_histories(client: Any, runs: list[Run]) -> list[Run]:
-    """The runs with all their metrics' histories."""
+    """The runs with their metrics' histories, as far as they are compared."""
     points: dict[str, dict[str, tuple[array[int], array[float]]]] = {run.id: {} for run in runs}
     started: dict[str, int] = {}
-    keys = sorted({key for run in runs for key in run.curves})
+    keys = sorted({key for run in runs for key in run.curves if is_compared(key)})
     wanted = ((key, [run.id for run in runs if key in run.curves]) for key in keys)
     for key, found in _histories(
         client, progress.bar(wanted, desc="metrics", unit="metric", leave=False, total=len(keys))

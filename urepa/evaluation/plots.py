@@ -9,9 +9,12 @@ from urepa.curves import Curve, thinned
 TERMS = ("diffusion", "token", "manifold")
 FLOORS = {"diffusion": "floor/zero_predictor", "token": "floor/constant_token"}
 
+DRAWN = {f"{kind}/{term}" for kind in ("train", "val") for term in TERMS} | set(FLOORS.values())
+
 
 def losses_png(curves: dict[str, Curve]) -> bytes:
-    """Training and validation curves of each loss term, with its floor where there is one."""
+    """Training and validation curves of each loss term, with its floor where there is one; `curves` of the keys
+    in `DRAWN`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
