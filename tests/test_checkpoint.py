@@ -56,6 +56,7 @@ def test_a_state_in_another_layout_and_one_of_before_open(folder: Path, recwarn:
     assert not recwarn.list
 
 
+OTHER = "../step_00000040/config.yaml"  # of the same content
 STRUCTURE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "step": lambda state: state.update(step=55),
     "step as text": lambda state: state.update(step="60"),
@@ -66,7 +67,7 @@ STRUCTURE: dict[str, Callable[[dict[str, Any]], Any]] = {
     },
     "files as a list": lambda state: state.update(files=list(state["files"])),
     "another's digest": lambda state: state["files"].update({"ema.safetensors": "0" * 64}),
-    "a file elsewhere": lambda state: state["files"].update({"../step_00000040/ema.safetensors": "0" * 64}),
+    "a file elsewhere": lambda state: state["files"].update({OTHER: state["files"]["config.yaml"]}),
     "a list": lambda state: [state],
     "a text": lambda state: "60",
 }

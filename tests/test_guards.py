@@ -127,8 +127,8 @@ def test_going_back_leaves_what_came_before(tmp_path: Path) -> None:
     file.write_bytes(whole + b'{"step": 4, "cau')
     guard.cut(9)
     assert file.read_bytes() == whole
-    bad = whole.replace(b'{"step": 1', b'#"step": 1')
+    bad = whole.replace(b'{"step": 2', b'#"step": 2')
     file.write_bytes(bad)
-    with pytest.warns(UserWarning, match=r"line 2 of .*bad_samples.jsonl is not JSON; it is left as it is"):
+    with pytest.warns(UserWarning, match=r"line 3 of .*bad_samples.jsonl is not JSON; it is left as it is"):
         guard.cut(3)
     assert file.read_bytes() == b"".join(bad.splitlines(keepends=True)[:3])
