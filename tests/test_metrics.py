@@ -74,7 +74,7 @@ def test_a_step_that_became_later_is_seen_by_those_after_it(tmp_path: Path) -> N
     rows = [row | {"step": 70} if row["step"] == 5 else row for row in ROWS]
     read = Rows(written(tmp_path / "metrics.jsonl", rows))
     assert [row["step"] for row in read] == [1, 70]
-    assert "line 3 of metrics.jsonl is of step 10, after one of step 70 (and 1 more lines are damaged)" in read.damage()
+    assert "line 3 of metrics.jsonl is of step 10, after one of step 70 (more damaged lines: 1)" in read.damage()
 
 
 def test_a_finished_runs_rows_end_with_it(file: Path) -> None:
@@ -154,7 +154,7 @@ def read_rows_of(file: Path) -> int:
 
 def test_missing_rows_are_refused(file: Path) -> None:
     written(file, ROWS[:2])
-    with pytest.raises(UserError, match=r"checkpoint of step 10 \(it has 2 rows up to that step\)"):
+    with pytest.raises(UserError, match=r"checkpoint of step 10 \(it has 2 rows up to that step, not 3\)"):
         MetricsLog(file).cut(3, 10)
     written(file, [ROWS[0], *ROWS[2:]])  # as many, but not up to that step
     with pytest.raises(UserError, match=r"it has 2 rows up to that step"):

@@ -80,7 +80,7 @@ def kept(path: Path, rows: int, step: int, and_final: bool = False) -> Kept:
             break
         there = Kept(line.number, line.end)
     if there.rows < rows:
-        raise _refusal(path, step, f"it has {there.rows} rows up to that step")
+        raise _refusal(path, step, f"it has {there.rows} rows up to that step, not {rows}")
     return there
 
 
@@ -137,7 +137,7 @@ class Rows:
         """What is wrong with the file and what to do, as a sentence without its full stop; "" if nothing is. `end`: the
         last step of a run that is finished, and so of its rows if it has any."""
         if self._first is not None:
-            others = f" (and {self._damaged - 1} more lines are damaged)" if self._damaged > 1 else ""
+            others = f" (more damaged lines: {self._damaged - 1})" if self._damaged > 1 else ""
             return (
                 f"line {self._first.number} of {self.path.name} {self._first.damage}{others}; put the file back from a "
                 "copy, or delete what is damaged if the run can do without it"

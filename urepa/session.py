@@ -158,7 +158,8 @@ class Session:
         if after > before:
             self.names = extended(self.names, after)
             found = checkpoint.require(self.folder.path)
-            kept(self.folder.path / "metrics.jsonl", found.state["metrics_rows"], found.step, and_final=True)
+            rows = found.state["metrics_rows"]  # refused before anything is stored
+            kept(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
             ratios = [stored["optimizer"].get(key, 0.0) for key in ("warmup_ratio", "final_ratio")]
             old, new = (cosine_with_warmup(found.step, n, *ratios) for n in (before, after))
             print(

@@ -192,7 +192,7 @@ def test_rows_that_a_checkpoint_counts_are_missed(copied: Workspace, reference: 
     file = copied.run / "metrics.jsonl"
     whole = file.read_bytes()
     for change, why in (
-        (lambda lines: lines[:3], "it has 3 rows up to that step"),
+        (lambda lines: lines[:3], "it has 3 rows up to that step, not 5"),
         (lambda lines: [lines[0], b"#" + lines[1][1:], *lines[2:]], "line 2 is not JSON"),
     ):
         file.write_bytes(whole)
