@@ -13,7 +13,7 @@ from pathlib import Path
 from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
 from urepa.jobs import FOLDER, Book, Entry, last_error
-from urepa.metrics import read_rows
+from urepa.metrics import Rows, number
 from urepa.queues import active_jobs
 from urepa.runs import RunFolder
 
@@ -31,20 +31,25 @@ def progress(entry: Entry) -> str:
     """`step 200/600  total 0.431`, from the run's own files."""
     if entry.job.run is None:
         return ""
-    rows = [row for row in read_rows(Path(entry.job.run) / "metrics.jsonl") if "train/total" in row]
+    rows = Rows(Path(entry.job.run) / "metrics.jsonl")
+    last = None
+    for row in rows:
+        last = row if "train/total" in row else last
     config = RunFolder(Path(entry.job.run)).stored_config()
-    if not rows or config is None:
-        return "not begun"
-    return f"step {rows[-1]['step']}/{config['trainer']['max_steps']}  total {float(rows[-1]['train/total']):.4g}"
+    damage = f"  (damaged: {rows.damage()})" if rows.damage() else ""
+    if last is None or config is None:
+        return f"not begun{damage}"
+    return f"step {last['step']}/{config['trainer']['max_steps']}  total {number(last['train/total']):.4g}{damage}"
 
 
 def lines(folder: Path) -> list[str]:
     """The table."""
-    last = {entry.job.commands: entry for entry in Book(folder).entries()}
-    if not last:
+    entries, damage = Book(folder).read()
+    last = {entry.job.commands: entry for entry in entries}
+    if not last and not damage:
         raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl")
     active = active_jobs() if shutil.which("squeue") else {}
-    table = []
+    table = [f"damaged: {damage}"] if damage else []
     for entry in last.values():
         state = state_of(entry, folder, active)
         table.append(f"{entry.id:<12} {state:<22} {entry.job.name}")

@@ -188,12 +188,23 @@ def test_a_control_is_not_called_aligned(
     assert "without alignment" in card
 
 
+def test_a_card_says_that_metrics_are_damaged(compose: Compose, small_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "cifar10" / "seed0"
+    run.mkdir(parents=True)
+    row = '{"step": 1, "time": 0, "train/total": 3}\n'
+    (run / "metrics.jsonl").write_text(f"{row}#\n{row.replace('3', '2')}")
+    with pytest.warns(UserWarning, match="line 2 of metrics.jsonl is not JSON"):
+        card = model_card(run, 3, compose(*small_run), "", [])
+    assert "| train/total | 2 |" in card
+    assert "these are the last values up to this step. Some could not be read, so later ones may be missing." in card
+
+
 def test_names_cannot_break_the_card(compose: Compose, small_run: list[str], tmp_path: Path) -> None:
     config = compose(*small_run)
     config["data"]["name"] = "```\n<script>alert(1)</script>"
     run = tmp_path / "<script>alert(2)<|script>+[x](javascript:3)" / "seed0"
     run.mkdir(parents=True)
-    (run / "metrics.jsonl").write_text('{"step": 1, "val/<b>|": 2, "lr": 0.1, "train/total": 3}\n')
+    (run / "metrics.jsonl").write_text('{"step": 1, "time": 0, "val/<b>|": 2, "lr": 0.1, "train/total": 3}\n')
     card = model_card(run, 3, config, config["data"]["name"], [])
     head, code = card.split("````yaml\n")
     assert "&lt;script&gt;alert(2)&lt;\\|script&gt;" in head

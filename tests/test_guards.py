@@ -139,3 +139,21 @@ def test_tensors_that_are_not_finite_are_named() -> None:
     parts = {"weights": {"a": fine, "b": odd[0]}, "ema": {"a": odd[1], "n": whole}, "optimizer": {"a": odd[2]}}
     assert non_finite(parts) == ["weights/b", "ema/a", "optimizer/a"]
     assert non_finite({"weights": {"a": fine}, "ema": {"n": whole}}) == []
+
+
+def test_going_back_leaves_what_came_before(tmp_path: Path) -> None:
+    """Half a last line is gone; a damaged one before the checkpoint stays as it is, and is named."""
+    guard = Guard(tmp_path, 9, CPU)
+    for step in range(4):
+        guard.judge(step, ["a"], [terms(torch.nan)], FINE)
+    guard.read(4, True)
+    file = tmp_path / "bad_samples.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"step": 4, "cau')
+    guard.cut(9)
+    assert file.read_bytes() == whole
+    bad = whole.replace(b'{"step": 2', b'#"step": 2')
+    file.write_bytes(bad)
+    with pytest.warns(UserWarning, match=r"line 3 of .*bad_samples.jsonl is not JSON; it is left as it is"):
+        guard.cut(3)
+    assert file.read_bytes() == b"".join(bad.splitlines(keepends=True)[:3])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from urepa.errors import NOT_EVALUATED
+from urepa.errors import NOT_EVALUATED, UserError
 from urepa.jobs import AGAIN, SILENT, UNEVALUATED, Attempts, Book, Entry, Job, job_from, last_error
 
 
@@ -56,6 +56,24 @@ def test_the_book_has_the_last_word(tmp_path: Path) -> None:
     book.add([last])
     assert Book(tmp_path / "deep").entries() == [first[0], last]
     assert job_from(asdict(jobs[0])) == jobs[0]
+
+
+def test_a_damaged_book_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
+    """Half a last line is of a launcher that was killed. Without any other line a job would be submitted twice."""
+    book = Book(tmp_path)
+    entries = [Entry(Job(f"arm {i}", (("urepa.train", f"seed={i}"),)), f"12_{i}", "x.err", 1.0) for i in range(3)]
+    book.add(entries[:2])
+    with open(book.file, "a") as file:
+        file.write('{"job": {"na')
+    assert book.entries() == entries[:2]
+    book.add(entries[2:])
+    assert book.entries() == entries
+    whole = book.file.read_text().splitlines(keepends=True)
+    for bad, why in (("#" + whole[1][1:], "is not JSON"), ('{"id": "12_1"}\n', "is not a submission")):
+        book.file.write_text("".join([whole[0], bad, whole[2]]))
+        assert book.read() == ([entries[0], entries[2]], f"line 2 of {book.file} {why}")
+        with pytest.raises(UserError, match=f"line 2 of .*jobs.jsonl {why}, so a job may be submitted that"):
+            book.entries()
 
 
 @pytest.mark.parametrize(

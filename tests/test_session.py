@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from urepa import checkpoint
 from urepa.comparison.runs import find_folders, with_rows
 from urepa.errors import UserError
-from urepa.metrics import MetricsLog, number, read_rows
+from urepa.metrics import MetricsLog, last_values, number, read_rows
 from urepa.runs import RunFolder
-from urepa.session import Session, _last, _taken_over, accelerate_for
+from urepa.session import Session, _taken_over, _without_none, accelerate_for
 from urepa.tracking import _metrics
 
 
@@ -44,7 +44,7 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     log.append({"step": 4, "final/fd/pixels": 2.0, "floor/fd/pixels": 1.0})
     log.append({"step": 4, "final/fd/pixels": 3.0, "floor/fd/pixels": None})
     rows = read_rows(log.path)
-    assert _last(rows, 4) == {"final/fd/pixels": 3.0}
+    assert _without_none(last_values(rows, 4)) == {"final/fd/pixels": 3.0}
     assert math.isnan(number(None))
     assert {m.key: str(m.value) for m in _metrics(rows[1])} == {"final/fd/pixels": "3.0", "floor/fd/pixels": "nan"}
     assert json.loads(log.path.read_text().splitlines()[1])["floor/fd/pixels"] is None

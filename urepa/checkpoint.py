@@ -1,7 +1,7 @@
 """Checkpoints: trainables, EMA and optimiser as safetensors, written whole or not at all, newest valid wins.
 
 Layout: checkpoints/step_00000600/{weights,ema,optimizer}.safetensors, config.yaml, state.json. state.json is
-written last inside a temporary folder, holds every file's SHA-256, and the folder is renamed into place.
+written last inside a temporary folder, holds every file's SHA-256 and its own, and the folder is renamed into place.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from urepa.files import sync_folder, write_whole
 
 NAME = re.compile(r"step_(\d{8})")
 PARTS = ("weights", "ema", "optimizer")
+FILES = {f"{part}.safetensors" for part in PARTS} | {"config.yaml"}
+OWN_DIGEST = "sha256"  # of everything else in state.json
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,19 @@ class Checkpoint:
         return load_file(self.folder / f"{part}.safetensors")
 
 
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_digest(state: dict[str, Any]) -> str:
+    """SHA-256 of a state without its digest, as JSON with sorted keys: its file may be laid out in any way."""
+    stated = {key: value for key, value in state.items() if key != OWN_DIGEST}
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], config: str) -> None:
@@ -50,7 +62,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     folder.mkdir(exist_ok=True)
     for stale in folder.glob(".*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
-    final = folder / f"step_{step:08d}"
+    final = folder / _name(step)
     temporary = folder / f".{final.name}.tmp"
     try:
         temporary.mkdir()
@@ -61,7 +73,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
                 os.fsync(file.fileno())
         write_whole(temporary / "config.yaml", config)
         files = {p.name: _digest(p) for p in sorted(temporary.iterdir())}
-        write_whole(temporary / "state.json", json.dumps(state | {"step": step, "files": files}, indent=1))
+        stated: dict[str, Any] = json.loads(json.dumps(state | {"step": step, "files": files}))
+        write_whole(temporary / "state.json", json.dumps(stated | {OWN_DIGEST: _own_digest(stated)}, indent=1))
         if final.exists():  # a damaged one that was skipped when resuming
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -77,12 +90,21 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
 
 
 def _open(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`; OSError, ValueError or KeyError if it is not whole."""
+    """The checkpoint in `folder`; OSError or ValueError if it is not whole."""
     state = json.loads((folder / "state.json").read_text())
-    for name, digest in state["files"].items():
+    if not isinstance(state, dict):
+        raise ValueError("state.json is not a JSON object")
+    if OWN_DIGEST in state and state[OWN_DIGEST] != _own_digest(state):  # earlier versions wrote none
+        raise ValueError("state.json has changed since it was written")
+    step, files = state.get("step"), state.get("files")
+    if type(step) is not int or folder.name != _name(step):
+        raise ValueError(f"state.json is of step {step}, and the folder is {folder.name}")
+    if not isinstance(files, dict) or not files.keys() >= FILES or any(Path(name).name != name for name in files):
+        raise ValueError(f"state.json does not list {', '.join(sorted(FILES))} as its files")
+    for name, digest in files.items():
         if _digest(folder / name) != digest:
             raise ValueError(f"{name} has changed since it was written")
-    return Checkpoint(folder, int(state["step"]), state)
+    return Checkpoint(folder, step, state)
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:
@@ -98,7 +120,7 @@ def newest(folder: Path) -> Checkpoint | None:
     for _, path in steps(folder):
         try:
             return _open(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             warnings.warn(f"skipping the damaged checkpoint {path}: {error}", stacklevel=2)
     return None
 

@@ -79,8 +79,8 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
 
 
 def begun(runs: list[Any]) -> list[Any]:
-    """The runs that have logged a step; UserError if none has."""
-    found = [run for run in runs if run.curves]
+    """The runs that have logged a step, as far as can be read; UserError if none has."""
+    found = [run for run in runs if run.curves or run.damage]
     if not found:
         raise UserError(f"none of the {len(runs)} runs has logged a step yet: {runs[0].name}")
     return found
@@ -88,7 +88,7 @@ def begun(runs: list[Any]) -> list[Any]:
 
 def without_steps(runs: list[Any]) -> list[str]:
     """One sentence on what is no run yet: a command that was refused leaves its config behind."""
-    empty = [run.name for run in runs if not run.curves]
+    empty = [run.name for run in runs if not run.curves and not run.damage]
     if not empty:
         return []
     return [f"Not counted as runs, as they have logged no step (refused, or just begun): {_some(empty)}."]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from urepa.alignment import Terms
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.json_lines import append, cut_at, read_lines
 from urepa.parallel import all_objects, any_rank
 
 
@@ -99,18 +99,26 @@ class Guard:
         ranks = all_objects(rows)
         if not is_main:
             return
-        with open(self.file, "a") as file:
-            for parts in zip(*ranks, strict=True):
-                offending = [i for part in parts for i in part["loss"]]
-                cause = "loss" if offending else "gradient"
-                ids = offending if offending else [i for part in parts for i in part["batch"]]
-                file.write(json.dumps({"step": parts[0]["step"], "cause": cause, "sample_ids": ids}) + "\n")
+        lines = []
+        for parts in zip(*ranks, strict=True):
+            offending = [i for part in parts for i in part["loss"]]
+            cause = "loss" if offending else "gradient"
+            ids = offending if offending else [i for part in parts for i in part["batch"]]
+            lines.append({"step": parts[0]["step"], "cause": cause, "sample_ids": ids})
+        append(self.file, lines)
 
     def cut(self, step: int) -> None:
-        """Forgets what was written about updates that will be made again."""
-        if self.file.exists():
-            kept = [line for line in self.file.read_text().splitlines() if json.loads(line)["step"] < step]
-            write_whole(self.file, "".join(f"{line}\n" for line in kept))
+        """Cuts off what was written about updates that will be made again. Damaged lines before stay as they are: the
+        file is for the reader, and no number is computed from it."""
+        end = 0
+        for line in read_lines(self.file):
+            damage = line.damage or ("" if type(line.value.get("step")) is int else "has no integer step")
+            if damage:
+                warnings.warn(f"line {line.number} of {self.file} {damage}; it is left as it is", stacklevel=2)
+            elif line.value["step"] >= step:
+                break
+            end = line.end
+        cut_at(self.file, end)
 
     def state(self) -> dict[str, float]:
         """For a checkpoint."""

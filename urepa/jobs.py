@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from urepa import ranks
-from urepa.errors import NOT_EVALUATED
+from urepa.errors import NOT_EVALUATED, UserError
 from urepa.files import write_whole
+from urepa.json_lines import append, read_lines
 from urepa.runs import RunFolder
 
 FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the working folder
@@ -177,18 +178,39 @@ class Book:
 
     def add(self, entries: Iterable[Entry]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.file, "a") as file:
-            file.write("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+        append(self.file, map(asdict, entries))
 
     def entries(self) -> list[Entry]:
-        """The last word on every submission, in the order of submission."""
-        if not self.file.exists():
-            return []
-        lines = (json.loads(line) for line in self.file.read_text().splitlines())
+        """The last line of every submission, in the order of submission. UserError for a damaged line: its job
+        would be submitted a second time."""
+        last, damage = self.read()
+        if damage:
+            raise UserError(
+                f"{damage}, so a job may be submitted that is not known of; see with squeue whether it is over, then "
+                "delete that line"
+            )
+        return last
+
+    def read(self) -> tuple[list[Entry], str]:
+        """What can be read of `entries`, and the first line that cannot, in words ("" if there is none)."""
         last: dict[str, Entry] = {}
-        for line in lines:
-            last[line["id"]] = Entry(**line | {"job": job_from(line["job"])})
-        return list(last.values())
+        first = ""
+        for line in read_lines(self.file):
+            entry = None if line.damage else _entry(line.value)
+            if entry is not None:
+                last[entry.id] = entry
+            elif not first:
+                first = f"line {line.number} of {self.file} {line.damage or 'is not a submission'}"
+        return list(last.values()), first
+
+
+def _entry(plain: dict[str, Any]) -> Entry | None:
+    """The inverse of `asdict`; None for what is not one."""
+    try:
+        entry = Entry(**plain | {"job": job_from(plain["job"])})
+    except (KeyError, TypeError):
+        return None
+    return entry if isinstance(entry.id, str) else None
 
 
 def last_error(log: Path) -> str:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from itertools import takewhile
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from urepa.files import write_whole
+from urepa.errors import UserError
+from urepa.json_lines import BEGINNING, Line, append, count_lines, cut_at, read_lines
 
 # keys whose values are times or rates; all others repeat bit for bit after a resume
 TIMINGS = ("time", "images_per_s", "data_wait_share", "gpu/power_w", "gpu/utilization", "gpu/memory_gib")
+NOT_METRICS = ("step", "time")
+NOT_FINITE = ("nan", "inf", "-inf")  # as strings in the file, for JSON has no such numbers
 
 
 class MetricsLog:
-    """Appends rows and knows how many there are, so that a checkpoint can say how many belong to it."""
+    """Appends rows and counts them, so that a checkpoint can say how many belong to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = len(read_rows(path))
+        self.rows = count_lines(path)
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row with its time stamp (milliseconds). Values that are not finite become strings."""
         stamped = {key: storable(value) for key, value in row.items()} | {"time": int(time.time() * 1000)}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(stamped) + "\n")
+        append(self.path, [stamped])
         self.rows += 1
 
     def sync(self) -> None:
@@ -36,15 +39,132 @@ class MetricsLog:
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
-    def cut(self, rows: int, and_final: bool = False) -> None:
-        """Back to the first `rows` rows, and the evaluations' after them if those are to stay: what came after
-        the checkpoint will be made again."""
-        every = read_rows(self.path)
-        kept = every[:rows]
-        if and_final:
-            kept += takewhile(is_final, every[rows:])
-        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.rows = len(kept)
+    def cut(self, rows: int, step: int, and_final: bool = False) -> None:
+        """Cuts off what the checkpoint of `step` does not keep (`kept`): it will be made again."""
+        there = kept(self.path, rows, step, and_final)
+        if there.rows < rows:
+            warnings.warn(
+                f"{self.path} has none of the {rows} rows that the checkpoint of step {step} counts: a new one begins "
+                f"behind that step, without the curves before",
+                stacklevel=2,
+            )
+        cut_at(self.path, there.end)
+        self.rows = there.rows
+
+
+class Kept(NamedTuple):
+    """The beginning of a metrics.jsonl that belongs to a checkpoint: how many rows, and the offset behind them."""
+
+    rows: int
+    end: int
+
+
+def kept(path: Path, rows: int, step: int, and_final: bool = False) -> Kept:
+    """What the checkpoint of `step` keeps: its `rows` rows, and the final evaluations' behind them if those are to
+    stay. A file that is not there, or that begins behind the step, has been begun anew: it keeps nothing of it.
+    UserError where rows are missing or damaged; behind the kept ones they may be, for they are made again."""
+    lines = row_lines(path)
+    first = next(lines, None)
+    if rows and (first is None or first.value.get("step", 0) > step):
+        damaged = next((line for line in lines if line.damage), None)  # or the first row's step is
+        if damaged is not None:
+            raise _refusal(path, step, f"line {damaged.number} {damaged.damage}")
+        return Kept(0, 0)
+    there = Kept(0, 0)
+    for line in chain([] if first is None else [first], lines):
+        if there.rows >= rows and not (and_final and (line.damage or is_final(line.value))):
+            break
+        if line.damage:
+            raise _refusal(path, step, f"line {line.number} {line.damage}")
+        if there.rows < rows and line.value["step"] > step:
+            break
+        there = Kept(line.number, line.end)
+    if there.rows < rows:
+        raise _refusal(path, step, f"it has {there.rows} rows up to that step, not {rows}")
+    return there
+
+
+def _refusal(path: Path, step: int, why: str) -> UserError:
+    return UserError(
+        f"{path} is not what it was at the checkpoint of step {step} ({why}): put the file back from a copy, or move "
+        f"it away, and the same command goes on from step {step} with a new one, without the curves before"
+    )
+
+
+def row_lines(path: Path, after: Line = BEGINNING) -> Iterator[Line]:
+    """The lines behind `after`; one that is no row, or of an earlier step than the one before it, is damaged."""
+    before = -1
+    for line in read_lines(path, after):
+        damage = line.damage or _damage(line.value, before)
+        if not damage:
+            before = line.value["step"]
+        yield line._replace(value={}, damage=damage) if damage else line
+
+
+def _damage(row: dict[str, Any], before: int) -> str:
+    for key in ("step", "time"):
+        if type(row.get(key)) is not int:
+            return f"has no integer {key}"
+    if row["step"] < before:
+        return f"is of step {row['step']}, after one of step {before}"
+    for key, value in row.items():
+        if not isinstance(value, float | int) and value is not None and value not in NOT_FINITE:
+            return f"has {value!r} as {key}, which is no number"
+    return ""
+
+
+class Rows:
+    """The rows of a metrics.jsonl, one at a time: a million of them take no memory. What cannot be read is left out of
+    a pass and told by `damage` after it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._first: Line | None = None  # damaged line
+        self._damaged = 0
+        self._last: int | None = None  # step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._first, self._damaged, self._last = None, 0, None
+        for line in row_lines(self.path):
+            if line.damage:
+                self._first = line if self._first is None else self._first
+                self._damaged += 1
+            else:
+                self._last = line.value["step"]
+                yield line.value
+
+    def damage(self, end: int | None = None) -> str:
+        """What is wrong with the file and what to do, as a sentence without its full stop; "" if nothing is. `end`: the
+        last step of a run that is finished, and so of its rows if it has any."""
+        if self._first is not None:
+            others = f" (more damaged lines: {self._damaged - 1})" if self._damaged > 1 else ""
+            return (
+                f"line {self._first.number} of {self.path.name} {self._first.damage}{others}; put the file back from a "
+                "copy, or delete what is damaged if the run can do without it"
+            )
+        if end is not None and self._last not in (None, end):
+            return (
+                f"{self.path.name} ends at step {self._last} and the run at step {end}; put the file back from a copy"
+            )
+        return ""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows at once; UserError where some are damaged. Half a last line, of a killed process, is no row."""
+    rows = Rows(path)
+    every = list(rows)
+    if damage := rows.damage():
+        raise UserError(f"{path} is damaged: {damage}")
+    return every
+
+
+def last_values(rows: Iterable[dict[str, Any]], end: int) -> dict[str, Any]:
+    """The last value of each metric, None where it was taken back. Final evaluations count at the step `end` alone."""
+    last: dict[str, Any] = {}
+    for row in rows:
+        if row["step"] == end or not is_final(row):
+            last |= row
+    return {key: value for key, value in last.items() if key not in NOT_METRICS}
 
 
 def is_final(row: dict[str, Any]) -> bool:
@@ -60,16 +180,3 @@ def storable(value: Any) -> Any:
 def number(stored: Any) -> float:
     """A row's value as a number; NaN where the row takes the metric back (null)."""
     return math.nan if stored is None else float(stored)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows; a line that a kill cut short ends the list."""
-    rows: list[dict[str, Any]] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from urepa.hub import is_hub_id, resolve
 from urepa.markup import markdown
-from urepa.metrics import read_rows
+from urepa.metrics import Rows
 from urepa.published import family, training_command
 from urepa.runs import Names, stored_names, teacher_name
 
@@ -178,10 +179,14 @@ def metrics_table(run: Path, step: int) -> str:
     file = run / "summary.json"
     summary: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"step": None}
     finished = summary["step"] == step
-    rows = [row for row in read_rows(run / "metrics.jsonl") if row["step"] <= step]
-    metrics: dict[str, Any] = summary["metrics"] if finished else {k: v for row in rows for k, v in row.items()}
+    rows = Rows(run / "metrics.jsonl")
+    upto = {k: v for row in rows if row["step"] <= step for k, v in row.items()} if not finished else {}
+    metrics: dict[str, Any] = summary["metrics"] if finished else upto
     of_the_model = [k for kind in ("val/", "final/", "floor/", "train/") for k in sorted(metrics) if k.startswith(kind)]
     shown = {k: metrics[k] for k in of_the_model if "_by_t/" not in k and metrics[k] is not None}  # null: taken back
     lines = [f"| {markdown(key)} | {markdown(f'{float(value):.5g}')} |" for key, value in shown.items()]
     note = [] if finished else ["The run was not finished: these are the last values up to this step.", ""]
+    if damage := rows.damage():
+        warnings.warn(f"the card of {run} is made of what can be read of its metrics: {damage}", stacklevel=2)
+        note[0] += " Some could not be read, so later ones may be missing."
     return "\n".join([*note, "| metric | value |", "|---|---|", *lines])

@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import time
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +25,13 @@ from torch import nn
 from urepa import checkpoint, provenance
 from urepa.assembly import build, evaluated, load_modules, make
 from urepa.code_state import code_of, code_state
+from urepa.curves import read_curves
 from urepa.environment import take_out_settings
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
-from urepa.evaluation.plots import losses_png
+from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.files import write_whole
-from urepa.metrics import is_final, read_rows, storable
+from urepa.metrics import Rows, is_final, kept, last_values, storable
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
@@ -163,6 +165,8 @@ class Session:
         if after > before:
             self.names = extended(self.names, after)
             found = checkpoint.require(self.folder.path)
+            rows = found.state["metrics_rows"]  # refused before anything is stored
+            kept(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
             ratios = [stored["optimizer"].get(key, 0.0) for key in ("warmup_ratio", "final_ratio")]
             old, new = (cosine_with_warmup(found.step, n, *ratios) for n in (before, after))
             print(
@@ -224,6 +228,11 @@ class Session:
             if found.step != end:
                 raise UserError(f"{path} has no valid checkpoint of its last step, {end}; the newest is {found.step}'s")
             summary = json.loads((path / "summary.json").read_text())
+            rows = Rows(path / "metrics.jsonl")
+            # of rows that are lost, the summary has the last values still
+            known = _without_none(summary["metrics"] | last_values(rows, end))
+            if damage := rows.damage(end):
+                raise UserError(f"{path} is damaged, so nothing is evaluated: {damage}")
             shipper = self._shipper(_code_of(summary))
             # a tap that is not there costs the evaluation that asks for it, not the others
             trainer, track = build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
@@ -234,8 +243,6 @@ class Session:
                 results = evaluated(self.config, trainer, track, end)
             finally:
                 trainer.reader.cache.close()
-            trainer.metrics.cut(trainer.metrics.rows)  # a kill may have left half a line
-            known = _last(read_rows(trainer.metrics.path), end)
             found_keys, withdrawn = _taken_over(summary.get("evaluation_keys", {}), results.keys)
             news: dict[str, Any] = {k: v for k, v in results.metrics.items() if known.get(k) != storable(v)}
             news |= dict.fromkeys(sorted(withdrawn & known.keys()))
@@ -243,7 +250,7 @@ class Session:
                 news |= results.metrics
             if news:
                 trainer.metrics.append({"step": end} | news)
-            summary["metrics"] = _last(read_rows(trainer.metrics.path), end)
+            summary["metrics"] = _without_none(known | {key: storable(value) for key, value in news.items()})
             summary["evaluation_keys"] = found_keys
             before = summary.get("evaluation", {})  # one that failed leaves the values and settings of its last success
             asked = self.config["evaluation"].items()
@@ -263,13 +270,16 @@ class Session:
         results = evaluated(self.config, trainer, track, end)
         if results.metrics:
             trainer.metrics.append({"step": end} | results.metrics)
-        rows = read_rows(trainer.metrics.path)
-        write_whole(self.folder.path / "losses.png", losses_png(rows))
-        summary = self._summary(trainer, rows, time.time() - begin) | {"evaluation_keys": results.keys}
+        rows = Rows(trainer.metrics.path)
+        write_whole(self.folder.path / "losses.png", losses_png(read_curves(rows, DRAWN.__contains__)[0]))
+        if damage := rows.damage(end):
+            warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
+        last = _without_none(last_values(rows, end))
+        summary = self._summary(trainer, last, time.time() - begin) | {"evaluation_keys": results.keys}
         write_whole(self.folder.path / "summary.json", json.dumps(summary, indent=1))
         return summary, results
 
-    def _summary(self, trainer: Trainer, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    def _summary(self, trainer: Trainer, last: dict[str, Any], seconds: float) -> dict[str, Any]:
         on_gpu = self.accelerator.device.type == "cuda"
         stretches = provenance.read(self.folder.path)["code"]
         peak = (
@@ -285,7 +295,7 @@ class Session:
             "warm_start": self._lineage(),
             "batch_size": trainer.settings.batch_size,
             "best": trainer.best,
-            "metrics": _last(rows, trainer.settings.max_steps),
+            "metrics": last,
             "evaluation": self.config["evaluation"],
             "evaluated_by": dict.fromkeys(self.config["evaluation"], code_of(stretches[-1]).version),
             "parameters": _parameters(trainer.model),
@@ -343,11 +353,9 @@ class Session:
         return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
 
 
-def _last(rows: list[dict[str, Any]], end: int) -> dict[str, Any]:
-    """The last value of each metric; an evaluation counts at the run's last step alone, and null takes a value back."""
-    counting = [row for row in rows if row["step"] == end or not is_final(row)]
-    last = {key: value for row in counting for key, value in row.items() if key not in ("step", "time")}
-    return {key: value for key, value in last.items() if value is not None}
+def _without_none(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of which no row took the value back."""
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _taken_over(before: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[dict[str, list[str]], set[str]]:

@@ -14,19 +14,35 @@ import os
 import threading
 import uuid
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from urepa.files import write_whole
+from urepa.json_lines import BEGINNING, Line
 from urepa.markup import markdown
-from urepa.metrics import is_final, number, read_rows
+from urepa.metrics import NOT_METRICS, is_final, number, row_lines
 
 METRICS_A_BATCH = 900  # MLflow takes 1,000 in one transaction
 PARAMS_A_BATCH = 100
 LONGEST_TAG = 8000  # characters that MLflow takes
 RETRY_SECONDS = 5.0
+
+
+class Position(NamedTuple):
+    """A line of metrics.jsonl and its place in the rows' order: its step, and at one step its own row, then the
+    evaluations'. Counted by step, so that another trainer.log_every sends none twice."""
+
+    line: Line
+    step: int
+    evaluations: int
+
+    @property
+    def place(self) -> list[int]:
+        return [self.step, self.evaluations]
+
+
+START = Position(BEGINNING, -1, 0)
 
 
 class NoShipper:
@@ -68,6 +84,7 @@ class MLflowShipper:
         self._wake = threading.Event()
         self._done = threading.Event()
         self._warned = False
+        self._sent = START  # up to here everything is: this process need not read it again
         self._client: Any = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
@@ -82,16 +99,16 @@ class MLflowShipper:
     def has_all(self) -> bool:
         """Is this a finished run of which nothing is left to send?"""
         cursor = self._cursor()
-        return bool(cursor["finished"]) and not self._unsent(cursor)
+        return bool(cursor["finished"]) and next(self._unsent(cursor), None) is None
 
     def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
         """Sends the rest, waiting `patience` seconds at most, and says so if some could not be sent."""
         self._final = (status, artifacts, tags)
         self._wake.set()
         if not self._done.wait(self.patience):
-            unsent = self._unsent(self._cursor())
+            unsent = sum(1 for _ in self._unsent(self._cursor()))
             warnings.warn(
-                f"MLflow ({self.uri}) did not take {len(unsent)} rows in time; they are in {self.metrics_file} "
+                f"MLflow ({self.uri}) did not take {unsent} rows in time; they are in {self.metrics_file} "
                 "and are sent when the same command runs again",
                 stacklevel=2,
             )
@@ -126,10 +143,17 @@ class MLflowShipper:
         fresh = {"key": uuid.uuid4().hex, "run_id": None, "sent": [-1, 0], "sending": None, "finished": False}
         return fresh | cursors.get(self.uri, {})
 
-    def _unsent(self, cursor: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
-        """Rows after the cursor and their places. Counted by step, so that another trainer.log_every sends none
-        twice."""
-        return [(place, row) for place, row in _placed(read_rows(self.metrics_file)) if place > cursor["sent"]]
+    def _unsent(self, cursor: dict[str, Any]) -> Iterator[Position]:
+        """The rows after the cursor, one at a time. A damaged line has nothing to send, which is said."""
+        for position in positions(self.metrics_file, self._sent):
+            if position.line.damage:
+                warnings.warn(
+                    f"line {position.line.number} of {self.metrics_file} {position.line.damage}: it is not in MLflow "
+                    f"({self.uri}) unless it was sent before",
+                    stacklevel=2,
+                )
+            elif position.place > cursor["sent"]:
+                yield position
 
     def _save(self, cursor: dict[str, Any]) -> None:
         cursors = json.loads(self.cursor_file.read_text()) if self.cursor_file.exists() else {}
@@ -142,18 +166,25 @@ class MLflowShipper:
             self._open_run(cursor)
         if cursor["sending"] is not None:
             self._settle(cursor)
-        rows = self._unsent(cursor)
-        while rows:
-            metrics: list[Any] = []
-            while rows and len(metrics) + len(rows[0][1]) <= METRICS_A_BATCH:
-                upto, row = rows.pop(0)
-                metrics += _metrics(row)
-            first = metrics[0]
-            cursor["sending"] = {"upto": upto, "metric": first.key, "at": [first.step, first.timestamp]}
-            self._save(cursor)
-            self._client.log_batch(cursor["run_id"], metrics=metrics)
-            cursor |= {"sent": upto, "sending": None}
-            self._save(cursor)
+        metrics: list[Any] = []
+        upto = self._sent
+        for position in self._unsent(cursor):
+            if metrics and len(metrics) + len(position.line.value) > METRICS_A_BATCH:
+                self._send(cursor, metrics, upto)
+                metrics = []
+            metrics += _metrics(position.line.value)
+            upto = position
+        if metrics:
+            self._send(cursor, metrics, upto)
+
+    def _send(self, cursor: dict[str, Any], metrics: list[Any], upto: Position) -> None:
+        first = metrics[0]
+        cursor["sending"] = {"upto": upto.place, "metric": first.key, "at": [first.step, first.timestamp]}
+        self._save(cursor)
+        self._client.log_batch(cursor["run_id"], metrics=metrics)
+        cursor |= {"sent": upto.place, "sending": None}
+        self._save(cursor)
+        self._sent = upto
 
     def _settle(self, cursor: dict[str, Any]) -> None:
         """A batch was under way when the process died: it is one transaction, so one metric tells."""
@@ -218,19 +249,25 @@ def shown(tags: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _placed(rows: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Each row behind its place in their order: its step, and at one step its own row, then the evaluations'."""
-    evaluations: Counter[int] = Counter()
-    for row in rows:
-        evaluations[row["step"]] += is_final(row)
-        yield [row["step"], evaluations[row["step"]]], row
+def positions(metrics_file: Path, after: Position = START) -> Iterator[Position]:
+    """The lines of metrics.jsonl behind a position. A damaged one counts as an evaluation at the step before: if it was
+    one, those after it keep their places, and if not, nothing depends on it."""
+    step, evaluations = after.step, after.evaluations
+    for line in row_lines(metrics_file, after.line):
+        if line.damage:
+            evaluations += 1
+        elif line.value["step"] != step:
+            step, evaluations = line.value["step"], int(is_final(line.value))
+        else:
+            evaluations += is_final(line.value)
+        yield Position(line, step, evaluations)
 
 
 def _metrics(row: dict[str, Any]) -> list[Any]:
     """A row's numbers as MLflow metrics, with the row's own time stamp. What a row takes back is NaN there."""
     from mlflow.entities import Metric
 
-    names = (k for k in row if k not in ("step", "time"))
+    names = (k for k in row if k not in NOT_METRICS)
     return [Metric(name, number(row[name]), row["time"], row["step"]) for name in names]
 
 

@@ -282,10 +282,7 @@ class Trainer:
     def restore(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> int:
         """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it. A run that was
         finished at that step keeps the row of its final evaluation, which came after the checkpoint."""
-        if self.accelerator.is_main_process:
-            rows = found.state["metrics_rows"] if found else 0
-            self.metrics.cut(rows, and_final=found is not None and found.step == finished_at)
-            self.guard.cut(found.step if found else 0)
+        on_main(lambda: self._cut_back(found, finished_at))
         if found is None:
             return 0
         parameters = trainable(self.model)
@@ -310,6 +307,12 @@ class Trainer:
                 f"sums round differently, so it will not repeat bit for bit (trainer.threads={threads})"
             )
         return found.step
+
+    def _cut_back(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> None:
+        """Files of rows back to a checkpoint. UserError where metrics.jsonl lacks what the checkpoint counts."""
+        step, rows = (found.step, found.state["metrics_rows"]) if found else (0, 0)
+        self.metrics.cut(rows, step, and_final=found is not None and step == finished_at)
+        self.guard.cut(step)
 
     # --- time -------------------------------------------------------------------------------------------
 

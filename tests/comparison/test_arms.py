@@ -331,5 +331,5 @@ def test_beside_a_baseline_without_alignment_every_arm_says_its_own(add: Add, st
 
 def test_nothing_finished(add: Add, study: Group) -> None:
     add(finished=False, seeds=(0, 1))
-    with pytest.raises(UserError, match="none of the 2 runs is finished: .*seed0 is unfinished: its last"):
+    with pytest.raises(UserError, match="none of the 2 runs can be compared: .*seed0 is unfinished: its last"):
         study()

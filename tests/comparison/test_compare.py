@@ -139,4 +139,4 @@ def test_figures_of_an_earlier_report_go(add: Add, results: Callable[..., Any], 
 
 def test_nothing_finished(add: Add, tmp_path: Path) -> None:
     add(seeds=(0,), finished=False)
-    assert "none of the 1 runs is finished" in refused(compare(tmp_path))
+    assert "none of the 1 runs can be compared" in refused(compare(tmp_path))

@@ -9,8 +9,8 @@ import pytest
 
 from urepa.comparison.course import NEVER, steps_to
 from urepa.comparison.results import Results
-from urepa.comparison.runs import Curve
 from urepa.comparison.tables import as_json, course_tables, markdown, reached_table, terminal
+from urepa.curves import Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from made_up import without_alignment
 from matplotlib.figure import Figure
 
 from urepa.comparison.drawing import Panel, draw, shortened
-from urepa.comparison.figures import panels
+from urepa.comparison.figures import SMOOTHED_OVER, panels, smoothed
 from urepa.comparison.results import Results
+from urepa.curves import STRETCHES, Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 NAN = float("nan")
@@ -89,3 +93,40 @@ def test_long_labels_keep_where_arms_of_a_sweep_differ() -> None:
     assert {len(label) for label in short} == {34}
     assert short[0] == "depth=1, lo…tLoss, lambda_max=0.25"
     assert shortened("lambda_0\n") == "lambda_0"
+
+
+def smoothed_plainly(curves: list[Curve], share: float) -> tuple[Any, Any]:
+    """Each step's mean over seeds, then the mean of the points within half a window, point by point."""
+    by_step: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True):
+            if np.isfinite(value):
+                by_step.setdefault(step, []).append(value)
+    steps = np.array(sorted(by_step))
+    means = np.array([np.mean(by_step[step]) for step in steps])
+    half = int(len(steps) * share / 2)
+    return steps, np.array([means[max(0, i - half) : i + half + 1].mean() for i in range(len(steps))])
+
+
+@pytest.mark.parametrize("n", [1, 300, 20_000])
+def test_smoothing_is_a_running_mean(n: int) -> None:
+    """Of few points exactly; of many at the middles of their stretches, to a fraction of the window."""
+    curves = [Curve(np.arange(begin, n), np.sin(np.arange(begin, n) / n * 6)) for begin in (0, n // 4, n // 2)]
+    curves[0].values[n // 3] = np.nan
+    curves.append(Curve(np.arange(2), np.array([np.inf, np.nan])))
+    steps, means = smoothed_plainly(curves, SMOOTHED_OVER)
+    found = smoothed(curves)
+    assert len(found.steps) == min(n, STRETCHES)
+    if n <= STRETCHES:
+        np.testing.assert_array_equal(found.steps, steps)
+        np.testing.assert_allclose(found.values, means, rtol=1e-12)
+    else:
+        np.testing.assert_allclose(found.values, means[np.searchsorted(steps, found.steps)], atol=5e-3)
+
+
+def test_panels_of_long_runs_are_small(add: Add, results: Summarise) -> None:
+    """They are sent to other processes."""
+    add(seeds=(0,), changes={"trainer.max_steps": 6000}, points=6000)
+    panel = named(results())["curve_train_total"]
+    assert len(pickle.dumps(panel.draw)) < 5 * 16 * STRETCHES
+    assert draw(panel).png.startswith(b"\x89PNG")

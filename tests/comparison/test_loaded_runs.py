@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from made_up import changed
 
-from urepa.compare import passed_over
+from urepa.compare import begun, passed_over, without_steps
+from urepa.comparison.arms import group
 from urepa.comparison.runs import Run, find_all, find_folders, select, with_rows
 from urepa.errors import UserError
 
@@ -81,6 +82,56 @@ def test_curves_are_the_rows(found: Callable[[str], list[Run]]) -> None:
     assert full.last("final/tap_knn") == rows[-1]["final/tap_knn"]
     assert full.last("val/nothing") is None
     assert (full.started, full.last_step, full.status) == (rows[0]["time"], 700, "finished")
+
+
+def names_apart(runs: list[Run]) -> dict[str, str]:
+    study = group(with_rows(runs), [], None, lambda a, b: True)
+    assert not {apart.run.id for apart in study.apart} & {run.id for arm in study.arms for run in arm.runs.values()}
+    return {apart.run.name: apart.reason for apart in study.apart}
+
+
+def damage(run: Run, line: int) -> None:
+    """One byte of a line of its metrics.jsonl."""
+    file = Path(run.id) / "metrics.jsonl"
+    lines = file.read_bytes().split(b"\n")
+    lines[line - 1] = lines[line - 1].replace(b":", b";", 1)
+    file.write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize("line", [1, 6, 20, 21])
+def test_a_damaged_run_is_set_apart_and_others_compare(found: Callable[[str], list[Run]], line: int) -> None:
+    """Wherever the byte is; and the run is read to its end."""
+    runs = found("outputs")
+    damage(runs[1], line)
+    (full,) = with_rows([runs[1]])
+    assert full.last_step == 600
+    reason = names_apart(runs)
+    assert reason.keys() == {"cifar10+baseline/seed1"}
+    assert reason["cifar10+baseline/seed1"].startswith(f"damaged: line {line} of metrics.jsonl is not JSON; put the")
+
+
+def test_a_finished_run_whose_rows_end_before_it_is_set_apart(found: Callable[[str], list[Run]]) -> None:
+    """Cut behind a whole line, and within one."""
+    runs = found("outputs")
+    for more in (b"", b'{"step": 3'):
+        file = Path(runs[0].id) / "metrics.jsonl"
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:8]) + more)
+        step = json.loads(file.read_bytes().splitlines()[7])["step"]
+        assert names_apart(runs)["cifar10+baseline/seed0"] == (
+            f"damaged: metrics.jsonl ends at step {step} and the run at step 600; put the file back from a copy"
+        )
+
+
+def test_a_run_of_which_no_line_can_be_read_is_named(found: Callable[[str], list[Run]]) -> None:
+    runs = found("outputs")
+    (Path(runs[0].id) / "metrics.jsonl").write_text("#\n")
+    full = begun(with_rows(runs))
+    assert [run.name for run in full] == [run.name for run in runs]
+    assert without_steps(full) == []
+    with pytest.raises(
+        UserError, match=r"none of the 1 runs can be compared: cifar10.baseline/seed0 is damaged: line 1"
+    ):
+        group(full[:1], [], None, lambda a, b: True)
 
 
 def test_an_unfinished_run_is_known_by_its_folders_name(add: Callable[..., None], found: Callable[..., Any]) -> None:

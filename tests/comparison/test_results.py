@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from math import isfinite, isnan
 from pathlib import Path
@@ -283,6 +284,18 @@ def test_the_logged_share_counts(add: Add, results: Summarise) -> None:
     assert "still hold 20 % of the initial weights" in lagging(study)[0]
     assert not any("ema/" in metric.key for metric in study.metrics)
     assert not any("ema/" in key for key in study.references)
+
+
+def test_metrics_that_begin_late_are_noted(add: Add, results: Summarise, tmp_path: Path) -> None:
+    """A run that went on with a new metrics.jsonl has its last values, but not its course."""
+    add(seeds=(0, 1))
+    add("arm", {"head.depth": 1}, seeds=(0, 1))
+    file = tmp_path / "outputs" / "cifar10+arm" / "seed1" / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[10:]))
+    step = json.loads(file.read_text().splitlines()[0])["step"]
+    baseline, arm = results().rows
+    assert baseline.notes == ()
+    assert arm.notes == (f"seed 1: its metrics begin at step {step}, its course before is not known",)
 
 
 def test_worse_than_zero_is_remarked(add: Add, results: Summarise) -> None:

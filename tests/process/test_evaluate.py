@@ -186,6 +186,33 @@ def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, e
     assert "is not finished: train it to its last step, 12" in said(own)
 
 
+def test_a_damaged_run_is_not_evaluated(copied: Workspace) -> None:
+    """Nothing is rewritten, neither its rows nor what its summary has of them."""
+    run = copied.run
+    file = run / "metrics.jsonl"
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for damage, why in (
+        ([lines[0], lines[1].replace(b":", b";", 1), *lines[2:]], "line 2 of metrics.jsonl is not JSON; put the file"),
+        (lines[:-1], "metrics.jsonl ends at step 10 and the run at step 12; put the file back from a copy"),
+    ):
+        file.write_bytes(b"".join(damage))
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+        assert f"{why}" in one_line_error(evaluate(copied, run, *EVALUATED, code=1))
+        assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_values_whose_rows_are_gone_stay_in_the_summary(copied: Workspace) -> None:
+    """Of a run that went on with a new metrics.jsonl; half a line of a killed evaluation is no obstacle."""
+    run = copied.run
+    before = summary(run)["metrics"]
+    (run / "metrics.jsonl").write_text('{"step": 12, "final/sam')
+    evaluate(copied, run, *EVALUATED, "tracking=none")
+    (row,) = read_rows(run / "metrics.jsonl")
+    assert is_final(row)
+    assert summary(run)["metrics"] == before | {k: v for k, v in row.items() if k not in ("step", "time")}
+
+
 def test_a_run_whose_evaluation_failed_is_finished(work: Workspace) -> None:
     """It says so by an exit code of its own; the same command trains nothing again."""
     more = ("evaluation=inception", "tracking=none", "trainer.max_steps=2")

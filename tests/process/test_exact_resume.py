@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from workspace import (
     assert_same_run,
     assert_tracked_once,
     last_checkpoint,
+    one_line_error,
     steps,
     wait_for,
 )
@@ -174,6 +176,61 @@ def test_a_damaged_checkpoint_is_skipped(copied: Workspace, reference: Workspace
     assert "at step 9" in done.stdout
     assert_same_run(copied.run, reference.run)
     assert_tracked_once(copied.db, copied.run)
+
+
+def changed(file: Path, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    """A file after a change to its lines; returns what it is now."""
+    file.write_bytes(b"".join(change(file.read_bytes().splitlines(keepends=True))))
+    return file.read_bytes()
+
+
+def test_rows_that_a_checkpoint_counts_are_missed(copied: Workspace, reference: Workspace) -> None:
+    """Cut behind a whole line, or one byte: refused, and nothing changes. Put back, it goes on; moved away, too, and
+    what is left says what it lacks."""
+    _finished_but_for_the_summary(copied)
+    shutil.rmtree(last_checkpoint(copied.run))
+    file = copied.run / "metrics.jsonl"
+    whole = file.read_bytes()
+    for change, why in (
+        (lambda lines: lines[:3], "it has 3 rows up to that step, not 5"),
+        (lambda lines: [lines[0], b"#" + lines[1][1:], *lines[2:]], "line 2 is not JSON"),
+    ):
+        file.write_bytes(whole)
+        now = changed(file, change)
+        for more in ((), (f"resume={copied.run.relative_to(copied.folder)}", "trainer.max_steps=14")):
+            said = one_line_error(copied.train(*more, UNTRACKED, code=1, bare=bool(more)))
+            assert f"metrics.jsonl is not what it was at the checkpoint of step 9 ({why}): put the file back" in said
+            assert file.read_bytes() == now
+            assert "max_steps: 12" in (copied.run / "config.yaml").read_text()
+    file.rename(copied.folder / "before.jsonl")
+    killed(copied, "after_backward:2", UNTRACKED)
+    done = copied.train(UNTRACKED)
+    assert "has none of the 5 rows that the checkpoint of step 9 counts: a new one begins" in done.stderr
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
+    assert [row["step"] for row in rows] == [10, 12]
+    assert json.loads((copied.run / "summary.json").read_text())["step"] == 12
+    file.write_bytes(whole)
+    assert_same_run(copied.run, reference.run)
+
+
+def test_damage_behind_the_checkpoint_is_made_again(copied: Workspace, reference: Workspace) -> None:
+    """Of rows that are cut off anyway, and half a line behind them."""
+    _finished_but_for_the_summary(copied)
+    shutil.rmtree(last_checkpoint(copied.run))
+    changed(copied.run / "metrics.jsonl", lambda lines: [*lines[:-1], b"#" + lines[-1][1:], b'{"step": 14, "tra'])
+    copied.train()
+    assert_same_run(copied.run, reference.run)
+    assert_tracked_once(copied.db, copied.run)
+
+
+def test_an_edited_state_is_a_damaged_checkpoint(copied: Workspace, reference: Workspace) -> None:
+    newest = _finished_but_for_the_summary(copied)
+    state = json.loads((newest / "state.json").read_text())
+    (newest / "state.json").write_text(json.dumps(state | {"step": 11, "files": {}, "metrics_rows": 3}))
+    done = copied.train()
+    assert f"skipping the damaged checkpoint {newest}: state.json has changed since it was written" in done.stderr
+    assert "at step 9" in done.stdout
+    assert_same_run(copied.run, reference.run)
 
 
 def test_a_damaged_checkpoint_never_pushes_out_a_valid_one(copied: Workspace, reference: Workspace) -> None:

@@ -61,10 +61,12 @@ def with_contents(runs: list[Run]) -> list[Run]:
 
 
 def finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """The runs that ended where they should, in one go."""
+    """The runs that ended where they should, in one go, and whose metrics could be read."""
     usable, apart = [], []
     for run in runs:
-        if run.status != "finished":
+        if run.damage:
+            apart.append(Apart(run, f"damaged: {run.damage}"))
+        elif run.status != "finished":
             apart.append(Apart(run, f"{run.status}: its last logged step is {run.last_step}"))
         elif run.facts.get("extended_from") is not None:
             steps = run.facts["extended_from"]

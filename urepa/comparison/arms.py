@@ -74,10 +74,10 @@ class Study:
 
 
 def group(runs: list[Run], order: list[str], baseline: str | None) -> Study:
-    """The study that these runs make. UserError if none is finished, or `baseline` names no arm or several."""
+    """The study that these runs make. UserError if none can be compared, or `baseline` names no arm or several."""
     usable, apart = finished(runs)
     if not usable:
-        raise UserError(f"none of the {len(runs)} runs is finished: {apart[0].run.name} is {apart[0].reason}")
+        raise UserError(f"none of the {len(runs)} runs can be compared: {apart[0].run.name} is {apart[0].reason}")
     usable = with_contents(usable)
     leading = [run for run in usable if baseline is not None and _is_meant(run, baseline)] or _main(usable)
     usable, others = one_protocol(usable, leading)

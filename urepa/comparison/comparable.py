@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urepa.runs import is_identity
 
 DURING = "eval/"  # evaluations in the course of training
+GRADIENT_COSINE = "/grad_cosine"  # at a tap
 OBJECTIVE = ("objective",)  # ε or v, and β: they set a diffusion loss's scale
 TOKENS = ("loss._target_", "loss.taps", "loss.teachers", "loss.spatial_norm", "teacher", "data.token_dtype")
 MANIFOLD = (*TOKENS, "loss.level")
@@ -141,6 +142,11 @@ REFERENCE_LABELS = {
     "final/pixel_knn": "k-NN on pixels",
     "final/teacher_knn": "k-NN on the teacher's tokens",
 }
+
+
+def is_compared(key: str) -> bool:
+    """Is the metric in a table, a figure or a remark? Learning rates, norms and rates are not, and are not kept."""
+    return key.startswith(("train/", "val/", "final/", "floor/", DURING)) or key.endswith(GRADIENT_COSINE)
 
 
 def metrics_of(keys: set[str]) -> list[Metric]:

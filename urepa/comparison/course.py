@@ -8,8 +8,9 @@ import numpy as np
 
 from urepa.comparison.arms import Arm, Study
 from urepa.comparison.comparable import DURING, Metric, obstacles
-from urepa.comparison.runs import Curve, Run
+from urepa.comparison.runs import Run
 from urepa.comparison.seeds import Cell, not_comparable, over_seeds
+from urepa.curves import Curve
 
 SHOWN_AT_MOST = 8  # steps, as columns of a table
 NEVER = "not reached"

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from urepa.comparison.arms import Arm, Sweep, sweeps
-from urepa.comparison.comparable import Metric, bins_of, unpaired_by
+from urepa.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpaired_by
 from urepa.comparison.course import curve_of, incomparable
 from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
 from urepa.comparison.results import Difference, Results, last_cell
-from urepa.comparison.runs import Curve
 from urepa.comparison.seeds import Cell
 from urepa.comparison.statistics import Array, paired
 from urepa.comparison.tables import cell_text
 from urepa.comparison.words import number
+from urepa.curves import STRETCHES, Curve, thinned
 
 ARMS_A_PANEL = 2 * len(COLOURS)  # the first, and others: as many as colours and dashes tell apart
 ROWS_A_PANEL = 40
@@ -236,7 +236,7 @@ def _curves(results: Results) -> Iterator[Panel]:
     study = results.study
     keys = [(f"train/{term}", f"training {term} loss", TRAINING) for term in TERMS]
     runs = [run for arm in study.arms for run in arm.runs.values()]
-    logged = sorted({key for run in runs for key in run.curves if key.endswith("/grad_cosine")})
+    logged = sorted({key for run in runs for key in run.curves if key.endswith(GRADIENT_COSINE)})
     keys += [(key, f"gradient cosine, tap {key.split('/')[1]}", GRADIENTS) for key in logged]
     keys += [(course.metric.key, _said(course.metric), TRAINING) for course in results.courses]
     for key, title, section in keys:
@@ -244,7 +244,7 @@ def _curves(results: Results) -> Iterator[Panel]:
         if not arms:
             continue
         for numbered, page in _pages(arms, title, study.baseline):
-            lines = [(i, arm.label, _drawable(arm, key)) for i, arm in page]
+            lines = [(i, arm.label, *_drawn(_drawable(arm, key))) for i, arm in page]
             yield Panel(f"curve {key}", section, numbered, partial(_curve, lines=lines, zero=section == GRADIENTS))
 
 
@@ -254,16 +254,21 @@ def _drawable(arm: Arm, key: str) -> list[Curve]:
     return [curve for curve in curves if np.isfinite(curve.values).any()]
 
 
+def _drawn(curves: list[Curve]) -> tuple[list[Curve], Curve]:
+    """What is drawn of the seeds' curves: each of them and their smoothed mean, in no more points than can be seen, for
+    they are sent to another process."""
+    return [thinned(curve) for curve in curves], smoothed(curves)
+
+
 def _said(metric: Metric) -> str:
     """Validation and evaluations are of the EMA weights, unlike training losses."""
     return f"validation (EMA): {metric.label}" if metric.key.startswith("val/") else f"{metric.label} (EMA)"
 
 
-def _curve(axis: Any, lines: list[tuple[int, str, list[Curve]]], zero: bool) -> None:
-    for i, label, raw in lines:
+def _curve(axis: Any, lines: list[tuple[int, str, list[Curve], Curve]], zero: bool) -> None:
+    for i, label, raw, mean in lines:
         for curve in raw:
             axis.plot(*curve, color=style_of(i)["color"], alpha=0.25, linewidth=0.5, rasterized=True)
-        mean = smoothed(raw)
         points = {"marker": marker_of(i), "markersize": 3.5} if len(mean.steps) <= FEW_POINTS else {}
         axis.plot(*mean, **style_of(i), **points, label=shortened(label), zorder=3)
     axis.set(xlabel="step")
@@ -272,12 +277,19 @@ def _curve(axis: Any, lines: list[tuple[int, str, list[Curve]]], zero: bool) -> 
 
 
 def smoothed(curves: list[Curve]) -> Curve:
-    """The mean over seeds, then a centred running mean over 5 % of the logged points; at the ends over fewer. Some
-    value must be finite."""
-    steps = np.concatenate([curve.steps for curve in curves])
-    values = np.concatenate([curve.values for curve in curves])
-    finite = np.isfinite(values)
-    unique, where = np.unique(steps[finite], return_inverse=True)
-    mean = np.bincount(where, values[finite]) / np.bincount(where)
-    window = np.ones(min(2 * int(len(unique) * SMOOTHED_OVER / 2) + 1, len(unique)))
-    return Curve(unique, np.convolve(mean, window, "same") / np.convolve(np.ones_like(mean), window, "same"))
+    """The mean over seeds [N], then a centred running mean over 5 % of the logged points; at the ends over fewer. More
+    than `STRETCHES` points are taken together in so many stretches [G]. Some value must be finite."""
+    finite = [Curve(c.steps[there], c.values[there]) for c in curves if (there := np.isfinite(c.values)).any()]
+    steps_N = np.unique(np.concatenate([curve.steps for curve in finite]))
+    sums_N, seeds_N = np.zeros(len(steps_N)), np.zeros(len(steps_N))
+    for curve in finite:
+        where = np.searchsorted(steps_N, curve.steps)
+        sums_N += np.bincount(where, curve.values, len(steps_N))
+        seeds_N += np.bincount(where, minlength=len(steps_N))
+    sums_N /= seeds_N
+    stretches = min(len(steps_N), STRETCHES)
+    edges = np.linspace(0, len(steps_N), stretches + 1).astype(int)
+    sums_G, points_G = np.add.reduceat(sums_N, edges[:-1]), np.diff(edges).astype(float)
+    window = np.ones(min(2 * int(stretches * SMOOTHED_OVER / 2) + 1, stretches))
+    mean_G = np.convolve(sums_G, window, "same") / np.convolve(points_G, window, "same")
+    return Curve(steps_N[(edges[:-1] + edges[1:] - 1) // 2], mean_G)

@@ -233,6 +233,9 @@ def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
     elif not is_paired(set(arm.runs), set(baseline.runs)):
         shared = len(arm.runs.keys() & baseline.runs.keys())
         notes.append(f"not paired: it shares {'one seed alone' if shared else 'no seed'} with the baseline")
+    for seed, run in arm.runs.items():
+        if run.first_step > 1:
+            notes.append(f"seed {seed}: its metrics begin at step {run.first_step}, its course before is not known")
     if noise := at_other_noise(arm.config, baseline.config):
         notes.append(f"{', '.join(noise)} differs: the same timestep is another noise level")
     return tuple(notes)

@@ -12,37 +12,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from urepa import progress
 from urepa.code_state import Code, code_of
+from urepa.comparison.comparable import is_compared
+from urepa.curves import Curve, read_curves
 from urepa.errors import UserError
-from urepa.metrics import number, read_rows
+from urepa.metrics import Rows
 from urepa.nested import flatten
 from urepa.runs import facts_of, stored_names, tags_of
 from urepa.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
-NOT_CURVES = ("step", "time")
 CLASSES, GROUPS = ("backbone", "teacher", "objective"), ("lora", "head", "loss", "data", "trainer", "tracking")
 NAMES = {"experiment", "ablation"}  # what every summary has
-
-
-class Curve(NamedTuple):
-    """A logged metric: steps, ascending, and values."""
-
-    steps: NDArray[np.int64]
-    values: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Run:
     """One run. `status` is finished, unfinished or failed; `facts` are what summary.json knows beside metrics.
-    Runs are found first, then chosen, and only the chosen ones' curves are read."""
+    Runs are found first, then chosen, and only the chosen ones' curves are read. `damage` says what of them could not
+    be, and what to do ("" if nothing): the values of such a run are not to be compared."""
 
     id: str
     name: str
@@ -52,6 +45,7 @@ class Run:
     facts: dict[str, Any]
     curves: dict[str, Curve] = field(default_factory=dict)
     started: int = 0  # time of the first row, ms
+    damage: str = ""
 
     @property
     def experiment(self) -> str:
@@ -75,6 +69,10 @@ class Run:
     def last_step(self) -> int:
         return max((int(curve.steps[-1]) for curve in self.curves.values()), default=0)
 
+    @property
+    def first_step(self) -> int:
+        return min((int(curve.steps[0]) for curve in self.curves.values()), default=0)
+
     def last(self, key: str) -> float | None:
         """A metric's last value."""
         return float(self.curves[key].values[-1]) if key in self.curves else None
@@ -83,16 +81,6 @@ class Run:
 def as_text(config: dict[str, Any]) -> dict[str, str]:
     """A nested config as MLflow keeps it."""
     return {key: str(value)[:LONGEST_VALUE] for key, value in flatten(config).items()}
-
-
-def curves_of(points: dict[str, list[tuple[int, float]]]) -> dict[str, Curve]:
-    """Curves from (step, value) pairs, by key; keys in alphabetical order."""
-    curves = {}
-    for key in sorted(points):
-        steps, values = zip(*points[key], strict=True)
-        order = np.argsort(steps, kind="stable")
-        curves[key] = Curve(np.array(steps, np.int64)[order], np.array(values, np.float64)[order])
-    return curves
 
 
 # --- folders ------------------------------------------------------------------------------------------------
@@ -161,16 +149,13 @@ def _is_runs(config: Any) -> bool:
 
 
 def with_rows(runs: list[Run]) -> list[Run]:
-    """The runs with the curves of their metrics.jsonl."""
+    """The runs with the curves of their metrics.jsonl, as far as they are compared."""
     full = []
     for run in progress.bar(runs, desc="runs", unit="run", leave=False):
-        rows = read_rows(Path(run.id) / "metrics.jsonl")
-        points: dict[str, list[tuple[int, float]]] = {}
-        for row in rows:
-            for key, value in row.items():
-                if key not in NOT_CURVES:
-                    points.setdefault(key, []).append((row["step"], number(value)))
-        full.append(replace(run, curves=curves_of(points), started=rows[0]["time"] if rows else 0))
+        rows = Rows(Path(run.id) / "metrics.jsonl")
+        curves, started = read_curves(rows, is_compared)
+        end = int(run.config["trainer.max_steps"]) if run.status == "finished" else None
+        full.append(replace(run, curves=curves, started=started, damage=rows.damage(end)))
     return full
 
 

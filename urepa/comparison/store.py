@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from urepa import progress
+from urepa.comparison.comparable import is_compared
 from urepa.comparison.results import Results
-from urepa.comparison.runs import Curve, Run, curves_of
+from urepa.comparison.runs import Run
 from urepa.comparison.tables import markdown
+from urepa.curves import Curve, curves_of
 from urepa.errors import UserError
 from urepa.upgrades import SCHEMA_TAG, upgrade_flat
 
@@ -101,16 +104,18 @@ def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
 
 
 def with_histories(client: Any, runs: list[Run]) -> list[Run]:
-    """The runs with all their metrics' histories."""
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {run.id: {} for run in runs}
+    """The runs with their metrics' histories, as far as they are compared."""
+    points: dict[str, dict[str, tuple[array[int], array[float]]]] = {run.id: {} for run in runs}
     started: dict[str, int] = {}
-    keys = sorted({key for run in runs for key in run.curves})
+    keys = sorted({key for run in runs for key in run.curves if is_compared(key)})
     wanted = ((key, [run.id for run in runs if key in run.curves]) for key in keys)
     for key, found in _histories(
         client, progress.bar(wanted, desc="metrics", unit="metric", leave=False, total=len(keys))
     ):
         for run_id, step, value, time in found:
-            points[run_id].setdefault(key, []).append((step, _number(value)))
+            steps, values = points[run_id].setdefault(key, (array("q"), array("d")))
+            steps.append(step)
+            values.append(_number(value))
             started[run_id] = min(time, started.get(run_id, time))
     return [replace(run, curves=curves_of(points[run.id]), started=started.get(run.id, 0)) for run in runs]
 

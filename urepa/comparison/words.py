@@ -9,9 +9,10 @@ import numpy as np
 from urepa.averaging import LAGGING, SHARE, initial_share, lag
 from urepa.comparison.arms import Arm
 from urepa.comparison.results import Difference, Results, last_cell, without
-from urepa.comparison.runs import Curve, Run
+from urepa.comparison.runs import Run
 from urepa.comparison.seeds import Cell, over_seeds
 from urepa.comparison.statistics import ROUNDING
+from urepa.curves import Curve
 
 MARKS = (
     ("●", "the 95 % interval excludes 0, after Holm over the arms too"),

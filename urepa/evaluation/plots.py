@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+
+from urepa.curves import Curve, thinned
 
 TERMS = ("diffusion", "token", "manifold")
 FLOORS = {"diffusion": "floor/zero_predictor", "token": "floor/constant_token"}
 
+DRAWN = {f"{kind}/{term}" for kind in ("train", "val") for term in TERMS} | set(FLOORS.values())
 
-def losses_png(rows: list[dict[str, Any]]) -> bytes:
-    """Training and validation curves of each loss term, with its floor where there is one. Validation is of the EMA
-    weights, and its label says so."""
+
+def losses_png(curves: dict[str, Curve]) -> bytes:
+    """Training and validation curves of each loss term, with its floor where there is one; `curves` of the keys
+    in `DRAWN`. Validation is of the EMA weights, and its label says so."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    terms = [t for t in TERMS if any(f"train/{t}" in row for row in rows)]
+    terms = [t for t in TERMS if f"train/{t}" in curves]
     figure = Figure(figsize=(4.2 * len(terms), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
         for key, of, style in ((f"train/{term}", "", "-"), (f"val/{term}", " (EMA)", "o-")):
-            points = [(r["step"], float(r[key])) for r in rows if key in r]
-            axis.plot(*zip(*points, strict=True), style, label=f"{key}{of}", markersize=4)
+            if key in curves:
+                axis.plot(*thinned(curves[key]), style, label=f"{key}{of}", markersize=4)
         floor = FLOORS.get(term)
-        values = [r[floor] for r in rows if floor in r]
-        if values:
-            axis.axhline(values[-1], linestyle="--", color="grey", label=floor)
+        if floor in curves:
+            axis.axhline(curves[floor].values[-1], linestyle="--", color="grey", label=floor)
         axis.set(title=term, xlabel="step", ylim=(0, None))
         axis.legend(fontsize=8)
     png = io.BytesIO()

@@ -1,0 +1,91 @@
+"""What is sent to MLflow of a metrics.jsonl with a damaged line: everything else, once, and a word about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from urepa.metrics import MetricsLog, read_rows
+from urepa.tracking import MLflowShipper, positions
+
+ROWS: list[dict[str, Any]] = [
+    {"step": 5, "train/total": 2.0},
+    {"step": 10, "train/total": 1.0},
+    {"step": 10, "final/fd/pixels": 4.0},
+    {"step": 10, "final/fd/pixels": 3.0},
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    log = MetricsLog(tmp_path / "seed0" / "metrics.jsonl")
+    log.path.parent.mkdir()
+    for row in ROWS:
+        log.append(row)
+    return log.path
+
+
+def damage(file: Path, line: int) -> None:
+    lines = file.read_text().splitlines()
+    file.write_text("".join(f"{'#' * (i == line)}{text}\n" for i, text in enumerate(lines, 1)))
+
+
+def shipper(file: Path) -> MLflowShipper:
+    tags = {"folder": "x"}
+    uri = f"sqlite:///{file.parents[1]}/mlflow.db"
+    return MLflowShipper(uri, "urepa", {}, 120.0, folder=file.parent, name="x", params={"seed": 0}, run_tags=tags)
+
+
+@pytest.mark.parametrize("line", [1, 2, 3, 4])
+def test_a_damaged_line_moves_no_other_ones_place(file: Path, line: int) -> None:
+    """What was sent before the damage is not sent again after it, nor taken for sent."""
+    places = [position.place for position in positions(file)]
+    assert places == [[5, 0], [10, 0], [10, 1], [10, 2]]
+    damage(file, line)
+    there = [position for position in positions(file) if not position.line.damage]
+    assert [position.place for position in there] == [*places[: line - 1], *places[line:]]
+    assert [p.place for p in positions(file, there[0]) if not p.line.damage] == [p.place for p in there[1:]]
+
+
+@pytest.mark.slow
+def test_everything_else_is_sent_once(file: Path) -> None:
+    """A line that is damaged before it could be sent is named; the run is finished all the same, and once."""
+    damage(file, 3)
+    log = MetricsLog(file)
+    for end in range(2):
+        sending = shipper(file)
+        sending.start()
+        if end:
+            log.append({"step": 10, "final/fd/pixels": 2.0})
+        with pytest.warns(UserWarning, match=r"line 3 of .*metrics.jsonl is not JSON: it is not in MLflow"):
+            sending.close("FINISHED", [], {})
+        assert sending.has_all()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(sending.uri)
+    run = json.loads((file.parent / "mlflow.json").read_text())[sending.uri]["run_id"]
+    sent = {
+        key: [(m.step, m.value) for m in client.get_metric_history(run, key)]
+        for key in ("train/total", "final/fd/pixels")
+    }
+    assert sent == {"train/total": [(5, 2.0), (10, 1.0)], "final/fd/pixels": [(10, 3.0), (10, 2.0)]}
+    assert client.get_run(run).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_rows_that_come_while_it_sends(file: Path) -> None:
+    """Rows that come while it sends arrive once and in order."""
+    sending, log = shipper(file), MetricsLog(file)
+    sending.start()
+    for step in range(11, 40):
+        log.append({"step": step, "train/total": float(step)})
+        sending.wake()
+    sending.close("FINISHED", [], {})
+    from mlflow import MlflowClient
+
+    run = json.loads((file.parent / "mlflow.json").read_text())[sending.uri]["run_id"]
+    history = MlflowClient(sending.uri).get_metric_history(run, "train/total")
+    assert [m.step for m in history] == [row["step"] for row in read_rows(file) if "train/total" in row]

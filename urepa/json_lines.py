@@ -1,0 +1,104 @@
+"""Files of one JSON object a line that grow by appending (metrics.jsonl, bad_samples.jsonl, jobs.jsonl): one reader and
+one writer for all of them.
+
+A process that is killed while it appends leaves half a last line: readers pass over it, and the next `append` removes
+it. Any other line that cannot be read is damage. Readers hand it out as such and read on; it never ends the file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+BLOCK = 1 << 16  # bytes
+
+
+class Line(NamedTuple):
+    """One line: what it holds, or `damage`, which completes the sentence "line 6 ..."."""
+
+    number: int  # from 1
+    end: int  # offset at which the next line begins, behind this one's newline even where that is not written yet
+    value: dict[str, Any]  # {} where it is damaged
+    damage: str = ""
+
+
+BEGINNING = Line(0, 0, {})
+
+
+def read_lines(path: Path, after: Line = BEGINNING) -> Iterator[Line]:
+    """The lines behind `after`, one at a time; none if there is no such file."""
+    if not path.exists():
+        return
+    number, end = after.number, after.end
+    with open(path, "rb") as file:
+        file.seek(end)
+        for raw in file:
+            whole = raw.endswith(b"\n")
+            value, damage = _parsed(raw)
+            if damage and not whole:
+                return
+            number, end = number + 1, end + len(raw) + (not whole)
+            yield Line(number, end, value, damage)
+
+
+def append(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """Appends a line for each value. Several processes may append to one file: they take turns."""
+    data = "".join(json.dumps(value) + "\n" for value in values).encode()
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _end_last_line(file)
+        file.write(data)
+
+
+def cut_at(path: Path, end: int) -> None:
+    """Shortens the file to the lines up to the offset `end`, which is some line's. Their bytes stay as they are."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.truncate(min(end, size))
+        if end > size:  # of a last line without its newline
+            file.seek(size)
+            file.write(b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def count_lines(path: Path) -> int:
+    """How many lines end in a newline."""
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b""))
+
+
+def _parsed(raw: bytes) -> tuple[dict[str, Any], str]:
+    try:
+        value = json.loads(raw.decode())
+    except UnicodeDecodeError:
+        return {}, "is not UTF-8"
+    except json.JSONDecodeError:
+        return {}, "is not JSON"
+    return (value, "") if isinstance(value, dict) else ({}, "is not a JSON object")
+
+
+def _end_last_line(file: BinaryIO) -> None:
+    """A last line without a newline gets it if it can be read; the half line of a killed process is removed."""
+    begin = size = file.seek(0, os.SEEK_END)
+    tail = b""
+    while begin > 0 and b"\n" not in tail:
+        before = max(0, begin - BLOCK)
+        file.seek(before)
+        tail = file.read(begin - before) + tail
+        begin = before
+    last = tail[tail.rfind(b"\n") + 1 :]
+    if not last:
+        return
+    if _parsed(last)[1]:
+        file.truncate(size - len(last))
+    else:
+        file.write(b"\n")
