@@ -85,7 +85,7 @@ def test_curves_are_the_rows(found: Callable[[str], list[Run]]) -> None:
 
 
 def names_apart(runs: list[Run]) -> dict[str, str]:
-    study = group(with_rows(runs), [], None, lambda a, b: True)
+    study = group(with_rows(runs), [], None)
     assert not {apart.run.id for apart in study.apart} & {run.id for arm in study.arms for run in arm.runs.values()}
     return {apart.run.name: apart.reason for apart in study.apart}
 
@@ -131,7 +131,7 @@ def test_a_run_of_which_no_line_can_be_read_is_named(found: Callable[[str], list
     with pytest.raises(
         UserError, match=r"none of the 1 runs can be compared: cifar10.baseline/seed0 is damaged: line 1"
     ):
-        group(full[:1], [], None, lambda a, b: True)
+        group(full[:1], [], None)
 
 
 def test_an_unfinished_run_is_known_by_its_folders_name(add: Callable[..., None], found: Callable[..., Any]) -> None:

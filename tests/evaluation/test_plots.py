@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from urepa.curves import Curve
 from urepa.evaluation.plots import losses_png
 
 
@@ -14,7 +14,8 @@ def test_a_validation_curve_says_that_it_is_of_the_average(monkeypatch: pytest.M
     drawn: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: (drawn.append(self), save(self, *a, **o))[1])
-    rows: list[dict[str, Any]] = [{"step": step, "train/token": 1.0 / step, "val/token": 2.0} for step in (1, 2)]
-    assert losses_png(rows).startswith(b"\x89PNG")
+    steps = np.array([1, 2])
+    curves = {"train/token": Curve(steps, 1 / steps), "val/token": Curve(steps, np.full(2, 2.0))}
+    assert losses_png(curves).startswith(b"\x89PNG")
     (axis,) = drawn[0].axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train/token", "val/token (EMA)"]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from urepa.averaging import SHARE
 from urepa.runs import is_identity
 
 DURING = "eval/"  # evaluations in the course of training
 GRADIENT_COSINE = "/grad_cosine"  # at a tap
+SKIPPED = "guard/skipped_steps"
 OBJECTIVE = ("objective",)  # ε or v, and β: they set a diffusion loss's scale
 TOKENS = ("loss._target_", "loss.taps", "loss.teachers", "loss.spatial_norm", "teacher", "data.token_dtype")
 MANIFOLD = (*TOKENS, "loss.level")
@@ -146,7 +148,8 @@ REFERENCE_LABELS = {
 
 def is_compared(key: str) -> bool:
     """Is the metric in a table, a figure or a remark? Learning rates, norms and rates are not, and are not kept."""
-    return key.startswith(("train/", "val/", "final/", "floor/", DURING)) or key.endswith(GRADIENT_COSINE)
+    compared = key.startswith(("train/", "val/", "final/", "floor/", DURING)) or key.endswith(GRADIENT_COSINE)
+    return compared or key in (SHARE, SKIPPED)
 
 
 def metrics_of(keys: set[str]) -> list[Metric]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from urepa.averaging import LAGGING, SHARE, initial_share, lag
 from urepa.comparison.arms import Arm
+from urepa.comparison.comparable import SKIPPED
 from urepa.comparison.results import Difference, Results, last_cell, without
 from urepa.comparison.runs import Run
 from urepa.comparison.seeds import Cell, over_seeds
@@ -143,7 +144,7 @@ def initial_share_of(run: Run) -> float:
 
 def _average(run: Run) -> tuple[float, int, bool]:
     """Decay, applied updates, warm-up."""
-    skipped = run.last("guard/skipped_steps")
+    skipped = run.last(SKIPPED)
     updates = run.last_step - (0 if skipped is None else int(skipped))
     return float(run.config["trainer.ema_decay"]), updates, run.config["trainer.ema_warmup"] == "True"
 
