@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -131,6 +132,7 @@ def test_caches_without_manifests_are_adopted(built: Path, build_of: Any, tmp_pa
     for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
         for file in ("manifest.json", "done.json", "mean_token.npy"):
             (root / name / file).unlink(missing_ok=True)
+        without_digests(root / name)
     (root / "track.json").unlink()
     build = build_of(root)
     with pytest.raises(UserError, match="no manifest.json"):
@@ -139,6 +141,11 @@ def test_caches_without_manifests_are_adopted(built: Path, build_of: Any, tmp_pa
     cache = build.track.open(build.teacher)
     assert cache.tokens[""].manifest["teacher"]["image_size"] == "unknown"
     assert cache.tokens[""].manifest["adopted"] is True
+    assert set(cache.content()) == {"samples", "latents", "tokens"}
+    for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
+        assert (root / name / "digests.npy").read_bytes() == (built / name / "digests.npy").read_bytes()
+    digest = hashlib.sha256((root / "dino_tokens_lmdb" / "mean_token.npy").read_bytes()).hexdigest()
+    assert cache.tokens[""].manifest["mean_token_sha256"] == digest
     mean = cache.mean_token()
     assert mean is not None
     assert np.allclose(mean, np.load(built / "dino_tokens_lmdb" / "mean_token.npy"), atol=1e-3)

@@ -226,16 +226,19 @@ def values(seed: int, n: int = 6) -> list[tuple[str, np.ndarray]]:
     return [(f"id{i}", rng.standard_normal((2, 3)).astype(np.float32)) for i in range(n)]
 
 
-def test_of_a_record_that_is_written_again_the_last_digest_counts(tmp_path: Path) -> None:
+def test_of_a_record_that_is_written_again_the_last_digest_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In one process or several, also the twelfth time, and where a put is broken off."""
     for seed in range(6):
         with StoreWriter(tmp_path) as writer:
-            writer.put(values(seed))
+            writer.put(values(seed, 6 if seed == 0 else 4))
             writer.put(values(seed + 100, 3))
             with pytest.raises(ValueError, match="not finite"):
                 writer.put([("id0", np.zeros(3)), ("id1", np.full(3, np.nan))])
     store = Store(tmp_path, {"shape": [2, 3], "dtype": "float16"})
     (tmp_path / "digests.npy").write_bytes(digests_file(store)["digests.npy"])
+    assert capsys.readouterr().out == ""  # nothing had to be read
     assert np.array_equal(np.load(tmp_path / "digests.npy"), by_hand(tmp_path))
     store.close()
 

@@ -66,8 +66,8 @@ class _Table:
     """The fields of rows, column by column. Splits are few, and kept once each."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.ids, self.paths, self.class_ids = _Texts(), _Texts(), array("i")
-        self.split_of, numbers = array("h"), dict[str, int]()
+        self.ids, self.paths, self.class_ids = _Texts(), _Texts(), array("q")
+        self.split_of, numbers = array("i"), dict[str, int]()
         for sample_id, class_id, path, split in rows:
             self.ids.append(sample_id)
             self.paths.append(path)
@@ -130,8 +130,8 @@ class Samples(Sequence[Sample]):
         return digests_of((i + ending(*kind) for i, kind in zip(self._ids(), kinds, strict=True)), 16)
 
     def class_ids(self) -> np.ndarray:
-        """The class ids [R], int32."""
-        return np.frombuffer(self._table.class_ids, dtype=np.int32)[self._rows_R]
+        """The class ids [R], int64."""
+        return np.frombuffer(self._table.class_ids, dtype=np.int64)[self._rows_R]
 
     def __len__(self) -> int:
         return len(self._rows_R)
