@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from urepa.errors import UserError
-from urepa.metrics import Kept, MetricsLog, Rows, kept, last_values, read_rows
+from urepa.metrics import Beginning, MetricsLog, Rows, checkpoint_rows, last_values, read_rows
 
 ROWS = [{"step": step, "train/total": 1 / step, "lr": 0.5, "time": 1000 + step} for step in (1, 5, 10, 15)]
 FINAL = {"step": 15, "final/fd/pixels": "nan", "floor/fd/pixels": None, "time": 2000}
@@ -185,4 +185,4 @@ def test_a_first_step_that_became_later_is_no_new_beginning(file: Path) -> None:
     with pytest.raises(UserError, match=r"line 2 is of step 5, after one of step 700"):
         MetricsLog(file).cut(3, 10)
     assert file.read_bytes() == before
-    assert kept(file.with_name("none"), 0, 0) == Kept(0, 0)
+    assert checkpoint_rows(file.with_name("none"), 0, 0) == Beginning(0, 0)

@@ -40,8 +40,8 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def cut(self, rows: int, step: int, and_final: bool = False) -> None:
-        """Cuts off what the checkpoint of `step` does not keep (`kept`): it will be made again."""
-        there = kept(self.path, rows, step, and_final)
+        """Cuts off what the checkpoint of `step` does not keep (`checkpoint_rows`): it will be made again."""
+        there = checkpoint_rows(self.path, rows, step, and_final)
         if there.rows < rows:
             warnings.warn(
                 f"{self.path} has none of the {rows} rows that the checkpoint of step {step} counts: a new one begins "
@@ -52,14 +52,14 @@ class MetricsLog:
         self.rows = there.rows
 
 
-class Kept(NamedTuple):
+class Beginning(NamedTuple):
     """The beginning of a metrics.jsonl that belongs to a checkpoint: how many rows, and the offset behind them."""
 
     rows: int
     end: int
 
 
-def kept(path: Path, rows: int, step: int, and_final: bool = False) -> Kept:
+def checkpoint_rows(path: Path, rows: int, step: int, and_final: bool = False) -> Beginning:
     """What the checkpoint of `step` keeps: its `rows` rows, and the final evaluations' behind them if those are to
     stay. A file that is not there, or that begins behind the step, has been begun anew: it keeps nothing of it.
     UserError where rows are missing or damaged; behind the kept ones they may be, for they are made again."""
@@ -69,8 +69,8 @@ def kept(path: Path, rows: int, step: int, and_final: bool = False) -> Kept:
         damaged = next((line for line in lines if line.damage), None)  # or the first row's step is
         if damaged is not None:
             raise _refusal(path, step, f"line {damaged.number} {damaged.damage}")
-        return Kept(0, 0)
-    there = Kept(0, 0)
+        return Beginning(0, 0)
+    there = Beginning(0, 0)
     for line in chain([] if first is None else [first], lines):
         if there.rows >= rows and not (and_final and (line.damage or is_final(line.value))):
             break
@@ -78,7 +78,7 @@ def kept(path: Path, rows: int, step: int, and_final: bool = False) -> Kept:
             raise _refusal(path, step, f"line {line.number} {line.damage}")
         if there.rows < rows and line.value["step"] > step:
             break
-        there = Kept(line.number, line.end)
+        there = Beginning(line.number, line.end)
     if there.rows < rows:
         raise _refusal(path, step, f"it has {there.rows} rows up to that step, not {rows}")
     return there

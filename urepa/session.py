@@ -31,7 +31,7 @@ from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.files import write_whole
-from urepa.metrics import Rows, is_final, kept, last_values, storable
+from urepa.metrics import Rows, checkpoint_rows, is_final, last_values, storable
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
@@ -166,7 +166,7 @@ class Session:
             self.names = extended(self.names, after)
             found = checkpoint.require(self.folder.path)
             rows = found.state["metrics_rows"]  # refused before anything is stored
-            kept(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
+            checkpoint_rows(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
             ratios = [stored["optimizer"].get(key, 0.0) for key in ("warmup_ratio", "final_ratio")]
             old, new = (cosine_with_warmup(found.step, n, *ratios) for n in (before, after))
             print(

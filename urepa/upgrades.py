@@ -30,7 +30,8 @@ def _positions_of_before(vit: dict[str, Any]) -> str | None:
     """DINOv2's resampled ones were transformers'; at 37 patches a side none were, for which `meta` stands now."""
     if vit.get("family") != "dinov2":
         return None
-    return "meta" if int(vit["image_size"]) == 37 * int(vit["patch"]) else "transformers"
+    native = str(vit.get("image_size")) == "518" and str(vit.get("patch")) == "14"  # MLflow has numbers as text
+    return "meta" if native else "transformers"
 
 
 STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1,)
