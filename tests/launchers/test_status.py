@@ -20,7 +20,7 @@ def run(tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pyt
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = tmp_path / "quickstart" / "seed0"
     folder.mkdir(parents=True)
-    RunFolder(folder).adopt(compose("tracking=none", "trainer.max_steps=60"))
+    RunFolder(folder).store_config(compose("tracking=none", "trainer.max_steps=60"))
     log = MetricsLog(folder / "metrics.jsonl")
     for step in (10, 20):
         log.append({"step": step, "train/total": step / 40})

@@ -67,9 +67,9 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     png = "samples/step_00000012.png"
     assert (run / png).read_bytes() == (there / png).read_bytes()
     after, theirs = summary(run), summary(there)
-    assert {k: v for k, v in after.items() if k not in ("metrics", "evaluation", "evaluation_keys")} == {
-        k: v for k, v in before.items() if k not in ("metrics", "evaluation", "evaluation_keys")
-    }
+    added = ("metrics", "evaluation", "evaluation_keys", "evaluated_by")
+    assert {k: v for k, v in after.items() if k not in added} == {k: v for k, v in before.items() if k not in added}
+    assert after["evaluated_by"] == theirs["evaluated_by"] == {"samples": theirs["code_digest"]}
     assert after["evaluation"] == theirs["evaluation"]
     same = after["metrics"].keys() - set(TIMINGS)
     assert {k: after["metrics"][k] for k in same} == {k: theirs["metrics"][k] for k in same}

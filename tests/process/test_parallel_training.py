@@ -80,7 +80,8 @@ def test_stopped_and_resumed_by_two_and_by_one(work: Workspace, alone: Workspace
 
 
 def poison(work: Workspace, ids: list[str]) -> None:
-    """NaN latents for these samples, in a cache of this test's own (the store's writer refuses them)."""
+    """NaN latents for these samples, in a cache of this test's own (the store's writer refuses them), which has no
+    digests, as an earlier version made it."""
     shutil.copytree(work.cache, work.folder / "cache")
     work.cache = work.folder / "cache"
     (store,) = work.cache.glob("*/latents")
@@ -88,6 +89,9 @@ def poison(work: Workspace, ids: list[str]) -> None:
         for sample_id in ids:
             value = np.frombuffer(txn.get(sample_id.encode()), dtype=np.float16)
             txn.put(sample_id.encode(), np.full_like(value, np.nan).tobytes())
+    manifest = json.loads((store / "manifest.json").read_text())
+    del manifest["digests_sha256"]
+    (store / "manifest.json").write_text(json.dumps(manifest))
 
 
 def order_of(work: Workspace) -> list[str]:

@@ -177,9 +177,9 @@ POSITIONS = {
 
 def vit(s: Subject, part: dict[str, Any]) -> list[Block]:
     size, side = part["image_size"], part["image_size"] // part["patch"]
-    positions = ""
+    positions, rule = "", part["positions"]
     if s.teacher.resamples:  # type: ignore[union-attr]
-        positions = f"Its learned positions are resampled from 37×37 {POSITIONS[part['positions']]}. "
+        positions = f"Its learned positions are resampled from 37×37 {POSITIONS[rule]}. "
     return [
         f"The teacher is {part['model']} (family {part['family']}), frozen. Images are resized to {size}×{size} pixels "
         f"(bicubic); all {side}×{side} patch tokens of its last layer, without class and register tokens, are "

@@ -21,7 +21,7 @@ def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(
     config = compose("tracking=none", "optimizer.lr.backbone=1e20", "trainer.threads=4096")
     config["loss"]["taps"]["mid"] = inf
     config["evaluation"]["samples"]["guidance"] = -1.0
-    RunFolder(tmp_path).adopt(config)
+    RunFolder(tmp_path).store_config(config)
     (tmp_path / "summary.json").write_text(json.dumps({"step": config["trainer"]["max_steps"]}))
     opened = to_evaluate(compose(f"run='{tmp_path}'", root="evaluate"))
     assert (opened["trainer"], opened["loss"]) == (config["trainer"], config["loss"])
