@@ -127,14 +127,19 @@ def test_unknown_code_is_not_the_same_as_unknown_code(add: Add, study: Group) ->
 
 
 def test_two_machines_with_their_own_paths_to_the_same_data_are_one_arm(add: Add, study: Group) -> None:
-    data = {"latents": {"csv_sha256": {"train.csv": "t"}}, "tokens": None, "content": {"samples": "s", "latents": "l"}}
+    content = {"samples": "s", "latents": "l", "latents.held_out": "h"}
+    data = {"latents": {"csv_sha256": {"train.csv": "t"}}, "tokens": None, "content": content}
     for seed, place in enumerate(("/data/cifar10", "/mnt/cifar-10")):
         changes = {"data.images": place, "data.root": f"{place}/caches"}
         add(seeds=(seed,), changes=changes, summary={"data": data, "overrides": [f"data.images={place[-8:]}"]})
-    add(seeds=(2,), summary={"data": data | {"content": {"samples": "s", "latents": "other"}}})
+    for seed, other in ((2, {"latents": "x"}), (3, {"latents": "x", "latents.held_out": "y"})):
+        add(seeds=(seed,), summary={"data": data | {"content": content | other}})
     found = study()
-    assert [sorted(arm.runs) for arm in found.arms] == [[0, 1]]
-    assert list(reasons(found).values()) == ["another validation set or protocol: data.content.latents is other, not l"]
+    assert [sorted(arm.runs) for arm in found.arms] == [[0, 1], [2]]
+    assert [change.key for change in found.arms[1].changes] == ["data.content.latents"], "other training images"
+    assert list(reasons(found).values()) == [
+        "another validation set or protocol: data.content.held_out_latents is y, not h"
+    ]
 
 
 def test_set_apart(add: Add, study: Group) -> None:

@@ -141,7 +141,7 @@ def test_caches_without_manifests_are_adopted(built: Path, build_of: Any, tmp_pa
     cache = build.track.open(build.teacher)
     assert cache.tokens[""].manifest["teacher"]["image_size"] == "unknown"
     assert cache.tokens[""].manifest["adopted"] is True
-    assert set(cache.content()) == {"samples", "latents", "tokens"}
+    assert set(cache.content()) == {"samples", "latents", "latents.held_out", "tokens"}
     for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
         assert (root / name / "digests.npy").read_bytes() == (built / name / "digests.npy").read_bytes()
     digest = hashlib.sha256((root / "dino_tokens_lmdb" / "mean_token.npy").read_bytes()).hexdigest()

@@ -416,13 +416,15 @@ def test_content_is_of_samples_and_records(make_track: Any, teacher: Any) -> Non
     assert cache.content() == {
         "samples": content_by_hand(cache, every, None),
         "latents": content_by_hand(cache, every, track.latents),
+        "latents.held_out": content_by_hand(cache, ["val", "test"], track.latents),
         "latents.flip": content_by_hand(cache, ["train"], mirrored_folder(track.latents)),
         "tokens": content_by_hand(cache, every, tokens, "_mid"),
         "tokens.flip": content_by_hand(cache, ["train"], mirrored_folder(tokens), "_mid"),
     }
     assert cache.fingerprint()["content"] == cache.content()
     cache.tokens["other"] = cache.tokens.pop("")
-    assert set(cache.content()) == {"samples", "latents", "latents.flip", "tokens.other", "tokens.other.flip"}
+    stores = {"latents", "latents.held_out", "latents.flip", "tokens.other", "tokens.other.flip"}
+    assert set(cache.content()) == {"samples"} | stores
     cache.close()
 
 
@@ -451,14 +453,14 @@ def test_content_does_not_depend_on_place_or_order_but_on_everything_else(
         give_digests(root / "vae_latents_lmdb")
 
     plain = content(lambda root: None)
-    assert set(plain) == {"samples", "latents", "tokens"}
+    assert set(plain) == {"samples", "latents", "latents.held_out", "tokens"}
     assert content(edited(lambda rows: rows[::-1])) == plain
     assert content(edited(lambda rows: [row.replace(".png", ".jpg") for row in rows])) == plain
     fewer = content(edited(lambda rows: rows[1:]))
     other_class = content(edited(lambda rows: [rows[0].replace(",0,", ",1,"), *rows[1:]]))
     other_split = content(edited(lambda rows: [rows[0].replace(",train", ",val"), *rows[1:]]))
     for other in (fewer, other_class, other_split):
-        assert all(other[key] != plain[key] for key in plain)
+        assert {key for key in plain if other[key] == plain[key]} == {"latents.held_out"}
     other_record = content(rewritten)
     assert {key for key in plain if other_record[key] != plain[key]} == {"latents"}
 

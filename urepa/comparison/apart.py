@@ -41,6 +41,7 @@ CONTENTS = (  # a fact, the settings that should tell it, and the setting that i
     ("held_out", "data.", "data.content.held_out"),
     ("samples", "data.", "data.content.samples"),
     ("latents", "data.", "data.content.latents"),
+    ("latents.held_out", "data.", "data.content.held_out_latents"),
     ("teacher", "teacher.", "teacher.content"),
 )
 

@@ -18,6 +18,8 @@ TRAINING_DATA = (
     "data.cfg_dropout",
     "data.flip",
     "data.content.train",
+    "data.content.samples",
+    "data.content.latents",
     "data.online_teacher",
     "data.online_latents",
     "data.token_dtype",

@@ -111,8 +111,8 @@ class Cache:
     def content(self) -> dict[str, str]:
         """What the data are, wherever they lie and in whatever order they are listed: a digest of the samples' ids,
         classes and splits (`samples`) and, for each store whose records have digests, of these with the records'
-        (`latents`, `tokens` or `tokens.TEACHER`, and the mirrored ones with `.flip` behind it). What is asked while
-        training is made of squares: `images`."""
+        (`latents`, `tokens` or `tokens.TEACHER`, the mirrored ones with `.flip` behind it, and `latents.held_out`
+        without the training samples). What is asked while training is made of squares: `images`."""
         lists = {"": list(self.splits.values())} | ({".flip": [self.splits["train"]]} if self.flips else {})
         identities = {flip: Identity(*own) for flip, own in lists.items()}
         content = {"samples": identities[""].of()}
@@ -122,6 +122,10 @@ class Cache:
                 for (flip, own), of in zip(lists.items(), (store, store.mirror), strict=False):
                     if of is not None and of.digests is not None:
                         content[name + flip] = identities[flip].of(of.record_digests(Keys(own, suffix).digests()))
+        if "latents" in content:
+            held_out = [samples for split, samples in self.splits.items() if split != "train"]
+            digests = self.latents.record_digests(Keys(held_out, "").digests())  # type: ignore[union-attr]
+            content["latents.held_out"] = Identity(*held_out).of(digests)
         if self.images is not None:
             content["images"] = identities[""].of(self.images.crc32(Keys(lists[""], "")))
         return content
