@@ -112,6 +112,19 @@ def test_other_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "an earlier version made these caches" in capsys.readouterr().out
 
 
+def test_a_folder_that_is_no_source_any_more_has_changed(tmp_path: Path, source: Path) -> None:
+    """It is no damaged record, and no reason to refuse a run that goes on: its caches are what counts."""
+    shutil.rmtree(source / "test" / "emu")
+    found = source_files.changes("folder", str(source), tmp_path / "caches")
+    assert found is not None
+    assert "does not have the class folders" in found
+    for place in source.iterdir():
+        shutil.rmtree(place)
+    assert "has neither CLASS/* nor train/CLASS/*" in str(
+        source_files.changes("folder", str(source), tmp_path / "caches")
+    )
+
+
 def test_a_damaged_record_is_one_sentence(tmp_path: Path, source: Path) -> None:
     (tmp_path / "caches" / source_files.FILE).write_bytes(b"PK damaged")
     with pytest.raises(UserError, match="cannot be read"):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -112,12 +113,16 @@ def changes(source: str, images: str, folder: Path) -> str | None:
     if not (folder / FILE).exists():
         print(f"{folder}: an earlier version made these caches and did not record the files of {images}: not compared")
         return None
+    arrays = _recorded(folder / FILE)
+    return _listed(source, root, arrays) or _rewritten(root, arrays)
+
+
+def _recorded(file: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(folder / FILE, allow_pickle=False) as known:
-            arrays = {name: known[name] for name in known.files}
-        return _listed(source, root, arrays) or _rewritten(root, arrays)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{folder / FILE} cannot be read ({error}); delete it, and nothing is compared") from error
+        with np.load(file, allow_pickle=False) as known:
+            return {name: known[name] for name in known.files}
+    except (ValueError, OSError, KeyError, BadZipFile) as error:
+        raise UserError(f"{file} cannot be read ({error}); delete it, and nothing is compared") from error
 
 
 def _listed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None:
@@ -125,7 +130,10 @@ def _listed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None
     times = zip(_as_text(known["folders"]), known["folder_times"].tolist(), strict=True)
     if len(known["folders"]) and all(_time(root / name) == time for name, time in times):
         return None
-    found = FILES[source](root)
+    try:
+        found = FILES[source](root)
+    except UserError as error:  # what is there now is no such source
+        return str(error)
     if "files" not in known:
         same = _listing(found.files) == known["listing"].item()
         return None if same else f"other files: {int(known['count'])} then, {len(found.files)} now"
