@@ -28,8 +28,8 @@ from launchers.study import runs_of, stages_of
 from urepa.doors import CONF, explain, one_line_mistakes, prepare
 from urepa.errors import UserError
 from urepa.limits import check_numbers
+from urepa.mlflow_store import prepare_store
 from urepa.runs import parse_overrides, plain
-from urepa.tracking import prepare_store
 
 OWN = ("arms", "seeds", "shards", "stages", "evaluate", "measured", "dry_run", "scripts", "cluster")
 LISTS = ("arms", "seeds", "stages")

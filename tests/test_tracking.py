@@ -57,7 +57,7 @@ def test_everything_else_is_sent_once(file: Path) -> None:
     log = MetricsLog(file)
     for end in range(2):
         sending = shipper(file)
-        sending.start()
+        sending.start({})
         if end:
             log.append({"step": 10, "final/fd/pixels": 2.0})
         with pytest.warns(UserWarning, match=r"line 3 of .*metrics.jsonl is not JSON: it is not in MLflow"):
@@ -79,7 +79,7 @@ def test_everything_else_is_sent_once(file: Path) -> None:
 def test_rows_that_come_while_it_sends(file: Path) -> None:
     """Rows that come while it sends arrive once and in order."""
     sending, log = shipper(file), MetricsLog(file)
-    sending.start()
+    sending.start({})
     for step in range(11, 40):
         log.append({"step": step, "train/total": float(step)})
         sending.wake()

@@ -193,6 +193,10 @@ class Names(NamedTuple):
         named = () if self.ablation == "baseline" and self.overrides else (self.ablation,)
         return ", ".join([*named, *self.overrides])
 
+    def title(self, seed: int) -> str:
+        """A run's name in MLflow, what differs first: `loss.lambda_max=0.5, seed 0 · quickstart`."""
+        return f"{self.arm}, seed {seed} · {self.experiment}"
+
 
 def stored_names(path: Path) -> Names:
     """The names of a run that is named by its folder, from its summary or from that name."""

@@ -37,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables without a run: to make them takes seconds, and only one test is about that."""
     db = tmp_path_factory.mktemp("db") / "mlflow.db"
-    make = f"from urepa.tracking import _client; _client('sqlite:///{db}')"
+    make = f"from urepa.mlflow_store import connect; connect('sqlite:///{db}')"
     subprocess.run([sys.executable, "-c", make], env=environment(), check=True, capture_output=True)
     return db
 
