@@ -34,16 +34,17 @@ def experiment_id(client: Any, name: str, say: Say) -> str:
                 raise
             found = client.get_experiment_by_name(name)  # another run was faster
     _revive_experiment(client, found, say)
-    kind = found.tags.get(KIND[0], "")
-    if not kind or "infer" in kind:  # what MLflow's page has guessed; what somebody has chosen stays
-        client.set_experiment_tag(found.experiment_id, *KIND)
     return str(found.experiment_id)
 
 
 def _revive_experiment(client: Any, experiment: Any, say: Say) -> None:
+    """Active, and of our kind unless somebody has chosen another; what MLflow's page has guessed is no choice."""
     if experiment.lifecycle_stage != "active":
         client.restore_experiment(experiment.experiment_id)
         say(f"the experiment {experiment.name} was deleted in MLflow: it is restored, with its runs")
+    kind = experiment.tags.get(KIND[0], "")
+    if not kind or "infer" in kind:
+        client.set_experiment_tag(experiment.experiment_id, *KIND)
 
 
 def find(client: Any, run_id: str | None) -> Any | None:

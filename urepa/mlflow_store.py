@@ -28,7 +28,7 @@ JOURNALS = ("-journal", "-wal", "-shm")
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a sqlite store, as it is named from the working folder."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
 def location(uri: str) -> str:
@@ -52,6 +52,7 @@ def connect(uri: str) -> Any:
     path = sqlite_file(uri)
     if path is None:
         return _client(uri)
+    path = path.resolve()  # of a link, the place that it leads to
     path.parent.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(path):
         for leftover in path.parent.glob(f".{path.name}.*.tmp*"):  # of a process that was killed while it made one
@@ -197,8 +198,11 @@ def _client(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    path = sqlite_file(uri)
+    if path is not None:  # MLflow would stay with the working folder in which a name was first used
+        uri = "".join((SQLITE, location(uri), *uri.partition("?")[1:]))
     client = MlflowClient(tracking_uri=uri)
-    if sqlite_file(uri) is not None:
+    if path is not None:
         _forget_connections(client)  # MLflow keeps them for a process's life: the file may be another one by now
     client.search_experiments(max_results=1)
     return client

@@ -149,8 +149,9 @@ def test_others_runs_are_passed_over_and_failures_named(place: Path) -> None:
     assert failed.info.run_id not in {run.id for run in from_store(uri)}
 
 
-def test_a_report_is_published_beside_its_runs(place: Path) -> None:
-    """With its figures and its table as the description; a comparison does not take it for a run."""
+def test_a_report_is_published(place: Path) -> None:
+    """With its figures and its table as the description, in an experiment of its own: charts of the runs' have a line
+    for each run, and a report would be one without values. A comparison does not take it for a run."""
     uri = f"sqlite:///{place}/mlflow.db"
     before = from_store(uri)
     folder = place / "report"
@@ -163,8 +164,11 @@ def test_a_report_is_published_beside_its_runs(place: Path) -> None:
     client.create_experiment("elsewhere")
     said = store.publish(uri, results, folder)
     assert [run.id for run in from_store(uri)] == [run.id for run in before]
-    (found,) = client.search_runs([ours.experiment_id], "tags.`urepa.report` = 'true'")
-    assert said == f"run report ({found.info.run_id}) in the experiment urepa"
+    assert all(run.data.metrics for run in client.search_runs([ours.experiment_id]))
+    reports = client.get_experiment_by_name("urepa reports")
+    (found,) = client.search_runs([reports.experiment_id])
+    assert said == f"run report ({found.info.run_id}) in the experiment urepa reports"
+    assert reports.tags["mlflow.experimentKind"] == ours.tags["mlflow.experimentKind"] == "custom_model_development"
     assert (found.info.run_name, found.info.status) == ("report", "FINISHED")
     assert found.data.tags["mlflow.note.content"] == markdown(results)[:8000]
     root = Path(client.download_artifacts(found.info.run_id, ""))

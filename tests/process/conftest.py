@@ -34,15 +34,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables without a run: to make them takes seconds, and only one test is about that."""
-    db = tmp_path_factory.mktemp("db") / "mlflow.db"
-    make = f"from urepa.mlflow_store import connect; connect('sqlite:///{db}')"
-    subprocess.run([sys.executable, "-c", make], env=environment(), check=True, capture_output=True)
-    return db
-
-
-@pytest.fixture(scope="session")
 def make_workspace(cache: Path, empty_db: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workspace]:
     """Makes working folders, each with an empty database: make_workspace(), or make_workspace(TINY_SIT)."""
     forks()  # here, before two threads ask for it at once
