@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, running, what_is_missing
 from studies import Study, checkout
-from workspace import CACHE, EVALUATED, TINY, Workspace, environment, forks
+from workspace import EVALUATED, TINY, Workspace, forks, make_cache
 
 HERE = Path(__file__).parent
 
@@ -28,8 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The caches of the tiny configuration, made by the door that makes caches."""
     folder = tmp_path_factory.mktemp("cache")
-    command = [sys.executable, "-m", "urepa.preprocess", *CACHE, f"data.root={folder}"]
-    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
+    make_cache(folder)
     return folder
 
 
