@@ -16,7 +16,7 @@ from urepa import json_lines
 from urepa.errors import UserError
 from urepa.evaluate import check_store
 from urepa.metrics import MetricsLog, read_rows
-from urepa.mlflow_run import KIND, page, refusal
+from urepa.mlflow_run import KIND, end_tags, facts_in, page, refusal
 from urepa.mlflow_store import connect
 from urepa.tracking import METRICS_A_BATCH, MLflowShipper
 
@@ -98,8 +98,10 @@ def test_a_removed_database(here: Path) -> None:
     assert_there()
 
 
-def test_a_database_that_is_removed_while_it_is_open(here: Path, empty_db: Path) -> None:
-    """And another one in its place: sqlite itself would go on with the removed file."""
+def test_a_database_that_is_removed_while_it_is_open(
+    here: Path, empty_db: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And another one in its place. It is seen before MLflow writes to the removed file, which prints a traceback."""
     sending = shipper()
     sending.start(DATA)
     wait_until_sent(sending)
@@ -108,6 +110,7 @@ def test_a_database_that_is_removed_while_it_is_open(here: Path, empty_db: Path)
     log(RUN, {"step": 4, "train/total": 4.0})
     with pytest.warns(UserWarning, match="any more; everything is sent again"):
         sending.close("FINISHED", [], {})
+    assert "database error" not in capfd.readouterr().err
     assert_there()
 
 
@@ -367,6 +370,20 @@ def test_what_its_page_shows(here: Path) -> None:
     assert page(URI, "3") == "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning"
     assert page("https://a:1/b/", "3").startswith("https://a:1/b/#/experiments/3/")
     assert sending.where == f"urepa at {URI} ({page(URI, experiment)})"
+
+
+def test_a_long_summary_is_read_as_it_was(here: Path) -> None:
+    """MLflow cuts a tag at 8,000 characters; a shorter one later stands before what is left of it."""
+    client = connect(URI)
+    for stretches in (300, 1):
+        summary = {"step": 3, "code": [{"from_step": n, "git_commit": "c" * 40} for n in range(stretches)]}
+        sending = shipper()
+        sending.start(DATA)
+        sending.close("FINISHED", [], end_tags({"skipped": 2.0}, summary))
+        tags = client.get_run(run_id()).data.tags
+        assert facts_in(tags) == summary
+        assert tags["guard.skipped"] == "2"
+    assert facts_in({}) == {}
 
 
 def test_evaluating_where_the_database_was_removed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

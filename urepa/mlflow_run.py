@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,6 +18,8 @@ PAGE = "workflowType=machine_learning"  # MLflow 3.17's page goes by its address
 BATCH = 100  # parameters or tags that MLflow takes at once
 LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 8000, 250  # characters that MLflow keeps
 LARGEST = 2**63  # of a step or a time, exclusive
+
+FACTS_TAG = "urepa.summary"
 
 Say = Callable[[str], None]
 
@@ -124,7 +127,17 @@ def log_data(client: Any, run: Any, params: dict[str, Any], fingerprint: dict[st
 def end_tags(guard: dict[str, float], summary: dict[str, Any] | None) -> dict[str, str]:
     """What a run's guard has counted and, of a finished one, what `urepa.compare` needs of its summary."""
     counts = {f"guard.{name}": str(int(value)) for name, value in guard.items()}
-    return counts if summary is None else counts | {"urepa.summary": json.dumps(facts_of(summary))}
+    facts = "" if summary is None else json.dumps(facts_of(summary))
+    parts = [facts[at : at + LONGEST_TAG] for at in range(0, len(facts), LONGEST_TAG)]
+    return counts | {f"{FACTS_TAG}.{n}" if n else FACTS_TAG: part for n, part in enumerate(parts)}
+
+
+def facts_in(tags: dict[str, str]) -> dict[str, Any]:
+    """The facts of a summary that `end_tags` put there; {} of a run that is not finished."""
+    more = itertools.takewhile(tags.__contains__, (f"{FACTS_TAG}.{n}" for n in itertools.count(1)))
+    text = tags.get(FACTS_TAG, "{}") + "".join(tags[key] for key in more)
+    facts: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]  # behind it may be the end of a longer one before
+    return facts
 
 
 def shown(tags: dict[str, str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from urepa.comparison.runs import Run, readable
 from urepa.comparison.tables import markdown
 from urepa.curves import Curve, curves_of
 from urepa.errors import UserError
-from urepa.mlflow_run import experiment_id
+from urepa.mlflow_run import experiment_id, facts_in
 from urepa.mlflow_store import open_existing
 from urepa.upgrades import SCHEMA_TAG, upgrade_flat
 
@@ -64,7 +64,7 @@ def find_stored(client: Any) -> list[Run]:
 
 
 def _found(stored: Any) -> Run:
-    facts = json.loads(stored.data.tags.get("urepa.summary", "{}"))
+    facts = facts_in(stored.data.tags)
     config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
     if "step" in facts:  # a parameter cannot change in MLflow: an extended run has its first end there
         config["trainer.max_steps"] = str(facts["step"])
