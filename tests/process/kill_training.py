@@ -79,11 +79,11 @@ def at_a_point(points: tuple[str, ...], kind: str, work: Workspace, draw: random
 
 
 def in_creation(work: Workspace, draw: random.Random) -> Hit:
-    """While the database, which is not there yet, is made beside its place."""
+    """While the database, which is not there yet, is made; its lock is there before anything of it."""
     name, seconds = draw.choice(SIGNALS), draw.uniform(0, 2)
     assert not work.db.exists()
     process = work.start()
-    wait_for(lambda: process.poll() is not None or list(work.folder.glob(".mlflow.db.*.tmp")), what="the database")
+    wait_for(lambda: process.poll() is not None or any(work.folder.glob("*mlflow.db*[!k]")), what="the database")
     pause(process, seconds)
     process.send_signal(signal.Signals[name])
     return Hit("creation", f"{name} after {seconds:.2f} s", ended_with(process, name))

@@ -43,7 +43,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 def as_if_killed_before_sending(db: Path, run: Path) -> None:
     """The last row's batch was announced and never arrived; an earlier one has the same metric at the same step."""
-    last = read_rows(run / "metrics.jsonl")[-1]
+    before, last = read_rows(run / "metrics.jsonl")[-2:]
     connection = sqlite3.connect(db)
     connection.execute("delete from metrics where timestamp = ?", (last["time"],))
     connection.commit()
@@ -51,8 +51,8 @@ def as_if_killed_before_sending(db: Path, run: Path) -> None:
     cursors = json.loads((run / "mlflow.json").read_text())
     (cursor,) = cursors.values()
     step, evaluations = cursor["sent"]
-    at = {"metric": "final/pixel_knn", "at": [step, last["time"]]}
-    cursor |= {"sent": [step, evaluations - 1], "sending": {"upto": cursor["sent"]} | at}
+    marks = [{"metric": "final/pixel_knn", "at": [step, row["time"]]} for row in (before, last)]
+    cursor |= {"last": marks[0], "sending": {"upto": cursor["sent"]} | marks[1], "sent": [step, evaluations - 1]}
     (run / "mlflow.json").write_text(json.dumps(cursors))
 
 
