@@ -22,7 +22,7 @@ from PIL import Image as Picture
 
 from urepa import progress
 from urepa.assembly import make
-from urepa.data.build import class_names
+from urepa.data.classes import class_names
 from urepa.errors import UserError
 from urepa.files import clear_leftovers, write_whole
 from urepa.opened import OpenedRun

@@ -1,4 +1,5 @@
-"""What a config says of itself: the names of run folders, and what evaluations read where nothing else is asked for."""
+"""What a config says of itself: the names of run folders, the classes of a folder of images, and what evaluations read
+where nothing else is asked for."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from urepa.data.classes import count_of
 from urepa.errors import UserError
 from urepa.runs import find_name, require_config
 
 
 def register() -> None:
-    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${time_at:0.5}`."""
-    for resolver in (run_name_of, aligned_tap, own_teacher, time_at):
+    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${time_at:0.5}`,
+    `${class_folders:}`."""
+    for resolver in (run_name_of, aligned_tap, own_teacher, time_at, class_folders):
         OmegaConf.register_new_resolver(resolver.__name__.removesuffix("_of"), resolver, replace=True)
 
 
@@ -53,6 +56,14 @@ def time_at(fraction: float, *, _root_: DictConfig) -> int | float:
     """The objective's time at a share of the way from data to noise: `time_at:0.5` is DDPM's 500 of 1,000."""
     timesteps = OmegaConf.select(_run(_root_), "objective.timesteps")
     return float(fraction) if timesteps is None else round(fraction * timesteps)
+
+
+def class_folders(*, _parent_: DictConfig) -> int:
+    """How many classes the images of a small track have. UserError where nothing tells."""
+    if OmegaConf.is_missing(_parent_, "images"):
+        raise UserError("say where your images are, data.images=FOLDER with a folder per class in it")
+    data = {str(key): _parent_[key] for key in _parent_ if key != "num_classes"}
+    return count_of(data | {"source": getattr(data["source"], "name", data["source"])})
 
 
 def _run(root: DictConfig) -> DictConfig:

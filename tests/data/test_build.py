@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from photos import TRAIN, VAL, WIDTH
 from records import records
 
-from urepa.data.encode import Output, class_names
+from urepa.data.classes import class_names
+from urepa.data.encode import Output
 from urepa.data.images import part_folder, read_images
 from urepa.data.listing import Listing
 from urepa.data.reading import Store

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.data.build import class_names
+from urepa.data.classes import class_names
 from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated import GeneratedImages
