@@ -6,6 +6,7 @@ interpolated, so that no variable of the environment is read. All of that is che
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -148,13 +149,23 @@ def _typed(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _refuse_specials(config: dict[str, Any], schema: type, key: str) -> None:
-    """Keys with an underscore are Hydra's instructions. A part has those of its schema, a mapping of numbers none."""
-    own = {f.name for f in fields(schema)}
+    """Keys with an underscore are Hydra's instructions. A part has those of its schema, a mapping of numbers none, and
+    a list no mappings at all."""
+    own = {f.name: f.default for f in fields(schema)}
     held = {f.name for f in fields(schema) if f.type in HOLDERS}
     for name, value in config.items():
-        found = [name] if name.startswith("_") and name not in own else []
-        if name not in held and isinstance(value, dict):
-            found += [f"{name}.{inner}" for inner in flatten(value) if any(p.startswith("_") for p in inner.split("."))]
+        found = [name] if name.startswith("_") and (name not in own or value != own[name]) else []
+        found += [] if name in held and isinstance(value, dict) else list(_specials(value, name))
         if found:
             place = f"{key}.{found[0]}" if key else found[0]
-            raise UserError(f"{place} is an instruction to Hydra, which a stored config has in its parts alone")
+            raise UserError(f"{place} is an instruction to Hydra, and none of a run's config: it is not followed")
+
+
+def _specials(value: Any, key: str) -> Iterator[str]:
+    """Dotted keys with an underscore, at any depth, and lists with mappings in them."""
+    if isinstance(value, list):
+        for one in value:
+            yield from [key] if isinstance(one, dict) else _specials(one, key)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from [f"{key}.{name}"] if name.startswith("_") else _specials(one, f"{key}.{name}")
