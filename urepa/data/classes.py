@@ -11,7 +11,7 @@ from typing import Any
 
 from urepa.data.image_folder import class_places, readable
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.hashing import digest64
 
 FILE = "classes.json"
@@ -42,11 +42,8 @@ def read_names(folder: Path, num_classes: int) -> list[str]:
     file = folder / FILE
     if not file.is_file():
         return []
-    try:
-        names = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); delete it, and classes are called by their ids") from error
-    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(n, str) for n in names):
+    names: list[str] = read_json(file, list)
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file} is no list of the names of {num_classes} classes; delete it, or put it back")
     return names
 
@@ -72,7 +69,7 @@ def count_classes(source: str, images: str, caches: Path) -> int:
     of `images`. UserError where there is neither."""
     manifest = caches / "latents" / "manifest.json"
     if manifest.is_file():
-        return int(json.loads(manifest.read_text())["num_classes"])
+        return int(read_json(manifest)["num_classes"])
     if source != "folder":
         raise UserError(f"the classes of data.source={source} are not counted; give data.num_classes=N")
     if not Path(images).is_dir():

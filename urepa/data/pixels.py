@@ -7,7 +7,6 @@ Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -45,6 +44,7 @@ from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, re
 from urepa.data.splits import split_up
 from urepa.data.store import Part
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
@@ -326,7 +326,7 @@ class PixelTrack:
     def _encode(self, output: Output, samples: Samples, images: Images, encode: Encode) -> None:
         """Writes what a store lacks of the samples whose images there are."""
         begun = output.folder / "begun.json"
-        known = json.loads(begun.read_text()) if begun.exists() else output.facts
+        known = read_json(begun) if begun.exists() else output.facts
         if any(known.get(key) != value for key, value in output.facts.items()):
             shutil.rmtree(output.folder)  # the images have changed since, and it never counted
 
