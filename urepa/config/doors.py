@@ -181,7 +181,7 @@ class Images:
 
     run: str | None = None  # a run's folder, finished or not; or
     checkpoint: str | None = None  # published weights: a file or folder, or OWNER/NAME[@REVISION]/FILE on the hub
-    classes: list[int] | None = None  # ids; null: all
+    classes: Any = None  # ids and names, one or a list; null: all
     n: int = 4  # images of each class
     sampler: Sampler | None = None  # null: the objective's usual one, ddim (also dpmsolver, euler) or euler (heun, sde)
     steps: int = 50

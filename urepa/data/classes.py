@@ -48,6 +48,12 @@ def read_names(folder: Path, num_classes: int) -> list[str]:
     return names
 
 
+def names_beside(weights: Path, num_classes: int) -> list[str]:
+    """The same of exported weights: their folder, or a file in it."""
+    folder = weights if weights.is_dir() else weights.parent
+    return read_names(folder, num_classes) if (folder / "config.yaml").is_file() else []
+
+
 def pixel_folder(
     root: str,
     source: str,
