@@ -55,7 +55,7 @@ def test_every_experiment_composes(compose: Compose, experiment: str) -> None:
 
 
 # options that only make sense beside others
-BESIDE = {("backbone", "sd15"): ["data=track_a"]}
+BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): ["data.num_classes=2"]}
 
 
 @pytest.mark.parametrize(

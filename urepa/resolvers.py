@@ -61,7 +61,10 @@ def time_at(fraction: float, *, _root_: DictConfig) -> int | float:
 def class_folders(*, _parent_: DictConfig) -> int:
     """How many classes the images of a small track have. UserError where nothing tells."""
     if OmegaConf.is_missing(_parent_, "images"):
-        raise UserError("say where your images are, data.images=FOLDER with a folder per class in it")
+        raise UserError(
+            "say where your images are, data.images=FOLDER with a folder per class in it, or how many classes there "
+            "are, data.num_classes=N"
+        )
     data = {str(key): _parent_[key] for key in _parent_ if key != "num_classes"}
     return count_of(data | {"source": getattr(data["source"], "name", data["source"])})
 

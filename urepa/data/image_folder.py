@@ -173,7 +173,7 @@ class LeftOut:
         counted = [
             (sum(never.values()), "of formats that are not read", _numbers(never)),
             (sum(elsewhere.values()), "of formats that are not read here", _numbers(elsewhere, PHOTOGRAPHS)),
-            (len(self.empty), "empty class" if len(self.empty) == 1 else "empty classes", some(self.empty)),
+            (len(self.empty), "empty class" if len(self.empty) == 1 else "empty classes", _some(self.empty)),
             *((n, kind.value[n != 1], "") for kind, n in sorted(self.kinds.items(), key=lambda item: item[0].name)),
             (self.loose, f"image{'s' * (self.loose != 1)} beside the class folders", ""),
         ]
@@ -183,15 +183,19 @@ class LeftOut:
 def _numbers(counts: dict[str, int], hints: dict[str, str] | None = None) -> str:
     """`.txt 2, .gif 1`, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    told = [f"{printable(suffix) if suffix else 'no suffix'} {n}" for suffix, n in ordered]
+    told = [f"{_shown(suffix) if suffix else 'no suffix'} {n}" for suffix, n in ordered]
     if hints is not None:
         told = [f"{text}: {hints[suffix]}" for text, (suffix, _) in zip(told, ordered, strict=True)]
     return ", ".join(told[:SHOWN]) + (", ..." if len(told) > SHOWN else "")
 
 
-def some(names: Iterable[str]) -> str:
-    """The first of some names, for a sentence."""
-    every = [printable(name) for name in names]
+def _shown(name: str) -> str:
+    """A file's name for a terminal, also one that is no UTF-8."""
+    return printable(name.encode(errors="backslashreplace").decode())
+
+
+def _some(names: Iterable[str]) -> str:
+    every = [_shown(name) for name in names]
     return ", ".join(every[:SHOWN]) + (", ..." if len(every) > SHOWN else "")
 
 

@@ -219,4 +219,9 @@ def count_images(source: str, images: str) -> dict[str, int]:
         return PUBLISHED[images]
     if source == "hub":
         raise UserError(f"how many images {images} has is not known here; say how many to take (data.limit=N)")
+    if source == "folder" and not Path(images).is_dir():
+        raise UserError(
+            f"data.images={images} is not a folder here, so its images cannot be counted; give data.images=FOLDER, or "
+            "how many to take (data.limit=N; of a large track data.train_images=N data.val_images=N)"
+        )
     return Counter(row.split for row in SOURCES[source](images))

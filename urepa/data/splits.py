@@ -39,9 +39,7 @@ def refuse_other_classes(there: set[int], num_classes: int) -> None:
     """UserError where the class ids of the images are not 0 to `num_classes` − 1."""
     if there != set(range(num_classes)):
         found = max(there) + 1 if max(there, default=-1) >= num_classes else len(there)
-        raise UserError(
-            f"the images have {found} classes; data.num_classes={num_classes}: give {found}, or other images"
-        )
+        raise UserError(f"the images have {found} classes; data.num_classes={num_classes}: give {found} for these")
 
 
 def share_of(total: int, class_id: int, num_classes: int) -> int:
