@@ -38,10 +38,11 @@ def test_small_images_are_enlarged_by_whole_pixels_and_large_ones_reduced() -> N
 
 
 def test_a_label_is_one_short_line() -> None:
-    """Folders are called as strangers like: a line break would end the drawing, and a long name fill the sheet."""
-    names = ["two\nlines", "\x1b[31m", "long " * 1000, ""]
-    sheet = opened(labelled_grid([(name, [image(64)]) for name in names]))
-    assert sheet.shape[0] == GAP + 4 * (64 + GAP)
+    """Folders are called as strangers like: a line break would reach into other rows, a long name fill the sheet."""
+    one = image(64)
+    assert labelled_grid([("two\nlines\x1b", [one])]) == labelled_grid([("two?lines?", [one])])
+    sheet = opened(labelled_grid([(name, [one]) for name in ("long " * 1000, "")]))
+    assert sheet.shape[0] == GAP + 2 * (64 + GAP)
     assert sheet.shape[1] < 64 + 10 * LONGEST_LABEL
 
 
