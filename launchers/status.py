@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from urepa import output
 from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
 from urepa.jobs import FOLDER, Book, Entry, last_error
@@ -59,6 +60,7 @@ def lines(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    output.never_fails()
     if {"--help", "-h"} & set(sys.argv):
         print(__doc__)
         sys.exit(0)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from urepa import ranks
+from urepa import output, ranks
 from urepa.errors import NOT_EVALUATED, UserError
 from urepa.files import write_whole
 from urepa.json_lines import append, read_lines
@@ -120,6 +120,7 @@ class InSlurm:
     folder: str  # of this job's files; the batch script looks for the note of `Attempts` there
 
     def __call__(self, job: Job) -> None:
+        output.never_fails()
         ranks.adopt_slurm()
         if not ranks.is_first():
             self._follow(job)
@@ -223,4 +224,5 @@ def last_error(log: Path) -> str:
 
 
 if __name__ == "__main__":  # a job of the local queue
+    output.never_fails()
     job_from(json.loads(sys.argv[1])).attempt()
