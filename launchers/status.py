@@ -21,6 +21,8 @@ from urepa.runs import RunFolder
 
 def state_of(entry: Entry, folder: Path, active: dict[str, str]) -> str:
     """In SLURM's words while it is there; then done or failed."""
+    if entry.state == "running" and not entry.is_running():  # its launcher was killed, and it has ended since
+        return "done" if entry.job.run is not None and entry.job.is_finished() else "failed"
     if entry.state:
         return entry.state
     if entry.id in active:
@@ -46,7 +48,7 @@ def progress(entry: Entry) -> str:
 def lines(folder: Path) -> list[str]:
     """The table."""
     entries, damage = Book(folder).read()
-    last = {entry.job.commands: entry for entry in entries}
+    last = {entry.job.what: entry for entry in entries}
     if not last and not damage:
         raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl")
     active = active_jobs() if shutil.which("squeue") else {}

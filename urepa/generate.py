@@ -15,6 +15,7 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.checks import check_order
+from urepa.conf_copy import of_one_conf
 from urepa.config.doors import Images
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
@@ -129,4 +130,4 @@ def answerable(asked: dict[str, Any], config: dict[str, Any], whose: str) -> dic
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, root(sys.argv[1:]))
+    open_door(of_one_conf(main), root(sys.argv[1:]))

@@ -6,6 +6,7 @@ A job that ends badly is tried again where it stopped; one that failed three tim
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import runpy
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from urepa import output, ranks
 from urepa.errors import NOT_EVALUATED, UserError
@@ -37,6 +38,11 @@ class Job:
     name: str
     commands: tuple[tuple[str, ...], ...]
     run: str | None = None  # the folder of the run that is trained: its last checkpoint tells progress
+
+    @property
+    def what(self) -> str | tuple[tuple[str, ...], ...]:
+        """The same for two jobs that do the same work: the run's folder, or the commands."""
+        return self.commands if self.run is None else self.run
 
     def step(self) -> int:
         """How far it has come."""
@@ -169,6 +175,26 @@ class Entry:
     log: str
     submitted: float = field(default_factory=time.time)
     state: str = ""  # of a local job: running, done or failed; SLURM is asked for its own
+    gpu: str | None = None  # of a local job that has one to itself
+
+    def is_running(self) -> bool:
+        """Is this local job's process there, its launcher killed or not?"""
+        if self.state != "running":
+            return False
+        try:
+            with open(self.log, "r+b") as log:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def mark_running(log: BinaryIO) -> None:
+    """Makes `Entry.is_running` true for as long as a process has this open file: the launcher, and each process that
+    was given it as its stdout. The operating system takes the mark back when the last of them ends, however it ends."""
+    fcntl.flock(log, fcntl.LOCK_SH)
 
 
 class Book:
