@@ -238,6 +238,7 @@ class LocalQueue:
 
     def _one(self, entry: Entry, free: queue.SimpleQueue[str | None], slot: Sequence[str | None]) -> Outcome:
         gpu = slot[0] if slot else free.get()
+        entry = replace(entry, gpu=gpu)
         book = Book(self.folder)
         try:
             self._wait_for_earlier(entry)
@@ -245,7 +246,7 @@ class LocalQueue:
                 return Outcome(entry, "it was not begun")
             with open(entry.log, "ab+") as log:
                 mark_running(log)
-                book.add([replace(entry, state="running", gpu=gpu)])
+                book.add([replace(entry, state="running")])
                 error = self._with_patience(entry, gpu, log)
         finally:
             free.put(gpu)
