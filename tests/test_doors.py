@@ -109,7 +109,7 @@ def test_the_preprocess_door_says_it_in_one_line_too(tmp_path: Path) -> None:
         ({"RANK": "3", "WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is no whole number, in the environment"),
     ],
 )
-@pytest.mark.parametrize("command", ["urepa.train tracking=none", "urepa.compare", "launchers.status"])
+@pytest.mark.parametrize("command", ["urepa.train trainer.log_every=0", "urepa.compare", "launchers.status"])
 def test_ranks_that_are_none_are_said(
     command: str, variables: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_terminal_that_does_not_block() -> None:
     os.set_blocking(terminal, False)
     process = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=terminal, stderr=subprocess.DEVNULL)
     os.close(terminal)
+    time.sleep(1)  # it has filled the terminal's buffer by then; were it later, less would be tried
     said = b""
     while True:
         try:
