@@ -25,6 +25,7 @@ from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import training_hours
 from launchers.study import runs_of, stages_of
+from urepa import output
 from urepa.doors import CONF, explain, one_line_mistakes, prepare
 from urepa.errors import UserError
 from urepa.limits import check_numbers
@@ -84,6 +85,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    output.never_fails()
     if {"--help", "-h"} & set(sys.argv):
         print(__doc__)
         sys.exit(0)

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from urepa import output
 from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
 from urepa.jobs import FOLDER, Book, Entry, last_error
@@ -20,6 +21,8 @@ from urepa.runs import RunFolder
 
 def state_of(entry: Entry, folder: Path, active: dict[str, str]) -> str:
     """In SLURM's words while it is there; then done or failed."""
+    if entry.state == "running" and not entry.is_running():  # its launcher was killed, and it has ended since
+        return "done" if entry.job.run is not None and entry.job.is_finished() else "failed"
     if entry.state:
         return entry.state
     if entry.id in active:
@@ -45,7 +48,7 @@ def progress(entry: Entry) -> str:
 def lines(folder: Path) -> list[str]:
     """The table."""
     entries, damage = Book(folder).read()
-    last = {entry.job.commands: entry for entry in entries}
+    last = {entry.job.what: entry for entry in entries}
     if not last and not damage:
         raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl")
     active = active_jobs() if shutil.which("squeue") else {}
@@ -59,6 +62,7 @@ def lines(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    output.never_fails()
     if {"--help", "-h"} & set(sys.argv):
         print(__doc__)
         sys.exit(0)

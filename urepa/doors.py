@@ -21,12 +21,11 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from urepa import resolvers
+from urepa import output, ranks, resolvers
 from urepa.config import register
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.markup import printable
 from urepa.nested import flatten
-from urepa.ranks import is_first
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
@@ -77,6 +76,7 @@ def prepare() -> None:
 
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    output.never_fails()
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     if TRACEBACKS:
         main()
@@ -127,8 +127,10 @@ def check_globs(arguments: list[str]) -> None:
 @contextlib.contextmanager
 def one_line_mistakes() -> Iterator[None]:
     """Inside a door's task: a UserError is said in one line and the process exits with 1, here already,
-    because Hydra's launchers would report it in their own words or swallow it."""
+    because Hydra's launchers would report it in their own words or swallow it. A process whose variables say no rank
+    is such a mistake."""
     try:
+        ranks.check_ranks()
         yield
     except UserError as error:
         if TRACEBACKS:
@@ -154,7 +156,7 @@ def one_line_mistakes() -> Iterator[None]:
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
-        if is_first():  # the others have no mistake of their own to say
+        if ranks.is_first():  # the others have no mistake of their own to say
             _say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
 
@@ -168,11 +170,10 @@ def of_the_system(error: OSError) -> str:
 
 
 def _say(text: str) -> None:
-    """To stderr, once for all ranks: torchrun stops them all as soon as one has ended, so the others leave that to the
-    first, which speaks. Where it has not ended by then, the mistake is another rank's alone, and that one says it."""
-    if not is_first():
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return
+    """To stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops them all as soon as one has ended, so
+    the others leave that to the first, which speaks. Where they still live after a while, the mistake may be this
+    rank's alone, and it says it."""
+    if not ranks.is_first():
         time.sleep(FIRST_SPEAKS)
     sys.stdout.flush()
     print(f"error: {printable(text)}", file=sys.stderr, flush=True)

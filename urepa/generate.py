@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from urepa import provenance
 from urepa.checks import check_order
 from urepa.chosen_classes import chosen, names_of
+from urepa.conf_copy import of_one_conf
 from urepa.config.doors import Images
 from urepa.data.classes import names_beside
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
@@ -130,4 +131,4 @@ def answerable(asked: dict[str, Any], config: dict[str, Any], whose: str, kept: 
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, root(sys.argv[1:]))
+    open_door(of_one_conf(main), root(sys.argv[1:]))

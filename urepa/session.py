@@ -183,7 +183,7 @@ class Session:
     # --- the run ----------------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        begin = time.time()
+        begin = time.monotonic()
         code = code_state()
         load_modules(self.config)  # now, so that a file that is edited during the run does not enter it
         shipper = self._shipper(code)
@@ -279,7 +279,7 @@ class Session:
         if damage := rows.damage(end):
             warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
         last = _without_none(last_values(rows, end))
-        summary = self._summary(trainer, last, time.time() - begin) | {"evaluation_keys": results.keys}
+        summary = self._summary(trainer, last, time.monotonic() - begin) | {"evaluation_keys": results.keys}
         write_whole(self.folder.path / SUMMARY, json.dumps(summary, indent=1))
         return summary, results
 
