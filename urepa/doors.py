@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from urepa import resolvers
 from urepa.config import register
+from urepa.config.commands import COMMANDS
+from urepa.config.settings import keys_of
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.nested import flatten
 from urepa.ranks import is_first
@@ -50,6 +53,14 @@ FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
+class Said(SystemExit):
+    """The end of a task whose mistake was said. A sweep may go on with the next."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(code)
+        self.text = text
+
+
 def prepare() -> None:
     """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
     from urepa import sweeps
@@ -61,20 +72,21 @@ def prepare() -> None:
 
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     if TRACEBACKS:
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root)]
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root)]
         check_flags(sys.argv[1:])
         check_globs(sys.argv[1:])
         main()
     except UserError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
-        _say(explain(error, root, sys.argv[1:]))
+        say(explain(error, root, sys.argv[1:]))
         sys.exit(1)
 
 
@@ -83,6 +95,41 @@ def quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     is_verbatim = key.lstrip("+") in VERBATIM_KEYS and ("=" in value or Path(value).exists())
     return f"{key}='{value}'" if is_verbatim and value[:1] not in ("", "'", '"', "[") else argument
+
+
+def with_runs(arguments: list[str], root: str) -> list[str]:
+    """`run=glob(PATTERN)` of a command that takes a run as `run='FOLDER','FOLDER',...`: Hydra's own glob is of a group's
+    options. UserError without -m, and where no run's folder matches."""
+    takes_run = any(key.name == "run" for key in keys_of(COMMANDS[root].schema))
+    if not takes_run:
+        return arguments
+    expanded = []
+    for argument in arguments:
+        found = re.fullmatch(r"run=glob\((.*)\)", argument)
+        if found is not None and not sweeps_over(arguments):
+            raise UserError(f"{argument} is several runs: add -m to do one after the other")
+        expanded.append(argument if found is None else f"run={','.join(map(_literal, runs_like(found[1])))}")
+    return expanded
+
+
+def runs_like(pattern: str) -> list[str]:
+    """The folders of runs that match a shell's pattern, seed2 before seed10. UserError where there is none."""
+    unquoted = pattern.strip("'\"")
+    folders = [folder for folder in glob(unquoted, recursive=True) if Path(folder).is_dir()]
+    runs = [folder for folder in folders if (Path(folder) / "config.yaml").is_file()]
+    if not runs:
+        others = f"; {len(folders)} folders match that have no config.yaml" if folders else ""
+        raise UserError(f"run=glob({pattern}) matches no run's folder{others}")
+    return sorted(runs, key=_by_numbers)
+
+
+def _by_numbers(name: str) -> list[str | int]:
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def _literal(value: str) -> str:
+    """A string in Hydra's grammar, whatever is in it."""
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def sweeps_over(arguments: list[str]) -> bool:
@@ -117,33 +164,32 @@ def one_line_mistakes() -> Iterator[None]:
     except UserError as error:
         if TRACEBACKS:
             raise
-        _say(str(error))
-        sys.exit(NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
+        say(str(error))
+        raise Said(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1) from None
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
         reason = str(error).splitlines()[0]
         said = RAISED.match(reason)
-        _say(
-            said[1]
-            if said
-            else f"{error.full_key}: {reason}; compose parts that belong together, or give {error.full_key}"
-        )
-        sys.exit(1)
+        advice = f"compose parts that belong together, or give {error.full_key}"
+        text = said[1] if said else f"{error.full_key}: {reason}; {advice}"
+        say(text)
+        raise Said(text) from None
     except OSError as error:
         if TRACEBACKS or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _say(f"{error}; free some space and run the same command again")
-        sys.exit(1)
+        text = f"{error}; free some space and run the same command again"
+        say(text)
+        raise Said(text) from None
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
         if is_first():  # the others have no mistake of their own to say
-            _say("interrupted; the same command goes on from the last checkpoint")
+            say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """To stderr, once for all ranks: torchrun stops them all as soon as one has ended, so the others leave that to the
     first, which speaks. Where it has not ended by then, the mistake is another rank's alone, and that one says it."""
     if not is_first():
