@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -27,6 +27,7 @@ from urepa.config import register
 from urepa.config.commands import COMMANDS
 from urepa.config.settings import keys_of
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
+from urepa.markup import printable
 from urepa.nested import flatten
 from urepa.ranks import is_first
 
@@ -49,6 +50,21 @@ VERBATIM_KEYS = (
     "select.ids",
 )
 RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
+# What trying again will not mend, and what will; anything else of the system may pass (a server, a network's disk)
+LASTING = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give a place that you may read and write, or change its permissions",
+    errno.EPERM: "give a place that you may read and write, or change its permissions",
+    errno.ENOENT: "give a path that is there",
+    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.EISDIR: "give a file, not a folder",
+    errno.EEXIST: "give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path that is no loop of links",
+    errno.EINVAL: "give another path",
+}
 FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
@@ -98,8 +114,8 @@ def quoted(argument: str) -> str:
 
 
 def with_runs(arguments: list[str], root: str) -> list[str]:
-    """`run=glob(PATTERN)` of a command that takes a run as `run='FOLDER','FOLDER',...`: Hydra's own glob is of a group's
-    options. UserError without -m, and where no run's folder matches."""
+    """With `run=glob(PATTERN)` as `run='FOLDER','FOLDER',...`, for a command that takes a run: Hydra's own glob is of a
+    group's options. UserError without -m, and where no run's folder matches."""
     takes_run = any(key.name == "run" for key in keys_of(COMMANDS[root].schema))
     if not takes_run:
         return arguments
@@ -118,7 +134,7 @@ def runs_like(pattern: str) -> list[str]:
     folders = [folder for folder in glob(unquoted, recursive=True) if Path(folder).is_dir()]
     runs = [folder for folder in folders if (Path(folder) / "config.yaml").is_file()]
     if not runs:
-        others = f"; {len(folders)} folders match that have no config.yaml" if folders else ""
+        others = f"; of {len(folders)} that match none has a config.yaml" if folders else ""
         raise UserError(f"run=glob({pattern}) matches no run's folder{others}")
     return sorted(runs, key=_by_numbers)
 
@@ -164,29 +180,37 @@ def one_line_mistakes() -> Iterator[None]:
     except UserError as error:
         if TRACEBACKS:
             raise
-        say(str(error))
-        raise Said(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1) from None
+        _end(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
         reason = str(error).splitlines()[0]
         said = RAISED.match(reason)
         advice = f"compose parts that belong together, or give {error.full_key}"
-        text = said[1] if said else f"{error.full_key}: {reason}; {advice}"
-        say(text)
-        raise Said(text) from None
+        _end(said[1] if said else f"{error.full_key}: {reason}; {advice}")
     except OSError as error:
-        if TRACEBACKS or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if TRACEBACKS or error.errno not in LASTING:
             raise
-        text = f"{error}; free some space and run the same command again"
-        say(text)
-        raise Said(text) from None
+        _end(of_the_system(error))
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
         if is_first():  # the others have no mistake of their own to say
             say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
+
+
+def _end(text: str, code: int = 1) -> NoReturn:
+    say(text)
+    raise Said(text, code) from None
+
+
+def of_the_system(error: OSError) -> str:
+    """What the system refused, of which path, and what to do."""
+    paths = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    place = f"{paths}: " if paths else ""
+    assert error.errno is not None
+    return f"{place}{error.strerror}; {LASTING[error.errno]}, and run the same command again"
 
 
 def say(text: str) -> None:
@@ -197,7 +221,7 @@ def say(text: str) -> None:
             return
         time.sleep(FIRST_SPEAKS)
     sys.stdout.flush()
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, root: str, arguments: list[str]) -> str:

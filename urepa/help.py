@@ -34,7 +34,6 @@ ALL_KEYS = (
 )
 
 
-
 @dataclass(frozen=True)
 class Row:
     """A line of a table: a key, its default, its meaning; below it the options of a group."""

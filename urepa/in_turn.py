@@ -28,8 +28,9 @@ class InTurn(Launcher):
         setup_globals()
         done: list[JobReturn] = []
         failures: list[str] = []
+        same = set.intersection(*(set(own) for own in job_overrides)) if len(job_overrides) > 1 else set()
         for i, overrides in enumerate(job_overrides):
-            name = " ".join(filter_overrides(overrides))
+            name = " ".join(o for o in filter_overrides(overrides) if o not in same)
             print(f"[{i + 1}/{len(job_overrides)}] {name}", flush=True)
             try:
                 done.append(self._run(overrides, initial_job_idx + i))
@@ -39,7 +40,9 @@ class InTurn(Launcher):
                 traceback.print_exc()
                 failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
         if failures:
-            say("\n  ".join([f"{len(failures)} of {len(job_overrides)} failed, the others are done:", *failures]))
+            say(f"{len(failures)} of {len(job_overrides)} failed, the others are done:")
+            for failure in failures:
+                say(failure)
             sys.exit(1)
         return done
 

@@ -15,7 +15,8 @@ from urepa.runs import find_name, require_config
 
 
 def register() -> None:
-    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${time_at:0.5}`, `${help:}`, `${scratch:}`."""
+    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${time_at:0.5}`, `${help:}` and
+    `${scratch:}`."""
     for resolver in (run_name_of, aligned_tap, own_teacher, time_at, help_of, scratch):
         OmegaConf.register_new_resolver(resolver.__name__.removesuffix("_of"), resolver, replace=True)
 

@@ -203,8 +203,8 @@ COMMANDS = {
         ("[FOLDER]",),
         (("", "the jobs of this folder"), ("/scratch/study/outputs/.jobs", "those of another")),
         (
-            "A line has the job's id, its state and what it is; below it stand a run's step and last loss, why a failed "
-            "job failed, and the log.",
+            "A line has the job's id, its state and what it is. Below it stand a run's step and last loss, the reason "
+            "of a failure, and the log.",
         ),
         heading="Argument (FOLDER)",
     ),

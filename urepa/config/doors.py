@@ -22,7 +22,9 @@ class Arm:
 
 @dataclass
 class Train:
-    seed: int = setting("of random numbers: the order of the data, noise, times, initial weights", 0, ge=0, le=LAST_SEED)
+    seed: int = setting(
+        "of random numbers: the order of the data, noise, times, initial weights", 0, ge=0, le=LAST_SEED
+    )
     resume: str | None = setting("a finished run's folder: goes on to the trainer.max_steps given beside it", None)
     warm_start: str | None = setting("a run's folder: starts a new run from its EMA weights", None)
     arm: Arm | None = part("what a file of conf/ablation states about itself; not for the command line", None)
@@ -140,9 +142,7 @@ class AblationGrid:
     arms: list[str] | None = setting("names in conf/ablation, as a,b,c; null: all that are for the backbone", None)
     seeds: list[int] = setting("seeds of every arm", [0, 1, 2], ge=0, le=LAST_SEED)
     shards: int = setting("jobs that make a latent track's caches side by side", 8, ge=1, le=SIZE)
-    stages: list[str] = setting(
-        "which stages to submit", ["preprocess", "verify", "train", "evaluate", "compare"]
-    )
+    stages: list[str] = setting("which stages to submit", ["preprocess", "verify", "train", "evaluate", "compare"])
     evaluate: str | None = setting("an option of conf/evaluation for the stage evaluate; null: the runs' own", None)
     measured: str | None = setting("a JSON file that `python -m urepa.bench out=FILE` wrote: expected hours", None)
     dry_run: bool = setting("print what would be submitted and its hours, and submit nothing", False)
@@ -187,7 +187,9 @@ class Baseline(Enum):
 @dataclass
 class DataPlaces:
     root: str | None = setting(
-        "where the track's files lie now; null: where they lay in training", None, section="for a run that was trained elsewhere"
+        "where the track's files lie now; null: where they lay in training",
+        None,
+        section="for a run that was trained elsewhere",
     )
     vae: str | None = setting("the same for the VAE", None)
 
@@ -205,8 +207,8 @@ class Export:
     backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
 
 
-def _seed_of_images() -> int:
-    return setting("an image's noise depends on seed, class and index alone", 0, ge=0, le=LAST_SEED)  # type: ignore[no-any-return]
+def _seed_of_images() -> Any:
+    return setting("an image's noise depends on seed, class and index alone", 0, ge=0, le=LAST_SEED)
 
 
 @dataclass
@@ -233,13 +235,9 @@ class Images:
     )
     seed: int = _seed_of_images()
     against: Baseline | None = setting("also the base weights' images of the same noise, a row above each", None)
-    batch_size: int = setting(
-        "images at a time on each GPU; another size changes rounding at most", 16, ge=1, le=SIZE
-    )
+    batch_size: int = setting("images at a time on each GPU; another size changes rounding at most", 16, ge=1, le=SIZE)
     precision: Precision = setting("of the networks", Precision.fp32)
-    out: str | None = setting(
-        "the folder; null: RUN/generated/REQUEST, or generated/CHECKPOINT/REQUEST", None
-    )
+    out: str | None = setting("the folder; null: RUN/generated/REQUEST, or generated/CHECKPOINT/REQUEST", None)
 
 
 @dataclass
