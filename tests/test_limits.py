@@ -61,7 +61,7 @@ def prefix(cls: type) -> str:
         return f"evaluation.{EVALUATIONS.get(cls.__name__, 'any')}."
     if cls.__module__ == parts.__name__ and cls is not parts.Trainer:
         target = getattr(cls, "_target_", None)
-        place = "objectives" if cls is parts.DDPM else target.split(".")[1]  # type: ignore[union-attr]
+        place = target.split(".")[1]  # type: ignore[union-attr]
         return f"{GROUPS[place]}."
     return {"Trainer": "trainer.", "BenchSettings": "bench.", "Device": "device."}.get(cls.__name__, "")
 

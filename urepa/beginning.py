@@ -54,9 +54,9 @@ def samples(trainer: Trainer) -> str:
     names = {"train": "training", "val": "validation", "test": "test"}
     splits = trainer.reader.cache.splits.items()
     steps, size = trainer.settings.max_steps, trainer.settings.batch_size
-    epochs = steps / trainer.reader.steps_per_epoch
+    epochs = f"{steps / trainer.reader.steps_per_epoch:.3g}"
     counts = ", ".join(f"{len(found):,} {names[split]}" for split, found in splits)
-    return f"{counts}; {counted(steps, 'step', 'steps')} of {size:,} are {epochs:.3g} epochs"
+    return f"{counts}; {counted(steps, 'step', 'steps')} of {size:,} are {epochs} epoch{'s' * (epochs != '1')}"
 
 
 def classes(count: int, names: Any) -> str:
