@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import string
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
@@ -26,11 +29,21 @@ ROOTS = sorted(COMMANDS.keys() - {"status"})  # which is none of Hydra's
 Compose = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(autouse=True)
+def _narrow(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schemas and resolvers are registered; the terminal has 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@functools.cache
 def helped(root: str, *overrides: str) -> tuple[str, DictConfig]:
     """The help, and what Hydra composes for it."""
     with initialize_config_dir(CONF, version_base="1.3"):
         config = hydra_compose(root, list(overrides), return_hydra_config=True)
-        return help_text(root, config), config
+        text = help_text(root, config)
+        if root != "ablation_grid":  # which calls Hydra's compose alone
+            assert string.Template(config.hydra.help.template).substitute() == text, "what Hydra prints"
+        return text, config
 
 
 def keys_in(text: str) -> dict[str, str]:
@@ -46,10 +59,7 @@ def composed_keys(config: DictConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("root", ROOTS)
-def test_every_key_of_a_command_stands_there_with_its_value(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch, root: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_every_key_of_a_command_stands_there_with_its_value(root: str) -> None:
     text, config = helped(root)
     there = keys_in(text)
     expected = composed_keys(config)
@@ -93,7 +103,7 @@ def test_what_one_class_lists_belongs_to_it_alone() -> None:
     assert [(key.name, key.is_part) for key in keys_of(made)] == [("seeds", False), ("data", True)]
 
 
-def test_bench_shows_its_own_title_and_keys_before_those_of_a_run(compose: Compose) -> None:
+def test_bench_shows_its_own_title_and_keys_before_those_of_a_run() -> None:
     text, _ = helped("bench")
     title, rest = text.split("\n", 1)
     assert title.startswith("urepa.bench: measures how long a training step")
@@ -102,8 +112,7 @@ def test_bench_shows_its_own_title_and_keys_before_those_of_a_run(compose: Compo
 
 
 @pytest.mark.parametrize("root", ["train", "plan", "generate_checkpoint", "evaluate", "preprocess", "ablation_grid"])
-def test_the_options_of_a_group_are_its_files(compose: Compose, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+def test_the_options_of_a_group_are_its_files(root: str) -> None:
     text, config = helped(root)
     words = " ".join(text.split())
     groups = [key for key in composed_keys(config) if (Path(CONF) / key).is_dir() and key in keys_in(text)]
@@ -117,14 +126,14 @@ def test_the_options_of_a_group_are_its_files(compose: Compose, monkeypatch: pyt
     assert ("--cfg job" in text) is (root != "ablation_grid")
 
 
-def test_what_is_given_is_what_is_shown(compose: Compose) -> None:
+def test_what_is_given_is_what_is_shown() -> None:
     text, _ = helped("train", "+experiment=cifar10", "seed=7")
     there = keys_in(text)
     assert there["+experiment"].split()[0] == there["trainer"].split()[0] == "cifar10"
     assert there["seed"].split()[0] == "7"
 
 
-def test_of_a_long_list_there_is_one_line(compose: Compose) -> None:
+def test_of_a_long_list_there_is_one_line() -> None:
     text, config = helped("compare")
     assert len(config.order) > 20
     assert f"[baseline,...] ({len(config.order)})" in text
@@ -134,6 +143,17 @@ def test_of_a_long_list_there_is_one_line(compose: Compose) -> None:
         "Keys: how they are compared",
         "Keys: what is written",
     ]
+
+
+@pytest.mark.parametrize("root", sorted(set(ROOTS) - {"train", "ablation_grid"}))
+def test_a_command_that_is_no_run_leaves_nothing_of_hydras(root: str) -> None:
+    """Neither .hydra nor multirun/DATE nor an empty outputs/."""
+    _, config = helped(root)
+    assert config.hydra.output_subdir is None
+    assert (config.hydra.run.dir, config.hydra.sweep.subdir) == (".", ".")
+    assert Path(config.hydra.sweep.dir).parent == Path(tempfile.gettempdir())
+    in_turn = str(config.hydra.launcher["_target_"]).endswith("InTurn")
+    assert in_turn is (root in ("evaluate", "generate", "export"))
 
 
 def test_every_command_is_among_them() -> None:
