@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from glob import glob
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,12 +23,11 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from urepa import resolvers
 from urepa.config import register
-from urepa.config.commands import COMMANDS
-from urepa.config.settings import keys_of
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.markup import printable
 from urepa.nested import flatten
 from urepa.ranks import is_first
+from urepa.run_globs import with_runs
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
@@ -89,12 +87,12 @@ def prepare() -> None:
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
     if TRACEBACKS:
-        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root)]
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root, sweeps_over(sys.argv[1:]))]
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
-        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root)]
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root, sweeps_over(sys.argv[1:]))]
         check_flags(sys.argv[1:])
         check_globs(sys.argv[1:])
         main()
@@ -111,41 +109,6 @@ def quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     is_verbatim = key.lstrip("+") in VERBATIM_KEYS and ("=" in value or Path(value).exists())
     return f"{key}='{value}'" if is_verbatim and value[:1] not in ("", "'", '"', "[") else argument
-
-
-def with_runs(arguments: list[str], root: str) -> list[str]:
-    """With `run=glob(PATTERN)` as `run='FOLDER','FOLDER',...`, for a command that takes a run: Hydra's own glob is of a
-    group's options. UserError without -m, and where no run's folder matches."""
-    takes_run = any(key.name == "run" for key in keys_of(COMMANDS[root].schema))
-    if not takes_run:
-        return arguments
-    expanded = []
-    for argument in arguments:
-        found = re.fullmatch(r"run=glob\((.*)\)", argument)
-        if found is not None and not sweeps_over(arguments):
-            raise UserError(f"{argument} is several runs: add -m to do one after the other")
-        expanded.append(argument if found is None else f"run={','.join(map(_literal, runs_like(found[1])))}")
-    return expanded
-
-
-def runs_like(pattern: str) -> list[str]:
-    """The folders of runs that match a shell's pattern, seed2 before seed10. UserError where there is none."""
-    unquoted = pattern.strip("'\"")
-    folders = [folder for folder in glob(unquoted, recursive=True) if Path(folder).is_dir()]
-    runs = [folder for folder in folders if (Path(folder) / "config.yaml").is_file()]
-    if not runs:
-        others = f"; of {len(folders)} that match none has a config.yaml" if folders else ""
-        raise UserError(f"run=glob({pattern}) matches no run's folder{others}")
-    return sorted(runs, key=_by_numbers)
-
-
-def _by_numbers(name: str) -> list[str | int]:
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
-
-
-def _literal(value: str) -> str:
-    """A string in Hydra's grammar, whatever is in it."""
-    return "'" + value.replace("'", "\\'") + "'"
 
 
 def sweeps_over(arguments: list[str]) -> bool:
