@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.commands import COMMANDS, OF_RUN, Command
@@ -123,7 +125,9 @@ def _values(config: DictConfig) -> dict[str, Any]:
 
 def _options(group: str) -> tuple[str, ...]:
     """The files of a group, also those of a folder that the command adds."""
-    return tuple(sorted(GlobalHydra.instance().config_loader().get_group_options(group)))
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)  # its own get_group_options parses the command line for each group
+    return tuple(sorted(loader.repository.get_group_options(group, ObjectType.CONFIG)))
 
 
 def _meaning(key: Key) -> str:
