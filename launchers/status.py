@@ -10,9 +10,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from urepa import output
+from urepa.config.doors import Status
 from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
+from urepa.help import HELP, help_text
 from urepa.jobs import FOLDER, Book, Entry, last_error
 from urepa.metrics import Rows, number
 from urepa.queues import active_jobs
@@ -63,8 +67,8 @@ def lines(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     output.never_fails()
-    if {"--help", "-h"} & set(sys.argv):
-        print(__doc__)
+    if HELP & set(sys.argv):
+        print(help_text("status", OmegaConf.structured(Status)))
         sys.exit(0)
     with one_line_mistakes():
         print("\n".join(lines(Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,10 +148,20 @@ def test_help_lists_the_groups_without_loading_torch(tmp_path: Path) -> None:
     done = run(["urepa.train", "--help"], tmp_path, "-X", "importtime")
     assert done.returncode == 0
     for group in ("backbone", "head", "teacher", "objective", "loss", "data", "optimizer", "trainer", "experiment"):
-        assert f"\n{group}: " in done.stdout
+        assert re.search(rf"^  \+?{group}  ", done.stdout, re.MULTILINE)
     assert "+experiment=NAME" in done.stdout
+    assert list(tmp_path.iterdir()) == []
     assert "hydra" in imported(done)
     assert not imported(done) & {"torch", "diffusers", "mlflow", "sklearn"}
+
+
+def test_help_of_published_weights_is_their_own(tmp_path: Path) -> None:
+    done = run(["urepa.generate", "checkpoint=some/file,v=1.pt", "-h"], tmp_path, "-X", "importtime")
+    assert done.returncode == 0
+    assert done.stdout.startswith("urepa.generate: makes images of published weights, without a run")
+    assert re.search(r"^  checkpoint +some/file,v=1.pt  published weights", done.stdout, re.MULTILINE)
+    assert not imported(done) & {"torch", "diffusers", "mlflow", "sklearn"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistyped_key_is_found_without_loading_torch(tmp_path: Path) -> None:

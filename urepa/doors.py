@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -26,6 +26,7 @@ from urepa.config import register
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.markup import printable
 from urepa.nested import flatten
+from urepa.run_globs import with_runs
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
@@ -65,6 +66,14 @@ FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
 
+class Said(SystemExit):
+    """The end of a task whose mistake was said. A sweep may go on with the next."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(code)
+        self.text = text
+
+
 def prepare() -> None:
     """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
     from urepa import sweeps
@@ -77,20 +86,21 @@ def prepare() -> None:
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
     output.never_fails()
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     if TRACEBACKS:
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root, sweeps_over(sys.argv[1:]))]
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root, sweeps_over(sys.argv[1:]))]
         check_flags(sys.argv[1:])
         check_globs(sys.argv[1:])
         main()
     except UserError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
-        _say(explain(error, root, sys.argv[1:]))
+        say(explain(error, root, sys.argv[1:]))
         sys.exit(1)
 
 
@@ -135,30 +145,29 @@ def one_line_mistakes() -> Iterator[None]:
     except UserError as error:
         if TRACEBACKS:
             raise
-        _say(str(error))
-        sys.exit(NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
+        _end(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
         reason = str(error).splitlines()[0]
         said = RAISED.match(reason)
-        _say(
-            said[1]
-            if said
-            else f"{error.full_key}: {reason}; compose parts that belong together, or give {error.full_key}"
-        )
-        sys.exit(1)
+        advice = f"compose parts that belong together, or give {error.full_key}"
+        _end(said[1] if said else f"{error.full_key}: {reason}; {advice}")
     except OSError as error:
         if TRACEBACKS or error.errno not in LASTING:
             raise
-        _say(of_the_system(error))
-        sys.exit(1)
+        _end(of_the_system(error))
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
         if ranks.is_first():  # the others have no mistake of their own to say
-            _say("interrupted; the same command goes on from the last checkpoint")
+            say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
+
+
+def _end(text: str, code: int = 1) -> NoReturn:
+    say(text)
+    raise Said(text, code) from None
 
 
 def of_the_system(error: OSError) -> str:
@@ -169,7 +178,7 @@ def of_the_system(error: OSError) -> str:
     return f"{place}{error.strerror}; {LASTING[error.errno]}, and run the same command again"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """To stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops them all as soon as one has ended, so
     the others leave that to the first, which speaks. Where they still live after a while, the mistake may be this
     rank's alone, and it says it."""

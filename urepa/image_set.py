@@ -160,7 +160,7 @@ class ImageSet:
         own = {variant: batches[rank::world] for variant, batches in missing.items()}
         total = sum(len(self._missing(v, self.batches[i])) for v, batches in own.items() for i in batches)
         opened: OpenedRun | None = None
-        with progress.bar(total=total, unit="image") as bar:
+        with progress.bar(total=total, desc="images", unit="image") as bar:
             for variant, batches in own.items():  # the base model's come first
                 if not missing[variant]:
                     continue

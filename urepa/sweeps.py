@@ -24,6 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from urepa import conf_copy
 from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
+from urepa.in_turn import InTurn
 from urepa.jobs import Job
 from urepa.queues import LocalQueue, Outcome, SlurmQueue, told
 from urepa.tracking import prepare_store
@@ -135,7 +136,7 @@ class LocalLauncher(DoorLauncher, Local):
 def register() -> None:
     """Makes them known to Hydra, with the schema of their settings."""
     sys.modules[PLUGINS] = sys.modules[__name__]
-    for launcher in (SlurmLauncher, LocalLauncher):
+    for launcher in (SlurmLauncher, LocalLauncher, InTurn):
         Plugins.instance().register(launcher)
     store = ConfigStore.instance()
     store.store(group="schema", name="slurm_launcher", node=Slurm)

@@ -171,6 +171,7 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
     """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16 (spec 000 §3.4)."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    progress.hide_loading()
     name, revision = resolve(weights)
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision)
