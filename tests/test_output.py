@@ -20,7 +20,7 @@ import sys, tqdm
 from urepa import output, progress
 output.never_fails()
 output.never_fails()
-for i in progress.bar(range(3), desc="λ"):
+for i in progress.bar(range(3), desc="λ", unit="x"):
     print("line", i, "λ = 1 · 4×4 \\udc80", "." * 9000, flush=True)
 print("error: λ", file=sys.stderr)
 sys.exit(7)
@@ -112,7 +112,7 @@ def test_commands_print_so(command: str, tmp_path: Path) -> None:
 
 
 def test_a_progress_bar_counts_no_negative_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    with progress.bar(range(3), disable=False) as bar:
+    with progress.bar(range(3), desc="x", unit="x", disable=False) as bar:
         monkeypatch.setattr(time, "time", lambda: -1e9)
         monkeypatch.setattr("tqdm.std.time", lambda: -1e9)
         bar.update(1)
