@@ -27,8 +27,8 @@ from urepa.doors import CONF, explain, one_line_mistakes, prepare
 from urepa.errors import UserError
 from urepa.help import HELP, help_text
 from urepa.limits import check_numbers
+from urepa.mlflow_store import prepare_store
 from urepa.runs import parse_overrides, plain
-from urepa.tracking import prepare_store
 
 OWN = tuple(one.name for one in fields(AblationGrid))
 LISTS = ("arms", "seeds", "stages")

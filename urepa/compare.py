@@ -72,9 +72,10 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
     if settings["store"] is None:
         runs, foreign = find_all(settings["runs"])
         return with_rows(select(runs, *wanted)), foreign
-    from urepa.comparison.store import find_stored, open_store, with_histories
+    from urepa.comparison.store import find_stored, with_histories
+    from urepa.mlflow_store import open_existing
 
-    client = open_store(settings["store"])
+    client = open_existing(settings["store"])
     return with_histories(client, select(find_stored(client), *wanted)), []
 
 

@@ -4,7 +4,6 @@ EMA weights. Their results go where the run's own went: metrics.jsonl, summary.j
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from urepa.checks import check_times
 from urepa.conf_copy import of_one_conf
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.limits import check_numbers
+from urepa.mlflow_store import location, sqlite_file
 from urepa.nested import moved
 from urepa.runs import plain, require_config
 from urepa.summary import read_summary
@@ -62,14 +63,15 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_store(path: Path, tracking: dict[str, Any]) -> None:
-    """A sqlite file is named from the folder in which the run was trained."""
+    """UserError where a sqlite file, named from the folder in which the run was trained, is asked for from another. One
+    that was removed is made again."""
     uri = tracking.get("uri", "")
-    cursors = path / "mlflow.json"
-    known = uri in (json.loads(cursors.read_text()) if cursors.exists() else {})
-    if known and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file, cursors = sqlite_file(uri), path / "mlflow.json"
+    known = (read_json(cursors) if cursors.exists() else {}).get(uri)
+    if known is not None and file is not None and not file.exists() and known.get("store") != location(uri):
         raise UserError(
-            f"there is no {uri.removeprefix('sqlite:///')} here, which has this run: evaluate from the folder in which "
-            "it was trained, or give tracking=none"
+            f"there is no {file} here, which has this run: evaluate from the folder in which it was trained, or give "
+            "tracking=none"
         )
 
 
