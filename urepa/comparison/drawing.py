@@ -40,6 +40,7 @@ STYLE: Any = {
     "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "legend.handlelength": 3.0,  # dashes are seen
     "lines.linewidth": 1.4,
     "text.parse_math": False,  # a name with dollars is a name
     "svg.hashsalt": "urepa",
@@ -56,6 +57,7 @@ class Panel:
     title: str
     draw: Callable[[Any], None]
     inches: tuple[float, float] = INCHES
+    note: str = ""  # what the caption says of this figure alone
 
 
 @dataclass(frozen=True)
