@@ -24,9 +24,10 @@ from made_up import changed, write_run
 
 from urepa.comparison import store
 from urepa.comparison.arms import group
+from urepa.comparison.as_json import as_json
 from urepa.comparison.results import summarise
 from urepa.comparison.runs import Run, find_folders, with_rows
-from urepa.comparison.tables import as_json, markdown
+from urepa.comparison.tables import markdown
 from urepa.errors import UserError
 from urepa.nested import flatten
 from urepa.runs import facts_of

@@ -42,7 +42,7 @@ CAPTIONS = {
     "before Holm only; open: it does not. Crosses have no interval.",
     BY_TIMESTEP: "The last logged validation (EMA weights) by timestep bin, mean and standard deviation over seeds. "
     "The error of the implied x0 serves all objectives; beside it the difference to the baseline in per cent, with "
-    "95 % intervals where seeds are paired. Arms are drawn a little beside each other.",
+    "95 % intervals where seeds are paired.",
     SWEEPS: "Mean over seeds, with the standard deviation as error bars. ≠ does not compare with the baseline; – was "
     "not run or not measured.",
     TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run. EMA: "
@@ -165,11 +165,11 @@ def _less(arm: Arm, baseline: Arm, keys: list[str]) -> tuple[Array, Array] | Non
 def _bins(
     axis: Any, lines: list[tuple[int, str, Array, Array]], places: tuple[Place, ...], centres: list[float], of: str
 ) -> None:
-    width = 0.06 / max(len(lines), 1)  # beside each other, so that no marker or bar hides another
+    width = 0.06 / max(len(lines), 1) if of else 0.0
     for n, ((i, label, mean_T, half_T), place) in enumerate(zip(lines, places, strict=True)):
         x_T = np.array(centres) + (n - (len(lines) - 1) / 2) * width
         style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1.0} | place.style
-        axis.errorbar(x_T, mean_T, half_T, label=shortened(label), **style | {"markevery": None})
+        axis.errorbar(x_T, mean_T, half_T, label=shortened(label), errorevery=place.every, **style)
     axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylabel=of)
     if of:
         axis.axhline(0, color=INK, linewidth=0.8)
@@ -254,7 +254,8 @@ def _lines(
             [cell.mean for _, cell in there],
             [cell.sd if isfinite(cell.sd) else 0.0 for _, cell in there],
             label=label or None,
-            **style | place.style | {"markevery": None},
+            errorevery=place.every,
+            **style | place.style,
         )
     axis.set(xlabel=key)
 

@@ -15,7 +15,7 @@ from urepa.comparison.seeds import Cell, over_seeds
 
 TERMS = ("total", "diffusion", "token", "manifold")
 LAST_SHARE = 0.1  # of the steps up to the validation: over so many the training loss is averaged
-ANOTHER_LAMBDA = "λ changes"
+ANOTHER_LAMBDA, MISSING = "λ changes", "not measured"
 EXPLANATION = (
     "Train: the mean of the rows logged in the last 10 % of the steps before the last validation (single batches, raw "
     "weights). Validation: all held-out samples, EMA weights. Gap: validation less train, seed by seed. It holds "
@@ -41,20 +41,19 @@ class Gap:
 def gaps(results: Results) -> dict[str, dict[str, Gap]]:
     """By the arm's label and the term, of all terms that some arm has both of; empty cells where an arm lacks one."""
     found = {row.arm.label: {term: gap_of(row.arm, term) for term in TERMS} for row in results.rows}
-    there = [term for term in TERMS if any(terms[term].gap.filled for terms in found.values())]
+    there = [term for term in TERMS if any(terms[term].gap.why != MISSING for terms in found.values())]
     return {label: {term: terms[term] for term in there} for label, terms in found.items()} if there else {}
 
 
 def gap_of(arm: Arm, term: str) -> Gap:
     """Over the seeds that have both."""
     pairs = [pair for run in arm.runs.values() if (pair := _pair(run, term)) is not None]
-    changes = [run for run in arm.runs.values() if term == "total" and not _at_one_lambda(run)]
-    if changes:
+    if term == "total" and pairs and not all(_at_one_lambda(run) for run in arm.runs.values()):
         return Gap(*[Cell(why=ANOTHER_LAMBDA)] * 3)
     return Gap(
-        over_seeds([train for train, _ in pairs]),
-        over_seeds([validation for _, validation in pairs]),
-        over_seeds([validation - train for train, validation in pairs]),
+        over_seeds([train for train, _ in pairs], MISSING),
+        over_seeds([validation for _, validation in pairs], MISSING),
+        over_seeds([validation - train for train, validation in pairs], MISSING),
     )
 
 

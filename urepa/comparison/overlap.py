@@ -32,11 +32,16 @@ class Place:
         """matplotlib's options for the line, beside colour and marker; nothing where it is drawn as usual."""
         if self.of == 1:
             return {}
-        points = {"markevery": (self.place, self.of)}  # each has a marker at another point
         if self.place == 0:
-            return {"linestyle": "-"} | points
+            return {"linestyle": "-", "markevery": self.every}
         period = DASH * self.of
-        return {"linestyle": ((period - DASH * self.place) % period, (DASH, period - DASH))} | points
+        return {"linestyle": (period - DASH * self.place, (DASH, period - DASH)), "markevery": self.every}
+
+    @property
+    def every(self) -> tuple[int, int]:
+        """At which of its points it has a marker, or an error bar: the first, and then every so many. Lines that
+        overlap have theirs at different points."""
+        return self.place, self.of
 
 
 @dataclass(frozen=True)

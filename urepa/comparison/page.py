@@ -36,6 +36,7 @@ from urepa.comparison.words import findings, other_remarks, overfitting
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SECTIONS = {
+    "findings": "Findings",
     "results": "Results",
     "differences": "Differences",
     "gaps": "Train and validation",

@@ -180,12 +180,11 @@ def _of_two_seeds(results: Results) -> list[str]:
         factor = factor_of_two_seeds()
         said.append(
             "With two pairs Student's t has one degree of freedom: the 95 % interval is the mean difference "
-            f"± {factor:.2f} times the distance between the two seeds' differences. So it excludes 0 only where "
-            f"these two are closer together than {1 / factor:.0%} of their mean, as two values may also be by chance. "
-            "What is beyond noise here needs more seeds to be believed, and what is not is not shown to be equal: an "
-            f"effect of {TYPICAL:g} standard deviations over seeds is found in {found_share(TYPICAL, 2):.0%} of "
-            f"comparisons with two seeds, in {found_share(TYPICAL, 3):.0%} with three and in "
-            f"{found_share(TYPICAL, 5):.0%} with five."
+            f"± {factor:.2f} times the distance between the two seeds' differences. So it excludes 0 only where these "
+            f"two are closer together than {100 / factor:.0f} % of their mean, as two values may be by chance. What is "
+            "beyond noise here needs more seeds to be believed, and what is not is not shown to be equal: an effect of "
+            f"{TYPICAL:g} standard deviations over seeds is found in {_percent(2)} of comparisons with two seeds, in "
+            f"{_percent(3)} with three and in {_percent(5)} with five."
         )
     if any(d.how != PAIRED for d in two):
         said.append(
@@ -193,6 +192,10 @@ def _of_two_seeds(results: Results) -> list[str]:
             "seeds: the interval is 4.3 to 12.7 standard errors to each side."
         )
     return [" ".join(said)]
+
+
+def _percent(seeds: int) -> str:
+    return f"{100 * found_share(TYPICAL, seeds):.0f} %"
 
 
 def _of_the_same(results: Results) -> list[str]:
