@@ -30,6 +30,7 @@ from urepa.curves import STRETCHES, Curve, thinned
 ARMS_A_PANEL = 2 * len(COLOURS)  # the first, and others: as many as colours and dashes tell apart
 ROWS_A_PANEL = 40
 SMOOTHED_OVER = 0.05  # of the run
+TICKS = 5  # at most, on an axis: each costs about as much to draw as a line
 FEW_POINTS = 20  # of a curve: shown as such
 TERMS = ("total", "diffusion", "token", "manifold")
 Values = tuple[tuple[float, ...], ...]
@@ -107,7 +108,7 @@ def _forest(axis: Any, rows: list[tuple[str, Difference]], metric: Metric) -> No
     axis.set_yticks(range(len(rows)), [shortened(label) for label, _ in rows])
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"{metric.label}, less the baseline's")
     axis.grid(visible=False, axis="y")
-    axis.locator_params(axis="x", nbins=5)
+    axis.locator_params(axis="x", nbins=TICKS)
 
 
 # --- by timestep --------------------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ def _bins(
         style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1.0} | place.style
         axis.errorbar(x_T, mean_T, half_T, label=shortened(label), errorevery=place.every, **style)
     axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylabel=of)
+    axis.locator_params(nbins=TICKS)
     if of:
         axis.axhline(0, color=INK, linewidth=0.8)
     else:
@@ -306,6 +308,7 @@ def _curve(axis: Any, lines: list[tuple[int, str, list[Curve], Curve]], places: 
         points = {"marker": marker_of(i), "markersize": 3.5} if len(mean.steps) <= FEW_POINTS else {}
         axis.plot(*mean, **style_of(i) | points | place.style, label=shortened(label), zorder=3)
     axis.set(xlabel="step")
+    axis.locator_params(nbins=TICKS)
     if zero:
         axis.axhline(0, color=MUTED, linewidth=0.8)
 

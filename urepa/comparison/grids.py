@@ -18,7 +18,7 @@ FOLDER = "samples"
 NAME = re.compile(r"step_(\d+)\.png")
 SHOWN_AT_MOST = 12  # grids
 LARGEST = 640  # pixels of a grid's longer side in the report; a larger one is made smaller
-MOST_BYTES, MOST_PIXELS = 50_000_000, 50_000_000  # of a file that is opened
+MOST_BYTES = 50_000_000  # of a file that is opened; of how many pixels, Pillow limits
 
 Find = Callable[[Run], dict[int, str]]  # the places of a run's grids, by step
 Read = Callable[[Run, str], bytes]  # the file at such a place
@@ -97,8 +97,6 @@ def small_png(content: bytes) -> bytes | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=["PNG"])
-            if image.width * image.height > MOST_PIXELS:
-                return None
             pixels = image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
         return None
