@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,11 +21,12 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from urepa import resolvers
+from urepa import output, ranks, resolvers
 from urepa.config import register
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
+from urepa.markup import printable
 from urepa.nested import flatten
-from urepa.ranks import is_first
+from urepa.run_globs import with_runs
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
@@ -46,8 +47,31 @@ VERBATIM_KEYS = (
     "select.ids",
 )
 RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
+# What trying again will not mend, and what will; anything else of the system may pass (a server, a network's disk)
+LASTING = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give a place that you may read and write, or change its permissions",
+    errno.EPERM: "give a place that you may read and write, or change its permissions",
+    errno.ENOENT: "give a path that is there",
+    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.EISDIR: "give a file, not a folder",
+    errno.EEXIST: "give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path that is no loop of links",
+    errno.EINVAL: "give another path",
+}
 FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
+
+
+class Said(SystemExit):
+    """The end of a task whose mistake was said. A sweep may go on with the next."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(code)
+        self.text = text
 
 
 def prepare() -> None:
@@ -61,20 +85,22 @@ def prepare() -> None:
 
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    output.never_fails()
     if TRACEBACKS:
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root, sweeps_over(sys.argv[1:]))]
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     try:
+        sys.argv[1:] = [quoted(argument) for argument in with_runs(sys.argv[1:], root, sweeps_over(sys.argv[1:]))]
         check_flags(sys.argv[1:])
         check_globs(sys.argv[1:])
         main()
     except UserError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
-        _say(explain(error, root, sys.argv[1:]))
+        say(explain(error, root, sys.argv[1:]))
         sys.exit(1)
 
 
@@ -111,47 +137,55 @@ def check_globs(arguments: list[str]) -> None:
 @contextlib.contextmanager
 def one_line_mistakes() -> Iterator[None]:
     """Inside a door's task: a UserError is said in one line and the process exits with 1, here already,
-    because Hydra's launchers would report it in their own words or swallow it."""
+    because Hydra's launchers would report it in their own words or swallow it. A process whose variables say no rank
+    is such a mistake."""
     try:
+        ranks.check_ranks()
         yield
     except UserError as error:
         if TRACEBACKS:
             raise
-        _say(str(error))
-        sys.exit(NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
+        _end(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
         reason = str(error).splitlines()[0]
         said = RAISED.match(reason)
-        _say(
-            said[1]
-            if said
-            else f"{error.full_key}: {reason}; compose parts that belong together, or give {error.full_key}"
-        )
-        sys.exit(1)
+        advice = f"compose parts that belong together, or give {error.full_key}"
+        _end(said[1] if said else f"{error.full_key}: {reason}; {advice}")
     except OSError as error:
-        if TRACEBACKS or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if TRACEBACKS or error.errno not in LASTING:
             raise
-        _say(f"{error}; free some space and run the same command again")
-        sys.exit(1)
+        _end(of_the_system(error))
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
-        if is_first():  # the others have no mistake of their own to say
-            _say("interrupted; the same command goes on from the last checkpoint")
+        if ranks.is_first():  # the others have no mistake of their own to say
+            say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
 
 
-def _say(text: str) -> None:
-    """To stderr, once for all ranks: torchrun stops them all as soon as one has ended, so the others leave that to the
-    first, which speaks. Where it has not ended by then, the mistake is another rank's alone, and that one says it."""
-    if not is_first():
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return
+def _end(text: str, code: int = 1) -> NoReturn:
+    say(text)
+    raise Said(text, code) from None
+
+
+def of_the_system(error: OSError) -> str:
+    """What the system refused, of which path, and what to do."""
+    paths = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    place = f"{paths}: " if paths else ""
+    assert error.errno is not None
+    return f"{place}{error.strerror}; {LASTING[error.errno]}, and run the same command again"
+
+
+def say(text: str) -> None:
+    """To stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops them all as soon as one has ended, so
+    the others leave that to the first, which speaks. Where they still live after a while, the mistake may be this
+    rank's alone, and it says it."""
+    if not ranks.is_first():
         time.sleep(FIRST_SPEAKS)
     sys.stdout.flush()
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, root: str, arguments: list[str]) -> str:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from PIL import Image as Picture
 
 from urepa import progress
 from urepa.assembly import make
-from urepa.data.build import class_names
 from urepa.errors import UserError
-from urepa.files import clear_leftovers, write_whole
+from urepa.files import clear_leftovers, read_json, write_whole
 from urepa.opened import OpenedRun
 from urepa.origins import Origin, config_of, find_origin
 from urepa.parallel import on_main
@@ -127,7 +125,7 @@ class ImageSet:
         a UserError if the folder holds another request's."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "request.json"
-        there = json.loads(record.read_text()) if record.exists() else self.request
+        there = read_json(record) if record.exists() else self.request
         here = dict.fromkeys(there) | self.request
         differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
         if differing:
@@ -162,7 +160,7 @@ class ImageSet:
         own = {variant: batches[rank::world] for variant, batches in missing.items()}
         total = sum(len(self._missing(v, self.batches[i])) for v, batches in own.items() for i in batches)
         opened: OpenedRun | None = None
-        with progress.bar(total=total, unit="image") as bar:
+        with progress.bar(total=total, desc="images", unit="image") as bar:
             for variant, batches in own.items():  # the base model's come first
                 if not missing[variant]:
                     continue
@@ -205,18 +203,9 @@ class ImageSet:
         write_whole(self.folder / "grid.png", labelled_grid(rows))
 
     def _label(self, class_id: int) -> str:
-        """The class's id, and its name where the track knows it."""
-        return f"{class_id} {self.names[class_id]}" if class_id < len(self.names) else f"class {class_id}"
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Of the classes; a small track keeps none."""
-        named = self.origin.config["data"].get("class_names")
-        try:
-            return [] if named is None else class_names(named)
-        except UserError as error:
-            print(f"warning: the grid has no class names: {error}")
-            return []
+        """The class's id, and its name where there is one."""
+        names = self.asked["class_names"]
+        return f"{class_id} {names[class_id]}" if class_id < len(names) else f"class {class_id}"
 
     def report(self) -> None:
         """Where everything lies."""

@@ -6,6 +6,7 @@ A job that ends badly is tried again where it stopped; one that failed three tim
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import runpy
@@ -15,13 +16,14 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from urepa import ranks
+from urepa import output, ranks
 from urepa.errors import NOT_EVALUATED, UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.json_lines import append, read_lines
 from urepa.runs import RunFolder
+from urepa.summary import read_summary
 
 FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the working folder
 TRIES = 3  # at the same step
@@ -38,6 +40,11 @@ class Job:
     commands: tuple[tuple[str, ...], ...]
     run: str | None = None  # the folder of the run that is trained: its last checkpoint tells progress
 
+    @property
+    def what(self) -> str | tuple[tuple[str, ...], ...]:
+        """The same for two jobs that do the same work: the run's folder, or the commands."""
+        return self.commands if self.run is None else self.run
+
     def step(self) -> int:
         """How far it has come."""
         if self.run is None:
@@ -48,8 +55,8 @@ class Job:
     def is_finished(self) -> bool:
         """Has its run reached the end that its config names?"""
         assert self.run is not None
-        summary, config = Path(self.run) / "summary.json", RunFolder(Path(self.run)).stored_config()
-        return summary.exists() and config is not None and _steps(summary) == config["trainer"]["max_steps"]
+        summary, config = read_summary(Path(self.run)), RunFolder(Path(self.run)).stored_config()
+        return summary is not None and config is not None and summary["step"] == config["trainer"]["max_steps"]
 
     def run_here(self) -> None:
         """In this process. A command that exits ends the job with its code, unless it is 0. A run that is trained to
@@ -79,10 +86,6 @@ class Job:
             sys.exit(AGAIN)
 
 
-def _steps(summary: Path) -> int:
-    return int(json.loads(summary.read_text())["step"])
-
-
 def job_from(plain: dict[str, Any]) -> Job:
     """The inverse of `asdict`, after JSON has made lists of tuples."""
     return Job(plain["name"], tuple(tuple(command) for command in plain["commands"]), plain["run"])
@@ -96,7 +99,7 @@ class Attempts:
 
     def begin(self, name: str, step: int) -> str | None:
         """Notes one more; returns why there is to be no more, if so."""
-        note = json.loads(self.file.read_text()) if self.file.exists() else {"step": -1}
+        note = read_json(self.file) if self.file.exists() else {"step": -1}
         if note["step"] != step:
             note = {"step": step, "begun": 0, "reason": SILENT}
         if note["begun"] == TRIES:
@@ -106,7 +109,7 @@ class Attempts:
 
     def failed(self, reason: str) -> None:
         """What went wrong in the attempt that has begun."""
-        write_whole(self.file, json.dumps(json.loads(self.file.read_text()) | {"reason": reason}))
+        write_whole(self.file, json.dumps(read_json(self.file) | {"reason": reason}))
 
     def end(self) -> None:
         """In good order: finished, stopped with everything saved, or given up."""
@@ -120,6 +123,7 @@ class InSlurm:
     folder: str  # of this job's files; the batch script looks for the note of `Attempts` there
 
     def __call__(self, job: Job) -> None:
+        output.never_fails()
         ranks.adopt_slurm()
         if not ranks.is_first():
             self._follow(job)
@@ -168,6 +172,26 @@ class Entry:
     log: str
     submitted: float = field(default_factory=time.time)
     state: str = ""  # of a local job: running, done or failed; SLURM is asked for its own
+    gpu: str | None = None  # of a local job that has one to itself
+
+    def is_running(self) -> bool:
+        """Is this local job's process there, its launcher killed or not?"""
+        if self.state != "running":
+            return False
+        try:
+            with open(self.log, "r+b") as log:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def mark_running(log: BinaryIO) -> None:
+    """Makes `Entry.is_running` true for as long as a process has this open file: the launcher, and each process that
+    was given it as its stdout. The operating system takes the mark back when the last of them ends, however it ends."""
+    fcntl.flock(log, fcntl.LOCK_SH)
 
 
 class Book:
@@ -223,4 +247,5 @@ def last_error(log: Path) -> str:
 
 
 if __name__ == "__main__":  # a job of the local queue
+    output.never_fails()
     job_from(json.loads(sys.argv[1])).attempt()

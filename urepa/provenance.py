@@ -1,7 +1,8 @@
 """What a run rests on beside its config: the samples that it was trained on, and the code of each stretch of its steps.
 
-FOLDER/provenance.json: {"data": digests of the samples, how many there are and where they lay, "code": [{"from_step",
-"git_commit", "code_state", "code_digest", "numerics"}, ...]}. Written before the first step, compared before others.
+FOLDER/provenance.json: {"data": digests of the samples, how many there are, where they lay and what the classes are
+called, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"}, ...]}. Written before the first
+step, compared before others.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 from urepa.code_state import UNKNOWN, code_of, same_code
 from urepa.data.source_files import refuse_changes
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.runs import RunFolder, content_of
+from urepa.summary import read_summary
 
 FILE = "provenance.json"
 UNCHECKED = "data not checked: the version that began this run did not record its samples"
@@ -22,19 +24,24 @@ UNCHECKED = "data not checked: the version that began this run did not record it
 
 def read(folder: Path) -> dict[str, Any]:
     """What is recorded; of a run of an earlier version what its summary tells, {} where there is none either."""
-    file, summary = folder / FILE, folder / "summary.json"
-    try:
-        if file.exists():
-            return dict(json.loads(file.read_text()))
-        told = json.loads(summary.read_text()) if summary.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{folder} has a damaged {FILE} or summary.json ({error}); put it back") from error
+    if (file := folder / FILE).exists():
+        return dict(read_json(file))
+    told = read_summary(folder) or {}
     known: dict[str, Any] = {}
     if "data" in told:
         known["data"] = data_facts(told["data"], {})
     if "git_commit" in told:
         known["code"] = [{"from_step": 0} | {key: told[key] for key in ("git_commit", "code_state")}]
     return known
+
+
+def class_names(folder: Path, num_classes: int) -> list[str]:
+    """What the track of a run calls its classes, by id; [] of tracks without names and of earlier runs. UserError where
+    it is no list of so many names."""
+    names = read(folder).get("data", {}).get("classes", [])
+    if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
+        raise UserError(f"{folder / FILE} does not hold the names of {num_classes} classes; put it back from a copy")
+    return list(names)
 
 
 def check_images(track: Any, is_new: bool) -> None:
@@ -57,7 +64,8 @@ def begin(folder: RunFolder, config: dict[str, Any], cache: Any, code: dict[str,
     if step and not known:
         print(UNCHECKED)
     folder.store_config(config)
-    warning = record(folder.path, here, code, step)
+    names = {"classes": list(cache.class_names)} if cache.class_names else {}
+    warning = record(folder.path, here | names, code, step)
     if warning is not None:
         print(warning)
 

@@ -30,7 +30,7 @@ from urepa.data.sealing import digests_file
 from urepa.data.store import Part, StoreWriter
 from urepa.data.vae import load_vae
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.hub import resolve, why_not
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
@@ -101,7 +101,7 @@ def seal(output: Output, listed: str) -> bool:
     """Once every part is done with the list of this digest, the manifest that makes the store count."""
     parts = output.facts.get("parts", 1)
     folders = [Part(i, parts).folder(output.folder) for i in range(parts)]
-    done = [json.loads(file.read_text()) for folder in folders if (file := folder / "done.json").exists()]
+    done = [read_json(file) for folder in folders if (file := folder / "done.json").exists()]
     done = [d for d in done if d.get("list") == listed]  # the others are of a smaller track in the same folder
     if len(done) < parts:
         print(f"{output.folder.name}: {len(done)} of {parts} parts are done")
@@ -157,14 +157,6 @@ def token_encoder(teacher: Any) -> Encode:
     return encode
 
 
-def class_names(name: str) -> list[str]:
-    """`imagenet` (shipped with the package) or a text file with a name a line, in the order of the class ids."""
-    file = Path(__file__).with_name("imagenet_classes.txt") if name == "imagenet" else Path(name)
-    if not file.is_file():
-        raise UserError(f"data.class_names={name} is neither 'imagenet' nor a file with a name a line")
-    return file.read_text().splitlines()
-
-
 def short_name(weights: str) -> str:
     """Of a hub id or a folder, as manifests have it."""
     return Path(resolve(weights)[0]).name
@@ -179,6 +171,7 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
     """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16 (spec 000 §3.4)."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    progress.hide_loading()
     name, revision = resolve(weights)
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision)

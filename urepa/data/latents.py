@@ -1,15 +1,14 @@
 """Tracks of VAE latents and cached teacher tokens in the document's layout (spec 000 §3, appendix A).
 
 Layout below `root`: vae_latents_lmdb/ (key: sample id), dino_tokens_lmdb/ (key: sample id + "_mid"), one CSV
-per split, clip_embeddings_1001.pt (.json: what it was made of), images/ (only while building), track.json (digests of
-the CSVs, what their images are known by, images that could not be read); with data.flip also vae_latents_lmdb_flip/ and
-dino_tokens_lmdb_flip/ of the mirrored training images.
+per split, classes.json (names), clip_embeddings_1001.pt (.json: what it was made of), images/ (only while building),
+track.json (digests of the CSVs, what their images are known by, images that could not be read); with data.flip also
+vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ of the mirrored training images.
 With data.online_latents or data.online_teacher images/ stays and is read in training, in the place of a cache.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +27,8 @@ from urepa.data.cache import (
     refuse_faulty,
     token_stores,
 )
-from urepa.data.encode import class_names, prompt_facts, short_name, vae_encoder
+from urepa.data.classes import class_names, read_names
+from urepa.data.encode import prompt_facts, short_name, vae_encoder
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.reading import Store
@@ -36,6 +36,7 @@ from urepa.data.samples import Keys, Samples, read_split
 from urepa.data.sources import count_images
 from urepa.data.staging import stage
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.teachers.several import by_name
 
 
@@ -190,12 +191,14 @@ class LatentTrack:
             assert archive is not None
             tokens = {name: OnlineTokens(one, archive, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
-        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes, images=archive)
+        names = [] if self.class_names is not None else read_names(self.folder, self.num_classes)
+        known: dict[str, Any] = {"null_id": self.num_classes, "images": archive, "class_names": names}
+        return Cache(splits, latents, tokens, grids, self.num_classes, **known)
 
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""
         if self.text is not None and self.class_names is not None and self.prompt_record.is_file():
-            known = json.loads(self.prompt_record.read_text())
+            known = read_json(self.prompt_record)
             refuse_differing(self.prompts, known, prompt_facts(self.text, class_names(self.class_names)), self.remake)
 
     def _squares(self) -> dict[str, Any]:
@@ -207,7 +210,7 @@ class LatentTrack:
         mark = self.folder / "images" / "begun.json"
         if not mark.is_file():
             raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
-        refuse_differing(mark.parent, json.loads(mark.read_text()), self._squares(), self.remake)
+        refuse_differing(mark.parent, read_json(mark), self._squares(), self.remake)
         archive, ids = ImageArchive(self.folder), Keys(splits.values(), "")
         if missing := archive.missing(ids):
             raise UserError(
@@ -257,7 +260,7 @@ class LatentTrack:
     def record(self) -> dict[str, Any]:
         """track.json: digests of the CSVs, what their images are known by, images that could not be read."""
         file = self.folder / "track.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def samples(self) -> dict[str, Samples]:
         """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
