@@ -87,3 +87,16 @@ def test_both_of_two_equal_curves_are_seen(add: Add, results: Summarise) -> None
     assert coloured(drawn.png, INK) > 600
     html = page(study, [drawn], [])
     assert "<figcaption>Equal within the width of a line: baseline; arm.</figcaption>" in html
+
+
+def test_the_legend_shows_every_line_of_many_that_overlap(add: Add, results: Summarise) -> None:
+    """Eight equal arms: below the axis each colour is there, also of those whose dashes are far apart."""
+    add(seeds=(0,), points=60)
+    for i in range(1, 8):
+        add(f"arm{i}", {"head.depth": 10 + i}, seeds=(0,), points=60)
+    (panel,) = [panel for panel in panels(results()) if panel.name == "curve_train_token"]
+    png = draw(panel).png
+    whole = Image.open(io.BytesIO(png))
+    legend = io.BytesIO()
+    whole.crop((0, int(panel.inches[1] * 150), whole.width, whole.height)).save(legend, format="PNG")
+    assert min(coloured(legend.getvalue(), colour) for colour in COLOURS) > 20

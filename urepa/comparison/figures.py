@@ -169,7 +169,7 @@ def _bins(
     width = 0.06 / max(len(lines), 1) if of else 0.0
     for n, ((i, label, mean_T, half_T), place) in enumerate(zip(lines, places, strict=True)):
         x_T = np.array(centres) + (n - (len(lines) - 1) / 2) * width
-        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1.0} | place.style
+        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2} | place.style
         axis.errorbar(x_T, mean_T, half_T, label=shortened(label), errorevery=place.every, **style)
     axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylabel=of)
     axis.locator_params(nbins=TICKS)
