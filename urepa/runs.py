@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -64,6 +65,7 @@ FACTS = (
 )
 
 
+@lru_cache(maxsize=4096)  # a comparison of hundreds of runs asks it of the same few hundred keys again and again
 def is_identity(key: str) -> bool:
     """Does a differing value of this dotted key make another run?"""
     return not any(key == k or key.startswith(f"{k}.") for k in NOT_IDENTITY)
