@@ -186,7 +186,7 @@ def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> N
             samples = Path(run.id) / "samples"
             samples.mkdir(exist_ok=True)
             Image.new("RGB", (6, 4), "teal").save(samples / "step_00000600.png")
-            client = _client(f"sqlite:///{place}/mlflow.db")
+            client = connect(f"sqlite:///{place}/mlflow.db")
             (stored,) = [other for other in from_store(client.tracking_uri) if other.name == run.name]
             with contextlib.chdir(place):
                 client.log_artifact(stored.id, str(samples / "step_00000600.png"), "samples")
