@@ -17,7 +17,7 @@ from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import read_json
 from urepa.limits import check_numbers
-from urepa.mlflow_store import location, sqlite_file
+from urepa.mlflow_store import check_credentials, location, sqlite_file
 from urepa.nested import moved
 from urepa.runs import plain, require_config
 from urepa.summary import read_summary
@@ -59,6 +59,8 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
         config["data"]["build_on_first_use"] = False  # the caches that it was trained on, or none
     check_times(config)
     check_store(path, config["tracking"])
+    if asked["tracking"] is None:
+        check_credentials(path, config["tracking"].get("uri", ""))
     return config
 
 

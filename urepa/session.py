@@ -33,6 +33,7 @@ from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.files import read_json, write_whole
 from urepa.metrics import Rows, checkpoint_rows, is_final, last_values, storable
 from urepa.mlflow_run import end_tags
+from urepa.mlflow_store import check_credentials
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
@@ -162,6 +163,8 @@ class Session:
                     f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
                 )
             OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)
+        if not any(key == "tracking" or key.startswith("tracking.") for key in self.given):
+            check_credentials(self.folder.path, stored["tracking"].get("uri", ""))
         before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")

@@ -236,6 +236,8 @@ class MLflowShipper:
             return ""
         if run is None:
             return f"MLflow ({self.uri}) does not have its run {run_id} any more"
+        if run.data.tags.get("urepa.key") != cursor["key"]:  # a stranger's mlflow.json may name any
+            return f"the MLflow run {run_id} is not this folder's"
         original = self._original(cursor, run.data.tags.get("folder"))
         if original is not None:
             return f"this is a copy of {original}, which goes on with the MLflow run {run_id}"
