@@ -87,9 +87,10 @@ def grids_beside(store: str | None, study: Any) -> tuple[Any, list[str]]:
 
     if store is None:
         return grids_of(study, find_in_folder, read_file), []
-    from urepa.comparison.store import open_store, stored_grids
+    from urepa.comparison.store import stored_grids
+    from urepa.mlflow_store import open_existing
 
-    grids, lost = stored_grids(open_store(store), study)
+    grids, lost = stored_grids(open_existing(store), study)
     return grids, [lost] if lost else []
 
 

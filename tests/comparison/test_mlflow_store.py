@@ -196,7 +196,7 @@ def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> N
     with contextlib.chdir(place):
         for uri in (f"sqlite:///{place}/mlflow.db", server):
             study = group(sorted(from_store(uri), key=lambda run: run.name), [], None)
-            assert store.stored_grids(store.open_store(uri), study) == (expected, "")
+            assert store.stored_grids(open_existing(uri), study) == (expected, "")
 
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
