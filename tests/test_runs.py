@@ -314,7 +314,7 @@ def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
 
 def test_a_title_begins_with_what_a_sweep_is_over() -> None:
     overrides = ("backbone.head_dim=8", "data.limit=100", "head.depth=1", "loss.lambda_max=0.5", "trainer.max_steps=6")
-    names = Names("quickstart", "baseline", overrides)
+    names = Names("x", "baseline", overrides)
     assert names.title(2) == (
-        "head.depth=1, loss.lambda_max=0.5, backbone.head_dim=8, data.limit=100, trainer.max_steps=6, seed 2 · quickstart"
+        "head.depth=1, loss.lambda_max=0.5, backbone.head_dim=8, data.limit=100, trainer.max_steps=6, seed 2 · x"
     )
