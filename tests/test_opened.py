@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,6 +155,9 @@ def test_a_run_that_cannot_be_opened_is_said(sd_run: Path, digits_run: Path, ope
     with pytest.raises(UserError, match="is not a run's folder: it has no config.yaml"):
         urepa.load(tmp_path)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match="is not the config of a run of urepa"):
+        urepa.load(tmp_path)
+    shutil.copy(sd_run / "config.yaml", tmp_path)
     with pytest.raises(UserError, match="has no valid checkpoint"):
         urepa.load(tmp_path)
     with pytest.raises(UserError, match="no head on 'enc_last'; it has mid"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from urepa.errors import UserError
 from urepa.files import write_whole
+from urepa.nested import replaced
 from urepa.runs import (
     LONGEST_NAME,
     Names,
@@ -47,7 +51,7 @@ def test_a_run_is_named_by_its_command(overrides: list[str], name: str) -> None:
     assert run_name(overrides, 0) == name
 
 
-def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path) -> None:
+def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path, config: dict[str, Any]) -> None:
     overrides = ["data=folder", "data.images=/now/here/photos"]
     named, former = (
         tmp_path / name for name in ("quickstart,data=folder,data.images=photos", "quickstart,data=folder")
@@ -55,7 +59,7 @@ def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path) -> Non
     assert find_name(overrides, 0, tmp_path) == f"{named.name}/seed0"
     for images, found in (("others", named), ("then/there/photos", former)):
         (former / "seed0").mkdir(parents=True, exist_ok=True)
-        (former / "seed0" / "config.yaml").write_text(f"data: {{images: {images}}}\n")
+        RunFolder(former / "seed0").store_config(replaced(config, "data.images", images))
         assert find_name(overrides, 0, tmp_path) == f"{found.name}/seed0"
     (named / "seed0").mkdir(parents=True)
     (named / "seed0" / "config.yaml").write_text("data: {images: photos}\n")
@@ -170,46 +174,55 @@ def test_an_extended_run_says_its_later_end() -> None:
 
 # --- the folder ---------------------------------------------------------------------------------------------
 
-CONFIG = {"loss": {"lambda_max": 0.5}, "trainer": {"max_steps": 10, "log_every": 2}}
+
+@pytest.fixture(scope="module")
+def config(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The quickstart's, as a session stores it."""
+    composed = compose()
+    del composed["arm"]
+    return composed
 
 
-def test_a_new_folder_takes_the_config_and_gives_it_back(tmp_path: Path) -> None:
+def test_a_new_folder_takes_the_config_and_gives_it_back(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = RunFolder(tmp_path)
     assert folder.stored_config() is None
-    assert folder.agreed(CONFIG) == CONFIG
-    folder.store_config(CONFIG)
-    assert folder.stored_config() == CONFIG
-    assert folder.agreed(CONFIG) == CONFIG
+    assert folder.agreed(config) == config
+    folder.store_config(config)
+    assert folder.stored_config() == config
+    assert folder.agreed(config) == config
 
 
-def test_another_config_is_refused_with_the_difference_and_changes_nothing(tmp_path: Path) -> None:
+def test_another_config_is_refused_with_the_difference_and_changes_nothing(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
     folder = RunFolder(tmp_path)
-    folder.store_config(CONFIG)
+    folder.store_config(config)
     with pytest.raises(UserError, match=r"another config \(loss.lambda_max: 0.5 there, 0 here\); .*resume=FOLDER"):
-        folder.agreed(CONFIG | {"loss": {"lambda_max": 0}})
-    assert folder.stored_config() == CONFIG
+        folder.agreed(replaced(config, "loss.lambda_max", 0))
+    assert folder.stored_config() == config
 
 
-def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path) -> None:
+def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = RunFolder(tmp_path)
-    folder.store_config(CONFIG)
-    changed = CONFIG | {"trainer": {"max_steps": 10, "log_every": 5}}
+    folder.store_config(config)
+    changed = replaced(config, "trainer.log_every", 5)
     folder.store_config(folder.agreed(changed))
     assert folder.stored_config() == changed
 
 
-def test_a_key_that_was_added_since_keeps_what_the_code_did(tmp_path: Path) -> None:
+def test_a_key_that_was_added_since_keeps_what_the_code_did(tmp_path: Path, config: dict[str, Any]) -> None:
     """Unless the command gives it; then it is another config."""
-    folder = RunFolder(tmp_path)
-    folder.config_file.write_text("trainer: {max_steps: 10}\n")  # as stored before ema_warmup was there
-    composed = {"trainer": {"max_steps": 10, "ema_warmup": True}}
-    assert folder.agreed(composed) == {"trainer": {"max_steps": 10, "ema_warmup": False}}
-    assert folder.agreed({"trainer": {"max_steps": 10, "ema_warmup": False}}, ["trainer.ema_warmup"])
+    folder, warm = RunFolder(tmp_path), "trainer.ema_warmup"
+    on, off = (replaced(config, warm, value) for value in (True, False))
+    before = config | {"trainer": {k: v for k, v in config["trainer"].items() if k != "ema_warmup"}}
+    folder.config_file.write_text(json.dumps(before))  # as stored before ema_warmup was there; JSON is YAML too
+    assert folder.agreed(on) == off
+    assert folder.agreed(off, [warm])
     with pytest.raises(UserError, match="ema_warmup: False there, True here"):
-        folder.agreed(composed, ["trainer.ema_warmup"])
-    folder.store_config(composed)
+        folder.agreed(on, [warm])
+    folder.store_config(on)
     with pytest.raises(UserError, match="ema_warmup: True there, False here"):
-        folder.agreed({"trainer": {"max_steps": 10, "ema_warmup": False}})
+        folder.agreed(off)
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:

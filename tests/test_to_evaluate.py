@@ -22,7 +22,8 @@ def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(
     config["loss"]["taps"]["mid"] = inf
     config["evaluation"]["samples"]["guidance"] = -1.0
     RunFolder(tmp_path).store_config(config)
-    (tmp_path / "summary.json").write_text(json.dumps({"step": config["trainer"]["max_steps"]}))
+    summary = {"experiment": "quickstart", "ablation": "baseline", "seed": 0, "metrics": {}, "seconds": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"step": config["trainer"]["max_steps"]}))
     opened = to_evaluate(compose(f"run='{tmp_path}'", root="evaluate"))
     assert (opened["trainer"], opened["loss"]) == (config["trainer"], config["loss"])
     asked = compose(f"run='{tmp_path}'", "evaluation=digits", root="evaluate")

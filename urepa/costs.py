@@ -32,6 +32,7 @@ from urepa.data.reader import THREADS, Batch
 from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.data.vae import unread_vae
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.nested import flatten
 from urepa.objectives import Objective
 from urepa.optimizer import groups_of
@@ -219,10 +220,10 @@ def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
     """The rows of a measurement; a UserError if they are another device's."""
     if not file.is_file():
         raise UserError(f"measured={file}: there is no such file; `python -m urepa.bench` makes it with out=FILE")
-    rows = json.loads(file.read_text())
+    rows = read_json(file, (dict, list))
     if isinstance(rows, dict):  # several benches, as tests/gpu/bench_h200.py writes them
-        rows = [row for bench in rows.values() for row in bench.get("rows", [])]
-    if not rows or not all(set(MEASURED) <= set(row) for row in rows):
+        rows = [row for bench in rows.values() if isinstance(bench, dict) for row in bench.get("rows", [])]
+    if not rows or not all(isinstance(row, dict) and set(MEASURED) <= set(row) for row in rows):
         raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
     others = {row["device"] for row in rows if device.name.lower() not in row["device"].lower()}
     if others:

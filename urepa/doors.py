@@ -24,6 +24,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from urepa import resolvers
 from urepa.config import register
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
+from urepa.markup import printable
 from urepa.nested import flatten
 from urepa.ranks import is_first
 
@@ -46,6 +47,21 @@ VERBATIM_KEYS = (
     "select.ids",
 )
 RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
+# What trying again will not mend, and what will; anything else of the system may pass (a server, a network's disk)
+LASTING = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give a place that you may read and write, or change its permissions",
+    errno.EPERM: "give a place that you may read and write, or change its permissions",
+    errno.ENOENT: "give a path that is there",
+    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.EISDIR: "give a file, not a folder",
+    errno.EEXIST: "give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path that is no loop of links",
+    errno.EINVAL: "give another path",
+}
 FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
@@ -131,9 +147,9 @@ def one_line_mistakes() -> Iterator[None]:
         )
         sys.exit(1)
     except OSError as error:
-        if TRACEBACKS or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if TRACEBACKS or error.errno not in LASTING:
             raise
-        _say(f"{error}; free some space and run the same command again")
+        _say(of_the_system(error))
         sys.exit(1)
     except KeyboardInterrupt:
         if TRACEBACKS:
@@ -141,6 +157,14 @@ def one_line_mistakes() -> Iterator[None]:
         if is_first():  # the others have no mistake of their own to say
             _say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
+
+
+def of_the_system(error: OSError) -> str:
+    """What the system refused, of which path, and what to do."""
+    paths = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    place = f"{paths}: " if paths else ""
+    assert error.errno is not None
+    return f"{place}{error.strerror}; {LASTING[error.errno]}, and run the same command again"
 
 
 def _say(text: str) -> None:
@@ -151,7 +175,7 @@ def _say(text: str) -> None:
             return
         time.sleep(FIRST_SPEAKS)
     sys.stdout.flush()
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, root: str, arguments: list[str]) -> str:

@@ -18,6 +18,7 @@ from urepa.errors import UserError
 from urepa.limits import check_numbers
 from urepa.nested import moved
 from urepa.runs import plain, require_config
+from urepa.summary import read_summary
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
@@ -39,8 +40,8 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
         raise UserError("an evaluation is one process: start it without torchrun")
     path = Path(asked["run"])
     config = require_config(path)
-    end, summary = config["trainer"]["max_steps"], path / "summary.json"
-    if not summary.is_file() or json.loads(summary.read_text())["step"] != end:
+    end, summary = config["trainer"]["max_steps"], read_summary(path)
+    if summary is None or summary["step"] != end:
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
     given = {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
     check_numbers(given)  # and not the run's own: it is finished, under whatever limits there were then

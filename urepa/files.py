@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from urepa.errors import UserError
 
 # What torch.load raises for a damaged file or another program's, besides UnpicklingError for more than tensors
 DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, AssertionError, struct.error)
@@ -33,6 +37,18 @@ def write_whole(path: Path, content: bytes | str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
+    """What a JSON file holds, an object unless another `kind` is given. UserError where it is damaged or another
+    program's; OSError where it cannot be read."""
+    try:
+        value = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged, or no JSON ({error}); put it back from a copy") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, not what urepa writes there; put it back")
+    return value
 
 
 def clear_leftovers(folder: Path) -> None:

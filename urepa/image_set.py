@@ -24,7 +24,7 @@ from urepa import progress
 from urepa.assembly import make
 from urepa.data.build import class_names
 from urepa.errors import UserError
-from urepa.files import clear_leftovers, write_whole
+from urepa.files import clear_leftovers, read_json, write_whole
 from urepa.opened import OpenedRun
 from urepa.origins import Origin, config_of, find_origin
 from urepa.parallel import on_main
@@ -127,7 +127,7 @@ class ImageSet:
         a UserError if the folder holds another request's."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "request.json"
-        there = json.loads(record.read_text()) if record.exists() else self.request
+        there = read_json(record) if record.exists() else self.request
         here = dict.fromkeys(there) | self.request
         differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
         if differing:

@@ -19,9 +19,10 @@ from typing import Any
 
 from urepa import ranks
 from urepa.errors import NOT_EVALUATED, UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.json_lines import append, read_lines
 from urepa.runs import RunFolder
+from urepa.summary import read_summary
 
 FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the working folder
 TRIES = 3  # at the same step
@@ -48,8 +49,8 @@ class Job:
     def is_finished(self) -> bool:
         """Has its run reached the end that its config names?"""
         assert self.run is not None
-        summary, config = Path(self.run) / "summary.json", RunFolder(Path(self.run)).stored_config()
-        return summary.exists() and config is not None and _steps(summary) == config["trainer"]["max_steps"]
+        summary, config = read_summary(Path(self.run)), RunFolder(Path(self.run)).stored_config()
+        return summary is not None and config is not None and summary["step"] == config["trainer"]["max_steps"]
 
     def run_here(self) -> None:
         """In this process. A command that exits ends the job with its code, unless it is 0. A run that is trained to
@@ -79,10 +80,6 @@ class Job:
             sys.exit(AGAIN)
 
 
-def _steps(summary: Path) -> int:
-    return int(json.loads(summary.read_text())["step"])
-
-
 def job_from(plain: dict[str, Any]) -> Job:
     """The inverse of `asdict`, after JSON has made lists of tuples."""
     return Job(plain["name"], tuple(tuple(command) for command in plain["commands"]), plain["run"])
@@ -96,7 +93,7 @@ class Attempts:
 
     def begin(self, name: str, step: int) -> str | None:
         """Notes one more; returns why there is to be no more, if so."""
-        note = json.loads(self.file.read_text()) if self.file.exists() else {"step": -1}
+        note = read_json(self.file) if self.file.exists() else {"step": -1}
         if note["step"] != step:
             note = {"step": step, "begun": 0, "reason": SILENT}
         if note["begun"] == TRIES:
@@ -106,7 +103,7 @@ class Attempts:
 
     def failed(self, reason: str) -> None:
         """What went wrong in the attempt that has begun."""
-        write_whole(self.file, json.dumps(json.loads(self.file.read_text()) | {"reason": reason}))
+        write_whole(self.file, json.dumps(read_json(self.file) | {"reason": reason}))
 
     def end(self) -> None:
         """In good order: finished, stopped with everything saved, or given up."""

@@ -16,6 +16,7 @@ from urepa.markup import markdown
 from urepa.metrics import Rows
 from urepa.published import family, training_command
 from urepa.runs import Names, stored_names, teacher_name
+from urepa.summary import read_summary
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "conf"
 TARGETS = {"DDPMVelocity": "v", "DDPMEpsilon": "epsilon"}
@@ -176,12 +177,11 @@ def snippet(config: dict[str, Any], files: list[str]) -> str:
 
 def metrics_table(run: Path, step: int) -> str:
     """The last value of each metric up to the step, from summary.json if that is of this step."""
-    file = run / "summary.json"
-    summary: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"step": None}
-    finished = summary["step"] == step
+    summary = read_summary(run)
+    finished = summary is not None and summary["step"] == step
     rows = Rows(run / "metrics.jsonl")
     upto = {k: v for row in rows if row["step"] <= step for k, v in row.items()} if not finished else {}
-    metrics: dict[str, Any] = summary["metrics"] if finished else upto
+    metrics: dict[str, Any] = summary["metrics"] if summary is not None and finished else upto
     of_the_model = [k for kind in ("val/", "final/", "floor/", "train/") for k in sorted(metrics) if k.startswith(kind)]
     shown = {k: metrics[k] for k in of_the_model if "_by_t/" not in k and metrics[k] is not None}  # null: taken back
     lines = [f"| {markdown(key)} | {markdown(f'{float(value):.5g}')} |" for key, value in shown.items()]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.hub import hub_file, is_hub_id, resolve, why_not
 from urepa.nested import flatten
 from urepa.runs import plain
@@ -40,7 +40,7 @@ def main(config: DictConfig) -> None:
     """Fetches weights, and the data set where it comes from the hub."""
     with one_line_mistakes():
         parts = plain(config)
-        record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record: dict[str, Any] = read_json(RECORD) if RECORD.exists() else {}
         for name, patterns in needed(parts).items():
             found = fetch(name, patterns)
             known = record.get(name)

@@ -13,8 +13,9 @@ from typing import Any
 from urepa.code_state import UNKNOWN, code_of, same_code
 from urepa.data.source_files import refuse_changes
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.runs import RunFolder, content_of
+from urepa.summary import read_summary
 
 FILE = "provenance.json"
 UNCHECKED = "data not checked: the version that began this run did not record its samples"
@@ -22,13 +23,9 @@ UNCHECKED = "data not checked: the version that began this run did not record it
 
 def read(folder: Path) -> dict[str, Any]:
     """What is recorded; of a run of an earlier version what its summary tells, {} where there is none either."""
-    file, summary = folder / FILE, folder / "summary.json"
-    try:
-        if file.exists():
-            return dict(json.loads(file.read_text()))
-        told = json.loads(summary.read_text()) if summary.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{folder} has a damaged {FILE} or summary.json ({error}); put it back") from error
+    if (file := folder / FILE).exists():
+        return dict(read_json(file))
+    told = read_summary(folder) or {}
     known: dict[str, Any] = {}
     if "data" in told:
         known["data"] = data_facts(told["data"], {})

@@ -11,12 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.hub import fetched, hub_file
 from urepa.runs import parse_overrides
+from urepa.stored_config import read_plain
 
 LORA = "pytorch_lora_weights.safetensors"
 TRAINED_ROWS = "embedding.safetensors"  # of a U-Net whose classes were trained with it
@@ -161,7 +160,7 @@ def digest_of(files: list[Path]) -> str:
 
 def check_scheduler(file: Path, objective: dict[str, Any]) -> None:
     """A UserError where the weights were trained with another target or other betas than are composed."""
-    stored = SCHEDULER | json.loads(file.read_text())
+    stored = SCHEDULER | read_json(file)
     there = {key: stored[key] for key in SCHEDULER}
     here: dict[str, Any] = {"prediction_type": PREDICTIONS[objective["_target_"].rpartition(".")[2]]}
     here |= {key: objective.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
@@ -186,11 +185,9 @@ def check_exported(file: Path, objective: dict[str, Any]) -> None:
     """The same by an export's config: a flow has no scheduler. Another config.yaml than ours says nothing of this, and
     how the times of a training are drawn is nothing to its images."""
     try:
-        stored = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file} lies beside the weights and is no whole YAML; copy it again or move it away"
-        ) from error
+        stored = read_plain(file)
+    except UserError as error:
+        raise UserError(f"{error}; it lies beside the weights: copy it again or move it away") from None
     there = stored.get("objective") if isinstance(stored, dict) else None
     if not isinstance(there, dict) or not str(there.get("_target_")).startswith("urepa.objectives."):
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import time
@@ -19,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.errors import UserError
 from urepa.files import clear_leftovers, write_whole
 from urepa.nested import flatten, replaced
-from urepa.upgrades import stored, upgrade
+from urepa.stored_config import read_config, read_plain
+from urepa.summary import read_summary
+from urepa.upgrades import stored
 
 # Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
 NOT_IDENTITY = (
@@ -198,10 +199,9 @@ def stored_names(path: Path) -> Names:
     name, *overrides = re.split(r",(?=[\w./@]+=)", unquote(path.resolve().parent.name))
     experiment, _, ablation = name.partition("+")
     there = Names(experiment, ablation if ablation else "baseline", tuple(overrides))
-    file = path / "summary.json"
-    if not file.exists():
+    summary = read_summary(path)
+    if summary is None:
         return there
-    summary = json.loads(file.read_text())
     of_this = tuple(summary.get("overrides", there.overrides))
     return Names(summary["experiment"], summary["ablation"], of_this)
 
@@ -311,11 +311,9 @@ class RunFolder:
 
     def stored_config(self) -> dict[str, Any] | None:
         """The config this folder was made with, as this version composes one."""
-        if not self.config_file.is_file():
+        if not self.config_file.exists():
             return None
-        stored = OmegaConf.load(self.config_file)
-        assert isinstance(stored, DictConfig)
-        return upgrade(plain(stored))
+        return read_config(self.config_file)
 
     def agreed(self, config: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """The config to go on with: the composed one or, in a key that was added since the folder was made and is not
@@ -335,8 +333,7 @@ class RunFolder:
 
     def _added(self) -> set[str]:
         """Dotted keys that the folder's config did not have when it was stored."""
-        as_stored = plain(OmegaConf.load(self.config_file))  # type: ignore[arg-type]
-        return flatten(upgrade(as_stored)).keys() - flatten(as_stored).keys()
+        return flatten(read_config(self.config_file)).keys() - flatten(read_plain(self.config_file)).keys()
 
     def store_config(self, config: dict[str, Any]) -> None:
         """Writes config.yaml."""

@@ -30,7 +30,7 @@ from urepa.environment import take_out_settings
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.plots import DRAWN, losses_png
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.metrics import Rows, checkpoint_rows, is_final, last_values, storable
 from urepa.nested import flatten
 from urepa.parallel import on_main
@@ -48,6 +48,8 @@ from urepa.runs import (
     tags_of,
 )
 from urepa.schedules import cosine_with_warmup
+from urepa.summary import FILE as SUMMARY
+from urepa.summary import read_summary
 from urepa.trainer import Trainer
 from urepa.upgrades import SCHEMA, SCHEMA_TAG
 
@@ -128,7 +130,8 @@ class Session:
             self._note_lineage()
             return False, self.config
         checked = self._has_same_data()
-        summary = json.loads((self.folder.path / "summary.json").read_text())
+        summary = read_summary(self.folder.path)
+        assert summary is not None, "it has been asked for its step"
         shipper = self._shipper(_code_of(summary))
         if not shipper.has_all():
             guard = checkpoint.require(self.folder.path).state["guard"]
@@ -141,8 +144,8 @@ class Session:
 
     def _finished_at(self) -> int | None:
         """The step at which this run was finished and summed up, if ever."""
-        file = self.folder.path / "summary.json"
-        return int(json.loads(file.read_text())["step"]) if file.exists() else None
+        summary = read_summary(self.folder.path)
+        return None if summary is None else int(summary["step"])
 
     def _extend(self) -> None:
         """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
@@ -227,7 +230,8 @@ class Session:
             found = checkpoint.require(path)
             if found.step != end:
                 raise UserError(f"{path} has no valid checkpoint of its last step, {end}; the newest is {found.step}'s")
-            summary = json.loads((path / "summary.json").read_text())
+            summary = read_summary(path)
+            assert summary is not None, "the door has seen that the run is finished"
             rows = Rows(path / "metrics.jsonl")
             # of rows that are lost, the summary has the last values still
             known = _without_none(summary["metrics"] | last_values(rows, end))
@@ -258,7 +262,7 @@ class Session:
             summary["evaluation"] = before | told
             by = summary.get("evaluated_by", dict.fromkeys(before, provenance.last_code(path)))
             summary["evaluated_by"] = by | dict.fromkeys(told, code)
-            write_whole(path / "summary.json", json.dumps(summary, indent=1))
+            write_whole(path / SUMMARY, json.dumps(summary, indent=1))
             shipper.start()
             shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]) | _facts(summary))
             print_report(summary, self.config["trainer"], path, shipper.where, self._next_command())
@@ -276,7 +280,7 @@ class Session:
             warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
         last = _without_none(last_values(rows, end))
         summary = self._summary(trainer, last, time.time() - begin) | {"evaluation_keys": results.keys}
-        write_whole(self.folder.path / "summary.json", json.dumps(summary, indent=1))
+        write_whole(self.folder.path / SUMMARY, json.dumps(summary, indent=1))
         return summary, results
 
     def _summary(self, trainer: Trainer, last: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -329,7 +333,7 @@ class Session:
     def _lineage(self) -> dict[str, Any] | None:
         """Whose weights this run started from."""
         note = self.folder.path / "warm_start.json"
-        return json.loads(note.read_text()) if note.exists() else None
+        return read_json(note) if note.exists() else None
 
     def _artifacts(self) -> list[Path]:
         """The files that MLflow gets."""

@@ -5,7 +5,6 @@ Shapes: K prompts (the last is the null prompt), L = 77 text positions, E = 768 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from urepa.backbones.unet import UNet
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.hub import resolve, why_not
 from urepa.weights import own_memory
 
@@ -69,7 +69,7 @@ def sd15_unread(
 
     architecture = ARCHITECTURE
     if Path(weights).is_dir():
-        architecture = json.loads((_unet_folder(Path(weights)) / "config.json").read_text())
+        architecture = read_json(_unet_folder(Path(weights)) / "config.json")
         _check_config(architecture, weights)
     unet: Any = UNet2DConditionModel.from_config(architecture)
     prompts_KLE = torch.empty(num_classes + 1, POSITIONS, unet.config.cross_attention_dim)
@@ -99,11 +99,11 @@ def _unet_folder(folder: Path) -> Path:
 
 
 def _from_folder(folder: Path) -> Any:
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     _check_config(config, str(folder))
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = sorted(set(read_json(index)["weight_map"].values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise UserError(f"{folder} lacks {len(missing)} of its {len(shards)} shards ({missing[0]}); copy it again")

@@ -6,7 +6,6 @@ Config values are text, as MLflow keeps them, so that both sources compare equal
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,16 +13,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from urepa import progress
 from urepa.code_state import Code, code_of
 from urepa.comparison.comparable import is_compared
 from urepa.curves import Curve, read_curves
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.metrics import Rows
 from urepa.nested import flatten
 from urepa.runs import facts_of, stored_names, tags_of
+from urepa.stored_config import read_plain
 from urepa.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
@@ -115,9 +114,9 @@ def _found(folder: Path) -> Run | None:
     """A run by its config.yaml and, once it was finished, its summary.json; None where another program's lie."""
     file = folder / "summary.json"
     try:
-        config = yaml.load((folder / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
-        summary = json.loads(file.read_text()) if file.exists() else {}
-    except (yaml.YAMLError, ValueError):  # neither YAML nor JSON, or no text at all
+        config = read_plain(folder / "config.yaml")
+        summary = read_json(file) if file.exists() else {}
+    except ValueError:  # neither YAML nor JSON, or more than plain data
         return None
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
         return None

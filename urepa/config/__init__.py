@@ -9,6 +9,38 @@ from hydra.core.config_store import ConfigStore
 
 from urepa.config import doors, evaluation, parts
 
+# Every part that a config may name as a `_target_`, by kind, under the name that conf/*.yaml start from it with
+KINDS: dict[str, dict[str, type]] = {
+    "backbone": {"tiny_unet": parts.TinyUNet, "sd15": parts.SD15, "sit": parts.SiT},
+    "lora": {"lora": parts.LoRA, "no_lora": parts.NoLoRA},
+    "head": {
+        "conv_head": parts.ConvHead,
+        "mlp_head": parts.MLPHead,
+        "time_mlp_head": parts.TimeMLPHead,
+        "spatial_head": parts.SpatialHead,
+    },
+    "teacher": {"vit": parts.ViT, "efficientnet": parts.EfficientNet, "several": parts.Several},
+    "objective": {"ddpm_epsilon": parts.DDPMEpsilon, "ddpm_velocity": parts.DDPMVelocity, "flow": parts.Flow},
+    "loss": {"urepa_loss": parts.URepaLoss, "no_loss": parts.NoLoss},
+    "data": {"pixel_track": parts.PixelTrack, "latent_track": parts.LatentTrack},
+    "optimizer": {"adamw": parts.AdamW},
+    "tracking": {"mlflow": parts.MLflow, "no_tracking": parts.NoTracking},
+    "evaluation": {
+        "sample_grid": evaluation.SampleGrid,
+        "tap_probe": evaluation.TapProbe,
+        "knn": evaluation.Knn,
+        "linear_probe": evaluation.LinearProbe,
+        "teacher_alignment": evaluation.TeacherAlignment,
+        "generation": evaluation.Generation,
+        "inception_score": evaluation.InceptionScore,
+        "clip_score": evaluation.ClipScore,
+        "spatial": evaluation.Spatial,
+        "dense": evaluation.Dense,
+    },
+    "images": {"generated_images": evaluation.GeneratedImages},
+    "encoder": {"pixels": evaluation.Pixels, "inception": evaluation.Inception},
+}
+
 
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
@@ -24,43 +56,7 @@ def register() -> None:
     store.store(name="generate_schema", node=doors.Generate)
     store.store(name="generate_checkpoint_schema", node=doors.GenerateCheckpoint)
     store.store(name="export_schema", node=doors.Export)
-    nodes = {
-        "tiny_unet": parts.TinyUNet,
-        "sd15": parts.SD15,
-        "sit": parts.SiT,
-        "lora": parts.LoRA,
-        "vit": parts.ViT,
-        "latent_track": parts.LatentTrack,
-        "no_lora": parts.NoLoRA,
-        "conv_head": parts.ConvHead,
-        "mlp_head": parts.MLPHead,
-        "time_mlp_head": parts.TimeMLPHead,
-        "spatial_head": parts.SpatialHead,
-        "efficientnet": parts.EfficientNet,
-        "several": parts.Several,
-        "ddpm": parts.DDPM,
-        "flow": parts.Flow,
-        "urepa_loss": parts.URepaLoss,
-        "no_loss": parts.NoLoss,
-        "pixel_track": parts.PixelTrack,
-        "adamw": parts.AdamW,
-        "trainer": parts.Trainer,
-        "mlflow": parts.MLflow,
-        "no_tracking": parts.NoTracking,
-        "sample_grid": evaluation.SampleGrid,
-        "tap_probe": evaluation.TapProbe,
-        "knn": evaluation.Knn,
-        "linear_probe": evaluation.LinearProbe,
-        "teacher_alignment": evaluation.TeacherAlignment,
-        "generated_images": evaluation.GeneratedImages,
-        "pixels": evaluation.Pixels,
-        "inception": evaluation.Inception,
-        "generation": evaluation.Generation,
-        "inception_score": evaluation.InceptionScore,
-        "clip_score": evaluation.ClipScore,
-        "spatial": evaluation.Spatial,
-        "dense": evaluation.Dense,
-        "device": doors.Device,
-    }
-    for name, node in nodes.items():
-        store.store(group="schema", name=name, node=node)
+    settings = {"trainer": parts.Trainer, "device": doors.Device}
+    for nodes in (*KINDS.values(), settings):
+        for name, node in nodes.items():
+            store.store(group="schema", name=name, node=node)

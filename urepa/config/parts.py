@@ -180,12 +180,17 @@ class ViT:
 
 
 @dataclass
-class DDPM:
-    _target_: str = MISSING
+class DDPMEpsilon:
+    _target_: str = "urepa.objectives.DDPMEpsilon"
     beta_start: float = MISSING
     beta_end: float = MISSING
     beta_schedule: BetaSchedule = MISSING
     timesteps: int = MISSING
+
+
+@dataclass
+class DDPMVelocity(DDPMEpsilon):
+    _target_: str = "urepa.objectives.DDPMVelocity"
 
 
 class FlowPath(Enum):

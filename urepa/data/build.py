@@ -38,7 +38,7 @@ from urepa.data.sources import Row, refuse_duplicates, refuse_unfit_names
 from urepa.data.store import GROUP, Part, batches_of
 from urepa.draws import unit_interval
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.teachers.several import Several, by_name
 
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
@@ -227,7 +227,7 @@ class Build:
     def _is_adopted(self, folder: Path) -> bool:
         """Of an adopted store it is not known how to go on with it."""
         file = folder / "manifest.json"
-        adopted = file.exists() and "adopted" in json.loads(file.read_text())
+        adopted = file.exists() and "adopted" in read_json(file)
         if adopted:
             print(f"{folder.name} was adopted and stays as it is")
         return adopted

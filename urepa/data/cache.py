@@ -27,7 +27,7 @@ from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples
 from urepa.draws import normal
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.nested import flatten
 from urepa.teachers.several import ALONE, by_name
 
@@ -195,7 +195,7 @@ def begin(folder: Path, facts: dict[str, Any], remake: str) -> None:
     finished as something else: work that is taken up again never mixes two settings."""
     for file in (folder / "manifest.json", folder / "begun.json"):
         if file.exists():
-            refuse_differing(folder, json.loads(file.read_text()), facts, remake)
+            refuse_differing(folder, read_json(file), facts, remake)
             return
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "begun.json", json.dumps(facts, indent=1))

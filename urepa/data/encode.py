@@ -30,7 +30,7 @@ from urepa.data.sealing import digests_file
 from urepa.data.store import Part, StoreWriter
 from urepa.data.vae import load_vae
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 from urepa.hub import resolve, why_not
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
@@ -101,7 +101,7 @@ def seal(output: Output, listed: str) -> bool:
     """Once every part is done with the list of this digest, the manifest that makes the store count."""
     parts = output.facts.get("parts", 1)
     folders = [Part(i, parts).folder(output.folder) for i in range(parts)]
-    done = [json.loads(file.read_text()) for folder in folders if (file := folder / "done.json").exists()]
+    done = [read_json(file) for folder in folders if (file := folder / "done.json").exists()]
     done = [d for d in done if d.get("list") == listed]  # the others are of a smaller track in the same folder
     if len(done) < parts:
         print(f"{output.folder.name}: {len(done)} of {parts} parts are done")

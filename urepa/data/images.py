@@ -29,7 +29,7 @@ from urepa.data.samples import Keys, Sample
 from urepa.data.store import Part, batches_of, only_writer
 from urepa.draws import digest64
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 
 CHUNK = 256  # images a ZIP file: what a kill may cost at most
 QUALITY = 95
@@ -123,7 +123,7 @@ def write_images(
         progress.bar(total=len(samples), desc="images", unit="image") as bar,
     ):
         if skipped_file.exists():
-            skipped |= json.loads(skipped_file.read_text())
+            skipped |= read_json(skipped_file)
         there = place_of_squares(folder)
         own: dict[str, str] = {}  # of this list, which another list's do not count for
         for file, chunk in chunks_of(root, part, samples):
@@ -152,7 +152,7 @@ def write_images(
 def skipped_ids(root: Path) -> set[str]:
     """Samples that have no image, over all parts."""
     files = (root / "images").glob("part-*/skipped.json")
-    return {sample_id for file in files for sample_id in json.loads(file.read_text())}
+    return {sample_id for file in files for sample_id in read_json(file)}
 
 
 def read_images(

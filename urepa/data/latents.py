@@ -9,7 +9,6 @@ With data.online_latents or data.online_teacher images/ stays and is read in tra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from urepa.data.samples import Keys, Samples, read_split
 from urepa.data.sources import count_images
 from urepa.data.staging import stage
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.teachers.several import by_name
 
 
@@ -195,7 +195,7 @@ class LatentTrack:
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""
         if self.text is not None and self.class_names is not None and self.prompt_record.is_file():
-            known = json.loads(self.prompt_record.read_text())
+            known = read_json(self.prompt_record)
             refuse_differing(self.prompts, known, prompt_facts(self.text, class_names(self.class_names)), self.remake)
 
     def _squares(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class LatentTrack:
         mark = self.folder / "images" / "begun.json"
         if not mark.is_file():
             raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
-        refuse_differing(mark.parent, json.loads(mark.read_text()), self._squares(), self.remake)
+        refuse_differing(mark.parent, read_json(mark), self._squares(), self.remake)
         archive, ids = ImageArchive(self.folder), Keys(splits.values(), "")
         if missing := archive.missing(ids):
             raise UserError(
@@ -257,7 +257,7 @@ class LatentTrack:
     def record(self) -> dict[str, Any]:
         """track.json: digests of the CSVs, what their images are known by, images that could not be read."""
         file = self.folder / "track.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def samples(self) -> dict[str, Samples]:
         """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""

@@ -7,7 +7,6 @@ Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -42,6 +41,7 @@ from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, re
 from urepa.data.store import Part
 from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
@@ -264,7 +264,7 @@ class PixelTrack:
             if not missing:
                 return
         begun = output.folder / "begun.json"
-        if begun.exists() and json.loads(begun.read_text()) != output.facts:
+        if begun.exists() and read_json(begun) != output.facts:
             shutil.rmtree(output.folder)  # the images have changed since, and it never counted
 
         def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import threading
 import zlib
@@ -26,6 +25,7 @@ from urepa.data.lmdb_file import HIDDEN, SUM_KEY, Index, hidden_rows, key_digest
 from urepa.data.samples import Keys
 from urepa.data.store import MIRRORED, Part, decode, part_of, record_bytes
 from urepa.errors import UserError
+from urepa.files import DAMAGED, read_json
 
 PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open file; -1 without a digest
 
@@ -45,12 +45,12 @@ class Store:
         if manifest is None and not file.is_file():
             raise UserError(f"{folder} is no finished cache: it has no manifest.json")
         try:
-            self.manifest: dict[str, Any] = json.loads(file.read_text()) if manifest is None else manifest
+            self.manifest: dict[str, Any] = read_json(file) if manifest is None else manifest
             self.shape = tuple(self.manifest["shape"])
             self.dtype = str(self.manifest["dtype"])
             self.parts = int(self.manifest.get("parts", 1))
             self.record_bytes = record_bytes(self.shape, self.dtype)
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file} is damaged ({error!r}); put it back, or delete {folder} and make it again"
             ) from error
@@ -202,7 +202,12 @@ class Store:
                 f"{file} is not the one that its manifest.json names; put it back, or delete {self.folder} and make it "
                 "again"
             )
-        return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+        try:
+            return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+        except DAMAGED as error:  # a store of an earlier version, whose manifest does not name the file
+            raise UserError(
+                f"{file} is damaged ({error}); put it back, or delete {self.folder} and make it again"
+            ) from error
 
     def require_files_beside(self) -> None:
         """A UserError where digests.npy or the mean token are not those that the manifest names."""

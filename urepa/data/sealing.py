@@ -27,7 +27,7 @@ from urepa.data.digests import (
 from urepa.data.lmdb_file import DIGESTS, Index, rows_of
 from urepa.data.reading import Store
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 
 CHUNK = 64  # records that are read together
 THREADS = 2
@@ -49,7 +49,7 @@ def digests_file(store: Store) -> dict[str, bytes]:
 def _kept(folder: Path) -> np.ndarray:
     """The rows of digests.npy, if it is the one that the store's manifest names."""
     manifest = folder / "manifest.json"
-    known = json.loads(manifest.read_text()).get("digests_sha256") if manifest.is_file() else None
+    known = read_json(manifest).get("digests_sha256") if manifest.is_file() else None
     if known is None or known != sha256_of(folder / FILE):
         return np.empty((0, COLUMNS), dtype="<u8")
     return Digests(folder, known).rows_R4

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from urepa import progress
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import read_json, write_whole
 
 BLOCK = 16 * 2**20
 
@@ -29,7 +29,7 @@ def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
     with open(place / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = place / "staged.json"
-        known = json.loads(record.read_text()) if record.exists() else {}
+        known = read_json(record) if record.exists() else {}
         files = {
             file: local[path] / file.relative_to(path)
             for path in paths

@@ -5,7 +5,6 @@ Shapes: B images, S image size, CHW latent.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.hub import resolve, why_not
 from urepa.weights import own_memory
 
@@ -31,7 +31,7 @@ def unread_vae(weights: str, latent_channels: int) -> Any:
     from diffusers import AutoencoderKL
 
     found = [file for place in ("vae", ".") if (file := Path(weights) / place / "config.json").is_file()]
-    architecture = json.loads(found[0].read_text()) if found else ARCHITECTURE | {"latent_channels": latent_channels}
+    architecture = read_json(found[0]) if found else ARCHITECTURE | {"latent_channels": latent_channels}
     return AutoencoderKL.from_config(architecture)
 
 
