@@ -25,9 +25,10 @@ from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import training_hours
 from launchers.study import runs_of, stages_of
-from urepa.doors import CONF, explain, one_line_mistakes, prepare
+from urepa.doors import CONF, one_line_mistakes, prepare
 from urepa.errors import UserError
 from urepa.limits import check_numbers
+from urepa.mistakes import check_arguments, explain, quoted
 from urepa.runs import parse_overrides, plain
 from urepa.tracking import prepare_store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,11 +13,11 @@ from typing import Any
 
 import edge
 import pytest
-from mistakes import Mistake, typed
+from mistakes import Mistake, files, typed
 from mistakes.parts import HERE, TINY, make_parts
 
 LONGEST = 400
-EVERY = [*typed.ALL]
+EVERY = [*files.ALL] if os.environ.get('MK_FILES') else [*typed.ALL]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         edge.called("urepa.export", ["run=outputs/tiny/seed0", f"out={to}"], run)
 
     make_parts(root, train, export, images)
+    shutil.copytree(images, root / "images" / "images")
     return root
 
 
@@ -42,10 +44,12 @@ def test_a_mistake_is_said_in_one_line(
     here.mkdir()
     for part in mistake.beside.split():
         shutil.copytree(parts / part, here, dirs_exist_ok=True)
+        assert any((parts / part).iterdir())
     if mistake.change is not None:
         mistake.change(here)
     before = edge.content(here)
-    done = edge.run(capfd, mistake.command, shlex.split(mistake.typed), here)
+    with edge.bound_by_permissions() if mistake.bound else contextlib.nullcontext():
+        done = edge.run(capfd, mistake.command, shlex.split(mistake.typed), here)
     lines = done.err.splitlines()
     print(f"<<<{mistake.command} {mistake.typed}\n{done.code} {done.err[:1500] if len(lines)==1 else done.err[-1500:]}>>>")
     left = edge.content(here)

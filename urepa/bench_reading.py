@@ -22,7 +22,7 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.files import write_whole
+from urepa.files import check_file_target, check_folder_target, write_whole
 from urepa.limits import check_numbers
 from urepa.runs import plain
 
@@ -37,6 +37,9 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         settings = plain(config)
         check_numbers(settings)
+        check_folder_target("folder", Path(settings["folder"]))
+        if settings["out"] is not None:
+            check_file_target("out", Path(settings["out"]))
         rows, costs = [], []
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
             for kind in RECORDS:

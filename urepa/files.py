@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -49,6 +50,36 @@ def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
     if not isinstance(value, kind):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, not what urepa writes there; put it back")
     return value
+
+
+def check_file_target(key: str, path: Path) -> None:
+    """UserError where the file that KEY=PATH asks for could not be written. Asked before any work, leaves nothing."""
+    if path.is_dir():
+        raise UserError(f"{key}={path} is a folder; give a file in it, {key}={path / 'NAME'}")
+    if not path.parent.is_dir():
+        why = "is no folder" if path.parent.exists() else "is not there"
+        raise UserError(f"{key}={path} cannot be written, as {path.parent} {why}; make that folder, or give another")
+    _check_writable(key, path, path.parent)
+
+
+def check_folder_target(key: str, path: Path) -> None:
+    """UserError where the folder that KEY=PATH asks for could not be made or written in. Asked before any work, leaves
+    nothing."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"{key}={path} cannot be a folder, as {there} is a file; give another path")
+    _check_writable(key, path, there)
+
+
+def _check_writable(key: str, path: Path, folder: Path) -> None:
+    """By a file without a name, which tells more than permissions do: of mounts, quotas and full disks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}={path} cannot be written ({folder}: {error.strerror}); give a path where you may write"
+        ) from error
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -29,4 +29,5 @@ def of(command: str, *rows: tuple) -> list[Mistake]:
 
 def tiny(*rows: tuple) -> list[Mistake]:
     """Rows of `train` beside the caches of a tiny run, whose arguments come first."""
-    return [Mistake("urepa.train", f"{shlex.join(TINY)} {typed}", says, "caches", *more) for typed, says, *more in rows]
+    typed = [(f"{shlex.join(TINY)} {row[0]}", row[1]) for row in rows]
+    return [Mistake("urepa.train", *words, "caches", *row[2:]) for words, row in zip(typed, rows, strict=True)]
