@@ -22,7 +22,7 @@ from urepa.files import read_json
 from urepa.metrics import Rows
 from urepa.nested import flatten
 from urepa.runs import facts_of, stored_names, tags_of
-from urepa.stored_config import read_plain
+from urepa.stored_config import check_parts, read_plain
 from urepa.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
@@ -121,6 +121,8 @@ def _found(folder: Path) -> Run | None:
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
         return None
     config = upgrade(config)
+    if not _has_own_parts(config):
+        return None
     given = {str(k): str(v) for k, v in (config["tracking"].get("tags") or {}).items()}
     return Run(
         id=str(folder),
@@ -130,6 +132,15 @@ def _found(folder: Path) -> Run | None:
         status="finished" if summary.get("step") == config["trainer"]["max_steps"] else "unfinished",
         facts=facts_of(summary),
     )
+
+
+def _has_own_parts(config: dict[str, Any]) -> bool:
+    """Is every part that it names one of urepa's?"""
+    try:
+        check_parts(config)
+    except UserError:
+        return False
+    return True
 
 
 def readable(name: str) -> str:
