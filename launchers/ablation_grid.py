@@ -27,8 +27,9 @@ from launchers.hours import training_hours
 from launchers.study import runs_of, stages_of
 from urepa.doors import CONF, one_line_mistakes, prepare
 from urepa.errors import UserError
+from urepa.files import check_folder_target
 from urepa.limits import check_numbers
-from urepa.mistakes import check_arguments, explain, quoted
+from urepa.mistakes import check_arguments, check_options, explain, quoted
 from urepa.runs import parse_overrides, plain
 from urepa.tracking import prepare_store
 
@@ -37,7 +38,9 @@ LISTS = ("arms", "seeds", "stages")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the study, and those of its runs."""
+    """Arguments of the study, and those of its runs. UserError for what a study gives them itself, and for flags."""
+    if flags := [a for a in arguments if a.startswith("-")]:
+        raise UserError(f"{flags[0]}: a study takes KEY=VALUE alone, and no flags; it sweeps by arms= and seeds=")
     own = [a for a in arguments if a.partition("=")[0].split(".")[0] in OWN]
     rest = [a for a in arguments if a not in own]
     for key, instead in (("seed", "seeds=0,1,2"), ("ablation", "arms=a,b,c")):
@@ -59,9 +62,15 @@ def settings_of(own: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Composes everything before anything is submitted."""
-    own, rest = split(sys.argv[1:])
+    own, rest = split([quoted(argument) for argument in sys.argv[1:]])
+    check_arguments(own, "ablation_grid")
+    check_arguments(rest, "train")
     settings = settings_of(own)
     check_numbers(settings)
+    if settings["evaluate"] is not None:
+        check_options("evaluation", [settings["evaluate"]])
+    if settings["scripts"] is not None:
+        check_folder_target("scripts", Path(settings["scripts"]))
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
     runs = runs_of(settings["arms"], settings["seeds"], rest, gpus)

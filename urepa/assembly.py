@@ -33,7 +33,6 @@ from urepa.sensors import GpuSensors
 from urepa.teachers.several import ALONE, by_name, name_at
 from urepa.trainer import Settings, Trainer
 
-
 # what constructors raise over settings that do not fit together
 UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError)
 

@@ -171,7 +171,10 @@ def check_width(config: dict[str, Any]) -> None:
     """Heads of attention that do not divide a level's channels: the library would take another width in silence."""
     backbone = config["backbone"]
     channels, width = backbone.get("block_out_channels", []), backbone.get("head_dim", 1)
-    attention = [*backbone.get("attention", [])[:-1], True]  # the middle block, as wide as the last level, has it always
+    attention = [
+        *backbone.get("attention", [])[:-1],
+        True,
+    ]  # the middle block, as wide as the last level, has it always
     odd = [c for c, has_heads in zip(channels, attention, strict=False) if has_heads and c % width]
     if odd and all(channels):
         raise UserError(

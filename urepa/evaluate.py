@@ -4,7 +4,6 @@ EMA weights. Their results go where the run's own went: metrics.jsonl, summary.j
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.checks import check_times
+from urepa.checks import check_parts, check_times
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
+from urepa.files import read_json
 from urepa.limits import check_numbers
 from urepa.nested import moved
 from urepa.runs import plain, require_config
@@ -44,6 +44,7 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
     if summary is None or summary["step"] != end:
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
     given = {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
+    check_parts({"evaluation": {}} | given)
     check_numbers(given)  # and not the run's own: it is finished, under whatever limits there were then
     config |= given
     if not config["evaluation"]:
@@ -64,7 +65,7 @@ def check_store(path: Path, tracking: dict[str, Any]) -> None:
     """A sqlite file is named from the folder in which the run was trained."""
     uri = tracking.get("uri", "")
     cursors = path / "mlflow.json"
-    known = uri in (json.loads(cursors.read_text()) if cursors.exists() else {})
+    known = uri in (read_json(cursors) if cursors.exists() else {})
     if known and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(
             f"there is no {uri.removeprefix('sqlite:///')} here, which has this run: evaluate from the folder in which "

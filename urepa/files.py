@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -80,6 +83,21 @@ def _check_writable(key: str, path: Path, folder: Path) -> None:
         raise UserError(
             f"{key}={path} cannot be written ({folder}: {error.strerror}); give a path where you may write"
         ) from error
+
+
+@contextlib.contextmanager
+def full_disk_at(place: Path) -> Iterator[None]:
+    """What libraries raise of their own where a disk is full (LMDB, safetensors) as the system's error, which names the
+    place."""
+    full = os.strerror(errno.ENOSPC)
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if full in str(error):
+            raise OSError(errno.ENOSPC, full, str(place)) from error
+        raise
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -44,10 +44,13 @@ def quoted(argument: str, sweeps: bool = False) -> str:
     not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma parts values, as Hydra has it."""
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
-    if value[:1] in ("", "'", '"') or "${" in value or value == "null":
+    has_quotes = value[:1] in ("'", '"') and _parsed(argument) is not None
+    if not value or has_quotes or "${" in value or value == "null":
         return argument
     if name in NAMES:
-        return f"{key}={_with_quotes(value)}" if value[0] != "[" and ("=" in value or Path(value).exists()) else argument
+        return (
+            f"{key}={_with_quotes(value)}" if value[0] != "[" and ("=" in value or Path(value).exists()) else argument
+        )
     if name not in PATHS and not PATH_ENDS.fullmatch(name):
         return argument
     parsed = _parsed(argument)
@@ -56,8 +59,8 @@ def quoted(argument: str, sweeps: bool = False) -> str:
     return argument if read == value or is_sweep else f"{key}={_with_quotes(value)}"
 
 
-def _with_quotes(value: str) -> str:
-    return QuotedString(value, Quote.single).with_quotes()
+def _with_quotes(value: str, quote: Quote = Quote.single) -> str:
+    return QuotedString(value, quote).with_quotes()
 
 
 def _parsed(argument: str) -> Override | None:
@@ -114,7 +117,7 @@ def _checked(argument: str) -> Override:
     override = _parsed(argument)
     if override is not None:
         return override
-    in_quotes = f"{key}={_with_quotes(value)}"
+    in_quotes = f"{key}={_with_quotes(value, Quote.single if '"' in value else Quote.double)}"
     if _parsed(in_quotes) is None:
         raise UserError(f"'{argument}' cannot be read; write KEY=VALUE, with a key of letters, digits, _ and dots")
     raise UserError(
@@ -136,14 +139,17 @@ def _check_choice(override: Override) -> None:
         raise UserError(f"{typed} chooses nothing: give names, or {instead}")
     if len(names) > 1 and "none" in names:
         raise UserError(f"{typed}: none stands for nothing, and others are beside it; drop it")
+    is_hydras = group.startswith("hydra/") and isinstance(value, str)  # it has options of its own
+    if not is_hydras:
+        check_options(group, [name for name in names if not isinstance(name, ChoiceSweep | Glob)])
+
+
+def check_options(group: str, names: Sequence[Any]) -> None:
+    """UserError for the first that a group has not."""
+    options = options_of(group)
     for name in names:
-        if isinstance(name, ChoiceSweep | Glob):
-            continue
-        if not isinstance(name, str) or not (Path(CONF) / group / f"{name}.yaml").is_file():
-            shown = "null" if name is None else name
-            is_hydras = isinstance(name, str) and group.startswith("hydra/")  # it has options of its own
-            if not is_hydras:
-                raise UserError(no_option(group, str(shown), options_of(group)))
+        if name not in options:
+            raise UserError(no_option(group, "null" if name is None else str(name), options))
 
 
 def options_of(group: str) -> list[str]:
@@ -174,7 +180,9 @@ def _check_declared(overrides: list[Override], root: str) -> None:
     changed = [o for o in overrides if (o.is_add() or o.is_force_add() or o.is_delete()) and _is_key(o)]
     if not changed:
         return
-    others = [o.input_line for o in overrides if o not in changed and o.input_line is not None and not o.is_sweep_override()]
+    others = [
+        o.input_line for o in overrides if o not in changed and o.input_line is not None and not o.is_sweep_override()
+    ]
     try:
         config = _composed(root, others)
     except (HydraException, OmegaConfBaseException):
@@ -248,7 +256,9 @@ def _unknown(key: str, known: list[str]) -> str:
     group, _, rest = key.partition(".")
     if group == "evaluation" and rest.partition(".")[0] in options_of(group):
         name = rest.partition(".")[0]
-        return f"there is no key '{key}' here, as evaluation={name} is not chosen; give that too (or [NAME,...] of several)"
+        return (
+            f"there is no key '{key}' here, as evaluation={name} is not chosen; give that too, or [NAME,...] of several"
+        )
     free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
     return f"there is no key '{key}'{_nearest(key, known)}{free}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -30,7 +31,8 @@ def read_torch(file: Path) -> Any:
     """What a torch file holds of tensors and the settings beside them: nothing else is unpickled. UserError where there
     is more, or where it is damaged."""
     try:
-        with torch.serialization.safe_globals([Namespace]):
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's protocol, beside the error that says more
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
         raise UserError(f"{file} holds more than tensors, or no weights at all; save them as .safetensors") from error

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mistakes.parts import TINY
+from mistakes.parts import TINY, closed
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,8 @@ def tiny(*rows: tuple) -> list[Mistake]:
     """Rows of `train` beside the caches of a tiny run, whose arguments come first."""
     typed = [(f"{shlex.join(TINY)} {row[0]}", row[1]) for row in rows]
     return [Mistake("urepa.train", *words, "caches", *row[2:]) for words, row in zip(typed, rows, strict=True)]
+
+
+def bound(command: str, typed: str, says: str, beside: str, shut: str) -> Mistake:
+    """In a folder that may not be written."""
+    return Mistake(command, typed, says, beside, closed(shut), bound=True)

@@ -1,8 +1,9 @@
-"""What a user has in the folder before a mistake is made: caches, a finished run, images, weights, files of all kinds."""
+"""What lies in a user's folder before a mistake is made: caches, a finished run, images, an export, damaged files."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,8 @@ def closed(path: str) -> Callable[[Path], None]:
 
 
 def both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    """One after the other."""
+
     def change(here: Path) -> None:
         for one in changes:
             one(here)
@@ -102,3 +105,9 @@ def make_parts(root: Path, train: Callable[[Path], None], export: Callable[[Path
     shutil.move(work / "data", root / "caches" / "data")
     shutil.copytree(work, root / "run")
     export(root / "run", root / "export" / "exported")
+
+
+CONFIG, SUMMARY, STEP = f"{RUN}/config.yaml", f"{RUN}/summary.json", f"{RUN}/checkpoints/step_00000002"
+PICKLE = pickle.dumps({"x": Path("x")})
+FOREIGN = "model:\n  name: resnet\nepochs: 3\n"
+FILE = write("file", "x")

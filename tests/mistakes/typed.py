@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mistakes import of, tiny
-from mistakes.parts import remove, write
+from mistakes.parts import write
 
 KEYS = of(
     "urepa.train",
@@ -40,7 +40,7 @@ KEYS = of(
     ("foo", "'foo'.*KEY=VALUE"),
     ("--foo=1", "--foo"),
     ("=3", "'=3'.*KEY=VALUE"),
-    ("seed =1", "'seed =1'"),
+    ("seed =1", "'seed' is no KEY=VALUE; write KEY=VALUE, without spaces"),
     ("'seed= 1 2'", "seed"),
     ("experiment=cifar10", "write it with a plus, \\+experiment=NAME"),
     ("ablation=lambda_0", "write it with a plus, \\+ablation=NAME"),
@@ -84,28 +84,28 @@ GROUPS = of(
 
 TYPES = of(
     "urepa.train",
-    ("trainer.max_steps=many", "trainer.max_steps=many: .*integer"),
-    ("trainer.max_steps=1.5", "trainer.max_steps=1.5: .*integer"),
+    ("trainer.max_steps=many", "trainer.max_steps=many: .*Integer"),
+    ("trainer.max_steps=1.5", "trainer.max_steps=1.5: .*Integer"),
     ("trainer.max_steps=null", "trainer.max_steps=null: .*"),
     ("'trainer.max_steps=[3]'", "trainer.max_steps=\\[3\\]"),
     ("trainer.max_steps=1,000", "trainer.max_steps=1,000 is several values"),
     ("trainer.max_steps=", "trainer.max_steps="),
-    ("seed=x", "seed=x: .*integer"),
-    ("seed=1.5", "seed=1.5: .*integer"),
+    ("seed=x", "seed=x: .*Integer"),
+    ("seed=1.5", "seed=1.5: .*Integer"),
     ("seed=null", "seed=null"),
     ("seed=0,1", "add -m to sweep over them"),
     ("loss.level=pixel", "loss.level=pixel: .*sample, token, both"),
-    ("loss.warmup_steps=ten", "loss.warmup_steps=ten: .*integer"),
-    ("loss.lambda_max=half", "loss.lambda_max=half: .*float"),
+    ("loss.warmup_steps=ten", "loss.warmup_steps=ten: .*Integer"),
+    ("loss.lambda_max=half", "loss.lambda_max=half: .*Float"),
     ("backbone.block_out_channels=32", "backbone.block_out_channels=32: .*list"),
-    ("'backbone.block_out_channels=[a]'", "backbone.block_out_channels=\\[a\\]: .*integer"),
+    ("'backbone.block_out_channels=[a]'", "backbone.block_out_channels=\\[a\\]: .*Integer"),
     ("backbone.block_out_channels=null", "backbone.block_out_channels=null"),
     ("'backbone.attention=[1,maybe]'", "backbone.attention=\\[1,maybe\\]"),
     ("backbone=tiny_unet backbone.head_dim=wide", "backbone.head_dim=wide"),
     ("trainer.precision=fp16", "trainer.precision=fp16: .*fp32, bf16"),
     ("trainer.deterministic=maybe", "trainer.deterministic=maybe: .*"),
     ("trainer.attention=fast", "trainer.attention=fast: .*cudnn, flash, efficient"),
-    ("data.limit=few", "data.limit=few: .*integer"),
+    ("data.limit=few", "data.limit=few: .*Integer"),
     ("data.source=folders", "data.source=folders: .*folder"),
     ("data.root=null", "data.root=null: .*"),
     ("data.images=null", "data.images=null: .*"),
@@ -115,12 +115,12 @@ TYPES = of(
     ("loss.taps=mid", "loss.taps=mid"),
     ("'loss.taps=[mid]'", "loss.taps=\\[mid\\]"),
     ("'loss.taps={mid:1}'", "loss.taps.*\\+loss.taps.NAME=WEIGHT"),
-    ("loss.taps.mid=much", "loss.taps.mid=much: .*float"),
+    ("loss.taps.mid=much", "loss.taps.mid=much: .*Float"),
     ("tracking.tags=x", "tracking.tags=x"),
     ("tracking.uri=null", "tracking.uri=null"),
     ("objective.beta_schedule=cosine", "objective.beta_schedule=cosine: .*linear, scaled_linear"),
     ("teacher.grid=4", "teacher.grid=4: .*list"),
-    ("evaluation.samples.knn=five", "evaluation.samples.knn=five: .*integer"),
+    ("evaluation.samples.knn=five", "evaluation.samples.knn=five: .*Integer"),
     ("evaluation.samples=3", "evaluation.samples=3"),
     ("trainer.clip_norm={a:1}", "trainer.clip_norm"),
     ("seed=${foo}", "foo"),
@@ -178,7 +178,10 @@ NUMBERS = of(
     ("'teacher.grid=[0,2]'", "teacher.grid=\\[0, 2\\]: give 1 or more"),
     ("trainer.validation_group=500", "trainer.validation_group=500 is more than data.validation_images=180"),
     ("trainer.batch_size=7 trainer.accumulation=2", "trainer.batch_size=7 does not divide"),
-    ("evaluation.samples.sampler_steps=2000", "evaluation.samples.sampler_steps=2000: the objective has 1000 timesteps"),
+    (
+        "evaluation.samples.sampler_steps=2000",
+        "evaluation.samples.sampler_steps=2000: the objective has 1000 timesteps",
+    ),
     ("evaluation=knn evaluation.knn.timestep=1000", "evaluation.knn.timestep=1000: the objective's"),
 )
 

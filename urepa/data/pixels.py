@@ -6,7 +6,9 @@ Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -33,6 +35,7 @@ from urepa.data.cache import (
 )
 from urepa.data.digests import IN_MANIFEST
 from urepa.data.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
+from urepa.data.lmdb_file import Index
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
 from urepa.data.reading import Store
@@ -183,27 +186,62 @@ class PixelTrack:
 
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            source_files.refuse_changes(self)
-            if not is_finished(self.latents):
-                self._split_up()
-            self._build_latents()
-            latents = Store(self.latents)
-            refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
-            splits = self._splits()
-            if self.flip:
-                self._build_mirrored_latents(latents, splits)
-            for name, folder in self.tokens_folders(teacher).items():
-                self._build_tokens(by_name(teacher)[name], folder, latents, splits)
-            latents.close()
+        new = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        with self._locked():
+            try:
+                self._build(teacher)
+            except BaseException:
+                if new and not self._has_records():  # refused before anything was made
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    for place in new[1:]:
+                        with contextlib.suppress(OSError):  # something else is in it
+                            place.rmdir()
+                raise
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The folder is there, and this process alone builds in it. One that another process has removed while this one
+        waited is made again."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / ".lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._is_there(lock.fileno()):
+                    yield
+                    return
+
+    def _is_there(self, lock: int) -> bool:
+        """Is an open lock still the one in the folder?"""
+        try:
+            return os.path.samestat(os.fstat(lock), os.stat(self.folder / ".lock"))
+        except FileNotFoundError:
+            return False
+
+    def _has_records(self) -> bool:
+        stores = (file for file in self.folder.glob("*/data.mdb") if file.stat().st_size)
+        return any(len(Index(file.parent)) for file in stores)
+
+    def _build(self, teacher: Any | None) -> None:
+        source_files.refuse_changes(self)
+        if not is_finished(self.latents):
+            self._split_up()
+        self._build_latents()
+        latents = Store(self.latents)
+        refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
+        splits = self._splits()
+        if self.flip:
+            self._build_mirrored_latents(latents, splits)
+        for name, folder in self.tokens_folders(teacher).items():
+            self._build_tokens(by_name(teacher)[name], folder, latents, splits)
+        latents.close()
 
     def _split_up(self) -> None:
         """The three CSVs, and what the images' files are. What a killed build has made of other files goes."""
         if source_files.record(self.source, self.images, self.folder):
             shutil.rmtree(self.latents, ignore_errors=True)
-        for split, rows in self._split(list(SOURCES[self.source](self.images))).items():
+        splits = self._split(list(SOURCES[self.source](self.images)))
+        self._image(next(row for rows in splits.values() for row in rows))  # one that does not fit is met now
+        for split, rows in splits.items():
             samples = [Sample(row.name, row.class_id, row.path, split) for row in rows]
             write_split(self.folder / f"{split}.csv", samples)
 
@@ -249,6 +287,8 @@ class PixelTrack:
         def tokens(images_B3SS: Tensor) -> np.ndarray:
             return teacher.tokens(images_B3SS.to(device)).x_BND.cpu().numpy()
 
+        if not is_finished(folder):
+            tokens(images(splits["train"][:1]))  # weights that cannot be read are met now
         for output in outputs:
             self._fill(output, splits, images, tokens)
 

@@ -1,0 +1,110 @@
+"""Paths as they are typed: whatever characters they have, the config holds them so."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import edge
+import pytest
+
+from urepa.errors import UserError
+from urepa.mistakes import check_arguments, quoted
+from urepa.runs import parse_overrides
+
+ODD = (
+    *(
+        "a=b",
+        "a[b",
+        "[ab]",
+        "a#b",
+        "it's",
+        "'a",
+        '"a" b',
+        "a'",
+        "año",
+        "数据",
+        "a,b",
+        "a(b)",
+        "{a}",
+        "{a:b}",
+        "~/a",
+        "a\\b",
+    ),
+    *(
+        "a\\",
+        " a",
+        "a ",
+        "1e3",
+        "007",
+        "true",
+        "null x",
+        "a:b",
+        "$x",
+        "100%",
+        "a;b",
+        "a&b",
+        "a@b",
+        "-a",
+        "+a",
+        "a/b=c/d",
+    ),
+)
+KEYS = {"train": ("data.root", "data.images", "warm_start", "data.class_names"), "export": ("run", "out", "data.root")}
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_a_path_is_taken_as_it_is_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
+    for key in ("data.root", "data.images", "warm_start"):
+        argument = quoted(f"{key}={value}")
+        check_arguments([argument], "train")
+        part = compose(argument)
+        for name in key.split("."):
+            part = part[name]
+        assert part == value
+        assert parse_overrides([argument])[key] == value, "folders are named by it"
+    for key in ("run", "out", "report", "checkpoint"):
+        root = {"report": "compare", "checkpoint": "generate_checkpoint"}.get(key, "export")
+        assert compose(quoted(f"{key}={value}"), root=root)[key] == value
+
+
+@pytest.mark.parametrize("value", ["'a#b'", '"a [b]"'])
+def test_quotes_of_hydras_own_grammar_stay(compose: Callable[..., dict[str, Any]], value: str) -> None:
+    assert quoted(f"data.root={value}") == f"data.root={value}"
+    assert compose(quoted(f"data.root={value}"))["data"]["root"] == value[1:-1]
+
+
+def test_a_sweep_over_paths_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert quoted("data.root=a,b", sweeps=True) == "data.root=a,b"
+    (tmp_path / "a,b").mkdir()
+    assert quoted("data.root=a,b", sweeps=True) == "data.root='a,b'"
+    assert quoted("data.root=null") == "data.root=null"
+    assert quoted("data.root=${oc.env:HOME}/x") == "data.root=${oc.env:HOME}/x"
+
+
+@pytest.mark.parametrize(
+    "argument", ["tracking.experiment_name=a#b", "tracking.experiment_name=it's", "+tracking.tags.x=a[b"]
+)
+def test_the_quotes_that_a_mistake_names_work(compose: Callable[..., dict[str, Any]], argument: str) -> None:
+    """As a shell hands them over."""
+    with pytest.raises(UserError, match="type ") as raised:
+        check_arguments([argument], "train")
+    (typed,) = shlex.split(str(raised.value).rpartition(", type ")[2])
+    config = compose(typed)["tracking"]
+    assert argument.partition("=")[2] in (config["experiment_name"], config["tags"].get("x"))
+
+
+def test_caches_of_images_in_folders_of_odd_names(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To the end: both paths are used, and training finds what was made."""
+    (tmp_path / "it's a=[b], #1 (ñ)").symlink_to(images)
+    arguments = ["data=folder", "data.num_classes=3", "data.images=it's a=[b], #1 (ñ)", 'data.root=c="a" #2, {x}']
+    arguments += ["data.validation_images=6", "data.test_images=6", "data.image_size=16"]
+    arguments += ["teacher.image_size=64", "teacher.grid=[2,2]"]
+    done = edge.run(capfd, "urepa.preprocess", arguments, tmp_path)
+    assert done.code == 0, done.err
+    assert list((tmp_path / 'c="a" #2, {x}').glob("*/latents/manifest.json"))
