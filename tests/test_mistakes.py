@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import edge
@@ -16,7 +18,7 @@ from mistakes import Mistake, others, runs, tiny, training, typed
 from mistakes.parts import FILE, HERE, RUN, SUMMARY, TINY, write
 
 LONGEST = 410  # characters of a line that a person reads
-BAR = re.compile(r"(?:\r?[^\r\n]*\d+%\|[^\r\n]*)+\r?\n?| *\r")  # what progress bars have drawn before
+BAR = re.compile(r"(?:\r?[^\r\n]*(?:\d+%\||\[\d\d:\d\d, )[^\r\n]*)+\r?\n?| *\r")  # what progress bars have drawn before
 EVERY = [*typed.ALL, *training.ALL, *runs.ALL, *others.ALL]
 QUICK = EVERY[::9]
 SLOW = [m for m in EVERY if m not in QUICK]

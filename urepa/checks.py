@@ -24,7 +24,7 @@ ABSENT = object()
 def check(config: dict[str, Any], overrides: list[str]) -> None:
     """Raises UserError on the first mistake."""
     check_order(overrides)
-    check_parts(config)
+    check_chosen(config)
     check_given(config)
     check_arm(config, overrides)
     given = list(parse_overrides(overrides))
@@ -34,8 +34,8 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_turns(config, given)
     check_online(config, given)
     check_lora(config)
-    check_width(config)
     check_ranges(config)
+    check_width(config)
     check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check_trainer(config["trainer"], world)
@@ -50,7 +50,7 @@ def check_order(overrides: list[str]) -> None:
         raise UserError("+ablation before +experiment would be lost: write +experiment=... first, then +ablation=...")
 
 
-def check_parts(config: dict[str, Any]) -> None:
+def check_chosen(config: dict[str, Any]) -> None:
     """A part that was overwritten with a plain value."""
     evaluations = {f"evaluation.{name}": part for name, part in config["evaluation"].items()}
     parts = {kind: config[kind] for kind in KINDS if kind in config and kind != "evaluation"}
@@ -171,12 +171,9 @@ def check_width(config: dict[str, Any]) -> None:
     """Heads of attention that do not divide a level's channels: the library would take another width in silence."""
     backbone = config["backbone"]
     channels, width = backbone.get("block_out_channels", []), backbone.get("head_dim", 1)
-    attention = [
-        *backbone.get("attention", [])[:-1],
-        True,
-    ]  # the middle block, as wide as the last level, has it always
+    attention = [*backbone.get("attention", [])[:-1], True]  # the middle block has it always, at the last width
     odd = [c for c, has_heads in zip(channels, attention, strict=False) if has_heads and c % width]
-    if odd and all(channels):
+    if odd:
         raise UserError(
             f"backbone.head_dim={width} does not divide the {odd[0]} channels of a level with attention (of "
             f"backbone.block_out_channels={channels}); give a width that divides them all"

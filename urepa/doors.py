@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -37,6 +38,7 @@ LASTING = {
     errno.ELOOP: "give a path that is no loop of links",
     errno.EINVAL: "give another path",
 }
+SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
 FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
@@ -59,12 +61,26 @@ def open_door(main: Callable[[], None], root: str) -> None:
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
-    with one_line_mistakes():
+    with one_line_mistakes(), _unrecorded_if_refused():
         try:
             check_arguments(sys.argv[1:], root)
             main()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error, root, sys.argv[1:])) from error
+
+
+@contextlib.contextmanager
+def _unrecorded_if_refused() -> Iterator[None]:
+    """Hydra writes a record of a sweep before its first run: one that is refused leaves none."""
+    new = [record for record in SWEEP_RECORDS if not record.exists()]
+    try:
+        yield
+    except BaseException:
+        for record in new:
+            record.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in it, or it is the working folder
+                record.parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -72,6 +73,27 @@ def check_folder_target(key: str, path: Path) -> None:
     if not there.is_dir():
         raise UserError(f"{key}={path} cannot be a folder, as {there} is a file; give another path")
     _check_writable(key, path, there)
+
+
+def check_folder(key: str, path: Path) -> None:
+    """UserError where KEY=PATH is not a folder that is there and may be written in."""
+    if not path.is_dir():
+        raise UserError(f"{key}={path} is not a folder that is there; make it, or give another")
+    _check_writable(key, path, path)
+
+
+def new_places(folder: Path) -> list[Path]:
+    """A folder and those above it, as far as they are not there yet."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_new(places: list[Path]) -> None:
+    """Undoes the making of `new_places`: the folder goes with what is in it, those above it where nothing else is."""
+    if places:
+        shutil.rmtree(places[0], ignore_errors=True)
+    for place in places[1:]:
+        with contextlib.suppress(OSError):  # something else is in it
+            place.rmdir()
 
 
 def _check_writable(key: str, path: Path, folder: Path) -> None:

@@ -114,10 +114,13 @@ def _checked(argument: str) -> Override:
     name = key.lstrip("+")
     if value in ("", "''", '""') and (name in PATHS or PATH_ENDS.fullmatch(name)):
         raise UserError(f"{name}= is empty: give a path, or leave it out")
+    if name.partition(".")[0] == "arm":
+        raise UserError("arm is what ablation files say of themselves: give +ablation=NAME on the command line")
     override = _parsed(argument)
     if override is not None:
         return override
-    in_quotes = f"{key}={_with_quotes(value, Quote.single if '"' in value else Quote.double)}"
+    quote = Quote.single if '"' in value else Quote.double
+    in_quotes = f"{key}={_with_quotes(value, quote)}"
     if _parsed(in_quotes) is None:
         raise UserError(f"'{argument}' cannot be read; write KEY=VALUE, with a key of letters, digits, _ and dots")
     raise UserError(
@@ -254,8 +257,8 @@ def unknown(key: str, config: DictConfig) -> str:
 
 def _unknown(key: str, known: list[str]) -> str:
     group, _, rest = key.partition(".")
-    if group == "evaluation" and rest.partition(".")[0] in options_of(group):
-        name = rest.partition(".")[0]
+    name = rest.partition(".")[0]
+    if group == "evaluation" and name in options_of(group) and f"evaluation.{name}" not in known:
         return (
             f"there is no key '{key}' here, as evaluation={name} is not chosen; give that too, or [NAME,...] of several"
         )

@@ -75,7 +75,7 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
 
 
 def _unquoted(value: str) -> str:
-    """Without the quotes of Hydra's grammar, in which a backslash goes before a quote and before those in front of it."""
+    """Without the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
     if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
         return value
     inner = re.sub(rf"(\\+){value[0]}", lambda m: "\\" * (len(m[1]) // 2) + value[0], value[1:-1])

@@ -56,7 +56,7 @@ PLAN = [
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", "[1,2]")),
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": 3}')),
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": {"rows": [3]}}')),
-        ("measured=m.json", "m.json", "", write("m.json", '"x"')),
+        ("measured=m.json", "m.json holds a JSON str", "", write("m.json", '"x"')),
         (
             "measured=m.json",
             "measured=m.json does not hold the steps",
@@ -164,7 +164,7 @@ PREPROCESS = [
             "images",
         ),
         (
-            "data=folder data.num_classes=3 data.images=images data.validation_images=1000",
+            "data=folder data.num_classes=3 data.images=images data.validation_images=1000 data.test_images=3",
             "data.validation_images asks for",
             "images",
         ),
@@ -197,8 +197,8 @@ LAUNCHERS = [
         ("", "no job was submitted from here"),
         ("nowhere", "there is no nowhere/jobs.jsonl"),
         ("file", "file", "", FILE),
-        ("a b", "status"),
-        ("foo=1", "foo=1"),
+        ("a b", "takes one folder of jobs and nothing else"),
+        ("foo=1", "takes one folder of jobs and nothing else"),
     ),
     *of(
         "launchers.ablation_grid",

@@ -25,7 +25,8 @@ TOKENS = f"{STORE}/tokens_*"
 OLD_TOKENS = both(remove(SUMMARY), edit(f"{TOKENS}/manifest.json", mean_token_sha256=None))  # as earlier versions made
 TEACHER = "teacher=dinov2_l teacher.image_size=56 teacher.model"
 TINY_DATA = " ".join(o for o in TINY if o.startswith(("data.", "trainer.", "evaluation", "tracking")))
-SIT = f"+experiment=repa_cifar10_pixels data=digits {TINY_DATA} data.unshuffle=1 teacher.image_size=128 teacher.grid=[4,4]"
+SIT = f"+experiment=repa_cifar10_pixels data=digits {TINY_DATA} data.unshuffle=1 teacher.image_size=128"
+SIT += " teacher.grid=[4,4]"
 PROMPTS = f"backbone=sd15 backbone.weights=random backbone.prompts=p.pt {TINY_DATA}"
 
 
@@ -50,8 +51,7 @@ TRAIN = [
         ("", SUMMARY, write(SUMMARY, "[]")),
         ("", SUMMARY, edit(SUMMARY, step=None)),
         ("", f"{RUN}/provenance.json", write(f"{RUN}/provenance.json", "{")),
-        ("", f"{RUN}/provenance.json", write(f"{RUN}/provenance.json", "{}")),
-        ("", f"{RUN}/metrics.jsonl|is not what it was", both(remove(SUMMARY), write(f"{RUN}/metrics.jsonl", "{}\n"))),
+        ("", f"{RUN}/provenance.json", write(f"{RUN}/provenance.json", "[]")),
         ("", "train.csv", write(f"{STORE}/train.csv", "a,b\n1,2\n")),
         ("", "val.csv", remove(f"{STORE}/val.csv")),
         ("", "latents/manifest.json", write(f"{STORE}/latents/manifest.json", "{")),
@@ -94,6 +94,12 @@ TRAIN = [
         (f"resume={RUN} trainer.max_steps=4", "no valid checkpoint", "caches run", remove(f"{RUN}/checkpoints")),
         (f"resume={RUN} trainer.max_steps=4", CONFIG, "caches run", write(CONFIG, "{")),
         (f"resume={RUN} trainer.max_steps=4", SUMMARY, "caches run", write(SUMMARY, "{")),
+        (
+            f"resume={RUN} trainer.max_steps=4",
+            "is not what it was",
+            "caches run",
+            write(f"{RUN}/metrics.jsonl", "{}\n"),
+        ),
         (f"resume={RUN}/checkpoints trainer.max_steps=4", "is not a run's folder", "caches run"),
         ("", "outputs", "", write("outputs", "x")),
         ("hydra.run.dir=file/x", "file", "", FILE),
@@ -105,6 +111,9 @@ TRAIN = [
 
 WEIGHTS = [
     *sit(
+        ("random backbone.width=33", "backbone.*width=33"),
+        ("random backbone.heads=5", "backbone.*heads=5"),
+        ("random backbone.patch=5", "this SiT has 3x3 patches and the teacher 4x4 tokens"),
         ("nowhere", "backbone.weights=nowhere is not there"),
         ("", "backbone.weights= is empty: give a path"),
         (".", "has no model.safetensors"),

@@ -44,7 +44,7 @@ from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, re
 from urepa.data.store import Part
 from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
-from urepa.files import read_json
+from urepa.files import new_places, read_json, remove_new
 from urepa.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
@@ -186,16 +186,13 @@ class PixelTrack:
 
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
-        new = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        new = new_places(self.folder)
         with self._locked():
             try:
                 self._build(teacher)
             except BaseException:
-                if new and not self._has_records():  # refused before anything was made
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                    for place in new[1:]:
-                        with contextlib.suppress(OSError):  # something else is in it
-                            place.rmdir()
+                if not self._has_records():  # refused before anything was made
+                    remove_new(new)
                 raise
 
     @contextlib.contextmanager
