@@ -1,19 +1,15 @@
 """The whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, comparison.
 
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu dry_run=true
-    python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu
-    python -m launchers.status
 
-Its own keys are those of conf/ablation_grid.yaml: arms, seeds, shards, stages, evaluate, measured, dry_run, scripts,
-and cluster (slurm or local) with the cluster's settings below it. All else goes to the runs, as on
-`python -m urepa.train`. The same command again skips what is finished and submits what failed. Jobs run from a copy
-of the commit.
+Its own keys are those of `urepa.config.doors.AblationGrid`; all else goes to the runs, as on `python -m urepa.train`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +21,18 @@ from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import training_hours
 from launchers.study import runs_of, stages_of
+from urepa import output
+from urepa.config.doors import AblationGrid
 from urepa.doors import CONF, one_line_mistakes, prepare
 from urepa.errors import UserError
 from urepa.files import check_folder_target
+from urepa.help import HELP, help_text
 from urepa.limits import check_numbers
 from urepa.mistakes import check_arguments, check_options, explain, quoted
 from urepa.runs import parse_overrides, plain
 from urepa.tracking import prepare_store
 
-OWN = ("arms", "seeds", "shards", "stages", "evaluate", "measured", "dry_run", "scripts", "cluster")
+OWN = tuple(one.name for one in fields(AblationGrid))
 LISTS = ("arms", "seeds", "stages")
 
 
@@ -60,9 +59,19 @@ def settings_of(own: Sequence[str]) -> dict[str, Any]:
         return plain(compose("ablation_grid", list(own)))
 
 
+def show_help(own: Sequence[str]) -> None:
+    """Of the study's own keys, with the values that are given."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        print(help_text("ablation_grid", compose("ablation_grid", list(own), return_hydra_config=True)))
+
+
 def main() -> None:
     """Composes everything before anything is submitted."""
-    own, rest = split([quoted(argument) for argument in sys.argv[1:]])
+    asked = [quoted(a) for a in sys.argv[1:] if a not in HELP]
+    own, rest = split(asked)
+    if len(asked) < len(sys.argv) - 1:
+        show_help(own)
+        return
     check_arguments(own, "ablation_grid")
     check_arguments(rest, "train")
     settings = settings_of(own)
@@ -94,9 +103,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv):
-        print(__doc__)
-        sys.exit(0)
+    output.never_fails()
     prepare()
     with one_line_mistakes():
         try:

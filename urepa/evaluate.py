@@ -12,6 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.checks import check_chosen, check_times
+from urepa.conf_copy import of_one_conf
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import read_json
@@ -75,4 +76,4 @@ def check_store(path: Path, tracking: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "evaluate")
+    open_door(of_one_conf(main), "evaluate")

@@ -11,7 +11,6 @@ import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from PIL import Image as Picture
 
 from urepa import progress
 from urepa.assembly import make
-from urepa.data.build import class_names
 from urepa.errors import UserError
 from urepa.files import clear_leftovers, read_json, write_whole
 from urepa.opened import OpenedRun
@@ -172,7 +170,9 @@ class ImageSet:
                 device = accelerator.device
                 opened = self.origin.tuned(device, opened) if variant == TUNED else self.origin.base(device)
                 _ = opened.track.autoencoder  # missed now, not after all the steps
-                bar = stack.enter_context(progress.bar(total=total, unit="image")) if bar is None else bar
+                bar = (
+                    stack.enter_context(progress.bar(total=total, desc="images", unit="image")) if bar is None else bar
+                )
                 for i in batches:
                     with accelerator.autocast():
                         x0 = self._sample(opened, self.batches[i])
@@ -209,18 +209,9 @@ class ImageSet:
         write_whole(self.folder / "grid.png", labelled_grid(rows))
 
     def _label(self, class_id: int) -> str:
-        """The class's id, and its name where the track knows it."""
-        return f"{class_id} {self.names[class_id]}" if class_id < len(self.names) else f"class {class_id}"
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Of the classes; a small track keeps none."""
-        named = self.origin.config["data"].get("class_names")
-        try:
-            return [] if named is None else class_names(named)
-        except UserError as error:
-            print(f"warning: the grid has no class names: {error}")
-            return []
+        """The class's id, and its name where there is one."""
+        names = self.asked["class_names"]
+        return f"{class_id} {names[class_id]}" if class_id < len(names) else f"class {class_id}"
 
     def report(self) -> None:
         """Where everything lies."""

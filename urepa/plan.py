@@ -4,14 +4,13 @@ fetches nothing. Predictions stand as such; hours are expected only from a measu
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
@@ -222,6 +221,4 @@ def ratio(value: float | None, of: float | None, digits: int) -> str:
 
 if __name__ == "__main__":
     prepare()
-    scratch = tempfile.TemporaryDirectory(prefix="urepa_plan_")  # Hydra leaves a sweep's record somewhere
-    OmegaConf.register_new_resolver("scratch", lambda: scratch.name)
     open_door(main, "plan")

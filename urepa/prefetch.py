@@ -35,7 +35,7 @@ NEEDS = {
 OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer*"]  # an encoder, CLIP
 
 
-@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
+@hydra.main(config_path=CONF, config_name="prefetch", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Fetches weights, and the data set where it comes from the hub."""
     from hydra.core.hydra_config import HydraConfig
@@ -99,4 +99,4 @@ def fetch(name: str, patterns: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "train")
+    open_door(main, "prefetch")

@@ -20,10 +20,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from urepa import checkpoint, provenance
 from urepa.assembly import build, evaluated, load_modules, make
+from urepa.beginning import beginning, parameters_by_part
 from urepa.code_state import code_of, code_state
 from urepa.curves import read_curves
 from urepa.environment import take_out_settings
@@ -183,7 +183,7 @@ class Session:
     # --- the run ----------------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        begin = time.time()
+        begin = time.monotonic()
         code = code_state()
         load_modules(self.config)  # now, so that a file that is edited during the run does not enter it
         shipper = self._shipper(code)
@@ -197,6 +197,7 @@ class Session:
             self.accelerator.print(f"resuming {self.folder.path} at step {step}")
         is_main = self.accelerator.is_main_process
         if is_main:
+            print(beginning(trainer), flush=True)
             shipper.start()
         status = "FAILED"
         try:
@@ -279,7 +280,7 @@ class Session:
         if damage := rows.damage(end):
             warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
         last = _without_none(last_values(rows, end))
-        summary = self._summary(trainer, last, time.time() - begin) | {"evaluation_keys": results.keys}
+        summary = self._summary(trainer, last, time.monotonic() - begin) | {"evaluation_keys": results.keys}
         write_whole(self.folder.path / SUMMARY, json.dumps(summary, indent=1))
         return summary, results
 
@@ -302,7 +303,7 @@ class Session:
             "metrics": last,
             "evaluation": self.config["evaluation"],
             "evaluated_by": dict.fromkeys(self.config["evaluation"], code_of(stretches[-1]).version),
-            "parameters": _parameters(trainer.model),
+            "parameters": parameters_by_part(trainer.model),
             "seconds": {"training": trainer.seconds, "this_process": seconds},
             "peak_memory_bytes": peak,
             "processes": self.accelerator.num_processes,
@@ -391,14 +392,3 @@ def _counts(guard: dict[str, float]) -> dict[str, str]:
 def _facts(summary: dict[str, Any]) -> dict[str, str]:
     """What `urepa.compare` needs of summary.json, as a tag."""
     return {"urepa.summary": json.dumps(facts_of(summary))}
-
-
-def _parameters(model: nn.Module) -> dict[str, int]:
-    """How many parameters there are, by part, and how many of each train."""
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
-        counts[part] = counts.get(part, 0) + parameter.numel()
-        if parameter.requires_grad:
-            counts[f"{part}_trainable"] = counts.get(f"{part}_trainable", 0) + parameter.numel()
-    return counts

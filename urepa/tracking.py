@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -233,7 +234,8 @@ class MLflowShipper:
         for path in artifacts:
             below = path.parent.relative_to(self.folder).as_posix()
             self._client.log_artifact(run_id, str(path), None if below == "." else below)
-        self._client.set_terminated(run_id, status)
+        begun = self._client.get_run(run_id).info.start_time
+        self._client.set_terminated(run_id, status, max(int(time.time() * 1000), begun))  # the clock may be set back
         self._save(cursor | {"finished": status == "FINISHED"})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from urepa import progress
 from urepa.alignment import AlignedModel
 from urepa.data.cache import Cache
 from urepa.errors import UserError
@@ -76,7 +77,8 @@ def run_each(context: Context, evaluations: dict[str, Any], make: Callable[[Any]
     keys: dict[str, list[str]] = {}
     for name, settings in evaluations.items():
         try:
-            found = make(settings)(context)
+            with progress.about(name):
+                found = make(settings)(context)
         except Incomplete as partly:
             failures |= {f"{name}.{key}": why for key, why in partly.failures.items()}
             found = partly.metrics
