@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import gc
 import re
 import shlex
 import shutil
@@ -18,10 +18,11 @@ from mistakes import Mistake, others, runs, tiny, training, typed
 from mistakes.parts import FILE, HERE, RUN, SUMMARY, TINY, write
 
 LONGEST = 410  # characters of a line that a person reads
-BAR = re.compile(r"(?:\r?[^\r\n]*(?:\d+%\||\[\d\d:\d\d, )[^\r\n]*)+\r?\n?| *\r")  # what progress bars have drawn before
+# what progress bars have drawn before
+BAR = re.compile(r"(?:\r?[^\r\n]*(?:\d+%\||\[\d\d:\d\d, )[^\r\n]*)+\r?\n?| *\r|\x1b\[A| {20,}")
 EVERY = [*typed.ALL, *training.ALL, *runs.ALL, *others.ALL]
-QUICK = EVERY[::9]
-SLOW = [m for m in EVERY if m not in QUICK]
+QUICK = EVERY[::10]  # of all commands and kinds
+SLOW = [mistake for mistake in EVERY if mistake not in QUICK]
 
 
 def name(mistake: Mistake) -> str:
@@ -41,6 +42,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         (root / part).mkdir()
         shutil.move(work / folder, root / part / folder)
     shutil.copytree(images, root / "images" / "images")
+    gc.collect()
+    gc.freeze()  # what all commands have imported: Hydra makes much garbage beside it
     return root
 
 
@@ -72,24 +75,8 @@ def test_a_mistake_is_said_in_one_line_and_leaves_nothing(
     before = edge.content(here)
     with edge.bound_by_permissions() if mistake.bound else contextlib.nullcontext():
         done = edge.run(capfd, mistake.command, shlex.split(mistake.typed), here)
-    after = edge.content(here)
-    if "MK_OUT" in os.environ:
-        new = sorted(k for k in after.keys() | before.keys() if after.get(k) != before.get(k))
-        said = BAR.sub("", done.err).strip()
-        said = said.splitlines()[-1] if "Traceback" in said else said
-        bad = []
-        try:
-            check(mistake, *done)
-        except AssertionError as e:
-            bad.append(str(e).splitlines()[0][:40])
-        if new:
-            bad.append(f"left {new[:4]}")
-        with open(os.environ["MK_OUT"], "a") as f:
-            f.write(
-                f"{'FAIL ' + '; '.join(bad) if bad else 'ok'} | {mistake.command} {mistake.typed[-110:]} | {mistake.says} | {said[:430]}\n"
-            )
     check(mistake, *done)
-    assert after == before
+    assert edge.content(here) == before
 
 
 # one of each command, as a user's shell runs it
@@ -152,5 +139,6 @@ def test_a_full_disk_is_said_in_one_line(
         done = edge.run(capfd, command, shlex.split(typed), here / "w")
         check(mistake, *done)
         after = edge.content(here / "w")
-        assert {place: after.get(place) for place in before} == before
+        kept = [place for place in before if not place.endswith("summary.json")]  # it notes a failed evaluation
+        assert [after.get(place) for place in kept] == [before[place] for place in kept]
         assert not [place for place in after if place.endswith(".tmp")]

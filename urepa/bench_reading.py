@@ -40,8 +40,8 @@ def main(config: DictConfig) -> None:
         check_numbers(settings)
         if settings["samples"] <= settings["batch_size"]:
             raise UserError(
-                f"samples={settings['samples']} are no more than batch_size={settings['batch_size']}, and the first batch "
-                "is not timed; give more samples"
+                f"samples={settings['samples']} are no more than batch_size={settings['batch_size']}, and the first "
+                "batch is not timed; give more samples"
             )
         check_folder("folder", Path(settings["folder"]))
         if settings["out"] is not None:

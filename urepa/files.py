@@ -18,6 +18,7 @@ from urepa.errors import UserError
 
 # What torch.load raises for a damaged file or another program's, besides UnpicklingError for more than tensors
 DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, AssertionError, struct.error)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
 
 
 def sync_folder(folder: Path) -> None:

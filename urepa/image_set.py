@@ -170,9 +170,8 @@ class ImageSet:
                 device = accelerator.device
                 opened = self.origin.tuned(device, opened) if variant == TUNED else self.origin.base(device)
                 _ = opened.track.autoencoder  # missed now, not after all the steps
-                bar = (
-                    stack.enter_context(progress.bar(total=total, desc="images", unit="image")) if bar is None else bar
-                )
+                if bar is None:
+                    bar = stack.enter_context(progress.bar(total=total, desc="images", unit="image"))
                 for i in batches:
                     with accelerator.autocast():
                         x0 = self._sample(opened, self.batches[i])

@@ -32,6 +32,7 @@ PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as the
 }
 PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names)|teacher\.model")
 NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
+ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")  # more than conf/ is composed from
 RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
 SHOWN = 16  # options that a line names at most
 
@@ -80,10 +81,12 @@ def check_arguments(arguments: list[str], root: str) -> None:
     """UserError for what Hydra would pass over, or meet with an exception of no use."""
     check_flags(arguments)
     overrides = [_checked(argument) for argument in _overrides(arguments)]
+    has_other_files = any(argument.startswith(ELSEWHERE) for argument in arguments)
     for override in overrides:
-        _check_choice(override)
-    check_globs(arguments)
-    _check_declared(overrides, root)
+        _check_choice(override, has_other_files)
+    if not has_other_files:
+        check_globs(arguments)
+        _check_declared(overrides, root)
 
 
 def _overrides(arguments: list[str]) -> list[str]:
@@ -129,22 +132,23 @@ def _checked(argument: str) -> Override:
     )
 
 
-def _check_choice(override: Override) -> None:
+def _check_choice(override: Override, has_other_files: bool) -> None:
     """A group is chosen by names: Hydra raises a bare ValueError for anything else, and takes an empty list for a
     choice that leaves the group out."""
     group, value = override.key_or_group, override.value()
-    if override.is_delete() or not (Path(CONF) / group).is_dir():
+    if override.is_delete() or isinstance(value, Glob) or not (Path(CONF) / group).is_dir():
         return
-    typed = f"{group}={override.get_value_element_as_str()}" if not isinstance(value, ChoiceSweep | Glob) else ""
-    names = value if isinstance(value, list) else [value]
-    if value == []:
-        instead = f"{group}=none" if "none" in options_of(group) else f"{group}=NAME"
-        raise UserError(f"{typed} chooses nothing: give names, or {instead}")
-    if len(names) > 1 and "none" in names:
-        raise UserError(f"{typed}: none stands for nothing, and others are beside it; drop it")
-    is_hydras = group.startswith("hydra/") and isinstance(value, str)  # it has options of its own
-    if not is_hydras:
-        check_options(group, [name for name in names if not isinstance(name, ChoiceSweep | Glob)])
+    is_hydras = group.startswith("hydra/")  # it has options of its own
+    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        listed = choice if isinstance(choice, list) else [choice]
+        names = [name.text if isinstance(name, QuotedString) else name for name in listed]
+        if not names:
+            instead = "none" if "none" in options_of(group) else "NAME"
+            raise UserError(f"{group}=[] chooses nothing: give names, or {group}={instead}")
+        if len(names) > 1 and "none" in names:
+            raise UserError(f"{group}=[{','.join(map(str, names))}]: none stands for nothing beside others; drop it")
+        if not ((is_hydras or has_other_files) and all(isinstance(name, str) for name in names)):
+            check_options(group, names)
 
 
 def check_options(group: str, names: Sequence[Any]) -> None:

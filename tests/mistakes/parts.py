@@ -80,7 +80,7 @@ def closed(path: str) -> Callable[[Path], None]:
     """Makes a folder read-only, with everything in it."""
 
     def change(here: Path) -> None:
-        for found in [*here.glob(path), *here.glob(f"{path}/**/*")]:
+        for found in (here / path, *(here / path).rglob("*")):
             found.chmod(0o555 if found.is_dir() else 0o444)
 
     return change
