@@ -83,7 +83,7 @@ def test_a_mistake_is_said_in_one_line_and_leaves_nothing(
 IN_PROCESSES = [
     Mistake("urepa.train", "'evaluation=[knnn]'", "did you mean 'knn'"),
     *tiny(("backbone.head_dim=1000", "backbone.head_dim=1000 does not divide")),
-    Mistake("urepa.train", "data=folder", "data.images and data.num_classes must be given"),
+    Mistake("urepa.train", "data=folder", "say where your images are, data.images=FOLDER"),
     Mistake("urepa.preprocess", "data.root=file/x", "file/x", "", FILE),
     Mistake("urepa.evaluate", f"run={RUN} evaluation=knn", SUMMARY, "caches run", write(SUMMARY, "{")),
     Mistake("urepa.generate", f"run={RUN} out=file/x", "out=file/x cannot be a folder", "run", FILE),

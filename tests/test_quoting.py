@@ -52,22 +52,18 @@ ODD = (
         "a/b=c/d",
     ),
 )
-KEYS = {"train": ("data.root", "data.images", "warm_start", "data.class_names"), "export": ("run", "out", "data.root")}
 
 
 @pytest.mark.parametrize("value", ODD)
 def test_a_path_is_taken_as_it_is_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
-    for key in ("data.root", "data.images", "warm_start"):
-        argument = quoted(f"{key}={value}")
-        check_arguments([argument], "train")
-        part = compose(argument)
-        for name in key.split("."):
-            part = part[name]
-        assert part == value
-        assert parse_overrides([argument])[key] == value, "folders are named by it"
-    for key in ("run", "out", "report", "checkpoint"):
-        root = {"report": "compare", "checkpoint": "generate_checkpoint"}.get(key, "export")
-        assert compose(quoted(f"{key}={value}"), root=root)[key] == value
+    arguments = [quoted(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]
+    check_arguments(arguments, "train")
+    config = compose(*arguments)
+    assert [config["data"]["root"], config["data"]["images"], config["warm_start"]] == [value] * 3
+    assert parse_overrides(arguments) == dict.fromkeys(("data.root", "data.images", "warm_start"), value)
+    export = compose(*(quoted(f"{key}={value}") for key in ("run", "out")), root="export")
+    assert [export["run"], export["out"]] == [value] * 2
+    assert compose(quoted(f"report={value}"), root="compare")["report"] == value
 
 
 @pytest.mark.parametrize("value", ["'a#b'", '"a [b]"'])

@@ -108,8 +108,19 @@ class StoreWriter:
         self._lock = only_writer(self.folder)
         file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
         self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
-        self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
+        self._env = self._opened(file)
         self._puts = self._puts_before()
+
+    def _opened(self, file: Path) -> lmdb.Environment:
+        """LMDB's environment. Where it cannot begin (a full disk), no half of its first pages is left."""
+        with full_disk_at(file):
+            try:
+                return lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
+            except lmdb.Error:
+                if self._before is None:
+                    file.unlink(missing_ok=True)
+                self._lock.close()
+                raise
 
     def _puts_before(self) -> int:
         """How many puts have left digests, in this process or an earlier one."""
