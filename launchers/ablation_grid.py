@@ -29,8 +29,8 @@ from urepa.files import check_folder_target
 from urepa.help import HELP, help_text
 from urepa.limits import check_numbers
 from urepa.mistakes import check_arguments, check_options, explain, quoted
+from urepa.mlflow_store import prepare_store
 from urepa.runs import parse_overrides, plain
-from urepa.tracking import prepare_store
 
 OWN = tuple(one.name for one in fields(AblationGrid))
 LISTS = ("arms", "seeds", "stages")

@@ -35,6 +35,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without a run: to make them takes seconds. Copy it."""
+    from urepa.mlflow_store import connect
+
+    db = tmp_path_factory.mktemp("db") / "mlflow.db"
+    connect(f"sqlite:///{db}")
+    return db
+
+
 @pytest.fixture
 def room_for_sd15(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """SD-1.5 itself takes 10 GB: one test at a time has it, however many processes there are."""

@@ -87,10 +87,15 @@ def test_killed_jobs_are_tried_again_while_they_get_on(tmp_path: Path, module: C
     run = tmp_path / "run"
     run.mkdir()
     job = Job("arm", (("dies", str(run), "2"),), str(run))
-    (outcome,) = LocalQueue(1, [], str(tmp_path / "jobs")).run([job])
+    queue = LocalQueue(1, [], str(tmp_path / "jobs"))
+    module("good", "")
+    (outcome,) = queue.run([Job("good", (("good",),))])  # a study's earlier stage
+    assert outcome.error is None
+    (outcome,) = queue.run([job])
     assert outcome.error is not None
     assert "arm failed 3 times at step 2 and is given up" in outcome.error
     assert (run / "begun").read_text().split() == ["0", "1", "2", "2", "2"]
+    assert len(Book(tmp_path / "jobs").entries()) == 2
 
 
 def test_one_bad_job_stops_no_other(tmp_path: Path, module: Callable[[str, str], None]) -> None:

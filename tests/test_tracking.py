@@ -58,7 +58,7 @@ def test_everything_else_is_sent_once(file: Path) -> None:
     log = MetricsLog(file)
     for end in range(2):
         sending = shipper(file)
-        sending.start()
+        sending.start({})
         if end:
             log.append({"step": 10, "final/fd/pixels": 2.0})
         with pytest.warns(UserWarning, match=r"line 3 of .*metrics.jsonl is not JSON: it is not in MLflow"):
@@ -81,7 +81,7 @@ def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPat
     """Rows that come while it sends arrive once and in order. A clock that is set back ends no run before it began."""
     monkeypatch.setattr("urepa.tracking.time", SimpleNamespace(time=lambda: 0.0))
     sending, log = shipper(file), MetricsLog(file)
-    sending.start()
+    sending.start({})
     for step in range(11, 40):
         log.append({"step": step, "train/total": float(step)})
         sending.wake()

@@ -17,6 +17,7 @@ from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import read_json
 from urepa.limits import check_numbers
+from urepa.mlflow_store import check_credentials, location, sqlite_file
 from urepa.nested import moved
 from urepa.runs import plain, require_config
 from urepa.summary import read_summary
@@ -59,18 +60,21 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
         config["data"]["build_on_first_use"] = False  # the caches that it was trained on, or none
     check_times(config)
     check_store(path, config["tracking"])
+    if asked["tracking"] is None:
+        check_credentials(path, config["tracking"].get("uri", ""))
     return config
 
 
 def check_store(path: Path, tracking: dict[str, Any]) -> None:
-    """A sqlite file is named from the folder in which the run was trained."""
+    """UserError where a sqlite file, named from the folder in which the run was trained, is asked for from another. One
+    that was removed is made again."""
     uri = tracking.get("uri", "")
-    cursors = path / "mlflow.json"
-    known = uri in (read_json(cursors) if cursors.exists() else {})
-    if known and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file, cursors = sqlite_file(uri), path / "mlflow.json"
+    known = (read_json(cursors) if cursors.exists() else {}).get(uri)
+    if known is not None and file is not None and not file.exists() and known.get("store") != location(uri):
         raise UserError(
-            f"there is no {uri.removeprefix('sqlite:///')} here, which has this run: evaluate from the folder in which "
-            "it was trained, or give tracking=none"
+            f"there is no {file} here, which has this run: evaluate from the folder in which it was trained, or give "
+            "tracking=none"
         )
 
 

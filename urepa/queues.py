@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -204,12 +205,15 @@ class LocalQueue:
         self.folder, self.code = Path(folder).absolute(), code
         self.running: set[subprocess.Popen[bytes]] = set()
         self.leaving = False
+        self._numbers = itertools.count()  # of its jobs: it may run several times in one second
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Each as it ends. Ctrl-C and SIGTERM are handed to those that run: they save and end."""
         stamp = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.leaving = False  # of an earlier stage
         self.folder.mkdir(parents=True, exist_ok=True)
-        entries = [Entry(j, f"{stamp}_{i}", str(self.folder / f"{stamp}_{i}.log")) for i, j in enumerate(jobs)]
+        ids = [f"{stamp}_{next(self._numbers)}" for _ in jobs]
+        entries = [Entry(job, own, str(self.folder / f"{own}.log")) for job, own in zip(jobs, ids, strict=True)]
         earlier = {entry.id: self._earlier(entry) for entry in entries}
         entries.sort(key=lambda entry: earlier[entry.id] is None)  # what runs already takes its place first
         slots = self._slots([earlier[entry.id] for entry in entries[: self.at_once]])

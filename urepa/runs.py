@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -42,6 +43,7 @@ NOT_IDENTITY = (
 )
 IMAGES = "data.images"  # named by its last component; whether the samples are the same, `urepa.provenance` says
 LONGEST_NAME = 120
+LONGEST_TITLE = 250  # characters that MLflow takes
 LOCK_POLL = 5.0  # seconds
 # What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.summary`.
 FACTS = (
@@ -63,6 +65,7 @@ FACTS = (
 )
 
 
+@lru_cache(maxsize=4096)  # a comparison of hundreds of runs asks it of the same few hundred keys again and again
 def is_identity(key: str) -> bool:
     """Does a differing value of this dotted key make another run?"""
     return not any(key == k or key.startswith(f"{k}.") for k in NOT_IDENTITY)
@@ -196,6 +199,12 @@ class Names(NamedTuple):
         """`baseline`, `lora_16`, `loss.lambda_max=0.25`, or `lora_16, loss.lambda_max=0.25`."""
         named = () if self.ablation == "baseline" and self.overrides else (self.ablation,)
         return ", ".join([*named, *self.overrides])
+
+    def title(self, seed: int) -> str:
+        """A run's name in MLflow, what differs first: `loss.lambda_max=0.5, seed 0 · quickstart`."""
+        rest = f", seed {seed} · {self.experiment}"
+        room = LONGEST_TITLE - len(rest)
+        return f"{self.arm if len(self.arm) <= room else f'{self.arm[: room - 3]}...'}{rest}"
 
 
 def stored_names(path: Path) -> Names:

@@ -32,6 +32,8 @@ from urepa.evaluation.context import Evaluated
 from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.files import read_json, write_whole
 from urepa.metrics import Rows, checkpoint_rows, is_final, last_values, storable
+from urepa.mlflow_run import end_tags
+from urepa.mlflow_store import check_credentials
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
@@ -39,7 +41,6 @@ from urepa.runs import (
     Names,
     RunFolder,
     extended,
-    facts_of,
     is_identity,
     own_overrides,
     parse_overrides,
@@ -135,8 +136,8 @@ class Session:
         shipper = self._shipper(_code_of(summary))
         if not shipper.has_all():
             guard = checkpoint.require(self.folder.path).state["guard"]
-            shipper.start()
-            shipper.close("FINISHED", self._artifacts(), _counts(guard) | _facts(summary))
+            shipper.start(summary.get("data", {}))
+            shipper.close("FINISHED", self._artifacts(), end_tags(guard, summary))
         unchecked = "" if checked else " (data not checked: there is nothing here to compare its samples with)"
         print(f"{self.folder.path} is finished: {summary['step']} steps{unchecked}. Its results:")
         print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
@@ -162,6 +163,8 @@ class Session:
                     f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
                 )
             OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)
+        if not any(key == "tracking" or key.startswith("tracking.") for key in self.given):
+            check_credentials(self.folder.path, stored["tracking"].get("uri", ""))
         before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
@@ -198,8 +201,9 @@ class Session:
         is_main = self.accelerator.is_main_process
         if is_main:
             print(beginning(trainer), flush=True)
-            shipper.start()
+        on_main(lambda: shipper.start(trainer.reader.cache.fingerprint()))
         status = "FAILED"
+        summary = None
         try:
             trainer.fit(step)
             if is_main:
@@ -212,9 +216,9 @@ class Session:
             trainer.reader.cache.close()
             if is_main:
                 finished = status == "FINISHED"
-                tags = _counts(trainer.guard.state()) | (_facts(summary) if finished else {})
+                tags = end_tags(trainer.guard.state(), summary)
                 shipper.close(status, self._artifacts() if finished else [], tags)
-        if is_main:
+        if summary is not None:
             print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
         trainer.during.wait()  # for the last evaluation, which may take hours
         if is_main:
@@ -264,8 +268,8 @@ class Session:
             by = summary.get("evaluated_by", dict.fromkeys(before, provenance.last_code(path)))
             summary["evaluated_by"] = by | dict.fromkeys(told, code)
             write_whole(path / SUMMARY, json.dumps(summary, indent=1))
-            shipper.start()
-            shipper.close("FINISHED", self._artifacts(), _counts(found.state["guard"]) | _facts(summary))
+            shipper.start(trainer.reader.cache.fingerprint())
+            shipper.close("FINISHED", self._artifacts(), end_tags(found.state["guard"], summary))
             print_report(summary, self.config["trainer"], path, shipper.where, self._next_command())
             results.require_all()
 
@@ -349,7 +353,9 @@ class Session:
         if lineage is not None:
             tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
         connect = make(self.config["tracking"])
-        return connect(folder=path, name=f"{path.parent.name}/{path.name}", params=flatten(self.config), run_tags=tags)
+        return connect(
+            folder=path, name=self.names.title(self.config["seed"]), params=flatten(self.config), run_tags=tags
+        )
 
     def _next_command(self) -> str:
         if self.names.experiment == "quickstart" and not set(self.given) - {"seed"}:
@@ -382,13 +388,3 @@ def validation_set(cache: Any) -> str:
     """A digest of the validation samples' ids: the same in two runs that were validated on the same images."""
     ids = sorted(sample.sample_id for sample in cache.splits["val"])
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-
-
-def _counts(guard: dict[str, float]) -> dict[str, str]:
-    """What a run's guard has counted, as tags."""
-    return {f"guard.{name}": str(int(value)) for name, value in guard.items()}
-
-
-def _facts(summary: dict[str, Any]) -> dict[str, str]:
-    """What `urepa.compare` needs of summary.json, as a tag."""
-    return {"urepa.summary": json.dumps(facts_of(summary))}

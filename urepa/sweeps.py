@@ -26,8 +26,8 @@ from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
 from urepa.in_turn import InTurn
 from urepa.jobs import Job
+from urepa.mlflow_store import prepare_store
 from urepa.queues import LocalQueue, Outcome, SlurmQueue, told
-from urepa.tracking import prepare_store
 
 PLUGINS = "hydra_plugins.urepa"  # Hydra takes launchers of this namespace alone: this module's second name
 OURS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.run", "hydra.mode")

@@ -167,7 +167,10 @@ def test_selection(found: Callable[[str], list[Run]]) -> None:
     assert names([], [], "seed=1", []) == ["cifar10+baseline/seed1"]
     assert names([], [], None, [runs[1].id, "cifar10+lora_16/seed0"]) == [runs[1].name, runs[2].name]
     assert names([], [], None, [f"{runs[1].id}/"]) == [runs[1].name]
-    with pytest.raises(UserError, match=r"ids=none,there: there is no such run; give MLflow run ids or run folders"):
+    assert names([], [], None, ["lora_16, seed 0 · cifar10"]) == ["cifar10+lora_16/seed0"]
+    with pytest.raises(
+        UserError, match=r"ids=none,there: there is no such run; give MLflow run ids or names, or run folders"
+    ):
         names([], [], None, [runs[0].id, "none", "there/"])
     with pytest.raises(UserError, match="tag=set: give tag=KEY=VALUE"):
         names([], [], "set", [])

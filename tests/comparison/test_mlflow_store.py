@@ -21,16 +21,20 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up import changed, write_run
+from PIL import Image
 
 from urepa.comparison import store
 from urepa.comparison.arms import group
+from urepa.comparison.as_json import as_json
+from urepa.comparison.grids import find_in_folder, grids_of, read_file
 from urepa.comparison.results import summarise
 from urepa.comparison.runs import Run, find_folders, with_rows
-from urepa.comparison.tables import as_json, markdown
+from urepa.comparison.tables import markdown
 from urepa.errors import UserError
+from urepa.mlflow_store import connect, open_existing
 from urepa.nested import flatten
 from urepa.runs import facts_of
-from urepa.tracking import MLflowShipper, _client
+from urepa.tracking import MLflowShipper
 
 pytestmark = pytest.mark.slow  # a fresh MLflow database takes seconds
 
@@ -71,7 +75,7 @@ def ship(folder: Path, config: dict[str, Any], options: dict[str, Any], uri: str
         params=flatten(config),
         run_tags=tags,
     )
-    shipper.start()
+    shipper.start({})
     facts = json.dumps(facts_of(json.loads((folder / "summary.json").read_text()))) if finished else "{}"
     shipper.close("FINISHED" if finished else "KILLED", [], {"urepa.summary": facts})
     assert shipper.has_all() is finished
@@ -103,7 +107,7 @@ def server(place: Path) -> Iterator[str]:
 
 
 def from_store(uri: str) -> list[Run]:
-    client = store.open_store(uri)
+    client = open_existing(uri)
     return store.with_histories(client, store.find_stored(client))
 
 
@@ -135,7 +139,7 @@ def test_both_give_the_same(place: Path, server: str, monkeypatch: pytest.Monkey
 
 def test_others_runs_are_passed_over_and_failures_named(place: Path) -> None:
     uri = f"sqlite:///{place}/mlflow.db"
-    client = _client(uri)
+    client = connect(uri)
     strange = client.create_run(client.create_experiment("not ours"), run_name="<b>theirs</b>")
     assert strange.info.run_id not in {run.id for run in from_store(uri)}
     key = {"experiment": "x", "ablation": "y", "urepa.key": "z"}
@@ -148,8 +152,9 @@ def test_others_runs_are_passed_over_and_failures_named(place: Path) -> None:
     assert failed.info.run_id not in {run.id for run in from_store(uri)}
 
 
-def test_a_report_is_published_beside_its_runs(place: Path) -> None:
-    """With its figures and its table as the description; a comparison does not take it for a run."""
+def test_a_report_is_published(place: Path) -> None:
+    """With its figures and its table as the description, in an experiment of its own: charts of the runs' have a line
+    for each run, and a report would be one without values. A comparison does not take it for a run."""
     uri = f"sqlite:///{place}/mlflow.db"
     before = from_store(uri)
     folder = place / "report"
@@ -157,28 +162,52 @@ def test_a_report_is_published_beside_its_runs(place: Path) -> None:
     (folder / "index.html").write_text("<!doctype html>")
     (folder / "figures" / "a.png").write_bytes(b"png")
     results = summarise(group(before, [], None))
-    client = _client(uri)
+    client = connect(uri)
     ours = client.get_experiment_by_name("urepa")
     client.create_experiment("elsewhere")
     said = store.publish(uri, results, folder)
     assert [run.id for run in from_store(uri)] == [run.id for run in before]
-    (found,) = client.search_runs([ours.experiment_id], "tags.`urepa.report` = 'true'")
-    assert said == f"run report ({found.info.run_id}) in the experiment urepa"
+    assert all(run.data.metrics for run in client.search_runs([ours.experiment_id]))
+    reports = client.get_experiment_by_name("urepa reports")
+    (found,) = client.search_runs([reports.experiment_id])
+    assert said == f"run report ({found.info.run_id}) in the experiment urepa reports"
+    assert reports.tags["mlflow.experimentKind"] == ours.tags["mlflow.experimentKind"] == "custom_model_development"
     assert (found.info.run_name, found.info.status) == ("report", "FINISHED")
     assert found.data.tags["mlflow.note.content"] == markdown(results)[:8000]
     root = Path(client.download_artifacts(found.info.run_id, ""))
     assert {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} == {"index.html", "figures/a.png"}
 
 
+def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> None:
+    """The same as from the folders, from the database's store and through a server."""
+    folders = with_rows(find_folders(str(place / "outputs")))
+    for run in folders:
+        if run.name in ("cifar10/seed0", "cifar10+arm/seed0"):
+            samples = Path(run.id) / "samples"
+            samples.mkdir(exist_ok=True)
+            Image.new("RGB", (6, 4), "teal").save(samples / "step_00000600.png")
+            client = connect(f"sqlite:///{place}/mlflow.db")
+            (stored,) = [other for other in from_store(client.tracking_uri) if other.name == run.name]
+            with contextlib.chdir(place):
+                client.log_artifact(stored.id, str(samples / "step_00000600.png"), "samples")
+    expected = grids_of(group(folders, [], None), find_in_folder, read_file)
+    assert expected is not None
+    assert len(expected.shown) == 2
+    with contextlib.chdir(place):
+        for uri in (f"sqlite:///{place}/mlflow.db", server):
+            study = group(sorted(from_store(uri), key=lambda run: run.name), [], None)
+            assert store.stored_grids(open_existing(uri), study) == (expected, "")
+
+
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no MLflow store at .*none.db; give store=URI"):
-        store.open_store(f"sqlite:///{tmp_path}/none.db")
+        open_existing(f"sqlite:///{tmp_path}/none.db")
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="MLflow at http://127.0.0.1:9 does not answer"):
-        store.open_store("http://127.0.0.1:9")
+        open_existing("http://127.0.0.1:9")
 
 
 def test_an_empty_store(tmp_path: Path) -> None:
-    _client(f"sqlite:///{tmp_path}/mlflow.db")
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(UserError, match="there are no runs of urepa in sqlite"):
         from_store(f"sqlite:///{tmp_path}/mlflow.db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,7 +50,14 @@ def test_a_run_whose_launcher_was_killed(run: tuple[Path, BinaryIO], tmp_path: P
     first, *details = lines(tmp_path)
     assert first.split() == ["local-1", "failed", "quickstart"]
     assert details[1].strip() == "Killed"
-    (folder / "summary.json").write_text('{"step": 60}')
+    parts: dict[str, Any] = {
+        "experiment": "quickstart",
+        "ablation": "baseline",
+        "seed": 0,
+        "metrics": {},
+        "seconds": {},
+    }
+    (folder / "summary.json").write_text(json.dumps(parts | {"step": 60}))
     assert lines(tmp_path)[0].split() == ["local-1", "done", "quickstart"]
 
 

@@ -147,6 +147,8 @@ TOGETHER = of(
     ("-m '+ablation=glob(lambada*)'", "matches no option of ablation; there are: baseline"),
     ("-m '+experiment=cifar10' '+ablation=glob(lora_*)'", "\\+ablation=lora_16 is for the backbone sd15"),
     ("-m seed=0,x", "seed=x"),
+    ("-m '+ablation=glob(lambda_*)' +experiment=cifar10", "write \\+experiment=... first, then \\+ablation=..."),
+    ("data.root=nowhere data.build_on_first_use=false", "there is no cache at nowhere/"),
     ("-m loss=none,rapa", "loss has no option 'rapa'.*did you mean 'repa'"),
     ("backbone=sit_tiny objective=flow lora=mid_attention", "lora on a SiT of random weights would train nothing"),
     ("+loss.teachers.clip=1", "loss.teachers.clip has no effect"),

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, running, what_is_missing
 from studies import Study, checkout
-from workspace import CACHE, EVALUATED, TINY, Workspace, environment, forks
+from workspace import EVALUATED, TINY, Workspace, forks, make_cache
 
 HERE = Path(__file__).parent
 
@@ -28,18 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The caches of the tiny configuration, made by the door that makes caches."""
     folder = tmp_path_factory.mktemp("cache")
-    command = [sys.executable, "-m", "urepa.preprocess", *CACHE, f"data.root={folder}"]
-    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
+    make_cache(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables without a run: to make them takes seconds, and only one test is about that."""
-    db = tmp_path_factory.mktemp("db") / "mlflow.db"
-    make = f"from urepa.tracking import _client; _client('sqlite:///{db}')"
-    subprocess.run([sys.executable, "-c", make], env=environment(), check=True, capture_output=True)
-    return db
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,12 @@ def ended(
         return subprocess.CompletedProcess(what, code, out.read_text(), err.read_text())
 
 
+def make_cache(folder: Path) -> None:
+    """The caches of the tiny configuration, made by the door that makes caches."""
+    command = [sys.executable, "-m", "urepa.preprocess", *CACHE, f"data.root={folder}"]
+    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
+
+
 @functools.cache
 def forks() -> Forks:
     """One for all tests of this process."""

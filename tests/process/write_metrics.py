@@ -20,7 +20,7 @@ def main(folder: Path, uri: str, pause: float) -> None:
     log = MetricsLog(folder / "metrics.jsonl")
     tags = {"folder": str(folder)}
     shipper = MLflowShipper(uri, "urepa", {}, 120.0, folder=folder, name=folder.name, params={"seed": 0}, run_tags=tags)
-    shipper.start()
+    shipper.start({})
     for step in range(1, ROWS + 1):
         log.append({"step": step} | {key: float(f"{step}.{i}") for i, key in enumerate(KEYS)})
         shipper.wake()

@@ -45,6 +45,11 @@ class Run:
     curves: dict[str, Curve] = field(default_factory=dict)
     started: int = 0  # time of the first row, ms
     damage: str = ""
+    title: str = ""  # the MLflow run's name
+
+    def is_called(self, word: str) -> bool:
+        """Is this its MLflow run's id or name, its folder, or that folder's name?"""
+        return word in (self.id, self.name, self.title)
 
     @property
     def experiment(self) -> str:
@@ -124,14 +129,16 @@ def _found(folder: Path) -> Run | None:
     config = upgrade(config)
     if not _has_own_parts(config):
         return None
+    names = stored_names(folder)
     given = {str(k): str(v) for k, v in (config["tracking"].get("tags") or {}).items()}
     return Run(
         id=str(folder),
         name=readable(f"{folder.parent.name}/{folder.name}"),
         config=as_text(config),
-        tags={k: readable(v) for k, v in (tags_of(stored_names(folder), config) | given).items()},
+        tags={k: readable(v) for k, v in (tags_of(names, config) | given).items()},
         status="finished" if summary.get("step") == config["trainer"]["max_steps"] else "unfinished",
         facts=facts_of(summary),
+        title=names.title(config["seed"]),
     )
 
 
@@ -188,16 +195,17 @@ def with_rows(runs: list[Run]) -> list[Run]:
 def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: str | None, ids: list[str]) -> list[Run]:
     """The runs that match everything that was asked for; names may be patterns as in a shell. UserError if none."""
     ids = [word.rstrip("/") for word in ids]
-    if unknown := [word for word in ids if not any(word in (run.id, run.name) for run in runs)]:
+    if unknown := [word for word in ids if not any(run.is_called(word) for run in runs)]:
         raise UserError(
-            f"ids={','.join(unknown)}: there is no such run; give MLflow run ids or run folders, as {runs[0].id}"
+            f"ids={','.join(unknown)}: there is no such run; give MLflow run ids or names, or run folders, as "
+            f"{runs[0].id}"
         )
     chosen = [
         run
         for run in runs
         if _matches(run.experiment, experiments)
         and _matches(run.ablation, ablations)
-        and (not ids or any(word in (run.id, run.name) for word in ids))
+        and (not ids or any(run.is_called(word) for word in ids))
         and (tag is None or _has_tag(run, tag))
     ]
     if chosen:

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from urepa import progress
+from urepa.comparison.arms import Study
 from urepa.comparison.comparable import is_compared
+from urepa.comparison.grids import FOLDER, Grids, by_step, grids_of, read_file
 from urepa.comparison.results import Results
-from urepa.comparison.runs import Run
+from urepa.comparison.runs import Run, readable
 from urepa.comparison.tables import markdown
 from urepa.curves import Curve, curves_of
 from urepa.errors import UserError
+from urepa.mlflow_run import experiment_id, facts_in
+from urepa.mlflow_store import open_existing
 from urepa.upgrades import SCHEMA_TAG, upgrade_flat
 
 RUNS_A_QUERY = 100  # what MLflow's server takes
@@ -36,34 +40,37 @@ NOTHING = Curve(np.empty(0, np.int64), np.empty(0))
 Point = tuple[str, int, float, int]  # run id, step, value, time in ms
 
 
-def open_store(uri: str) -> Any:
-    """A client of a store that is there; UserError if none is, instead of a new empty one."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.is_file():
-        raise UserError(f"there is no MLflow store at {path}; give store=URI, or runs=FOLDER for run folders")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise UserError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from error
-    return client
-
-
 def publish(uri: str, results: Results, folder: Path) -> str:
-    """Puts the report's folder into the store as artifacts of a run called "report", beside the baseline's runs.
-    It has no key of ours, so no comparison takes it for a run. Returns where it is, in words."""
-    client = open_store(uri)
-    beside = client.get_run(results.study.baseline.first.id).info.experiment_id
+    """Puts the report's folder into the store as artifacts of a run called "report". It is in an experiment of its own,
+    NAME reports for the baseline's experiment NAME: beside the runs, each of their charts would list it as one without
+    values. It has no key of ours, so no comparison takes it for a run. Returns where it is, in words."""
+    client = open_existing(uri)
+    study = client.get_experiment(client.get_run(results.study.baseline.first.id).info.experiment_id).name
+    reports = f"{study} reports"
+    beside = experiment_id(client, reports, print)
     tags = {"urepa.report": "true", "mlflow.note.content": markdown(results)[:LONGEST_NOTE]}
     run_id = client.create_run(beside, run_name="report", tags=tags).info.run_id
     client.log_artifacts(run_id, str(folder))
     client.set_terminated(run_id)
-    return f"run report ({run_id}) in the experiment {client.get_experiment(beside).name}"
+    return f"run report ({run_id}) in the experiment {reports}"
+
+
+def stored_grids(client: Any, study: Study) -> tuple[Grids | None, str]:
+    """The grids of samples among the runs' artifacts; or none and a sentence where they cannot be reached, as those of
+    a server's own disk."""
+    from mlflow.exceptions import MlflowException
+
+    def find(run: Run) -> dict[int, str]:
+        return by_step(item.path for item in client.list_artifacts(run.id, FOLDER))
+
+    def read(run: Run, place: str) -> bytes:
+        with TemporaryDirectory() as folder:
+            return read_file(run, client.download_artifacts(run.id, place, folder))
+
+    try:
+        return grids_of(study, find, read), ""
+    except (MlflowException, OSError) as error:
+        return None, f"The grids of samples could not be read from MLflow: {str(error).splitlines()[0]}"
 
 
 def find_stored(client: Any) -> list[Run]:
@@ -78,19 +85,26 @@ def find_stored(client: Any) -> list[Run]:
 
 
 def _found(stored: Any) -> Run:
-    facts = json.loads(stored.data.tags.get("urepa.summary", "{}"))
+    facts = facts_in(stored.data.tags)
     config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
     if "step" in facts:  # a parameter cannot change in MLflow: an extended run has its first end there
         config["trainer.max_steps"] = str(facts["step"])
     return Run(
         id=stored.info.run_id,
-        name=stored.info.run_name,
+        name=_folder_name(stored),
+        title=stored.info.run_name,
         config=config,
         tags=dict(stored.data.tags),
         status={"FINISHED": "finished", "FAILED": "failed"}.get(stored.info.status, "unfinished"),
         facts=facts,
         curves=dict.fromkeys(stored.data.metrics, NOTHING),
     )
+
+
+def _folder_name(stored: Any) -> str:
+    """What the run is called where it is read from its folder."""
+    folder = Path(stored.data.tags.get("folder", ""))
+    return readable(f"{folder.parent.name}/{folder.name}") if folder.name else str(stored.info.run_name)
 
 
 def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
