@@ -34,6 +34,15 @@ PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_n
 NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
 ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")  # more than conf/ is composed from
 RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
+OF_TYPES = {  # what OmegaConf says of a value that the schema does not take, and what to do
+    "could not be converted to Integer": "give a whole number",
+    "could not be converted to Float": "give a number",
+    "is not a valid bool|could not be converted to Boolean": "give true or false",
+    "is not Optional": "give a value; this one cannot be null",
+    "is not a ListConfig, list or tuple|Cannot assign .* to List": "give a list, [A,B,...]",
+    "Cannot convert '(list|dict)' to string": "give text",
+    "Cannot assign .* to Dict": "this is a mapping; set its keys one by one, as KEY.NAME=VALUE",
+}
 SHOWN = 16  # options that a line names at most
 
 
@@ -235,7 +244,9 @@ def explain(error: BaseException, root: str, arguments: list[str]) -> str:
         return raised[1]
     wrong_value = re.search(r"Error merging override (\S+)", text)
     if wrong_value and cause is not None:
-        return f"{wrong_value[1]}: {str(cause).splitlines()[0]}"
+        reason = str(cause).splitlines()[0]
+        advice = (said for pattern, said in OF_TYPES.items() if re.search(pattern, reason))
+        return f"{wrong_value[1]}: {next(advice, reason)}"
     several = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)
     if several:
         key, values = several.groups()
@@ -277,7 +288,8 @@ def _as_typed(key: str, arguments: list[str]) -> str:
 
 
 def _nearest(word: str, options: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    others = [option for option in options if not word.startswith(f"{option}.")]  # not the group of a key
+    near = difflib.get_close_matches(word, others, n=1, cutoff=0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
