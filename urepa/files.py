@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -106,6 +107,26 @@ def _check_writable(key: str, path: Path, folder: Path) -> None:
         raise UserError(
             f"{key}={path} cannot be written ({folder}: {error.strerror}); give a path where you may write"
         ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder is there, and of the processes that ask this one alone works in it. One that another has removed while
+    this one waited is made again."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_the_same(lock.fileno(), folder / ".lock"):
+                yield
+                return
+
+
+def _is_the_same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -6,9 +6,6 @@ Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,7 +35,7 @@ from urepa.data.classes import names_at, pixel_folder, read_names, write_names
 from urepa.data.digests import IN_MANIFEST
 from urepa.data.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
 from urepa.data.listing import Listing
-from urepa.data.lmdb_file import Index
+from urepa.data.lmdb_file import has_records
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
 from urepa.data.reading import Store
@@ -47,7 +44,7 @@ from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, re
 from urepa.data.splits import split_up
 from urepa.data.store import Part
 from urepa.errors import UserError
-from urepa.files import new_places, read_json, remove_new
+from urepa.files import locked, new_places, read_json, remove_new
 from urepa.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
@@ -191,7 +188,7 @@ class PixelTrack:
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
         new = new_places(self.folder)
-        with self._locked():
+        with locked(self.folder):
             try:
                 self._build(teacher)
             except BaseException:
@@ -199,29 +196,9 @@ class PixelTrack:
                     remove_new(new)
                 raise
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The folder is there, and this process alone builds in it. One that another process has removed while this one
-        waited is made again."""
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / ".lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if self._is_there(lock.fileno()):
-                    yield
-                    return
-
-    def _is_there(self, lock: int) -> bool:
-        """Is an open lock still the one in the folder?"""
-        try:
-            return os.path.samestat(os.fstat(lock), os.stat(self.folder / ".lock"))
-        except FileNotFoundError:
-            return False
-
     def _has_results(self) -> bool:
         """Records, or a list of what cannot be read?"""
-        stores = (file for file in self.folder.glob("*/data.mdb") if file.stat().st_size)
-        return (self.folder / unreadable.FILE).exists() or any(len(Index(file.parent)) for file in stores)
+        return (self.folder / unreadable.FILE).exists() or any(map(has_records, self.folder.iterdir()))
 
     def _build(self, teacher: Any | None) -> None:
         source_files.refuse_changes(self)
@@ -345,8 +322,6 @@ class PixelTrack:
         def tokens(images_B3SS: Tensor) -> np.ndarray:
             return teacher.tokens(images_B3SS.to(device)).x_BND.cpu().numpy()
 
-        if not is_finished(folder):
-            tokens(images(splits["train"][:1]))  # weights that cannot be read are met now
         for output in outputs:
             self._fill(output, splits, images, tokens)
 
@@ -373,7 +348,13 @@ class PixelTrack:
                     if chosen:
                         yield chosen, images_BCSS
 
-        encode_part(output, Part(), samples, read, encode, self.remake, digest_of(samples))
+        new = new_places(output.folder)
+        try:
+            encode_part(output, Part(), samples, read, encode, self.remake, digest_of(samples))
+        except BaseException:
+            if not has_records(output.folder):  # weights that cannot be read, say
+                remove_new(new)
+            raise
 
     def _image(self, pixels: np.ndarray) -> Tensor:
         """The central square of an image, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""

@@ -1,4 +1,4 @@
-"""Paths as they are typed: whatever characters they have, the config holds them so."""
+"""Arguments that are right: paths of any characters are taken as they are typed, and what Hydra offers still works."""
 
 from __future__ import annotations
 
@@ -104,3 +104,26 @@ def test_caches_of_images_in_folders_of_odd_names(
     done = edge.run(capfd, "urepa.preprocess", arguments, tmp_path)
     assert done.code == 0, done.err
     assert list((tmp_path / 'c="a" #2, {x}').glob("*/latents/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "+loss.taps.enc_last=1",
+        "~loss.taps.mid",
+        "+tracking.tags.mood=fine",
+        "++seed=1",
+        "+loss.teachers.clip=0.5",
+        "evaluation=[knn,alignment]",
+        "+experiment=cifar10 +ablation=lambda_0",
+        "evaluation=dense +teacher@evaluation.dense.teacher=dinov2_b",
+        "-m loss=urepa,none seed=0,1 hydra/launcher=local",
+        "-m +ablation=glob(lambda*)",
+        "hydra.run.dir=elsewhere +hydra.job.env_set.X=1 hydra/launcher=basic",
+        "--cfg job seed=1",
+        "--config-dir mine +experiment=of_my_own head=mine_too +more.of_mine=1",
+        "tracking.experiment_name='a b'",
+    ],
+)
+def test_what_hydra_offers_is_let_through(typed: str) -> None:
+    check_arguments(shlex.split(typed), "train")
