@@ -44,6 +44,7 @@ NOT_IDENTITY = (
 IMAGES = "data.images"  # named by its last component; whether the samples are the same, `urepa.provenance` says
 LONGEST_NAME = 120
 LONGEST_TITLE = 250  # characters that MLflow takes
+SHARED = ("backbone", "data", "trainer", "evaluation")  # groups whose overrides a sweep's runs mostly have in common
 LOCK_POLL = 5.0  # seconds
 # What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.summary`.
 FACTS = (
@@ -201,10 +202,18 @@ class Names(NamedTuple):
         return ", ".join([*named, *self.overrides])
 
     def title(self, seed: int) -> str:
-        """A run's name in MLflow, what differs first: `loss.lambda_max=0.5, seed 0 · quickstart`."""
+        """A run's name in MLflow, what differs first: `loss.lambda_max=0.5, seed 0 · quickstart`. Of several overrides
+        those of the method, which sweeps are over, come before those that a whole sweep shares."""
+        arm = self._replace(overrides=tuple(sorted(self.overrides, key=_place))).arm
         rest = f", seed {seed} · {self.experiment}"
         room = LONGEST_TITLE - len(rest)
-        return f"{self.arm if len(self.arm) <= room else f'{self.arm[: room - 3]}...'}{rest}"
+        return f"{arm if len(arm) <= room else f'{arm[: room - 3]}...'}{rest}"
+
+
+def _place(override: str) -> int:
+    """Of an override in a title, by its group."""
+    group = re.split(r"[.=]", override)[0]
+    return SHARED.index(group) if group in SHARED else -1
 
 
 def stored_names(path: Path) -> Names:
