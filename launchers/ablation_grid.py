@@ -23,10 +23,12 @@ from launchers.hours import training_hours
 from launchers.study import runs_of, stages_of
 from urepa import output
 from urepa.config.doors import AblationGrid
-from urepa.doors import CONF, explain, one_line_mistakes, prepare
+from urepa.doors import CONF, one_line_mistakes, prepare
 from urepa.errors import UserError
+from urepa.files import check_folder_target
 from urepa.help import HELP, help_text
 from urepa.limits import check_numbers
+from urepa.mistakes import check_arguments, check_options, explain, quoted
 from urepa.mlflow_store import prepare_store
 from urepa.runs import parse_overrides, plain
 
@@ -35,7 +37,9 @@ LISTS = ("arms", "seeds", "stages")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the study, and those of its runs."""
+    """Arguments of the study, and those of its runs. UserError for what a study gives them itself, and for flags."""
+    if flags := [a for a in arguments if a.startswith("-")]:
+        raise UserError(f"{flags[0]}: a study takes KEY=VALUE alone, and no flags; it sweeps by arms= and seeds=")
     own = [a for a in arguments if a.partition("=")[0].split(".")[0] in OWN]
     rest = [a for a in arguments if a not in own]
     for key, instead in (("seed", "seeds=0,1,2"), ("ablation", "arms=a,b,c")):
@@ -63,13 +67,19 @@ def show_help(own: Sequence[str]) -> None:
 
 def main() -> None:
     """Composes everything before anything is submitted."""
-    asked = [a for a in sys.argv[1:] if a not in HELP]
+    asked = [quoted(a) for a in sys.argv[1:] if a not in HELP]
     own, rest = split(asked)
     if len(asked) < len(sys.argv) - 1:
         show_help(own)
         return
+    check_arguments(own, "ablation_grid")
+    check_arguments(rest, "train")
     settings = settings_of(own)
     check_numbers(settings)
+    if settings["evaluate"] is not None:
+        check_options("evaluation", [settings["evaluate"]])
+    if settings["scripts"] is not None:
+        check_folder_target("scripts", Path(settings["scripts"]))
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
     runs = runs_of(settings["arms"], settings["seeds"], rest, gpus)

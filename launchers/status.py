@@ -71,4 +71,8 @@ if __name__ == "__main__":
         print(help_text("status", OmegaConf.structured(Status)))
         sys.exit(0)
     with one_line_mistakes():
+        if len(sys.argv) > 2 or any("=" in argument for argument in sys.argv[1:]):
+            raise UserError(
+                "launchers.status takes one folder of jobs, and nothing else: python -m launchers.status [FOLDER]"
+            )
         print("\n".join(lines(Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER))))

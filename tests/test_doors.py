@@ -7,9 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
@@ -17,90 +15,12 @@ from urepa.doors import FIRST_SPEAKS, one_line_mistakes
 from urepa.errors import UserError
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WORLD_SIZE", "RANK")}
-TINY = "data.root=nowhere/digits data.build_on_first_use=false"
-
-# (arguments, what the line must say); the first two lists never load torch
-QUICK = [
-    ("foo=1", "no key 'foo'"),
-    ("loss.lambdamax=1", "did you mean 'loss.lambda_max'?"),
-    ("loss=rapa", "loss has no option 'rapa'; choose one of: none, repa"),
-    ("+experiment=cifar10 +ablation=lora_16", "+ablation=lora_16 is for the backbone sd15, not for tiny_unet"),
-    ("-m +ablation=glob(lambada*)", "glob(lambada*) matches no option of ablation; there are: baseline,"),
-    ("trainer.log_every=0", "trainer.log_every=0: give 1 or more"),
-    ("resume=nowhere", "resume=nowhere is not a run's folder"),
-]
-MORE = [
-    ("+experiment=cifar", "experiment has no option 'cifar'; choose one of: cifar10"),
-    ("nogroup=x", "no key 'nogroup'"),
-    ("loss.level=pixel", "loss.level=pixel: Invalid value 'pixel', expected one of [sample, token, both]"),
-    ("experiment=cifar10", "write it with a plus, +experiment=NAME"),
-    ("seed=0,1", "seed=0,1 is several values: add -m to sweep over them"),
-    ("trainer.max_steps=many", "trainer.max_steps=many: Value 'many'"),
-    ("loss.taps.midd=1", "to add one, write +loss.taps.midd=VALUE"),
-    ("foo", "missing EQUAL"),
-    ("loss=none head.depth=1", "head.depth has no effect with loss=none"),
-    ("+ablation=lambda_0 +experiment=cifar10", "write +experiment=... first, then +ablation=..."),
-    ("-m +experiment=cifar10 +ablation=glob(lora_*)", "+ablation=lora_16 is for the backbone sd15"),
-    ("-m +ablation=glob(lambda_*) +experiment=cifar10", "write +experiment=... first, then +ablation=..."),
-    ("-m seed=0,1 --cfg job", "--cfg shows one composed config and -m sweeps over several"),
-    ("+ablation=lambda_0 loss=none", "there is no key 'loss.lambda_max' beside the other parts"),
-    ("trainer.batch_size=63 trainer.accumulation=2 loss.level=token", "does not divide"),
-]
-SLOWER = [
-    ("+loss.taps.midd=1", "no tap 'midd'; it has mid, enc_last, dec_first"),
-    (TINY, "there is no cache at nowhere/digits/"),
-    (f"trainer.batch_size=1 {TINY}", "a batch has 1"),
-    (f"loss.lambda_max=-1 {TINY}", "loss.lambda_max=-1.0: give 0 or more"),
-]
-CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in (*MORE, *SLOWER))]
-
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run(arguments: list[str], folder: Path, *python: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *python, "-m", *arguments]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def mistakes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[subprocess.CompletedProcess[str], set[str]]]:
-    """What the cases whose tests run ended in, and what each left in its folder; two processes at a time."""
-    asked = {item.callspec.params["arguments"] for item in request.session.items if "mistakes" in item.fixturenames}
-
-    root = tmp_path_factory.mktemp("mistakes")  # not by the threads: the first folder of a session clears its place
-
-    def answer(arguments: str) -> tuple[str, tuple[subprocess.CompletedProcess[str], set[str]]]:
-        folder = Path(mkdtemp(dir=root))
-        done = run(["urepa.train", *arguments.split(), "tracking=none"], folder)
-        return arguments, (done, {str(path.relative_to(folder)) for path in folder.rglob("*")})
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(answer, sorted(asked)))
-
-
-@pytest.mark.parametrize(("arguments", "words"), CASES)
-def test_a_mistake_is_said_in_one_line_and_leaves_nothing(
-    mistakes: dict[str, tuple[subprocess.CompletedProcess[str], set[str]]], arguments: str, words: str
-) -> None:
-    done, left = mistakes[arguments]
-    lines = done.stderr.splitlines()
-    assert done.returncode == 1
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert words in lines[0]
-    assert "Traceback" not in done.stdout + done.stderr
-    of_a_sweep = {"outputs", "outputs/multirun.yaml", "outputs/.jobs"}  # Hydra's, and the copy of conf/
-    left = {name for name in left if not name.startswith("outputs/.jobs/conf")}
-    assert left <= (of_a_sweep if arguments.startswith("-m") else set())
-
-
-def test_the_preprocess_door_says_it_in_one_line_too(tmp_path: Path) -> None:
-    for argument, words in (("data=digit", "did you mean 'digits'?"), ("data.limt=3", "did you mean 'data.limit'?")):
-        done = run(["urepa.preprocess", argument], tmp_path)
-        assert done.returncode == 1
-        assert [line.startswith("error: ") and words in line for line in done.stderr.splitlines()] == [True]
 
 
 @pytest.mark.parametrize(

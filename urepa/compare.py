@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import check_file_target, check_folder_target, write_whole
 from urepa.markup import printable
 from urepa.runs import parse_overrides, plain
 
@@ -35,6 +35,9 @@ def main(config: DictConfig) -> None:
             raise UserError("store= and runs= are two sources: give one of them")
         if settings["publish"] and settings["store"] is None:
             raise UserError("publish=true puts the report into the MLflow store that it is of: give store=URI")
+        check_folder_target("report", Path(settings["report"]))
+        if settings["out"] is not None:
+            check_file_target("out", Path(settings["out"]))
         compare(settings)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.checks import check_times
+from urepa.checks import check_chosen, check_times
 from urepa.conf_copy import of_one_conf
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
@@ -46,6 +46,7 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
     if summary is None or summary["step"] != end:
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
     given = {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
+    check_chosen({"evaluation": {}} | given)
     check_numbers(given)  # and not the run's own: it is finished, under whatever limits there were then
     config |= given
     if not config["evaluation"]:

@@ -22,7 +22,7 @@ from urepa.backbones.sit import SiT
 from urepa.backbones.sit_published import EXPORTED, to_published
 from urepa.data.classes import write_names
 from urepa.errors import UserError
-from urepa.files import sync_folder, write_whole
+from urepa.files import full_disk_at, sync_folder, write_whole
 from urepa.model_card import model_card
 from urepa.objectives import DDPM
 from urepa.opened import OpenedRun, given_places, open_base
@@ -52,7 +52,8 @@ def export(asked: dict[str, Any]) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     temporary.mkdir(parents=True)
     try:
-        write_parts(opened, temporary)
+        with full_disk_at(target):
+            write_parts(opened, temporary)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -22,7 +22,8 @@ from urepa.config.doors import Images
 from urepa.data.classes import names_beside
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.limits import check_numbers
+from urepa.files import check_folder_target
+from urepa.limits import check_given, check_numbers
 from urepa.published import check_named, has_effect
 from urepa.runs import parse_overrides, plain, require_config
 
@@ -97,6 +98,8 @@ def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[s
     asked["seed"] = asked["seed"] if "seed" in given else 0  # an experiment's own is its training's
     check_request(asked)
     config = {key: value for key, value in composed.items() if key not in REQUEST}
+    config["data"] |= {"images": "none"}  # of a training; no key of what is asked here
+    check_given({part: config[part] for part in ("backbone", "objective", "data")})
     check_numbers({part: config[part] for part in ("backbone", "objective", "data")})
     check_named(asked["checkpoint"])
     kept = names_beside(Path(asked["checkpoint"]), config["data"]["num_classes"])
@@ -112,6 +115,8 @@ def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[s
 def check_request(asked: dict[str, Any]) -> None:
     """A UserError where no model could answer it."""
     check_numbers(asked)
+    if asked["out"] is not None:
+        check_folder_target("out", Path(asked["out"]))
     interval = asked["guidance_interval"]
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise UserError(f"guidance_interval={interval}: give two times, from 0 to 1, the lower one first")

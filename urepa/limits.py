@@ -107,6 +107,14 @@ RANGES |= {key.name: key.range for keys in OF_COMMANDS for key in keys if key.ra
 ASCENDING = (("objective.beta_start", "objective.beta_end"),)  # keys whose values do not fall
 
 
+def check_given(config: dict[str, Any]) -> None:
+    """UserError where a command lacks values that have no default."""
+    missing = [key for key, value in flatten(config).items() if value == "???"]
+    if missing:
+        asked = " ".join(f"{key}=..." for key in missing)
+        raise UserError(f"{' and '.join(missing)} must be given, as there is no default: add {asked}")
+
+
 def check_numbers(config: dict[str, Any]) -> None:
     """UserError on the first number of any command's config that is not finite, out of its range or above one that it
     must not exceed. Old runs are not asked: what is checked is what a command was given."""

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.files import write_whole
+from urepa.files import check_file_target, write_whole
 from urepa.runs import parse_overrides, plain
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def main(config: DictConfig) -> "Plan":
     with one_line_mistakes():
         parts = plain(config)
         check(parts, of_the_run(overrides))
+        if parts["out"] is not None:
+            check_file_target("out", Path(parts["out"]))
         from urepa.costs import Device, plan
 
         measured = None if parts["measured"] is None else Path(parts["measured"])

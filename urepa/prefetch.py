@@ -17,7 +17,7 @@ from urepa.errors import UserError
 from urepa.files import read_json, write_whole
 from urepa.hub import hub_file, is_hub_id, resolve, why_not
 from urepa.nested import flatten
-from urepa.runs import plain
+from urepa.runs import plain, remove_empty
 
 RECORD = Path("prefetch.json")
 # what each key's repository is read for
@@ -38,6 +38,9 @@ OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.tx
 @hydra.main(config_path=CONF, config_name="prefetch", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Fetches weights, and the data set where it comes from the hub."""
+    from hydra.core.hydra_config import HydraConfig
+
+    remove_empty(Path(HydraConfig.get().runtime.output_dir))  # Hydra has made it, for a run
     with one_line_mistakes():
         parts = plain(config)
         record: dict[str, Any] = read_json(RECORD) if RECORD.exists() else {}

@@ -79,7 +79,11 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
 
 
 def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    """Without the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
+        return value
+    inner = re.sub(rf"(\\+){value[0]}", lambda m: "\\" * (len(m[1]) // 2) + value[0], value[1:-1])
+    return re.sub(r"(\\+)$", lambda m: "\\" * (len(m[1]) // 2), inner)
 
 
 def run_name(overrides: list[str], seed: int) -> str:

@@ -108,7 +108,7 @@ class Session:
         self.accelerator = accelerate_for(self.config["trainer"])
         try:
             yield
-        except UserError:
+        except BaseException:
             self.folder.forget()
             raise
         finally:

@@ -102,7 +102,8 @@ def find_all(pattern: str) -> tuple[list[Run], list[Path]]:
     runs = [run for run in found.values() if run is not None]
     foreign = [folder for folder, run in found.items() if run is None]
     if not runs:
-        others = f", but {len(foreign)} other config.yaml (first: {foreign[0] / 'config.yaml'})" if foreign else ""
+        first = _damage(foreign[0]) or str(foreign[0] / "config.yaml") if foreign else ""
+        others = f", but {len(foreign)} other config.yaml (first: {first})" if foreign else ""
         raise UserError(f"there are no runs in {pattern}{others}; give runs=FOLDER, or store=URI for an MLflow store")
     return runs, foreign
 
@@ -139,6 +140,18 @@ def _found(folder: Path) -> Run | None:
         facts=facts_of(summary),
         title=names.title(config["seed"]),
     )
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with the files of a folder that is no run's; "" where they are whole, and another program's."""
+    file = folder / "summary.json"
+    try:
+        read_plain(folder / "config.yaml")
+        if file.exists():
+            read_json(file)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _has_own_parts(config: dict[str, Any]) -> bool:

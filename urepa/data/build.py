@@ -40,7 +40,7 @@ from urepa.data.splits import refuse_other_classes
 from urepa.data.store import GROUP, Part, batches_of
 from urepa.draws import unit_interval
 from urepa.errors import UserError
-from urepa.files import read_json, write_whole
+from urepa.files import new_places, read_json, remove_new, write_whole
 from urepa.teachers.several import Several, by_name
 
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
@@ -97,6 +97,13 @@ class Build:
         if there == files:
             self._refuse_other_numbers()
         else:
+            self._make_lists(files, digests)
+        self._record(csv_sha256=csv_digests(files))
+
+    def _make_lists(self, files: list[Path], digests: dict[str, str]) -> None:
+        """From the source; of one that does not fit nothing is left."""
+        track, new = self.track, new_places(self.track.folder)
+        try:
             known = track.record().get("source", {})
             listing = Listing(track.source, track.images, known)
             source_files.record(track.source, track.images, track.folder)
@@ -110,7 +117,9 @@ class Build:
             if not known:  # lists of an earlier version have no names of classes
                 write_names(track.folder, names_at(track.source, track.images, listing.suffixes))
             self._record(source=listing.facts())
-        self._record(csv_sha256=csv_digests(files))
+        except BaseException:
+            remove_new(new)
+            raise
 
     def _write_missing(self, chosen: dict[str, list[Row]]) -> None:
         """A list that another track of the folder has made stays; a UserError where this one would need another."""
@@ -209,7 +218,7 @@ class Build:
 
     def stage_latents(self) -> None:
         """VAE latents."""
-        track = self.track
+        track, _ = self.track, self._listed()  # missed now, not after the weights are read
         encoder, facts = encode.vae_encoder(track.vae, track.moments)
         facts |= {"kind": "latents", "shape": track.record_shape(), "dtype": "float16"}
         facts |= {"image_size": track.image_size, "crop": "center"}
@@ -217,7 +226,7 @@ class Build:
 
     def stage_tokens(self) -> None:
         """Teacher tokens, a store for each teacher."""
-        track, teachers = self.track, by_name(self.teacher)
+        track, teachers, _ = self.track, by_name(self.teacher), self._listed()
         for teacher in teachers.values():
             if track.token_dtype == "int8" and teacher.width % GROUP:
                 raise UserError(

@@ -6,7 +6,6 @@ Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -36,6 +35,7 @@ from urepa.data.classes import names_at, pixel_folder, read_names, write_names
 from urepa.data.digests import IN_MANIFEST
 from urepa.data.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
 from urepa.data.listing import Listing
+from urepa.data.lmdb_file import has_records
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
 from urepa.data.reading import Store
@@ -44,7 +44,7 @@ from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, re
 from urepa.data.splits import split_up
 from urepa.data.store import Part
 from urepa.errors import UserError
-from urepa.files import read_json
+from urepa.files import locked, new_places, read_json, remove_new
 from urepa.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
@@ -187,22 +187,33 @@ class PixelTrack:
 
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            source_files.refuse_changes(self)
-            if is_finished(self.latents):
-                self._complete_latents()
-            else:
-                self._list_and_build_latents()
-            latents = Store(self.latents)
-            refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
-            splits = self._splits()
-            if self.flip:
-                self._build_mirrored_latents(latents, splits)
-            for name, folder in self.tokens_folders(teacher).items():
-                self._build_tokens(by_name(teacher)[name], folder, latents, splits)
-            latents.close()
+        new = new_places(self.folder)
+        with locked(self.folder):
+            try:
+                self._build(teacher)
+            except BaseException:
+                if not self._has_results():  # refused before anything was made
+                    remove_new(new)
+                raise
+
+    def _has_results(self) -> bool:
+        """Records, or a list of what cannot be read?"""
+        return (self.folder / unreadable.FILE).exists() or any(map(has_records, self.folder.iterdir()))
+
+    def _build(self, teacher: Any | None) -> None:
+        source_files.refuse_changes(self)
+        if is_finished(self.latents):
+            self._complete_latents()
+        else:
+            self._list_and_build_latents()
+        latents = Store(self.latents)
+        refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
+        splits = self._splits()
+        if self.flip:
+            self._build_mirrored_latents(latents, splits)
+        for name, folder in self.tokens_folders(teacher).items():
+            self._build_tokens(by_name(teacher)[name], folder, latents, splits)
+        latents.close()
 
     def _list_and_build_latents(self) -> None:
         """The three CSVs and the latents. Which images cannot be read is known, of all, before anything else is made;
@@ -337,7 +348,13 @@ class PixelTrack:
                     if chosen:
                         yield chosen, images_BCSS
 
-        encode_part(output, Part(), samples, read, encode, self.remake, digest_of(samples))
+        new = new_places(output.folder)
+        try:
+            encode_part(output, Part(), samples, read, encode, self.remake, digest_of(samples))
+        except BaseException:
+            if not has_records(output.folder):  # weights that cannot be read, say
+                remove_new(new)
+            raise
 
     def _image(self, pixels: np.ndarray) -> Tensor:
         """The central square of an image, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""

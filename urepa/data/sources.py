@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ def _labels(part: Any) -> list[int]:
 def parquet(images: str) -> Iterator[Row]:
     """DIR/train*.parquet and DIR/test*.parquet (or validation*), as Hugging Face `datasets` writes them."""
     from datasets import Image, load_dataset
+    from pyarrow.parquet import read_metadata
 
     found = {split: sorted(map(str, Path(images).glob(f"{split}*.parquet"))) for split in ("train", *HELD_OUT)}
     files = {split: paths for split, paths in found.items() if paths}
@@ -141,6 +143,11 @@ def parquet(images: str) -> Iterator[Row]:
             f"data.images={images} has no train*.parquet and test*.parquet (or validation*.parquet); "
             "give data.images=FOLDER beside data.source=parquet"
         )
+    for file in chain(*files.values()):
+        try:
+            read_metadata(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} is no whole parquet file ({error}); copy it again") from error
     dataset = load_dataset("parquet", data_files=files)
     for column in {"img", "image"} & set(dataset["train"].column_names):
         dataset = dataset.cast_column(column, Image())
