@@ -1,19 +1,15 @@
 """The whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, comparison.
 
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu dry_run=true
-    python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu
-    python -m launchers.status
 
-Its own keys are those of conf/ablation_grid.yaml: arms, seeds, shards, stages, evaluate, measured, dry_run, scripts,
-and cluster (slurm or local) with the cluster's settings below it. All else goes to the runs, as on
-`python -m urepa.train`. The same command again skips what is finished and submits what failed. Jobs run from a copy
-of the commit.
+Its own keys are those of `urepa.config.doors.AblationGrid`; all else goes to the runs, as on `python -m urepa.train`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +21,25 @@ from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import training_hours
 from launchers.study import runs_of, stages_of
-from urepa.doors import CONF, explain, one_line_mistakes, prepare
+from urepa import output
+from urepa.config.doors import AblationGrid
+from urepa.doors import CONF, one_line_mistakes, prepare
 from urepa.errors import UserError
+from urepa.files import check_folder_target
+from urepa.help import HELP, help_text
 from urepa.limits import check_numbers
+from urepa.mistakes import check_arguments, check_options, explain, quoted
 from urepa.mlflow_store import prepare_store
 from urepa.runs import parse_overrides, plain
 
-OWN = ("arms", "seeds", "shards", "stages", "evaluate", "measured", "dry_run", "scripts", "cluster")
+OWN = tuple(one.name for one in fields(AblationGrid))
 LISTS = ("arms", "seeds", "stages")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the study, and those of its runs."""
+    """Arguments of the study, and those of its runs. UserError for what a study gives them itself, and for flags."""
+    if flags := [a for a in arguments if a.startswith("-")]:
+        raise UserError(f"{flags[0]}: a study takes KEY=VALUE alone, and no flags; it sweeps by arms= and seeds=")
     own = [a for a in arguments if a.partition("=")[0].split(".")[0] in OWN]
     rest = [a for a in arguments if a not in own]
     for key, instead in (("seed", "seeds=0,1,2"), ("ablation", "arms=a,b,c")):
@@ -56,11 +59,27 @@ def settings_of(own: Sequence[str]) -> dict[str, Any]:
         return plain(compose("ablation_grid", list(own)))
 
 
+def show_help(own: Sequence[str]) -> None:
+    """Of the study's own keys, with the values that are given."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        print(help_text("ablation_grid", compose("ablation_grid", list(own), return_hydra_config=True)))
+
+
 def main() -> None:
     """Composes everything before anything is submitted."""
-    own, rest = split(sys.argv[1:])
+    asked = [quoted(a) for a in sys.argv[1:] if a not in HELP]
+    own, rest = split(asked)
+    if len(asked) < len(sys.argv) - 1:
+        show_help(own)
+        return
+    check_arguments(own, "ablation_grid")
+    check_arguments(rest, "train")
     settings = settings_of(own)
     check_numbers(settings)
+    if settings["evaluate"] is not None:
+        check_options("evaluation", [settings["evaluate"]])
+    if settings["scripts"] is not None:
+        check_folder_target("scripts", Path(settings["scripts"]))
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
     runs = runs_of(settings["arms"], settings["seeds"], rest, gpus)
@@ -84,9 +103,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv):
-        print(__doc__)
-        sys.exit(0)
+    output.never_fails()
     prepare()
     with one_line_mistakes():
         try:

@@ -10,8 +10,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from urepa import output
+from urepa.config.doors import Status
 from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
+from urepa.help import HELP, help_text
 from urepa.jobs import FOLDER, Book, Entry, last_error
 from urepa.metrics import Rows, number
 from urepa.queues import active_jobs
@@ -20,6 +25,8 @@ from urepa.runs import RunFolder
 
 def state_of(entry: Entry, folder: Path, active: dict[str, str]) -> str:
     """In SLURM's words while it is there; then done or failed."""
+    if entry.state == "running" and not entry.is_running():  # its launcher was killed, and it has ended since
+        return "done" if entry.job.run is not None and entry.job.is_finished() else "failed"
     if entry.state:
         return entry.state
     if entry.id in active:
@@ -45,7 +52,7 @@ def progress(entry: Entry) -> str:
 def lines(folder: Path) -> list[str]:
     """The table."""
     entries, damage = Book(folder).read()
-    last = {entry.job.commands: entry for entry in entries}
+    last = {entry.job.what: entry for entry in entries}
     if not last and not damage:
         raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl")
     active = active_jobs() if shutil.which("squeue") else {}
@@ -59,8 +66,13 @@ def lines(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv):
-        print(__doc__)
+    output.never_fails()
+    if HELP & set(sys.argv):
+        print(help_text("status", OmegaConf.structured(Status)))
         sys.exit(0)
     with one_line_mistakes():
+        if len(sys.argv) > 2 or any("=" in argument for argument in sys.argv[1:]):
+            raise UserError(
+                "launchers.status takes one folder of jobs, and nothing else: python -m launchers.status [FOLDER]"
+            )
         print("\n".join(lines(Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER))))

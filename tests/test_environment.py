@@ -35,7 +35,10 @@ def test_nothing_is_said_where_nothing_was_asked(capsys: pytest.CaptureFixture[s
 
 
 def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     environment = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}
     take_out_settings(environment)
     assert not environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,13 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
     """Pixels of what generate makes, by variant."""
     out = run / f"images{len(list(run.iterdir()))}"
     request = {"classes": CLASSES, "n": 2, "sampler": "dpmsolver", "steps": 4, "guidance": 3.0, "seed": 5}
-    request |= {"against": None, "batch_size": 16, "precision": "fp32", "guidance_interval": [0.0, 1.0]}
+    request |= {
+        "against": None,
+        "batch_size": 16,
+        "precision": "fp32",
+        "guidance_interval": [0.0, 1.0],
+        "class_names": [],
+    }
     generate(asked_of(run, out=str(out)) | request | more)
     assert (out / "grid.png").exists()
     return {
@@ -197,6 +204,25 @@ def test_a_card_says_that_metrics_are_damaged(compose: Compose, small_run: list[
         card = model_card(run, 3, compose(*small_run), "", [])
     assert "| train/total | 2 |" in card
     assert "these are the last values up to this step. Some could not be read, so later ones may be missing." in card
+
+
+def test_a_card_lists_the_classes(compose: Compose, small_run: list[str], small_sit: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "outputs" / "quickstart" / "seed0"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("")
+    names = ["bag", "<script>alert(1)</script>", "a|b\n# c", *(f"n{i}" for i in range(7))]
+    assert "## Classes" not in model_card(run, 3, compose(*small_run), "", [])
+    (run / "provenance.json").write_text(json.dumps({"data": {"classes": names}}))
+    card = model_card(run, 3, compose(*small_run), "", [])
+    listed = card.partition("## Classes\n\n")[2].partition("\n\n## ")[0].splitlines()
+    assert listed[:3] == ["- 0: bag", "- 1: &lt;script&gt;alert(1)&lt;/script&gt;", "- 2: a\\|b \\# c"]
+    assert len(listed) == 10
+    config = compose(*small_sit)
+    config["data"] |= {"source": "folder", "num_classes": 10}
+    command = next(
+        line for line in model_card(run, 3, config, "", ["model.safetensors"]).splitlines() if "urepa.t" in line
+    )
+    assert "data.num_classes=10" in command, "where it was counted is not where the card is read"
 
 
 def test_names_cannot_break_the_card(compose: Compose, small_run: list[str], tmp_path: Path) -> None:

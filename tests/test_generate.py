@@ -74,6 +74,33 @@ def test_a_run_that_began_with_random_weights_has_no_base(small: Path, ask: Any)
         generate(ask(small, "data.vae=somewhere"))
 
 
+NAMES = ["zero", "one", "<b>two</b>", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def test_classes_are_asked_for_by_the_names_that_stay_with_a_run(small: Path, ask: Any) -> None:
+    """Without the track's caches: they lie with the run."""
+    with pytest.raises(UserError, match="seven is a name, and the names of this run's classes are not known"):
+        ask(small, "classes=[seven,1]")
+    assert ask(small, "classes=1")["classes"] == [1]
+    record = small / "provenance.json"
+    record.write_text(json.dumps({"data": {"content": {}, "samples": {}, "places": {}, "classes": NAMES}}))
+    try:
+        asked = ask(small, "classes=[seven,1]", "n=1")
+        assert (asked["classes"], asked["class_names"]) == ([1, 7], NAMES)
+        assert ask(small, "classes=nine")["classes"] == [9]
+        with pytest.raises(UserError, match=r"no class sevn \(did you mean 'seven'\?\)"):
+            ask(small, "classes=[sevn]")
+        images = image_set.ImageSet(asked, image_set.find_origin(asked))
+        assert images.folder.name.endswith(",classes=1+7"), "the same request by ids has the same folder"
+        assert "class_names" not in images.request
+        assert [images._label(c) for c in asked["classes"]] == ["1 one", "7 seven"]
+        record.write_text(json.dumps({"data": {"classes": NAMES[:3]}}))
+        with pytest.raises(UserError, match="does not hold the names of 10 classes"):
+            ask(small, "classes=1")
+    finally:
+        record.unlink()
+
+
 def pixels(folder: Path) -> dict[str, np.ndarray]:
     return {p.name: np.asarray(Image.open(p)).astype(int) for p in (folder / "images").iterdir()}
 

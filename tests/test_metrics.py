@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from urepa.errors import UserError
 from urepa.metrics import Beginning, MetricsLog, Rows, checkpoint_rows, last_values, read_rows
 
+ROOT = Path(__file__).parents[1]
 ROWS = [{"step": step, "train/total": 1 / step, "lr": 0.5, "time": 1000 + step} for step in (1, 5, 10, 15)]
 FINAL = {"step": 15, "final/fd/pixels": "nan", "floor/fd/pixels": None, "time": 2000}
 
@@ -186,3 +188,39 @@ def test_a_first_step_that_became_later_is_no_new_beginning(file: Path) -> None:
         MetricsLog(file).cut(3, 10)
     assert file.read_bytes() == before
     assert checkpoint_rows(file.with_name("none"), 0, 0) == Beginning(0, 0)
+
+
+def test_times_of_rows_ascend_where_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a process, in the next one, behind half a line of a killed one, and after a cut."""
+    file = tmp_path / "metrics.jsonl"
+    clock = 2_000_000.0
+    monkeypatch.setattr("time.time", lambda: clock)
+    log = MetricsLog(file)
+    log.append({"step": 1, "a": 1.0})
+    clock = 1_000_000.0
+    log.append({"step": 2, "a": 1.0})
+    MetricsLog(file).append({"step": 3, "a": 1.0})
+    assert [row["time"] for row in read_rows(file)] == [2_000_000_000, 2_000_000_001, 2_000_000_002]
+    with open(file, "a") as half:
+        half.write('{"step": 4, "a"')
+    killed = MetricsLog(file)
+    killed.cut(2, 2)
+    killed.append({"step": 3, "a": 1.0})
+    assert [row["time"] for row in read_rows(file)] == [2_000_000_000, 2_000_000_001, 2_000_000_002]
+    clock = 3_000_000.0
+    killed.append({"step": 4, "a": 1.0})
+    assert read_rows(file)[-1]["time"] == 3_000_000_000
+
+
+def test_no_duration_is_a_difference_of_the_wall_clock() -> None:
+    """It may be set back. What is stored as a moment is named here."""
+    users = {"urepa/metrics.py", "urepa/jobs.py", "urepa/tracking.py"}
+    found = set()
+    for folder in ("urepa", "launchers"):
+        for file in (ROOT / folder).rglob("*.py"):
+            text = file.read_text()
+            asks = {ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+            if asks & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}:
+                found.add(file.relative_to(ROOT).as_posix())
+            assert "from time import" not in text
+    assert found == users

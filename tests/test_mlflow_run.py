@@ -203,6 +203,23 @@ def test_a_copied_folder_gets_its_own_run(here: Path) -> None:
     assert send(copy) == send() == []
 
 
+def test_a_strangers_cursor_does_not_reach_another_run(here: Path) -> None:
+    """It names a run by an id that is not its own; nothing is written there, and nothing deleted."""
+    send()
+    own, client = run_id(), connect(URI)
+    before = (client.get_run(own).to_dictionary(), client.get_metric_history(own, "train/total"))
+    strange = Path("outputs/strange/seed0")
+    shutil.copytree(RUN, strange)
+    cursor = json.loads((strange / "mlflow.json").read_text())
+    cursor[URI] |= {"key": "0" * 32, "folder": str(strange.absolute()), "sent": [-1, 0], "last": None}
+    (strange / "mlflow.json").write_text(json.dumps(cursor))
+    (said,) = send(strange)
+    assert f"the MLflow run {own} is not this folder's; everything is sent again, into a new one" in said
+    assert run_id(strange) != own
+    assert (client.get_run(own).to_dictionary(), client.get_metric_history(own, "train/total")) == before
+    assert_there(strange)
+
+
 def test_a_copied_folder_of_an_earlier_version(here: Path) -> None:
     """Its cursor does not say where it lay; its MLflow run does."""
     send()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from urepa.pictures import GAP, grid_png, labelled_grid, tile, to_pixels, to_png
+from urepa.pictures import GAP, LONGEST_LABEL, grid_png, labelled_grid, tile, to_pixels, to_png
 
 RNG = np.random.default_rng(0)
 
@@ -35,6 +35,15 @@ def test_small_images_are_enlarged_by_whole_pixels_and_large_ones_reduced() -> N
     assert np.array_equal(np.asarray(tile(small)), np.asarray(small).repeat(3, 0).repeat(3, 1))
     assert np.array_equal(np.asarray(tile(image_64 := image(64))), np.asarray(image_64))
     assert tile(Image.new("RGB", (512, 256))).size == (256, 128)
+
+
+def test_a_label_is_one_short_line() -> None:
+    """Folders are called as strangers like: a line break would reach into other rows, a long name fill the sheet."""
+    one = image(64)
+    assert labelled_grid([("two\nlines\x1b", [one])]) == labelled_grid([("two?lines?", [one])])
+    sheet = opened(labelled_grid([(name, [one]) for name in ("long " * 1000, "")]))
+    assert sheet.shape[0] == GAP + 2 * (64 + GAP)
+    assert sheet.shape[1] < 64 + 10 * LONGEST_LABEL
 
 
 def test_a_grid_has_a_labelled_row_of_tiles_each() -> None:

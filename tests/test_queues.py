@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +87,15 @@ def test_killed_jobs_are_tried_again_while_they_get_on(tmp_path: Path, module: C
     run = tmp_path / "run"
     run.mkdir()
     job = Job("arm", (("dies", str(run), "2"),), str(run))
-    (outcome,) = LocalQueue(1, [], str(tmp_path / "jobs")).run([job])
+    queue = LocalQueue(1, [], str(tmp_path / "jobs"))
+    module("good", "")
+    (outcome,) = queue.run([Job("good", (("good",),))])  # a study's earlier stage
+    assert outcome.error is None
+    (outcome,) = queue.run([job])
     assert outcome.error is not None
     assert "arm failed 3 times at step 2 and is given up" in outcome.error
     assert (run / "begun").read_text().split() == ["0", "1", "2", "2", "2"]
+    assert len(Book(tmp_path / "jobs").entries()) == 2
 
 
 def test_one_bad_job_stops_no_other(tmp_path: Path, module: Callable[[str, str], None]) -> None:
@@ -113,6 +122,108 @@ def test_leaving_ends_what_runs(
     (process,) = queue.running
     outcomes.close()  # type: ignore[attr-defined]
     assert process.wait(10) == -15
+
+
+# works until a file is there, and notes each time that it began
+WORKS = """
+import os, sys, time
+with open(sys.argv[1] + ".begun", "a") as file:
+    file.write(f"{os.getpid()} ")
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+"""
+LAUNCHES = """
+from urepa.jobs import *
+from urepa.queues import *
+print(*LocalQueue({at_once}, {gpus}, {folder!r}).run({jobs!r}))
+"""
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+class Works:
+    """Two jobs that are at work, begun by a launcher that was killed, and one that has not begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "jobs"
+        self.files = [folder / name for name in ("a", "b", "c")]
+        self.jobs = [Job(f.name, (("works", str(f)),), None if f.name == "b" else str(f) + ".run") for f in self.files]
+        said = LAUNCHES.format(at_once=2, gpus=["4", "7"], folder=str(self.folder), jobs=self.jobs[:2])
+        launcher = subprocess.Popen([sys.executable, "-c", said], stdout=subprocess.PIPE)
+        try:
+            until(lambda: all(self.begun(i) for i in (0, 1)))
+        finally:
+            launcher.kill()
+            launcher.communicate()
+
+    def begun(self, i: int) -> list[str]:
+        """The processes that began the job."""
+        file = self.files[i].with_suffix(".begun")
+        return file.read_text().split() if file.exists() else []
+
+    def end(self, *which: int) -> None:
+        for i in which:
+            self.files[i].touch()
+
+    def states(self) -> list[tuple[str, str, str | None]]:
+        return sorted((e.job.name, e.state, e.gpu) for e in Book(self.folder).entries())
+
+
+@pytest.fixture
+def works(tmp_path: Path, module: Callable[[str, str], None]) -> Iterator[Works]:
+    module("works", WORKS)
+    here = Works(tmp_path)
+    yield here
+    here.end(0, 1, 2)
+    until(lambda: not any(entry.is_running() for entry in Book(here.folder).entries()))
+
+
+def test_a_launcher_waits_for_what_a_killed_one_began(works: Works, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each keeps its GPU and a place of `at_once`; another command for the same run counts as the same job."""
+    queue = LocalQueue(2, [7, 4], str(works.folder))
+    again = [
+        works.jobs[2],
+        Job("a again", (("works", str(works.files[0]), "--more"),), works.jobs[0].run),
+        works.jobs[1],
+    ]
+
+    def steer() -> None:
+        try:
+            until(lambda: "waiting for b" in capfd.readouterr().out)
+            assert (len(works.begun(0)), len(works.begun(1)), works.begun(2)) == (1, 1, [])
+            works.end(1)
+            until(lambda: len(works.begun(1)) == 2)
+            until(lambda: works.begun(2))
+            assert len(works.begun(0)) == 1, "the other one still runs"
+        finally:
+            works.end(0, 1, 2)
+
+    with ThreadPoolExecutor(1) as pool:
+        steering = pool.submit(steer)
+        ended = list(queue.run(again))
+        steering.result()
+    assert {o.entry.job.name: o.error for o in ended} == {"a again": None, "b": None, "c": None}
+    assert len(works.begun(0)) == 2
+    assert works.states() == [
+        *[("a", "running", "4"), ("a again", "done", "4")],  # the book of a killed launcher stays as it was
+        *[("b", "done", "7"), ("b", "running", "7"), ("c", "done", "7")],
+    ]
+
+
+def test_waiting_can_be_ended(works: Works, capfd: pytest.CaptureFixture[str]) -> None:
+    said = LAUNCHES.format(at_once=1, gpus=[], folder=str(works.folder), jobs=works.jobs)
+    launcher = subprocess.Popen([sys.executable, "-c", said], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().startswith("waiting for a: the process of an earlier start still runs; its log: ")
+    launcher.terminate()
+    assert launcher.wait(60) == 128 + signal.SIGTERM
+    assert [len(works.begun(i)) for i in range(3)] == [1, 1, 0]
+    assert [e.is_running() for e in Book(works.folder).entries()] == [True, True]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from urepa.errors import UserError
-from urepa.ranks import adopt_slurm
+from urepa.ranks import adopt_slurm, check_ranks, is_first
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -61,3 +61,55 @@ def test_nothing_else_is_touched(left_alone: dict[str, str]) -> None:
 def test_one_node() -> None:
     with pytest.raises(UserError, match="one node"):
         adopt_slurm(STEP | {"SLURM_STEP_NUM_NODES": "2"})
+
+
+ALL = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_the_first"),
+    [
+        ({}, True),
+        ({"MASTER_ADDR": "here", "MASTER_PORT": "1"}, True),  # a batch script's, or accelerate's for one process
+        ({"WORLD_SIZE": "1"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "here"}, True),  # a scheduler's, of its one node
+        (ALL, False),
+        (ALL | {"RANK": "0", "LOCAL_RANK": "0"}, True),
+        (ALL | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, True),
+        (ALL | {"LOCAL_RANK": "0"}, False),  # two nodes
+    ],
+)
+def test_processes_that_are_there(environment: dict[str, str], is_the_first: bool) -> None:
+    check_ranks(environment)
+    assert is_first(environment) is is_the_first
+
+
+def test_what_slurm_gives_is_whole() -> None:
+    ours = dict(STEP)
+    adopt_slurm(ours)
+    check_ranks(ours)
+    assert not is_first(ours)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "1"}, "RANK=1 without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in the environment: start"),
+        ({"RANK": "0"}, "RANK=0 without WORLD_SIZE"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 without RANK, WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0 WORLD_SIZE=2 without LOCAL_RANK"),
+        (ALL | {"RANK": "abc"}, "RANK=abc, which is no whole number"),
+        (ALL | {"RANK": "-1"}, "RANK=-1, which is no whole number"),
+        (ALL | {"WORLD_SIZE": ""}, "WORLD_SIZE=, which is no whole number"),
+        (ALL | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which is no number of processes"),
+        (ALL | {"RANK": "3"}, r"RANK=3 with WORLD_SIZE=2 \(ranks count from 0\)"),
+        (ALL | {"LOCAL_RANK": "2"}, "LOCAL_RANK=2 with WORLD_SIZE=2"),
+        *(({k: v for k, v in ALL.items() if k != name}, f"without {name} in") for name in ALL),
+    ],
+)
+def test_variables_that_are_wrong(environment: dict[str, str], said: str) -> None:
+    """Such a process is of no run, so nobody else prints for it."""
+    with pytest.raises(UserError, match=said):
+        check_ranks(environment)
+    assert is_first(environment)

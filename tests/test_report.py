@@ -68,3 +68,13 @@ def test_an_average_of_initial_weights_is_said(
     else:
         assert printed in said
         assert "set trainer.ema_warmup=true" in said
+
+
+def test_a_name_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A summary may be a stranger's."""
+    summary = {"experiment": "x\x1b[2J", "ablation": "a\nerror: b", "seed": 0, "step": 1, "batch_size": 8}
+    metrics = {"final/fd/\x1b]0;title\x07": 1.0}
+    print_report(summary | {"seconds": {"training": 1.0}, "metrics": metrics}, TRAINER, Path("x"), "nowhere", "next")
+    printed = capsys.readouterr().out
+    assert "x?[2J · a?error: b" in printed
+    assert not {"\x1b", "\x07"} & set(printed)

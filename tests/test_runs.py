@@ -310,3 +310,11 @@ def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
         assert {p.name for p in path.iterdir()} == {".lock", "config.yaml", left}
     remove_empty(path)
     assert path.exists()
+
+
+def test_a_title_begins_with_what_a_sweep_is_over() -> None:
+    overrides = ("backbone.head_dim=8", "data.limit=100", "head.depth=1", "loss.lambda_max=0.5", "trainer.max_steps=6")
+    names = Names("x", "baseline", overrides)
+    assert names.title(2) == (
+        "head.depth=1, loss.lambda_max=0.5, backbone.head_dim=8, data.limit=100, trainer.max_steps=6, seed 2 · x"
+    )

@@ -31,3 +31,21 @@ def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(
     asked["evaluation"]["samples"]["guidance"] = nan
     with pytest.raises(UserError, match="^evaluation.samples.guidance=nan: give 0 or more, a finite number"):
         to_evaluate(asked)
+
+
+def test_credentials_go_to_no_server_that_a_config_alone_names(
+    tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = "http://127.0.0.1:1"
+    config = compose(f"tracking.uri={server}")
+    RunFolder(tmp_path).store_config(config)
+    summary = {"experiment": "quickstart", "ablation": "baseline", "seed": 0, "metrics": {}, "seconds": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"step": config["trainer"]["max_steps"]}))
+    asked = compose(f"run='{tmp_path}'", root="evaluate")
+    assert to_evaluate(asked)["tracking"]["uri"] == server
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    with pytest.raises(UserError, match=f"MLFLOW_TRACKING_TOKEN .* set MLFLOW_TRACKING_URI={server}"):
+        to_evaluate(asked)
+    assert to_evaluate(asked | {"tracking": compose("tracking=none")["tracking"]})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    assert to_evaluate(asked)["tracking"]["uri"] == server

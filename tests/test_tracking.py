@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,8 +77,9 @@ def test_everything_else_is_sent_once(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rows_that_come_while_it_sends(file: Path) -> None:
-    """Rows that come while it sends arrive once and in order."""
+def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that come while it sends arrive once and in order. A clock that is set back ends no run before it began."""
+    monkeypatch.setattr("urepa.tracking.time", SimpleNamespace(time=lambda: 0.0))
     sending, log = shipper(file), MetricsLog(file)
     sending.start({})
     for step in range(11, 40):
@@ -87,5 +89,8 @@ def test_rows_that_come_while_it_sends(file: Path) -> None:
     from mlflow import MlflowClient
 
     run = json.loads((file.parent / "mlflow.json").read_text())[sending.uri]["run_id"]
-    history = MlflowClient(sending.uri).get_metric_history(run, "train/total")
+    client = MlflowClient(sending.uri)
+    history = client.get_metric_history(run, "train/total")
     assert [m.step for m in history] == [row["step"] for row in read_rows(file) if "train/total" in row]
+    info = client.get_run(run).info
+    assert info.end_time == info.start_time

@@ -40,6 +40,13 @@ def test_an_old_teachers_positions_are_what_a_teacher_takes(changes, positions):
     assert upgrade_flat(flat, 0)["teacher.positions"] == str(positions)
 
 
+def test_a_small_track_of_before_left_no_image_out():
+    track = {"_target_": "urepa.data.pixels.PixelTrack", "limit": 3}
+    assert upgrade({"data": track})["data"]["max_skipped"] == 0.0
+    flat = {f"data.{key}": str(value) for key, value in track.items()}
+    assert upgrade_flat(flat, 0)["data.max_skipped"] == "0.0"
+
+
 def test_what_this_version_stored_is_read_as_it_was_written():
     config = {"trainer": {"max_steps": 3}, "teacher": {"_target_": VIT}}
     assert stored(config)[KEY] == SCHEMA

@@ -3,7 +3,10 @@ optimiser, EMA, `accelerator.prepare`."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ from urepa.sensors import GpuSensors
 from urepa.teachers.several import ALONE, by_name, name_at
 from urepa.trainer import Settings, Trainer
 
+# what constructors raise over settings that do not fit together
+UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError)
+
 
 def load_modules(config: Any) -> None:
     """Imports the module of every part of a config."""
@@ -39,13 +45,40 @@ def load_modules(config: Any) -> None:
 
 
 def make(config: dict[str, Any]) -> Any:
-    """The part a config describes, built with plain dicts and lists."""
+    """The part a config describes, built with plain dicts and lists; of a part that is told more later, what builds it.
+    UserError where its settings do not fit together."""
+    with _building(config):
+        part = instantiate(config, _convert_="all")
+    if not isinstance(part, partial):
+        return part
+
+    def build_later(*arguments: Any, **known: Any) -> Any:
+        with _building(config):
+            return part(*arguments, **known)
+
+    return build_later
+
+
+@contextlib.contextmanager
+def _building(config: dict[str, Any]) -> Iterator[None]:
+    """What libraries raise over settings that they cannot build as one sentence that names these."""
     try:
-        return instantiate(config, _convert_="all")
+        yield
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):  # Hydra wraps what a constructor raises
+        if isinstance(error.__cause__, (UserError, OSError)):  # Hydra wraps what a constructor raises
             raise error.__cause__ from None
-        raise
+        raise UserError(_unbuilt(config, error.__cause__ or error)) from error
+    except UNFIT as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(_unbuilt(config, error)) from error
+
+
+def _unbuilt(config: dict[str, Any], error: BaseException) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in config.items() if not key.startswith("_"))
+    name = str(config["_target_"]).rpartition(".")[2]
+    reason = " ".join(str(error).split())
+    return f"{name} cannot be built with {settings} ({type(error).__name__}: {reason}); give settings that fit together"
 
 
 def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: Any) -> tuple[AlignedModel, str]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.files import write_whole
+from urepa.files import check_file_target, check_folder, write_whole
 from urepa.runs import plain
 
 
@@ -30,6 +30,9 @@ def main(config: DictConfig) -> None:
         settings = plain(config)
         own = ("bench.", "out=")
         check(settings, [o for o in HydraConfig.get().overrides.task if not o.startswith(own)])
+        check_folder("bench.folder", Path(settings["bench"]["folder"]))
+        if settings["out"] is not None:
+            check_file_target("out", Path(settings["out"]))
         rows = run(settings)
         print(table(rows))
         if settings["out"] is not None:

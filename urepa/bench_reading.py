@@ -22,7 +22,8 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.files import write_whole
+from urepa.errors import UserError
+from urepa.files import check_file_target, check_folder, write_whole
 from urepa.limits import check_numbers
 from urepa.runs import plain
 
@@ -37,6 +38,14 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         settings = plain(config)
         check_numbers(settings)
+        if settings["samples"] <= settings["batch_size"]:
+            raise UserError(
+                f"samples={settings['samples']} are no more than batch_size={settings['batch_size']}, and the first "
+                "batch is not timed; give more samples"
+            )
+        check_folder("folder", Path(settings["folder"]))
+        if settings["out"] is not None:
+            check_file_target("out", Path(settings["out"]))
         rows, costs = [], []
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
             for kind in RECORDS:

@@ -117,19 +117,34 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest valid checkpoint; damaged ones are skipped with a warning."""
+    found, damaged = _newest(folder)
+    _warn_of(damaged)
+    return found
+
+
+def _newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest valid checkpoint, and what is wrong with those that are newer."""
+    damaged: dict[Path, str] = {}
     for _, path in steps(folder):
         try:
-            return _open(path)
+            return _open(path), damaged
         except (OSError, ValueError) as error:
-            warnings.warn(f"skipping the damaged checkpoint {path}: {error}", stacklevel=2)
-    return None
+            damaged[path] = str(error)
+    return None, damaged
+
+
+def _warn_of(damaged: dict[Path, str]) -> None:
+    for path, why in damaged.items():
+        warnings.warn(f"skipping the damaged checkpoint {path}: {why}", stacklevel=3)
 
 
 def require(run: Path) -> Checkpoint:
     """A run's newest valid checkpoint, or a UserError."""
-    found = newest(run / "checkpoints")
+    found, damaged = _newest(run / "checkpoints")
     if found is None:
-        raise UserError(f"{run} has no valid checkpoint; give the folder of a run that has saved one")
+        why = "".join(f" ({path.name} is damaged: {reason})" for path, reason in list(damaged.items())[:1])
+        raise UserError(f"{run} has no valid checkpoint{why}; give the folder of a run that has saved one")
+    _warn_of(damaged)
     return found
 
 

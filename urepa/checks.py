@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from urepa.averaging import FIRST_DECAY
+from urepa.config import KINDS
 from urepa.doors import CONF
 from urepa.errors import UserError
-from urepa.limits import check_numbers
+from urepa.limits import check_given, check_numbers
 from urepa.nested import flatten
 from urepa.runs import is_identity, parse_overrides, plain
 from urepa.strata import strata
@@ -23,6 +24,8 @@ ABSENT = object()
 def check(config: dict[str, Any], overrides: list[str]) -> None:
     """Raises UserError on the first mistake."""
     check_order(overrides)
+    check_chosen(config)
+    check_given(config)
     check_arm(config, overrides)
     given = list(parse_overrides(overrides))
     check_effects(config, given)
@@ -32,6 +35,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_online(config, given)
     check_lora(config)
     check_ranges(config)
+    check_width(config)
     check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check_trainer(config["trainer"], world)
@@ -44,6 +48,16 @@ def check_order(overrides: list[str]) -> None:
     groups = [o.lstrip("+").partition("=")[0] for o in overrides]
     if "ablation" in groups and "experiment" in groups[groups.index("ablation") :]:
         raise UserError("+ablation before +experiment would be lost: write +experiment=... first, then +ablation=...")
+
+
+def check_chosen(config: dict[str, Any]) -> None:
+    """A part that was overwritten with a plain value."""
+    evaluations = {f"evaluation.{name}": part for name, part in config["evaluation"].items()}
+    parts = {kind: config[kind] for kind in KINDS if kind in config and kind != "evaluation"}
+    for key, part in (parts | evaluations).items():
+        if not isinstance(part, dict) or "_target_" not in part:
+            group = key.partition(".")[0]
+            raise UserError(f"{key}={part} is none of the parts in conf/{group}: choose one, {group}=NAME")
 
 
 def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
@@ -151,6 +165,19 @@ def check_lora(config: dict[str, Any]) -> None:
     backbone = config["backbone"]
     if "rank" in config["lora"] and backbone["_target_"].endswith(".sit") and backbone["weights"] == "random":
         raise UserError("lora on a SiT of random weights would train nothing: give backbone.weights=FILE, or lora=none")
+
+
+def check_width(config: dict[str, Any]) -> None:
+    """Heads of attention that do not divide a level's channels: the library would take another width in silence."""
+    backbone = config["backbone"]
+    channels, width = backbone.get("block_out_channels", []), backbone.get("head_dim", 1)
+    attention = [*backbone.get("attention", [])[:-1], True]  # the middle block has it always, at the last width
+    odd = [c for c, has_heads in zip(channels, attention, strict=False) if has_heads and c % width]
+    if odd:
+        raise UserError(
+            f"backbone.head_dim={width} does not divide the {odd[0]} channels of a level with attention (of "
+            f"backbone.block_out_channels={channels}); give a width that divides them all"
+        )
 
 
 def check_grid(config: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import check_file_target, check_folder_target, write_whole
 from urepa.markup import printable
 from urepa.runs import parse_overrides, plain
 
@@ -35,6 +35,9 @@ def main(config: DictConfig) -> None:
             raise UserError("store= and runs= are two sources: give one of them")
         if settings["publish"] and settings["store"] is None:
             raise UserError("publish=true puts the report into the MLflow store that it is of: give store=URI")
+        check_folder_target("report", Path(settings["report"]))
+        if settings["out"] is not None:
+            check_file_target("out", Path(settings["out"]))
         compare(settings)
 
 
@@ -42,19 +45,21 @@ def compare(settings: dict[str, Any]) -> None:
     """From the chosen runs to everything that is written."""
     from urepa.comparison import tables
     from urepa.comparison.arms import group
+    from urepa.comparison.as_json import as_json
     from urepa.comparison.results import summarise
 
     chosen, foreign = chosen_runs(settings)
     runs = begun(chosen)
     results = summarise(group(runs, settings["order"], settings["baseline"]))
-    sentences = [*notices(results), *without_steps(chosen), *passed_over(foreign)]
+    grids, lost = grids_beside(settings["store"], results.study)
+    sentences = [*notices(results), *without_steps(chosen), *passed_over(foreign), *lost]
     folder = Path(settings["report"])
-    write_report(results, sentences, folder)
+    write_report(results, sentences, folder, grids)
     print(tables.terminal(results, shutil.get_terminal_size((140, 40)).columns))
     for sentence in sentences:
         print(printable(sentence))
     if settings["out"] is not None:
-        write_whole(Path(settings["out"]), json.dumps(tables.as_json(results), indent=1))
+        write_whole(Path(settings["out"]), json.dumps(as_json(results), indent=1))
     if settings["publish"]:
         from urepa.comparison.store import publish
 
@@ -77,6 +82,19 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
 
     client = open_existing(settings["store"])
     return with_histories(client, select(find_stored(client), *wanted)), []
+
+
+def grids_beside(store: str | None, study: Any) -> tuple[Any, list[str]]:
+    """The arms' grids of samples, from folders or artifacts, and a sentence if they are out of reach."""
+    from urepa.comparison.grids import find_in_folder, grids_of, read_file
+
+    if store is None:
+        return grids_of(study, find_in_folder, read_file), []
+    from urepa.comparison.store import stored_grids
+    from urepa.mlflow_store import open_existing
+
+    grids, lost = stored_grids(open_existing(store), study)
+    return grids, [lost] if lost else []
 
 
 def begun(runs: list[Any]) -> list[Any]:
@@ -118,15 +136,11 @@ def _list(value: Any) -> list[str]:
 
 
 def notices(results: Any) -> list[str]:
-    """What must be said first: too little to compare, or EMA weights that are not trained yet."""
+    """What must be said next to the verdict: arms of several lengths, or EMA weights that are not trained yet."""
     from urepa.comparison.words import lagging
 
     said = []
     runs = [run for row in results.rows for run in row.arm.runs.values()]
-    if len(runs) == 1:
-        said.append("There is one run only, so nothing is compared: its values are shown as they are.")
-    elif len(results.rows) == 1:
-        said.append(f"There is one arm only, of {len(runs)} seeds: its values are shown, nothing is compared.")
     if len(lengths := Counter(row.arm.config["trainer.max_steps"] for row in results.rows)) > 1:
         arms = ", ".join(f"{n} of {steps} steps" for steps, n in sorted(lengths.items(), key=lambda i: int(i[0])))
         said.append(
@@ -157,7 +171,7 @@ def by_several_codes(runs: list[Any]) -> list[str]:
     ]
 
 
-def write_report(results: Any, sentences: list[str], folder: Path) -> None:
+def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = None) -> None:
     """index.html, table.*, figures/*."""
     from urepa.comparison import tables
     from urepa.comparison.drawing import draw_all
@@ -173,7 +187,7 @@ def write_report(results: Any, sentences: list[str], folder: Path) -> None:
     write_whole(folder / "table.csv", tables.csv_text(results))
     write_whole(folder / "table.md", tables.markdown(results, sentences))
     write_whole(folder / "table.tex", tables.latex(results))
-    write_whole(folder / "index.html", page(results, drawn, sentences))
+    write_whole(folder / "index.html", page(results, drawn, sentences, grids))
 
 
 def remove_others(folder: Path, names: set[str]) -> None:

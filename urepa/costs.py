@@ -223,12 +223,19 @@ def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
     rows = read_json(file, (dict, list))
     if isinstance(rows, dict):  # several benches, as tests/gpu/bench_h200.py writes them
         rows = [row for bench in rows.values() if isinstance(bench, dict) for row in bench.get("rows", [])]
-    if not rows or not all(isinstance(row, dict) and set(MEASURED) <= set(row) for row in rows):
+    if not rows or not all(isinstance(row, dict) and _is_measured(row) for row in rows):
         raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
     others = {row["device"] for row in rows if device.name.lower() not in row["device"].lower()}
     if others:
         raise UserError(f"measured={file} was measured on {min(others)}, not on {device.name}; choose device=... of it")
     return rows
+
+
+def _is_measured(row: dict[str, Any]) -> bool:
+    """Has it what `urepa.bench` writes, in its types?"""
+    numbers = [row.get(key) for key in MEASURED if key not in ("path", "device", "peak_memory_bytes")]
+    are_named = all(isinstance(row.get(key), str) for key in ("path", "device"))
+    return are_named and "peak_memory_bytes" in row and all(isinstance(n, int | float) and n > 0 for n in numbers)
 
 
 def _counted_once(config: dict[str, Any], kind: str) -> Counted:

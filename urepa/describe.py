@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare, sweeps_over
 from urepa.errors import UserError
-from urepa.files import write_whole
+from urepa.files import check_folder_target, write_whole
 from urepa.plan import of_the_run
 from urepa.runs import own_overrides, parse_overrides, plain
 
@@ -26,6 +26,8 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         parts = plain(config)
         check(parts, of_the_run(overrides))
+        if parts["out"] is not None:
+            check_folder_target("out", Path(parts["out"]))
         from urepa.code_state import code_state
         from urepa.costs import Device, plan
         from urepa.description.document import as_latex, as_markdown

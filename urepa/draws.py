@@ -8,18 +8,13 @@ workers sees the same numbers, and two arms with the same seed see the same data
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-def digest64(*parts: object) -> int:
-    """A stable 64-bit number for `parts` (Python's own hash differs between processes)."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+from urepa.hashing import digest64
 
 
 def generator(seed: int, purpose: str, step: int = 0, position: int = 0) -> np.random.Generator:

@@ -11,12 +11,13 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.checks import check_times
+from urepa.checks import check_chosen, check_times
+from urepa.conf_copy import of_one_conf
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import read_json
 from urepa.limits import check_numbers
-from urepa.mlflow_store import location, sqlite_file
+from urepa.mlflow_store import check_credentials, location, sqlite_file
 from urepa.nested import moved
 from urepa.runs import plain, require_config
 from urepa.summary import read_summary
@@ -45,6 +46,7 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
     if summary is None or summary["step"] != end:
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
     given = {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
+    check_chosen({"evaluation": {}} | given)
     check_numbers(given)  # and not the run's own: it is finished, under whatever limits there were then
     config |= given
     if not config["evaluation"]:
@@ -58,6 +60,8 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
         config["data"]["build_on_first_use"] = False  # the caches that it was trained on, or none
     check_times(config)
     check_store(path, config["tracking"])
+    if asked["tracking"] is None:
+        check_credentials(path, config["tracking"].get("uri", ""))
     return config
 
 
@@ -76,4 +80,4 @@ def check_store(path: Path, tracking: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "evaluate")
+    open_door(of_one_conf(main), "evaluate")

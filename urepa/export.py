@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
+from urepa.files import check_folder_target
 from urepa.runs import plain, require_config
 
 
@@ -28,6 +29,8 @@ def check(asked: dict[str, Any]) -> None:
     """A UserError where there is nothing to export."""
     if asked["run"] is None:
         raise UserError("say which run: python -m urepa.export run=outputs/NAME/seed0")
+    if asked["out"] is not None and not Path(asked["out"]).exists():
+        check_folder_target("out", Path(asked["out"]))
     config = require_config(Path(asked["run"]))
     with_lora = config["lora"]["_target_"].endswith("add_lora")
     if with_lora and config["backbone"].get("weights", "random") == "random":

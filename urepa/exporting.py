@@ -1,7 +1,8 @@
 """A run's EMA weights as others load them: LoRA as diffusers' pipelines do, the whole U-Net, or a SiT as published.
 
 Layout: pytorch_lora_weights.safetensors or unet/ (and embedding.safetensors where it was trained) beside
-scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml, README.md.
+scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml, classes.json
+(where the classes have names), README.md.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from urepa import checkpoint
 from urepa.backbones.sit import SiT
 from urepa.backbones.sit_published import EXPORTED, to_published
+from urepa.data.classes import write_names
 from urepa.errors import UserError
-from urepa.files import sync_folder, write_whole
+from urepa.files import full_disk_at, sync_folder, write_whole
 from urepa.model_card import model_card
 from urepa.objectives import DDPM
 from urepa.opened import OpenedRun, given_places, open_base
+from urepa.provenance import class_names
 from urepa.published import TRAINED_ROWS
 from urepa.sampling import scheduler_for
 
@@ -49,7 +52,8 @@ def export(asked: dict[str, Any]) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     temporary.mkdir(parents=True)
     try:
-        write_parts(opened, temporary)
+        with full_disk_at(target):
+            write_parts(opened, temporary)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -75,6 +79,7 @@ def write_parts(opened: OpenedRun, folder: Path) -> None:
     public = {key: value for key, value in opened.config.items() if key not in PRIVATE}
     config = OmegaConf.to_yaml(OmegaConf.create(public))
     write_whole(folder / "config.yaml", config)
+    write_names(folder, class_names(opened.folder, opened.config["data"]["num_classes"]))
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     write_whole(folder / "README.md", model_card(opened.folder, opened.step, public, config, files))
 

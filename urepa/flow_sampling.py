@@ -45,7 +45,7 @@ def uniform_times(steps: int, device: torch.device) -> Tensor:
 def euler(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Euler steps. Deterministic."""
     times = uniform_times(steps, x.device)
-    for t, after in steps_of(times):
+    for t, after in steps_of(times, len(x)):
         x = x + (after - t) * velocity(x, t)
     return x
 
@@ -53,7 +53,7 @@ def euler(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.r
 def heun(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Heun steps, the last one Euler's: 2·steps − 1 evaluations. Deterministic."""
     times = uniform_times(steps, x.device)
-    for t, after in steps_of(times):
+    for t, after in steps_of(times, len(x)):
         slope = velocity(x, t)
         if after > 0:
             slope = (slope + velocity(x + (after - t) * slope, after)) / 2
@@ -66,7 +66,7 @@ def euler_maruyama(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: 
     step by its drift alone. Each image's noise comes from its own generator."""
     noisy = torch.linspace(1, LAST, steps, dtype=torch.float64, device=x.device)
     times = torch.cat([noisy, noisy.new_zeros(1)])
-    for t, after in steps_of(times):
+    for t, after in steps_of(times, len(x)):
         v = velocity(x, t)
         drift = v - t * flow.score(x, v, t.expand(len(x)))
         x = x + (after - t) * drift
@@ -79,9 +79,9 @@ def euler_maruyama(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: 
 SAMPLERS = {"euler": euler, "heun": heun, "sde": euler_maruyama}
 
 
-def steps_of(times: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+def steps_of(times: Tensor, images: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Each step's begin and end, with a progress bar."""
-    return progress.bar(list(pairwise(times)), desc="samples", unit="step", leave=False)
+    return progress.bar(list(pairwise(times)), desc=f"sampling {images:,} images", unit="step", leave=False)
 
 
 @torch.no_grad()

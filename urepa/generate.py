@@ -1,4 +1,4 @@
-"""`python -m urepa.generate run=FOLDER [classes=[...]] [n=...]`: images of a run, one PNG each, and a labelled grid.
+"""`python -m urepa.generate run=FOLDER [classes=[ID,NAME,...]] [n=...]`: images of a run, one PNG each, with a grid.
 `python -m urepa.generate checkpoint=FILE +experiment=NAME ...`: the same of published weights, without a run.
 
 The same command goes on where it was stopped. On several GPUs: `torchrun --nproc_per_node=8 -m urepa.generate ...`.
@@ -14,11 +14,16 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa import provenance
 from urepa.checks import check_order
+from urepa.chosen_classes import chosen, names_of
+from urepa.conf_copy import of_one_conf
 from urepa.config.doors import Images
+from urepa.data.classes import names_beside
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.limits import check_numbers
+from urepa.files import check_folder_target
+from urepa.limits import check_given, check_numbers
 from urepa.published import check_named, has_effect
 from urepa.runs import parse_overrides, plain, require_config
 
@@ -74,7 +79,8 @@ def checked(asked: dict[str, Any]) -> dict[str, Any]:
     config = require_config(Path(asked["run"]))
     if asked["against"] is not None and config["backbone"].get("weights", "random") == "random":
         raise UserError("against=base: this run's backbone began with random weights, so there is no base model")
-    return answerable(asked, config, "this run")
+    kept = provenance.class_names(Path(asked["run"]), config["data"]["num_classes"])
+    return answerable(asked, config, "this run", kept)
 
 
 def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -92,10 +98,13 @@ def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[s
     asked["seed"] = asked["seed"] if "seed" in given else 0  # an experiment's own is its training's
     check_request(asked)
     config = {key: value for key, value in composed.items() if key not in REQUEST}
+    config["data"] |= {"images": "none"}  # of a training; no key of what is asked here
+    check_given({part: config[part] for part in ("backbone", "objective", "data")})
     check_numbers({part: config[part] for part in ("backbone", "objective", "data")})
     check_named(asked["checkpoint"])
+    kept = names_beside(Path(asked["checkpoint"]), config["data"]["num_classes"])
     try:
-        answered = answerable(asked, config, "this experiment")
+        answered = answerable(asked, config, "this experiment", kept)
     except UserError as error:
         if "experiment" in given:
             raise
@@ -106,27 +115,25 @@ def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[s
 def check_request(asked: dict[str, Any]) -> None:
     """A UserError where no model could answer it."""
     check_numbers(asked)
+    if asked["out"] is not None:
+        check_folder_target("out", Path(asked["out"]))
     interval = asked["guidance_interval"]
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise UserError(f"guidance_interval={interval}: give two times, from 0 to 1, the lower one first")
 
 
-def answerable(asked: dict[str, Any], config: dict[str, Any], whose: str) -> dict[str, Any]:
-    """The request with its classes spelled out; a UserError where a model of this config cannot answer it."""
+def answerable(asked: dict[str, Any], config: dict[str, Any], whose: str, kept: list[str]) -> dict[str, Any]:
+    """The request with the ids of its classes, and as `class_names` the names of all, `kept` where no others are; a
+    UserError where a model of this config cannot answer it."""
     timesteps, count = config["objective"].get("timesteps"), config["data"]["num_classes"]
     if timesteps is not None and asked["steps"] > timesteps:
         raise UserError(f"steps={asked['steps']}: {whose} has {timesteps} timesteps; give as many or fewer")
     if timesteps is not None and asked["guidance_interval"] != [0, 1]:
         raise UserError(f"guidance_interval has no effect on {whose}, which is no flow; drop it")
-    classes = list(range(count)) if asked["classes"] is None else sorted(set(asked["classes"]))
-    if not classes:
-        raise UserError("classes=[]: give at least one, or leave it out for all")
-    wrong = [c for c in classes if not 0 <= c < count]
-    if wrong:
-        raise UserError(f"classes: there is no class {wrong[0]}; {whose}'s are 0 to {count - 1}")
-    return asked | {"classes": classes}
+    names = names_of(config, kept)
+    return asked | {"classes": chosen(asked["classes"], count, names, whose), "class_names": names}
 
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, root(sys.argv[1:]))
+    open_door(of_one_conf(main), root(sys.argv[1:]))

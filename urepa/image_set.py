@@ -6,12 +6,11 @@ whole. So any number of processes, and any number of kills, gives the same files
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from PIL import Image as Picture
 
 from urepa import progress
 from urepa.assembly import make
-from urepa.data.build import class_names
 from urepa.errors import UserError
 from urepa.files import clear_leftovers, read_json, write_whole
 from urepa.opened import OpenedRun
@@ -33,6 +31,7 @@ from urepa.runs import folder_name, remove_empty
 from urepa.sampling import chosen_sampler, sample_images, undivided
 from urepa.session import accelerate_for
 
+SHOWN = 4  # differences that are named
 GRID_COLUMNS, GRID_CLASSES = 12, 24  # at most so many are shown
 TUNED = "images"  # the folder of the run's own images; the base model's bear its name
 EVERYWHERE = [0.0, 1.0]  # the interval of times in which guidance holds, by default
@@ -69,7 +68,7 @@ def generate(asked: dict[str, Any]) -> None:
             images.report()
 
 
-@contextmanager
+@contextlib.contextmanager
 def accelerated(trainer: dict[str, Any]) -> Iterator[Accelerator]:
     """An accelerator with repeatable kernels, given back afterwards."""
     accelerator = accelerate_for(trainer | {"deterministic": True})
@@ -131,7 +130,8 @@ class ImageSet:
         here = dict.fromkeys(there) | self.request
         differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
         if differing:
-            raise UserError(f"{self.folder} holds other images ({'; '.join(differing)}); give out=FOLDER, another one")
+            some = "; ".join(differing[:SHOWN]) + ("; ..." if len(differing) > SHOWN else "")
+            raise UserError(f"{self.folder} holds other images ({some}); give out=FOLDER, another one")
         write_whole(record, json.dumps(self.request, indent=1))
         if self.origin.warning is not None:
             print(f"warning: {self.origin.warning}")
@@ -162,13 +162,16 @@ class ImageSet:
         own = {variant: batches[rank::world] for variant, batches in missing.items()}
         total = sum(len(self._missing(v, self.batches[i])) for v, batches in own.items() for i in batches)
         opened: OpenedRun | None = None
-        with progress.bar(total=total, unit="image") as bar:
+        with contextlib.ExitStack() as stack:
+            bar: Any = None
             for variant, batches in own.items():  # the base model's come first
                 if not missing[variant]:
                     continue
                 device = accelerator.device
                 opened = self.origin.tuned(device, opened) if variant == TUNED else self.origin.base(device)
                 _ = opened.track.autoencoder  # missed now, not after all the steps
+                if bar is None:
+                    bar = stack.enter_context(progress.bar(total=total, desc="images", unit="image"))
                 for i in batches:
                     with accelerator.autocast():
                         x0 = self._sample(opened, self.batches[i])
@@ -205,18 +208,9 @@ class ImageSet:
         write_whole(self.folder / "grid.png", labelled_grid(rows))
 
     def _label(self, class_id: int) -> str:
-        """The class's id, and its name where the track knows it."""
-        return f"{class_id} {self.names[class_id]}" if class_id < len(self.names) else f"class {class_id}"
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Of the classes; a small track keeps none."""
-        named = self.origin.config["data"].get("class_names")
-        try:
-            return [] if named is None else class_names(named)
-        except UserError as error:
-            print(f"warning: the grid has no class names: {error}")
-            return []
+        """The class's id, and its name where there is one."""
+        names = self.asked["class_names"]
+        return f"{class_id} {names[class_id]}" if class_id < len(names) else f"class {class_id}"
 
     def report(self) -> None:
         """Where everything lies."""

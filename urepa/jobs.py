@@ -6,6 +6,7 @@ A job that ends badly is tried again where it stopped; one that failed three tim
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import runpy
@@ -15,9 +16,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from urepa import ranks
+from urepa import output, ranks
 from urepa.errors import NOT_EVALUATED, UserError
 from urepa.files import read_json, write_whole
 from urepa.json_lines import append, read_lines
@@ -38,6 +39,11 @@ class Job:
     name: str
     commands: tuple[tuple[str, ...], ...]
     run: str | None = None  # the folder of the run that is trained: its last checkpoint tells progress
+
+    @property
+    def what(self) -> str | tuple[tuple[str, ...], ...]:
+        """The same for two jobs that do the same work: the run's folder, or the commands."""
+        return self.commands if self.run is None else self.run
 
     def step(self) -> int:
         """How far it has come."""
@@ -117,6 +123,7 @@ class InSlurm:
     folder: str  # of this job's files; the batch script looks for the note of `Attempts` there
 
     def __call__(self, job: Job) -> None:
+        output.never_fails()
         ranks.adopt_slurm()
         if not ranks.is_first():
             self._follow(job)
@@ -165,6 +172,26 @@ class Entry:
     log: str
     submitted: float = field(default_factory=time.time)
     state: str = ""  # of a local job: running, done or failed; SLURM is asked for its own
+    gpu: str | None = None  # of a local job that has one to itself
+
+    def is_running(self) -> bool:
+        """Is this local job's process there, its launcher killed or not?"""
+        if self.state != "running":
+            return False
+        try:
+            with open(self.log, "r+b") as log:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def mark_running(log: BinaryIO) -> None:
+    """Makes `Entry.is_running` true for as long as a process has this open file: the launcher, and each process that
+    was given it as its stdout. The operating system takes the mark back when the last of them ends, however it ends."""
+    fcntl.flock(log, fcntl.LOCK_SH)
 
 
 class Book:
@@ -220,4 +247,5 @@ def last_error(log: Path) -> str:
 
 
 if __name__ == "__main__":  # a job of the local queue
+    output.never_fails()
     job_from(json.loads(sys.argv[1])).attempt()

@@ -76,6 +76,14 @@ def count_lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b""))
 
 
+def last_value(path: Path) -> dict[str, Any]:
+    """What the last line holds; {} where it is damaged, is half a line or there is none."""
+    if not path.exists():
+        return {}
+    with open(path, "rb") as file:
+        return _parsed(_last_line(file))[0]
+
+
 def _parsed(raw: bytes) -> tuple[dict[str, Any], str]:
     try:
         value = json.loads(raw.decode())
@@ -88,17 +96,22 @@ def _parsed(raw: bytes) -> tuple[dict[str, Any], str]:
 
 def _end_last_line(file: BinaryIO) -> None:
     """A last line without a newline gets it if it can be read; the half line of a killed process is removed."""
-    begin = size = file.seek(0, os.SEEK_END)
+    last = _last_line(file)
+    if not last or last.endswith(b"\n"):
+        return
+    if _parsed(last)[1]:
+        file.truncate(file.seek(0, os.SEEK_END) - len(last))
+    else:
+        file.write(b"\n")
+
+
+def _last_line(file: BinaryIO) -> bytes:
+    """The last line, with its newline if it has one."""
+    begin = file.seek(0, os.SEEK_END)
     tail = b""
-    while begin > 0 and b"\n" not in tail:
+    while begin > 0 and b"\n" not in tail[:-1]:
         before = max(0, begin - BLOCK)
         file.seek(before)
         tail = file.read(begin - before) + tail
         begin = before
-    last = tail[tail.rfind(b"\n") + 1 :]
-    if not last:
-        return
-    if _parsed(last)[1]:
-        file.truncate(size - len(last))
-    else:
-        file.write(b"\n")
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :]

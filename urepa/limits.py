@@ -7,19 +7,18 @@ from fnmatch import fnmatch
 from math import inf
 from typing import Any
 
+from urepa.config.commands import COMMANDS
+from urepa.config.doors import Device
+from urepa.config.settings import LARGEST, SIZE, WORKERS, keys_of
 from urepa.errors import UserError
 from urepa.nested import flatten
 
 TINY = 1e-12
-LARGEST = 3.4028234663852886e38  # of 32-bit floats: a larger number is infinite in training
 COUNT = 10**9  # more images than any data set has
-SIZE = 10**6  # more than a network, an image, a batch or a sampler has of anything
-WORKERS = 1024  # more threads or processes than a machine has cores; some 10,000 more end in a segmentation fault
 LAST_STEP = 10**8 - 1  # a checkpoint's name has eight digits
 # Lowest and highest value of a number, also in a list, by dotted key; patterns as in a shell. A highest value of
 # LARGEST means any finite number, and inf that infinity has a meaning too.
 RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1),
     "trainer.max_steps": (1, LAST_STEP),
     "trainer.batch_size": (1, SIZE),
     "trainer.accumulation": (1, SIZE),
@@ -101,24 +100,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluation.*.splits": (1, SIZE),
     "evaluation.spatial.far": (0, 1),
     "evaluation.spatial.decay": (0, 1),
-    # of single commands
-    "n": (1, SIZE),
-    "steps": (1, SIZE),
-    "guidance": (0, LARGEST),
-    "batch_size": (1, SIZE),
-    "samples": (1, SIZE),
-    "rounds": (1, SIZE),
-    "workers": (1, WORKERS),
-    "bench.batches": (1, SIZE),
-    "bench.rounds": (1, SIZE),
-    "bench.steps": (1, SIZE),
-    "bench.workers": (1, WORKERS),
-    "device.flops_per_s": (1, LARGEST),
-    "device.memory_bytes": (1, LARGEST),
-    "seeds": (0, 2**63 - 1),
-    "shards": (1, SIZE),
 }
+# the commands' own keys have their ranges beside their meanings
+OF_COMMANDS = [*(keys_of(command.schema) for command in COMMANDS.values()), keys_of(Device, "device.")]
+RANGES |= {key.name: key.range for keys in OF_COMMANDS for key in keys if key.range is not None}
 ASCENDING = (("objective.beta_start", "objective.beta_end"),)  # keys whose values do not fall
+
+
+def check_given(config: dict[str, Any]) -> None:
+    """UserError where a command lacks values that have no default."""
+    missing = [key for key, value in flatten(config).items() if value == "???"]
+    if missing:
+        asked = " ".join(f"{key}=..." for key in missing)
+        raise UserError(f"{' and '.join(missing)} must be given, as there is no default: add {asked}")
 
 
 def check_numbers(config: dict[str, Any]) -> None:

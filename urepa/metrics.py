@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from urepa.errors import UserError
-from urepa.json_lines import BEGINNING, Line, append, count_lines, cut_at, read_lines
+from urepa.json_lines import BEGINNING, Line, append, count_lines, cut_at, last_value, read_lines
 
 # keys whose values are times or rates; all others repeat bit for bit after a resume
 TIMINGS = ("time", "images_per_s", "data_wait_share", "gpu/power_w", "gpu/utilization", "gpu/memory_gib")
@@ -26,12 +26,20 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = count_lines(path)
+        self._latest = self._last_time()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds a row with its time stamp (milliseconds). Values that are not finite become strings."""
-        stamped = {key: storable(value) for key, value in row.items()} | {"time": int(time.time() * 1000)}
+        """Adds a row with its time stamp (milliseconds), later than that of the row before it also where the clock was
+        set back. Values that are not finite become strings."""
+        self._latest = max(int(time.time() * 1000), self._latest + 1)
+        stamped = {key: storable(value) for key, value in row.items()} | {"time": self._latest}
         append(self.path, [stamped])
         self.rows += 1
+
+    def _last_time(self) -> int:
+        """The time stamp of the last row; 0 where there is none to be read."""
+        time_of_last = last_value(self.path).get("time")
+        return time_of_last if isinstance(time_of_last, int) else 0
 
     def sync(self) -> None:
         """On disk, before a checkpoint counts on it."""
@@ -49,7 +57,7 @@ class MetricsLog:
                 stacklevel=2,
             )
         cut_at(self.path, there.end)
-        self.rows = there.rows
+        self.rows, self._latest = there.rows, self._last_time()
 
 
 class Beginning(NamedTuple):

@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from urepa.files import sync_folder
 
 SQLITE = "sqlite:///"
 FIRST_TABLES = {"experiments", "runs", "metrics", "params", "tags"}  # those that MLflow makes before it migrates
+CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 JOURNALS = ("-journal", "-wal", "-shm")
 
@@ -44,6 +45,17 @@ def identity(uri: str) -> tuple[int, int] | None:
         return None
     there = path.stat()
     return there.st_dev, there.st_ino
+
+
+def check_credentials(run: Path, uri: str, environment: Mapping[str, str] = os.environ) -> None:
+    """UserError where a run's stored config, which may be a stranger's, names a server that MLflow would send this
+    environment's credentials to, and the user does not name that server too."""
+    given = [name for name in CREDENTIALS if environment.get(name)]
+    if given and uri.startswith("http") and environment.get("MLFLOW_TRACKING_URI") != uri:
+        raise UserError(
+            f"{run} is tracked at {uri}, by its own config.yaml, and {given[0]} of this environment would go there: "
+            f"set MLFLOW_TRACKING_URI={uri} too if you trust that server, or give tracking=none"
+        )
 
 
 def connect(uri: str) -> Any:

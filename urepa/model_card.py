@@ -14,11 +14,13 @@ from omegaconf import OmegaConf
 from urepa.hub import is_hub_id, resolve
 from urepa.markup import markdown
 from urepa.metrics import Rows
+from urepa.provenance import class_names
 from urepa.published import family, training_command
 from urepa.runs import Names, stored_names, teacher_name
 from urepa.summary import read_summary
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "conf"
+LISTED = 200  # classes
 TARGETS = {"DDPMVelocity": "v", "DDPMEpsilon": "epsilon"}
 LORA = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -70,8 +72,9 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
         *claims(names.experiment, names.ablation),
         f"{what_trained(config)} EMA weights of step {step} of {config['trainer']['max_steps']}.",
         "## Use",
-        of_a_sit(names) if "model.safetensors" in files else fenced(snippet(config, files), "python"),
+        of_a_sit(names, config) if "model.safetensors" in files else fenced(snippet(config, files), "python"),
         predicts(config["objective"]),
+        *classes(class_names(run, config["data"]["num_classes"])),
         "## Files",
         "\n".join(f"- {markdown(name)}" for name in [*files, "README.md"]),
         "## Metrics",
@@ -82,9 +85,19 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
     return "\n\n".join(parts) + "\n"
 
 
-def of_a_sit(names: Names) -> str:
+def classes(names: list[str]) -> list[str]:
+    """The classes by id; no section where they have no names."""
+    lines = [f"- {i}: {markdown(name)}" for i, name in enumerate(names[:LISTED])]
+    rest = [f"- and {len(names) - LISTED} more, in classes.json"] if len(names) > LISTED else []
+    return ["## Classes", "\n".join(lines + rest)] if names else []
+
+
+def of_a_sit(names: Names, config: dict[str, Any]) -> str:
     """How this project, and others, load a SiT."""
-    command = " ".join(shlex.quote(part) for part in training_command(names.experiment, names.overrides))
+    parts = training_command(names.experiment, names.overrides)
+    if config["data"]["source"] == "folder" and not any(part.startswith("data.num_classes=") for part in parts):
+        parts.append(f"data.num_classes={config['data']['num_classes']}")  # it was counted where the images lay
+    command = " ".join(shlex.quote(part) for part in parts)
     return (
         f"{fenced(SIT.format(command=command), 'bash')}\n\nNames and shapes are those of the published SiT and REPA "
         "checkpoints, without projectors."

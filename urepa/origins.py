@@ -17,6 +17,7 @@ from urepa.nested import flatten, replaced
 from urepa.opened import OpenedRun, given_places, open_base, relocated
 from urepa.published import TRAINED_ROWS, Kind, Published, find
 from urepa.runs import require_config
+from urepa.weights import read_safetensors
 
 # of a published checkpoint's composition: where things lie, and what the request names otherwise
 NOT_OF_IMAGES = ("_target_", "_partial_", "weights", "prompts", "gradient_checkpointing", "draw")
@@ -140,13 +141,11 @@ class OfCheckpoint:
 
 def load_whole_unet(backbone: Any, published: Published) -> None:
     """A small U-Net's values and those of its classes, as an export has them."""
-    from safetensors.torch import load_file
-
     found: dict[str, torch.Tensor] = {}
     for file in published.files:
         if file.suffix == ".safetensors":
             prefix = "" if file.name == TRAINED_ROWS else "unet."
-            found |= {prefix + name: value for name, value in load_file(file).items()}
+            found |= {prefix + name: value for name, value in read_safetensors(file).items()}
     checkpoint.load_named(dict(backbone.named_parameters()), found, str(published.path))
 
 

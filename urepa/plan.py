@@ -4,18 +4,17 @@ fetches nothing. Predictions stand as such; hours are expected only from a measu
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.files import write_whole
+from urepa.files import check_file_target, write_whole
 from urepa.runs import parse_overrides, plain
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def main(config: DictConfig) -> "Plan":
     with one_line_mistakes():
         parts = plain(config)
         check(parts, of_the_run(overrides))
+        if parts["out"] is not None:
+            check_file_target("out", Path(parts["out"]))
         from urepa.costs import Device, plan
 
         measured = None if parts["measured"] is None else Path(parts["measured"])
@@ -220,6 +221,4 @@ def ratio(value: float | None, of: float | None, digits: int) -> str:
 
 if __name__ == "__main__":
     prepare()
-    scratch = tempfile.TemporaryDirectory(prefix="urepa_plan_")  # Hydra leaves a sweep's record somewhere
-    OmegaConf.register_new_resolver("scratch", lambda: scratch.name)
     open_door(main, "plan")

@@ -17,7 +17,7 @@ from urepa.errors import UserError
 from urepa.files import read_json, write_whole
 from urepa.hub import hub_file, is_hub_id, resolve, why_not
 from urepa.nested import flatten
-from urepa.runs import plain
+from urepa.runs import plain, remove_empty
 
 RECORD = Path("prefetch.json")
 # what each key's repository is read for
@@ -35,9 +35,12 @@ NEEDS = {
 OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer*"]  # an encoder, CLIP
 
 
-@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
+@hydra.main(config_path=CONF, config_name="prefetch", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Fetches weights, and the data set where it comes from the hub."""
+    from hydra.core.hydra_config import HydraConfig
+
+    remove_empty(Path(HydraConfig.get().runtime.output_dir))  # Hydra has made it, for a run
     with one_line_mistakes():
         parts = plain(config)
         record: dict[str, Any] = read_json(RECORD) if RECORD.exists() else {}
@@ -96,4 +99,4 @@ def fetch(name: str, patterns: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "train")
+    open_door(main, "prefetch")

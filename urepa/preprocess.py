@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
-from urepa.limits import check_numbers
+from urepa.limits import check_given, check_numbers
 from urepa.runs import plain
 
 
@@ -19,6 +19,7 @@ def main(config: DictConfig) -> None:
     """The stage that is asked for, or all of them in order."""
     with one_line_mistakes():
         parts = plain(config)
+        check_given(parts)
         check_numbers(parts)
         index, count = parse_shard(parts["shard"])
         from urepa.assembly import make

@@ -1,7 +1,8 @@
 """What a run rests on beside its config: the samples that it was trained on, and the code of each stretch of its steps.
 
-FOLDER/provenance.json: {"data": digests of the samples, how many there are and where they lay, "code": [{"from_step",
-"git_commit", "code_state", "code_digest", "numerics"}, ...]}. Written before the first step, compared before others.
+FOLDER/provenance.json: {"data": digests of the samples, how many there are, where they lay and what the classes are
+called, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"}, ...]}. Written before the first
+step, compared before others.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ def read(folder: Path) -> dict[str, Any]:
     return known
 
 
+def class_names(folder: Path, num_classes: int) -> list[str]:
+    """What the track of a run calls its classes, by id; [] of tracks without names and of earlier runs. UserError where
+    it is no list of so many names."""
+    names = read(folder).get("data", {}).get("classes", [])
+    if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
+        raise UserError(f"{folder / FILE} does not hold the names of {num_classes} classes; put it back from a copy")
+    return list(names)
+
+
 def check_images(track: Any, is_new: bool) -> None:
     """Images that have changed since the caches were made from them: a new run is refused with a UserError; one that
     goes on is warned, as its caches are what counts."""
@@ -54,7 +64,8 @@ def begin(folder: RunFolder, config: dict[str, Any], cache: Any, code: dict[str,
     if step and not known:
         print(UNCHECKED)
     folder.store_config(config)
-    warning = record(folder.path, here, code, step)
+    names = {"classes": list(cache.class_names)} if cache.class_names else {}
+    warning = record(folder.path, here | names, code, step)
     if warning is not None:
         print(warning)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -17,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from urepa.errors import UserError
-from urepa.jobs import AGAIN, SILENT, TRIES, UNEVALUATED, Book, Entry, InSlurm, Job, last_error
+from urepa.jobs import AGAIN, SILENT, TRIES, UNEVALUATED, Book, Entry, InSlurm, Job, last_error, mark_running
 
 POLL_SECONDS = 2.0
 MISSED = 3  # polls in a row in which SLURM does not know a job that left no result: it is over
@@ -87,6 +88,15 @@ class SlurmQueue:
         entries = [Entry(job, d.job_id, str(d.task(0).paths.stderr)) for job, d in zip(jobs, done, strict=True)]
         Book(self.folder).add(entries)
         return entries
+
+    def queued(self, jobs: Sequence[Job]) -> list[Entry]:
+        """Submissions of exactly these jobs that SLURM still has, from an earlier start."""
+        last = {entry.job.commands: entry for entry in Book(self.folder).entries()}
+        known = [last[job.commands] for job in jobs if job.commands in last]
+        if not known or shutil.which("squeue") is None:
+            return []
+        active = active_jobs()
+        return [entry for entry in known if entry.id in active]
 
     def wait(self, entries: Sequence[Entry]) -> Iterator[Outcome]:
         """Each as it ends. Asks squeue alone: a cluster may have no accounting."""
@@ -195,18 +205,23 @@ class LocalQueue:
         self.folder, self.code = Path(folder).absolute(), code
         self.running: set[subprocess.Popen[bytes]] = set()
         self.leaving = False
+        self._numbers = itertools.count()  # of its jobs: it may run several times in one second
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Each as it ends. Ctrl-C and SIGTERM are handed to those that run: they save and end."""
-        free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for i in range(min(self.at_once, len(jobs))):
-            free.put(self.gpus[i] if self.gpus else None)
         stamp = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.leaving = False  # of an earlier stage
         self.folder.mkdir(parents=True, exist_ok=True)
-        entries = [Entry(j, f"{stamp}_{i}", str(self.folder / f"{stamp}_{i}.log")) for i, j in enumerate(jobs)]
+        ids = [f"{stamp}_{next(self._numbers)}" for _ in jobs]
+        entries = [Entry(job, own, str(self.folder / f"{own}.log")) for job, own in zip(jobs, ids, strict=True)]
+        earlier = {entry.id: self._earlier(entry) for entry in entries}
+        entries.sort(key=lambda entry: earlier[entry.id] is None)  # what runs already takes its place first
+        slots = self._slots([earlier[entry.id] for entry in entries[: self.at_once]])
+        free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with _sigterm_raises(), ThreadPoolExecutor(self.at_once) as pool:
             try:
-                for future in as_completed([pool.submit(self._one, entry, free) for entry in entries]):
+                futures = [pool.submit(self._one, entry, free, slots[i : i + 1]) for i, entry in enumerate(entries)]
+                for future in as_completed(futures):
                     yield future.result()
             finally:
                 self.leaving = True
@@ -214,24 +229,53 @@ class LocalQueue:
                 for process in list(self.running):
                     process.terminate()
 
-    def _one(self, entry: Entry, free: queue.SimpleQueue[str | None]) -> Outcome:
-        gpu = free.get()
+    def _earlier(self, entry: Entry) -> Entry | None:
+        """The same job, where another launcher has begun it and its process still runs."""
+        others = (e for e in Book(self.folder).read()[0] if e.id != entry.id and e.job.what == entry.job.what)
+        return next((e for e in others if e.is_running()), None)
+
+    def _slots(self, earlier: Sequence[Entry | None]) -> list[str | None]:
+        """A GPU for each of the first jobs: the one that it has already, if it still runs."""
+        left = list(self.gpus)
+        own = [left.pop(left.index(e.gpu)) if e is not None and e.gpu in left else None for e in earlier]
+        return [left.pop(0) if gpu is None and left else gpu for gpu in own]
+
+    def _one(self, entry: Entry, free: queue.SimpleQueue[str | None], slot: Sequence[str | None]) -> Outcome:
+        gpu = slot[0] if slot else free.get()
+        entry = replace(entry, gpu=gpu)
         book = Book(self.folder)
-        book.add([replace(entry, state="running")])
         try:
-            error = self._with_patience(entry, gpu)
+            self._wait_for_earlier(entry)
+            if self.leaving:
+                return Outcome(entry, "it was not begun")
+            with open(entry.log, "ab+") as log:
+                mark_running(log)
+                book.add([replace(entry, state="running")])
+                error = self._with_patience(entry, gpu, log)
         finally:
             free.put(gpu)
         book.add([replace(entry, state="done" if error is None else "failed")])
         return Outcome(entry, error)
 
-    def _with_patience(self, entry: Entry, gpu: str | None) -> str | None:
+    def _wait_for_earlier(self, entry: Entry) -> None:
+        """Until the process that another launcher began for the same job has ended. It has a place of `at_once`."""
+        said = ""
+        while not self.leaving and (earlier := self._earlier(entry)) is not None:
+            if earlier.id != said:
+                said = earlier.id
+                print(
+                    f"waiting for {entry.job.name}: the process of an earlier start still runs; its log: {earlier.log}",
+                    flush=True,
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _with_patience(self, entry: Entry, gpu: str | None, log: BinaryIO) -> str | None:
         """None, or why it did not come to its end: tried again while it gets on."""
         begun, step = 0, -1
         while True:
             before = entry.job.step()
             begun, step = (begun + 1 if before == step else 1), before
-            code = self._process(entry, gpu)
+            code = self._process(entry, gpu, log)
             if code == 0:
                 return None
             if self.leaving or code in (1, *(128 + s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2))):
@@ -240,14 +284,16 @@ class LocalQueue:
                 reason = last_error(Path(entry.log)) if code == AGAIN else SILENT
                 return f"{entry.job.name} failed {TRIES} times at step {step} and is given up; the last time: {reason}"
 
-    def _process(self, entry: Entry, gpu: str | None) -> int:
+    def _process(self, entry: Entry, gpu: str | None, log: BinaryIO) -> int:
         environment = own_environment() | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         if self.code is not None:
             environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(self.code)}
         command = [sys.executable, "-m", "urepa.jobs", json.dumps(asdict(entry.job))]
-        with open(entry.log, "ab") as log:  # a session of its own: Ctrl-C comes from us alone
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        # a session of its own: Ctrl-C comes from us alone
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.running.add(process)
+        if self.leaving:  # since the jobs that run were ended
+            process.terminate()
         try:
             return process.wait()
         finally:

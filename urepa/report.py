@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from urepa.averaging import LAGGING, SHARE, initial_share, lag
+from urepa.markup import printable
 from urepa.runs import Names
 
 ROWS = (
@@ -37,21 +38,22 @@ def print_report(
     """What was reached, against its floor, and where everything lies. `trainer`: the run's own part of the config."""
     metrics = summary["metrics"]
     names = Names(summary["experiment"], summary["ablation"], tuple(summary.get("overrides", ())))
-    print(f"\n{names.experiment} · {names.arm} · seed {summary['seed']} · step {summary['step']}")
+    lines = ["", f"{names.experiment} · {names.arm} · seed {summary['seed']} · step {summary['step']}"]
     for label, key, floor, floor_label in (*ROWS, *_distances(metrics)):
         if key in metrics:  # a value that is not finite is stored as a string
             beside = f"   {floor_label} {float(metrics[floor]):.3f}" if floor in metrics else ""
-            print(f"  {label:<32} {float(metrics[key]):>7.3f}{beside}")
+            lines.append(f"  {label:<32} {float(metrics[key]):>7.3f}{beside}")
     seconds = summary["seconds"]["training"]
     images = summary["step"] * summary["batch_size"]
-    print(f"  {'training':<32} {seconds:>6.0f}s   {images / max(seconds, 1e-9):.0f} images/s")
+    lines.append(f"  {'training':<32} {seconds:>6.0f}s   {images / max(seconds, 1e-9):.0f} images/s")
     if sentence := _lag(summary, trainer):
-        print(f"\n  {sentence}")
+        lines += ["", f"  {sentence}"]
     samples = folder / "samples" / f"step_{summary['step']:08d}.png"
-    print(f"\n  folder   {folder}")
+    lines += ["", f"  folder   {folder}"]
     if samples.exists():
-        print(f"  samples  {samples}")
-    print(f"  curves   {folder}/losses.png\n  MLflow   {tracked}\n  next     {next_command}\n")
+        lines.append(f"  samples  {samples}")
+    lines += [f"  curves   {folder}/losses.png", f"  MLflow   {tracked}", f"  next     {next_command}", ""]
+    print("\n".join(map(printable, lines)))  # names may be a stranger's
 
 
 def _lag(summary: dict[str, Any], trainer: dict[str, Any]) -> str:

@@ -1,20 +1,25 @@
-"""What a config says of itself: the names of run folders, and what evaluations read where nothing else is asked for."""
+"""What a config says of itself: the names of run folders, the classes of a folder of images, and what evaluations read
+where nothing else is asked for."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from urepa.data.classes import count_of
 from urepa.errors import UserError
+from urepa.help import help_text
 from urepa.runs import find_name, require_config
 
 
 def register() -> None:
-    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${time_at:0.5}`."""
-    for resolver in (run_name_of, aligned_tap, own_teacher, time_at):
+    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${time_at:0.5}`, `${class_folders:}`,
+    `${help:}` and `${scratch:}`."""
+    for resolver in (run_name_of, aligned_tap, own_teacher, time_at, class_folders, help_of, scratch):
         OmegaConf.register_new_resolver(resolver.__name__.removesuffix("_of"), resolver, replace=True)
 
 
@@ -53,6 +58,32 @@ def time_at(fraction: float, *, _root_: DictConfig) -> int | float:
     """The objective's time at a share of the way from data to noise: `time_at:0.5` is DDPM's 500 of 1,000."""
     timesteps = OmegaConf.select(_run(_root_), "objective.timesteps")
     return float(fraction) if timesteps is None else round(fraction * timesteps)
+
+
+def class_folders(*, _parent_: DictConfig) -> int:
+    """How many classes the images of a small track have. UserError where nothing tells."""
+    if OmegaConf.is_missing(_parent_, "images"):
+        raise UserError(
+            "say where your images are, data.images=FOLDER with a folder per class in it, or how many classes there "
+            "are, data.num_classes=N"
+        )
+    data = {str(key): _parent_[key] for key in _parent_ if key != "num_classes"}
+    return count_of(data | {"source": getattr(data["source"], "name", data["source"])})
+
+
+def help_of(*, _root_: DictConfig) -> str:
+    """Hydra's template of --help: what the command shows, with the dollars that a template escapes."""
+    return help_text(str(OmegaConf.select(_root_, "hydra.job.config_name")), _root_).replace("$", "$$")
+
+
+def scratch() -> str:
+    """A folder that goes with this process: Hydra writes a sweep's composed config somewhere."""
+    return _scratch().name
+
+
+@lru_cache(maxsize=1)
+def _scratch() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="urepa_sweep_")
 
 
 def _run(root: DictConfig) -> DictConfig:

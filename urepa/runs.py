@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -43,6 +44,7 @@ NOT_IDENTITY = (
 IMAGES = "data.images"  # named by its last component; whether the samples are the same, `urepa.provenance` says
 LONGEST_NAME = 120
 LONGEST_TITLE = 250  # characters that MLflow takes
+SHARED = ("backbone", "data", "trainer", "evaluation")  # groups whose overrides a sweep's runs mostly have in common
 LOCK_POLL = 5.0  # seconds
 # What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.summary`.
 FACTS = (
@@ -64,6 +66,7 @@ FACTS = (
 )
 
 
+@lru_cache(maxsize=4096)  # a comparison of hundreds of runs asks it of the same few hundred keys again and again
 def is_identity(key: str) -> bool:
     """Does a differing value of this dotted key make another run?"""
     return not any(key == k or key.startswith(f"{k}.") for k in NOT_IDENTITY)
@@ -76,7 +79,11 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
 
 
 def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    """Without the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
+        return value
+    inner = re.sub(rf"(\\+){value[0]}", lambda m: "\\" * (len(m[1]) // 2) + value[0], value[1:-1])
+    return re.sub(r"(\\+)$", lambda m: "\\" * (len(m[1]) // 2), inner)
 
 
 def run_name(overrides: list[str], seed: int) -> str:
@@ -195,10 +202,18 @@ class Names(NamedTuple):
         return ", ".join([*named, *self.overrides])
 
     def title(self, seed: int) -> str:
-        """A run's name in MLflow, what differs first: `loss.lambda_max=0.5, seed 0 · quickstart`."""
+        """A run's name in MLflow, what differs first: `loss.lambda_max=0.5, seed 0 · quickstart`. Of several overrides
+        those of the method, which sweeps are over, come before those that a whole sweep shares."""
+        arm = self._replace(overrides=tuple(sorted(self.overrides, key=_place))).arm
         rest = f", seed {seed} · {self.experiment}"
         room = LONGEST_TITLE - len(rest)
-        return f"{self.arm if len(self.arm) <= room else f'{self.arm[: room - 3]}...'}{rest}"
+        return f"{arm if len(arm) <= room else f'{arm[: room - 3]}...'}{rest}"
+
+
+def _place(override: str) -> int:
+    """Of an override in a title, by its group."""
+    group = re.split(r"[.=]", override)[0]
+    return SHARED.index(group) if group in SHARED else -1
 
 
 def stored_names(path: Path) -> Names:

@@ -70,7 +70,7 @@ def ddim(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> 
     two are equal, bit for bit: ᾱ stays a scalar on the CPU, by which CUDA divides with another rounding.
     """
     alpha_bars = pairwise([*objective.alphas_cumprod[timesteps], torch.ones(())])
-    for t, (here, after) in zip(in_turn(torch.tensor(timesteps, device=x.device)), alpha_bars, strict=True):
+    for t, (here, after) in zip(in_turn(torch.tensor(timesteps, device=x.device), len(x)), alpha_bars, strict=True):
         at = here**0.5, (1 - here) ** 0.5
         prediction = predict(x, t)
         x0, noise = objective.implied_x0(x, prediction, *at), objective.implied_noise(x, prediction, *at)
@@ -85,7 +85,7 @@ def by_diffusers(sampler: str) -> Solver:
         scheduler = scheduler_for(objective, sampler)
         scheduler.set_timesteps(timesteps=timesteps, device=x.device)
         x = x * scheduler.init_noise_sigma
-        for t in in_turn(scheduler.timesteps):
+        for t in in_turn(scheduler.timesteps, len(x)):
             prediction = predict(scheduler.scale_model_input(x, t), t)
             x = scheduler.step(prediction, t, x).prev_sample
         return x
@@ -96,9 +96,9 @@ def by_diffusers(sampler: str) -> Solver:
 SAMPLERS: dict[str, Solver] = {"ddim": ddim, "dpmsolver": by_diffusers("dpmsolver"), "euler": by_diffusers("euler")}
 
 
-def in_turn(timesteps: Tensor) -> Any:
+def in_turn(timesteps: Tensor, images: int) -> Any:
     """Timesteps one by one, with a progress bar."""
-    return progress.bar(timesteps, desc="samples", unit="step", leave=False)
+    return progress.bar(timesteps, desc=f"sampling {images:,} images", unit="step", leave=False)
 
 
 def guided(backbone: nn.Module, condition: Condition, guidance: float) -> Predict:

@@ -20,10 +20,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from urepa import checkpoint, provenance
 from urepa.assembly import build, evaluated, load_modules, make
+from urepa.beginning import beginning, parameters_by_part
 from urepa.code_state import code_of, code_state
 from urepa.curves import read_curves
 from urepa.environment import take_out_settings
@@ -33,6 +33,7 @@ from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.files import read_json, write_whole
 from urepa.metrics import Rows, checkpoint_rows, is_final, last_values, storable
 from urepa.mlflow_run import end_tags
+from urepa.mlflow_store import check_credentials
 from urepa.nested import flatten
 from urepa.parallel import on_main
 from urepa.report import print_report
@@ -107,7 +108,7 @@ class Session:
         self.accelerator = accelerate_for(self.config["trainer"])
         try:
             yield
-        except UserError:
+        except BaseException:
             self.folder.forget()
             raise
         finally:
@@ -162,6 +163,8 @@ class Session:
                     f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
                 )
             OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)
+        if not any(key == "tracking" or key.startswith("tracking.") for key in self.given):
+            check_credentials(self.folder.path, stored["tracking"].get("uri", ""))
         before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
@@ -183,7 +186,7 @@ class Session:
     # --- the run ----------------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        begin = time.time()
+        begin = time.monotonic()
         code = code_state()
         load_modules(self.config)  # now, so that a file that is edited during the run does not enter it
         shipper = self._shipper(code)
@@ -196,6 +199,8 @@ class Session:
         if step:
             self.accelerator.print(f"resuming {self.folder.path} at step {step}")
         is_main = self.accelerator.is_main_process
+        if is_main:
+            print(beginning(trainer), flush=True)
         on_main(lambda: shipper.start(trainer.reader.cache.fingerprint()))
         status = "FAILED"
         summary = None
@@ -279,7 +284,7 @@ class Session:
         if damage := rows.damage(end):
             warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
         last = _without_none(last_values(rows, end))
-        summary = self._summary(trainer, last, time.time() - begin) | {"evaluation_keys": results.keys}
+        summary = self._summary(trainer, last, time.monotonic() - begin) | {"evaluation_keys": results.keys}
         write_whole(self.folder.path / SUMMARY, json.dumps(summary, indent=1))
         return summary, results
 
@@ -302,7 +307,7 @@ class Session:
             "metrics": last,
             "evaluation": self.config["evaluation"],
             "evaluated_by": dict.fromkeys(self.config["evaluation"], code_of(stretches[-1]).version),
-            "parameters": _parameters(trainer.model),
+            "parameters": parameters_by_part(trainer.model),
             "seconds": {"training": trainer.seconds, "this_process": seconds},
             "peak_memory_bytes": peak,
             "processes": self.accelerator.num_processes,
@@ -383,14 +388,3 @@ def validation_set(cache: Any) -> str:
     """A digest of the validation samples' ids: the same in two runs that were validated on the same images."""
     ids = sorted(sample.sample_id for sample in cache.splits["val"])
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-
-
-def _parameters(model: nn.Module) -> dict[str, int]:
-    """How many parameters there are, by part, and how many of each train."""
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
-        counts[part] = counts.get(part, 0) + parameter.numel()
-        if parameter.requires_grad:
-            counts[f"{part}_trainable"] = counts.get(f"{part}_trainable", 0) + parameter.numel()
-    return counts

@@ -6,6 +6,7 @@ interpolated, so that no variable of the environment is read. All of that is che
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,31 +91,50 @@ def _plain(value: Any, key: str) -> Any:
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config in the types of the schema; a key that it lacks has the schema's default, if there is one.
     UserError for a `_target_` or a key that is not declared, a value of another type and a key that is missing."""
+    check_parts(config)
     whole = _typed(Train, config, "")
     del whole["arm"]  # of the command, not of the run
-    for kind in (name for name in KINDS if name in whole and name != "evaluation"):
-        whole[kind] = _part(whole[kind], (kind,), kind)
-    asked = whole["evaluation"]
-    whole["evaluation"] = {name: _part(asked[name], ("evaluation",), f"evaluation.{name}") for name in asked}
+    for key, kinds, part in _parts(whole):
+        _put(whole, key, _typed(_declared(part, kinds, key), part, key))
     if missing := sorted(key for key, value in flatten(whole).items() if value == "???"):
         raise UserError(f"{', '.join(missing)} is missing: this is not the whole config of a run")
     return whole
 
 
-def _part(config: Any, kinds: tuple[str, ...], key: str) -> dict[str, Any]:
-    """One part and those it holds, in the types of its schema."""
-    schema = _declared(config, kinds, key)
-    held = {f.name for f in fields(schema) if f.type in HOLDERS and config.get(f.name) is not None}
-    typed = _typed(schema, config, key)
-    for name in held:
-        value, place = typed[name], f"{key}.{name}"
-        if "_target_" in value:
-            typed[name] = _part(value, BELOW, place)
-        elif isinstance(value, dict):
-            typed[name] = {one: _part(value[one], BELOW, f"{place}.{one}") for one in value}
+def check_parts(config: dict[str, Any]) -> None:
+    """UserError for a `_target_` that is not declared where it stands, and for any other instruction to Hydra."""
+    _refuse_specials(config, Train, "")
+    for key, kinds, part in _parts(config):
+        _refuse_specials(part, _declared(part, kinds, key), key)
+
+
+def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    """Where each part stands, what kinds it may be of, and itself; the ones that it holds after it."""
+    for kind in (kind for kind in KINDS if kind in config and kind != "evaluation"):
+        yield from _with_held(config[kind], (kind,), kind)
+    asked = config.get("evaluation")
+    for name, part in asked.items() if isinstance(asked, dict) else ():
+        yield from _with_held(part, ("evaluation",), f"evaluation.{name}")
+
+
+def _with_held(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    schema = _declared(part, kinds, key)
+    yield key, kinds, part
+    for name in (f.name for f in fields(schema) if f.type in HOLDERS and part.get(f.name) is not None):
+        value, place = part[name], f"{key}.{name}"
+        if isinstance(value, dict) and "_target_" not in value:
+            for one in value:
+                yield from _with_held(value[one], BELOW, f"{place}.{one}")
         else:
-            raise UserError(f"{place} is {value!r}; it holds a part, or several by name")
-    return typed
+            yield from _with_held(value, BELOW, place)
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key that is there."""
+    *groups, name = key.split(".")
+    for group in groups:
+        config = config[group]
+    config[name] = value
 
 
 def _declared(config: Any, kinds: tuple[str, ...], key: str) -> type:
@@ -137,7 +157,6 @@ def _target(schema: type) -> str:
 
 def _typed(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:
     """A mapping in the types of a schema, enums as their names."""
-    _refuse_specials(config, schema, key)
     try:
         typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), config), enum_to_str=True)
     except OmegaConfBaseException as error:
@@ -148,13 +167,23 @@ def _typed(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _refuse_specials(config: dict[str, Any], schema: type, key: str) -> None:
-    """Keys with an underscore are Hydra's instructions. A part has those of its schema, a mapping of numbers none."""
-    own = {f.name for f in fields(schema)}
+    """Keys with an underscore are Hydra's instructions. A part has those of its schema, a mapping of numbers none, and
+    a list no mappings at all."""
+    own = {f.name: f.default for f in fields(schema)}
     held = {f.name for f in fields(schema) if f.type in HOLDERS}
     for name, value in config.items():
-        found = [name] if name.startswith("_") and name not in own else []
-        if name not in held and isinstance(value, dict):
-            found += [f"{name}.{inner}" for inner in flatten(value) if any(p.startswith("_") for p in inner.split("."))]
+        found = [name] if name.startswith("_") and (name not in own or value != own[name]) else []
+        found += [] if name in held and isinstance(value, dict) else list(_specials(value, name))
         if found:
             place = f"{key}.{found[0]}" if key else found[0]
-            raise UserError(f"{place} is an instruction to Hydra, which a stored config has in its parts alone")
+            raise UserError(f"{place} is an instruction to Hydra, and none of a run's config: it is not followed")
+
+
+def _specials(value: Any, key: str) -> Iterator[str]:
+    """Dotted keys with an underscore, at any depth, and lists with mappings in them."""
+    if isinstance(value, list):
+        for one in value:
+            yield from [key] if isinstance(one, dict) else _specials(one, key)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from [f"{key}.{name}"] if name.startswith("_") else _specials(one, f"{key}.{name}")

@@ -21,8 +21,10 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from urepa import conf_copy
 from urepa.doors import one_line_mistakes
 from urepa.errors import UserError
+from urepa.in_turn import InTurn
 from urepa.jobs import Job
 from urepa.mlflow_store import prepare_store
 from urepa.queues import LocalQueue, Outcome, SlurmQueue, told
@@ -89,7 +91,8 @@ class DoorLauncher(Launcher):
         module = f"urepa.{config.hydra.job.config_name}"
         passed_on = [o for o in config.hydra.overrides.hydra if not o.lstrip("+~").startswith(OURS)]
         folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
-        command = (module, *overrides, *passed_on, f"hydra.run.dir='{folder}'")
+        conf = next(source.path for source in config.hydra.runtime.config_sources if source.provider == "main")
+        command = (module, *overrides, *passed_on, f"hydra.run.dir='{folder}'", conf_copy.FLAG, conf)
         own = " ".join(o for o in overrides if o not in same)
         return Job(own if own else f"{folder.parent.name}/{folder.name}", (command,), str(folder.absolute()))
 
@@ -102,13 +105,20 @@ class SlurmLauncher(DoorLauncher, Slurm):
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         queue = SlurmQueue(self.settings)
-        entries = queue.submit(jobs, self.settings["gpus"], "sweep")
+        queued = queue.queued(jobs)
+        again = {entry.job for entry in queued}
+        new = [job for job in jobs if job not in again]
+        if queued:
+            print(f"{len(queued)} of {len(jobs)} runs are in SLURM's queue from an earlier start", flush=True)
+        if new:
+            queued += (submitted := queue.submit(new, self.settings["gpus"], "sweep"))
+            print(f"submitted {len(new)} runs to SLURM as {submitted[0].id} to {submitted[-1].id}", flush=True)
         print(
-            f"submitted {len(jobs)} runs to SLURM as {entries[0].id} to {entries[-1].id}; their logs: {queue.folder}\n"
+            f"their logs: {queue.folder}\n"
             "Ctrl-C ends this wait and leaves them running; python -m launchers.status shows where they are",
             flush=True,
         )
-        return queue.wait(entries)
+        return queue.wait(queued)
 
 
 @dataclass
@@ -126,7 +136,7 @@ class LocalLauncher(DoorLauncher, Local):
 def register() -> None:
     """Makes them known to Hydra, with the schema of their settings."""
     sys.modules[PLUGINS] = sys.modules[__name__]
-    for launcher in (SlurmLauncher, LocalLauncher):
+    for launcher in (SlurmLauncher, LocalLauncher, InTurn):
         Plugins.instance().register(launcher)
     store = ConfigStore.instance()
     store.store(group="schema", name="slurm_launcher", node=Slurm)

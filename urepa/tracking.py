@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -235,6 +236,8 @@ class MLflowShipper:
             return ""
         if run is None:
             return f"MLflow ({self.uri}) does not have its run {run_id} any more"
+        if run.data.tags.get("urepa.key") != cursor["key"]:  # a stranger's mlflow.json may name any
+            return f"the MLflow run {run_id} is not this folder's"
         original = self._original(cursor, run.data.tags.get("folder"))
         if original is not None:
             return f"this is a copy of {original}, which goes on with the MLflow run {run_id}"
@@ -313,7 +316,8 @@ class MLflowShipper:
         for path in artifacts:
             below = path.parent.relative_to(self.folder).as_posix()
             self._client.log_artifact(run_id, str(path), None if below == "." else below)
-        self._client.set_terminated(run_id, status)
+        begun = self._client.get_run(run_id).info.start_time
+        self._client.set_terminated(run_id, status, max(int(time.time() * 1000), begun))  # the clock may be set back
         self._save(self._cursor() | {"finished": status == "FINISHED"})
 
 

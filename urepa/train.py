@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from urepa import ranks
 from urepa.checks import check
+from urepa.conf_copy import of_one_conf
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs import plain, remove_empty
 
@@ -33,4 +34,4 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "train")
+    open_door(of_one_conf(main), "train")

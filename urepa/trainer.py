@@ -320,6 +320,7 @@ class Trainer:
         return progress.bar(
             total=self.settings.max_steps,
             initial=step,
+            desc="training",
             unit="step",
             disable=not self.accelerator.is_main_process,
         )

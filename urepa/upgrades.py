@@ -18,12 +18,15 @@ SCHEMA_TAG = "urepa.schema"  # of an MLflow run: its parameters cannot be change
 
 
 def _to_1(config: dict[str, Any]) -> None:
-    """The averages of the weights had no warm-up, and transformers' resampling of positions was the only one."""
+    """The averages of the weights had no warm-up, transformers' resampling of positions was the only one, and a small
+    track left no image out."""
     if isinstance(config.get("trainer"), dict):
         config["trainer"].setdefault("ema_warmup", False)
     for part in _parts(config):
         if part["_target_"] == "urepa.teachers.vit.ViT":
             part.setdefault("positions", _positions_of_before(part))
+        elif part["_target_"] == "urepa.data.pixels.PixelTrack":
+            part.setdefault("max_skipped", 0.0)
 
 
 def _positions_of_before(vit: dict[str, Any]) -> str | None:

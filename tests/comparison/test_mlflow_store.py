@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up import changed, write_run
+from PIL import Image
 
 from urepa.comparison import store
 from urepa.comparison.arms import group
+from urepa.comparison.as_json import as_json
+from urepa.comparison.grids import find_in_folder, grids_of, read_file
 from urepa.comparison.results import summarise
 from urepa.comparison.runs import Run, find_folders, with_rows
-from urepa.comparison.tables import as_json, markdown
+from urepa.comparison.tables import markdown
 from urepa.errors import UserError
 from urepa.mlflow_store import connect, open_existing
 from urepa.nested import flatten
@@ -173,6 +176,27 @@ def test_a_report_is_published(place: Path) -> None:
     assert found.data.tags["mlflow.note.content"] == markdown(results)[:8000]
     root = Path(client.download_artifacts(found.info.run_id, ""))
     assert {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} == {"index.html", "figures/a.png"}
+
+
+def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> None:
+    """The same as from the folders, from the database's store and through a server."""
+    folders = with_rows(find_folders(str(place / "outputs")))
+    for run in folders:
+        if run.name in ("cifar10/seed0", "cifar10+arm/seed0"):
+            samples = Path(run.id) / "samples"
+            samples.mkdir(exist_ok=True)
+            Image.new("RGB", (6, 4), "teal").save(samples / "step_00000600.png")
+            client = connect(f"sqlite:///{place}/mlflow.db")
+            (stored,) = [other for other in from_store(client.tracking_uri) if other.name == run.name]
+            with contextlib.chdir(place):
+                client.log_artifact(stored.id, str(samples / "step_00000600.png"), "samples")
+    expected = grids_of(group(folders, [], None), find_in_folder, read_file)
+    assert expected is not None
+    assert len(expected.shown) == 2
+    with contextlib.chdir(place):
+        for uri in (f"sqlite:///{place}/mlflow.db", server):
+            study = group(sorted(from_store(uri), key=lambda run: run.name), [], None)
+            assert store.stored_grids(open_existing(uri), study) == (expected, "")
 
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from made_up import without_alignment
 from scipy import stats
 
 from urepa.compare import by_several_codes, notices
+from urepa.comparison.expected import reported
 from urepa.comparison.page import page
 from urepa.comparison.results import PAIRED, Results, Row, beside
 from urepa.comparison.statistics import holm
 from urepa.comparison.tables import differences_table, footnotes, reached_table
-from urepa.comparison.words import findings, lagging, other_remarks, overfitting, reported
+from urepa.comparison.words import findings, lagging, other_remarks, overfitting
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 BASE, ARM = {0: 0.30, 1: 0.50, 2: 0.40}, {0: 0.31, 1: 0.53, 2: 0.42}
@@ -312,14 +313,14 @@ def test_worse_than_zero_may_be_a_lag(add: Add, results: Summarise) -> None:
 
 def test_a_run_that_ends_in_its_warm_up_has_no_value_after_it(add: Add, results: Summarise) -> None:
     add(changes={"loss.warmup_steps": 601})
-    table = {what: measured for what, _, measured, _ in reported(results())}
+    table = {what: measured for what, _, measured, _ in reported(results().study.baseline)}
     assert table["training token loss, after warm-up"] == "not measured"
     assert table["training token loss, end"] != "not measured"
 
 
 def test_reported_beside_measured(add: Add, results: Summarise) -> None:
     add(values=lambda seed: {"val/token": 0.6, "val/cosine": 0.4}, points=601)
-    table = {what: (value, measured) for what, value, measured, _ in reported(results())}
+    table = {what: (value, measured) for what, value, measured, _ in reported(results().study.baseline)}
     assert table["token cosine similarity"] == ("0.30 to 0.35", "0.4000")
     assert table["training diffusion loss, end"][0] == "1.67"
     assert table["nearest-neighbour recall"] == ("60 to 70 %", "not measured")

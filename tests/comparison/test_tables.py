@@ -10,18 +10,18 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import pytest
 from latex import pages, unescaped
 from made_up import HOSTILE
 
+from urepa.comparison.as_json import as_json
 from urepa.comparison.drawing import draw
 from urepa.comparison.figures import panels
 from urepa.comparison.page import page
 from urepa.comparison.results import Results
-from urepa.comparison.seeds import Cell
-from urepa.comparison.tables import NOT_THERE, as_json, csv_text, latex, markdown, results_table, terminal
-from urepa.comparison.words import mean_sd, number, p_value, signed
+from urepa.comparison.tables import NOT_THERE, csv_text, latex, markdown, results_table, terminal
 from urepa.markup import tex
 
 Summarise = Callable[..., Results]
@@ -35,31 +35,6 @@ def hostile(add: Callable[..., None], results: Summarise) -> Results:
         add(name, {"head.depth": 3 + i, "data.name": name}, name=f"arm{i}")
     add("unfinished", {"tracking.tags": {HOSTILE[0]: HOSTILE[1]}}, seeds=(9,), finished=False)
     return results()
-
-
-@pytest.mark.parametrize(
-    ("value", "spread", "text"),
-    [
-        (0.36834, 0.00123, "0.3683"),
-        (-0.4567, 0.021, "−0.457"),
-        (0.36834, float("nan"), "0.3683"),
-        (1234.5, 20.0, "1234"),
-        (0.0, float("nan"), "0.000"),
-        (0.02, 0.0, "0.02000"),
-        (3.2e-7, float("nan"), "3.200e−07"),
-        (-3.24e-7, 1.1e-8, "−3.24e−07"),
-        (0.5, 1e-9, "0.500000"),
-    ],
-)
-def test_digits_follow_the_spread(value: float, spread: float, text: str) -> None:
-    assert number(value, spread) == text
-
-
-def test_numbers_in_words() -> None:
-    assert signed(0.0123, 0.001) == "+0.0123"
-    assert mean_sd(Cell(0.5, 0.012, 3)) == "0.500 ± 0.012"
-    assert mean_sd(Cell(0.5, float("nan"), 1)) == "0.5000"
-    assert [p_value(p) for p in (0.0004, 0.0321, 0.26)] == ["p < 0.001", "p = 0.032", "p = 0.26"]
 
 
 def test_csv_holds_every_number(add: Callable[..., None], results: Summarise) -> None:
@@ -90,7 +65,7 @@ def test_markdown_is_a_table_whatever_the_names(hostile: Results) -> None:
     text = markdown(replace(hostile, study=replace(hostile.study, why_baseline=f"of {HOSTILE[0]}")))
     assert "<script" not in text
     tables = [block for block in text.split("\n\n") if block.startswith("| ")]
-    assert len(tables) == 2
+    assert len(tables) == 3
     for table in tables:
         bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(bars) == 1
@@ -224,3 +199,24 @@ def test_metrics_at_several_steps_are_curves(add: Callable[..., None], results: 
     add(values=lambda seed: {"final/knn/tap": 0.3, "final/cka": 0.1}, course=lambda seed: {300: found})
     shown = [panel.name for panel in panels(results()) if "train" not in panel.name and panel.section == "curves"]
     assert shown == ["curve_val_x0_error", "curve_final_knn_tap"]
+
+
+def test_the_title_names_data_backbone_and_teacher(
+    add: Callable[..., None], results: Summarise, config: dict[str, Any]
+) -> None:
+    def title() -> str:
+        return page(results(), [], []).split("<title>")[1].split("</title>")[0]
+
+    add(seeds=(0,))
+    assert title() == "cifar10 · tiny_unet · EfficientNetLite0"
+    vit = {"_target_": "urepa.teachers.vit.ViT", "model": "hub/<dino>", "grid": [4, 4]}
+    add("vit", {"teacher": vit}, seeds=(0,))
+    assert title() == "cifar10 · tiny_unet · EfficientNetLite0 + &lt;dino&gt;"
+    for i in range(3):
+        add(f"vit{i}", {"teacher": vit | {"model": f"dino{i}"}}, seeds=(0,))
+    assert title() == "cifar10 · tiny_unet · 5 teachers"
+
+
+def test_a_title_without_a_teacher(add: Callable[..., None], results: Summarise) -> None:
+    add("none", {"loss": {"_target_": "urepa.alignment.DiffusionOnly"}}, seeds=(0,))
+    assert "<h1>cifar10 · tiny_unet · no teacher</h1>" in page(results(), [], [])

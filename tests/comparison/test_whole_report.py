@@ -14,6 +14,7 @@ from PIL import Image
 
 from urepa.compare import notices, write_report
 from urepa.comparison.figures import panels
+from urepa.comparison.grids import find_in_folder, grids_of, read_file
 from urepa.comparison.results import Results
 
 pytestmark = [
@@ -23,6 +24,16 @@ pytestmark = [
 COLUMN = (
     "[...document.querySelectorAll('#results tbody tr')].map(row => row.cells[{}].innerText.trim().split('\\n')[0])"
 )
+# the widths that the text may take, and those of the tables' boxes: one
+WIDTHS = """
+[...new Set([...document.querySelectorAll('main p, main ul, .scroll')]
+  .filter(element => element.getClientRects().length && !element.closest('figure, details'))
+  .map(element => Math.round(element.getBoundingClientRect().width)))]
+"""
+BESIDE = """
+(([first, second]) => [first.top == second.top && first.right < second.left, first.width == second.width])
+([...document.querySelectorAll('.samples img')].map(image => image.getBoundingClientRect()))
+"""
 OVERFLOWING = """
 [...document.querySelectorAll('main *')]
   .filter(element => !element.closest('.scroll') && !element.closest('svg'))
@@ -43,7 +54,7 @@ BROKEN = """
 }).map(arm => arm.innerText)
 """
 FIGURES = """
-[...document.querySelectorAll('figure')]
+[...document.querySelectorAll('.figures figure')]
   .filter(figure => figure.querySelector('svg').getBoundingClientRect().width > 250)
   .filter(figure => figure.querySelectorAll('path').length > 3)
   .map(figure => figure.id)
@@ -51,7 +62,7 @@ FIGURES = """
 
 
 @pytest.fixture
-def study(add: Callable[..., None], results: Callable[..., Results]) -> Results:
+def study(add: Callable[..., None], results: Callable[..., Results], tmp_path: Path) -> Results:
     """A grid of λ and depth, hostile names, and something in every section."""
     for lam in (0.0, 0.25):
         for depth in (1, 2):
@@ -64,6 +75,11 @@ def study(add: Callable[..., None], results: Callable[..., Results]) -> Results:
             )
     for i, name in enumerate(HOSTILE):
         add(name, {"head.depth": 3 + i}, name=f"arm{i}", seeds=(0, 1))
+    for i in range(2):
+        (tmp_path / "outputs" / f"arm{i}" / "seed0" / "samples").mkdir()
+        Image.new("RGB", (90, 60), "teal").save(
+            tmp_path / "outputs" / f"arm{i}" / "seed0" / "samples" / "step_00000600.png"
+        )
     add("half", {"data.limit": 4000}, values=lambda seed: {"final/fd/efficientnet_lite0": 655.0})
     add(seeds=(9,), finished=False, name="unfinished")
     return results(baseline="loss.lambda_max=0,head.depth=1")
@@ -74,7 +90,7 @@ def brightness(png: bytes) -> float:
 
 
 def test_in_a_real_browser(study: Results, tmp_path: Path) -> None:
-    write_report(study, notices(study), tmp_path / "report")
+    write_report(study, notices(study), tmp_path / "report", grids_of(study.study, find_in_folder, read_file))
     file = tmp_path / "report" / "index.html"
     expected = {f"figure-{panel.name}" for panel in panels(study)}
     executable = browser.installed()
@@ -88,6 +104,9 @@ def test_in_a_real_browser(study: Results, tmp_path: Path) -> None:
                 wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
                 assert wide == 0, "the page does not scroll sideways"
                 assert page.evaluate(OVERFLOWING) == []
+                assert len(page.evaluate(WIDTHS)) == 1, "text is as wide as the tables"
+                assert page.evaluate("[...document.images].map(image => image.naturalWidth)") == [90, 90]
+                assert page.evaluate(BESIDE) == [width == 1280, True], "grids stand side by side where there is room"
                 assert page.evaluate(COVERED) == [], "no column's head reaches into the next"
                 assert page.evaluate(BROKEN) == [], "an arm's name breaks between words alone where these are short"
                 assert set(page.evaluate(FIGURES)) == expected

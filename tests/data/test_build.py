@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from photos import TRAIN, VAL, WIDTH
 from records import records
 
-from urepa.data.encode import Output, class_names
+from urepa.data.classes import class_names
+from urepa.data.encode import Output
 from urepa.data.images import part_folder, read_images
 from urepa.data.listing import Listing
 from urepa.data.reading import Store
@@ -183,10 +184,10 @@ def test_another_source_of_images_is_refused_and_a_moved_one_is_not(
     moved = Path(shutil.copytree(photos, tmp_path / "moved"))
     build_of(root, f"data.images={moved}", f"data.train_images={TRAIN - 4}").run("images")
     record = json.loads((root / "track.json").read_text())
-    assert record["source"].keys() == {"source", "count", "listing_sha256"}
-    hub = Listing("hub", "owner/one@main")
+    assert record["source"].keys() == {"source", "count", "listing_sha256", "suffixes"}
+    hub = Listing("hub", "owner/one@main", {})
     with pytest.raises(UserError, match="name: owner/one there, owner/two here"):
-        Listing("hub", "owner/two").refuse_other(hub.facts(), root)
+        Listing("hub", "owner/two", {}).refuse_other(hub.facts(), root)
 
 
 def test_a_second_list_leaves_the_firsts_files_as_they_are(build_of: Any, tmp_path: Path) -> None:

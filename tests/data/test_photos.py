@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from urepa.data.images import read_images, skipped_ids, write_images
-from urepa.data.photos import square, to_rgb
+from urepa.data import photos
+from urepa.data.images import all_are_there, place_of_squares, read_images, skipped_ids, write_images
+from urepa.data.photos import read, square, to_rgb
 from urepa.data.reading import Store
 from urepa.data.samples import Sample
 from urepa.data.sources import SOURCES
@@ -112,11 +114,51 @@ def test_truncated_files_are_listed_and_left_out_up_to_a_threshold(photo: Image.
     assert ids == [n for n in files if n not in ("i03", "i07")]
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(UserError, match="2 of 20 images could not be read .first: i03: .*truncated"):
+    with pytest.raises(UserError, match="2 of 20 images cannot be read .first: i03: .*truncated"):
         write(other, files, limit=0.05)
     write(tmp_path, {f"j{n}": whole for n in range(2)}, limit=0)  # another list, of which none is damaged
-    with pytest.raises(UserError, match="2 of 2 images could not be read .first: k0"):
+    with pytest.raises(UserError, match="2 of 2 images cannot be read .first: k0"):
         write(tmp_path, {f"k{n}": half for n in range(2)}, limit=0.5)
+
+
+def test_all_unreadable_images_are_listed_and_tried_again(photo: Image.Image, tmp_path: Path) -> None:
+    """Of three chunks; what was read stays, and networks are not asked of what is not there."""
+    jpeg = io.BytesIO()
+    photo.save(jpeg, format="JPEG")
+    whole, bad = jpeg.getvalue(), [f"i{n:03d}" for n in (0, 300, 599)]
+    files = {name: b"damaged" if name in bad else whole for name in (f"i{n:03d}" for n in range(600))}
+    with pytest.raises(UserError, match=r"^3 of 600 images cannot be read .* data.max_skipped=0.005$"):
+        write(tmp_path, files, limit=0)
+    folder = tmp_path / "images" / "part-0of1"
+    listed = json.loads((folder / "unreadable.json").read_text())
+    assert list(listed) == bad
+    assert skipped_ids(tmp_path) == set()
+    samples = [Sample(n, 0, n, "train") for n in files]
+    assert not all_are_there(tmp_path, Part(), samples)
+    with pytest.raises(UserError, match=r"lacks 3 of 600 images \(first: i000\); run the stage `images`"):
+        next(read_images(tmp_path, Part(), samples, 8, list))
+    before = place_of_squares(folder)
+    assert before.keys() == files.keys() - set(bad)
+    write(tmp_path, files | {"i300": whole}, limit=0.005)
+    assert skipped_ids(tmp_path) == {"i000", "i599"}
+    assert all_are_there(tmp_path, Part(), samples)
+    assert place_of_squares(folder).keys() == files.keys() - {"i000", "i599"}
+    assert list(json.loads((folder / "unreadable.json").read_text())) == ["i000", "i599"]
+
+
+def test_one_limit_of_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever Pillow says of a size, it is this limit that is named, and nothing is decoded."""
+    for side, words in ((13_000, "its 13000 x 13000 pixels are more than"), (60_000, "it has more than")):
+        (tmp_path / "a.png").write_bytes(bomb(side))
+        with pytest.raises(ValueError, match=f"^{words} the 120 megapixels that are read; reduce it$"):
+            read(tmp_path / "a.png")
+    monkeypatch.setattr(photos, "MOST_PIXELS", 12)
+    for size in ((4, 3), (13, 1)):
+        Image.new("RGB", size).save(tmp_path / "b.png")
+        if size == (4, 3):
+            assert read(tmp_path / "b.png").shape == (3, 4, 3)
+    with pytest.raises(ValueError, match="its 13 x 1 pixels"):
+        read(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize(("labels", "files"), [(1, ("data_batch_1", "test_batch")), (2, ("train", "test"))])

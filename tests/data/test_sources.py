@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,9 @@ def test_two_images_with_one_id_are_refused(images: Path) -> None:
 
     rows = list(SOURCES["folder"](str(images)))
     refuse_duplicates(rows)
-    with pytest.raises(UserError, match="two images have the sample id"):
-        refuse_duplicates([*rows, rows[3]])
+    twice = replace(rows[3], path="another/place.png")
+    with pytest.raises(UserError, match=f"^{rows[3].path} and another/place.png would both have the sample id"):
+        refuse_duplicates([*rows, twice])
 
 
 def test_class_folders_alone_leave_the_split_to_the_track(images: Path, make_track: Any) -> None:
@@ -167,20 +169,6 @@ def test_photographs_are_cut_to_their_central_square_not_squeezed(make_track: An
     cache = track.open(None)
     image = track.to_rgb(cache.x0(cache.splits["train"]))[0]
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy() * 255, wide[:, 8:16], atol=0.1)
-    cache.close()
-
-
-def test_an_image_that_cannot_be_read_is_named_and_the_build_goes_on_without_it(
-    make_track: Any, images: Path, tmp_path: Path
-) -> None:
-    root = Path(shutil.copytree(images, tmp_path / "photos"))
-    bad = root / "train" / "dog" / "05.png"
-    bad.write_bytes(bad.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"the image train/dog/05.png cannot be read \(.*\); mend it or take it away"):
-        make_track(images=str(root)).open(None)
-    bad.unlink()
-    cache = make_track(images=str(root)).open(None)
-    assert len(cache.splits["train"]) == 29
     cache.close()
 
 

@@ -280,7 +280,7 @@ def test_hours_are_expected_only_from_a_measurement(small: Compose, tmp_path: Pa
 # settings that the words leave to the tables at the end, by the last word of the part's _target_
 UNSPOKEN = {
     "AlignmentLoss": "spike_threshold level taps teachers",  # only counted; the loss itself says levels and shares
-    "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher",
+    "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped",
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
     "prompts latent_shape online_teacher stage_to",
     "sd15": "prompts",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from launchers.status import lines
-from urepa.jobs import Book, Entry, Job
+from urepa.jobs import Book, Entry, Job, mark_running
 from urepa.metrics import MetricsLog
 from urepa.runs import RunFolder
 
 
 @pytest.fixture
-def run(tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run at step 20 that is in the book, on a machine without SLURM."""
+def run(
+    tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, BinaryIO]]:
+    """A run at step 20 that is in the book, on a machine without SLURM; and the log that its process has open."""
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = tmp_path / "quickstart" / "seed0"
     folder.mkdir(parents=True)
@@ -27,18 +30,46 @@ def run(tmp_path: Path, compose: Callable[..., dict[str, Any]], monkeypatch: pyt
     log.append({"step": 20, "final/fd/pixels": 1.0})
     job = Job("quickstart", (("urepa.train", "seed=0"),), str(folder))
     Book(tmp_path).add([Entry(job, "local-1", str(tmp_path / "log"), state="running")])
-    return folder
+    with open(tmp_path / "log", "ab+") as log:
+        mark_running(log)
+        yield folder, log
 
 
-def test_a_run_and_how_far_it_is(run: Path, tmp_path: Path) -> None:
+def test_a_run_and_how_far_it_is(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
     first, second, log = lines(tmp_path)
     assert first.split() == ["local-1", "running", "quickstart"]
     assert second.strip() == "step 20/60  total 0.5"
     assert log.strip() == str(tmp_path / "log")
 
 
-def test_what_is_damaged_is_said_beside_what_is_not(run: Path, tmp_path: Path) -> None:
-    metrics, book = run / "metrics.jsonl", tmp_path / "jobs.jsonl"
+def test_a_run_whose_launcher_was_killed(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
+    """Its process has ended since, short of its last step or at it; nobody has noted so."""
+    folder, log = run
+    log.write(b"Killed\n")
+    log.close()
+    first, *details = lines(tmp_path)
+    assert first.split() == ["local-1", "failed", "quickstart"]
+    assert details[1].strip() == "Killed"
+    parts: dict[str, Any] = {
+        "experiment": "quickstart",
+        "ablation": "baseline",
+        "seed": 0,
+        "metrics": {},
+        "seconds": {},
+    }
+    (folder / "summary.json").write_text(json.dumps(parts | {"step": 60}))
+    assert lines(tmp_path)[0].split() == ["local-1", "done", "quickstart"]
+
+
+def test_of_a_run_the_last_job_alone(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
+    """A sweep whose conf/ was changed gives another command for the same run."""
+    again = Job("again", (("urepa.train", "seed=0", "--config-path", "elsewhere"),), str(run[0]))
+    Book(tmp_path).add([Entry(again, "local-2", str(tmp_path / "log"), state="done")])
+    assert [line.split()[0] for line in lines(tmp_path) if not line.startswith(" ")] == ["local-2"]
+
+
+def test_what_is_damaged_is_said_beside_what_is_not(run: tuple[Path, BinaryIO], tmp_path: Path) -> None:
+    metrics, book = run[0] / "metrics.jsonl", tmp_path / "jobs.jsonl"
     metrics.write_text("#" + metrics.read_text()[1:])
     book.write_text("#\n" + book.read_text())
     said, _, progress, _ = lines(tmp_path)

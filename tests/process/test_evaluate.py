@@ -222,3 +222,28 @@ def test_a_run_whose_evaluation_failed_is_finished(work: Workspace) -> None:
     rows = read_rows(work.run / "metrics.jsonl")
     assert "is finished: 2 steps" in work.train(*more).stdout
     assert read_rows(work.run / "metrics.jsonl") == rows
+
+
+def test_several_runs_one_after_the_other(copied: Workspace) -> None:
+    """One that cannot be evaluated stops no other, a folder that is no run's is passed over, Hydra leaves nothing."""
+    first = copied.run
+    place = copied.folder / "outputs" / "other,x=1"
+    for name in ("seed2", "seed10"):
+        shutil.copytree(first, place / name)
+    (place / "seed1").mkdir()
+    (place / "seed2" / "summary.json").unlink()
+    before = set(copied.folder.iterdir())
+    what = ["-m", "urepa.evaluate", "-m", "run=glob(outputs/*/seed*)", *EVALUATED, "tracking=none"]
+    done = ended(what, copied.folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    order = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    runs = [f"run='{run.relative_to(copied.folder)}'" for run in (place / "seed2", place / "seed10", first)]
+    assert order == [f"[{i}/3] {run}" for i, run in enumerate(runs, 1)]
+    assert [bool(evaluations(run)) for run in (place / "seed2", place / "seed10", first)] == [False, True, True]
+    assert evaluations(first) == evaluations(place / "seed10")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors[-2] == "error: 1 of 3 failed, the others are done:"
+    assert errors[-1].startswith(f"error: {runs[0]}: run=outputs/other,x=1/seed2 is not finished")
+    assert "Traceback" not in done.stderr
+    assert "samples: sampling 10 images:" in done.stderr
+    assert set(copied.folder.iterdir()) == before

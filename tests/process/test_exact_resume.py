@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -242,6 +243,8 @@ def test_a_damaged_checkpoint_never_pushes_out_a_valid_one(copied: Workspace, re
     assert 10 in steps(copied.run)
     done = copied.train("trainer.keep_last=1")
     assert "at step 10" in done.stdout
+    (samples,) = re.findall(r"^samples +(.*)$", done.stdout, re.MULTILINE)
+    assert samples == "100 training, 20 validation, 20 test; 12 steps of 8 are 1 epoch"
     ours, theirs = last_checkpoint(copied.run), last_checkpoint(reference.run)
     for file in theirs.glob("*.safetensors"):
         assert (ours / file.name).read_bytes() == file.read_bytes()

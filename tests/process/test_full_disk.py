@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import fill, small_disk
 from workspace import Workspace, assert_same_run, one_line_error, steps
 
 from urepa import checkpoint
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A tmpfs of `size` bytes at `folder`."""
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("a small disk needs root, to mount a tmpfs")
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def checkpoint_bytes(run: Path) -> int:
@@ -58,10 +39,7 @@ def test_full_before_anything_else(work: Workspace, reference: Workspace) -> Non
     with small_disk(outputs, 4 * checkpoint_bytes(reference.run)):
         work.train("tracking=none", arranged=("--kill", "after_backward:9"), code=-9)
         before = steps(work.run)
-        filler = outputs / "filler"
-        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        filler = fill(outputs)
         said = one_line_error(work.train("tracking=none", code=1))
         assert "No space left on device" in said
         assert steps(work.run) == before

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from workspace import Workspace, one_line_error, steps
 
 FOLDER = (
     "data=folder",
-    "data.num_classes=2",
     "data.image_size=16",
     "data.unshuffle=2",
     "data.limit=null",
@@ -68,6 +68,8 @@ def test_images_of_another_name_are_another_run(images: Images) -> None:
 def test_the_same_name_elsewhere_is_compared(images: Images) -> None:
     """Finished, and stopped on the way; made here before, and copied from another machine."""
     images.train("data.images=one/mine")
+    assert yaml.safe_load((images.run / "config.yaml").read_text())["data"]["num_classes"] == 2, "counted and stored"
+    assert json.loads((images.run / "provenance.json").read_text())["data"]["classes"] == ["cat", "dog"]
     before = everything(images.run)
     done = images.train("data.images=two/mine")
     assert "is finished: 4 steps (data not checked" in done.stdout, "there are no caches of these"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(copied: Workspace) -> None:
     before, there = digests(copied.run), in_mlflow()
     done = copied.train()
     assert "is finished: 12 steps" in done.stdout
+    assert not re.search(r"^(device|parameters|samples|classes) ", done.stdout, re.MULTILINE), "it begins nothing"
     assert digests(copied.run) == before
     assert in_mlflow() == there
     assert "Traceback" not in done.stderr

@@ -168,9 +168,13 @@ def short_of_time(cluster: Cluster, work: Workspace) -> dict[str, Any]:
 
 
 def two_ranks(cluster: Cluster, work: Workspace) -> dict[str, Any]:
-    """Preempted too: the second rank must leave the first the time to requeue."""
+    """Preempted too: the second rank must leave the first the time to requeue. The launcher is killed before that, and
+    started again."""
+    first = Sweep(work, cluster, "hydra.launcher.gpus=2")
+    entry = first.entry()
+    first.process.kill()
+    first.end()
     sweep = Sweep(work, cluster, "hydra.launcher.gpus=2")
-    entry = sweep.entry()
     preempted(sweep, entry)
     return {"end": sweep.end(), "details": cluster.details(entry.id)}
 
@@ -237,6 +241,10 @@ def test_two_ranks(told: Told, reference: Workspace) -> None:
     assert saw["end"][0] == 0, saw["end"]
     assert saw["details"]["Restarts"] == "1"
     assert saw["details"]["TresPerNode"] == "gres:gpu:h200:2"
+    assert saw["end"][1].startswith("1 of 1 runs are in SLURM's queue from an earlier start\ntheir logs: ")
+    (entry,) = Book(work.folder / "outputs/.jobs").entries()
+    assert entry.job.commands[0][-2] == "--config-path"
+    assert Path(entry.job.commands[0][-1]).parent == work.folder / "outputs/.jobs/conf"
     assert json.loads((work.run / "summary.json").read_text())["processes"] == 2
     assert_same_losses(work.run, reference.run)
     assert_tracked_once(work.db, work.run)

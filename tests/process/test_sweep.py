@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
-from workspace import Workspace, assert_tracked_once, query
+import yaml
+from studies import checkout
+from workspace import Workspace, assert_tracked_once, environment, query, wait_for
 
 from urepa.code_state import code_state
 
@@ -49,3 +54,30 @@ def test_four_runs_four_folders_four_mlflow_runs(work: Workspace) -> None:
         assert "baseline" not in tags["arm"], "this arm is what the command changed"
         assert tags["code_state"].split()[0] in ("clean", "changed")
     assert combinations == {(0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)}
+
+
+def test_what_is_edited_while_a_run_trains_changes_no_later_run(work: Workspace, tmp_path: Path) -> None:
+    """Both run in one process; the arm's check composes the command without it, too."""
+    code = checkout(tmp_path / "checkout")
+    command = work.command(*work.overrides("+ablation=baseline,no_cfg_dropout", "trainer.max_steps=4", "tracking=none"))
+    sweep = subprocess.Popen(
+        [sys.executable, *command, "-m"],
+        cwd=work.folder,
+        env=environment() | {"PYTHONPATH": str(code)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(work.runs, sweep, "the first run's config")
+    for file, line, instead in (
+        ("trainer/quickstart", "ema_decay: 0.99", "ema_decay: 0.5"),
+        ("ablation/no_cfg_dropout", "cfg_dropout: 0.0", "cfg_dropout: 0.7"),
+    ):
+        path = code / "conf" / f"{file}.yaml"
+        assert line in path.read_text()
+        path.write_text(path.read_text().replace(line, instead))
+    assert len(work.runs()) == 1, "the second run has begun already"
+    assert sweep.wait() == 0, sweep.communicate()
+    configs = {run.parent.name: yaml.safe_load((run / "config.yaml").read_text()) for run in work.runs()}
+    dropout = {name.split(",")[0]: (c["trainer"]["ema_decay"], c["data"]["cfg_dropout"]) for name, c in configs.items()}
+    assert dropout == {"quickstart+baseline": (0.99, 0.1), "quickstart+no_cfg_dropout": (0.99, 0.0)}

@@ -15,7 +15,7 @@ from urepa.backbones.unet import UNet
 from urepa.errors import UserError
 from urepa.files import read_json
 from urepa.hub import resolve, why_not
-from urepa.weights import own_memory
+from urepa.weights import own_memory, read_torch
 
 # SD-1.5's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
 ARCHITECTURE: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -83,7 +83,7 @@ def load_prompts(path: Path, num_classes: int) -> Tensor:
     """Frozen text embeddings [K,L,E] in fp32; only tensors are unpickled."""
     if not path.is_file():
         raise UserError(f"there are no prompt embeddings at {path}; make them with the track's other caches")
-    prompts = torch.load(path, map_location="cpu", weights_only=True)
+    prompts = read_torch(path)
     if not isinstance(prompts, Tensor) or prompts.ndim != 3 or len(prompts) != num_classes + 1:
         found = tuple(prompts.shape) if isinstance(prompts, Tensor) else type(prompts).__name__
         raise UserError(f"{path} holds {found}; expected [{num_classes + 1}, positions, width], the null prompt last")

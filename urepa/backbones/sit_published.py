@@ -6,18 +6,15 @@ Shapes: B batch, D width, S sinusoid, N tokens, p patch, C latent channels.
 
 from __future__ import annotations
 
-import zipfile
-from argparse import Namespace
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from urepa.backbones.sit import SiT
 from urepa.errors import UserError
-from urepa.files import DAMAGED
 from urepa.sinusoid import sinusoid
+from urepa.weights import read_safetensors, read_torch
 
 EXPORTED = "model.safetensors"  # the file of an export's folder
 HEADS = "projectors."  # REPA's, which are no part of the backbone
@@ -32,20 +29,8 @@ def read_published(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a torch file: its EMA's where there is one. Nothing but tensors and
     the settings beside them is unpickled; a training checkpoint's other parts stay on the disk."""
     if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise UserError(f"{file} is no whole safetensors file ({error}); copy it again") from error
-    try:
-        with torch.serialization.safe_globals([Namespace]):
-            stored = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except UnpicklingError as error:
-        raise UserError(f"{file} holds more than tensors, or no weights at all; save them as .safetensors") from error
-    except DAMAGED as error:
-        raise UserError(f"{file} is no whole torch file; copy it again") from error
+        return read_safetensors(file)
+    stored = read_torch(file)
     if not isinstance(stored, dict):
         raise UserError(f"{file} holds no named weights; give a file in the published layout")
     found = next((stored[key] for key in ("ema", "model") if key in stored), stored)

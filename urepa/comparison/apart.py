@@ -53,7 +53,8 @@ def with_contents(runs: list[Run]) -> list[Run]:
         there: dict[Hashable, set[str]] = {}
         of = {run.id: run.facts.get("content", {}).get(fact) for run in runs}
         for run in runs:
-            settings = tuple(sorted((k, v) for k, v in identity(run.config).items() if k.startswith(prefix)))
+            part = {k: v for k, v in run.config.items() if k.startswith(prefix)}
+            settings = tuple(sorted(identity(part).items()))
             known = of[run.id]
             there.setdefault(settings, set()).update([] if known is None else [known])
         if any(len(found) > 1 for found in there.values()):
@@ -123,21 +124,24 @@ def _most_agreed(runs: list[Run], of: dict[str, Parts]) -> Run:
 def one_code(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
     """The runs of the version that made most of the leading ones; on a tie, of the newest. A run is of one version
     where one code trained all its steps. An unknown version is not the same as another unknown one."""
-    mixed = {run.id for run in runs if not all(same_code(run.code[0], code) for code in run.code[1:])}
+    of = {run.id: run.code for run in runs}
+    mixed = {id_ for id_, code in of.items() if not all(same_code(code[0], other) for other in code[1:])}
     whole = [run for run in leading if run.id not in mixed] or [run for run in runs if run.id not in mixed]
     if not whole:
         raise UserError(f"none of the {len(runs)} finished runs was trained by one version of the code throughout")
-    versions = list(dict.fromkeys(run.code[0] for run in runs))
+    versions = list(dict.fromkeys(code[0] for code in of.values()))
     like = {(a, b): same_code(a, b) for a in versions for b in versions}
-    newest = max(whole, key=lambda run: (sum(like[run.code[0], o.code[0]] for o in whole), run.started))
+    counts = Counter(of[run.id][0] for run in whole)
+    agreeing = {version: sum(n for other, n in counts.items() if like[version, other]) for version in counts}
+    newest = max(whole, key=lambda run: (agreeing[of[run.id][0]], run.started))
     usable, apart = [], []
     for run in runs:
         if run.id in mixed:
             apart.append(Apart(run, f"trained by several versions of the code: {_course(run)}"))
-        elif run is newest or like[run.code[0], newest.code[0]]:
+        elif run is newest or like[of[run.id][0], of[newest.id][0]]:
             usable.append(run)
         else:
-            apart.append(Apart(run, f"another version of the code: {run.code[0]}, not {newest.code[0]}"))
+            apart.append(Apart(run, f"another version of the code: {of[run.id][0]}, not {of[newest.id][0]}"))
     return usable, apart
 
 

@@ -121,6 +121,13 @@ def varying(configs: list[dict[str, str]]) -> list[str]:
     return [k for k in differ if k.endswith("._target_") or not _comes_along(k, identities, exchanged)]
 
 
+def _without_what_all_share(configs: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The configs without the settings that are there, with one value, in all of them. Two of them vary in the same
+    settings as before: what all share tells no two apart."""
+    shared = set.intersection(*(set(config.items()) for config in configs))
+    return [{k: v for k, v in config.items() if (k, v) not in shared} for config in configs]
+
+
 def _comes_along(key: str, configs: list[dict[str, str]], exchanged: set[str]) -> bool:
     """Has the key one value wherever it is there, and is it absent exactly where its part is another one?"""
     if len({config[key] for config in configs if key in config}) > 1:
@@ -163,17 +170,19 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
     for (experiment, ablation), runs in by_name.items():
         configs = [run.config for run in runs]
         keys = varying(configs)
+        parts = [key for key in keys if key.endswith("._target_")]
         for run in runs:
-            said = [k for k in keys if not _is_of_another_part(k, run.config, configs)]
+            said = [k for k in keys if not _is_of_another_part(k, run.config, configs, parts)]
             words = [f"{_word(k)}={_short(k, run.config)}" for k in said]
             named = [] if ablation == "baseline" and words else [ablation]
             labels[run.id] = _one_line((f"{experiment}: " if several else "") + ", ".join(named + words))
     return _all_different(labels)
 
 
-def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str, str]]) -> bool:
-    """Has no config with the same part as this one the key, so that its absence says nothing beside the part's name?"""
-    targets = [k for k in varying(configs) if k.endswith("._target_") and key.startswith(k.removesuffix("_target_"))]
+def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str, str]], parts: list[str]) -> bool:
+    """Has no config with the same part as this one the key, so that its absence says nothing beside the part's name?
+    `parts` are the exchanged ones' keys."""
+    targets = [k for k in parts if key.startswith(k.removesuffix("_target_"))]
     return any(not any(key in c for c in configs if c.get(k) == config.get(k)) for k in targets if k != key)
 
 
@@ -271,7 +280,8 @@ def _baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], s
     if len(controls) == 1:
         return controls[0], f"the control with λ = 0{among}"
     candidates = controls or candidates
-    near = [sum(len(varying([g[0].config, o[0].config])) == 1 for o in own) for g in candidates]
+    narrow = dict(zip((g[0].id for g in own), _without_what_all_share([g[0].config for g in own]), strict=True))
+    near = [sum(len(varying([narrow[g[0].id], narrow[o[0].id]])) == 1 for o in own) for g in candidates]
     why = "of the controls with λ = 0 the one" if controls else "the one"
     why += " that most arms differ from in one setting alone"
     if near.count(max(near)) > 1:

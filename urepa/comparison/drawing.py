@@ -20,6 +20,8 @@ COLOURS = ("#2f7fc1", "#d9603b", "#35996b", "#a06cc0", "#bd8f14", "#d65f97", "#2
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 INCHES = (4.9, 3.3)
 DPI = 150
+SAMPLE = (0, (2.5, 1.5))  # dashes of a dashed line in the legend
+QUICK = 3  # of PNG's nine levels of compression: a third of the usual level's time, and little larger
 MOST_PROCESSES = 8
 STYLE: Any = {
     "font.size": 9,
@@ -40,6 +42,7 @@ STYLE: Any = {
     "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "legend.handlelength": 3.0,  # dashes are seen
     "lines.linewidth": 1.4,
     "text.parse_math": False,  # a name with dollars is a name
     "svg.hashsalt": "urepa",
@@ -56,6 +59,7 @@ class Panel:
     title: str
     draw: Callable[[Any], None]
     inches: tuple[float, float] = INCHES
+    note: str = ""  # what the caption says of this figure alone
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def draw(panel: Panel) -> Drawn:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may hold any character
@@ -99,11 +104,14 @@ def draw(panel: Panel) -> Drawn:
             columns = 1 if max(map(len, labels)) > 30 else 2
             lines = -(-len(labels) // columns)
             figure.set_size_inches(panel.inches[0], panel.inches[1] + 0.17 * lines)
-            figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+            legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+            for line in legend.findobj(Line2D):
+                if line.is_dashed():  # a line's own dashes may be too far apart for its sample here
+                    line.set_linestyle(SAMPLE)
         png, pdf, svg = io.BytesIO(), io.BytesIO(), io.StringIO()
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        canvas.print_png(png)
+        canvas.print_png(png, pil_kwargs={"compress_level": QUICK})
         figure.patch.set_alpha(0)
         axis.patch.set_alpha(0)
         FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
@@ -125,11 +133,11 @@ def _for_a_page(svg: str, name: str) -> str:
 
 
 def style_of(index: int) -> dict[str, Any]:
-    """Colour and line of an arm: the baseline, index 0, in ink; dashes where the colours begin again."""
+    """Colour and line of an arm: the baseline, index 0, in ink; thin dashes where the colours begin again."""
     if index == 0:
         return {"color": INK, "linestyle": "-"}
     again, colour = divmod(index - 1, len(COLOURS))
-    return {"color": COLOURS[colour], "linestyle": "--" if again else "-"}
+    return {"color": COLOURS[colour]} | ({"linestyle": "--", "linewidth": 0.7} if again else {"linestyle": "-"})
 
 
 def marker_of(index: int) -> str:

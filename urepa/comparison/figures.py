@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import isfinite
@@ -18,16 +19,18 @@ from urepa.comparison.arms import Arm, Sweep, sweeps
 from urepa.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpaired_by
 from urepa.comparison.course import curve_of, incomparable
 from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
+from urepa.comparison.numbers import number
+from urepa.comparison.overlap import Place, overlap
 from urepa.comparison.results import Difference, Results, last_cell
 from urepa.comparison.seeds import Cell
 from urepa.comparison.statistics import Array, paired
 from urepa.comparison.tables import cell_text
-from urepa.comparison.words import number
 from urepa.curves import STRETCHES, Curve, thinned
 
 ARMS_A_PANEL = 2 * len(COLOURS)  # the first, and others: as many as colours and dashes tell apart
 ROWS_A_PANEL = 40
 SMOOTHED_OVER = 0.05  # of the run
+TICKS = 5  # at most, on an axis: each costs about as much to draw as a line
 FEW_POINTS = 20  # of a curve: shown as such
 TERMS = ("total", "diffusion", "token", "manifold")
 Values = tuple[tuple[float, ...], ...]
@@ -44,7 +47,8 @@ CAPTIONS = {
     SWEEPS: "Mean over seeds, with the standard deviation as error bars. ≠ does not compare with the baseline; – was "
     "not run or not measured.",
     TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run. EMA: "
-    "of the averaged weights; training losses are of the weights that train.",
+    "of the averaged weights; training losses are of the weights that train. Of lines over each other the first is "
+    "drawn through and the others dashed upon it.",
     GRADIENTS: "Cosine between the gradients of the diffusion loss and of the alignment loss (before λ): below 0 they "
     "pull apart. Thin lines: every seed as logged; thick lines: the smoothed mean.",
 }
@@ -62,7 +66,7 @@ def panels(results: Results) -> list[Panel]:
         name = re.sub(r"[^a-z0-9]+", "_", panel.name.lower()).strip("_")
         names[name] = names.get(name, 0) + 1
         suffix = "" if names[name] == 1 else f"_{names[name]}"
-        unique.append(Panel(name + suffix, panel.section, panel.title, panel.draw, panel.inches))
+        unique.append(replace(panel, name=name + suffix))
     return unique
 
 
@@ -104,7 +108,7 @@ def _forest(axis: Any, rows: list[tuple[str, Difference]], metric: Metric) -> No
     axis.set_yticks(range(len(rows)), [shortened(label) for label, _ in rows])
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"{metric.label}, less the baseline's")
     axis.grid(visible=False, axis="y")
-    axis.locator_params(axis="x", nbins=5)
+    axis.locator_params(axis="x", nbins=TICKS)
 
 
 # --- by timestep --------------------------------------------------------------------------------------------
@@ -119,12 +123,21 @@ def _by_timestep(results: Results) -> Iterator[Panel]:
         arms = [arm for arm in study.arms if arm.has(keys[0]) and not incomparable(study, arm, keys[0])]
         for title, page in _pages(arms, f"{label} by timestep", study.baseline):
             lines = [(i, arm.label, *_by_bin(arm, keys)) for i, arm in page]
-            draw = partial(_bins, lines=lines, centres=_centres(keys), of="")
-            yield Panel(f"timestep {term}", BY_TIMESTEP, title, draw)
+            yield _bins_panel(f"timestep {term}", title, lines, _centres(keys), "")
             if term == "x0_error" and len(page) > 1 and arms[0] is study.baseline:
                 lines = [(i, arm.label, *found) for i, arm in page[1:] if (found := _less(arm, study.baseline, keys))]
-                draw = partial(_bins, lines=lines, centres=_centres(keys), of="difference, %")
-                yield Panel(f"timestep {term} difference", BY_TIMESTEP, f"{title}, less the baseline's", draw)
+                title = f"{title}, less the baseline's"
+                yield _bins_panel(f"timestep {term} difference", title, lines, _centres(keys), "difference, %")
+
+
+def _bins_panel(
+    name: str, title: str, lines: list[tuple[int, str, Array, Array]], centres: list[float], of: str
+) -> Panel:
+    """Beside 0 on the axis, where it is no difference, as the axis begins there."""
+    zero = [] if of else [(np.zeros(1), np.zeros(1))]
+    over = overlap([line[1] for line in lines], [(np.array(centres), line[2]) for line in lines], zero)
+    draw = partial(_bins, lines=lines, places=over.places, centres=centres, of=of)
+    return Panel(name, BY_TIMESTEP, title, draw, note=over.note)
 
 
 def _centres(keys: list[str]) -> list[float]:
@@ -150,13 +163,16 @@ def _less(arm: Arm, baseline: Arm, keys: list[str]) -> tuple[Array, Array] | Non
     return found.mean, np.zeros(len(keys)) if unpaired else np.nan_to_num(found.high - found.mean)
 
 
-def _bins(axis: Any, lines: list[tuple[int, str, Array, Array]], centres: list[float], of: str) -> None:
+def _bins(
+    axis: Any, lines: list[tuple[int, str, Array, Array]], places: tuple[Place, ...], centres: list[float], of: str
+) -> None:
     width = 0.06 / max(len(lines), 1) if of else 0.0
-    for place, (i, label, mean_T, half_T) in enumerate(lines):
-        x_T = np.array(centres) + (place - (len(lines) - 1) / 2) * width
-        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2, "linewidth": 1.0}
-        axis.errorbar(x_T, mean_T, half_T, label=shortened(label), **style)
+    for n, ((i, label, mean_T, half_T), place) in enumerate(zip(lines, places, strict=True)):
+        x_T = np.array(centres) + (n - (len(lines) - 1) / 2) * width
+        style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2} | place.style
+        axis.errorbar(x_T, mean_T, half_T, label=shortened(label), errorevery=place.every, **style)
     axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylabel=of)
+    axis.locator_params(nbins=TICKS)
     if of:
         axis.axhline(0, color=INK, linewidth=0.8)
     else:
@@ -178,8 +194,7 @@ def _sweep_panels(results: Results, sweep: Sweep) -> Iterator[Panel]:
             inches = (max(3.2, 1.4 + 0.95 * columns), 1.3 + 0.55 * rows)
             draw = partial(_heat_map, keys=sweep.keys, values=sweep.values, cells=cells)
             yield Panel(f"map {name}", SWEEPS, metric.title, draw, inches)
-        draw = partial(_lines, keys=sweep.keys, values=sweep.values, cells=cells)
-        yield Panel(f"lines {name}", SWEEPS, metric.title, draw)
+        yield _lines_panel(name, metric, sweep.keys, sweep.values, cells)
 
 
 def _heat_map(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) -> None:
@@ -207,26 +222,44 @@ def _heat_map(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) ->
     axis.figure.colorbar(image, ax=axis, shrink=0.9).outline.set_visible(False)
 
 
-def _lines(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) -> None:
-    xs = values[0]
+def _swept(keys: tuple[str, ...], values: Values, cells: Cells) -> list[tuple[str, list[tuple[float, Cell]]]]:
+    """A label and the filled cells over the first setting, for each value of the second."""
     seconds: list[tuple[float, ...]] = [()] if len(keys) == 1 else [(y,) for y in values[1]]
-    beside = 0.008 * (xs[-1] - xs[0])  # so that error bars do not hide each other
-    for i, second in enumerate(seconds):
-        there = [(x, cell) for x in xs if (cell := cells.get((x, *second), HOLE)).filled]
+    return [
+        (
+            f"{keys[1]} = {second[0]:g}" if second else "",
+            [(x, cell) for x in values[0] if (cell := cells.get((x, *second), HOLE)).filled],
+        )
+        for second in seconds
+    ]
+
+
+def _lines_panel(name: str, metric: Metric, keys: tuple[str, ...], values: Values, cells: Cells) -> Panel:
+    lines = _swept(keys, values, cells)
+    curves = [(np.array([x for x, _ in there]), np.array([cell.mean for _, cell in there])) for _, there in lines]
+    ends = [(np.zeros(2), cell.mean + np.nan_to_num(cell.sd) * np.array([-1, 1])) for _, t in lines for _, cell in t]
+    over = overlap([label for label, _ in lines], curves, ends)
+    draw = partial(_lines, key=keys[0], lines=lines, places=over.places, width=values[0][-1] - values[0][0])
+    return Panel(f"lines {name}", SWEEPS, metric.title, draw, note=over.note)
+
+
+def _lines(
+    axis: Any, key: str, lines: list[tuple[str, list[tuple[float, Cell]]]], places: tuple[Place, ...], width: float
+) -> None:
+    beside = 0.008 * width  # so that error bars do not hide each other
+    for i, ((label, there), place) in enumerate(zip(lines, places, strict=True)):
         if not there:
             continue
-        spread = [cell.sd if isfinite(cell.sd) else 0.0 for _, cell in there]
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": marker_of(i), "markersize": 4, "capsize": 2.5}
         axis.errorbar(
-            [x + (i - (len(seconds) - 1) / 2) * beside for x, _ in there],
+            [x + (i - (len(lines) - 1) / 2) * beside for x, _ in there],
             [cell.mean for _, cell in there],
-            spread,
-            color=COLOURS[i % len(COLOURS)],
-            marker=marker_of(i),
-            markersize=4,
-            capsize=2.5,
-            label=f"{keys[1]} = {second[0]:g}" if second else None,
+            [cell.sd if isfinite(cell.sd) else 0.0 for _, cell in there],
+            label=label or None,
+            errorevery=place.every,
+            **style | place.style,
         )
-    axis.set(xlabel=keys[0])
+    axis.set(xlabel=key)
 
 
 # --- curves -------------------------------------------------------------------------------------------------
@@ -245,7 +278,10 @@ def _curves(results: Results) -> Iterator[Panel]:
             continue
         for numbered, page in _pages(arms, title, study.baseline):
             lines = [(i, arm.label, *_drawn(_drawable(arm, key))) for i, arm in page]
-            yield Panel(f"curve {key}", section, numbered, partial(_curve, lines=lines, zero=section == GRADIENTS))
+            raw = [curve for line in lines for curve in line[2]]
+            over = overlap([line[1] for line in lines], [line[3] for line in lines], raw)
+            draw = partial(_curve, lines=lines, places=over.places, zero=section == GRADIENTS)
+            yield Panel(f"curve {key}", section, numbered, draw, note=over.note)
 
 
 def _drawable(arm: Arm, key: str) -> list[Curve]:
@@ -265,13 +301,14 @@ def _said(metric: Metric) -> str:
     return f"validation (EMA): {metric.label}" if metric.key.startswith("val/") else f"{metric.label} (EMA)"
 
 
-def _curve(axis: Any, lines: list[tuple[int, str, list[Curve], Curve]], zero: bool) -> None:
-    for i, label, raw, mean in lines:
+def _curve(axis: Any, lines: list[tuple[int, str, list[Curve], Curve]], places: tuple[Place, ...], zero: bool) -> None:
+    for (i, label, raw, mean), place in zip(lines, places, strict=True):
         for curve in raw:
             axis.plot(*curve, color=style_of(i)["color"], alpha=0.25, linewidth=0.5, rasterized=True)
         points = {"marker": marker_of(i), "markersize": 3.5} if len(mean.steps) <= FEW_POINTS else {}
-        axis.plot(*mean, **style_of(i), **points, label=shortened(label), zorder=3)
+        axis.plot(*mean, **style_of(i) | points | place.style, label=shortened(label), zorder=3)
     axis.set(xlabel="step")
+    axis.locator_params(nbins=TICKS)
     if zero:
         axis.axhline(0, color=MUTED, linewidth=0.8)
 

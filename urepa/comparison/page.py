@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -10,8 +11,13 @@ from typing import Any
 
 from urepa.comparison.comparable import reference_label
 from urepa.comparison.drawing import Drawn
+from urepa.comparison.expected import documents_arm, of_steps, reported
 from urepa.comparison.figures import CAPTIONS
+from urepa.comparison.gaps import EXPLANATION, Gap, gap_texts, gaps
+from urepa.comparison.grids import Grids
+from urepa.comparison.numbers import delta, interval, mean_sd, p_value
 from urepa.comparison.results import Results, Row, beside, in_words, shown_differences
+from urepa.comparison.runs import Run
 from urepa.comparison.seeds import Cell
 from urepa.comparison.tables import (
     LEGEND,
@@ -25,23 +31,16 @@ from urepa.comparison.tables import (
     reached_text,
     seeds_sentence,
 )
-from urepa.comparison.words import (
-    delta,
-    findings,
-    interval,
-    is_the_documents,
-    mean_sd,
-    other_remarks,
-    overfitting,
-    p_value,
-    reported,
-)
+from urepa.comparison.verdict import cautions, verdict
+from urepa.comparison.words import findings, other_remarks, overfitting
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SECTIONS = {
     "findings": "Findings",
     "results": "Results",
     "differences": "Differences",
+    "gaps": "Train and validation",
+    "samples": "Samples",
     "timesteps": "By timestep",
     "sweeps": "Sweeps",
     "way": "Sooner or later",
@@ -52,6 +51,8 @@ SECTIONS = {
     "apart": "Set apart",
     "method": "Method",
 }
+NONE = "none"  # the tag of a run without a teacher
+NAMED_AT_MOST = 3  # data sets, backbones or teachers in the title
 WHOLE = 15  # characters of a word that a column's head has room for
 BREAKS = re.compile(r"([(_=/]|\.(?!\d))")
 KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
@@ -66,7 +67,7 @@ def _breakable(name: str) -> Any:
     return Markup(" ".join(safe if len(word) <= WHOLE else BREAKS.sub(r"\1<wbr>", safe) for word, safe in words))
 
 
-def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
+def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grids | None = None) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -74,10 +75,16 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
     study = results.study
     figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
     for d in drawn:
-        figures[d.panel.section].append({"name": d.panel.name, "title": d.panel.title, "svg": Markup(d.svg)})
+        figures[d.panel.section].append(
+            {"name": d.panel.name, "title": d.panel.title, "svg": Markup(d.svg), "note": d.panel.note}
+        )
     several = len(study.arms) > 1
     there = {
+        "findings": several,
         "differences": several,
+        "gaps": gaps(results),
+        "samples": grids,
+        "reported": documents_arm(results),
         "timesteps": results.bins or figures["timesteps"],
         "way": results.courses,
         "apart": study.apart,
@@ -88,6 +95,8 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
         title=_title(results),
         subtitle=_subtitle(results),
         sections=[(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)],
+        verdict=verdict(results),
+        cautions=cautions(results),
         sentences=sentences,
         findings=findings(results) if several else [],
         legend=LEGEND[0].upper() + LEGEND[1:],
@@ -102,8 +111,9 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str]) -> str:
         **_by_step(results),
         figures=figures,
         captions=CAPTIONS,
-        reported=reported(results),
-        is_the_documents=is_the_documents(results),
+        **_gaps(results),
+        grids=_grids(grids),
+        **_reported(results),
         remarks=[f"Overfitting (§7.2): {line}." for line in overfitting(results)]
         + [f"{line[0].upper()}{line[1:]}." for line in other_remarks(results)]
         or ["Nothing stands out."],
@@ -174,23 +184,89 @@ def _by_step(results: Results) -> dict[str, Any]:
     }
 
 
+def _gaps(results: Results) -> dict[str, Any]:
+    """The table of training, validation and the gap between them."""
+    found = gaps(results)
+    terms = list(next(iter(found.values()), {}))
+    return {
+        "gaps_terms": terms,
+        "gaps_head": ["arm", *("train", "validation", "gap") * len(terms)],
+        "gaps_rows": [
+            {"label": label, "cells": [cell for gap in by_term.values() for cell in _gap(gap)]}
+            for label, by_term in found.items()
+        ],
+        "gaps_explained": EXPLANATION,
+    }
+
+
+def _gap(gap: Gap) -> list[dict[str, Any]]:
+    """Its three cells; the gap with its share of the training loss on a second line."""
+    cells = []
+    for cell, text in zip((gap.train, gap.validation, gap.gap), gap_texts(gap), strict=True):
+        value, _, share = text.partition(" (")
+        cells.append(_cell(cell, value))
+        if share:
+            cells[-1]["small"].append(share.removesuffix(")"))
+    return cells
+
+
+def _grids(grids: Grids | None) -> dict[str, Any] | None:
+    """The grids of samples as data URIs."""
+    if grids is None:
+        return None
+    shown = [
+        {"label": grid.label, "run": grid.run, "uri": f"data:image/png;base64,{b64encode(grid.png).decode()}"}
+        for grid in grids.shown
+    ]
+    return {"seed": grids.seed, "step": grids.step, "shown": shown, "note": grids.note}
+
+
+def _reported(results: Results) -> dict[str, Any]:
+    """The document's expected values, if an arm is the document's experiment."""
+    arm = documents_arm(results)
+    if arm is None:
+        return {"reported": []}
+    return {"reported": reported(arm), "reported_arm": arm.label, "reported_steps": of_steps(arm)}
+
+
 def _title(results: Results) -> str:
-    experiments = sorted({row.arm.first.experiment for row in results.rows})
-    arms = len(results.rows)
-    return (
-        f"{', '.join(experiments)}: {arms} arm{'s' * (arms > 1)} compared" if arms > 1 else f"{experiments[0]}: one arm"
+    """Data, backbone and teacher of the runs."""
+    runs = [run for row in results.rows for run in row.arm.runs.values()]
+    teachers = [_part(run, "teacher") for run in runs if run.tags.get("teacher") != NONE]
+    return " · ".join(
+        [
+            _joined([_part(run, "data") for run in runs], "data sets"),
+            _joined([_part(run, "backbone") for run in runs], "backbones"),
+            _joined(teachers or ["no teacher"], "teachers"),
+        ]
     )
+
+
+def _part(run: Run, kind: str) -> str:
+    """What the run's data, backbone or teacher is called: its tag, which a run of an earlier version may lack."""
+    config = run.config["data.name"] if kind == "data" else run.config[f"{kind}._target_"].rpartition(".")[2]
+    return run.tags.get(kind, config)
+
+
+def _joined(names: list[str], kind: str) -> str:
+    """The different names, or how many they are."""
+    different = list(dict.fromkeys(names))
+    return " + ".join(different) if len(different) <= NAMED_AT_MOST else f"{len(different)} {kind}"
 
 
 def _subtitle(results: Results) -> str:
     study = results.study
     runs = [run for arm in study.arms for run in arm.runs.values()]
     seeds = sorted({run.seed for run in runs})
-    return (
-        f"{_count(len(runs), 'run')}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; baseline: "
-        f"{study.baseline.label} ({study.why_baseline}); code {runs[0].code[0]}; "
-        f"{_count(len(study.apart), 'run')} set apart"
-    )
+    experiments = ", ".join(sorted({run.experiment for run in runs}))
+    parts = [
+        f"{experiments}: {_count(len(study.arms), 'arm')}, {_count(len(runs), 'run')}",
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+        f"baseline: {study.baseline.label} ({study.why_baseline})",
+        f"code {runs[0].code[0]}",
+        f"{_count(len(study.apart), 'run')} set apart",
+    ]
+    return "; ".join(parts)
 
 
 def _count(n: int, noun: str) -> str:

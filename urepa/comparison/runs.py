@@ -22,7 +22,7 @@ from urepa.files import read_json
 from urepa.metrics import Rows
 from urepa.nested import flatten
 from urepa.runs import facts_of, stored_names, tags_of
-from urepa.stored_config import read_plain
+from urepa.stored_config import check_parts, read_plain
 from urepa.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
@@ -102,7 +102,8 @@ def find_all(pattern: str) -> tuple[list[Run], list[Path]]:
     runs = [run for run in found.values() if run is not None]
     foreign = [folder for folder, run in found.items() if run is None]
     if not runs:
-        others = f", but {len(foreign)} other config.yaml (first: {foreign[0] / 'config.yaml'})" if foreign else ""
+        first = _damage(foreign[0]) or str(foreign[0] / "config.yaml") if foreign else ""
+        others = f", but {len(foreign)} other config.yaml (first: {first})" if foreign else ""
         raise UserError(f"there are no runs in {pattern}{others}; give runs=FOLDER, or store=URI for an MLflow store")
     return runs, foreign
 
@@ -126,6 +127,8 @@ def _found(folder: Path) -> Run | None:
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
         return None
     config = upgrade(config)
+    if not _has_own_parts(config):
+        return None
     names = stored_names(folder)
     given = {str(k): str(v) for k, v in (config["tracking"].get("tags") or {}).items()}
     return Run(
@@ -137,6 +140,27 @@ def _found(folder: Path) -> Run | None:
         facts=facts_of(summary),
         title=names.title(config["seed"]),
     )
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with the files of a folder that is no run's; "" where they are whole, and another program's."""
+    file = folder / "summary.json"
+    try:
+        read_plain(folder / "config.yaml")
+        if file.exists():
+            read_json(file)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _has_own_parts(config: dict[str, Any]) -> bool:
+    """Is every part that it names one of urepa's?"""
+    try:
+        check_parts(config)
+    except UserError:
+        return False
+    return True
 
 
 def readable(name: str) -> str:

@@ -84,3 +84,21 @@ def bootstrap(difference_S: Array) -> tuple[float, float] | None:
         (difference_S,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, rng=np.random.default_rng(0)
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def factor_of_two_seeds() -> float:
+    """The half-width of `paired`'s interval from two seeds, in distances between the two differences: t with one degree
+    of freedom, times |d₁ − d₂| / √2 (their standard deviation) / √2."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, 1) / 2)
+
+
+def found_share(effect: float, seeds: int) -> float:
+    """The share of studies in which `paired`'s interval excludes 0, in [0, 1]: the power of Student's t, by the
+    noncentral t. `effect`: the mean difference in standard deviations of the differences over seeds, above 0; `seeds`:
+    2 or more."""
+    from scipy import stats
+
+    bound, shift = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1), effect * np.sqrt(seeds)
+    return float(stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift))

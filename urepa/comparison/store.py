@@ -12,12 +12,15 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from urepa import progress
+from urepa.comparison.arms import Study
 from urepa.comparison.comparable import is_compared
+from urepa.comparison.grids import FOLDER, Grids, by_step, grids_of, read_file
 from urepa.comparison.results import Results
 from urepa.comparison.runs import Run, readable
 from urepa.comparison.tables import markdown
@@ -50,6 +53,24 @@ def publish(uri: str, results: Results, folder: Path) -> str:
     client.log_artifacts(run_id, str(folder))
     client.set_terminated(run_id)
     return f"run report ({run_id}) in the experiment {reports}"
+
+
+def stored_grids(client: Any, study: Study) -> tuple[Grids | None, str]:
+    """The grids of samples among the runs' artifacts; or none and a sentence where they cannot be reached, as those of
+    a server's own disk."""
+    from mlflow.exceptions import MlflowException
+
+    def find(run: Run) -> dict[int, str]:
+        return by_step(item.path for item in client.list_artifacts(run.id, FOLDER))
+
+    def read(run: Run, place: str) -> bytes:
+        with TemporaryDirectory() as folder:
+            return read_file(run, client.download_artifacts(run.id, place, folder))
+
+    try:
+        return grids_of(study, find, read), ""
+    except (MlflowException, OSError) as error:
+        return None, f"The grids of samples could not be read from MLflow: {str(error).splitlines()[0]}"
 
 
 def find_stored(client: Any) -> list[Run]:

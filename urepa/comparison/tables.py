@@ -1,4 +1,4 @@
-"""The tables as text: terminal, CSV, Markdown, LaTeX, and everything as JSON.
+"""The tables as text: terminal, CSV, Markdown, LaTeX.
 
 What comes from run names and configs is escaped for each of them.
 """
@@ -13,9 +13,12 @@ from math import isfinite
 from typing import Any
 
 from urepa.comparison.course import NEVER, Course
-from urepa.comparison.results import COSTS, PAIRED, Results, Row, beside, shown_differences, without
+from urepa.comparison.gaps import gap_texts, gaps
+from urepa.comparison.numbers import delta, interval, mean_sd, p_value
+from urepa.comparison.results import COSTS, Results, Row, beside, shown_differences, without
 from urepa.comparison.seeds import Cell
-from urepa.comparison.words import MARKS, NAMED_AT_MOST, delta, findings, interval, mean_sd, p_value
+from urepa.comparison.verdict import cautions, verdict
+from urepa.comparison.words import MARKS, NAMED_AT_MOST, findings
 from urepa.markup import markdown as md
 from urepa.markup import printable, tex
 
@@ -145,6 +148,14 @@ def course_tables(results: Results) -> list[Table]:
     ]
 
 
+def gaps_table(results: Results) -> Table:
+    """An arm and term a row: training loss, validation loss, and the gap between them."""
+    rows = tuple(
+        (label, term, *gap_texts(gap)) for label, terms in gaps(results).items() for term, gap in terms.items()
+    )
+    return Table("train, validation and their gap", ("arm", "term", "train", "validation", "gap"), rows)
+
+
 def legend() -> str:
     """What the marks mean."""
     return "; ".join([f"{mark} {meaning}" for mark, meaning in MARKS] + [LEGEND])
@@ -183,7 +194,8 @@ def seeds_sentence(results: Results) -> str:
 def terminal(results: Results, width: int) -> str:
     """Everything a reader of the terminal needs, in lines of at most `width` where that can be."""
     study = results.study
-    lines = [f"baseline: {study.baseline.label} ({study.why_baseline})", ""]
+    lines = [verdict(results), *(f"CAUTION: {caution}" for caution in cautions(results)), ""]
+    lines += [f"baseline: {study.baseline.label} ({study.why_baseline})", ""]
     table = results_table(results)
     lines += [table.title, *_lines(table, width), ""]
     if len(results.rows) > 1:
@@ -276,12 +288,13 @@ def _numbers(cell: Cell) -> tuple[Any, Any]:
 
 def _all_tables(results: Results) -> list[Table]:
     races = [reached_table(results)] if results.races else []
-    return [results_table(results), differences_table(results), *races, *course_tables(results)]
+    return [results_table(results), differences_table(results), gaps_table(results), *races, *course_tables(results)]
 
 
 def markdown(results: Results, sentences: Sequence[str] = ()) -> str:
-    """The tables, their notes and the findings, below what must be said first."""
-    parts = [*map(md, sentences), f"Baseline: {md(results.study.baseline.label)} ({md(results.study.why_baseline)})."]
+    """The verdict, what weakens it, the tables, their notes and the findings."""
+    parts = [md(verdict(results)), *(f"**Caution:** {md(caution)}" for caution in cautions(results))]
+    parts += [*map(md, sentences), f"Baseline: {md(results.study.baseline.label)} ({md(results.study.why_baseline)})."]
     for table in _all_tables(results):
         if table.rows:
             head = f"| {' | '.join(map(md, table.headers))} |\n|{'---|' * len(table.headers)}"
@@ -317,58 +330,3 @@ def _latex(table: Table, baseline: str) -> str:
             f"\\caption{{{tex(table.title)}{which}; baseline: {baseline}.}}\n\\end{{table}}"
         )
     return "\n\n".join(parts)
-
-
-def as_json(results: Results) -> dict[str, Any]:
-    """Everything, for other programs. What is not a number is null."""
-
-    def plain(value: float) -> float | None:
-        return value if isfinite(value) else None
-
-    def cell(c: Cell) -> dict[str, Any]:
-        return {"mean": plain(c.mean), "sd": plain(c.sd), "n": c.n, "why": c.why}
-
-    return {
-        "baseline": results.study.baseline.label,
-        "why_baseline": results.study.why_baseline,
-        "arms": [
-            {
-                "label": row.arm.label,
-                "experiment": row.arm.first.experiment,
-                "ablation": row.arm.first.ablation,
-                "runs": {str(seed): run.name for seed, run in row.arm.runs.items()},
-                "changes": [{"key": c.key, "baseline": c.baseline, "here": c.here} for c in row.arm.changes],
-                "cells": {key: cell(c) for key, c in row.cells.items()},
-                "costs": {name: cell(c) for name, c in row.costs.items()},
-                "differences": {
-                    key: {
-                        "mean": plain(d.mean),
-                        "low": plain(d.low),
-                        "high": plain(d.high),
-                        "p": plain(d.p),
-                        "p_holm": plain(d.p_holm),
-                        "n": d.n,
-                        "pairing": d.how,
-                        "paired": d.how == PAIRED,
-                        "bootstrap": d.bootstrap,
-                        "mark": d.mark,
-                        "why": d.why,
-                    }
-                    for key, d in row.differences.items()
-                },
-                "notes": list(row.notes),
-            }
-            for row in results.rows
-        ],
-        "courses": {
-            course.metric.key: {
-                "steps": course.steps,
-                "cells": {label: [cell(c) for c in cells] for label, cells in course.cells.items()},
-                "reached": {label: cell(c) | {"never": course.never[label]} for label, c in course.reached.items()},
-            }
-            for course in results.courses
-        },
-        "references": {key: cell(c) for key, c in results.references.items()},
-        "findings": findings(results),
-        "apart": [{"run": apart.run.name, "reason": apart.reason} for apart in results.study.apart],
-    }

@@ -1,19 +1,16 @@
-"""Numbers and findings in words: how a value is written, what a metric says, what the document's rules say."""
+"""Findings in words: what each metric says, and what the document's rules say."""
 
 from __future__ import annotations
 
-from math import floor, isfinite, log10
-
-import numpy as np
+from math import isfinite
 
 from urepa.averaging import LAGGING, SHARE, initial_share, lag
 from urepa.comparison.arms import Arm
 from urepa.comparison.comparable import SKIPPED
+from urepa.comparison.gaps import gap_of
+from urepa.comparison.numbers import delta, number
 from urepa.comparison.results import Difference, Results, last_cell, without
 from urepa.comparison.runs import Run
-from urepa.comparison.seeds import Cell, over_seeds
-from urepa.comparison.statistics import ROUNDING
-from urepa.curves import Curve
 
 MARKS = (
     ("●", "the 95 % interval excludes 0, after Holm over the arms too"),
@@ -21,51 +18,8 @@ MARKS = (
     ("○", "the interval does not exclude 0"),
 )
 CHANCE = "were there no difference at all, about one in 20 would still show one"
-MOST_DECIMALS, SMALL = 6, 1e-3  # a smaller value that needs more is written as 3.200e−07
 NAMED_AT_MOST = 4  # arms, in a sentence
 MUCH_HIGHER = 1.10  # spec 000 §7.2: up to 10 % is "normal and healthy"
-END_OF_TRAINING = 0.1  # the share of a training curve that is averaged against validation
-
-
-# --- numbers ------------------------------------------------------------------------------------------------
-
-
-def number(value: float, spread: float = float("nan")) -> str:
-    """Two digits of the spread decide how many are worth writing; without one, four significant digits."""
-    if isfinite(spread) and spread > 0:
-        digits = 1 - floor(log10(spread))
-    else:
-        digits = 3 if value == 0 else 3 - floor(log10(abs(value)))
-    if value and digits > MOST_DECIMALS and abs(value) < SMALL:
-        return f"{value:.{max(0, min(3, digits + floor(log10(abs(value)))))}e}".replace("-", "−")
-    return f"{value:.{min(max(digits, 0), MOST_DECIMALS)}f}".replace("-", "−")
-
-
-def signed(value: float, spread: float) -> str:
-    text = number(value, spread)
-    return text if text.startswith("−") else f"+{text}"
-
-
-def mean_sd(cell: Cell) -> str:
-    """`0.3684 ± 0.0012`, the mean alone with one seed."""
-    if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):
-        return number(cell.mean)
-    return f"{number(cell.mean, cell.sd)} ± {number(cell.sd, cell.sd)}"
-
-
-def p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def interval(difference: Difference) -> str:
-    """`[−0.002, +0.004]`."""
-    half = (difference.high - difference.low) / 2
-    return f"[{signed(difference.low, half)}, {signed(difference.high, half)}]"
-
-
-def delta(difference: Difference) -> str:
-    """The mean difference, to the digits that its interval supports."""
-    return signed(difference.mean, (difference.high - difference.low) / 2)
 
 
 # --- findings -----------------------------------------------------------------------------------------------
@@ -203,21 +157,9 @@ def overfitting(results: Results) -> list[str]:
 
 
 def _ratio(arm: Arm, term: str) -> float | None:
-    """The last validation loss over the mean of the last training losses, over seeds."""
-    validation, training = (
-        last_cell(arm, f"val/{term}"),
-        over_seeds([_end(run, f"train/{term}") for run in arm.runs.values()]),
-    )
-    if not validation.filled or not training.filled or training.mean <= 0:
-        return None
-    return validation.mean / training.mean
-
-
-def _end(run: Run, key: str) -> float | None:
-    curve = run.curves.get(key)
-    if curve is None:
-        return None
-    return float(curve.values[curve.steps >= curve.steps[-1] * (1 - END_OF_TRAINING)].mean())
+    """The last validation loss over the mean of the last training losses."""
+    share = gap_of(arm, term).share
+    return 1 + share if isfinite(share) else None
 
 
 def other_remarks(results: Results) -> list[str]:
@@ -240,69 +182,3 @@ def other_remarks(results: Results) -> list[str]:
     if len(torches) > 1:
         remarks.append(f"runs were made with several versions of torch: {', '.join(torches)}")
     return remarks
-
-
-# --- the document's expected values -------------------------------------------------------------------------
-
-START, EARLY, WARM, MIDDLE, END = "start", "epoch 5 of 40", "after warm-up", "epoch 20 of 40", "end"
-REPORTED = (
-    ("diffusion", START, "2.05", "§10.1"),
-    ("diffusion", EARLY, "1.95", "§10.1"),
-    ("diffusion", MIDDLE, "1.75", "§10.1"),
-    ("diffusion", END, "1.67", "§10.1"),
-    ("token", START, "1.00", "§10.1"),
-    ("token", WARM, "0.66", "§10.1"),
-    ("token", MIDDLE, "0.67", "§10.1"),
-    ("token", END, "0.65 to 0.70", "§10.1"),
-    ("manifold", START, "0.30", "§10.1"),
-    ("manifold", WARM, "0.02", "§10.1"),
-    ("manifold", MIDDLE, "0.015", "§10.1"),
-    ("manifold", END, "0.01 to 0.04", "§10.1"),
-    ("total", START, "2.10", "§10.1"),
-    ("total", WARM, "2.15", "§10.1"),
-    ("total", MIDDLE, "2.08", "§10.1"),
-    ("total", END, "2.00 to 2.05", "§10.1"),
-)
-REPORTED_LAST = (
-    ("validation total loss", "val/total", "2.25", "§10.2"),
-    ("validation diffusion loss", "val/diffusion", "1.68", "§10.2"),
-    ("validation token loss", "val/token", "0.65", "§10.2"),
-    ("validation manifold loss", "val/manifold", "0.17", "§10.2"),
-    ("token cosine similarity", "val/cosine", "0.30 to 0.35", "§11.2"),
-    ("MAE of sample similarities", "final/similarity_mae", "0.15 to 0.20", "§11.2"),
-    ("nearest-neighbour recall", "final/neighbour_recall", "60 to 70 %", "§11.2"),
-)
-
-
-def reported(results: Results) -> list[tuple[str, str, str, str]]:
-    """(what, reported, measured, section): the document's expected values beside the baseline's."""
-    baseline = results.study.baseline
-    rows = []
-    for term, when, value, section in REPORTED:
-        cell = over_seeds([_at(run, f"train/{term}", when) for run in baseline.runs.values()])
-        rows.append((f"training {term} loss, {when}", value, mean_sd(cell) if cell.filled else cell.why, section))
-    for what, key, value, section in REPORTED_LAST:
-        cell = last_cell(baseline, key)
-        rows.append((what, value, mean_sd(cell) if cell.filled else cell.why, section))
-    return rows
-
-
-def is_the_documents(results: Results) -> bool:
-    """Is the baseline SD-1.5, of which the document's values are?"""
-    return results.study.baseline.config.get("backbone._target_", "").endswith(".sd15")
-
-
-def _at(run: Run, key: str, when: str) -> float | None:
-    """A training curve's mean within 2 % of the run around a moment; the first row at the start."""
-    curve: Curve | None = run.curves.get(key)
-    if curve is None:
-        return None
-    steps = float(run.config["trainer.max_steps"])
-    warm = float(run.config.get("loss.warmup_steps", "nan"))
-    moment = {START: 0.0, EARLY: steps / 8, WARM: warm, MIDDLE: steps / 2, END: steps}[when]
-    if not isfinite(moment) or moment > steps:  # a run that ends in its warm-up has no "after"
-        return None
-    if when == START:
-        return float(curve.values[0])
-    near = np.abs(curve.steps - moment) <= max(0.02 * steps, float(np.abs(curve.steps - moment).min()))
-    return float(curve.values[near].mean())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
-from urepa.config import doors, evaluation, parts
+from urepa.config import commands, doors, evaluation, parts
 
 # Every part that a config may name as a `_target_`, by kind, under the name that conf/*.yaml start from it with
 KINDS: dict[str, dict[str, type]] = {
@@ -45,17 +45,8 @@ KINDS: dict[str, dict[str, type]] = {
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it."""
     store = ConfigStore.instance()
-    store.store(name="train_schema", node=doors.Train)
-    store.store(name="bench_schema", node=doors.Bench)
-    store.store(name="bench_reading_schema", node=doors.BenchReading)
-    store.store(name="evaluate_schema", node=doors.Evaluate)
-    store.store(name="plan_schema", node=doors.Plan)
-    store.store(name="compare_schema", node=doors.Compare)
-    store.store(name="preprocess_schema", node=doors.Preprocess)
-    store.store(name="ablation_grid_schema", node=doors.AblationGrid)
-    store.store(name="generate_schema", node=doors.Generate)
-    store.store(name="generate_checkpoint_schema", node=doors.GenerateCheckpoint)
-    store.store(name="export_schema", node=doors.Export)
+    for root, command in commands.COMMANDS.items():
+        store.store(name=f"{root}_schema", node=command.schema)
     settings = {"trainer": parts.Trainer, "device": doors.Device}
     for nodes in (*KINDS.values(), settings):
         for name, node in nodes.items():

@@ -246,11 +246,12 @@ class PixelTrack:
     image_size: int = MISSING
     unshuffle: int = MISSING  # x0 has channels·unshuffle² channels at image_size / unshuffle
     scale: float = MISSING  # of x0; chosen so that its variance is about 1, as a VAE's scaling factor does
-    num_classes: int = MISSING
+    num_classes: int = MISSING  # data=folder counts the class folders where none is given
     cfg_dropout: float = MISSING  # probability that a training sample loses its class
     build_on_first_use: bool = MISSING
     flip: bool = False  # train on mirror images as often; the caches then hold both
     online_teacher: bool = False  # ask the teacher while training instead of reading its cache
+    max_skipped: float = 0.0  # the share of images that may be unreadable, as in a LatentTrack; 0: none may
 
 
 @dataclass
@@ -268,7 +269,7 @@ class LatentTrack:
     class_names: str | None = MISSING  # "imagenet", or a file with a name a line; null: only prompts and grids ask
     moments: bool = MISSING  # keep the posterior's mean and standard deviation, to sample latents in training
     token_dtype: TokenDtype = MISSING
-    max_skipped: float = MISSING  # the share of images that may be unreadable before a build stops
+    max_skipped: float = MISSING  # the share of images that may be unreadable (above 0: one at least); all are listed
     latents: str = MISSING
     tokens: str = MISSING
     train: str = MISSING  # CSV of sample_id,class_id,path,split

@@ -27,18 +27,20 @@ from urepa.data.cache import (
     mirrored_folder,
     refuse_changed,
 )
+from urepa.data.classes import class_names, names_at, write_names
 from urepa.data.digests import in_manifest
-from urepa.data.encode import Output, class_names
+from urepa.data.encode import Output
 from urepa.data.latents import LatentTrack
 from urepa.data.listing import Listing
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.sealing import digests_file, give_digests
 from urepa.data.sources import Row, refuse_duplicates, refuse_unfit_names
+from urepa.data.splits import refuse_other_classes
 from urepa.data.store import GROUP, Part, batches_of
 from urepa.draws import unit_interval
 from urepa.errors import UserError
-from urepa.files import read_json, write_whole
+from urepa.files import new_places, read_json, remove_new, write_whole
 from urepa.teachers.several import Several, by_name
 
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
@@ -95,14 +97,29 @@ class Build:
         if there == files:
             self._refuse_other_numbers()
         else:
-            listing = Listing(track.source, track.images)
+            self._make_lists(files, digests)
+        self._record(csv_sha256=csv_digests(files))
+
+    def _make_lists(self, files: list[Path], digests: dict[str, str]) -> None:
+        """From the source; of one that does not fit nothing is left."""
+        track, new = self.track, new_places(self.track.folder)
+        try:
+            known = track.record().get("source", {})
+            listing = Listing(track.source, track.images, known)
             source_files.record(track.source, track.images, track.folder)
-            chosen = self._chosen(list(progress.bar(listing, desc="manifest", unit="image")))
-            listing.refuse_other(track.record().get("source", {}), track.folder)
+            found = list(progress.bar(listing, desc="manifest", unit="image"))
+            listing.refuse_other(known, track.folder)
+            chosen = self._chosen(found)
+            unused = sum(row.split == "test" for row in found) - len(chosen["val"])
+            listing.print_left_out(max(0, unused), f"data.val_images={track.wanted['val']}")
             self._write_missing(chosen)
             refuse_changed(files, digests, track.remake)
+            if not known:  # lists of an earlier version have no names of classes
+                write_names(track.folder, names_at(track.source, track.images, listing.suffixes))
             self._record(source=listing.facts())
-        self._record(csv_sha256=csv_digests(files))
+        except BaseException:
+            remove_new(new)
+            raise
 
     def _write_missing(self, chosen: dict[str, list[Row]]) -> None:
         """A list that another track of the folder has made stays; a UserError where this one would need another."""
@@ -127,13 +144,9 @@ class Build:
         refuse_duplicates(found)
         refuse_unfit_names(found)
         pools: dict[str, list[list[Row]]] = {s: [[] for _ in range(track.num_classes)] for s in ("train", "val")}
+        refuse_other_classes({row.class_id for row in found}, track.num_classes)
         for row in found:
-            if row.class_id >= track.num_classes:
-                raise UserError(f"the images have a class {row.class_id}; data.num_classes={track.num_classes}")
             pools["val" if row.split == "test" else "train"][row.class_id].append(row)
-        there = sum(bool(train or val) for train, val in zip(pools["train"], pools["val"], strict=True))
-        if there < track.num_classes:
-            raise UserError(f"the images have {there} classes; data.num_classes={track.num_classes}")
         if not any(pools["val"]):
             if track.wanted["val"] is None:
                 raise UserError("the images have no val or test folder: say how many to keep apart, data.val_images=N")
@@ -192,19 +205,20 @@ class Build:
         if images.all_are_there(track.folder, self.part, samples):
             return  # the source may be gone by now
         wanted = set(samples.ids())
-        listing = Listing(track.source, track.images)
+        known = track.record().get("source", {})
+        listing = Listing(track.source, track.images, known)
         load = {row.name: row.load for row in listing if row.name in wanted}
         gone = wanted - load.keys()
         if gone:
             raise UserError(f"{len(gone)} samples of the manifest are not in data.images (first: {min(gone)})")
-        listing.refuse_other(track.record().get("source", {}), track.folder)
+        listing.refuse_other(known, track.folder)
         images.write_images(track.folder, self.part, samples, load, track.image_size, track.max_skipped)
 
     # --- networks ---------------------------------------------------------------------------------------
 
     def stage_latents(self) -> None:
         """VAE latents."""
-        track = self.track
+        track, _ = self.track, self._listed()  # missed now, not after the weights are read
         encoder, facts = encode.vae_encoder(track.vae, track.moments)
         facts |= {"kind": "latents", "shape": track.record_shape(), "dtype": "float16"}
         facts |= {"image_size": track.image_size, "crop": "center"}
@@ -212,7 +226,7 @@ class Build:
 
     def stage_tokens(self) -> None:
         """Teacher tokens, a store for each teacher."""
-        track, teachers = self.track, by_name(self.teacher)
+        track, teachers, _ = self.track, by_name(self.teacher), self._listed()
         for teacher in teachers.values():
             if track.token_dtype == "int8" and teacher.width % GROUP:
                 raise UserError(

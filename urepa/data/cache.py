@@ -57,6 +57,7 @@ class Cache:
     num_classes: int
     null_id: int
     images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
+    class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
 
     @property
     def flips(self) -> bool:

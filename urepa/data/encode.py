@@ -157,14 +157,6 @@ def token_encoder(teacher: Any) -> Encode:
     return encode
 
 
-def class_names(name: str) -> list[str]:
-    """`imagenet` (shipped with the package) or a text file with a name a line, in the order of the class ids."""
-    file = Path(__file__).with_name("imagenet_classes.txt") if name == "imagenet" else Path(name)
-    if not file.is_file():
-        raise UserError(f"data.class_names={name} is neither 'imagenet' nor a file with a name a line")
-    return file.read_text().splitlines()
-
-
 def short_name(weights: str) -> str:
     """Of a hub id or a folder, as manifests have it."""
     return Path(resolve(weights)[0]).name
@@ -179,6 +171,7 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
     """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16 (spec 000 §3.4)."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    progress.hide_loading()
     name, revision = resolve(weights)
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision)

@@ -1,8 +1,8 @@
 """The images stage: squares as JPEG in ZIP files of a few hundred, each there whole or not at all.
 
-Layout: images/part-<i>of<n>/<chunk>-<digest of its ids>.zip with SAMPLE_ID.jpg inside, skipped.json for what could
-not be read. Another list of samples (a larger track in the same folder) makes other chunks beside them, of what is
-not in those.
+Layout: images/part-<i>of<n>/<chunk>-<digest of its ids>.zip with SAMPLE_ID.jpg inside, skipped.json for what is left
+out because it could not be read, unreadable.json for what the last call could not read. Another list of samples (a
+larger track in the same folder) makes other chunks beside them, of what is not in those.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from urepa import progress
+from urepa.data import unreadable
 from urepa.data.lmdb_file import key_digests, last_rows, rows_of
 from urepa.data.photos import UNREADABLE, square
 from urepa.data.samples import Keys, Sample
@@ -102,8 +103,8 @@ def write_images(
     max_skipped: float,
 ) -> None:
     """Writes the part's chunks that are not there yet, without what lies in another list's. Images that cannot be read
-    are listed and left out; a UserError as soon as they are more than `max_skipped` of `samples` (and more than one),
-    or where another process writes this part."""
+    are left out and listed. A UserError, once all were tried, where they are more than `max_skipped` of `samples`, of
+    which the next call tries those again; and where another process writes this part."""
     folder = part_folder(root, part)
     skipped_file = folder / "skipped.json"
     skipped: dict[str, str] = {}
@@ -140,13 +141,13 @@ def write_images(
                             skipped.pop(sample_id, None)  # it may have been mended since
                             archive.writestr(zipfile.ZipInfo(f"{sample_id}.jpg"), data)
                 write_whole(skipped_file, json.dumps(skipped, indent=1))
-                if len(own) > max(1, max_skipped * len(samples)):
-                    raise UserError(
-                        f"{len(own)} of {len(samples)} images could not be read (first: {next(iter(own.values()))}); "
-                        f"the list is in {skipped_file}. Mend them, or raise max_skipped={max_skipped}"
-                    )
                 write_whole(file, content.getvalue())
                 bar.update(len(left))
+        try:
+            unreadable.report(own, len(samples), max_skipped, folder)
+        except UserError:
+            write_whole(skipped_file, json.dumps({i: why for i, why in skipped.items() if i not in own}, indent=1))
+            raise
 
 
 def skipped_ids(root: Path) -> set[str]:
@@ -169,6 +170,13 @@ def read_images(
     if missing:
         raise UserError(f"there is no {missing[0]}; run the stage `images` with the same shard first")
     places = place_of_squares(part_folder(root, part))
+    skipped = skipped_ids(root)
+    neither = [s for s in samples if s.sample_id not in places and s.sample_id not in skipped]
+    if neither:
+        raise UserError(
+            f"{part_folder(root, part)} lacks {len(neither)} of {len(samples)} images (first: {neither[0].path}); run "
+            "the stage `images` with the same shard first"
+        )
     with ThreadPoolExecutor(WORKERS) as pool:
         ahead: list[tuple[list[Sample], list[Future[np.ndarray]]]] = []
         for _, chunk in chunks:

@@ -1,9 +1,9 @@
 """Tracks of VAE latents and cached teacher tokens in the document's layout (spec 000 §3, appendix A).
 
 Layout below `root`: vae_latents_lmdb/ (key: sample id), dino_tokens_lmdb/ (key: sample id + "_mid"), one CSV
-per split, clip_embeddings_1001.pt (.json: what it was made of), images/ (only while building), track.json (digests of
-the CSVs, what their images are known by, images that could not be read); with data.flip also vae_latents_lmdb_flip/ and
-dino_tokens_lmdb_flip/ of the mirrored training images.
+per split, classes.json (names), clip_embeddings_1001.pt (.json: what it was made of), images/ (only while building),
+track.json (digests of the CSVs, what their images are known by, images that could not be read); with data.flip also
+vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ of the mirrored training images.
 With data.online_latents or data.online_teacher images/ stays and is read in training, in the place of a cache.
 """
 
@@ -27,7 +27,8 @@ from urepa.data.cache import (
     refuse_faulty,
     token_stores,
 )
-from urepa.data.encode import class_names, prompt_facts, short_name, vae_encoder
+from urepa.data.classes import class_names, read_names
+from urepa.data.encode import prompt_facts, short_name, vae_encoder
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.reading import Store
@@ -190,7 +191,9 @@ class LatentTrack:
             assert archive is not None
             tokens = {name: OnlineTokens(one, archive, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
-        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes, images=archive)
+        names = [] if self.class_names is not None else read_names(self.folder, self.num_classes)
+        known: dict[str, Any] = {"null_id": self.num_classes, "images": archive, "class_names": names}
+        return Cache(splits, latents, tokens, grids, self.num_classes, **known)
 
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""

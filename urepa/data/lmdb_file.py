@@ -78,6 +78,12 @@ class Index:
         return None if at < 0 else (int(self.offsets_R[at]), int(self.lengths_R[at]))
 
 
+def has_records(folder: Path) -> bool:
+    """Does FOLDER/data.mdb, if there is one, hold a record? UserError where it is damaged."""
+    file = folder / "data.mdb"
+    return file.is_file() and file.stat().st_size > 0 and len(Index(folder)) > 0
+
+
 def hidden_rows(folder: Path, prefix: str) -> Iterator[bytes]:
     """The values of the rows whose keys begin with `prefix`, in the order of the keys."""
     with open(folder / "data.mdb", "rb") as file:

@@ -6,10 +6,10 @@ Shapes: B batch, C image channels, S image size, f unshuffle factor; x0 is [B, C
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.data import source_files
+from urepa.data import source_files, unreadable
 from urepa.data.cache import (
     SPLITS,
     Cache,
@@ -31,21 +31,24 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
+from urepa.data.classes import names_at, pixel_folder, read_names, write_names
 from urepa.data.digests import IN_MANIFEST
 from urepa.data.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
+from urepa.data.listing import Listing
+from urepa.data.lmdb_file import has_records
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, refuse_unfit_names
+from urepa.data.splits import split_up
 from urepa.data.store import Part
-from urepa.draws import digest64, unit_interval
 from urepa.errors import UserError
-from urepa.files import read_json
+from urepa.files import locked, new_places, read_json, remove_new
 from urepa.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
-KEYS = {"val": "validation_images", "test": "test_images"}
+Images = Callable[[Sequence[Sample]], tuple[Sequence[Sample], Tensor]]  # those there are, as [B,C,S,S] in [0,1]
 
 
 class PixelTrack:
@@ -73,6 +76,7 @@ class PixelTrack:
         scale: float = 1.0,
         flip: bool = False,
         online_teacher: bool = False,
+        max_skipped: float = 0.0,
     ) -> None:
         if image_size % unshuffle:
             raise UserError(f"data.image_size={image_size} is not a multiple of data.unshuffle={unshuffle}")
@@ -82,13 +86,12 @@ class PixelTrack:
         self.held_out = {"val": validation_images, "test": test_images}
         self.channels, self.image_size, self.unshuffle = channels, image_size, unshuffle
         self.num_classes, self.cfg_dropout, self.scale = num_classes, cfg_dropout, scale
+        self.max_skipped = max_skipped
         self.build_on_first_use, self.flip, self.online_teacher = build_on_first_use, flip, online_teacher
         side = image_size // unshuffle
         self.image_shape = (channels, image_size, image_size)
         self.latent_shape = (channels * unshuffle**2, side, side)
-        size = "all" if limit is None else limit
-        place = f"{digest64(images):016x}"[:6]  # two image folders have two caches
-        self.folder = Path(root) / f"{source}-{place}_{size}_{validation_images}_{test_images}_{channels}x{image_size}"
+        self.folder = pixel_folder(root, source, images, limit, validation_images, test_images, channels, image_size)
         self.latents = self.folder / "latents"
         self.remake = f"run `python -m urepa.preprocess data={name}` with the same data overrides"
 
@@ -142,7 +145,8 @@ class PixelTrack:
             read = partial(self._images, latents)
             tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
-        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes)
+        names = read_names(self.folder, self.num_classes)
+        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes, class_names=names)
 
     def has_caches(self, teacher: Any | None) -> bool:
         """Is everything cached that training reads? A teacher that is asked online has no tokens to compare."""
@@ -183,44 +187,113 @@ class PixelTrack:
 
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            source_files.refuse_changes(self)
-            if not is_finished(self.latents):
-                self._split_up()
-            self._build_latents()
-            latents = Store(self.latents)
-            refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
-            splits = self._splits()
-            if self.flip:
-                self._build_mirrored_latents(latents, splits)
-            for name, folder in self.tokens_folders(teacher).items():
-                self._build_tokens(by_name(teacher)[name], folder, latents, splits)
-            latents.close()
+        new = new_places(self.folder)
+        with locked(self.folder):
+            try:
+                self._build(teacher)
+            except BaseException:
+                if not self._has_results():  # refused before anything was made
+                    remove_new(new)
+                raise
 
-    def _split_up(self) -> None:
-        """The three CSVs, and what the images' files are. What a killed build has made of other files goes."""
+    def _has_results(self) -> bool:
+        """Records, or a list of what cannot be read?"""
+        return (self.folder / unreadable.FILE).exists() or any(map(has_records, self.folder.iterdir()))
+
+    def _build(self, teacher: Any | None) -> None:
+        source_files.refuse_changes(self)
+        if is_finished(self.latents):
+            self._complete_latents()
+        else:
+            self._list_and_build_latents()
+        latents = Store(self.latents)
+        refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
+        splits = self._splits()
+        if self.flip:
+            self._build_mirrored_latents(latents, splits)
+        for name, folder in self.tokens_folders(teacher).items():
+            self._build_tokens(by_name(teacher)[name], folder, latents, splits)
+        latents.close()
+
+    def _list_and_build_latents(self) -> None:
+        """The three CSVs and the latents. Which images cannot be read is known, of all, before anything else is made;
+        the next of its class takes the place of one. What a killed build has made of other files goes."""
         if source_files.record(self.source, self.images, self.folder):
             shutil.rmtree(self.latents, ignore_errors=True)
-        for split, rows in self._split(list(SOURCES[self.source](self.images))).items():
-            samples = [Sample(row.name, row.class_id, row.path, split) for row in rows]
-            write_split(self.folder / f"{split}.csv", samples)
+        (self.folder / unreadable.FILE).unlink(missing_ok=True)
+        listing = Listing(self.source, self.images, {})
+        rows = list(listing)
+        refuse_duplicates(rows)
+        refuse_unfit_names(rows)
+        skipped: dict[str, str] = {}
+        while True:
+            kept = [row for row in rows if row.name not in skipped]
+            splits = split_up(kept, self.num_classes, self.held_out, self.limit)
+            lists = {
+                split: Samples.of_rows((row.name, row.class_id, row.path, split) for row in chosen)
+                for split, chosen in splits.items()
+            }
+            samples = Samples.joined(lists.values())
+            if not skipped:
+                unused = sum(row.split == "test" for row in rows) - len(splits["test"])
+                listing.print_left_out(max(0, unused), f"data.test_images={self.held_out['test']}")
+            found = self._encode_latents(samples, {row.name: row for row in kept})
+            if found:
+                skipped |= found
+                unreadable.report(skipped, len(samples) + len(skipped) - len(found), self.max_skipped, self.folder)
+            elif self._holds_others(samples):
+                shutil.rmtree(self.latents)  # of images that were read in place of some that can be read now
+            else:
+                break
+        for split, chosen in lists.items():
+            write_split(self.folder / f"{split}.csv", chosen)
+        write_names(self.folder, names_at(self.source, self.images, listing.suffixes))
+        self._seal_latents(samples)
 
-    def _build_latents(self) -> None:
-        splits = {split: read_split(self.folder / f"{split}.csv") for split in SPLITS}
-        wanted = {s.sample_id for rows in splits.values() for s in rows}
-        rows = cache(lambda: {row.name: row for row in SOURCES[self.source](self.images) if row.name in wanted})
-        digests = {"csv_sha256": csv_digests([self.folder / f"{split}.csv" for split in SPLITS])}
-        facts = self._manifest() | {"shape": list(self.latent_shape), "dtype": "float16"} | digests
+    def _complete_latents(self) -> None:
+        """Finished latents of which records are missing. UserError where an image cannot be read any more."""
+        samples = Samples.joined(read_split(self.folder / f"{split}.csv") for split in SPLITS)
+        if _is_complete(self._latents_output(), samples):
+            return
+        wanted = {(s.sample_id, s.path) for s in samples}
+        rows = {r.name: r for r in SOURCES[self.source](self.images) if (r.name, r.path) in wanted}
+        unreadable.report(self._encode_latents(samples, rows), len(samples), 0, self.folder)
+        self._seal_latents(samples)
 
-        def images(samples: Sequence[Sample]) -> Tensor:
-            return torch.cat([self._image(rows()[s.sample_id]) for s in samples])
+    def _latents_output(self) -> Output:
+        return Output(self.latents, self._manifest() | {"shape": list(self.latent_shape), "dtype": "float16"})
+
+    def _encode_latents(self, samples: Samples, rows: dict[str, Row]) -> dict[str, str]:
+        """The latents that are not there yet. Returns why images cannot be read, by sample id."""
+        reasons: dict[str, str] = {}
+
+        def images(chosen: Sequence[Sample]) -> tuple[list[Sample], Tensor]:
+            read = {}
+            for s in chosen:
+                try:
+                    pixels = rows[s.sample_id].load()
+                except UNREADABLE as error:
+                    reasons[s.sample_id] = f"{s.path}: {error}"
+                else:
+                    read[s] = self._image(pixels)
+            return list(read), torch.cat([torch.empty(0, *self.image_shape), *read.values()])
 
         def latents(images_BCSS: Tensor) -> np.ndarray:
             return self.to_x0(images_BCSS).numpy()
 
-        self._fill(Output(self.latents, facts), splits, images, latents)
+        self._encode(self._latents_output(), samples, images, latents)
+        return reasons
+
+    def _holds_others(self, samples: Samples) -> bool:
+        store = Store(self.latents, self._latents_output().facts)
+        count = store.count()
+        store.close()
+        return count != len(samples)
+
+    def _seal_latents(self, samples: Samples) -> None:
+        output = self._latents_output()
+        digests = {"csv_sha256": csv_digests([self.folder / f"{split}.csv" for split in SPLITS])}
+        seal(replace(output, facts=output.facts | digests), digest_of(samples))
 
     def _build_mirrored_latents(self, latents: Store, splits: dict[str, Samples]) -> None:
         facts = mirrored_facts({k: v for k, v in latents.manifest.items() if k not in ("count", *IN_MANIFEST)})
@@ -257,31 +330,34 @@ class PixelTrack:
     ) -> None:
         """What is missing of a store."""
         samples = Samples.joined(splits[split] for split in SPLITS)
-        if is_finished(output.folder):
-            store = Store(output.folder)
-            missing = store.missing(Keys([samples.only(map(output.holds, samples))], output.suffix))
-            store.close()
-            if not missing:
-                return
+        if not _is_complete(output, samples):
+            self._encode(output, samples, lambda chosen: (chosen, images(chosen)), encode)
+            seal(output, digest_of(samples))
+
+    def _encode(self, output: Output, samples: Samples, images: Images, encode: Encode) -> None:
+        """Writes what a store lacks of the samples whose images there are."""
         begun = output.folder / "begun.json"
-        if begun.exists() and read_json(begun) != output.facts:
+        known = read_json(begun) if begun.exists() else output.facts
+        if any(known.get(key) != value for key, value in output.facts.items()):
             shutil.rmtree(output.folder)  # the images have changed since, and it never counted
 
         def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
             for start in range(0, len(samples), CHUNK):
                 if wanted := todo(samples[start : start + CHUNK]):
-                    yield wanted, images(wanted)
+                    chosen, images_BCSS = images(wanted)
+                    if chosen:
+                        yield chosen, images_BCSS
 
-        listed = digest_of(samples)
-        encode_part(output, Part(), samples, read, encode, self.remake, listed)
-        seal(output, listed)
-
-    def _image(self, row: Row) -> Tensor:
-        """The image's central square, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""
+        new = new_places(output.folder)
         try:
-            pixels = row.load()
-        except UNREADABLE as error:
-            raise UserError(f"the image {row.path} cannot be read ({error}); mend it or take it away") from error
+            encode_part(output, Part(), samples, read, encode, self.remake, digest_of(samples))
+        except BaseException:
+            if not has_records(output.folder):  # weights that cannot be read, say
+                remove_new(new)
+            raise
+
+    def _image(self, pixels: np.ndarray) -> Tensor:
+        """The central square of an image, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if pixels.shape[2] != self.channels:
             raise UserError(f"data.channels={self.channels}, but the images have {pixels.shape[2]}")
@@ -293,30 +369,6 @@ class PixelTrack:
         if image.shape[-2:] != size:
             image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
         return image.clamp(0, 1)
-
-    def _split(self, rows: list[Row]) -> dict[str, list[Row]]:
-        """Train, validation and test with nothing shared: each row's place is drawn from its name alone.
-        Where the publisher kept test images apart they stay apart. Every split is class-balanced."""
-        refuse_duplicates(rows)
-        refuse_unfit_names(rows)
-        rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
-        by_class: list[dict[str, list[Row]]] = [{"train": [], "test": []} for _ in range(self.num_classes)]
-        for row in rows:
-            if row.class_id >= self.num_classes:
-                raise UserError(f"the images have a class {row.class_id}; data.num_classes={self.num_classes}")
-            by_class[row.class_id]["test" if row.split == "test" else "train"].append(row)
-        there = sum(any(pools.values()) for pools in by_class)
-        if there < self.num_classes:
-            raise UserError(f"the images have {there} classes; data.num_classes={self.num_classes}")
-        splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
-        for class_id, pools in enumerate(by_class):
-            train, test = pools["train"], pools["test"] or pools["train"]
-            for split, pool in (("test", test), ("val", train)):
-                share = _share(self.held_out[split], class_id, self.num_classes)
-                splits[split] += _take(pool, share, f"data.{KEYS[split]}")
-            wanted = len(train) if self.limit is None else _share(self.limit, class_id, self.num_classes)
-            splits["train"] += _take(train, wanted, "data.limit")
-        return splits
 
     def _images(self, latents: Store, ids: list[str]) -> Tensor:
         return self.to_rgb(torch.from_numpy(latents.read(ids)))
@@ -331,14 +383,11 @@ class PixelTrack:
         return images.clamp(0, 1).expand(-1, 3, -1, -1) if self.channels == 1 else images.clamp(0, 1)
 
 
-def _share(total: int, class_id: int, num_classes: int) -> int:
-    """A class's part of `total` images; the first classes get one more where it does not divide."""
-    return total // num_classes + (class_id < total % num_classes)
-
-
-def _take(pool: list[Row], n: int, key: str) -> list[Row]:
-    """The first `n` rows, removed from the pool."""
-    if n > len(pool):
-        raise UserError(f"{key} asks for {n} images of one class; there are {len(pool)} left: ask for fewer")
-    taken, pool[:n] = pool[:n], []
-    return taken
+def _is_complete(output: Output, samples: Samples) -> bool:
+    """Is a store finished, with a record of every sample?"""
+    if not is_finished(output.folder):
+        return False
+    store = Store(output.folder)
+    missing = store.missing(Keys([samples.only(map(output.holds, samples))], output.suffix))
+    store.close()
+    return not missing

@@ -1,9 +1,9 @@
 """Whether a source's images are those that a track's caches were made from, as far as a look at its files tells.
 
-FOLDER/source_files.npz: the folders that hold the images with their times; of at most `LOOKED_AT` files also their
-places, sizes, times and BLAKE2b digests. A file of the recorded size and time counts as unchanged, as git has it; where
-only the time differs, as in a copy, its content is read. Of more files than that the folders' times alone tell what was
-added or taken away; a file that was rewritten in its place is then not noticed.
+FOLDER/source_files.npz: the folders that hold the images with their times, and which suffixes count as images; of at
+most `LOOKED_AT` files also their places, sizes, times and BLAKE2b digests. A file of the recorded size and time counts
+as unchanged, as git has it; where only the time differs, as in a copy, its content is read. Of more files than that the
+folders' times alone tell what was added or taken away; a file that was rewritten in its place is then not noticed.
 
 Shapes: F files.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from urepa import progress
-from urepa.data.sources import image_folders, is_image
+from urepa.data.image_folder import FORMER, class_places, images_in, readable
 from urepa.errors import UserError
 from urepa.files import write_whole
 
@@ -41,24 +40,23 @@ class Files(NamedTuple):
     files: list[str]
 
 
-def _of_folder(root: Path) -> Files:
-    found = image_folders(root)
-    places = [str((folder / name).relative_to(root)) for folder in found for name in _images(folder)]
+def _of_folder(root: Path, suffixes: frozenset[str]) -> Files:
+    classes, splits = class_places(root, suffixes)
+    found = [place / name for place in splits.values() for name in classes]
+    places = [str((folder / name).relative_to(root)) for folder in found for name in images_in(folder, suffixes)]
     parents = {root, *found, *(folder.parent for folder in found)}
     return Files(root, sorted(str(folder.relative_to(root)) for folder in parents), sorted(places))
 
 
-def _images(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if is_image(entry.name)]
+def _matching(pattern: str) -> Callable[[Path, frozenset[str]], Files]:
+    def found(root: Path, suffixes: frozenset[str]) -> Files:
+        return Files(root, [], sorted(file.name for file in root.glob(pattern) if file.is_file()))
 
-
-def _matching(pattern: str) -> Callable[[Path], Files]:
-    return lambda root: Files(root, [], sorted(file.name for file in root.glob(pattern)))
+    return found
 
 
 # of the sources whose images lie in files of the user's; the others name what they are
-FILES: dict[str, Callable[[Path], Files]] = {
+FILES: dict[str, Callable[[Path, frozenset[str]], Files]] = {
     "folder": _of_folder,
     "cifar_binary": _matching("*.bin"),
     "parquet": _matching("*.parquet"),
@@ -71,8 +69,9 @@ def record(source: str, images: str, folder: Path) -> bool:
     there = (folder / FILE).exists()
     if source not in FILES or (there and changes(source, images, folder) is None):
         return False
-    found = FILES[source](Path(images))
+    found = FILES[source](Path(images), readable())
     arrays: dict[str, Any] = {
+        "suffixes": _as_bytes(sorted(readable())),
         "folders": _as_bytes(found.folders),
         "folder_times": np.array([_time(found.root / name) for name in found.folders], np.int64),
         "count": np.array(len(found.files)),
@@ -131,7 +130,7 @@ def _listed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None
     if len(known["folders"]) and all(_time(root / name) == time for name, time in times):
         return None
     try:
-        found = FILES[source](root)
+        found = FILES[source](root, frozenset(_as_text(known["suffixes"])) if "suffixes" in known else FORMER)
     except UserError as error:  # what is there now is no such source
         return str(error)
     if "files" not in known:
@@ -162,11 +161,14 @@ def _rewritten(root: Path, known: dict[str, np.ndarray]) -> str | None:
 
 
 def _digests(root: Path, names: list[str]) -> list[bytes]:
-    """BLAKE2b of the files, in hex."""
+    """BLAKE2b of the files, in hex; empty of one that cannot be read, which is for the build to list."""
 
     def digest(name: str) -> bytes:
-        with open(root / name, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest().encode()
+        try:
+            with open(root / name, "rb") as file:
+                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest().encode()
+        except OSError:
+            return b""
 
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(digest, names)

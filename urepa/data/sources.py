@@ -10,18 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from urepa.data.photos import to_rgb
+from urepa.data.image_folder import class_places, images_in, readable
+from urepa.data.photos import own_limit, read, to_rgb
 from urepa.errors import UserError
 from urepa.hub import resolve, why_not
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 HELD_OUT = ("test", "validation")  # what publishers call it; the first that has labels
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 # How many images the publishers' splits have, for what is planned before it is fetched
 PUBLISHED = {
@@ -53,77 +54,20 @@ def digits(images: str) -> Iterator[Row]:
         yield Row(f"digits_{i:04d}", int(label), "all", partial(np.copy, grey), f"load_digits[{i}]")
 
 
-def _open(path: str) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return to_rgb(image)
-
-
-def is_image(name: str) -> bool:
-    """Is a file of this name read as an image?"""
-    return Path(name).suffix.lower() in SUFFIXES
-
-
-def _class_folders(root: Path) -> list[str]:
-    """Names of the folders with an image in them."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    return [p.name for p in folders if _has_images(p)]
-
-
-def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and any(is_image(file.name) for file in folder.iterdir())
-
-
-def _class_places(root: Path) -> tuple[list[str], dict[str, Path]]:
-    """The classes of a folder of images, and the folder that has theirs by split. UserError where it has none."""
-    places: dict[str, Path] = {}
-    held_out = next((name for name in (*HELD_OUT, "val") if _class_folders(root / name)), None)
-    classes = _class_folders(root / "train")
-    if not classes and held_out is None:
-        classes, places = _class_folders(root), {"all": root}
-    elif classes and held_out is None:
-        unsorted = next((name for name in (*HELD_OUT, "val") if _has_images(root / name)), None)
-        if unsorted is not None:
-            raise UserError(
-                f"{root / unsorted} has images but no class folders; sort them into one folder per class, as "
-                f"{root / 'train'} has them, or take that folder away"
-            )
-        places = {"train": root / "train"}
-    elif classes and held_out is not None:
-        places = {"train": root / "train", "test": root / held_out}
-        if _class_folders(root / held_out) != classes:
-            raise UserError(
-                f"{root / held_out} does not have the class folders that {root / 'train'} has; sort its images into "
-                "one folder per class"
-            )
-    if not classes or not places:
-        raise UserError(
-            f"data.images={root} has neither CLASS/* nor train/CLASS/* (with test/CLASS/* or val/) with images; "
-            "give data.images=FOLDER beside data.source=folder"
-        )
-    return classes, places
-
-
-def image_folders(root: Path) -> list[Path]:
-    """The class folders of all splits."""
-    classes, places = _class_places(root)
-    return [place / name for place in places.values() for name in classes]
-
-
-def folder(images: str) -> Iterator[Row]:
+def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[Row]:
     """DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (or val/, as ImageNet has it); classes are
-    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering."""
-    root = Path(images)
-    classes, places = _class_places(root)
+    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering. `suffixes` are those of
+    image files; None: all that Pillow reads here."""
+    root, suffixes = Path(images), readable() if suffixes is None else suffixes
+    classes, places = class_places(root, suffixes)
     for split, place in places.items():
         for class_id, name in enumerate(classes):
-            for path in sorted((place / name).iterdir()):
-                if is_image(path.name):
-                    # ImageNet's own names say enough; others may repeat in another class or split
-                    own = IMAGENET_NAME.fullmatch(path.stem)
-                    sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
-                    yield Row(sample_id, class_id, split, partial(_open, str(path)), str(path.relative_to(root)))
+            for file in images_in(place / name, suffixes):
+                path = place / name / file
+                # ImageNet's own names say enough; others may repeat in another class or split
+                own = IMAGENET_NAME.fullmatch(path.stem)
+                sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
+                yield Row(sample_id, class_id, split, partial(read, str(path)), str(path.relative_to(root)))
 
 
 def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
@@ -158,7 +102,8 @@ def cifar_binary(images: str) -> Iterator[Row]:
 
 
 def _decode(part: Any, index: int, column: str) -> np.ndarray:
-    return to_rgb(part[index][column])
+    with own_limit():
+        return to_rgb(part[index][column])
 
 
 def _rows_of(dataset: Any) -> Iterator[Row]:
@@ -189,6 +134,7 @@ def _labels(part: Any) -> list[int]:
 def parquet(images: str) -> Iterator[Row]:
     """DIR/train*.parquet and DIR/test*.parquet (or validation*), as Hugging Face `datasets` writes them."""
     from datasets import Image, load_dataset
+    from pyarrow.parquet import read_metadata
 
     found = {split: sorted(map(str, Path(images).glob(f"{split}*.parquet"))) for split in ("train", *HELD_OUT)}
     files = {split: paths for split, paths in found.items() if paths}
@@ -197,6 +143,11 @@ def parquet(images: str) -> Iterator[Row]:
             f"data.images={images} has no train*.parquet and test*.parquet (or validation*.parquet); "
             "give data.images=FOLDER beside data.source=parquet"
         )
+    for file in chain(*files.values()):
+        try:
+            read_metadata(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} is no whole parquet file ({error}); copy it again") from error
     dataset = load_dataset("parquet", data_files=files)
     for column in {"img", "image"} & set(dataset["train"].column_names):
         dataset = dataset.cast_column(column, Image())
@@ -240,11 +191,13 @@ def _refusal(name: str) -> Exception:
 
 def refuse_duplicates(rows: list[Row]) -> None:
     """UserError where two images would have one sample id (a.png beside a.jpg, say)."""
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for row in rows:
         if row.name in seen:
-            raise UserError(f"two images have the sample id '{row.name}'; rename one of them")
-        seen.add(row.name)
+            raise UserError(
+                f"{seen[row.name]} and {row.path} would both have the sample id '{row.name}'; rename one of the two"
+            )
+        seen[row.name] = row.path
 
 
 def refuse_unfit_names(rows: list[Row]) -> None:
@@ -273,4 +226,9 @@ def count_images(source: str, images: str) -> dict[str, int]:
         return PUBLISHED[images]
     if source == "hub":
         raise UserError(f"how many images {images} has is not known here; say how many to take (data.limit=N)")
+    if source == "folder" and not Path(images).is_dir():
+        raise UserError(
+            f"data.images={images} is not a folder here, so its images cannot be counted; give data.images=FOLDER, or "
+            "how many to take (data.limit=N; of a large track data.train_images=N data.val_images=N)"
+        )
     return Counter(row.split for row in SOURCES[source](images))

@@ -26,7 +26,7 @@ from urepa.data import digests
 from urepa.data.lmdb_file import DIGESTS, HIDDEN, SUM_KEY, Index, key_digests, rows_of
 from urepa.draws import digest64
 from urepa.errors import UserError
-from urepa.files import clear_leftovers, sync_folder, write_whole
+from urepa.files import clear_leftovers, full_disk_at, sync_folder, write_whole
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
 MIRRORED = "/flip"  # at a key's end: the record of the mirror image
@@ -108,8 +108,19 @@ class StoreWriter:
         self._lock = only_writer(self.folder)
         file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
         self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
-        self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
+        self._env = self._opened(file)
         self._puts = self._puts_before()
+
+    def _opened(self, file: Path) -> lmdb.Environment:
+        """LMDB's environment. Where it cannot begin (a full disk), no half of its first pages is left."""
+        with full_disk_at(file):
+            try:
+                return lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
+            except lmdb.Error:
+                if self._before is None:
+                    file.unlink(missing_ok=True)
+                self._lock.close()
+                raise
 
     def _puts_before(self) -> int:
         """How many puts have left digests, in this process or an earlier one."""
@@ -139,7 +150,7 @@ class StoreWriter:
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
         rows_R4 = digests.digest_rows(key_digests(key for key, _ in records), contents)
-        with self._env.begin(write=True) as txn:
+        with full_disk_at(self.folder), self._env.begin(write=True) as txn:
             for (key, _), content in zip(records, contents, strict=True):
                 txn.put(key.encode(), content)
             txn.put(f"{DIGESTS}{self._puts:012d}".encode(), rows_R4.tobytes())  # a record's last row counts

@@ -90,7 +90,9 @@ def train(rows: Rows, labels: np.ndarray, device: torch.device) -> AttentionPool
     adam = torch.optim.Adam([query_D, weight_KD, bias_K], lr=RATE)
     falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, STEPS)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        for step in progress.bar(range(STEPS), desc="attention pooling", unit="step", leave=False):
+        for step in progress.bar(
+            range(STEPS), desc=f"attention pooling of {len(labels):,} images", unit="step", leave=False
+        ):
             some = draws.generator(0, "attention pooling", step).integers(len(labels), size=min(BATCH, len(labels)))
             logits_BK = F.linear(pool(rows(some)), weight_KD, bias_K)
             loss = F.cross_entropy(logits_BK, torch.from_numpy(target[some]).to(device))

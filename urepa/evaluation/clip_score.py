@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.data.build import class_names
+from urepa import progress
+from urepa.data.classes import class_names
 from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated import GeneratedImages
@@ -49,6 +50,7 @@ class ClipScore:
         """The network and its tokenizer; a UserError where they are not to be had."""
         from transformers import CLIPModel, CLIPTokenizer
 
+        progress.hide_loading()
         name, revision = resolve(self.model)
         try:
             clip: Any = CLIPModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, revision=revision)

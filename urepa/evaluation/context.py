@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from urepa import progress
 from urepa.alignment import AlignedModel
 from urepa.data.cache import Cache
 from urepa.errors import UserError
+from urepa.files import FULL
 from urepa.teachers.several import ALONE, name_at
 
 
@@ -70,17 +72,23 @@ class Incomplete(UserError):
 
 def run_each(context: Context, evaluations: dict[str, Any], make: Callable[[Any], Any]) -> Evaluated:
     """Every evaluation of a config's `evaluation`, built by `make`. One that cannot be had costs none of the others,
-    whatever it raises; what is no user's mistake leaves its traceback on stderr."""
+    whatever it raises; what is no user's mistake and no full disk leaves its traceback on stderr."""
     metrics: dict[str, float] = {}
     failures: dict[str, str] = {}
     keys: dict[str, list[str]] = {}
     for name, settings in evaluations.items():
         try:
-            found = make(settings)(context)
+            with progress.about(name):
+                found = make(settings)(context)
         except Incomplete as partly:
             failures |= {f"{name}.{key}": why for key, why in partly.failures.items()}
             found = partly.metrics
         except UserError as error:
+            failures[name] = str(error)
+            continue
+        except OSError as error:
+            if error.errno not in FULL:
+                traceback.print_exc()
             failures[name] = str(error)
             continue
         except Exception as error:  # noqa: BLE001  hours of training and other metrics must not go with it

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from torch import Tensor
 from urepa import draws
 from urepa.alignment import AlignedModel
 from urepa.contracts import Tokens
-from urepa.data.photos import square, to_rgb
+from urepa.data.image_folder import FORMER, images_in
+from urepa.data.photos import UNREADABLE, own_limit, read, square
 from urepa.data.samples import Sample
-from urepa.data.sources import SUFFIXES
 from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import CHUNK, chunks, subset
@@ -98,7 +99,7 @@ class Pictures:
         """[B,C,S,S] in [0,1], on the run's device."""
         channels, size, _ = self.context.track.image_shape
         mode = "L" if channels == 1 else "RGB"
-        pixels = [np.asarray(square(to_rgb(_opened(s.path)), size).convert(mode)) for s in samples]
+        pixels = [np.asarray(square(_read(s.path), size).convert(mode)) for s in samples]
         images = torch.from_numpy(np.stack(pixels)).view(len(samples), size, size, channels)
         return images.permute(0, 3, 1, 2).float().to(self.context.device) / 255
 
@@ -212,7 +213,7 @@ def _pairs(folder: Path) -> list[Sample]:
         raise UserError(
             f"{folder} has no images/ and masks/; the two lie beside each other, or both in train/ and val/"
         )
-    files = sorted(file for file in images.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = [images / name for name in images_in(images, FORMER)]
     without = [file.name for file in files if not (masks / f"{file.stem}.png").is_file()]
     if without:
         raise UserError(f"{masks} lacks the masks of {len(without)} images (first: {without[0]})")
@@ -241,14 +242,26 @@ def read_mask(sample: Sample) -> np.ndarray:
     return np.asarray(mask)[top : top + side, left : left + side]
 
 
+@contextmanager
+def _one_sentence(path: str) -> Iterator[None]:
+    """For a picture that cannot be read."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read ({error}); mend it or take it away") from error
+
+
+def _read(path: str) -> np.ndarray:
+    with _one_sentence(path):
+        return read(path)
+
+
 def _opened(path: str) -> Any:
     from PIL import Image
 
-    try:
+    with _one_sentence(path), own_limit():
         image = Image.open(path)
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
-        raise UserError(f"{path} cannot be read ({error}); mend it or take it away") from error
     return image
 
 

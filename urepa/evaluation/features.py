@@ -60,21 +60,29 @@ def chunks(
     time = context.objective.times_of(timestep)
     if not context.objective.has_time(time):
         raise UserError(f"{timestep} is no time of this run's objective, which has {context.objective.times}")
-    for start in progress.bar(range(0, len(samples), CHUNK), desc=f"features t={timestep}", unit="batch", leave=False):
-        part = list(samples[start : start + CHUNK])
-        x0 = context.cache.x0(part)
-        rngs = [draws.generator(draws.digest64("probe", s.sample_id), "noise") for s in part]
-        noise = torch.stack([draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
-        t_B = time.repeat(len(part))
-        x_t, t_B = (x.to(context.device) for x in (context.objective.corrupt(x0, noise, t_B), t_B))
-        null_B = torch.full((len(part),), context.cache.null_id, device=context.device)
-        condition = Condition(null_B, context.cache.null_id)
-        denoised = backbone(x_t, t_B, condition, tuple(taps), no_rows(context.device))
-        tapped = {tap: denoised.features[tap].float() for tap in taps}
-        with torch.autocast(context.device.type, enabled=False):  # as in training: heads are fp32
-            names = {tap: name for tap in taps if (name := context.head_at(tap)) is not None}
-            heads = {tap: model.heads[name](tapped[tap], t_B) for tap, name in names.items()}
-        yield Chunk(part, tapped, heads)
+    desc = f"features of {len(samples):,} images at t={timestep}"
+    with progress.bar(total=len(samples), desc=desc, unit="image", leave=False) as bar:
+        for start in range(0, len(samples), CHUNK):
+            part = list(samples[start : start + CHUNK])
+            yield _chunk(context, part, taps, time, model)
+            bar.update(len(part))
+
+
+def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tensor, model: AlignedModel) -> Chunk:
+    """What the model makes of some samples at a time [] of the objective."""
+    x0 = context.cache.x0(part)
+    rngs = [draws.generator(draws.digest64("probe", s.sample_id), "noise") for s in part]
+    noise = torch.stack([draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
+    t_B = time.repeat(len(part))
+    x_t, t_B = (x.to(context.device) for x in (context.objective.corrupt(x0, noise, t_B), t_B))
+    null_B = torch.full((len(part),), context.cache.null_id, device=context.device)
+    condition = Condition(null_B, context.cache.null_id)
+    denoised = model.backbone(x_t, t_B, condition, tuple(taps), no_rows(context.device))
+    tapped = {tap: denoised.features[tap].float() for tap in taps}
+    with torch.autocast(context.device.type, enabled=False):  # as in training: heads are fp32
+        names = {tap: name for tap in taps if (name := context.head_at(tap)) is not None}
+        heads = {tap: model.heads[name](tapped[tap], t_B) for tap, name in names.items()}
+    return Chunk(part, tapped, heads)
 
 
 def pooled(

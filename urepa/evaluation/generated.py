@@ -86,7 +86,7 @@ class GeneratedImages:
         clear_leftovers(folder)
         batches = self._batches(context.track.num_classes)
         files = [folder / f"batch_{i:06d}.safetensors" for i in range(len(batches))]
-        with progress.bar(total=self.count, desc="images", unit="image") as bar:
+        with progress.bar(total=self.count, desc=f"{self.count:,} images", unit="image") as bar:
             for file, batch in zip(files, batches, strict=True):
                 if file.exists():
                     progress.skip(bar, len(batch))

@@ -216,7 +216,9 @@ def real_features(
     also what a kill interrupts."""
     files = {name: _features_file(context, name, encoder, samples, subset) for name, encoder in encoders.items()}
     found = {name: FeatureSet.load(file, subset) for name, file in files.items()}
-    with progress.bar(total=len(samples), desc="real images", unit="image", leave=False) as bar:
+    with progress.bar(
+        total=len(samples), desc=f"features of {len(samples):,} real images", unit="image", leave=False
+    ) as bar:
         for start in range(0, len(samples), CHUNK):
             part = samples[start : start + CHUNK]
             missing = [name for name in encoders if found[name].count <= start]

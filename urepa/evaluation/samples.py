@@ -5,10 +5,12 @@ Shapes: B samples, CHW latent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from urepa import draws
@@ -16,7 +18,7 @@ from urepa.contracts import Condition
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated import decoded
 from urepa.files import write_whole
-from urepa.pictures import grid_png
+from urepa.pictures import grid_png, labelled_grid, to_pixels
 from urepa.sampling import sample_by
 
 CHUNK = 100
@@ -37,7 +39,7 @@ def samples_of(context: Context, class_ids: list[int], steps: int, guidance: flo
 
 @dataclass
 class SampleGrid:
-    """Fields are described in `conf/evaluation`. Rows of the grid are classes."""
+    """Fields are described in `conf/evaluation`. Rows of the grid are classes, named where the track has names."""
 
     per_class: int
     shown_per_class: int
@@ -53,11 +55,19 @@ class SampleGrid:
         shown = [i for i in range(len(ids)) if i % self.per_class < self.shown_per_class]
         folder = context.folder / "samples"
         folder.mkdir(exist_ok=True)
-        png = grid_png(decoded(context, x0[shown]), min(self.shown_per_class, self.per_class), scale=2)
+        png = self._png(decoded(context, x0[shown]), context.cache.class_names)
         write_whole(folder / f"step_{context.step:08d}.png", png)
         if self.knn is None:
             return {}
         return {"final/samples_named_rightly": named_rightly(context, x0, ids, self.knn)}
+
+    def _png(self, images_B3HW: Tensor, names: Sequence[str]) -> bytes:
+        """A row per class, with its name on the left where it has one."""
+        columns = min(self.shown_per_class, self.per_class)
+        if not names:
+            return grid_png(images_B3HW, columns, scale=2)
+        rows = enumerate(images_B3HW.split(columns))
+        return labelled_grid([(f"{c} {names[c]}", [Image.fromarray(to_pixels(i)) for i in row]) for c, row in rows])
 
 
 def named_rightly(context: Context, x0: Tensor, ids: list[int], k: int) -> float:

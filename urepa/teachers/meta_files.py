@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from urepa.errors import UserError
-from urepa.files import DAMAGED
 from urepa.teachers import meta_dinov2, meta_dinov3
+from urepa.weights import read_torch
 
 State = dict[str, Tensor]
 READERS: dict[str, Callable[[State], tuple[Any, State]]] = {  # by family: the network, and its weights by its names
@@ -67,8 +65,8 @@ def _lacking(state: State) -> str | None:
 
 def _tensors(path: Path) -> State:
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, *DAMAGED) as error:
+        stored = read_torch(path)
+    except UserError as error:
         raise UserError(f"teacher.model={path} is no whole torch file of weights alone; download it again") from error
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise UserError(f"teacher.model={path} holds no weights by name; give the file as Meta publishes it")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from urepa import progress
 from urepa.contracts import Tokens
 from urepa.errors import UserError
 from urepa.hub import resolve, why_not
@@ -120,6 +121,7 @@ class ViT:
         """The frozen encoder, in fp32."""
         import transformers
 
+        progress.hide_loading()
         family = FAMILIES[self.family]
         if self.model.endswith(".pth"):
             from urepa.teachers.meta_files import load_meta

@@ -1,0 +1,102 @@
+"""Lines over each other: found, drawn so that each is seen, and said."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from urepa.comparison.drawing import COLOURS, INK, draw
+from urepa.comparison.figures import panels
+from urepa.comparison.overlap import WIDTH, Place, overlap
+from urepa.comparison.page import page
+from urepa.comparison.results import Results
+from urepa.curves import Curve
+
+Add, Summarise = Callable[..., None], Callable[..., Results]
+X = np.arange(100)
+FALL = np.exp(-X / 20)
+
+
+def line(offset: float = 0.0, x: np.ndarray = X) -> Curve:
+    return Curve(x, np.exp(-x / 20) + offset)
+
+
+def test_lines_within_a_lines_width_overlap_and_others_do_not() -> None:
+    near, far = 0.9 * WIDTH * np.ptp(FALL), 3 * WIDTH * np.ptp(FALL)
+    found = overlap(["a", "b", "c", "d"], [line(), line(far), line(near), line(0.5)])
+    assert found.places == (Place(0, 2), Place(), Place(1, 2), Place())
+    assert found.note == "Equal within the width of a line: a; c."
+
+
+def test_the_width_is_of_the_axis_with_all_that_stands_on_it() -> None:
+    apart = [line(), line(2 * WIDTH * np.ptp(FALL))]
+    assert overlap(["a", "b"], apart).note == ""
+    noise = Curve(X, np.where(X == 50, 5.0, FALL))
+    assert overlap(["a", "b"], apart, [noise]).note == "Equal within the width of a line: a; b."
+
+
+def test_lines_that_overlap_for_most_of_their_length() -> None:
+    later = Curve(X, FALL + np.where(X > 70, 0.2, 0.0))
+    assert overlap(["a", "b"], [line(), later]).note == "Over each other for most of their length: a; b."
+    early = Curve(X, FALL + np.where(X > 30, 0.2, 0.0))
+    assert overlap(["a", "b"], [line(), early]).places == (Place(), Place())
+
+
+def test_lines_of_other_steps_are_compared_where_both_are() -> None:
+    every_third, gone = line(x=X[::3]), Curve(X, np.full(100, np.nan))
+    later = Curve(X + 1000, FALL)
+    found = overlap(["a", "b", "c", "d"], [line(), every_third, gone, later])
+    assert found.places == (Place(0, 2), Place(1, 2), Place(), Place())
+
+
+def test_dashes_fill_the_line_and_do_not_cover_each_other() -> None:
+    """Of three lines at one place: the first through, each of the others' dashes beginning where another one's ends."""
+    styles = [Place(i, 3).style for i in range(3)]
+    assert styles[0]["linestyle"] == "-"
+    starts = []
+    for style in styles[1:]:
+        offset, (dash, gap) = style["linestyle"]
+        assert gap == 2 * dash
+        starts.append((-offset / dash) % 3)
+    assert starts == [1, 2]
+    assert [style["markevery"] for style in styles] == [(0, 3), (1, 3), (2, 3)]
+    assert Place().style == {}
+
+
+def coloured(png: bytes, colour: str) -> int:
+    """Pixels of nearly this colour."""
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float)
+    return int((np.abs(pixels - 255 * np.array(to_rgb(colour))).max(-1) < 30).sum())
+
+
+def test_both_of_two_equal_curves_are_seen(add: Add, results: Summarise) -> None:
+    """Validation curves of equal arms, as pixels: each arm's colour fills a fair share of the line that they have in
+    common. The page says which are equal."""
+    way = {step: {"val/token": 0.5 + 300 / step} for step in range(30, 600, 30)}
+    for ablation, changes in (("baseline", {}), ("arm", {"head.depth": 1})):
+        add(ablation, changes, seeds=(0,), course=lambda seed: way, values=lambda seed: {"val/token": 1.0})
+    study = results()
+    (panel,) = [panel for panel in panels(study) if panel.name == "curve_val_token"]
+    assert panel.note == "Equal within the width of a line: baseline; arm."
+    drawn = draw(panel)
+    assert coloured(drawn.png, COLOURS[0]) > 600
+    assert coloured(drawn.png, INK) > 600
+    html = page(study, [drawn], [])
+    assert "<figcaption>Equal within the width of a line: baseline; arm.</figcaption>" in html
+
+
+def test_the_legend_shows_every_line_of_many_that_overlap(add: Add, results: Summarise) -> None:
+    """Eight equal arms: below the axis each colour is there, also of those whose dashes are far apart."""
+    add(seeds=(0,), points=60)
+    for i in range(1, 8):
+        add(f"arm{i}", {"head.depth": 10 + i}, seeds=(0,), points=60)
+    (panel,) = [panel for panel in panels(results()) if panel.name == "curve_train_token"]
+    png = draw(panel).png
+    whole = Image.open(io.BytesIO(png))
+    legend = io.BytesIO()
+    whole.crop((0, int(panel.inches[1] * 150), whole.width, whole.height)).save(legend, format="PNG")
+    assert min(coloured(legend.getvalue(), colour) for colour in COLOURS) > 20

@@ -1,0 +1,28 @@
+"""The grid of samples: its rows are classes, named where the track has names."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from urepa.evaluation.samples import SampleGrid
+from urepa.pictures import GAP, grid_png
+
+
+def test_rows_have_the_names_of_their_classes() -> None:
+    grid = SampleGrid(per_class=3, shown_per_class=2, max_classes=2, sampler_steps=1, guidance=1.0, knn=None)
+    images_B3HW = (torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    sheet = np.asarray(Image.open(io.BytesIO(grid._png(images_B3HW, ["bag", "cat"]))))
+    tiles = (images_B3HW.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    margin = sheet.shape[1] - 2 * (64 + GAP)
+    assert sheet.shape[0] == GAP + 2 * (64 + GAP)
+    for i, tile in enumerate(tiles):
+        top, left = GAP + i // 2 * (64 + GAP), margin + i % 2 * (64 + GAP)
+        assert np.array_equal(sheet[top : top + 64, left : left + 64], tile)
+    names = [sheet[GAP + row * (64 + GAP) :][:64, :margin] for row in range(2)]
+    assert all((name < 128).any() for name in names)
+    assert not np.array_equal(*names)
+    assert grid._png(images_B3HW, ()) == grid_png(images_B3HW, 2, scale=2), "as without names"

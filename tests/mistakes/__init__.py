@@ -1,0 +1,38 @@
+"""Mistakes that users make, command by command: what is typed, where, and what the answer must say."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mistakes.parts import TINY, closed
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """`python -m COMMAND TYPED`, typed in a shell, in a folder that holds the parts `beside` (see `parts`)."""
+
+    command: str
+    typed: str
+    says: str  # a regular expression, found in the one line
+    beside: str = ""  # names of parts
+    change: Callable[[Path], None] | None = None  # made to the folder before
+    bound: bool = False  # by the permissions of files, as users who are not root are
+
+
+def of(command: str, *rows: tuple) -> list[Mistake]:
+    """Rows of one command: what is typed, what is said, and where."""
+    return [Mistake(command, *row) for row in rows]
+
+
+def tiny(*rows: tuple) -> list[Mistake]:
+    """Rows of `train` beside the caches of a tiny run, whose arguments come first."""
+    typed = [(f"{shlex.join(TINY)} {row[0]}", row[1]) for row in rows]
+    return [Mistake("urepa.train", *words, "caches", *row[2:]) for words, row in zip(typed, rows, strict=True)]
+
+
+def bound(command: str, typed: str, says: str, beside: str, shut: str) -> Mistake:
+    """In a folder that may not be written."""
+    return Mistake(command, typed, says, beside, closed(shut), bound=True)

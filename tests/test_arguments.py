@@ -1,0 +1,129 @@
+"""Arguments that are right: paths of any characters are taken as they are typed, and what Hydra offers still works."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import edge
+import pytest
+
+from urepa.errors import UserError
+from urepa.mistakes import check_arguments, quoted
+from urepa.runs import parse_overrides
+
+ODD = (
+    *(
+        "a=b",
+        "a[b",
+        "[ab]",
+        "a#b",
+        "it's",
+        "'a",
+        '"a" b',
+        "a'",
+        "año",
+        "数据",
+        "a,b",
+        "a(b)",
+        "{a}",
+        "{a:b}",
+        "~/a",
+        "a\\b",
+    ),
+    *(
+        "a\\",
+        " a",
+        "a ",
+        "1e3",
+        "007",
+        "true",
+        "null x",
+        "a:b",
+        "$x",
+        "100%",
+        "a;b",
+        "a&b",
+        "a@b",
+        "-a",
+        "+a",
+        "a/b=c/d",
+    ),
+)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_a_path_is_taken_as_it_is_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
+    arguments = [quoted(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]
+    check_arguments(arguments, "train")
+    config = compose(*arguments)
+    assert [config["data"]["root"], config["data"]["images"], config["warm_start"]] == [value] * 3
+    assert parse_overrides(arguments) == dict.fromkeys(("data.root", "data.images", "warm_start"), value)
+    export = compose(*(quoted(f"{key}={value}") for key in ("run", "out")), root="export")
+    assert [export["run"], export["out"]] == [value] * 2
+    assert compose(quoted(f"report={value}"), root="compare")["report"] == value
+
+
+@pytest.mark.parametrize("value", ["'a#b'", '"a [b]"'])
+def test_quotes_of_hydras_own_grammar_stay(compose: Callable[..., dict[str, Any]], value: str) -> None:
+    assert quoted(f"data.root={value}") == f"data.root={value}"
+    assert compose(quoted(f"data.root={value}"))["data"]["root"] == value[1:-1]
+
+
+def test_a_sweep_over_paths_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert quoted("data.root=a,b", sweeps=True) == "data.root=a,b"
+    (tmp_path / "a,b").mkdir()
+    assert quoted("data.root=a,b", sweeps=True) == "data.root='a,b'"
+    assert quoted("data.root=null") == "data.root=null"
+    assert quoted("data.root=${oc.env:HOME}/x") == "data.root=${oc.env:HOME}/x"
+
+
+@pytest.mark.parametrize(
+    "argument", ["tracking.experiment_name=a#b", "tracking.experiment_name=it's", "+tracking.tags.x=a[b"]
+)
+def test_the_quotes_that_a_mistake_names_work(compose: Callable[..., dict[str, Any]], argument: str) -> None:
+    """As a shell hands them over."""
+    with pytest.raises(UserError, match="type ") as raised:
+        check_arguments([argument], "train")
+    (typed,) = shlex.split(str(raised.value).rpartition(", type ")[2])
+    config = compose(typed)["tracking"]
+    assert argument.partition("=")[2] in (config["experiment_name"], config["tags"].get("x"))
+
+
+def test_caches_of_images_in_folders_of_odd_names(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To the end: both paths are used, and training finds what was made."""
+    (tmp_path / "it's a=[b], #1 (ñ)").symlink_to(images)
+    arguments = ["data=folder", "data.num_classes=3", "data.images=it's a=[b], #1 (ñ)", 'data.root=c="a" #2, {x}']
+    arguments += ["data.validation_images=6", "data.test_images=6", "data.image_size=16"]
+    arguments += ["teacher.image_size=64", "teacher.grid=[2,2]"]
+    done = edge.run(capfd, "urepa.preprocess", arguments, tmp_path)
+    assert done.code == 0, done.err
+    assert list((tmp_path / 'c="a" #2, {x}').glob("*/latents/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "+loss.taps.enc_last=1",
+        "~loss.taps.mid",
+        "+tracking.tags.mood=fine",
+        "++seed=1",
+        "+loss.teachers.clip=0.5",
+        "evaluation=[knn,alignment]",
+        "+experiment=cifar10 +ablation=lambda_0",
+        "evaluation=dense +teacher@evaluation.dense.teacher=dinov2_b",
+        "-m loss=urepa,none seed=0,1 hydra/launcher=local",
+        "-m +ablation=glob(lambda*)",
+        "hydra.run.dir=elsewhere +hydra.job.env_set.X=1 hydra/launcher=basic",
+        "--cfg job seed=1",
+        "--config-dir mine +experiment=of_my_own head=mine_too +more.of_mine=1",
+        "tracking.experiment_name='a b'",
+    ],
+)
+def test_what_hydra_offers_is_let_through(typed: str) -> None:
+    check_arguments(shlex.split(typed), "train")

@@ -1,0 +1,58 @@
+"""What a run says before its first step."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from urepa.beginning import beginning, classes, device, parameters
+
+
+def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> None:
+    """20 of 40 digits validate, so 40 train: 5 steps of 8 an epoch."""
+    trainer = build_trainer("trainer.max_steps=12")
+    said = dict(line.split(maxsplit=1) for line in beginning(trainer).splitlines())
+    trainer.reader.cache.close()
+    assert list(said) == ["device", "parameters", "samples", "classes"]
+    assert said["device"] == f"CPU ({platform.machine()}), 1 process, 1 thread, fp32"
+    backbone, head = (
+        sum(p.numel() for p in part.parameters()) for part in (trainer.model.backbone, trainer.model.heads)
+    )
+    assert said["parameters"] == f"backbone {backbone:,} (all trainable), no LoRA, heads {head:,} (all trainable)"
+    assert said["samples"] == "40 training, 20 validation, 20 test; 12 steps of 8 are 2.4 epochs"
+    assert said["classes"].startswith("10")
+
+
+class Adapted(nn.Module):
+    """4 frozen weights and 3 of an adapter, of which heads are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleDict({"frozen": nn.Linear(3, 1), "lora_A": nn.Linear(2, 1)})
+        self.heads = nn.ModuleDict()
+        self.backbone["frozen"].requires_grad_(False)
+
+
+def test_adapters_are_counted_apart() -> None:
+    assert parameters(Adapted()) == "backbone 4 (0 trainable), LoRA 3 (all trainable), no heads"
+    model = Adapted()
+    model.heads["mid"] = nn.Linear(999, 1)
+    model.heads["mid"].bias.requires_grad_(False)
+    assert parameters(model).endswith("heads 1,000 (999 trainable)")
+
+
+def test_of_many_classes_there_are_the_first_names() -> None:
+    assert classes(1000, ()) == "1,000"
+    assert classes(2, ["cat", "dog"]) == "2: cat, dog"
+    assert classes(7, list("abcdefg")) == "7: a, b, c, d, e, ..."
+    assert "\n" not in classes(1, ["x\ny"])
+
+
+def test_of_several_processes_each_has_its_threads() -> None:
+    several: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    assert "2 processes, 1 thread each, bf16" in device(several, "bf16")

@@ -1,0 +1,57 @@
+"""`classes=...` of a request for images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from urepa.chosen_classes import chosen, names_of
+from urepa.errors import UserError
+
+NAMES = ["bag", "crane", "10", "red bag", "crane"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "ids"),
+    [
+        (None, [0, 1, 2, 3, 4]),
+        (3, [3]),
+        ("bag", [0]),
+        (["red bag", 0, "bag"], [0, 3]),
+        (["10", 4], [2, 4]),
+        ([4, 1, 4], [1, 4]),
+    ],
+)
+def test_ids_and_names(asked: Any, ids: list[int]) -> None:
+    assert chosen(asked, 5, NAMES, "this run") == ids
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "words"),
+    [
+        ([], NAMES, r"classes=\[\]: give at least one"),
+        (5, NAMES, "there is no class 5; this run's are 0 to 4"),
+        ([0, -1], NAMES, "there is no class -1"),
+        ("bga", NAMES, r"no class bga \(did you mean 'bag'\?\)"),
+        ("RED BAG", NAMES, r"no class RED BAG \(did you mean 'red bag'\?\)"),
+        ("zebra\x1b", NAMES, r"no class zebra\?; this run's are bag, crane, 10, red bag, crane$"),
+        ("crane", NAMES, "1 and 4 are both called crane; give the id"),
+        ("bag", [], "the names of this run's classes are not known; give ids, 0 to 4"),
+        (["bag", True], NAMES, "True is neither an id nor a name"),
+        (1.5, NAMES, "1.5 is neither an id nor a name"),
+        ({"a": 1}, NAMES, "is neither an id nor a name"),
+    ],
+)
+def test_what_is_no_class_is_one_sentence(asked: Any, names: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        chosen(asked, 5, names, "this run")
+
+
+def test_names_that_the_config_says_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    assert names_of({"data": {"class_names": str(tmp_path / "names.txt")}}, ["kept"]) == ["one", "two"]
+    assert names_of({"data": {"class_names": None}}, ["kept"]) == names_of({"data": {}}, ["kept"]) == ["kept"]
+    assert names_of({"data": {"class_names": "gone.txt"}}, []) == []
+    assert "the classes have no names here" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+"""The copy of conf/ that a sweep composes from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose as compose_hydra
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from urepa.conf_copy import PLACE, copied
+from urepa.doors import CONF
+
+LAUNCHER = ("hydra/launcher=local", "hydra.launcher.at_once=1", "hydra.launcher.gpus=[]")
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        file = folder / f"{name.replace('__', '/')}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+def test_one_folder_for_one_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later folders add what earlier ones do not have, as Hydra's search path does; a damaged copy is made anew."""
+    monkeypatch.chdir(tmp_path)
+    first = write(tmp_path / "first", root="a: 1\n", group__x="b: 1\n")
+    second = write(tmp_path / "second", root="a: 2\n", group__y="b: 2\n")
+    (first / "group" / ".x.yaml.swp").write_text("an editor's")
+    copy = copied([first, second])
+    assert copy.parent == (tmp_path / PLACE)
+    assert {p.relative_to(copy).as_posix(): p.read_text() for p in copy.rglob("*") if p.is_file()} == {
+        "root.yaml": "a: 1\n",
+        "group/x.yaml": "b: 1\n",
+        "group/y.yaml": "b: 2\n",
+    }
+    (copy / "root.yaml").write_text("")
+    assert copied([first, second]) == copy
+    assert (copy / "root.yaml").read_text() == "a: 1\n"
+    write(first, root="a: 3\n")
+    assert copied([first, second]) != copy
+    assert (copy / "root.yaml").read_text() == "a: 1\n"
+    assert len(list((tmp_path / PLACE).iterdir())) == 2
+
+
+def test_it_composes_as_conf_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., Any]) -> None:
+    """`compose`: the schema and the resolvers are there."""
+    monkeypatch.chdir(tmp_path)
+    copy = str(copied([Path(CONF)]))
+    both = []
+    for folder in (CONF, copy):
+        with initialize_config_dir(folder, version_base="1.3"):
+            both.append(OmegaConf.to_yaml(compose_hydra("train", ["+experiment=cifar10", "+ablation=lambda_0"])))
+    assert both[0] == both[1]
+
+
+@pytest.mark.slow
+def test_what_is_edited_after_a_launcher_has_begun_changes_no_run(tmp_path: Path) -> None:
+    """Its runs are processes that compose for themselves, the second one after the first. Here each ends in the mistake
+    that the configs of the beginning have; --config-dir holds for them too."""
+    own = write(tmp_path / "own", ablation__mine="# @package _global_\ntrainer:\n  log_every: -2\n")
+    command = [sys.executable, "-m", "urepa.train", "-m", "--config-dir", str(own), "+ablation=mine", *LAUNCHER]
+    launcher = subprocess.Popen(
+        [*command, "tracking=none", "seed=0,1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().startswith("2 runs, 1 at a time")
+    write(own, ablation__mine="# @package _global_\ntrainer:\n  log_every: -7\n")
+    said, _ = launcher.communicate()
+    assert launcher.returncode == 1
+    for seed in (0, 1):
+        assert f"FAILED  seed={seed}: trainer.log_every=-2: give 1 or more\n" in said

@@ -1,0 +1,77 @@
+"""What is asked of a path before any work, and folders that come and go."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from urepa.errors import UserError
+from urepa.files import check_file_target, check_folder_target, full_disk_at, locked, new_places, remove_new
+
+
+def test_targets_that_can_be_written_leave_nothing(tmp_path: Path) -> None:
+    check_file_target("out", tmp_path / "new.json")
+    check_folder_target("out", tmp_path / "new" / "newer")
+    check_folder_target("out", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("there", "is a folder"), ("no/x.json", "is not there"), ("file/x.json", "is no folder")]
+)
+def test_files_that_cannot_be_written(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"out=.*{name}.*{says}"):
+        check_file_target("out", tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["file", "file/x", "link/x"])
+def test_folders_that_cannot_be_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"out=.*{name} cannot be a folder"):
+        check_folder_target("out", tmp_path / name)
+
+
+def test_only_what_is_new_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    new = new_places(tmp_path / "old" / "a" / "b")
+    assert new == [tmp_path / "old" / "a" / "b", tmp_path / "old" / "a"]
+    new[0].mkdir(parents=True)
+    (new[0] / "file").write_text("")
+    remove_new(new)
+    assert [*tmp_path.iterdir()] == [tmp_path / "old"]
+    remove_new(new_places(tmp_path / "old"))
+    assert (tmp_path / "old").is_dir()
+
+
+def test_who_waits_for_a_folder_that_is_removed_gets_a_new_one(tmp_path: Path) -> None:
+    folder, there = tmp_path / "caches", []
+    waits = threading.Event()
+
+    def second() -> None:
+        waits.set()
+        with locked(folder):
+            (folder / "made").write_text("")
+            there.append((folder / ".lock").exists())
+
+    new = new_places(folder)
+    with locked(folder):
+        other = threading.Thread(target=second)
+        other.start()
+        waits.wait()
+        other.join(0.2)  # it has opened the lock by now, or opens the new one
+        remove_new(new)
+    other.join()
+    assert there == [True]
+    assert (folder / "made").exists()
+
+
+def test_full_disks_of_libraries_are_the_systems_errors(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"), full_disk_at(tmp_path):
+        raise RuntimeError("mdb_txn_commit: No space left on device")
+    with pytest.raises(RuntimeError, match="another"), full_disk_at(tmp_path):
+        raise RuntimeError("another")

@@ -1,0 +1,188 @@
+"""Every command's --help shows its own keys, with what they mean and what Hydra composes for them."""
+
+from __future__ import annotations
+
+import functools
+import re
+import string
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from urepa.config.commands import COMMANDS
+from urepa.config.doors import Images, Status, Train
+from urepa.config.settings import keys_of, part, setting
+from urepa.doors import CONF
+from urepa.help import Row, help_text, shown, table
+from urepa.limits import RANGES
+from urepa.nested import flatten
+from urepa.published import OF_WEIGHTS
+
+ROOTS = sorted(COMMANDS.keys() - {"status"})  # which is none of Hydra's
+Compose = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _narrow(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schemas and resolvers are registered; the terminal has 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@functools.cache
+def helped(root: str, *overrides: str) -> tuple[str, DictConfig]:
+    """The help, and what Hydra composes for it."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = hydra_compose(root, list(overrides), return_hydra_config=True)
+        text = help_text(root, config)
+        if root != "ablation_grid":  # which calls Hydra's compose alone
+            assert string.Template(config.hydra.help.template).substitute() == text, "what Hydra prints"
+        return text, config
+
+
+def keys_in(text: str) -> dict[str, str]:
+    """What stands behind each key: its default and the beginning of its meaning."""
+    return {found[1]: found[2] for found in re.finditer(r"^  ([+\w.]+)(?:\s*\n)? {2,}(.*)$", text, re.MULTILINE)}
+
+
+def composed_keys(config: DictConfig) -> dict[str, Any]:
+    """Values by dotted key of what Hydra composes, a part's as the option that was chosen."""
+    content: Any = OmegaConf.to_container(config, enum_to_str=True)
+    chosen = {k: v for k, v in content.pop("hydra")["runtime"]["choices"].items() if k in content}
+    return flatten({k: v for k, v in content.items() if k not in chosen}) | chosen
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_key_of_a_command_stands_there_with_its_value(root: str) -> None:
+    text, config = helped(root)
+    there = keys_in(text)
+    expected = composed_keys(config)
+    if root == "generate_checkpoint":  # the rest of a training has no effect on images
+        expected = {k: v for k, v in expected.items() if k in OF_WEIGHTS or k in {one.name for one in fields(Images)}}
+    lists = {key: value for key, value in expected.items() if isinstance(value, list)}
+    assert there.keys() >= expected.keys() - {k for k in expected if k.split(".")[0] in lists}
+    for key, value in expected.items():
+        default, *meaning = re.split(r" {2,}", there[key], maxsplit=1)
+        assert default == shown(value), key
+        assert meaning or default, key
+    assert f"{COMMANDS[root].module}: {COMMANDS[root].title.split()[0]}" in text
+    assert max(map(len, text.splitlines())) <= 82  # and two for a shell's backslash
+
+
+@pytest.mark.parametrize("root", sorted(COMMANDS))
+def test_every_key_has_a_meaning_and_every_number_its_range(root: str) -> None:
+    for key in keys_of(COMMANDS[root].schema):
+        assert len(key.meaning.split()) > 1, key.name
+        assert key.range is None or key.range == RANGES[key.name]
+
+
+def test_a_key_without_a_meaning_is_an_error() -> None:
+    @dataclass
+    class Bare:
+        run: str = setting("a run's folder", "x")
+        out: str | None = None
+
+    with pytest.raises(AssertionError, match=r"Bare.out says no meaning"):
+        list(keys_of(Bare))
+    with pytest.raises(AssertionError, match="says no meaning"):
+        list(keys_of(make_dataclass("Empty", [("out", str, setting("", "x"))])))
+    with pytest.raises(AssertionError, match="no limit of a setting: {'most'}"):
+        setting("images", 4, most=3)
+
+
+def test_what_one_class_lists_belongs_to_it_alone() -> None:
+    made = make_dataclass("Made", [("seeds", list[int], setting("seeds", [0, 1])), ("data", Any, part("a track"))])
+    made().seeds.append(2)
+    assert made().seeds == [0, 1]
+    assert [(key.name, key.is_part) for key in keys_of(made)] == [("seeds", False), ("data", True)]
+
+
+def test_bench_shows_its_own_title_and_keys_before_those_of_a_run() -> None:
+    text, _ = helped("bench")
+    title, rest = text.split("\n", 1)
+    assert title.startswith("urepa.bench: measures how long a training step")
+    assert rest.index("\n  bench.steps ") < rest.index("Keys of the run") < rest.index("\n  seed ")
+    assert "steps that are timed at a time (1 to 1,000,000)" in text
+
+
+@pytest.mark.parametrize("root", ["train", "plan", "generate_checkpoint", "evaluate", "preprocess", "ablation_grid"])
+def test_the_options_of_a_group_are_its_files(root: str) -> None:
+    text, config = helped(root)
+    words = " ".join(text.split())
+    groups = [key for key in composed_keys(config) if (Path(CONF) / key).is_dir() and key in keys_in(text)]
+    assert groups
+    for group in groups:
+        assert ", ".join(sorted(p.stem for p in (Path(CONF) / group).glob("*.yaml"))) in words
+    with_a_plus = {"train": {"+experiment", "+ablation"}, "generate_checkpoint": {"+experiment"}}
+    assert {k for k in keys_in(text) if k[0] == "+"} == with_a_plus.get(
+        root, with_a_plus["train"] & keys_in(text).keys()
+    )
+    assert ("--cfg job" in text) is (root != "ablation_grid")
+
+
+def test_what_is_given_is_what_is_shown() -> None:
+    text, _ = helped("train", "+experiment=cifar10", "seed=7")
+    there = keys_in(text)
+    assert there["+experiment"].split()[0] == there["trainer"].split()[0] == "cifar10"
+    assert there["seed"].split()[0] == "7"
+
+
+def test_of_a_long_list_there_is_one_line() -> None:
+    text, config = helped("compare")
+    assert len(config.order) > 20
+    assert f"[baseline,...] ({len(config.order)})" in text
+    assert "lambda_08" not in text
+    assert [line for line in text.splitlines() if line.startswith("Keys")] == [
+        "Keys: which runs",
+        "Keys: how they are compared",
+        "Keys: what is written",
+    ]
+
+
+@pytest.mark.parametrize("root", sorted(set(ROOTS) - {"train", "ablation_grid"}))
+def test_a_command_that_is_no_run_leaves_nothing_of_hydras(root: str) -> None:
+    """Neither .hydra nor multirun/DATE nor an empty outputs/."""
+    _, config = helped(root)
+    assert config.hydra.output_subdir is None
+    assert (config.hydra.run.dir, config.hydra.sweep.subdir) == (".", ".")
+    assert Path(config.hydra.sweep.dir).parent == Path(tempfile.gettempdir())
+    in_turn = str(config.hydra.launcher["_target_"]).endswith("InTurn")
+    assert in_turn is (root in ("evaluate", "generate", "export"))
+
+
+def test_every_command_is_among_them() -> None:
+    here = Path(CONF).parent
+    starts = [p for place in ("urepa", "launchers") for p in (here / place).glob("*.py") if "__main__" in p.read_text()]
+    modules = {".".join(p.relative_to(here).with_suffix("").parts) for p in starts} - {"urepa.jobs"}  # for schedulers
+    assert modules == {command.module for command in COMMANDS.values()}
+    assert COMMANDS.keys() - {"status"} == {p.stem for p in Path(CONF).glob("*.yaml")}
+
+
+def test_the_launchers_say_theirs_too() -> None:
+    text = help_text("status", OmegaConf.structured(Status))
+    assert text.startswith("launchers.status: shows the jobs")
+    assert keys_in(text)["folder"].startswith("outputs/.jobs  where the jobs are recorded")
+
+
+def test_of_published_weights_the_seed_is_the_images() -> None:
+    (images,) = (key.meaning for key in keys_of(COMMANDS["generate_checkpoint"].schema) if key.name == "seed")
+    (training,) = (key.meaning for key in keys_of(Train) if key.name == "seed")
+    assert images == next(key.meaning for key in keys_of(Images) if key.name == "seed") != training
+
+
+def test_a_table_keeps_its_columns() -> None:
+    rows = [Row("a", "1", "one two three four five"), Row("b" * 30, "2", "six", ("x", "y"))]
+    assert table(rows, 50) == [
+        "  a                         1  one two three four",
+        "                               five",
+        f"  {'b' * 30}  2",
+        "                               six",
+        "      x, y",
+    ]
+    assert [shown(v) for v in (None, True, 0, 1.0, "", [1, 2])] == ["null", "true", "0", "1.0", "", "[1,2]"]

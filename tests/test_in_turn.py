@@ -1,0 +1,60 @@
+"""Runs of `-m` one after the other: what fails is listed at the end and stops nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobReturn
+
+from urepa.doors import Said
+from urepa.in_turn import InTurn
+
+
+class Recorded(InTurn):
+    """Instead of Hydra's task, what a run's name asks for."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def _run(self, overrides: Sequence[str], number: int) -> JobReturn:
+        run = overrides[0]
+        self.begun.append(f"{number} {run}")
+        endings: dict[str, Any] = {
+            "run=a": Said("it is not finished"),
+            "run=b": RuntimeError("out of\nmemory"),
+            "run=stop": SystemExit(130),
+        }
+        if run in endings:
+            raise endings[run]
+        return JobReturn()
+
+
+def test_failures_are_listed_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    launcher = Recorded()
+    with pytest.raises(SystemExit) as ended:
+        launcher.launch([[f"run={name}", "evaluation=knn"] for name in "abc"], 0)
+    assert ended.value.code == 1
+    assert launcher.begun == ["0 run=a", "1 run=b", "2 run=c"]
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["[1/3] run=a", "[2/3] run=b", "[3/3] run=c"]
+    assert said.err.splitlines()[-3:] == [
+        "error: 2 of 3 failed, the others are done:",
+        "error: run=a: it is not finished",
+        "error: run=b: RuntimeError: out of memory",
+    ]
+    assert "Traceback" in said.err, "of what is no user's mistake"
+
+
+def test_an_interrupt_ends_them_all() -> None:
+    launcher = Recorded()
+    with pytest.raises(SystemExit) as ended:
+        launcher.launch([["run=stop"], ["run=c"]], 0)
+    assert ended.value.code == 130
+    assert launcher.begun == ["0 run=stop"]
+
+
+def test_where_all_are_done_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(Recorded().launch([["run=c"], ["run=d"]], 0)) == 2
+    assert capsys.readouterr().err == ""

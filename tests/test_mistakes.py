@@ -1,0 +1,144 @@
+"""Every mistake ends in one line that says what to do, with exit code 1, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import edge
+import pytest
+from disks import fill, small_disk
+from mistakes import Mistake, others, runs, tiny, training, typed
+from mistakes.parts import FILE, HERE, RUN, SUMMARY, TINY, write
+
+LONGEST = 410  # characters of a line that a person reads
+# what progress bars have drawn before
+BAR = re.compile(r"(?:\r?[^\r\n]*(?:\d+%\||\[\d\d:\d\d, )[^\r\n]*)+\r?\n?| *\r|\x1b\[A| {20,}")
+EVERY = [*typed.ALL, *training.ALL, *runs.ALL, *others.ALL]
+QUICK = EVERY[::10]  # of all commands and kinds
+SLOW = [mistake for mistake in EVERY if mistake not in QUICK]
+
+
+def name(mistake: Mistake) -> str:
+    return f"{mistake.command} {mistake.typed[-60:]}"
+
+
+CASES = [*QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in SLOW)]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """PARTS/{caches,run,export,images}: each as it is to lie in a user's folder."""
+    root, work = tmp_path_factory.mktemp("parts"), tmp_path_factory.mktemp("work")
+    edge.must("urepa.train", [*TINY, HERE], work)
+    edge.must("urepa.export", [f"run={RUN}", "out=exported"], work)
+    for part, folder in (("caches", "data"), ("run", "outputs"), ("export", "exported")):
+        (root / part).mkdir()
+        shutil.move(work / folder, root / part / folder)
+    shutil.copytree(images, root / "images" / "images")
+    gc.collect()
+    gc.freeze()  # what all commands have imported: Hydra makes much garbage beside it
+    return root
+
+
+def laid_out(mistake: Mistake, parts: Path, here: Path) -> Path:
+    """The folder in which the mistake is made."""
+    here.mkdir()
+    for part in mistake.beside.split():
+        shutil.copytree(parts / part, here, dirs_exist_ok=True)
+    if mistake.change is not None:
+        mistake.change(here)
+    return here
+
+
+def check(mistake: Mistake, code: int, out: str, err: str) -> None:
+    said = BAR.sub("", err)
+    assert "Traceback" not in out + err, err
+    assert code == 1, f"exit code {code}: {err}"
+    assert said.startswith("error: "), err
+    assert len(said.splitlines()) == 1, err
+    assert re.search(mistake.says, said), said
+    assert len(said) <= LONGEST, said
+
+
+@pytest.mark.parametrize("mistake", CASES, ids=[name(m) for m in [*QUICK, *SLOW]])
+def test_a_mistake_is_said_in_one_line_and_leaves_nothing(
+    mistake: Mistake, parts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = laid_out(mistake, parts, tmp_path / "here")
+    before = edge.content(here)
+    with edge.bound_by_permissions() if mistake.bound else contextlib.nullcontext():
+        done = edge.run(capfd, mistake.command, shlex.split(mistake.typed), here)
+    check(mistake, *done)
+    assert edge.content(here) == before
+
+
+# one of each command, as a user's shell runs it
+IN_PROCESSES = [
+    Mistake("urepa.train", "'evaluation=[knnn]'", "did you mean 'knn'"),
+    *tiny(("backbone.head_dim=1000", "backbone.head_dim=1000 does not divide")),
+    Mistake("urepa.train", "data=folder", "say where your images are, data.images=FOLDER"),
+    Mistake("urepa.preprocess", "data.root=file/x", "file/x", "", FILE),
+    Mistake("urepa.evaluate", f"run={RUN} evaluation=knn", SUMMARY, "caches run", write(SUMMARY, "{")),
+    Mistake("urepa.generate", f"run={RUN} out=file/x", "out=file/x cannot be a folder", "run", FILE),
+    Mistake("urepa.export", f"run={RUN} out=", "out= is empty", "run"),
+    Mistake("urepa.compare", "report=file", "report=file cannot be a folder", "run", FILE),
+    Mistake("urepa.plan", "out=nowhere/x.json", "out=nowhere/x.json cannot be written"),
+    Mistake("launchers.ablation_grid", "arms=lamda_0", "ablation has no option 'lamda_0'"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", IN_PROCESSES, ids=map(name, IN_PROCESSES))
+def test_a_real_process_says_the_same(mistake: Mistake, parts: Path, tmp_path: Path) -> None:
+    here = laid_out(mistake, parts, tmp_path / "here")
+    before = edge.content(here)
+    command = [sys.executable, "-m", mistake.command, *shlex.split(mistake.typed)]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300)
+    check(mistake, done.returncode, done.stdout, done.stderr)
+    assert edge.content(here) == before
+
+
+FULL = [  # what is asked on a full disk, beside what
+    ("urepa.preprocess", "data.root=data/new data.limit=40 data.validation_images=20 data.test_images=20", ""),
+    ("urepa.export", f"run={RUN}", "run"),
+    ("urepa.evaluate", f"run={RUN} evaluation=knn evaluation.knn.k=1", "caches run"),
+    ("urepa.generate", f"run={RUN} n=1 steps=1", "run"),
+    ("urepa.compare", "report=out/report", "run"),
+    ("urepa.describe", "out=out/text", ""),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("free", [0, 12_288])
+@pytest.mark.parametrize(("command", "typed", "beside"), FULL, ids=[row[0] for row in FULL])
+def test_a_full_disk_is_said_in_one_line(
+    free: int,
+    command: str,
+    typed: str,
+    beside: str,
+    parts: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """With nothing left, and with room for the first small files: what was there stays as it was."""
+    mistake = Mistake(command, typed, "No space left on device", beside)
+    with small_disk(tmp_path / "here", 64_000_000):
+        here = tmp_path / "here"
+        laid_out(mistake, parts, here / "w")
+        before = edge.content(here / "w")
+        (here / "room").write_bytes(bytes(free))
+        fill(here)
+        (here / "room").unlink()
+        done = edge.run(capfd, command, shlex.split(typed), here / "w")
+        check(mistake, *done)
+        after = edge.content(here / "w")
+        kept = [place for place in before if not place.endswith("summary.json")]  # it notes a failed evaluation
+        assert [after.get(place) for place in kept] == [before[place] for place in kept]
+        assert not [place for place in after if place.endswith(".tmp")]

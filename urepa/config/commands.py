@@ -1,0 +1,211 @@
+"""The commands: what each does, how it is called, and the schema of its keys, by the name of its root in conf/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from urepa.config import doors
+
+RUN = "[+experiment=NAME] [+ablation=NAME] [GROUP=NAME...] [KEY=VALUE...]"
+OF_RUN = ("experiment", "ablation")  # groups that are added with a plus
+AGAIN = "The same command goes on where it was stopped."
+
+
+@dataclass(frozen=True)
+class Command:
+    """What --help says beside the keys."""
+
+    module: str
+    title: str  # what it does
+    schema: type
+    usage: tuple[str, ...]  # what follows `python -m MODULE`
+    examples: tuple[tuple[str, str], ...]  # what follows `python -m MODULE`, and what that does
+    notes: tuple[str, ...] = ()
+    heading: str = "Keys (KEY=VALUE)"  # of the keys that have none of their own
+    takes: tuple[str, ...] | None = None  # of what composes a run; None: all of it
+
+
+COMMANDS = {
+    "train": Command(
+        "urepa.train",
+        "trains, validates and evaluates a run; the same command resumes it",
+        doors.Train,
+        (RUN, f"-m {RUN}", "resume=FOLDER trainer.max_steps=N"),
+        (
+            ("", "the quickstart"),
+            ("+experiment=cifar10 loss.lambda_max=0.25 seed=1", "an experiment with another λ and seed"),
+            ("-m loss.lambda_max=0,0.5 head.depth=1,2", "a sweep: a run for each combination"),
+        ),
+        (
+            "With -m, KEY=A,B,... and '+ablation=glob(*)' are several values; hydra/launcher=local and "
+            "hydra/launcher=slurm_h200 run them side by side.",
+        ),
+    ),
+    "preprocess": Command(
+        "urepa.preprocess",
+        "makes a track's caches, from images to verified latents and tokens",
+        doors.Preprocess,
+        ("data=NAME [teacher=NAME] [KEY=VALUE...]",),
+        (
+            ("data=track_a data.images=IMAGENET data.root=DIR", "all stages in order"),
+            ("data=track_a data.root=DIR stage=verify", "one stage"),
+            ("data=track_a data.root=DIR shard=0/8", "an eighth of each stage; eight of them run side by side"),
+        ),
+        (AGAIN,),
+    ),
+    "prefetch": Command(
+        "urepa.prefetch",
+        "downloads the weights that an experiment needs and records their revisions in prefetch.json, so that jobs "
+        "run with HF_HUB_OFFLINE=1",
+        doors.Prefetch,
+        (RUN,),
+        (
+            ("+experiment=track_a", "SD-1.5, its VAE and text encoder, and DINOv2-L"),
+            ("+experiment=track_a teacher=clip_l", "the same with another teacher"),
+        ),
+    ),
+    "evaluate": Command(
+        "urepa.evaluate",
+        "evaluates a finished run again, or by other evaluations, on its EMA weights",
+        doors.Evaluate,
+        ("run=FOLDER [evaluation=NAME|[NAME,...]] [KEY=VALUE...]", "-m 'run=glob(PATTERN)' [KEY=VALUE...]"),
+        (
+            ("run=outputs/NAME/seed0", "its own evaluation"),
+            ("run=outputs/NAME/seed0 'evaluation=[alignment,knn]'", "others, any of them together"),
+            ("run=outputs/NAME/seed0 evaluation=knn evaluation.knn.timestep=100", "with other settings"),
+            ("-m 'run=glob(outputs/*/seed*)' evaluation=knn", "several runs, one after the other"),
+        ),
+        (
+            "Results go where the run's own went: metrics.jsonl, summary.json and MLflow. If one evaluation or one "
+            "run fails, the others are still done; the failures are listed at the end and the exit code is 1.",
+        ),
+    ),
+    "generate": Command(
+        "urepa.generate",
+        "makes images of a run, or of published weights",
+        doors.Generate,
+        ("run=FOLDER [KEY=VALUE...]", "checkpoint=FILE +experiment=NAME [GROUP=NAME...] [KEY=VALUE...]"),
+        (
+            ("run=outputs/NAME/seed0 classes=[207,360] n=16 guidance=4", "16 images of each of two classes"),
+            ("run=outputs/NAME/seed0 against=base", "the base weights' images of the same noise above each row"),
+            ("checkpoint=FILE --help", "published weights: what they are composed of"),
+        ),
+        (
+            f"{AGAIN} A folder holds one request and refuses another.",
+            "torchrun --nproc_per_node=8 -m urepa.generate ... divides the images among GPUs.",
+        ),
+    ),
+    "generate_checkpoint": Command(
+        "urepa.generate",
+        "makes images of published weights, without a run",
+        doors.GenerateCheckpoint,
+        ("checkpoint=FILE +experiment=NAME [GROUP=NAME...] [KEY=VALUE...]",),
+        (
+            (
+                "checkpoint=FILE +experiment=repa_imagenet256 steps=250 sampler=sde guidance=1.8",
+                "a SiT in the published layout (.safetensors, .pt)",
+            ),
+            (
+                "checkpoint=FOLDER +experiment=track_a guidance=4 against=base",
+                "a LoRA for diffusers' pipelines, or a U-Net's folder",
+            ),
+            ("checkpoint=OWNER/NAME@REVISION/FILE +experiment=repa_imagenet256", "a file on the hub"),
+        ),
+        (
+            "The experiment gives the backbone, the objective and the track (latents, classes, VAE, prompts) that the "
+            "weights were trained with. Neither images, caches nor a teacher are needed.",
+            f"{AGAIN} A folder holds one request and refuses another.",
+        ),
+        takes=("experiment", "backbone", "objective", "data"),
+    ),
+    "export": Command(
+        "urepa.export",
+        "writes a run's EMA weights as others load them, with its heads, its config and a model card",
+        doors.Export,
+        ("run=FOLDER [out=FOLDER] [KEY=VALUE...]",),
+        (
+            ("run=outputs/NAME/seed0", "into outputs/NAME/seed0/export/step_..."),
+            ("-m 'run=glob(outputs/NAME/seed*)'", "several runs, each into its own folder"),
+        ),
+        ("A LoRA or a U-Net is written in diffusers' formats, a SiT in the layout of the published checkpoints.",),
+    ),
+    "compare": Command(
+        "urepa.compare",
+        "compares runs, arm by arm and seed by seed, from their folders or from MLflow",
+        doors.Compare,
+        ("[KEY=VALUE...]",),
+        (
+            ("", "all runs below outputs/"),
+            ("experiment=cifar10 baseline=loss.lambda_max=0,head.depth=2", "one experiment against a chosen arm"),
+            ("store=sqlite:///mlflow.db ablation='lora*' publish=true", "from MLflow, and the report into it"),
+        ),
+    ),
+    "describe": Command(
+        "urepa.describe",
+        "writes the methodology section of an experiment, from its config and what is counted of it",
+        doors.Describe,
+        (f"{RUN} [out=FOLDER]",),
+        (
+            ("+experiment=track_a", "prints Markdown"),
+            ("+experiment=track_a +ablation=lora_16 out=paper", "also writes methodology.md and methodology.tex"),
+        ),
+    ),
+    "plan": Command(
+        "urepa.plan",
+        "predicts what a run, or a sweep, will cost, before anything is built",
+        doors.Plan,
+        (RUN, f"-m {RUN}"),
+        (
+            ("+experiment=track_a", "parameters, FLOP, memory, disk and hours of a run"),
+            ("-m +experiment=track_a '+ablation=glob(lora_*)' seed=0,1,2", "a line for each run, and the total"),
+            ("+experiment=track_a measured=bench.json", "hours that are expected, from a measurement"),
+        ),
+    ),
+    "bench": Command(
+        "urepa.bench",
+        "measures how long a training step of an experiment takes, over random data",
+        doors.Bench,
+        (f"{RUN} [bench.KEY=VALUE...]",),
+        (
+            ("", "the quickstart's step"),
+            ("+experiment=track_a backbone.weights=random out=bench.json", "without weights or caches, into a file"),
+            ("+experiment=track_a bench.against=documented bench.parts=true", "beside the document's loop"),
+        ),
+    ),
+    "bench_reading": Command(
+        "urepa.bench_reading",
+        "measures how fast tokens and latents are read, beside plain preadv and the document's loader",
+        doors.BenchReading,
+        ("[KEY=VALUE...]",),
+        (("", "the disk of this folder"), ("folder=DIR samples=8000 rounds=1 out=FILE", "another disk, into a file")),
+    ),
+    "ablation_grid": Command(
+        "launchers.ablation_grid",
+        "submits a whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, "
+        "comparison",
+        doors.AblationGrid,
+        ("[+experiment=NAME] [KEY=VALUE...]",),
+        (
+            ("+experiment=track_a data.root=DIR cluster=slurm dry_run=true", "what it would submit, and its hours"),
+            ("+experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu", "on SLURM"),
+            ("+experiment=cifar10 arms=baseline,lambda_0 seeds=0,1 cluster.at_once=2", "on this machine"),
+        ),
+        (
+            "All other keys go to the runs: `python -m urepa.train --help`.",
+            "The same command again skips what is finished and submits what failed. Jobs run from a copy of the "
+            "commit. `python -m launchers.status` shows where they are.",
+        ),
+    ),
+    "status": Command(
+        "launchers.status",
+        "shows the jobs that were submitted from a working folder: a line for each, its last submission alone",
+        doors.Status,
+        ("[FOLDER]",),
+        (("", "the jobs of this folder"), ("/scratch/study/outputs/.jobs", "those of another")),
+        (
+            "A line has the job's id, its state and what it is. Below it stand a run's step and last loss, the reason "
+            "of a failure, and the log.",
+        ),
+        heading="Argument (FOLDER)",
+    ),
+}

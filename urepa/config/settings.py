@@ -1,0 +1,66 @@
+"""What a key of a command says of itself where it is declared: its meaning, its default, its range.
+
+OmegaConf drops a field's metadata, so `keys_of` reads it from the dataclass.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import MISSING
+
+LARGEST = 3.4028234663852886e38  # of 32-bit floats: a larger number is infinite in training
+SIZE = 10**6  # more than a network, an image, a batch or a sampler has of anything
+WORKERS = 1024  # more threads or processes than a machine has cores; some 10,000 more end in a segmentation fault
+LAST_SEED = 2**63 - 1
+
+
+def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
+    """A dataclass's field that is a key. `limits`: `ge` and `le`, the lowest and the highest value of a number, or of
+    each in a list; `section`, the heading in --help under which this key and those after it stand."""
+    unknown = limits.keys() - {"ge", "le", "section"}
+    assert not unknown, f"no limit of a setting: {unknown}"
+    return _field(default, {"meaning": meaning, **limits})
+
+
+def part(meaning: str, default: Any = MISSING) -> Any:
+    """A dataclass's field that holds a part: GROUP=NAME fills it from conf/GROUP/NAME.yaml."""
+    return _field(default, {"meaning": meaning, "is_part": True})
+
+
+def _field(default: Any, metadata: dict[str, Any]) -> Any:
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a command's schema."""
+
+    name: str  # dotted
+    meaning: str
+    is_part: bool
+    choices: tuple[str, ...]  # of an enum; empty: any value of its type
+    range: tuple[float, float] | None  # lowest and highest value of a number
+    section: str | None  # the heading that begins here
+
+
+def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
+    """The keys of a schema in order, those of schemas inside it in their place. An AssertionError where one has no
+    meaning."""
+    hints = get_type_hints(schema)
+    for one in fields(schema):
+        name, hint, about = f"{prefix}{one.name}", hints[one.name], one.metadata
+        if is_dataclass(hint) and isinstance(hint, type) and not about.get("is_part"):
+            yield from keys_of(hint, f"{name}.")
+            continue
+        assert about.get("meaning"), f"{schema.__name__}.{one.name} says no meaning: declare it by setting() or part()"
+        limits = (about["ge"], about.get("le", LARGEST)) if "ge" in about else None
+        enums = [h for h in (hint, *get_args(hint)) if isinstance(h, type) and issubclass(h, Enum)]
+        choices = tuple(choice.name for choice in enums[0]) if enums else ()
+        yield Key(name, about["meaning"], bool(about.get("is_part")), choices, limits, about.get("section"))
