@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from urepa import json_lines
 from urepa.errors import UserError
 from urepa.evaluate import check_store
 from urepa.metrics import MetricsLog, read_rows
@@ -335,33 +334,6 @@ def test_killed_between_the_parts_of_a_row(here: Path, monkeypatch: pytest.Monke
     assert len(sent) == len(set(sent)) == 3 + 2 * (2 * METRICS_A_BATCH + 200)
     send()
     assert_there()
-
-
-def test_each_line_is_read_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many rows there are, a new one costs one line; after a resume too."""
-    parsed, parse = [], json_lines._parsed
-    monkeypatch.setattr(json_lines, "_parsed", lambda raw: parsed.append(raw) or parse(raw))
-    for _ in range(2):  # the second process finds them all sent
-        sending = shipper()
-        sending._client = sending._open()
-        before = len((RUN / "metrics.jsonl").read_text().splitlines())
-        parsed.clear()
-        for _ in range(3):
-            sending._send_all(None)
-        assert len(parsed) == before
-        for step in range(before + 1, before + 21):
-            log(RUN, {"step": step, "train/total": float(step)})
-            parsed.clear()
-            sending._send_all(None)
-            assert len(parsed) == 1, "a row, as it is appended and read"
-    send()
-    assert_there()
-
-
-def test_a_damaged_cursor_is_said_before_the_first_step(here: Path) -> None:
-    (RUN / "mlflow.json").write_text("{")
-    with pytest.raises(UserError, match=r"mlflow.json is damaged"):
-        shipper().start(DATA)
 
 
 def test_what_its_page_shows(here: Path) -> None:

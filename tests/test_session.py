@@ -18,9 +18,9 @@ from urepa import checkpoint
 from urepa.comparison.runs import find_folders, with_rows
 from urepa.errors import UserError
 from urepa.metrics import MetricsLog, last_values, number, read_rows
+from urepa.mlflow_run import points
 from urepa.runs import RunFolder
 from urepa.session import Session, _taken_over, _without_none, accelerate_for
-from urepa.tracking import _metrics
 
 
 def test_what_an_evaluation_no_longer_reports_is_withdrawn() -> None:
@@ -46,7 +46,10 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     rows = read_rows(log.path)
     assert _without_none(last_values(rows, 4)) == {"final/fd/pixels": 3.0}
     assert math.isnan(number(None))
-    assert {m.key: str(m.value) for m in _metrics(rows[1])} == {"final/fd/pixels": "3.0", "floor/fd/pixels": "nan"}
+    assert {m.key: str(m.value) for m in points(rows[1], pytest.fail)} == {
+        "final/fd/pixels": "3.0",
+        "floor/fd/pixels": "nan",
+    }
     assert json.loads(log.path.read_text().splitlines()[1])["floor/fd/pixels"] is None
     RunFolder(log.path.parent).store_config(compose("tracking=none"))
     (run,) = with_rows(find_folders(str(tmp_path)))

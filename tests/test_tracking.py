@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from urepa import json_lines
+from urepa.errors import UserError
 from urepa.metrics import MetricsLog, read_rows
 from urepa.tracking import MLflowShipper, positions
 
@@ -94,3 +97,30 @@ def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPat
     assert [m.step for m in history] == [row["step"] for row in read_rows(file) if "train/total" in row]
     info = client.get_run(run).info
     assert info.end_time == info.start_time
+
+
+@pytest.mark.slow
+def test_each_line_is_read_once(file: Path, empty_db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows there are, a new one costs one line; after a resume, too, which finds them all sent."""
+    parsed, parse, log = [], json_lines._parsed, MetricsLog(file)
+    monkeypatch.setattr(json_lines, "_parsed", lambda raw: parsed.append(raw) or parse(raw))
+    shutil.copy(empty_db, file.parents[1] / "mlflow.db")
+    for first in (11, 31):
+        sending = shipper(file)
+        sending._client = sending._open()
+        there = len(file.read_text().splitlines())
+        parsed.clear()
+        for _ in range(3):
+            sending._send_all(None)
+        assert len(parsed) == there
+        for step in range(first, first + 20):
+            log.append({"step": step, "train/total": float(step)})
+            parsed.clear()
+            sending._send_all(None)
+            assert len(parsed) == 1
+
+
+def test_a_damaged_cursor_is_said_before_the_first_step(file: Path) -> None:
+    (file.parent / "mlflow.json").write_text("{")
+    with pytest.raises(UserError, match=r"mlflow.json is damaged"):
+        shipper(file).start({})
