@@ -302,6 +302,7 @@ def test_killed_between_the_parts_of_a_row(here: Path, monkeypatch: pytest.Monke
     """Before or behind each transaction the sending ends, and another process goes on: nothing twice, nothing missed.
     Identical points would be one in MLflow, so a part that is sent again is seen here by its call."""
     from mlflow import MlflowClient
+    from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
     log(RUN, *long_rows())
     send_batch, left, sent = MlflowClient.log_batch, 0, []
@@ -312,6 +313,7 @@ def test_killed_between_the_parts_of_a_row(here: Path, monkeypatch: pytest.Monke
         nonlocal left
         if not metrics:
             return send_batch(client, run, **others)
+        assert len(metrics) <= MAX_METRICS_PER_BATCH, "MLflow would make several transactions of it"
         left -= 1
         if left == 0 and not after:
             raise Killed

@@ -95,6 +95,7 @@ def stopped(then: signal.Signals, work: Workspace, draw: random.Random) -> Hit:
     wait_for(lambda: process.poll() is not None or is_stopped(process.pid), what="its stop")
     time.sleep(STOPPED_SECONDS)
     process.send_signal(then)
+    wait_for(lambda: has_ended(process), what="its end")
     code = process.wait()
     assert code in (0, -signal.SIGKILL), code
     return Hit(f"STOP, {then.name}", f"at {point}", code)
@@ -122,7 +123,17 @@ def has_claimed(work: Workspace, process: Forked) -> bool:
 
 
 def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def has_ended(process: Forked) -> bool:
+    """A point that is reached again stops it again: it goes on."""
+    if process.poll() is None and is_stopped(process.pid):
+        process.send_signal(signal.SIGCONT)
+    return process.poll() is not None
 
 
 # --- what must be the same ----------------------------------------------------------------------------------
