@@ -13,17 +13,11 @@ def on_a_run(command: str, more: str = "") -> list[Mistake]:
         ("run=nowhere", "run=nowhere is not a run's folder"),
         ("run=file", "run=file is not a run's folder", "", FILE),
         ("run=", "run="),
-        ("run=.", "run=. is not a run's folder"),
-        (f"run={RUN} foo=1", "no key 'foo'", "run"),
         (f"run={RUN} +foo=1", "no key 'foo'", "run"),
         (f"run={RUN} {more}", f"{CONFIG}.*damaged", "run", write(CONFIG, "a: [")),
-        (f"run={RUN} {more}", f"{CONFIG}.*not the config of a run", "run", write(CONFIG, "")),
         (f"run={RUN} {more}", f"{CONFIG}.*not the config of a run", "run", write(CONFIG, FOREIGN)),
-        (f"run={RUN} {more}", f"{CONFIG}", "run", write(CONFIG, b"\x00\xff\xfe")),
         (f"run={RUN} {more}", "no valid checkpoint", "run", remove(f"{RUN}/checkpoints")),
-        (f"run={RUN} {more}", "no valid checkpoint", "run", cut(f"{STEP}/ema.safetensors", 100)),
         (f"run={RUN} {more}", "no valid checkpoint", "run", write(f"{STEP}/ema.safetensors", PICKLE)),
-        (f"run={RUN} {more}", "no valid checkpoint", "run", write(f"{STEP}/state.json", "[]")),
     )
 
 
@@ -61,6 +55,15 @@ EVALUATE = [
         (f"run={RUN} evaluation=samples", "evaluation has no option 'samples'", "caches run"),
     ),
     *on_a_run("urepa.evaluate", "evaluation=knn"),
+    *of(
+        "urepa.evaluate",
+        ("run=.", "run=. is not a run's folder"),
+        (f"run={RUN} foo=1", "no key 'foo'", "run"),
+        (f"run={RUN} evaluation=knn", f"{CONFIG}.*not the config of a run", "run", write(CONFIG, "")),
+        (f"run={RUN} evaluation=knn", f"{CONFIG}", "run", write(CONFIG, b"\x00\xff\xfe")),
+        (f"run={RUN} evaluation=knn", "no valid checkpoint", "run", cut(f"{STEP}/ema.safetensors", 100)),
+        (f"run={RUN} evaluation=knn", "no valid checkpoint", "run", write(f"{STEP}/state.json", "[]")),
+    ),
     bound("urepa.evaluate", f"run={RUN} evaluation=knn", f"{RUN}", "caches run", "outputs"),
 ]
 
