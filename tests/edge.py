@@ -19,7 +19,6 @@ from typing import NamedTuple
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2  # bits of the capabilities with which root passes over permissions
 CAPABILITIES = 0x20080522  # version 3 of capget's header
@@ -100,7 +99,6 @@ def _as_a_process(folder: Path) -> Iterator[None]:
 def _forget_hydra() -> None:
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-    OmegaConf.clear_resolver("scratch")  # urepa.plan's own, which a process registers once
 
 
 def _shown(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:

@@ -138,7 +138,7 @@ def test_an_evaluation_that_fails_costs_no_other(copied: Workspace) -> None:
         "evaluation.alignment.timesteps=[100]",
     )
     read = ("evaluation.knn.train_images=40", "evaluation.knn.k=3")
-    chosen = "evaluation=[none,cifar10,alignment,knn]"
+    chosen = "evaluation=[cifar10,alignment,knn]"
     said = one_line_error(evaluate(copied, run, chosen, *some, *read, code=1))
     assert "evaluation.probe: this backbone has no tap 'midd'" in said
     assert "evaluation.knn" not in said
