@@ -41,13 +41,13 @@ LAUNCHER = ("hydra/launcher=slurm_h200", "hydra.launcher.cpus_per_task=1")
 class Sweep:
     """`python -m urepa.train -m ... hydra/launcher=slurm_h200` in a workspace."""
 
-    def __init__(self, work: Workspace, cluster: Cluster, *more: str) -> None:
+    def __init__(self, work: Workspace, cluster: Cluster, *more: str, **variables: str) -> None:
         self.work, self.cluster = work, cluster
         command = [sys.executable, *work.command(*work.overrides(*more), *LAUNCHER, "-m")]
         self.process = subprocess.Popen(
             command,
             cwd=work.folder,
-            env=environment() | cluster.environment,
+            env=environment() | cluster.environment | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -180,14 +180,28 @@ def two_ranks(cluster: Cluster, work: Workspace) -> dict[str, Any]:
 
 
 def bad_arms(cluster: Cluster, work: Workspace) -> dict[str, Any]:
-    """One raises while it is built, one is a mistake, one is good."""
-    sweep = Sweep(work, cluster, "backbone.head_dim=64,0,32", "tracking=none")
+    """One raises what nobody foresaw, one is a mistake, one is good."""
+    hooks = work.folder / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(RAISES)
+    path = os.pathsep.join(filter(None, (str(hooks), os.environ.get("PYTHONPATH"))))
+    sweep = Sweep(work, cluster, "backbone.head_dim=16,0,32", "tracking=none", PYTHONPATH=path)
     end = sweep.end()
-    ids = [sweep.entry(f"backbone.head_dim={n}").id for n in (64, 0, 32)]
+    ids = [sweep.entry(f"backbone.head_dim={n}").id for n in (16, 0, 32)]
     wait_for(lambda: not {cluster.jobs()[i]["state"] for i in ids} & {"RUNNING", "COMPLETING"})
     return {"end": end, "details": [cluster.details(i) for i in ids]}
 
 
+# in every Python process of a sweep: the runs of one arm fail when they open their metrics
+RAISES = """
+import sys
+
+def refuse(event, arguments):
+    if event == "open" and "head_dim=16" in str(arguments[0]) and str(arguments[0]).endswith("metrics.jsonl"):
+        raise ZeroDivisionError("as the test asks")
+
+sys.addaudithook(refuse)
+"""
 STORIES = (grid, two_ranks, bad_arms, short_of_time)
 
 
@@ -256,10 +270,10 @@ def test_bad_arms(told: Told, reference: Workspace) -> None:
     saw = future.result()
     code, out, err = saw["end"]
     assert code == 1
-    assert "error: 2 of 3 runs did not finish (backbone.head_dim=0, backbone.head_dim=64)" in err.splitlines()[-1]
+    assert "error: 2 of 3 runs did not finish (backbone.head_dim=0, backbone.head_dim=16)" in err.splitlines()[-1]
     assert "Traceback" not in err
     raised = "failed 3 times at step 0 and is given up; the last time: ZeroDivisionError: "
-    assert f"FAILED  backbone.head_dim=64: backbone.head_dim=64 {raised}" in out
+    assert f"FAILED  backbone.head_dim=16: backbone.head_dim=16 {raised}" in out
     assert "FAILED  backbone.head_dim=0: backbone.head_dim=0: give 1 or more" in out
     assert "done    backbone.head_dim=32" in out
     assert [(d["JobState"], d["ExitCode"], d["Restarts"]) for d in saw["details"]] == [
