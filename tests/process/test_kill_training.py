@@ -10,7 +10,6 @@ from workspace import Workspace
 
 
 def test_a_few_kills(work: Workspace, reference: Workspace, empty_db: Path) -> None:
-    """At a fixed choice of kinds; what a process is doing at that moment differs from run to run all the same."""
-    struck = endure(work, reference, empty_db, 6, random.Random(0))
-    assert struck.total() == 6
-    assert len(struck) >= 5, struck
+    """The kinds are drawn from a seed, but which of them still find a process to strike depends on how fast it is:
+    one that comes too late is not counted, and another is drawn."""
+    assert endure(work, reference, empty_db, 6, random.Random(0)).total() == 6
