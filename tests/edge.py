@@ -135,11 +135,11 @@ def bound_by_permissions() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     header, bits = _Header(CAPABILITIES, 0), (_Bits * 2)()
     if libc.capget(ctypes.byref(header), bits) != 0:
-        pytest.skip("the permissions of files do not bind here")
+        pytest.skip("permissions of files do not bind root, and its capabilities cannot be read here")
     before = bits[0].effective
     bits[0].effective &= ~(1 << DAC_OVERRIDE | 1 << DAC_READ_SEARCH)
     if libc.capset(ctypes.byref(header), bits) != 0:
-        pytest.skip("the permissions of files do not bind here")
+        pytest.skip("permissions of files do not bind root, and its capabilities cannot be dropped here")
     try:
         yield
     finally:
