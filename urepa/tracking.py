@@ -6,6 +6,8 @@ same command runs again. A run, experiment or database that is gone there is res
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import threading
 import time
@@ -82,6 +84,7 @@ class MLflowShipper:
         self._final: End | None = None
         self._wake = threading.Event()
         self._done = threading.Event()
+        self._imported = threading.Event()
         self._said: set[str] = set()
         self._handled = START  # up to here all is sent, or cannot be: this process need not read it again
         self._client: Any = None
@@ -117,9 +120,11 @@ class MLflowShipper:
         )
 
     def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
-        """Sends the rest, waiting `patience` seconds at most, and says so if some could not be sent."""
+        """Sends the rest, waiting `patience` seconds at most, and says so if some could not be sent. A short run on a
+        busy machine ends before the library itself is imported, which is no fault of the store: that is waited for."""
         self._final = (status, artifacts, tags)
         self._wake.set()
+        self._imported.wait()
         if not self._done.wait(self.patience):
             unsent = sum(1 for _ in self._unsent(self._cursor()))
             warnings.warn(
@@ -135,6 +140,9 @@ class MLflowShipper:
     # --- the thread -------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        with contextlib.suppress(ImportError):  # said below, as any failure
+            importlib.import_module("mlflow")
+        self._imported.set()
         while not self._done.is_set():
             self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
