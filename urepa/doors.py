@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from urepa import output, ranks, resolvers
+from urepa.allocator import keep_freed_memory
 from urepa.config import register
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.files import new_places, remove_new
@@ -67,12 +68,14 @@ def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
     output.never_fails()
     if TRACEBACKS:
+        keep_freed_memory()
         _read_arguments(root)
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     with one_line_mistakes(), _unrecorded_if_refused():
         try:
+            keep_freed_memory()  # before torch takes any
             _read_arguments(root)
             main()
         except (HydraException, OmegaConfBaseException) as error:

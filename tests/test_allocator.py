@@ -1,0 +1,58 @@
+"""glibc keeps what a command has freed, unless it is asked not to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from urepa.allocator import OWN, SWITCH, keep_freed_memory
+from urepa.errors import UserError
+
+BLOCKS, PAGES = 50, 16_384  # of 64 MiB
+# a command that takes and gives back such blocks, one at a time, after its beginning
+FAULTS = f"""
+import resource, sys
+from urepa.doors import open_door
+
+def main():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range({BLOCKS}):
+        b"x" * ({PAGES} * 4096)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+sys.argv = ["urepa.train"]
+open_door(main, "train")
+"""
+
+
+def faults(**variables: str) -> int:
+    """Minor faults of that command."""
+    without = {k: v for k, v in os.environ.items() if k not in (*OWN, "GLIBC_TUNABLES", SWITCH)}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=without | variables, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc gives memory back in this way")
+def test_a_commands_memory_is_faulted_in_once() -> None:
+    assert faults() < 2 * PAGES
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc gives memory back in this way")
+def test_the_system_may_have_it_back() -> None:
+    assert faults(**{SWITCH: "system"}) > 0.9 * BLOCKS * PAGES
+
+
+def test_what_the_user_has_set_holds() -> None:
+    assert not keep_freed_memory({"MALLOC_TOP_PAD_": "1"})
+    assert not keep_freed_memory({"GLIBC_TUNABLES": "glibc.malloc.check=3"})
+    assert not keep_freed_memory({SWITCH: "system"})
+
+
+def test_a_misspelt_switch_is_refused() -> None:
+    with pytest.raises(UserError, match="UREPA_MALLOC=kept: give keep or system"):
+        keep_freed_memory({SWITCH: "kept"})
