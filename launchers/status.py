@@ -54,7 +54,7 @@ def lines(folder: Path) -> list[str]:
     entries, damage = Book(folder).read()
     last = {entry.job.what: entry for entry in entries}
     if not last and not damage:
-        raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl")
+        raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl; give the FOLDER that has it")
     active = active_jobs() if shutil.which("squeue") else {}
     table = [f"damaged: {damage}"] if damage else []
     for entry in last.values():

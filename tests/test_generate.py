@@ -59,7 +59,7 @@ def ask(compose: Compose) -> Callable[..., dict[str, Any]]:
         ("guidance=-1", "give 0 or more"),
         ("guidance=nan", "give 0 or more"),
         ("run=null", "say which run"),
-        ("run=nowhere", "run=nowhere is not a run's folder: it has no config.yaml"),
+        ("run=nowhere", "run=nowhere does not exist; give the folder of a run"),
     ],
 )
 def test_what_the_run_cannot_answer(run: Path, ask: Any, override: str, said: str) -> None:

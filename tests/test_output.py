@@ -7,12 +7,13 @@ import pty
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from urepa import progress
+from urepa import output, progress
 
 # more than fits a buffer, then characters that ASCII does not have, and an exit code that is none of Python's own
 PRINTS = """
@@ -117,3 +118,16 @@ def test_a_progress_bar_counts_no_negative_seconds(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("tqdm.std.time", lambda: -1e9)
         bar.update(1)
         assert 0 <= bar.format_dict["elapsed"] < 1e6
+
+
+def test_a_warning_of_this_package_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without the file, the line's number and the line; a library's stays as Python writes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        output.warn_in_one_line()
+        warnings.showwarning = lambda *told: print(warnings.formatwarning(*told[:4]), end="", file=sys.stderr)
+        warnings.warn_explicit("2 rows\x1b are\nmissing", UserWarning, str(output.PACKAGE / "metrics.py"), 3)
+        warnings.warn_explicit("theirs", UserWarning, "/lib/torch/x.py", 3)
+    ours, theirs = capfd.readouterr().err.split("\n", 1)
+    assert ours == "warning: 2 rows? are?missing"
+    assert theirs.startswith("/lib/torch/x.py:3: UserWarning: theirs")

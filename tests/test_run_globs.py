@@ -39,7 +39,7 @@ def test_a_pattern_without_runs_is_a_mistake(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     run_folders(tmp_path, "outputs/b/seed0")
     (tmp_path / "outputs/c/seed1").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"^run=glob\(outputs/\*/seed5\) matches no run's folder$"):
+    with pytest.raises(UserError, match=r"^run=glob\(outputs/\*/seed5\) matches no run's folder; give a pattern"):
         with_runs(["-m", "run=glob(outputs/*/seed5)"], "evaluate", sweeps=True)
     with pytest.raises(UserError, match=r"matches no run's folder; of 1 that match none has a config.yaml$"):
         with_runs(["-m", "run=glob(outputs/*/seed1)"], "generate", sweeps=True)

@@ -168,7 +168,7 @@ def load_named(into: dict[str, Any], tensors: dict[str, Tensor], where: str) -> 
         some = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
         raise UserError(
             f"the weights in {where} do not fit this run: {len(odd)} differ by name or shape ({some}); "
-            "compose the same backbone, lora and head as there"
+            "compose the same backbone, lora, head and data (channels, classes) as there"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

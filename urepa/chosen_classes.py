@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from urepa.data.classes import class_names
-from urepa.errors import UserError
+from urepa.errors import UserError, did_you_mean
 from urepa.markup import printable
 from urepa.ranks import is_first
 
@@ -63,9 +62,7 @@ def _unknown(one: str, count: int, names: Sequence[str], whose: str) -> str:
             f"classes: {printable(one)} is a name, and the names of {whose}'s classes are not known; give ids, 0 to "
             f"{count - 1}"
         )
-    lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(one.lower(), lower, n=1, cutoff=0.5)
-    if near:
-        return f"classes: there is no class {printable(one)} (did you mean '{printable(lower[near[0]])}'?)"
+    if near := did_you_mean(one, names):
+        return f"classes: there is no class {printable(one)}{printable(near)}"
     shown = ", ".join(map(printable, names[:SHOWN])) + (", ..." if count > SHOWN else "")
     return f"classes: there is no class {printable(one)}; {whose}'s are {shown}"

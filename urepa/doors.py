@@ -67,6 +67,7 @@ def prepare() -> None:
 def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
     output.never_fails()
+    output.warn_in_one_line()
     if TRACEBACKS:
         keep_freed_memory()
         _read_arguments(root)

@@ -1,5 +1,10 @@
 """The one exception a user may see: a sentence that says what is wrong and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 NOT_EVALUATED = 76  # exit code of `train` where training is done and an evaluation failed: not to be done again
 
 
@@ -13,3 +18,10 @@ class NotEvaluated(UserError):
 
 class Stopped(SystemExit):
     """Training ended before its last step, on purpose and with everything saved. Carries the exit code."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'knn'?)`, for the end of a sentence, whatever the case; "" where nothing is near."""
+    lower = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    return f" (did you mean '{lower[near[0]]}'?)" if near else ""

@@ -3,15 +3,16 @@ what Hydra and OmegaConf refuse, as one line that names the key and what would b
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
@@ -19,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.errors import UserError
+from urepa.errors import UserError, did_you_mean
 from urepa.nested import flatten
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -168,6 +169,23 @@ def check_options(group: str, names: Sequence[Any]) -> None:
             raise UserError(no_option(group, "null" if name is None else str(name), options))
 
 
+def options_with(key: str) -> list[str]:
+    """The options of a key's group that have it, by their files and the schemas and files that these name first."""
+    group, _, rest = key.partition(".")
+    return [option for option in options_of(group) if rest.partition(".")[0] in _names_in(group, option)]
+
+
+def _names_in(group: str, option: str) -> set[str]:
+    content = yaml.safe_load((Path(CONF) / group / f"{option}.yaml").read_text()) or {}
+    names = content.keys() - {"defaults", "_target_"}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            names |= _names_in(group, entry)
+        if isinstance(entry, dict) and "/schema@_here_" in entry:
+            names |= ConfigStore.instance().load(f"schema/{entry['/schema@_here_']}.yaml").node.keys()
+    return names
+
+
 def options_of(group: str) -> list[str]:
     """What can be chosen of a group in conf/."""
     return sorted(p.stem for p in (Path(CONF) / group).glob("*.yaml"))
@@ -180,15 +198,23 @@ def no_option(group: str, name: str, options: Sequence[str]) -> str:
 
 
 def check_globs(arguments: list[str]) -> None:
-    """Where a glob matches no option, Hydra sweeps over nothing, says nothing and exits with 0."""
+    """Where a glob, or one of its patterns, matches no option, Hydra says nothing; without any it exits with 0."""
     for argument in arguments:
         found = re.fullmatch(r"\+*(\w+)=glob\(.*\)", argument)
         if found is not None:
             options = options_of(found[1])
-            pattern: Any = OverridesParser.create().parse_override(argument).value()
-            if not pattern.filter(options):
-                shown = ", ".join(options[:SHOWN]) + (", ..." if len(options) > SHOWN else "")
-                raise UserError(f"{argument} matches no option of {found[1]}; there are: {shown}")
+            whole: Any = OverridesParser.create().parse_override(argument).value()
+            for pattern in (*whole.include, *whole.exclude):
+                if not Glob([pattern]).filter(options):
+                    raise UserError(f"{argument}: {_no_match(found[1], pattern, options)}")
+            if not whole.filter(options):
+                raise UserError(f"{argument} leaves nothing: every option that it names is excluded")
+
+
+def _no_match(group: str, pattern: str, options: list[str]) -> str:
+    """The sentence about a pattern that matches none of a group's options."""
+    shown = ", ".join(options[:SHOWN]) + (", ..." if len(options) > SHOWN else "")
+    return f"{pattern} matches no option of {group}; there are: {shown}{did_you_mean(pattern.strip('*'), options)}"
 
 
 def _check_declared(overrides: list[Override], root: str) -> None:
@@ -245,6 +271,9 @@ def explain(error: BaseException, root: str, arguments: list[str]) -> str:
     wrong_value = re.search(r"Error merging override (\S+)", text)
     if wrong_value and cause is not None:
         reason = str(cause).splitlines()[0]
+        choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
+        if choices:
+            return f"{wrong_value[1]}: give one of {choices[2]}{did_you_mean(choices[1], choices[2].split(', '))}"
         advice = (said for pattern, said in OF_TYPES.items() if re.search(pattern, reason))
         return f"{wrong_value[1]}: {next(advice, reason)}"
     several = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)
@@ -277,6 +306,9 @@ def _unknown(key: str, known: list[str]) -> str:
         return (
             f"there is no key '{key}' here, as evaluation={name} is not chosen; give that too, or [NAME,...] of several"
         )
+    having = options_with(key)
+    if having:
+        return f"there is no key '{key}' here; it is one of {group}={', '.join(having)}"
     free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
     return f"there is no key '{key}'{_nearest(key, known)}{free}"
 
@@ -289,8 +321,7 @@ def _as_typed(key: str, arguments: list[str]) -> str:
 
 def _nearest(word: str, options: Sequence[str]) -> str:
     others = [option for option in options if not word.startswith(f"{option}.")]  # not the group of a key
-    near = difflib.get_close_matches(word, others, n=1, cutoff=0.5)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    return did_you_mean(word, others)
 
 
 def _known_keys(root: str, arguments: list[str]) -> list[str]:

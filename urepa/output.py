@@ -9,7 +9,14 @@ import io
 import os
 import select
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
+
+from urepa.markup import printable
+
+PACKAGE = Path(__file__).parent
+OF_PYTHON = warnings.formatwarning
 
 
 class Unfailing(io.FileIO):
@@ -53,6 +60,19 @@ def never_fails() -> None:
             by_line = stream.line_buffering or stream.write_through  # the second is PYTHONUNBUFFERED
             own = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=by_line)
             setattr(sys, name, own)
+
+
+def warn_in_one_line() -> None:
+    """A warning of this package is its sentence, without the line of code that gives it; others stay as they are."""
+
+    def of_ours(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
+            return f"warning: {printable(str(message))}\n"
+        return OF_PYTHON(message, category, filename, lineno, line)
+
+    warnings.formatwarning = of_ours
 
 
 def _occupy(number: int) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.data.classes import count_of
 from urepa.errors import UserError
 from urepa.help import help_text
-from urepa.runs import find_name, require_config
+from urepa.runs import find_name, no_run, require_config
 
 
 def register() -> None:
@@ -28,7 +28,7 @@ def run_name_of(*, _root_: DictConfig) -> str:
     overrides = list(OmegaConf.select(_root_, "hydra.overrides.task") or [])
     resume = OmegaConf.select(_root_, "resume")
     if resume is not None and not (Path(resume) / "config.yaml").is_file():
-        raise UserError(f"resume={resume} is not a run's folder: it has no config.yaml")
+        raise UserError(no_run("resume", Path(resume)))
     return find_name(overrides, int(OmegaConf.select(_root_, "seed")))
 
 

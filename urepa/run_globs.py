@@ -37,7 +37,9 @@ def runs_like(pattern: str) -> list[str]:
     runs = [folder for folder in folders if (Path(folder) / "config.yaml").is_file()]
     if not runs:
         others = f"; of {len(folders)} that match none has a config.yaml" if folders else ""
-        raise UserError(f"run=glob({pattern}) matches no run's folder{others}")
+        raise UserError(
+            f"run=glob({pattern}) matches no run's folder{others}; give a pattern that does, as outputs/*/seed*"
+        )
     return sorted(runs, key=_by_numbers)
 
 

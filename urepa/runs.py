@@ -180,11 +180,17 @@ def content_of(fingerprint: dict[str, Any]) -> dict[str, str]:
     return lists | fingerprint.get("content", {})
 
 
+def no_run(key: str, path: Path) -> str:
+    """The sentence about a path that is no run's folder."""
+    why = "is not a run's folder: it has no config.yaml" if path.exists() else "does not exist"
+    return f"{key}={path} {why}; give the folder of a run, as outputs/NAME/seed0"
+
+
 def require_config(path: Path) -> dict[str, Any]:
     """The config of the run in a folder; a UserError if it is not a run's."""
     config = RunFolder(path).stored_config()
     if config is None:
-        raise UserError(f"run={path} is not a run's folder: it has no config.yaml")
+        raise UserError(no_run("run", path))
     return config
 
 

@@ -107,9 +107,10 @@ def test_what_is_no_run_and_what_is_shorter_is_said(add: Add, tmp_path: Path) ->
     ("arguments", "sentence"),
     [
         (["runs=nowhere"], "there are no runs in nowhere"),
-        (["experiment=track_a"], "none of the 2 runs matches experiment=track_a. There are experiment: cifar10"),
-        (["ablation=[a,b]"], "none of the 2 runs matches ablation=a,b"),
-        (["tag=set=a,b=c"], "none of the 2 runs matches tag=set=a,b=c"),
+        (["experiment=track_a"], "experiment=track_a: no run here has that; there are: cifar10"),
+        (["ablation=[baseline,b]"], "ablation=b: no run here has that; there are: baseline"),
+        (["tag=set=a,b=c"], "tag=set=a,b=c: no run here has a tag 'set'; there are: "),
+        (["tag=seed=2"], "tag=seed=2: no run's tag 'seed' is that; there are: 0, 1"),
         (["baseline=nobody"], "baseline=nobody names no arm"),
         (["store=sqlite:///none.db"], "there is no MLflow store at none.db"),
         (["store=sqlite:///none.db", "runs=outputs"], "store= and runs= are two sources"),

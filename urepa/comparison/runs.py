@@ -17,7 +17,7 @@ from urepa import progress
 from urepa.code_state import Code, code_of
 from urepa.comparison.comparable import is_compared
 from urepa.curves import Curve, read_curves
-from urepa.errors import UserError
+from urepa.errors import UserError, did_you_mean
 from urepa.files import read_json
 from urepa.metrics import Rows
 from urepa.nested import flatten
@@ -27,6 +27,7 @@ from urepa.upgrades import upgrade
 
 LONGEST_VALUE = 6000  # MLflow cuts a parameter there
 CLASSES, GROUPS = ("backbone", "teacher", "objective"), ("lora", "head", "loss", "data", "trainer", "tracking")
+SHOWN = 20  # names in a sentence
 NAMES = {"experiment", "ablation"}  # what every summary has
 
 
@@ -193,13 +194,17 @@ def with_rows(runs: list[Run]) -> list[Run]:
 
 
 def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: str | None, ids: list[str]) -> list[Run]:
-    """The runs that match everything that was asked for; names may be patterns as in a shell. UserError if none."""
+    """The runs that match everything that was asked for; names may be patterns as in a shell, each of
+    which some run must match. UserError if none does, or no run matches all."""
     ids = [word.rstrip("/") for word in ids]
     if unknown := [word for word in ids if not any(run.is_called(word) for run in runs)]:
         raise UserError(
             f"ids={','.join(unknown)}: there is no such run; give MLflow run ids or names, or run folders, as "
             f"{runs[0].id}"
         )
+    for kind, patterns in (("experiment", experiments), ("ablation", ablations)):
+        _require_each(kind, patterns, sorted({str(getattr(run, kind)) for run in runs}))
+    _require_tag(tag, runs)
     chosen = [
         run
         for run in runs
@@ -211,13 +216,39 @@ def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: s
     if chosen:
         return chosen
     asked = {"experiment": experiments, "ablation": ablations, "tag": tag, "ids": ids}
-    given = ", ".join(
+    given = " and ".join(
         f"{key}={value if isinstance(value, str) else ','.join(value)}" for key, value in asked.items() if value
     )
-    there = "; ".join(
-        f"{kind}: {', '.join(sorted({getattr(run, kind) for run in runs})[:20])}" for kind in ("experiment", "ablation")
-    )
-    raise UserError(f"none of the {len(runs)} runs matches {given}. There are {there}")
+    raise UserError(f"none of the {len(runs)} runs matches {given} at once: leave one of them out")
+
+
+def _require_each(kind: str, patterns: list[str], names: list[str]) -> None:
+    """UserError for a name or pattern that no run has."""
+    for pattern in patterns:
+        if not any(_matches(name, [pattern]) for name in names):
+            raise UserError(
+                f"{kind}={pattern}: no run here has that; there are: {_some(names)}"
+                f"{did_you_mean(pattern.strip('*'), names)}"
+            )
+
+
+def _require_tag(tag: str | None, runs: list[Run]) -> None:
+    """UserError for a tag, or a value of it, that no run has."""
+    if tag is None:
+        return
+    key, equals, value = tag.partition("=")
+    if not equals:
+        raise UserError(f"tag={tag}: give tag=KEY=VALUE")
+    keys = sorted({name for run in runs for name in run.tags})
+    if key not in keys:
+        raise UserError(f"tag={tag}: no run here has a tag '{key}'; there are: {_some(keys)}{did_you_mean(key, keys)}")
+    values = sorted({run.tags[key] for run in runs if key in run.tags})
+    if not any(_matches(one, [value]) for one in values):
+        raise UserError(f"tag={tag}: no run's tag '{key}' is that; there are: {_some(values)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -225,7 +256,5 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 
 def _has_tag(run: Run, tag: str) -> bool:
-    key, equals, value = tag.partition("=")
-    if not equals:
-        raise UserError(f"tag={tag}: give tag=KEY=VALUE")
+    key, _, value = tag.partition("=")
     return key in run.tags and _matches(run.tags[key], [value])
