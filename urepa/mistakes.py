@@ -306,7 +306,8 @@ def _unknown(key: str, known: list[str]) -> str:
         return (
             f"there is no key '{key}' here, as evaluation={name} is not chosen; give that too, or [NAME,...] of several"
         )
-    having = options_with(key)
+    is_here = any(one == f"{group}.{name}" or one.startswith(f"{group}.{name}.") for one in known)
+    having = [] if is_here else options_with(key)
     if having:
         return f"there is no key '{key}' here; it is one of {group}={', '.join(having)}"
     free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
