@@ -62,7 +62,9 @@ class Alignment:
     def __call__(self, context: Context) -> dict[str, float]:
         samples = subset(held_out(context), self.images)
         if len(samples) < max(FEWEST, self.neighbours + 1):
-            raise UserError(f"{len(samples)} images are too few for {self.neighbours} neighbours")
+            raise UserError(
+                f"{len(samples)} images are too few for {self.neighbours} neighbours; give fewer neighbours"
+            )
         metrics: dict[str, float] = {}
         for name in context.cache.tokens or (context.teacher,):
             metrics |= self._of_teacher(replace(context, teacher=name), samples)
