@@ -102,7 +102,11 @@ BENCH = (
         "urepa.bench",
         ("foo=1", "no key 'foo'"),
         ("bench.steps=0", "bench.steps=0: give 1 or more"),
-        ("bench.against=foo", "bench.against=foo: .*documented"),
+        ("bench.against=foo", "bench.against=foo: .*documented, online"),
+        (
+            "bench.against=online loss=none",
+            "bench.against=online asks the teacher in every step, and loss=none has none",
+        ),
         ("bench.folder=nowhere", "bench.folder=nowhere"),
         ("bench.folder=file", "bench.folder=file", "", FILE),
         ("bench.folder=", "bench.folder="),
