@@ -46,6 +46,8 @@ UNREAD = {
 }
 TEACHER = "teacher"  # one that is asked in training
 SAME = 0.02  # relative difference of two counts of one step's FLOPs
+# switches that change what the same FLOPs need in time and memory; older rows do not say them
+SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
 # what a row of `urepa.bench` must say
 MEASURED = ("path", "device", "batch_size", "step_s", "tflops_per_s", "peak_memory_bytes", "saved_bytes_per_sample")
 # keys that change no count; what is below them neither
@@ -167,10 +169,12 @@ class Plan:
         )
 
     def is_of_this(self, row: dict[str, Any]) -> bool:
-        """Was this row measured over such a step: as many samples, as many FLOPs?"""
+        """Was this row measured over such a step: as many samples, as many FLOPs, the same switches?"""
         counted = row["tflops_per_s"] * 1e12 * row["step_s"]
         alike = abs(counted / self.flops_per_step - 1) < SAME
-        return row["batch_size"] == self.settings.batch_size and alike
+        own = {key: getattr(self.settings, key) for key in SWITCHES}
+        switched = any(row.get(key, value) != value for key, value in own.items())
+        return row["batch_size"] == self.settings.batch_size and alike and not switched
 
     @property
     def expected_hours(self) -> float | None:
@@ -221,14 +225,22 @@ def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"measured={file}: there is no such file; `python -m urepa.bench` makes it with out=FILE")
     rows = read_json(file, (dict, list))
-    if isinstance(rows, dict):  # several benches, as tests/gpu/bench_h200.py writes them
-        rows = [row for bench in rows.values() if isinstance(bench, dict) for row in bench.get("rows", [])]
+    if isinstance(rows, dict):  # several benches by name, as tests/gpu/bench_gpu.py writes them
+        rows = [row for name, bench in rows.items() for row in _named(name, bench)]
     if not rows or not all(isinstance(row, dict) and _is_measured(row) for row in rows):
         raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
     others = {row["device"] for row in rows if device.name.lower() not in row["device"].lower()}
     if others:
         raise UserError(f"measured={file} was measured on {min(others)}, not on {device.name}; choose device=... of it")
     return rows
+
+
+def _named(name: str, bench: Any) -> list[Any]:
+    """The rows of one bench among several, each with the bench's name. One that was not measured has none."""
+    rows = bench.get("rows", []) if isinstance(bench, dict) else []
+    return [
+        row | {"run": name} if isinstance(row, dict) else row for row in (rows if isinstance(rows, list) else [rows])
+    ]
 
 
 def _is_measured(row: dict[str, Any]) -> bool:

@@ -55,6 +55,7 @@ PLAN = [
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", "[1,2]")),
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": 3}')),
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": {"rows": [3]}}')),
+        ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": {"rows": 3}}')),
         ("measured=m.json", "m.json holds a JSON str", "", write("m.json", '"x"')),
         (
             "measured=m.json",

@@ -22,7 +22,7 @@ from urepa import assembly, speed
 from urepa.alignment import AlignedModel
 from urepa.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.benchmark.online import Images, OnlineTeacher
-from urepa.benchmark.synthetic import SyntheticTrack, write_prompts
+from urepa.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
 from urepa.contracts import Condition, Denoised, Tokens
 from urepa.data.reader import Batch
 from urepa.errors import UserError
@@ -113,13 +113,8 @@ class Bench:
                 "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"
             )
         batch_size = config["trainer"]["batch_size"]
-        data = {
-            "root": str(place),
-            "records": max(settings["batches"] * batch_size, config["trainer"]["validation_group"]),
-            "latent_shape": list(real.latent_shape),
-            "num_classes": real.num_classes,
-            "cfg_dropout": real.cfg_dropout,
-        }
+        records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
+        data = settings_like(real, place, records)
         self.track = SyntheticTrack(**data)
         self.track.write(teacher)
         compares = teacher is not None and (settings["against"] == "documented" or settings["parts"])
