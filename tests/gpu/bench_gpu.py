@@ -71,6 +71,7 @@ RUNS = (  # the most important ones first
     Run("waiting for the device", kind="waits"),
     Run(f"memory, {FULL}", kind="memory", of=(FULL,)),
     Run(f"memory, {SIT_XL}", kind="memory", model="sit", of=(SIT_XL,)),
+    Run(f"memory, {QUARTER}", ("loss.diffusion_fraction=0.25",), kind="memory", of=(QUARTER,)),
     Run("reading", kind="tokens", of=(FULL, QUARTER)),
     Run("beside an online teacher", ("bench.against=online",)),
     Run("diffusion_fraction=0", ("loss.diffusion_fraction=0",)),
@@ -79,7 +80,6 @@ RUNS = (  # the most important ones first
     Run("cuDNN attention first", ("trainer.attention=cudnn",)),
     Run("flash attention first", ("trainer.attention=flash",)),
     Run("memory-efficient attention first", ("trainer.attention=efficient",)),
-    Run(f"memory, {QUARTER}", ("loss.diffusion_fraction=0.25",), kind="memory", of=(QUARTER,)),
     Run("compiled blocks", ("trainer.compile=true",), seconds=150),
 )
 

@@ -14,6 +14,7 @@ import bench_gpu
 import pytest
 from bench_gpu import FULL, QUARTER, RUNS, SIT_XL, TINY_SIT, TINY_TRACK_A, Run, Worker
 
+from urepa.checks import check
 from urepa.costs import Device, plan
 from urepa.nested import flatten
 from urepa.plan import tables
@@ -49,8 +50,17 @@ def worker() -> Iterator[Worker]:
 def test_a_dry_run_measures_all_that_a_cpu_can_and_plan_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., dict[str, Any]]
 ) -> None:
+    starts: list[Worker] = []
+    start = Worker._start
+
+    def counted(worker: Worker) -> None:
+        starts.append(worker)
+        start(worker)
+
+    monkeypatch.setattr(Worker, "_start", counted)
     monkeypatch.setattr(bench_gpu, "RUNS", (RUNS[0], BROKEN, *RUNS[1:]))
     bench_gpu.main(tmp_path, dry=True)
+    assert len(starts) == 2  # what is refused needs no new process, what failed does
     done: dict[str, dict[str, Any]] = json.loads((tmp_path / "bench.json").read_text())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bench.json", "bench.md"]
 
@@ -96,6 +106,18 @@ def is_planned(compose: Callable[..., dict[str, Any]], file: Path, done: dict[st
     asked = plan(compose(*TINY_TRACK_A, "trainer.frozen=fp32", root="plan"), CPU, file).reference
     assert asked is not None
     assert asked["run"] == "frozen weights in fp32"
+
+
+def test_the_runs_for_a_gpu_compose_and_fit_together(compose: Callable[..., dict[str, Any]]) -> None:
+    """At the sizes that the goals and tables name."""
+    for run in RUNS:
+        config = compose(*run.overrides(dry=False), root="bench")
+        check(config, [])
+        assert config["backbone"]["weights"] == "random"
+        assert config["trainer"]["precision"] == "bf16"
+        sizes = config["trainer"]["batch_size"], config["teacher"]["width"]
+        assert sizes == ((128, 1024) if run.model == "track_a" else (256, 768))
+        assert set(run.of) <= {other.name for other in RUNS[: RUNS.index(run)]}
 
 
 def test_a_run_that_takes_too_long_or_is_killed_is_lost_alone(worker: Worker) -> None:
