@@ -96,13 +96,19 @@ def waits(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(f.filename).parents]
-            where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
-            return {"steps": count, "waits": True, "where": where}
+            return {"steps": count, "waits": True, "where": where(error)}
         finally:
             trainer.reader.cache.close()
     watched = {"waits": False} if accelerator.device.type == "cuda" else {"why": NO_GPU}
     return {"steps": count, "losses": losses} | watched
+
+
+def where(error: BaseException) -> str:
+    """The line of this project, or else of any code, that an error came through last."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    own = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}: {last.line}"
 
 
 def tokens(config: dict[str, Any], rows: Rows) -> dict[str, Any]:

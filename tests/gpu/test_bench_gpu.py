@@ -120,6 +120,19 @@ def test_the_runs_for_a_gpu_compose_and_fit_together(compose: Callable[..., dict
         assert set(run.of) <= {other.name for other in RUNS[: RUNS.index(run)]}
 
 
+def test_a_wait_is_told_by_its_line_in_this_project() -> None:
+    import torch
+    from gpu_runs import where
+
+    from urepa import losses
+
+    with pytest.raises(RuntimeError) as caught:
+        losses.token_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
+    line = where(caught.value)
+    assert line.startswith(f"{losses.__file__}:")
+    assert line.count(":") >= 2
+
+
 def test_a_run_that_takes_too_long_or_is_killed_is_lost_alone(worker: Worker) -> None:
     request = {"kind": "steps", "overrides": [], "rows": {}}
     assert worker.ask(request, 0.01) == {"why": "it took longer than 0 s"}
