@@ -121,16 +121,17 @@ def test_the_runs_for_a_gpu_compose_and_fit_together(compose: Callable[..., dict
 
 
 def test_a_wait_is_told_by_its_line_in_this_project() -> None:
+    """Not by the line of torch that it came through last."""
     import torch
     from gpu_runs import where
 
-    from urepa import losses
+    from urepa import speed
 
     with pytest.raises(RuntimeError) as caught:
-        losses.token_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
-    line = where(caught.value)
-    assert line.startswith(f"{losses.__file__}:")
-    assert line.count(":") >= 2
+        speed.GroupNorm(2, 4)(torch.zeros(1, 6, 3))
+    assert caught.traceback[-1].path != Path(speed.__file__)
+    assert where(caught.value).startswith(f"{speed.__file__}:")
+    assert "F.group_norm(" in where(caught.value)
 
 
 def test_a_run_that_takes_too_long_or_is_killed_is_lost_alone(worker: Worker) -> None:
