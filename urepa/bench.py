@@ -1,8 +1,9 @@
 """`python -m urepa.bench [+experiment=...]`: how long a step of an experiment takes, over random data.
 
-With `bench.against=documented` beside the document's loop (spec 000, appendix B), in one process and in turns; with
-`bench.parts=true` also without each part of the fast step. No caches are needed; `backbone.weights=random` spares
-the weights. `python -m urepa.bench_reading` is the same for reading alone.
+In one process and in turns with another loop: with `bench.against=documented` the document's (spec 000, appendix B),
+with `bench.against=online` the same step that asks the teacher about the batch's images; with `bench.parts=true` also
+without each part of the fast step. No caches and no teacher's weights are needed; `backbone.weights=random` spares the
+backbone's. `python -m urepa.bench_reading` is the same for reading alone.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
     accelerator = accelerate_for(trainer)
     with tempfile.TemporaryDirectory(dir=settings["folder"], prefix=".bench-") as place:
         bench = Bench(config, Path(place), accelerator)
-        loops = [bench.ours()]
-        if settings["against"] is not None:
-            loops.insert(0, bench.documented())
+        others = {"documented": bench.documented, "online": bench.online}
+        loops = [others[settings["against"]]()] if settings["against"] is not None else []
+        loops.append(bench.ours())
         if settings["parts"]:
             loops += bench.without_each_part()
         rows = measure(
@@ -68,7 +69,7 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
             settings["rounds"],
         )
         bench.trainer.reader.cache.close()
-        del bench, loops
+        del bench, loops, others
         gc.collect()
     names = ("torch", "diffusers", "accelerate")
     about = {"precision": trainer["precision"], "frozen": trainer["frozen"], "attention": trainer["attention"]}
@@ -79,18 +80,21 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as text; the last column is the step time of the first row over this one's."""
-    titles = {"s/step": 9, "images/s": 10, "TFLOP/s": 9, "peak GiB": 10, "saved MiB": 11, "waits": 8, "speed": 8}
+    titles = {"s/step": 9, "images/s": 10, "TFLOP/s": 9, "peak GiB": 10, "saved MiB": 11, "waits": 8}
+    titles |= {"faults": 10, "speed": 8}
     head = f"{'loop':<24}" + "".join(f"{title:>{width}}" for title, width in titles.items())
     lines = [f"{rows[0]['device']}, batch {rows[0]['batch_size']}, {rows[0]['precision']}", head]
     for row in rows:
         peak = row["peak_memory_bytes"]
         memory = "-" if peak is None else f"{peak / 2**30:.1f}"
+        faults = "-" if row["minor_faults_per_step"] is None else f"{row['minor_faults_per_step']:.0f}"
         lines.append(
             f"{row['path']:<24}{row['step_s']:>9.3f}{row['images_per_s']:>10.1f}{row['tflops_per_s']:>9.2f}{memory:>10}"
             f"{row['saved_bytes_per_sample'] / 2**20:>11.1f}{row['data_wait_share']:>8.1%}"
-            f"{rows[0]['step_s'] / row['step_s']:>7.2f}x"
+            f"{faults:>10}{rows[0]['step_s'] / row['step_s']:>7.2f}x"
         )
-    return "\n".join([*lines, "saved: per sample, for the backward pass; speed: against the first line"])
+    notes = "saved: per sample, for the backward pass; faults: minor page faults a step; speed: against the first line"
+    return "\n".join([*lines, notes])
 
 
 if __name__ == "__main__":

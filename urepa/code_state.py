@@ -18,7 +18,7 @@ NUMERICS = 1
 READERS = (
     *("bench.py", "bench_reading.py", "benchmark", "compare.py", "comparison", "costs.py", "counting.py"),
     *("describe.py", "description", "export.py", "exporting.py", "generate.py", "image_set.py", "markup.py"),
-    *("model_card.py", "origins.py", "plan.py", "published.py", "report.py"),
+    *("measured.py", "model_card.py", "origins.py", "plan.py", "published.py", "report.py"),
 )
 SOURCES = ("urepa", "launchers", "conf")  # what "changed" speaks of
 

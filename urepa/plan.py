@@ -209,9 +209,14 @@ def measured(planned: "Plan") -> str:
             f"{ratio(row['step_s'], planned.floor_step_s if same else None, 2):>10}{row['tflops_per_s']:>10.3g}"
             f"{ratio(peak, GIB, 2):>10}{ratio(peak, planned.peak_bytes if same else None, 3):>9}"
             f"{row['saved_bytes_per_sample'] / MIB:>20.1f}"
-            f"{ratio(row['saved_bytes_per_sample'], saved if same else None, 3):>9}"
+            f"{ratio(row['saved_bytes_per_sample'], saved if same else None, 3):>9}{named(row)}"
         )
     return "\n".join(rows)
+
+
+def named(row: dict[str, Any]) -> str:
+    """Of which bench it is, where the file has several."""
+    return f"   {row['run']}" if "run" in row else ""
 
 
 def ratio(value: float | None, of: float | None, digits: int) -> str:

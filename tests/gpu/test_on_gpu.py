@@ -13,31 +13,7 @@ pytestmark = pytest.mark.gpu
 
 # conftest.py hides GPUs from the other tests, so these run in processes of their own
 SEES_GPUS = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
-STEPS = """
-import sys
-from pathlib import Path
-import hydra, torch
-from urepa import assembly
-from urepa.doors import CONF, prepare
-from urepa.runs import plain
-from urepa.session import accelerate_for
-from urepa.tracking import NoShipper
-
-prepare()
-with hydra.initialize_config_dir(CONF, version_base="1.3"):
-    config = plain(hydra.compose("train", ["tracking=none", "trainer.batch_size=8", *sys.argv[2:]]))
-here = Path(sys.argv[1])
-accelerator = accelerate_for(config["trainer"])
-shipper = NoShipper(folder=here, name="", params={}, run_tags={})
-trainer, _ = assembly.build(config, here, accelerator, shipper)
-totals = []
-for step, batches in enumerate(trainer.reader.stream(0, 8)):
-    torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
-    update = trainer.update(step, batches, with_tap_gradients=step % 4 == 0)
-    torch.cuda.set_sync_debug_mode("default")
-    totals.append(update.terms.total.item())
-print("totals", *totals)
-"""
+WAITS = Path(__file__).with_name("waits.py")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +31,7 @@ def _gpu() -> None:
 
 def totals(folder: Path, *overrides: str) -> list[float]:
     done = subprocess.run(
-        [sys.executable, "-c", STEPS, str(folder), f"data.root={folder}", *overrides],
+        [sys.executable, str(WAITS), str(folder), f"data.root={folder}", *overrides],
         env=SEES_GPUS,
         capture_output=True,
         text=True,

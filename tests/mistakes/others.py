@@ -55,6 +55,7 @@ PLAN = [
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", "[1,2]")),
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": 3}')),
         ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": {"rows": [3]}}')),
+        ("measured=m.json", "measured=m.json does not hold the steps", "", write("m.json", '{"a": {"rows": 3}}')),
         ("measured=m.json", "m.json holds a JSON str", "", write("m.json", '"x"')),
         (
             "measured=m.json",
@@ -102,7 +103,11 @@ BENCH = (
         "urepa.bench",
         ("foo=1", "no key 'foo'"),
         ("bench.steps=0", "bench.steps=0: give 1 or more"),
-        ("bench.against=foo", "bench.against=foo: .*documented"),
+        ("bench.against=foo", "bench.against=foo: .*documented, online"),
+        (
+            "bench.against=online loss=none",
+            "bench.against=online asks the teacher in every step, and loss=none has none",
+        ),
         ("bench.folder=nowhere", "bench.folder=nowhere"),
         ("bench.folder=file", "bench.folder=file", "", FILE),
         ("bench.folder=", "bench.folder="),

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from urepa import assembly, speed
 from urepa.alignment import AlignedModel
 from urepa.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
-from urepa.benchmark.synthetic import SyntheticTrack, write_prompts
+from urepa.benchmark.online import Images, OnlineTeacher
+from urepa.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
 from urepa.contracts import Condition, Denoised, Tokens
 from urepa.data.reader import Batch
 from urepa.errors import UserError
@@ -101,23 +102,22 @@ class Bench:
         settings = config["bench"]
         self.place, self.accelerator = place, accelerator
         real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
-        teacher = assembly.make(config["teacher"]) if loss.taps else None
+        self.teacher = teacher = assembly.make(config["teacher"]) if loss.taps else None
         if real.online_latents or real.online_teacher:
             raise UserError(
                 "bench times a step over records: leave data.online_latents and data.online_teacher out; what they add "
-                "is counted by `python -m urepa.plan`"
+                "is counted by `python -m urepa.plan`, and bench.against=online times a teacher that is asked"
+            )
+        if settings["against"] == "online" and teacher is None:
+            raise UserError(
+                "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"
             )
         batch_size = config["trainer"]["batch_size"]
-        data = {
-            "root": str(place),
-            "records": max(settings["batches"] * batch_size, config["trainer"]["validation_group"]),
-            "latent_shape": list(real.latent_shape),
-            "num_classes": real.num_classes,
-            "cfg_dropout": real.cfg_dropout,
-        }
+        records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
+        data = settings_like(real, place, records)
         self.track = SyntheticTrack(**data)
         self.track.write(teacher)
-        compares = teacher is not None and (settings["against"] is not None or settings["parts"])
+        compares = teacher is not None and (settings["against"] == "documented" or settings["parts"])
         self.items = self._documented_items(teacher, batch_size, settings["workers"]) if compares else iter(())
         self.config = config | {"data": data | {"_target_": TRACK}, "evaluation": {}, "warm_start": None}
         if "prompts" in config["backbone"]:
@@ -182,6 +182,18 @@ class Bench:
             documented.update(x0, teacher_BND, index_B % self.track.num_classes)
 
         return Loop("documented", self.items, update, lambda: in_nchw(model))
+
+    def online(self) -> Loop:
+        """The same updates with the teacher asked in each: its images are read in the place of its tokens."""
+        asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
+        reader = copy(self.trainer.reader)
+        images: Any = Images(self.track.samples, asks.teacher.image_size)
+        reader.cache = replace(reader.cache, tokens={ALONE: images})
+
+        def update(batches: list[Batch]) -> None:
+            self._update(asks.asked(batches))
+
+        return Loop("online teacher", reader.stream(0, FOREVER), update, asks.on_device)
 
     def _update(self, batches: list[Batch]) -> None:
         self.trainer.update(self.step_index, batches, with_tap_gradients=False)

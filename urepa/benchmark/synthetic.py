@@ -59,6 +59,17 @@ class SyntheticTrack:
         write_store(store, records, {}, lambda: mean_token_file(np.ones(shape[-1])))
 
 
+def settings_like(track: Any, root: Path, records: int) -> dict[str, Any]:
+    """A SyntheticTrack's settings with the shapes and classes of a track."""
+    return {
+        "root": str(root),
+        "records": records,
+        "latent_shape": list(track.latent_shape),
+        "num_classes": track.num_classes,
+        "cfg_dropout": track.cfg_dropout,
+    }
+
+
 def write_prompts(path: Path, num_classes: int) -> None:
     """Random text embeddings in the form of the prompts stage's file."""
     torch.save(torch.randn(num_classes + 1, *PROMPT).half(), path)

@@ -170,6 +170,7 @@ COMMANDS = {
             ("", "the quickstart's step"),
             ("+experiment=track_a backbone.weights=random out=bench.json", "without weights or caches, into a file"),
             ("+experiment=track_a bench.against=documented bench.parts=true", "beside the document's loop"),
+            ("+experiment=repa_imagenet256 bench.against=online", "beside a step that asks the teacher for its tokens"),
         ),
     ),
     "bench_reading": Command(

@@ -84,6 +84,7 @@ class Preprocess:
 
 class Against(Enum):
     documented = "documented"
+    online = "online"
 
 
 @dataclass
@@ -91,7 +92,10 @@ class BenchSettings:
     steps: int = setting("steps that are timed at a time", 5, ge=1, le=SIZE)
     rounds: int = setting("times are medians of so many rounds, in which the loops take turns", 3, ge=1, le=SIZE)
     batches: int = setting("batches of random records, in the experiment's own stores", 8, ge=1, le=SIZE)
-    against: Against | None = setting("also times the document's loop in the same process", None)
+    against: Against | None = setting(
+        "also times, in turns: the document's loop; the same step with the teacher (random weights) asked in it",
+        None,
+    )
     parts: bool = setting("also times the step without each part that makes it fast", False)
     workers: int = setting("worker processes of the document's loader", 8, ge=1, le=WORKERS)
     folder: str = setting("a folder on the disk to read from", ".")
