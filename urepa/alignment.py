@@ -20,6 +20,7 @@ from urepa import losses
 from urepa.contracts import Condition, Tokens
 from urepa.data.reader import Batch
 from urepa.errors import UserError
+from urepa.layout import check_layout
 from urepa.objectives import Objective
 from urepa.schedules import warmed_up
 from urepa.teachers.several import name_at
@@ -168,19 +169,8 @@ class AlignmentLoss:
         return losses.spatially_normalised(teacher_BND, self.spatial_norm)
 
     def check_layout(self, smallest_group: int, accumulation: int) -> None:
-        """The sample-level manifold compares the global batch: it must be there at once, and hold 2."""
-        if "sample" not in self.levels:
-            return
-        if smallest_group < 2:
-            raise UserError(
-                f"loss.level={self.level} compares samples with each other, but a batch has {smallest_group}; "
-                "give trainer.batch_size and trainer.validation_group of 2 or more, or loss.level=token"
-            )
-        if accumulation > 1:
-            raise UserError(
-                f"loss.level={self.level} compares all samples of a batch, which trainer.accumulation="
-                f"{accumulation} never holds at once; give trainer.accumulation=1 or loss.level=token"
-            )
+        """`urepa.layout`."""
+        check_layout(self.level, smallest_group, accumulation)
 
     def is_spike(self, terms: Terms, step: int) -> Tensor | None:
         """After the warm-up: is the manifold loss above the threshold (spec 000 §10.3)?"""

@@ -29,10 +29,10 @@ from urepa.counting import (
 )
 from urepa.data.online import AT_ONCE
 from urepa.data.reader import THREADS, Batch
+from urepa.data.shares import check_batch_size
 from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.data.vae import unread_vae
-from urepa.errors import UserError
-from urepa.files import read_json
+from urepa.measured import read_measured
 from urepa.nested import flatten
 from urepa.objectives import Objective
 from urepa.optimizer import groups_of
@@ -46,8 +46,6 @@ UNREAD = {
 }
 TEACHER = "teacher"  # one that is asked in training
 SAME = 0.02  # relative difference of two counts of one step's FLOPs
-# what a row of `urepa.bench` must say
-MEASURED = ("path", "device", "batch_size", "step_s", "tflops_per_s", "peak_memory_bytes", "saved_bytes_per_sample")
 # keys that change no count; what is below them neither
 NOT_COUNTED = (
     *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "device", "measured", "out"),
@@ -212,30 +210,8 @@ class Plan:
 def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -> Plan:
     """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
     counted = _counted_once(config, device.kind)
-    rows = [] if measured is None else read_measured(measured, device)
+    rows = [] if measured is None else read_measured(measured, device.name)
     return Plan(device, Settings(**config["trainer"]), counted, rows, config["loss"].get("stop_step"))
-
-
-def read_measured(file: Path, device: Device) -> list[dict[str, Any]]:
-    """The rows of a measurement; a UserError if they are another device's."""
-    if not file.is_file():
-        raise UserError(f"measured={file}: there is no such file; `python -m urepa.bench` makes it with out=FILE")
-    rows = read_json(file, (dict, list))
-    if isinstance(rows, dict):  # several benches, as tests/gpu/bench_h200.py writes them
-        rows = [row for bench in rows.values() if isinstance(bench, dict) for row in bench.get("rows", [])]
-    if not rows or not all(isinstance(row, dict) and _is_measured(row) for row in rows):
-        raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
-    others = {row["device"] for row in rows if device.name.lower() not in row["device"].lower()}
-    if others:
-        raise UserError(f"measured={file} was measured on {min(others)}, not on {device.name}; choose device=... of it")
-    return rows
-
-
-def _is_measured(row: dict[str, Any]) -> bool:
-    """Has it what `urepa.bench` writes, in its types?"""
-    numbers = [row.get(key) for key in MEASURED if key not in ("path", "device", "peak_memory_bytes")]
-    are_named = all(isinstance(row.get(key), str) for key in ("path", "device"))
-    return are_named and "peak_memory_bytes" in row and all(isinstance(n, int | float) and n > 0 for n in numbers)
 
 
 def _counted_once(config: dict[str, Any], kind: str) -> Counted:
@@ -255,11 +231,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     loss, objective, track = make(config["loss"]), make(config["objective"]), make(config["data"])
     loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
     samples = track.expected_samples()
-    if settings.batch_size > samples["train"]:
-        raise UserError(
-            f"trainer.batch_size={settings.batch_size} is more than the {samples['train']} training samples; give a "
-            "smaller one"
-        )
+    check_batch_size(settings.batch_size, samples["train"])
     teacher = make(config["teacher"]) if loss.taps else None
     backbone = config["backbone"]
     backbone["_target_"] = UNREAD.get(backbone["_target_"], backbone["_target_"])

@@ -21,7 +21,6 @@ from urepa.data.cache import (
     Cache,
     begin,
     csv_digests,
-    is_finished,
     mean_token_file,
     mirrored_facts,
     mirrored_folder,
@@ -32,11 +31,12 @@ from urepa.data.digests import in_manifest
 from urepa.data.encode import Output
 from urepa.data.latents import LatentTrack
 from urepa.data.listing import Listing
+from urepa.data.places import is_finished
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.sealing import digests_file, give_digests
+from urepa.data.shares import refuse_other_classes
 from urepa.data.sources import Row, refuse_duplicates, refuse_unfit_names
-from urepa.data.splits import refuse_other_classes
 from urepa.data.store import GROUP, Part, batches_of
 from urepa.draws import unit_interval
 from urepa.errors import UserError

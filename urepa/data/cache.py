@@ -140,11 +140,6 @@ def token_stores(teacher: Any | None, dtype: str) -> dict[str, tuple[tuple[int, 
     }
 
 
-def is_finished(store: Path) -> bool:
-    """Does it count?"""
-    return (store / "manifest.json").is_file()
-
-
 def mirrored_folder(store: Path) -> Path:
     """Where the mirror images of a store's records lie."""
     return store.with_name(f"{store.name}_flip")

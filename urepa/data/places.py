@@ -1,0 +1,29 @@
+"""Where a track's caches lie and what is said where they are missing, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from urepa.errors import UserError
+
+
+def is_finished(store: Path) -> bool:
+    """Does it count?"""
+    return (store / "manifest.json").is_file()
+
+
+def no_cache(path: Path, remake: str) -> UserError:
+    """What is raised where a list or a cache is missing; `remake` says how to make it."""
+    return UserError(f"there is no cache at {path}; {remake}, or give data.root=FOLDER")
+
+
+def remake_pixels(name: str) -> str:
+    """How a small track's caches are made."""
+    return f"run `python -m urepa.preprocess data={name}` with the same data overrides"
+
+
+def remake_latents(name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool) -> str:
+    """The same of a LatentTrack."""
+    switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
+    given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
+    return f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"
