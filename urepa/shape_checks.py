@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from urepa.backbones.shapes import check_sit, check_unet, check_unet_tap, sit_block
+from urepa.backbones.shapes import check_sit, check_sit_adapters, check_unet, check_unet_tap, sit_block
 from urepa.data.pixel_shapes import check_pixels, unshuffled
 from urepa.layout import check_layout
 from urepa.teachers.shapes import check_efficientnet, check_vit
@@ -22,6 +22,8 @@ def check_shapes(config: dict[str, Any]) -> None:
         check_teacher(config["teacher"])
     check_track(data)
     check_backbone(config["backbone"], latent_shape(data))
+    if config["backbone"]["_target_"].endswith(".sit") and "rank" in config["lora"]:
+        check_sit_adapters(config["lora"]["targets"], config["lora"]["blocks"])
     evaluated = [settings["tap"] for settings in config["evaluation"].values() if "tap" in settings]
     for tap in (*evaluated, *loss.get("taps", ())):
         check_tap(config["backbone"], tap)

@@ -61,3 +61,12 @@ def sit_block(tap: str, depth: int) -> int:
     if tap not in names:
         raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}")
     return names.index(tap)
+
+
+def check_sit_adapters(targets: str, blocks: str) -> None:
+    """UserError for modules to adapt that a U-Net alone has."""
+    if (targets, blocks) != ("attention", "all"):
+        raise UserError(
+            f"lora.targets={targets} lora.blocks={blocks}: a transformer has neither a middle block nor "
+            "convolutions to adapt; give lora=all_attention"
+        )

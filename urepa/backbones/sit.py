@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.backbones.shapes import check_sit, sit_block
+from urepa.backbones.shapes import check_sit, check_sit_adapters, sit_block
 from urepa.contracts import Condition, Denoised, Tokens
 from urepa.dense import linear
-from urepa.errors import UserError
 from urepa.hub import fetched
 from urepa.sinusoid import SINUSOID, sinusoid
 
@@ -199,11 +198,7 @@ class SiT(nn.Module):
 
     def lora_modules(self, targets: str, blocks: str) -> str:
         """A regular expression for the names of the modules to adapt; UserError for what a U-Net alone has."""
-        if (targets, blocks) != ("attention", "all"):
-            raise UserError(
-                f"lora.targets={targets} lora.blocks={blocks}: a transformer has neither a middle block nor "
-                "convolutions to adapt; give lora=all_attention"
-            )
+        check_sit_adapters(targets, blocks)
         return r"blocks\.\d+\.attn\.(?:qkv|proj)"
 
     def add_adapter(self, config: Any) -> None:

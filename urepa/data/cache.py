@@ -23,6 +23,7 @@ from urepa.data.content import Identity
 from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.images import ImageArchive
 from urepa.data.online import OnlineLatents, OnlineTokens
+from urepa.data.places import lost_list
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples
 from urepa.draws import normal
@@ -242,7 +243,7 @@ def refuse_changed(files: list[Path], known: dict[str, str], remake: str) -> Non
     """A UserError if a CSV is not there or not the one the caches were made from."""
     gone = [file for file in files if not file.is_file()]
     if gone:
-        raise UserError(f"there is no {gone[0]}; put it back, or {remake}")
+        raise lost_list(gone[0], remake)
     for file, digest in zip(files, csv_digests(files).values(), strict=True):
         if known.get(file.name, digest) != digest:
             raise UserError(f"{file} has changed since the caches were made from it; put it back, or {remake}")

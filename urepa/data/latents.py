@@ -34,6 +34,7 @@ from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.places import no_cache, remake_latents
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Samples, read_split
+from urepa.data.shares import expected_large
 from urepa.data.sources import count_images
 from urepa.data.staging import stage
 from urepa.errors import UserError
@@ -105,12 +106,8 @@ class LatentTrack:
         """How many samples the splits have or will have."""
         if all(path.exists() for path in self.csv.values()):
             return {split: len(samples) for split, samples in self.samples().items()}
-        wanted = {split: n for split, n in self.wanted.items() if n is not None}
-        if len(wanted) < len(self.wanted):
-            images = "imagenet" if self.class_names == "imagenet" else self.images
-            there = count_images(self.source, images)
-            wanted = {"train": there["train"], "val": there["test"]} | wanted
-        return wanted
+        images = "imagenet" if self.class_names == "imagenet" else self.images
+        return expected_large(self.wanted, partial(count_images, self.source, images))
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each cache's records."""

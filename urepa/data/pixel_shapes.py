@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from urepa.errors import UserError
 
 
@@ -25,16 +23,3 @@ def unshuffled(channels: int, image_size: int, unshuffle: int) -> tuple[int, int
     """Shape of x0, [C·f², S/f, S/f]."""
     side = image_size // unshuffle
     return (channels * unshuffle**2, side, side)
-
-
-def expected_samples(
-    limit: int | None, held_out: Mapping[str, int], count: Callable[[], Mapping[str, int]]
-) -> dict[str, int]:
-    """How many samples the splits have or will have. `count` counts the images by their publisher's split, and is asked
-    only where no limit says it."""
-    if limit is not None:
-        return {"train": limit, **held_out}
-    there = count()
-    test_images = there.get("test", 0)
-    rest = sum(there.values()) - test_images - held_out["val"]
-    return {"train": rest if test_images else rest - held_out["test"], **held_out}

@@ -37,10 +37,11 @@ from urepa.data.listing import Listing
 from urepa.data.lmdb_file import has_records
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
-from urepa.data.pixel_shapes import check_channels, check_pixels, expected_samples, unshuffled
+from urepa.data.pixel_shapes import check_channels, check_pixels, unshuffled
 from urepa.data.places import is_finished, no_cache, remake_pixels
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
+from urepa.data.shares import expected_samples
 from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, refuse_unfit_names
 from urepa.data.splits import split_up
 from urepa.data.store import Part

@@ -17,6 +17,21 @@ def no_cache(path: Path, remake: str) -> UserError:
     return UserError(f"there is no cache at {path}; {remake}, or give data.root=FOLDER")
 
 
+def no_list(path: Path) -> UserError:
+    """What is raised where a stage lacks the lists of a track."""
+    return UserError(f"there is no {path}; run the stage `manifest` first")
+
+
+def lost_list(path: Path, remake: str) -> UserError:
+    """What is raised where the lists that caches were made from are gone."""
+    return UserError(f"there is no {path}; put it back, or {remake}")
+
+
+def unfinished(store: Path, remake: str) -> UserError:
+    """What is raised where a store is to have digests and is not whole."""
+    return UserError(f"{store} is no finished cache: {remake}, or take it in with stage=adopt")
+
+
 def remake_pixels(name: str) -> str:
     """How a small track's caches are made."""
     return f"run `python -m urepa.preprocess data={name}` with the same data overrides"

@@ -1,11 +1,12 @@
-"""How many images of each class the splits of a small track take, by numbers alone: without torch or images."""
+"""How many images the splits of a track take, by numbers alone: without torch or images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from urepa.errors import UserError
 
+DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)  # scikit-learn's, of 0 to 9
 KEYS = {"val": "data.validation_images", "test": "data.test_images"}
 
 
@@ -45,3 +46,25 @@ def check_batch_size(batch_size: int, training_samples: int) -> None:
         raise UserError(
             f"trainer.batch_size={batch_size} is more than the {training_samples} training samples; give a smaller one"
         )
+
+
+def expected_samples(
+    limit: int | None, held_out: Mapping[str, int], count: Callable[[], Mapping[str, int]]
+) -> dict[str, int]:
+    """How many samples the splits of a small track have or will have. `count` counts the images by their publisher's
+    split, and is asked only where no limit says it."""
+    if limit is not None:
+        return {"train": limit, **held_out}
+    there = count()
+    test_images = there.get("test", 0)
+    rest = sum(there.values()) - test_images - held_out["val"]
+    return {"train": rest if test_images else rest - held_out["test"], **held_out}
+
+
+def expected_large(wanted: Mapping[str, int | None], count: Callable[[], Mapping[str, int]]) -> dict[str, int]:
+    """The same of a large track; None in `wanted`: all that there are."""
+    known = {split: n for split, n in wanted.items() if n is not None}
+    if len(known) == len(wanted):
+        return known
+    there = count()
+    return {"train": there["train"], "val": there["test"]} | known
