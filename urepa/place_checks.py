@@ -12,7 +12,16 @@ from urepa.checkpoint_folders import no_checkpoint, steps
 from urepa.data.classes import class_names, folder_of
 from urepa.data.image_folder import class_places, readable
 from urepa.data.pixel_shapes import check_channels
-from urepa.data.places import is_finished, lost_list, no_cache, no_list, remake_latents, remake_pixels, unfinished
+from urepa.data.places import (
+    is_finished,
+    lost_list,
+    no_cache,
+    no_list,
+    remake_latents,
+    remake_pixels,
+    tokens_name,
+    unfinished,
+)
 from urepa.data.shares import (
     DIGITS,
     check_batch_size,
@@ -23,7 +32,8 @@ from urepa.data.shares import (
 )
 from urepa.errors import UserError
 from urepa.files import check_folder_target
-from urepa.shape_checks import check_teacher, check_track
+from urepa.shape_checks import check_teacher, check_track, members
+from urepa.teachers.shapes import check_file, model_name, resamples
 
 
 def check_beginning(config: dict[str, Any], folder: Path) -> None:
@@ -40,6 +50,8 @@ def check_beginning(config: dict[str, Any], folder: Path) -> None:
     else:
         check_large_track(data)
     check_number(data, trainer["batch_size"])
+    if config["loss"].get("taps"):
+        check_teachers_files(data, config["teacher"])
     if "prompts" in config["backbone"]:
         check_prompts(Path(config["backbone"]["prompts"]))
 
@@ -62,12 +74,29 @@ def check_preprocess(config: dict[str, Any]) -> None:
         if stage not in ("all", "verify", "digest") or config["shard"] != "0/1":
             raise UserError(f"data={data['name']} is built in one go: leave stage and shard out")
         check_small_track(data | {"build_on_first_use": True})
+        check_teachers_files(data, config["teacher"])
     else:
         _check_stage(data, stage)
 
 
 def _is_small(data: dict[str, Any]) -> bool:
     return bool(data["_target_"].endswith(".PixelTrack"))
+
+
+def check_teachers_files(data: dict[str, Any], teacher: dict[str, Any]) -> None:
+    """UserError where a teacher is a file that is not there, and has yet to be asked for tokens."""
+    for one in members(teacher):
+        if one["_target_"].endswith(".ViT") and (data["online_teacher"] or not _has_tokens(data, one)):
+            check_file(one["model"])
+
+
+def _has_tokens(data: dict[str, Any], vit: dict[str, Any]) -> bool:
+    """Are they kept? Of a large track they are there, or their lack was said."""
+    if not _is_small(data):
+        return True
+    is_resampled = resamples(vit["family"], vit["image_size"], vit["patch"])
+    rule = vit["positions"] if is_resampled else None
+    return is_finished(folder_of(data) / tokens_name(model_name(vit["model"]), vit["image_size"], vit["grid"], rule))
 
 
 # --- tracks that are built in one go --------------------------------------------------------------------------
@@ -93,7 +122,8 @@ def check_images(source: str, images: str) -> None:
     elif source in ("cifar_binary", "parquet"):
         from urepa.data.sources import cifar_files, parquet_files
 
-        cifar_files(images) if source == "cifar_binary" else parquet_files(images)
+        looks = {"cifar_binary": cifar_files, "parquet": parquet_files}
+        looks[source](images)
 
 
 def check_classes(data: dict[str, Any]) -> None:

@@ -31,11 +31,16 @@ def check_shapes(config: dict[str, Any]) -> None:
 
 def check_teacher(teacher: dict[str, Any]) -> None:
     """UserError where a teacher, or one of several, takes no images of this size, or has no such grid."""
-    for one in teacher["teachers"].values() if "teachers" in teacher else [teacher]:
+    for one in members(teacher):
         if one["_target_"].endswith(".EfficientNetLite0"):
             check_efficientnet(one["image_size"], one["grid"])
         elif one["_target_"].endswith(".ViT"):
             check_vit(one["family"], one["image_size"], one["patch"], one["grid"], one["positions"])
+
+
+def members(teacher: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of several teachers, or of the one."""
+    return list(teacher["teachers"].values()) if "teachers" in teacher else [teacher]
 
 
 def check_track(data: dict[str, Any]) -> None:

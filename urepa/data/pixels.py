@@ -38,7 +38,7 @@ from urepa.data.lmdb_file import has_records
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
 from urepa.data.pixel_shapes import check_channels, check_pixels, unshuffled
-from urepa.data.places import is_finished, no_cache, remake_pixels
+from urepa.data.places import is_finished, no_cache, remake_pixels, tokens_name
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.shares import expected_samples
@@ -115,12 +115,8 @@ class PixelTrack:
         return plain + ([mirrored_folder(path) for path in plain] if self.flip else [])
 
     def _folder_of(self, teacher: Any) -> Path:
-        """By model, size and grid, and by the rule of its positions where tokens rest on it: `transformers` has the
-        name without, as stores had when it was the only one."""
-        manifest, pooled = teacher.manifest(), "x".join(map(str, teacher.grid))
-        rule = manifest.get("positions", "transformers")
-        suffix = "" if rule == "transformers" else f"_{rule}"
-        return self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}{suffix}"
+        known = teacher.manifest()
+        return self.folder / tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
 
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from urepa.errors import UserError
@@ -10,6 +11,13 @@ from urepa.errors import UserError
 def is_finished(store: Path) -> bool:
     """Does it count?"""
     return (store / "manifest.json").is_file()
+
+
+def tokens_name(model: str, image_size: int, grid: Sequence[int], rule: str | None) -> str:
+    """The folder of a teacher's tokens beside a small track's latents: by model, size and grid, and by the rule of its
+    positions where tokens rest on it. `transformers` has the name without, as stores had when it was the only one."""
+    suffix = "" if rule in (None, "transformers") else f"_{rule}"
+    return f"tokens_{model}_{image_size}_{'x'.join(map(str, grid))}{suffix}"
 
 
 def no_cache(path: Path, remake: str) -> UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from urepa.config.parts import Positions
 from urepa.errors import UserError
@@ -53,3 +54,14 @@ def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], pos
 def resamples(family: str, image_size: int, patch: int) -> bool:
     """Are learned positions resampled, by a rule that is chosen?"""
     return NATIVE.get(family) not in (None, image_size // patch)
+
+
+def model_name(model: str) -> str:
+    """What a ViT's tokens are named by: the last part of a path or a hub id, without a revision."""
+    return Path(model).name.partition("@")[0]
+
+
+def check_file(model: str) -> None:
+    """UserError where a ViT's model is Meta's own file, and it is not there."""
+    if model.endswith(".pth") and not Path(model).is_file():
+        raise UserError(f"teacher.model={model} does not exist")

@@ -20,7 +20,7 @@ from urepa.contracts import Tokens
 from urepa.errors import UserError
 from urepa.hub import resolve, why_not
 from urepa.teachers.positions import resample_by
-from urepa.teachers.shapes import check_vit, resamples
+from urepa.teachers.shapes import check_vit, model_name, resamples
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -87,7 +87,7 @@ class ViT:
         positions = {"positions": self.positions} if self.resamples else {}
         return positions | {
             "family": self.family,
-            "model": Path(self.model).name.partition("@")[0],
+            "model": model_name(self.model),
             "image_size": self.image_size,
             "grid": list(self.grid),
             "width": self.width,
