@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from urepa import losses
 from urepa.contracts import Condition, Tokens
 from urepa.data.reader import Batch
-from urepa.errors import UserError
-from urepa.layout import check_layout
+from urepa.layout import check_layout, check_loss
 from urepa.objectives import Objective
 from urepa.schedules import warmed_up
 from urepa.teachers.several import name_at
@@ -138,17 +137,14 @@ class AlignmentLoss:
     levels: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.taps or sum(self.taps.values()) <= 0 or min(self.taps.values()) < 0:
-            raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
-        if self.lambda_max < 0 or self.manifold_weight < 0:
-            raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
-        if self.stop_step is not None and self.diffusion_fraction < 1:
-            raise UserError("loss.stop_step leaves the diffusion term alone: give loss.diffusion_fraction=1")
-        if self.time_power > 0 and self.manifold_weight > 0:
-            raise UserError(
-                "loss.time_power weighs each sample by its time, and the manifold term is one number for samples of "
-                "many times: give loss.manifold_weight=0 with it"
-            )
+        check_loss(
+            self.lambda_max,
+            self.manifold_weight,
+            self.taps,
+            self.diffusion_fraction,
+            self.stop_step,
+            self.time_power,
+        )
         self.levels = losses.MANIFOLD_LEVELS[self.level]
 
     def lam(self, step: int) -> float:

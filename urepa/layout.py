@@ -1,8 +1,32 @@
-"""Which batches a level of the manifold loss can be computed on, without torch."""
+"""Which settings of the alignment loss go together, and which batches its levels can be computed on, without torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from urepa.errors import UserError
+
+
+def check_loss(
+    lambda_max: float,
+    manifold_weight: float,
+    taps: Mapping[str, float],
+    diffusion_fraction: float,
+    stop_step: int | None,
+    time_power: float,
+) -> None:
+    """UserError where weights are none, or a setting takes away what another one needs."""
+    if not taps or sum(taps.values()) <= 0 or min(taps.values()) < 0:
+        raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
+    if lambda_max < 0 or manifold_weight < 0:
+        raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
+    if stop_step is not None and diffusion_fraction < 1:
+        raise UserError("loss.stop_step leaves the diffusion term alone: give loss.diffusion_fraction=1")
+    if time_power > 0 and manifold_weight > 0:
+        raise UserError(
+            "loss.time_power weighs each sample by its time, and the manifold term is one number for samples of "
+            "many times: give loss.manifold_weight=0 with it"
+        )
 
 
 def check_layout(level: str, smallest_group: int, accumulation: int) -> None:

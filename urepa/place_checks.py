@@ -33,13 +33,14 @@ from urepa.data.shares import (
 from urepa.errors import UserError
 from urepa.files import check_folder_target
 from urepa.shape_checks import check_teacher, check_track, members
+from urepa.summary import FILE as SUMMARY
 from urepa.teachers.shapes import check_file, model_name, resamples
 
 
 def check_beginning(config: dict[str, Any], folder: Path) -> None:
     """UserError where a run that begins in this folder lacks what it reads. One that goes on, or is finished, is asked
     nothing here: it may have left its images, its caches or its warm start behind."""
-    if config["resume"] is not None or steps(folder / "checkpoints"):
+    if config["resume"] is not None or steps(folder / "checkpoints") or (folder / SUMMARY).exists():
         return
     source = config["warm_start"]
     if source is not None and not steps(Path(source) / "checkpoints"):

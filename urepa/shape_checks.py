@@ -8,7 +8,8 @@ from typing import Any
 
 from urepa.backbones.shapes import check_sit, check_sit_adapters, check_unet, check_unet_tap, sit_block
 from urepa.data.pixel_shapes import check_pixels, unshuffled
-from urepa.layout import check_layout
+from urepa.layout import check_layout, check_loss
+from urepa.teachers.several import check_names
 from urepa.teachers.shapes import check_efficientnet, check_vit
 
 
@@ -16,6 +17,8 @@ def check_shapes(config: dict[str, Any]) -> None:
     """UserError on the first part of a run that could not be built."""
     loss, trainer, data = config["loss"], config["trainer"], config["data"]
     if "level" in loss:
+        keys = ("lambda_max", "manifold_weight", "taps", "diffusion_fraction", "stop_step", "time_power")
+        check_loss(**{key: loss[key] for key in keys})
         group = min(trainer["batch_size"], trainer["validation_group"])
         check_layout(loss["level"], group, trainer["accumulation"])
     if loss.get("taps"):  # without, no teacher is made
@@ -31,6 +34,8 @@ def check_shapes(config: dict[str, Any]) -> None:
 
 def check_teacher(teacher: dict[str, Any]) -> None:
     """UserError where a teacher, or one of several, takes no images of this size, or has no such grid."""
+    if "teachers" in teacher:
+        check_names(list(teacher["teachers"]))
     for one in members(teacher):
         if one["_target_"].endswith(".EfficientNetLite0"):
             check_efficientnet(one["image_size"], one["grid"])
