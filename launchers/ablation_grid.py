@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
-from launchers.hours import training_hours
+from launchers.hours import to_plan, training_hours
 from launchers.study import runs_of, stages_of
 from urepa import output
 from urepa.config.doors import AblationGrid
@@ -86,6 +86,7 @@ def main() -> None:
     if not runs:
         raise UserError("there is no arm to run: give arms=a,b,c of conf/ablation, and seeds=0,1,2")
     stages = stages_of(runs, settings, gpus)
+    planned = to_plan(runs, settings["measured"]) if settings["dry_run"] else {}
     steps = runs[0].config["trainer"]["max_steps"]
     seeds = len(settings["seeds"])
     print(f"{len(runs) // seeds} arms x {seeds} seeds: {len(runs)} runs of {steps} steps", flush=True)
@@ -94,7 +95,7 @@ def main() -> None:
     chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)
     if settings["dry_run"]:
         chain.show(stages, None if settings["scripts"] is None else Path(settings["scripts"]))
-        print(training_hours(runs, settings["measured"]))
+        print(training_hours(runs, planned))
         return
     frozen.copy_to(code)
     for uri in {run.config["tracking"]["uri"] for run in runs if "uri" in run.config["tracking"]}:

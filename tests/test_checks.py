@@ -83,11 +83,11 @@ def test_a_sampler_takes_as_many_steps_as_there_are_timesteps(compose: Callable[
 
 
 def test_adapters_need_a_sit_that_has_been_trained(compose: Callable[..., dict[str, Any]]) -> None:
-    overrides = ["backbone=sit_b2", "lora=all_attention"]
+    overrides = ["backbone=sit_b2", "lora=all_attention", "~loss.taps.mid", "+loss.taps.block_3=1"]
     with pytest.raises(UserError, match="lora on a SiT of random weights would train nothing"):
         check(compose(*overrides), overrides)
     check(compose(*overrides, "backbone.weights=some.pt"), overrides)
-    check(compose("backbone=sit_b2"), [])
+    check(compose("backbone=sit_b2", *overrides[2:]), [])
     check(compose("lora=all_attention"), [])
 
 

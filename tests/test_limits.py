@@ -132,7 +132,7 @@ def test_no_machine_has_more(key: str, most: Any, said: str) -> None:
 
 
 def test_the_last_step_has_a_checkpoint_that_is_found() -> None:
-    from urepa.checkpoint import NAME
+    from urepa.checkpoint_folders import NAME
 
     last = int(RANGES["trainer.max_steps"][1])
     assert NAME.fullmatch(f"step_{last:08d}")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import edge
+import light
 import pytest
 from disks import fill, small_disk
 from mistakes import Mistake, others, runs, tiny, training, typed
 from mistakes.parts import FILE, HERE, RUN, SUMMARY, TINY, write
+
+from urepa.config.commands import COMMANDS
 
 LONGEST = 410  # characters of a line that a person reads
 # what progress bars have drawn before
@@ -77,6 +82,53 @@ def test_a_mistake_is_said_in_one_line_and_leaves_nothing(
         done = edge.run(capfd, mistake.command, shlex.split(mistake.typed), here)
     check(mistake, *done)
     assert edge.content(here) == before
+
+
+def is_light(mistake: Mistake) -> bool:
+    """Is it to be said before a heavy package is imported? A run or an export beside it may have to be read."""
+    return not (mistake.reads or mistake.bound or {"run", "export"} & set(mistake.beside.split()))
+
+
+LIGHT = [[m for m in mistakes if is_light(m)] for mistakes in (QUICK, SLOW)]
+
+
+def in_forks(jobs: list[dict[str, Any]], *flags: str) -> list[dict[str, Any]]:
+    """How commands end that may import no heavy package (`tests/light.py`), whatever this process has imported."""
+    lines = "".join(f"{json.dumps(job)}\n" for job in jobs)
+    command = [sys.executable, str(Path(light.__file__)), *flags]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=600, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("mistakes", [LIGHT[0], pytest.param(LIGHT[1], marks=pytest.mark.slow)], ids=["quick", "slow"])
+def test_a_mistake_is_said_before_a_heavy_package_is_imported(
+    mistakes: list[Mistake], parts: Path, tmp_path: Path
+) -> None:
+    jobs = [
+        {
+            "module": mistake.command,
+            "arguments": shlex.split(mistake.typed),
+            "folder": str(laid_out(mistake, parts, tmp_path / str(number))),
+        }
+        for number, mistake in enumerate(mistakes)
+    ]
+    ends = zip(mistakes, in_forks(jobs), strict=True)
+    wrong = {name(m): end["err"] for m, end in ends if end["code"] != 1 or not re.search(m.says, end["err"])}
+    assert not wrong
+
+
+def test_help_imports_no_heavy_package_and_formats_no_groups(tmp_path: Path) -> None:
+    modules = [command.module for command in COMMANDS.values()]
+    ends = in_forks([{"module": m, "arguments": ["--help"], "folder": str(tmp_path)} for m in modules])
+    assert {m: end["err"] for m, end in zip(modules, ends, strict=True) if end["code"] != 0} == {}
+    assert all(end["out"].startswith(f"{m}: ") for m, end in zip(modules, ends, strict=True))
+
+
+def test_hydras_own_help_shows_its_groups(tmp_path: Path) -> None:
+    job = {"module": "urepa.compare", "arguments": ["--hydra-help"], "folder": str(tmp_path)}
+    assert in_forks([job])[0]["code"] == light.FORMATTED
+    (end,) = in_forks([job], "groups")
+    assert "hydra/launcher: basic, " in end["out"]
 
 
 # one of each command, as a user's shell runs it

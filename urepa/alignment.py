@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from urepa import losses
 from urepa.contracts import Condition, Tokens
 from urepa.data.reader import Batch
-from urepa.errors import UserError
+from urepa.layout import check_layout, check_loss
 from urepa.objectives import Objective
 from urepa.schedules import warmed_up
 from urepa.teachers.several import name_at
@@ -137,17 +137,14 @@ class AlignmentLoss:
     levels: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.taps or sum(self.taps.values()) <= 0 or min(self.taps.values()) < 0:
-            raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
-        if self.lambda_max < 0 or self.manifold_weight < 0:
-            raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
-        if self.stop_step is not None and self.diffusion_fraction < 1:
-            raise UserError("loss.stop_step leaves the diffusion term alone: give loss.diffusion_fraction=1")
-        if self.time_power > 0 and self.manifold_weight > 0:
-            raise UserError(
-                "loss.time_power weighs each sample by its time, and the manifold term is one number for samples of "
-                "many times: give loss.manifold_weight=0 with it"
-            )
+        check_loss(
+            self.lambda_max,
+            self.manifold_weight,
+            self.taps,
+            self.diffusion_fraction,
+            self.stop_step,
+            self.time_power,
+        )
         self.levels = losses.MANIFOLD_LEVELS[self.level]
 
     def lam(self, step: int) -> float:
@@ -168,19 +165,8 @@ class AlignmentLoss:
         return losses.spatially_normalised(teacher_BND, self.spatial_norm)
 
     def check_layout(self, smallest_group: int, accumulation: int) -> None:
-        """The sample-level manifold compares the global batch: it must be there at once, and hold 2."""
-        if "sample" not in self.levels:
-            return
-        if smallest_group < 2:
-            raise UserError(
-                f"loss.level={self.level} compares samples with each other, but a batch has {smallest_group}; "
-                "give trainer.batch_size and trainer.validation_group of 2 or more, or loss.level=token"
-            )
-        if accumulation > 1:
-            raise UserError(
-                f"loss.level={self.level} compares all samples of a batch, which trainer.accumulation="
-                f"{accumulation} never holds at once; give trainer.accumulation=1 or loss.level=token"
-            )
+        """`urepa.layout`."""
+        check_layout(self.level, smallest_group, accumulation)
 
     def is_spike(self, terms: Terms, step: int) -> Tensor | None:
         """After the warm-up: is the manifold loss above the threshold (spec 000 §10.3)?"""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from urepa.checkpoint_folders import no_checkpoint, steps
 from urepa.errors import UserError
 from urepa.files import sync_folder, write_whole
 
-NAME = re.compile(r"step_(\d{8})")
 PARTS = ("weights", "ema", "optimizer")
 FILES = {f"{part}.safetensors" for part in PARTS} | {"config.yaml"}
 OWN_DIGEST = "sha256"  # of everything else in state.json
@@ -107,14 +106,6 @@ def _open(folder: Path) -> Checkpoint:
     return Checkpoint(folder, step, state)
 
 
-def steps(folder: Path) -> list[tuple[int, Path]]:
-    """Checkpoint folders, newest first, valid or not."""
-    if not folder.is_dir():
-        return []
-    found = [(int(m[1]), p) for p in folder.iterdir() if (m := NAME.fullmatch(p.name))]
-    return sorted(found, reverse=True)
-
-
 def newest(folder: Path) -> Checkpoint | None:
     """The newest valid checkpoint; damaged ones are skipped with a warning."""
     found, damaged = _newest(folder)
@@ -143,7 +134,7 @@ def require(run: Path) -> Checkpoint:
     found, damaged = _newest(run / "checkpoints")
     if found is None:
         why = "".join(f" ({path.name} is damaged: {reason})" for path, reason in list(damaged.items())[:1])
-        raise UserError(f"{run} has no valid checkpoint{why}; give the folder of a run that has saved one")
+        raise no_checkpoint(run, why)
     _warn_of(damaged)
     return found
 

@@ -16,6 +16,7 @@ from urepa.errors import UserError
 from urepa.limits import check_given, check_numbers
 from urepa.nested import flatten
 from urepa.runs import is_identity, parse_overrides, plain
+from urepa.shape_checks import check_shapes
 from urepa.strata import strata
 
 ABSENT = object()
@@ -41,6 +42,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_trainer(config["trainer"], world)
     check_validation(config)
     check_fraction(config, world)
+    check_shapes(config)
 
 
 def check_order(overrides: list[str]) -> None:

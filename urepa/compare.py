@@ -17,6 +17,7 @@ from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.errors import UserError
 from urepa.files import check_file_target, check_folder_target, write_whole
 from urepa.markup import printable
+from urepa.mlflow_store import require_there
 from urepa.runs import parse_overrides, plain
 
 NAMED_AT_MOST = 4
@@ -36,6 +37,8 @@ def main(config: DictConfig) -> None:
         if settings["publish"] and settings["store"] is None:
             raise UserError("publish=true puts the report into the MLflow store that it is of: give store=URI")
         check_folder_target("report", Path(settings["report"]))
+        if settings["store"] is not None:
+            require_there(settings["store"])
         if settings["out"] is not None:
             check_file_target("out", Path(settings["out"]))
         compare(settings)

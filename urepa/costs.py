@@ -29,6 +29,7 @@ from urepa.counting import (
 )
 from urepa.data.online import AT_ONCE
 from urepa.data.reader import THREADS, Batch
+from urepa.data.shares import check_batch_size
 from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.data.vae import unread_vae
 from urepa.errors import UserError
@@ -235,11 +236,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     loss, objective, track = make(config["loss"]), make(config["objective"]), make(config["data"])
     loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
     samples = track.expected_samples()
-    if settings.batch_size > samples["train"]:
-        raise UserError(
-            f"trainer.batch_size={settings.batch_size} is more than the {samples['train']} training samples; give a "
-            "smaller one"
-        )
+    check_batch_size(settings.batch_size, samples["train"])
     teacher = make(config["teacher"]) if loss.taps else None
     backbone = config["backbone"]
     backbone["_target_"] = UNREAD.get(backbone["_target_"], backbone["_target_"])

@@ -13,7 +13,8 @@ from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare, sweeps_over
 from urepa.errors import UserError
 from urepa.files import check_folder_target, write_whole
-from urepa.plan import of_the_run
+from urepa.place_checks import check_planned
+from urepa.plan import check_measured, of_the_run
 from urepa.runs import own_overrides, parse_overrides, plain
 
 
@@ -28,13 +29,14 @@ def main(config: DictConfig) -> None:
         check(parts, of_the_run(overrides))
         if parts["out"] is not None:
             check_folder_target("out", Path(parts["out"]))
+        measured = check_measured(parts)
+        check_planned(parts)
         from urepa.code_state import code_state
         from urepa.costs import Device, plan
         from urepa.description.document import as_latex, as_markdown
         from urepa.description.methodology import methodology
         from urepa.description.subject import subject_of
 
-        measured = None if parts["measured"] is None else Path(parts["measured"])
         planned = plan(parts, Device(**parts["device"]), measured)
         code = code_state()
         version = f"commit {code['git_commit'][:9]} ({code['code_state']})"

@@ -20,6 +20,7 @@ from urepa.allocator import keep_freed_memory
 from urepa.config import register
 from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.files import new_places, remove_new
+from urepa.help import HELP, without_groups
 from urepa.markup import printable
 from urepa.mistakes import CONF as CONF
 from urepa.mistakes import RAISED, check_arguments, explain, quoted
@@ -68,17 +69,20 @@ def open_door(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
     output.never_fails()
     output.warn_in_one_line()
+    shown = contextlib.nullcontext() if HELP.isdisjoint(sys.argv[1:]) else without_groups()
     if TRACEBACKS:
         keep_freed_memory()
-        _read_arguments(root)
-        main()
+        with shown:
+            _read_arguments(root)
+            main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     with one_line_mistakes(), _unrecorded_if_refused():
         try:
             keep_freed_memory()  # before torch takes any
-            _read_arguments(root)
-            main()
+            with shown:
+                _read_arguments(root)
+                main()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error, root, sys.argv[1:])) from error
 

@@ -5,13 +5,15 @@ Keys, defaults and ranges come from the command's schema and from what is compos
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
@@ -34,6 +36,18 @@ ALL_KEYS = (
     ("--hydra-help", "Hydra's own options"),
     ("HYDRA_FULL_ERROR=1", "before the command: a mistake ends in a traceback, not in one line"),
 )
+
+
+@contextlib.contextmanager
+def without_groups() -> Iterator[None]:
+    """Hydra formats all groups for every --help, and copies the whole config repository for each of them: 2 of 2.7 s.
+    Our template has no place for them, so they are left out. --hydra-help has its own template, and shows them."""
+    formatted = Hydra.format_config_groups
+    Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.format_config_groups = formatted  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lora.rank": (1, SIZE),
     "lora.alpha": (1, SIZE),
     "lora.dropout": (0, 1 - TINY),
+    "cluster.at_once": (1, WORKERS),
     "tracking.patience": (0, 86_400),  # seconds
     "evaluation.samples.per_class": (1, SIZE),
     "evaluation.samples.shown_per_class": (1, SIZE),

@@ -75,13 +75,18 @@ def connect(uri: str) -> Any:
         return _client(uri)
 
 
-def open_existing(uri: str) -> Any:
-    """A client of a store that is there; UserError if none is, instead of a new empty one."""
-    from mlflow.exceptions import MlflowException
-
+def require_there(uri: str) -> None:
+    """UserError where a sqlite file is not there; a server is not asked."""
     path = sqlite_file(uri)
     if path is not None and not path.is_file():
         raise UserError(f"there is no MLflow store at {path}; give store=URI, or runs=FOLDER for run folders")
+
+
+def open_existing(uri: str) -> Any:
+    """A client of a store that is there; UserError if none is, instead of a new empty one."""
+    require_there(uri)
+    from mlflow.exceptions import MlflowException
+
     require_usable(uri)
     try:
         return _client(uri)

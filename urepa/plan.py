@@ -15,6 +15,8 @@ from omegaconf import DictConfig
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.files import check_file_target, write_whole
+from urepa.measured import read_measured
+from urepa.place_checks import check_planned
 from urepa.runs import parse_overrides, plain
 
 if TYPE_CHECKING:
@@ -38,9 +40,10 @@ def main(config: DictConfig) -> "Plan":
         check(parts, of_the_run(overrides))
         if parts["out"] is not None:
             check_file_target("out", Path(parts["out"]))
+        measured = check_measured(parts)
+        check_planned(parts)
         from urepa.costs import Device, plan
 
-        measured = None if parts["measured"] is None else Path(parts["measured"])
         planned = plan(parts, Device(**parts["device"]), measured)
         if hydra_config.mode == RunMode.MULTIRUN:
             print(line(planned, overrides))
@@ -48,6 +51,14 @@ def main(config: DictConfig) -> "Plan":
             print("\n\n".join(tables(planned)))
         return planned
     raise AssertionError("one_line_mistakes has left the process")
+
+
+def check_measured(parts: dict[str, Any]) -> Path | None:
+    """The file that measured=FILE names. UserError where it is not there, or no measurement of the device."""
+    if parts["measured"] is None:
+        return None
+    read_measured(Path(parts["measured"]), parts["device"]["name"])
+    return Path(parts["measured"])
 
 
 class Report(Callback):

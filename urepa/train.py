@@ -11,6 +11,7 @@ from urepa import ranks
 from urepa.checks import check
 from urepa.conf_copy import of_one_conf
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.place_checks import check_beginning
 from urepa.runs import plain, remove_empty
 
 
@@ -24,7 +25,9 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         try:
             ranks.adopt_slurm()
-            check(plain(config), overrides)
+            parts = plain(config)
+            check(parts, overrides)
+            check_beginning(parts, Path(folder))
             from urepa.session import Session
 
             Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urepa.backbones.unet import TAPS, UNet, tiny_unet
+from urepa.backbones.shapes import UNET_TAPS as TAPS
+from urepa.backbones.unet import UNet, tiny_unet
 from urepa.contracts import Condition
 from urepa.errors import UserError
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from urepa.data import pixels
-from urepa.data.cache import SPLITS, Cache, is_finished
+from urepa.data.cache import SPLITS, Cache
 from urepa.data.pixels import PixelTrack
+from urepa.data.places import is_finished
 from urepa.data.reading import Store
 from urepa.errors import UserError
 from urepa.teachers.positions import RULES

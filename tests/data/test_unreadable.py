@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from urepa.data.cache import is_finished
+from urepa.data.places import is_finished
 from urepa.data.unreadable import report
 from urepa.errors import UserError
 

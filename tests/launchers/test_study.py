@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 
 from launchers.ablation_grid import settings_of, split
 from launchers.chain import LocalChain
-from launchers.hours import training_hours
+from launchers.hours import to_plan, training_hours
 from launchers.study import Run, Stage, compose_run, runs_of, stages_of
 from urepa.costs import Device, plan
 from urepa.doors import CONF
@@ -197,7 +197,7 @@ def test_hours_are_those_of_the_plan() -> None:
         parts = plain(compose_hydra("plan"))
     one = plan(parts, Device(**parts["device"]), None)
     assert one.floor_hours is not None
-    said = training_hours(runs, None)
+    said = training_hours(runs, to_plan(runs, None))
     assert said == f"training, GPU-hours on H200: {hours(4 * one.floor_hours)} at least, expected: pending"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mistakes.parts import TINY, closed
@@ -20,6 +20,7 @@ class Mistake:
     beside: str = ""  # names of parts
     change: Callable[[Path], None] | None = None  # made to the folder before
     bound: bool = False  # by the permissions of files, as users who are not root are
+    reads: bool = False  # is found in the content of files, for which heavy packages may be imported
 
 
 def of(command: str, *rows: tuple) -> list[Mistake]:
@@ -31,6 +32,11 @@ def tiny(*rows: tuple) -> list[Mistake]:
     """Rows of `train` beside the caches of a tiny run, whose arguments come first."""
     typed = [(f"{shlex.join(TINY)} {row[0]}", row[1]) for row in rows]
     return [Mistake("urepa.train", *words, "caches", *row[2:]) for words, row in zip(typed, rows, strict=True)]
+
+
+def in_content(mistakes: list[Mistake]) -> list[Mistake]:
+    """The same, found in the content of files."""
+    return [replace(mistake, reads=True) for mistake in mistakes]
 
 
 def bound(command: str, typed: str, says: str, beside: str, shut: str) -> Mistake:

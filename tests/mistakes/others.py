@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mistakes import Mistake, bound, of
+from mistakes import Mistake, bound, in_content, of
 from mistakes.parts import CONFIG, FILE, FOREIGN, RUN, SUMMARY, both, closed, write
 
 COMPARE = [
@@ -165,13 +165,7 @@ PREPROCESS = [
             "the images have 3 classes; data.num_classes=2",
             "images",
         ),
-        (
-            "data=folder data.num_classes=3 data.images=images data.validation_images=1000 data.test_images=3",
-            "data.validation_images asks for",
-            "images",
-        ),
         (f"{A} data.images=nowhere", "data.images=nowhere"),
-        (f"{A} data.images=images", "data.", "images"),
         (f"{A} data.images=images data.root=file data.num_classes=3", "file", "images", FILE),
         (f"{A} stage=images", "run the stage .manifest. first"),
         (f"{A} stage=latents", "data.vae|run the stage"),
@@ -179,6 +173,17 @@ PREPROCESS = [
         (f"{A} stage=digest", "is no finished cache"),
         (f"{A} stage=verify", "there is no cache at"),
         (f"{A} stage=prompts data.class_names=nowhere", "data.class_names=nowhere"),
+    ),
+    *in_content(  # or in how many files there are
+        of(
+            "urepa.preprocess",
+            (
+                "data=folder data.num_classes=3 data.images=images data.validation_images=1000 data.test_images=3",
+                "data.validation_images asks for",
+                "images",
+            ),
+            (f"{A} data.images=images", "data.", "images"),
+        )
     ),
     Mistake("urepa.preprocess", "data.root=d/e", "d/e", "", both(write("d/x", ""), closed("d")), True),
 ]

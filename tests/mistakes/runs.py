@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mistakes import Mistake, bound, of
+from mistakes import Mistake, bound, in_content, of
 from mistakes.parts import CONFIG, FILE, FOREIGN, PICKLE, RUN, STEP, SUMMARY, cut, edit, remove, write
 
 
@@ -96,19 +96,6 @@ GENERATE = [
         (f"run={RUN} checkpoint=exported", "run= and checkpoint= are two models", "run export"),
         ("checkpoint=nowhere", "checkpoint=nowhere is not there"),
         ("checkpoint=", "checkpoint="),
-        ("checkpoint=w.safetensors", "w.safetensors has no embedding.safetensors", "", write("w.safetensors", "x")),
-        (
-            "checkpoint=w.safetensors +experiment=repa_cifar10_pixels n=1 steps=1",
-            "no whole safetensors file",
-            "",
-            write("w.safetensors", "x"),
-        ),
-        (
-            "checkpoint=w.pt +experiment=repa_cifar10_pixels n=1 steps=1",
-            "more than tensors",
-            "",
-            write("w.pt", PICKLE),
-        ),
         ("checkpoint=exported n=1 steps=1", "do not fit", "export"),
         (
             "checkpoint=exported n=1 steps=1",
@@ -132,6 +119,24 @@ GENERATE = [
         ("checkpoint=exported +experiment=repa_cifar10_pixels", "no model.safetensors", "export"),
         ("checkpoint=exported optimizer.lr.backbone=1e-3", "optimizer.lr.backbone has no effect", "export"),
         ("checkpoint=exported against=base n=1 steps=1", "against=base", "export"),
+    ),
+    *in_content(
+        of(
+            "urepa.generate",
+            ("checkpoint=w.safetensors", "w.safetensors has no embedding.safetensors", "", write("w.safetensors", "x")),
+            (
+                "checkpoint=w.safetensors +experiment=repa_cifar10_pixels n=1 steps=1",
+                "no whole safetensors file",
+                "",
+                write("w.safetensors", "x"),
+            ),
+            (
+                "checkpoint=w.pt +experiment=repa_cifar10_pixels n=1 steps=1",
+                "more than tensors",
+                "",
+                write("w.pt", PICKLE),
+            ),
+        )
     ),
     *on_a_run("urepa.generate", "n=1 steps=1"),
     bound("urepa.generate", f"run={RUN} n=1 steps=1", RUN, "run", "outputs"),

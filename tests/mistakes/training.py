@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mistakes import Mistake, bound, of, tiny
+from mistakes import Mistake, bound, in_content, of, tiny
 from mistakes.parts import (
     CONFIG,
     FILE,
@@ -80,12 +80,16 @@ TRAIN = [
             "data_batch_1.bin is cut short",
             write("data_batch_1.bin", b"x" * 4000),
         ),
-        (
-            "data=cifar10_pixels data.root=d data.source=parquet data.images=.",
-            "parquet",
-            both(write("train.parquet", "x"), write("test.parquet", "x")),
-        ),
         ("warm_start=outputs", "outputs has no valid checkpoint", write("outputs/x", "")),
+    ),
+    *in_content(
+        tiny(
+            (
+                "data=cifar10_pixels data.root=d data.source=parquet data.images=.",
+                "parquet",
+                both(write("train.parquet", "x"), write("test.parquet", "x")),
+            ),
+        )
     ),
     *of(
         "urepa.train",
@@ -123,17 +127,25 @@ WEIGHTS = [
         ("w.safetensors", "no whole safetensors file", write("w.safetensors", "")),
         (f"{RUN}/checkpoints/step_00000002/ema.safetensors", "does not fit this backbone"),
     ),
-    *tiny(
-        (f"{TEACHER}=t.pth", "teacher.model=t.pth is no whole torch file of weights alone", write("t.pth", PICKLE)),
-        (f"{TEACHER}=t.pth", "teacher.model=t.pth does not exist"),
-        (f"{TEACHER}=t", "teacher.model=t could not be loaded", write("t/config.json", "{")),
-        (f"{TEACHER}=t", "teacher.model=t could not be loaded", write("t/x", "")),
-    ),
-    *of(
-        "urepa.train",
-        (f"{PROMPTS}", "no prompt embeddings at p.pt", "caches"),
-        (f"{PROMPTS}", "p.pt holds more than tensors, or no weights at all", "caches", write("p.pt", PICKLE)),
-        (f"{PROMPTS}", "p.pt", "caches", write("p.pt", "x")),
+    *tiny((f"{TEACHER}=t.pth", "teacher.model=t.pth does not exist")),
+    *of("urepa.train", (f"{PROMPTS}", "no prompt embeddings at p.pt", "caches")),
+    *in_content(
+        [
+            *tiny(
+                (
+                    f"{TEACHER}=t.pth",
+                    "teacher.model=t.pth is no whole torch file of weights alone",
+                    write("t.pth", PICKLE),
+                ),
+                (f"{TEACHER}=t", "teacher.model=t could not be loaded", write("t/config.json", "{")),
+                (f"{TEACHER}=t", "teacher.model=t could not be loaded", write("t/x", "")),
+            ),
+            *of(
+                "urepa.train",
+                (f"{PROMPTS}", "p.pt holds more than tensors, or no weights at all", "caches", write("p.pt", PICKLE)),
+                (f"{PROMPTS}", "p.pt", "caches", write("p.pt", "x")),
+            ),
+        ]
     ),
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from urepa.backbones.shapes import check_prompts
 from urepa.backbones.unet import UNet
 from urepa.errors import UserError
 from urepa.files import read_json
@@ -81,8 +82,7 @@ def sd15_unread(
 
 def load_prompts(path: Path, num_classes: int) -> Tensor:
     """Frozen text embeddings [K,L,E] in fp32; only tensors are unpickled."""
-    if not path.is_file():
-        raise UserError(f"there are no prompt embeddings at {path}; make them with the track's other caches")
+    check_prompts(path)
     prompts = read_torch(path)
     if not isinstance(prompts, Tensor) or prompts.ndim != 3 or len(prompts) != num_classes + 1:
         found = tuple(prompts.shape) if isinstance(prompts, Tensor) else type(prompts).__name__

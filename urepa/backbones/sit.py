@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from urepa.backbones.shapes import check_sit, check_sit_adapters, sit_block
 from urepa.contracts import Condition, Denoised, Tokens
 from urepa.dense import linear
-from urepa.errors import UserError
 from urepa.hub import fetched
 from urepa.sinusoid import SINUSOID, sinusoid
 
@@ -177,10 +177,7 @@ class SiT(nn.Module):
 
     def index_of(self, tap: str) -> int:
         """The block of a tap. A tap that does not exist is a UserError."""
-        names = [f"block_{k}" for k in range(len(self.blocks))]
-        if tap not in names:
-            raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}")
-        return names.index(tap)
+        return sit_block(tap, len(self.blocks))
 
     def tap_width(self, tap: str) -> int:
         """D, for every tap that there is."""
@@ -201,11 +198,7 @@ class SiT(nn.Module):
 
     def lora_modules(self, targets: str, blocks: str) -> str:
         """A regular expression for the names of the modules to adapt; UserError for what a U-Net alone has."""
-        if (targets, blocks) != ("attention", "all"):
-            raise UserError(
-                f"lora.targets={targets} lora.blocks={blocks}: a transformer has neither a middle block nor "
-                "convolutions to adapt; give lora=all_attention"
-            )
+        check_sit_adapters(targets, blocks)
         return r"blocks\.\d+\.attn\.(?:qkv|proj)"
 
     def add_adapter(self, config: Any) -> None:
@@ -267,14 +260,7 @@ def sit_unread(
     num_classes: int,
 ) -> SiT:
     """A SiT at its first values, whatever `weights` says: to count what it costs. UserError where sizes do not fit."""
-    _, height, columns = latent_shape
-    if height % patch or columns % patch:
-        raise UserError(
-            f"backbone.patch={patch} does not divide the {height}x{columns} latent; give another one or another "
-            "data.image_size"
-        )
-    if width % heads or width % 4:
-        raise UserError(f"backbone.width={width}: give a multiple of 4 and of backbone.heads={heads}")
+    check_sit(patch, width, heads, latent_shape)
     return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm)
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from urepa.backbones.shapes import check_unet, check_unet_tap
 from urepa.contracts import Condition, Denoised, Tokens
-from urepa.errors import UserError
 
-TAPS = ("mid", "enc_last", "dec_first")
 ENCODER = ("embedding_KLE", "unet.conv_in.", "unet.time_embedding.", "unet.down_blocks.")
 BEFORE = {
     "enc_last": ENCODER,
@@ -68,8 +67,7 @@ class UNet(nn.Module):
 
     def tap_width(self, tap: str) -> int:
         """D of a tap's tokens. A tap that does not exist is a UserError."""
-        if tap not in TAPS:
-            raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(TAPS)}")
+        check_unet_tap(tap)
         return int(self.unet.config.block_out_channels[-1])
 
     def trains_before(self, tap: str) -> bool:
@@ -216,20 +214,7 @@ def tiny_unet(
     from diffusers import UNet2DConditionModel
 
     channels, height, width = latent_shape
-    levels = len(block_out_channels)
-    if len(attention) != levels:
-        raise UserError(
-            f"backbone.attention has {len(attention)} entries and backbone.block_out_channels {levels}; "
-            "give one of each per resolution"
-        )
-    factor = 2 ** (levels - 1)
-    if height % factor or width % factor:
-        raise UserError(
-            f"backbone: {levels} resolutions halve the latent {levels - 1} times, but {height}x{width} is not "
-            f"a multiple of {factor}; give fewer backbone.block_out_channels or another data.image_size"
-        )
-    if any(c % 32 for c in block_out_channels):
-        raise UserError(f"backbone.block_out_channels={list(block_out_channels)}: each must be a multiple of 32")
+    check_unet(block_out_channels, attention, latent_shape)
     unet = UNet2DConditionModel(
         sample_size=(height, width),
         in_channels=channels,

@@ -21,7 +21,6 @@ from urepa.data.cache import (
     Cache,
     begin,
     csv_digests,
-    is_finished,
     mean_token_file,
     mirrored_facts,
     mirrored_folder,
@@ -32,11 +31,12 @@ from urepa.data.digests import in_manifest
 from urepa.data.encode import Output
 from urepa.data.latents import LatentTrack
 from urepa.data.listing import Listing
+from urepa.data.places import is_finished, no_list, unfinished
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.sealing import digests_file, give_digests
+from urepa.data.shares import refuse_other_classes
 from urepa.data.sources import Row, refuse_duplicates, refuse_unfit_names
-from urepa.data.splits import refuse_other_classes
 from urepa.data.store import GROUP, Part, batches_of
 from urepa.draws import unit_interval
 from urepa.errors import UserError
@@ -190,7 +190,7 @@ class Build:
         """All parts' samples, in the order in which every stage goes through them."""
         missing = [path for path in self.track.csv.values() if not path.exists()]
         if missing:
-            raise UserError(f"there is no {missing[0]}; run the stage `manifest` first")
+            raise no_list(missing[0])
         return Samples.joined(map(read_split, self.track.csv.values()))
 
     def _samples(self) -> Samples:
@@ -309,7 +309,7 @@ class Build:
             raise UserError("stage=digest takes whole stores: leave shard out")
         for store in track.store_folders(self.teacher):
             if not is_finished(store):
-                raise UserError(f"{store} is no finished cache: {track.remake}, or take it in with stage=adopt")
+                raise unfinished(store, track.remake)
             give_digests(store)
 
     def stage_adopt(self) -> None:

@@ -23,6 +23,7 @@ from urepa.data.content import Identity
 from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.images import ImageArchive
 from urepa.data.online import OnlineLatents, OnlineTokens
+from urepa.data.places import lost_list
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples
 from urepa.draws import normal
@@ -140,11 +141,6 @@ def token_stores(teacher: Any | None, dtype: str) -> dict[str, tuple[tuple[int, 
     }
 
 
-def is_finished(store: Path) -> bool:
-    """Does it count?"""
-    return (store / "manifest.json").is_file()
-
-
 def mirrored_folder(store: Path) -> Path:
     """Where the mirror images of a store's records lie."""
     return store.with_name(f"{store.name}_flip")
@@ -247,7 +243,7 @@ def refuse_changed(files: list[Path], known: dict[str, str], remake: str) -> Non
     """A UserError if a CSV is not there or not the one the caches were made from."""
     gone = [file for file in files if not file.is_file()]
     if gone:
-        raise UserError(f"there is no {gone[0]}; put it back, or {remake}")
+        raise lost_list(gone[0], remake)
     for file, digest in zip(files, csv_digests(files).values(), strict=True):
         if known.get(file.name, digest) != digest:
             raise UserError(f"{file} has changed since the caches were made from it; put it back, or {remake}")

@@ -70,6 +70,12 @@ def pixel_folder(
     return Path(root) / f"{source}-{place}_{size}_{validation_images}_{test_images}_{channels}x{image_size}"
 
 
+def folder_of(data: dict[str, Any]) -> Path:
+    """The same, of a small track's settings."""
+    keys = ("root", "source", "images", "limit", "validation_images", "test_images", "channels", "image_size")
+    return pixel_folder(**{key: data[key] for key in keys})
+
+
 def count_classes(source: str, images: str, caches: Path) -> int:
     """The classes of finished caches in this folder, which are what counts once they are there; else the class folders
     of `images`. UserError where there is neither."""
@@ -88,5 +94,4 @@ def count_classes(source: str, images: str, caches: Path) -> int:
 
 def count_of(data: dict[str, Any]) -> int:
     """The same, of a small track's settings."""
-    keys = ("root", "source", "images", "limit", "validation_images", "test_images", "channels", "image_size")
-    return count_classes(data["source"], data["images"], pixel_folder(**{key: data[key] for key in keys}))
+    return count_classes(data["source"], data["images"], folder_of(data))

@@ -31,8 +31,10 @@ from urepa.data.classes import class_names, read_names
 from urepa.data.encode import prompt_facts, short_name, vae_encoder
 from urepa.data.images import ImageArchive, skipped_ids
 from urepa.data.online import OnlineLatents, OnlineTokens
+from urepa.data.places import no_cache, remake_latents
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Samples, read_split
+from urepa.data.shares import expected_large
 from urepa.data.sources import count_images
 from urepa.data.staging import stage
 from urepa.errors import UserError
@@ -84,11 +86,7 @@ class LatentTrack:
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
         self.flip, self.stage_to = flip, stage_to
         self.online_teacher, self.online_latents = online_teacher, online_latents
-        switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
-        given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
-        self.remake = (
-            f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"
-        )
+        self.remake = remake_latents(name, images, root, flip, online_teacher, online_latents)
         self.image_shape = (3, image_size, image_size)
 
     @property
@@ -108,12 +106,8 @@ class LatentTrack:
         """How many samples the splits have or will have."""
         if all(path.exists() for path in self.csv.values()):
             return {split: len(samples) for split, samples in self.samples().items()}
-        wanted = {split: n for split, n in self.wanted.items() if n is not None}
-        if len(wanted) < len(self.wanted):
-            images = "imagenet" if self.class_names == "imagenet" else self.images
-            there = count_images(self.source, images)
-            wanted = {"train": there["train"], "val": there["test"]} | wanted
-        return wanted
+        images = "imagenet" if self.class_names == "imagenet" else self.images
+        return expected_large(self.wanted, partial(count_images, self.source, images))
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each cache's records."""
@@ -166,7 +160,7 @@ class LatentTrack:
     def _require(self, needed: list[Path]) -> None:
         for path in [*self.csv.values(), *needed]:
             if not path.exists():
-                raise UserError(f"there is no cache at {path}; {self.remake}, or give data.root=FOLDER")
+                raise no_cache(path, self.remake)
 
     def _opened(self, teacher: Any | None, stage_to: str | None, manifests: Mapping[Path, dict[str, Any]]) -> Cache:
         splits, teachers = self.samples(), by_name(teacher)

@@ -23,7 +23,6 @@ from urepa.data.cache import (
     SPLITS,
     Cache,
     csv_digests,
-    is_finished,
     mirrored_facts,
     mirrored_folder,
     open_store,
@@ -38,12 +37,14 @@ from urepa.data.listing import Listing
 from urepa.data.lmdb_file import has_records
 from urepa.data.online import OnlineTokens
 from urepa.data.photos import UNREADABLE
+from urepa.data.pixel_shapes import check_channels, check_pixels, unshuffled
+from urepa.data.places import is_finished, no_cache, remake_pixels, tokens_name
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples, digest_of, read_split, write_split
+from urepa.data.shares import expected_samples
 from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, refuse_unfit_names
 from urepa.data.splits import split_up
 from urepa.data.store import Part
-from urepa.errors import UserError
 from urepa.files import locked, new_places, read_json, remove_new
 from urepa.teachers.several import by_name
 
@@ -78,22 +79,18 @@ class PixelTrack:
         online_teacher: bool = False,
         max_skipped: float = 0.0,
     ) -> None:
-        if image_size % unshuffle:
-            raise UserError(f"data.image_size={image_size} is not a multiple of data.unshuffle={unshuffle}")
-        if flip and source == "digits":
-            raise UserError("data.flip=true would mirror digits, and then they are none; leave it out")
+        check_pixels(source, image_size, unshuffle, flip)
         self.name, self.source, self.images, self.limit = name, source, images, limit
         self.held_out = {"val": validation_images, "test": test_images}
         self.channels, self.image_size, self.unshuffle = channels, image_size, unshuffle
         self.num_classes, self.cfg_dropout, self.scale = num_classes, cfg_dropout, scale
         self.max_skipped = max_skipped
         self.build_on_first_use, self.flip, self.online_teacher = build_on_first_use, flip, online_teacher
-        side = image_size // unshuffle
         self.image_shape = (channels, image_size, image_size)
-        self.latent_shape = (channels * unshuffle**2, side, side)
+        self.latent_shape = unshuffled(channels, image_size, unshuffle)
         self.folder = pixel_folder(root, source, images, limit, validation_images, test_images, channels, image_size)
         self.latents = self.folder / "latents"
-        self.remake = f"run `python -m urepa.preprocess data={name}` with the same data overrides"
+        self.remake = remake_pixels(name)
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -118,19 +115,15 @@ class PixelTrack:
         return plain + ([mirrored_folder(path) for path in plain] if self.flip else [])
 
     def _folder_of(self, teacher: Any) -> Path:
-        """By model, size and grid, and by the rule of its positions where tokens rest on it: `transformers` has the
-        name without, as stores had when it was the only one."""
-        manifest, pooled = teacher.manifest(), "x".join(map(str, teacher.grid))
-        rule = manifest.get("positions", "transformers")
-        suffix = "" if rule == "transformers" else f"_{rule}"
-        return self.folder / f"tokens_{manifest['model']}_{manifest['image_size']}_{pooled}{suffix}"
+        known = teacher.manifest()
+        return self.folder / tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
 
     def open(self, teacher: Any | None) -> Cache:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""
         folders, teachers = self.tokens_folders(teacher), by_name(teacher)
         missing = [path for path in self.store_folders(teacher) if not is_finished(path)]
         if missing and not self.build_on_first_use:
-            raise UserError(f"there is no cache at {missing[0]}; {self.remake}, or give data.root=FOLDER")
+            raise no_cache(missing[0], self.remake)
         if missing:
             self.build(teacher)
         splits = self._splits()
@@ -163,12 +156,7 @@ class PixelTrack:
 
     def expected_samples(self) -> dict[str, int]:
         """How many samples the splits have or will have."""
-        if self.limit is not None:
-            return {"train": self.limit} | self.held_out
-        there = count_images(self.source, self.images)
-        test_images = there.get("test", 0)
-        rest = sum(there.values()) - test_images - self.held_out["val"]
-        return {"train": rest if test_images else rest - self.held_out["test"]} | self.held_out
+        return expected_samples(self.limit, self.held_out, partial(count_images, self.source, self.images))
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each cache's records."""
@@ -359,8 +347,7 @@ class PixelTrack:
     def _image(self, pixels: np.ndarray) -> Tensor:
         """The central square of an image, uint8 [H,W] or [H,W,3], as [1,C,S,S] in [0,1]."""
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-        if pixels.shape[2] != self.channels:
-            raise UserError(f"data.channels={self.channels}, but the images have {pixels.shape[2]}")
+        check_channels(self.channels, pixels.shape[2])
         side = min(pixels.shape[:2])
         top, left = ((n - side) // 2 for n in pixels.shape[:2])
         pixels = pixels[top : top + side, left : left + side]

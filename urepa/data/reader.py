@@ -19,6 +19,7 @@ from urepa import draws
 from urepa.contracts import Condition
 from urepa.data.cache import Cache
 from urepa.data.samples import Sample
+from urepa.data.shares import check_batch_size
 from urepa.errors import UserError
 from urepa.strata import strata
 from urepa.teachers.several import ALONE
@@ -128,11 +129,7 @@ class TrainingReader:
         self.aligned_steps = aligned_steps
         self.samples = cache.splits["train"]
         self.steps_per_epoch = len(self.samples) // layout.global_batch
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"trainer.batch_size={layout.global_batch} is more than the {len(self.samples)} training "
-                "samples; give a smaller one"
-            )
+        check_batch_size(layout.global_batch, len(self.samples))
         self._order: tuple[int, list[int]] = (-1, [])
 
     def _epoch_order(self, epoch: int) -> list[int]:

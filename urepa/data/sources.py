@@ -18,6 +18,7 @@ import numpy as np
 
 from urepa.data.image_folder import class_places, images_in, readable
 from urepa.data.photos import own_limit, read, to_rgb
+from urepa.data.shares import DIGITS
 from urepa.errors import UserError
 from urepa.hub import resolve, why_not
 
@@ -29,7 +30,7 @@ PUBLISHED = {
     "imagenet": {"train": 1_281_167, "test": 50_000},
     "uoft-cs/cifar10": {"train": 50_000, "test": 10_000},
     "uoft-cs/cifar100": {"train": 50_000, "test": 10_000},
-    "scikit-learn": {"all": 1_797},
+    "scikit-learn": {"all": sum(DIGITS)},
 }
 
 
@@ -79,20 +80,28 @@ def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
     return values.reshape(3, 32, 32).transpose(1, 2, 0)
 
 
-def cifar_binary(images: str) -> Iterator[Row]:
-    """CIFAR-10's data_batch_*.bin and test_batch.bin, or CIFAR-100's train.bin and test.bin (fine labels)."""
-    root = Path(images)
+def cifar_files(images: str) -> tuple[int, list[tuple[str, Path, int]]]:
+    """Label bytes of a record, and (split, file, records). UserError where a file is missing or cut short."""
+    root, labels = Path(images), 1
     ten = sorted(root.glob("data_batch_*.bin"))
-    files = [*(("train", f) for f in ten), ("test", root / "test_batch.bin")]
-    labels = 1
+    places = [*(("train", f) for f in ten), ("test", root / "test_batch.bin")]
     if not ten:
-        files, labels = [("train", root / "train.bin"), ("test", root / "test.bin")], 2
-    for split, file in files:
+        places, labels = [("train", root / "train.bin"), ("test", root / "test.bin")], 2
+    files = []
+    for split, file in places:
         if not file.is_file():
             raise UserError(f"data.images={images} lacks {file.name}: unpack CIFAR's binary archive there")
         records, rest = divmod(file.stat().st_size, labels + 3072)
         if rest:
             raise UserError(f"{file} is cut short: it has {rest} bytes after record {records}; copy it again")
+        files.append((split, file, records))
+    return labels, files
+
+
+def cifar_binary(images: str) -> Iterator[Row]:
+    """CIFAR-10's data_batch_*.bin and test_batch.bin, or CIFAR-100's train.bin and test.bin (fine labels)."""
+    labels, files = cifar_files(images)
+    for split, file, records in files:
         for i in range(records):
             with open(file, "rb") as batch:
                 batch.seek(i * (labels + 3072) + labels - 1)
@@ -131,11 +140,8 @@ def _labels(part: Any) -> list[int]:
     return [int(class_id) for class_id in part[label]]
 
 
-def parquet(images: str) -> Iterator[Row]:
-    """DIR/train*.parquet and DIR/test*.parquet (or validation*), as Hugging Face `datasets` writes them."""
-    from datasets import Image, load_dataset
-    from pyarrow.parquet import read_metadata
-
+def parquet_files(images: str) -> dict[str, list[str]]:
+    """Files by split. UserError where there are none to train on or none to test on."""
     found = {split: sorted(map(str, Path(images).glob(f"{split}*.parquet"))) for split in ("train", *HELD_OUT)}
     files = {split: paths for split, paths in found.items() if paths}
     if "train" not in files or len(files) < 2:
@@ -143,6 +149,15 @@ def parquet(images: str) -> Iterator[Row]:
             f"data.images={images} has no train*.parquet and test*.parquet (or validation*.parquet); "
             "give data.images=FOLDER beside data.source=parquet"
         )
+    return files
+
+
+def parquet(images: str) -> Iterator[Row]:
+    """DIR/train*.parquet and DIR/test*.parquet (or validation*), as Hugging Face `datasets` writes them."""
+    from datasets import Image, load_dataset
+    from pyarrow.parquet import read_metadata
+
+    files = parquet_files(images)
     for file in chain(*files.values()):
         try:
             read_metadata(file)

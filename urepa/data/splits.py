@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from urepa.data.cache import SPLITS
+from urepa.data.shares import check_shares, refuse_other_classes, share_of
 from urepa.data.sources import Row
 from urepa.draws import unit_interval
-from urepa.errors import UserError
-
-KEYS = {"val": "data.validation_images", "test": "data.test_images"}
 
 
 def split_up(
@@ -25,31 +23,19 @@ def split_up(
     refuse_other_classes(there, num_classes)
     for row in rows:
         by_class[row.class_id]["test" if row.split == "test" else "train"].append(row)
+    check_shares([(len(pools["train"]), len(pools["test"])) for pools in by_class], held_out, limit)
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for class_id, pools in enumerate(by_class):
         train, test = pools["train"], pools["test"] or pools["train"]
         for split, pool in (("test", test), ("val", train)):
-            splits[split] += _take(pool, share_of(held_out[split], class_id, num_classes), KEYS[split])
+            splits[split] += _take(pool, share_of(held_out[split], class_id, num_classes))
         wanted = len(train) if limit is None else share_of(limit, class_id, num_classes)
-        splits["train"] += _take(train, wanted, "data.limit")
+        splits["train"] += _take(train, wanted)
     return splits
 
 
-def refuse_other_classes(there: set[int], num_classes: int) -> None:
-    """UserError where the class ids of the images are not 0 to `num_classes` − 1."""
-    if there != set(range(num_classes)):
-        found = max(there) + 1 if max(there, default=-1) >= num_classes else len(there)
-        raise UserError(f"the images have {found} classes; data.num_classes={num_classes}: give {found} for these")
-
-
-def share_of(total: int, class_id: int, num_classes: int) -> int:
-    """A class's part of `total` images; the first classes get one more where it does not divide."""
-    return total // num_classes + (class_id < total % num_classes)
-
-
-def _take(pool: list[Row], n: int, key: str) -> list[Row]:
+def _take(pool: list[Row], n: int) -> list[Row]:
     """The first `n` rows, removed from the pool."""
-    if n > len(pool):
-        raise UserError(f"{key} asks for {n} images of one class; there are {len(pool)} left: ask for fewer")
+    assert n <= len(pool), "the shares were checked"
     taken, pool[:n] = pool[:n], []
     return taken

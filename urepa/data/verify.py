@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa import progress
-from urepa.data.cache import FAULT, UNKNOWN, Cache, is_finished
+from urepa.data.cache import FAULT, UNKNOWN, Cache
 from urepa.data.online import OnlineLatents
+from urepa.data.places import is_finished
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, first_drawn
 from urepa.data.store import MIRRORED, batches_of

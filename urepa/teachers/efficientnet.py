@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.contracts import Tokens
-from urepa.errors import UserError
+from urepa.teachers.shapes import check_efficientnet
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.
@@ -29,14 +29,7 @@ class EfficientNetLite0:
     is_local = True  # its weights are a package
 
     def __init__(self, image_size: int, grid: list[int]) -> None:
-        native = image_size // 32
-        if image_size % 32 or native < 1:
-            raise UserError(f"teacher.image_size={image_size}: give a multiple of 32")
-        if len(grid) != 2 or not all(1 <= g <= native for g in grid):
-            raise UserError(
-                f"teacher.grid={list(grid)}: at {image_size} px this teacher has {native}x{native} tokens to "
-                "pool from; give two numbers up to that"
-            )
+        check_efficientnet(image_size, grid)
         self.image_size, self.grid = image_size, (grid[0], grid[1])
 
     @cached_property

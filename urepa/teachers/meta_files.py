@@ -11,6 +11,7 @@ from torch import Tensor
 
 from urepa.errors import UserError
 from urepa.teachers import meta_dinov2, meta_dinov3
+from urepa.teachers.shapes import check_file
 from urepa.weights import read_torch
 
 State = dict[str, Tensor]
@@ -26,8 +27,7 @@ def load_meta(path: Path, family: str) -> Any:
     file is missing, damaged, of another family, or of another network."""
     if family not in READERS:
         raise UserError(f"teacher.model={path}: for family={family} give a hub id or a local folder, not a .pth")
-    if not path.is_file():
-        raise UserError(f"teacher.model={path} does not exist")
+    check_file(str(path))
     state = _tensors(path)
     found = family_of(state)
     if found is None:

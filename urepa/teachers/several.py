@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from urepa.errors import UserError
@@ -18,15 +19,20 @@ class Several:
     """
 
     def __init__(self, teachers: dict[str, Any]) -> None:
-        if len(teachers) < 2:
-            raise UserError(
-                "teacher=several needs two teachers or more: +teacher@teacher.teachers.NAME=NAME of conf/teacher for "
-                "each; for one, teacher=NAME"
-            )
-        for name in teachers:
-            if re.fullmatch("[A-Za-z0-9]+", name) is None:
-                raise UserError(f"teacher.teachers.{name}: a teacher's name is made of letters and digits")
+        check_names(teachers)
         self.teachers = teachers
+
+
+def check_names(names: Collection[str]) -> None:
+    """UserError where several teachers are fewer than two, or a name would not do for a folder or a metric."""
+    if len(names) < 2:
+        raise UserError(
+            "teacher=several needs two teachers or more: +teacher@teacher.teachers.NAME=NAME of conf/teacher for "
+            "each; for one, teacher=NAME"
+        )
+    for name in names:
+        if re.fullmatch("[A-Za-z0-9]+", name) is None:
+            raise UserError(f"teacher.teachers.{name}: a teacher's name is made of letters and digits")
 
 
 def by_name(teacher: Any | None) -> dict[str, Any]:

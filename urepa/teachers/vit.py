@@ -19,7 +19,8 @@ from urepa import progress
 from urepa.contracts import Tokens
 from urepa.errors import UserError
 from urepa.hub import resolve, why_not
-from urepa.teachers.positions import RULES, resample_by
+from urepa.teachers.positions import resample_by
+from urepa.teachers.shapes import check_vit, model_name, resamples
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -28,19 +29,16 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Family:
-    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves.
-    `native`: rows and columns that its learned positions were trained on, where libraries differ in how they resample
-    them to others (`urepa.teachers.positions`). With registers they do not, and DINOv3 has rotary ones."""
+    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves."""
 
     model_class: str
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     cls_tokens: int
     resizes: bool
-    native: int | None = None
 
 
 FAMILIES = {
-    "dinov2": Family("Dinov2Model", IMAGENET, 1, True, native=37),
+    "dinov2": Family("Dinov2Model", IMAGENET, 1, True),
     "dinov2_registers": Family("Dinov2WithRegistersModel", IMAGENET, 1, True),
     "dinov3": Family("DINOv3ViTModel", IMAGENET, 1, True),
     "clip": Family("CLIPVisionModel", OPENAI, 1, False),
@@ -79,23 +77,17 @@ class ViT:
         width: int,
         positions: str | None = None,
     ) -> None:
-        side = image_size // patch
-        if image_size % patch or len(grid) != 2 or not all(1 <= g <= side for g in grid):
-            raise UserError(
-                f"teacher: image_size={image_size} must be a multiple of its patch of {patch} pixels, and "
-                f"grid={list(grid)} two numbers of at most image_size/{patch}"
-            )
+        check_vit(family, image_size, patch, grid, positions)
         self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
         self.grid, self.width = (grid[0], grid[1]), width
-        self.resamples = FAMILIES[family].native not in (None, side)
-        self.positions = _checked(positions, family, image_size, self.resamples)
+        self.resamples, self.positions = resamples(family, image_size, patch), positions
 
     def manifest(self) -> dict[str, Any]:
         """What its tokens depend on, as far as it can be known without the weights: `positions` where they do."""
         positions = {"positions": self.positions} if self.resamples else {}
         return positions | {
             "family": self.family,
-            "model": Path(self.model).name.partition("@")[0],
+            "model": model_name(self.model),
             "image_size": self.image_size,
             "grid": list(self.grid),
             "width": self.width,
@@ -196,24 +188,3 @@ class ViT:
         patches = Tokens(hidden_BND[:, prefix:].float(), (side, side))
         pooled = F.adaptive_avg_pool2d(patches.to_map(), self.grid)
         return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), self.grid)
-
-
-def _checked(positions: str | None, family: str, image_size: int, resamples: bool) -> str | None:
-    """A choice that has an effect, or the one that stands for none."""
-    rules = ", ".join(RULES)
-    if FAMILIES[family].native is None:
-        if positions is not None:
-            raise UserError(
-                f"teacher.positions={positions} has no effect with teacher.family={family}: the choice is DINOv2's "
-                "without registers; give teacher.positions=null"
-            )
-    elif positions is None:
-        raise UserError(f"teacher.family={family} needs teacher.positions, one of {rules}")
-    elif positions not in RULES:
-        raise UserError(f"teacher.positions={positions}: give one of {rules}")
-    elif not resamples and positions != "meta":
-        raise UserError(
-            f"teacher.positions={positions} has no effect at teacher.image_size={image_size}, {family}'s native size, "
-            "where nothing is resampled; leave it at meta"
-        )
-    return positions

@@ -1,0 +1,72 @@
+"""A config is refused in the words of the part that it could not build, and nothing that can be built is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from urepa.assembly import build_model, make
+from urepa.config.parts import Positions
+from urepa.errors import UserError
+from urepa.shape_checks import check_shapes, latent_shape
+from urepa.teachers.positions import RULES
+
+Compose = Callable[..., dict[str, Any]]
+SIT = ("backbone=sit_tiny", "objective=flow", "~loss.taps.mid", "+loss.taps.block_1=1")
+
+
+def built(config: dict[str, Any]) -> None:
+    """The parts, in the trainer's order."""
+    loss, trainer = make(config["loss"]), config["trainer"]
+    loss.check_layout(min(trainer["batch_size"], trainer["validation_group"]), trainer["accumulation"])
+    teacher = make(config["teacher"]) if loss.taps else None
+    build_model(config, make(config["data"]), teacher, loss)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("backbone.block_out_channels=[32,64,100]",),
+        ("backbone.attention=[true]",),
+        ("backbone.block_out_channels=[]", "backbone.attention=[]"),
+        ("data.image_size=36",),
+        ("data.unshuffle=3",),
+        ("data.flip=true",),
+        ("+loss.taps.block_1=1",),
+        ("evaluation=knn", "evaluation.knn.tap=block_1"),
+        ("trainer.batch_size=1",),
+        ("trainer.accumulation=2",),
+        ("loss.time_power=1",),
+        ("teacher.image_size=100",),
+        ("teacher.grid=[9,9]",),
+        ("teacher=dinov2_b", "teacher.image_size=100"),
+        ("teacher=dinov2_b", "teacher.positions=timm"),
+        ("teacher=clip_l", "teacher.positions=meta"),
+        ("teacher=several",),
+        (*SIT, "backbone.patch=3"),
+        (*SIT, "backbone.width=66"),
+        (*SIT, "+loss.taps.block_99=1"),
+        (*SIT, "lora=mid_attention"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_the_same_words(compose: Compose, overrides: tuple[str, ...]) -> None:
+    config = compose(*overrides)
+    with pytest.raises(UserError) as part:
+        built(config)
+    with pytest.raises(UserError) as check:
+        check_shapes(config)
+    assert str(check.value) == str(part.value)
+
+
+@pytest.mark.parametrize("overrides", [(), SIT, ("loss=none", "teacher.grid=[9,9]", "evaluation=none")])
+def test_what_can_be_built_is_not_refused(compose: Compose, overrides: tuple[str, ...]) -> None:
+    config = compose(*overrides)
+    check_shapes(config)
+    built(config)
+    assert latent_shape(config["data"]) == make(config["data"]).latent_shape
+
+
+def test_positions_have_the_rules_that_can_be_chosen() -> None:
+    assert RULES.keys() == {rule.value for rule in Positions}

@@ -1,0 +1,25 @@
+"""Shapes of a small track from its settings, without torch: what its constructor refuses, said before it loads."""
+
+from __future__ import annotations
+
+from urepa.errors import UserError
+
+
+def check_pixels(source: str, image_size: int, unshuffle: int, flip: bool) -> None:
+    """UserError where the size in pixels does not divide, or mirror images would be of nothing."""
+    if image_size % unshuffle:
+        raise UserError(f"data.image_size={image_size} is not a multiple of data.unshuffle={unshuffle}")
+    if flip and source == "digits":
+        raise UserError("data.flip=true would mirror digits, and then they are none; leave it out")
+
+
+def check_channels(channels: int, found: int) -> None:
+    """UserError where the images have another number of channels."""
+    if channels != found:
+        raise UserError(f"data.channels={channels}, but the images have {found}")
+
+
+def unshuffled(channels: int, image_size: int, unshuffle: int) -> tuple[int, int, int]:
+    """Shape of x0, [C·f², S/f, S/f]."""
+    side = image_size // unshuffle
+    return (channels * unshuffle**2, side, side)

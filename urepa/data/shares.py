@@ -1,0 +1,70 @@
+"""How many images the splits of a track take, by numbers alone: without torch or images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from urepa.errors import UserError
+
+DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)  # scikit-learn's, of 0 to 9
+KEYS = {"val": "data.validation_images", "test": "data.test_images"}
+
+
+def refuse_other_classes(there: set[int], num_classes: int) -> None:
+    """UserError where the class ids of the images are not 0 to `num_classes` − 1."""
+    if there != set(range(num_classes)):
+        found = max(there) + 1 if max(there, default=-1) >= num_classes else len(there)
+        raise UserError(f"the images have {found} classes; data.num_classes={num_classes}: give {found} for these")
+
+
+def share_of(total: int, class_id: int, num_classes: int) -> int:
+    """A class's part of `total` images; the first classes get one more where it does not divide."""
+    return total // num_classes + (class_id < total % num_classes)
+
+
+def check_shares(pools: Sequence[tuple[int, int]], held_out: Mapping[str, int], limit: int | None) -> None:
+    """UserError where a class has too few images. `pools` holds each class's training and test images, as the publisher
+    has them (no test images: they come from the training images), `held_out` how many validation and test images there
+    are to be, `limit` how many training images (None: all that are left)."""
+    for class_id, (train, test) in enumerate(pools):
+        wanted = {split: share_of(held_out[split], class_id, len(pools)) for split in KEYS}
+        _check_left(wanted["test"], test or train, KEYS["test"])
+        train -= 0 if test else wanted["test"]
+        _check_left(wanted["val"], train, KEYS["val"])
+        if limit is not None:
+            _check_left(share_of(limit, class_id, len(pools)), train - wanted["val"], "data.limit")
+
+
+def _check_left(wanted: int, left: int, key: str) -> None:
+    if wanted > left:
+        raise UserError(f"{key} asks for {wanted} images of one class; there are {left} left: ask for fewer")
+
+
+def check_batch_size(batch_size: int, training_samples: int) -> None:
+    """UserError where not one global batch is full."""
+    if batch_size > training_samples:
+        raise UserError(
+            f"trainer.batch_size={batch_size} is more than the {training_samples} training samples; give a smaller one"
+        )
+
+
+def expected_samples(
+    limit: int | None, held_out: Mapping[str, int], count: Callable[[], Mapping[str, int]]
+) -> dict[str, int]:
+    """How many samples the splits of a small track have or will have. `count` counts the images by their publisher's
+    split, and is asked only where no limit says it."""
+    if limit is not None:
+        return {"train": limit, **held_out}
+    there = count()
+    test_images = there.get("test", 0)
+    rest = sum(there.values()) - test_images - held_out["val"]
+    return {"train": rest if test_images else rest - held_out["test"], **held_out}
+
+
+def expected_large(wanted: Mapping[str, int | None], count: Callable[[], Mapping[str, int]]) -> dict[str, int]:
+    """The same of a large track; None in `wanted`: all that there are."""
+    known = {split: n for split, n in wanted.items() if n is not None}
+    if len(known) == len(wanted):
+        return known
+    there = count()
+    return {"train": there["train"], "val": there["test"]} | known
