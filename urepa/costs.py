@@ -32,7 +32,6 @@ from urepa.data.reader import THREADS, Batch
 from urepa.data.shares import check_batch_size
 from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.data.vae import unread_vae
-from urepa.errors import UserError
 from urepa.measured import read_measured
 from urepa.nested import flatten
 from urepa.objectives import Objective

@@ -10,7 +10,7 @@ def on_a_run(command: str, more: str = "") -> list[Mistake]:
     """What every command that takes run= says of a folder that is no whole run's."""
     return of(
         command,
-        ("run=nowhere", "run=nowhere is not a run's folder"),
+        ("run=nowhere", "run=nowhere does not exist"),
         ("run=file", "run=file is not a run's folder", "", FILE),
         ("run=", "run="),
         (f"run={RUN} +foo=1", "no key 'foo'", "run"),
