@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.benchmark.askable import check_bench
 from urepa.checks import check
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.files import check_file_target, check_folder, write_whole
@@ -31,6 +32,7 @@ def main(config: DictConfig) -> None:
         settings = plain(config)
         own = ("bench.", "out=")
         check(settings, [o for o in HydraConfig.get().overrides.task if not o.startswith(own)])
+        check_bench(settings)
         check_folder("bench.folder", Path(settings["bench"]["folder"]))
         if settings["out"] is not None:
             check_file_target("out", Path(settings["out"]))

@@ -213,7 +213,8 @@ def check_globs(arguments: list[str]) -> None:
 
 def _no_match(group: str, pattern: str, options: list[str]) -> str:
     """The sentence about a pattern that matches none of a group's options."""
-    shown = ", ".join(options[:SHOWN]) + (", ..." if len(options) > SHOWN else "")
+    few = SHOWN // 2
+    shown = ", ".join(options[:few]) + (", ..." if len(options) > few else "")
     return f"{pattern} matches no option of {group}; there are: {shown}{did_you_mean(pattern.strip('*'), options)}"
 
 

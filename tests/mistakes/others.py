@@ -144,7 +144,7 @@ PREPROCESS = [
         ("data=digit", "did you mean 'digits'"),
         ("data.limt=3", "did you mean 'data.limit'"),
         ("teacher=dino", "teacher has no option 'dino'"),
-        ("stage=foo", "stage: give one of all, manifest"),
+        ("stage=foo", "stage=foo: give one of all, manifest"),
         ("stage=images", "data=digits is built in one go: leave stage and shard out"),
         ("shard=1/2", "data=digits is built in one go"),
         ("shard=2/2", "shard=2/2: give i/n with i from 0 to n-1"),

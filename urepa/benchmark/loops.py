@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from urepa import assembly, speed
 from urepa.alignment import AlignedModel
+from urepa.benchmark.askable import check_bench
 from urepa.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.benchmark.online import Images, OnlineTeacher
 from urepa.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
 from urepa.contracts import Condition, Denoised, Tokens
 from urepa.data.reader import Batch
-from urepa.errors import UserError
 from urepa.teachers.several import ALONE
 from urepa.tracking import NoShipper
 
@@ -99,19 +99,11 @@ class Bench:
     """
 
     def __init__(self, config: dict[str, Any], place: Path, accelerator: Any) -> None:
+        check_bench(config)
         settings = config["bench"]
         self.place, self.accelerator = place, accelerator
         real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
         self.teacher = teacher = assembly.make(config["teacher"]) if loss.taps else None
-        if real.online_latents or real.online_teacher:
-            raise UserError(
-                "bench times a step over records: leave data.online_latents and data.online_teacher out; what they add "
-                "is counted by `python -m urepa.plan`, and bench.against=online times a teacher that is asked"
-            )
-        if settings["against"] == "online" and teacher is None:
-            raise UserError(
-                "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"
-            )
         batch_size = config["trainer"]["batch_size"]
         records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
         data = settings_like(real, place, records)
@@ -156,8 +148,6 @@ class Bench:
     def without_each_part(self) -> list[Loop]:
         """The same with one part as the document has it."""
         trainer, model = self.trainer, self.trainer.model
-        if not hasattr(model.backbone, "unet"):
-            raise UserError("bench.parts takes a U-Net's step apart, and this experiment has none; leave it out")
         loops = [replace(self.ours(), name="without stages", inside=lambda: swapped(model, "backbone", HookedUNet))]
         if trainer.settings.channels_last:
             loops.append(replace(self.ours(), name="without channels_last", inside=lambda: in_nchw(model)))
