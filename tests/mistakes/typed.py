@@ -145,7 +145,7 @@ TOGETHER = of(
     ("data.flip=true", "data.flip=true would mirror digits"),
     ("-m seed=0,1 --cfg job", "--cfg shows one composed config and -m sweeps over several"),
     ("-m '+ablation=glob(lambada*)'", "matches no option of ablation; there are: baseline"),
-    ("-m '+ablation=glob([baseline,lamda_*])'", r"lamda_\* matches no option of ablation; .* did you mean 'lambda_0'"),
+    ("-m '+ablation=glob([baseline,lamda_*])'", r"lamda_\* matches no option of ablation; .*did you mean .lambda_0."),
     ("-m '+ablation=glob(*,exclude=lamda_*)'", r"lamda_\* matches no option of ablation"),
     ("-m '+ablation=glob(lora*,exclude=*)'", "leaves nothing: every option that it names is excluded"),
     ("lora.targets=x", "there is no key 'lora.targets' here; it is one of lora=all_attention, mid_attention"),
