@@ -152,7 +152,7 @@ PREPROCESS = [
         ("batch_size=0", "batch_size=0: give 1 or more"),
         ("data.root=file", "file", "", FILE),
         ("data.root=", "data.root="),
-        ("data.limit=100000", "data.limit asks for 10000 images of one class"),
+        ("data.limit=100000", "data.limit=.* asks for 10000 images of one class"),
         ("data=folder", "data.images"),
         ("data=folder data.num_classes=3 data.images=nowhere", "data.images=nowhere"),
         (
@@ -179,7 +179,7 @@ PREPROCESS = [
             "urepa.preprocess",
             (
                 "data=folder data.num_classes=3 data.images=images data.validation_images=1000 data.test_images=3",
-                "data.validation_images asks for",
+                "data.validation_images=.* asks for",
                 "images",
             ),
             (f"{A} data.images=images", "data.", "images"),

@@ -115,7 +115,7 @@ NUMBERS = of(
     ("data.unshuffle=3", "data.image_size=32 is not a multiple of data.unshuffle=3"),
     ("data.num_classes=9", "the images have 10 classes; data.num_classes=9"),
     ("data.num_classes=11", "the images have 10 classes; data.num_classes=11"),
-    ("data.limit=100000", "data.limit asks for 10000 images of one class"),
+    ("data.limit=100000", "data.limit=.* asks for 10000 images of one class"),
     ("data.channels=3", "data.channels=3, but the images have 1"),
     ("tracking.patience=-1", "tracking.patience=-1.0: give 0 or more"),
     ("'backbone.block_out_channels=[0,0,0]'", "backbone.block_out_channels=\\[0, 0, 0\\]: give 1 or more"),

@@ -28,16 +28,16 @@ def check_shares(pools: Sequence[tuple[int, int]], held_out: Mapping[str, int], 
     are to be, `limit` how many training images (None: all that are left)."""
     for class_id, (train, test) in enumerate(pools):
         wanted = {split: share_of(held_out[split], class_id, len(pools)) for split in KEYS}
-        _check_left(wanted["test"], test or train, KEYS["test"])
+        _check_left(wanted["test"], test or train, KEYS["test"], held_out["test"])
         train -= 0 if test else wanted["test"]
-        _check_left(wanted["val"], train, KEYS["val"])
+        _check_left(wanted["val"], train, KEYS["val"], held_out["val"])
         if limit is not None:
-            _check_left(share_of(limit, class_id, len(pools)), train - wanted["val"], "data.limit")
+            _check_left(share_of(limit, class_id, len(pools)), train - wanted["val"], "data.limit", limit)
 
 
-def _check_left(wanted: int, left: int, key: str) -> None:
+def _check_left(wanted: int, left: int, key: str, total: int) -> None:
     if wanted > left:
-        raise UserError(f"{key} asks for {wanted} images of one class; there are {left} left: ask for fewer")
+        raise UserError(f"{key}={total} asks for {wanted} images of one class; there are {left} left: ask for fewer")
 
 
 def check_batch_size(batch_size: int, training_samples: int) -> None:
