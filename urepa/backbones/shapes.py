@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from urepa.errors import UserError
+from urepa.errors import UserError, did_you_mean
 
 UNET_TAPS = ("mid", "enc_last", "dec_first")
 
@@ -34,7 +34,8 @@ def check_unet(block_out_channels: Sequence[int], attention: Sequence[bool], lat
 def check_unet_tap(tap: str) -> None:
     """UserError for a tap that a U-Net has not."""
     if tap not in UNET_TAPS:
-        raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(UNET_TAPS)}")
+        near = did_you_mean(tap, UNET_TAPS)
+        raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(UNET_TAPS)}{near}")
 
 
 def check_prompts(path: Path) -> None:
@@ -59,7 +60,7 @@ def sit_block(tap: str, depth: int) -> int:
     """The block, of `depth`, that a SiT's tap `block_K` follows. UserError for a tap that it has not."""
     names = [f"block_{k}" for k in range(depth)]
     if tap not in names:
-        raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}")
+        raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}; give a loss of one")
     return names.index(tap)
 
 
