@@ -52,7 +52,7 @@ def test_a_run_is_evaluated_at_its_own(compose: Compose, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"), [([], "say which run"), (["run=nowhere"], "run=nowhere is not a run's folder")]
+    ("overrides", "said"), [([], "say which run"), (["run=nowhere"], "run=nowhere does not exist")]
 )
 def test_of_no_run_nothing_is_known(overrides: list[str], said: str) -> None:
     with pytest.raises(InterpolationResolutionError, match=said):

@@ -16,6 +16,7 @@ from sd import SMALL, write_unet
 from torch import Tensor
 
 from urepa.alignment import step_terms
+from urepa.benchmark.askable import check_bench
 from urepa.benchmark.documented import DocumentedLoop
 from urepa.benchmark.loops import Bench, HookedUNet, in_nchw, swapped
 from urepa.benchmark.measure import measure
@@ -156,7 +157,7 @@ def test_a_sits_step_is_timed_alone(
     with pytest.raises(UserError, match=r"bench\.against=documented takes what the document has: .* a DDPM objective"):
         bench.documented()
     with pytest.raises(UserError, match=r"bench\.parts takes a U-Net's step apart"):
-        bench.without_each_part()
+        check_bench(compose(*small_sit) | {"bench": BENCH})
     (row,) = measure([bench.ours()], bench.trainer.model, 8, torch.device("cpu"), steps=1, rounds=1)
     planned = plan(compose(*small_sit), Device("CPU", "cpu", None, None))
     assert row["flops"] == planned.flops_per_step

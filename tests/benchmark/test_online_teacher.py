@@ -18,6 +18,7 @@ from photos import WIDTH, write_dinov2
 from torch import Tensor
 
 from urepa.bench import run, table
+from urepa.benchmark.askable import check_bench
 from urepa.benchmark.loops import Bench, Loop
 from urepa.benchmark.measure import measure
 from urepa.benchmark.online import Images
@@ -174,9 +175,11 @@ def test_minor_faults_are_counted_by_the_step() -> None:
     assert pages <= row["minor_faults_per_step"] < 1.2 * pages
 
 
-def test_without_a_teacher_there_is_nothing_to_ask(bench_of: BenchOf, small_run: list[str]) -> None:
+def test_without_a_teacher_there_is_nothing_to_ask(
+    compose: Callable[..., dict[str, Any]], small_run: list[str]
+) -> None:
     own = [o for o in small_run if not o.startswith("loss.")]
     with pytest.raises(
         UserError, match=r"bench\.against=online asks the teacher in every step, and loss=none has none"
     ):
-        bench_of(*own, "loss=none")
+        check_bench(compose(*own, "loss=none") | {"bench": BENCH})

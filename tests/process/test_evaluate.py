@@ -166,7 +166,7 @@ def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, e
     def said(where: Path | str, *overrides: str) -> str:
         return one_line_error(evaluate(copied, where, *overrides, code=1))
 
-    assert "run=nowhere is not a run's folder" in said("nowhere")
+    assert "run=nowhere does not exist" in said("nowhere")
     assert not (copied.folder / "nowhere").exists()
     assert "was trained with evaluation=none: choose some, evaluation=[NAME,...], of " in said(run)
     assert "evaluation.samples.per_class=0: give 1 or more" in said(run, *EVALUATED, "evaluation.samples.per_class=0")

@@ -131,7 +131,7 @@ def test_resume_takes_the_end_alone(copied: Workspace) -> None:
     said = one_line_error(copied.train(*extension(copied, "trainer.max_steps=6"), bare=True, code=1))
     assert "trainer.max_steps=6 is before the end of that run (12)" in said
     said = one_line_error(copied.train("resume=outputs/nowhere", "trainer.max_steps=20", bare=True, code=1))
-    assert "resume=outputs/nowhere is not a run's folder" in said
+    assert "resume=outputs/nowhere does not exist" in said
     assert digests(copied.run) == before
     # what is not identity may differ: here, no tracking at all
     copied.train(*extension(copied, "trainer.max_steps=14", "tracking=none"), bare=True)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from urepa import assembly, speed
 from urepa.alignment import AlignedModel
-from urepa.benchmark.askable import check_bench
 from urepa.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.benchmark.online import Images, OnlineTeacher
 from urepa.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
@@ -99,7 +98,6 @@ class Bench:
     """
 
     def __init__(self, config: dict[str, Any], place: Path, accelerator: Any) -> None:
-        check_bench(config)
         settings = config["bench"]
         self.place, self.accelerator = place, accelerator
         real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
