@@ -135,7 +135,7 @@ def test_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -
         code = process.wait()
         if code == -signal.SIGKILL:
             kills += 1
-            print(f"kill {kills}: checkpoints {steps(work.run)}")
+            print(f"kill {kills}: checkpoints {[steps(run) for run in work.runs()]}")  # of none, before its config
             continue
         assert code == 0
         assert_same_run(work.run, reference.run)
