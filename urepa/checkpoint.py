@@ -56,11 +56,16 @@ def _own_digest(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """What a killed process was writing or removing. For the owner of the run alone."""
+    for stale in folder.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], config: str) -> None:
     """Writes `folder/step_...`. A full disk is a UserError and leaves the earlier checkpoints alone."""
     folder.mkdir(exist_ok=True)
-    for stale in folder.glob(".*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
+    remove_unfinished(folder)
     final = folder / _name(step)
     temporary = folder / f".{final.name}.tmp"
     try:

@@ -129,6 +129,7 @@ class Session:
         if self._finished_at() != self.config["trainer"]["max_steps"]:
             self.extended_from = self._finished_at()
             self._note_lineage()
+            checkpoint.remove_unfinished(self.folder.path / "checkpoints")  # where no later save does it
             return False, self.config
         checked = self._has_same_data()
         summary = read_summary(self.folder.path)

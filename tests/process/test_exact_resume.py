@@ -146,6 +146,14 @@ def test_random_moments(work: Workspace, reference: Workspace, kill_seed: int) -
     assert_tracked_once(work.db, work.run)
 
 
+def test_what_the_last_checkpoint_was_removing_goes(copied: Workspace, reference: Workspace) -> None:
+    """A kill between the last checkpoint and the summary leaves no save that would clear it."""
+    newest = _finished_but_for_the_summary(copied)
+    shutil.copytree(newest, newest.with_name(".step_00000003.tmp"))
+    copied.train()
+    assert_same_run(copied.run, reference.run)
+
+
 def lock_taken_or_ended(work: Workspace, process: Forked) -> bool:
     """Has this process claimed the run's folder? One that finds its run finished may end before it is seen to."""
     locks = work.folder.glob("outputs/*/seed0/.lock")
