@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from urepa.allocator import OWN, SWITCH, keep_freed_memory
+from urepa.allocator import OWN, SWITCH, is_glibc, keep_freed_memory
 from urepa.errors import UserError
 
+of_glibc = pytest.mark.skipif(not is_glibc(), reason="this machine's C library is not glibc, which is what is asked")
 BLOCKS, PAGES = 50, 16_384  # of 64 MiB
 # a command that takes and gives back such blocks, one at a time, after its beginning
 FAULTS = f"""
@@ -37,12 +38,12 @@ def faults(**variables: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc gives memory back in this way")
+@of_glibc
 def test_a_commands_memory_is_faulted_in_once() -> None:
     assert faults() < 2 * PAGES
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc gives memory back in this way")
+@of_glibc
 def test_the_system_may_have_it_back() -> None:
     assert faults(**{SWITCH: "system"}) > 0.9 * BLOCKS * PAGES
 

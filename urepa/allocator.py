@@ -27,7 +27,7 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     if asked not in (KEEP, SYSTEM):
         raise UserError(f"{SWITCH}={asked}: give {KEEP} or {SYSTEM}, or leave it out")
     theirs = OWN & environment.keys() or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
-    if asked == SYSTEM or theirs or not _is_glibc():
+    if asked == SYSTEM or theirs or not is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     if not mallopt(MMAP_THRESHOLD, 1024 * MIB):
@@ -37,7 +37,7 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
-def _is_glibc() -> bool:
+def is_glibc() -> bool:
     """glibc says its version, other libraries know no such name."""
     name = "CS_GNU_LIBC_VERSION"
     return name in os.confstr_names and (os.confstr(name) or "").startswith("glibc")
