@@ -74,6 +74,20 @@ class SpatialHead(nn.Module):
         return Tokens(F.normalize(tokens_BNE, dim=-1), self.grid)
 
 
+class HiddenSpatialHead(SpatialHead):
+    """The same with a hidden layer: a 3x3 convolution over the tap's grid, SiLU, and a dense layer for each token.
+
+    Args:
+        hidden: width between the two.
+        in_width, out_width: D and E. grid: the teacher's.
+    """
+
+    def __init__(self, hidden: int, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__(in_width=in_width, out_width=hidden, grid=grid)
+        convolution, resize = self.layers
+        self.layers = nn.Sequential(convolution, nn.SiLU(), nn.Conv2d(hidden, out_width, 1), resize)
+
+
 class MLPHead(nn.Module):
     """REPA's projector: three dense layers with SiLU between them, on each token by itself (SYSTEMS.md D; arXiv
     2410.06940, §3.2). Its first weights are Xavier-uniform, as in the authors' code. Output tokens have unit length,

@@ -38,7 +38,7 @@ def check_teacher(teacher: dict[str, Any]) -> None:
         check_names(list(teacher["teachers"]))
     for one in members(teacher):
         if one["_target_"].endswith(".EfficientNetLite0"):
-            check_efficientnet(one["image_size"], one["grid"])
+            check_efficientnet(one["image_size"], one["grid"], one["stride"])
         elif one["_target_"].endswith(".ViT"):
             check_vit(one["family"], one["image_size"], one["patch"], one["grid"], one["positions"])
 

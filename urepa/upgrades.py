@@ -29,6 +29,13 @@ def _to_1(config: dict[str, Any]) -> None:
             part.setdefault("max_skipped", 0.0)
 
 
+def _to_2(config: dict[str, Any]) -> None:
+    """EfficientNet's last map was the only one."""
+    for part in _parts(config):
+        if part["_target_"] == "urepa.teachers.efficientnet.EfficientNetLite0":
+            part.setdefault("stride", 32)
+
+
 def _positions_of_before(vit: dict[str, Any]) -> str | None:
     """DINOv2's resampled ones were transformers'; at 37 patches a side none were, for which `meta` stands now."""
     if vit.get("family") != "dinov2":
@@ -37,7 +44,7 @@ def _positions_of_before(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1,)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2)
 SCHEMA = len(STEPS)
 
 

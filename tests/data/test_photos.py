@@ -181,7 +181,7 @@ def test_int8_tokens_lose_less_than_5e_4_of_cosine_on_real_tokens(photo: Image.I
     from urepa.teachers.efficientnet import EfficientNetLite0
 
     image = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
-    tokens = EfficientNetLite0(128, [4, 4]).tokens(image).x_BND[0]
+    tokens = EfficientNetLite0(128, [4, 4], 32).tokens(image).x_BND[0]
     raw = encode(tokens.numpy(), "int8")
     out = decode(np.frombuffer(raw, dtype=np.uint8).copy()[None], tuple(tokens.shape), "int8")[0]
     assert len(raw) < 0.51 * len(encode(tokens.numpy(), "float16"))

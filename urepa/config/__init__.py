@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, type]] = {
         "mlp_head": parts.MLPHead,
         "time_mlp_head": parts.TimeMLPHead,
         "spatial_head": parts.SpatialHead,
+        "hidden_spatial_head": parts.HiddenSpatialHead,
     },
     "teacher": {"vit": parts.ViT, "efficientnet": parts.EfficientNet, "several": parts.Several},
     "objective": {"ddpm_epsilon": parts.DDPMEpsilon, "ddpm_velocity": parts.DDPMVelocity, "flow": parts.Flow},

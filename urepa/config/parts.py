@@ -128,6 +128,12 @@ class SpatialHead:
 
 
 @dataclass
+class HiddenSpatialHead(SpatialHead):
+    _target_: str = "urepa.heads.HiddenSpatialHead"
+    hidden: int = MISSING  # width between its two layers
+
+
+@dataclass
 class MLPHead:
     _target_: str = "urepa.heads.MLPHead"
     _partial_: bool = True
@@ -144,6 +150,7 @@ class EfficientNet:
     _target_: str = "urepa.teachers.efficientnet.EfficientNetLite0"
     image_size: int = MISSING  # pixels, a multiple of 32
     grid: list[int] = MISSING  # rows and columns of tokens after pooling
+    stride: int = MISSING  # of its map: 8, 16 or 32, the last
 
 
 @dataclass

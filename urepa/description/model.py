@@ -108,6 +108,11 @@ def spatial_head(s: Subject, part: dict[str, Any]) -> list[Block]:
     return heads(s, "one 3×3 convolution, and where the grids differ bilinear interpolation to the teacher's after it")
 
 
+def hidden_spatial_head(s: Subject, part: dict[str, Any]) -> list[Block]:
+    layers = f"a 3×3 convolution to width {part['hidden']}, SiLU, and a dense layer on each token by itself"
+    return heads(s, f"{layers}, and where the grids differ bilinear interpolation to the teacher's after them")
+
+
 def mlp_head(s: Subject, part: dict[str, Any]) -> list[Block]:
     hidden = part["hidden"]
     return heads(s, f"three dense layers, {hidden} wide within, with SiLU between them, on each token by itself")
@@ -160,10 +165,11 @@ def several(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 def efficientnet(s: Subject, part: dict[str, Any]) -> list[Block]:
-    size, side = part["image_size"], part["image_size"] // 32
+    size, stride = part["image_size"], part["stride"]
+    side, which = size // stride, "last map" if stride == 32 else f"last map at stride {stride}"
     return [
         f"The teacher is EfficientNet-Lite0 with its ImageNet-1K weights, frozen. Images are resized to {size}×{size} "
-        f"pixels (bicubic); its last map of {side}×{side} is average-pooled to {shape(part['grid'])} tokens of width "
+        f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(part['grid'])} tokens of width "
         f"{number(s.teacher.width)}, each of unit length. {kept(s)}"  # type: ignore[union-attr]
     ]
 
@@ -242,6 +248,7 @@ def flow(s: Subject, part: dict[str, Any]) -> list[Block]:
 WORDS: dict[str, Callable[[Subject, dict[str, Any]], list[Block]]] = {
     "urepa.backbones.sit.sit": sit,
     "urepa.heads.SpatialHead": spatial_head,
+    "urepa.heads.HiddenSpatialHead": hidden_spatial_head,
     "urepa.heads.MLPHead": mlp_head,
     "urepa.heads.TimeMLPHead": time_mlp_head,
     "urepa.objectives.Flow": flow,

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 with its ImageNet-1K weights, both from the package index.
 
-A real pretrained encoder that needs no hub and no account. Shapes: B batch, N tokens, D = 1280.
+A real pretrained encoder that needs no hub and no account. Shapes: B batch, N tokens, D width of the map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.contracts import Tokens
-from urepa.teachers.shapes import check_efficientnet
+from urepa.teachers.shapes import EFFICIENTNET, check_efficientnet
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.
@@ -23,14 +23,16 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class EfficientNetLite0:
-    """The last convolutional map as tokens: image_size/32 squared, average-pooled to `grid`."""
+    """A convolutional map as tokens: image_size/stride squared, average-pooled to `grid`. At stride 32 the last one
+    (D = 1280); at 16 and 8 the last block's of that stride (Lite0's blocks 10 and 4, counted from 0; D = 112 and 40),
+    and what lies behind it is not computed."""
 
-    width = 1280
     is_local = True  # its weights are a package
 
-    def __init__(self, image_size: int, grid: list[int]) -> None:
-        check_efficientnet(image_size, grid)
-        self.image_size, self.grid = image_size, (grid[0], grid[1])
+    def __init__(self, image_size: int, grid: list[int], stride: int) -> None:
+        check_efficientnet(image_size, grid, stride)
+        self.image_size, self.grid, self.stride = image_size, (grid[0], grid[1]), stride
+        self.last_block, self.width = EFFICIENTNET[stride]
 
     @cached_property
     def _weights(self) -> Path:
@@ -43,9 +45,10 @@ class EfficientNetLite0:
         return hashlib.sha256(self._weights.read_bytes()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
-        """What its tokens depend on."""
-        return {
-            "model": "efficientnet-lite0",
+        """What its tokens depend on. The last map's are named as when there were no others."""
+        suffix, stride = ("", {}) if self.stride == 32 else (f"-s{self.stride}", {"stride": self.stride})
+        return stride | {
+            "model": f"efficientnet-lite0{suffix}",
             "weights_sha256": self.weights_sha256(),
             "image_size": self.image_size,
             "grid": list(self.grid),
@@ -72,10 +75,20 @@ class EfficientNetLite0:
 
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """RGB in [0,1] of any size to Tokens [B,N,1280] of unit length."""
+        """RGB in [0,1] of any size to Tokens [B,N,D] of unit length."""
         size = (self.image_size, self.image_size)
         images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
         mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, STD))
-        map_BDhw = self._model.to(images.device).extract_features((images.clamp(0, 1) - mean) / std)
-        map_BDhw = F.adaptive_avg_pool2d(map_BDhw, self.grid)
+        map_BDhw = F.adaptive_avg_pool2d(self._map((images.clamp(0, 1) - mean) / std), self.grid)
         return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), self.grid)
+
+    def _map(self, images_B3HW: Tensor) -> Tensor:
+        """[B,D,h,w], as far as the network is needed. Outside of training its blocks drop nothing."""
+        model = self._model.to(images_B3HW.device)
+        if self.stride == 32:
+            features: Tensor = model.extract_features(images_B3HW)
+            return features
+        x = model._swish(model._bn0(model._conv_stem(images_B3HW)))
+        for block in model._blocks[: self.last_block + 1]:
+            x = block(x)
+        return x

@@ -13,15 +13,23 @@ from urepa.errors import UserError
 NATIVE = {"dinov2": 37}
 
 
-def check_efficientnet(image_size: int, grid: Sequence[int]) -> None:
-    """UserError where the size in pixels or the rows and columns of tokens are none that EfficientNet-Lite0 has."""
-    native = image_size // 32
-    if image_size % 32 or native < 1:
+# Of EfficientNet-Lite0, by stride: the last block whose map has it, and that map's channels. At 32 it is the
+# convolution behind the last block.
+EFFICIENTNET = {8: (4, 40), 16: (10, 112), 32: (15, 1280)}
+
+
+def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> None:
+    """UserError where the size in pixels, the stride of the map or the rows and columns of tokens are none that
+    EfficientNet-Lite0 has."""
+    if stride not in EFFICIENTNET:
+        raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, EFFICIENTNET))}")
+    if image_size % 32 or image_size < 32:
         raise UserError(f"teacher.image_size={image_size}: give a multiple of 32")
+    native = image_size // stride
     if len(grid) != 2 or not all(1 <= g <= native for g in grid):
         raise UserError(
-            f"teacher.grid={list(grid)}: at {image_size} px this teacher has {native}x{native} tokens to "
-            "pool from; give two numbers up to that"
+            f"teacher.grid={list(grid)}: at {image_size} px and stride {stride} this teacher has {native}x{native} "
+            "tokens to pool from; give two numbers up to that"
         )
 
 
