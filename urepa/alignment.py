@@ -209,7 +209,9 @@ class AlignmentLoss:
                 own_B, share = losses.token_loss(student_BND, teacher_BND), weight / weight_sum * shares[name]
                 by_teacher[name] = by_teacher[name] + weight / weight_sum * own_B.detach()
                 token_B = token_B + share * own_B
-                manifold = manifold + share * self.manifold(student_BND, teacher_BND, gather)
+                # what has no weight is logged, and asks for no gradient
+                trained_BND = student_BND if self.manifold_weight else student_BND.detach()
+                manifold = manifold + share * self.manifold(trained_BND, teacher_BND, gather)
         clipped = manifold if self.manifold_clip is None else manifold.clamp(max=self.manifold_clip)
         weighted_B = weight_B * token_B
         alignment = weighted_B.mean() + self.manifold_weight * clipped

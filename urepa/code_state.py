@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 UNKNOWN = "unknown"
 # Raised by a change that moves the numbers of a run whose config stays the same. A change that has a key of its own
 # does not need it: the key's value says which numbers are meant.
-NUMERICS = 1
+NUMERICS = 2
 # Below urepa/: what reads runs, plans them or shows them. No number of a run depends on it.
 READERS = (
     *("bench.py", "bench_reading.py", "benchmark", "compare.py", "comparison", "costs.py", "counting.py"),

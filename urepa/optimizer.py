@@ -112,12 +112,11 @@ class EMA:
     @torch.no_grad()
     def update(self, bad: Tensor) -> None:
         """One update; none where `bad` is 1.0."""
-        shadow = list(self.shadow.values())
-        difference = torch._foreach_sub(list(self.parameters.values()), shadow)
         # 1 − min(d, (1 + n) / (10 + n)) = max(1 − d, 9 / (10 + n)); with 0 for 9 it is 1 − d, to the last bit
         warm = (9.0 if self.warmup else 0.0) / (10 + self.updates)
-        torch._foreach_mul_(difference, warm.clamp(min=1.0 - self.decay) * (1.0 - bad))
-        torch._foreach_add_(shadow, difference)
+        weight = warm.clamp(min=1.0 - self.decay) * (1.0 - bad)
+        for name, p in self.parameters.items():  # one pass over memory, where _foreach_sub, mul and add are three
+            self.shadow[name].lerp_(p, weight)
         self.updates += bad == 0
 
     def initial_share(self) -> float:
