@@ -30,10 +30,12 @@ def _to_1(config: dict[str, Any]) -> None:
 
 
 def _to_2(config: dict[str, Any]) -> None:
-    """EfficientNet's last map was the only one."""
+    """EfficientNet's last map was the only one, and so were a SiT's fixed positions."""
     for part in _parts(config):
         if part["_target_"] == "urepa.teachers.efficientnet.EfficientNetLite0":
             part.setdefault("stride", 32)
+        elif part["_target_"] == "urepa.backbones.sit.sit":
+            part.setdefault("positions", "sincos")
 
 
 def _positions_of_before(vit: dict[str, Any]) -> str | None:

@@ -69,7 +69,8 @@ def by_the_formulas(w: dict[str, Tensor], x_t: Tensor, t: Tensor, ids: Tensor, s
             for column in range(c):
                 patch = image[:, row * p : (row + 1) * p, column * p : (column + 1) * p]
                 token = (w["x_embedder.proj.weight"] * patch).sum((1, 2, 3)) + w["x_embedder.proj.bias"]
-                tokens.append(token + torch.tensor(place(row, column, width), dtype=token.dtype))
+                fixed = torch.tensor(place(row, column, width), dtype=token.dtype)
+                tokens.append(token + (w["pos_embed"][0, row * c + column] if "pos_embed" in w else fixed))
         x = torch.stack(tokens)
         angles = [float(time) * 10_000 ** (-i / 128) for i in range(128)]
         waves = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles], dtype=x.dtype)
@@ -94,15 +95,30 @@ def by_the_formulas(w: dict[str, Tensor], x_t: Tensor, t: Tensor, ids: Tensor, s
     return [torch.stack(same) for same in zip(*states, strict=True)]
 
 
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_the_forward_pass_is_the_written_definition(inputs: Any, qk_norm: bool) -> None:
-    backbone, (x_t, t_B, condition) = small(qk_norm=qk_norm), inputs
+def test_the_forward_pass_is_the_written_definition(inputs: Any, qk_norm: bool, positions: str) -> None:
+    backbone, (x_t, t_B, condition) = small(qk_norm=qk_norm, positions=positions), inputs
     taps = ("block_0", "block_1", "block_2")
     denoised = backbone(x_t, t_B, condition, taps)
     expected = by_the_formulas(backbone.state_dict(), x_t, t_B, condition.ids_B, SMALL | {"qk_norm": qk_norm})
     found = [*(denoised.features[tap].x_BND for tap in taps), denoised.prediction_RCHW]
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=5e-5)
+
+
+def test_learned_positions_change_no_other_weight_at_the_start() -> None:
+    sizes: dict[str, Any] = {"latent_shape": (3, 16, 16), "num_classes": 5}
+    begun = []
+    for positions in ("sincos", "learned"):
+        torch.manual_seed(0)
+        begun.append(sit(**(SMALL | {"positions": positions}), **sizes).state_dict())
+    fixed, learned = begun
+    drawn = learned.pop("pos_embed")
+    assert learned.keys() == fixed.keys()
+    assert all(torch.equal(learned[name], fixed[name]) for name in fixed)
+    assert drawn.shape == (1, 64, 16)
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -230,7 +246,7 @@ def test_lora_adapts_attention_and_is_nothing_at_first(inputs: Any) -> None:
 
 def test_lora_on_sit_b_has_its_size() -> None:
     with torch.device("meta"):
-        backbone = SiT((4, 32, 32), 1000, 2, 12, 768, 12, False)
+        backbone = SiT((4, 32, 32), 1000, 2, 12, 768, 12, False, "sincos")
         add_lora(backbone, 8, None, 0.0, "attention", "all")
     assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == 442_368
 

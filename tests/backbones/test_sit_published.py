@@ -14,7 +14,7 @@ from tiny_sit import SHAPE, SMALL, small
 from torch import Tensor
 
 from urepa.backbones.sit import SiT, sit
-from urepa.backbones.sit_published import load_published
+from urepa.backbones.sit_published import load_published, to_published
 from urepa.errors import UserError
 
 # one name of each kind, as the published files have them
@@ -28,7 +28,7 @@ NAMES = {
 def published(backbone: SiT) -> dict[str, Tensor]:
     """Its values in another order, with what the published files have beside them."""
     values = dict(reversed(backbone.state_dict().items()))
-    return values | {"pos_embed": backbone.positions_1ND.clone(), "projectors.0.0.weight": torch.zeros(7, 16)}
+    return values | {"pos_embed": backbone.pos_embed.clone(), "projectors.0.0.weight": torch.zeros(7, 16)}
 
 
 def legacy(values: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -78,12 +78,27 @@ def test_positions_may_have_drifted_in_the_ema(tmp_path: Path) -> None:
     """As the published training code leaves them: 3,000 updates are past the old bound of 1e-4."""
     size = SMALL | {"width": 64}
     source = sit(**size, latent_shape=(3, 32, 32), num_classes=5)
-    ours = source.positions_1ND
+    ours = source.pos_embed
     drifted = averaged(ours, 3000)
     assert 1e-4 < (drifted - ours).abs().max() < 1e-3
     torch.save({"ema": published(source) | {"pos_embed": drifted}}, tmp_path / "sit.pt")
     loaded = sit(**(size | {"weights": str(tmp_path / "sit.pt")}), latent_shape=(3, 32, 32), num_classes=5)
-    assert torch.equal(loaded.positions_1ND, ours)  # the fixed ones, not the drifted
+    assert torch.equal(loaded.pos_embed, ours)  # the fixed ones, not the drifted
+
+
+def test_learned_positions_are_weights_like_others(tmp_path: Path) -> None:
+    source = small(positions="learned")
+    torch.save(published(source), tmp_path / "sit.pt")
+    size = SMALL | {"weights": str(tmp_path / "sit.pt"), "positions": "learned"}
+    loaded = sit(**size, latent_shape=SHAPE, num_classes=5)
+    assert torch.equal(loaded.pos_embed, source.pos_embed)
+    assert loaded.pos_embed.requires_grad
+    assert to_published(source).keys() == published(source).keys() - {"projectors.0.0.weight"}
+    with pytest.raises(UserError, match=r"or learned its positions; for these give backbone\.positions=learned"):
+        sit(**(size | {"positions": "sincos"}), latent_shape=SHAPE, num_classes=5)
+    torch.save({k: v for k, v in published(source).items() if k != "pos_embed"}, tmp_path / "sit.pt")
+    with pytest.raises(UserError, match=r"1 of its weights differ by name or shape \(pos_embed\)"):
+        sit(**size, latent_shape=SHAPE, num_classes=5)
 
 
 def test_another_grid_of_as_many_tokens_is_refused(tmp_path: Path) -> None:

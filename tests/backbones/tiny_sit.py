@@ -9,7 +9,15 @@ import torch
 from urepa.backbones.sit import SiT, sit
 
 SHAPE = (3, 4, 6)
-SMALL: dict[str, Any] = {"weights": "random", "patch": 2, "depth": 3, "width": 16, "heads": 2, "qk_norm": False}
+SMALL: dict[str, Any] = {
+    "weights": "random",
+    "patch": 2,
+    "depth": 3,
+    "width": 16,
+    "heads": 2,
+    "qk_norm": False,
+    "positions": "sincos",
+}
 
 
 def small(**changes: Any) -> SiT:

@@ -23,7 +23,7 @@ EPS = 1e-6  # of the LayerNorms without weights
 SPREAD = 0.02  # of embeddings at the start
 
 
-def positions(grid: tuple[int, int], width: int) -> Tensor:
+def sine_cosine(grid: tuple[int, int], width: int) -> Tensor:
     """Fixed sine-cosine positions [1,N,D], row by row: the column's sine and cosine, then the row's."""
     frequencies = 10_000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
@@ -150,6 +150,8 @@ class SiT(nn.Module):
 
     Args:
         latent_shape: C, H, W. patch: p, which divides H and W. width: D, a multiple of 4 and of `heads`.
+        positions: what is added to the embedded patches: "sincos", fixed sine-cosine ones, or "learned", which begin
+            as N(0, 0.02²).
     """
 
     stages = ("embedding", "blocks", "output")
@@ -163,6 +165,7 @@ class SiT(nn.Module):
         width: int,
         heads: int,
         qk_norm: bool,
+        positions: str,
     ) -> None:
         super().__init__()
         channels, height, columns = latent_shape
@@ -172,8 +175,12 @@ class SiT(nn.Module):
         self.y_embedder = ClassEmbedder(num_classes, width)
         self.blocks = nn.ModuleList(SiTBlock(width, heads, qk_norm) for _ in range(depth))
         self.final_layer = FinalLayer(width, channels * patch**2)
-        self.register_buffer("positions_1ND", positions(self.grid, width), persistent=False)
-        self.positions_1ND: Tensor
+        self.positions = positions
+        self.pos_embed: Tensor  # [1,N,D], under its name in the published checkpoints
+        if positions == "learned":  # drawn last: all else begins as it does with fixed ones
+            self.pos_embed = nn.Parameter(SPREAD * torch.randn(1, self.grid[0] * self.grid[1], width))
+        else:
+            self.register_buffer("pos_embed", sine_cosine(self.grid, width), persistent=False)
 
     def index_of(self, tap: str) -> int:
         """The block of a tap. A tap that does not exist is a UserError."""
@@ -188,7 +195,7 @@ class SiT(nn.Module):
         """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
         last = self.index_of(tap)
         parts = [self.x_embedder, self.t_embedder, self.y_embedder, *self.blocks[: last + 1]]
-        return any(p.requires_grad for part in parts for p in part.parameters())
+        return self.pos_embed.requires_grad or any(p.requires_grad for part in parts for p in part.parameters())
 
     def freeze_after(self, taps: tuple[str, ...]) -> None:
         """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
@@ -227,7 +234,7 @@ class SiT(nn.Module):
         tap_of = {self.index_of(tap): tap for tap in taps}
         deepest = max(tap_of, default=-1)
         features: dict[str, Tokens] = {}
-        x_BND = self.x_embedder(x_t) + self.positions_1ND
+        x_BND = self.x_embedder(x_t) + self.pos_embed
         c_BD = self.t_embedder(t_B) + self.y_embedder(condition.ids_B)
         for k, block in enumerate(self.blocks[: deepest + 1]):
             x_BND = block(x_BND, c_BD)
@@ -255,13 +262,14 @@ def sit_unread(
     width: int,
     heads: int,
     qk_norm: bool,
+    positions: str,
     *,
     latent_shape: tuple[int, int, int],
     num_classes: int,
 ) -> SiT:
     """A SiT at its first values, whatever `weights` says: to count what it costs. UserError where sizes do not fit."""
     check_sit(patch, width, heads, latent_shape)
-    return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm)
+    return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm, positions)
 
 
 def sit(
@@ -271,6 +279,7 @@ def sit(
     width: int,
     heads: int,
     qk_norm: bool,
+    positions: str,
     *,
     latent_shape: tuple[int, int, int],
     num_classes: int,
@@ -284,7 +293,7 @@ def sit(
     Raises UserError where sizes do not fit each other or the file.
     """
     shapes = {"latent_shape": latent_shape, "num_classes": num_classes}
-    backbone = sit_unread(weights, patch, depth, width, heads, qk_norm, **shapes)  # type: ignore[arg-type]
+    backbone = sit_unread(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
     if weights != "random":
         from urepa.backbones.sit_published import load_published
 

@@ -45,13 +45,8 @@ def load_published(backbone: SiT, place: Path) -> None:
     if not file.is_file():
         raise UserError(f"{place} has no {EXPORTED}: give a file in the published layout, or an export's folder")
     found = {name: value for name, value in read_published(file).items() if not name.startswith(HEADS)}
-    ours_1ND = backbone.positions_1ND
-    stored_1ND = found.pop(POSITIONS, ours_1ND)
-    same_width = stored_1ND.shape[-1] == ours_1ND.shape[-1]  # else the weights' shapes say more
-    if same_width and not (
-        stored_1ND.shape == ours_1ND.shape and torch.allclose(stored_1ND.float(), ours_1ND, rtol=0, atol=SAME_POSITIONS)
-    ):
-        raise UserError(f"{file} was trained on another grid than {backbone.grid[0]}x{backbone.grid[1]}")
+    if backbone.positions != "learned":
+        _check_fixed_positions(backbone, found.pop(POSITIONS, backbone.pos_embed), file)
     own = backbone.state_dict()
     found = forward_in_time(in_one_row(found), own, file)
     odd = sorted(own.keys() ^ found.keys()) + [k for k in own.keys() & found.keys() if own[k].shape != found[k].shape]
@@ -69,6 +64,20 @@ def load_published(backbone: SiT, place: Path) -> None:
     backbone.load_state_dict(found)
 
 
+def _check_fixed_positions(backbone: SiT, stored_1ND: Tensor, file: Path) -> None:
+    """UserError where they are another grid's, or were learned."""
+    ours_1ND = backbone.pos_embed
+    if stored_1ND.shape[-1] != ours_1ND.shape[-1]:
+        return  # the weights' shapes say more
+    if stored_1ND.shape != ours_1ND.shape:
+        raise UserError(f"{file} was trained on another grid than {backbone.grid[0]}x{backbone.grid[1]}")
+    if not torch.allclose(stored_1ND.float(), ours_1ND, rtol=0, atol=SAME_POSITIONS):
+        raise UserError(
+            f"{file} was trained on another grid than {backbone.grid[0]}x{backbone.grid[1]}, or learned its positions; "
+            "for these give backbone.positions=learned"
+        )
+
+
 def to_published(backbone: SiT) -> dict[str, Tensor]:
     """The same layout the other way. It has no place for LoRA, which is added to what it adapts: in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -78,7 +87,7 @@ def to_published(backbone: SiT) -> dict[str, Tensor]:
             module.merge()
     own = {name: value for name, value in backbone.state_dict().items() if ".lora_" not in name}
     return {name.replace(".base_layer.", "."): value for name, value in own.items()} | {
-        POSITIONS: backbone.positions_1ND
+        POSITIONS: backbone.pos_embed.detach()
     }
 
 

@@ -84,6 +84,11 @@ class SD15:
     gradient_checkpointing: bool = MISSING  # recompute blocks backward: less memory, more time
 
 
+class SiTPositions(Enum):
+    sincos = "sincos"
+    learned = "learned"
+
+
 @dataclass
 class SiT:
     _target_: str = "urepa.backbones.sit.sit"
@@ -94,6 +99,7 @@ class SiT:
     width: int = MISSING
     heads: int = MISSING  # of attention
     qk_norm: bool = MISSING  # LayerNorm on queries and keys
+    positions: SiTPositions = MISSING  # added to the embedded patches: fixed sine-cosine ones, or learned ones
 
 
 @dataclass

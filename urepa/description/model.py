@@ -68,13 +68,16 @@ def sd15(s: Subject, part: dict[str, Any]) -> list[Block]:
     ]
 
 
+SIT_POSITIONS = {"sincos": "fixed sine-cosine positions", "learned": "learned positions"}
+
+
 def sit(s: Subject, part: dict[str, Any]) -> list[Block]:
     normed = " Queries and keys pass a LayerNorm." if part["qk_norm"] else ""
     return [
         f"The backbone is a SiT, a transformer with adaLN-Zero{beginning(s, part['weights'])}: {part['depth']} blocks "
         f"of width {part['width']} with {part['heads']} attention heads over {part['patch']}×{part['patch']} patches "
-        f"of x0 of {shape(s.track.latent_shape)}.{normed} The condition is one of "
-        f"{number(s.track.num_classes + 1)} vectors, a class each and the null condition."
+        f"of x0 of {shape(s.track.latent_shape)}, with {SIT_POSITIONS[part['positions']]}.{normed} The condition is "
+        f"one of {number(s.track.num_classes + 1)} vectors, a class each and the null condition."
     ]
 
 
