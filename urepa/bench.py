@@ -1,9 +1,10 @@
 """`python -m urepa.bench [+experiment=...]`: how long a step of an experiment takes, over random data.
 
 In one process and in turns with another loop: with `bench.against=documented` the document's (spec 000, appendix B),
-with `bench.against=online` the same step that asks the teacher about the batch's images; with `bench.parts=true` also
-without each part of the fast step. No caches and no teacher's weights are needed; `backbone.weights=random` spares the
-backbone's. `python -m urepa.bench_reading` is the same for reading alone.
+with `bench.against=online` the same step that asks the teacher about the batch's images, with `bench.against=plain` the
+loop as one writes it first; with `bench.parts=true` also without each part of the fast step. No caches and no teacher's
+weights are needed; `backbone.weights=random` spares the backbone's. `python -m urepa.bench_reading` is the same for
+reading alone.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
     accelerator = accelerate_for(trainer)
     with tempfile.TemporaryDirectory(dir=settings["folder"], prefix=".bench-") as place:
         bench = Bench(config, Path(place), accelerator)
-        others = {"documented": bench.documented, "online": bench.online}
+        others = {"documented": bench.documented, "online": bench.online, "plain": bench.plain}
         loops = [others[settings["against"]]()] if settings["against"] is not None else []
         loops.append(bench.ours())
         if settings["parts"]:

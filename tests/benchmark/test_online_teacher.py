@@ -119,6 +119,22 @@ def test_losses_and_weights_are_those_of_our_loop_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(weights, same_weights, strict=True))
 
 
+def test_the_plain_loop_trains_the_same_loss(bench_of: BenchOf, architecture: list[str]) -> None:
+    """After λ's warm-up its total is ours on the same batch, and its average follows the weights."""
+    bench = bench_of(*architecture, *SAMPLES, "loss.manifold_weight=3", "loss.warmup_steps=0")
+    plain, trainer = bench.plain(), bench.trainer
+    batches = next(plain.data)
+    terms, _ = trainer.forward(batches[0].to(torch.device("cpu")), trainer.loss.warmup_steps)
+    loop: Any = plain.update.__self__  # type: ignore[attr-defined]
+    torch.testing.assert_close(loop.total(batches[0]), terms.total)
+    before = {name: p.detach().clone() for name, p in loop.parameters.items()}
+    plain.update(batches)
+    decay = trainer.settings.ema_decay
+    assert any(not torch.equal(before[name], p) for name, p in loop.parameters.items())
+    for name, p in loop.parameters.items():
+        torch.testing.assert_close(loop.shadow[name], decay * before[name] + (1 - decay) * p.detach())
+
+
 def dinov2_flops(layers: int, width: int, patches: int, patch: int) -> int:
     """A forward pass of one image, two FLOPs a multiply-add: the patches' embedding, then four projections, attention
     and an MLP of four times the width in each layer, with the CLS token."""

@@ -22,6 +22,7 @@ from urepa import assembly, speed
 from urepa.alignment import AlignedModel
 from urepa.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.benchmark.online import Images, OnlineTeacher
+from urepa.benchmark.plain import PlainLoop
 from urepa.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
 from urepa.contracts import Condition, Denoised, Tokens
 from urepa.data.reader import Batch
@@ -182,6 +183,19 @@ class Bench:
             self._update(asks.asked(batches))
 
         return Loop("online teacher", reader.stream(0, FOREVER), update, asks.on_device)
+
+    def plain(self) -> Loop:
+        """The loop as one writes it first, over the same batches."""
+        trainer = self.trainer
+        plain = PlainLoop(
+            trainer.model,
+            trainer.objective,
+            trainer.loss,
+            trainer.settings,
+            self.accelerator.device,
+            self.accelerator.autocast,
+        )
+        return Loop("plain", self._own_batches(), plain.update)
 
     def _update(self, batches: list[Batch]) -> None:
         self.trainer.update(self.step_index, batches, with_tap_gradients=False)

@@ -51,7 +51,7 @@ class SyntheticTrack:
         tokens: dict[str, Store | OnlineTokens] = {} if teacher is None else {ALONE: Store(self.tokens)}
         splits = dict.fromkeys(("train", "val", "test"), self.samples)
         grids = {} if teacher is None else {ALONE: teacher.grid}
-        return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, null_id=self.num_classes)
+        return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, self.num_classes, self.cfg_dropout)
 
     def _write(self, store: Path, suffix: str, shape: tuple[int, ...]) -> None:
         rng = np.random.default_rng(0)

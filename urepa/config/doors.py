@@ -85,6 +85,7 @@ class Preprocess:
 class Against(Enum):
     documented = "documented"
     online = "online"
+    plain = "plain"
 
 
 @dataclass
@@ -93,7 +94,8 @@ class BenchSettings:
     rounds: int = setting("times are medians of so many rounds, in which the loops take turns", 3, ge=1, le=SIZE)
     batches: int = setting("batches of random records, in the experiment's own stores", 8, ge=1, le=SIZE)
     against: Against | None = setting(
-        "also times, in turns: the document's loop; the same step with the teacher (random weights) asked in it",
+        "also times, in turns: the document's loop; the same step with the teacher (random weights) asked in it; the "
+        "loop as one writes it first, over the same batches",
         None,
     )
     parts: bool = setting("also times the step without each part that makes it fast", False)
