@@ -198,13 +198,15 @@ def test_the_state_is_kept_in_double_precision() -> None:
 @pytest.mark.parametrize("sampler", ["euler", "sde"])
 def test_an_image_is_its_own_whatever_it_is_made_beside(sampler: str) -> None:
     how: dict[str, Any] = {"sampler": sampler, "steps": 5, "guidance": 1.0}
-    place = ((1, 4, 4), 9, torch.device("cpu"))
-    together = sample_images(Gaussian(LINEAR), LINEAR, [(3, 0), (1, 5), (1, 0)], *place, seed=2, **how)
-    alone = sample_images(Gaussian(LINEAR), LINEAR, [(1, 5)], *place, seed=2, **how)
+
+    def made(images: list[tuple[int, int]], seed: int) -> Tensor:
+        condition = Condition(torch.tensor([class_id for class_id, _ in images]), 9)
+        return sample_images(Gaussian(LINEAR), LINEAR, images, (1, 4, 4), condition, seed=seed, **how)
+
+    together, alone = made([(3, 0), (1, 5), (1, 0)], 2), made([(1, 5)], 2)
     torch.testing.assert_close(alone[0], together[1])
     assert len({round(float(x.sum()), 4) for x in together}) == 3
-    other = sample_images(Gaussian(LINEAR), LINEAR, [(1, 5)], *place, seed=3, **how)
-    assert not torch.allclose(other, alone, atol=1e-2)
+    assert not torch.allclose(made([(1, 5)], 3), alone, atol=1e-2)
 
 
 def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
@@ -213,7 +215,7 @@ def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(draws, "normal", keep)
         sample_images(
-            Gaussian(LINEAR), LINEAR, [(0, 0)], (1, 4, 4), 9, torch.device("cpu"),
+            Gaussian(LINEAR), LINEAR, [(0, 0)], (1, 4, 4), Condition(torch.zeros(1).long(), 9),
             sampler="sde", steps=4, guidance=1.0, seed=0,
         )  # fmt: skip
     assert len(drawn) == 1 + 3  # the last step has none

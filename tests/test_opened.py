@@ -97,6 +97,12 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
+def test_images_are_made_under_what_was_learnt(opened: OpenedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert opened.condition([1, 3]).ids_B.tolist() == [1, 3]
+    monkeypatch.setattr(opened.track, "cfg_dropout", 1.0)  # no sample ever had a class
+    assert opened.condition([1, 3]).ids_B.tolist() == [opened.null_id] * 2
+
+
 def test_an_images_features_depend_on_nothing_beside_it(opened: OpenedRun, images: torch.Tensor) -> None:
     together = opened.features(images, 500).x_BND
     for i in range(3):

@@ -49,9 +49,20 @@ class Condition:
     ids_B: Tensor
     null_id: int
 
+    @staticmethod
+    def of_classes(ids_B: Tensor, num_classes: int, cfg_dropout: float) -> "Condition":
+        """What a model is asked under outside of training: the classes; the null condition where training withheld
+        every class (`cfg_dropout` of 1), so that no other was ever learnt."""
+        given = Condition(ids_B, num_classes)
+        return given.null() if cfg_dropout == 1 else given
+
     def null(self) -> "Condition":
         """The same batch without its condition."""
         return Condition(torch.full_like(self.ids_B, self.null_id), self.null_id)
+
+    def to(self, device: torch.device) -> "Condition":
+        """The same there."""
+        return Condition(self.ids_B.to(device, non_blocking=True), self.null_id)
 
     def drop(self, mask_B: Tensor) -> "Condition":
         """Without the condition where `mask_B` is True (classifier-free guidance, spec 000 §3.4)."""

@@ -182,7 +182,8 @@ class ImageSet:
         how["interval"] = tuple(self.asked["guidance_interval"])
         images = [(image.class_id, image.index) for image in batch]
         backbone, shape = opened.model.backbone, opened.track.latent_shape
-        return sample_images(backbone, opened.objective, images, shape, opened.null_id, opened.device, **how)
+        condition = opened.condition([image.class_id for image in batch])
+        return sample_images(backbone, opened.objective, images, shape, condition, **how)
 
     def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:
         """Writes what is not there yet. Returns how many those were."""

@@ -5,6 +5,7 @@ Shapes: B images, C channels, S image size, N tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ class OpenedRun:
     def null_id(self) -> int:
         """The id of "no class"."""
         return int(self.track.num_classes)
+
+    def condition(self, class_ids: Sequence[int]) -> Condition:
+        """Of these classes, on the device; the null condition where no sample ever had a class in training."""
+        ids_B = torch.tensor(class_ids, device=self.device)
+        return Condition.of_classes(ids_B, self.null_id, self.track.cfg_dropout)
 
     def features(
         self, images: Tensor, t: float | Tensor | None = None, tap: str | None = None, noise: Tensor | None = None

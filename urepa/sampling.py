@@ -185,8 +185,7 @@ def sample_images(
     objective: Objective,
     images: list[tuple[int, int]],
     shape: tuple[int, int, int],
-    null_id: int,
-    device: torch.device,
+    condition: Condition,
     *,
     sampler: str | None,
     steps: int,
@@ -194,8 +193,8 @@ def sample_images(
     seed: int,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """x0 [B,C,H,W] of images (class id, index), each from its own addressed noise."""
+    """x0 [B,C,H,W] of images (class id, index), each from its own addressed noise, on the condition's device."""
     noise = torch.stack([image_noise(seed, class_id, index, shape) for class_id, index in images])
     rngs = [draws.generator(seed, "image on the way", class_id, index) for class_id, index in images]
-    condition = Condition(torch.tensor([class_id for class_id, _ in images], device=device), null_id)
-    return sample_by(backbone, objective, noise.to(device), condition, rngs, sampler, steps, guidance, interval)
+    noise = noise.to(condition.ids_B.device)
+    return sample_by(backbone, objective, noise, condition, rngs, sampler, steps, guidance, interval)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,6 +149,16 @@ def test_validation_keeps_every_condition(cache: Cache, objective: Any) -> None:
     assert {name: seen["class"] for name, seen in by_id(cache, objective, 6).items()} == classes
 
 
+@pytest.mark.parametrize(("cfg_dropout", "given"), [(0.0, True), (0.9, True), (1.0, False)])
+def test_validation_gives_the_classes_unless_none_was_ever_given(
+    cache: Cache, objective: Any, cfg_dropout: float, given: bool
+) -> None:
+    condition = ValidationReader(replace(cache, cfg_dropout=cfg_dropout), objective, 4).read(0).condition
+    null = [cache.null_id] * 4
+    assert (condition.ids_B.tolist() != null) is given
+    assert condition.null().ids_B.tolist() == null
+
+
 def test_validation_groups_are_shuffled_once_and_know_if_they_are_full(cache: Cache, objective: Any) -> None:
     reader = ValidationReader(cache, objective, 4)
     assert reader.full == [True, False]
@@ -163,7 +174,5 @@ def test_validation_sees_other_noise_for_every_sample(cache: Cache, objective: A
 
 
 def test_nothing_to_validate_on_is_a_user_error(cache: Cache, objective: Any) -> None:
-    from dataclasses import replace
-
     with pytest.raises(UserError, match="validation_group=4 is more than the 0 validation samples"):
         ValidationReader(replace(cache, splits=cache.splits | {"val": []}), objective, 4)

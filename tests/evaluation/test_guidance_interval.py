@@ -23,7 +23,7 @@ Compose = Callable[..., dict[str, Any]]
 def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
     run = write_run(tmp_path / "outputs" / "sit" / "seed0", compose(*small_sit), 10)
     flow = load(run, "cpu")
-    cache: Any = SimpleNamespace(null_id=flow.null_id)
+    cache: Any = SimpleNamespace(condition=flow.condition)
     parts: dict[str, Any] = {"model": flow.model, "objective": flow.objective, "track": flow.track, "cache": cache}
     parts |= {"loss": None, "folder": run, "device": torch.device("cpu"), "seed": 0, "step": 10}
     context = Context(**parts, untrained=lambda: flow.model)
@@ -36,8 +36,8 @@ def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: 
     assert not torch.equal(inside, always)
     (batch,) = GeneratedImages(10, "euler", 4, 1.8, 10)._batches(10)
     asked: dict[str, Any] = {"sampler": "euler", "steps": 4, "guidance": 1.8, "seed": 0, "interval": (0.0, 0.7)}
-    shape, null = flow.track.latent_shape, flow.null_id
-    x0 = sample_images(flow.model.backbone, flow.objective, batch, shape, null, torch.device("cpu"), **asked)
+    shape, condition = flow.track.latent_shape, flow.condition([class_id for class_id, _ in batch])
+    x0 = sample_images(flow.model.backbone, flow.objective, batch, shape, condition, **asked)
     assert torch.equal(inside, (flow.track.to_rgb(x0) * 255).round() / 255)
     with pytest.raises(UserError, match=r"images\.interval=\[0\.7, 0\.2\]: give two times"):
         made([0.7, 0.2])

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.contracts import Condition
 from urepa.data.content import Identity
 from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.images import ImageArchive
@@ -57,6 +58,7 @@ class Cache:
     grids: dict[str, tuple[int, int]]
     num_classes: int
     null_id: int
+    cfg_dropout: float
     images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
     class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
 
@@ -69,6 +71,10 @@ class Cache:
     def has_moments(self) -> bool:
         """Do the latents hold a posterior's mean and standard deviation instead of one value?"""
         return len(self.latents.shape) == 4
+
+    def condition(self, class_ids: Sequence[int]) -> Condition:
+        """Outside of training."""
+        return Condition.of_classes(torch.tensor(class_ids), self.num_classes, self.cfg_dropout)
 
     def x0(self, samples: Sequence[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
         """Latents [B,C,H,W], float32. Moments are sampled with the generators, or give their mean without."""

@@ -186,8 +186,8 @@ class LatentTrack:
             tokens = {name: OnlineTokens(one, archive, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         names = [] if self.class_names is not None else read_names(self.folder, self.num_classes)
-        known: dict[str, Any] = {"null_id": self.num_classes, "images": archive, "class_names": names}
-        return Cache(splits, latents, tokens, grids, self.num_classes, **known)
+        known: dict[str, Any] = {"images": archive, "class_names": names}
+        return Cache(splits, latents, tokens, grids, self.num_classes, self.num_classes, self.cfg_dropout, **known)
 
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""

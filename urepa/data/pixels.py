@@ -139,7 +139,8 @@ class PixelTrack:
             tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         names = read_names(self.folder, self.num_classes)
-        return Cache(splits, latents, tokens, grids, self.num_classes, null_id=self.num_classes, class_names=names)
+        classes = self.num_classes
+        return Cache(splits, latents, tokens, grids, classes, classes, self.cfg_dropout, class_names=names)
 
     def has_caches(self, teacher: Any | None) -> bool:
         """Is everything cached that training reads? A teacher that is asked online has no tokens to compare."""

@@ -50,7 +50,7 @@ class Batch:
             if (value := getattr(self, name)) is not None
         }
         teachers = {name: tokens_BND.to(device, non_blocking=True) for name, tokens_BND in self.teachers.items()}
-        condition = Condition(self.condition.ids_B.to(device, non_blocking=True), self.condition.null_id)
+        condition = self.condition.to(device)
         if self.slot is not None and device.type == "cuda":
             self.slot.copied = torch.cuda.Event()
             self.slot.copied.record()
@@ -226,13 +226,14 @@ class ValidationReader:
             )
 
     def read(self, index: int) -> Batch:
-        """One group as a batch. Conditions are never dropped."""
+        """One group as a batch. Conditions are not dropped, unless training withholds all of them."""
         samples = self.groups[index]
         key = [draws.digest64("val", s.sample_id) for s in samples]
         noise = [draws.generator(k, "noise") for k in key]
         times = [draws.generator(k, "t") for k in key]
         teachers = self.cache.teachers(samples)
-        return _batch(self.cache, self.objective, samples, noise, times, posterior=None, teachers=teachers)
+        batch = _batch(self.cache, self.objective, samples, noise, times, posterior=None, teachers=teachers)
+        return replace(batch, condition=self.cache.condition([s.class_id for s in samples]))
 
 
 def _batch(

@@ -96,15 +96,14 @@ class GeneratedImages:
         return files
 
     def _sample(self, context: Context, batch: list[tuple[int, int]]) -> Tensor:
-        shape, null_id = context.track.latent_shape, context.cache.null_id
+        condition = context.cache.condition([class_id for class_id, _ in batch]).to(context.device)
         how: dict[str, Any] = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
         x0 = sample_images(
             context.model.backbone,
             context.objective,
             batch,
-            shape,
-            null_id,
-            context.device,
+            context.track.latent_shape,
+            condition,
             seed=context.seed,
             interval=(self.interval[0], self.interval[1]),
             **how,

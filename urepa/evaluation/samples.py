@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from urepa import draws
-from urepa.contracts import Condition
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated import decoded
 from urepa.files import write_whole
@@ -31,7 +30,7 @@ def samples_of(context: Context, class_ids: list[int], steps: int, guidance: flo
         part = class_ids[start : start + CHUNK]
         rngs = [draws.generator(context.seed, "sample", 0, start + i) for i in range(len(part))]
         noise = torch.stack([draws.normal(context.track.latent_shape, rng) for rng in rngs]).to(context.device)
-        condition = Condition(torch.tensor(part, device=context.device), context.cache.null_id)
+        condition = context.cache.condition(part).to(context.device)
         x0 = sample_by(context.model.backbone, context.objective, noise, condition, rngs, None, steps, guidance)
         out.append(x0.cpu())
     return torch.cat(out)
