@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,34 +11,40 @@ from safetensors import SafetensorError, safe_open
 from urepa.errors import UserError
 
 NAME = "cifar_cnn.safetensors"  # below data.root
-KIND = "urepa cifar_cnn"
+KEY = "cifar_cnn"  # one text of JSON: safetensors writes several in an order of chance, and the file's digest is to be
+# the same wherever the weights are
+NEEDED = {"accuracy", "classes", "image_size"}  # by its readers
 COMMAND = "python -m urepa.train_classifier"
 
 
-def metadata_of(file: Path) -> dict[str, str]:
-    """The texts beside the tensors of a .safetensors file, by name. UserError where it is damaged or of another
-    kind."""
+def as_metadata(stated: Mapping[str, object]) -> dict[str, str]:
+    """What a classifier's file states, as safetensors takes it."""
+    return {KEY: json.dumps({key: str(value) for key, value in stated.items()}, sort_keys=True)}
+
+
+def stated_by(file: Path) -> dict[str, str]:
+    """What a .safetensors file states beside its tensors, if it is a classifier's: `accuracy`, numbers of images and
+    classes, digests, settings. Nothing of others. UserError where it is damaged."""
     try:
         with safe_open(file, "np") as opened:
-            found = opened.metadata()
-    except SafetensorError as error:
+            text = (opened.metadata() or {}).get(KEY, "{}")
+        return {key: str(value) for key, value in json.loads(text).items()}
+    except (SafetensorError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is no whole safetensors file ({error}); copy it again, or delete it") from error
-    return {} if found is None else dict(found)
 
 
-def classifier_metadata(file: Path) -> dict[str, str]:
-    """The same of a classifier's file: `kind`, `accuracy`, numbers of images and classes, digests, settings. UserError
-    where it is another program's."""
-    found = metadata_of(file)
-    if found.get("kind") != KIND:
+def stated_by_classifier(file: Path) -> dict[str, str]:
+    """The same. UserError where the file is no classifier's."""
+    stated = stated_by(file)
+    if not stated.keys() >= NEEDED:
         raise UserError(f"{file} is not what `{COMMAND}` writes; give another file, or delete it")
-    return found
+    return stated
 
 
 def refuse_other(file: Path, expected: Mapping[str, object]) -> dict[str, str]:
-    """The metadata of a classifier that is there. UserError that names in what it is not the one that is expected: it
+    """What a classifier that is there states. UserError that names in what it is not the one that is expected: it
     stays, as runs may have been measured with it."""
-    there = classifier_metadata(file)
+    there = stated_by_classifier(file)
     differing = [
         f"{key}: {there.get(key, 'unknown')} there, {value} here"
         for key, value in expected.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def weights(make_track: Callable[..., Any], tmp_path: Path) -> Path:
 
 def metadata(file: Path) -> dict[str, str]:
     with safe_open(file, "pt") as opened:
-        return dict(opened.metadata())
+        return json.loads(opened.metadata()["cifar_cnn"])
 
 
 def by_hand(file: Path, images_B3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from urepa.classifier_file import as_metadata
 from urepa.evaluation.named_weights import with_digests
 
 
 def test_digests_stand_beside_paths(tmp_path: Path) -> None:
     cnn, inception = tmp_path / "cnn.safetensors", tmp_path / "inception.pth"
-    save_file({"a": torch.zeros(3)}, cnn, metadata={"accuracy": "0.7031"})
+    save_file({"a": torch.zeros(3)}, cnn, metadata=as_metadata({"accuracy": 0.7031}))
     inception.write_bytes(b"weights")
     encoders = {
         "cifar_cnn": {"_target_": "x", "weights": str(cnn)},

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.classifier_file import COMMAND, classifier_metadata
+from urepa.classifier_file import COMMAND, stated_by_classifier
 from urepa.contracts import Tokens
 from urepa.errors import UserError
 from urepa.hashing import file_sha256
@@ -77,17 +77,17 @@ class CifarCNN:
         return Tokens(features_BD[:, None] / FEATURES**0.5, (1, 1))
 
     @cached_property
-    def _metadata(self) -> dict[str, str]:
+    def _stated(self) -> dict[str, str]:
         self._require()
-        return classifier_metadata(Path(self.weights))
+        return stated_by_classifier(Path(self.weights))
 
     @property
     def _image_size(self) -> int:
-        return int(self._metadata["image_size"])
+        return int(self._stated["image_size"])
 
     @cached_property
     def _network(self) -> Classifier:
-        network = Classifier(int(self._metadata["classes"]))
+        network = Classifier(int(self._stated["classes"]))
         network.load_state_dict(read_safetensors(Path(self.weights)))
         return network.eval().requires_grad_(False)
 

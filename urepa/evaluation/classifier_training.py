@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from urepa import draws, progress
-from urepa.classifier_file import KIND, refuse_other
+from urepa.classifier_file import as_metadata, refuse_other
 from urepa.data.cache import Cache
 from urepa.data.content import Identity
 from urepa.data.online import own_device
@@ -68,7 +68,6 @@ def train_classifier(track: Any, epochs: int, seed: int, out: Path) -> None:
     train, test = (read_split(track, cache, split) for split in ("train", "test"))
     cache.close()
     about = {
-        "kind": KIND,
         "train_images": len(train),
         "test_images": len(test),
         "train_samples": train.digest,
@@ -93,8 +92,7 @@ def train_classifier(track: Any, epochs: int, seed: int, out: Path) -> None:
         )
         network = fitted(train, track.num_classes, epochs, seed)
         accuracy = f"{accuracy_of(network, test):.6g}"
-        told = {key: str(value) for key, value in (about | {"accuracy": accuracy}).items()}
-        write_whole(out, save(network.cpu().state_dict(), told))
+        write_whole(out, save(network.cpu().state_dict(), as_metadata(about | {"accuracy": accuracy})))
         print(f"written: {out}")
     print(f"accuracy {float(accuracy):.3f} on {len(test):,} test images; weights sha256 {file_sha256(out)}")
 
@@ -103,7 +101,7 @@ def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classif
     """A classifier after so many passes over the images, in eval mode. UserError where it has diverged."""
     device = own_device()
     with draws.torch_seed(seed, "classifier"):
-        network = Classifier(num_classes).to(device)
+        network = Classifier(num_classes).to(device, memory_format=torch.channels_last)  # a fifth faster on a CPU
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     size = min(BATCH, len(train))
     per_epoch = len(train) // size
@@ -113,7 +111,8 @@ def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classif
             for index in range(per_epoch):
                 step = epoch * per_epoch + index
                 images_B3SS, classes_B = train.batch(order_R[index * size : (index + 1) * size])
-                logits_BK = network(augmented(images_B3SS, seed, step).to(device))
+                moved_B3SS = augmented(images_B3SS, seed, step).to(device, memory_format=torch.channels_last)
+                logits_BK = network(moved_B3SS)
                 loss = F.cross_entropy(logits_BK, classes_B.to(device))
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * cosine_with_warmup(step, epochs * per_epoch, 0.0)
                 optimizer.zero_grad(set_to_none=True)
@@ -122,7 +121,7 @@ def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classif
                 bar.update(1)
     if not bool(torch.isfinite(loss)):
         raise UserError("the classifier's loss is not finite, so it is of no use; take another seed")
-    return network.eval()
+    return network.to(memory_format=torch.contiguous_format).eval()
 
 
 def augmented(images_B3SS: Tensor, seed: int, step: int) -> Tensor:
