@@ -14,7 +14,7 @@ ROOT = Path(urepa.__file__).parent
 FLOORS = {
     0: "ranks errors nested contracts dense draws files hub losses markup objectives pictures progress schedules "
     "strata sinusoid weights config averaging json_lines hashing summary allocator "
-    "layout measured checkpoint_folders",
+    "layout measured checkpoint_folders classifier_file",
     1: "sampling flow_sampling speed backbones heads lora teachers data",
     2: "alignment counting checkpoint tracking metrics optimizer parallel guards signals sensors evaluation runs "
     "code_state mlflow_store mlflow_run provenance upgrades stored_config curves comparison",

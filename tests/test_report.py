@@ -42,6 +42,18 @@ def test_an_arm_without_an_ablation_is_what_its_command_changed(capsys: pytest.C
     assert "cifar10 · head.depth=1, loss.lambda_max=0.25 · seed 1 · step 10" in capsys.readouterr().out
 
 
+def test_a_distance_has_its_error_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = {"experiment": "x", "ablation": "baseline", "seed": 0, "step": 10, "batch_size": 8}
+    metrics = {f"{kind}/{what}/px": value for kind, pair in KINDS.items() for what, value in pair.items()}
+    print_report(summary | {"seconds": {"training": 2.0}, "metrics": metrics}, TRAINER, Path("x"), "nowhere", "next")
+    distance, error = (line.split() for line in capsys.readouterr().out.splitlines() if "of held-out" in line)
+    assert distance == ["FD(px)", "12.500", "of", "held-out", "images", "0.400"]
+    assert error == ["standard", "error", "0.250", "of", "held-out", "images", "0.012"]
+
+
+KINDS = {"final": {"fd": 12.5, "fd_se": 0.25}, "floor": {"fd": 0.4, "fd_se": 0.012}}
+
+
 @pytest.mark.parametrize(
     ("trainer", "metrics", "printed"),
     [

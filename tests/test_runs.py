@@ -318,3 +318,12 @@ def test_a_title_begins_with_what_a_sweep_is_over() -> None:
     assert names.title(2) == (
         "head.depth=1, loss.lambda_max=0.5, backbone.head_dim=8, data.limit=100, trainer.max_steps=6, seed 2 · x"
     )
+
+
+def test_where_an_encoders_weights_lie_makes_no_other_run() -> None:
+    """data.root does not either, and they lie there."""
+    there, here = ({"evaluation": {"fd": {"encoders": {"cnn": {"weights": at}}, "subset": 5}}} for at in ("a", "b"))
+    assert differences(there, here) == []
+    here["evaluation"]["fd"]["subset"] = 6
+    assert differences(there, here) == ["evaluation.fd.subset: 5 there, 6 here"]
+    assert differences({"backbone": {"weights": "a"}}, {"backbone": {"weights": "b"}}) != []

@@ -65,7 +65,9 @@ def test_nothing_in_a_strangers_config_runs_or_reads(
     assert known > 60
 
 
-@pytest.mark.parametrize("more", [[], ["+experiment=track_a"], ["+experiment=repa_imagenet256"], [EVERY]])
+@pytest.mark.parametrize(
+    "more", [[], ["+experiment=track_a"], ["+experiment=repa_imagenet256"], [EVERY], ["evaluation=cifar10_fd"]]
+)
 def test_every_config_of_ours_is_read_as_it_was_stored(compose: Compose, tmp_path: Path, more: list[str]) -> None:
     composed = compose(*more)
     del composed["arm"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from urepa.backbones.shapes import check_prompts
 from urepa.checkpoint_folders import no_checkpoint, steps
+from urepa.classifier_file import NAME, refuse_other
 from urepa.data.classes import class_names, folder_of
 from urepa.data.image_folder import class_places, readable
 from urepa.data.pixel_shapes import check_channels
@@ -31,7 +32,7 @@ from urepa.data.shares import (
     refuse_other_classes,
 )
 from urepa.errors import UserError
-from urepa.files import check_folder_target
+from urepa.files import check_file_target, check_folder_target
 from urepa.shape_checks import check_teacher, check_track, members
 from urepa.summary import FILE as SUMMARY
 from urepa.teachers.shapes import check_file, model_name, resamples
@@ -78,6 +79,25 @@ def check_preprocess(config: dict[str, Any]) -> None:
         check_teachers_files(data, config["teacher"])
     else:
         _check_stage(data, stage)
+
+
+def check_classifier(config: dict[str, Any]) -> Path:
+    """The file that a track's classifier goes to. UserError where it cannot be trained or written, or is there of other
+    settings."""
+    data = config["data"]
+    if not _is_small(data):
+        raise UserError(f"data={data['name']} is a latent track, read in parts; give a small one, as data=cifar10_12k")
+    check_track(data)
+    check_small_track(data | {"build_on_first_use": True})
+    out = Path(data["root"]) / NAME if config["out"] is None else Path(config["out"])
+    if not out.is_file() and (config["out"] is not None or out.parent.is_dir()):
+        check_file_target("out", out)
+    if out.is_file():
+        asked: dict[str, Any] = {"epochs": config["epochs"], "seed": config["seed"], "image_size": data["image_size"]}
+        if not is_finished(folder_of(data) / "latents"):  # else its caches count, and are asked
+            asked |= {"train_images": _counted(data)["train"]}
+        refuse_other(out, asked)
+    return out
 
 
 def _is_small(data: dict[str, Any]) -> bool:

@@ -65,7 +65,11 @@ def _lag(summary: dict[str, Any], trainer: dict[str, Any]) -> str:
 
 
 def _distances(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows of the Fréchet distances, by encoder."""
+    """Rows of the Fréchet distances, by encoder, each above its error over resamplings of the images."""
     names = [key.removeprefix("final/fd/") for key in metrics if key.startswith("final/fd/")]
     marks = {name: ", circular" if f"final/circular/{name}" in metrics else "" for name in names}
-    return [(f"FD({n}{marks[n]})", f"final/fd/{n}", f"floor/fd/{n}", "of held-out images") for n in names]
+    rows = []
+    for n in names:
+        rows.append((f"FD({n}{marks[n]})", f"final/fd/{n}", f"floor/fd/{n}", "of held-out images"))
+        rows.append(("  standard error", f"final/fd_se/{n}", f"floor/fd_se/{n}", "of held-out images"))
+    return rows

@@ -17,9 +17,9 @@ from urepa.runs import find_name, no_run, require_config
 
 
 def register() -> None:
-    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${time_at:0.5}`, `${class_folders:}`,
-    `${help:}` and `${scratch:}`."""
-    for resolver in (run_name_of, aligned_tap, own_teacher, time_at, class_folders, help_of, scratch):
+    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${data_root:}`, `${time_at:0.5}`,
+    `${class_folders:}`, `${help:}` and `${scratch:}`."""
+    for resolver in (run_name_of, aligned_tap, own_teacher, data_root, time_at, class_folders, help_of, scratch):
         OmegaConf.register_new_resolver(resolver.__name__.removesuffix("_of"), resolver, replace=True)
 
 
@@ -52,6 +52,11 @@ def own_teacher(*, _root_: DictConfig) -> Any:
         )
     teacher: Any = OmegaConf.to_container(run.teacher, resolve=True, enum_to_str=True)
     return next(iter(teacher["teachers"].values())) if "teachers" in teacher else teacher
+
+
+def data_root(*, _root_: DictConfig) -> str:
+    """Where the run's track lies, or lay in training: `urepa.evaluate` puts another place into every path below it."""
+    return str(OmegaConf.select(_run(_root_), "data.root"))
 
 
 def time_at(fraction: float, *, _root_: DictConfig) -> int | float:

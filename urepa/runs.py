@@ -41,6 +41,7 @@ NOT_IDENTITY = (
     "trainer.max_skipped",
     "hydra",
 )
+WEIGHTS = re.compile(r"evaluation\..*\.weights")  # a place: what lies there, a summary says by its digest
 IMAGES = "data.images"  # named by its last component; whether the samples are the same, `urepa.provenance` says
 LONGEST_NAME = 120
 LONGEST_TITLE = 250  # characters that MLflow takes
@@ -149,9 +150,10 @@ def stored_yaml(config: dict[str, Any]) -> str:
 
 
 def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Identity keys whose values differ, as `key: known there, current here`."""
+    """Identity keys whose values differ, as `key: known there, current here`. Where an encoder's weights lie makes no
+    difference."""
     there, here = flatten(known), flatten(current)
-    keys = [k for k in sorted(there.keys() | here.keys()) if is_identity(k)]
+    keys = [k for k in sorted(there.keys() | here.keys()) if is_identity(k) and WEIGHTS.fullmatch(k) is None]
     absent = "nothing"
     return [
         f"{k}: {there.get(k, absent)} there, {here.get(k, absent)} here"

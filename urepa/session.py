@@ -29,6 +29,7 @@ from urepa.curves import read_curves
 from urepa.environment import take_out_settings
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
+from urepa.evaluation.named_weights import with_digests
 from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.files import read_json, write_whole
 from urepa.metrics import Rows, checkpoint_rows, is_final, last_values, storable
@@ -265,7 +266,7 @@ class Session:
             before = summary.get("evaluation", {})  # one that failed leaves the values and settings of its last success
             asked = self.config["evaluation"].items()
             told = {k: v for k, v in asked if k not in results.failures or k not in before}
-            summary["evaluation"] = before | told
+            summary["evaluation"] = before | with_digests(told)
             by = summary.get("evaluated_by", dict.fromkeys(before, provenance.last_code(path)))
             summary["evaluated_by"] = by | dict.fromkeys(told, code)
             write_whole(path / SUMMARY, json.dumps(summary, indent=1))
@@ -306,7 +307,7 @@ class Session:
             "batch_size": trainer.settings.batch_size,
             "best": trainer.best,
             "metrics": last,
-            "evaluation": self.config["evaluation"],
+            "evaluation": with_digests(self.config["evaluation"]),
             "evaluated_by": dict.fromkeys(self.config["evaluation"], code_of(stretches[-1]).version),
             "parameters": parameters_by_part(trainer.model),
             "seconds": {"training": trainer.seconds, "this_process": seconds},

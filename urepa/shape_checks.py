@@ -37,7 +37,7 @@ def check_teacher(teacher: dict[str, Any]) -> None:
     if "teachers" in teacher:
         check_names(list(teacher["teachers"]))
     for one in members(teacher):
-        if one["_target_"].endswith(".EfficientNetLite0"):
+        if one["_target_"].endswith((".EfficientNetLite0", ".EfficientNetLite2")):
             check_efficientnet(one["image_size"], one["grid"], one["stride"])
         elif one["_target_"].endswith(".ViT"):
             check_vit(one["family"], one["image_size"], one["patch"], one["grid"], one["positions"])

@@ -10,6 +10,7 @@ import pytest
 
 from urepa.comparison.arms import Study, sweeps
 from urepa.comparison.results import Results
+from urepa.comparison.words import other_remarks
 from urepa.errors import UserError
 
 W = "w" * 16
@@ -338,3 +339,24 @@ def test_nothing_finished(add: Add, study: Group) -> None:
     add(finished=False, seeds=(0, 1))
     with pytest.raises(UserError, match="none of the 2 runs can be compared: .*seed0 is unfinished: its last"):
         study()
+
+
+def test_runs_measured_with_other_weights_are_set_apart_and_the_report_names_the_weights(
+    add: Add, study: Group, results: Callable[..., Results]
+) -> None:
+    def measured(path: str, digest: str) -> dict[str, Any]:
+        file = {"sha256": digest, "accuracy": "0.7031"}
+        encoder = {"_target_": "urepa.evaluation.cifar_cnn.CifarCNN", "weights": path, "weights_file": file}
+        return {"evaluation": {"generation": {"encoders": {"cifar_cnn": encoder}}}}
+
+    add(summary=measured("a/cnn", "1" * 64))
+    add("moved", {"head.depth": 1}, summary=measured("b/cnn", "1" * 64))
+    add("other", {"loss.lambda_max": 0.25}, summary=measured("a/cnn", "2" * 64))
+    found = study()
+    assert [arm.label for arm in found.arms] == ["baseline", "moved"]
+    said = "cifar_cnn.weights is a/cnn (sha256 222222222222), not "
+    assert all(said in why and "(sha256 111111111111)" in why for why in reasons(found).values())
+    assert len(found.apart) == 3
+    place, digest = "generation.encoders.cifar_cnn", "1" * 12
+    stated = f"the weights of {place} are sha256 {digest}, a classifier of accuracy 0.7031 on test images"
+    assert other_remarks(results()).count(stated) == 1

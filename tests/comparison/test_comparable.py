@@ -202,6 +202,11 @@ def test_columns_of_an_encoder_bear_its_name_and_what_is_circular_says_so() -> N
         "unknown thing",
     ]
     assert reference_label("floor/fd/px") == "FD(px) of held-out images"
+    errors = {"final/fd_se/px": "one run's images", "floor/fd_se/px": "held-out images"}
+    assert all(map(is_reference, errors)), "a distance's error is no column"
+    assert metrics_of(keys | errors.keys()) == metrics_of(keys)
+    for key, whose in errors.items():
+        assert reference_label(key) == f"standard error of FD(px) over resamplings of {whose}"
     assert reference_label("final/pixel_knn") == "k-NN on pixels"
 
 
@@ -247,3 +252,31 @@ def test_measures_of_tokens_have_their_teacher_and_untrained_model_beside_them()
 
 
 BESIDE = ("teacher", "untrained_tap")
+
+
+# --- weights that an encoder is read from ---------------------------------------------------------------------
+
+
+def measured_with(config: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
+    """What a protocol says of a run that was measured in the features of these weights."""
+    file = {} if digest is None else {"weights_file": {"sha256": digest, "accuracy": "0.7"}}
+    encoder = {"_target_": "urepa.evaluation.cifar_cnn.CifarCNN", "weights": path} | file
+    evaluation = {"generation": {"encoders": {"cifar_cnn": encoder}}}
+    return protocol(as_text(config), {"evaluation": evaluation})
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "differ"),
+    [
+        (("a/cnn", "1" * 64), ("b/cnn", "1" * 64), False),  # the same at another place
+        (("a/cnn", "1" * 64), ("a/cnn", "2" * 64), True),  # others at the same place
+        (("a/cnn", None), ("a/cnn", "2" * 64), False),  # an earlier version's, which did not say
+        (("a/cnn", None), ("b/cnn", "2" * 64), True),
+    ],
+)
+def test_weights_are_what_they_are_and_not_where_they_lie(
+    config: dict[str, Any], here: tuple[str, str | None], there: tuple[str, str | None], differ: bool
+) -> None:
+    found = differences(measured_with(config, *here), measured_with(config, *there))
+    key = "evaluation.generation.encoders.cifar_cnn.weights"
+    assert [name for name, _, _ in found] == [key] * differ

@@ -331,6 +331,9 @@ EVALUATIONS = {
     "alignment": "on 2,000 held-out images at most, at t = 50, 200, 350, 500, 650, 800 and 950: token cosine",
     "generation": "1,000 by DDIM in 25 steps without guidance, compared with all training images in the features of "
     "pixels (Pixels) and efficientnet_lite0 (EfficientNetLite0).",
+    "cifar10_fd": "pixels (Pixels), cifar_cnn (CifarCNN, cifar_cnn.safetensors) and efficientnet_lite2 "
+    "(EfficientNetLite2). Fréchet distance over all of them, with its standard error by a jackknife over tenths of "
+    "1,000 of the images;",
     "inception": "in the features of inception (Inception, pt_inception-2015-12-05-6726825d.pth).",
     "cifar10": "Probe: the tap mid, mean-pooled, at t = 100",
     "spatial": "Spatial structure of the tap mid and its head at t = 500 on 1,000 held-out images at most",

@@ -9,6 +9,7 @@ from scipy import linalg, stats
 from urepa.evaluation.distribution import (
     Moments,
     frechet_distance,
+    frechet_error,
     inception_score,
     kernel_distance,
     precision_recall,
@@ -70,6 +71,44 @@ def test_a_set_has_no_distance_to_itself_and_a_shifted_one_that_of_the_shift() -
     x = rows(50, 30, 5)
     assert frechet_distance(moments(x), moments(x[::-1])) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(moments(x), moments(x + 0.5)) == pytest.approx(30 * 0.25, rel=1e-9)
+
+
+# --- its standard error -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "width", "shift"), [(200, 6, 0.0), (200, 6, 0.5), (40, 60, 0.3)])
+def test_the_error_of_a_distance_is_its_spread_over_draws(n: int, width: int, shift: float) -> None:
+    """The last case has fewer rows than features: all covariances are singular."""
+    real = moments(rows(1000, width, 1) * np.linspace(0.5, 2, width))
+    drawn = [rows(n, width, 100 + seed, shift) for seed in range(300)]
+    spread = np.std([frechet_distance(real, moments(x)) for x in drawn])
+    errors = [frechet_error(real, x, n) for x in drawn[:150]]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.2)  # ± 4 % of the spread itself, and the jackknife's excess
+
+
+def test_the_error_of_a_shift_has_a_closed_form() -> None:
+    """In one dimension at equal variances, d = δ² and its derivative by the mean is 2δ: its error is 2δ·σ/√n."""
+    x = rows(4000, 1, 3) * 0.5 + 2
+    real = gaussian(np.zeros(1), np.array([[0.25]]))
+    found = [frechet_error(real, part, 4000) for part in (x, x[::-1], np.random.default_rng(0).permutation(x))]
+    assert np.mean(found) == pytest.approx(2 * 2 * 0.5 / np.sqrt(4000), rel=0.35)  # ten groups: 24 % each
+    assert frechet_error(real, x[:1000], 4000) == pytest.approx(frechet_error(real, x[:1000], 1000) / 2, rel=1e-12)
+
+
+def test_the_error_is_that_of_ten_distances_by_hand() -> None:
+    real, x = moments(rows(90, 5, 4)), rows(43, 5, 5, shift=1)
+    left = [np.delete(x, part, axis=0) for part in np.array_split(np.arange(43), 10)]
+    theta = np.array([frechet_distance(real, moments(part)) for part in left])
+    expected = np.sqrt(9 / 10 * ((theta - theta.mean()) ** 2).sum())
+    assert frechet_error(real, x, 43) == pytest.approx(expected, rel=1e-9)
+
+
+def test_moments_root_follows_what_is_added() -> None:
+    found = moments(rows(50, 4, 6))
+    before = found.root_DD
+    found.add(rows(50, 4, 7) * 3)
+    np.testing.assert_allclose(found.root_DD @ found.root_DD, found.covariance_DD, atol=1e-12)
+    assert not np.allclose(before, found.root_DD)
 
 
 # --- KID ----------------------------------------------------------------------------------------------------

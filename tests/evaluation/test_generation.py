@@ -22,9 +22,12 @@ from urepa.assembly import make
 from urepa.data.samples import Sample
 from urepa.errors import UserError
 from urepa.evaluation import generation
+from urepa.evaluation.cifar_cnn import CifarCNN
+from urepa.evaluation.classifier_training import train_classifier
 from urepa.evaluation.context import Context, run_each
 from urepa.evaluation.dense import Pictures
-from urepa.evaluation.encoders import Inception, Pixels
+from urepa.evaluation.distribution import Moments, frechet_distance
+from urepa.evaluation.encoders import Inception, Pixels, pooled
 from urepa.evaluation.generated import GeneratedImages
 from urepa.evaluation.generation import FeatureSet, Generation, InceptionScore, real_features
 from urepa.generate import checked
@@ -167,18 +170,43 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_metrics_are_those_of_the_images_by_hand(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluation()(context)
-    kinds = ("fd", "kid", "precision", "recall")
+    kinds = ("fd", "fd_se", "kid", "precision", "recall")
     assert found.keys() == {f"{w}/{k}/pixels" for w in ("final", "floor") for k in kinds} | {"final/kid_sd/pixels"}
     fake = by_hand(torch.cat([rgb for _, rgb in images().rgb(context)]))
     splits = context.cache.splits
     train, val, test = (by_hand(context.track.to_rgb(context.cache.x0(splits[s]))) for s in ("train", "val", "test"))
     assert found["final/fd/pixels"] == pytest.approx(frechet(train, fake), rel=1e-3)
+    left = [np.delete(fake, part, axis=0) for part in np.array_split(np.arange(20), 10)]
+    without = [frechet(train, part) for part in left]
+    assert found["final/fd_se/pixels"] == pytest.approx(np.std(without) * 3, rel=0.02)
     # 40 held-out images for 20 generated ones: some 20 of them
     both = np.concatenate([val, test])
     assert 0 < found["floor/fd/pixels"] < 5 * frechet(train, both) < found["final/fd/pixels"]
     assert found["floor/precision/pixels"] > found["final/precision/pixels"]
     assert "circular" not in capsys.readouterr().out
     assert evaluation()(context) == found
+
+
+def test_a_track_s_own_classifier_is_an_encoder(context: Context, opened: Any, tmp_path: Path) -> None:
+    weights = tmp_path / "cifar_cnn.safetensors"
+    train_classifier(make(opened.config["data"]), epochs=1, seed=0, out=weights)
+    found = evaluation(encoders={"cifar_cnn": CifarCNN(str(weights))})(context)
+    splits, encoder = context.cache.splits, CifarCNN(str(weights))
+
+    def features(rgb: torch.Tensor) -> np.ndarray:
+        return pooled(encoder.tokens((rgb * 255).round() / 255)).double().numpy()
+
+    train = features(context.track.to_rgb(context.cache.x0(splits["train"])))
+    fake = features(torch.cat([rgb for _, rgb in images().rgb(context)]))
+    expected = frechet_distance(*(moments_of(x) for x in (train, fake)))
+    assert found["final/fd/cifar_cnn"] == pytest.approx(expected, rel=1e-3)
+    assert "final/circular/cifar_cnn" not in found
+
+
+def moments_of(x_nD: np.ndarray) -> Moments:
+    found = Moments(x_nD.shape[1])
+    found.add(x_nD)
+    return found
 
 
 def test_there_is_no_floor_for_more_images_than_are_held_out(
@@ -211,6 +239,7 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
         ({"reference_images": 41}, "reference_images=41: the track has 40 training images"),
         ({"encoders": {"a/b": Pixels(2)}}, "'a/b' is no name for a column"),
         ({"encoders": {"inception": Inception("nowhere.pth")}}, "there is no nowhere.pth"),
+        ({"encoders": {"cnn": CifarCNN("x.safetensors")}}, "there is no x.safetensors: .*urepa.train_classifier data="),
     ],
 )
 def test_what_cannot_be_asked_for_is_said_before_anything_is_made(

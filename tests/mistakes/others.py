@@ -188,6 +188,29 @@ PREPROCESS = [
     Mistake("urepa.preprocess", "data.root=d/e", "d/e", "", both(write("d/x", ""), closed("d")), True),
 ]
 
+CLASSIFIER = [
+    *of(
+        "urepa.train_classifier",
+        ("foo=1", "no key 'foo'"),
+        ("epochs=0", "epochs=0: give 1 or more"),
+        ("seed=-1", "seed=-1: give 0 or more"),
+        ("data=track_a", "data=track_a is a latent track"),
+        ("teacher=dinov2_b", "teacher has no effect here"),
+        ("data=digit", "did you mean 'digits'"),
+        ("data.source=folder data.images=nowhere", "data.images=nowhere"),
+        ("data=digits data.limit=100000", "data.limit=.* asks for 10000 images of one class"),
+        ("data=digits data.root=file", "file", "", FILE),
+        ("data=digits out=nowhere/x", "out=nowhere/x cannot be written"),
+        ("data=digits out=file/x", "out=file/x", "", FILE),
+        ("data=digits out=", "out= is empty"),
+        ("data=digits out=there", "out=there is a folder", "", write("there/x", "")),
+        ("data=digits out=file", "file is no whole safetensors file", "", FILE),
+    ),
+    Mistake(
+        "urepa.train_classifier", "data=digits data.root=d/e", "d/e", "", both(write("d/x", ""), closed("d")), True
+    ),
+]
+
 PREFETCH = [
     *of(
         "urepa.prefetch",
@@ -229,4 +252,4 @@ LAUNCHERS = [
     ),
 ]
 
-ALL = [*COMPARE, *PLAN, *DESCRIBE, *BENCH, *PREPROCESS, *PREFETCH, *LAUNCHERS]
+ALL = [*COMPARE, *PLAN, *DESCRIBE, *BENCH, *PREPROCESS, *CLASSIFIER, *PREFETCH, *LAUNCHERS]

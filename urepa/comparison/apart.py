@@ -105,7 +105,7 @@ def one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[A
 def _why(parts: Parts, reference: Parts) -> list[str]:
     """In what a run's parts differ from those of the reference, in words."""
     return [
-        f"{key} is {here.value if here else ABSENT}, not {there.value if there else ABSENT}"
+        f"{key} is {here if here else ABSENT}, not {there if there else ABSENT}"
         for part in sorted(parts.keys() & reference.keys())
         for key, here, there in differences(dict(parts[part]), dict(reference[part]))
     ]

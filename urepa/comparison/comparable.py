@@ -124,7 +124,7 @@ EVALUATION = (
 )
 OF_ENCODERS = (("fd", "FD", "↓"), ("kid", "KID", "↓"), ("precision", "precision", "↑"), ("recall", "recall", "↑"))
 REFERENCES = (  # say nothing about an arm
-    *("floor/", "final/pixel_", "final/teacher_", "final/untrained_", "final/random_"),
+    *("floor/", "final/fd_se/", "final/pixel_", "final/teacher_", "final/untrained_", "final/random_"),
     *(
         f"final/{reader}/{what}"
         for reader in ("knn", "linear_probe", "dense", "lds", "cds", "rmsc")
@@ -193,6 +193,9 @@ def reference_label(key: str) -> str:
     for kind, label, _ in OF_ENCODERS:
         if key.startswith(f"floor/{kind}/"):
             return f"{label}({key.removeprefix(f'floor/{kind}/')}) of held-out images"
+    for prefix, whose in (("final/fd_se/", "one run's images"), ("floor/fd_se/", "held-out images")):
+        if key.startswith(prefix):
+            return f"standard error of FD({key.removeprefix(prefix)}) over resamplings of {whose}"
     return REFERENCE_LABELS.get(key, key)
 
 

@@ -28,6 +28,7 @@ TRAINING_DATA = (
     "data.max_skipped",
 )
 TAPS = "loss.taps."
+WEIGHTS_FILE = ".weights_file."  # what a summary tells of weights, beside where they lie
 TIMES = ("timestep", "timesteps")
 ROUNDING = 1e-9
 
@@ -36,15 +37,22 @@ ROUNDING = 1e-9
 class Setting:
     """A value as it is written, and what it is to its own run: is it the tap that the run aligns, or what shares of
     its objective's time, known to `resolution`, are it? `tap: ${aligned_tap:}` and `timestep: ${time_at:0.5}` are one
-    setting in runs with other taps and objectives."""
+    setting in runs with other taps and objectives. Weights are what `digest` says where both have one, wherever they
+    lie."""
 
     value: str
     aligned: bool = False
     shares: tuple[float, ...] = ()
     resolution: float = 0.0
+    digest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} (sha256 {self.digest[:12]})" if self.digest else self.value
 
     def agrees(self, other: Setting) -> bool:
         """As written, or in what they are to their runs?"""
+        if self.digest and other.digest:
+            return self.digest == other.digest
         if self.value == other.value or (self.aligned and other.aligned):
             return True
         near = max(self.resolution, other.resolution) / 2 + ROUNDING
@@ -58,9 +66,10 @@ def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, Setting
     evaluation = as_text({"evaluation": facts["evaluation"]}) if "evaluation" in facts else {}
     told = {k: v for k, v in config.items() if not k.startswith("evaluation")} | evaluation if evaluation else config
     kept = {
-        key: _setting(key, value, config)
+        key: _setting(key, value, config, told.get(f"{key}_file.sha256", ""))
         for key, value in told.items()
         if is_identity(key)
+        and WEIGHTS_FILE not in key
         and (key == "trainer.validation_group" or key.startswith(("data.", "evaluation")))
         and key not in TRAINING_DATA
     }
@@ -68,10 +77,12 @@ def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, Setting
     return kept | {"validation images": Setting(images)}
 
 
-def _setting(key: str, value: str, config: dict[str, str]) -> Setting:
+def _setting(key: str, value: str, config: dict[str, str], digest: str) -> Setting:
     last = key.rpartition(".")[2]
     if not key.startswith("evaluation."):
         return Setting(value)
+    if last == "weights":
+        return Setting(value, digest=digest)
     if last == "tap":
         first = next((k.removeprefix(TAPS) for k in config if k.startswith(TAPS)), None)
         return Setting(value, aligned=value == first)

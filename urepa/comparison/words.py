@@ -9,8 +9,9 @@ from urepa.comparison.arms import Arm
 from urepa.comparison.comparable import SKIPPED
 from urepa.comparison.gaps import gap_of
 from urepa.comparison.numbers import delta, number
+from urepa.comparison.protocol import WEIGHTS_FILE
 from urepa.comparison.results import Difference, Results, last_cell, without
-from urepa.comparison.runs import Run
+from urepa.comparison.runs import Run, as_text
 
 MARKS = (
     ("●", "the 95 % interval excludes 0, after Holm over the arms too"),
@@ -178,7 +179,22 @@ def other_remarks(results: Results) -> list[str]:
         there = sorted({str(run.facts[name]) for run in runs if name in run.facts})
         if len(there) > 1:
             remarks.append(f"runs differ in {name} ({', '.join(there)}): their costs do not compare")
+    remarks += encoders_weights(runs)
     torches = sorted({run.facts["versions"]["torch"] for run in runs if "versions" in run.facts})
     if len(torches) > 1:
         remarks.append(f"runs were made with several versions of torch: {', '.join(torches)}")
     return remarks
+
+
+def encoders_weights(runs: list[Run]) -> list[str]:
+    """Of which weights the features of an encoder are that is read from a file, and how good a classifier it is."""
+    found: dict[str, None] = {}
+    for run in runs:
+        told = as_text({"evaluation": run.facts.get("evaluation", {})})
+        for key, digest in told.items():
+            if key.endswith(f"{WEIGHTS_FILE}sha256"):
+                place = key.removesuffix(f"{WEIGHTS_FILE}sha256")
+                accuracy = told.get(f"{place}{WEIGHTS_FILE}accuracy")
+                stated = "" if accuracy is None else f", a classifier of accuracy {accuracy} on test images"
+                found[f"the weights of {place.removeprefix('evaluation.')} are sha256 {digest[:12]}{stated}"] = None
+    return list(found)

@@ -20,7 +20,12 @@ KINDS: dict[str, dict[str, type]] = {
         "spatial_head": parts.SpatialHead,
         "hidden_spatial_head": parts.HiddenSpatialHead,
     },
-    "teacher": {"vit": parts.ViT, "efficientnet": parts.EfficientNet, "several": parts.Several},
+    "teacher": {
+        "vit": parts.ViT,
+        "efficientnet": parts.EfficientNet,
+        "efficientnet_lite2": parts.EfficientNetLite2,
+        "several": parts.Several,
+    },
     "objective": {"ddpm_epsilon": parts.DDPMEpsilon, "ddpm_velocity": parts.DDPMVelocity, "flow": parts.Flow},
     "loss": {"urepa_loss": parts.URepaLoss, "no_loss": parts.NoLoss},
     "data": {"pixel_track": parts.PixelTrack, "latent_track": parts.LatentTrack},
@@ -39,7 +44,11 @@ KINDS: dict[str, dict[str, type]] = {
         "dense": evaluation.Dense,
     },
     "images": {"generated_images": evaluation.GeneratedImages},
-    "encoder": {"pixels": evaluation.Pixels, "inception": evaluation.Inception},
+    "encoder": {
+        "pixels": evaluation.Pixels,
+        "cifar_cnn": evaluation.CifarCNN,
+        "inception": evaluation.Inception,
+    },
 }
 
 

@@ -53,6 +53,17 @@ COMMANDS = {
         ),
         (AGAIN,),
     ),
+    "train_classifier": Command(
+        "urepa.train_classifier",
+        "trains a small classifier on a track's training images, for evaluation=cifar10_fd: no run is aligned to it",
+        doors.TrainClassifier,
+        ("data=NAME [KEY=VALUE...]",),
+        (
+            ("data=cifar10_12k data.source=folder data.images=DIR", "some two minutes on two cores"),
+            ("data=cifar10_12k epochs=30 out=FILE", "longer, into another file"),
+        ),
+        ("A classifier that is there is not trained again. One that was stopped begins anew.",),
+    ),
     "prefetch": Command(
         "urepa.prefetch",
         "downloads the weights that an experiment needs and records their revisions in prefetch.json, so that jobs "

@@ -82,6 +82,15 @@ class Preprocess:
     data: Any = part("the track: images and their caches")
 
 
+@dataclass
+class TrainClassifier:
+    epochs: int = setting("passes over the training images", 12, ge=1, le=SIZE)
+    seed: int = setting("of initial weights, order, flips and shifts", 0, ge=0, le=LAST_SEED)
+    out: str | None = setting("the file; null: DATA.ROOT/cifar_cnn.safetensors", None)
+    teacher: Any = part("comes with the track; no token is read, so it is not to be given")
+    data: Any = part("the small track whose training images it learns")
+
+
 class Against(Enum):
     documented = "documented"
     online = "online"

@@ -86,6 +86,12 @@ class Pixels:
 
 
 @dataclass
+class CifarCNN:
+    _target_: str = "urepa.evaluation.cifar_cnn.CifarCNN"
+    weights: str = MISSING  # what `python -m urepa.train_classifier` wrote
+
+
+@dataclass
 class Inception:
     _target_: str = "urepa.evaluation.encoders.Inception"
     weights: str = MISSING  # pt_inception-2015-12-05-6726825d.pth, or as .safetensors

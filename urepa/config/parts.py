@@ -160,6 +160,11 @@ class EfficientNet:
 
 
 @dataclass
+class EfficientNetLite2(EfficientNet):
+    _target_: str = "urepa.teachers.efficientnet.EfficientNetLite2"
+
+
+@dataclass
 class Several:
     _target_: str = "urepa.teachers.several.Several"
     teachers: dict[str, Any] = field(default_factory=dict)  # by name

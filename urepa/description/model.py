@@ -170,8 +170,9 @@ def several(s: Subject, part: dict[str, Any]) -> list[Block]:
 def efficientnet(s: Subject, part: dict[str, Any]) -> list[Block]:
     size, stride = part["image_size"], part["stride"]
     side, which = size // stride, "last map" if stride == 32 else f"last map at stride {stride}"
+    name = "EfficientNet-" + part["_target_"].rpartition(".EfficientNet")[2]
     return [
-        f"The teacher is EfficientNet-Lite0 with its ImageNet-1K weights, frozen. Images are resized to {size}×{size} "
+        f"The teacher is {name} with its ImageNet-1K weights, frozen. Images are resized to {size}×{size} "
         f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(part['grid'])} tokens of width "
         f"{number(s.teacher.width)}, each of unit length. {kept(s)}"  # type: ignore[union-attr]
     ]
@@ -261,6 +262,7 @@ WORDS: dict[str, Callable[[Subject, dict[str, Any]], list[Block]]] = {
     "urepa.lora.add_lora": add_lora,
     "urepa.heads.ConvHead": conv_head,
     "urepa.teachers.efficientnet.EfficientNetLite0": efficientnet,
+    "urepa.teachers.efficientnet.EfficientNetLite2": efficientnet,
     "urepa.teachers.vit.ViT": vit,
     "urepa.teachers.several.Several": several,
     "urepa.objectives.DDPMVelocity": velocity,

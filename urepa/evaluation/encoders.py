@@ -6,7 +6,6 @@ Shapes: B images, N tokens, D features, g side of a grid.
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from urepa.contracts import Tokens
 from urepa.errors import UserError
 from urepa.evaluation.inception import FEATURES, PUBLISHED, InceptionV3, read
+from urepa.hashing import file_sha256
 
 INCEPTION_SIZE = 299
 
@@ -73,8 +73,7 @@ class Inception:
     def weights_sha256(self) -> str:
         """Of the file."""
         self._require()
-        with open(self.weights, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(Path(self.weights))
 
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor) -> Tokens:

