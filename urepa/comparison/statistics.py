@@ -102,3 +102,21 @@ def found_share(effect: float, seeds: int) -> float:
 
     bound, shift = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1), effect * np.sqrt(seeds)
     return float(stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift))
+
+
+def smallest_found(seeds: int, power: float) -> float:
+    """The smallest effect, as in `found_share`, that is found in a share `power` of studies. `power`: above 0.05, below
+    1; `seeds`: 2 or more."""
+    from scipy.optimize import brentq
+
+    most = 1.0
+    while found_share(most, seeds) < power:
+        most *= 2
+    return float(brentq(lambda effect: found_share(effect, seeds) - power, 0.0, most))
+
+
+def spread_of(width: float, seeds: int) -> float:
+    """The standard deviation of differences over seeds whose interval by `paired` has this width, from end to end."""
+    from scipy import stats
+
+    return float(width / 2 * np.sqrt(seeds) / stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
