@@ -351,7 +351,7 @@ def test_arms_are_called_as_given_and_stand_in_that_order(add: Add, study: Group
     add(changes={"head.depth": 3}, name="x,head.depth=3", seeds=(0,))
     names = ("weak=x,loss.lambda_max=0.25", "base=x", "shallow=x,head.depth=1")
     found = study(("weak", "shallow", "base"), "base", names)
-    assert [arm.label for arm in found.arms] == ["base", "weak", "shallow", "lambda_max=0.5, depth=3"]
+    assert [arm.label for arm in found.arms] == ["base", "weak", "shallow", "depth=3, lambda_max=0.5"]
     assert found.why_baseline == "chosen with baseline="
     assert [str(change) for change in found.arms[1].changes] == ["loss.lambda_max: 0.5 → 0.25"]
     assert study((), "shallow", names).baseline.label == "shallow"

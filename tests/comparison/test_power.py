@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from urepa.comparison.page import page
 from urepa.comparison.power import POWER, smallest_differences, smallest_sentence
@@ -29,6 +30,14 @@ def test_the_smallest_effects_are_those_of_published_tables() -> None:
     """Cohen 1988, table 2.4.1: a two-sided t of one sample at 0.05 finds d = 0.5 in 80 % with 33 or 34 values."""
     assert smallest_found(34, 0.8) < 0.5 < smallest_found(33, 0.8)
     assert [smallest_found(n, 0.8) for n in (2, 3, 5)] == sorted([smallest_found(n, 0.8) for n in (2, 3, 5)])[::-1]
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.3, 2.0, 4.0])
+@pytest.mark.parametrize("seeds", [2, 3, 10, 200])
+def test_a_power_is_the_noncentral_ts(effect: float, seeds: int) -> None:
+    bound, shift = stats.t.ppf(0.975, seeds - 1), effect * np.sqrt(seeds)
+    expected = stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift)
+    assert found_share(effect, seeds) == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_spread_is_read_from_its_interval() -> None:

@@ -95,13 +95,21 @@ def factor_of_two_seeds() -> float:
 
 
 def found_share(effect: float, seeds: int) -> float:
-    """The share of studies in which `paired`'s interval excludes 0, in [0, 1]: the power of Student's t, by the
-    noncentral t. `effect`: the mean difference in standard deviations of the differences over seeds, above 0; `seeds`:
-    2 or more."""
-    from scipy import stats
+    """The share of studies in which `paired`'s interval excludes 0, in [0, 1]: the power of Student's t, which has the
+    noncentral t's distribution. `effect`: the mean difference in standard deviations of the differences over seeds, 0
+    or more; `seeds`: 2 or more. The integral is over the estimated standard deviation, which is chi-distributed:
+    SciPy's own noncentral t is NaN with one degree of freedom and an effect of 8."""
+    from scipy import integrate, special, stats
 
-    bound, shift = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1), effect * np.sqrt(seeds)
-    return float(stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift))
+    degrees, shift = seeds - 1, effect * np.sqrt(seeds)
+    bound = stats.t.ppf((1 + CONFIDENCE) / 2, degrees) / np.sqrt(degrees)
+
+    def share(chi: float) -> float:
+        outside = special.ndtr(shift - bound * chi) + special.ndtr(-shift - bound * chi)
+        return float(stats.chi.pdf(chi, degrees) * outside)
+
+    middle = np.sqrt(degrees)
+    return float(integrate.quad(share, max(0.0, middle - 10), middle + 10, points=[middle], limit=200)[0])
 
 
 def smallest_found(seeds: int, power: float) -> float:
