@@ -32,7 +32,7 @@ def test_the_smallest_effects_are_those_of_published_tables() -> None:
     assert [smallest_found(n, 0.8) for n in (2, 3, 5)] == sorted([smallest_found(n, 0.8) for n in (2, 3, 5)])[::-1]
 
 
-@pytest.mark.parametrize("effect", [0.0, 0.3, 2.0, 4.0])
+@pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 2.0])
 @pytest.mark.parametrize("seeds", [2, 3, 10, 200])
 def test_a_power_is_the_noncentral_ts(effect: float, seeds: int) -> None:
     bound, shift = stats.t.ppf(0.975, seeds - 1), effect * np.sqrt(seeds)

@@ -98,7 +98,7 @@ def found_share(effect: float, seeds: int) -> float:
     """The share of studies in which `paired`'s interval excludes 0, in [0, 1]: the power of Student's t, which has the
     noncentral t's distribution. `effect`: the mean difference in standard deviations of the differences over seeds, 0
     or more; `seeds`: 2 or more. The integral is over the estimated standard deviation, which is chi-distributed:
-    SciPy's own noncentral t is NaN with one degree of freedom and an effect of 8."""
+    SciPy's own noncentral t is NaN for large effects, as 8 with one degree of freedom."""
     from scipy import integrate, special, stats
 
     degrees, shift = seeds - 1, effect * np.sqrt(seeds)
