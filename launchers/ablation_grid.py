@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import to_plan, training_hours
-from launchers.named import compared, runs_of_study
+from launchers.named import compared, rows_of, runs_of_study
 from launchers.study import Run, runs_of, stages_of
 from urepa import output
 from urepa.config.doors import AblationGrid
@@ -104,6 +104,8 @@ def main() -> None:
     steps = runs[0].config["trainer"]["max_steps"]
     seeds = len(settings["seeds"])
     print(f"{len(runs) // seeds} arms x {seeds} seeds: {len(runs)} runs of {steps} steps", flush=True)
+    if settings["study"] is not None:
+        print(rows_of(settings["study"], runs), flush=True)
     folder = Path(settings["cluster"]["submitit_folder" if on_slurm else "folder"])
     code = frozen.place(folder / "code")
     chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)

@@ -56,6 +56,13 @@ def compared(name: str, table: dict[str, Any], runs: Sequence[Run]) -> tuple[str
     return (f"names=[{names}]", f"order=[{order}]", *baseline)
 
 
+def rows_of(table: dict[str, Any], runs: Sequence[Run]) -> str:
+    """A line for each arm that is run: its name, and what it changes."""
+    arms = dict.fromkeys(run.arm for run in runs)
+    width = max(map(len, arms))
+    return "\n".join(f"  {arm:<{width}}  {' '.join(table['arms'][arm])}".rstrip() for arm in arms)
+
+
 def _check_table(name: str, table: dict[str, Any], given: Sequence[str]) -> None:
     """UserError for a file whose rows do not fit together, or a command that asks for another experiment."""
     file = f"conf/study/{name}.yaml"

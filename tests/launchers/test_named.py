@@ -11,7 +11,7 @@ import pytest
 
 from launchers.ablation_grid import asked_for, settings_of, split
 from launchers.chain import LocalChain
-from launchers.named import compared, runs_of_study
+from launchers.named import compared, rows_of, runs_of_study
 from launchers.study import Run, Stage, compose_run, stages_of
 from urepa.config.doors import Study
 from urepa.doors import CONF
@@ -151,6 +151,7 @@ def test_the_command_wins_over_what_the_study_gives_all_and_an_arm_over_both() -
 def test_arms_are_picked_in_the_tables_order() -> None:
     runs = small(arms=["late", "base"])
     assert [run.arm for run in runs] == ["base", "late"]
+    assert rows_of(SMALL, runs) == "  base\n  late  ~loss.taps.block_1 +loss.taps.block_3=1"
     assert compared("small", SMALL, runs)[2:] == ("baseline='base'",)
     without = compared("small", SMALL, small(arms=["late", "none"]))
     assert without[1:] == ("order=['none','late']",), "a baseline that is not run is none of the comparison"
