@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import to_plan, training_hours
-from launchers.named import compared, rows_of, runs_of_study
+from launchers.named import comparisons, rows_of, runs_of_study
 from launchers.study import Run, runs_of, stages_of
 from urepa import output
 from urepa.config.doors import AblationGrid
@@ -69,13 +69,13 @@ def show_help(own: Sequence[str]) -> None:
 
 def asked_for(
     settings: dict[str, Any], study: str, rest: Sequence[str], gpus: int
-) -> tuple[list[Run], tuple[str, ...]]:
-    """The runs of the named study, or of arms in conf/ablation; and what the comparison is given beside them."""
+) -> tuple[list[Run], list[tuple[str, ...]] | None]:
+    """The runs of the named study, or of arms in conf/ablation; and what `urepa.compare` is given, None: all runs."""
     table, arms, seeds = settings["study"], settings["arms"], settings["seeds"]
     if table is None:
-        return runs_of(arms, seeds, rest, gpus), ()
+        return runs_of(arms, seeds, rest, gpus), None
     runs = runs_of_study(study, table, arms, seeds, rest, gpus)
-    return runs, compared(study, table, runs)
+    return runs, comparisons(table, runs)
 
 
 def main() -> None:
@@ -95,11 +95,11 @@ def main() -> None:
         check_folder_target("scripts", Path(settings["scripts"]))
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
-    runs, beside = asked_for(settings, parse_overrides(own).get("study", ""), rest, gpus)
+    runs, compared = asked_for(settings, parse_overrides(own).get("study", ""), rest, gpus)
     if not runs:
         of = "conf/ablation" if settings["study"] is None else "the study"
         raise UserError(f"there is no arm to run: give arms=a,b,c of {of}, and seeds=0,1,2")
-    stages = stages_of(runs, settings, gpus, beside)
+    stages = stages_of(runs, settings, gpus, compared)
     planned = to_plan(runs, settings["measured"]) if settings["dry_run"] else {}
     steps = runs[0].config["trainer"]["max_steps"]
     seeds = len(settings["seeds"])

@@ -46,14 +46,27 @@ def runs_of_study(
     return [with_seed(run, seed) for run in runs for seed in seeds]
 
 
-def compared(name: str, table: dict[str, Any], runs: Sequence[Run]) -> tuple[str, ...]:
-    """What `urepa.compare` is given beside the runs: the arms' names, their order and the study's baseline. Without the
-    baseline among them it chooses one, and says why."""
+def comparisons(table: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """What `urepa.compare` is given: all arms and the study's baseline, then each control of its own with its arms. A
+    baseline or a control that is not among the runs leads no comparison: without its baseline `urepa.compare` chooses
+    one of all arms, and says why."""
+    arms = dict.fromkeys(run.arm for run in runs)
+    baseline = (f"baseline='{table['baseline']}'",) if table["baseline"] in arms else ()
+    found = [(*_of(runs), *baseline)]
+    for control in dict.fromkeys(table["controls"].values()):
+        own = [run for run in runs if control in (run.arm, table["controls"].get(run.arm))]
+        if len({run.arm for run in own}) > 1 and control in arms:
+            found.append((*_of(own), f"baseline='{control}'", f"report='report_{control}'"))
+    return found
+
+
+def _of(runs: Sequence[Run]) -> tuple[str, str, str]:
+    """These runs, their arms' names, and the order of these."""
     folders = {run.arm: run.folder.parent.name for run in runs}
+    ids = ",".join(f"'{run.name}'" for run in runs)
     names = ",".join(f"'{arm}={folder}'" for arm, folder in folders.items())
     order = ",".join(f"'{arm}'" for arm in folders)
-    baseline = (f"baseline='{table['baseline']}'",) if table["baseline"] in folders else ()
-    return (f"names=[{names}]", f"order=[{order}]", *baseline)
+    return f"ids=[{ids}]", f"names=[{names}]", f"order=[{order}]"
 
 
 def rows_of(table: dict[str, Any], runs: Sequence[Run]) -> str:
@@ -66,9 +79,10 @@ def rows_of(table: dict[str, Any], runs: Sequence[Run]) -> str:
 def _check_table(name: str, table: dict[str, Any], given: Sequence[str]) -> None:
     """UserError for a file whose rows do not fit together, or a command that asks for another experiment."""
     file = f"conf/study/{name}.yaml"
-    if table["baseline"] not in table["arms"]:
-        near = did_you_mean(table["baseline"], list(table["arms"]))
-        raise UserError(f"{file}: baseline: {table['baseline']} is none of its arms{near}")
+    named = {"baseline": [table["baseline"]], "controls": [*table["controls"], *table["controls"].values()]}
+    for key, arm in ((key, arm) for key, arms in named.items() for arm in arms):
+        if arm not in table["arms"]:
+            raise UserError(f"{file}: {key}: {arm} is none of its arms{did_you_mean(arm, list(table['arms']))}")
     if wrong := [arm for arm in table["arms"] if not re.fullmatch(ARM, arm)]:
         raise UserError(f"{file}: the arm '{wrong[0]}' needs a name of letters, digits, _, ., + and -")
     rows = {"overrides": table["overrides"]} | table["arms"]

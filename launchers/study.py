@@ -117,9 +117,11 @@ def with_seed(run: Run, seed: int) -> Run:
     return replace(run, overrides=[*run.overrides, f"seed={seed}"], config=run.config | {"seed": seed})
 
 
-def stages_of(runs: Sequence[Run], settings: dict[str, Any], gpus: int, compared: tuple[str, ...] = ()) -> list[Stage]:
-    """The whole study, in an order in which it can be submitted. `settings`: conf/ablation_grid.yaml; `compared`: what
-    `urepa.compare` is given beside the runs."""
+def stages_of(
+    runs: Sequence[Run], settings: dict[str, Any], gpus: int, compared: Sequence[tuple[str, ...]] | None = None
+) -> list[Stage]:
+    """The whole study, in an order in which it can be submitted. `settings`: conf/ablation_grid.yaml; `compared`: the
+    arguments of each comparison, None: one of all runs."""
     wanted = settings["stages"]
     unknown = sorted(set(wanted) - set(STAGES))
     if unknown:
@@ -144,7 +146,8 @@ def stages_of(runs: Sequence[Run], settings: dict[str, Any], gpus: int, compared
         print("evaluate: left out, the runs have evaluation=none; evaluate=NAME chooses one of conf/evaluation")
     if "compare" in wanted:
         names = ",".join(f"'{run.name}'" for run in runs)
-        job = Job("compare", (("urepa.compare", f"ids=[{names}]", *compared),))
+        commands = [(f"ids=[{names}]",)] if compared is None else compared
+        job = Job("compare", tuple(("urepa.compare", *arguments) for arguments in commands))
         stages.append(Stage("compare", [job], 0, after_any=stages[:]))
     return stages
 

@@ -11,7 +11,7 @@ import pytest
 
 from launchers.ablation_grid import asked_for, settings_of, split
 from launchers.chain import LocalChain
-from launchers.named import compared, rows_of, runs_of_study
+from launchers.named import comparisons, rows_of, runs_of_study
 from launchers.study import Run, Stage, compose_run, stages_of
 from urepa.config.doors import Study
 from urepa.doors import CONF
@@ -24,6 +24,7 @@ GIVEN = ["data.source=folder", "data.images=/somewhere/photos"]
 SMALL: dict[str, Any] = {
     "overrides": ["+experiment=repa_cifar10_cpu", "trainer.max_steps=300"],
     "baseline": "base",
+    "controls": {},
     "arms": {"base": [], "none": ["loss=none"], "late": ["~loss.taps.block_1", "+loss.taps.block_3=1"]},
 }
 
@@ -47,11 +48,13 @@ def commands(stages: list[Stage], name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def whole(request: pytest.FixtureRequest, _prepared: None) -> tuple[dict[str, Any], list[Run], tuple[str, ...]]:
+def whole(request: pytest.FixtureRequest, _prepared: None) -> tuple[dict[str, Any], list[Run], list[tuple[str, ...]]]:
     """A file of conf/study: the settings of a study, its runs and what the comparison is given."""
     own, rest = split([f"study={request.param}", "seeds=0,1", *GIVEN])
     settings = settings_of(own)
-    return settings, *asked_for(settings, request.param, rest, 1)
+    runs, compared = asked_for(settings, request.param, rest, 1)
+    assert compared is not None
+    return settings, runs, compared
 
 
 # What the arms of which_choice differ in from their baseline, key by key
@@ -80,15 +83,26 @@ EXCHANGED = {
 }
 
 
-def test_every_study_composes_and_compares(whole: tuple[dict[str, Any], list[Run], tuple[str, ...]]) -> None:
+def test_every_study_composes_and_compares(whole: tuple[dict[str, Any], list[Run], list[tuple[str, ...]]]) -> None:
     """Each row of each file, before anything is started; the comparison's names are those of the runs' folders."""
-    settings, runs, beside = whole
+    settings, runs, (all_of_them, *of_controls) = whole
     table = settings["study"]
     assert [run.arm for run in runs] == [arm for arm in table["arms"] for _ in (0, 1)]
-    names = re.findall(r"'([\w.+-]+)=([^']+)'", beside[0])
+    ids, called, order, *baseline = all_of_them
+    assert ids == "ids=[" + ",".join(f"'{run.name}'" for run in runs) + "]"
+    names = re.findall(r"'([\w.+-]+)=([^']+)'", called)
     assert dict(names) == {run.arm: run.name.rpartition("/")[0] for run in runs}
-    assert beside[1] == "order=[" + ",".join(f"'{arm}'" for arm in table["arms"]) + "]"
-    assert beside[2:] == (f"baseline='{table['baseline']}'",)
+    assert order == "order=[" + ",".join(f"'{arm}'" for arm in table["arms"]) + "]"
+    assert baseline == [f"baseline='{table['baseline']}'"]
+    assert len(of_controls) == len(set(table["controls"].values()))
+    for arguments, control in zip(of_controls, dict.fromkeys(table["controls"].values()), strict=True):
+        own = [arm for arm in table["arms"] if control in (arm, table["controls"].get(arm))]
+        assert arguments[0] == "ids=[" + ",".join(f"'{run.name}'" for run in runs if run.arm in own) + "]"
+        assert arguments[2:] == (
+            "order=[" + ",".join(f"'{arm}'" for arm in own) + "]",
+            f"baseline='{control}'",
+            f"report='report_{control}'",
+        )
     assert set(table) == set(Study.__annotations__)
 
 
@@ -115,8 +129,8 @@ def test_each_teachers_tokens_are_made_once_of_the_same_images() -> None:
     """Below one root, where their folders have names of their own; heads, taps and losses share the baseline's."""
     own, rest = split(["study=which_choice", "seeds=0,1", *GIVEN])
     settings = settings_of([*own, "arms=[control,stride_8,stride_32,tap_0,head_mlp,class,uniform_t,baseline]"])
-    runs, beside = asked_for(settings, "which_choice", rest, 1)
-    stages = stages_of(runs, settings, 1, beside)
+    runs, compared = asked_for(settings, "which_choice", rest, 1)
+    stages = stages_of(runs, settings, 1, compared)
     made = commands(stages, "preprocess")
     track = "urepa.preprocess data=cifar10_12k teacher=efficientnet_lite0_s16"
     images = "data.source='folder' data.images='/somewhere/photos'"
@@ -152,9 +166,10 @@ def test_arms_are_picked_in_the_tables_order() -> None:
     runs = small(arms=["late", "base"])
     assert [run.arm for run in runs] == ["base", "late"]
     assert rows_of(SMALL, runs) == "  base\n  late  ~loss.taps.block_1 +loss.taps.block_3=1"
-    assert compared("small", SMALL, runs)[2:] == ("baseline='base'",)
-    without = compared("small", SMALL, small(arms=["late", "none"]))
-    assert without[1:] == ("order=['none','late']",), "a baseline that is not run is none of the comparison"
+    (only,) = comparisons(SMALL | {"controls": {"late": "none"}}, runs)
+    assert only[3:] == ("baseline='base'",), "a control that is not run leads no comparison"
+    (only,) = comparisons(SMALL, small(arms=["late", "none"]))
+    assert only[2:] == ("order=['none','late']",), "nor does a baseline"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +177,7 @@ def test_arms_are_picked_in_the_tables_order() -> None:
     [
         ({}, ["lat"], GIVEN, "arms: study=small has no arm 'lat'; it has base, none, late (did you mean 'late'?)"),
         ({"baseline": "bse"}, None, GIVEN, "baseline: bse is none of its arms (did you mean 'base'?)"),
+        ({"controls": {"late": "nne"}}, None, GIVEN, "controls: nne is none of its arms (did you mean 'none'?)"),
         ({"arms": {"base": [], "a b": ["loss=none"]}}, None, GIVEN, "the arm 'a b' needs a name of letters, digits"),
         ({"arms": {"base": [], "x": ["seed=3"]}}, None, GIVEN, "x gives a seed; leave it out, seeds=0,1,2 gives"),
         ({"overrides": ["seed=3"]}, None, GIVEN, "overrides gives a seed"),
@@ -197,11 +213,13 @@ def test_mistakes_in_one_sentence(table: dict[str, Any], arms: list[str] | None,
 def test_a_dry_run_names_the_stages_and_the_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = small(seeds=(0, 1))
     settings = settings_of(["stages=[train,compare]"])
-    stages = stages_of(runs, settings, 1, compared("small", SMALL, runs))
+    stages = stages_of(runs, settings, 1, comparisons(SMALL | {"controls": {"late": "none"}}, runs))
     capsys.readouterr()
     LocalChain({"at_once": 2, "gpus": [], "folder": str(tmp_path / "jobs")}, tmp_path).show(stages, tmp_path / "all")
     said = capsys.readouterr().out
     assert "0: train, 6 jobs, 2 at a time" in said
-    command = (tmp_path / "all" / "1_compare.txt").read_text()
-    assert command.count("/seed") == 6
-    assert command.rstrip().endswith("order=['base','none','late'] baseline='base'")
+    whole, of_control = (tmp_path / "all" / "1_compare.txt").read_text().splitlines()
+    assert whole.count("/seed") == 6
+    assert whole.endswith("order=['base','none','late'] baseline='base'")
+    assert of_control.count("/seed") == 4
+    assert of_control.endswith("order=['none','late'] baseline='none' report='report_none'")

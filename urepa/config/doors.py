@@ -146,6 +146,7 @@ class Study:
 
     overrides: list[str] = setting("of every run, as on the command line of urepa.train")
     baseline: str = setting("the arm that the others are compared with")
+    controls: dict[str, str] = setting("arms that compare with another arm than the baseline, each with its own", {})
     arms: dict[str, list[str]] = setting("by an arm's name, its overrides beside those; tables have them in this order")
 
 
