@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,12 +48,12 @@ def commands(stages: list[Stage], name: str) -> list[str]:
     return [" ".join(command) for s in stages if s.name == name for job in s.jobs for command in job.commands]
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def whole(request: pytest.FixtureRequest, _prepared: None) -> tuple[dict[str, Any], list[Run], list[tuple[str, ...]]]:
-    """A file of conf/study: the settings of a study, its runs and what the comparison is given."""
-    own, rest = split([f"study={request.param}", "seeds=0,1", *GIVEN])
+@functools.cache
+def composed(name: str) -> tuple[dict[str, Any], list[Run], list[tuple[str, ...]]]:
+    """Of a file of conf/study: the settings of a study, its runs and the comparisons. It takes a second an arm."""
+    own, rest = split([f"study={name}", "seeds=0,1", *GIVEN])
     settings = settings_of(own)
-    runs, compared = asked_for(settings, request.param, rest, 1)
+    runs, compared = asked_for(settings, name, rest, 1)
     assert compared is not None
     return settings, runs, compared
 
@@ -83,9 +84,11 @@ EXCHANGED = {
 }
 
 
-def test_every_study_composes_and_compares(whole: tuple[dict[str, Any], list[Run], list[tuple[str, ...]]]) -> None:
+@pytest.mark.slow  # nineteen arms are composed
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_composes_and_compares(name: str) -> None:
     """Each row of each file, before anything is started; the comparison's names are those of the runs' folders."""
-    settings, runs, (all_of_them, *of_controls) = whole
+    settings, runs, (all_of_them, *of_controls) = composed(name)
     table = settings["study"]
     assert [run.arm for run in runs] == [arm for arm in table["arms"] for _ in (0, 1)]
     ids, called, order, *baseline = all_of_them
@@ -106,9 +109,9 @@ def test_every_study_composes_and_compares(whole: tuple[dict[str, Any], list[Run
     assert set(table) == set(Study.__annotations__)
 
 
+@pytest.mark.slow
 def test_which_choice_changes_one_thing_an_arm() -> None:
-    own, rest = split(["study=which_choice", "seeds=0", *GIVEN])
-    runs = {run.arm: flatten(run.config) for run in asked_for(settings_of(own), "which_choice", rest, 1)[0]}
+    runs = {run.arm: flatten(run.config) for run in composed("which_choice")[1][::2]}
     base = runs.pop("baseline")
     by_hand = compose_run(["+experiment=repa_cifar10_cpu", "evaluation=generation", *GIVEN, "seed=0"], 1)
     assert flatten(by_hand.config) == base
@@ -125,11 +128,10 @@ def test_which_choice_changes_one_thing_an_arm() -> None:
             assert EXCHANGED[arm].items() <= config.items(), arm
 
 
+@pytest.mark.slow
 def test_each_teachers_tokens_are_made_once_of_the_same_images() -> None:
     """Below one root, where their folders have names of their own; heads, taps and losses share the baseline's."""
-    own, rest = split(["study=which_choice", "seeds=0,1", *GIVEN])
-    settings = settings_of([*own, "arms=[control,stride_8,stride_32,tap_0,head_mlp,class,uniform_t,baseline]"])
-    runs, compared = asked_for(settings, "which_choice", rest, 1)
+    settings, runs, compared = composed("which_choice")
     stages = stages_of(runs, settings, 1, compared)
     made = commands(stages, "preprocess")
     track = "urepa.preprocess data=cifar10_12k teacher=efficientnet_lite0_s16"
@@ -143,7 +145,7 @@ def test_each_teachers_tokens_are_made_once_of_the_same_images() -> None:
     )
     assert len({run.config["data"]["root"] for run in runs}) == 1
     after = {s.jobs[0].commands[0]: len(s.jobs) for s in stages if s.name == "train"}
-    assert sorted(after.values()) == [2, 2, 12]
+    assert sorted(after.values()) == [2, 2, len(runs) - 4]
 
 
 def test_the_same_run_by_hand_is_the_same_run() -> None:
