@@ -1,6 +1,7 @@
 """The whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, comparison.
 
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu dry_run=true
+    python -m launchers.ablation_grid study=which_choice data.source=folder data.images=DIR seeds=0,1,2
 
 Its own keys are those of `urepa.config.doors.AblationGrid`; all else goes to the runs, as on `python -m urepa.train`.
 """
@@ -20,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from launchers import frozen
 from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import to_plan, training_hours
-from launchers.study import runs_of, stages_of
+from launchers.named import comparisons, rows_of, runs_of_study
+from launchers.study import Run, runs_of, stages_of
 from urepa import output
 from urepa.config.doors import AblationGrid
 from urepa.doors import CONF, one_line_mistakes, prepare
@@ -65,6 +67,17 @@ def show_help(own: Sequence[str]) -> None:
         print(help_text("ablation_grid", compose("ablation_grid", list(own), return_hydra_config=True)))
 
 
+def asked_for(
+    settings: dict[str, Any], study: str, rest: Sequence[str], gpus: int
+) -> tuple[list[Run], list[tuple[str, ...]] | None]:
+    """The runs of the named study, or of arms in conf/ablation; and what `urepa.compare` is given, None: all runs."""
+    table, arms, seeds = settings["study"], settings["arms"], settings["seeds"]
+    if table is None:
+        return runs_of(arms, seeds, rest, gpus), None
+    runs = runs_of_study(study, table, arms, seeds, rest, gpus)
+    return runs, comparisons(table, runs)
+
+
 def main() -> None:
     """Composes everything before anything is submitted."""
     asked = [quoted(a) for a in sys.argv[1:] if a not in HELP]
@@ -82,14 +95,17 @@ def main() -> None:
         check_folder_target("scripts", Path(settings["scripts"]))
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
-    runs = runs_of(settings["arms"], settings["seeds"], rest, gpus)
+    runs, compared = asked_for(settings, parse_overrides(own).get("study", ""), rest, gpus)
     if not runs:
-        raise UserError("there is no arm to run: give arms=a,b,c of conf/ablation, and seeds=0,1,2")
-    stages = stages_of(runs, settings, gpus)
+        of = "conf/ablation" if settings["study"] is None else "the study"
+        raise UserError(f"there is no arm to run: give arms=a,b,c of {of}, and seeds=0,1,2")
+    stages = stages_of(runs, settings, gpus, compared)
     planned = to_plan(runs, settings["measured"]) if settings["dry_run"] else {}
     steps = runs[0].config["trainer"]["max_steps"]
     seeds = len(settings["seeds"])
     print(f"{len(runs) // seeds} arms x {seeds} seeds: {len(runs)} runs of {steps} steps", flush=True)
+    if settings["study"] is not None:
+        print(rows_of(settings["study"], runs), flush=True)
     folder = Path(settings["cluster"]["submitit_folder" if on_slurm else "folder"])
     code = frozen.place(folder / "code")
     chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)

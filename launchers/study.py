@@ -40,6 +40,7 @@ class Run:
     overrides: list[str]
     config: dict[str, Any]
     caches: tuple[str, ...]  # the arguments of urepa.preprocess that make what it reads
+    arm: str = ""  # its name in a study of conf/study
 
     @property
     def folder(self) -> Path:
@@ -106,17 +107,21 @@ def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequenc
                 why = f"+ablation={name} does not fit this command: " if isinstance(error, HydraException) else ""
                 left_out.append(f"left out: {why}{' '.join(str(error).split())}")
                 continue
-            runs += [_with_seed(run, seed) for seed in seeds]
+            runs += [with_seed(run, seed) for seed in seeds]
     print("".join(f"{line}\n" for line in left_out), end="", flush=True)
     return runs
 
 
-def _with_seed(run: Run, seed: int) -> Run:
+def with_seed(run: Run, seed: int) -> Run:
+    """The same arm with a seed."""
     return replace(run, overrides=[*run.overrides, f"seed={seed}"], config=run.config | {"seed": seed})
 
 
-def stages_of(runs: Sequence[Run], settings: dict[str, Any], gpus: int) -> list[Stage]:
-    """The whole study, in an order in which it can be submitted. `settings`: conf/ablation_grid.yaml."""
+def stages_of(
+    runs: Sequence[Run], settings: dict[str, Any], gpus: int, compared: Sequence[tuple[str, ...]] | None = None
+) -> list[Stage]:
+    """The whole study, in an order in which it can be submitted. `settings`: conf/ablation_grid.yaml; `compared`: the
+    arguments of each comparison, None: one of all runs."""
     wanted = settings["stages"]
     unknown = sorted(set(wanted) - set(STAGES))
     if unknown:
@@ -141,7 +146,8 @@ def stages_of(runs: Sequence[Run], settings: dict[str, Any], gpus: int) -> list[
         print("evaluate: left out, the runs have evaluation=none; evaluate=NAME chooses one of conf/evaluation")
     if "compare" in wanted:
         names = ",".join(f"'{run.name}'" for run in runs)
-        job = Job("compare", (("urepa.compare", f"ids=[{names}]"),))
+        commands = [(f"ids=[{names}]",)] if compared is None else compared
+        job = Job("compare", tuple(("urepa.compare", *arguments) for arguments in commands))
         stages.append(Stage("compare", [job], 0, after_any=stages[:]))
     return stages
 

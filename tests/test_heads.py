@@ -11,7 +11,7 @@ from torch import Tensor
 
 from urepa.contracts import Tokens
 from urepa.errors import UserError
-from urepa.heads import ConvHead, MLPHead, SpatialHead, TimeMLPHead
+from urepa.heads import ConvHead, HiddenSpatialHead, MLPHead, SpatialHead, TimeMLPHead
 
 T = torch.tensor([0.1, 0.9])  # the times of two samples, for heads that do not look at them
 
@@ -166,6 +166,31 @@ def test_irepas_head_is_one_convolution_over_the_grid() -> None:
     torch.testing.assert_close(out.x_BND, F.normalize(expected.flatten(2).transpose(1, 2), dim=-1))
     resized = SpatialHead(in_width=6, out_width=5, grid=(4, 6))
     assert resized(Tokens.from_map(map_BDhw), T).x_BND.shape == (2, 24, 5)
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (4, 6), (1, 2)])
+def test_irepas_head_with_a_hidden_layer_is_two_convolutions_and_then_the_teachers_grid(grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    head = HiddenSpatialHead(7, in_width=6, out_width=5, grid=grid)
+    first, first_bias, last, last_bias = head.parameters()
+    assert [tuple(w.shape) for w in (first, first_bias, last, last_bias)] == [(7, 6, 3, 3), (7,), (5, 7, 1, 1), (5,)]
+    map_BDhw = torch.randn(2, 6, 2, 3)
+    hidden = F.conv2d(map_BDhw, first, first_bias, padding=1)
+    hidden = hidden * torch.sigmoid(hidden)
+    projected = torch.einsum("bhyx,eh->beyx", hidden, last[:, :, 0, 0]) + last_bias[:, None, None]
+    if grid != (2, 3):
+        projected = F.interpolate(projected, size=grid, mode="bilinear", align_corners=False)
+    out = head(Tokens.from_map(map_BDhw), T)
+    assert out.grid == grid
+    torch.testing.assert_close(out.x_BND, F.normalize(projected.flatten(2).transpose(1, 2), dim=-1))
+
+
+def test_its_tokens_have_unit_length_in_fp32_under_autocast() -> None:
+    head = HiddenSpatialHead(7, in_width=6, out_width=5, grid=(4, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3)), T).x_BND
+    assert tokens.dtype == torch.float32
+    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 24))
 
 
 # --- of the time --------------------------------------------------------------------------------------------

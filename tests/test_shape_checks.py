@@ -41,6 +41,7 @@ def built(config: dict[str, Any]) -> None:
         ("loss.time_power=1",),
         ("teacher.image_size=100",),
         ("teacher.grid=[9,9]",),
+        ("teacher.stride=4",),
         ("teacher=dinov2_b", "teacher.image_size=100"),
         ("teacher=dinov2_b", "teacher.positions=timm"),
         ("teacher=clip_l", "teacher.positions=meta"),

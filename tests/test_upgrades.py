@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from urepa.comparison.protocol import protocol
+from urepa.comparison.runs import as_text
 from urepa.errors import UserError
+from urepa.mlflow_run import FACTS_TAG, end_tags, facts_in
 from urepa.nested import flatten
+from urepa.runs import facts_of
 from urepa.teachers.vit import ViT
-from urepa.upgrades import KEY, SCHEMA, stored, upgrade, upgrade_flat
+from urepa.upgrades import KEY, SCHEMA, STEPS, stored, upgrade, upgrade_flat
 
 VIT = "urepa.teachers.vit.ViT"
 DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}
@@ -63,3 +71,76 @@ def test_mlflows_parameters_and_a_folders_config_become_the_same():
 def test_another_form_is_refused(number):
     with pytest.raises(UserError, match="later one"):
         upgrade({KEY: number})
+
+
+EFFICIENTNET = "urepa.teachers.efficientnet.EfficientNetLite0"
+
+
+def test_an_efficientnet_of_before_was_asked_for_its_last_map():
+    teacher = {"_target_": EFFICIENTNET, "image_size": 128, "grid": [4, 4]}
+    encoders = {"encoders": {"own": teacher}}
+    old = {"teacher": teacher, "evaluation": {"generation": encoders}}
+    new = upgrade({KEY: 1} | old)
+    assert new["teacher"]["stride"] == new["evaluation"]["generation"]["encoders"]["own"]["stride"] == 32
+    flat = {key: str(value) for key, value in flatten(old).items()}
+    assert upgrade_flat(flat, 1)["teacher.stride"] == "32"
+    assert upgrade({KEY: 1, "teacher": teacher | {"stride": 8}})["teacher"]["stride"] == 8
+
+
+ENCODERS = (
+    "+experiment=cifar10",
+    "evaluation=[generation,knn]",
+    "+teacher@evaluation.generation.encoders.dino=dinov2_b",
+)
+
+
+def without(config: Any, *keys: str) -> Any:
+    """As a version before these keys stored it."""
+    if not isinstance(config, dict):
+        return config
+    return {key: without(value, *keys) for key, value in config.items() if key not in keys}
+
+
+@pytest.fixture(scope="session")
+def evaluated(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """A config with a ViT and an EfficientNet among the encoders of its evaluation."""
+    return compose(*ENCODERS)
+
+
+def before(evaluated: dict[str, Any]) -> dict[str, Any]:
+    found = without(evaluated, "stride", "positions", "ema_warmup", "max_skipped")
+    assert found["evaluation"] != evaluated["evaluation"]
+    return found
+
+
+def test_a_summary_of_before_tells_the_same_of_its_evaluation_as_one_of_now(evaluated: dict[str, Any]) -> None:
+    """In its folder; as a tag in MLflow, written by that version or, of that version's folder, by this one."""
+    old, facts = before(evaluated), {"validation_set": "v", "step": 600}
+    summaries = {name: facts | {"evaluation": c["evaluation"]} for name, c in (("old", old), ("new", evaluated))}
+    expected = protocol(as_text(evaluated), summaries["new"])
+    assert protocol(as_text(upgrade(old)), facts_of(summaries["old"])) == expected
+    params = upgrade_flat({key: str(value) for key, value in flatten(old).items()}, 0)
+    tags = {FACTS_TAG: json.dumps(summaries["old"])}
+    assert protocol(params, facts_in(tags)) == expected
+    assert facts_in(end_tags({}, summaries["old"])) == facts_in(end_tags({}, summaries["new"])) == summaries["new"]
+
+
+def test_one_of_several_evaluations_is_of_before(evaluated: dict[str, Any]) -> None:
+    """A run is evaluated again by a later version in one evaluation, and its others stay as they were stored."""
+    both = {"evaluation": evaluated["evaluation"] | {"once": before(evaluated)["evaluation"]["generation"]}}
+    found = facts_of(both)["evaluation"]
+    assert found["once"] == found["generation"] == evaluated["evaluation"]["generation"]
+    assert "stride" not in both["evaluation"]["once"]["encoders"]["efficientnet_lite0"], "the summary is left alone"
+
+
+def test_facts_without_an_evaluation_stay_without() -> None:
+    assert facts_of({"step": 3}) == {"step": 3}
+    assert facts_in({}) == {}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_leaves_the_present_form_alone(evaluated: dict[str, Any], step: Callable[..., None]) -> None:
+    """Facts have no number, so that each step is taken on what this version wrote."""
+    config = without(evaluated)
+    step(config)
+    assert config == evaluated

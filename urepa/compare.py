@@ -53,7 +53,7 @@ def compare(settings: dict[str, Any]) -> None:
 
     chosen, foreign = chosen_runs(settings)
     runs = begun(chosen)
-    results = summarise(group(runs, settings["order"], settings["baseline"]))
+    results = summarise(group(runs, settings["order"], settings["baseline"], settings["names"]))
     grids, lost = grids_beside(settings["store"], results.study)
     sentences = [*notices(results), *without_steps(chosen), *passed_over(foreign), *lost]
     folder = Path(settings["report"])

@@ -12,6 +12,7 @@ from typing import Any
 from urepa.markup import markdown
 from urepa.metrics import NOT_METRICS, number
 from urepa.runs import content_of, facts_of
+from urepa.upgrades import upgrade_facts
 
 KIND = ("mlflow.experimentKind", "custom_model_development")  # MLflow's other kind of page is of GenAI applications
 PAGE = "workflowType=machine_learning"  # MLflow 3.17's page goes by its address instead
@@ -133,11 +134,11 @@ def end_tags(guard: dict[str, float], summary: dict[str, Any] | None) -> dict[st
 
 
 def facts_in(tags: dict[str, str]) -> dict[str, Any]:
-    """The facts of a summary that `end_tags` put there; {} of a run that is not finished."""
+    """The facts of a summary that `end_tags` put there, in the present form; {} of a run that is not finished."""
     more = itertools.takewhile(tags.__contains__, (f"{FACTS_TAG}.{n}" for n in itertools.count(1)))
     text = tags.get(FACTS_TAG, "{}") + "".join(tags[key] for key in more)
     facts: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]  # behind it may be the end of a longer one before
-    return facts
+    return upgrade_facts(facts)
 
 
 def shown(tags: dict[str, str]) -> dict[str, str]:

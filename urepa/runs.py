@@ -21,7 +21,7 @@ from urepa.files import clear_leftovers, write_whole
 from urepa.nested import flatten, replaced
 from urepa.stored_config import read_config, read_plain
 from urepa.summary import read_summary
-from urepa.upgrades import stored
+from urepa.upgrades import stored, upgrade_facts
 
 # Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
 NOT_IDENTITY = (
@@ -163,8 +163,8 @@ def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """The facts in a summary; an older or unfinished run lacks some."""
-    facts = {key: summary[key] for key in FACTS if key in summary}
+    """The facts in a summary, in the present form; an older or unfinished run lacks some."""
+    facts = upgrade_facts({key: summary[key] for key in FACTS if key in summary})
     return facts | ({"content": content_of(summary["data"])} if "data" in summary else {})
 
 

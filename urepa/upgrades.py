@@ -1,8 +1,10 @@
-"""Stored configs in the present form: one function that every reader of a stored config calls.
+"""Stored configs in the present form: one function that every reader of a stored config calls, and one for the facts of
+a finished run, which hold the settings of its evaluations.
 
 A stored config holds the number of its form as `schema`; the first form had none. Each step below takes a config from
 one form to the next: a key that did not exist yet gets the value that means what the code did then, so a run of an
-earlier version goes on, is evaluated and is compared as what it is.
+earlier version goes on, is evaluated and is compared as what it is. A step leaves the present form as it is: what a
+finished run was evaluated with has no number, and every step is taken.
 """
 
 from __future__ import annotations
@@ -78,6 +80,15 @@ def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
                 return parameters  # another program's: a key that is a value and a group at once
         place[name] = value
     return {key: str(value) for key, value in flatten(upgrade(nested)).items()}
+
+
+def upgrade_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """A summary's facts (`urepa.runs.facts_of`) with the settings of its evaluations as this version has them. They
+    have no number of their own: each evaluation is of the version that did it, which need not be the one that trained
+    the run. So every step is taken, and leaves as it is what a later version wrote."""
+    if "evaluation" not in facts:
+        return facts
+    return facts | upgrade({"evaluation": facts["evaluation"]})
 
 
 def _copy(config: Any) -> Any:

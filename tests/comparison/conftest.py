@@ -46,11 +46,11 @@ def add(config: dict[str, Any], tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Callable[..., Study]:
-    """study(order, baseline): of all runs that were added."""
+    """study(order, baseline, names): of all runs that were added."""
 
-    def grouped(order: tuple[str, ...] = (), baseline: str | None = None) -> Study:
+    def grouped(order: tuple[str, ...] = (), baseline: str | None = None, names: tuple[str, ...] = ()) -> Study:
         runs = with_rows(find_folders(str(tmp_path / "outputs")))
-        return group(runs, list(order), baseline)
+        return group(runs, list(order), baseline, names)
 
     return grouped
 

@@ -41,6 +41,8 @@ EPSILON = "urepa.objectives.DDPMEpsilon"
         ({"head.depth": 1}, "total diffusion token manifold x0_error"),
         ({"loss.warmup_steps": 0, "data.limit": 4000}, "total diffusion token manifold x0_error"),
         ({"data.root": "elsewhere"}, "total diffusion token manifold x0_error"),
+        ({"data.cfg_dropout": 0.5}, "total diffusion token manifold x0_error"),
+        ({"data.cfg_dropout": 1.0}, ""),
     ],
 )
 def test_only_what_is_the_same_quantity(config: dict[str, Any], changes: dict[str, Any], comparable: str) -> None:

@@ -244,6 +244,21 @@ def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
     assert_closed(latex)
 
 
+@pytest.mark.parametrize(
+    ("stride", "grid", "words"),
+    [
+        (32, 4, "its last map of 4×4 is average-pooled to 4×4 tokens of width 1,280"),
+        (16, 8, "its last map at stride 16 of 8×8 is average-pooled to 8×8 tokens of width 112"),
+        (8, 8, "its last map at stride 8 of 16×16 is average-pooled to 8×8 tokens of width 40"),
+    ],
+)
+def test_which_map_and_which_head(small: Compose, stride: int, grid: int, words: str) -> None:
+    given = (f"teacher.stride={stride}", f"teacher.grid=[{grid},{grid}]", "head=irepa_hidden", "head.hidden=24")
+    text = prose(texts(small(*given))[0])
+    assert words in text
+    assert "a 3×3 convolution to width 24, SiLU, and a dense layer on each token by itself, and where" in text
+
+
 def test_hostile_values_are_text(small: Compose) -> None:
     config = small()
     config["data"]["name"] = HOSTILE

@@ -5,7 +5,7 @@ A study has one validation set and protocol, one version of the code, and one ba
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, count
 
@@ -73,13 +73,16 @@ class Study:
         return next((arm for arm in self.arms if arm.has(key)), self.baseline)
 
 
-def group(runs: list[Run], order: list[str], baseline: str | None) -> Study:
-    """The study that these runs make. UserError if none can be compared, or `baseline` names no arm or several."""
+def group(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> Study:
+    """The study that these runs make. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError if
+    none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
+    given = _given_names(names, runs)
     usable, apart = finished(runs)
     if not usable:
         raise UserError(f"none of the {len(runs)} runs can be compared: {apart[0].run.name} is {apart[0].reason}")
     usable = with_contents(usable)
-    leading = [run for run in usable if baseline is not None and _is_meant(run, baseline)] or _main(usable)
+    meant = [run for run in usable if baseline is not None and _is_meant(run, baseline, given)]
+    leading = meant if meant else _main(usable)
     usable, others = one_protocol(usable, leading)
     apart += others
     leading = [run for run in leading if run in usable]
@@ -91,9 +94,9 @@ def group(runs: list[Run], order: list[str], baseline: str | None) -> Study:
     for run in usable:
         by_config.setdefault(tuple(sorted(identity(run.config).items())), []).append(run)
     groups = list(by_config.values())
-    labels = _labels(groups)
+    labels = _all_different(_labels(groups) | _named(groups, given))
     groups.sort(key=lambda g: _place(g[0], labels[g[0].id], order))
-    chosen, why = _chosen(groups, labels, baseline) if baseline is not None else _baseline(groups, leading)
+    chosen, why = _chosen(groups, labels, baseline, given) if baseline is not None else _baseline(groups, leading)
     among = varying([g[0].config for g in groups])
     arms = [
         Arm(
@@ -176,7 +179,31 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
             words = [f"{_word(k)}={_short(k, run.config)}" for k in said]
             named = [] if ablation == "baseline" and words else [ablation]
             labels[run.id] = _one_line((f"{experiment}: " if several else "") + ", ".join(named + words))
-    return _all_different(labels)
+    return labels
+
+
+def _given_names(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
+    """Labels by the folder of an arm's runs. UserError for what is no LABEL=FOLDER of them."""
+    given = {}
+    for name in names:
+        label, equals, folder = name.partition("=")
+        if not label or not equals:
+            raise UserError(f"names: '{name}' is no LABEL=FOLDER; give the folder of an arm's runs, without its seed")
+        if not any(_folder(run) == folder for run in runs):
+            raise UserError(f"names: no run here lies in a folder '{folder}'; give one as {_folder(runs[0])}")
+        given[folder] = _one_line(label)
+    return given
+
+
+def _folder(run: Run) -> str:
+    """Of its arm: the run's name without its seed."""
+    return run.name.rpartition("/")[0]
+
+
+def _named(groups: list[list[Run]], given: dict[str, str]) -> dict[str, str]:
+    """The given labels, for the first run of each group that has one."""
+    found = {g[0].id: next((given[_folder(run)] for run in g if _folder(run) in given), None) for g in groups}
+    return {run_id: label for run_id, label in found.items() if label is not None}
 
 
 def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str, str]], parts: list[str]) -> bool:
@@ -208,8 +235,8 @@ def _word(key: str) -> str:
 
 
 def _place(run: Run, label: str, order: list[str]) -> tuple:
-    """Where an arm stands: by the given order of ablations, then by the numbers in its label."""
-    listed = order.index(run.ablation) if run.ablation in order else len(order)
+    """Where an arm stands: by the given order of labels and ablations, then by the numbers in its label."""
+    listed = next((order.index(name) for name in (label, run.ablation) if name in order), len(order))
     return listed, run.experiment, [_number_or_text(part) for part in label.replace(",", "=").split("=")]
 
 
@@ -220,9 +247,10 @@ def _number_or_text(part: str) -> tuple[int, float, str]:
         return 1, 0.0, part
 
 
-def _is_meant(run: Run, wanted: str) -> bool:
-    """Is `wanted` this run's ablation, or a list KEY=VALUE,... that its config fulfils?"""
-    if run.ablation == wanted:
+def _is_meant(run: Run, wanted: str, given: dict[str, str]) -> bool:
+    """Is `wanted` the label that this run's folder was given, its ablation, or a list KEY=VALUE,... that its config
+    fulfils?"""
+    if wanted in (given.get(_folder(run)), run.ablation):
         return True
     pairs = [pair.partition("=") for pair in wanted.split(",")]
     return all(equals and _equal(value.strip(), run.config.get(key.strip(), ABSENT)) for key, equals, value in pairs)
@@ -253,9 +281,11 @@ def _steps(run: Run) -> int:
     return int(run.config.get("trainer.max_steps", "0"))
 
 
-def _chosen(groups: list[list[Run]], labels: dict[str, str], wanted: str) -> tuple[list[Run], str]:
+def _chosen(
+    groups: list[list[Run]], labels: dict[str, str], wanted: str, given: dict[str, str]
+) -> tuple[list[Run], str]:
     """The group that the user means."""
-    found = [g for g in groups if labels[g[0].id] == wanted] or [g for g in groups if _is_meant(g[0], wanted)]
+    found = [g for g in groups if labels[g[0].id] == wanted] or [g for g in groups if _is_meant(g[0], wanted, given)]
     if len(found) == 1:
         return found[0], "chosen with baseline="
     there = "; ".join(labels[g[0].id] for g in (found or groups)[:12])

@@ -25,6 +25,7 @@ WEIGHTS = (
     "loss.time_power",
 )
 TOTAL = (*OBJECTIVE, *MANIFOLD, *WEIGHTS)
+DROPOUT, ALWAYS = "data.cfg_dropout", ("1", "1.0")  # of the class, and a probability of 1 as text
 TIMES = ("objective.draw",)  # of which a mean over all times is one; by timestep bin it is not
 RESTS_ON = {
     "total": TOTAL,
@@ -232,11 +233,21 @@ def obstacles(key: str, config: dict[str, str], baseline: dict[str, str]) -> lis
         return differing(config, baseline, ALIGNMENT_RESTS_ON.get(term, ()))
     if kind not in ("train", "val"):
         return []
+    rests_on = RESTS_ON.get(term.removesuffix("_by_t"))
+    if rests_on is None:
+        return []
     if key == "train/total":  # at every step's own λ, and so are its curve's points
-        return differing(config, baseline, (*TOTAL, *TIMES, "loss.warmup_steps"))
-    if term.endswith("_by_t"):
-        return differing(config, baseline, RESTS_ON.get(term.removesuffix("_by_t"), ()))
-    return differing(config, baseline, (*RESTS_ON[term], *TIMES)) if term in RESTS_ON else []
+        rests_on = (*rests_on, "loss.warmup_steps")
+    if not term.endswith("_by_t"):
+        rests_on = (*rests_on, *TIMES)
+    return sorted(differing(config, baseline, rests_on) + _by_class(config, baseline))
+
+
+def _by_class(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
+    """The dropout where one of the two always trains without the class and the other does not: their losses, with and
+    without the class, are two quantities."""
+    never, never_there = (of.get(DROPOUT) in ALWAYS for of in (config, baseline))
+    return [DROPOUT] if never != never_there else []
 
 
 def at_other_noise(config: dict[str, str], baseline: dict[str, str]) -> list[str]:

@@ -16,6 +16,7 @@ from urepa.comparison.figures import CAPTIONS
 from urepa.comparison.gaps import EXPLANATION, Gap, gap_texts, gaps
 from urepa.comparison.grids import Grids
 from urepa.comparison.numbers import delta, interval, mean_sd, p_value
+from urepa.comparison.power import smallest_sentence
 from urepa.comparison.results import Results, Row, beside, in_words, shown_differences
 from urepa.comparison.runs import Run
 from urepa.comparison.seeds import Cell
@@ -102,6 +103,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
         legend=LEGEND[0].upper() + LEGEND[1:],
         baseline=study.baseline.label,
         seeds=seeds_sentence(results),
+        smallest=smallest_sentence(results),
         **_results(results),
         references=[(reference_label(key), mean_sd(cell)) for key, cell in in_words(results).items() if cell.filled],
         **_differences(results),

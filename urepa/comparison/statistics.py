@@ -95,10 +95,36 @@ def factor_of_two_seeds() -> float:
 
 
 def found_share(effect: float, seeds: int) -> float:
-    """The share of studies in which `paired`'s interval excludes 0, in [0, 1]: the power of Student's t, by the
-    noncentral t. `effect`: the mean difference in standard deviations of the differences over seeds, above 0; `seeds`:
-    2 or more."""
+    """The share of studies in which `paired`'s interval excludes 0, in [0, 1]: the power of Student's t, which has the
+    noncentral t's distribution. `effect`: the mean difference in standard deviations of the differences over seeds, 0
+    or more; `seeds`: 2 or more. The integral is over the estimated standard deviation, which is chi-distributed:
+    SciPy's own noncentral t is NaN for large effects, as 8 with one degree of freedom."""
+    from scipy import integrate, special, stats
+
+    degrees, shift = seeds - 1, effect * np.sqrt(seeds)
+    bound = stats.t.ppf((1 + CONFIDENCE) / 2, degrees) / np.sqrt(degrees)
+
+    def share(chi: float) -> float:
+        outside = special.ndtr(shift - bound * chi) + special.ndtr(-shift - bound * chi)
+        return float(stats.chi.pdf(chi, degrees) * outside)
+
+    middle = np.sqrt(degrees)
+    return float(integrate.quad(share, max(0.0, middle - 10), middle + 10, points=[middle], limit=200)[0])
+
+
+def smallest_found(seeds: int, power: float) -> float:
+    """The smallest effect, as in `found_share`, that is found in a share `power` of studies. `power`: above 0.05, below
+    1; `seeds`: 2 or more."""
+    from scipy.optimize import brentq
+
+    most = 1.0
+    while found_share(most, seeds) < power:
+        most *= 2
+    return float(brentq(lambda effect: found_share(effect, seeds) - power, 0.0, most))
+
+
+def spread_of(width: float, seeds: int) -> float:
+    """The standard deviation of differences over seeds whose interval by `paired` has this width, from end to end."""
     from scipy import stats
 
-    bound, shift = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1), effect * np.sqrt(seeds)
-    return float(stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift))
+    return float(width / 2 * np.sqrt(seeds) / stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))

@@ -15,6 +15,7 @@ from typing import Any
 from urepa.comparison.course import NEVER, Course
 from urepa.comparison.gaps import gap_texts, gaps
 from urepa.comparison.numbers import delta, interval, mean_sd, p_value
+from urepa.comparison.power import smallest_sentence
 from urepa.comparison.results import COSTS, Results, Row, beside, shown_differences, without
 from urepa.comparison.seeds import Cell
 from urepa.comparison.verdict import cautions, verdict
@@ -214,7 +215,7 @@ def terminal(results: Results, width: int) -> str:
             "",
         ]
         lines += [f"- {finding}" for finding in findings(results)]
-        lines += [seeds_sentence(results), ""]
+        lines += [" ".join(filter(None, [seeds_sentence(results), smallest_sentence(results)])), ""]
     if results.races:
         reached = reached_table(results)
         lines += [reached.title, *_lines(reached, width), ""]
@@ -303,7 +304,7 @@ def markdown(results: Results, sentences: Sequence[str] = ()) -> str:
     if len(results.rows) > 1:
         parts.append("\n".join(f"- {md(line)}" for line in [*findings(results), *footnotes(results)]))
         parts.append(legend())
-        parts.append(seeds_sentence(results))
+        parts.append(" ".join(filter(None, [seeds_sentence(results), md(smallest_sentence(results))])))
     return "\n\n".join(parts) + "\n"
 
 

@@ -57,7 +57,7 @@ def register() -> None:
     store = ConfigStore.instance()
     for root, command in commands.COMMANDS.items():
         store.store(name=f"{root}_schema", node=command.schema)
-    settings = {"trainer": parts.Trainer, "device": doors.Device}
+    settings = {"trainer": parts.Trainer, "device": doors.Device, "study": doors.Study}
     for nodes in (*KINDS.values(), settings):
         for name, node in nodes.items():
             store.store(group="schema", name=name, node=node)

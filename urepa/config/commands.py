@@ -196,11 +196,12 @@ COMMANDS = {
         "submits a whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, "
         "comparison",
         doors.AblationGrid,
-        ("[+experiment=NAME] [KEY=VALUE...]",),
+        ("[+experiment=NAME] [KEY=VALUE...]", "study=NAME [KEY=VALUE...]"),
         (
             ("+experiment=track_a data.root=DIR cluster=slurm dry_run=true", "what it would submit, and its hours"),
             ("+experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu", "on SLURM"),
             ("+experiment=cifar10 arms=baseline,lambda_0 seeds=0,1 cluster.at_once=2", "on this machine"),
+            ("study=which_choice data.source=folder data.images=DIR dry_run=true", "a study of conf/study"),
         ),
         (
             "All other keys go to the runs: `python -m urepa.train --help`.",

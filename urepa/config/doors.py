@@ -152,9 +152,23 @@ class BenchReading:
 
 
 @dataclass
+class Study:
+    """What a file of conf/study holds: a table of arms."""
+
+    overrides: list[str] = setting("of every run, as on the command line of urepa.train")
+    baseline: str = setting("the arm that the others are compared with")
+    controls: dict[str, str] = setting("arms that compare with another arm than the baseline, each with its own", {})
+    arms: dict[str, list[str]] = setting("by an arm's name, its overrides beside those; tables have them in this order")
+
+
+@dataclass
 class AblationGrid:
     cluster: Any = part("where the jobs run; cluster.KEY=VALUE are the settings of that launcher")
-    arms: list[str] | None = setting("names in conf/ablation, as a,b,c; null: all that are for the backbone", None)
+    study: Any = part("a study by name: its arms, their baseline and the overrides of all runs", None)
+    arms: list[str] | None = setting(
+        "as a,b,c: of the study's arms, null: all; without study names in conf/ablation, null: all for the backbone",
+        None,
+    )
     seeds: list[int] = setting("seeds of every arm", [0, 1, 2], ge=0, le=LAST_SEED)
     shards: int = setting("jobs that make a latent track's caches side by side", 8, ge=1, le=SIZE)
     stages: list[str] = setting("which stages to submit", ["preprocess", "verify", "train", "evaluate", "compare"])
@@ -185,9 +199,12 @@ class Compare:
     runs: str = setting("a folder of runs, or a pattern; without store", "outputs")
     select: Select = field(default_factory=Select)
     baseline: str | None = setting(
-        "an ablation's name, or KEY=VALUE,... of its config; null: chosen, and the report says why",
+        "an arm's label or its ablation, or KEY=VALUE,... of its config; null: chosen, and the report says why",
         None,
         section="how they are compared",
+    )
+    names: list[str] = setting(
+        "LABEL=FOLDER of arms: what tables call the runs FOLDER/seed...; others by what differs", []
     )
     order: list[str] = setting("arms in the order in which tables show them; others follow by name")
     report: str = setting("a folder for index.html, tables and figures", "report", section="what is written")
