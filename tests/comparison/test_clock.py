@@ -303,7 +303,7 @@ def test_two_metrics_by_step_and_by_the_clock_at_a_glance(add: Add, results: Sum
     panel = panels_of(results())["at_a_glance"]
     quarters = panel.draw.keywords["quarters"]  # type: ignore[attr-defined]
     assert [quarter.xlabel for quarter in quarters] == ["step", "minutes of training"] * 2
-    assert [quarter.title for quarter in quarters] == ["diffusion loss\u00a0↓"] * 2 + ["FD(cnn)\u00a0↓"] * 2
+    assert [quarter.title for quarter in quarters] == ["validation diffusion loss\u00a0↓"] * 2 + ["FD(cnn)\u00a0↓"] * 2
     by_step, by_clock = quarters[2:]
     (first, baseline), (second, arm) = by_clock.lines
     assert (first, second, by_clock.end) == ("baseline", "arm", 100.0)

@@ -101,6 +101,7 @@ def test_in_a_real_browser(study: Results, tmp_path: Path) -> None:
     write_report(study, notices(study), tmp_path / "report", grids_of(study.study, find_in_folder, read_file))
     file = tmp_path / "report" / "index.html"
     expected = {f"figure-{panel.name}" for panel in panels(study)}
+    assert "figure-at_a_glance" in expected
     executable = browser.installed()
     assert executable is not None
     with browser.Page(executable) as page:

@@ -23,12 +23,14 @@ from urepa.comparison.verdict import first_arm
 
 NAME = "at_a_glance"
 INCHES = (8.0, 5.2)  # read at 800 pixels
-BEGINNING = 0.1  # of the longest run: values of before do not set a panel's height
+BEGINNING = 0.2  # of the longest run: values of before do not set a panel's height
 APART = 0.1  # of a panel's height: two labels that are closer are moved apart
+ROOM = 0.45  # of a panel's width: as wide as the words below the dotted line
 LONGEST = 20  # characters of a label beside a line
 NOTE = (
-    "Mean over seeds; the band is from the lowest seed to the highest. Dotted: where the baseline ends; marked: where "
-    "the arm is as good. Values of the first tenth may lie above the panel."
+    "Mean over seeds; the band is from the lowest seed to the highest. Dotted: where the baseline ends. Circle: "
+    "the mean over seeds of where the arm first is as good as the baseline of its seed is in the end. Values of the "
+    "first fifth may lie above the panel."
 )
 
 
@@ -78,10 +80,12 @@ def _quarters(results: Results, arms: list[Arm], course: Course) -> tuple[Quarte
     by_minute = tuple((a.label, _timed(a, r)) for a, (_, r) in zip(arms, by_step, strict=True))
     end = float(by_step[0][1].mean_P[-1])
     steps, took, whole = course.reached[arm], results.clock.reached[key][arm], results.clock.whole[baseline]
-    title, total = course.metric.title, course.steps[-1]
-    in_steps = f"{steps.mean:,.0f} of {total:,}{percent(steps.mean / total)}" if steps.filled else ""
+    title, total = f"{'validation ' * key.startswith('val/')}{course.metric.title}", course.steps[-1]
+    never = course.never[arm]
+    some = f", {steps.n} of {steps.n + never} seeds" if never else ""
+    in_steps = f"{steps.mean:,.0f} of {total:,}{percent(steps.mean / total)}{some}" if steps.filled else ""
     in_minutes = (
-        f"{minutes(took.mean)} of {minutes(whole.mean)}{percent(took.mean / whole.mean)}" if took.filled else ""
+        f"{minutes(took.mean)} of {minutes(whole.mean)}{percent(took.mean / whole.mean)}{some}" if took.filled else ""
     )
     return (
         Quarter(title, "step", by_step, end, steps.mean if steps.filled else None, in_steps),
@@ -109,9 +113,10 @@ def _timed(arm: Arm, found: Ranges) -> Ranges:
 
 def _draw(axes: Any, quarters: tuple[Quarter, ...]) -> None:
     for i, (axis, quarter) in enumerate(zip(axes.flat, quarters, strict=True)):
-        _quarter(axis, quarter)
+        end = max(found.x_P[-1] for _, found in quarter.lines)
+        _quarter(axis, quarter, end)
         low, high = height(quarters[i // 2 * 2])  # by step: both of a row have one height
-        axis.set(xlabel=quarter.xlabel, xlim=(0, None), ylim=(low, high))
+        axis.set(xlabel=quarter.xlabel, xlim=(0, 1.04 * end), ylim=(low, high))
         axis.locator_params(nbins=5)
         if i % 2 == 0:
             axis.set_title(quarter.title)
@@ -120,7 +125,8 @@ def _draw(axes: Any, quarters: tuple[Quarter, ...]) -> None:
             _name(axis, quarter, low, high)
 
 
-def _quarter(axis: Any, quarter: Quarter) -> None:
+def _quarter(axis: Any, quarter: Quarter, end: float) -> None:
+    """`end`: the last step or minute of the longer line."""
     for i, (_, found) in enumerate(quarter.lines):
         style = style_of(i)
         axis.fill_between(found.x_P, found.low_P, found.high_P, color=style["color"], alpha=0.18, linewidth=0)
@@ -129,17 +135,19 @@ def _quarter(axis: Any, quarter: Quarter) -> None:
     if quarter.reached is not None:
         at = (quarter.reached, quarter.end)
         axis.plot(*at, "o", color="none", markeredgecolor=style_of(1)["color"], markeredgewidth=1.5, markersize=9)
-        axis.annotate(quarter.said, at, (0, -9), textcoords="offset points", ha="right", va="top", color=INK)
+        left, words = (at[0] > ROOM * end), {"textcoords": "offset points", "va": "top", "color": INK}
+        place = at if left else (0.02 * end, at[1])  # below the line that falls, inside of the panel
+        axis.annotate(quarter.said, place, (0, -9), ha="right" if left else "left", **words)
 
 
 def height(quarter: Quarter) -> tuple[float, float]:
-    """Lowest and highest value of a panel, with room for the words below the dotted line. The first tenth, in which
+    """Lowest and highest value of a panel, with room for the words below the dotted line. The first fifth, in which
     every curve falls, does not count."""
     begin = BEGINNING * max(found.x_P[-1] for _, found in quarter.lines)
     there = [bound[found.x_P >= begin] for _, found in quarter.lines for bound in (found.low_P, found.high_P)]
     low, high = float(np.concatenate(there).min()), float(np.concatenate(there).max())
     room = (high - low) or abs(high) or 1.0
-    return low - 0.12 * room, high + 0.06 * room
+    return min(low - 0.06 * room, quarter.end - 0.22 * room), high + 0.06 * room
 
 
 def _name(axis: Any, quarter: Quarter, low: float, high: float) -> None:
