@@ -316,3 +316,13 @@ def test_two_metrics_by_step_and_by_the_clock_at_a_glance(add: Add, results: Sum
     assert drawn.png.startswith(b"\x89PNG")
     assert "figure class" not in drawn.svg
     assert '<figure id="figure-at_a_glance" class="wide"' in page(results(), [drawn], [])
+
+
+def test_the_first_arm_of_the_verdict_that_has_an_fd(add: Add, results: Summarise) -> None:
+    """Not one without, whose effects the verdict names first."""
+    study(add)
+    add("earlier", SPEED | {"head.depth": 3}, values=lambda seed: {"val/x0_error": 0.1 + 0.001 * seed})
+    found = results(order=("baseline", "earlier", "arm"))
+    assert [row.arm.label for row in found.rows] == ["baseline", "earlier", "arm"]
+    assert sooner_or_later(found)[0].startswith("arm reaches baseline's final FD(cnn) after 400 of 600 steps")
+    assert "at_a_glance" in panels_of(found)

@@ -18,8 +18,7 @@ from urepa.comparison.course import Course, curve_of
 from urepa.comparison.drawing import INK, MUTED, Panel, marker_of, shortened, style_of
 from urepa.comparison.numbers import minutes, percent
 from urepa.comparison.results import Results, last_cell
-from urepa.comparison.sooner import diffusion_race, fd_race
-from urepa.comparison.verdict import first_arm
+from urepa.comparison.sooner import arm_and_race, diffusion_race, fd_race
 
 NAME = "at_a_glance"
 INCHES = (8.0, 5.2)  # read at 800 pixels
@@ -57,11 +56,12 @@ class Quarter:
 
 
 def at_a_glance(results: Results, section: str) -> list[Panel]:
-    """The validation's diffusion loss and an FD of the verdict's first arm and of the baseline, by step and by minute;
+    """The validation's diffusion loss and an FD of the baseline and of `arm_and_race`'s arm, by step and by minute;
     nothing where the study lacks one of them, or its times."""
-    if len(results.rows) < 2:
+    found = arm_and_race(results)
+    if found is None:
         return []
-    label = first_arm(results)
+    label, _ = found
     loss, fd = diffusion_race(results, label), fd_race(results, label)
     arms = [arm for arm in results.study.arms if arm is results.study.baseline or arm.label == label]
     if loss is None or fd is None or not all(results.clock.whole[arm.label].filled for arm in arms):

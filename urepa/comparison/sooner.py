@@ -1,4 +1,4 @@
-"""How soon the verdict's first arm is where the baseline ends, by steps and by the clock, in one sentence."""
+"""How soon an arm is where the baseline ends, by steps and by the clock, in one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from urepa.comparison.clock import unlike_machines
 from urepa.comparison.course import NEVER, Course
 from urepa.comparison.numbers import minutes, percent
 from urepa.comparison.results import Results
-from urepa.comparison.verdict import first_arm, spoken
+from urepa.comparison.verdict import in_order, spoken
 
 DIFFUSION, FD, CIRCULAR = "val/diffusion", "final/fd/", "final/circular/"
 
@@ -32,15 +32,19 @@ def _is_fair_fd(results: Results, course: Course) -> bool:
 
 
 def sooner_or_later(results: Results) -> list[str]:
-    """One sentence on the verdict's first arm, of its FD or else its diffusion loss; nothing where it has neither."""
-    if len(results.rows) < 2:
-        return []
-    label = first_arm(results)
-    course = fd_race(results, label) or diffusion_race(results, label)
-    return [] if course is None else [_sentence(results, course, label)]
+    """One sentence on `arm_and_race`, where there is one."""
+    found = arm_and_race(results)
+    return [] if found is None else [_sentence(results, *found)]
 
 
-def _sentence(results: Results, course: Course, label: str) -> str:
+def arm_and_race(results: Results) -> tuple[str, Course] | None:
+    """The first arm, as the verdict names them, that has an FD, and its race; else the first that has a diffusion
+    loss."""
+    found = ((label, race(results, label)) for race in (fd_race, diffusion_race) for label in in_order(results))
+    return next(((label, course) for label, course in found if course is not None), None)
+
+
+def _sentence(results: Results, label: str, course: Course) -> str:
     """`depth=1 reaches baseline's final FD(pixels) after 640 of 1,000 steps (64 %), 7.1 of 9.8 minutes of training
     (72 %)`. Minutes of unlike machines are left out."""
     baseline, clock = results.study.baseline.label, results.clock

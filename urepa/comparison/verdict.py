@@ -101,11 +101,10 @@ def _ordered(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[str, ..
     return sorted(by_arms.items(), key=lambda item: -len(item[0]))
 
 
-def first_arm(results: Results) -> str:
-    """The label of the arm that the verdict names first; where no arm has an effect, of the first beside the baseline.
-    There must be two arms."""
-    ordered = _ordered(_effects(results))
-    return ordered[0][0][0] if ordered else results.rows[1].arm.label
+def in_order(results: Results) -> list[str]:
+    """The labels of the arms beside the baseline: those with an effect as the verdict names them, then the others."""
+    named = [label for arms, _ in _ordered(_effects(results)) for label in arms]
+    return list(dict.fromkeys([*named, *(row.arm.label for row in results.rows[1:])]))
 
 
 def _judged(effect: Effect) -> str:

@@ -30,7 +30,7 @@ MUCH_HIGHER = 1.10  # spec 000 §7.2: up to 10 % is "normal and healthy"
 def findings(results: Results) -> list[str]:
     """A sentence for each metric in which an arm differs from the baseline by more than noise, after Holm or before;
     one for all metrics in which none does, one for those that could not be tested, and how many were looked at. The
-    last is on how soon the verdict's first arm is where the baseline ends."""
+    last is on how soon an arm is where the baseline ends."""
     found: list[str] = []
     same: dict[str, list[str]] = {}
     untested: dict[str, list[str]] = {}
