@@ -177,6 +177,7 @@ def by_several_codes(runs: list[Any]) -> list[str]:
 def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = None) -> None:
     """index.html, table.*, figures/*."""
     from urepa.comparison import tables
+    from urepa.comparison.as_csv import as_csv
     from urepa.comparison.drawing import draw_all
     from urepa.comparison.figures import panels
     from urepa.comparison.page import page
@@ -187,7 +188,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
     for figure in drawn:
         write_whole(folder / "figures" / f"{figure.panel.name}.png", figure.png)
         write_whole(folder / "figures" / f"{figure.panel.name}.pdf", figure.pdf)
-    write_whole(folder / "table.csv", tables.csv_text(results))
+    write_whole(folder / "table.csv", as_csv(results))
     write_whole(folder / "table.md", tables.markdown(results, sentences))
     write_whole(folder / "table.tex", tables.latex(results))
     write_whole(folder / "index.html", page(results, drawn, sentences, grids))

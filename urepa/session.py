@@ -26,6 +26,7 @@ from urepa.assembly import build, evaluated, load_modules, make
 from urepa.beginning import beginning, parameters_by_part
 from urepa.code_state import code_of, code_state
 from urepa.curves import read_curves
+from urepa.data.spent import teacher_cache_seconds
 from urepa.environment import take_out_settings
 from urepa.errors import NotEvaluated, UserError
 from urepa.evaluation.context import Evaluated
@@ -310,7 +311,11 @@ class Session:
             "evaluation": with_digests(self.config["evaluation"]),
             "evaluated_by": dict.fromkeys(self.config["evaluation"], code_of(stretches[-1]).version),
             "parameters": parameters_by_part(trainer.model),
-            "seconds": {"training": trainer.seconds, "this_process": seconds},
+            "seconds": {
+                "training": trainer.seconds,
+                "this_process": seconds,
+                "teacher_cache": teacher_cache_seconds(trainer.reader.cache.tokens),
+            },
             "peak_memory_bytes": peak,
             "processes": self.accelerator.num_processes,
             "threads": torch.get_num_threads(),

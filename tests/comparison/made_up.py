@@ -49,9 +49,10 @@ def write_run(
     summary: dict[str, Any] | None = None,
     course: dict[int, dict[str, float]] | None = None,
     start: int = 1_800_000_000_000,
+    images_per_s: float | None = 50.0,
 ) -> Path:
     """A run's folder: curves that fall to its last values (`last` adds to or replaces the defaults;
-    `course` has more rows, by step)."""
+    `course` has more rows, by step; `images_per_s` None: as of a run that has not logged it)."""
     rng = np.random.default_rng(config["seed"])
     seed_effect = 0.01 * rng.standard_normal()
     lam = config["loss"].get("lambda_max", 0.0)
@@ -76,7 +77,7 @@ def write_run(
         decay = float(np.exp(-5 * step / steps))
         row = {"step": step}
         row |= {f"train/{t}": values[f"val/{t}"] + decay + 0.02 * rng.standard_normal() for t in TERMS}
-        row |= {"train/lambda": lam, "lr": 1e-3, "images_per_s": 50.0}
+        row |= {"train/lambda": lam, "lr": 1e-3} | ({} if images_per_s is None else {"images_per_s": images_per_s})
         row["tap/mid/grad_cosine"] = 0.1 * rng.standard_normal()
         rows.append(row | {"time": start + 1000 * i})
     if finished:

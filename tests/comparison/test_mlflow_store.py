@@ -131,6 +131,7 @@ def test_both_give_the_same(place: Path, server: str, monkeypatch: pytest.Monkey
             for key, curve in run.curves.items():
                 np.testing.assert_array_equal(other.curves[key].steps, curve.steps, key)
                 np.testing.assert_array_equal(other.curves[key].values, curve.values, key)
+    assert all(cell["mean"] > 0 for cell in comparison(folders)["clock"]["minutes"].values()), "of times too"
     assert {apart["reason"].split(":")[0] for apart in comparison(folders)["apart"]} == {
         "unfinished",
         "extended from 600 steps",

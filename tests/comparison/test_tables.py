@@ -16,12 +16,13 @@ import pytest
 from latex import pages, unescaped
 from made_up import HOSTILE
 
+from urepa.comparison.as_csv import as_csv
 from urepa.comparison.as_json import as_json
 from urepa.comparison.drawing import draw
 from urepa.comparison.figures import panels
 from urepa.comparison.page import page
 from urepa.comparison.results import Results
-from urepa.comparison.tables import NOT_THERE, csv_text, latex, markdown, results_table, terminal
+from urepa.comparison.tables import NOT_THERE, latex, markdown, results_table, terminal
 from urepa.markup import tex
 
 Summarise = Callable[..., Results]
@@ -42,7 +43,7 @@ def test_csv_holds_every_number(add: Callable[..., None], results: Summarise) ->
     add("arm", {"head.depth": 1}, values=lambda seed: {"val/token": 0.4 + 0.001 * seed**2})
     add("w0", {"loss.manifold_weight": 0.0}, seeds=(0,))
     study = results()
-    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(csv_text(study)))}
+    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(as_csv(study)))}
     for row in study.rows:
         for key, cell in row.cells.items():
             assert rows[row.arm.label][key] == (repr(cell.mean) if cell.filled else "")
@@ -56,7 +57,7 @@ def test_csv_holds_every_number(add: Callable[..., None], results: Summarise) ->
 
 
 def test_csv_holds_no_formula(hostile: Results) -> None:
-    cells = [cell for row in csv.reader(io.StringIO(csv_text(hostile))) for cell in row]
+    cells = [cell for row in csv.reader(io.StringIO(as_csv(hostile))) for cell in row]
     assert any(cell.startswith("'=cmd()") for cell in cells)
     assert not [cell for cell in cells if re.match(r"[=+@]|-[^0-9]", cell)]
 

@@ -66,12 +66,20 @@ def study(add: Callable[..., None], results: Callable[..., Results], tmp_path: P
     """A grid of λ and depth, hostile names, and something in every section."""
     for lam in (0.0, 0.25):
         for depth in (1, 2):
-            values = {"val/x0_error": 0.2 + lam / 10 + depth / 100}
+            values = {"val/x0_error": 0.2 + lam / 10 + depth / 100, "final/fd/cifar_cnn": 100 - 100 * lam}
             changes = {"loss.lambda_max": lam, "head.depth": depth}
             add(
                 changes=changes,
                 name=f"{lam},{depth}",
                 values=lambda seed, v=values: v | {"val/token": 0.5 + 0.01 * seed},
+                course=lambda seed, v=values: {
+                    step: {
+                        "eval/fd/cifar_cnn": v["final/fd/cifar_cnn"] + 40 - step / 10,
+                        "val/diffusion": 0.9 - step / 1e3,
+                    }
+                    for step in (100, 200, 300, 400)
+                },
+                images_per_s=50.0 - 40 * lam,
             )
     for i, name in enumerate(HOSTILE):
         add(name, {"head.depth": 3 + i}, name=f"arm{i}", seeds=(0, 1))
@@ -93,6 +101,7 @@ def test_in_a_real_browser(study: Results, tmp_path: Path) -> None:
     write_report(study, notices(study), tmp_path / "report", grids_of(study.study, find_in_folder, read_file))
     file = tmp_path / "report" / "index.html"
     expected = {f"figure-{panel.name}" for panel in panels(study)}
+    assert "figure-at_a_glance" in expected
     executable = browser.installed()
     assert executable is not None
     with browser.Page(executable) as page:

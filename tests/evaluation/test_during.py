@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from urepa import checkpoint
+from urepa.comparison.clock import clock_of
+from urepa.comparison.comparable import RATE
+from urepa.comparison.runs import Run
+from urepa.curves import read_curves
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.during import During
 from urepa.metrics import TIMINGS, read_rows
@@ -82,6 +86,11 @@ def test_what_an_evaluation_takes_is_not_the_trainings_time(build_trainer: Build
     finally:
         time.perf_counter = clock
     assert trainer.seconds < spent < trainer.during.seconds
+    curves, _ = read_curves(read_rows(trainer.metrics.path), lambda key: key in (RATE, "train/total"))
+    run = Run("id", "name", {"trainer.batch_size": str(trainer.settings.batch_size)}, {}, "finished", {}, curves)
+    clock = clock_of(run)  # what a comparison makes of the rows
+    assert clock is not None
+    assert clock.values[-1] == pytest.approx(trainer.seconds, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ def as_json(results: Results) -> dict[str, Any]:
             }
             for course in results.courses
         },
+        "clock": {
+            "minutes": {label: cell(c) for label, c in results.clock.whole.items()},
+            "cache_minutes": {label: cell(c) for label, c in results.clock.caches.items()},
+            "reached": {
+                key: {label: cell(c) for label, c in by_label.items()}
+                for key, by_label in results.clock.reached.items()
+            },
+        },
         "references": {key: cell(c) for key, c in results.references.items()},
         "findings": findings(results),
         "apart": [{"run": apart.run.name, "reason": apart.reason} for apart in results.study.apart],

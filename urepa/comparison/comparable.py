@@ -13,6 +13,7 @@ from urepa.runs import is_identity
 DURING = "eval/"  # evaluations in the course of training
 GRADIENT_COSINE = "/grad_cosine"  # at a tap
 SKIPPED = "guard/skipped_steps"
+RATE = "images_per_s"  # between two logging steps: what the time of training is known from
 OBJECTIVE = ("objective",)  # ε or v, and β: they set a diffusion loss's scale
 TOKENS = ("loss._target_", "loss.taps", "loss.teachers", "loss.spatial_norm", "teacher", "data.token_dtype")
 MANIFOLD = (*TOKENS, "loss.level")
@@ -148,9 +149,9 @@ REFERENCE_LABELS = {
 
 
 def is_compared(key: str) -> bool:
-    """Is the metric in a table, a figure or a remark? Learning rates, norms and rates are not, and are not kept."""
+    """Is the metric in a table, a figure or a remark? Learning rates and norms are not, and are not kept."""
     compared = key.startswith(("train/", "val/", "final/", "floor/", DURING)) or key.endswith(GRADIENT_COSINE)
-    return compared or key in (SHARE, SKIPPED)
+    return compared or key in (SHARE, SKIPPED, RATE)
 
 
 def metrics_of(keys: set[str]) -> list[Metric]:

@@ -21,13 +21,15 @@ TOTAL, LAMBDA = "val/total", "val/lambda"
 class Course:
     """A metric's way; by the arm's label, its cells at `steps`, and the step at which it first is as good as the
     baseline of the same seed in the end (linear between logged points). Seeds that never are count in `never`; both are
-    empty where the baseline has no value to reach."""
+    empty where the baseline has no value to reach. `by_seed` has that step of each seed that has a target (None:
+    never)."""
 
     metric: Metric
     steps: tuple[int, ...]
     cells: dict[str, tuple[Cell, ...]]
     reached: dict[str, Cell]
     never: dict[str, int]
+    by_seed: dict[str, dict[int, float | None]]
 
 
 def curve_of(run: Run, key: str) -> Curve | None:
@@ -85,26 +87,35 @@ def _course(study: Study, metric: Metric, steps: list[int]) -> Course:
     at = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), SHOWN_AT_MOST)).round().astype(int))
     shown = tuple(steps[i] for i in at)
     baseline = _curves(study.baseline, metric.key)
-    cells, reached, never = {}, {}, {}
+    cells, reached, never, by_seed = {}, {}, {}, {}
     for arm in study.arms:
         empty, curves = incomparable(study, arm, metric.key), _curves(arm, metric.key)
         cells[arm.label] = tuple(
             empty or over_seeds([value_at(curve, step) for curve in curves.values()]) for step in shown
         )
         if baseline:
-            reached[arm.label], never[arm.label] = (empty, 0) if empty else _reached(curves, baseline, metric.better)
-    return Course(metric, shown, cells, reached, never)
+            found = {} if empty else _reached(curves, baseline, metric.better)
+            by_seed[arm.label], never[arm.label] = found, list(found.values()).count(None)
+            reached[arm.label] = empty or _reached_cell(found, baseline)
+    return Course(metric, shown, cells, reached, never, by_seed)
 
 
-def _reached(curves: dict[int, Curve], baseline: dict[int, Curve], better: str) -> tuple[Cell, int]:
-    """Over the seeds whose own target is finite; a seed that the baseline lacks has the mean of its finite ends."""
+def _reached(curves: dict[int, Curve], baseline: dict[int, Curve], better: str) -> dict[int, float | None]:
+    """Of the seeds whose own target is finite; a seed that the baseline lacks has the mean of its finite ends."""
     ends = {seed: float(curve.values[-1]) for seed, curve in baseline.items()}
     finite = [end for end in ends.values() if np.isfinite(end)]
     if not finite:
-        return Cell(why=f"baseline {over_seeds(list(ends.values())).why}"), 0
+        return {}
     targets = {seed: ends.get(seed, float(np.mean(finite))) for seed in curves}
-    found = [steps_to(curve, targets[seed], better) for seed, curve in curves.items() if np.isfinite(targets[seed])]
-    return over_seeds(found, NEVER if found else "not measured"), found.count(None)
+    return {s: steps_to(curve, targets[s], better) for s, curve in curves.items() if np.isfinite(targets[s])}
+
+
+def _reached_cell(by_seed: dict[int, float | None], baseline: dict[int, Curve]) -> Cell:
+    """Over the seeds that get there."""
+    ends = [float(curve.values[-1]) for curve in baseline.values()]
+    if not np.isfinite(ends).any():
+        return Cell(why=f"baseline {over_seeds(list(ends)).why}")
+    return over_seeds(list(by_seed.values()), NEVER if by_seed else "not measured")
 
 
 def value_at(curve: Curve, step: int) -> float | None:

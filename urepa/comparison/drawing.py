@@ -28,6 +28,8 @@ STYLE: Any = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "figure.titlesize": 10.5,
+    "figure.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,
@@ -51,8 +53,8 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of one axis: its file name, where it stands in the report, and what draws it; small enough to be
-    sent to another process."""
+    """A figure of one axis, or of `grid` rows and columns of them: its file name, where it stands in the report, and
+    what draws it; small enough to be sent to another process."""
 
     name: str
     section: str
@@ -60,6 +62,7 @@ class Panel:
     draw: Callable[[Any], None]
     inches: tuple[float, float] = INCHES
     note: str = ""  # what the caption says of this figure alone
+    grid: tuple[int, int] = (1, 1)  # more than one axis are drawn together, and shown as wide as the page
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,13 @@ def draw(panel: Panel) -> Drawn:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may hold any character
         figure = Figure(figsize=panel.inches, layout="constrained", dpi=DPI)
         canvas = FigureCanvasAgg(figure)
-        axis = figure.subplots()
-        panel.draw(axis)
-        axis.set_title(panel.title)
-        handles, labels = axis.get_legend_handles_labels()
+        axes = figure.subplots(*panel.grid)
+        panel.draw(axes)
+        if panel.grid == (1, 1):
+            axes.set_title(panel.title)
+        else:
+            figure.suptitle(panel.title, x=0.01, ha="left")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
         if labels:
             columns = 1 if max(map(len, labels)) > 30 else 2
             lines = -(-len(labels) // columns)
@@ -113,7 +119,8 @@ def draw(panel: Panel) -> Drawn:
         figure.set_layout_engine("none")
         canvas.print_png(png, pil_kwargs={"compress_level": QUICK})
         figure.patch.set_alpha(0)
-        axis.patch.set_alpha(0)
+        for axis in figure.axes:
+            axis.patch.set_alpha(0)
         FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     return Drawn(panel, png.getvalue(), pdf.getvalue(), _for_a_page(svg.getvalue(), panel.name))

@@ -1,4 +1,5 @@
-"""The figures of a study, a panel each: differences, error by timestep, sweeps, training curves, gradients.
+"""The figures of a study, a panel each: differences, error by timestep, sweeps, training curves by step and by the
+clock, gradients.
 
 Shapes: T timestep bins, S seeds.
 """
@@ -6,7 +7,7 @@ Shapes: T timestep bins, S seeds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from urepa.comparison.arms import Arm, Sweep, sweeps
+from urepa.comparison.clock import INCLUDED, arm_minutes, clock_of, minutes_at
 from urepa.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpaired_by
 from urepa.comparison.course import curve_of, incomparable
 from urepa.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
+from urepa.comparison.glance import at_a_glance
 from urepa.comparison.numbers import number
-from urepa.comparison.overlap import Place, overlap
+from urepa.comparison.overlap import Line, Place, overlap
 from urepa.comparison.results import Difference, Results, last_cell
 from urepa.comparison.seeds import Cell
 from urepa.comparison.statistics import Array, paired
@@ -38,6 +41,8 @@ Cells = dict[tuple[float, ...], Cell]
 HOLE = Cell()  # a combination of two settings that no arm has
 
 DIFFERENCES, BY_TIMESTEP, SWEEPS, TRAINING, GRADIENTS = "differences", "timesteps", "sweeps", "curves", "gradients"
+CLOCK = "clock"
+BY_CLOCK = ("val/diffusion", "final/")  # what begins so: losses of alignment say little of an arm's worth
 CAPTIONS = {
     DIFFERENCES: "Mean difference with its 95 % interval. Filled: it excludes 0 after Holm over the arms; half-filled: "
     "before Holm only; open: it does not. Crosses have no interval.",
@@ -46,6 +51,8 @@ CAPTIONS = {
     "95 % intervals where seeds are paired.",
     SWEEPS: "Mean over seeds, with the standard deviation as error bars. ≠ does not compare with the baseline; – was "
     "not run or not measured.",
+    CLOCK: f"{INCLUDED} Thin lines: every seed as logged. Thick lines: the mean over seeds at a step, over their mean "
+    "minutes at that step.",
     TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run. EMA: "
     "of the averaged weights; training losses are of the weights that train. Of lines over each other the first is "
     "drawn through and the others dashed upon it.",
@@ -59,7 +66,7 @@ def panels(results: Results) -> list[Panel]:
     found = [*_forests(results), *_by_timestep(results)]
     for sweep in sweeps(results.study):
         found += _sweep_panels(results, sweep)
-    found += _curves(results)
+    found += [*at_a_glance(results, CLOCK), *_by_clock(results), *_curves(results)]
     names: dict[str, int] = {}
     unique = []
     for panel in found:
@@ -280,8 +287,37 @@ def _curves(results: Results) -> Iterator[Panel]:
             lines = [(i, arm.label, *_drawn(_drawable(arm, key))) for i, arm in page]
             raw = [curve for line in lines for curve in line[2]]
             over = overlap([line[1] for line in lines], [line[3] for line in lines], raw)
-            draw = partial(_curve, lines=lines, places=over.places, zero=section == GRADIENTS)
+            draw = partial(_curve, lines=lines, places=over.places, xlabel="step", zero=section == GRADIENTS)
             yield Panel(f"curve {key}", section, numbered, draw, note=over.note)
+
+
+def _by_clock(results: Results) -> Iterator[Panel]:
+    """The courses that say what an arm is worth, over minutes: of the arms whose times are known."""
+    study, clock = results.study, results.clock
+    for metric in (course.metric for course in results.courses if course.metric.key.startswith(BY_CLOCK)):
+        known = [arm for arm in study.arms if clock.whole[arm.label].filled and _drawable(arm, metric.key)]
+        arms = [arm for arm in known if not incomparable(study, arm, metric.key)]
+        if not arms:
+            continue
+        for numbered, page in _pages(arms, _said(metric), study.baseline):
+            lines = [(i, arm.label, *_timed(arm, metric.key)) for i, arm in page]
+            raw = [curve for line in lines for curve in line[2]]
+            over = overlap([line[1] for line in lines], [line[3] for line in lines], raw)
+            draw = partial(_curve, lines=lines, places=over.places, xlabel="minutes of training", zero=False)
+            yield Panel(f"clock {metric.key}", CLOCK, numbered, draw, note=over.note)
+
+
+def _timed(arm: Arm, key: str) -> tuple[list[Line], Line]:
+    """`_drawn` over minutes: each seed's at its own, the mean at the mean of the seeds' minutes."""
+    seeds = [
+        (minutes_at(clock, curve.steps), curve.values)
+        for run in arm.runs.values()
+        if (clock := clock_of(run)) is not None
+        and (curve := curve_of(run, key)) is not None
+        and np.isfinite(curve.values).any()
+    ]
+    mean = smoothed(_drawable(arm, key))
+    return seeds, (arm_minutes(arm, mean.steps), mean.values)
 
 
 def _drawable(arm: Arm, key: str) -> list[Curve]:
@@ -301,13 +337,19 @@ def _said(metric: Metric) -> str:
     return f"validation (EMA): {metric.label}" if metric.key.startswith("val/") else f"{metric.label} (EMA)"
 
 
-def _curve(axis: Any, lines: list[tuple[int, str, list[Curve], Curve]], places: tuple[Place, ...], zero: bool) -> None:
+def _curve(
+    axis: Any,
+    lines: Sequence[tuple[int, str, Sequence[Line], Line]],
+    places: tuple[Place, ...],
+    xlabel: str,
+    zero: bool,
+) -> None:
     for (i, label, raw, mean), place in zip(lines, places, strict=True):
         for curve in raw:
             axis.plot(*curve, color=style_of(i)["color"], alpha=0.25, linewidth=0.5, rasterized=True)
-        points = {"marker": marker_of(i), "markersize": 3.5} if len(mean.steps) <= FEW_POINTS else {}
+        points = {"marker": marker_of(i), "markersize": 3.5} if len(mean[0]) <= FEW_POINTS else {}
         axis.plot(*mean, **style_of(i) | points | place.style, label=shortened(label), zorder=3)
-    axis.set(xlabel="step")
+    axis.set(xlabel=xlabel)
     axis.locator_params(nbins=TICKS)
     if zero:
         axis.axhline(0, color=MUTED, linewidth=0.8)

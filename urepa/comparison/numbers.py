@@ -59,6 +59,23 @@ def mean_sd(cell: Cell) -> str:
     return f"{number(cell.mean, cell.sd)} ± {number(cell.sd, cell.sd)}"
 
 
+def minutes(value: float) -> str:
+    """`0.035`, `7.1` or `1,250`."""
+    return f"{value:.2g}" if value < 1 else f"{value:,.{0 if value >= 100 else 1}f}"
+
+
+def minutes_mean_sd(cell: Cell) -> str:
+    """`7.12 ± 0.23`, the mean alone with one seed or where none differs."""
+    if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):
+        return minutes(cell.mean)
+    return mean_sd(cell)
+
+
+def percent(share: float) -> str:
+    """` (64 %)`, to stand behind a number."""
+    return f" ({100 * share:.0f} %)"
+
+
 def signed_mean_sd(cell: Cell) -> str:
     """The same for a difference: `+0.012 ± 0.003`."""
     if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):

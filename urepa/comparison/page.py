@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from urepa.comparison.clock import unlike_machines
 from urepa.comparison.comparable import reference_label
 from urepa.comparison.drawing import Drawn
 from urepa.comparison.expected import documents_arm, of_steps, reported
@@ -22,12 +23,15 @@ from urepa.comparison.runs import Run
 from urepa.comparison.seeds import Cell
 from urepa.comparison.tables import (
     LEGEND,
+    caches_shown,
     cell_text,
+    clock_text,
     cost_text,
     costs_shown,
     course_tables,
     footnotes,
     legend,
+    minutes_text,
     no_difference_text,
     reached_text,
     seeds_sentence,
@@ -45,6 +49,7 @@ SECTIONS = {
     "timesteps": "By timestep",
     "sweeps": "Sweeps",
     "way": "Sooner or later",
+    "clock": "By the clock",
     "curves": "Training curves",
     "gradients": "Gradients",
     "reported": "Reported and measured",
@@ -77,7 +82,13 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
     figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
     for d in drawn:
         figures[d.panel.section].append(
-            {"name": d.panel.name, "title": d.panel.title, "svg": Markup(d.svg), "note": d.panel.note}
+            {
+                "name": d.panel.name,
+                "title": d.panel.title,
+                "svg": Markup(d.svg),
+                "note": d.panel.note,
+                "wide": d.panel.grid != (1, 1),
+            }
         )
     several = len(study.arms) > 1
     there = {
@@ -88,6 +99,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
         "reported": documents_arm(results),
         "timesteps": results.bins or figures["timesteps"],
         "way": results.courses,
+        "clock": results.courses,
         "apart": study.apart,
     } | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -111,6 +123,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
         footnotes=footnotes(results),
         **_by_timestep(results),
         **_by_step(results),
+        **_by_clock(results),
         figures=figures,
         captions=CAPTIONS,
         **_gaps(results),
@@ -184,6 +197,35 @@ def _by_step(results: Results) -> dict[str, Any]:
         ],
         "way": course_tables(results),
     }
+
+
+def _by_clock(results: Results) -> dict[str, Any]:
+    """Minutes to the baseline's end, and why an arm has none; minutes of unlike machines are told."""
+    clock, races, cached = results.clock, results.races, caches_shown(results)
+    shown = races and clock.is_known
+    head = ["arm", "all steps", *(["teacher's cache"] if cached else []), *(course.metric.title for course in races)]
+    rows = []
+    for label in (row.arm.label for row in results.rows):
+        cells = [_cell(clock.whole[label], minutes_text(clock.whole[label]))]
+        if cached:
+            cells.append(_cell(clock.caches[label], minutes_text(clock.caches[label])))
+        cells += [_minutes(clock.reached[c.metric.key][label], clock_text(results, c, label)) for c in races]
+        rows.append({"label": label, "cells": cells})
+    unlike = [
+        f"{found[0].upper()}{found[1:]}: their minutes do not compare." for found in unlike_machines(results.study)
+    ]
+    return {
+        "clock_head": head if shown else [],
+        "clock_rows": rows,
+        "clock_notes": [f"No minutes of {label}: {why}." for label, why in clock.missing.items()] + unlike,
+    }
+
+
+def _minutes(cell: Cell, text: str) -> dict[str, Any]:
+    """A cell; with the teacher's cache on a line of its own."""
+    first, _, with_cache = text.partition("; ")
+    shown = _cell(cell, first)
+    return shown | {"small": [*shown["small"], *([with_cache] if with_cache else [])]}
 
 
 def _gaps(results: Results) -> dict[str, Any]:

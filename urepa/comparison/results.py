@@ -12,6 +12,7 @@ from math import isfinite, nan
 import numpy as np
 
 from urepa.comparison.arms import Arm, Study
+from urepa.comparison.clock import ByClock, by_clock
 from urepa.comparison.comparable import (
     OF_TEACHER,
     READ_BESIDE,
@@ -78,6 +79,7 @@ class Results:
     rows: tuple[Row, ...]
     references: dict[str, Cell]
     courses: tuple[Course, ...]
+    clock: ByClock
 
     @property
     def races(self) -> tuple[Course, ...]:
@@ -138,7 +140,8 @@ def summarise(study: Study) -> Results:
         Row(arm, cells[i], differences[i], _costs(arm), _notes(arm, study.baseline)) for i, arm in enumerate(study.arms)
     )
     references = {key: _reference(study, key) for key in sorted(keys) if is_reference(key)}
-    return Results(study, tuple(metrics), tuple(bins), rows, references, courses(study, tuple(metrics)))
+    ways = courses(study, tuple(metrics))
+    return Results(study, tuple(metrics), tuple(bins), rows, references, ways, by_clock(study, ways))
 
 
 def shown_differences(results: Results) -> list[Metric]:

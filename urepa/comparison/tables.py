@@ -1,20 +1,17 @@
-"""The tables as text: terminal, CSV, Markdown, LaTeX.
+"""The tables as text: terminal, Markdown, LaTeX.
 
 What comes from run names and configs is escaped for each of them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 from urepa.comparison.course import NEVER, Course
 from urepa.comparison.gaps import gap_texts, gaps
-from urepa.comparison.numbers import delta, interval, mean_sd, p_value
+from urepa.comparison.numbers import delta, interval, mean_sd, minutes, minutes_mean_sd, p_value, percent
 from urepa.comparison.power import smallest_sentence
 from urepa.comparison.results import COSTS, Results, Row, beside, shown_differences, without
 from urepa.comparison.seeds import Cell
@@ -137,6 +134,50 @@ def reached_text(course: Course, label: str) -> str:
     return f"{cell.mean:.0f}{spread} ({course.steps[-1] / cell.mean:.2g}×){some}"
 
 
+def clock_table(results: Results) -> Table:
+    """The same by the clock, in minutes of training, and what all steps of an arm took; what making the teacher's cache
+    took, where it is recorded."""
+    cached, races = caches_shown(results), results.races
+    headers = ("arm", "all steps", *(["teacher's cache"] if cached else []), *(race.metric.title for race in races))
+    rows = tuple(
+        (
+            row.arm.label,
+            minutes_text(results.clock.whole[row.arm.label]),
+            *([minutes_text(results.clock.caches[row.arm.label])] if cached else []),
+            *(clock_text(results, course, row.arm.label) for course in races),
+        )
+        for row in results.rows
+    )
+    baseline = results.study.baseline.label
+    return Table(
+        f"minutes of training until it is as good as {baseline} in the end (share of its minutes)", headers, rows
+    )
+
+
+def caches_shown(results: Results) -> bool:
+    """Has an arm read a teacher's cache whose making was timed?"""
+    return any(cell.filled and cell.mean > 0 for cell in results.clock.caches.values())
+
+
+def minutes_text(cell: Cell) -> str:
+    return minutes_mean_sd(cell) if cell.filled else NOT_THERE
+
+
+def clock_text(results: Results, course: Course, label: str) -> str:
+    """`7.1 ± 0.2 (72 %)`, and behind it with the teacher's cache: `; 8.3 (85 %) with the cache`."""
+    clock, baseline = results.clock, results.study.baseline.label
+    cell, whole, never = clock.reached[course.metric.key][label], clock.whole[baseline], course.never[label]
+    if not cell.filled:
+        return NEVER if cell.why == NEVER else cell_text(cell)
+    first = "≤ " if course.reached[label].mean <= course.steps[0] else ""
+    some = f" in {cell.n} of {cell.n + never} seeds" if never else ""
+    text = f"{first}{minutes_mean_sd(cell)}{percent(cell.mean / whole.mean) if whole.filled else ''}{some}"
+    here, there = clock.with_cache(label, cell), clock.with_cache(baseline, whole)
+    if here is None or there is None or not clock.caches[label].mean:
+        return text
+    return f"{text}; {minutes(here)}{percent(here / there)} with the cache"
+
+
 def course_tables(results: Results) -> list[Table]:
     """A table for each metric that was taken at several steps: an arm a row, a step a column."""
     return [
@@ -219,6 +260,9 @@ def terminal(results: Results, width: int) -> str:
     if results.races:
         reached = reached_table(results)
         lines += [reached.title, *_lines(reached, width), ""]
+    if results.races and results.clock.is_known:
+        by_clock = clock_table(results)
+        lines += [by_clock.title, *_lines(by_clock, width), ""]
     if study.apart:
         lines.append("set apart, averaged into nothing:")
         lines += [f"  {apart.run.name}: {apart.reason}" for apart in study.apart]
@@ -253,42 +297,9 @@ def _blocks(widths: list[int], width: int) -> list[list[int]]:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def csv_text(results: Results) -> str:
-    """A row an arm, full precision. A text that a spreadsheet would take for a formula gets an apostrophe."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    keys = [metric.key for metric in results.metrics]
-    costs = costs_shown(results)
-    statistics = ("difference", "low", "high", "p", "p_holm", "bootstrap_low", "bootstrap_high", "pairing")
-    headers = ["arm", "experiment", "ablation", "changed", "seeds"]
-    headers += [f"{key}{ending}" for key in keys for ending in ("", " sd", " n", *(f" {name}" for name in statistics))]
-    headers += [*results.bins, *costs, "notes"]
-    writer.writerow(headers)
-    for row in results.rows:
-        run = row.arm.first
-        changed = "; ".join(map(str, row.arm.changes))
-        line: list[Any] = [row.arm.label, run.experiment, run.ablation, changed, " ".join(map(str, row.arm.runs))]
-        for key in keys:
-            line += [*_numbers(row.cells[key]), row.cells[key].n if row.cells[key].filled else ""]
-            found = row.differences.get(key)
-            if found is None:
-                line += [""] * len(statistics)
-            else:
-                low, high = found.bootstrap or ("", "")
-                values = [found.mean, found.low, found.high, found.p, found.p_holm]
-                line += [*(v if isfinite(v) else "" for v in values), low, high, found.how]
-        line += [_numbers(row.cells[key])[0] for key in results.bins]
-        line += [_numbers(row.costs[name])[0] for name in costs] + ["; ".join(row.notes)]
-        writer.writerow([f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t\r") else v for v in line])
-    return text.getvalue()
-
-
-def _numbers(cell: Cell) -> tuple[Any, Any]:
-    return (cell.mean if cell.filled else "", cell.sd if cell.filled and isfinite(cell.sd) else "")
-
-
 def _all_tables(results: Results) -> list[Table]:
     races = [reached_table(results)] if results.races else []
+    races += [clock_table(results)] if results.races and results.clock.is_known else []
     return [results_table(results), differences_table(results), gaps_table(results), *races, *course_tables(results)]
 
 

@@ -82,10 +82,7 @@ def _effects(results: Results) -> dict[Effect, tuple[str, ...]]:
 def _clauses(effects: dict[Effect, tuple[str, ...]], tested: int) -> tuple[list[str], str]:
     """A clause for each set of arms that have effects in common, those of most arms first, and one on what is left of
     more than `NAMED_AT_MOST`. `tested`: how many arms were."""
-    by_arms: dict[tuple[str, ...], list[Effect]] = {}
-    for effect, arms in effects.items():
-        by_arms.setdefault(arms, []).append(effect)
-    ordered = sorted(by_arms.items(), key=lambda item: -len(item[0]))
+    ordered = _ordered(effects)
     clauses = [
         f"{_arms(arms, tested)} {_does(found, several=len(arms) > 1)}" for arms, found in ordered[:NAMED_AT_MOST]
     ]
@@ -94,6 +91,20 @@ def _clauses(effects: dict[Effect, tuple[str, ...]], tested: int) -> tuple[list[
         return clauses, ""
     are = "difference is" if len(left) == 1 else "differences are"
     return clauses, f"{len(left)} other {are} beyond noise, {left.count('worse')} for the worse"
+
+
+def _ordered(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[Effect]]]:
+    """Sets of arms and the effects that they have in common, those of most arms first."""
+    by_arms: dict[tuple[str, ...], list[Effect]] = {}
+    for effect, arms in effects.items():
+        by_arms.setdefault(arms, []).append(effect)
+    return sorted(by_arms.items(), key=lambda item: -len(item[0]))
+
+
+def in_order(results: Results) -> list[str]:
+    """The labels of the arms beside the baseline: those with an effect as the verdict names them, then the others."""
+    named = [label for arms, _ in _ordered(_effects(results)) for label in arms]
+    return list(dict.fromkeys([*named, *(row.arm.label for row in results.rows[1:])]))
 
 
 def _judged(effect: Effect) -> str:

@@ -6,12 +6,14 @@ from math import isfinite
 
 from urepa.averaging import LAGGING, SHARE, initial_share, lag
 from urepa.comparison.arms import Arm
+from urepa.comparison.clock import unlike_machines
 from urepa.comparison.comparable import SKIPPED
 from urepa.comparison.gaps import gap_of
 from urepa.comparison.numbers import delta, number
 from urepa.comparison.protocol import WEIGHTS_FILE
 from urepa.comparison.results import Difference, Results, last_cell, without
 from urepa.comparison.runs import Run, as_text
+from urepa.comparison.sooner import sooner_or_later
 
 MARKS = (
     ("●", "the 95 % interval excludes 0, after Holm over the arms too"),
@@ -28,7 +30,8 @@ MUCH_HIGHER = 1.10  # spec 000 §7.2: up to 10 % is "normal and healthy"
 
 def findings(results: Results) -> list[str]:
     """A sentence for each metric in which an arm differs from the baseline by more than noise, after Holm or before;
-    one for all metrics in which none does, one for those that could not be tested, and how many were looked at."""
+    one for all metrics in which none does, one for those that could not be tested, and how many were looked at. The
+    last is on how soon an arm is where the baseline ends."""
     found: list[str] = []
     same: dict[str, list[str]] = {}
     untested: dict[str, list[str]] = {}
@@ -53,7 +56,7 @@ def findings(results: Results) -> list[str]:
         found.append(
             f"{looked_at} metrics were looked at, and Holm is over the arms of each, not over the metrics: {CHANCE}"
         )
-    return found
+    return found + sooner_or_later(results)
 
 
 def _capital(text: str) -> str:
@@ -175,10 +178,7 @@ def other_remarks(results: Results) -> list[str]:
                 f"{row.arm.label}: the diffusion loss {number(loss.mean)} is worse than predicting zero "
                 f"({number(floor_.mean)}); {advice}"
             )
-    for name in ("device", "processes", "threads"):
-        there = sorted({str(run.facts[name]) for run in runs if name in run.facts})
-        if len(there) > 1:
-            remarks.append(f"runs differ in {name} ({', '.join(there)}): their costs do not compare")
+    remarks += [f"{difference}: their costs and times do not compare" for difference in unlike_machines(results.study)]
     remarks += encoders_weights(runs)
     torches = sorted({run.facts["versions"]["torch"] for run in runs if "versions" in run.facts})
     if len(torches) > 1:

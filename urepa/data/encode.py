@@ -27,6 +27,7 @@ from urepa.data.online import own_device
 from urepa.data.reading import Store
 from urepa.data.samples import Sample
 from urepa.data.sealing import digests_file
+from urepa.data.spent import Spent
 from urepa.data.store import Part, StoreWriter
 from urepa.data.vae import load_vae
 from urepa.errors import UserError
@@ -71,6 +72,7 @@ def encode_part(
     records; `listed` is the digest of the list that they are a part of. Writing overlaps the next batch; a batch is
     there whole or not at all."""
     begin(output.folder, output.facts, remake)
+    spent = Spent(part.folder(output.folder))
     with (
         StoreWriter(output.folder, output.facts["dtype"], part) as writer,
         ThreadPoolExecutor(1) as pool,
@@ -92,8 +94,10 @@ def encode_part(
                 writing.result()
             writing = pool.submit(writer.put, records, total)
             bar.update(len(chosen))
+            spent.note()
         if writing is not None:
             writing.result()
+            spent.note(last=True)
     write_whole(part.folder(output.folder) / "done.json", json.dumps({"list": listed}))
 
 
