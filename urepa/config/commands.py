@@ -59,7 +59,7 @@ COMMANDS = {
         doors.TrainClassifier,
         ("data=NAME [KEY=VALUE...]",),
         (
-            ("data=cifar10_12k data.source=folder data.images=DIR", "some two minutes on two cores"),
+            ("data=cifar10_12k data.source=folder data.images=DIR", "three minutes on two cores"),
             ("data=cifar10_12k epochs=30 out=FILE", "longer, into another file"),
         ),
         ("A classifier that is there is not trained again. One that was stopped begins anew.",),
