@@ -78,8 +78,8 @@ def test_a_sampler_takes_as_many_steps_as_there_are_timesteps(compose: Callable[
     check_ranges(compose("objective=flow", f"{steps}=1001"))
     check_ranges(compose(f"{steps}=1000"))
     check_ranges(compose(f"{steps}=60", "objective.timesteps=60"))
-    with pytest.raises(UserError, match=r"sampler_steps=50: the objective has 40 timesteps"):
-        check_ranges(compose("objective.timesteps=40"))
+    with pytest.raises(UserError, match=r"sampler_steps=25: the objective has 20 timesteps"):
+        check_ranges(compose("objective.timesteps=20"))
 
 
 def test_adapters_need_a_sit_that_has_been_trained(compose: Callable[..., dict[str, Any]]) -> None:

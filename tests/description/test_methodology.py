@@ -145,7 +145,7 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         "trainer.clip_norm=null",
         "trainer.ema_decay=0.9",
         "trainer.precision=bf16",
-        "evaluation.samples.sampler_steps=25",
+        "evaluation.samples.sampler_steps=30",
         "seed=7",
     ):
         assert prose(texts(small(override))[0]) != base, override
@@ -164,9 +164,9 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         (["loss.time_power=2", "loss.manifold_weight=0"], "g(t) = u(t)^{2} / \\operatorname{E}[u(t)^{2}]"),
         (["loss.stop_step=300"], "stays there until update 300, from which on it is 0."),
         (["loss.stop_step=300"], "validations still do both, to see whether the alignment lasts."),
-        (["optimizer.final_ratio=1"], "over the first 60 updates and stay at their peaks"),
-        (["optimizer.final_ratio=1"], r"\begin{cases} s / W & s < W \ 1 & s \ge W \end{cases}, \qquad W = 60"),
-        (["optimizer.warmup_ratio=0"], r"1 + \cos \frac{\pi s}{S} \bigr) \Bigr], \qquad S = 600, \quad r = 0"),
+        (["optimizer.final_ratio=1"], "over the first 90 updates and stay at their peaks"),
+        (["optimizer.final_ratio=1"], r"\begin{cases} s / W & s < W \ 1 & s \ge W \end{cases}, \qquad W = 90"),
+        (["optimizer.warmup_ratio=0"], r"1 + \cos \frac{\pi s}{S} \bigr) \Bigr], \qquad S = 900, \quad r = 0"),
         (["data.online_teacher=true"], "It is asked during training."),
         (["trainer.ema_decay=0.9"], "moving average of the trainable parameters, with decay 0.9."),
         (["trainer.ema_warmup=true"], "with decay min(0.99, (1 + n)/(10 + n)) at the update after n applied ones."),
@@ -354,7 +354,7 @@ EVALUATIONS = {
     "spatial": "Spatial structure of the tap mid and its head at t = 500 on 1,000 held-out images at most",
     "dense": "above the model before training, below EfficientNetLite0: mIoU, fitted to 1,000 images at most",
     "clip_score": "against the prompts of the classes named in imagenet, by openai/clip-vit-large-patch14.",
-    "digits": "20 images of each of 10 classes by DDIM in 50 steps without guidance. A k-NN (k = 5)",
+    "digits": "20 images of each of 10 classes by DDIM in 25 steps without guidance. A k-NN (k = 5)",
 }
 
 
