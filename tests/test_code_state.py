@@ -65,11 +65,17 @@ def test_only_training_code_makes_another_version(commits: dict[str, str]) -> No
 
 def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict[str, str]) -> None:
     digests = {}
-    for file in ("urepa/trainer.py", "urepa/compare.py", "urepa/comparison/tables.py", "urepa/new.py"):
+    for file in (
+        "urepa/trainer.py",
+        "urepa/compare.py",
+        "urepa/comparison/tables.py",
+        "urepa/config/commands.py",
+        "urepa/new.py",
+    ):
         write(tmp_path, file, "more")
         digests[file] = code_state.code_state()["code_digest"]
-    trainer, compare, tables, new = digests.values()
-    assert trainer == compare == tables != new, "what reads runs changes none"
+    trainer, compare, tables, commands, new = digests.values()
+    assert trainer == compare == tables == commands != new, "what reads runs changes none"
     one, other = Code(commits["README.md"], "clean", trainer), Code(commits["urepa/losses.py"], "clean", trainer)
     assert same_code(one, other)
     assert not same_code(one, one._replace(digest=new))

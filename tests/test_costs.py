@@ -118,12 +118,19 @@ def test_seeds_cost_the_same_and_are_counted_once(compose: Compose) -> None:
 @pytest.mark.slow
 def test_what_is_left_out_of_the_count_changes_none(compose: Compose, small_run: list[str]) -> None:
     """At zero too, where a term could be thought to fall away."""
-    others = ("loss.lambda_max=0", "loss.warmup_steps=0", "loss.manifold_weight=0", "data.cfg_dropout=0", "seed=3")
+    others = ("loss.lambda_max=0", "loss.warmup_steps=0", "data.cfg_dropout=0", "seed=3")
     own = [o for o in small_run if not o.startswith("loss.")]
     changed = compose(
         *own, *others, "objective.beta_end=0.02", "objective.beta_schedule=scaled_linear", "optimizer.lr.head=0"
     )
     assert count(changed, "cuda") == count(compose(*small_run), "cuda")
+
+
+def test_a_manifold_term_without_weight_has_no_backward_pass(compose: Compose, small_run: list[str]) -> None:
+    whole, logged = (count(compose(*small_run, *more), "cuda").step for more in ((), ("loss.manifold_weight=0",)))
+    assert whole.backward["loss"] > 0
+    assert "loss" not in logged.backward
+    assert logged.forward == whole.forward
 
 
 @pytest.mark.slow

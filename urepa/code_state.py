@@ -18,7 +18,8 @@ NUMERICS = 2
 READERS = (
     *("bench.py", "bench_reading.py", "benchmark", "compare.py", "comparison", "costs.py", "counting.py"),
     *("describe.py", "description", "export.py", "exporting.py", "generate.py", "image_set.py", "markup.py"),
-    *("measured.py", "model_card.py", "origins.py", "plan.py", "published.py", "report.py"),
+    *("measured.py", "model_card.py", "origins.py", "plan.py", "published.py", "report.py", "train_classifier.py"),
+    *("help.py", "config/commands.py"),  # what --help prints
 )
 SOURCES = ("urepa", "launchers", "conf")  # what "changed" speaks of
 
@@ -65,7 +66,7 @@ def training_digest(package: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         place = file.relative_to(package)
-        if place.parts[0] not in READERS:
+        if not any(Path(reader) in (place, *place.parents) for reader in READERS):
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             digest.update(f"{place.as_posix()}\0{content}\n".encode())
     return digest.hexdigest()[:12]

@@ -51,7 +51,7 @@ SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
 # keys that change no count; what is below them neither
 NOT_COUNTED = (
     *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "device", "measured", "out"),
-    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps", "loss.manifold_weight", "loss.stop_step"),
+    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps", "loss.stop_step"),
     *("objective.beta_start", "objective.beta_end", "objective.beta_schedule"),
 )
 
