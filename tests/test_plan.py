@@ -41,7 +41,7 @@ def test_a_track_is_planned_before_anything_is_built(tmp_path: Path) -> None:
     assert planned["device"]["name"] == "H200"
     assert planned["gpu_hours_expected"] is None
     assert written["total"] == {"gpu_hours_floor": planned["gpu_hours_floor"], "gpu_hours_expected": None}
-    gflop = sum(sum(direction.values()) for direction in planned["flops_per_step"].values()) / 48 / 1e9
+    gflop = sum(sum(direction.values()) for direction in planned["flops_per_step"].values()) / 24 / 1e9
     assert float(columns(done.stdout, "sum")[1].replace(",", "")) == sum(
         part["all"] for part in planned["parameters"].values()
     )
@@ -84,7 +84,8 @@ def test_a_plan_is_checked_against_a_measurement(tmp_path: Path) -> None:
         for path, seconds in (("urepa", 0.2), ("documented", 0.4))
     ]
     (tmp_path / "bench.json").write_text(json.dumps(rows))
-    done = run(tmp_path, "device=cpu", "measured=bench.json", "out=plan.json")
+    measured = ("backbone.block_out_channels=[32,64,128]", "trainer.batch_size=48")
+    done = run(tmp_path, "device=cpu", *measured, "measured=bench.json", "out=plan.json")
     assert done.returncode == 0, done.stderr
     (planned,) = json.loads((tmp_path / "plan.json").read_text())["runs"]
     assert planned["gpu_hours_floor"] is None
