@@ -146,7 +146,7 @@ def height(quarter: Quarter) -> tuple[float, float]:
     begin = BEGINNING * max(found.x_P[-1] for _, found in quarter.lines)
     there = [bound[found.x_P >= begin] for _, found in quarter.lines for bound in (found.low_P, found.high_P)]
     low, high = float(np.concatenate(there).min()), float(np.concatenate(there).max())
-    room = (high - low) or abs(high) or 1.0
+    room = next(size for size in (high - low, abs(high), 1.0) if size > 0)  # lines may be flat, or lie at 0
     return min(low - 0.06 * room, quarter.end - 0.22 * room), high + 0.06 * room
 
 
