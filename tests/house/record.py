@@ -1,0 +1,98 @@
+"""Do two commits compute the same? Every scene is played by both, in one folder after the other, on one machine:
+
+    python tests/house/record.py COMMIT OTHER --place DIR [--scenes quickstart,sit]
+
+prints, scene by scene, what differs, and ends with 1 where anything does. The same commit twice says what the
+comparison itself lets pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from alike import differences
+from scenes import MISTAKES, SCENES
+
+ROOT = Path(__file__).parents[2]
+PROGRESS = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*\]|\r|\x1b\[A|^\s+$", re.MULTILINE)
+VARIABLES = ("MLFLOW_", "HYDRA_", "OMP_", "SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "UREPA_")
+
+
+def write_material(folder: Path) -> None:
+    """Photographs and small random networks in the real formats, once for both."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT))
+    from photos import TRAIN, VAL, write_dinov2, write_photos, write_sd
+
+    folder.mkdir(parents=True)
+    write_photos(folder / "photos", TRAIN, VAL)
+    write_sd(folder / "sd")
+    write_dinov2(folder / "dino")
+    (folder / "names.txt").write_text("china\nflower\n")
+
+
+def checkout(commit: str, place: Path, which: int) -> Path:
+    """A worktree of its own for each of the two, also where both are of one commit."""
+    git = ["git", "-C", str(ROOT)]
+    named = subprocess.run([*git, "rev-parse", "--short", commit], check=True, capture_output=True, text=True)
+    folder = place / f"code_{which}_{named.stdout.strip()}"
+    if not folder.exists():
+        subprocess.run([*git, "worktree", "add", "--detach", str(folder), commit], check=True, capture_output=True)
+    return folder
+
+
+def play(scene: str, code: Path, place: Path) -> None:
+    """A scene's commands by the code of a checkout; what each prints stands in said/."""
+    here = place / "now"
+    here.mkdir(parents=True)
+    (here / "said").mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(VARIABLES)}
+    environment = kept | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    for number, command in enumerate(SCENES[scene]):
+        run = next(iter(sorted(here.glob("outputs/*/seed*"))), Path("no run"))
+        words = [w.replace("{run}", str(run.relative_to(here) if run.is_absolute() else run)) for w in command]
+        words = [w.replace("{material}", str(place / "material")) for w in words]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=here, env=environment, capture_output=True, text=True, check=False
+        )
+        told = PROGRESS.sub("", done.stderr).replace(str(code), "CODE")
+        (here / "said" / f"{number}.txt").write_text(
+            f"{command[0]} ends with {done.returncode}\n{done.stdout}\n{told}\n"
+        )
+        if (done.returncode != 0) != (scene == MISTAKES):
+            sys.exit(f"{scene}: {' '.join(words)} ends with {done.returncode}\n{told[-2000:]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commits", nargs=2)
+    parser.add_argument("--place", type=Path, required=True)
+    parser.add_argument("--scenes", default=",".join(SCENES))
+    asked = parser.parse_args()
+    place = asked.place.resolve()
+    if not (place / "material").exists():
+        write_material(place / "material")
+    alike = True
+    for scene in asked.scenes.split(","):
+        folders = []
+        for which, commit in enumerate(asked.commits):
+            code = checkout(commit, place, which)
+            for old in (place / "now", place / f"{scene}_{which}"):
+                shutil.rmtree(old, ignore_errors=True)
+            play(scene, code, place)
+            folders.append((place / "now").rename(place / f"{scene}_{which}"))
+        found = list(differences(*folders))
+        alike &= not found
+        print(f"{scene}: {'identical' if not found else f'{len(found)} differences'}")
+        print("\n".join(f"  {line}" for line in found[:20]), flush=True)
+    return 0 if alike else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
