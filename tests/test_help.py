@@ -25,6 +25,7 @@ from urepa.limits import RANGES
 from urepa.nested import flatten
 from urepa.published import OF_WEIGHTS
 
+START = 'if __name__ == "__main__":'
 ROOTS = sorted(COMMANDS.keys() - {"status"})  # which is none of Hydra's
 Compose = Callable[..., dict[str, Any]]
 
@@ -158,7 +159,7 @@ def test_a_command_that_is_no_run_leaves_nothing_of_hydras(root: str) -> None:
 
 def test_every_command_is_among_them() -> None:
     here = Path(CONF).parent
-    starts = [p for place in ("urepa", "launchers") for p in (here / place).glob("*.py") if "__main__" in p.read_text()]
+    starts = [p for place in ("urepa", "launchers") for p in (here / place).glob("*.py") if START in p.read_text()]
     modules = {".".join(p.relative_to(here).with_suffix("").parts) for p in starts} - {"urepa.jobs"}  # for schedulers
     assert modules == {command.module for command in COMMANDS.values()}
     assert COMMANDS.keys() - {"status"} == {p.stem for p in Path(CONF).glob("*.yaml")}
