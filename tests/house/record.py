@@ -55,8 +55,9 @@ def play(scene: str, code: Path, place: Path) -> None:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(VARIABLES)}
     environment = kept | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     for number, command in enumerate(SCENES[scene]):
-        run = next(iter(sorted(here.glob("outputs/*/seed*"))), Path("no run"))
-        words = [w.replace("{run}", str(run.relative_to(here) if run.is_absolute() else run)) for w in command]
+        runs = sorted(here.glob("outputs/*/seed*"), key=lambda run: (run / "config.yaml").stat().st_mtime)
+        run = runs[0] if runs else here
+        words = [w.replace("{run}", str(run.relative_to(here))) for w in command]
         words = [w.replace("{material}", str(place / "material")) for w in words]
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=here, env=environment, capture_output=True, text=True, check=False

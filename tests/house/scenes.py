@@ -1,5 +1,5 @@
 """Short runs that between them use every room of the house. A scene is a folder with a training run in it and what
-other commands make of that run; `{run}` in a command is the run's folder, `{material}` what the scenes share."""
+other commands make of that run; `{run}` in a command is the folder of its first run, `{material}` what scenes share."""
 
 from __future__ import annotations
 
@@ -99,9 +99,10 @@ SCENES: dict[str, list[list[str]]] = {
         ["urepa.evaluate", "run={run}", *LOOKED_AT],
         [*GENERATE],
         ["urepa.export", "run={run}", "out=exported"],
-        ["urepa.train", "resume={run}", "trainer.max_steps=16"],
+        ["urepa.train", *UNET, *SAMPLES, "loss.lambda_max=0.1"],
         ["urepa.compare", "out=all.json"],
         ["urepa.compare", "store=sqlite:///mlflow.db", "report=report_mlflow"],
+        ["urepa.train", "resume={run}", "trainer.max_steps=16"],
     ],
     "taps": [["urepa.train", *UNET, *NO_EVALUATION, "+ablation=taps_three", "loss.level=both"]],
     "token_level": [
