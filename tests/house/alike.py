@@ -19,6 +19,7 @@ from safetensors import safe_open
 Content = dict[str, Any]
 
 UNREAD = re.compile(r"(^|/)(\.[^/]*lock|lock\.mdb|\.lock|seconds\.json|jobs\.jsonl)$")
+MADE = re.compile(r"-[0-9a-f]{16}(?=\.safetensors$)")  # features of real images are named by their cache, and its time
 # keys of JSON, rows and MLflow that differ between two runs of one code; a checkpoint's sha256 covers times
 TIMES = re.compile(
     r"time|seconds|images_per_s|data_wait_share|memory|gpu/|^sha256$|"
@@ -35,7 +36,11 @@ WORDS = (
 def differences(one: Path, other: Path) -> Iterator[str]:
     """A line for each file that only one has, and for each part of a file that differs."""
     ours, theirs = (
-        {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and not UNREAD.search(str(p))}
+        {
+            MADE.sub("", str(p.relative_to(folder))): p
+            for p in sorted(folder.rglob("*"))
+            if p.is_file() and not UNREAD.search(str(p))
+        }
         for folder in (one, other)
     )
     for name in sorted(ours.keys() ^ theirs.keys()):

@@ -39,12 +39,15 @@ def write_material(folder: Path) -> None:
 
 def checkout(commit: str, place: Path, which: int) -> Path:
     """A worktree of its own for each of the two, also where both are of one commit."""
-    git = ["git", "-C", str(ROOT)]
-    named = subprocess.run([*git, "rev-parse", "--short", commit], check=True, capture_output=True, text=True)
-    folder = place / f"code_{which}_{named.stdout.strip()}"
+    folder = place / f"code_{which}_{commit}"
     if not folder.exists():
-        subprocess.run([*git, "worktree", "add", "--detach", str(folder), commit], check=True, capture_output=True)
+        git("worktree", "add", "--detach", str(folder), commit)
     return folder
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def play(scene: str, code: Path, place: Path) -> None:
@@ -79,11 +82,11 @@ def main() -> int:
     place = asked.place.resolve()
     if not (place / "material").exists():
         write_material(place / "material")
+    codes = [checkout(git("rev-parse", "--short", commit), place, i) for i, commit in enumerate(asked.commits)]
     alike = True
     for scene in asked.scenes.split(","):
         folders = []
-        for which, commit in enumerate(asked.commits):
-            code = checkout(commit, place, which)
+        for which, code in enumerate(codes):
             for old in (place / "now", place / f"{scene}_{which}"):
                 shutil.rmtree(old, ignore_errors=True)
             play(scene, code, place)
