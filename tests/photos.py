@@ -84,13 +84,13 @@ def write_sd(folder: Path) -> Path:
     return folder
 
 
-def write_dinov2(folder: Path, side: int = 4) -> Path:
+def write_dinov2(folder: Path, side: int = 4, width: int = WIDTH) -> Path:
     """A random DINOv2 whose native grid is `side` squared."""
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
     config = Dinov2Config(
-        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=14 * side, patch_size=14
+        hidden_size=width, num_hidden_layers=2, num_attention_heads=2, image_size=14 * side, patch_size=14
     )
     model = Dinov2Model(config)
     with torch.no_grad():  # transformers starts patch embeddings and scales so small that tokens are alike

@@ -16,8 +16,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 POSITIONS = ROOT / "results" / "positions"
-README = (ROOT / "README.md").read_text()
+README, DOCS = (ROOT / "README.md").read_text(), (ROOT / "docs" / "results.md").read_text()
 TABLES = {"table.csv": "control", "table_sincos_control.csv": "sincos_control"}
+SEEDS = 3
 ARMS = {
     ("learned", "control"): ("table.csv", "control"),
     ("learned", "aligned"): ("table.csv", "aligned"),
@@ -76,10 +77,10 @@ def test_every_number_of_the_table_is_in_table_csv() -> None:
 
 
 def test_the_way_and_the_clock_are_those_of_table_csv() -> None:
-    """In the sentence below the table: steps and minutes until the aligned arm is where its control ends."""
+    """In the sentence of docs/results.md: steps and minutes until the aligned arm is where its control ends."""
     row = rows_of(POSITIONS / "table.csv")["aligned"]
     control = rows_of(POSITIONS / "table.csv")["control"]
-    words = " ".join(README.split())
+    words = " ".join(DOCS.split())
     for metric, label in (("val/diffusion", "loss"), ("final/fd/cifar_cnn", "FD(cifar_cnn)")):
         steps, minutes = (float(row[f"{metric} {what} to baseline"]) for what in ("steps", "minutes"))
         cached = minutes + float(row["cache minutes"])
@@ -113,8 +114,8 @@ def test_compare_makes_these_tables_of_the_stored_runs(table: str, tmp_path: Pat
 
 def test_stored_runs_are_whole_and_of_one_commit() -> None:
     summaries = [json.loads(file.read_text()) for file in sorted(POSITIONS.glob("*/seed*/summary.json"))]
-    assert len(summaries) == 12
+    assert len(summaries) == SEEDS * len(ARMS)
     assert {s["step"] for s in summaries} == {1000}
     assert {(s["git_commit"], s["code_state"]) for s in summaries} == {(summaries[0]["git_commit"], "clean")}
-    assert summaries[0]["git_commit"][:7] in README
+    assert summaries[0]["git_commit"][:7] in DOCS
     assert not list(POSITIONS.glob("**/*.safetensors"))

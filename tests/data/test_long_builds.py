@@ -136,7 +136,7 @@ def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(material: Path, tmp_path: Path) -> None:
     """Peak memory of each stage over 200 and over 2,000 images: 88 MB of pixels more, were they kept.
-    UREPA_MEMORY_IMAGES=1000,10000 measures the README's table."""
+    UREPA_MEMORY_IMAGES=1000,10000 measures the table of docs/data.md."""
     few, many = (int(n) for n in os.environ.get("UREPA_MEMORY_IMAGES", "200,2000").split(","))
     peaks: dict[int, list[int]] = {}
     for count in (few, many):

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from alike import differences
-from scenes import MISTAKES, SCENES
+from scenes import MISTAKES, SCENES, WIDTH
 
 ROOT = Path(__file__).parents[2]
 PROGRESS = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*\]|\r|\x1b\[A|^\s+$", re.MULTILINE)
@@ -33,7 +33,7 @@ def write_material(folder: Path) -> None:
     folder.mkdir(parents=True)
     write_photos(folder / "photos", TRAIN, VAL)
     write_sd(folder / "sd")
-    write_dinov2(folder / "dino")
+    write_dinov2(folder / "dino", width=WIDTH)
     (folder / "names.txt").write_text("china\nflower\n")
 
 

@@ -3,6 +3,7 @@ other commands make of that run; `{run}` in a command is the folder of its first
 
 from __future__ import annotations
 
+WIDTH = 128  # of the teacher of photographs; tokens as int8 come in blocks of so many
 SMALL = [
     "trainer.max_steps=12",
     "trainer.batch_size=8",
@@ -63,7 +64,7 @@ PHOTOS = [
     "teacher.model={material}/dino",
     "teacher.image_size=56",
     "teacher.grid=[4,4]",
-    "teacher.width=32",
+    f"teacher.width={WIDTH}",
 ]
 TRACK_A = [
     "+experiment=track_a",
@@ -105,9 +106,7 @@ SCENES: dict[str, list[list[str]]] = {
         ["urepa.train", "resume={run}", "trainer.max_steps=16"],
     ],
     "taps": [["urepa.train", *UNET, *NO_EVALUATION, "+ablation=taps_three", "loss.level=both"]],
-    "token_level": [
-        ["urepa.train", *UNET, *NO_EVALUATION, "loss.level=token", "loss.stop_step=9", "loss.diffusion_fraction=0.5"]
-    ],
+    "token_level": [["urepa.train", *UNET, *NO_EVALUATION, "loss.level=token", "loss.diffusion_fraction=0.5"]],
     "control": [["urepa.train", *TINY, *DIGITS, *NO_EVALUATION, "loss=none", "seed=3", "objective=ddpm_eps"]],
     "two_ranks": [[*TORCHRUN, "-m", "urepa.train", *UNET, *NO_EVALUATION]],
     "sit": [
@@ -129,7 +128,15 @@ SCENES: dict[str, list[list[str]]] = {
         [*GENERATE, "sampler=heun"],
     ],
     "sit_time": [
-        ["urepa.train", *SIT, *NO_EVALUATION, "head=repa_mlp_time", "loss.time_power=1", "objective=flow_cosine"]
+        [
+            "urepa.train",
+            *SIT,
+            *NO_EVALUATION,
+            "head=repa_mlp_time",
+            "loss.time_power=1",
+            "loss.stop_step=9",
+            "objective=flow_cosine",
+        ]
     ],
     "several_teachers": [["urepa.train", *SIT, *NO_EVALUATION, *BOTH]],
     "track_a": [
