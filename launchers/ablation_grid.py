@@ -23,16 +23,16 @@ from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import to_plan, training_hours
 from launchers.named import comparisons, rows_of, runs_of_study
 from launchers.study import Run, runs_of, stages_of
-from urepa import output
 from urepa.config.doors import AblationGrid
+from urepa.config.help import HELP, help_text
+from urepa.config.limits import check_numbers
+from urepa.config.mistakes import check_arguments, check_options, explain, quoted
+from urepa.core import output
+from urepa.core.errors import UserError
+from urepa.core.files import check_folder_target
 from urepa.doors import CONF, one_line_mistakes, prepare
-from urepa.errors import UserError
-from urepa.files import check_folder_target
-from urepa.help import HELP, help_text
-from urepa.limits import check_numbers
-from urepa.mistakes import check_arguments, check_options, explain, quoted
-from urepa.mlflow_store import prepare_store
-from urepa.runs import parse_overrides, plain
+from urepa.runs.folder import parse_overrides, plain
+from urepa.runs.mlflow_store import prepare_store
 
 OWN = tuple(one.name for one in fields(AblationGrid))
 LISTS = ("arms", "seeds", "stages")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from launchers.study import Stage
-from urepa.errors import UserError
-from urepa.files import write_whole
-from urepa.jobs import Book, Entry, Job
-from urepa.queues import LocalQueue, SlurmQueue, active_jobs, told
+from urepa.cluster.jobs import Book, Entry, Job
+from urepa.cluster.queues import LocalQueue, SlurmQueue, active_jobs, told
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
 
 WIDEST = 160  # characters of a command in a dry run
 

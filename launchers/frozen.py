@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from urepa.code_state import CHECKOUT, without_git_variables
-from urepa.errors import UserError
+from urepa.core.code_state import CHECKOUT, without_git_variables
+from urepa.core.errors import UserError
 
 CODE = ("urepa", "launchers", "conf")
 

@@ -8,10 +8,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from launchers.study import Run
-from urepa import progress
+from urepa.core import progress
 from urepa.doors import CONF
 from urepa.plan import check_measured, hours, totals
-from urepa.runs import plain
+from urepa.runs.folder import plain
 
 
 def to_plan(runs: Sequence[Run], measured: str | None) -> dict[tuple[str, ...], dict[str, Any]]:
@@ -27,7 +27,7 @@ def to_plan(runs: Sequence[Run], measured: str | None) -> dict[tuple[str, ...], 
 def training_hours(runs: Sequence[Run], parts: dict[tuple[str, ...], dict[str, Any]]) -> str:
     """GPU-hours of all runs, of what `to_plan` gave: a floor, and what is expected where the device was measured.
     Caches, evaluation and comparison are not in it."""
-    from urepa.costs import Device, plan
+    from urepa.costs.estimate import Device, plan
 
     plans = {}
     for arm, one in progress.bar(parts.items(), desc="hours", unit="arm", leave=False):

@@ -11,9 +11,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers.study import Run, compose_run, with_seed
-from urepa.errors import UserError, did_you_mean
-from urepa.mistakes import check_arguments, explain
-from urepa.runs import differences, parse_overrides
+from urepa.config.mistakes import check_arguments, explain
+from urepa.core.errors import UserError, did_you_mean
+from urepa.runs.folder import differences, parse_overrides
 
 ARM = r"\w[\w.+-]*"  # what arms= takes without quotes
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from urepa import output
+from urepa.cluster.jobs import FOLDER, Book, Entry, last_error
+from urepa.cluster.queues import active_jobs
 from urepa.config.doors import Status
+from urepa.config.help import HELP, help_text
+from urepa.core import output
+from urepa.core.errors import UserError
 from urepa.doors import one_line_mistakes
-from urepa.errors import UserError
-from urepa.help import HELP, help_text
-from urepa.jobs import FOLDER, Book, Entry, last_error
-from urepa.metrics import Rows, number
-from urepa.queues import active_jobs
-from urepa.runs import RunFolder
+from urepa.runs.folder import RunFolder
+from urepa.runs.metrics import Rows, number
 
 
 def state_of(entry: Entry, folder: Path, active: dict[str, str]) -> str:

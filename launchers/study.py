@@ -21,13 +21,13 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import open_dict
 
-from urepa import progress
-from urepa.checks import check, check_trainer
+from urepa.checks.spanning import check, check_trainer
+from urepa.cluster.jobs import Job
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
 from urepa.doors import CONF
-from urepa.errors import UserError
-from urepa.jobs import Job
-from urepa.nested import flatten
-from urepa.runs import find_name, plain
+from urepa.runs.folder import find_name, plain
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
 NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")

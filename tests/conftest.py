@@ -38,7 +38,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables without a run: to make them takes seconds. Copy it."""
-    from urepa.mlflow_store import connect
+    from urepa.runs.mlflow_store import connect
 
     db = tmp_path_factory.mktemp("db") / "mlflow.db"
     connect(f"sqlite:///{db}")
@@ -62,7 +62,7 @@ def compose() -> Callable[..., dict[str, Any]]:
     import hydra
 
     from urepa.doors import CONF, prepare
-    from urepa.runs import plain
+    from urepa.runs.folder import plain
 
     prepare()
 
@@ -123,7 +123,7 @@ class PatchTeacher:
     def tokens(self, images_B3HW: Any) -> Any:
         import torch.nn.functional as F
 
-        from urepa.contracts import Tokens
+        from urepa.core.types import Tokens
 
         map_B322 = F.adaptive_avg_pool2d(images_B3HW, self.grid)
         return Tokens(F.normalize(map_B322.flatten(2).transpose(1, 2), dim=-1), self.grid)
@@ -145,7 +145,7 @@ def cache(make_track: Callable[..., Any], teacher: PatchTeacher) -> Iterator[Any
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
     """Overrides that make the quickstart tiny; its caches are there, and runs of one session share them."""
-    from urepa.assembly import make
+    from urepa.training.assembly import make
 
     overrides = [
         f"data.root={tmp_path_factory.mktemp('digits')}",
@@ -172,7 +172,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
 @pytest.fixture(scope="session")
 def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
     """The same of repa_cifar10_pixels, on digits as 1x16x16 pixels."""
-    from urepa.assembly import make
+    from urepa.training.assembly import make
 
     overrides = [
         "+experiment=repa_cifar10_pixels",
@@ -216,7 +216,7 @@ def sit_file(
     import torch
     from safetensors.torch import save_file
 
-    from urepa.assembly import make
+    from urepa.training.assembly import make
 
     config = compose(*small_sit)
     track = make(config["data"])
@@ -247,8 +247,8 @@ def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterat
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from urepa import assembly
-    from urepa.tracking import NoShipper
+    from urepa.runs.tracking import NoShipper
+    from urepa.training import assembly
 
     built: list[Any] = []
 

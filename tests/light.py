@@ -19,12 +19,17 @@ from typing import NoReturn
 import hydra
 from hydra._internal.hydra import Hydra
 
-import urepa.checks
-import urepa.place_checks
-import urepa.sweeps
+import urepa.checks.places
+import urepa.checks.spanning
+import urepa.cluster.sweeps
 
 HEAVY = ("torch", "diffusers", "mlflow", "transformers", "scipy", "sklearn")
-AT_ONCE = (hydra, urepa.checks, urepa.place_checks, urepa.sweeps)  # by every fork again, if they were not here
+AT_ONCE = (
+    hydra,
+    urepa.checks.spanning,
+    urepa.checks.places,
+    urepa.cluster.sweeps,
+)  # by every fork again, if they were not here
 IMPORTED, FORMATTED = 77, 78  # exit codes
 
 

@@ -9,11 +9,11 @@ import torch
 from photos import write_sd
 from sd import TEACHER, write_cache
 
-from urepa import checkpoint
-from urepa.assembly import build_model, make
-from urepa.optimizer import trainable
-from urepa.runs import RunFolder
-from urepa.weights import own_memory
+from urepa.models.weights import own_memory
+from urepa.runs import checkpoint
+from urepa.runs.folder import RunFolder
+from urepa.training.assembly import build_model, make
+from urepa.training.optimizer import trainable
 
 
 def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:

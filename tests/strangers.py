@@ -49,11 +49,11 @@ def forms(config: dict[str, Any], marker: Path) -> Iterator[tuple[str, str]]:
     yield "an encoder", _put(config, "evaluation.x", part)
     yield (
         "one of several teachers",
-        _put(config, "teacher", {"_target_": "urepa.teachers.several.Several", "teachers": {"a": bad}}),
+        _put(config, "teacher", {"_target_": "urepa.models.teachers.several.Several", "teachers": {"a": bad}}),
     )
     yield (
         "a function of ours",
-        _put(config, "objective", {"_target_": "urepa.files.write_whole", "path": str(marker), "content": ""}),
+        _put(config, "objective", {"_target_": "urepa.core.files.write_whole", "path": str(marker), "content": ""}),
     )
     yield "a part of another kind", _put(config, "objective", config["loss"])
     yield "a list as _target_", _put(config, "objective._target_", ["builtins.open", str(marker)])

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
-from urepa.checks import check
+from urepa.checks.spanning import check
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
 from urepa.doors import CONF
-from urepa.errors import UserError
-from urepa.nested import flatten
 
 Compose = Callable[..., dict[str, Any]]
 ARMS = {p.stem: p.read_text() for p in sorted((Path(CONF) / "ablation").glob("*.yaml"))}

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa import losses
-from urepa.alignment import Aligned, AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
-from urepa.backbones.unet import tiny_unet
-from urepa.contracts import Condition, Tokens
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, Tokens
 from urepa.data.reader import Batch
-from urepa.errors import UserError
-from urepa.heads import ConvHead
-from urepa.objectives import DDPMVelocity
+from urepa.method import losses
+from urepa.method.alignment import Aligned, AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
+from urepa.method.objectives import DDPMVelocity
+from urepa.models.backbones.unet import tiny_unet
+from urepa.models.heads import ConvHead
 
 Build = Callable[..., Any]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from runs import small_sd
 
-from urepa.assembly import build_random, build_untrained, evaluated, make
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.training.assembly import build_random, build_untrained, evaluated, make
 
 Compose = Callable[..., dict[str, Any]]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from urepa import checkpoint
+from urepa.runs import checkpoint
 
 STATE = {"metrics_rows": 13, "best": {"step": 40, "total": 0.25}, "guard": {"skipped": 0.0}, "seconds": 1e-7}
 

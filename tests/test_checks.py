@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from urepa.checks import check, check_effects, check_order, check_ranges, check_trainer
-from urepa.errors import UserError
+from urepa.checks.spanning import check, check_effects, check_order, check_ranges, check_trainer
+from urepa.core.errors import UserError
 
-NO_LOSS = {"loss": {"_target_": "urepa.alignment.DiffusionOnly"}}
-A_LOSS = {"loss": {"_target_": "urepa.alignment.AlignmentLoss"}}
+NO_LOSS = {"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}}
+A_LOSS = {"loss": {"_target_": "urepa.method.alignment.AlignmentLoss"}}
 
 
 @pytest.fixture(scope="module")

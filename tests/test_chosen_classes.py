@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from urepa.chosen_classes import chosen, names_of
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.inference.chosen_classes import chosen, names_of
 
 NAMES = ["bag", "crane", "10", "red bag", "crane"]
 

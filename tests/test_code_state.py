@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from urepa import code_state
-from urepa.code_state import Code, same_code
+from urepa.core import code_state
+from urepa.core.code_state import Code, same_code
 
 Git = Callable[..., str]
 
@@ -47,7 +47,7 @@ def commits(tmp_path: Path, git: Git) -> dict[str, str]:
         git("commit", "-m", file)
         return git("rev-parse", "HEAD")
 
-    files = ("urepa/trainer.py", "README.md", "urepa/comparison/tables.py", "urepa/losses.py")
+    files = ("urepa/training/trainer.py", "README.md", "urepa/reports/comparison/tables.py", "urepa/method/losses.py")
     return {file: commit(file) for file in files}
 
 
@@ -66,9 +66,9 @@ def test_only_training_code_makes_another_version(commits: dict[str, str]) -> No
 def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict[str, str]) -> None:
     digests = {}
     for file in (
-        "urepa/trainer.py",
+        "urepa/training/trainer.py",
         "urepa/compare.py",
-        "urepa/comparison/tables.py",
+        "urepa/reports/comparison/tables.py",
         "urepa/config/commands.py",
         "urepa/new.py",
     ):
@@ -76,7 +76,7 @@ def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict
         digests[file] = code_state.code_state()["code_digest"]
     trainer, compare, tables, commands, new = digests.values()
     assert trainer == compare == tables == commands != new, "what reads runs changes none"
-    one, other = Code(commits["README.md"], "clean", trainer), Code(commits["urepa/losses.py"], "clean", trainer)
+    one, other = Code(commits["README.md"], "clean", trainer), Code(commits["urepa/method/losses.py"], "clean", trainer)
     assert same_code(one, other)
     assert not same_code(one, one._replace(digest=new))
     assert not same_code(one._replace(digest="unknown"), Code("unknown", "unknown", trainer))
@@ -101,13 +101,13 @@ def test_the_environment_names_no_other_repository(
     git("commit", "--allow-empty", "-m", "theirs", folder=other)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
-    assert code_state.code_state()["git_commit"] == commits["urepa/losses.py"]
+    assert code_state.code_state()["git_commit"] == commits["urepa/method/losses.py"]
 
 
 def test_a_package_inside_of_another_repository_has_no_commit(
     tmp_path: Path, commits: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, "venv/urepa/trainer.py", "installed")
+    write(tmp_path, "venv/urepa/training/trainer.py", "installed")
     monkeypatch.setattr(code_state, "CHECKOUT", tmp_path / "checkout" / "venv")
     state = code_state.code_state()
     assert (state["git_commit"], state["code_state"]) == ("unknown", "unknown")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from urepa.contracts import Condition, Tokens
+from urepa.core.types import Condition, Tokens
 
 
 def test_a_round_trip_through_tokens_is_a_view() -> None:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from sd import SMALL, write_unet
 
-from urepa.alignment import step_terms
-from urepa.assembly import build_model, make, speed_up
-from urepa.costs import Device, count, example, plan
-from urepa.counting import SavedBytes, flop_counter
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.costs.counting import SavedBytes, flop_counter
+from urepa.costs.estimate import Device, count, example, plan
+from urepa.method.alignment import step_terms
 from urepa.plan import flops as flops_table
-from urepa.trainer import Settings
+from urepa.training.assembly import build_model, make, speed_up
+from urepa.training.trainer import Settings
 
 H200 = Device("H200", "cuda", 790e12, 141e9)
 CPU = Device("cpu", "cpu", None, None)

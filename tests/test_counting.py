@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from urepa.counting import SavedBytes, StepCount, count_step, norm_as_on_cuda, on_fake_cpu
+from urepa.costs.counting import SavedBytes, StepCount, count_step, norm_as_on_cuda, on_fake_cpu
 
 
 def counted(model: nn.Module, *shape: int, on: Callable[[nn.Module], Any] = on_fake_cpu) -> StepCount:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from urepa.curves import STRETCHES, Curve, read_curves, thinned
-from urepa.metrics import Rows, number
+from urepa.runs.curves import STRETCHES, Curve, read_curves, thinned
+from urepa.runs.metrics import Rows, number
 
 KEYS = [f"train/{i}" for i in range(10)]
 

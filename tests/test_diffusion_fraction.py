@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.alignment import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
-from urepa.backbones.unet import tiny_unet
-from urepa.checks import check_fraction
-from urepa.contracts import Condition, no_rows
+from urepa.checks.spanning import check_fraction
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, no_rows
 from urepa.data.reader import Batch, Layout, TrainingReader
-from urepa.errors import UserError
-from urepa.heads import ConvHead
-from urepa.objectives import DDPMVelocity
-from urepa.strata import strata
+from urepa.method.alignment import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
+from urepa.method.objectives import DDPMVelocity
+from urepa.method.strata import strata
+from urepa.models.backbones.unet import tiny_unet
+from urepa.models.heads import ConvHead
 
 OBJECTIVE = DDPMVelocity(0.00085, 0.012, "linear", 1000)
 TAPS = ("enc_last", "mid", "dec_first")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from urepa import draws
+from urepa.core import draws
 
 HOME = {"seed": 3, "purpose": "noise", "step": 5, "position": 7}
 

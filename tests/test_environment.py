@@ -8,7 +8,7 @@ from pathlib import Path
 import accelerate
 import pytest
 
-from urepa.environment import PLACE, PREFIXES, take_out_settings
+from urepa.runs.environment import PLACE, PREFIXES, take_out_settings
 
 # which process of how many this is, where the others are, on what, and how processes talk: the launcher's
 LAUNCHERS = re.compile(r"(.*_)?RANK|(.*_)?SIZE|MASTER_\w+|NCCL_\w+|OMP_NUM_THREADS|FORK_LAUNCHED|PT_HPU_LAZY_MODE")

@@ -15,13 +15,13 @@ from runs import small_pipeline, small_sd, write_run
 from safetensors.torch import load_file
 
 import urepa
-from urepa import exporting
-from urepa.contracts import Condition
-from urepa.errors import UserError
-from urepa.exporting import export
-from urepa.image_set import generate
-from urepa.model_card import fenced, model_card
-from urepa.sampling import image_noise, sample
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
+from urepa.inference import exporting
+from urepa.inference.exporting import export
+from urepa.inference.image_set import generate
+from urepa.inference.model_card import fenced, model_card
+from urepa.method.sampling import image_noise, sample
 
 Compose = Callable[..., dict[str, Any]]
 CLASSES = [207, 999]

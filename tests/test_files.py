@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from urepa.errors import UserError
-from urepa.files import check_file_target, check_folder_target, full_disk_at, locked, new_places, remove_new
+from urepa.core.errors import UserError
+from urepa.core.files import check_file_target, check_folder_target, full_disk_at, locked, new_places, remove_new
 
 
 def test_targets_that_can_be_written_leave_nothing(tmp_path: Path) -> None:

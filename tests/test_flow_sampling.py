@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urepa import draws
-from urepa.contracts import Condition, Denoised
-from urepa.errors import UserError
-from urepa.objectives import DDPMVelocity, Flow
-from urepa.sampling import chosen_sampler, sample_by, sample_images
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, Denoised
+from urepa.method.objectives import DDPMVelocity, Flow
+from urepa.method.sampling import chosen_sampler, sample_by, sample_images
 
 LINEAR = Flow("linear", "uniform")
 STD = 0.5  # of the data

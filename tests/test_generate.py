@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from runs import small_sd, write_run
 
-from urepa import image_set
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 from urepa.generate import checked
-from urepa.image_set import generate
+from urepa.inference import image_set
+from urepa.inference.image_set import generate
 
 Compose = Callable[..., dict[str, Any]]
 

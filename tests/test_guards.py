@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from urepa.alignment import Terms
-from urepa.errors import UserError
-from urepa.guards import Guard, non_finite
+from urepa.core.errors import UserError
+from urepa.method.alignment import Terms
+from urepa.training.guards import Guard, non_finite
 
 CPU = torch.device("cpu")
 FINE = torch.tensor(1.0)

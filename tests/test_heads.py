@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.contracts import Tokens
-from urepa.errors import UserError
-from urepa.heads import ConvHead, HiddenSpatialHead, MLPHead, SpatialHead, TimeMLPHead
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
+from urepa.models.heads import ConvHead, HiddenSpatialHead, MLPHead, SpatialHead, TimeMLPHead
 
 T = torch.tensor([0.1, 0.9])  # the times of two samples, for heads that do not look at them
 

@@ -18,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.commands import COMMANDS
 from urepa.config.doors import Images, Status, Train
+from urepa.config.help import Row, help_text, shown, table
+from urepa.config.limits import RANGES
 from urepa.config.settings import keys_of, part, setting
+from urepa.core.nested import flatten
 from urepa.doors import CONF
-from urepa.help import Row, help_text, shown, table
-from urepa.limits import RANGES
-from urepa.nested import flatten
-from urepa.published import OF_WEIGHTS
+from urepa.inference.published import OF_WEIGHTS
 
 START = 'if __name__ == "__main__":'
 ROOTS = sorted(COMMANDS.keys() - {"status"})  # which is none of Hydra's
@@ -160,7 +160,9 @@ def test_a_command_that_is_no_run_leaves_nothing_of_hydras(root: str) -> None:
 def test_every_command_is_among_them() -> None:
     here = Path(CONF).parent
     starts = [p for place in ("urepa", "launchers") for p in (here / place).glob("*.py") if START in p.read_text()]
-    modules = {".".join(p.relative_to(here).with_suffix("").parts) for p in starts} - {"urepa.jobs"}  # for schedulers
+    modules = {".".join(p.relative_to(here).with_suffix("").parts) for p in starts} - {
+        "urepa.cluster.jobs"
+    }  # for schedulers
     assert modules == {command.module for command in COMMANDS.values()}
     assert COMMANDS.keys() - {"status"} == {p.stem for p in Path(CONF).glob("*.yaml")}
 

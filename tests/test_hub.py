@@ -18,12 +18,12 @@ import pytest
 # every place that asks the hub for something; prints what each says
 ASK = """
 import json, pathlib, sys
-from urepa.backbones.sd15 import _from_hub
+from urepa.models.backbones.sd15 import _from_hub
 from urepa.data.encode import vae_encoder, write_prompts
 from urepa.data.sources import SOURCES
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 from urepa.prefetch import fetch
-from urepa.teachers.vit import ViT
+from urepa.models.teachers.vit import ViT
 said = {}
 def asked(what, ask):
     try:

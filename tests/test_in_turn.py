@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hydra.core.utils import JobReturn
 
+from urepa.cluster.in_turn import InTurn
 from urepa.doors import Said
-from urepa.in_turn import InTurn
 
 
 class Recorded(InTurn):

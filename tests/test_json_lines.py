@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from urepa.json_lines import BLOCK, append, count_lines, cut_at, read_lines
+from urepa.core.json_lines import BLOCK, append, count_lines, cut_at, read_lines
 
 THREE = b'{"a": 1}\n{"a": 2}\n{"a": 3}\n'
-WRITER = "import sys; from pathlib import Path; from urepa.json_lines import append\n"
+WRITER = "import sys; from pathlib import Path; from urepa.core.json_lines import append\n"
 
 
 def test_lines_and_where_they_end(tmp_path: Path) -> None:

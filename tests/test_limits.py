@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from urepa.config import doors, evaluation, parts
-from urepa.errors import UserError
-from urepa.limits import RANGES, check_numbers
+from urepa.config.limits import RANGES, check_numbers
+from urepa.core.errors import UserError
 
 Compose = Callable[..., dict[str, Any]]
 GROUPS = {  # by where the code of a part is
@@ -132,7 +132,7 @@ def test_no_machine_has_more(key: str, most: Any, said: str) -> None:
 
 
 def test_the_last_step_has_a_checkpoint_that_is_found() -> None:
-    from urepa.checkpoint_folders import NAME
+    from urepa.runs.checkpoint_folders import NAME
 
     last = int(RANGES["trainer.max_steps"][1])
     assert NAME.fullmatch(f"step_{last:08d}")

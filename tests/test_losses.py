@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import losses
+from urepa.method import losses
 
 G_PREDICTED = torch.tensor(
     [[1.00, 0.92, 0.31, 0.08], [0.92, 1.00, 0.28, 0.12], [0.31, 0.28, 1.00, 0.05], [0.08, 0.12, 0.05, 1.00]],

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from urepa.errors import UserError
-from urepa.metrics import Beginning, MetricsLog, Rows, checkpoint_rows, last_values, read_rows
+from urepa.core.errors import UserError
+from urepa.runs.metrics import Beginning, MetricsLog, Rows, checkpoint_rows, last_values, read_rows
 
 ROOT = Path(__file__).parents[1]
 ROWS = [{"step": step, "train/total": 1 / step, "lr": 0.5, "time": 1000 + step} for step in (1, 5, 10, 15)]
@@ -214,7 +214,7 @@ def test_times_of_rows_ascend_where_the_clock_is_set_back(tmp_path: Path, monkey
 
 def test_no_duration_is_a_difference_of_the_wall_clock() -> None:
     """It may be set back. What is stored as a moment is named here."""
-    users = {"urepa/metrics.py", "urepa/jobs.py", "urepa/tracking.py"}
+    users = {"urepa/runs/metrics.py", "urepa/cluster/jobs.py", "urepa/runs/tracking.py"}
     found = set()
     for folder in ("urepa", "launchers"):
         for file in (ROOT / folder).rglob("*.py"):

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 from urepa.evaluate import check_store
-from urepa.metrics import MetricsLog, read_rows
-from urepa.mlflow_run import KIND, end_tags, facts_in, page, refusal
-from urepa.mlflow_store import connect
-from urepa.tracking import METRICS_A_BATCH, MLflowShipper
+from urepa.runs.metrics import MetricsLog, read_rows
+from urepa.runs.mlflow_run import KIND, end_tags, facts_in, page, refusal
+from urepa.runs.mlflow_store import connect
+from urepa.runs.tracking import METRICS_A_BATCH, MLflowShipper
 
 pytestmark = pytest.mark.slow
 

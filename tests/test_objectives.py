@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from urepa.losses import diffusion_loss
-from urepa.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
+from urepa.method.losses import diffusion_loss
+from urepa.method.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
 
 SCHEDULES = ("linear", "scaled_linear")
 T = 1000

@@ -15,10 +15,10 @@ from runs import small_sd, write_run
 from safetensors.torch import load_file
 
 import urepa
-from urepa.contracts import Condition
-from urepa.errors import UserError
-from urepa.opened import OpenedRun, open_base
-from urepa.weights import own_memory
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
+from urepa.inference.opened import OpenedRun, open_base
+from urepa.models.weights import own_memory
 
 Compose = Callable[..., dict[str, Any]]
 

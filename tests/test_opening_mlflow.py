@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from urepa.errors import UserError
-from urepa.mlflow_store import connect, has_run, location, open_existing, prepare_store
+from urepa.core.errors import UserError
+from urepa.runs.mlflow_store import connect, has_run, location, open_existing, prepare_store
 
 pytestmark = pytest.mark.slow  # MLflow's tables take seconds
 

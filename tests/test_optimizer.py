@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urepa import checkpoint
-from urepa.alignment import AlignedModel
-from urepa.errors import UserError
-from urepa.optimizer import EMA, AdamW, clip_by_global_norm, groups_of, step_unless, trainable
-from urepa.schedules import cosine_with_warmup
+from urepa.core.errors import UserError
+from urepa.method.alignment import AlignedModel
+from urepa.method.schedules import cosine_with_warmup
+from urepa.runs import checkpoint
+from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, groups_of, step_unless, trainable
 
 GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from urepa import output, progress
+from urepa.core import output, progress
 
 # more than fits a buffer, then characters that ASCII does not have, and an exit code that is none of Python's own
 PRINTS = """
 import sys, tqdm
-from urepa import output, progress
+from urepa.core import output, progress
 output.never_fails()
 output.never_fails()
 for i in progress.bar(range(3), desc="λ", unit="x"):
@@ -92,7 +92,7 @@ def test_a_terminal_that_does_not_block() -> None:
     assert said.count(b".") == 3 * 9000
 
 
-@pytest.mark.parametrize("command", ["urepa.train", "launchers.status", "urepa.jobs"])
+@pytest.mark.parametrize("command", ["urepa.train", "launchers.status", "urepa.cluster.jobs"])
 def test_commands_print_so(command: str, tmp_path: Path) -> None:
     """A door, a launcher, and a job of the local launcher."""
     (tmp_path / "says.py").write_text("print('λ')")
@@ -101,7 +101,7 @@ def test_commands_print_so(command: str, tmp_path: Path) -> None:
     given, said = {
         "urepa.train": (["--cfg", "job", "data.name='λ'"], r"name: \u03bb"),
         "launchers.status": (["."], r" \u03bb"),
-        "urepa.jobs": ([job], r"$ python -m says \u03bb"),
+        "urepa.cluster.jobs": ([job], r"$ python -m says \u03bb"),
     }[command]
     ascii = os.environ | {"PYTHONIOENCODING": "ascii", "PATH": str(tmp_path)}  # without SLURM
     called = [sys.executable, "-m", command, *given]

@@ -17,9 +17,9 @@ from hydra.core.override_parser.types import Glob
 from launchers.ablation_grid import settings_of, split
 from urepa.compare import in_full
 from urepa.config.commands import COMMANDS
+from urepa.config.mistakes import check_arguments, quoted
 from urepa.doors import CONF
 from urepa.generate import root
-from urepa.mistakes import check_arguments, quoted
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

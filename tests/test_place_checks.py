@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from urepa.checks.places import check_beginning
+from urepa.core.errors import UserError
 from urepa.data.shares import DIGITS, check_shares
 from urepa.data.sources import digits
-from urepa.errors import UserError
-from urepa.place_checks import check_beginning
-from urepa.summary import FILE as SUMMARY
+from urepa.runs.summary import FILE as SUMMARY
 
 Compose = Callable[..., dict[str, Any]]
 FOLDER = ("data=folder", "data.num_classes=3", "data.images=nowhere")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from urepa import progress
+from urepa.core import progress
 from urepa.doors import CONF
 from urepa.evaluation.context import Context, run_each
 

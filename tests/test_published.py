@@ -17,11 +17,11 @@ from runs import write_run
 from safetensors.torch import load_file, save_file
 
 import urepa
-from urepa.assembly import make
-from urepa.errors import UserError
-from urepa.exporting import export
-from urepa.image_set import generate
-from urepa.published import Kind, Published, digest_of, find
+from urepa.core.errors import UserError
+from urepa.inference.exporting import export
+from urepa.inference.image_set import generate
+from urepa.inference.published import Kind, Published, digest_of, find
+from urepa.training.assembly import make
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +245,8 @@ def test_a_file_on_the_hub(tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text(revision)
     code = """
 import sys
-from urepa.errors import UserError
-from urepa.hub import fetched
+from urepa.core.errors import UserError
+from urepa.core.hub import fetched
 for name in sys.argv[1:]:
     try:
         print(fetched(name, "checkpoint").read_text())

@@ -14,13 +14,13 @@ from runs import small_sd, write_run
 from safetensors.torch import load_file, save_file
 
 import urepa
-from urepa.backbones.sd15 import sd15
-from urepa.errors import UserError
-from urepa.exporting import export
-from urepa.image_set import generate
-from urepa.lora import load_pipeline_lora
-from urepa.origins import find_origin
-from urepa.published import OBJECTIVES, check_scheduler
+from urepa.core.errors import UserError
+from urepa.inference.exporting import export
+from urepa.inference.image_set import generate
+from urepa.inference.origins import find_origin
+from urepa.inference.published import OBJECTIVES, check_scheduler
+from urepa.models.backbones.sd15 import sd15
+from urepa.models.lora import load_pipeline_lora
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from urepa.errors import NOT_EVALUATED, UserError
-from urepa.jobs import UNEVALUATED, Book, Job
-from urepa.queues import LocalQueue, SlurmQueue, told
+from urepa.cluster.jobs import UNEVALUATED, Book, Job
+from urepa.cluster.queues import LocalQueue, SlurmQueue, told
+from urepa.core.errors import NOT_EVALUATED, UserError
 
 BUSY = """
 import json, os, sys, time
@@ -133,8 +133,8 @@ while not os.path.exists(sys.argv[1]):
     time.sleep(0.02)
 """
 LAUNCHES = """
-from urepa.jobs import *
-from urepa.queues import *
+from urepa.cluster.jobs import *
+from urepa.cluster.queues import *
 print(*LocalQueue({at_once}, {gpus}, {folder!r}).run({jobs!r}))
 """
 

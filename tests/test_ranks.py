@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from urepa.errors import UserError
-from urepa.ranks import adopt_slurm, check_ranks, is_first
+from urepa.core.errors import UserError
+from urepa.core.ranks import adopt_slurm, check_ranks, is_first
 
 STEP = {
     "SLURM_JOB_ID": "1234",

@@ -14,12 +14,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import urepa
-from urepa import checkpoint
-from urepa.alignment import step_terms
-from urepa.costs import Device, plan
-from urepa.errors import UserError
-from urepa.optimizer import trainable
-from urepa.runs import RunFolder
+from urepa.core.errors import UserError
+from urepa.costs.estimate import Device, plan
+from urepa.method.alignment import step_terms
+from urepa.runs import checkpoint
+from urepa.runs.folder import RunFolder
+from urepa.training.optimizer import trainable
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]
@@ -113,7 +113,7 @@ def test_a_sample_near_the_data_is_pulled_harder(train: Build) -> None:
 def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> None:
     plain = train()
     first = weights(plain, "heads.")
-    trainer = train("head._target_=urepa.heads.TimeMLPHead")
+    trainer = train("head._target_=urepa.models.heads.TimeMLPHead")
     before = weights(trainer, "heads.")
     assert all(torch.equal(before[k], v) for k, v in first.items())
     steps(trainer, 0, 2)
@@ -122,7 +122,7 @@ def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> N
     whole = weights(trainer, "")
     assert all(not torch.equal(whole[k], v) for k, v in before.items())  # the time's layers too
     found = checkpoint.newest(trainer.folder / "checkpoints")
-    trainer = train("head._target_=urepa.heads.TimeMLPHead")
+    trainer = train("head._target_=urepa.models.heads.TimeMLPHead")
     assert trainer.restore(found, None) == 2
     steps(trainer, 2, 4)
     assert all(torch.equal(v, whole[k]) for k, v in weights(trainer, "").items())

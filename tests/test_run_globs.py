@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from urepa.errors import UserError
-from urepa.run_globs import with_runs
+from urepa.config.run_globs import with_runs
+from urepa.core.errors import UserError
 
 
 def run_folders(place: Path, *names: str) -> None:

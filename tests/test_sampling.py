@@ -13,11 +13,10 @@ from runs import small_pipeline
 from sd import SMALL, write_unet
 from torch import Tensor, nn
 
-from urepa.backbones.unet import UNet
-from urepa.contracts import Condition, Denoised
-from urepa.errors import UserError
-from urepa.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
-from urepa.sampling import (
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, Denoised
+from urepa.method.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
+from urepa.method.sampling import (
     SAMPLERS,
     SCHEDULERS,
     image_noise,
@@ -27,6 +26,7 @@ from urepa.sampling import (
     trailing,
     undivided,
 )
+from urepa.models.backbones.unet import UNet
 
 LINEAR = (0.00085, 0.012, "linear", 1000)
 SCALED = (0.00085, 0.012, "scaled_linear", 1000)

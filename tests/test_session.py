@@ -14,13 +14,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from urepa import checkpoint
-from urepa.comparison.runs import find_folders, with_rows
-from urepa.errors import UserError
-from urepa.metrics import MetricsLog, last_values, number, read_rows
-from urepa.mlflow_run import points
-from urepa.runs import RunFolder
-from urepa.session import Session, _taken_over, _without_none, accelerate_for
+from urepa.core.errors import UserError
+from urepa.reports.comparison.runs import find_folders, with_rows
+from urepa.runs import checkpoint
+from urepa.runs.folder import RunFolder
+from urepa.runs.metrics import MetricsLog, last_values, number, read_rows
+from urepa.runs.mlflow_run import points
+from urepa.training.session import Session, _taken_over, _without_none, accelerate_for
 
 
 def test_what_an_evaluation_no_longer_reports_is_withdrawn() -> None:

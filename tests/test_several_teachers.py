@@ -12,21 +12,22 @@ import torch.nn.functional as F
 from hydra.errors import HydraException
 from torch import Tensor
 
-from urepa import checkpoint, losses
-from urepa.alignment import Aligned, AlignmentLoss, step_terms
-from urepa.assembly import evaluated, make
-from urepa.checks import check
-from urepa.contracts import Condition, Tokens
-from urepa.costs import Device, plan
+from urepa.checks.spanning import check
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, Tokens
+from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Batch
 from urepa.data.sizes import reader_bytes
-from urepa.description.document import as_markdown
-from urepa.description.methodology import methodology
-from urepa.description.subject import subject_of
-from urepa.errors import UserError
+from urepa.method import losses
+from urepa.method.alignment import Aligned, AlignmentLoss, step_terms
+from urepa.models.teachers.several import Several, by_name
 from urepa.prefetch import needed
-from urepa.runs import teacher_name
-from urepa.teachers.several import Several, by_name
+from urepa.reports.description.document import as_markdown
+from urepa.reports.description.methodology import methodology
+from urepa.reports.description.subject import subject_of
+from urepa.runs import checkpoint
+from urepa.runs.folder import teacher_name
+from urepa.training.assembly import evaluated, make
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]
@@ -288,7 +289,7 @@ def test_one_is_not_several(compose: Compose) -> None:
 
 
 def test_bench_and_adoption_take_one(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
-    from urepa.benchmark.synthetic import SyntheticTrack
+    from urepa.costs.benchmark.synthetic import SyntheticTrack
 
     teacher = make(compose(*overrides)["teacher"])
     with pytest.raises(UserError, match="times a step with one teacher"):

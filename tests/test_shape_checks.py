@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from urepa.assembly import build_model, make
+from urepa.checks.shapes import check_shapes, latent_shape
 from urepa.config.parts import Positions
-from urepa.errors import UserError
-from urepa.shape_checks import check_shapes, latent_shape
-from urepa.teachers.positions import RULES
+from urepa.core.errors import UserError
+from urepa.models.teachers.positions import RULES
+from urepa.training.assembly import build_model, make
 
 Compose = Callable[..., dict[str, Any]]
 SIT = ("backbone=sit_tiny", "objective=flow", "~loss.taps.mid", "+loss.taps.block_1=1")

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa import speed
-from urepa.alignment import AlignedModel
-from urepa.backbones.unet import UNet, tiny_unet
-from urepa.contracts import Condition
-from urepa.errors import UserError
-from urepa.heads import ConvHead
-from urepa.lora import add_lora
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
+from urepa.method.alignment import AlignedModel
+from urepa.models import speed
+from urepa.models.backbones.unet import UNet, tiny_unet
+from urepa.models.heads import ConvHead
+from urepa.models.lora import add_lora
 
 INPUTS = (
     torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)),
@@ -140,7 +140,7 @@ def test_the_order_of_kernels_is_torchs_to_use() -> None:
 
 
 def test_bf16_weights_need_bf16_steps(compose: Callable[..., dict[str, Any]]) -> None:
-    from urepa.checks import check_trainer
+    from urepa.checks.spanning import check_trainer
 
     trainer = compose("+experiment=track_a")["trainer"]
     assert (trainer["precision"], trainer["frozen"]) == ("bf16", "bf16")

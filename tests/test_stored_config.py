@@ -13,10 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from strangers import SECRET, VALUE, forms, payload
 
-from urepa.errors import UserError
-from urepa.nested import flatten, replaced
-from urepa.runs import RunFolder, require_config, stored_yaml
-from urepa.stored_config import read_config, read_plain
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten, replaced
+from urepa.runs.folder import RunFolder, require_config, stored_yaml
+from urepa.runs.stored_config import read_config, read_plain
 
 Compose = Callable[..., dict[str, Any]]
 EVERY = "evaluation=[digits,generation,knn,alignment,spatial,dense,linear_probe,inception,clip_score]"

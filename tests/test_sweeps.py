@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from urepa.cluster.sweeps import SlurmLauncher
 from urepa.doors import CONF
-from urepa.sweeps import SlurmLauncher
 
 
 def said(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 from urepa.evaluate import to_evaluate
-from urepa.runs import RunFolder
+from urepa.runs.folder import RunFolder
 
 
 def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(

@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from sd import TEACHER, small_parts, write_cache, write_unet
 
-from urepa.assembly import build
-from urepa.backbones.sd15 import ARCHITECTURE
-from urepa.checkpoint import newest, save
-from urepa.costs import Device, plan
-from urepa.counting import SavedBytes
+from urepa.costs.counting import SavedBytes
+from urepa.costs.estimate import Device, plan
 from urepa.doors import CONF, prepare
-from urepa.optimizer import trainable
-from urepa.runs import plain
-from urepa.tracking import NoShipper
+from urepa.models.backbones.sd15 import ARCHITECTURE
+from urepa.runs.checkpoint import newest, save
+from urepa.runs.folder import plain
+from urepa.runs.tracking import NoShipper
+from urepa.training.assembly import build
+from urepa.training.optimizer import trainable
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def test_track_a_says_what_the_document_says() -> None:
     ],
 )
 def test_the_other_experiments_change_only_what_they_say(experiment: str, changed: set[str]) -> None:
-    from urepa.nested import flatten
+    from urepa.core.nested import flatten
 
     prepare()
     with initialize_config_dir(CONF, version_base="1.3"):

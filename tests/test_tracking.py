@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from urepa import json_lines
-from urepa.errors import UserError
-from urepa.metrics import MetricsLog, read_rows
-from urepa.tracking import MLflowShipper, positions
+from urepa.core import json_lines
+from urepa.core.errors import UserError
+from urepa.runs.metrics import MetricsLog, read_rows
+from urepa.runs.tracking import MLflowShipper, positions
 
 ROWS: list[dict[str, Any]] = [
     {"step": 5, "train/total": 2.0},
@@ -82,7 +82,7 @@ def test_everything_else_is_sent_once(file: Path) -> None:
 @pytest.mark.slow
 def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that come while it sends arrive once and in order. A clock that is set back ends no run before it began."""
-    monkeypatch.setattr("urepa.tracking.time", SimpleNamespace(time=lambda: 0.0))
+    monkeypatch.setattr("urepa.runs.tracking.time", SimpleNamespace(time=lambda: 0.0))
     sending, log = shipper(file), MetricsLog(file)
     sending.start({})
     for step in range(11, 40):

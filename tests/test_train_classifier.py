@@ -9,7 +9,7 @@ import edge
 import pytest
 from mistakes.parts import HERE, RUN, TINY
 
-from urepa.hashing import file_sha256
+from urepa.core.hashing import file_sha256
 
 COMMAND = "urepa.train_classifier"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from urepa import checkpoint
-from urepa.errors import UserError
-from urepa.metrics import read_rows
+from urepa.core.errors import UserError
+from urepa.runs import checkpoint
+from urepa.runs.metrics import read_rows
 
 Build = Callable[..., Any]
 SHORT = ("trainer.max_steps=6", "trainer.checkpoint_every=2", "trainer.validate_every=2")

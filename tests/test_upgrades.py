@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from urepa.comparison.protocol import protocol
-from urepa.comparison.runs import as_text
-from urepa.errors import UserError
-from urepa.mlflow_run import FACTS_TAG, end_tags, facts_in
-from urepa.nested import flatten
-from urepa.runs import facts_of
-from urepa.teachers.vit import ViT
-from urepa.upgrades import KEY, SCHEMA, STEPS, stored, upgrade, upgrade_flat
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
+from urepa.models.teachers.vit import ViT
+from urepa.reports.comparison.protocol import protocol
+from urepa.reports.comparison.runs import as_text
+from urepa.runs.folder import facts_of
+from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
+from urepa.runs.upgrades import KEY, SCHEMA, STEPS, stored, upgrade, upgrade_flat
 
 VIT = "urepa.teachers.vit.ViT"
 DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}

@@ -17,11 +17,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.benchmark.askable import check_bench
-from urepa.checks import check
+from urepa.checks.spanning import check
+from urepa.core.files import check_file_target, check_folder, write_whole
+from urepa.costs.benchmark.askable import check_bench
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.files import check_file_target, check_folder, write_whole
-from urepa.runs import plain
+from urepa.runs.folder import plain
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
@@ -44,15 +44,15 @@ def main(config: DictConfig) -> None:
 
 
 def run(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `urepa.benchmark.measure`, with versions and precision beside them."""
+    """The rows of `urepa.costs.benchmark.measure`, with versions and precision beside them."""
     import gc
     from importlib.metadata import version
 
     import torch
 
-    from urepa.benchmark.loops import Bench
-    from urepa.benchmark.measure import measure
-    from urepa.session import accelerate_for
+    from urepa.costs.benchmark.loops import Bench
+    from urepa.costs.benchmark.measure import measure
+    from urepa.training.session import accelerate_for
 
     settings, trainer = config["bench"], config["trainer"]
     accelerator = accelerate_for(trainer)

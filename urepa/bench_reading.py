@@ -21,11 +21,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.config.limits import check_numbers
+from urepa.core.errors import UserError
+from urepa.core.files import check_file_target, check_folder, write_whole
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.files import check_file_target, check_folder, write_whole
-from urepa.limits import check_numbers
-from urepa.runs import plain
+from urepa.runs.folder import plain
 
 RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
 MOST_PER_S = 2900  # samples that one GPU trains on where a step stops after the mid block
@@ -169,7 +169,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
 
 def documented(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
     """Spec 000 §6.2's loader over one store."""
-    from urepa.benchmark.documented import loader
+    from urepa.costs.benchmark.documented import loader
 
     keys = [key for batch in batches for key in batch]
     running = iter(loader([(folder, keys, shape)], len(batches[0]), workers, shuffle=False))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import runpy
 import sys
 
-from urepa import output
 from urepa.config.commands import COMMANDS
-from urepa.errors import did_you_mean
-from urepa.help import HELP
-from urepa.markup import printable
+from urepa.config.help import HELP
+from urepa.core import output
+from urepa.core.errors import did_you_mean
+from urepa.core.markup import printable
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.core.errors import UserError
+from urepa.core.files import check_file_target, check_folder_target, write_whole
+from urepa.core.markup import printable
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.files import check_file_target, check_folder_target, write_whole
-from urepa.markup import printable
-from urepa.mlflow_store import require_there
-from urepa.runs import parse_overrides, plain
+from urepa.runs.folder import parse_overrides, plain
+from urepa.runs.mlflow_store import require_there
 
 NAMED_AT_MOST = 4
 SELECTIONS = ("experiment", "ablation", "tag", "ids")
@@ -46,10 +46,10 @@ def main(config: DictConfig) -> None:
 
 def compare(settings: dict[str, Any]) -> None:
     """From the chosen runs to everything that is written."""
-    from urepa.comparison import tables
-    from urepa.comparison.arms import group
-    from urepa.comparison.as_json import as_json
-    from urepa.comparison.results import summarise
+    from urepa.reports.comparison import tables
+    from urepa.reports.comparison.arms import group
+    from urepa.reports.comparison.as_json import as_json
+    from urepa.reports.comparison.results import summarise
 
     chosen, foreign = chosen_runs(settings)
     runs = begun(chosen)
@@ -64,7 +64,7 @@ def compare(settings: dict[str, Any]) -> None:
     if settings["out"] is not None:
         write_whole(Path(settings["out"]), json.dumps(as_json(results), indent=1))
     if settings["publish"]:
-        from urepa.comparison.store import publish
+        from urepa.reports.comparison.store import publish
 
         print(f"\n  MLflow   {publish(settings['store'], results, folder)}")
     print(f"\n  report   {folder / 'index.html'}\n  tables   {folder}/table.csv, table.md, table.tex")
@@ -73,15 +73,15 @@ def compare(settings: dict[str, Any]) -> None:
 
 def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
     """The runs that were asked for, with their curves, and the folders whose config is no run's."""
-    from urepa.comparison.runs import find_all, select, with_rows
+    from urepa.reports.comparison.runs import find_all, select, with_rows
 
     asked = settings["select"]
     wanted = (_list(asked["experiment"]), _list(asked["ablation"]), asked["tag"], _list(asked["ids"]))
     if settings["store"] is None:
         runs, foreign = find_all(settings["runs"])
         return with_rows(select(runs, *wanted)), foreign
-    from urepa.comparison.store import find_stored, with_histories
-    from urepa.mlflow_store import open_existing
+    from urepa.reports.comparison.store import find_stored, with_histories
+    from urepa.runs.mlflow_store import open_existing
 
     client = open_existing(settings["store"])
     return with_histories(client, select(find_stored(client), *wanted)), []
@@ -89,12 +89,12 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
 
 def grids_beside(store: str | None, study: Any) -> tuple[Any, list[str]]:
     """The arms' grids of samples, from folders or artifacts, and a sentence if they are out of reach."""
-    from urepa.comparison.grids import find_in_folder, grids_of, read_file
+    from urepa.reports.comparison.grids import find_in_folder, grids_of, read_file
 
     if store is None:
         return grids_of(study, find_in_folder, read_file), []
-    from urepa.comparison.store import stored_grids
-    from urepa.mlflow_store import open_existing
+    from urepa.reports.comparison.store import stored_grids
+    from urepa.runs.mlflow_store import open_existing
 
     grids, lost = stored_grids(open_existing(store), study)
     return grids, [lost] if lost else []
@@ -118,7 +118,7 @@ def without_steps(runs: list[Any]) -> list[str]:
 
 def passed_over(folders: list[Path]) -> list[str]:
     """One sentence on what lies among the runs and is none."""
-    from urepa.comparison.runs import readable
+    from urepa.reports.comparison.runs import readable
 
     return (
         [f"Passed over, as their config.yaml is not a run's: {_some([readable(str(folder)) for folder in folders])}."]
@@ -140,7 +140,7 @@ def _list(value: Any) -> list[str]:
 
 def notices(results: Any) -> list[str]:
     """What must be said next to the verdict: arms of several lengths, or EMA weights that are not trained yet."""
-    from urepa.comparison.words import lagging
+    from urepa.reports.comparison.words import lagging
 
     said = []
     runs = [run for row in results.rows for run in row.arm.runs.values()]
@@ -176,11 +176,11 @@ def by_several_codes(runs: list[Any]) -> list[str]:
 
 def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = None) -> None:
     """index.html, table.*, figures/*."""
-    from urepa.comparison import tables
-    from urepa.comparison.as_csv import as_csv
-    from urepa.comparison.drawing import draw_all
-    from urepa.comparison.figures import panels
-    from urepa.comparison.page import page
+    from urepa.reports.comparison import tables
+    from urepa.reports.comparison.as_csv import as_csv
+    from urepa.reports.comparison.drawing import draw_all
+    from urepa.reports.comparison.figures import panels
+    from urepa.reports.comparison.page import page
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw_all(panels(results))

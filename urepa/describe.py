@@ -9,13 +9,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks import check
+from urepa.checks.places import check_planned
+from urepa.checks.spanning import check
+from urepa.core.errors import UserError
+from urepa.core.files import check_folder_target, write_whole
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare, sweeps_over
-from urepa.errors import UserError
-from urepa.files import check_folder_target, write_whole
-from urepa.place_checks import check_planned
 from urepa.plan import check_measured, of_the_run
-from urepa.runs import own_overrides, parse_overrides, plain
+from urepa.runs.folder import own_overrides, parse_overrides, plain
 
 
 @hydra.main(config_path=CONF, config_name="describe", version_base="1.3")
@@ -31,11 +31,11 @@ def main(config: DictConfig) -> None:
             check_folder_target("out", Path(parts["out"]))
         measured = check_measured(parts)
         check_planned(parts)
-        from urepa.code_state import code_state
-        from urepa.costs import Device, plan
-        from urepa.description.document import as_latex, as_markdown
-        from urepa.description.methodology import methodology
-        from urepa.description.subject import subject_of
+        from urepa.core.code_state import code_state
+        from urepa.costs.estimate import Device, plan
+        from urepa.reports.description.document import as_latex, as_markdown
+        from urepa.reports.description.methodology import methodology
+        from urepa.reports.description.subject import subject_of
 
         planned = plan(parts, Device(**parts["device"]), measured)
         code = code_state()

@@ -15,17 +15,18 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from urepa import output, ranks, resolvers
-from urepa.allocator import keep_freed_memory
+from urepa.checks import resolvers
 from urepa.config import register
-from urepa.errors import NOT_EVALUATED, NotEvaluated, UserError
-from urepa.files import new_places, remove_new
-from urepa.help import HELP, without_groups
-from urepa.markup import printable
-from urepa.mistakes import CONF as CONF
-from urepa.mistakes import RAISED, check_arguments, explain, quoted
-from urepa.mistakes import sweeps_over as sweeps_over
-from urepa.run_globs import with_runs
+from urepa.config.help import HELP, without_groups
+from urepa.config.mistakes import CONF as CONF
+from urepa.config.mistakes import RAISED, check_arguments, explain, quoted
+from urepa.config.mistakes import sweeps_over as sweeps_over
+from urepa.config.run_globs import with_runs
+from urepa.core import output, ranks
+from urepa.core.allocator import keep_freed_memory
+from urepa.core.errors import NOT_EVALUATED, NotEvaluated, UserError
+from urepa.core.files import new_places, remove_new
+from urepa.core.markup import printable
 
 # What trying again will not mend, and what will; anything else of the system may pass (a server, a network's disk)
 LASTING = {
@@ -43,7 +44,7 @@ LASTING = {
     errno.EINVAL: "give another path",
 }
 SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
-CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.conf_copy` makes them
+CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them
 FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 
@@ -58,7 +59,7 @@ class Said(SystemExit):
 
 def prepare() -> None:
     """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
-    from urepa import sweeps
+    from urepa.cluster import sweeps
 
     register()
     sweeps.register()

@@ -11,16 +11,16 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.checks import check_chosen, check_times
-from urepa.conf_copy import of_one_conf
+from urepa.checks.spanning import check_chosen, check_times
+from urepa.cluster.conf_copy import of_one_conf
+from urepa.config.limits import check_numbers
+from urepa.core.errors import UserError
+from urepa.core.files import read_json
+from urepa.core.nested import moved
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.files import read_json
-from urepa.limits import check_numbers
-from urepa.mlflow_store import check_credentials, location, sqlite_file
-from urepa.nested import moved
-from urepa.runs import plain, require_config
-from urepa.summary import read_summary
+from urepa.runs.folder import plain, require_config
+from urepa.runs.mlflow_store import check_credentials, location, sqlite_file
+from urepa.runs.summary import read_summary
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         asked = plain(config)
         settings = to_evaluate(asked)
-        from urepa.session import Session
+        from urepa.training.session import Session
 
         Session(OmegaConf.create(settings), folder=asked["run"], overrides=[], choices={}).evaluate()
 

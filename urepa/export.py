@@ -8,10 +8,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.core.errors import UserError
+from urepa.core.files import check_folder_target
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.files import check_folder_target
-from urepa.runs import plain, require_config
+from urepa.runs.folder import plain, require_config
 
 
 @hydra.main(config_path=CONF, config_name="export", version_base="1.3")
@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         asked = plain(config)
         check(asked)
-        from urepa.exporting import export
+        from urepa.inference.exporting import export
 
         print(f"exported to {export(asked)}/")
 

@@ -14,18 +14,18 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa import provenance
-from urepa.checks import check_order
-from urepa.chosen_classes import chosen, names_of
-from urepa.conf_copy import of_one_conf
+from urepa.checks.spanning import check_order
+from urepa.cluster.conf_copy import of_one_conf
 from urepa.config.doors import Images
+from urepa.config.limits import check_given, check_numbers
+from urepa.core.errors import UserError
+from urepa.core.files import check_folder_target
 from urepa.data.classes import names_beside
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.files import check_folder_target
-from urepa.limits import check_given, check_numbers
-from urepa.published import check_named, has_effect
-from urepa.runs import parse_overrides, plain, require_config
+from urepa.inference.chosen_classes import chosen, names_of
+from urepa.inference.published import check_named, has_effect
+from urepa.runs.folder import parse_overrides, plain, require_config
+from urepa.training import provenance
 
 REQUEST = tuple(field.name for field in fields(Images))
 ONE_OF_TWO = "python -m urepa.generate run=outputs/NAME/seed0, or checkpoint=FILE +experiment=NAME"
@@ -36,7 +36,7 @@ def of_run(config: DictConfig) -> None:
     """One set of images. What can be said about it without torch is said first."""
     with one_line_mistakes():
         asked = checked(plain(config))
-        from urepa.image_set import generate
+        from urepa.inference.image_set import generate
 
         generate(asked)
 
@@ -49,7 +49,7 @@ def of_checkpoint(config: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     with one_line_mistakes():
         asked = checked_checkpoint(plain(config), overrides)
-        from urepa.image_set import generate
+        from urepa.inference.image_set import generate
 
         generate(asked)
 

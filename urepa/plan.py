@@ -12,15 +12,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from urepa.checks import check
+from urepa.checks.places import check_planned
+from urepa.checks.spanning import check
+from urepa.core.files import check_file_target, write_whole
+from urepa.costs.measured import read_measured
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.files import check_file_target, write_whole
-from urepa.measured import read_measured
-from urepa.place_checks import check_planned
-from urepa.runs import parse_overrides, plain
+from urepa.runs.folder import parse_overrides, plain
 
 if TYPE_CHECKING:
-    from urepa.costs import Plan
+    from urepa.costs.estimate import Plan
 
 GIB, MIB = 2**30, 2**20
 OWN_KEYS = ("device", "measured", "out")
@@ -42,7 +42,7 @@ def main(config: DictConfig) -> "Plan":
             check_file_target("out", Path(parts["out"]))
         measured = check_measured(parts)
         check_planned(parts)
-        from urepa.costs import Device, plan
+        from urepa.costs.estimate import Device, plan
 
         planned = plan(parts, Device(**parts["device"]), measured)
         if hydra_config.mode == RunMode.MULTIRUN:

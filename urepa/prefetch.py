@@ -12,12 +12,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
+from urepa.core.hub import hub_file, is_hub_id, resolve, why_not
+from urepa.core.nested import flatten
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.files import read_json, write_whole
-from urepa.hub import hub_file, is_hub_id, resolve, why_not
-from urepa.nested import flatten
-from urepa.runs import plain, remove_empty
+from urepa.runs.folder import plain, remove_empty
 
 RECORD = Path("prefetch.json")
 # what each key's repository is read for

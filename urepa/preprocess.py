@@ -8,11 +8,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.checks.places import check_preprocess
+from urepa.config.limits import check_given, check_numbers
+from urepa.core.errors import UserError
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.limits import check_given, check_numbers
-from urepa.place_checks import check_preprocess
-from urepa.runs import plain
+from urepa.runs.folder import plain
 
 
 @hydra.main(config_path=CONF, config_name="preprocess", version_base="1.3")
@@ -24,10 +24,10 @@ def main(config: DictConfig) -> None:
         check_numbers(parts)
         index, count = parse_shard(parts["shard"])
         check_preprocess(parts)
-        from urepa.assembly import make
         from urepa.data.build import Build
         from urepa.data.latents import LatentTrack
         from urepa.data.store import Part
+        from urepa.training.assembly import make
 
         if parts["data"]["_target_"].endswith("PixelTrack"):
             build_pixels(parts, make)

@@ -7,12 +7,12 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from urepa import ranks
-from urepa.checks import check
-from urepa.conf_copy import of_one_conf
+from urepa.checks.places import check_beginning
+from urepa.checks.spanning import check
+from urepa.cluster.conf_copy import of_one_conf
+from urepa.core import ranks
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.place_checks import check_beginning
-from urepa.runs import plain, remove_empty
+from urepa.runs.folder import plain, remove_empty
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
             parts = plain(config)
             check(parts, overrides)
             check_beginning(parts, Path(folder))
-            from urepa.session import Session
+            from urepa.training.session import Session
 
             Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()
         finally:

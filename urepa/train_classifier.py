@@ -8,11 +8,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from urepa.checks.places import check_classifier
+from urepa.config.limits import check_given, check_numbers
+from urepa.core.errors import UserError
 from urepa.doors import CONF, one_line_mistakes, open_door, prepare
-from urepa.errors import UserError
-from urepa.limits import check_given, check_numbers
-from urepa.place_checks import check_classifier
-from urepa.runs import parse_overrides, plain
+from urepa.runs.folder import parse_overrides, plain
 
 
 @hydra.main(config_path=CONF, config_name="train_classifier", version_base="1.3")
@@ -28,8 +28,8 @@ def main(config: DictConfig) -> None:
         check_given(parts)
         check_numbers(parts)
         out: Path = check_classifier(parts)
-        from urepa.assembly import make
         from urepa.evaluation.classifier_training import train_classifier
+        from urepa.training.assembly import make
 
         train_classifier(make(parts["data"]), parts["epochs"], parts["seed"], out)
 

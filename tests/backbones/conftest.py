@@ -7,7 +7,7 @@ import torch
 from tiny_sit import SHAPE
 from torch import Tensor
 
-from urepa.contracts import Condition
+from urepa.core.types import Condition
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from sd import LATENT, SMALL, small_parts, write_unet
 
-from urepa.backbones.sd15 import ARCHITECTURE, sd15
-from urepa.backbones.unet import UNet
-from urepa.contracts import Condition
-from urepa.errors import UserError
-from urepa.heads import ConvHead
-from urepa.lora import add_lora
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
+from urepa.models.backbones.sd15 import ARCHITECTURE, sd15
+from urepa.models.backbones.unet import UNet
+from urepa.models.heads import ConvHead
+from urepa.models.lora import add_lora
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_heads_sizes() -> None:
 
 
 def test_the_old_hub_name_is_an_alias() -> None:
-    from urepa.hub import ALIASES
+    from urepa.core.hub import ALIASES
 
     assert ALIASES["runwayml/stable-diffusion-v1-5"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 

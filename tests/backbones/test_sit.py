@@ -11,11 +11,11 @@ import torch
 from tiny_sit import SHAPE, SMALL, small
 from torch import Tensor
 
-from urepa.assembly import make
-from urepa.backbones.sit import SiT, sit
-from urepa.contracts import no_rows
-from urepa.errors import UserError
-from urepa.lora import add_lora
+from urepa.core.errors import UserError
+from urepa.core.types import no_rows
+from urepa.models.backbones.sit import SiT, sit
+from urepa.models.lora import add_lora
+from urepa.training.assembly import make
 
 # SYSTEMS.md D: millions of parameters, without the projector
 SIZES = {"sit_s2": 32.9, "sit_b2": 130.3, "sit_l2": 457.8, "sit_xl2": 674.8}

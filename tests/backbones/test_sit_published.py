@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tiny_sit import SHAPE, SMALL, small
 from torch import Tensor
 
-from urepa.backbones.sit import SiT, sit
-from urepa.backbones.sit_published import load_published, to_published
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.models.backbones.sit import SiT, sit
+from urepa.models.backbones.sit_published import load_published, to_published
 
 # one name of each kind, as the published files have them
 NAMES = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urepa.backbones.shapes import UNET_TAPS as TAPS
-from urepa.backbones.unet import UNet, tiny_unet
-from urepa.contracts import Condition
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
+from urepa.models.backbones.shapes import UNET_TAPS as TAPS
+from urepa.models.backbones.unet import UNet, tiny_unet
 
 SMALL = {
     "block_out_channels": [32, 64],

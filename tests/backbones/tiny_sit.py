@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from urepa.backbones.sit import SiT, sit
+from urepa.models.backbones.sit import SiT, sit
 
 SHAPE = (3, 4, 6)
 SMALL: dict[str, Any] = {

@@ -15,15 +15,15 @@ from accelerate import Accelerator
 from sd import SMALL, write_unet
 from torch import Tensor
 
-from urepa.alignment import step_terms
-from urepa.benchmark.askable import check_bench
-from urepa.benchmark.documented import DocumentedLoop
-from urepa.benchmark.loops import Bench, HookedUNet, in_nchw, swapped
-from urepa.benchmark.measure import measure
-from urepa.checks import check
-from urepa.costs import Device, plan
+from urepa.checks.spanning import check
+from urepa.core.errors import UserError
+from urepa.costs.benchmark.askable import check_bench
+from urepa.costs.benchmark.documented import DocumentedLoop
+from urepa.costs.benchmark.loops import Bench, HookedUNet, in_nchw, swapped
+from urepa.costs.benchmark.measure import measure
+from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Batch
-from urepa.errors import UserError
+from urepa.method.alignment import step_terms
 
 BENCH = {"steps": 1, "rounds": 1, "batches": 2, "against": "documented", "parts": True, "workers": 2, "folder": "."}
 TINY = ("trainer.batch_size=4", "trainer.validation_group=4", "loss.warmup_steps=3")

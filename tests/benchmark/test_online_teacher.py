@@ -18,18 +18,18 @@ from photos import WIDTH, write_dinov2
 from torch import Tensor
 
 from urepa.bench import run, table
-from urepa.benchmark.askable import check_bench
-from urepa.benchmark.loops import Bench, Loop
-from urepa.benchmark.measure import measure
-from urepa.benchmark.online import Images
-from urepa.checks import check
-from urepa.contracts import Tokens
+from urepa.checks.spanning import check
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
+from urepa.costs.benchmark.askable import check_bench
+from urepa.costs.benchmark.loops import Bench, Loop
+from urepa.costs.benchmark.measure import measure
+from urepa.costs.benchmark.online import Images
 from urepa.data.cache import mean_token_file
 from urepa.data.reading import Store
 from urepa.data.store import write_store
-from urepa.errors import UserError
-from urepa.teachers.several import ALONE
-from urepa.teachers.vit import ViT
+from urepa.models.teachers.several import ALONE
+from urepa.models.teachers.vit import ViT
 
 BENCH = {"steps": 2, "rounds": 1, "batches": 2, "against": "online", "parts": False, "workers": 1, "folder": "."}
 SIZE = 4  # of a batch

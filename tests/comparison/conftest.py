@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from made_up import changed, write_run
 
-from urepa.comparison.arms import Study, group
-from urepa.comparison.results import Results, summarise
-from urepa.comparison.runs import find_folders, with_rows
+from urepa.reports.comparison.arms import Study, group
+from urepa.reports.comparison.results import Results, summarise
+from urepa.reports.comparison.runs import find_folders, with_rows
 
 
 @pytest.fixture(scope="session")

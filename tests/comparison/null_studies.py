@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from urepa.comparison.statistics import paired
+from urepa.reports.comparison.statistics import paired
 
 STUDIES = 2000
 MEASURED = ("val/", "final/")

@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from urepa.comparison.as_csv import as_csv
-from urepa.comparison.as_json import as_json
-from urepa.comparison.clock import clock_of, minutes_at, why_no_clock
-from urepa.comparison.comparable import RATE
-from urepa.comparison.course import NEVER
-from urepa.comparison.drawing import Panel, draw
-from urepa.comparison.figures import panels
-from urepa.comparison.page import page
-from urepa.comparison.results import Results
-from urepa.comparison.runs import Run
-from urepa.comparison.sooner import sooner_or_later
-from urepa.comparison.tables import clock_table, markdown, terminal
-from urepa.comparison.words import findings
-from urepa.curves import Curve
+from urepa.reports.comparison.as_csv import as_csv
+from urepa.reports.comparison.as_json import as_json
+from urepa.reports.comparison.clock import clock_of, minutes_at, why_no_clock
+from urepa.reports.comparison.comparable import RATE
+from urepa.reports.comparison.course import NEVER
+from urepa.reports.comparison.drawing import Panel, draw
+from urepa.reports.comparison.figures import panels
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.runs import Run
+from urepa.reports.comparison.sooner import sooner_or_later
+from urepa.reports.comparison.tables import clock_table, markdown, terminal
+from urepa.reports.comparison.words import findings
+from urepa.runs.curves import Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 FD = "final/fd/cnn"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from made_up import changed
 
-from urepa.comparison.comparable import (
+from urepa.reports.comparison.comparable import (
     at_other_noise,
     is_reference,
     metrics_of,
@@ -17,11 +17,11 @@ from urepa.comparison.comparable import (
     reference_label,
     unpaired_by,
 )
-from urepa.comparison.protocol import differences, protocol
-from urepa.comparison.runs import as_text
+from urepa.reports.comparison.protocol import differences, protocol
+from urepa.reports.comparison.runs import as_text
 
 TERMS = ("total", "diffusion", "token", "manifold", "x0_error")
-EPSILON = "urepa.objectives.DDPMEpsilon"
+EPSILON = "urepa.method.objectives.DDPMEpsilon"
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ EPSILON = "urepa.objectives.DDPMEpsilon"
         ({"teacher.positions": "timm"}, "diffusion x0_error"),
         ({"loss.taps": {"mid": 1.0, "enc_last": 1.0}}, "diffusion x0_error"),
         ({"loss.level": "token"}, "diffusion token x0_error"),
-        ({"loss": {"_target_": "urepa.alignment.DiffusionOnly"}}, "diffusion x0_error"),
+        ({"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}}, "diffusion x0_error"),
         ({"head.depth": 1}, "total diffusion token manifold x0_error"),
         ({"loss.warmup_steps": 0, "data.limit": 4000}, "total diffusion token manifold x0_error"),
         ({"data.root": "elsewhere"}, "total diffusion token manifold x0_error"),
@@ -83,7 +83,7 @@ def test_what_is_measured_against_the_teacher_rests_on_it(
         ({"loss.stop_step": 100}, "diffusion token manifold x0_error", []),
         ({"loss.spatial_norm": 0.6}, "diffusion x0_error", []),
         ({"loss.taps": {"block_2": 1.0}}, "diffusion x0_error", []),
-        ({"head": {"_target_": "urepa.heads.SpatialHead"}}, "total diffusion token manifold x0_error", []),
+        ({"head": {"_target_": "urepa.models.heads.SpatialHead"}}, "total diffusion token manifold x0_error", []),
         ({"objective.draw": "lognormal"}, "", ["objective.draw"]),
         ({"objective.path": "cosine"}, "token manifold x0_error", []),
         ({"backbone.qk_norm": True}, "total diffusion token manifold x0_error", []),

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from urepa.compare import remove_others
-from urepa.comparison.drawing import Drawn
-from urepa.comparison.figures import panels
-from urepa.comparison.page import page
 from urepa.doors import CONF
+from urepa.reports.comparison.drawing import Drawn
+from urepa.reports.comparison.figures import panels
+from urepa.reports.comparison.page import page
 
 Add = Callable[..., None]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WORLD_SIZE", "RANK")}

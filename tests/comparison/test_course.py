@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from urepa.comparison.as_json import as_json
-from urepa.comparison.course import NEVER, steps_to
-from urepa.comparison.results import Results
-from urepa.comparison.tables import course_tables, markdown, reached_table, terminal
-from urepa.curves import Curve
+from urepa.reports.comparison.as_json import as_json
+from urepa.reports.comparison.course import NEVER, steps_to
+from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.tables import course_tables, markdown, reached_table, terminal
+from urepa.runs.curves import Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 

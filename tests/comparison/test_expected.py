@@ -10,9 +10,9 @@ import pytest
 from made_up import changed, write_run
 from test_tables import Elements
 
-from urepa.comparison.expected import documents_arm, of_steps
-from urepa.comparison.page import page
-from urepa.comparison.results import Results
+from urepa.reports.comparison.expected import documents_arm, of_steps
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.results import Results
 
 Summarise = Callable[..., Results]
 SECTION = "Reported and measured"

@@ -12,10 +12,10 @@ import pytest
 from made_up import without_alignment
 from matplotlib.figure import Figure
 
-from urepa.comparison.drawing import Panel, draw, shortened
-from urepa.comparison.figures import SMOOTHED_OVER, panels, smoothed
-from urepa.comparison.results import Results
-from urepa.curves import STRETCHES, Curve
+from urepa.reports.comparison.drawing import Panel, draw, shortened
+from urepa.reports.comparison.figures import SMOOTHED_OVER, panels, smoothed
+from urepa.reports.comparison.results import Results
+from urepa.runs.curves import STRETCHES, Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 NAN = float("nan")

@@ -14,10 +14,10 @@ import numpy as np
 from made_up import HOSTILE
 from PIL import Image
 
-from urepa.comparison.arms import Study
-from urepa.comparison.grids import LARGEST, SHOWN_AT_MOST, Grids, find_in_folder, grids_of, read_file, small_png
-from urepa.comparison.page import page
-from urepa.comparison.results import Results
+from urepa.reports.comparison.arms import Study
+from urepa.reports.comparison.grids import LARGEST, SHOWN_AT_MOST, Grids, find_in_folder, grids_of, read_file, small_png
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.results import Results
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 

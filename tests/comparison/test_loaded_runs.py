@@ -12,9 +12,9 @@ import pytest
 from made_up import changed
 
 from urepa.compare import begun, passed_over, without_steps
-from urepa.comparison.arms import group
-from urepa.comparison.runs import Run, find_all, find_folders, select, with_rows
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.reports.comparison.arms import group
+from urepa.reports.comparison.runs import Run, find_all, find_folders, select, with_rows
 
 
 @pytest.fixture

@@ -23,18 +23,18 @@ import pytest
 from made_up import changed, write_run
 from PIL import Image
 
-from urepa.comparison import store
-from urepa.comparison.arms import group
-from urepa.comparison.as_json import as_json
-from urepa.comparison.grids import find_in_folder, grids_of, read_file
-from urepa.comparison.results import summarise
-from urepa.comparison.runs import Run, find_folders, with_rows
-from urepa.comparison.tables import markdown
-from urepa.errors import UserError
-from urepa.mlflow_store import connect, open_existing
-from urepa.nested import flatten
-from urepa.runs import facts_of
-from urepa.tracking import MLflowShipper
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
+from urepa.reports.comparison import store
+from urepa.reports.comparison.arms import group
+from urepa.reports.comparison.as_json import as_json
+from urepa.reports.comparison.grids import find_in_folder, grids_of, read_file
+from urepa.reports.comparison.results import summarise
+from urepa.reports.comparison.runs import Run, find_folders, with_rows
+from urepa.reports.comparison.tables import markdown
+from urepa.runs.folder import facts_of
+from urepa.runs.mlflow_store import connect, open_existing
+from urepa.runs.tracking import MLflowShipper
 
 pytestmark = pytest.mark.slow  # a fresh MLflow database takes seconds
 
@@ -77,7 +77,7 @@ def ship(folder: Path, config: dict[str, Any], options: dict[str, Any], uri: str
     )
     shipper.start({})
     facts = json.dumps(facts_of(json.loads((folder / "summary.json").read_text()))) if finished else "{}"
-    shipper.close("FINISHED" if finished else "KILLED", [], {"urepa.summary": facts})
+    shipper.close("FINISHED" if finished else "KILLED", [], {"urepa.runs.summary": facts})
     assert shipper.has_all() is finished
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from test_arms import reasons
 
-from urepa.comparison.arms import Study
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.reports.comparison.arms import Study
 
 Add, Group = Callable[..., None], Callable[..., Study]
 

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from urepa.comparison.drawing import COLOURS, INK, draw
-from urepa.comparison.figures import panels
-from urepa.comparison.overlap import WIDTH, Place, overlap
-from urepa.comparison.page import page
-from urepa.comparison.results import Results
-from urepa.curves import Curve
+from urepa.reports.comparison.drawing import COLOURS, INK, draw
+from urepa.reports.comparison.figures import panels
+from urepa.reports.comparison.overlap import WIDTH, Place, overlap
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.results import Results
+from urepa.runs.curves import Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 X = np.arange(100)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from urepa.comparison.page import page
-from urepa.comparison.power import POWER, smallest_differences, smallest_sentence
-from urepa.comparison.results import Results
-from urepa.comparison.statistics import found_share, paired, smallest_found, spread_of
-from urepa.comparison.tables import markdown, terminal
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.power import POWER, smallest_differences, smallest_sentence
+from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.statistics import found_share, paired, smallest_found, spread_of
+from urepa.reports.comparison.tables import markdown, terminal
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 

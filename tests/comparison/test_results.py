@@ -13,12 +13,12 @@ from made_up import without_alignment
 from scipy import stats
 
 from urepa.compare import by_several_codes, notices
-from urepa.comparison.expected import reported
-from urepa.comparison.page import page
-from urepa.comparison.results import PAIRED, Results, Row, beside
-from urepa.comparison.statistics import holm
-from urepa.comparison.tables import differences_table, footnotes, reached_table
-from urepa.comparison.words import findings, lagging, other_remarks, overfitting
+from urepa.reports.comparison.expected import reported
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.results import PAIRED, Results, Row, beside
+from urepa.reports.comparison.statistics import holm
+from urepa.reports.comparison.tables import differences_table, footnotes, reached_table
+from urepa.reports.comparison.words import findings, lagging, other_remarks, overfitting
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 BASE, ARM = {0: 0.30, 1: 0.50, 2: 0.40}, {0: 0.31, 1: 0.53, 2: 0.42}
@@ -84,7 +84,7 @@ def test_holm_runs_over_the_arms_that_were_compared(add: Add, results: Summarise
             {"head.depth": 3 + i},
             values=lambda seed, s=spread: {"val/diffusion": BASE[seed] + 0.05 + s * seed},
         )
-    add("eps", {"objective._target_": "urepa.objectives.DDPMEpsilon"})
+    add("eps", {"objective._target_": "urepa.method.objectives.DDPMEpsilon"})
     by_label = rows(results())
     assert by_label["eps"].cells["val/diffusion"].why == "not comparable: another objective"
     assert "val/diffusion" not in by_label["eps"].differences

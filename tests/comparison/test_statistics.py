@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from urepa.comparison.statistics import bootstrap, holm, paired, welch
+from urepa.reports.comparison.statistics import bootstrap, holm, paired, welch
 
 # Student (1908): hours of sleep gained by ten patients under two drugs
 SLEEP_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])

@@ -16,14 +16,14 @@ import pytest
 from latex import pages, unescaped
 from made_up import HOSTILE
 
-from urepa.comparison.as_csv import as_csv
-from urepa.comparison.as_json import as_json
-from urepa.comparison.drawing import draw
-from urepa.comparison.figures import panels
-from urepa.comparison.page import page
-from urepa.comparison.results import Results
-from urepa.comparison.tables import NOT_THERE, latex, markdown, results_table, terminal
-from urepa.markup import tex
+from urepa.core.markup import tex
+from urepa.reports.comparison.as_csv import as_csv
+from urepa.reports.comparison.as_json import as_json
+from urepa.reports.comparison.drawing import draw
+from urepa.reports.comparison.figures import panels
+from urepa.reports.comparison.page import page
+from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.tables import NOT_THERE, latex, markdown, results_table, terminal
 
 Summarise = Callable[..., Results]
 
@@ -210,7 +210,7 @@ def test_the_title_names_data_backbone_and_teacher(
 
     add(seeds=(0,))
     assert title() == "cifar10 · tiny_unet · EfficientNetLite0"
-    vit = {"_target_": "urepa.teachers.vit.ViT", "model": "hub/<dino>", "grid": [4, 4]}
+    vit = {"_target_": "urepa.models.teachers.vit.ViT", "model": "hub/<dino>", "grid": [4, 4]}
     add("vit", {"teacher": vit}, seeds=(0,))
     assert title() == "cifar10 · tiny_unet · EfficientNetLite0 + &lt;dino&gt;"
     for i in range(3):
@@ -219,5 +219,5 @@ def test_the_title_names_data_backbone_and_teacher(
 
 
 def test_a_title_without_a_teacher(add: Callable[..., None], results: Summarise) -> None:
-    add("none", {"loss": {"_target_": "urepa.alignment.DiffusionOnly"}}, seeds=(0,))
+    add("none", {"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}}, seeds=(0,))
     assert "<h1>cifar10 · tiny_unet · no teacher</h1>" in page(results(), [], [])

@@ -13,9 +13,9 @@ from made_up import HOSTILE
 from PIL import Image
 
 from urepa.compare import notices, write_report
-from urepa.comparison.figures import panels
-from urepa.comparison.grids import find_in_folder, grids_of, read_file
-from urepa.comparison.results import Results
+from urepa.reports.comparison.figures import panels
+from urepa.reports.comparison.grids import find_in_folder, grids_of, read_file
+from urepa.reports.comparison.results import Results
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from photos import TRAIN, VAL, overrides, write_dinov2, write_photos, write_sd
 
-from urepa.assembly import make
 from urepa.data.build import Build
 from urepa.data.store import Part
+from urepa.training.assembly import make
 
 
 @pytest.fixture(scope="session")

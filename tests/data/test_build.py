@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from photos import TRAIN, VAL, WIDTH
 from records import records
 
+from urepa.core.errors import UserError
 from urepa.data.classes import class_names
 from urepa.data.encode import Output
 from urepa.data.images import part_folder, read_images
@@ -25,7 +26,6 @@ from urepa.data.listing import Listing
 from urepa.data.reading import Store
 from urepa.data.samples import read_split
 from urepa.data.store import Part, StoreWriter, only_writer
-from urepa.errors import UserError
 
 
 def copy_of(built: Path, tmp_path: Path) -> Path:

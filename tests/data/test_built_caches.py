@@ -15,12 +15,12 @@ import torch
 from earlier import without_digests
 from photos import TRAIN, VAL, WIDTH, overrides
 
-from urepa.assembly import make
+from urepa.core.errors import UserError
 from urepa.data import staging
 from urepa.data.build import Build
 from urepa.data.reading import Store
 from urepa.data.store import Part, StoreWriter
-from urepa.errors import UserError
+from urepa.training.assembly import make
 
 
 def copy_of(built: Path, tmp_path: Path) -> Path:
@@ -304,7 +304,7 @@ def test_lost_records_are_found_by_their_number(built: Path, build_of: Any, tmp_
 
 
 def test_moments_are_sampled_by_address(build_of: Any, tmp_path: Path) -> None:
-    from urepa import draws
+    from urepa.core import draws
 
     root = tmp_path / "cache"
     build = build_of(root, "data.moments=true")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from urepa.core.errors import UserError
 from urepa.data.cache import UNKNOWN, begin, refuse_differing
-from urepa.errors import UserError
-from urepa.teachers.vit import ViT
+from urepa.models.teachers.vit import ViT
 
 
 def of(size: int, rule: str | None, family: str = "dinov2") -> dict[str, Any]:

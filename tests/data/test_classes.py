@@ -13,10 +13,10 @@ from hydra import compose as compose_root
 from hydra import initialize_config_dir
 from omegaconf.errors import InterpolationResolutionError
 
+from urepa.core.errors import UserError
 from urepa.data.classes import names_beside, pixel_folder, read_names
 from urepa.doors import CONF, prepare
-from urepa.errors import UserError
-from urepa.runs import plain
+from urepa.runs.folder import plain
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = ("data.image_size=8", "data.unshuffle=2", "data.validation_images=6", "data.test_images=6")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from earlier import without_digests
 
+from urepa.core.errors import UserError
 from urepa.data import verify
 from urepa.data.cache import Cache, mirrored_folder
 from urepa.data.encode import vae_encoder
@@ -22,8 +23,7 @@ from urepa.data.images import ImageArchive
 from urepa.data.reader import Batch, Layout, TrainingReader, ValidationReader
 from urepa.data.samples import read_split
 from urepa.data.store import Part, StoreWriter
-from urepa.errors import UserError
-from urepa.objectives import DDPMVelocity
+from urepa.method.objectives import DDPMVelocity
 
 OBJECTIVE = DDPMVelocity(0.00085, 0.012, "linear", 1000)
 

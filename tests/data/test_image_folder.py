@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from urepa.core.errors import UserError
 from urepa.data import source_files
 from urepa.data.image_folder import FORMER, left_out, readable
 from urepa.data.listing import Listing
 from urepa.data.sources import SOURCES
-from urepa.errors import UserError
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from photos import TRAIN, VAL, WIDTH
 
-from urepa import assembly
-from urepa.assembly import make
+from urepa.core.errors import UserError
 from urepa.data.build import Build
 from urepa.data.store import Part
-from urepa.errors import UserError
-from urepa.tracking import NoShipper
+from urepa.runs.tracking import NoShipper
+from urepa.training import assembly
+from urepa.training.assembly import make
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import lmdb
 import numpy as np
 import pytest
 
+from urepa.core.errors import UserError
 from urepa.data.lmdb_file import Index, records
-from urepa.errors import UserError
 
 
 def write(folder: Path, items: dict[str, bytes], drop: tuple[str, ...] = ()) -> Path:

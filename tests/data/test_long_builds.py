@@ -17,11 +17,11 @@ from records import records
 MEASURE = """
 import json, pathlib, sys
 from hydra import compose, initialize_config_dir
-from urepa.assembly import make
+from urepa.training.assembly import make
 from urepa.data.build import Build
 from urepa.data.store import Part
 from urepa.doors import CONF, prepare
-from urepa.runs import plain
+from urepa.runs.folder import plain
 prepare()
 with initialize_config_dir(CONF, version_base="1.3"):
     parts = plain(compose("preprocess", sys.argv[1:]))

@@ -15,16 +15,17 @@ import torch
 from earlier import without_digests
 from torch import nn
 
-from urepa import checkpoint, draws
-from urepa.costs import Device, plan
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.costs.estimate import Device, plan
 from urepa.data.images import ImageArchive, part_folder, place_of_squares
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.data.reading import Store
 from urepa.data.sizes import cache_sizes
 from urepa.data.store import Part
 from urepa.data.vae import load_vae, unread_vae
-from urepa.errors import UserError
-from urepa.objectives import Flow
+from urepa.method.objectives import Flow
+from urepa.runs import checkpoint
 
 ONLINE = "data.online_latents=true"
 BOTH = (ONLINE, "data.online_teacher=true")
@@ -38,8 +39,8 @@ def with_moments(
     """The photographs' moments in the latents' place, of both orientations."""
     from photos import overrides
 
-    from urepa.assembly import make
     from urepa.data.build import Build
+    from urepa.training.assembly import make
 
     root = Path(shutil.copytree(built_with_flips, tmp_path_factory.mktemp("moments") / "cache"))
     for folder in root.glob("vae_latents_lmdb*"):

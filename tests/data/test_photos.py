@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from urepa.core.errors import UserError
 from urepa.data import photos
 from urepa.data.images import all_are_there, place_of_squares, read_images, skipped_ids, write_images
 from urepa.data.photos import read, square, to_rgb
@@ -21,7 +22,6 @@ from urepa.data.reading import Store
 from urepa.data.samples import Sample
 from urepa.data.sources import SOURCES
 from urepa.data.store import Part, StoreWriter, decode, encode
-from urepa.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_cifars_binary_archive(tmp_path: Path, labels: int, files: tuple[str, st
 
 
 def test_int8_tokens_lose_less_than_5e_4_of_cosine_on_real_tokens(photo: Image.Image) -> None:
-    from urepa.teachers.efficientnet import EfficientNetLite0
+    from urepa.models.teachers.efficientnet import EfficientNetLite0
 
     image = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
     tokens = EfficientNetLite0(128, [4, 4], 32).tokens(image).x_BND[0]

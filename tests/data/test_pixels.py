@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from urepa.core.errors import UserError
 from urepa.data import pixels
 from urepa.data.cache import SPLITS, Cache
 from urepa.data.pixels import PixelTrack
 from urepa.data.places import is_finished
 from urepa.data.reading import Store
-from urepa.errors import UserError
-from urepa.teachers.positions import RULES
-from urepa.teachers.several import Several
-from urepa.teachers.vit import ViT
+from urepa.models.teachers.positions import RULES
+from urepa.models.teachers.several import Several
+from urepa.models.teachers.vit import ViT
 
 Track = Callable[..., PixelTrack]
 
@@ -183,7 +183,7 @@ def test_the_mean_token_is_the_training_sets(cache: Cache) -> None:
 
 def test_the_mean_token_is_the_best_constant_answer(cache: Cache) -> None:
     """Over unit tokens, 1 − cos to a constant is least along their mean m, and is then 1 − ‖m‖."""
-    from urepa.losses import token_loss
+    from urepa.method.losses import token_loss
 
     tokens, mean = cache.teacher_BND(cache.splits["train"]), cache.mean_token()
     assert tokens is not None

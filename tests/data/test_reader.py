@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from urepa.core.errors import UserError
 from urepa.data.cache import Cache
 from urepa.data.reader import Batch, Layout, TrainingReader, ValidationReader
-from urepa.errors import UserError
-from urepa.objectives import DDPMVelocity
+from urepa.method.objectives import DDPMVelocity
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from urepa import draws
+from urepa.core import draws
 from urepa.data.samples import Keys, Sample, Samples, digest_of, first_drawn, read_split, sample_ids, write_split
 
 PLAIN = [

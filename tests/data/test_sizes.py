@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from photos import TRAIN, VAL, overrides
 
-from urepa.assembly import make
+from urepa.core.errors import UserError
 from urepa.data.sizes import cache_sizes, lmdb_bytes, reader_bytes
 from urepa.data.store import StoreWriter, record_bytes
-from urepa.errors import UserError
+from urepa.training.assembly import make
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from urepa.core.errors import UserError
 from urepa.data import source_files
-from urepa.errors import UserError
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from urepa.core.errors import UserError
 from urepa.data.sources import SOURCES
-from urepa.errors import UserError
 
 
 @pytest.fixture(scope="module")

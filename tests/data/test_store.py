@@ -10,9 +10,9 @@ import lmdb
 import numpy as np
 import pytest
 
+from urepa.core.errors import UserError
 from urepa.data.reading import Store
 from urepa.data.store import Part, StoreWriter, decode, encode, part_of, write_store
-from urepa.errors import UserError
 
 
 def records(n: int = 5) -> list[tuple[str, np.ndarray]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from urepa.core.errors import UserError
 from urepa.data.places import is_finished
 from urepa.data.unreadable import report
-from urepa.errors import UserError
 
 
 def damage(root: Path, *places: str) -> Path:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from photos import WIDTH, write_dinov2, write_photos
 
+from urepa.core.errors import UserError
 from urepa.data import verify
 from urepa.data.reading import Store
 from urepa.data.samples import Sample
 from urepa.data.store import write_store
-from urepa.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """64x64 "latents" (the photographs' colours at an eighth of 512 px) and tokens at 37x37."""
     from urepa.data.photos import square
     from urepa.data.sources import SOURCES
-    from urepa.teachers.vit import ViT
+    from urepa.models.teachers.vit import ViT
 
     folder = tmp_path_factory.mktemp("views")
     write_photos(folder / "photos", 96, 2)

@@ -11,20 +11,20 @@ import pytest
 import torch
 from latex import assert_closed, pages, unescaped
 
-from urepa.assembly import build_model, make
-from urepa.checkpoint import save
-from urepa.costs import Device, plan
-from urepa.description.document import as_latex, as_markdown, written
-from urepa.description.methodology import WORDS, methodology, plainly
-from urepa.description.model import beginning
-from urepa.description.subject import Subject, subject_of
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
+from urepa.costs.estimate import Device, plan
 from urepa.doors import CONF
-from urepa.errors import UserError
-from urepa.nested import flatten
-from urepa.objectives import DDPMEpsilon
-from urepa.optimizer import groups_of
-from urepa.runs import NOT_IDENTITY
-from urepa.schedules import cosine_with_warmup
+from urepa.method.objectives import DDPMEpsilon
+from urepa.method.schedules import cosine_with_warmup
+from urepa.reports.description.document import as_latex, as_markdown, written
+from urepa.reports.description.methodology import WORDS, methodology, plainly
+from urepa.reports.description.model import beginning
+from urepa.reports.description.subject import Subject, subject_of
+from urepa.runs.checkpoint import save
+from urepa.runs.folder import NOT_IDENTITY
+from urepa.training.assembly import build_model, make
+from urepa.training.optimizer import groups_of
 
 Compose = Callable[..., dict[str, Any]]
 H200 = Device("H200", "cuda", 790e12, 141e9)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from urepa.assembly import make
 from urepa.data.cache import Cache
 from urepa.evaluation.context import Context
-from urepa.opened import OpenedRun
+from urepa.inference.opened import OpenedRun
+from urepa.training.assembly import make
 
 
 def context_of(opened: OpenedRun, cache: Cache, folder: Path, step: int) -> Context:

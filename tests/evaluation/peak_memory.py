@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from urepa.alignment import AlignedModel, AlignmentLoss
-from urepa.backbones.unet import tiny_unet
-from urepa.benchmark.synthetic import SyntheticTrack
+from urepa.costs.benchmark.synthetic import SyntheticTrack
 from urepa.evaluation.alignment import Alignment
 from urepa.evaluation.context import Context
 from urepa.evaluation.probe import Knn, LinearProbe
-from urepa.heads import ConvHead
-from urepa.objectives import DDPMVelocity
+from urepa.method.alignment import AlignedModel, AlignmentLoss
+from urepa.method.objectives import DDPMVelocity
+from urepa.models.backbones.unet import tiny_unet
+from urepa.models.heads import ConvHead
 
 WIDTH, SIZE = 32, 8
 

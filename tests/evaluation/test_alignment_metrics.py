@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 from urepa.evaluation.alignment import Alignment
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import chunks, held_out, subset

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from urepa.contracts import Tokens
+from urepa.core.types import Tokens
 from urepa.evaluation import attention
 from urepa.evaluation.attention import AttentionPool, TokenFile, over, train
 from urepa.evaluation.features import mean

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from urepa import draws
-from urepa.errors import UserError
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.core.hashing import file_sha256
 from urepa.evaluation.cifar_cnn import CifarCNN, Classifier
 from urepa.evaluation.classifier_training import augmented, fitted, read_split, train_classifier
 from urepa.evaluation.encoders import pooled
-from urepa.hashing import file_sha256
 
 
 @pytest.fixture

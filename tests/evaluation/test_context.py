@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from urepa.errors import NotEvaluated, Stopped, UserError
+from urepa.core.errors import NotEvaluated, Stopped, UserError
 from urepa.evaluation.context import Context, run_each
 
 

@@ -16,12 +16,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
-from urepa import draws
-from urepa.assembly import make
-from urepa.contracts import Condition, Tokens
-from urepa.errors import UserError
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, Tokens
 from urepa.evaluation.context import Context
 from urepa.evaluation.dense import Dense, Pictures, _pairs, _shares, mean_iou, read_folder, read_mask
+from urepa.training.assembly import make
 
 DARK, LIGHT = 3, 7  # class ids
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from urepa import checkpoint
-from urepa.comparison.clock import clock_of
-from urepa.comparison.comparable import RATE
-from urepa.comparison.runs import Run
-from urepa.curves import read_curves
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.during import During
-from urepa.metrics import TIMINGS, read_rows
+from urepa.reports.comparison.clock import clock_of
+from urepa.reports.comparison.comparable import RATE
+from urepa.reports.comparison.runs import Run
+from urepa.runs import checkpoint
+from urepa.runs.curves import read_curves
+from urepa.runs.metrics import TIMINGS, read_rows
 
 Build = Callable[..., Any]
 STEPS = ("trainer.max_steps=6", "trainer.log_every=1", "trainer.validate_every=4", "trainer.checkpoint_every=2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from urepa.contracts import Tokens
+from urepa.core.types import Tokens
 from urepa.evaluation.encoders import Pixels, pooled
 
 

@@ -16,7 +16,7 @@ from contexts import context_of
 from PIL import Image
 from runs import small_sd, write_run
 
-from urepa.assembly import make
+from urepa.core.pictures import grid_png
 from urepa.evaluation import attention
 from urepa.evaluation.alignment import Alignment
 from urepa.evaluation.context import Context
@@ -27,8 +27,8 @@ from urepa.evaluation.generation import Generation, InceptionScore
 from urepa.evaluation.probe import Knn, LinearProbe, TapProbe
 from urepa.evaluation.samples import SampleGrid, samples_of
 from urepa.evaluation.spatial import Spatial
-from urepa.opened import load
-from urepa.pictures import grid_png
+from urepa.inference.opened import load
+from urepa.training.assembly import make
 
 Compose = Callable[..., dict[str, Any]]
 READ: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": [], "train_images": 20, "test_images": 10}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from urepa import draws
-from urepa.contracts import Condition, Tokens
-from urepa.errors import UserError
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, Tokens
 from urepa.evaluation import features
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import (

@@ -18,9 +18,8 @@ from PIL import Image
 from runs import small_sd, write_run
 from scipy import linalg
 
-from urepa.assembly import make
+from urepa.core.errors import UserError
 from urepa.data.samples import Sample
-from urepa.errors import UserError
 from urepa.evaluation import generation
 from urepa.evaluation.cifar_cnn import CifarCNN
 from urepa.evaluation.classifier_training import train_classifier
@@ -31,8 +30,9 @@ from urepa.evaluation.encoders import Inception, Pixels, pooled
 from urepa.evaluation.generated import GeneratedImages
 from urepa.evaluation.generation import FeatureSet, Generation, InceptionScore, real_features
 from urepa.generate import checked
-from urepa.image_set import generate
-from urepa.opened import load
+from urepa.inference.image_set import generate
+from urepa.inference.opened import load
+from urepa.training.assembly import make
 
 Compose = Callable[..., dict[str, Any]]
 

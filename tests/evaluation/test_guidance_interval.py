@@ -11,11 +11,11 @@ import pytest
 import torch
 from runs import write_run
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated import GeneratedImages
-from urepa.opened import load
-from urepa.sampling import sample_images
+from urepa.inference.opened import load
+from urepa.method.sampling import sample_images
 
 Compose = Callable[..., dict[str, Any]]
 

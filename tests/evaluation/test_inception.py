@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 from urepa.evaluation.encoders import Inception, pooled
 from urepa.evaluation.inception import InceptionV3, read
 

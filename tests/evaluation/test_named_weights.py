@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from urepa.classifier_file import as_metadata
+from urepa.evaluation.classifier_file import as_metadata
 from urepa.evaluation.named_weights import with_digests
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from urepa.curves import Curve
 from urepa.evaluation.plots import losses_png
+from urepa.runs.curves import Curve
 
 
 def test_a_validation_curve_says_that_it_is_of_the_average(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from urepa import draws
-from urepa.contracts import Condition
-from urepa.errors import UserError
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
 from urepa.evaluation import attention
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out, labels_of, of_tap, pooled, subset

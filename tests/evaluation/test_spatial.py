@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from urepa.contracts import Tokens
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import chunks, held_out, subset, teacher_tokens
 from urepa.evaluation.spatial import Spatial, contrast, decay_slope, local_distant

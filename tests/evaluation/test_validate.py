@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from urepa import losses
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.method import losses
 
 Build = Callable[..., Any]
 

@@ -22,7 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the checkout, installed or n
 
 from bench_tables import markdown  # noqa: E402  after the checkout is found
 
-from urepa.files import write_whole  # noqa: E402
+from urepa.core.files import write_whole  # noqa: E402
 
 BUDGET = 460.0  # seconds; what has not begun by then is not measured
 LEAST = 20.0  # seconds that must be left for another run

@@ -19,17 +19,17 @@ from accelerate.state import AcceleratorState
 from waits import WARM_UP, losses_without_waiting
 
 from urepa import bench
-from urepa.assembly import make
-from urepa.benchmark.loops import Bench
-from urepa.benchmark.synthetic import SyntheticTrack, settings_like
-from urepa.checks import check
-from urepa.costs import Device, plan
+from urepa.checks.spanning import check
+from urepa.core.errors import UserError
+from urepa.costs.benchmark.loops import Bench
+from urepa.costs.benchmark.synthetic import SyntheticTrack, settings_like
+from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
 from urepa.doors import CONF, prepare
-from urepa.errors import UserError
-from urepa.runs import plain
-from urepa.session import accelerate_for
-from urepa.teachers.several import ALONE
+from urepa.models.teachers.several import ALONE
+from urepa.runs.folder import plain
+from urepa.training.assembly import make
+from urepa.training.session import accelerate_for
 
 Rows = dict[str, dict[str, Any]]  # our own rows of earlier runs, by their names
 PACKAGE = Path(bench.__file__).parent

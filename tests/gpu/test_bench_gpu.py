@@ -14,9 +14,9 @@ import bench_gpu
 import pytest
 from bench_gpu import FULL, QUARTER, RUNS, SIT_XL, TINY_SIT, TINY_TRACK_A, Run, Worker
 
-from urepa.checks import check
-from urepa.costs import Device, plan
-from urepa.nested import flatten
+from urepa.checks.spanning import check
+from urepa.core.nested import flatten
+from urepa.costs.estimate import Device, plan
 from urepa.plan import tables
 
 CPU = Device("cpu", "cpu", None, None)
@@ -125,7 +125,7 @@ def test_a_wait_is_told_by_its_line_in_this_project() -> None:
     import torch
     from gpu_runs import where
 
-    from urepa import speed
+    from urepa.models import speed
 
     with pytest.raises(RuntimeError) as caught:
         speed.GroupNorm(2, 4)(torch.zeros(1, 6, 3))

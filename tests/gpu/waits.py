@@ -41,11 +41,11 @@ def main(folder: Path, overrides: list[str]) -> None:
     """Prints the totals of eight steps of the quickstart or of what `overrides` make of it."""
     import hydra
 
-    from urepa import assembly
     from urepa.doors import CONF, prepare
-    from urepa.runs import plain
-    from urepa.session import accelerate_for
-    from urepa.tracking import NoShipper
+    from urepa.runs.folder import plain
+    from urepa.runs.tracking import NoShipper
+    from urepa.training import assembly
+    from urepa.training.session import accelerate_for
 
     prepare()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):

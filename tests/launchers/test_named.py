@@ -15,10 +15,10 @@ from launchers.chain import LocalChain
 from launchers.named import comparisons, rows_of, runs_of_study
 from launchers.study import Run, Stage, compose_run, stages_of
 from urepa.config.doors import Study
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
 from urepa.doors import CONF
-from urepa.errors import UserError
-from urepa.nested import flatten
-from urepa.runs import differences, is_identity
+from urepa.runs.folder import differences, is_identity
 
 NAMES = sorted(p.stem for p in (Path(CONF) / "study").glob("*.yaml"))
 GIVEN = ["data.source=folder", "data.images=/somewhere/photos"]
@@ -75,12 +75,12 @@ WHICH_CHOICE: dict[str, dict[str, Any]] = {
 }
 LOSS, HEAD = "loss._target_", "head._target_"
 EXCHANGED = {
-    "control": {LOSS: "urepa.alignment.DiffusionOnly"},
-    "class_control": {LOSS: "urepa.alignment.DiffusionOnly", "data.cfg_dropout": 0.1},
-    "uniform_t_control": {LOSS: "urepa.alignment.DiffusionOnly", "objective.draw": "uniform"},
-    "head_linear": {HEAD: "urepa.heads.ConvHead", "head.depth": 1},
-    "head_mlp": {HEAD: "urepa.heads.MLPHead"},
-    "head_3x3": {HEAD: "urepa.heads.SpatialHead"},
+    "control": {LOSS: "urepa.method.alignment.DiffusionOnly"},
+    "class_control": {LOSS: "urepa.method.alignment.DiffusionOnly", "data.cfg_dropout": 0.1},
+    "uniform_t_control": {LOSS: "urepa.method.alignment.DiffusionOnly", "objective.draw": "uniform"},
+    "head_linear": {HEAD: "urepa.models.heads.ConvHead", "head.depth": 1},
+    "head_mlp": {HEAD: "urepa.models.heads.MLPHead"},
+    "head_3x3": {HEAD: "urepa.models.heads.SpatialHead"},
 }
 
 

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import pytest
 
 from launchers.status import lines
-from urepa.jobs import Book, Entry, Job, mark_running
-from urepa.metrics import MetricsLog
-from urepa.runs import RunFolder
+from urepa.cluster.jobs import Book, Entry, Job, mark_running
+from urepa.runs.folder import RunFolder
+from urepa.runs.metrics import MetricsLog
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from launchers.ablation_grid import settings_of, split
 from launchers.chain import LocalChain
 from launchers.hours import to_plan, training_hours
 from launchers.study import Run, Stage, compose_run, runs_of, stages_of
-from urepa.costs import Device, plan
+from urepa.core.errors import UserError
+from urepa.costs.estimate import Device, plan
 from urepa.doors import CONF
-from urepa.errors import UserError
 from urepa.plan import hours
-from urepa.runs import parse_overrides, plain
+from urepa.runs.folder import parse_overrides, plain
 
 TRACK_A = ["+experiment=track_a", "data.root=/data"]
 

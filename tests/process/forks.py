@@ -93,7 +93,13 @@ class Forks:
 
 
 IMPORTS = (
-    *("urepa.session", "urepa.train", "urepa.evaluate", "torch._dynamo", "diffusers.models.unets.unet_2d_condition"),
+    *(
+        "urepa.training.session",
+        "urepa.train",
+        "urepa.evaluate",
+        "torch._dynamo",
+        "diffusers.models.unets.unet_2d_condition",
+    ),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "sqlalchemy.dialects.sqlite"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "sklearn.linear_model", "sklearn.neighbors"),
 )

@@ -11,10 +11,10 @@ from typing import Any
 
 from workspace import EVALUATED, Workspace, assert_tracked_once, ended, one_line_error, query
 
-from urepa.errors import NOT_EVALUATED
-from urepa.jobs import Job
-from urepa.metrics import TIMINGS, is_final, read_rows
-from urepa.runs import RunFolder
+from urepa.cluster.jobs import Job
+from urepa.core.errors import NOT_EVALUATED
+from urepa.runs.folder import RunFolder
+from urepa.runs.metrics import TIMINGS, is_final, read_rows
 
 PROBED = (
     "evaluation=cifar10",
@@ -95,7 +95,7 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     assert "final/samples_named_rightly" not in summary(run)["metrics"]
     in_mlflow = "select step, value from metrics where key = 'final/pixel_knn' and run_uuid = ? order by timestamp"
     assert query(copied.db, in_mlflow, run_id) == [(12, row["final/pixel_knn"]) for row in (first, second)]
-    ((facts,),) = query(copied.db, "select value from tags where key = 'urepa.summary' and run_uuid = ?", run_id)
+    ((facts,),) = query(copied.db, "select value from tags where key = 'urepa.runs.summary' and run_uuid = ?", run_id)
     assert json.loads(facts)["evaluation"] == summary(run)["evaluation"], "what a comparison goes by"
     as_if_killed_before_sending(copied.db, run)
     assert len(query(copied.db, in_mlflow, run_id)) == 1

@@ -9,7 +9,7 @@ import pytest
 from disks import fill, small_disk
 from workspace import Workspace, assert_same_run, one_line_error, steps
 
-from urepa import checkpoint
+from urepa.runs import checkpoint
 
 
 def checkpoint_bytes(run: Path) -> int:

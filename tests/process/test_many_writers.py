@@ -37,7 +37,7 @@ def test_one_fresh_sqlite_file(work: Workspace) -> None:
     """Its tables are made first, as launchers do it."""
     work.db.unlink()
     uri = f"sqlite:///{work.db}"
-    prepare = f"from urepa.mlflow_store import prepare_store; prepare_store({uri!r})"
+    prepare = f"from urepa.runs.mlflow_store import prepare_store; prepare_store({uri!r})"
     subprocess.run([sys.executable, "-c", prepare], env=environment(), check=True, capture_output=True)
     assert_all_there(work, begin(work, uri, 0.01))
 
@@ -56,6 +56,6 @@ def test_a_server_that_is_away_for_20_seconds(work: Workspace) -> None:
 
 def test_preparing_asks_no_server() -> None:
     """It may not be up yet."""
-    from urepa.mlflow_store import prepare_store
+    from urepa.runs.mlflow_store import prepare_store
 
     prepare_store("http://127.0.0.1:9")

@@ -23,7 +23,7 @@ from workspace import (
     wait_for,
 )
 
-from urepa.metrics import read_rows
+from urepa.runs.metrics import read_rows
 
 
 def digests(run: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from workspace import Workspace, last_checkpoint, one_line_error, steps, without_timings
 
-from urepa import draws
+from urepa.core import draws
 from urepa.data.samples import read_split
 
 STEPS = 20

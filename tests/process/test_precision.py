@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from workspace import Workspace, last_checkpoint
 
-from urepa.metrics import read_rows
+from urepa.runs.metrics import read_rows
 
 
 def test_bf16_follows_fp32(work: Workspace, reference: Workspace) -> None:

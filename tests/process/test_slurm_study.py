@@ -10,7 +10,7 @@ import pytest
 from studies import Study, checkout
 from workspace import EVALUATED, Workspace, assert_same_run, assert_tracked_once
 
-from urepa.jobs import Book, Entry
+from urepa.cluster.jobs import Book, Entry
 
 
 def entries(study: Study) -> list[Entry]:
@@ -43,10 +43,11 @@ def test_status(study: Study) -> None:
 
 
 def test_changed_code_is_refused(study: Study) -> None:
-    (study.code / "urepa" / "trainer.py").write_text("this is no Python")
+    (study.code / "urepa" / "training" / "trainer.py").write_text("this is no Python")
     said = study.launch(*study.own, code=1)
     assert said == (
-        "error: jobs run from a copy of the commit, and urepa/trainer.py is not committed: commit it, or put it away\n"
+        "error: jobs run from a copy of the commit, and urepa/training/trainer.py is not committed: commit it, or put "
+        "it away\n"
     )
 
 

@@ -13,7 +13,7 @@ import yaml
 from strangers import SECRET, VALUE, payload
 from workspace import HANGS, Workspace, start
 
-from urepa.files import write_whole
+from urepa.core.files import write_whole
 
 
 def hostile(run: Path, form: str, marker: Path) -> None:
@@ -28,7 +28,7 @@ def hostile(run: Path, form: str, marker: Path) -> None:
         file.write_text(text + f', "resume": !!python/object/apply:builtins.open ["{marker}", w]}}')
     else:
         config["data"]["name"] = f"${{oc.env:{SECRET}}}"
-        config["tracking"] = {"_target_": "urepa.tracking.NoShipper", "_partial_": True}
+        config["tracking"] = {"_target_": "urepa.runs.tracking.NoShipper", "_partial_": True}
         file.write_text(json.dumps(config))
 
 

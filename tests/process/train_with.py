@@ -40,9 +40,10 @@ def on_call(owner: Any, name: str, n: int, strike: Callable[..., None], after: b
 
 def arrange(point: str, n: int, strike: Callable[..., None]) -> None:
     """The points that tests name."""
-    from urepa import assembly, checkpoint, session, trainer
     from urepa.evaluation.validate import Validation
-    from urepa.metrics import MetricsLog
+    from urepa.runs import checkpoint
+    from urepa.runs.metrics import MetricsLog
+    from urepa.training import assembly, session, trainer
 
     simple: dict[str, tuple[Any, str, bool]] = {
         "after_backward": (trainer, "clip_by_global_norm", False),
@@ -120,8 +121,8 @@ def dump_gradients(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from urepa import trainer
-    from urepa.trainer import Trainer
+    from urepa.training import trainer
+    from urepa.training.trainer import Trainer
 
     gradients: dict[str, torch.Tensor] = {}
     update, clip = Trainer.update, trainer.clip_by_global_norm

@@ -17,7 +17,7 @@ from typing import Any
 
 from forks import Forked, Forks
 
-from urepa.metrics import TIMINGS, read_rows
+from urepa.runs.metrics import TIMINGS, read_rows
 
 TRAIN_WITH = str(Path(__file__).with_name("train_with.py"))
 PARTS = ("weights", "ema", "optimizer")

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from urepa.metrics import MetricsLog
-from urepa.tracking import MLflowShipper
+from urepa.runs.metrics import MetricsLog
+from urepa.runs.tracking import MLflowShipper
 
 ROWS, KEYS = 100, ("train/total", "train/diffusion", "train/token", "train/manifold", "lr")
 

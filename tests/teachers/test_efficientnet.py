@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from urepa.config.parts import EfficientNetLite2 as Settings
-from urepa.teachers.efficientnet import EfficientNetLite0, EfficientNetLite2
-from urepa.teachers.shapes import LITE0, LITE2
+from urepa.models.teachers.efficientnet import EfficientNetLite0, EfficientNetLite2
+from urepa.models.teachers.shapes import LITE0, LITE2
 
 
 @pytest.mark.parametrize(("teacher", "maps"), [(EfficientNetLite0, LITE0), (EfficientNetLite2, LITE2)])

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from urepa.errors import UserError
-from urepa.teachers.vit import IMAGENET, ViT
+from urepa.core.errors import UserError
+from urepa.models.teachers.vit import IMAGENET, ViT
 
 WIDTH, HEADS, SIDE = 128, 2, 4  # heads are 64 wide: the file's width or periods say how many
 

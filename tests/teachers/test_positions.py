@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from urepa.errors import UserError
-from urepa.teachers.positions import RULES, resampled
-from urepa.teachers.vit import IMAGENET, ViT
+from urepa.core.errors import UserError
+from urepa.models.teachers.positions import RULES, resampled
+from urepa.models.teachers.vit import IMAGENET, ViT
 
 WIDTH, PATCH = 32, 14
 

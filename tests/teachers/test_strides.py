@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from urepa.checks.shapes import check_teacher
+from urepa.core.errors import UserError
 from urepa.data.pixels import PixelTrack
-from urepa.errors import UserError
-from urepa.shape_checks import check_teacher
-from urepa.teachers.efficientnet import EfficientNetLite0
-from urepa.teachers.shapes import check_efficientnet
+from urepa.models.teachers.efficientnet import EfficientNetLite0
+from urepa.models.teachers.shapes import check_efficientnet
 
 WIDTHS = {8: 40, 16: 112, 32: 1280}
 SIZE = 64
@@ -143,7 +143,7 @@ def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., Pi
     ],
 )
 def test_what_it_has_not_is_refused_in_one_sentence(size: int, grid: list[int], stride: int, words: str) -> None:
-    target = "urepa.teachers.efficientnet.EfficientNetLite0"
+    target = "urepa.models.teachers.efficientnet.EfficientNetLite0"
     for refuse in (
         lambda: check_efficientnet(size, grid, stride),
         lambda: EfficientNetLite0(size, grid, stride),

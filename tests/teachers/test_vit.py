@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from urepa.errors import UserError
-from urepa.teachers.vit import FAMILIES, ViT
+from urepa.core.errors import UserError
+from urepa.models.teachers.vit import FAMILIES, ViT
 
 WIDTH, LAYERS, SIDE = 32, 2, 4
 COMMON = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 64}

@@ -56,7 +56,7 @@ class Upsample(Enum):
 
 @dataclass
 class TinyUNet:
-    _target_: str = "urepa.backbones.unet.tiny_unet"
+    _target_: str = "urepa.models.backbones.unet.tiny_unet"
     _partial_: bool = True
     block_out_channels: list[int] = MISSING  # one per resolution, each a multiple of 32
     attention: list[bool] = MISSING  # cross-attention at this resolution?
@@ -77,7 +77,7 @@ class Blocks(Enum):
 
 @dataclass
 class SD15:
-    _target_: str = "urepa.backbones.sd15.sd15"
+    _target_: str = "urepa.models.backbones.sd15.sd15"
     _partial_: bool = True
     weights: str = MISSING  # a hub id, a local diffusers folder, or "random"
     prompts: str = MISSING  # the .pt file of text embeddings, the null prompt last
@@ -91,7 +91,7 @@ class SiTPositions(Enum):
 
 @dataclass
 class SiT:
-    _target_: str = "urepa.backbones.sit.sit"
+    _target_: str = "urepa.models.backbones.sit.sit"
     _partial_: bool = True
     weights: str = MISSING  # "random", or a file in the published checkpoints' layout
     patch: int = MISSING  # side of a patch, in latent pixels
@@ -104,7 +104,7 @@ class SiT:
 
 @dataclass
 class LoRA:
-    _target_: str = "urepa.lora.add_lora"
+    _target_: str = "urepa.models.lora.add_lora"
     _partial_: bool = True
     rank: int = MISSING
     alpha: int | None = MISSING  # null: the rank, so that ranks compare at scale 1
@@ -115,13 +115,13 @@ class LoRA:
 
 @dataclass
 class NoLoRA:
-    _target_: str = "urepa.lora.no_lora"
+    _target_: str = "urepa.models.lora.no_lora"
     _partial_: bool = True
 
 
 @dataclass
 class ConvHead:
-    _target_: str = "urepa.heads.ConvHead"
+    _target_: str = "urepa.models.heads.ConvHead"
     _partial_: bool = True
     depth: int = MISSING  # 1x1 convolutions; 2 is the document's
     upsample: Upsample = MISSING  # to the teacher's grid: after or before projecting
@@ -129,31 +129,31 @@ class ConvHead:
 
 @dataclass
 class SpatialHead:
-    _target_: str = "urepa.heads.SpatialHead"
+    _target_: str = "urepa.models.heads.SpatialHead"
     _partial_: bool = True
 
 
 @dataclass
 class HiddenSpatialHead(SpatialHead):
-    _target_: str = "urepa.heads.HiddenSpatialHead"
+    _target_: str = "urepa.models.heads.HiddenSpatialHead"
     hidden: int = MISSING  # width between its two layers
 
 
 @dataclass
 class MLPHead:
-    _target_: str = "urepa.heads.MLPHead"
+    _target_: str = "urepa.models.heads.MLPHead"
     _partial_: bool = True
     hidden: int = MISSING  # width of the two inner layers
 
 
 @dataclass
 class TimeMLPHead(MLPHead):
-    _target_: str = "urepa.heads.TimeMLPHead"
+    _target_: str = "urepa.models.heads.TimeMLPHead"
 
 
 @dataclass
 class EfficientNet:
-    _target_: str = "urepa.teachers.efficientnet.EfficientNetLite0"
+    _target_: str = "urepa.models.teachers.efficientnet.EfficientNetLite0"
     image_size: int = MISSING  # pixels, a multiple of 32
     grid: list[int] = MISSING  # rows and columns of tokens after pooling
     stride: int = MISSING  # of its map: 8, 16 or 32, the last
@@ -161,12 +161,12 @@ class EfficientNet:
 
 @dataclass
 class EfficientNetLite2(EfficientNet):
-    _target_: str = "urepa.teachers.efficientnet.EfficientNetLite2"
+    _target_: str = "urepa.models.teachers.efficientnet.EfficientNetLite2"
 
 
 @dataclass
 class Several:
-    _target_: str = "urepa.teachers.several.Several"
+    _target_: str = "urepa.models.teachers.several.Several"
     teachers: dict[str, Any] = field(default_factory=dict)  # by name
 
 
@@ -187,7 +187,7 @@ class Positions(Enum):
 
 @dataclass
 class ViT:
-    _target_: str = "urepa.teachers.vit.ViT"
+    _target_: str = "urepa.models.teachers.vit.ViT"
     family: Family = MISSING
     model: str = MISSING  # a hub id, a local folder or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded
     image_size: int = MISSING  # pixels, a multiple of patch
@@ -199,7 +199,7 @@ class ViT:
 
 @dataclass
 class DDPMEpsilon:
-    _target_: str = "urepa.objectives.DDPMEpsilon"
+    _target_: str = "urepa.method.objectives.DDPMEpsilon"
     beta_start: float = MISSING
     beta_end: float = MISSING
     beta_schedule: BetaSchedule = MISSING
@@ -208,7 +208,7 @@ class DDPMEpsilon:
 
 @dataclass
 class DDPMVelocity(DDPMEpsilon):
-    _target_: str = "urepa.objectives.DDPMVelocity"
+    _target_: str = "urepa.method.objectives.DDPMVelocity"
 
 
 class FlowPath(Enum):
@@ -223,14 +223,14 @@ class TimeDraw(Enum):
 
 @dataclass
 class Flow:
-    _target_: str = "urepa.objectives.Flow"
+    _target_: str = "urepa.method.objectives.Flow"
     path: FlowPath = MISSING  # from data to noise
     draw: TimeDraw = MISSING  # of the training times
 
 
 @dataclass
 class URepaLoss:
-    _target_: str = "urepa.alignment.AlignmentLoss"
+    _target_: str = "urepa.method.alignment.AlignmentLoss"
     lambda_max: float = MISSING  # λ after warm-up
     warmup_steps: int = MISSING  # of λ
     manifold_weight: float = MISSING  # w
@@ -247,7 +247,7 @@ class URepaLoss:
 
 @dataclass
 class NoLoss:
-    _target_: str = "urepa.alignment.DiffusionOnly"
+    _target_: str = "urepa.method.alignment.DiffusionOnly"
 
 
 @dataclass
@@ -304,7 +304,7 @@ class LatentTrack:
 
 @dataclass
 class AdamW:
-    _target_: str = "urepa.optimizer.AdamW"
+    _target_: str = "urepa.training.optimizer.AdamW"
     lr: dict[str, float] = MISSING  # peak learning rate per part: backbone, lora, head
     weight_decay: dict[str, float] = MISSING  # per part
     betas: list[float] = MISSING
@@ -341,7 +341,7 @@ class Trainer:
 
 @dataclass
 class MLflow:
-    _target_: str = "urepa.tracking.MLflowShipper"
+    _target_: str = "urepa.runs.tracking.MLflowShipper"
     _partial_: bool = True
     uri: str = MISSING
     experiment_name: str = MISSING
@@ -351,5 +351,5 @@ class MLflow:
 
 @dataclass
 class NoTracking:
-    _target_: str = "urepa.tracking.NoShipper"
+    _target_: str = "urepa.runs.tracking.NoShipper"
     _partial_: bool = True

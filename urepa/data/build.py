@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from urepa import progress
-from urepa.backbones.sd15 import load_prompts
+from urepa.core import progress
+from urepa.core.draws import unit_interval
+from urepa.core.errors import UserError
+from urepa.core.files import new_places, read_json, remove_new, write_whole
 from urepa.data import encode, images, source_files, verify
 from urepa.data.cache import (
     FAULT,
@@ -38,10 +40,8 @@ from urepa.data.sealing import digests_file, give_digests
 from urepa.data.shares import refuse_other_classes
 from urepa.data.sources import Row, refuse_duplicates, refuse_unfit_names
 from urepa.data.store import GROUP, Part, batches_of
-from urepa.draws import unit_interval
-from urepa.errors import UserError
-from urepa.files import new_places, read_json, remove_new, write_whole
-from urepa.teachers.several import Several, by_name
+from urepa.models.backbones.sd15 import load_prompts
+from urepa.models.teachers.several import Several, by_name
 
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
 

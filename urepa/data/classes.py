@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
+from urepa.core.hashing import digest64
 from urepa.data.image_folder import class_places, readable
-from urepa.errors import UserError
-from urepa.files import read_json, write_whole
-from urepa.hashing import digest64
 
 FILE = "classes.json"
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from urepa.core.errors import UserError
 from urepa.data.lmdb_file import last_rows, rows_of
-from urepa.errors import UserError
 
 FILE = "digests.npy"
 MEAN_TOKEN = "mean_token.npy"

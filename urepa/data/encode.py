@@ -20,7 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa import progress
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
+from urepa.core.hub import resolve, why_not
 from urepa.data.cache import begin, mean_token_file
 from urepa.data.digests import in_manifest
 from urepa.data.online import own_device
@@ -30,9 +33,6 @@ from urepa.data.sealing import digests_file
 from urepa.data.spent import Spent
 from urepa.data.store import Part, StoreWriter
 from urepa.data.vae import load_vae
-from urepa.errors import UserError
-from urepa.files import read_json, write_whole
-from urepa.hub import resolve, why_not
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
 Todo = Callable[[Sequence[Sample]], list[Sample]]  # those of a batch that are still to be made

@@ -17,8 +17,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from urepa.errors import UserError
-from urepa.markup import printable
+from urepa.core.errors import UserError
+from urepa.core.markup import printable
 
 HELD_OUT = ("test", "validation", "val")  # the first that has class folders
 # the formats of photographs, and what a Pillow that does not read one wants

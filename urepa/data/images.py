@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa import progress
+from urepa.core import progress
+from urepa.core.draws import digest64
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
 from urepa.data import unreadable
 from urepa.data.lmdb_file import key_digests, last_rows, rows_of
 from urepa.data.photos import UNREADABLE, square
 from urepa.data.samples import Keys, Sample
 from urepa.data.store import Part, batches_of, only_writer
-from urepa.draws import digest64
-from urepa.errors import UserError
-from urepa.files import read_json, write_whole
 
 CHUNK = 256  # images a ZIP file: what a kill may cost at most
 QUALITY = 95

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from urepa.core.errors import UserError
+from urepa.core.files import read_json
 from urepa.data import source_files, vae
 from urepa.data.cache import (
     NONE,
@@ -37,9 +39,7 @@ from urepa.data.samples import Keys, Samples, read_split
 from urepa.data.shares import expected_large
 from urepa.data.sources import count_images
 from urepa.data.staging import stage
-from urepa.errors import UserError
-from urepa.files import read_json
-from urepa.teachers.several import by_name
+from urepa.models.teachers.several import by_name
 
 
 class LatentTrack:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from urepa.core.errors import UserError
+from urepa.core.hub import resolve
 from urepa.data.image_folder import FORMER, left_out, readable
 from urepa.data.sources import SOURCES, Row, folder
-from urepa.errors import UserError
-from urepa.hub import resolve
 
 
 class Listing:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from urepa.draws import digest64
-from urepa.errors import UserError
+from urepa.core.draws import digest64
+from urepa.core.errors import UserError
 
 SUM_KEY = "__sum_of_train_tokens__"
 DIGESTS = "__digests_of_records__"  # and the number of the put

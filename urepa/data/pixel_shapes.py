@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 
 
 def check_pixels(source: str, image_size: int, unshuffle: int, flip: bool) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from urepa.core.files import locked, new_places, read_json, remove_new
 from urepa.data import source_files, unreadable
 from urepa.data.cache import (
     SPLITS,
@@ -45,8 +46,7 @@ from urepa.data.shares import expected_samples
 from urepa.data.sources import SOURCES, Row, count_images, refuse_duplicates, refuse_unfit_names
 from urepa.data.splits import split_up
 from urepa.data.store import Part
-from urepa.files import locked, new_places, read_json, remove_new
-from urepa.teachers.several import by_name
+from urepa.models.teachers.several import by_name
 
 CHUNK = 64  # images a step while building
 Images = Callable[[Sequence[Sample]], tuple[Sequence[Sample], Tensor]]  # those there are, as [B,C,S,S] in [0,1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 
 
 def is_finished(store: Path) -> bool:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from urepa import draws
-from urepa.contracts import Condition
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
 from urepa.data.cache import Cache
 from urepa.data.samples import Sample
 from urepa.data.shares import check_batch_size
-from urepa.errors import UserError
-from urepa.strata import strata
-from urepa.teachers.several import ALONE
+from urepa.method.strata import strata
+from urepa.models.teachers.several import ALONE
 
 AHEAD = 3  # steps that are read before they are asked for
 THREADS = 2  # that read them
@@ -101,7 +101,7 @@ class Layout:
     world: int = 1
 
     def __post_init__(self) -> None:
-        assert self.global_batch % (self.accumulation * self.world) == 0, "urepa.checks has looked"
+        assert self.global_batch % (self.accumulation * self.world) == 0, "urepa.checks.spanning has looked"
 
     def positions(self, micro: int) -> range:
         """The global batch's positions that are this rank's in micro-batch `micro`."""

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from urepa.core.errors import UserError
+from urepa.core.files import DAMAGED, read_json
 from urepa.data.digests import MEAN_TOKEN, Digests, blake2b
 from urepa.data.lmdb_file import HIDDEN, SUM_KEY, Index, hidden_rows, key_digests, records, rows_of
 from urepa.data.samples import Keys
 from urepa.data.store import MIRRORED, Part, decode, part_of, record_bytes
-from urepa.errors import UserError
-from urepa.files import DAMAGED, read_json
 
 PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open file; -1 without a digest
 

@@ -18,9 +18,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from urepa import draws
+from urepa.core import draws
+from urepa.core.files import write_whole
 from urepa.data.store import MIRRORED, batches_of
-from urepa.files import write_whole
 
 FIELDS = ("sample_id", "class_id", "path", "split")
 CHUNK = 8192  # rows that are hashed together

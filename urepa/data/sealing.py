@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from urepa import progress
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
 from urepa.data.digests import (
     COLUMNS,
     FILE,
@@ -26,8 +28,6 @@ from urepa.data.digests import (
 )
 from urepa.data.lmdb_file import DIGESTS, Index, rows_of
 from urepa.data.reading import Store
-from urepa.errors import UserError
-from urepa.files import read_json, write_whole
 
 CHUNK = 64  # records that are read together
 THREADS = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from urepa.errors import UserError
+from urepa.core.errors import UserError
 
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)  # scikit-learn's, of 0 to 9
 KEYS = {"val": "data.validation_images", "test": "data.test_images"}

@@ -20,10 +20,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from urepa import progress
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
 from urepa.data.image_folder import FORMER, class_places, images_in, readable
-from urepa.errors import UserError
-from urepa.files import write_whole
 
 FILE = "source_files.npz"
 LOOKED_AT = 50_000

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from urepa.core.errors import UserError
+from urepa.core.hub import resolve, why_not
 from urepa.data.image_folder import class_places, images_in, readable
 from urepa.data.photos import own_limit, read, to_rgb
 from urepa.data.shares import DIGITS
-from urepa.errors import UserError
-from urepa.hub import resolve, why_not
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 HELD_OUT = ("test", "validation")  # what publishers call it; the first that has labels

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from urepa.core.files import read_json, write_whole
 from urepa.data.lmdb_file import has_records
 from urepa.data.reading import Store
 from urepa.data.store import Part
-from urepa.files import read_json, write_whole
 
 FILE = "seconds.json"
 EVERY = 10.0  # seconds between two writes: what a build that is killed loses at most

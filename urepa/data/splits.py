@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from urepa.core.draws import unit_interval
 from urepa.data.cache import SPLITS
 from urepa.data.shares import check_shares, refuse_other_classes, share_of
 from urepa.data.sources import Row
-from urepa.draws import unit_interval
 
 
 def split_up(

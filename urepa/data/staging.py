@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from urepa import progress
-from urepa.errors import UserError
-from urepa.files import read_json, write_whole
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
 
 BLOCK = 16 * 2**20
 

@@ -22,11 +22,11 @@ import lmdb
 import numpy as np
 import torch
 
+from urepa.core.draws import digest64
+from urepa.core.errors import UserError
+from urepa.core.files import clear_leftovers, full_disk_at, sync_folder, write_whole
 from urepa.data import digests
 from urepa.data.lmdb_file import DIGESTS, HIDDEN, SUM_KEY, Index, key_digests, rows_of
-from urepa.draws import digest64
-from urepa.errors import UserError
-from urepa.files import clear_leftovers, full_disk_at, sync_folder, write_whole
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
 MIRRORED = "/flip"  # at a key's end: the record of the mirror image

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from urepa.errors import UserError
-from urepa.files import write_whole
-from urepa.markup import printable
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.core.markup import printable
 
 FILE = "unreadable.json"
 NAMED = 10  # in what is printed; the file has them all

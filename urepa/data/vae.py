@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from urepa.errors import UserError
-from urepa.files import read_json
-from urepa.hub import resolve, why_not
-from urepa.weights import own_memory
+from urepa.core.errors import UserError
+from urepa.core.files import read_json
+from urepa.core.hub import resolve, why_not
+from urepa.models.weights import own_memory
 
 # of SD's VAEs, sd-vae-ft-mse and SDXL's: 83,653,863 parameters with four latent channels
 ARCHITECTURE = {

@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import progress
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
 from urepa.data.cache import FAULT, UNKNOWN, Cache
 from urepa.data.online import OnlineLatents
 from urepa.data.places import is_finished
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, first_drawn
 from urepa.data.store import MIRRORED, batches_of
-from urepa.errors import UserError
-from urepa.files import write_whole
 
 CHUNK = 128  # records looked at together
 SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens

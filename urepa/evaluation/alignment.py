@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from urepa import losses
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
 from urepa.data.samples import Sample
-from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import (
     CHUNK,
@@ -30,8 +30,8 @@ from urepa.evaluation.features import (
 )
 from urepa.evaluation.plots import curves_png
 from urepa.evaluation.similarity import cknna, linear_cka, neighbour_recall, similarity_mae
-from urepa.files import write_whole
-from urepa.teachers.several import name_at
+from urepa.method import losses
+from urepa.models.teachers.several import name_at
 
 TITLES = {
     "token_cosine": "token cosine with the teacher",

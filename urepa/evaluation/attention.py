@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import draws, progress
-from urepa.contracts import Tokens
+from urepa.core import draws, progress
+from urepa.core.types import Tokens
 
 STEPS = 500
 BATCH = 256

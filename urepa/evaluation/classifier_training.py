@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from urepa import draws, progress
-from urepa.classifier_file import as_metadata, refuse_other
+from urepa.core import draws, progress
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.core.hashing import file_sha256
 from urepa.data.cache import Cache
 from urepa.data.content import Identity
 from urepa.data.online import own_device
 from urepa.data.samples import digests_of
-from urepa.errors import UserError
 from urepa.evaluation.cifar_cnn import Classifier
-from urepa.files import write_whole
-from urepa.hashing import file_sha256
-from urepa.schedules import cosine_with_warmup
+from urepa.evaluation.classifier_file import as_metadata, refuse_other
+from urepa.method.schedules import cosine_with_warmup
 
 BATCH = 128
 LEARNING_RATE = 2e-3  # at its peak; a cosine takes it to 0

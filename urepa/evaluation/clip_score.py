@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import progress
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.hub import resolve, why_not
 from urepa.data.classes import class_names
-from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated import GeneratedImages
-from urepa.hub import resolve, why_not
-from urepa.teachers.vit import OPENAI
+from urepa.models.teachers.vit import OPENAI
 
 
 @dataclass

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from urepa import progress
-from urepa.alignment import AlignedModel
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import FULL
 from urepa.data.cache import Cache
-from urepa.errors import UserError
-from urepa.files import FULL
-from urepa.teachers.several import ALONE, name_at
+from urepa.method.alignment import AlignedModel
+from urepa.models.teachers.several import ALONE, name_at
 
 
 @dataclass(frozen=True)

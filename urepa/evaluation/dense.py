@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa import draws
-from urepa.alignment import AlignedModel
-from urepa.contracts import Tokens
+from urepa.core import draws
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
 from urepa.data.image_folder import FORMER, images_in
 from urepa.data.photos import UNREADABLE, own_limit, read, square
 from urepa.data.samples import Sample
-from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import CHUNK, chunks, subset
+from urepa.method.alignment import AlignedModel
 
 IGNORED = 255
 HELD_OUT = 0.2  # of the images of a folder that nobody has divided

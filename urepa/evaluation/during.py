@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from urepa.core.parallel import LongWait
 from urepa.evaluation.context import Evaluated
-from urepa.parallel import LongWait
 
 
 @dataclass

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.contracts import Tokens
-from urepa.errors import UserError
+from urepa.core.errors import UserError
+from urepa.core.hashing import file_sha256
+from urepa.core.types import Tokens
 from urepa.evaluation.inception import FEATURES, PUBLISHED, InceptionV3, read
-from urepa.hashing import file_sha256
 
 INCEPTION_SIZE = 299
 

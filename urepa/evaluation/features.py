@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa import draws, progress
-from urepa.alignment import AlignedModel
-from urepa.contracts import Condition, Tokens, no_rows
+from urepa.core import draws, progress
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, Tokens, no_rows
 from urepa.data.samples import Sample, Samples, first_drawn
-from urepa.errors import UserError
 from urepa.evaluation.context import Context
-from urepa.objectives import Objective
+from urepa.method.alignment import AlignedModel
+from urepa.method.objectives import Objective
 
 CHUNK = 128
 

@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from urepa import draws, progress
-from urepa.errors import UserError
+from urepa.core import draws, progress
+from urepa.core.errors import UserError
+from urepa.core.files import clear_leftovers, write_whole
 from urepa.evaluation.context import Context
-from urepa.files import clear_leftovers, write_whole
-from urepa.objectives import Flow
-from urepa.optimizer import trainable
-from urepa.runs import folder_name
-from urepa.sampling import check_steps, chosen_sampler, sample_images, undivided
+from urepa.method.objectives import Flow
+from urepa.method.sampling import check_steps, chosen_sampler, sample_images, undivided
+from urepa.runs.folder import folder_name
+from urepa.training.optimizer import trainable
 
 ALWAYS = (0.0, 1.0)  # the times at which guidance holds where nothing else is asked for
 

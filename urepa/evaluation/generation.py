@@ -22,10 +22,11 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from urepa import draws, progress
+from urepa.core import draws, progress
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
 from urepa.data.cache import UNKNOWN
 from urepa.data.samples import Sample, Samples, in_order_of_draws
-from urepa.errors import UserError
 from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.distribution import (
     FEWEST_OF_ERROR,
@@ -38,7 +39,6 @@ from urepa.evaluation.distribution import (
 )
 from urepa.evaluation.encoders import Inception, pooled
 from urepa.evaluation.generated import GeneratedImages, decoded
-from urepa.files import write_whole
 
 CHUNK = 64  # real images decoded and encoded at a time
 KEPT_EVERY = 32 * CHUNK  # what a kill may cost at most

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from urepa.errors import UserError
-from urepa.files import DAMAGED
+from urepa.core.errors import UserError
+from urepa.core.files import DAMAGED
 
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 FEATURES = 2048

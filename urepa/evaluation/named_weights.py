@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from urepa.classifier_file import stated_by
-from urepa.hashing import file_sha256
+from urepa.core.hashing import file_sha256
+from urepa.evaluation.classifier_file import stated_by
 
 FILE = "weights_file"  # beside `weights`, in a finished run's summary
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from urepa.curves import Curve, thinned
+from urepa.runs.curves import Curve, thinned
 
 TERMS = ("diffusion", "token", "manifold")
 FLOORS = {"diffusion": "floor/zero_predictor", "token": "floor/constant_token"}

@@ -11,10 +11,9 @@ from functools import partial
 
 from torch import Tensor
 
-from urepa.alignment import AlignedModel
-from urepa.contracts import Tokens
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
 from urepa.data.samples import Sample
-from urepa.errors import UserError
 from urepa.evaluation import attention
 from urepa.evaluation.attention import TokenFile, over
 from urepa.evaluation.context import Context
@@ -32,6 +31,7 @@ from urepa.evaluation.features import (
     time_label,
 )
 from urepa.evaluation.readers import Labels, Vectors, knn_scores, linear_scores
+from urepa.method.alignment import AlignedModel
 
 Parts = tuple[list[Sample], list[Sample]]  # training and held-out images
 Reader = Callable[[Vectors, Labels], dict[str, float]]

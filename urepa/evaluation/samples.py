@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from urepa import draws
+from urepa.core import draws
+from urepa.core.files import write_whole
+from urepa.core.pictures import grid_png, labelled_grid, to_pixels
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated import decoded
-from urepa.files import write_whole
-from urepa.pictures import grid_png, labelled_grid, to_pixels
-from urepa.sampling import sample_by
+from urepa.method.sampling import sample_by
 
 CHUNK = 100
 

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.contracts import Tokens
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
 from urepa.data.samples import Sample
-from urepa.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import CHUNK, Chunk, Pool, held_out, pooled, subset, teacher_tokens
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from urepa import losses
-from urepa.alignment import shares_of, step_terms
+from urepa.core.parallel import sum_over_ranks
 from urepa.data.reader import Batch, Layout, ValidationReader
-from urepa.parallel import sum_over_ranks
+from urepa.method import losses
+from urepa.method.alignment import shares_of, step_terms
 
 BINS = 10
 

@@ -1,0 +1,1 @@
+"""Jobs, queues, Hydra's launchers and sweeps."""

@@ -1,0 +1,82 @@
+"""A sweep's runs are all composed from conf/ as it was when the sweep began, whatever is edited meanwhile.
+
+Hydra composes a run when it begins, in a launcher's case in another process, hours later. So a sweep composes from a
+copy of conf/, in a folder that is named by its content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+from urepa.cluster.jobs import FOLDER
+from urepa.core.files import sync_folder
+from urepa.doors import CONF, sweeps_over
+
+PLACE = Path(FOLDER) / "conf"  # below the working folder
+FLAG = "--config-path"  # Hydra's
+
+
+def of_one_conf(main: Callable[[], None]) -> Callable[[], None]:
+    """A Hydra main, where a sweep is composed from a copy of conf/, and of the folder that --config-dir adds."""
+
+    @functools.wraps(main)
+    def command() -> None:
+        if sweeps_over(sys.argv[1:]) or "hydra.mode=MULTIRUN" in sys.argv:
+            sys.argv += [FLAG, str(copied(_folders(sys.argv[1:])))]
+        main()
+
+    return command
+
+
+def _folders(arguments: Sequence[str]) -> list[Path]:
+    """Where this command's configs are looked for, the first first. Hydra takes a relative path of the first as one
+    from the command's own file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-path", "-cp", default=CONF)
+    parser.add_argument("--config-dir", "-cd")
+    given, _ = parser.parse_known_args(arguments)
+    added = [] if given.config_dir is None else [Path(given.config_dir)]
+    return [Path(__file__).parent / given.config_path, *added]
+
+
+def copied(folders: Sequence[Path]) -> Path:
+    """A folder with the configs of all of them; of two with the same name the first one's. It is there whole, or made
+    anew."""
+    files = {name: content for folder in reversed(folders) for name, content in _configs(folder).items()}
+    if not files:
+        return folders[0]  # Hydra says what is wrong with it
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    place = (PLACE / digest.hexdigest()[:12]).absolute()
+    if place.is_dir() and _configs(place) == files:
+        return place
+    temporary = place.with_name(f".{place.name}.{uuid4().hex}.tmp")
+    try:
+        for name, content in files.items():
+            file = temporary / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        shutil.rmtree(place, ignore_errors=True)  # a damaged one
+        os.replace(temporary, place)
+        sync_folder(place.parent)
+    except OSError:
+        if not place.is_dir():  # another sweep that began at the same moment has made it
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return place
+
+
+def _configs(folder: Path) -> dict[str, bytes]:
+    """The YAML files of a folder, by their names below it."""
+    every = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in every if file.suffix == ".yaml"}

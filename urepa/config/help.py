@@ -1,0 +1,182 @@
+"""What a command's --help shows: what it does, how it is called, its own keys, the groups of a run, examples.
+
+Keys, defaults and ranges come from the command's schema and from what is composed, options from conf/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, OmegaConf
+
+from urepa.config.commands import COMMANDS, OF_RUN, Command
+from urepa.config.doors import Train
+from urepa.config.settings import Key, keys_of
+from urepa.core.nested import flatten
+
+HELP = {"--help", "-h"}
+WIDEST = 100  # columns
+COLUMNS = (24, 20)  # at most so wide are a key and its default; what is wider has a line of its own
+NARROWEST = 20  # columns of a meaning
+MANY = 10**9  # a highest value above this is no news
+LISTED = 5  # entries of a default that are shown
+ADDED = {"experiment": "a file that sets several groups and keys", "ablation": "an arm: one named change of it"}
+ALL_KEYS = (
+    ("--cfg job", "shows every key with its value; with groups and keys beside it, what they compose"),
+    ("--info defaults-tree", "shows which file each group comes from"),
+    ("--hydra-help", "Hydra's own options"),
+    ("HYDRA_FULL_ERROR=1", "before the command: a mistake ends in a traceback, not in one line"),
+)
+
+
+@contextlib.contextmanager
+def without_groups() -> Iterator[None]:
+    """Hydra formats all groups for every --help, and copies the whole config repository for each of them: 2 of 2.7 s.
+    Our template has no place for them, so they are left out. --hydra-help has its own template, and shows them."""
+    formatted = Hydra.format_config_groups
+    Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.format_config_groups = formatted  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a key, its default, its meaning; below it the options of a group."""
+
+    key: str
+    default: str
+    meaning: str
+    options: tuple[str, ...] = ()
+
+
+def help_text(root: str, config: DictConfig) -> str:
+    """The help of a root of conf/, of what is composed for it."""
+    width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
+    command = COMMANDS[root]
+    own, of_run = rows_of(command, config)
+    lines = textwrap.wrap(f"{command.module}: {command.title}", width, subsequent_indent="  ")
+    lines += ["", "Usage", *(line for usage in command.usage for line in call(command, usage, width))]
+    for title, rows in (own | of_run).items():
+        lines += ["", title, *table(rows, width)]
+    lines += ["", "Examples"]
+    for arguments, what in command.examples:
+        lines += [*textwrap.wrap(f"# {what}", width, **_indented(2)), *call(command, arguments, width)]
+    for note in command.notes:
+        lines += ["", *textwrap.wrap(note, width, break_on_hyphens=False)]
+    if command.module.startswith("urepa."):
+        lines += ["", "More", *table([Row(option, "", what) for option, what in ALL_KEYS], width)]
+    return "\n".join(lines)
+
+
+def call(command: Command, arguments: str, width: int) -> list[str]:
+    """A command line, continued as a shell wants it."""
+    lines = textwrap.wrap(
+        f"python -m {command.module} {arguments}",
+        width - 2,
+        initial_indent="  ",
+        subsequent_indent=" " * 6,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+def _indented(columns: int) -> dict[str, Any]:
+    return {"initial_indent": " " * columns, "subsequent_indent": " " * columns, "break_on_hyphens": False}
+
+
+def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """Rows by heading: of the command's own keys, and of those that it takes because it composes a run."""
+    values = _values(config)
+    inherited = _inherited(command.schema)
+    own: dict[str, list[Row]] = {}
+    groups: list[Row] = []
+    run: list[Row] = []
+    title = command.heading
+    for key in keys_of(command.schema):
+        title = title if key.section is None else f"Keys: {key.section}"
+        options = _options(key.name) if key.is_part else ()
+        of_run = key.name in inherited or (command.schema is Train and options != ())
+        if of_run and command.takes is not None and key.name not in command.takes:
+            continue
+        row = Row(key.name, shown(values.get(key.name)), _meaning(key), options)
+        (own.setdefault(title, []) if not of_run else groups if options else run).append(row)
+    if groups:
+        plus = [name for name in OF_RUN if command.takes is None or name in command.takes]
+        groups = [Row(f"+{name}", shown(values.get(name)), ADDED[name], _options(name)) for name in plus] + groups
+    tables = {
+        "Keys of the run (KEY=VALUE)": run,
+        "Groups (GROUP=NAME; --cfg job shows all their keys)": groups,
+    }
+    return own, {title: rows for title, rows in tables.items() if rows}
+
+
+def _inherited(schema: type) -> set[str]:
+    """The keys that a command has from `train` as they are."""
+    if schema is Train or not issubclass(schema, Train):
+        return set()
+    of_train = {one.name: one.metadata for one in fields(Train)}
+    return {one.name for one in fields(schema) if of_train.get(one.name) == one.metadata}
+
+
+def _values(config: DictConfig) -> dict[str, Any]:
+    """Values by dotted key; of what a group fills, the option that was chosen."""
+    content: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True, throw_on_missing=False)
+    choices: Mapping[str, Any] = content.pop("hydra", {}).get("runtime", {}).get("choices", {})
+    return flatten(content) | content | dict(choices)
+
+
+def _options(group: str) -> tuple[str, ...]:
+    """The files of a group, also those of a folder that the command adds."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)  # its own get_group_options parses the command line for each group
+    return tuple(sorted(loader.repository.get_group_options(group, ObjectType.CONFIG)))
+
+
+def _meaning(key: Key) -> str:
+    """With the choices or the range where there are such."""
+    if key.choices:
+        return f"{key.meaning} ({', '.join(key.choices)})"
+    if key.range is None:
+        return key.meaning
+    low, high = key.range
+    return f"{key.meaning} ({low:g} or more)" if high > MANY else f"{key.meaning} ({low:g} to {high:,})"
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it on the command line; of a long list its first entry and how many there are."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]" if len(value) <= LISTED else f"[{value[0]},...] ({len(value)})"
+    return str(value)
+
+
+def table(rows: Sequence[Row], width: int) -> list[str]:
+    """Rows in columns; meanings are wrapped in theirs."""
+    cells = [(row.key, row.default) for row in rows]
+    widths = [min(most, max(map(len, column))) for most, column in zip(COLUMNS, zip(*cells, strict=True), strict=True)]
+    left = 2 + sum(w + 2 for w in widths if w)
+    lines = []
+    for row, pair in zip(rows, cells, strict=True):
+        head = "  " + "".join(f"{cell:<{w}}  " for cell, w in zip(pair, widths, strict=True) if w)
+        meaning = textwrap.wrap(row.meaning, max(NARROWEST, width - left), break_on_hyphens=False)
+        if len(head) > left:  # a key or a default is wider than its column
+            lines.append(head.rstrip())
+            head = " " * left
+        lines += [f"{head}{meaning[0]}", *(f"{'':<{left}}{rest}" for rest in meaning[1:])]
+        lines += textwrap.wrap(", ".join(row.options), width, **_indented(6))
+    return lines

@@ -1,0 +1,53 @@
+"""`run=glob(PATTERN)`: the folders of several runs, for a command that takes one; with -m, one after the other."""
+
+from __future__ import annotations
+
+import re
+from glob import glob
+from pathlib import Path
+
+from urepa.config.commands import COMMANDS
+from urepa.config.settings import keys_of
+from urepa.core.errors import UserError
+
+
+def with_runs(arguments: list[str], root: str, sweeps: bool) -> list[str]:
+    """With `run=glob(PATTERN)` as `run='FOLDER','FOLDER',...`, which Hydra sweeps over; its own glob is of a group's
+    options.
+
+    Args:
+        root: of conf/; only where its command takes a run.
+        sweeps: whether -m is among the arguments; without it a pattern is a UserError, as is one that no run matches.
+    """
+    if not any(key.name == "run" for key in keys_of(COMMANDS[root].schema)):
+        return arguments
+    expanded = []
+    for argument in arguments:
+        found = re.fullmatch(r"run=glob\((.*)\)", argument)
+        if found is not None and not sweeps:
+            raise UserError(f"{argument} is several runs: add -m to do one after the other")
+        expanded.append(argument if found is None else f"run={','.join(map(_literal, runs_like(found[1])))}")
+    return expanded
+
+
+def runs_like(pattern: str) -> list[str]:
+    """The folders of runs that match a shell's pattern, seed2 before seed10. UserError where there is none."""
+    unquoted = pattern.strip("'\"")
+    folders = [folder for folder in glob(unquoted, recursive=True) if Path(folder).is_dir()]
+    runs = [folder for folder in folders if (Path(folder) / "config.yaml").is_file()]
+    if not runs:
+        others = f"; of {len(folders)} that match none has a config.yaml" if folders else ""
+        raise UserError(
+            f"run=glob({pattern}) matches no run's folder{others}; give a pattern that does, as outputs/*/seed*"
+        )
+    return sorted(runs, key=_by_numbers)
+
+
+def _by_numbers(name: str) -> list[str | int]:
+    """Texts and numbers in turn."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def _literal(value: str) -> str:
+    """A string in Hydra's grammar, whatever is in it."""
+    return "'" + value.replace("'", "\\'") + "'"

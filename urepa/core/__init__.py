@@ -1,0 +1,1 @@
+"""What all rooms may use: types, errors, random addresses, files, progress, pictures, ranks, the code's version."""

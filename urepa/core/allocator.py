@@ -1,0 +1,43 @@
+"""Memory that a command has freed is kept for its next layers, instead of going back to the system.
+
+By default glibc maps blocks of more than a few megabytes anew for each layer and gives them back after it, so that the
+kernel clears their pages each time: on a CPU that can take most of a teacher's time. Values do not depend on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+
+from urepa.core.errors import UserError
+
+SWITCH = "UREPA_MALLOC"
+KEEP, SYSTEM = "keep", "system"
+OWN = {f"MALLOC_{what}_" for what in ("MMAP_THRESHOLD", "MMAP_MAX", "TRIM_THRESHOLD", "TOP_PAD")}  # glibc's own names
+# the numbers of glibc's malloc.h
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+MIB = 2**20
+
+
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Asks glibc to keep up to 2 GiB of what is freed. False, and nothing is done, with another C library, with
+    UREPA_MALLOC=system, and where glibc's own variables set the same. UserError for another UREPA_MALLOC."""
+    asked = environment.get(SWITCH, KEEP)
+    if asked not in (KEEP, SYSTEM):
+        raise UserError(f"{SWITCH}={asked}: give {KEEP} or {SYSTEM}, or leave it out")
+    theirs = OWN & environment.keys() or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
+    if asked == SYSTEM or theirs or not is_glibc():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    if not mallopt(MMAP_THRESHOLD, 1024 * MIB):
+        mallopt(MMAP_THRESHOLD, 32 * MIB)  # the highest that older ones take
+    mallopt(TRIM_THRESHOLD, 2048 * MIB - 1)
+    mallopt(TOP_PAD, 64 * MIB)
+    return True
+
+
+def is_glibc() -> bool:
+    """glibc says its version, other libraries know no such name."""
+    name = "CS_GNU_LIBC_VERSION"
+    return name in os.confstr_names and (os.confstr(name) or "").startswith("glibc")

@@ -1,0 +1,151 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from urepa.core.errors import UserError
+
+# What torch.load raises for a damaged file or another program's, besides UnpicklingError for more than tensors
+DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, AssertionError, struct.error)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file through a temporary one: temp, fsync, rename."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
+    """What a JSON file holds, an object unless another `kind` is given. UserError where it is damaged or another
+    program's; OSError where it cannot be read."""
+    try:
+        value = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged, or no JSON ({error}); put it back from a copy") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, not what urepa writes there; put it back")
+    return value
+
+
+def check_file_target(key: str, path: Path) -> None:
+    """UserError where the file that KEY=PATH asks for could not be written. Asked before any work, leaves nothing."""
+    if path.is_dir():
+        raise UserError(f"{key}={path} is a folder; give a file in it, {key}={path / 'NAME'}")
+    if not path.parent.is_dir():
+        why = "is no folder" if path.parent.exists() else "is not there"
+        raise UserError(f"{key}={path} cannot be written, as {path.parent} {why}; make that folder, or give another")
+    _check_writable(key, path, path.parent)
+
+
+def check_folder_target(key: str, path: Path) -> None:
+    """UserError where the folder that KEY=PATH asks for could not be made or written in. Asked before any work, leaves
+    nothing."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"{key}={path} cannot be a folder, as {there} is a file; give another path")
+    _check_writable(key, path, there)
+
+
+def check_folder(key: str, path: Path) -> None:
+    """UserError where KEY=PATH is not a folder that is there and may be written in."""
+    if not path.is_dir():
+        raise UserError(f"{key}={path} is not a folder that is there; make it, or give another")
+    _check_writable(key, path, path)
+
+
+def new_places(folder: Path) -> list[Path]:
+    """A folder and those above it, as far as they are not there yet."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_new(places: list[Path]) -> None:
+    """Undoes the making of `new_places`: the folder goes with what is in it, those above it where nothing else is."""
+    if places:
+        shutil.rmtree(places[0], ignore_errors=True)
+    for place in places[1:]:
+        with contextlib.suppress(OSError):  # something else is in it
+            place.rmdir()
+
+
+def _check_writable(key: str, path: Path, folder: Path) -> None:
+    """By a file without a name, which tells more than permissions do: of mounts, quotas and full disks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}={path} cannot be written ({folder}: {error.strerror}); give a path where you may write"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder is there, and of the processes that ask this one alone works in it. One that another has removed while
+    this one waited is made again."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_the_same(lock.fileno(), folder / ".lock"):
+                yield
+                return
+
+
+def _is_the_same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def full_disk_at(place: Path) -> Iterator[None]:
+    """What libraries raise of their own where a disk is full (LMDB, safetensors) as the system's error, which names the
+    place."""
+    full = os.strerror(errno.ENOSPC)
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if full in str(error):
+            raise OSError(errno.ENOSPC, full, str(place)) from error
+        raise
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what a killed `write_whole` left in `folder` itself. To be called by the folder's only writer."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_file():
+            leftover.unlink()

@@ -1,0 +1,59 @@
+"""Progress bars: lively on a terminal, a line now and then in a log file. Each says what it is of."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from tqdm import tqdm
+
+from urepa.core.ranks import is_first
+
+LOG_SECONDS = 30.0
+_subject: ContextVar[str] = ContextVar("subject", default="")
+
+
+def bar(*arguments: Any, desc: str, unit: str, **options: Any) -> tqdm:
+    """tqdm, that does not fill a log with every step, on rank 0.
+
+    Args:
+        desc: what it is of; behind the name that `about` gives. unit: what is counted.
+    """
+    seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+    common = {"mininterval": seconds, "dynamic_ncols": True, "disable": not is_first()}
+    said = {"desc": f"{_subject.get()}{desc}", "unit": unit}
+    made = tqdm(*arguments, **(common | said | options))
+    made._time = time.monotonic  # tqdm's own is the wall clock, which may be set back
+    made.start_t = made.last_print_t = time.monotonic()
+    return made
+
+
+@contextlib.contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Every bar inside begins with `subject`."""
+    token = _subject.set(f"{subject}: ")
+    try:
+        yield
+    finally:
+        _subject.reset(token)
+
+
+def hide_loading() -> None:
+    """No bar of transformers' own, which says "Loading weights" and not of what; the hub's, of downloads, stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    shown = not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # and the hub's
+    if shown:
+        enable_progress_bars()
+
+
+def skip(bar: tqdm, items: int) -> None:
+    """Items that an earlier process did: they count as done, not for the rate and the time left."""
+    bar.initial += items
+    bar.update(items)

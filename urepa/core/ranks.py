@@ -1,0 +1,67 @@
+"""Which process of a run this one is. torchrun and accelerate say it in RANK, WORLD_SIZE and LOCAL_RANK; the tasks
+of a SLURM step learn it here, before anything asks. A run lies on one node.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+
+from urepa.core.errors import UserError
+
+FIRST_PORT, PORTS = 15_000, 15_000  # below the range from which systems give ports away
+COUNTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+NEEDED = (*COUNTS, "MASTER_ADDR", "MASTER_PORT")  # of each process of several; PyTorch's env:// reads these
+ADVICE = "start several processes with torchrun or srun, which set all of these; to use one process, unset them"
+
+
+def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Sets RANK and the rest from the variables of a SLURM step with several tasks; leaves all else alone.
+
+    SLURM_STEP_NUM_TASKS is the step's own: SLURM_NTASKS also stands in the batch script, around torchrun."""
+    world = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if world == 1 or "RANK" in environment:
+        return
+    if environment.get("SLURM_STEP_NUM_NODES", "1") != "1":
+        raise UserError("a run takes the GPUs of one node: give --nodes=1, or torchrun for more")
+    own = int(environment["SLURM_JOB_ID"]) * 10 + int(environment["SLURM_STEP_ID"]) % 10
+    environment.update(
+        RANK=environment["SLURM_PROCID"],
+        LOCAL_RANK=environment["SLURM_LOCALID"],
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(FIRST_PORT + own % PORTS),
+    )
+
+
+def check_ranks(environment: Mapping[str, str] = os.environ) -> None:
+    """UserError where RANK, WORLD_SIZE and LOCAL_RANK do not say which process of how many this is."""
+    if wrong := _wrong(environment):
+        raise UserError(f"{wrong} in the environment: {ADVICE}")
+
+
+def is_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Is this the process that prints and writes for its run? One whose variables are wrong is of none and prints."""
+    return environment.get("RANK", "0") == "0" or bool(_wrong(environment))
+
+
+def _wrong(environment: Mapping[str, str]) -> str:
+    """What is wrong with the variables, as the subject of a sentence; "" if nothing is. A scheduler's WORLD_SIZE=1 (and
+    RANK=0) for a node is one process; so is a MASTER_ADDR or MASTER_PORT alone, which says nothing of ranks."""
+    given = {name: environment[name] for name in COUNTS if name in environment}
+    for name, value in given.items():
+        if not (value.isascii() and value.isdecimal()):
+            return f"{name}={value}, which is no whole number,"
+    known = {name: int(value) for name, value in given.items()}
+    world = known.get("WORLD_SIZE")
+    if world == 0:
+        return "WORLD_SIZE=0, which is no number of processes,"
+    for name in ("RANK", "LOCAL_RANK"):
+        if world is not None and name in known and known[name] >= world:
+            return f"{name}={known[name]} with WORLD_SIZE={world} (ranks count from 0)"
+    missing = [name for name in NEEDED if name not in environment]
+    is_single = world == 1 and "LOCAL_RANK" not in given
+    if not given or is_single or not missing:
+        return ""
+    return f"{' '.join(f'{k}={v}' for k, v in given.items())} without {', '.join(missing)}"

@@ -1,0 +1,48 @@
+"""SIGTERM, SIGINT and SIGUSR2 ask for a stop; the loop answers at the next step boundary."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from urepa.core.errors import Stopped
+from urepa.core.parallel import HostVote
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class StopSignals:
+    """A context in which a signal is remembered instead of obeyed. A second Ctrl-C is obeyed at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+        self._vote = HostVote()
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {s: signal.signal(s, self._remember) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def asked(self) -> int:
+        """The signal that some rank has received (0: none), the same on every rank."""
+        return self._vote.maximum(self.received)
+
+    def obey(self, number: int) -> None:
+        """After everything is saved: hands SIGUSR2 to whoever handled it before (submitit requeues the job);
+        otherwise ends with 128 + n, so that a sweep stops instead of starting its next job."""
+        handler = self._previous[number]
+        if number == signal.SIGUSR2 and callable(handler):
+            signal.signal(number, handler)
+            os.kill(os.getpid(), number)
+        raise Stopped(128 + number)

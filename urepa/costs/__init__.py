@@ -1,0 +1,1 @@
+"""Counting, planning, benchmarks."""

@@ -1,0 +1,246 @@
+"""What is timed: loops that make one update when called, and this project's with one part taken from the document.
+
+Shapes: B batch, CHW latent, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.core.types import Condition, Denoised, Tokens
+from urepa.costs.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
+from urepa.costs.benchmark.online import Images, OnlineTeacher
+from urepa.costs.benchmark.plain import PlainLoop
+from urepa.costs.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
+from urepa.data.reader import Batch
+from urepa.method.alignment import AlignedModel
+from urepa.models import speed
+from urepa.models.teachers.several import ALONE
+from urepa.runs.tracking import NoShipper
+from urepa.training import assembly
+
+FOREVER = 10**9  # steps
+TRACK = "urepa.costs.benchmark.synthetic.SyntheticTrack"
+
+
+@dataclass
+class Loop:
+    """One way to train. `update` makes one step of a batch that `data` hands over; `inside` holds around both."""
+
+    name: str
+    data: Iterator[Any]
+    update: Callable[[Any], None]
+    inside: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    waited: float = 0.0
+
+    def step(self) -> None:
+        """One step, and how long it waited for its data."""
+        begin = time.perf_counter()
+        batch = next(self.data)
+        self.waited += time.perf_counter() - begin
+        self.update(batch)
+
+
+class HookedUNet(nn.Module):
+    """The backbone without its stages: diffusers' own forward, whole, whatever is asked for, with hooks at the taps."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(
+        self, x_t: Tensor, t_B: Tensor, condition: Condition, taps: tuple[str, ...] = (), rows_R: Tensor | None = None
+    ) -> Denoised:
+        unet, features = self.backbone.unet, {}
+        blocks = {"enc_last": unet.down_blocks[-1], "mid": unet.mid_block, "dec_first": unet.up_blocks[0]}
+
+        def hand_out(tap: str, module: nn.Module, inputs: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            features[tap] = Tokens.from_map(hidden)
+            passed_on = features[tap].to_map()
+            if not isinstance(output, tuple):
+                return passed_on
+            return passed_on, tuple(passed_on if skip is hidden else skip for skip in output[1])
+
+        handles = [blocks[tap].register_forward_hook(partial(hand_out, tap)) for tap in taps]
+        prediction = unet(x_t, t_B, encoder_hidden_states=self.backbone.embedding_KLE[condition.ids_B]).sample
+        for handle in handles:
+            handle.remove()
+        return Denoised(prediction if rows_R is None else prediction[rows_R], features)
+
+
+class DeepcopyEMA:
+    """The document's EMA in the trainer's place."""
+
+    def __init__(self, model: nn.Module, shadow: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.shadow = shadow
+
+    def update(self, bad: Tensor) -> None:
+        """One update, of everything."""
+        update_ema(self.shadow, self.model, self.decay)
+
+
+class Bench:
+    """The experiment's own trainer over random records in `place`, and loops around it.
+
+    The documented loader's workers start before any model is there: a forked worker would keep a copy of every
+    page that training changes later.
+    """
+
+    def __init__(self, config: dict[str, Any], place: Path, accelerator: Any) -> None:
+        settings = config["bench"]
+        self.place, self.accelerator = place, accelerator
+        real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
+        self.teacher = teacher = assembly.make(config["teacher"]) if loss.taps else None
+        batch_size = config["trainer"]["batch_size"]
+        records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
+        data = settings_like(real, place, records)
+        self.track = SyntheticTrack(**data)
+        self.track.write(teacher)
+        compares = teacher is not None and (settings["against"] == "documented" or settings["parts"])
+        self.items = self._documented_items(teacher, batch_size, settings["workers"]) if compares else iter(())
+        self.config = config | {"data": data | {"_target_": TRACK}, "evaluation": {}, "warm_start": None}
+        if "prompts" in config["backbone"]:
+            write_prompts(place / "prompts.pt", real.num_classes)
+            self.config["backbone"] = config["backbone"] | {"prompts": str(place / "prompts.pt")}
+        shipper = NoShipper(folder=place, name="", params={}, run_tags={})
+        self.trainer, _ = assembly.build(self.config, place, accelerator, shipper)
+        self.step_index = 0
+
+    def _documented_items(self, teacher: Any, batch_size: int, workers: int) -> Iterator[Any]:
+        """What the documented loader gives, from now on."""
+        ids, grid = [s.sample_id for s in self.track.samples], teacher.grid
+        stores: list[Store] = [
+            (self.track.latents, ids, self.track.latent_shape),
+            (self.track.tokens, [f"{i}_mid" for i in ids], (grid[0] * grid[1], teacher.width)),
+        ]
+        items = forever(loader(stores, batch_size, workers, shuffle=True))
+        return itertools.chain([next(items)], items)
+
+    def build_model(self) -> AlignedModel:
+        """The experiment's model once more, in fp32 and as diffusers lays it out."""
+        loss = assembly.make(self.config["loss"])
+        teacher = assembly.make(self.config["teacher"]) if loss.taps else None
+        model, _ = assembly.build_model(self.config, self.track, teacher, loss)
+        return model.to(self.accelerator.device)
+
+    @cached_property
+    def shadow(self) -> nn.Module:
+        """A deepcopy of the model, as the document's EMA."""
+        return deepcopy(self.trainer.model).requires_grad_(False)
+
+    def ours(self) -> Loop:
+        """The trainer's update on its reader's batches."""
+        return Loop("urepa", self._own_batches(), self._update)
+
+    def without_each_part(self) -> list[Loop]:
+        """The same with one part as the document has it."""
+        trainer, model = self.trainer, self.trainer.model
+        loops = [replace(self.ours(), name="without stages", inside=lambda: swapped(model, "backbone", HookedUNet))]
+        if trainer.settings.channels_last:
+            loops.append(replace(self.ours(), name="without channels_last", inside=lambda: in_nchw(model)))
+        ema = DeepcopyEMA(model, self.shadow, trainer.ema.decay)
+        loops.append(replace(self.ours(), name="deepcopy EMA", inside=lambda: swapped(trainer, "ema", lambda _: ema)))
+        if model.heads:
+            batches = (self._batch(item) for item in self.items)
+            loops.append(Loop("documented reader", batches, self._update))
+        return loops
+
+    def documented(self) -> Loop:
+        """The document's loop over a model in fp32: the trainer's own where that is one (two of SD-1.5 and their
+        copies take 14 GB)."""
+        model, shadow = self.trainer.model, self.shadow
+        if self.trainer.settings.frozen != "fp32":
+            model = self.build_model()
+            shadow = deepcopy(model).requires_grad_(False)
+        documented = DocumentedLoop(self.config, model, shadow, self.accelerator.device)
+
+        def update(item: tuple[Tensor, Tensor, Tensor]) -> None:
+            index_B, x0, teacher_BND = item
+            documented.update(x0, teacher_BND, index_B % self.track.num_classes)
+
+        return Loop("documented", self.items, update, lambda: in_nchw(model))
+
+    def online(self) -> Loop:
+        """The same updates with the teacher asked in each: its images are read in the place of its tokens."""
+        asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
+        reader = copy(self.trainer.reader)
+        images: Any = Images(self.track.samples, asks.teacher.image_size)
+        reader.cache = replace(reader.cache, tokens={ALONE: images})
+
+        def update(batches: list[Batch]) -> None:
+            self._update(asks.asked(batches))
+
+        return Loop("online teacher", reader.stream(0, FOREVER), update, asks.on_device)
+
+    def plain(self) -> Loop:
+        """The loop as one writes it first, over the same batches."""
+        trainer = self.trainer
+        plain = PlainLoop(
+            trainer.model,
+            trainer.objective,
+            trainer.loss,
+            trainer.settings,
+            self.accelerator.device,
+            self.accelerator.autocast,
+        )
+        return Loop("plain", self._own_batches(), plain.update)
+
+    def _update(self, batches: list[Batch]) -> None:
+        self.trainer.update(self.step_index, batches, with_tap_gradients=False)
+        self.step_index += 1
+
+    def _own_batches(self) -> Iterator[list[Batch]]:
+        yield from self.trainer.reader.stream(0, FOREVER)
+
+    def _batch(self, item: tuple[Tensor, Tensor, Tensor]) -> list[Batch]:
+        """What the documented loader gives, as the trainer takes it; noise and timesteps drawn on the device."""
+        index_B, x0, teacher_BND = item
+        classes, device = self.track.num_classes, self.accelerator.device
+        fraction = self.trainer.loss.diffusion_fraction
+        rows_R = None if fraction == 1 else torch.arange(round(fraction * len(x0)))
+        batch = Batch(
+            ids=[self.track.samples[int(i)].sample_id for i in index_B],
+            x0=x0.float(),
+            noise=torch.randn(x0.shape, device=device),
+            t_B=torch.randint(self.trainer.objective.timesteps, (len(x0),), device=device),
+            condition=Condition(index_B % classes, classes),
+            teachers={ALONE: teacher_BND},
+            rows_R=rows_R,
+        )
+        return [batch]
+
+
+@contextlib.contextmanager
+def swapped(owner: Any, name: str, other: Callable[[Any], Any]) -> Iterator[None]:
+    """`owner.name` replaced by what `other` makes of it."""
+    own = getattr(owner, name)
+    setattr(owner, name, other(own))
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
+
+
+@contextlib.contextmanager
+def in_nchw(model: AlignedModel) -> Iterator[None]:
+    """The backbone in PyTorch's usual memory format, whatever it has."""
+    own = {p: p.is_contiguous() for p in model.backbone.parameters()}
+    model.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        if not all(own.values()):
+            speed.channels_last(model.backbone)

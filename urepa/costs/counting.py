@@ -1,0 +1,202 @@
+"""What one training step costs, counted operation by operation: FLOPs, bytes saved for backward, peak memory.
+
+Two FLOPs a multiply-add. Attention's backward pass is two products for each of the forward one's, whatever the
+kernel: that a fused kernel computes the scores again is its own affair. Recomputation that gradient
+checkpointing asks for does count. Elementwise work has no FLOPs here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+AFTER_THE_MODEL = "loss"
+ATTENTION = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
+
+
+def _attention_forward(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any
+) -> int:
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter under this file's conventions, for every fused attention kernel."""
+    formulas: dict[Any, Callable[..., int]] = {}
+    for kernel in ATTENTION:
+        formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")] = _attention_forward
+        formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward")] = _attention_backward
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+class SavedBytes:
+    """Counts what the forward pass inside keeps for the backward one: each storage once, without the model's own.
+
+    Works on real tensors as on fake ones. What is computed from weights (autocast's copies, say) counts.
+    """
+
+    def __init__(self, model: nn.Module, part: Callable[[], str] = lambda: "all") -> None:
+        self.by_part: Counter[str] = Counter()
+        self._part = part
+        own = [*model.parameters(), *model.buffers()]
+        self._seen = {StorageWeakRef(tensor.untyped_storage()) for tensor in own}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_part.values())
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)
+        if reference not in self._seen:
+            self._seen.add(reference)
+            self.by_part[self._part()] += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> "SavedBytes":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.__exit__(*exception)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside occupy at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage()) not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        return result
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+def norm_as_on_cuda(model: nn.Module) -> None:
+    """From now on PyTorch's norms run in fp32 inside autocast on a CPU, as they do by autocast's rules for CUDA."""
+
+    def widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (inputs[0].float(), *inputs[1:]) if torch.is_autocast_enabled("cpu") else None
+
+    for module in model.modules():
+        if type(module) in (nn.GroupNorm, nn.LayerNorm):  # urepa.models.speed's subclasses switch autocast off
+            module.register_forward_pre_hook(widen)
+
+
+class AtWork:
+    """Which part of a model is at work, forward and backward: that of the leaf module that was entered last.
+
+    Autograd runs a graph against the order in which it was made, so the gradient that arrives at a leaf's
+    output says that the leaf's part goes backward from here on.
+    """
+
+    def __init__(self, model: nn.Module, part_of: Callable[[str], str], switched: Callable[[], None]) -> None:
+        self.part = AFTER_THE_MODEL
+        self._model, self._part_of, self._switched = model, part_of, switched
+        self._handles: list[Any] = []
+
+    def _switch(self, part: str) -> None:
+        self._switched()
+        self.part = part
+
+    def __enter__(self) -> "AtWork":
+        for name, module in self._model.named_modules():
+            if not list(module.children()):
+                self._handles += self._watch(module, self._part_of(name))
+        after = self._model.register_forward_hook(lambda *_: self._switch(AFTER_THE_MODEL))
+        self._handles.append(after)
+        return self
+
+    def _watch(self, leaf: nn.Module, part: str) -> list[Any]:
+        def entered(module: nn.Module, inputs: Any) -> None:
+            self._switch(part)
+
+        def left(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(lambda grad: self._switch(part))
+
+        return [leaf.register_forward_pre_hook(entered), leaf.register_forward_hook(left)]
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """One forward and backward pass of a batch. FLOPs and bytes by part; `peak`: bytes of all that is made on
+    the way, gradients included, at the moment when they are most."""
+
+    forward: dict[str, int]
+    backward: dict[str, int]
+    saved: dict[str, int]
+    peak: int
+
+
+def count_step(model: nn.Module, part_of: Callable[[str], str], step: Callable[[], Tensor]) -> StepCount:
+    """Counts `step`, which returns the loss of a forward pass through `model`, and the loss's backward pass.
+
+    `part_of` names the part of a module or parameter by its dotted name.
+    """
+    flops: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter()}
+    counter, direction, seen = flop_counter(), "forward", 0
+
+    def note() -> None:
+        nonlocal seen
+        total = counter.get_total_flops()
+        flops[direction][at_work.part] += total - seen
+        seen = total
+
+    live = LiveBytes()
+    with counter, live, AtWork(model, part_of, note) as at_work:
+        with SavedBytes(model, lambda: at_work.part) as saved:
+            loss = step()
+        note()
+        direction = "backward"
+        loss.backward()
+        note()
+    return StepCount(dict(+flops["forward"]), dict(+flops["backward"]), dict(saved.by_part), live.peak)
+
+
+def on_fake_cpu(model: nn.Module) -> FakeTensorMode:
+    """Moves a model from the meta device to a pretended CPU: inside the mode that is returned it has a CPU's
+    kernels and autocast, shapes without values, and needs no memory. Everything else made inside is like it."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    made: dict[int, Tensor] = {}
+    with mode:
+        for name, tensor in tensors:
+            if id(tensor) not in made:
+                copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+                is_parameter = isinstance(tensor, nn.Parameter)
+                made[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, made[id(tensor)])
+    return mode

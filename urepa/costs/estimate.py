@@ -1,0 +1,372 @@
+"""What a composed experiment will cost, before anything is built, read or fetched.
+
+The model is built on the meta device by the same code as for training, and one step of it is counted. Memory
+and FLOPs are predictions; hours come from a device's stated rate (a floor) or from a measurement (expected).
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.core.nested import flatten
+from urepa.core.types import Condition
+from urepa.costs.counting import (
+    AFTER_THE_MODEL,
+    LiveBytes,
+    StepCount,
+    count_step,
+    flop_counter,
+    norm_as_on_cuda,
+    on_fake_cpu,
+)
+from urepa.costs.measured import read_measured
+from urepa.data.online import AT_ONCE
+from urepa.data.reader import THREADS, Batch
+from urepa.data.shares import check_batch_size
+from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
+from urepa.data.vae import unread_vae
+from urepa.method.alignment import AlignedModel, step_terms
+from urepa.method.objectives import Objective
+from urepa.models.teachers.several import by_name
+from urepa.training.assembly import build_model, make, speed_up
+from urepa.training.optimizer import groups_of
+from urepa.training.trainer import Settings
+
+# constructors that read files, and what builds the same module without
+UNREAD = {
+    "urepa.models.backbones.sd15.sd15": "urepa.models.backbones.sd15.sd15_unread",
+    "urepa.models.backbones.sit.sit": "urepa.models.backbones.sit.sit_unread",
+}
+TEACHER = "teacher"  # one that is asked in training
+SAME = 0.02  # relative difference of two counts of one step's FLOPs
+# switches that change what the same FLOPs need in time and memory; older rows do not say them
+SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
+# keys that change no count; what is below them neither
+NOT_COUNTED = (
+    *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "device", "measured", "out"),
+    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps", "loss.stop_step"),
+    *("objective.beta_start", "objective.beta_end", "objective.beta_schedule"),
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """conf/device; fields are described in `urepa.config`."""
+
+    name: str
+    kind: str
+    flops_per_s: float | None
+    memory_bytes: float | None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What follows from the config alone. FLOPs and bytes are a micro-batch's."""
+
+    parameters: dict[str, dict[str, int]]  # by part: "all" and "trainable"
+    groups: dict[str, tuple[int, int]]  # by optimiser group: parameters that train, in so many tensors
+    taps: dict[str, tuple[int, int, int]]  # rows, columns and width of a tap's tokens
+    weights: dict[str, int]  # bytes that lie on the device all the time
+    step: StepCount
+    forward_per_sample: int  # of a whole forward pass, as validation makes it
+    samples: dict[str, int]  # by split
+    caches: list[CacheSize]
+    reader_bytes: int
+    squares: int  # images that are read as JPEG in training; how large they are is not known
+
+
+_COUNTED: dict[str, Counted] = {}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of one run. FLOPs are a whole batch's; memory is bytes; hours are GPU-hours, on one device. In steps
+    from `stop_step` on nothing is aligned; None: there are no such steps."""
+
+    device: Device
+    settings: Settings
+    counted: Counted
+    measured: list[dict[str, Any]]
+    stop_step: int | None = None
+
+    @property
+    def micro_batch(self) -> int:
+        return self.settings.batch_size // self.settings.accumulation
+
+    def flops(self, direction: str) -> dict[str, int]:
+        """Of a step, by part; `direction` is "forward" or "backward"."""
+        by_part: dict[str, int] = getattr(self.counted.step, direction)
+        parts = [*self.counted.parameters, AFTER_THE_MODEL]
+        return {part: by_part.get(part, 0) * self.settings.accumulation for part in parts}
+
+    @property
+    def flops_per_step(self) -> int:
+        return sum(sum(self.flops(direction).values()) for direction in ("forward", "backward"))
+
+    @property
+    def flops_after_stop(self) -> int:
+        """Of a step from `stop_step` on: without the teacher and the alignment terms, heads and all else as before."""
+        aligning = sum(self.flops(d).get(p, 0) for d in ("forward", "backward") for p in (TEACHER, AFTER_THE_MODEL))
+        return self.flops_per_step - aligning
+
+    @property
+    def validation_flops(self) -> int:
+        """Of all validations of the run, the teacher's share included: they ask it after the stop too."""
+        s = self.settings
+        times = s.max_steps // s.validate_every + (s.max_steps % s.validate_every > 0)
+        return times * self.counted.samples["val"] * self.counted.forward_per_sample
+
+    @property
+    def run_flops(self) -> int:
+        """Training steps and validations; what is logged and evaluated beside them is not counted."""
+        steps = self.settings.max_steps
+        aligned = steps if self.stop_step is None else min(self.stop_step, steps)
+        return aligned * self.flops_per_step + (steps - aligned) * self.flops_after_stop + self.validation_flops
+
+    @property
+    def saved_bytes(self) -> int:
+        """What a micro-batch's forward pass keeps for the backward one."""
+        return sum(self.counted.step.saved.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Weights, optimiser, EMA and the most that a step needs at once, without the workspace of kernels and what
+        the allocator loses."""
+        held = self.counted.weights["gradients"] if self.settings.accumulation > 1 else 0
+        kept = sum(size for name, size in self.counted.weights.items() if name != "gradients")
+        return kept + held + self.counted.step.peak
+
+    @property
+    def fits(self) -> bool | None:
+        """Is the device's memory larger than the peak? None: not known."""
+        return None if self.device.memory_bytes is None else self.peak_bytes <= self.device.memory_bytes
+
+    @property
+    def floor_step_s(self) -> float | None:
+        """FLOPs over the device's rate."""
+        return None if self.device.flops_per_s is None else self.flops_per_step / self.device.flops_per_s
+
+    @property
+    def floor_hours(self) -> float | None:
+        return None if self.device.flops_per_s is None else self.run_flops / self.device.flops_per_s / 3600
+
+    @property
+    def reference(self) -> dict[str, Any] | None:
+        """The measurement that expected hours rest on: of our own path, and among several the one of this batch
+        size and of as many FLOPs a step."""
+        own = [row for row in self.measured if row["path"] == "urepa"]
+        return min(
+            own, key=lambda row: (not self.is_of_this(row), row["batch_size"] != self.settings.batch_size), default=None
+        )
+
+    def is_of_this(self, row: dict[str, Any]) -> bool:
+        """Was this row measured over such a step: as many samples, as many FLOPs, the same switches?"""
+        counted = row["tflops_per_s"] * 1e12 * row["step_s"]
+        alike = abs(counted / self.flops_per_step - 1) < SAME
+        own = {key: getattr(self.settings, key) for key in SWITCHES}
+        switched = any(row.get(key, value) != value for key, value in own.items())
+        return row["batch_size"] == self.settings.batch_size and alike and not switched
+
+    @property
+    def expected_hours(self) -> float | None:
+        """From the measured TFLOP/s; None without a measurement."""
+        row = self.reference
+        return None if row is None else self.run_flops / (row["tflops_per_s"] * 1e12) / 3600
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        counted = self.counted
+        return {
+            "device": asdict(self.device),
+            "steps": self.settings.max_steps,
+            "batch_size": self.settings.batch_size,
+            "micro_batch": self.micro_batch,
+            "precision": self.settings.precision,
+            "parameters": counted.parameters,
+            "flops_per_step": {"forward": self.flops("forward"), "backward": self.flops("backward")},
+            "stop_step": self.stop_step,
+            "flops_after_stop": None if self.stop_step is None else self.flops_after_stop,
+            "validation_flops": self.validation_flops,
+            "run_flops": self.run_flops,
+            "memory_bytes": counted.weights,
+            "saved_bytes": counted.step.saved,
+            "saved_bytes_per_sample": self.saved_bytes / self.micro_batch,
+            "peak_memory_bytes": self.peak_bytes,
+            "fits": self.fits,
+            "samples": counted.samples,
+            "caches": [asdict(cache) for cache in counted.caches],
+            "reader_bytes": counted.reader_bytes,
+            "squares": counted.squares,
+            "floor_step_s": self.floor_step_s,
+            "gpu_hours_floor": self.floor_hours,
+            "gpu_hours_expected": self.expected_hours,
+            "measured": self.measured,
+        }
+
+
+def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -> Plan:
+    """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
+    counted = _counted_once(config, device.kind)
+    rows = [] if measured is None else read_measured(measured, device.name)
+    return Plan(device, Settings(**config["trainer"]), counted, rows, config["loss"].get("stop_step"))
+
+
+def _counted_once(config: dict[str, Any], kind: str) -> Counted:
+    """Arms and seeds that differ in nothing that costs are counted once."""
+    costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
+    key = json.dumps([kind, costly])
+    if key not in _COUNTED:
+        _COUNTED[key] = count(config, kind)
+    return _COUNTED[key]
+
+
+def count(config: dict[str, Any], kind: str) -> Counted:
+    """Counts a config's step, on a device of this kind."""
+    config = deepcopy(config)
+    settings = Settings(**config["trainer"])
+    micro_batch = settings.batch_size // settings.accumulation
+    loss, objective, track = make(config["loss"]), make(config["objective"]), make(config["data"])
+    loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
+    samples = track.expected_samples()
+    check_batch_size(settings.batch_size, samples["train"])
+    teacher = make(config["teacher"]) if loss.taps else None
+    backbone = config["backbone"]
+    backbone["_target_"] = UNREAD.get(backbone["_target_"], backbone["_target_"])
+    with torch.device("meta"):
+        model, backbone_group = build_model(config, track, teacher, loss)
+    # compiled blocks cannot be counted, and kernels do not change the counts
+    speed_up(model, replace(settings, compile=False, attention=None), torch.device("cpu"))
+    parameters, weights = parameters_by_part(model), weight_bytes(model)
+    groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
+    mode = on_fake_cpu(model)
+
+    def prepared(*inputs: Any) -> Any:  # by accelerate
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+            return model(*inputs)
+
+    run: Any = prepared
+
+    def step() -> Tensor:
+        batch = example(track, teacher, objective, micro_batch, loss.diffusion_fraction)
+        return step_terms(run, objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
+
+    if kind == "cuda":
+        norm_as_on_cuda(model)
+    with mode:
+        counts = count_step(model, lambda name: part_of(model, name), step)
+        one = example(track, teacher, objective, 1)
+        with torch.no_grad(), flop_counter() as forward:
+            seen = run(one.x0, one.t_B, one.condition)
+    taps = {tap: (*tokens.grid, tokens.x_BND.shape[2]) for tap, tokens in seen.features.items()}
+    asked = _asked_in_training(track, teacher, kind)
+    for name, network in asked.items():
+        counts.forward[name] = network.flops * micro_batch
+        parameters[name] = {"all": network.parameters, "trainable": 0}
+        weights[name] = network.bytes
+    if "VAE" in asked:
+        weights["VAE, at work"] = THREADS * asked["VAE"].at_work
+    return Counted(
+        parameters=parameters,
+        groups=groups,
+        taps=taps,
+        weights=weights,
+        step=counts,
+        forward_per_sample=forward.get_total_flops() + sum(network.flops for network in asked.values()),
+        samples=samples,
+        caches=cache_sizes(track, teacher),
+        reader_bytes=reader_bytes(track, teacher, settings.batch_size),
+        squares=sum(samples.values()) if track.reads_squares(teacher) else 0,
+    )
+
+
+def part_of(model: AlignedModel, name: str) -> str:
+    """One of the backbone's stages, or head: where a module or parameter of this name belongs."""
+    owner, _, rest = name.partition(".")
+    backbone: Any = model.backbone
+    return "head" if owner == "heads" else backbone.stage_of(rest)
+
+
+def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
+    """How many there are, and how many train."""
+    backbone: Any = model.backbone
+    parts = (*backbone.stages, "head")
+    counts: dict[str, dict[str, int]] = {part: {"all": 0, "trainable": 0} for part in parts}
+    for name, parameter in model.named_parameters():
+        part = counts[part_of(model, name)]
+        part["all"] += parameter.numel()
+        part["trainable"] += parameter.numel() * parameter.requires_grad
+    return {part: n for part, n in counts.items() if n["all"]}
+
+
+def weight_bytes(model: nn.Module) -> dict[str, int]:
+    """What lies on the device from the first step to the last. AdamW keeps two moments and EMA one copy of
+    whatever trains, in its precision."""
+    trains = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return {
+        "frozen weights": sum(p.nbytes for p in model.parameters() if not p.requires_grad),
+        "buffers": sum(b.nbytes for b in model.buffers()),
+        "trainable weights": trains,
+        "gradients": trains,
+        "optimiser": 2 * trains,
+        "EMA": trains,
+    }
+
+
+def example(track: Any, teacher: Any | None, objective: Objective, size: int, diffusion_fraction: float = 1.0) -> Batch:
+    """A batch of the track's shapes."""
+    ids_B = torch.zeros(size, dtype=torch.long)
+    t_B = torch.full((size,), objective.time_at(0.5))
+    x0 = torch.zeros(size, *track.latent_shape)
+    stored, teachers = track.stores(teacher), {}
+    for name, one in by_name(teacher).items():
+        kept = stored.get(f"tokens_{name}" if name else "tokens", (None, "float32"))[1]
+        dtype = torch.float16 if kept == "float16" else torch.float32
+        teachers[name] = torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype)
+    condition = Condition(ids_B, track.num_classes)
+    rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
+    return Batch([], x0, torch.zeros_like(x0), t_B, condition, teachers, rows_R)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an image costs a network that is asked while training, and what the network itself takes."""
+
+    flops: int
+    parameters: int
+    bytes: int
+    at_work: int = 0  # bytes that one batch of its images needs at once
+
+    @classmethod
+    def of(cls, network: nn.Module, flops: int, at_work: int = 0) -> "Asked":
+        parameters = list(network.parameters())
+        return cls(flops, sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters), at_work)
+
+
+def _asked_in_training(track: Any, teacher: Any | None, kind: str) -> dict[str, Asked]:
+    """The networks that make their part of every batch instead of a cache."""
+    asked: dict[str, Asked] = {}
+    size = track.image_size
+    with torch.device("meta"):
+        for one in by_name(teacher).values() if track.online_teacher else ():
+            network = one.unread()
+            with flop_counter() as counter:
+                one.tokens(torch.empty(1, 3, size, size))
+            own, others = Asked.of(network, counter.get_total_flops()), asked.get(TEACHER, Asked(0, 0, 0))
+            asked[TEACHER] = Asked(
+                own.flops + others.flops, own.parameters + others.parameters, own.bytes + others.bytes
+            )
+        if track.online_latents:
+            dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+            vae = unread_vae(track.vae, track.latent_shape[0])
+            nn.Module.to(vae, dtype)  # diffusers' own would warn of nothing
+            with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
+                vae.encode(torch.empty(AT_ONCE, 3, size, size, dtype=dtype))
+            asked["VAE"] = Asked.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
+    return asked

@@ -1,0 +1,1 @@
+"""An opened run, published weights, images, exports, model cards."""

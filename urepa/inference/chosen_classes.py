@@ -1,0 +1,68 @@
+"""Which classes `classes=...` of a request names: ids and names, mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from urepa.core.errors import UserError, did_you_mean
+from urepa.core.markup import printable
+from urepa.core.ranks import is_first
+from urepa.data.classes import class_names
+
+SHOWN = 10  # names in a sentence
+
+
+def names_of(config: dict[str, Any], kept: list[str]) -> list[str]:
+    """The names of a model's classes by id: those of `data.class_names`, else those that were kept with the run or the
+    export. [] where there are none."""
+    named = config["data"].get("class_names")
+    if named is None:
+        return kept
+    try:
+        return class_names(named)
+    except UserError as error:
+        if is_first():
+            print(f"warning: the classes have no names here: {error}")
+        return []
+
+
+def chosen(asked: Any, count: int, names: Sequence[str], whose: str) -> list[int]:
+    """The ids that are asked for, in order, each once: None asks for all, a list for its members, anything else for
+    itself. UserError for what is neither the id nor the name of one of `count` classes."""
+    if asked is None:
+        return list(range(count))
+    members = asked if isinstance(asked, list) else [asked]
+    if not members:
+        raise UserError("classes=[]: give at least one, or leave it out for all")
+    return sorted({_id_of(one, count, names, whose) for one in members})
+
+
+def _id_of(one: Any, count: int, names: Sequence[str], whose: str) -> int:
+    if isinstance(one, int) and not isinstance(one, bool):
+        if not 0 <= one < count:
+            raise UserError(f"classes: there is no class {one}; {whose}'s are 0 to {count - 1}")
+        return one
+    if not isinstance(one, str):
+        raise UserError(
+            f"classes: {one!r} is neither an id nor a name; give [ID,NAME,...], with a name that reads as a number, as "
+            "true or as null in quotes of its own: \"classes=['10']\""
+        )
+    found = [i for i, name in enumerate(names[:count]) if name == one]
+    if len(found) > 1:
+        raise UserError(f"classes: {' and '.join(map(str, found))} are both called {printable(one)}; give the id")
+    if not found:
+        raise UserError(_unknown(one, count, names[:count], whose))
+    return found[0]
+
+
+def _unknown(one: str, count: int, names: Sequence[str], whose: str) -> str:
+    if not names:
+        return (
+            f"classes: {printable(one)} is a name, and the names of {whose}'s classes are not known; give ids, 0 to "
+            f"{count - 1}"
+        )
+    if near := did_you_mean(one, names):
+        return f"classes: there is no class {printable(one)}{printable(near)}"
+    shown = ", ".join(map(printable, names[:SHOWN])) + (", ..." if count > SHOWN else "")
+    return f"classes: there is no class {printable(one)}; {whose}'s are {shown}"

@@ -1,0 +1,1 @@
+"""The mathematics: objectives, samplers, losses, schedules, the training step."""

@@ -1,0 +1,101 @@
+"""From noise to x0 along a flow: Euler and Heun on its ODE, Euler-Maruyama on an SDE with the same marginals.
+
+Shapes: B images, CHW latent. The state is fp64, the backbone sees fp32. Times run from 1, noise, down to 0, data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from urepa.core import draws, progress
+from urepa.core.types import Condition
+from urepa.method.objectives import Flow
+
+LAST = 0.04  # where the SDE's noisy steps end; one step without noise leads from there to 0
+Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B,C,H,W] and t [], both fp64, to dx/dt
+
+
+def guided(backbone: nn.Module, condition: Condition, guidance: float, interval: tuple[float, float]) -> Velocity:
+    """The backbone's velocity v; at times inside `interval` u + g·(v − u), with u under the null condition in the same
+    batch (Ho & Salimans 2022; Kynkäänniemi et al. 2024 for the interval)."""
+    low, high = interval
+    ids_B, null = condition.ids_B, condition.null()
+    both = Condition(torch.cat([null.ids_B, ids_B]), condition.null_id)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        if guidance == 1 or not low <= float(t) <= high:
+            return backbone(x.float(), t.float().expand(len(x)), condition).prediction_RCHW.double()
+        twice = torch.cat([x, x]).float()
+        u, v = backbone(twice, t.float().expand(len(twice)), both).prediction_RCHW.double().chunk(2)
+        return u + guidance * (v - u)
+
+    return velocity
+
+
+def uniform_times(steps: int, device: torch.device) -> Tensor:
+    """`steps` + 1 times, evenly from 1 to 0."""
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device)
+
+
+def euler(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
+    """`steps` Euler steps. Deterministic."""
+    times = uniform_times(steps, x.device)
+    for t, after in steps_of(times, len(x)):
+        x = x + (after - t) * velocity(x, t)
+    return x
+
+
+def heun(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
+    """`steps` Heun steps, the last one Euler's: 2·steps − 1 evaluations. Deterministic."""
+    times = uniform_times(steps, x.device)
+    for t, after in steps_of(times, len(x)):
+        slope = velocity(x, t)
+        if after > 0:
+            slope = (slope + velocity(x + (after - t) * slope, after)) / 2
+        x = x + (after - t) * slope
+    return x
+
+
+def euler_maruyama(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
+    """dx = (v − w·s/2)dt + √w dW with w = 2t (SiT, §2.4; SYSTEMS.md D): `steps` times from 1 to 0.04, then 0, the last
+    step by its drift alone. Each image's noise comes from its own generator."""
+    noisy = torch.linspace(1, LAST, steps, dtype=torch.float64, device=x.device)
+    times = torch.cat([noisy, noisy.new_zeros(1)])
+    for t, after in steps_of(times, len(x)):
+        v = velocity(x, t)
+        drift = v - t * flow.score(x, v, t.expand(len(x)))
+        x = x + (after - t) * drift
+        if after > 0:
+            noise = torch.stack([draws.normal(tuple(x.shape[1:]), rng) for rng in rngs]).to(x.device)
+            x = x + (2 * t * (t - after)).sqrt() * noise
+    return x
+
+
+SAMPLERS = {"euler": euler, "heun": heun, "sde": euler_maruyama}
+
+
+def steps_of(times: Tensor, images: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Each step's begin and end, with a progress bar."""
+    return progress.bar(list(pairwise(times)), desc=f"sampling {images:,} images", unit="step", leave=False)
+
+
+@torch.no_grad()
+def sample(
+    backbone: nn.Module,
+    flow: Flow,
+    noise: Tensor,
+    condition: Condition,
+    sampler: str,
+    steps: int,
+    guidance: float,
+    interval: tuple[float, float],
+    rngs: list[np.random.Generator],
+) -> Tensor:
+    """x0 [B,C,H,W] from standard normal noise, on its device. `rngs`, one per image, are for the SDE's noise."""
+    velocity = guided(backbone, condition, guidance, interval)
+    return SAMPLERS[sampler](flow, velocity, noise.double(), steps, rngs).float()

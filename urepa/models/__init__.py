@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, teachers, LoRA, layers, memory and kernels."""

@@ -1,0 +1,73 @@
+"""Which sizes and taps the backbones have, without torch: what their constructors refuse, said before it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from urepa.core.errors import UserError, did_you_mean
+
+UNET_TAPS = ("mid", "enc_last", "dec_first")
+
+
+def check_unet(block_out_channels: Sequence[int], attention: Sequence[bool], latent_shape: Sequence[int]) -> None:
+    """UserError where the widths of a tiny U-Net, one per resolution, do not fit together or the latent [C,H,W]."""
+    _, height, width = latent_shape
+    levels = len(block_out_channels)
+    if len(attention) != levels:
+        raise UserError(
+            f"backbone.attention has {len(attention)} entries and backbone.block_out_channels {levels}; "
+            "give one of each per resolution"
+        )
+    if levels == 0:
+        raise UserError("tiny_unet cannot be built with block_out_channels=[]: give a width for each resolution")
+    factor = 2 ** (levels - 1)
+    if height % factor or width % factor:
+        raise UserError(
+            f"backbone: {levels} resolutions halve the latent {levels - 1} times, but {height}x{width} is not "
+            f"a multiple of {factor}; give fewer backbone.block_out_channels or another data.image_size"
+        )
+    if any(c % 32 for c in block_out_channels):
+        raise UserError(f"backbone.block_out_channels={list(block_out_channels)}: each must be a multiple of 32")
+
+
+def check_unet_tap(tap: str) -> None:
+    """UserError for a tap that a U-Net has not."""
+    if tap not in UNET_TAPS:
+        near = did_you_mean(tap, UNET_TAPS)
+        raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(UNET_TAPS)}{near}")
+
+
+def check_prompts(path: Path) -> None:
+    """UserError where the file of text embeddings is not there."""
+    if not path.is_file():
+        raise UserError(f"there are no prompt embeddings at {path}; make them with the track's other caches")
+
+
+def check_sit(patch: int, width: int, heads: int, latent_shape: Sequence[int]) -> None:
+    """UserError where the sizes of a SiT do not fit each other or the latent [C,H,W]."""
+    _, height, columns = latent_shape
+    if height % patch or columns % patch:
+        raise UserError(
+            f"backbone.patch={patch} does not divide the {height}x{columns} latent; give another one or another "
+            "data.image_size"
+        )
+    if width % heads or width % 4:
+        raise UserError(f"backbone.width={width}: give a multiple of 4 and of backbone.heads={heads}")
+
+
+def sit_block(tap: str, depth: int) -> int:
+    """The block, of `depth`, that a SiT's tap `block_K` follows. UserError for a tap that it has not."""
+    names = [f"block_{k}" for k in range(depth)]
+    if tap not in names:
+        raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}; give a loss of one")
+    return names.index(tap)
+
+
+def check_sit_adapters(targets: str, blocks: str) -> None:
+    """UserError for modules to adapt that a U-Net alone has."""
+    if (targets, blocks) != ("attention", "all"):
+        raise UserError(
+            f"lora.targets={targets} lora.blocks={blocks}: a transformer has neither a middle block nor "
+            "convolutions to adapt; give lora=all_attention"
+        )

@@ -1,0 +1,83 @@
+"""The same mathematics in less time: frozen weights in bf16, channels_last, attention kernels, compiled blocks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urepa.core.errors import UserError
+
+# the blocks that repeat, diffusers' and SiT's; each is compiled by itself, once per shape
+REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "SiTBlock")
+SHAPES = 64  # of one region: SD-1.5 has about 20
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalises in the type of its input. The kernel keeps its sums in fp32 all the same; autocast would also
+    write the result in fp32, twice the traffic of everything up to the next convolution."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            weight, bias = (None if p is None else p.to(input.dtype) for p in (self.weight, self.bias))
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """As GroupNorm above."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            weight, bias = (None if p is None else p.to(input.dtype) for p in (self.weight, self.bias))
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+IN_THEIR_INPUTS_TYPE: dict[type[nn.Module], type[nn.Module]] = {nn.GroupNorm: GroupNorm, nn.LayerNorm: LayerNorm}
+
+
+def hold_frozen_in_bf16(backbone: nn.Module) -> None:
+    """Frozen weights in bf16, so that autocast need not cast them at every step, and norms in their inputs' type.
+    What trains and the norms' own weights stay in fp32. In place; parameters keep their names."""
+    for module in backbone.modules():
+        own = IN_THEIR_INPUTS_TYPE.get(type(module))
+        if own is not None:
+            module.__class__ = own  # same parameters, other forward
+            continue
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def channels_last(backbone: nn.Module) -> None:
+    """Convolutions' weights as NHWC; activations follow them. In place."""
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def attention(first: str | None, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """A context in which attention tries the kernel `first` before the others (None: PyTorch's own order)."""
+    if first is None:
+        return contextlib.nullcontext
+    if device.type != "cuda":
+        raise UserError(f"trainer.attention={first} is a kernel for GPUs; leave it null on this machine")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    }
+    order = [backends[first], *(b for name, b in backends.items() if name != first), SDPBackend.MATH]
+    return partial(sdpa_kernel, order, set_priority=True)
+
+
+def compile_blocks(backbone: nn.Module) -> None:
+    """Compiles the repeated blocks, each by itself: the first step takes a minute or two. In place."""
+    torch._dynamo.config.recompile_limit = SHAPES
+    for module in backbone.modules():
+        if type(module).__name__ in REGIONS:
+            module.compile()

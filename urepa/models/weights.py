@@ -1,0 +1,50 @@
+"""Weights as files hold them and as loaders hand them over."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.core.errors import UserError
+from urepa.core.files import DAMAGED
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, by name. UserError where it is damaged or of another kind."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is no whole safetensors file ({error}); copy it again") from error
+
+
+def read_torch(file: Path) -> Any:
+    """What a torch file holds of tensors and the settings beside them: nothing else is unpickled. UserError where there
+    is more, or where it is damaged."""
+    try:
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's protocol, beside the error that says more
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except UnpicklingError as error:
+        raise UserError(f"{file} holds more than tensors, or no weights at all; save them as .safetensors") from error
+    except DAMAGED as error:
+        raise UserError(f"{file} is no whole torch file; copy it again") from error
+
+
+@torch.no_grad()
+def own_memory(module: nn.Module) -> nn.Module:
+    """Moves weights from a file's mapping to memory of their own, in place. There they begin at multiples of 64
+    bytes; in a safetensors file at multiples of 8, and CPU kernels round by where weights lie: the same run would
+    differ between one process and several, for which diffusers loads them in another way."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    return module

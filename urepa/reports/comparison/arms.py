@@ -1,0 +1,370 @@
+"""Runs grouped into arms by what they computed, not by their names; what cannot be compared is set apart.
+
+A study has one validation set and protocol, one version of the code, and one baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, count
+
+from urepa.core.errors import UserError
+from urepa.reports.comparison.apart import (
+    ABSENT,
+    Apart,
+    finished,
+    identity,
+    once_each,
+    one_code,
+    one_protocol,
+    with_contents,
+)
+from urepa.reports.comparison.runs import Run
+
+FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting in which an arm differs from the baseline."""
+
+    key: str
+    baseline: str
+    here: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.baseline} → {self.here}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but their seed, by seed."""
+
+    label: str
+    config: dict[str, str]
+    runs: dict[int, Run]
+    changes: tuple[Change, ...]
+
+    @property
+    def first(self) -> Run:
+        return next(iter(self.runs.values()))
+
+    def has(self, key: str) -> bool:
+        """Has any seed logged the metric?"""
+        return any(key in run.curves for run in self.runs.values())
+
+
+@dataclass(frozen=True)
+class Study:
+    """The baseline first, then the other arms in order."""
+
+    arms: tuple[Arm, ...]
+    apart: tuple[Apart, ...]
+    why_baseline: str
+
+    @property
+    def baseline(self) -> Arm:
+        return self.arms[0]
+
+    def held_to(self, key: str) -> Arm:
+        """The arm whose value of a metric the others' must compare with: the baseline, or the first arm that has one
+        where the baseline has none. A baseline without alignment has no token loss, but the aligned arms do."""
+        return next((arm for arm in self.arms if arm.has(key)), self.baseline)
+
+
+def group(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> Study:
+    """The study that these runs make. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError if
+    none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
+    given = _given_names(names, runs)
+    usable, apart = finished(runs)
+    if not usable:
+        raise UserError(f"none of the {len(runs)} runs can be compared: {apart[0].run.name} is {apart[0].reason}")
+    usable = with_contents(usable)
+    meant = [run for run in usable if baseline is not None and _is_meant(run, baseline, given)]
+    leading = meant if meant else _main(usable)
+    usable, others = one_protocol(usable, leading)
+    apart += others
+    leading = [run for run in leading if run in usable]
+    usable, others = one_code(usable, leading)
+    apart += others
+    usable, others = once_each(usable)
+    apart += others
+    by_config: dict[Hashable, list[Run]] = {}
+    for run in usable:
+        by_config.setdefault(tuple(sorted(identity(run.config).items())), []).append(run)
+    groups = list(by_config.values())
+    labels = _all_different(_labels(groups) | _named(groups, given))
+    groups.sort(key=lambda g: _place(g[0], labels[g[0].id], order))
+    chosen, why = _chosen(groups, labels, baseline, given) if baseline is not None else _baseline(groups, leading)
+    among = varying([g[0].config for g in groups])
+    arms = [
+        Arm(
+            labels[g[0].id],
+            g[0].config,
+            {run.seed: run for run in sorted(g, key=lambda run: run.seed)},
+            tuple(changes(chosen[0].config, g[0].config, among)),
+        )
+        for g in [chosen, *(g for g in groups if g is not chosen)]
+    ]
+    return Study(tuple(arms), tuple(apart), why)
+
+
+# --- config differences -------------------------------------------------------------------------------------
+
+
+def varying(configs: list[dict[str, str]]) -> list[str]:
+    """Settings in which the configs differ. Where a part was exchanged (`x._target_`), its settings that only
+    come with one of the parts say nothing more and are left out."""
+    identities = [identity(config) for config in configs]
+    keys = sorted(set().union(*identities))
+    differ = [k for k in keys if len({config.get(k) for config in identities}) > 1]
+    exchanged = {k.removesuffix("_target_") for k in differ if k.endswith("._target_")}
+
+    return [k for k in differ if k.endswith("._target_") or not _comes_along(k, identities, exchanged)]
+
+
+def _without_what_all_share(configs: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The configs without the settings that are there, with one value, in all of them. Two of them vary in the same
+    settings as before: what all share tells no two apart."""
+    shared = set.intersection(*(set(config.items()) for config in configs))
+    return [{k: v for k, v in config.items() if (k, v) not in shared} for config in configs]
+
+
+def _comes_along(key: str, configs: list[dict[str, str]], exchanged: set[str]) -> bool:
+    """Has the key one value wherever it is there, and is it absent exactly where its part is another one?"""
+    if len({config[key] for config in configs if key in config}) > 1:
+        return False
+    return any(key.startswith(part) and not _partly(key, part, configs) for part in exchanged)
+
+
+def _partly(key: str, part: str, configs: list[dict[str, str]]) -> bool:
+    """Do some configs with one and the same part have the key, and others not?"""
+    there: dict[str | None, set[bool]] = {}
+    for config in configs:
+        there.setdefault(config.get(f"{part}_target_"), set()).add(key in config)
+    return any(len(having) > 1 for having in there.values())
+
+
+def changes(baseline: dict[str, str], config: dict[str, str], among: list[str]) -> list[Change]:
+    """What `config` has changed. A setting that only came with a part is said where it is one of those that vary among
+    the arms: beside a baseline without alignment, every arm has a λ, and each its own."""
+    keys = varying([baseline, config])
+    keys += [key for key in among if key not in keys and key in config and key not in baseline]
+    return [Change(k.removesuffix("._target_"), _short(k, baseline), _short(k, config)) for k in sorted(keys)]
+
+
+def _short(key: str, config: dict[str, str]) -> str:
+    """A value for reading: a part by the last word of its _target_, a whole number without its ".0"."""
+    value = config.get(key, ABSENT)
+    return value.rpartition(".")[2] if key.endswith("._target_") else value.removesuffix(".0")
+
+
+# --- names and order ----------------------------------------------------------------------------------------
+
+
+def _labels(groups: list[list[Run]]) -> dict[str, str]:
+    """A label for the first run of each group: its ablation, and in what it differs from others of that name."""
+    several = len({g[0].experiment for g in groups}) > 1
+    by_name: dict[tuple[str, str], list[Run]] = {}
+    for g in groups:
+        by_name.setdefault((g[0].experiment, g[0].ablation), []).append(g[0])
+    labels = {}
+    for (experiment, ablation), runs in by_name.items():
+        configs = [run.config for run in runs]
+        keys = varying(configs)
+        parts = [key for key in keys if key.endswith("._target_")]
+        for run in runs:
+            said = [k for k in keys if not _is_of_another_part(k, run.config, configs, parts)]
+            words = [f"{_word(k)}={_short(k, run.config)}" for k in said]
+            named = [] if ablation == "baseline" and words else [ablation]
+            labels[run.id] = _one_line((f"{experiment}: " if several else "") + ", ".join(named + words))
+    return labels
+
+
+def _given_names(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
+    """Labels by the folder of an arm's runs. UserError for what is no LABEL=FOLDER of them."""
+    given = {}
+    for name in names:
+        label, equals, folder = name.partition("=")
+        if not label or not equals:
+            raise UserError(f"names: '{name}' is no LABEL=FOLDER; give the folder of an arm's runs, without its seed")
+        if not any(_folder(run) == folder for run in runs):
+            raise UserError(f"names: no run here lies in a folder '{folder}'; give one as {_folder(runs[0])}")
+        given[folder] = _one_line(label)
+    return given
+
+
+def _folder(run: Run) -> str:
+    """Of its arm: the run's name without its seed."""
+    return run.name.rpartition("/")[0]
+
+
+def _named(groups: list[list[Run]], given: dict[str, str]) -> dict[str, str]:
+    """The given labels, for the first run of each group that has one."""
+    found = {g[0].id: next((given[_folder(run)] for run in g if _folder(run) in given), None) for g in groups}
+    return {run_id: label for run_id, label in found.items() if label is not None}
+
+
+def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str, str]], parts: list[str]) -> bool:
+    """Has no config with the same part as this one the key, so that its absence says nothing beside the part's name?
+    `parts` are the exchanged ones' keys."""
+    targets = [k for k in parts if key.startswith(k.removesuffix("_target_"))]
+    return any(not any(key in c for c in configs if c.get(k) == config.get(k)) for k in targets if k != key)
+
+
+def _all_different(labels: dict[str, str]) -> dict[str, str]:
+    """The labels, numbered where two arms would have the same: what is shown of them is kept by label."""
+    taken: set[str] = set()
+    different = {}
+    for id_, label in labels.items():
+        candidates = (label if i == 1 else f"{label} ({i})" for i in count(1))
+        different[id_] = next(text for text in candidates if text not in taken)
+        taken.add(different[id_])
+    return different
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _word(key: str) -> str:
+    """The part of a key that says enough beside its value."""
+    return key.removesuffix("._target_").rpartition(".")[2]
+
+
+def _place(run: Run, label: str, order: list[str]) -> tuple:
+    """Where an arm stands: by the given order of labels and ablations, then by the numbers in its label."""
+    listed = next((order.index(name) for name in (label, run.ablation) if name in order), len(order))
+    return listed, run.experiment, [_number_or_text(part) for part in label.replace(",", "=").split("=")]
+
+
+def _number_or_text(part: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(part), ""
+    except ValueError:
+        return 1, 0.0, part
+
+
+def _is_meant(run: Run, wanted: str, given: dict[str, str]) -> bool:
+    """Is `wanted` the label that this run's folder was given, its ablation, or a list KEY=VALUE,... that its config
+    fulfils?"""
+    if wanted in (given.get(_folder(run)), run.ablation):
+        return True
+    pairs = [pair.partition("=") for pair in wanted.split(",")]
+    return all(equals and _equal(value.strip(), run.config.get(key.strip(), ABSENT)) for key, equals, value in pairs)
+
+
+def _equal(wanted: str, value: str) -> bool:
+    """As text or as numbers: 0 is 0.0."""
+    return _number_or_text(wanted) == _number_or_text(value)
+
+
+# --- the baseline -------------------------------------------------------------------------------------------
+
+
+def _main(runs: list[Run]) -> list[Run]:
+    """The runs of the experiment and length that took most steps in all; on a tie, the newest. A few short trials
+    beside a study do not decide what it is compared with."""
+    families: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        families.setdefault(_family(run), []).append(run)
+    return max(families.values(), key=lambda own: (sum(_steps(run) for run in own), max(run.started for run in own)))
+
+
+def _family(run: Run) -> tuple[str, str]:
+    return run.experiment, run.config.get("trainer.max_steps", ABSENT)
+
+
+def _steps(run: Run) -> int:
+    return int(run.config.get("trainer.max_steps", "0"))
+
+
+def _chosen(
+    groups: list[list[Run]], labels: dict[str, str], wanted: str, given: dict[str, str]
+) -> tuple[list[Run], str]:
+    """The group that the user means."""
+    found = [g for g in groups if labels[g[0].id] == wanted] or [g for g in groups if _is_meant(g[0], wanted, given)]
+    if len(found) == 1:
+        return found[0], "chosen with baseline="
+    there = "; ".join(labels[g[0].id] for g in (found or groups)[:12])
+    problem = "fits several arms" if found else "names no arm"
+    raise UserError(f"baseline={wanted} {problem}: {there}; give an ablation's name or KEY=VALUE,KEY=VALUE")
+
+
+def _baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], str]:
+    """The baseline's group, and why it is that one: among the arms of the main experiment and length the one named
+    so, else the control with λ = 0, else the one that most arms differ from in one setting alone."""
+    if len(groups) == 1:
+        return groups[0], "the only arm"
+    ids = {run.id for run in leading}
+    own = [g for g in groups if any(run.id in ids for run in g)] or groups  # none is left if newer ones say the same
+    experiment, steps = _family(own[0][0])
+    among = "" if len(own) == len(groups) else f", of the {len(own)} arms of {experiment} with {steps} steps"
+    named = [g for g in own if g[0].ablation == "baseline"]
+    if len(named) == 1:
+        return named[0], f"the arm named so{among}"
+    candidates = named or own
+    controls = [g for g in candidates if _equal("0", g[0].config.get("loss.lambda_max", ABSENT))]
+    if len(controls) == 1:
+        return controls[0], f"the control with λ = 0{among}"
+    candidates = controls or candidates
+    narrow = dict(zip((g[0].id for g in own), _without_what_all_share([g[0].config for g in own]), strict=True))
+    near = [sum(len(varying([narrow[g[0].id], narrow[o[0].id]])) == 1 for o in own) for g in candidates]
+    why = "of the controls with λ = 0 the one" if controls else "the one"
+    why += " that most arms differ from in one setting alone"
+    if near.count(max(near)) > 1:
+        why += "; of several such arms the first"
+    return candidates[near.index(max(near))], why + among
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Arms that differ from each other in one or two numbers alone. `arms` is by the values of `keys`; of two keys some
+    combinations may be missing, but no row or column has fewer than two."""
+
+    keys: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    arms: dict[tuple[float, ...], Arm]
+
+
+def sweeps(study: Study) -> list[Sweep]:
+    """Grids of two settings (2x2 or larger), and lines of one (three values or more) that are in no grid: those in
+    which the baseline is, else the largest."""
+    keys = [key for key in varying([arm.config for arm in study.arms]) if _is_number(key, study.arms)]
+    grids = [found for pair in combinations(keys, 2) if (found := _sweep(study, pair))]
+    in_grids = {key for grid in grids for key in grid.keys}
+    lines = [found for key in keys if key not in in_grids and (found := _sweep(study, (key,)))]
+    return grids + lines
+
+
+def _sweep(study: Study, keys: tuple[str, ...]) -> Sweep | None:
+    """The arms that are the same but for `keys`."""
+    families: dict[Hashable, dict[tuple[float, ...], Arm]] = {}
+    for arm in study.arms:
+        if all(key in arm.config for key in keys):
+            rest = tuple(sorted((k, v) for k, v in identity(arm.config).items() if k not in keys))
+            families.setdefault(rest, {})[tuple(float(arm.config[key]) for key in keys)] = arm
+    found = [sweep for arms in families.values() if (sweep := _full_enough(keys, arms))]
+    return max(found, key=lambda sweep: (study.baseline in sweep.arms.values(), len(sweep.arms)), default=None)
+
+
+def _full_enough(keys: tuple[str, ...], arms: dict[tuple[float, ...], Arm]) -> Sweep | None:
+    values = tuple(tuple(sorted({at[i] for at in arms})) for i in range(len(keys)))
+    if len(keys) == 1:
+        return Sweep(keys, values, arms) if len(arms) >= FEWEST_OF_A_LINE else None
+    along = [sum(at[i] == value for at in arms) for i in range(2) for value in values[i]]
+    if min(along) < FEWEST_OF_A_GRID:
+        return None
+    # the longer one first: it goes along the x axis
+    if len(values[0]) < len(values[1]):
+        return Sweep(keys[::-1], values[::-1], {at[::-1]: arm for at, arm in arms.items()})
+    return Sweep(keys, values, arms)
+
+
+def _is_number(key: str, arms: tuple[Arm, ...]) -> bool:
+    return all(_number_or_text(arm.config[key])[0] == 0 for arm in arms if key in arm.config)

@@ -1,0 +1,67 @@
+"""table.csv: the numbers of a comparison for spreadsheets and tests."""
+
+from __future__ import annotations
+
+import csv
+import io
+from math import isfinite
+from typing import Any
+
+from urepa.reports.comparison.results import Results, Row
+from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.tables import costs_shown
+
+
+def as_csv(results: Results) -> str:
+    """A row an arm, full precision. A text that a spreadsheet would take for a formula gets an apostrophe."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = [metric.key for metric in results.metrics]
+    costs = costs_shown(results)
+    statistics = ("difference", "low", "high", "p", "p_holm", "bootstrap_low", "bootstrap_high", "pairing")
+    headers = ["arm", "experiment", "ablation", "changed", "seeds"]
+    headers += [f"{key}{ending}" for key in keys for ending in ("", " sd", " n", *(f" {name}" for name in statistics))]
+    headers += [*results.bins, *costs, *_way_headers(results), "notes"]
+    writer.writerow(headers)
+    for row in results.rows:
+        run = row.arm.first
+        changed = "; ".join(map(str, row.arm.changes))
+        line: list[Any] = [row.arm.label, run.experiment, run.ablation, changed, " ".join(map(str, row.arm.runs))]
+        for key in keys:
+            line += [*_numbers(row.cells[key]), row.cells[key].n if row.cells[key].filled else ""]
+            found = row.differences.get(key)
+            if found is None:
+                line += [""] * len(statistics)
+            else:
+                low, high = found.bootstrap or ("", "")
+                values = [found.mean, found.low, found.high, found.p, found.p_holm]
+                line += [*(v if isfinite(v) else "" for v in values), low, high, found.how]
+        line += [_numbers(row.cells[key])[0] for key in results.bins]
+        line += [_numbers(row.costs[name])[0] for name in costs]
+        line += [*_way_numbers(results, row), "; ".join(row.notes)]
+        writer.writerow([f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t\r") else v for v in line])
+    return text.getvalue()
+
+
+def _way_headers(results: Results) -> list[str]:
+    """Of the way to the result: all steps and minutes, and those to the baseline's end in each metric."""
+    headers = ["steps", "minutes", "minutes sd", "cache minutes"]
+    for course in results.races:
+        for what in ("steps", "minutes"):
+            headers += [f"{course.metric.key} {what} to baseline", f"{course.metric.key} {what} to baseline sd"]
+        headers += [f"{course.metric.key} to baseline n", f"{course.metric.key} to baseline never"]
+    return headers
+
+
+def _way_numbers(results: Results, row: Row) -> list[Any]:
+    label, clock = row.arm.label, results.clock
+    line: list[Any] = [row.arm.config["trainer.max_steps"], *_numbers(clock.whole[label])]
+    line.append(_numbers(clock.caches[label])[0])
+    for course in results.races:
+        line += [*_numbers(course.reached[label]), *_numbers(clock.reached[course.metric.key][label])]
+        line += [course.reached[label].n, course.never[label]]
+    return line
+
+
+def _numbers(cell: Cell) -> tuple[Any, Any]:
+    return (cell.mean if cell.filled else "", cell.sd if cell.filled and isfinite(cell.sd) else "")

@@ -1,0 +1,350 @@
+"""The report: one HTML file that needs nothing else. Everything that is not ours is escaped by the template."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from urepa.reports.comparison.clock import unlike_machines
+from urepa.reports.comparison.comparable import reference_label
+from urepa.reports.comparison.drawing import Drawn
+from urepa.reports.comparison.expected import documents_arm, of_steps, reported
+from urepa.reports.comparison.figures import CAPTIONS
+from urepa.reports.comparison.gaps import EXPLANATION, Gap, gap_texts, gaps
+from urepa.reports.comparison.grids import Grids
+from urepa.reports.comparison.numbers import delta, interval, mean_sd, p_value
+from urepa.reports.comparison.power import smallest_sentence
+from urepa.reports.comparison.results import Results, Row, beside, in_words, shown_differences
+from urepa.reports.comparison.runs import Run
+from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.tables import (
+    LEGEND,
+    caches_shown,
+    cell_text,
+    clock_text,
+    cost_text,
+    costs_shown,
+    course_tables,
+    footnotes,
+    legend,
+    minutes_text,
+    no_difference_text,
+    reached_text,
+    seeds_sentence,
+)
+from urepa.reports.comparison.verdict import cautions, verdict
+from urepa.reports.comparison.words import findings, other_remarks, overfitting
+
+TEMPLATE = Path(__file__).with_name("report.html")
+SECTIONS = {
+    "findings": "Findings",
+    "results": "Results",
+    "differences": "Differences",
+    "gaps": "Train and validation",
+    "samples": "Samples",
+    "timesteps": "By timestep",
+    "sweeps": "Sweeps",
+    "way": "Sooner or later",
+    "clock": "By the clock",
+    "curves": "Training curves",
+    "gradients": "Gradients",
+    "reported": "Reported and measured",
+    "remarks": "Remarks",
+    "apart": "Set apart",
+    "method": "Method",
+}
+NONE = "none"  # the tag of a run without a teacher
+NAMED_AT_MOST = 3  # data sets, backbones or teachers in the title
+WHOLE = 15  # characters of a word that a column's head has room for
+BREAKS = re.compile(r"([(_=/]|\.(?!\d))")
+KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
+
+
+def _breakable(name: str) -> Any:
+    """A name, escaped, whose long words may also break behind these signs, else they would cover their neighbours. A
+    short word stays whole: a wide table makes a column as narrow as its parts."""
+    from markupsafe import Markup, escape
+
+    words = ((word, str(escape(word))) for word in name.split(" "))
+    return Markup(" ".join(safe if len(word) <= WHOLE else BREAKS.sub(r"\1<wbr>", safe) for word, safe in words))
+
+
+def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grids | None = None) -> str:
+    """The report as HTML."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    study = results.study
+    figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
+    for d in drawn:
+        figures[d.panel.section].append(
+            {
+                "name": d.panel.name,
+                "title": d.panel.title,
+                "svg": Markup(d.svg),
+                "note": d.panel.note,
+                "wide": d.panel.grid != (1, 1),
+            }
+        )
+    several = len(study.arms) > 1
+    there = {
+        "findings": several,
+        "differences": several,
+        "gaps": gaps(results),
+        "samples": grids,
+        "reported": documents_arm(results),
+        "timesteps": results.bins or figures["timesteps"],
+        "way": results.courses,
+        "clock": results.courses,
+        "apart": study.apart,
+    } | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["breakable"] = _breakable
+    return environment.from_string(TEMPLATE.read_text()).render(
+        title=_title(results),
+        subtitle=_subtitle(results),
+        sections=[(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)],
+        verdict=verdict(results),
+        cautions=cautions(results),
+        sentences=sentences,
+        findings=findings(results) if several else [],
+        legend=LEGEND[0].upper() + LEGEND[1:],
+        baseline=study.baseline.label,
+        seeds=seeds_sentence(results),
+        smallest=smallest_sentence(results),
+        **_results(results),
+        references=[(reference_label(key), mean_sd(cell)) for key, cell in in_words(results).items() if cell.filled],
+        **_differences(results),
+        marks=legend(),
+        footnotes=footnotes(results),
+        **_by_timestep(results),
+        **_by_step(results),
+        **_by_clock(results),
+        figures=figures,
+        captions=CAPTIONS,
+        **_gaps(results),
+        grids=_grids(grids),
+        **_reported(results),
+        remarks=[f"Overfitting (§7.2): {line}." for line in overfitting(results)]
+        + [f"{line[0].upper()}{line[1:]}." for line in other_remarks(results)]
+        or ["Nothing stands out."],
+        apart=study.apart,
+        runs=[{"label": row.arm.label, "runs": [run.name for run in row.arm.runs.values()]} for row in results.rows],
+    )
+
+
+def _results(results: Results) -> dict[str, Any]:
+    """The table of results, and what was read beside it."""
+    costs = costs_shown(results)
+    return {
+        "results_head": ["arm", "n", *(m.title for m in results.metrics), *costs],
+        "results_rows": [
+            {
+                "label": row.arm.label,
+                "cells": [
+                    {"value": len(row.arm.runs), "text": len(row.arm.runs), "small": [], "kind": "", "why": ""},
+                    *(_cell(row.cells[m.key], cell_text(row.cells[m.key])) for m in results.metrics),
+                    *(_cell(row.costs[name], cost_text(name, row.costs[name])) for name in costs),
+                ],
+            }
+            for row in results.rows
+        ]
+        + [_beside(results, label, cells, len(costs)) for label, cells in beside(results).items()],
+    }
+
+
+def _differences(results: Results) -> dict[str, Any]:
+    """The table of differences to the baseline."""
+    shown = shown_differences(results)
+    return {
+        "differences_head": ["arm", "changed", *(m.title for m in shown)],
+        "differences_rows": [
+            {
+                "label": row.arm.label + (" †" if row.notes else ""),
+                "changes": row.arm.changes,
+                "cells": [_difference(results, row, m.key) for m in shown],
+            }
+            for row in results.rows[1:]
+        ],
+    }
+
+
+def _by_timestep(results: Results) -> dict[str, Any]:
+    """The table of the implied x0's error by timestep."""
+    return {
+        "bins_head": ["arm", *(key.rpartition("/")[2] for key in results.bins)] if results.bins else [],
+        "bins_rows": [
+            {"label": row.arm.label, "cells": [_cell(row.cells[k], cell_text(row.cells[k])) for k in results.bins]}
+            for row in results.rows
+        ],
+    }
+
+
+def _by_step(results: Results) -> dict[str, Any]:
+    """Steps to the baseline's end, and every metric by step."""
+    return {
+        "reached_head": ["arm", *(course.metric.title for course in results.races)] if results.races else [],
+        "reached_rows": [
+            {
+                "label": row.arm.label,
+                "cells": [_cell(c.reached[row.arm.label], reached_text(c, row.arm.label)) for c in results.races],
+            }
+            for row in results.rows
+        ],
+        "way": course_tables(results),
+    }
+
+
+def _by_clock(results: Results) -> dict[str, Any]:
+    """Minutes to the baseline's end, and why an arm has none; minutes of unlike machines are told."""
+    clock, races, cached = results.clock, results.races, caches_shown(results)
+    shown = races and clock.is_known
+    head = ["arm", "all steps", *(["teacher's cache"] if cached else []), *(course.metric.title for course in races)]
+    rows = []
+    for label in (row.arm.label for row in results.rows):
+        cells = [_cell(clock.whole[label], minutes_text(clock.whole[label]))]
+        if cached:
+            cells.append(_cell(clock.caches[label], minutes_text(clock.caches[label])))
+        cells += [_minutes(clock.reached[c.metric.key][label], clock_text(results, c, label)) for c in races]
+        rows.append({"label": label, "cells": cells})
+    unlike = [
+        f"{found[0].upper()}{found[1:]}: their minutes do not compare." for found in unlike_machines(results.study)
+    ]
+    return {
+        "clock_head": head if shown else [],
+        "clock_rows": rows,
+        "clock_notes": [f"No minutes of {label}: {why}." for label, why in clock.missing.items()] + unlike,
+    }
+
+
+def _minutes(cell: Cell, text: str) -> dict[str, Any]:
+    """A cell; with the teacher's cache on a line of its own."""
+    first, _, with_cache = text.partition("; ")
+    shown = _cell(cell, first)
+    return shown | {"small": [*shown["small"], *([with_cache] if with_cache else [])]}
+
+
+def _gaps(results: Results) -> dict[str, Any]:
+    """The table of training, validation and the gap between them."""
+    found = gaps(results)
+    terms = list(next(iter(found.values()), {}))
+    return {
+        "gaps_terms": terms,
+        "gaps_head": ["arm", *("train", "validation", "gap") * len(terms)],
+        "gaps_rows": [
+            {"label": label, "cells": [cell for gap in by_term.values() for cell in _gap(gap)]}
+            for label, by_term in found.items()
+        ],
+        "gaps_explained": EXPLANATION,
+    }
+
+
+def _gap(gap: Gap) -> list[dict[str, Any]]:
+    """Its three cells; the gap with its share of the training loss on a second line."""
+    cells = []
+    for cell, text in zip((gap.train, gap.validation, gap.gap), gap_texts(gap), strict=True):
+        value, _, share = text.partition(" (")
+        cells.append(_cell(cell, value))
+        if share:
+            cells[-1]["small"].append(share.removesuffix(")"))
+    return cells
+
+
+def _grids(grids: Grids | None) -> dict[str, Any] | None:
+    """The grids of samples as data URIs."""
+    if grids is None:
+        return None
+    shown = [
+        {"label": grid.label, "run": grid.run, "uri": f"data:image/png;base64,{b64encode(grid.png).decode()}"}
+        for grid in grids.shown
+    ]
+    return {"seed": grids.seed, "step": grids.step, "shown": shown, "note": grids.note}
+
+
+def _reported(results: Results) -> dict[str, Any]:
+    """The document's expected values, if an arm is the document's experiment."""
+    arm = documents_arm(results)
+    if arm is None:
+        return {"reported": []}
+    return {"reported": reported(arm), "reported_arm": arm.label, "reported_steps": of_steps(arm)}
+
+
+def _title(results: Results) -> str:
+    """Data, backbone and teacher of the runs."""
+    runs = [run for row in results.rows for run in row.arm.runs.values()]
+    teachers = [_part(run, "teacher") for run in runs if run.tags.get("teacher") != NONE]
+    return " · ".join(
+        [
+            _joined([_part(run, "data") for run in runs], "data sets"),
+            _joined([_part(run, "backbone") for run in runs], "backbones"),
+            _joined(teachers or ["no teacher"], "teachers"),
+        ]
+    )
+
+
+def _part(run: Run, kind: str) -> str:
+    """What the run's data, backbone or teacher is called: its tag, which a run of an earlier version may lack."""
+    config = run.config["data.name"] if kind == "data" else run.config[f"{kind}._target_"].rpartition(".")[2]
+    return run.tags.get(kind, config)
+
+
+def _joined(names: list[str], kind: str) -> str:
+    """The different names, or how many they are."""
+    different = list(dict.fromkeys(names))
+    return " + ".join(different) if len(different) <= NAMED_AT_MOST else f"{len(different)} {kind}"
+
+
+def _subtitle(results: Results) -> str:
+    study = results.study
+    runs = [run for arm in study.arms for run in arm.runs.values()]
+    seeds = sorted({run.seed for run in runs})
+    experiments = ", ".join(sorted({run.experiment for run in runs}))
+    parts = [
+        f"{experiments}: {_count(len(study.arms), 'arm')}, {_count(len(runs), 'run')}",
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+        f"baseline: {study.baseline.label} ({study.why_baseline})",
+        f"code {runs[0].code[0]}",
+        f"{_count(len(study.apart), 'run')} set apart",
+    ]
+    return "; ".join(parts)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def _cell(cell: Cell, text: str) -> dict[str, Any]:
+    """The mean, and its deviation on a second line."""
+    mean, _, sd = text.partition(" ± ")
+    small, kind = [f"± {sd}"] if sd else [], "" if cell.filled else "none"
+    return {"value": cell.mean if cell.filled else "", "text": mean, "small": small, "kind": kind, "why": cell.why}
+
+
+def _beside(results: Results, label: str, cells: dict[str, Cell], costs: int) -> dict[str, Any]:
+    """A row below the arms."""
+    there = [cells.get(metric.key, Cell()) for metric in results.metrics] + [Cell()] * costs
+    n = max(cell.n for cell in cells.values())
+    first = {"value": n, "text": n, "small": [], "kind": "", "why": ""}
+    return {"label": label, "cells": [first, *(_cell(cell, cell_text(cell)) for cell in there)]}
+
+
+def _difference(results: Results, row: Row, key: str) -> dict[str, Any]:
+    found, cell = row.differences.get(key), row.cells[key]
+    if found is None:
+        return {
+            "value": "",
+            "text": no_difference_text(results, row, key),
+            "small": [],
+            "kind": "none",
+            "why": cell.why,
+        }
+    small = [f"n = {found.n}", found.why] if not isfinite(found.p) else [interval(found), p_value(found.p_holm)]
+    if found.bootstrap is not None:
+        low, high = found.bootstrap
+        small.append(f"bootstrap {interval(replace(found, low=low, high=high))}")
+    text = f"{delta(found)} {found.mark}".strip()
+    return {"value": found.mean, "text": text, "small": small, "kind": KINDS[found.mark], "why": ""}

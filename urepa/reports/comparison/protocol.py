@@ -1,0 +1,128 @@
+"""What a run was measured on, and how. Runs are compared if they agree in it."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+from urepa.reports.comparison.runs import as_text
+from urepa.runs.folder import is_identity
+
+# Of `data`, what is for training alone; all else says what is validated on.
+TRAINING_DATA = (
+    "data.name",
+    "data.limit",
+    "data.train_images",
+    "data.train",
+    "data.cfg_dropout",
+    "data.flip",
+    "data.content.train",
+    "data.content.samples",
+    "data.content.latents",
+    "data.online_teacher",
+    "data.online_latents",
+    "data.token_dtype",
+    "data.tokens",
+    "data.moments",
+    "data.max_skipped",
+)
+TAPS = "loss.taps."
+WEIGHTS_FILE = ".weights_file."  # what a summary tells of weights, beside where they lie
+TIMES = ("timestep", "timesteps")
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """A value as it is written, and what it is to its own run: is it the tap that the run aligns, or what shares of
+    its objective's time, known to `resolution`, are it? `tap: ${aligned_tap:}` and `timestep: ${time_at:0.5}` are one
+    setting in runs with other taps and objectives. Weights are what `digest` says where both have one, wherever they
+    lie."""
+
+    value: str
+    aligned: bool = False
+    shares: tuple[float, ...] = ()
+    resolution: float = 0.0
+    digest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} (sha256 {self.digest[:12]})" if self.digest else self.value
+
+    def agrees(self, other: Setting) -> bool:
+        """As written, or in what they are to their runs?"""
+        if self.digest and other.digest:
+            return self.digest == other.digest
+        if self.value == other.value or (self.aligned and other.aligned):
+            return True
+        near = max(self.resolution, other.resolution) / 2 + ROUNDING
+        both = zip(self.shares, other.shares, strict=False)
+        return 0 < len(self.shares) == len(other.shares) and all(abs(a - b) <= near for a, b in both)
+
+
+def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, Setting]:
+    """What a run was measured on and how: only runs that agree in all of it are compared. A summary knows better
+    than the config: which images validated, and how a finished run was evaluated since."""
+    evaluation = as_text({"evaluation": facts["evaluation"]}) if "evaluation" in facts else {}
+    told = {k: v for k, v in config.items() if not k.startswith("evaluation")} | evaluation if evaluation else config
+    kept = {
+        key: _setting(key, value, config, told.get(f"{key}_file.sha256", ""))
+        for key, value in told.items()
+        if is_identity(key)
+        and WEIGHTS_FILE not in key
+        and (key == "trainer.validation_group" or key.startswith(("data.", "evaluation")))
+        and key not in TRAINING_DATA
+    }
+    images = facts.get("validation_set", f"those of {config.get('data.name')}")
+    return kept | {"validation images": Setting(images)}
+
+
+def _setting(key: str, value: str, config: dict[str, str], digest: str) -> Setting:
+    last = key.rpartition(".")[2]
+    if not key.startswith("evaluation."):
+        return Setting(value)
+    if last == "weights":
+        return Setting(value, digest=digest)
+    if last == "tap":
+        first = next((k.removeprefix(TAPS) for k in config if k.startswith(TAPS)), None)
+        return Setting(value, aligned=value == first)
+    if last in TIMES:
+        whole = config.get("objective.timesteps")  # a flow's time is a share already
+        last_time = 1.0 if whole is None else float(whole)
+        shares = tuple(time / last_time for time in _numbers(value))
+        return Setting(value, shares=shares, resolution=0.0 if whole is None else 1 / last_time)
+    return Setting(value)
+
+
+def _numbers(text: str) -> list[float]:
+    """A number or a list of them; what is neither is none."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [float(v) for v in values] if all(isinstance(v, int | float) for v in values) else []
+
+
+def differences(
+    here: dict[str, Setting], there: dict[str, Setting]
+) -> list[tuple[str, Setting | None, Setting | None]]:
+    """The settings that do not agree, by key; None where one is not there."""
+    found = []
+    for key in sorted(here.keys() | there.keys()):
+        own, other = here.get(key), there.get(key)
+        if own is None or other is None or not own.agrees(other):
+            found.append((key, own, other))
+    return found
+
+
+def by_part(settings: dict[str, Setting]) -> dict[str, dict[str, Setting]]:
+    """A protocol's settings of validation, as "", and of each evaluation, by its name."""
+    parts: dict[str, dict[str, Setting]] = {"": {}}
+    for key, value in settings.items():
+        group, _, rest = key.partition(".")
+        if group != "evaluation":
+            parts[""][key] = value
+        elif rest:
+            parts.setdefault(rest.partition(".")[0], {})[key] = value
+    return parts

@@ -1,0 +1,249 @@
+"""The numbers of a study: a cell per arm and metric, and its difference to the baseline.
+
+Shapes: A arms, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isfinite, nan
+
+import numpy as np
+
+from urepa.reports.comparison.arms import Arm, Study
+from urepa.reports.comparison.clock import ByClock, by_clock
+from urepa.reports.comparison.comparable import (
+    OF_TEACHER,
+    READ_BESIDE,
+    Metric,
+    at_other_noise,
+    bins_of,
+    differing,
+    is_reference,
+    metrics_of,
+    reference_key,
+    unpaired_by,
+)
+from urepa.reports.comparison.course import Course, courses, incomparable
+from urepa.reports.comparison.runs import Run
+from urepa.reports.comparison.seeds import Cell, over_seeds
+from urepa.reports.comparison.statistics import bootstrap, holm, paired, welch
+
+SIGNIFICANT = 0.05
+PAIRED, SAME_SEEDS, OTHER_SEEDS = "paired", "same seed, not paired", "other seeds, not paired"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm less baseline: mean, 95 % interval, p, Holm's p over the arms; NaN, with `why`, where there is none."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n: int
+    how: str
+    p_holm: float = nan
+    bootstrap: tuple[float, float] | None = None
+    why: str = ""
+
+    @property
+    def mark(self) -> str:
+        """● the interval excludes 0, after Holm too; ◐ it excludes 0, but not after Holm; ○ it does not."""
+        if not isfinite(self.p):
+            return ""
+        if self.low <= 0 <= self.high:
+            return "○"
+        return "●" if self.p_holm < SIGNIFICANT else "◐"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm's line in the table; cells and differences by metric key, costs by name."""
+
+    arm: Arm
+    cells: dict[str, Cell]
+    differences: dict[str, Difference]
+    costs: dict[str, Cell]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that tables, figures and the report show."""
+
+    study: Study
+    metrics: tuple[Metric, ...]
+    bins: tuple[str, ...]  # keys of the error of the implied x0 by timestep
+    rows: tuple[Row, ...]
+    references: dict[str, Cell]
+    courses: tuple[Course, ...]
+    clock: ByClock
+
+    @property
+    def races(self) -> tuple[Course, ...]:
+        """The courses in which the baseline has an end to reach."""
+        return tuple(course for course in self.courses if course.reached)
+
+
+def gigabytes(run: Run) -> float | None:
+    peak = run.facts.get("peak_memory_bytes")
+    return None if peak is None else peak / 1e9
+
+
+def trainable(run: Run) -> float | None:
+    """Parameters that train, in millions."""
+    counts = run.facts.get("parameters")
+    return None if counts is None else sum(n for name, n in counts.items() if name.endswith("_trainable")) / 1e6
+
+
+def seconds_a_step(run: Run) -> float | None:
+    seconds = run.facts.get("seconds")
+    return None if seconds is None else seconds["training"] / run.facts["step"]
+
+
+def gpu_hours(run: Run) -> float | None:
+    """Of training; a run without a GPU has none."""
+    if "seconds" not in run.facts or not run.facts["device"].startswith("cuda"):
+        return None
+    return run.facts["seconds"]["training"] * run.facts["processes"] / 3600
+
+
+COSTS: dict[str, Callable[[Run], float | None]] = {
+    "trainable, M": trainable,
+    "s/step": seconds_a_step,
+    "GPU-hours": gpu_hours,
+    "peak memory, GB": gigabytes,
+}
+
+
+def summarise(study: Study) -> Results:
+    """All cells and differences of a study."""
+    runs = [run for arm in study.arms for run in arm.runs.values()]
+    keys = {key for run in runs for key in run.curves}
+    metrics, bins = metrics_of(keys), bins_of(keys, "x0_error")
+    shown = [metric.key for metric in metrics] + bins
+    cells = [{key: _compared(study, arm, key) for key in shown} for arm in study.arms]
+    differences: list[dict[str, Difference]] = [{} for _ in study.arms]
+    for key in (metric.key for metric in metrics):
+        family = [
+            _difference(arm, study.baseline, key) if cells[i][key].filled and cells[0][key].filled else None
+            for i, arm in enumerate(study.arms)
+            if i > 0
+        ]
+        adjusted = holm(np.array([nan if d is None else d.p for d in family]))
+        for into, difference, p_holm in zip(differences[1:], family, adjusted, strict=True):
+            if difference is not None:
+                into[key] = replace(difference, p_holm=float(p_holm))
+    rows = tuple(
+        Row(arm, cells[i], differences[i], _costs(arm), _notes(arm, study.baseline)) for i, arm in enumerate(study.arms)
+    )
+    references = {key: _reference(study, key) for key in sorted(keys) if is_reference(key)}
+    ways = courses(study, tuple(metrics))
+    return Results(study, tuple(metrics), tuple(bins), rows, references, ways, by_clock(study, ways))
+
+
+def shown_differences(results: Results) -> list[Metric]:
+    """The metrics that have a column of differences: also those of which nothing but why there are none can be said."""
+    return [
+        m for m in results.metrics if any(m.key in r.differences or without(results, r, m.key) for r in results.rows)
+    ]
+
+
+def without(results: Results, row: Row, key: str) -> str:
+    """Why an arm that has a value has no difference: the baseline's is not finite. Else nothing."""
+    baseline = results.rows[0].cells[key]
+    lost = row.cells[key].filled and baseline.why.startswith("not finite")
+    return f"baseline {baseline.why}" if lost else ""
+
+
+def last_cell(arm: Arm, key: str) -> Cell:
+    """A metric's last values."""
+    return over_seeds([run.last(key) for run in arm.runs.values()])
+
+
+def _reference(study: Study, key: str) -> Cell:
+    """The baseline's, or that of the first arm that has one: without a teacher nothing is said of it."""
+    cells = [last_cell(arm, key) for arm in study.arms]
+    return next((cell for cell in cells if cell.filled), cells[0])
+
+
+def beside(results: Results) -> dict[str, dict[str, Cell]]:
+    """The rows below the arms: what else was read as they were, by label, and its cells by metric."""
+    rows: dict[str, dict[str, Cell]] = {}
+    for kind, label in READ_BESIDE.items():
+        for metric in results.metrics:
+            key = reference_key(metric.key, kind)
+            if key in results.references:
+                whose = _whose(results.study, key) if kind == "teacher" else ""
+                rows.setdefault(f"{label}{whose}", {})[metric.key] = results.references[key]
+    return rows
+
+
+def _whose(study: Study, key: str) -> str:
+    """Whose teacher's score it is that `_reference` shows, where the arms that have one have several."""
+    having = [arm for arm in study.arms if last_cell(arm, key).filled]
+    if not any(differing(arm.config, having[0].config, OF_TEACHER) for arm in having):
+        return ""
+    return f" (of {having[0].label}'s teacher)"
+
+
+def in_words(results: Results) -> dict[str, Cell]:
+    """The references that have no place in a row."""
+    placed = {reference_key(metric.key, kind) for metric in results.metrics for kind in READ_BESIDE}
+    return {key: cell for key, cell in results.references.items() if key not in placed}
+
+
+def _compared(study: Study, arm: Arm, key: str) -> Cell:
+    """The arm's cell, empty if it cannot stand beside the baseline's or, where that has none, the first arm's."""
+    cell, why = last_cell(arm, key), incomparable(study, arm, key)
+    return why if cell.filled and why is not None else cell
+
+
+def _difference(arm: Arm, baseline: Arm, key: str) -> Difference:
+    here = {seed: v for seed, run in arm.runs.items() if (v := run.last(key)) is not None}
+    there = {seed: v for seed, run in baseline.runs.items() if (v := run.last(key)) is not None}
+    shared = sorted(here.keys() & there.keys())
+    if is_paired(set(here), set(there)) and not unpaired_by(arm.config, baseline.config):
+        by_seed = np.array([here[seed] - there[seed] for seed in shared])
+        found, n, how, resampled = paired(by_seed), len(shared), PAIRED, bootstrap(by_seed)
+    else:
+        found = welch(np.array(list(here.values())), np.array(list(there.values())))
+        n, how, resampled = min(len(here), len(there)), OTHER_SEEDS if len(shared) < 2 else SAME_SEEDS, None
+    why = ""
+    if not isfinite(found.p):
+        why = "one seed: no interval" if n < 2 else "the same in every seed: no interval"
+    mean, low, high, p = (float(value) for value in found)
+    return Difference(mean, low, high, p, n, how, bootstrap=resampled, why=why)
+
+
+def is_paired(here: set[int], there: set[int]) -> bool:
+    """Are differences taken over the shared seeds? One alone has no interval; two of each that are no pairs have."""
+    shared = len(here & there)
+    return shared > 1 or (shared == 1 and min(len(here), len(there)) < 2)
+
+
+def _costs(arm: Arm) -> dict[str, Cell]:
+    return {name: over_seeds([cost(run) for run in arm.runs.values()], "not recorded") for name, cost in COSTS.items()}
+
+
+def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
+    """What a reader of this arm's line must know."""
+    notes = []
+    if different := unpaired_by(arm.config, baseline.config):
+        notes.append(f"same seed, not paired: {', '.join(different)} differs, so it saw other data or noise")
+    elif not is_paired(set(arm.runs), set(baseline.runs)):
+        shared = len(arm.runs.keys() & baseline.runs.keys())
+        notes.append(f"not paired: it shares {'one seed alone' if shared else 'no seed'} with the baseline")
+    for seed, run in arm.runs.items():
+        if run.first_step > 1:
+            notes.append(f"seed {seed}: its metrics begin at step {run.first_step}, its course before is not known")
+    if noise := at_other_noise(arm.config, baseline.config):
+        notes.append(f"{', '.join(noise)} differs: the same timestep is another noise level")
+    return tuple(notes)
+
+
+def fewest_seeds(results: Results) -> int:
+    """The smallest number of seeds of an arm."""
+    return min(len(row.arm.runs) for row in results.rows)

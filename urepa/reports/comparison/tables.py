@@ -1,0 +1,344 @@
+"""The tables as text: terminal, Markdown, LaTeX.
+
+What comes from run names and configs is escaped for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from urepa.core.markup import markdown as md
+from urepa.core.markup import printable, tex
+from urepa.reports.comparison.course import NEVER, Course
+from urepa.reports.comparison.gaps import gap_texts, gaps
+from urepa.reports.comparison.numbers import delta, interval, mean_sd, minutes, minutes_mean_sd, p_value, percent
+from urepa.reports.comparison.power import smallest_sentence
+from urepa.reports.comparison.results import COSTS, Results, Row, beside, shown_differences, without
+from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.verdict import cautions, verdict
+from urepa.reports.comparison.words import MARKS, NAMED_AT_MOST, findings
+
+NOT_COMPARABLE, NOT_THERE = "≠", "–"
+PACKAGES = r"% \usepackage{array,booktabs,graphicx,textcomp}"
+AT_MOST_A_LINE = r"\ifdim\width>\textwidth \textwidth\else\width\fi"  # what is narrower keeps its size
+PAGE, WRAPPED = 120, 28  # characters of a table that can be read on a page, and of a column of 4 cm
+LEGEND = (
+    f"{NOT_COMPARABLE} not comparable with the baseline (where it has no value, with the first arm that has one); "
+    f"{NOT_THERE} not measured"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers and rows of plain text."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def costs_shown(results: Results) -> list[str]:
+    """The costs that some run has recorded."""
+    return [name for name in COSTS if any(row.costs[name].filled for row in results.rows)]
+
+
+def cell_text(cell: Cell) -> str:
+    if cell.filled:
+        return mean_sd(cell)
+    return NOT_COMPARABLE if cell.why.startswith("not comparable") else cell.why if "finite" in cell.why else NOT_THERE
+
+
+def cost_text(name: str, cell: Cell) -> str:
+    if not cell.filled:
+        return NOT_THERE
+    return f"{cell.mean:.3g}" if name == "trainable, M" else mean_sd(cell)
+
+
+def results_table(results: Results) -> Table:
+    """An arm a row: its seeds, mean ± standard deviation of every metric, and what it cost. Below them what else was
+    read in the same way: the teacher, the untrained model, one of random weights."""
+    costs = costs_shown(results)
+    headers = ("arm", "n", *(metric.title for metric in results.metrics), *costs)
+    rows = tuple(
+        (
+            row.arm.label,
+            str(len(row.arm.runs)),
+            *(cell_text(row.cells[metric.key]) for metric in results.metrics),
+            *(cost_text(name, row.costs[name]) for name in costs),
+        )
+        for row in results.rows
+    )
+    others = tuple(
+        (
+            label,
+            str(max(cell.n for cell in cells.values())),
+            *(cell_text(cells.get(metric.key, Cell())) for metric in results.metrics),
+            *(NOT_THERE for _ in costs),
+        )
+        for label, cells in beside(results).items()
+    )
+    return Table("mean ± standard deviation over seeds", headers, rows + others)
+
+
+def differences_table(results: Results) -> Table:
+    """An arm a row: what it changed, and its difference to the baseline in every metric."""
+    shown = shown_differences(results)
+    headers = ("arm", "changed", *(metric.title for metric in shown))
+    rows = tuple(
+        (
+            row.arm.label + (" †" if row.notes else ""),
+            "; ".join(map(str, row.arm.changes)),
+            *(difference_text(results, row, metric.key) for metric in shown),
+        )
+        for row in results.rows[1:]
+    )
+    return Table("difference to the baseline [95 % interval], p after Holm", headers, rows)
+
+
+def no_difference_text(results: Results, row: Row, key: str) -> str:
+    """In the place of a difference that is not there."""
+    return without(results, row, key) or (NOT_THERE if row.cells[key].filled else cell_text(row.cells[key]))
+
+
+def difference_text(results: Results, row: Row, key: str) -> str:
+    """`−0.458 [−0.462, −0.454] p < 0.001 ●`."""
+    if key not in row.differences:
+        return no_difference_text(results, row, key)
+    found = row.differences[key]
+    if not isfinite(found.p):
+        return f"{delta(found)} (n = {found.n})"
+    return f"{delta(found)} {interval(found)} {p_value(found.p_holm)} {found.mark}"
+
+
+def reached_table(results: Results) -> Table:
+    """An arm a row: the steps after which it is as good as the baseline of its seed is in the end; the baseline's own
+    row says when it was for the first time."""
+    races = results.races
+    headers = ("arm", *(course.metric.title for course in races))
+    rows = tuple((row.arm.label, *(reached_text(course, row.arm.label) for course in races)) for row in results.rows)
+    return Table(f"steps until it is as good as {results.study.baseline.label} in the end", headers, rows)
+
+
+def reached_text(course: Course, label: str) -> str:
+    """`1180 ± 90 (1.7×)`, how many times sooner than the baseline's last step; `in 2 of 3 seeds` where not in all;
+    `≤ 250` where every seed is at the first point."""
+    cell, never = course.reached[label], course.never[label]
+    if not cell.filled:
+        return NEVER if cell.why == NEVER else cell_text(cell)
+    some = f" in {cell.n} of {cell.n + never} seeds" if never else ""
+    if cell.mean <= course.steps[0]:
+        return f"≤ {course.steps[0]}{some}"
+    spread = f" ± {cell.sd:.0f}" if isfinite(cell.sd) else ""
+    return f"{cell.mean:.0f}{spread} ({course.steps[-1] / cell.mean:.2g}×){some}"
+
+
+def clock_table(results: Results) -> Table:
+    """The same by the clock, in minutes of training, and what all steps of an arm took; what making the teacher's cache
+    took, where it is recorded."""
+    cached, races = caches_shown(results), results.races
+    headers = ("arm", "all steps", *(["teacher's cache"] if cached else []), *(race.metric.title for race in races))
+    rows = tuple(
+        (
+            row.arm.label,
+            minutes_text(results.clock.whole[row.arm.label]),
+            *([minutes_text(results.clock.caches[row.arm.label])] if cached else []),
+            *(clock_text(results, course, row.arm.label) for course in races),
+        )
+        for row in results.rows
+    )
+    baseline = results.study.baseline.label
+    return Table(
+        f"minutes of training until it is as good as {baseline} in the end (share of its minutes)", headers, rows
+    )
+
+
+def caches_shown(results: Results) -> bool:
+    """Has an arm read a teacher's cache whose making was timed?"""
+    return any(cell.filled and cell.mean > 0 for cell in results.clock.caches.values())
+
+
+def minutes_text(cell: Cell) -> str:
+    return minutes_mean_sd(cell) if cell.filled else NOT_THERE
+
+
+def clock_text(results: Results, course: Course, label: str) -> str:
+    """`7.1 ± 0.2 (72 %)`, and behind it with the teacher's cache: `; 8.3 (85 %) with the cache`."""
+    clock, baseline = results.clock, results.study.baseline.label
+    cell, whole, never = clock.reached[course.metric.key][label], clock.whole[baseline], course.never[label]
+    if not cell.filled:
+        return NEVER if cell.why == NEVER else cell_text(cell)
+    first = "≤ " if course.reached[label].mean <= course.steps[0] else ""
+    some = f" in {cell.n} of {cell.n + never} seeds" if never else ""
+    text = f"{first}{minutes_mean_sd(cell)}{percent(cell.mean / whole.mean) if whole.filled else ''}{some}"
+    here, there = clock.with_cache(label, cell), clock.with_cache(baseline, whole)
+    if here is None or there is None or not clock.caches[label].mean:
+        return text
+    return f"{text}; {minutes(here)}{percent(here / there)} with the cache"
+
+
+def course_tables(results: Results) -> list[Table]:
+    """A table for each metric that was taken at several steps: an arm a row, a step a column."""
+    return [
+        Table(
+            f"{course.metric.title} after so many steps",
+            ("arm", *map(str, course.steps)),
+            tuple((row.arm.label, *map(cell_text, course.cells[row.arm.label])) for row in results.rows),
+        )
+        for course in results.courses
+    ]
+
+
+def gaps_table(results: Results) -> Table:
+    """An arm and term a row: training loss, validation loss, and the gap between them."""
+    rows = tuple(
+        (label, term, *gap_texts(gap)) for label, terms in gaps(results).items() for term, gap in terms.items()
+    )
+    return Table("train, validation and their gap", ("arm", "term", "train", "validation", "gap"), rows)
+
+
+def legend() -> str:
+    """What the marks mean."""
+    return "; ".join([f"{mark} {meaning}" for mark, meaning in MARKS] + [LEGEND])
+
+
+def footnotes(results: Results) -> list[str]:
+    """Where cells are empty and why, and which arms are not paired."""
+    empty: dict[tuple[str, str], list[str]] = {}
+    for metric in results.metrics:
+        why: dict[str, list[str]] = {}
+        for row in results.rows:
+            if row.cells[metric.key].why.startswith("not comparable"):
+                reason = row.cells[metric.key].why.removeprefix("not comparable: ")
+                why.setdefault(reason, []).append(row.arm.label)
+        for reason, arms in why.items():
+            who = "; ".join(arms) if len(arms) <= NAMED_AT_MOST else f"{len(arms)} arms"
+            empty.setdefault((who, reason), []).append(metric.label)
+    notes = [f"{NOT_COMPARABLE} {who}: {reason} ({', '.join(labels)})" for (who, reason), labels in empty.items()]
+    return notes + [f"† {row.arm.label}: {note}" for row in results.rows for note in row.notes]
+
+
+def seeds_sentence(results: Results) -> str:
+    """How many seeds stand behind the intervals."""
+    counts = sorted({d.n for row in results.rows for d in row.differences.values()})
+    if not counts:
+        return ""
+    if counts[-1] < 2:
+        return "One seed an arm: there is no interval, and no difference here can be told from noise."
+    behind = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{behind} seeds stand behind a difference; differences with one seed have no interval."
+
+
+# --- terminal -----------------------------------------------------------------------------------------------
+
+
+def terminal(results: Results, width: int) -> str:
+    """Everything a reader of the terminal needs, in lines of at most `width` where that can be."""
+    study = results.study
+    lines = [verdict(results), *(f"CAUTION: {caution}" for caution in cautions(results)), ""]
+    lines += [f"baseline: {study.baseline.label} ({study.why_baseline})", ""]
+    table = results_table(results)
+    lines += [table.title, *_lines(table, width), ""]
+    if len(results.rows) > 1:
+        differences = differences_table(results)
+        lines += [f"changed, against {study.baseline.label}"]
+        lines += [f"  {row[0]}: {printable(row[1])}" for row in differences.rows] + [""]
+        without = Table(
+            differences.title,
+            (differences.headers[0], *differences.headers[2:]),
+            tuple((row[0], *row[2:]) for row in differences.rows),
+        )
+        lines += [
+            without.title,
+            *_lines(without, width),
+            *(f"  {note}" for note in (legend(), *footnotes(results))),
+            "",
+        ]
+        lines += [f"- {finding}" for finding in findings(results)]
+        lines += [" ".join(filter(None, [seeds_sentence(results), smallest_sentence(results)])), ""]
+    if results.races:
+        reached = reached_table(results)
+        lines += [reached.title, *_lines(reached, width), ""]
+    if results.races and results.clock.is_known:
+        by_clock = clock_table(results)
+        lines += [by_clock.title, *_lines(by_clock, width), ""]
+    if study.apart:
+        lines.append("set apart, averaged into nothing:")
+        lines += [f"  {apart.run.name}: {apart.reason}" for apart in study.apart]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _lines(table: Table, width: int) -> list[str]:
+    """The table in as many blocks as its columns need, the first column in each."""
+    widths = _widths(table)
+    lines: list[str] = []
+    for block in _blocks(widths, width):
+        lines += [""] if lines else []
+        for row in (table.headers, *table.rows):
+            lines.append("".join(f"  {row[i]:{'>' if i else '<'}{widths[i]}}" for i in block))
+    return lines
+
+
+def _widths(table: Table) -> list[int]:
+    return [max(len(row[i]) for row in (table.headers, *table.rows)) for i in range(len(table.headers))]
+
+
+def _blocks(widths: list[int], width: int) -> list[list[int]]:
+    """The columns of each block that is not wider than `width`, where that can be."""
+    blocks = [[0]]
+    for i in range(1, len(widths)):
+        if len(blocks[-1]) > 1 and sum(2 + widths[j] for j in (*blocks[-1], i)) > width:
+            blocks.append([0])
+        blocks[-1].append(i)
+    return blocks
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def _all_tables(results: Results) -> list[Table]:
+    races = [reached_table(results)] if results.races else []
+    races += [clock_table(results)] if results.races and results.clock.is_known else []
+    return [results_table(results), differences_table(results), gaps_table(results), *races, *course_tables(results)]
+
+
+def markdown(results: Results, sentences: Sequence[str] = ()) -> str:
+    """The verdict, what weakens it, the tables, their notes and the findings."""
+    parts = [md(verdict(results)), *(f"**Caution:** {md(caution)}" for caution in cautions(results))]
+    parts += [*map(md, sentences), f"Baseline: {md(results.study.baseline.label)} ({md(results.study.why_baseline)})."]
+    for table in _all_tables(results):
+        if table.rows:
+            head = f"| {' | '.join(map(md, table.headers))} |\n|{'---|' * len(table.headers)}"
+            body = "\n".join(f"| {' | '.join(map(md, row))} |" for row in table.rows)
+            parts.append(f"{table.title[0].upper()}{table.title[1:]}:\n\n{head}\n{body}")
+    if len(results.rows) > 1:
+        parts.append("\n".join(f"- {md(line)}" for line in [*findings(results), *footnotes(results)]))
+        parts.append(legend())
+        parts.append(" ".join(filter(None, [seeds_sentence(results), md(smallest_sentence(results))])))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(results: Results) -> str:
+    r"""The tables for \input, each in as many as its columns need to be read on a page,
+    without the rows that have nothing there."""
+    tables = [_latex(table, tex(results.study.baseline.label)) for table in _all_tables(results) if table.rows]
+    return "\n\n".join([PACKAGES, *tables]) + "\n"
+
+
+def _latex(table: Table, baseline: str) -> str:
+    widths = [min(w, WRAPPED) if h == "changed" else w for h, w in zip(table.headers, _widths(table), strict=True)]
+    blocks = _blocks(widths, PAGE)
+    parts = []
+    for number, block in enumerate(blocks, 1):
+        kinds = "".join(r">{\raggedright}p{4cm}" if table.headers[i] == "changed" else "r" if i else "l" for i in block)
+        rows = [row for row in table.rows if any(row[i] != NOT_THERE for i in block[1:])]
+        lines = [" & ".join(tex(row[i]) for i in block) + r" \\" for row in (table.headers, *rows)]
+        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+        which = f" ({number} of {len(blocks)})" if len(blocks) > 1 else ""
+        parts.append(
+            f"\\begin{{table}}\n\\centering\n\\resizebox{{{AT_MOST_A_LINE}}}{{!}}{{%\n"
+            f"\\begin{{tabular}}{{{kinds}}}\n{body}\n\\end{{tabular}}}}\n"
+            f"\\caption{{{tex(table.title)}{which}; baseline: {baseline}.}}\n\\end{{table}}"
+        )
+    return "\n\n".join(parts)

@@ -1,0 +1,164 @@
+"""The sections: what every part says of itself, in a paper's order, and what belongs to no part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from urepa.core.nested import flatten
+from urepa.reports.description import evaluations, model, training
+from urepa.reports.description.document import Block, Section, Table, listed, number, written
+from urepa.reports.description.subject import Subject
+from urepa.runs.folder import is_identity
+
+WORDS = model.WORDS | training.WORDS | evaluations.WORDS
+PRECISIONS = {"fp32": "fp32", "bf16": "bf16 by autocast"}
+
+
+def methodology(subject: Subject, origin: str) -> list[Section]:
+    """Everything that the config and the counts say. `origin`: the sentence that says where the text is from."""
+    s, config = subject, subject.config
+    adapted = [said(s, "backbone", config["backbone"]), said(s, "lora", config["lora"])]
+    warm = model.warm_start(s)
+    aligned = [said(s, "head", config["head"])] if s.teacher is not None else []
+    taught = [said(s, "teacher", config["teacher"])] if s.teacher is not None else []
+    return [
+        Section("Architecture", (origin, *flat(adapted + aligned), *warm, *parameters(s))),
+        Section("Diffusion", tuple(said(s, "objective", config["objective"]))),
+        Section("Loss", tuple(said(s, "loss", config["loss"]))),
+        Section("Data and teacher", (*said(s, "data", config["data"]), *flat(taught))),
+        Section("Training", (length(s), *said(s, "optimizer", config["optimizer"]), arithmetic(s))),
+        Section("Evaluation", (validation(s), *flat([said(s, n, c) for n, c in config["evaluation"].items()]))),
+        Section("Cost", tuple(cost(s))),
+        Section("Settings", tuple(settings(s))),
+    ]
+
+
+def flat(lists: list[list[Block]]) -> list[Block]:
+    return [block for blocks in lists for block in blocks]
+
+
+def said(s: Subject, name: str, part: dict[str, Any]) -> list[Block]:
+    """A part's own words; of a part that has none, its name and settings."""
+    target = part["_target_"]
+    return WORDS[target](s, part) if target in WORDS else [plainly(name, part)]
+
+
+def plainly(name: str, part: dict[str, Any]) -> str:
+    """A part without words of its own."""
+    values = {key: value for key, value in flatten(part).items() if not key.endswith(("_target_", "_partial_"))}
+    set_to = [f"{key} = {written(value)}" for key, value in values.items()]
+    with_these = f", with {listed(set_to)}" if set_to else ""
+    return f"The {name} is {part['_target_'].rpartition('.')[2]}{with_these}."
+
+
+def parameters(s: Subject) -> list[Block]:
+    """How many there are, and how many of them train."""
+    by_part = s.planned.counted.parameters
+    every = {k: sum(n[k] for n in by_part.values()) for k in ("all", "trainable")}
+    rows = [(part, number(n["all"]), number(n["trainable"])) for part, n in [*by_part.items(), ("sum", every)]]
+    share = every["trainable"] / every["all"]
+    return [
+        f"Of {number(every['all'])} parameters {number(every['trainable'])} train ({share:.2%}).",
+        Table("Parameters by part.", ("part", "all", "trainable"), tuple(rows)),
+    ]
+
+
+def length(s: Subject) -> str:
+    """Updates, batch, epochs and seed."""
+    settings = s.planned.settings
+    parts = f", in {settings.accumulation} micro-batches" if settings.accumulation > 1 else ""
+    epochs = settings.max_steps / s.steps_an_epoch()
+    return (
+        f"Training takes {number(settings.max_steps)} updates of {number(settings.batch_size)} samples{parts}: "
+        f"{epochs:.4g} epochs of {number(s.steps_an_epoch())} updates, a remainder of the data left out of each. Data "
+        f"order, noise, timesteps and dropped classes follow from the seed ({s.config['seed']}), the update and the "
+        "sample's place in the batch, so that they are the same in every arm with that seed."
+    )
+
+
+def arithmetic(s: Subject) -> str:
+    """Precision and EMA."""
+    settings = s.planned.settings
+    frozen = ", frozen weights held in bf16" if settings.frozen == "bf16" else ""
+    decay = number(settings.ema_decay)
+    warmed = f"min({decay}, (1 + n)/(10 + n)) at the update after n applied ones"
+    return (
+        f"Computation is in {PRECISIONS[settings.precision]}{frozen}; heads and losses are in fp32. Validated and "
+        "evaluated is an exponential moving average of the trainable parameters, with decay "
+        f"{warmed if settings.ema_warmup else decay}."
+    )
+
+
+def validation(s: Subject) -> str:
+    settings = s.planned.settings
+    return (
+        f"Every {number(settings.validate_every)} updates and after the last one, all losses are computed on the "
+        f"{number(s.planned.counted.samples['val'])} validation images, in fixed groups of "
+        f"{number(settings.validation_group)} and with noise and timesteps that depend on the image alone."
+    )
+
+
+# --- cost ---------------------------------------------------------------------------------------------------
+
+
+def cost(s: Subject) -> list[Block]:
+    """What `urepa.costs.estimate` counts, and which of it is an estimate."""
+    planned = s.planned
+    forward, backward = planned.flops("forward"), planned.flops("backward")
+    size = planned.settings.batch_size
+    lines = [(part, forward[part], backward[part]) for part in forward]
+    lines.append(("sum", sum(forward.values()), sum(backward.values())))
+    rows = tuple((p, f"{f / size / 1e9:.3f}", f"{b / size / 1e9:.3f}", f"{(f + b) / 1e12:.3f}") for p, f, b in lines)
+    return [
+        f"An update takes {planned.flops_per_step / 1e12:.4g} TFLOP{after_stop(s)}, the run with its validations "
+        f"{planned.run_flops / 1e15:.4g} PFLOP, counted operation by operation (two FLOPs a multiply-add).",
+        Table("FLOPs (counted).", ("part", "forward, GFLOP a sample", "backward", "TFLOP an update"), rows),
+        hours(s),
+        f"Memory on the device: {planned.peak_bytes / 2**30:.1f} GiB at its peak (est., without the workspaces of "
+        f"kernels); caches on disk: {sum(c.disk_bytes for c in planned.counted.caches) / 1e9:.2f} GB (est.).",
+    ]
+
+
+def after_stop(s: Subject) -> str:
+    """What an update takes once nothing is aligned any more."""
+    stop = s.planned.stop_step
+    return "" if stop is None else f" and from update {number(stop)} on {s.planned.flops_after_stop / 1e12:.4g} TFLOP"
+
+
+def hours(s: Subject) -> str:
+    """The floor is an estimate; what is expected rests on a measured update, or is not stated."""
+    planned, device = s.planned, s.planned.device
+    if planned.floor_hours is None or device.flops_per_s is None:
+        said_first = f"No rate is stated for {device.name}, so there is no floor of its hours."
+    else:
+        said_first = (
+            f"At {device.flops_per_s / 1e12:.4g} TFLOP/s, which {device.name} reaches at best (est.), the run takes at "
+            f"least {planned.floor_hours:.3g} hours on one device (est.)."
+        )
+    row = planned.reference
+    if row is None:
+        return f"{said_first} No update was measured on it, so expected hours are not stated."
+    return (
+        f"{said_first} At the {row['tflops_per_s']:.4g} TFLOP/s of an update measured on {row['device']} (batch "
+        f"{row['batch_size']}, {row['step_s']:.4g} s; measured) {planned.expected_hours:.3g} hours are expected."
+    )
+
+
+# --- all settings -------------------------------------------------------------------------------------------
+
+NOT_SETTINGS = ("arm", "device", "measured", "out")  # a plan's, and what an ablation file says of itself
+UNALIGNED = ("teacher", "head", "optimizer.lr.head", "optimizer.weight_decay.head")  # no effect without a tap
+
+
+def settings(s: Subject) -> list[Block]:
+    """Every value that makes this run another one, by group; where files lie and how often is logged do not."""
+    idle = NOT_SETTINGS if s.loss.taps else (*NOT_SETTINGS, *UNALIGNED)
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for key, value in flatten(s.config).items():
+        if not is_identity(key) or key.endswith("_partial_") or any(f"{key}.".startswith(f"{k}.") for k in idle):
+            continue
+        group = key.partition(".")[0] if "." in key else "run"
+        groups.setdefault(group, []).append((key, written(value)))
+    return [
+        Table(f"Settings: {group}.", ("key", "value"), tuple(rows), numbers=False) for group, rows in groups.items()
+    ]

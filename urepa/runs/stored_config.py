@@ -1,0 +1,189 @@
+"""Stored configs as data: what a stranger's config.yaml says is read and checked, and nothing in it runs.
+
+A `_target_` is one of the parts that `urepa.config` declares, its settings have the types of its schema, and nothing is
+interpolated, so that no variable of the environment is read. All of that is checked before anything is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from urepa.config import KINDS
+from urepa.config.doors import Train
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
+from urepa.runs.upgrades import upgrade
+
+LARGEST_FILE = 2**20  # bytes; a run's config has some 5,000
+DEEPEST = 20  # levels of mappings and lists; a run's config has 5
+PLAIN = (str, int, float, bool, type(None))
+BELOW = ("teacher", "images", "encoder")  # kinds of the parts that parts hold
+HOLDERS = ("Any", "dict[str, Any]")  # annotations of the fields that hold them
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The config of a run, as this version composes one. UserError where it is damaged, another program's, of a later
+    version, or asks for more than a run's config may."""
+    config = read_plain(file)
+    if not isinstance(config, dict) or not all(isinstance(config.get(kind), dict) for kind in ("backbone", "data")):
+        raise UserError(f"{file} is not the config of a run of urepa; give the folder of one")
+    try:
+        return checked(upgrade(config))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def read_plain(file: Path) -> Any:
+    """What a YAML file holds: mappings with text as keys, lists, text, numbers, true, false and null. UserError for
+    anything else, and for what is no whole YAML."""
+    try:
+        if not file.is_file() or file.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{file} is no file of at most {LARGEST_FILE} bytes, as a config is")
+        text = file.read_text(encoding="utf-8")
+        _check_events(text)
+        return _plain(yaml.load(text, Loader=yaml.CSafeLoader), "")
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # of UnicodeDecodeError too
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is damaged, or no YAML: {reason}") from error
+
+
+def _check_events(text: str) -> None:
+    """Before anything is built of it: no alias, which may stand for any amount of data, and no depth to overflow on."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError("it has an alias (*name), which no stored config has")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UserError(f"it is nested in more than {DEEPEST} levels, which no stored config is")
+
+
+def _plain(value: Any, key: str) -> Any:
+    """The same value; UserError where it is not plain, or would be interpolated."""
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str) or "${" in name:
+                raise UserError(
+                    f"has the key {name!r} below {key or 'its root'}; keys of a stored config are plain text"
+                )
+        return {name: _plain(one, f"{key}.{name}" if key else name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one, key) for one in value]
+    if not isinstance(value, PLAIN):
+        raise UserError(f"{key} is a {type(value).__name__}; a stored config has text, numbers, true, false and null")
+    if isinstance(value, str) and "${" in value:
+        raise UserError(f"{key} holds an interpolation ({value}), which a stored config never does: it is not read")
+    return value
+
+
+# --- the declared parts ---------------------------------------------------------------------------------------
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config in the types of the schema; a key that it lacks has the schema's default, if there is one.
+    UserError for a `_target_` or a key that is not declared, a value of another type and a key that is missing."""
+    check_parts(config)
+    whole = _typed(Train, config, "")
+    del whole["arm"]  # of the command, not of the run
+    for key, kinds, part in _parts(whole):
+        _put(whole, key, _typed(_declared(part, kinds, key), part, key))
+    if missing := sorted(key for key, value in flatten(whole).items() if value == "???"):
+        raise UserError(f"{', '.join(missing)} is missing: this is not the whole config of a run")
+    return whole
+
+
+def check_parts(config: dict[str, Any]) -> None:
+    """UserError for a `_target_` that is not declared where it stands, and for any other instruction to Hydra."""
+    _refuse_specials(config, Train, "")
+    for key, kinds, part in _parts(config):
+        _refuse_specials(part, _declared(part, kinds, key), key)
+
+
+def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    """Where each part stands, what kinds it may be of, and itself; the ones that it holds after it."""
+    for kind in (kind for kind in KINDS if kind in config and kind != "evaluation"):
+        yield from _with_held(config[kind], (kind,), kind)
+    asked = config.get("evaluation")
+    for name, part in asked.items() if isinstance(asked, dict) else ():
+        yield from _with_held(part, ("evaluation",), f"evaluation.{name}")
+
+
+def _with_held(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    schema = _declared(part, kinds, key)
+    yield key, kinds, part
+    for name in (f.name for f in fields(schema) if f.type in HOLDERS and part.get(f.name) is not None):
+        value, place = part[name], f"{key}.{name}"
+        if isinstance(value, dict) and "_target_" not in value:
+            for one in value:
+                yield from _with_held(value[one], BELOW, f"{place}.{one}")
+        else:
+            yield from _with_held(value, BELOW, place)
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key that is there."""
+    *groups, name = key.split(".")
+    for group in groups:
+        config = config[group]
+    config[name] = value
+
+
+def _declared(config: Any, kinds: tuple[str, ...], key: str) -> type:
+    """The schema of a part's `_target_`."""
+    if not isinstance(config, dict):
+        raise UserError(f"{key} is {config!r}; it holds a part, with a _target_")
+    known = {_target(schema): schema for kind in kinds for schema in KINDS[kind].values()}
+    target = config.get("_target_")
+    if not isinstance(target, str) or target not in known:
+        raise UserError(
+            f"{key} names {target!r} as its _target_, which is no {' or '.join(kinds)} of urepa: nothing of it is "
+            "imported. Open only configs that urepa stored"
+        )
+    return known[target]
+
+
+def _target(schema: type) -> str:
+    return str(next(f.default for f in fields(schema) if f.name == "_target_"))
+
+
+def _typed(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A mapping in the types of a schema, enums as their names."""
+    try:
+        typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), config), enum_to_str=True)
+    except OmegaConfBaseException as error:
+        place = ".".join(part for part in (key, str(error.full_key or "")) if part)
+        raise UserError(f"{place}: {str(error).splitlines()[0]}") from None
+    assert isinstance(typed, dict)
+    return {str(name): value for name, value in typed.items()}
+
+
+def _refuse_specials(config: dict[str, Any], schema: type, key: str) -> None:
+    """Keys with an underscore are Hydra's instructions. A part has those of its schema, a mapping of numbers none, and
+    a list no mappings at all."""
+    own = {f.name: f.default for f in fields(schema)}
+    held = {f.name for f in fields(schema) if f.type in HOLDERS}
+    for name, value in config.items():
+        found = [name] if name.startswith("_") and (name not in own or value != own[name]) else []
+        found += [] if name in held and isinstance(value, dict) else list(_specials(value, name))
+        if found:
+            place = f"{key}.{found[0]}" if key else found[0]
+            raise UserError(f"{place} is an instruction to Hydra, and none of a run's config: it is not followed")
+
+
+def _specials(value: Any, key: str) -> Iterator[str]:
+    """Dotted keys with an underscore, at any depth, and lists with mappings in them."""
+    if isinstance(value, list):
+        for one in value:
+            yield from [key] if isinstance(one, dict) else _specials(one, key)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from [f"{key}.{name}"] if name.startswith("_") else _specials(one, f"{key}.{name}")

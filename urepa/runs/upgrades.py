@@ -1,0 +1,127 @@
+"""Stored configs in the present form: one function that every reader of a stored config calls, and one for the facts of
+a finished run, which hold the settings of its evaluations.
+
+A stored config holds the number of its form as `schema`; the first form had none. Each step below takes a config from
+one form to the next: a key that did not exist yet gets the value that means what the code did then, so a run of an
+earlier version goes on, is evaluated and is compared as what it is. A step leaves the present form as it is: what a
+finished run was evaluated with has no number, and every step is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
+
+KEY = "schema"
+SCHEMA_TAG = "urepa.schema"  # of an MLflow run: its parameters cannot be changed, a tag can
+
+
+def _to_1(config: dict[str, Any]) -> None:
+    """The averages of the weights had no warm-up, transformers' resampling of positions was the only one, and a small
+    track left no image out."""
+    if isinstance(config.get("trainer"), dict):
+        config["trainer"].setdefault("ema_warmup", False)
+    for part in _parts(config):
+        if part["_target_"] == "urepa.teachers.vit.ViT":
+            part.setdefault("positions", _positions_of_before(part))
+        elif part["_target_"] == "urepa.data.pixels.PixelTrack":
+            part.setdefault("max_skipped", 0.0)
+
+
+def _to_2(config: dict[str, Any]) -> None:
+    """EfficientNet's last map was the only one, and so were a SiT's fixed positions."""
+    for part in _parts(config):
+        if part["_target_"] == "urepa.teachers.efficientnet.EfficientNetLite0":
+            part.setdefault("stride", 32)
+        elif part["_target_"] == "urepa.backbones.sit.sit":
+            part.setdefault("positions", "sincos")
+
+
+PLACES = {  # of the parts of a config before the package had rooms, and since
+    "urepa.alignment": "urepa.method.alignment",
+    "urepa.backbones": "urepa.models.backbones",
+    "urepa.heads": "urepa.models.heads",
+    "urepa.lora": "urepa.models.lora",
+    "urepa.objectives": "urepa.method.objectives",
+    "urepa.optimizer": "urepa.training.optimizer",
+    "urepa.teachers": "urepa.models.teachers",
+    "urepa.tracking": "urepa.runs.tracking",
+}
+
+
+def _to_3(config: dict[str, Any]) -> None:
+    """The parts moved to other modules."""
+    for part in _parts(config):
+        root, _, rest = str(part["_target_"]).partition(".")
+        module, _, name = rest.partition(".")
+        if f"{root}.{module}" in PLACES:
+            part["_target_"] = f"{PLACES[f'{root}.{module}']}.{name}"
+
+
+def _positions_of_before(vit: dict[str, Any]) -> str | None:
+    """DINOv2's resampled ones were transformers'; at 37 patches a side none were, for which `meta` stands now."""
+    if vit.get("family") != "dinov2":
+        return None
+    native = str(vit.get("image_size")) == "518" and str(vit.get("patch")) == "14"  # MLflow has numbers as text
+    return "meta" if native else "transformers"
+
+
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3)
+SCHEMA = len(STEPS)
+
+
+def stored(config: dict[str, Any]) -> dict[str, Any]:
+    """A composed config as it is stored."""
+    return {KEY: SCHEMA} | config
+
+
+def upgrade(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored config as this version composes one. UserError for one that a later version stored."""
+    number = config.get(KEY, 0)
+    if not isinstance(number, int) or not 0 <= number <= SCHEMA:
+        raise UserError(f"this config has {KEY}: {number}, which this version of urepa cannot read; use a later one")
+    upgraded = _copy({key: value for key, value in config.items() if key != KEY})
+    for step in STEPS[number:]:
+        step(upgraded)
+    return dict(upgraded)
+
+
+def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
+    """The same for the parameters of an MLflow run: dotted keys, all values as text."""
+    nested: dict[str, Any] = {KEY: number}
+    for key, value in parameters.items():
+        *groups, name = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                return parameters  # another program's: a key that is a value and a group at once
+        place[name] = value
+    return {key: str(value) for key, value in flatten(upgrade(nested)).items()}
+
+
+def upgrade_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """A summary's facts (`urepa.runs.facts_of`) with the settings of its evaluations as this version has them. They
+    have no number of their own: each evaluation is of the version that did it, which need not be the one that trained
+    the run. So every step is taken, and leaves as it is what a later version wrote."""
+    if "evaluation" not in facts:
+        return facts
+    return facts | upgrade({"evaluation": facts["evaluation"]})
+
+
+def _copy(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _copy(value) for key, value in config.items()}
+    return [_copy(value) for value in config] if isinstance(config, list) else config
+
+
+def _parts(config: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping with a `_target_`, at any depth."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        for value in list(config.values()):
+            yield from _parts(value)

@@ -1,0 +1,1 @@
+"""Building a run, the loop, the optimiser, guards."""

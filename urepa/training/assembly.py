@@ -1,0 +1,230 @@
+"""From a config to a Trainer, in the order that matters: base weights, LoRA, heads, warm start, freezing,
+optimiser, EMA, `accelerator.prepare`."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from urepa.core.draws import torch_seed
+from urepa.core.errors import UserError
+from urepa.core.nested import flatten
+from urepa.data.reader import Layout, TrainingReader, ValidationReader
+from urepa.evaluation.context import Context, Evaluated, run_each
+from urepa.evaluation.during import During
+from urepa.evaluation.validate import Validation
+from urepa.method.alignment import AlignedModel
+from urepa.models import speed
+from urepa.models.teachers.several import ALONE, by_name, name_at
+from urepa.runs import checkpoint
+from urepa.runs.folder import stored_yaml
+from urepa.runs.metrics import MetricsLog
+from urepa.training.guards import Guard
+from urepa.training.optimizer import EMA, groups_of, trainable
+from urepa.training.sensors import GpuSensors
+from urepa.training.trainer import Settings, Trainer
+
+# what constructors raise over settings that do not fit together
+UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)  # our own asserts stay what they are
+
+
+def load_modules(config: Any) -> None:
+    """Imports the module of every part of a config."""
+    for key, value in flatten(config).items():
+        if key.rpartition(".")[2] == "_target_":
+            import_module(value.rpartition(".")[0])
+
+
+def make(config: dict[str, Any]) -> Any:
+    """The part a config describes, built with plain dicts and lists; of a part that is told more later, what builds it.
+    UserError where its settings do not fit together."""
+    with _building(config):
+        part = instantiate(config, _convert_="all")
+    if not isinstance(part, partial):
+        return part
+
+    def build_later(*arguments: Any, **known: Any) -> Any:
+        with _building(config):
+            return part(*arguments, **known)
+
+    return build_later
+
+
+@contextlib.contextmanager
+def _building(config: dict[str, Any]) -> Iterator[None]:
+    """What libraries raise over settings that they cannot build as one sentence that names these."""
+    try:
+        yield
+    except InstantiationException as error:
+        if isinstance(error.__cause__, (UserError, OSError)):  # Hydra wraps what a constructor raises
+            raise error.__cause__ from None
+        raise UserError(_unbuilt(config, error.__cause__ or error)) from error
+    except UNFIT as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(_unbuilt(config, error)) from error
+
+
+def _unbuilt(config: dict[str, Any], error: BaseException) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in config.items() if not key.startswith("_"))
+    name = str(config["_target_"]).rpartition(".")[2]
+    reason = " ".join(str(error).split())
+    return f"{name} cannot be built with {settings} ({type(error).__name__}: {reason}); give settings that fit together"
+
+
+def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: Any) -> tuple[AlignedModel, str]:
+    """Backbone, LoRA and heads, each initialised from (seed, part). Returns the backbone's optimiser group."""
+    seed = config["seed"]
+    with torch_seed(seed, "backbone"):
+        make_backbone = make(config["backbone"])
+        backbone = make_backbone(latent_shape=track.latent_shape, num_classes=track.num_classes)
+    with torch_seed(seed, "lora"):
+        group = make(config["lora"])(backbone)
+    for settings in config["evaluation"].values():  # now, not after the whole training
+        if "tap" in settings:
+            backbone.tap_width(settings["tap"])
+    heads = {}
+    for tap in loss.taps:
+        width = backbone.tap_width(tap)
+        if not backbone.trains_before(tap):
+            warnings.warn(
+                f"nothing trainable precedes the tap '{tap}': its alignment term trains its head alone; "
+                "choose lora.blocks=all or another tap to reach the backbone",
+                stacklevel=2,
+            )
+        for teacher_name, one in by_name(teacher).items():
+            name = name_at(tap, teacher_name)
+            with torch_seed(seed, f"head/{name}"):
+                make_head = make(config["head"])
+                heads[name] = make_head(in_width=width, out_width=one.width, grid=one.grid)
+    if loss.diffusion_fraction == 0:
+        backbone.freeze_after(tuple(loss.taps))
+    return AlignedModel(backbone, heads), group
+
+
+def build_untrained(config: dict[str, Any], track: Any, device: torch.device) -> AlignedModel:
+    """The run's model before any training: as its seed draws it, or as its base weights say, with LoRA without effect.
+    A warm start counts as training."""
+    config = config | {"evaluation": {}}  # another evaluation's tap is not asked for here
+    loss = make(config["loss"])
+    teacher = make(config["teacher"]) if loss.taps else None  # heads ask its width and grid; its weights stay unread
+    model, _ = build_model(config, track, teacher, loss)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def build_random(config: dict[str, Any], track: Any, device: torch.device, like: AlignedModel) -> AlignedModel:
+    """The same as if its backbone began at random weights, drawn by the run's seed; what no seed draws (a U-Net's
+    prompts) is `like`'s. For a backbone with weights."""
+    backbone = config["backbone"]
+    drawn = {"backbone": backbone | {"_target_": f"{backbone['_target_']}_unread"}}
+    model = build_untrained(config | drawn, track, device)
+    buffers = dict(like.named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    return model
+
+
+def evaluated(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
+    """What the config's `evaluation` says of the EMA weights after `step` updates. Leaves weights and draws alone. Of
+    several teachers the first is read; only evaluation.alignment reads each."""
+    device = trainer.accelerator.device
+    has_weights = config["backbone"].get("weights", "random") != "random"
+    context = Context(
+        model=trainer.model,
+        objective=trainer.objective,
+        loss=trainer.loss,
+        track=track,
+        cache=trainer.reader.cache,
+        folder=trainer.folder,
+        device=device,
+        seed=config["seed"],
+        step=step,
+        untrained=lambda: build_untrained(config, track, device),
+        random=(lambda: build_random(config, track, device, trainer.model)) if has_weights else None,
+        teacher=next(iter(trainer.reader.cache.tokens), ALONE),
+    )
+    trainer.model.eval()
+    with trainer.ema.applied(), trainer.accelerator.autocast():
+        return run_each(context, config["evaluation"], make)
+
+
+def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
+    """The speed switches of conf/trainer, after freezing and before the optimiser."""
+    if settings.frozen == "bf16":
+        speed.hold_frozen_in_bf16(model.backbone)
+    if settings.channels_last:
+        speed.channels_last(model.backbone)
+    if settings.compile:
+        speed.compile_blocks(model.backbone)
+    model.attention = speed.attention(settings.attention, device)
+
+
+def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shipper: Any) -> tuple[Trainer, Any]:
+    """A Trainer at step 0, and its track."""
+    settings = Settings(**config["trainer"])
+    world, rank = accelerator.num_processes, accelerator.process_index
+    layout = Layout(settings.batch_size, settings.accumulation, rank, world)
+    loss = make(config["loss"])
+    loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
+    objective = make(config["objective"])
+    teacher = make(config["teacher"]) if loss.taps else None
+    track = make(config["data"])
+    if config["data"].get("build_on_first_use"):  # parts that do not fit are missed now, not after the caches are made
+        build_model(config, track, teacher, loss)
+    with accelerator.main_process_first():  # it builds the caches where they are missing
+        cache = track.open(teacher)
+    model, backbone_group = build_model(config, track, teacher, loss)
+    if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
+        source = checkpoint.require(Path(config["warm_start"]))
+        checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
+    adamw = make(config["optimizer"])
+    parts = (loss.diffusion_fraction, loss.aligned_steps)
+    reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout, *parts)
+    validation_reader = ValidationReader(cache, objective, settings.validation_group)
+    model.to(accelerator.device)
+    speed_up(model, settings, accelerator.device)
+    groups = groups_of(model, backbone_group)
+    in_groups = [p for parameters in groups.values() for p in parameters]
+    assert {id(p) for p in in_groups} == {id(p) for p in trainable(model).values()}
+    assert len({id(p) for p in in_groups}) == len(in_groups)
+    optimizer = adamw.build(groups)
+    ema = EMA(model, settings.ema_decay, settings.ema_warmup)
+    prepared = accelerator.prepare(model)
+    mean_tokens = {name: tokens.mean_token() for name, tokens in cache.tokens.items()}
+    validation = Validation(validation_reader, objective, loss, mean_tokens, layout, accelerator.device)
+
+    def evaluate(step: int) -> Evaluated:
+        return evaluated(config, trainer, track, step)
+
+    trainer = Trainer(
+        settings=settings,
+        accelerator=accelerator,
+        model=model,
+        prepared=prepared,
+        objective=objective,
+        loss=loss,
+        adamw=adamw,
+        optimizer=optimizer,
+        ema=ema,
+        reader=reader,
+        validation=validation,
+        during=During(evaluate, settings.evaluate_every, settings.evaluation_share),
+        guard=Guard(folder, settings.max_skipped, accelerator.device),
+        metrics=MetricsLog(folder / "metrics.jsonl"),
+        sensors=GpuSensors(accelerator.device),
+        shipper=shipper,
+        folder=folder,
+        config_yaml=stored_yaml(config),
+        seed=config["seed"],
+    )
+    return trainer, track

@@ -1,0 +1,133 @@
+"""Guards that never wait for the device: they count there and are read at the logging interval."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urepa.core.errors import UserError
+from urepa.core.json_lines import append, cut_at, read_lines
+from urepa.core.parallel import all_objects, any_rank
+from urepa.method.alignment import Terms
+
+
+def non_finite(tensors: dict[str, dict[str, Tensor]]) -> list[str]:
+    """Which tensors hold a number that is not finite, as PART/NAME. Waits for the device once."""
+    named = {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
+    finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist()
+    return [name for name, is_finite in zip(named, finite, strict=True) if not is_finite]
+
+
+def some_of(names: list[str]) -> str:
+    """How many, and the first."""
+    return f"{len(names)}, the first {names[0]}"
+
+
+class Guard:
+    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, counts spikes. A run that has
+    skipped more than half of its updates is not finished.
+
+    Shapes: B local batch. What was wrong goes to `bad_samples.jsonl` in the run's folder.
+    """
+
+    def __init__(self, folder: Path, max_skipped: int, device: torch.device) -> None:
+        self.file = folder / "bad_samples.jsonl"
+        self.max_skipped = max_skipped
+        self.skipped, self.streak, self.longest, self.spikes = (torch.zeros((), device=device) for _ in range(4))
+        self._suspects: list[tuple[int, list[str], Tensor, Tensor]] = []
+        self._reported = 0
+
+    def judge(self, step: int, ids: list[str], terms: list[Terms], grad_norm: Tensor) -> Tensor:
+        """1.0 if the update with this index must not happen, the same on every rank."""
+        finite_B = torch.cat([t.finite_B() for t in terms])
+        total = torch.stack([t.total.detach() for t in terms])
+        bad = any_rank(~(finite_B.all() & total.isfinite().all() & grad_norm.isfinite()))
+        self.skipped += bad
+        self.streak = (self.streak + 1) * bad
+        self.longest = torch.maximum(self.longest, self.streak)
+        self._suspects.append((step, ids, finite_B, bad))
+        return bad
+
+    def count_spike(self, spike: Tensor | None, bad: Tensor) -> None:
+        """Counts a manifold spike (None: not after the warm-up yet)."""
+        if spike is not None:
+            self.spikes += spike.float() * (1.0 - bad)
+
+    def read(self, step: int, is_main: bool) -> dict[str, float]:
+        """Counters at the logging interval; offending ids go to disk; UserError after too many in a row."""
+        self.report(is_main)
+        skipped, longest, spikes = torch.stack([self.skipped, self.longest, self.spikes]).tolist()
+        if longest >= self.max_skipped:
+            raise UserError(
+                f"stopped at step {step}: {int(longest)} updates in a row had a loss or gradient that is not "
+                f"finite (trainer.max_skipped={self.max_skipped}); the samples are in {self.file}. Look at them; the "
+                "same command goes on from the last checkpoint, a lower optimizer.lr starts another run"
+            )
+        self.longest.copy_(self.streak)
+        return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
+
+    def require_updates(self, steps: int) -> None:
+        """At the end of a run of so many updates: a UserError, on every rank, where most of them were skipped."""
+        skipped = int(self.skipped.item())
+        if 2 * skipped > steps:
+            raise UserError(
+                f"{skipped} of {steps} updates had a loss or gradient that is not finite and were skipped, so this run "
+                f"is not finished; the samples are in {self.file}. Look at them; a lower optimizer.lr or "
+                "loss.lambda_max starts another run"
+            )
+
+    def report(self, is_main: bool) -> None:
+        """Writes what was skipped since the last report: before a checkpoint counts it, and before a log."""
+        skipped = int(self.skipped.item())
+        if skipped > self._reported:
+            self._write(is_main)
+            self._reported = skipped
+        self._suspects.clear()
+
+    def _write(self, is_main: bool) -> None:
+        flags = torch.stack([bad for *_, bad in self._suspects]).tolist()
+        rows: list[dict[str, Any]] = []
+        for (step, ids, finite_B, _), bad in zip(self._suspects, flags, strict=True):
+            if not bad:
+                continue
+            offending = [i for i, ok in zip(ids, finite_B.tolist(), strict=True) if not ok]
+            rows.append({"step": step, "loss": offending, "batch": ids})
+        ranks = all_objects(rows)
+        if not is_main:
+            return
+        lines = []
+        for parts in zip(*ranks, strict=True):
+            offending = [i for part in parts for i in part["loss"]]
+            cause = "loss" if offending else "gradient"
+            ids = offending if offending else [i for part in parts for i in part["batch"]]
+            lines.append({"step": parts[0]["step"], "cause": cause, "sample_ids": ids})
+        append(self.file, lines)
+
+    def cut(self, step: int) -> None:
+        """Cuts off what was written about updates that will be made again. Damaged lines before stay as they are: the
+        file is for the reader, and no number is computed from it."""
+        end = 0
+        for line in read_lines(self.file):
+            damage = line.damage or ("" if type(line.value.get("step")) is int else "has no integer step")
+            if damage:
+                warnings.warn(f"line {line.number} of {self.file} {damage}; it is left as it is", stacklevel=2)
+            elif line.value["step"] >= step:
+                break
+            end = line.end
+        cut_at(self.file, end)
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint."""
+        names = ("skipped", "streak", "longest", "spikes")
+        return dict(zip(names, torch.stack([getattr(self, n) for n in names]).tolist(), strict=True))
+
+    def load(self, state: dict[str, float]) -> None:
+        """From a checkpoint."""
+        for name, value in state.items():
+            getattr(self, name).fill_(value)
+        self.longest.copy_(self.streak)  # a streak that was over when the checkpoint was written is over
+        self._reported = int(state["skipped"])

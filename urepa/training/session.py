@@ -1,0 +1,398 @@
+"""One run from its claim on the folder to its summary: what the train door does around the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import platform
+import resource
+import time
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from omegaconf import DictConfig, OmegaConf
+
+from urepa.core.code_state import code_of, code_state
+from urepa.core.errors import NotEvaluated, UserError
+from urepa.core.files import read_json, write_whole
+from urepa.core.nested import flatten
+from urepa.core.parallel import on_main
+from urepa.data.spent import teacher_cache_seconds
+from urepa.evaluation.context import Evaluated
+from urepa.evaluation.named_weights import with_digests
+from urepa.evaluation.plots import DRAWN, losses_png
+from urepa.method.schedules import cosine_with_warmup
+from urepa.runs import checkpoint
+from urepa.runs.curves import read_curves
+from urepa.runs.environment import take_out_settings
+from urepa.runs.folder import (
+    Names,
+    RunFolder,
+    extended,
+    is_identity,
+    own_overrides,
+    parse_overrides,
+    plain,
+    stored_names,
+    tags_of,
+)
+from urepa.runs.metrics import Rows, checkpoint_rows, is_final, last_values, storable
+from urepa.runs.mlflow_run import end_tags
+from urepa.runs.mlflow_store import check_credentials
+from urepa.runs.report import print_report
+from urepa.runs.summary import FILE as SUMMARY
+from urepa.runs.summary import read_summary
+from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
+from urepa.training import provenance
+from urepa.training.assembly import build, evaluated, load_modules, make
+from urepa.training.beginning import beginning, parameters_by_part
+from urepa.training.trainer import Trainer
+
+PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "hydra-core", "mlflow", "numpy")
+
+
+def accelerate_for(trainer: dict[str, Any]) -> Accelerator:
+    """The process's threads, cuDNN's ways and the Accelerator that conf/trainer asks for, whatever the environment says
+    of accelerate's settings or of TF32 products (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
+    take_out_settings()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.deterministic = trainer["deterministic"]
+    torch.backends.cudnn.benchmark = not trainer["deterministic"]
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it accelerate takes ranks on CPUs for one process each
+        mixed_precision=PRECISIONS[trainer["precision"]],
+        # no layer here learns a buffer, and SD-1.5's prompts would be sent around at every step
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.gradient_accumulation_steps == 1, "the trainer accumulates by itself"
+    if trainer["threads"] is not None:
+        torch.set_num_threads(trainer["threads"])  # after accelerate, which sets them for ranks on CPUs
+    return accelerator
+
+
+class Session:
+    """A run in this process. `folder` and `overrides` come from Hydra."""
+
+    def __init__(self, config: DictConfig, folder: str, overrides: list[str], choices: dict[str, Any]) -> None:
+        self.config = plain(config)
+        self.config.pop("arm", None)  # a precondition that the door has checked, no part of the run
+        self.given = parse_overrides(overrides)
+        self.folder = RunFolder(Path(folder))
+        experiment, ablation = choices.get("experiment"), choices.get("ablation")
+        self.names = Names(
+            "quickstart" if experiment is None else str(experiment),
+            "baseline" if ablation is None else str(ablation),
+            tuple(own_overrides(overrides)),
+        )
+        self.extended_from: int | None = None
+
+    def run(self) -> None:
+        """Trains to the end, or says why not. Leaves the process ready for the next run of a sweep."""
+        with self._accelerated():
+            finished, self.config = on_main(self._claim)
+            if not finished:
+                self._train()
+
+    @contextlib.contextmanager
+    def _accelerated(self) -> Iterator[None]:
+        """The accelerator is there; afterwards it and the folder's lock are given back."""
+        self.accelerator = accelerate_for(self.config["trainer"])
+        try:
+            yield
+        except BaseException:
+            self.folder.forget()
+            raise
+        finally:
+            self.folder.release()
+            gc.collect()  # a DDP wrapper that lives on past its process group aborts at exit
+            self.accelerator.end_training()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    # --- the folder -------------------------------------------------------------------------------------
+
+    def _claim(self) -> tuple[bool, dict[str, Any]]:
+        """Takes the folder. Returns whether its run is finished already, and the config to train with."""
+        self.folder.claim(PREDECESSOR if "SLURM_RESTART_COUNT" in os.environ else 0.0)
+        if self.config["resume"] is None:
+            self.config = self.folder.agreed(self.config, self.given)
+        else:
+            self._extend()
+        if self._finished_at() != self.config["trainer"]["max_steps"]:
+            self.extended_from = self._finished_at()
+            self._note_lineage()
+            checkpoint.remove_unfinished(self.folder.path / "checkpoints")  # where no later save does it
+            return False, self.config
+        checked = self._has_same_data()
+        summary = read_summary(self.folder.path)
+        assert summary is not None, "it has been asked for its step"
+        shipper = self._shipper(_code_of(summary))
+        if not shipper.has_all():
+            guard = checkpoint.require(self.folder.path).state["guard"]
+            shipper.start(summary.get("data", {}))
+            shipper.close("FINISHED", self._artifacts(), end_tags(guard, summary))
+        unchecked = "" if checked else " (data not checked: there is nothing here to compare its samples with)"
+        print(f"{self.folder.path} is finished: {summary['step']} steps{unchecked}. Its results:")
+        print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
+        return True, self.config
+
+    def _finished_at(self) -> int | None:
+        """The step at which this run was finished and summed up, if ever."""
+        summary = read_summary(self.folder.path)
+        return None if summary is None else int(summary["step"])
+
+    def _extend(self) -> None:
+        """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
+        stored = self.folder.stored_config()
+        assert stored is not None, "the resolver has seen it"
+        self.names = stored_names(self.folder.path)
+        config = OmegaConf.create(stored)
+        for key in self.given:
+            if key == "resume":
+                continue
+            if key != "trainer.max_steps" and is_identity(key):
+                raise UserError(
+                    f"resume={self.config['resume']} goes on with that run as it is and takes trainer.max_steps=N "
+                    f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
+                )
+            OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)
+        if not any(key == "tracking" or key.startswith("tracking.") for key in self.given):
+            check_credentials(self.folder.path, stored["tracking"].get("uri", ""))
+        before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
+        if after < before:
+            raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
+        if after > before:
+            self.names = extended(self.names, after)
+            found = checkpoint.require(self.folder.path)
+            rows = found.state["metrics_rows"]  # refused before anything is stored
+            checkpoint_rows(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
+            ratios = [stored["optimizer"].get(key, 0.0) for key in ("warmup_ratio", "final_ratio")]
+            old, new = (cosine_with_warmup(found.step, n, *ratios) for n in (before, after))
+            print(
+                f"extending {self.folder.path} from {before} to {after} steps. The learning rate follows the "
+                f"schedule of a {after}-step run from here on: at step {found.step} it goes from {old:.1%} of "
+                f"its peak to {new:.1%}, so this is not the run that {after} steps from the start would have been. "
+                "Compare sets it apart, and the command that began it is refused from now on."
+            )
+        self.config = plain(config)
+
+    # --- the run ----------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        begin = time.monotonic()
+        code = code_state()
+        load_modules(self.config)  # now, so that a file that is edited during the run does not enter it
+        shipper = self._shipper(code)
+        found = checkpoint.newest(self.folder.path / "checkpoints")
+        on_main(lambda: provenance.check_images(make(self.config["data"]), is_new=found is None))
+        trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
+        done = found.step if found else 0
+        on_main(lambda: provenance.begin(self.folder, self.config, trainer.reader.cache, code, done))
+        step = trainer.restore(found, self._finished_at())
+        if step:
+            self.accelerator.print(f"resuming {self.folder.path} at step {step}")
+        is_main = self.accelerator.is_main_process
+        if is_main:
+            print(beginning(trainer), flush=True)
+        on_main(lambda: shipper.start(trainer.reader.cache.fingerprint()))
+        status = "FAILED"
+        summary = None
+        try:
+            trainer.fit(step)
+            if is_main:
+                summary, results = self._finish(trainer, track, begin)
+            status = "FINISHED"
+        except SystemExit:
+            status = "KILLED"
+            raise
+        finally:
+            trainer.reader.cache.close()
+            if is_main:
+                finished = status == "FINISHED"
+                tags = end_tags(trainer.guard.state(), summary)
+                shipper.close(status, self._artifacts() if finished else [], tags)
+        if summary is not None:
+            print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
+        trainer.during.wait()  # for the last evaluation, which may take hours
+        if is_main:
+            results.require_all(NotEvaluated)
+
+    def evaluate(self) -> None:
+        """The config's `evaluation` on a finished run's weights. What was not known of it yet becomes a row; the
+        summary and MLflow follow."""
+        code = code_of(code_state()).version
+        with self._accelerated():
+            self.folder.claim()
+            self.names = stored_names(self.folder.path)
+            path, end = self.folder.path, self.config["trainer"]["max_steps"]
+            found = checkpoint.require(path)
+            if found.step != end:
+                raise UserError(f"{path} has no valid checkpoint of its last step, {end}; the newest is {found.step}'s")
+            summary = read_summary(path)
+            assert summary is not None, "the door has seen that the run is finished"
+            rows = Rows(path / "metrics.jsonl")
+            # of rows that are lost, the summary has the last values still
+            known = _without_none(summary["metrics"] | last_values(rows, end))
+            if damage := rows.damage(end):
+                raise UserError(f"{path} is damaged, so nothing is evaluated: {damage}")
+            shipper = self._shipper(_code_of(summary))
+            # a tap that is not there costs the evaluation that asks for it, not the others
+            trainer, track = build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
+            if not provenance.check_data(path, self.config, trainer.reader.cache):
+                print(provenance.UNCHECKED)
+            checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))
+            try:
+                results = evaluated(self.config, trainer, track, end)
+            finally:
+                trainer.reader.cache.close()
+            found_keys, withdrawn = _taken_over(summary.get("evaluation_keys", {}), results.keys)
+            news: dict[str, Any] = {k: v for k, v in results.metrics.items() if known.get(k) != storable(v)}
+            news |= dict.fromkeys(sorted(withdrawn & known.keys()))
+            if news and not is_final(news):  # a row by which nobody would know it
+                news |= results.metrics
+            if news:
+                trainer.metrics.append({"step": end} | news)
+            summary["metrics"] = _without_none(known | {key: storable(value) for key, value in news.items()})
+            summary["evaluation_keys"] = found_keys
+            before = summary.get("evaluation", {})  # one that failed leaves the values and settings of its last success
+            asked = self.config["evaluation"].items()
+            told = {k: v for k, v in asked if k not in results.failures or k not in before}
+            summary["evaluation"] = before | with_digests(told)
+            by = summary.get("evaluated_by", dict.fromkeys(before, provenance.last_code(path)))
+            summary["evaluated_by"] = by | dict.fromkeys(told, code)
+            write_whole(path / SUMMARY, json.dumps(summary, indent=1))
+            shipper.start(trainer.reader.cache.fingerprint())
+            shipper.close("FINISHED", self._artifacts(), end_tags(found.state["guard"], summary))
+            print_report(summary, self.config["trainer"], path, shipper.where, self._next_command())
+            results.require_all()
+
+    def _finish(self, trainer: Trainer, track: Any, begin: float) -> tuple[dict[str, Any], Evaluated]:
+        """The evaluation's row, the figure and summary.json."""
+        end = trainer.settings.max_steps
+        results = evaluated(self.config, trainer, track, end)
+        if results.metrics:
+            trainer.metrics.append({"step": end} | results.metrics)
+        rows = Rows(trainer.metrics.path)
+        write_whole(self.folder.path / "losses.png", losses_png(read_curves(rows, DRAWN.__contains__)[0]))
+        if damage := rows.damage(end):
+            warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
+        last = _without_none(last_values(rows, end))
+        summary = self._summary(trainer, last, time.monotonic() - begin) | {"evaluation_keys": results.keys}
+        write_whole(self.folder.path / SUMMARY, json.dumps(summary, indent=1))
+        return summary, results
+
+    def _summary(self, trainer: Trainer, last: dict[str, Any], seconds: float) -> dict[str, Any]:
+        on_gpu = self.accelerator.device.type == "cuda"
+        stretches = provenance.read(self.folder.path)["code"]
+        peak = (
+            torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        return {
+            "experiment": self.names.experiment,
+            "ablation": self.names.ablation,
+            "overrides": self.names.overrides,
+            "seed": self.config["seed"],
+            "step": trainer.settings.max_steps,
+            "extended_from": self.extended_from,
+            "warm_start": self._lineage(),
+            "batch_size": trainer.settings.batch_size,
+            "best": trainer.best,
+            "metrics": last,
+            "evaluation": with_digests(self.config["evaluation"]),
+            "evaluated_by": dict.fromkeys(self.config["evaluation"], code_of(stretches[-1]).version),
+            "parameters": parameters_by_part(trainer.model),
+            "seconds": {
+                "training": trainer.seconds,
+                "this_process": seconds,
+                "teacher_cache": teacher_cache_seconds(trainer.reader.cache.tokens),
+            },
+            "peak_memory_bytes": peak,
+            "processes": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "device": str(self.accelerator.device),
+            "data": trainer.reader.cache.fingerprint(),
+            "validation_set": validation_set(trainer.reader.cache),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "code": stretches,
+        } | {key: value for key, value in stretches[-1].items() if key != "from_step"}
+
+    def _has_same_data(self) -> bool:
+        """Of a finished run, without making or copying any cache: `urepa.training.provenance.has_same_data`."""
+        data, without_work = self.config["data"], {"build_on_first_use": False, "stage_to": None}
+        track = make(data | {key: value for key, value in without_work.items() if key in data})
+        teacher = make(self.config["teacher"]) if self.config["loss"].get("taps") else None
+        return provenance.has_same_data(self.folder, self.config, track, teacher)
+
+    # --- what others are told ---------------------------------------------------------------------------
+
+    def _note_lineage(self) -> None:
+        """Before the first step: whose weights this run starts from. They may move on or go afterwards."""
+        source = self.config["warm_start"]
+        if source is not None and checkpoint.newest(self.folder.path / "checkpoints") is None:
+            lineage = {"folder": source, "step": checkpoint.require(Path(source)).step}
+            write_whole(self.folder.path / "warm_start.json", json.dumps(lineage))
+
+    def _lineage(self) -> dict[str, Any] | None:
+        """Whose weights this run started from."""
+        note = self.folder.path / "warm_start.json"
+        return read_json(note) if note.exists() else None
+
+    def _artifacts(self) -> list[Path]:
+        """The files that MLflow gets."""
+        path = self.folder.path  # not generated/*/*.png, of which there may be thousands
+        return [self.folder.config_file, *sorted([*path.glob("*.png"), *path.glob("*/*.png")])]
+
+    def _shipper(self, code: dict[str, Any]) -> Any:
+        path = self.folder.path
+        tags = tags_of(self.names, self.config) | {"folder": str(path), SCHEMA_TAG: str(SCHEMA)}
+        tags |= {key: str(value) for key, value in code.items()}
+        lineage = self._lineage()
+        if lineage is not None:
+            tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
+        connect = make(self.config["tracking"])
+        return connect(
+            folder=path, name=self.names.title(self.config["seed"]), params=flatten(self.config), run_tags=tags
+        )
+
+    def _next_command(self) -> str:
+        if self.names.experiment == "quickstart" and not set(self.given) - {"seed"}:
+            return "python -m urepa.train -m loss.lambda_max=0,0.5 head.depth=1,2 trainer.max_steps=50"
+        uri = self.config["tracking"].get("uri")
+        return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
+
+
+def _without_none(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of which no row took the value back."""
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+def _taken_over(before: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[dict[str, list[str]], set[str]]:
+    """Whose each metric is after another evaluation: keys by evaluation, and those that nobody reports any more. What
+    failed as a whole is not in `now`, and keeps what it had."""
+    found = {key for keys in now.values() for key in keys}
+    others = {name: [key for key in keys if key not in found] for name, keys in before.items() if name not in now}
+    kept = found | {key for keys in others.values() for key in keys}
+    return others | now, {key for keys in before.values() for key in keys} - kept
+
+
+def _code_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """The code that a finished run was trained with."""
+    keys = ("git_commit", "code_state", "code_digest", "numerics")
+    return {key: summary[key] for key in keys if key in summary}
+
+
+def validation_set(cache: Any) -> str:
+    """A digest of the validation samples' ids: the same in two runs that were validated on the same images."""
+    ids = sorted(sample.sample_id for sample in cache.splits["val"])
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

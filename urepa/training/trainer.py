@@ -1,0 +1,353 @@
+"""The loop: update, EMA, log, validate, checkpoint; one file, top to bottom.
+
+`step` counts completed updates; λ and the learning rate use the index before the update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from urepa.core import averaging, progress
+from urepa.core.draws import digest64
+from urepa.core.errors import UserError
+from urepa.core.parallel import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
+from urepa.core.signals import StopSignals
+from urepa.data.reader import Batch, TrainingReader
+from urepa.evaluation.during import During
+from urepa.evaluation.validate import Validation
+from urepa.method.alignment import Aligned, AlignedModel, Terms, step_terms, tap_gradients
+from urepa.runs import checkpoint
+from urepa.runs.metrics import MetricsLog
+from urepa.training.guards import Guard, non_finite, some_of
+from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, step_unless, trainable
+from urepa.training.sensors import GpuSensors
+
+
+@dataclass
+class Settings:
+    """conf/trainer; fields are described in `urepa.config`."""
+
+    max_steps: int
+    batch_size: int
+    accumulation: int
+    precision: str
+    frozen: str
+    channels_last: bool
+    attention: str | None
+    compile: bool
+    clip_norm: float | None
+    ema_decay: float
+    ema_warmup: bool
+    log_every: int
+    validate_every: int
+    validation_group: int
+    checkpoint_every: int
+    keep_last: int
+    max_skipped: int
+    deterministic: bool
+    threads: int | None
+    evaluate_every: int | None = None  # runs of before these two are evaluated too
+    evaluation_share: float = 0.1
+
+
+@dataclass
+class Update:
+    """What one update leaves on the device for the log."""
+
+    terms: Terms
+    norms: dict[str, Tensor]
+    tap_sums: dict[str, Tensor]
+
+
+@dataclass
+class Trainer:
+    """Everything the loop needs, built by `urepa.training.assembly.build`."""
+
+    settings: Settings
+    accelerator: Accelerator
+    model: AlignedModel  # raw: for evaluation and state
+    prepared: torch.nn.Module  # the same, behind DDP and autocast: for training
+    objective: Any
+    loss: Any
+    adamw: AdamW
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    reader: TrainingReader
+    validation: Validation
+    during: During
+    guard: Guard
+    metrics: MetricsLog
+    sensors: GpuSensors
+    shipper: Any
+    folder: Path
+    config_yaml: str
+    seed: int
+    best: dict[str, float] | None = None
+    seconds: float = 0.0  # spent in the loop, over all processes that trained this run
+    waited: float = 0.0  # for data, since the last logging step
+    logged: tuple[int, float] = (0, 0.0)  # the last logging step and its time
+
+    # --- the loop ---------------------------------------------------------------------------------------
+
+    def fit(self, step: int) -> None:
+        """From completed step `step` to max_steps. Raises Stopped after a signal, everything saved, and UserError where
+        a validation or what would be saved is not finite, or most updates were skipped."""
+        s = self.settings
+        with StopSignals() as signals, self._progress(step) as bar:
+            self.logged = (step, time.perf_counter())
+            with contextlib.closing(self.reader.stream(step, s.max_steps)) as stream:
+                for batches in self._timed(stream):
+                    logs = step == 0 or (step + 1) % s.log_every == 0 or step + 1 == s.max_steps
+                    update = self.update(step, batches, with_tap_gradients=logs)
+                    step += 1
+                    row: dict[str, Any] = {}
+                    if logs:
+                        row |= self.log(step, update)
+                        bar.set_postfix_str(_short(row))
+                    improved = False
+                    if step % s.validate_every == 0 or step == s.max_steps:
+                        row |= self.validate(step)
+                        self.require_defined(step, row)
+                        improved = self.is_best(step, row["val/total"])
+                    if self.during.is_due(step, s.max_steps) and not signals.asked():
+                        row |= self.evaluate(step)
+                    if row and self.accelerator.is_main_process:
+                        self.metrics.append({"step": step} | row)
+                        self.shipper.wake()
+                    bar.update(1)
+                    stop = signals.asked()
+                    if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
+                        self.save(step)
+                    if stop:
+                        bar.close()
+                        self.accelerator.print(f"stopped at step {step}; the same command goes on from there")
+                        signals.obey(stop)
+        self.guard.require_updates(s.max_steps)
+
+    def update(self, step: int, batches: list[Batch], with_tap_gradients: bool) -> Update:
+        """The update with index `step` on this rank's micro-batches. Never waits for the device."""
+        self.prepared.train()
+        # dropout inside the model is the one stream of random numbers; its address is the step
+        torch.manual_seed(digest64("forward", self.seed, step, self.reader.layout.rank) >> 1)
+        done: list[Terms] = []
+        tap_sums: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                terms, output = self.forward(batch.to(self.accelerator.device), step)
+                if with_tap_gradients and last:
+                    tap_sums = tap_gradients(terms, output)
+                self.accelerator.backward(terms.total / len(batches))
+            done.append(terms)
+        norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
+        bad = self.guard.judge(step, [i for b in batches for i in b.ids], done, norms["all"])
+        self.guard.count_spike(self.loss.is_spike(done[-1], step), bad)
+        self.adamw.set_lr(self.optimizer, step, self.settings.max_steps)
+        step_unless(self.optimizer, bad)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(bad)
+        return Update(_merged(done), norms, tap_sums)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Terms, Aligned]:
+        """Through the prepared model: the raw one would give ranks different gradients."""
+        return step_terms(self.prepared, self.objective, self.loss, batch, step, gather_with_gradient)
+
+    # --- what is logged ---------------------------------------------------------------------------------
+
+    def log(self, step: int, update: Update) -> dict[str, Any]:
+        """The row of a logging step: here, and only here, the device is waited for."""
+        means = update.terms.means()
+        values = mean_over_ranks(torch.stack([v.float() for v in means.values()])).tolist()
+        row: dict[str, Any] = {f"train/{k}": v for k, v in zip(means, values, strict=True)}
+        row["train/lambda"] = self.loss.lam(step - 1)
+        row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
+        for name, norm in update.norms.items():
+            row["grad_norm" if name == "all" else f"grad_norm/{name}"] = norm.item()
+        world = self.reader.layout.world
+        for tap, sums in update.tap_sums.items():
+            d, a, inner = sum_over_ranks(sums).tolist()
+            row[f"tap/{tap}/grad_diffusion"] = d**0.5 / world
+            row[f"tap/{tap}/grad_alignment"] = a**0.5 / world
+            row[f"tap/{tap}/grad_cosine"] = inner / (d * a) ** 0.5 if d * a > 0 else 0.0
+        row |= self.guard.read(step, self.accelerator.is_main_process)
+        row[averaging.SHARE] = self.ema.initial_share()
+        last, then = self.logged
+        elapsed = time.perf_counter() - then
+        row |= self.sensors.read()
+        row["images_per_s"] = (step - last) * self.settings.batch_size / elapsed
+        row["data_wait_share"] = self.waited / elapsed
+        self.seconds += elapsed
+        self.waited, self.logged = 0.0, (step, time.perf_counter())
+        return row
+
+    def validate(self, step: int) -> dict[str, float]:
+        """EMA weights on the validation split."""
+        with self.ema.applied(), self.accelerator.autocast():
+            row = self.validation(self.model, step)
+        worse = self.loss.diffusion_fraction and row["val/diffusion"] > row["floor/zero_predictor"]
+        if worse and self.loss_is_warm(step):
+            share = self.ema.initial_share()
+            lags = f"the EMA weights still hold {100 * share:.0f} % of the initial ones"
+            advice = lags if share > averaging.LAGGING else "check objective, learning rate and data"
+            self.accelerator.print(
+                f"step {step}: the model's diffusion loss {row['val/diffusion']:.3f} is worse than "
+                f"predicting zero ({row['floor/zero_predictor']:.3f}); {advice}"
+            )
+        return row
+
+    def require_defined(self, step: int, row: dict[str, Any]) -> None:
+        """UserError where a value of a validation is not finite. Its row is written, until the run resumes."""
+        odd = [key for key, value in row.items() if key.startswith(("val/", "floor/")) and not math.isfinite(value)]
+        if odd:
+            if self.accelerator.is_main_process:
+                self.metrics.append({"step": step} | row)
+                self.shipper.wake()
+            self.guard.report(self.accelerator.is_main_process)
+            raise UserError(
+                f"stopped at step {step}: values of the validation are not finite ({some_of(odd)}), so this run is not "
+                "finished; checkpoints of before are kept. A lower optimizer.lr or loss.lambda_max starts another run"
+            )
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """The run's evaluations of this step. The time that they take is not training's."""
+        begin = time.perf_counter()
+        last, then = self.logged
+        row = self.during.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
+        self.logged = (last, then + time.perf_counter() - begin)
+        return row
+
+    def loss_is_warm(self, step: int) -> bool:
+        """A tenth of the run is behind: a model that is still worse than zero is worth a word."""
+        return step >= self.settings.max_steps / 10
+
+    def is_best(self, step: int, total: float) -> bool:
+        """Lowest validation total at λ_max, remembered."""
+        if self.loss.lam(step) < self.loss.lambda_max or not total < (self.best or {"total": torch.inf})["total"]:
+            return False
+        self.best = {"step": step, "total": total}
+        return True
+
+    # --- what is kept -----------------------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """A checkpoint by rank 0, then the old ones go. All ranks wait for it, and hear if it failed. UserError, and no
+        checkpoint, where something in it is not finite."""
+        self.guard.report(self.accelerator.is_main_process)
+        if odd := self.undefined():
+            raise UserError(
+                f"stopped at step {step}: weights, their average or the optimizer's state are not finite "
+                f"({some_of(odd)}), so this run is not finished; checkpoints of before are kept. A lower optimizer.lr "
+                "starts another run"
+            )
+
+        def write() -> None:
+            tensors = self.tensors()
+            state = {
+                "best": self.best,
+                "guard": self.guard.state(),
+                "ema_updates": int(self.ema.updates),
+                "metrics_rows": self.metrics.rows,
+                "seconds": self.seconds,
+                "evaluation_seconds": self.during.seconds,
+                "last_evaluation_seconds": self.during.last,
+                "threads": torch.get_num_threads(),
+            }
+            self.metrics.sync()
+            target = self.folder / "checkpoints"
+            checkpoint.save(target, step, tensors, state, self.config_yaml)
+            checkpoint.prune(target, step, self.settings.keep_last, int(self.best["step"]) if self.best else None)
+
+        on_main(write)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by part and name: no copies."""
+        parameters = trainable(self.model)
+        optimizer = checkpoint.optimizer_tensors(self.optimizer, parameters)
+        return {"weights": dict(parameters), "ema": self.ema.shadow, "optimizer": optimizer}
+
+    def undefined(self) -> list[str]:
+        """Which of these are not finite, on any rank."""
+        return max(all_objects(non_finite(self.tensors())), key=len)
+
+    def restore(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> int:
+        """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it. A run that was
+        finished at that step keeps the row of its final evaluation, which came after the checkpoint."""
+        on_main(lambda: self._cut_back(found, finished_at))
+        if found is None:
+            return 0
+        parameters = trainable(self.model)
+        checkpoint.load_named(parameters, found.tensors("weights"), str(found.folder))
+        checkpoint.load_named(self.ema.shadow, found.tensors("ema"), str(found.folder))
+        checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
+        if odd := self.undefined():  # an earlier version saved such
+            raise UserError(
+                f"{found.folder} holds weights or other tensors that are not finite ({some_of(odd)}); delete it, and "
+                "the same command goes on from the checkpoint before it"
+            )
+        self.guard.load(found.state["guard"])
+        applied = found.step - int(found.state["guard"]["skipped"])  # older checkpoints do not count them
+        self.ema.updates.fill_(found.state.get("ema_updates", applied))
+        self.best, self.seconds = found.state["best"], found.state["seconds"]
+        self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints have none
+        self.during.last = found.state.get("last_evaluation_seconds", 0.0)
+        threads = found.state["threads"]
+        if threads != torch.get_num_threads():
+            self.accelerator.print(
+                f"warning: this run used {threads} CPU threads before and has {torch.get_num_threads()} now; "
+                f"sums round differently, so it will not repeat bit for bit (trainer.threads={threads})"
+            )
+        return found.step
+
+    def _cut_back(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> None:
+        """Files of rows back to a checkpoint. UserError where metrics.jsonl lacks what the checkpoint counts."""
+        step, rows = (found.step, found.state["metrics_rows"]) if found else (0, 0)
+        self.metrics.cut(rows, step, and_final=found is not None and step == finished_at)
+        self.guard.cut(step)
+
+    # --- time -------------------------------------------------------------------------------------------
+
+    def _progress(self, step: int) -> tqdm:
+        return progress.bar(
+            total=self.settings.max_steps,
+            initial=step,
+            desc="training",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+
+    def _timed(self, stream: Generator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The stream, and how long it let the loop wait."""
+        begin = time.perf_counter()
+        for batches in stream:
+            self.waited += time.perf_counter() - begin
+            yield batches
+            begin = time.perf_counter()
+
+
+def _merged(terms: list[Terms]) -> Terms:
+    """Micro-batches' terms as those of their union."""
+    if len(terms) == 1:
+        return terms[0]
+    per_sample = {k: torch.cat([t.per_sample[k] for t in terms]) for k in terms[0].per_sample}
+    manifolds = [t.manifold for t in terms if t.manifold is not None]
+    return Terms(
+        torch.stack([t.total for t in terms]).mean(),
+        per_sample,
+        manifold=torch.stack(manifolds).mean() if manifolds else None,
+    )
+
+
+def _short(row: dict[str, Any]) -> str:
+    names = {"total": "total", "diffusion": "diff", "token": "token", "manifold": "manifold"}
+    return " ".join(f"{s}={row[f'train/{k}']:.3f}" for k, s in names.items() if f"train/{k}" in row)
