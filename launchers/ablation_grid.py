@@ -3,7 +3,7 @@
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu dry_run=true
     python -m launchers.ablation_grid study=which_choice data.source=folder data.images=DIR seeds=0,1,2
 
-Its own keys are those of `urepa.config.doors.AblationGrid`; all else goes to the runs, as on `python -m urepa.train`.
+Its own keys are those of `urepa.config.roots.AblationGrid`; all else goes to the runs, as on `python -m urepa.train`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from launchers.chain import LocalChain, SlurmChain
 from launchers.hours import to_plan, training_hours
 from launchers.named import comparisons, rows_of, runs_of_study
 from launchers.study import Run, runs_of, stages_of
-from urepa.config.doors import AblationGrid
+from urepa.cli import CONF, prepare
 from urepa.config.help import HELP, help_text
 from urepa.config.limits import check_numbers
 from urepa.config.mistakes import check_arguments, check_options, explain, quoted
+from urepa.config.roots import AblationGrid
 from urepa.core import output
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target
-from urepa.doors import CONF, one_line_mistakes, prepare
 from urepa.runs.folder import parse_overrides, plain
 from urepa.runs.mlflow_store import prepare_store
 

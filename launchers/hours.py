@@ -8,8 +8,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from launchers.study import Run
+from urepa.cli import CONF
 from urepa.core import progress
-from urepa.doors import CONF
 from urepa.plan import check_measured, hours, totals
 from urepa.runs.folder import plain
 

@@ -26,7 +26,7 @@ def runs_of_study(
     an arm that there is not, that does not compose, or that is the same as another.
 
     Args:
-        name: of the file in conf/study. table: its content (`urepa.config.doors.Study`).
+        name: of the file in conf/study. table: its content (`urepa.config.roots.Study`).
         given: the command's overrides of a run.
     """
     _check_table(name, table, given)

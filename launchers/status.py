@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from urepa.cluster.jobs import FOLDER, Book, Entry, last_error
 from urepa.cluster.queues import active_jobs
-from urepa.config.doors import Status
 from urepa.config.help import HELP, help_text
+from urepa.config.roots import Status
 from urepa.core import output
 from urepa.core.errors import UserError
-from urepa.doors import one_line_mistakes
+from urepa.core.exits import one_line_mistakes
 from urepa.runs.folder import RunFolder
 from urepa.runs.metrics import Rows, number
 

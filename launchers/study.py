@@ -22,11 +22,11 @@ from hydra.errors import HydraException
 from omegaconf import open_dict
 
 from urepa.checks.spanning import check, check_trainer
+from urepa.cli import CONF
 from urepa.cluster.jobs import Job
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten
-from urepa.doors import CONF
 from urepa.runs.folder import find_name, plain
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")

@@ -61,7 +61,7 @@ def compose() -> Callable[..., dict[str, Any]]:
     """compose(*overrides, root="train") as plain dicts, as every door builds from them."""
     import hydra
 
-    from urepa.doors import CONF, prepare
+    from urepa.cli import CONF, prepare
     from urepa.runs.folder import plain
 
     prepare()

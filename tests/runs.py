@@ -9,11 +9,10 @@ import torch
 from photos import write_sd
 from sd import TEACHER, write_cache
 
-from urepa.models.weights import own_memory
+from urepa.models.weights import own_memory, trainable
 from urepa.runs import checkpoint
 from urepa.runs.folder import RunFolder
 from urepa.training.assembly import build_model, make
-from urepa.training.optimizer import trainable
 
 
 def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Tokens
-from urepa.data.reader import Batch
+from urepa.core.types import Batch, Condition, Tokens
 from urepa.method import losses
 from urepa.method.alignment import Aligned, AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
 from urepa.method.objectives import DDPMVelocity

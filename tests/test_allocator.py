@@ -16,7 +16,7 @@ BLOCKS, PAGES = 50, 16_384  # of 64 MiB
 # a command that takes and gives back such blocks, one at a time, after its beginning
 FAULTS = f"""
 import resource, sys
-from urepa.doors import open_door
+from urepa.cli import run_command
 
 def main():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -25,7 +25,7 @@ def main():
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 sys.argv = ["urepa.train"]
-open_door(main, "train")
+run_command(main, "train")
 """
 
 

@@ -13,8 +13,8 @@ from hydra import compose as compose_hydra
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
+from urepa.cli import CONF
 from urepa.cluster.conf_copy import PLACE, copied
-from urepa.doors import CONF
 
 LAUNCHER = ("hydra/launcher=local", "hydra.launcher.at_once=1", "hydra.launcher.gpus=[]")
 

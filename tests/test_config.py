@@ -12,7 +12,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.doors import CONF
+from urepa.cli import CONF
 
 Compose = Callable[..., dict[str, Any]]
 GROUPS = ("backbone", "lora", "head", "teacher", "objective", "loss", "data", "optimizer", "trainer", "tracking")

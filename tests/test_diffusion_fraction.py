@@ -13,8 +13,8 @@ from torch import Tensor
 
 from urepa.checks.spanning import check_fraction
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, no_rows
-from urepa.data.reader import Batch, Layout, TrainingReader
+from urepa.core.types import Batch, Condition, no_rows
+from urepa.data.reader import Layout, TrainingReader
 from urepa.method.alignment import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
 from urepa.method.objectives import DDPMVelocity
 from urepa.method.strata import strata

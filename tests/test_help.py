@@ -16,13 +16,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from urepa.cli import CONF
 from urepa.config.commands import COMMANDS
-from urepa.config.doors import Images, Status, Train
 from urepa.config.help import Row, help_text, shown, table
 from urepa.config.limits import RANGES
+from urepa.config.roots import Images, Status, Train
 from urepa.config.settings import keys_of, part, setting
 from urepa.core.nested import flatten
-from urepa.doors import CONF
 from urepa.inference.published import OF_WEIGHTS
 
 START = 'if __name__ == "__main__":'

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.utils import JobReturn
 
 from urepa.cluster.in_turn import InTurn
-from urepa.doors import Said
+from urepa.core.exits import Said
 
 
 class Recorded(InTurn):

@@ -1,4 +1,4 @@
-"""The house has floors: a module imports from its own or a lower one, and Hydra stays at the top."""
+"""The house has floors: a room imports from itself and from lower floors, and Hydra stays at the top."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ import pytest
 import urepa
 
 ROOT = Path(urepa.__file__).parent
-FLOORS = {
-    0: "ranks errors nested contracts dense draws files hub losses markup objectives pictures progress schedules "
-    "strata sinusoid weights config averaging json_lines hashing summary allocator "
-    "layout measured checkpoint_folders classifier_file",
-    1: "sampling flow_sampling speed backbones heads lora teachers data",
-    2: "alignment counting checkpoint tracking metrics optimizer parallel guards signals sensors evaluation runs "
-    "code_state mlflow_store mlflow_run provenance upgrades stored_config curves comparison",
-    3: "trainer",
-}
-FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
+FLOORS = (
+    ("core",),
+    ("config",),
+    ("models", "runs"),
+    ("method",),
+    ("data",),
+    ("evaluation", "cluster"),
+    ("checks", "training"),
+    ("inference", "costs"),
+    ("reports",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+COMMANDS = len(FLOORS)  # the floor of what lies beside the rooms
+MOST_ROOMS = 26
+COMPOSE = ("config", "checks", "cluster")  # rooms that may use Hydra, as commands do
 MODULES = sorted(p for p in ROOT.rglob("*.py"))
 
 
+def room_of(dotted: str) -> str:
+    """Of `urepa.data.reader`, say; a command is a room of its own, and so is `urepa` itself."""
+    return dotted.split(".")[1] if "." in dotted else ""
+
+
 def floor_of(dotted: str) -> int:
-    """Of `urepa.data.reader`, say; what is not listed is a door, and so is `urepa` itself."""
-    parts = dotted.split(".")
-    return FLOOR_OF.get(parts[1], 4) if len(parts) > 1 else 4
+    return FLOOR_OF.get(room_of(dotted), COMMANDS)
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -46,27 +54,33 @@ def dotted(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_a_module_imports_from_lower_floors_only(path: Path) -> None:
-    own = floor_of(dotted(path))
-    too_high = [name for name in imports(path) if name.split(".")[0] == "urepa" and floor_of(name) > own]
-    assert not too_high, f"{dotted(path)} is on floor {own}"
+def test_a_room_imports_from_itself_and_from_lower_floors(path: Path) -> None:
+    own = dotted(path)
+    ours = [name for name in imports(path) if name.split(".")[0] == "urepa"]
+    others = [name for name in ours if room_of(name) != room_of(own)]
+    floor = floor_of(own)
+    if floor < COMMANDS:
+        assert [name for name in others if floor_of(name) >= floor] == [], f"{own} is on floor {floor}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if floor_of(dotted(p)) < 4], ids=dotted)
-def test_hydra_is_for_doors(path: Path) -> None:
-    allowed = {"hydra.core.config_store"} if dotted(path) == "urepa.config" else set()
-    assert {name for name in imports(path) if name.split(".")[0] == "hydra"} <= allowed
+@pytest.mark.parametrize("path", [p for p in MODULES if floor_of(dotted(p)) < COMMANDS], ids=dotted)
+def test_hydra_is_for_what_composes(path: Path) -> None:
+    """Beside those, what builds the parts that a config names."""
+    if room_of(dotted(path)) not in COMPOSE and dotted(path) != "urepa.training.assembly":
+        assert {name for name in imports(path) if name.split(".")[0] == "hydra"} == set()
 
 
 @pytest.mark.parametrize("name", ["losses", "schedules", "objectives"])
 def test_the_mathematics_needs_torch_alone(name: str) -> None:
-    roots = {module.split(".")[0] for module in imports(ROOT / f"{name}.py")}
+    roots = {module.split(".")[0] for module in imports(ROOT / "method" / f"{name}.py")}
     assert roots <= {"__future__", "abc", "collections", "math", "numpy", "torch", "urepa"}
 
 
-def test_the_list_names_modules_that_are_there() -> None:
-    there = {dotted(path).split(".")[1] for path in MODULES if dotted(path) != "urepa"}
-    assert set(FLOOR_OF) <= there
+def test_the_floors_name_rooms_that_are_there() -> None:
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert set(FLOOR_OF) == rooms
+    commands = {path.stem for path in ROOT.glob("*.py")} - {"__init__"}
+    assert len(rooms | commands) <= MOST_ROOMS
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

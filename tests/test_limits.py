@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from urepa.config import doors, evaluation, parts
+from urepa.config import evaluation, parts, roots
 from urepa.config.limits import RANGES, check_numbers
 from urepa.core.errors import UserError
 
@@ -40,7 +40,7 @@ BY_OTHERS = ("optimizer.betas", "evaluation.*.timesteps", "guidance_interval", "
 
 def numeric_keys() -> Iterator[str]:
     """Every key of every schema whose values are numbers, or lists or mappings of numbers."""
-    for module in (parts, evaluation, doors):
+    for module in (parts, evaluation, roots):
         for cls in vars(module).values():
             if is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == module.__name__:
                 for name, hint in get_type_hints(cls).items():

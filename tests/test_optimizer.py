@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from urepa.core.errors import UserError
 from urepa.method.alignment import AlignedModel
 from urepa.method.schedules import cosine_with_warmup
+from urepa.models.weights import trainable
 from urepa.runs import checkpoint
-from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, groups_of, step_unless, trainable
+from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, groups_of, step_unless
 
 GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
 

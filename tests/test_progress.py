@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from urepa.cli import CONF
 from urepa.core import progress
-from urepa.doors import CONF
 from urepa.evaluation.context import Context, run_each
 
 

@@ -17,9 +17,9 @@ import urepa
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
 from urepa.method.alignment import step_terms
+from urepa.models.weights import trainable
 from urepa.runs import checkpoint
 from urepa.runs.folder import RunFolder
-from urepa.training.optimizer import trainable
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]

@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from urepa.doors import CONF, prepare
+from urepa.cli import CONF, prepare
 from urepa.runs.folder import plain
 
 EVERY = "evaluation=[alignment,knn,linear_probe,spatial,dense]"

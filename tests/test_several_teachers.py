@@ -14,9 +14,8 @@ from torch import Tensor
 
 from urepa.checks.spanning import check
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Tokens
+from urepa.core.types import Batch, Condition, Tokens
 from urepa.costs.estimate import Device, plan
-from urepa.data.reader import Batch
 from urepa.data.sizes import reader_bytes
 from urepa.method import losses
 from urepa.method.alignment import Aligned, AlignmentLoss, step_terms

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from urepa.cli import CONF
 from urepa.cluster.sweeps import SlurmLauncher
-from urepa.doors import CONF
 
 
 def said(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

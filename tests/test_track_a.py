@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from sd import TEACHER, small_parts, write_cache, write_unet
 
+from urepa.cli import CONF, prepare
 from urepa.costs.counting import SavedBytes
 from urepa.costs.estimate import Device, plan
-from urepa.doors import CONF, prepare
 from urepa.models.backbones.sd15 import ARCHITECTURE
+from urepa.models.weights import trainable
 from urepa.runs.checkpoint import newest, save
 from urepa.runs.folder import plain
 from urepa.runs.tracking import NoShipper
 from urepa.training.assembly import build
-from urepa.training.optimizer import trainable
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from urepa.reports.comparison.protocol import protocol
 from urepa.reports.comparison.runs import as_text
 from urepa.runs.folder import facts_of
 from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
-from urepa.runs.upgrades import KEY, SCHEMA, STEPS, stored, upgrade, upgrade_flat
+from urepa.runs.upgrades import KEY, PLACES, SCHEMA, STEPS, stored, upgrade, upgrade_flat
 
 VIT = "urepa.teachers.vit.ViT"
 DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}
@@ -98,7 +98,16 @@ def without(config: Any, *keys: str) -> Any:
     """As a version before these keys stored it."""
     if not isinstance(config, dict):
         return config
-    return {key: without(value, *keys) for key, value in config.items() if key not in keys}
+    kept = {key: without(value, *keys) for key, value in config.items() if key not in keys}
+    return kept | {"_target_": called(kept["_target_"])} if keys and "_target_" in kept else kept
+
+
+def called(target: str) -> str:
+    """A part's name before the package had rooms."""
+    for before, since in PLACES.items():
+        if target.startswith(f"{since}."):
+            return before + target.removeprefix(since)
+    return target
 
 
 @pytest.fixture(scope="session")

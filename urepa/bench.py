@@ -18,9 +18,10 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.checks.spanning import check
+from urepa.cli import CONF, prepare, run_command
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_file_target, check_folder, write_whole
 from urepa.costs.benchmark.askable import check_bench
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs.folder import plain
 
 
@@ -102,4 +103,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "bench")
+    run_command(main, "bench")

@@ -21,10 +21,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.cli import CONF, prepare, run_command
 from urepa.config.limits import check_numbers
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_file_target, check_folder, write_whole
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs.folder import plain
 
 RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
@@ -181,4 +182,4 @@ def documented(folder: Path, shape: tuple[int, ...], workers: int, batches: list
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "bench_reading")
+    run_command(main, "bench_reading")

@@ -1,19 +1,99 @@
-"""`urepa COMMAND ...` is `python -m urepa.COMMAND ...`; the commands of launchers/ are among them."""
+"""What every command does: prepare Hydra, run, end a user's mistake in one line; and the console entry `urepa`."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import runpy
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from urepa.checks import resolvers
+from urepa.config import register
 from urepa.config.commands import COMMANDS
-from urepa.config.help import HELP
+from urepa.config.help import HELP, without_groups
+from urepa.config.mistakes import CONF as CONF
+from urepa.config.mistakes import check_arguments, explain, quoted
+from urepa.config.mistakes import sweeps_over as sweeps_over
+from urepa.config.run_globs import with_runs
 from urepa.core import output
-from urepa.core.errors import did_you_mean
+from urepa.core.allocator import keep_freed_memory
+from urepa.core.errors import UserError, did_you_mean
+from urepa.core.exits import TRACEBACKS, one_line_mistakes
+from urepa.core.files import new_places, remove_new
 from urepa.core.markup import printable
 
+SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
+CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them
 
-def main() -> None:
-    """The console entry. A command that there is not ends with one line and exit code 1."""
+
+def prepare() -> None:
+    """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
+    from urepa.cluster import sweeps
+
+    register()
+    sweeps.register()
+    resolvers.register()
+
+
+def run_command(main: Callable[[], None], root: str) -> None:
+    """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    output.never_fails()
+    output.warn_in_one_line()
+    shown = contextlib.nullcontext() if HELP.isdisjoint(sys.argv[1:]) else without_groups()
+    if TRACEBACKS:
+        keep_freed_memory()
+        with shown:
+            _read_arguments(root)
+            main()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
+    with one_line_mistakes(), _unrecorded_if_refused():
+        try:
+            keep_freed_memory()  # before torch takes any
+            with shown:
+                _read_arguments(root)
+                main()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error, root, sys.argv[1:])) from error
+
+
+def _read_arguments(root: str) -> None:
+    """What was typed as Hydra reads it; UserError for what it would pass over."""
+    sweeps = sweeps_over(sys.argv[1:])
+    sys.argv[1:] = [quoted(argument, sweeps) for argument in with_runs(sys.argv[1:], root, sweeps)]
+    check_arguments(sys.argv[1:], root)
+
+
+@contextlib.contextmanager
+def _unrecorded_if_refused() -> Iterator[None]:
+    """A sweep's record and its copy of conf/ are written before its first run. Where that is refused they go again; not
+    where a run or a job has begun."""
+    new = [record for record in SWEEP_RECORDS if not record.exists()]
+    copies = new_places(CONF_COPIES)
+    try:
+        yield
+    except BaseException:
+        for record in new:
+            record.unlink(missing_ok=True)
+        outputs, jobs = CONF_COPIES.parents[1], CONF_COPIES.parent
+        if all(_holds_only(place, below) for place, below in ((outputs, jobs), (jobs, CONF_COPIES))):
+            remove_new(copies)
+        raise
+
+
+def _holds_only(folder: Path, path: Path) -> bool:
+    """Is nothing else there?"""
+    return not folder.is_dir() or all(found == path for found in folder.iterdir())
+
+
+def console() -> None:
+    """`urepa COMMAND ...` is `python -m urepa.COMMAND ...`; the commands of launchers/ are among them. A command that
+    does not exist ends with one line and exit code 1."""
     output.never_fails()
     modules = {command.module.rpartition(".")[2]: command.module for command in COMMANDS.values()}
     given = sys.argv[1] if len(sys.argv) > 1 else ""

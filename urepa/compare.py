@@ -13,10 +13,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_file_target, check_folder_target, write_whole
 from urepa.core.markup import printable
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs.folder import parse_overrides, plain
 from urepa.runs.mlflow_store import require_there
 
@@ -211,4 +212,4 @@ def in_full(argument: str) -> str:
 if __name__ == "__main__":
     prepare()
     sys.argv[1:] = [in_full(argument) for argument in sys.argv[1:]]
-    open_door(main, "compare")
+    run_command(main, "compare")

@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 
 from urepa.checks.places import check_planned
 from urepa.checks.spanning import check
+from urepa.cli import CONF, prepare, run_command, sweeps_over
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target, write_whole
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare, sweeps_over
 from urepa.plan import check_measured, of_the_run
 from urepa.runs.folder import own_overrides, parse_overrides, plain
 
@@ -67,4 +68,4 @@ def describe() -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(describe, "describe")
+    run_command(describe, "describe")

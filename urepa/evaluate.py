@@ -12,12 +12,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.checks.spanning import check_chosen, check_times
+from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import of_one_conf
 from urepa.config.limits import check_numbers
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import read_json
 from urepa.core.nested import moved
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs.folder import plain, require_config
 from urepa.runs.mlflow_store import check_credentials, location, sqlite_file
 from urepa.runs.summary import read_summary
@@ -80,4 +81,4 @@ def check_store(path: Path, tracking: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(of_one_conf(main), "evaluate")
+    run_command(of_one_conf(main), "evaluate")

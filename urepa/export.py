@@ -8,9 +8,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs.folder import plain, require_config
 
 
@@ -39,4 +40,4 @@ def check(asked: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "export")
+    run_command(main, "export")

@@ -15,13 +15,14 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.checks.spanning import check_order
+from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import of_one_conf
-from urepa.config.doors import Images
 from urepa.config.limits import check_given, check_numbers
+from urepa.config.roots import Images
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target
 from urepa.data.classes import names_beside
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.inference.chosen_classes import chosen, names_of
 from urepa.inference.published import check_named, has_effect
 from urepa.runs.folder import parse_overrides, plain, require_config
@@ -136,4 +137,4 @@ def answerable(asked: dict[str, Any], config: dict[str, Any], whose: str, kept: 
 
 if __name__ == "__main__":
     prepare()
-    open_door(of_one_conf(main), root(sys.argv[1:]))
+    run_command(of_one_conf(main), root(sys.argv[1:]))

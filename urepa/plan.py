@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 
 from urepa.checks.places import check_planned
 from urepa.checks.spanning import check
+from urepa.cli import CONF, prepare, run_command
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_file_target, write_whole
 from urepa.costs.measured import read_measured
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs.folder import parse_overrides, plain
 
 if TYPE_CHECKING:
@@ -237,4 +238,4 @@ def ratio(value: float | None, of: float | None, digits: int) -> str:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "plan")
+    run_command(main, "plan")

@@ -12,11 +12,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
+from urepa.core.exits import one_line_mistakes
 from urepa.core.files import read_json, write_whole
 from urepa.core.hub import hub_file, is_hub_id, resolve, why_not
 from urepa.core.nested import flatten
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
 from urepa.runs.folder import plain, remove_empty
 
 RECORD = Path("prefetch.json")
@@ -99,4 +100,4 @@ def fetch(name: str, patterns: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "prefetch")
+    run_command(main, "prefetch")

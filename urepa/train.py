@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 
 from urepa.checks.places import check_beginning
 from urepa.checks.spanning import check
+from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import of_one_conf
 from urepa.core import ranks
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.core.exits import one_line_mistakes
 from urepa.runs.folder import plain, remove_empty
 
 
@@ -37,4 +38,4 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(of_one_conf(main), "train")
+    run_command(of_one_conf(main), "train")

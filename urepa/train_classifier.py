@@ -9,9 +9,10 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.checks.places import check_classifier
+from urepa.cli import CONF, prepare, run_command
 from urepa.config.limits import check_given, check_numbers
 from urepa.core.errors import UserError
-from urepa.doors import CONF, one_line_mistakes, open_door, prepare
+from urepa.core.exits import one_line_mistakes
 from urepa.runs.folder import parse_overrides, plain
 
 
@@ -36,4 +37,4 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     prepare()
-    open_door(main, "train_classifier")
+    run_command(main, "train_classifier")

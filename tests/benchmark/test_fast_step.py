@@ -17,12 +17,12 @@ from torch import Tensor
 
 from urepa.checks.spanning import check
 from urepa.core.errors import UserError
+from urepa.core.types import Batch
 from urepa.costs.benchmark.askable import check_bench
 from urepa.costs.benchmark.documented import DocumentedLoop
 from urepa.costs.benchmark.loops import Bench, HookedUNet, in_nchw, swapped
 from urepa.costs.benchmark.measure import measure
 from urepa.costs.estimate import Device, plan
-from urepa.data.reader import Batch
 from urepa.method.alignment import step_terms
 
 BENCH = {"steps": 1, "rounds": 1, "batches": 2, "against": "documented", "parts": True, "workers": 2, "folder": "."}

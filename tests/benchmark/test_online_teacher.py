@@ -20,7 +20,7 @@ from torch import Tensor
 from urepa.bench import run, table
 from urepa.checks.spanning import check
 from urepa.core.errors import UserError
-from urepa.core.types import Tokens
+from urepa.core.types import ALONE, Tokens
 from urepa.costs.benchmark.askable import check_bench
 from urepa.costs.benchmark.loops import Bench, Loop
 from urepa.costs.benchmark.measure import measure
@@ -28,7 +28,6 @@ from urepa.costs.benchmark.online import Images
 from urepa.data.cache import mean_token_file
 from urepa.data.reading import Store
 from urepa.data.store import write_store
-from urepa.models.teachers.several import ALONE
 from urepa.models.teachers.vit import ViT
 
 BENCH = {"steps": 2, "rounds": 1, "batches": 2, "against": "online", "parts": False, "workers": 1, "folder": "."}

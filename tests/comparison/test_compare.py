@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from urepa.cli import CONF
 from urepa.compare import remove_others
-from urepa.doors import CONF
 from urepa.reports.comparison.drawing import Drawn
 from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.page import page

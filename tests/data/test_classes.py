@@ -13,9 +13,9 @@ from hydra import compose as compose_root
 from hydra import initialize_config_dir
 from omegaconf.errors import InterpolationResolutionError
 
+from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
 from urepa.data.classes import names_beside, pixel_folder, read_names
-from urepa.doors import CONF, prepare
 from urepa.runs.folder import plain
 
 Compose = Callable[..., dict[str, Any]]

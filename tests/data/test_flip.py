@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from earlier import without_digests
 
 from urepa.core.errors import UserError
+from urepa.core.types import Batch
 from urepa.data import verify
 from urepa.data.cache import Cache, mirrored_folder
 from urepa.data.encode import vae_encoder
 from urepa.data.images import ImageArchive
-from urepa.data.reader import Batch, Layout, TrainingReader, ValidationReader
+from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.data.samples import read_split
 from urepa.data.store import Part, StoreWriter
 from urepa.method.objectives import DDPMVelocity

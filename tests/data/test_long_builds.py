@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from urepa.training.assembly import make
 from urepa.data.build import Build
 from urepa.data.store import Part
-from urepa.doors import CONF, prepare
+from urepa.cli import CONF, prepare
 from urepa.runs.folder import plain
 prepare()
 with initialize_config_dir(CONF, version_base="1.3"):

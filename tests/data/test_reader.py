@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from urepa.core.errors import UserError
+from urepa.core.types import Batch
 from urepa.data.cache import Cache
-from urepa.data.reader import Batch, Layout, TrainingReader, ValidationReader
+from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.method.objectives import DDPMVelocity
 
 

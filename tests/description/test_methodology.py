@@ -11,10 +11,10 @@ import pytest
 import torch
 from latex import assert_closed, pages, unescaped
 
+from urepa.cli import CONF
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten
 from urepa.costs.estimate import Device, plan
-from urepa.doors import CONF
 from urepa.method.objectives import DDPMEpsilon
 from urepa.method.schedules import cosine_with_warmup
 from urepa.reports.description.document import as_latex, as_markdown, written

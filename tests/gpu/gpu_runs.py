@@ -20,13 +20,13 @@ from waits import WARM_UP, losses_without_waiting
 
 from urepa import bench
 from urepa.checks.spanning import check
+from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
+from urepa.core.types import ALONE
 from urepa.costs.benchmark.loops import Bench
 from urepa.costs.benchmark.synthetic import SyntheticTrack, settings_like
 from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
-from urepa.doors import CONF, prepare
-from urepa.models.teachers.several import ALONE
 from urepa.runs.folder import plain
 from urepa.training.assembly import make
 from urepa.training.session import accelerate_for

@@ -41,7 +41,7 @@ def main(folder: Path, overrides: list[str]) -> None:
     """Prints the totals of eight steps of the quickstart or of what `overrides` make of it."""
     import hydra
 
-    from urepa.doors import CONF, prepare
+    from urepa.cli import CONF, prepare
     from urepa.runs.folder import plain
     from urepa.runs.tracking import NoShipper
     from urepa.training import assembly

@@ -14,10 +14,10 @@ from launchers.ablation_grid import asked_for, settings_of, split
 from launchers.chain import LocalChain
 from launchers.named import comparisons, rows_of, runs_of_study
 from launchers.study import Run, Stage, compose_run, stages_of
-from urepa.config.doors import Study
+from urepa.cli import CONF
+from urepa.config.roots import Study
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten
-from urepa.doors import CONF
 from urepa.runs.folder import differences, is_identity
 
 NAMES = sorted(p.stem for p in (Path(CONF) / "study").glob("*.yaml"))

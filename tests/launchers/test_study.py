@@ -18,9 +18,9 @@ from launchers.ablation_grid import settings_of, split
 from launchers.chain import LocalChain
 from launchers.hours import to_plan, training_hours
 from launchers.study import Run, Stage, compose_run, runs_of, stages_of
+from urepa.cli import CONF
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
-from urepa.doors import CONF
 from urepa.plan import hours
 from urepa.runs.folder import parse_overrides, plain
 

@@ -23,10 +23,10 @@ def replacing(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = replacing
-from urepa.doors import open_door, prepare
+from urepa.cli import run_command, prepare
 from urepa.generate import main
 prepare()
-open_door(main, "generate")
+run_command(main, "generate")
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 

@@ -23,10 +23,10 @@ def replacing(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = replacing
-from urepa.doors import open_door, prepare
+from urepa.cli import run_command, prepare
 from urepa.evaluate import main
 prepare()
-open_door(main, "evaluate")
+run_command(main, "evaluate")
 """
 SMALL = (
     "evaluation=[generation,inception]",

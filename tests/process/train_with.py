@@ -181,11 +181,11 @@ def main() -> None:
         time.sleep(float(seconds))
     sys.argv = ["urepa.train", *overrides]
 
-    from urepa.doors import open_door, prepare
+    from urepa.cli import prepare, run_command
     from urepa.train import main as train
 
     prepare()
-    open_door(train, "train")
+    run_command(train, "train")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 from urepa.checks.shapes import check_shapes
 from urepa.config import KINDS
 from urepa.config.limits import check_given, check_numbers
+from urepa.config.mistakes import CONF
 from urepa.core.averaging import FIRST_DECAY
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten
-from urepa.doors import CONF
 from urepa.method.strata import strata
 from urepa.runs.folder import is_identity, parse_overrides, plain
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from urepa.cluster.jobs import FOLDER
+from urepa.config.mistakes import CONF, sweeps_over
 from urepa.core.files import sync_folder
-from urepa.doors import CONF, sweeps_over
 
 PLACE = Path(FOLDER) / "conf"  # below the working folder
 FLAG = "--config-path"  # Hydra's

@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from urepa.doors import Said, say
+from urepa.core.exits import Said, say
 
 
 class InTurn(Launcher):

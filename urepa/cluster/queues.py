@@ -170,7 +170,7 @@ def active_jobs() -> dict[str, str]:
 
 def own_environment() -> dict[str, str]:
     """What jobs inherit: the user's variables, without what our door has set for itself."""
-    from urepa.doors import TRACEBACKS
+    from urepa.core.exits import TRACEBACKS
 
     ours = () if TRACEBACKS else ("HYDRA_FULL_ERROR",)
     return {key: value for key, value in os.environ.items() if key not in ours}

@@ -26,7 +26,7 @@ from urepa.cluster.in_turn import InTurn
 from urepa.cluster.jobs import Job
 from urepa.cluster.queues import LocalQueue, Outcome, SlurmQueue, told
 from urepa.core.errors import UserError
-from urepa.doors import one_line_mistakes
+from urepa.core.exits import one_line_mistakes
 from urepa.runs.mlflow_store import prepare_store
 
 PLUGINS = "hydra_plugins.urepa"  # Hydra takes launchers of this namespace alone: this module's second name

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
-from urepa.config import commands, doors, evaluation, parts
+from urepa.config import commands, evaluation, parts, roots
 
 # Every part that a config may name as a `_target_`, by kind, under the name that conf/*.yaml start from it with
 KINDS: dict[str, dict[str, type]] = {
@@ -57,7 +57,7 @@ def register() -> None:
     store = ConfigStore.instance()
     for root, command in commands.COMMANDS.items():
         store.store(name=f"{root}_schema", node=command.schema)
-    settings = {"trainer": parts.Trainer, "device": doors.Device, "study": doors.Study}
+    settings = {"trainer": parts.Trainer, "device": roots.Device, "study": roots.Study}
     for nodes in (*KINDS.values(), settings):
         for name, node in nodes.items():
             store.store(group="schema", name=name, node=node)

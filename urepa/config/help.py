@@ -19,7 +19,7 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.commands import COMMANDS, OF_RUN, Command
-from urepa.config.doors import Train
+from urepa.config.roots import Train
 from urepa.config.settings import Key, keys_of
 from urepa.core.nested import flatten
 

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from urepa.config.commands import COMMANDS
-from urepa.config.doors import Device
+from urepa.config.roots import Device
 from urepa.config.settings import LARGEST, SIZE, WORKERS, keys_of
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from urepa.core.errors import UserError, did_you_mean
+from urepa.core.exits import RAISED
 from urepa.core.nested import flatten
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
@@ -34,7 +35,6 @@ PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as the
 PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names)|teacher\.model")
 NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
 ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")  # more than conf/ is composed from
-RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
 OF_TYPES = {  # what OmegaConf says of a value that the schema does not take, and what to do
     "could not be converted to Integer": "give a whole number",
     "could not be converted to Float": "give a number",

@@ -7,6 +7,7 @@ D width, C channels, H/W spatial.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -81,3 +82,55 @@ class Denoised:
 def no_rows(device: torch.device) -> Tensor:
     """Rows of a batch: none. A backbone that is asked for these stops after its deepest tap."""
     return torch.empty(0, dtype=torch.long, device=device)
+
+
+ALONE = ""  # the name of a teacher that is the only one
+
+
+class Slot(Protocol):
+    """Memory that is used again once the device has copied it."""
+
+    copied: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank. `ids` are the latents' keys: SAMPLE_ID, or SAMPLE_ID/flip."""
+
+    ids: list[str]
+    x0: Tensor
+    noise: Tensor
+    t_B: Tensor
+    condition: Condition
+    teachers: dict[str, Tensor]  # each one's tokens [B,N,D]; none where no teacher is asked (any more)
+    rows_R: Tensor | None = None  # the samples that have a diffusion term; None: all
+    slot: "Slot | None" = None  # the memory that the batch lies in
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device, without waiting for it. Tokens keep the precision they are stored in."""
+        move = {
+            name: value.to(device, non_blocking=True)
+            for name in ("x0", "noise", "t_B", "rows_R")
+            if (value := getattr(self, name)) is not None
+        }
+        teachers = {name: tokens_BND.to(device, non_blocking=True) for name, tokens_BND in self.teachers.items()}
+        condition = self.condition.to(device)
+        if self.slot is not None and device.type == "cuda":
+            self.slot.copied = torch.cuda.Event()
+            self.slot.copied.record()
+        return replace(self, condition=condition, teachers=teachers, **move)
+
+    @property
+    def teacher_BND(self) -> Tensor | None:
+        """The tokens of a teacher that is the only one."""
+        return self.teachers.get(ALONE)
+
+    def pinned(self) -> "Batch":
+        """In memory from which a GPU copies by itself. Tokens lie in such memory already."""
+        pin = {
+            name: value.pin_memory()
+            for name in ("x0", "noise", "t_B", "rows_R")
+            if (value := getattr(self, name)) is not None
+        }
+        condition = Condition(self.condition.ids_B.pin_memory(), self.condition.null_id)
+        return replace(self, condition=condition, **pin)

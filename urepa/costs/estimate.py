@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core.nested import flatten
-from urepa.core.types import Condition
+from urepa.core.types import Batch, Condition
 from urepa.costs.counting import (
     AFTER_THE_MODEL,
     LiveBytes,
@@ -28,7 +28,7 @@ from urepa.costs.counting import (
 )
 from urepa.costs.measured import read_measured
 from urepa.data.online import AT_ONCE
-from urepa.data.reader import THREADS, Batch
+from urepa.data.reader import THREADS
 from urepa.data.shares import check_batch_size
 from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.data.vae import unread_vae

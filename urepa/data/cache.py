@@ -23,7 +23,7 @@ from urepa.core.draws import normal
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.nested import flatten
-from urepa.core.types import Condition
+from urepa.core.types import ALONE, Condition
 from urepa.data.content import Identity
 from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.images import ImageArchive
@@ -31,7 +31,7 @@ from urepa.data.online import OnlineLatents, OnlineTokens
 from urepa.data.places import lost_list
 from urepa.data.reading import Store
 from urepa.data.samples import Keys, Sample, Samples
-from urepa.models.teachers.several import ALONE, by_name
+from urepa.models.teachers.several import by_name
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"

@@ -13,9 +13,10 @@ import torch
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import FULL
+from urepa.core.types import ALONE
 from urepa.data.cache import Cache
 from urepa.method.alignment import AlignedModel
-from urepa.models.teachers.several import ALONE, name_at
+from urepa.models.teachers.several import name_at
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from urepa.core.files import clear_leftovers, write_whole
 from urepa.evaluation.context import Context
 from urepa.method.objectives import Flow
 from urepa.method.sampling import check_steps, chosen_sampler, sample_images, undivided
+from urepa.models.weights import trainable
 from urepa.runs.folder import folder_name
-from urepa.training.optimizer import trainable
 
 ALWAYS = (0.0, 1.0)  # the times at which guidance holds where nothing else is asked for
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core.parallel import sum_over_ranks
-from urepa.data.reader import Batch, Layout, ValidationReader
+from urepa.core.types import Batch
+from urepa.data.reader import Layout, ValidationReader
 from urepa.method import losses
 from urepa.method.alignment import shares_of, step_terms
 

@@ -50,7 +50,7 @@ class Image:
 
 
 def generate(asked: dict[str, Any]) -> None:
-    """Makes what is missing of the images that are asked for (`urepa.config.doors.Images`), then the grid."""
+    """Makes what is missing of the images that are asked for (`urepa.config.roots.Images`), then the grid."""
     trainer = config_of(asked)["trainer"]
     with accelerated(trainer | {"precision": asked["precision"]}) as accelerator:
         images = ImageSet(asked, on_main(lambda: find_origin(asked)))

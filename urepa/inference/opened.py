@@ -16,14 +16,14 @@ from torch import Tensor
 from urepa.core import draws
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten, moved, replaced
-from urepa.core.types import Condition, Denoised, Tokens, no_rows
+from urepa.core.types import ALONE, Condition, Denoised, Tokens, no_rows
 from urepa.method.alignment import AlignedModel
 from urepa.method.objectives import Objective
-from urepa.models.teachers.several import ALONE, name_at
+from urepa.models.teachers.several import name_at
+from urepa.models.weights import trainable
 from urepa.runs import checkpoint
 from urepa.runs.folder import require_config
 from urepa.training.assembly import build_model, make
-from urepa.training.optimizer import trainable
 
 # where things lie now, for a run that was trained elsewhere
 PLACES = ("data.root", "data.vae", "backbone.weights")

@@ -156,7 +156,7 @@ def config_of(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_origin(asked: dict[str, Any]) -> Origin:
-    """The model of a request (`urepa.config.doors.Images`). UserError where it is not to be had."""
+    """The model of a request (`urepa.config.roots.Images`). UserError where it is not to be had."""
     if asked["checkpoint"] is None:
         run, places = Path(asked["run"]), given_places(asked)
         found = checkpoint.require(run)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core.layout import check_layout, check_loss
-from urepa.core.types import Condition, Tokens
-from urepa.data.reader import Batch
+from urepa.core.types import Batch, Condition, Tokens
 from urepa.method import losses
 from urepa.method.objectives import Objective
 from urepa.method.schedules import warmed_up

@@ -48,3 +48,8 @@ def own_memory(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
     return module
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

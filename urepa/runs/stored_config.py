@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from urepa.config import KINDS
-from urepa.config.doors import Train
+from urepa.config.roots import Train
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten
 from urepa.runs.upgrades import upgrade

@@ -19,18 +19,20 @@ from hydra.utils import instantiate
 from urepa.core.draws import torch_seed
 from urepa.core.errors import UserError
 from urepa.core.nested import flatten
+from urepa.core.types import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.context import Context, Evaluated, run_each
 from urepa.evaluation.during import During
 from urepa.evaluation.validate import Validation
 from urepa.method.alignment import AlignedModel
 from urepa.models import speed
-from urepa.models.teachers.several import ALONE, by_name, name_at
+from urepa.models.teachers.several import by_name, name_at
+from urepa.models.weights import trainable
 from urepa.runs import checkpoint
 from urepa.runs.folder import stored_yaml
 from urepa.runs.metrics import MetricsLog
 from urepa.training.guards import Guard
-from urepa.training.optimizer import EMA, groups_of, trainable
+from urepa.training.optimizer import EMA, groups_of
 from urepa.training.sensors import GpuSensors
 from urepa.training.trainer import Settings, Trainer
 

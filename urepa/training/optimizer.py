@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from urepa.core.averaging import initial_share
 from urepa.core.errors import UserError
 from urepa.method.schedules import cosine_with_warmup
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+from urepa.models.weights import trainable
 
 
 def groups_of(model: nn.Module, backbone_group: str) -> dict[str, list[nn.Parameter]]:

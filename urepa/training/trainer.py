@@ -23,14 +23,16 @@ from urepa.core.draws import digest64
 from urepa.core.errors import UserError
 from urepa.core.parallel import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.signals import StopSignals
-from urepa.data.reader import Batch, TrainingReader
+from urepa.core.types import Batch
+from urepa.data.reader import TrainingReader
 from urepa.evaluation.during import During
 from urepa.evaluation.validate import Validation
 from urepa.method.alignment import Aligned, AlignedModel, Terms, step_terms, tap_gradients
+from urepa.models.weights import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.training.guards import Guard, non_finite, some_of
-from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, step_unless, trainable
+from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, step_unless
 from urepa.training.sensors import GpuSensors
 
 

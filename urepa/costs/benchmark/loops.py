@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from urepa.core.types import Condition, Denoised, Tokens
+from urepa.core.types import ALONE, Batch, Condition, Denoised, Tokens
 from urepa.costs.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.costs.benchmark.online import Images, OnlineTeacher
 from urepa.costs.benchmark.plain import PlainLoop
 from urepa.costs.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
-from urepa.data.reader import Batch
 from urepa.method.alignment import AlignedModel
 from urepa.models import speed
-from urepa.models.teachers.several import ALONE
 from urepa.runs.tracking import NoShipper
 from urepa.training import assembly
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.data.reader import Batch
+from urepa.core.types import Batch
 from urepa.data.samples import Samples
 
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.data.reader import Batch
+from urepa.core.types import Batch
 from urepa.method import losses
-from urepa.training.optimizer import trainable
+from urepa.models.weights import trainable
 
 
 class PlainLoop:

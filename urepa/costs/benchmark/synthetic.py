@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from urepa.core.errors import UserError
+from urepa.core.types import ALONE
 from urepa.data.cache import Cache, mean_token_file
 from urepa.data.online import OnlineTokens
 from urepa.data.reading import Store
 from urepa.data.samples import Samples
 from urepa.data.store import write_store
-from urepa.models.teachers.several import ALONE, Several
+from urepa.models.teachers.several import Several
 
 PROMPT = (77, 768)  # of CLIP ViT-L/14: positions, width
 

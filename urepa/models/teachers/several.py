@@ -7,8 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from urepa.core.errors import UserError
-
-ALONE = ""  # the name of a teacher that is the only one
+from urepa.core.types import ALONE
 
 
 class Several:

@@ -14,7 +14,7 @@ from urepa.config.settings import LARGEST, LAST_SEED, SIZE, WORKERS, part, setti
 
 @dataclass
 class Arm:
-    """What an ablation file states about itself: `urepa.checks.spanning` holds a run to it. The run does not keep it."""
+    """What an ablation file states about itself. `urepa.checks.spanning` compares a run with it."""
 
     families: list[str] = setting("backbones that the arm is for, by the last part of their _target_")
     changes: list[str] = setting("dotted keys, all and only those in which the arm differs from its baseline")

@@ -1,31 +1,21 @@
-"""What every door does: compose, turn a user's mistake into one line, exit."""
+"""How a command ends: a user's mistake in one line with exit code 1, once for all ranks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NoReturn
 
-from hydra.errors import HydraException
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError
 
-from urepa.checks import resolvers
-from urepa.config import register
-from urepa.config.help import HELP, without_groups
-from urepa.config.mistakes import CONF as CONF
-from urepa.config.mistakes import RAISED, check_arguments, explain, quoted
-from urepa.config.mistakes import sweeps_over as sweeps_over
-from urepa.config.run_globs import with_runs
-from urepa.core import output, ranks
-from urepa.core.allocator import keep_freed_memory
+from urepa.core import ranks
 from urepa.core.errors import NOT_EVALUATED, NotEvaluated, UserError
-from urepa.core.files import new_places, remove_new
 from urepa.core.markup import printable
 
 # What trying again will not mend, and what will; anything else of the system may pass (a server, a network's disk)
@@ -43,10 +33,9 @@ LASTING = {
     errno.ELOOP: "give a path that is no loop of links",
     errno.EINVAL: "give another path",
 }
-SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
-CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them
 FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
+RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
 
 
 class Said(SystemExit):
@@ -55,66 +44,6 @@ class Said(SystemExit):
     def __init__(self, text: str, code: int = 1) -> None:
         super().__init__(code)
         self.text = text
-
-
-def prepare() -> None:
-    """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
-    from urepa.cluster import sweeps
-
-    register()
-    sweeps.register()
-    resolvers.register()
-
-
-def open_door(main: Callable[[], None], root: str) -> None:
-    """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    output.never_fails()
-    output.warn_in_one_line()
-    shown = contextlib.nullcontext() if HELP.isdisjoint(sys.argv[1:]) else without_groups()
-    if TRACEBACKS:
-        keep_freed_memory()
-        with shown:
-            _read_arguments(root)
-            main()
-        return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
-    with one_line_mistakes(), _unrecorded_if_refused():
-        try:
-            keep_freed_memory()  # before torch takes any
-            with shown:
-                _read_arguments(root)
-                main()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, root, sys.argv[1:])) from error
-
-
-def _read_arguments(root: str) -> None:
-    """What was typed as Hydra reads it; UserError for what it would pass over."""
-    sweeps = sweeps_over(sys.argv[1:])
-    sys.argv[1:] = [quoted(argument, sweeps) for argument in with_runs(sys.argv[1:], root, sweeps)]
-    check_arguments(sys.argv[1:], root)
-
-
-@contextlib.contextmanager
-def _unrecorded_if_refused() -> Iterator[None]:
-    """A sweep's record and its copy of conf/ are written before its first run. Where that is refused they go again; not
-    where a run or a job has begun."""
-    new = [record for record in SWEEP_RECORDS if not record.exists()]
-    copies = new_places(CONF_COPIES)
-    try:
-        yield
-    except BaseException:
-        for record in new:
-            record.unlink(missing_ok=True)
-        outputs, jobs = CONF_COPIES.parents[1], CONF_COPIES.parent
-        if all(_holds_only(place, below) for place, below in ((outputs, jobs), (jobs, CONF_COPIES))):
-            remove_new(copies)
-        raise
-
-
-def _holds_only(folder: Path, path: Path) -> bool:
-    """Is nothing else there?"""
-    return not folder.is_dir() or all(found == path for found in folder.iterdir())
 
 
 @contextlib.contextmanager
