@@ -60,7 +60,7 @@ def prefix(cls: type) -> str:
     if cls.__module__ == evaluation.__name__:
         return f"evaluation.{EVALUATIONS.get(cls.__name__, 'any')}."
     if cls.__module__ == parts.__name__ and cls is not parts.Trainer:
-        return f"{GROUPS[cls._target_.split('.')[1]]}."  # type: ignore[attr-defined]
+        return f"{next(GROUPS[part] for part in cls._target_.split('.') if part in GROUPS)}."  # type: ignore[attr-defined]
     return {"Trainer": "trainer.", "BenchSettings": "bench.", "Device": "device."}.get(cls.__name__, "")
 
 
