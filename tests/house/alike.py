@@ -18,18 +18,20 @@ from safetensors import safe_open
 
 Content = dict[str, Any]
 
-UNREAD = re.compile(r"(^|/)(\.[^/]*lock|lock\.mdb|\.lock|seconds\.json|jobs\.jsonl)$")
+# locks, times, and copies of a run's files under MLflow's random names
+UNREAD = re.compile(r"(^|/)(mlruns/.*|\.[^/]*lock|lock\.mdb|\.lock|seconds\.json|jobs\.jsonl)$")
 MADE = re.compile(r"-[0-9a-f]{16}(?=\.safetensors$)")  # features of real images are named by their cache, and its time
 # keys of JSON, rows and MLflow that differ between two runs of one code; a checkpoint's sha256 covers times
 TIMES = re.compile(
-    r"time|seconds|images_per_s|data_wait_share|memory|gpu/|^sha256$|"
+    r"time|seconds|clock|minutes|s/step|images_per_s|data_wait_share|memory|gpu/|^sha256$|"
     r"commit|code|version|run_id|experiment_id|artifact|mlflow\.|host"
 )
 WORDS = (
-    (re.compile(r"\b[0-9a-f]{9,40}\b"), "DIGEST"),
+    (re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{9,40}\b"), "DIGEST"),
     (re.compile(r"\d[\d.,]*\s?(images/s|steps?/s|it/s|ms|seconds|minutes|min|s|h|GB|GiB|MiB|MB)\b"), "AMOUNT"),
     (re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?"), "DATE"),
     (re.compile(r"127\.0\.0\.1:\d+"), "ADDRESS"),
+    (re.compile(r" {2,}"), "  "),  # columns are as wide as the amounts in them
 )
 
 
@@ -143,8 +145,13 @@ def _as_database(file: Path) -> Content:
     with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as db:
         for kind, select in query.items():
             rows = db.execute(select).fetchall()
-            found |= {f"{kind} {run} {key}": words(str(value)) for run, key, value in rows if not TIMES.search(key)}
+            for run, key, value in rows:
+                found |= dict(plain(_of_json(value), f"{kind} {run} {key}")) if not TIMES.search(key) else {}
     return found
+
+
+def _of_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
 
 
 READERS: dict[str, Callable[[Path], Content]] = {
