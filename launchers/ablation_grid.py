@@ -3,7 +3,8 @@
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu dry_run=true
     python -m launchers.ablation_grid study=which_choice data.source=folder data.images=DIR seeds=0,1,2
 
-Its own keys are those of `urepa.config.roots.AblationGrid`; all else goes to the runs, as on `python -m urepa.train`.
+Its own keys are those of `urepa.config.command_schemas.AblationGrid`; all else goes to the runs, as to
+`python -m urepa.train`.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from launchers import frozen
-from launchers.chain import LocalChain, SlurmChain
-from launchers.hours import to_plan, training_hours
-from launchers.named import comparisons, rows_of, runs_of_study
+from launchers import code_copy
+from launchers.dependent_jobs import LocalChain, SlurmChain
+from launchers.named_studies import comparisons, rows_of, runs_of_study
 from launchers.study import Run, runs_of, stages_of
+from launchers.study_hours import to_plan, training_hours
 from urepa.cli import CONF, prepare
+from urepa.config.command_line import check_arguments, check_options, explain, quoted
+from urepa.config.command_schemas import AblationGrid
 from urepa.config.help import HELP, help_text
-from urepa.config.limits import check_numbers
-from urepa.config.mistakes import check_arguments, check_options, explain, quoted
-from urepa.config.roots import AblationGrid
-from urepa.core import output
+from urepa.config.ranges import check_numbers
+from urepa.core import safe_output
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target
-from urepa.runs.folder import parse_overrides, plain
+from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import prepare_store
+from urepa.runs.run_folder import parse_overrides, plain
 
 OWN = tuple(one.name for one in fields(AblationGrid))
 LISTS = ("arms", "seeds", "stages")
@@ -108,20 +109,20 @@ def main() -> None:
     if settings["study"] is not None:
         print(rows_of(settings["study"], runs), flush=True)
     folder = Path(settings["cluster"]["submitit_folder" if on_slurm else "folder"])
-    code = frozen.place(folder / "code")
+    code = code_copy.place(folder / "code")
     chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)
     if settings["dry_run"]:
         chain.show(stages, None if settings["scripts"] is None else Path(settings["scripts"]))
         print(training_hours(runs, planned))
         return
-    frozen.copy_to(code)
+    code_copy.copy_to(code)
     for uri in {run.config["tracking"]["uri"] for run in runs if "uri" in run.config["tracking"]}:
         prepare_store(uri)
     chain.submit(stages)
 
 
 if __name__ == "__main__":
-    output.never_fails()
+    safe_output.never_fails()
     prepare()
     with one_line_mistakes():
         try:

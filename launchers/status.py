@@ -12,15 +12,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from urepa.cluster.jobs import FOLDER, Book, Entry, last_error
-from urepa.cluster.queues import active_jobs
+from urepa.cluster.slurm_and_local import active_jobs
+from urepa.cluster.slurm_job import FOLDER, Book, Entry, last_error
+from urepa.config.command_schemas import Status
 from urepa.config.help import HELP, help_text
-from urepa.config.roots import Status
-from urepa.core import output
+from urepa.core import safe_output
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
-from urepa.runs.folder import RunFolder
+from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.metrics import Rows, number
+from urepa.runs.run_folder import RunFolder
 
 
 def state_of(entry: Entry, folder: Path, active: dict[str, str]) -> str:
@@ -66,7 +66,7 @@ def lines(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    output.never_fails()
+    safe_output.never_fails()
     if HELP & set(sys.argv):
         print(help_text("status", OmegaConf.structured(Status)))
         sys.exit(0)

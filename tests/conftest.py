@@ -62,7 +62,7 @@ def compose() -> Callable[..., dict[str, Any]]:
     import hydra
 
     from urepa.cli import CONF, prepare
-    from urepa.runs.folder import plain
+    from urepa.runs.run_folder import plain
 
     prepare()
 
@@ -92,7 +92,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_track(images: Path, tmp_path: Path) -> Callable[..., Any]:
     """A PixelTrack over `images`: 12x4x4 latents, 6 validation and 6 test images, 3 classes."""
-    from urepa.data.pixels import PixelTrack
+    from urepa.data.tracks.pixels import PixelTrack
 
     defaults = {
         "name": "tiny",
@@ -247,7 +247,7 @@ def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterat
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from urepa.runs.tracking import NoShipper
+    from urepa.runs.mlflow_sender import NoShipper
     from urepa.training import assembly
 
     built: list[Any] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lmdb
 
-from urepa.data.lmdb_file import DIGESTS
+from urepa.data.stores.lmdb_pages import DIGESTS
 
 
 def without_digests(store: Path) -> None:

@@ -19,16 +19,16 @@ from typing import NoReturn
 import hydra
 from hydra._internal.hydra import Hydra
 
-import urepa.checks.places
-import urepa.checks.spanning
-import urepa.cluster.sweeps
+import urepa.checks.combinations
+import urepa.checks.inputs
+import urepa.cluster.hydra_launchers
 
 HEAVY = ("torch", "diffusers", "mlflow", "transformers", "scipy", "sklearn")
 AT_ONCE = (
     hydra,
-    urepa.checks.spanning,
-    urepa.checks.places,
-    urepa.cluster.sweeps,
+    urepa.checks.combinations,
+    urepa.checks.inputs,
+    urepa.cluster.hydra_launchers,
 )  # by every fork again, if they were not here
 IMPORTED, FORMATTED = 77, 78  # exit codes
 

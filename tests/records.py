@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from urepa.data.reading import Store
+from urepa.data.stores.record_reading import Store
 
 
 def records(root: Path) -> dict[str, bytes]:

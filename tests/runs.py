@@ -9,9 +9,9 @@ import torch
 from photos import write_sd
 from sd import TEACHER, write_cache
 
-from urepa.models.weights import own_memory, trainable
+from urepa.models.weight_files import own_memory, trainable
 from urepa.runs import checkpoint
-from urepa.runs.folder import RunFolder
+from urepa.runs.run_folder import RunFolder
 from urepa.training.assembly import build_model, make
 
 

@@ -45,11 +45,11 @@ def forms(config: dict[str, Any], marker: Path) -> Iterator[tuple[str, str]]:
         module = {"ClipScore": "clip_score"}.get(schema, "generation")
         part = {"_target_": f"urepa.evaluation.{module}.{schema}", "images": bad}
         yield f"images of {schema}", _put(config, "evaluation.x", part)
-    part = {"_target_": "urepa.evaluation.generation.Generation", "encoders": {"x": bad}}
+    part = {"_target_": "urepa.evaluation.image_distances.Generation", "encoders": {"x": bad}}
     yield "an encoder", _put(config, "evaluation.x", part)
     yield (
         "one of several teachers",
-        _put(config, "teacher", {"_target_": "urepa.models.teachers.several.Several", "teachers": {"a": bad}}),
+        _put(config, "teacher", {"_target_": "urepa.models.teachers.several_teachers.Several", "teachers": {"a": bad}}),
     )
     yield (
         "a function of ours",

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
 from urepa.cli import CONF
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
 
 Compose = Callable[..., dict[str, Any]]
 ARMS = {p.stem: p.read_text() for p in sorted((Path(CONF) / "ablation").glob("*.yaml"))}

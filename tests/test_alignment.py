@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.method import losses
-from urepa.method.alignment import Aligned, AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
 from urepa.method.objectives import DDPMVelocity
+from urepa.method.training_step import (
+    Aligned,
+    AlignedModel,
+    AlignmentLoss,
+    DiffusionOnly,
+    Terms,
+    step_terms,
+    tap_gradients,
+)
 from urepa.models.backbones.unet import tiny_unet
 from urepa.models.heads import ConvHead
 

@@ -10,9 +10,9 @@ from typing import Any
 import edge
 import pytest
 
-from urepa.config.mistakes import check_arguments, quoted
+from urepa.config.command_line import check_arguments, quoted
 from urepa.core.errors import UserError
-from urepa.runs.folder import parse_overrides
+from urepa.runs.run_folder import parse_overrides
 
 ODD = (
     *(

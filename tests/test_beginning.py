@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from urepa.training.beginning import beginning, classes, device, parameters
+from urepa.training.first_lines import beginning, classes, device, parameters
 
 
 def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.spanning import check, check_effects, check_order, check_ranges, check_trainer
+from urepa.checks.combinations import check, check_effects, check_order, check_ranges, check_trainer
 from urepa.core.errors import UserError
 
-NO_LOSS = {"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}}
-A_LOSS = {"loss": {"_target_": "urepa.method.alignment.AlignmentLoss"}}
+NO_LOSS = {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}
+A_LOSS = {"loss": {"_target_": "urepa.method.training_step.AlignmentLoss"}}
 
 
 @pytest.fixture(scope="module")

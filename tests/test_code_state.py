@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from urepa.core import code_state
-from urepa.core.code_state import Code, same_code
+from urepa.core import code_version
+from urepa.core.code_version import Code, same_code
 
 Git = Callable[..., str]
 
@@ -26,8 +26,8 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
         return done.stdout.strip()
 
     git("init")
-    monkeypatch.setattr(code_state, "CHECKOUT", checkout)
-    code_state._same_commits.cache_clear()
+    monkeypatch.setattr(code_version, "CHECKOUT", checkout)
+    code_version._same_commits.cache_clear()
     return git
 
 
@@ -73,7 +73,7 @@ def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict
         "urepa/new.py",
     ):
         write(tmp_path, file, "more")
-        digests[file] = code_state.code_state()["code_digest"]
+        digests[file] = code_version.code_state()["code_digest"]
     trainer, compare, tables, commands, new = digests.values()
     assert trainer == compare == tables == commands != new, "what reads runs changes none"
     one, other = Code(commits["README.md"], "clean", trainer), Code(commits["urepa/method/losses.py"], "clean", trainer)
@@ -83,11 +83,11 @@ def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict
 
 
 def test_what_an_untracked_file_holds_is_part_of_the_state(tmp_path: Path, commits: dict[str, str]) -> None:
-    assert code_state.code_state()["code_state"] == "clean"
+    assert code_version.code_state()["code_state"] == "clean"
     states = []
     for text in ("one", "two", "one"):
         write(tmp_path, "urepa/untracked.py", text)
-        states.append(code_state.code_state()["code_state"])
+        states.append(code_version.code_state()["code_state"])
     assert states[0] == states[2] != states[1]
     assert all(state.startswith("changed ") for state in states)
 
@@ -101,14 +101,14 @@ def test_the_environment_names_no_other_repository(
     git("commit", "--allow-empty", "-m", "theirs", folder=other)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
-    assert code_state.code_state()["git_commit"] == commits["urepa/method/losses.py"]
+    assert code_version.code_state()["git_commit"] == commits["urepa/method/losses.py"]
 
 
 def test_a_package_inside_of_another_repository_has_no_commit(
     tmp_path: Path, commits: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, "venv/urepa/training/trainer.py", "installed")
-    monkeypatch.setattr(code_state, "CHECKOUT", tmp_path / "checkout" / "venv")
-    state = code_state.code_state()
+    monkeypatch.setattr(code_version, "CHECKOUT", tmp_path / "checkout" / "venv")
+    state = code_version.code_state()
     assert (state["git_commit"], state["code_state"]) == ("unknown", "unknown")
     assert state["code_digest"] not in ("", "unknown")

@@ -111,7 +111,7 @@ KEYS = (
 
 
 def test_the_keys_that_scripts_count_on_are_there(compose: Compose) -> None:
-    from urepa.runs.folder import flatten
+    from urepa.runs.run_folder import flatten
 
     assert set(KEYS) <= set(flatten(compose()))
 

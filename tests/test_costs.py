@@ -15,7 +15,7 @@ from sd import SMALL, write_unet
 from urepa.core.errors import UserError
 from urepa.costs.counting import SavedBytes, flop_counter
 from urepa.costs.estimate import Device, count, example, plan
-from urepa.method.alignment import step_terms
+from urepa.method.training_step import step_terms
 from urepa.plan import flops as flops_table
 from urepa.training.assembly import build_model, make, speed_up
 from urepa.training.trainer import Settings

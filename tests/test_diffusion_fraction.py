@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.checks.spanning import check_fraction
+from urepa.checks.combinations import check_fraction
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, no_rows
 from urepa.data.reader import Layout, TrainingReader
-from urepa.method.alignment import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
+from urepa.method.batch_fraction import strata
 from urepa.method.objectives import DDPMVelocity
-from urepa.method.strata import strata
+from urepa.method.training_step import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
 from urepa.models.backbones.unet import tiny_unet
 from urepa.models.heads import ConvHead
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.core.exits import FIRST_SPEAKS, one_line_mistakes
+from urepa.core.one_line_errors import FIRST_SPEAKS, one_line_mistakes
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WORLD_SIZE", "RANK")}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

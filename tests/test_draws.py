@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from urepa.core import draws
+from urepa.core import random_draws
 
 HOME = {"seed": 3, "purpose": "noise", "step": 5, "position": 7}
 
 
 def numbers(count: int = 8, **changes: object) -> list[float]:
-    return draws.normal((count,), draws.generator(**(HOME | changes))).tolist()  # type: ignore[arg-type]
+    return random_draws.normal((count,), random_draws.generator(**(HOME | changes))).tolist()  # type: ignore[arg-type]
 
 
 def test_an_address_always_gives_the_same_numbers() -> None:
@@ -23,8 +23,8 @@ def test_the_numbers_stay_the_same_over_versions() -> None:
     """Resumed runs and published results rest on these."""
     frozen = [0.004905384499579668, 0.0670991763472557, 0.2605378031730652]
     assert numbers(3) == pytest.approx(frozen, abs=1e-7)
-    assert draws.permutation(0, 1, 8).tolist() == [3, 0, 7, 2, 6, 1, 5, 4]
-    assert draws.digest64("a", "b") == 1212841174890269944
+    assert random_draws.permutation(0, 1, 8).tolist() == [3, 0, 7, 2, 6, 1, 5, 4]
+    assert random_draws.digest64("a", "b") == 1212841174890269944
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"purpose": "t"}, {"step": 6}, {"position": 8}])
@@ -54,31 +54,31 @@ def test_another_purpose_in_between_shifts_nothing() -> None:
 def test_draws_leave_the_global_generators_alone() -> None:
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     numbers()
-    draws.permutation(0, 0, 10)
+    random_draws.permutation(0, 0, 10)
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
 
 def test_normal_is_standard_and_float32() -> None:
-    x = draws.normal((40, 50, 50), draws.generator(0, "noise"))
+    x = random_draws.normal((40, 50, 50), random_draws.generator(0, "noise"))
     assert x.dtype == torch.float32
     assert (x.mean().item(), x.std().item()) == pytest.approx((0, 1), abs=0.01)
 
 
 def test_a_permutation_is_one_and_changes_by_epoch_and_seed() -> None:
-    orders = [draws.permutation(seed, epoch, 50).tolist() for seed in range(2) for epoch in range(2)]
+    orders = [random_draws.permutation(seed, epoch, 50).tolist() for seed in range(2) for epoch in range(2)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_a_sample_ids_number_is_its_own_for_ever() -> None:
-    assert draws.unit_interval("split", "digits_0000") == 0.6934011784832133
-    assert draws.unit_interval("probe", "train_cat_00") == 0.4452916056539788
+    assert random_draws.unit_interval("split", "digits_0000") == 0.6934011784832133
+    assert random_draws.unit_interval("probe", "train_cat_00") == 0.4452916056539788
 
 
 def test_sample_ids_numbers_are_uniform_and_differ_by_purpose() -> None:
-    split = np.array([draws.unit_interval("split", f"id{i}") for i in range(4000)])
-    probe = np.array([draws.unit_interval("probe", f"id{i}") for i in range(4000)])
+    split = np.array([random_draws.unit_interval("split", f"id{i}") for i in range(4000)])
+    probe = np.array([random_draws.unit_interval("probe", f"id{i}") for i in range(4000)])
     assert split.min() >= 0
     assert split.max() < 1
     np.testing.assert_allclose(np.histogram(split, 4, (0, 1))[0] / 4000, 0.25, atol=0.03)
@@ -86,19 +86,19 @@ def test_sample_ids_numbers_are_uniform_and_differ_by_purpose() -> None:
 
 
 def test_names_are_not_glued_together() -> None:
-    assert draws.digest64("ab", "c") != draws.digest64("a", "bc")
+    assert random_draws.digest64("ab", "c") != random_draws.digest64("a", "bc")
 
 
 def test_torch_seed_leaves_the_global_generator_as_it_was() -> None:
     before = torch.get_rng_state()
-    with draws.torch_seed(0, "head"):
+    with random_draws.torch_seed(0, "head"):
         torch.randn(3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_torch_seed_depends_on_seed_and_part_alone() -> None:
     def inside(seed: int, part: str) -> list[float]:
-        with draws.torch_seed(seed, part):
+        with random_draws.torch_seed(seed, part):
             return torch.randn(4).tolist()
 
     first = inside(0, "head")

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 import urepa
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
-from urepa.inference import exporting
-from urepa.inference.exporting import export
-from urepa.inference.image_set import generate
+from urepa.inference import export_weights
+from urepa.inference.export_weights import export
+from urepa.inference.image_request import generate
 from urepa.inference.model_card import fenced, model_card
-from urepa.method.sampling import image_noise, sample
+from urepa.method.ddpm_sampling import image_noise, sample
 
 Compose = Callable[..., dict[str, Any]]
 CLASSES = [207, 999]
@@ -170,7 +170,7 @@ def test_an_export_is_there_whole_or_not_at_all(
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "model_card", full)
+        patch.setattr(export_weights, "model_card", full)
         with pytest.raises(OSError, match="full"):
             export(asked_of(run))
     assert list((run / "export").iterdir()) == []

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from urepa.core import draws
+from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Denoised
+from urepa.method.ddpm_sampling import chosen_sampler, sample_by, sample_images
 from urepa.method.objectives import DDPMVelocity, Flow
-from urepa.method.sampling import chosen_sampler, sample_by, sample_images
 
 LINEAR = Flow("linear", "uniform")
 STD = 0.5  # of the data
@@ -211,9 +211,9 @@ def test_an_image_is_its_own_whatever_it_is_made_beside(sampler: str) -> None:
 
 def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
     drawn: list[Tensor] = []
-    own, keep = draws.normal, lambda shape, rng: drawn.append(own(shape, rng)) or drawn[-1]
+    own, keep = random_draws.normal, lambda shape, rng: drawn.append(own(shape, rng)) or drawn[-1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draws, "normal", keep)
+        patch.setattr(random_draws, "normal", keep)
         sample_images(
             Gaussian(LINEAR), LINEAR, [(0, 0)], (1, 4, 4), Condition(torch.zeros(1).long(), 9),
             sampler="sde", steps=4, guidance=1.0, seed=0,

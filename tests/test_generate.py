@@ -15,8 +15,8 @@ from runs import small_sd, write_run
 
 from urepa.core.errors import UserError
 from urepa.generate import checked
-from urepa.inference import image_set
-from urepa.inference.image_set import generate
+from urepa.inference import image_request
+from urepa.inference.image_request import generate
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -90,7 +90,7 @@ def test_classes_are_asked_for_by_the_names_that_stay_with_a_run(small: Path, as
         assert ask(small, "classes=nine")["classes"] == [9]
         with pytest.raises(UserError, match=r"no class sevn \(did you mean 'seven'\?\)"):
             ask(small, "classes=[sevn]")
-        images = image_set.ImageSet(asked, image_set.find_origin(asked))
+        images = image_request.ImageSet(asked, image_request.find_origin(asked))
         assert images.folder.name.endswith(",classes=1+7"), "the same request by ids has the same folder"
         assert "class_names" not in images.request
         assert [images._label(c) for c in asked["classes"]] == ["1 one", "7 seven"]
@@ -157,7 +157,7 @@ def test_a_folder_holds_one_request(run: Path, root: Path, ask: Any, capsys: pyt
 def test_weights_that_are_missing_are_missed_before_the_first_step(
     run: Path, root: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(image_set, "sample_images")
+    monkeypatch.delattr(image_request, "sample_images")
     with pytest.raises(UserError, match=r"data\.vae=.*nowhere could not be loaded"):
         generate(ask(run, "n=1", "classes=[1]", f"out={root / 'without'}", f"data.vae={root / 'nowhere'}"))
     (root / "empty").mkdir()

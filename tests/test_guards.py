@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from urepa.core.errors import UserError
-from urepa.method.alignment import Terms
+from urepa.method.training_step import Terms
 from urepa.training.guards import Guard, non_finite
 
 CPU = torch.device("cpu")

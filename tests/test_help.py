@@ -17,13 +17,13 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from urepa.cli import CONF
+from urepa.config.command_schemas import Images, Status, Train
 from urepa.config.commands import COMMANDS
 from urepa.config.help import Row, help_text, shown, table
-from urepa.config.limits import RANGES
-from urepa.config.roots import Images, Status, Train
-from urepa.config.settings import keys_of, part, setting
-from urepa.core.nested import flatten
-from urepa.inference.published import OF_WEIGHTS
+from urepa.config.keys import keys_of, part, setting
+from urepa.config.ranges import RANGES
+from urepa.core.nested_dicts import flatten
+from urepa.inference.published_weights import OF_WEIGHTS
 
 START = 'if __name__ == "__main__":'
 ROOTS = sorted(COMMANDS.keys() - {"status"})  # which is none of Hydra's
@@ -161,7 +161,7 @@ def test_every_command_is_among_them() -> None:
     here = Path(CONF).parent
     starts = [p for place in ("urepa", "launchers") for p in (here / place).glob("*.py") if START in p.read_text()]
     modules = {".".join(p.relative_to(here).with_suffix("").parts) for p in starts} - {
-        "urepa.cluster.jobs"
+        "urepa.cluster.slurm_job"
     }  # for schedulers
     assert modules == {command.module for command in COMMANDS.values()}
     assert COMMANDS.keys() - {"status"} == {p.stem for p in Path(CONF).glob("*.yaml")}

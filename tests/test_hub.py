@@ -19,8 +19,8 @@ import pytest
 ASK = """
 import json, pathlib, sys
 from urepa.models.backbones.sd15 import _from_hub
-from urepa.data.encode import vae_encoder, write_prompts
-from urepa.data.sources import SOURCES
+from urepa.data.stages.encode import vae_encoder, write_prompts
+from urepa.data.sources.image_sources import SOURCES
 from urepa.core.errors import UserError
 from urepa.prefetch import fetch
 from urepa.models.teachers.vit import ViT
@@ -119,7 +119,7 @@ def test_a_vae_may_be_a_repository_of_its_own_or_a_part_of_a_pipelines(tmp_path:
         vae.save_pretrained(repository / "snapshots" / revision / place)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(revision)
-    ask = "from urepa.data.vae import load_vae as f; "
+    ask = "from urepa.data.stages.vae import load_vae as f; "
     ask += "print([len(f('owner/' + n).encoder.down_blocks) for n in ('own', 'pipeline')])"
     done = run(["-c", ask], tmp_path, HF_HUB_OFFLINE="1")
     assert done.stdout.strip() == "[1, 1]", done.stderr[-2000:]

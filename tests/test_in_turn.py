@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hydra.core.utils import JobReturn
 
-from urepa.cluster.in_turn import InTurn
-from urepa.core.exits import Said
+from urepa.cluster.one_by_one import InTurn
+from urepa.core.one_line_errors import Said
 
 
 class Recorded(InTurn):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from urepa.cluster.jobs import AGAIN, SILENT, UNEVALUATED, Attempts, Book, Entry, Job, job_from, last_error
+from urepa.cluster.slurm_job import AGAIN, SILENT, UNEVALUATED, Attempts, Book, Entry, Job, job_from, last_error
 from urepa.core.errors import NOT_EVALUATED, UserError
 
 
@@ -107,7 +107,7 @@ def test_exit_codes(tmp_path: Path, module: str, code: int, error: str) -> None:
     (tmp_path / "first.py").write_text(module)
     (tmp_path / "second.py").write_text("print('second here')")
     job = Job("two", (("first", "a=1"), ("second",)))
-    script = f"from urepa.cluster.jobs import *\n{job!r}.attempt()"
+    script = f"from urepa.cluster.slurm_job import *\n{job!r}.attempt()"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert ("second here" in done.stdout) == (code == 0)
@@ -119,6 +119,6 @@ def test_exit_codes(tmp_path: Path, module: str, code: int, error: str) -> None:
 def test_a_finished_run_whose_evaluation_failed_has_done_what_others_wait_for(tmp_path: Path, run: str | None) -> None:
     """Not so of a job that is an evaluation alone."""
     (tmp_path / "first.py").write_text(f"raise SystemExit({NOT_EVALUATED})")
-    script = f"from urepa.cluster.jobs import *\n{Job('one', (('first',),), run)!r}.attempt()"
+    script = f"from urepa.cluster.slurm_job import *\n{Job('one', (('first',),), run)!r}.attempt()"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == ((NOT_EVALUATED, "") if run is None else (0, f"{UNEVALUATED}\n"))

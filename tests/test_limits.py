@@ -10,8 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from urepa.config import evaluation, parts, roots
-from urepa.config.limits import RANGES, check_numbers
+from urepa.config import command_schemas, evaluation_schemas, part_schemas
+from urepa.config.ranges import RANGES, check_numbers
 from urepa.core.errors import UserError
 
 Compose = Callable[..., dict[str, Any]]
@@ -40,7 +40,7 @@ BY_OTHERS = ("optimizer.betas", "evaluation.*.timesteps", "guidance_interval", "
 
 def numeric_keys() -> Iterator[str]:
     """Every key of every schema whose values are numbers, or lists or mappings of numbers."""
-    for module in (parts, evaluation, roots):
+    for module in (part_schemas, evaluation_schemas, command_schemas):
         for cls in vars(module).values():
             if is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == module.__name__:
                 for name, hint in get_type_hints(cls).items():
@@ -57,9 +57,9 @@ def leaves(hint: Any) -> Iterator[Any]:
 
 
 def prefix(cls: type) -> str:
-    if cls.__module__ == evaluation.__name__:
+    if cls.__module__ == evaluation_schemas.__name__:
         return f"evaluation.{EVALUATIONS.get(cls.__name__, 'any')}."
-    if cls.__module__ == parts.__name__ and cls is not parts.Trainer:
+    if cls.__module__ == part_schemas.__name__ and cls is not part_schemas.Trainer:
         return f"{next(GROUPS[part] for part in cls._target_.split('.') if part in GROUPS)}."  # type: ignore[attr-defined]
     return {"Trainer": "trainer.", "BenchSettings": "bench.", "Device": "device."}.get(cls.__name__, "")
 

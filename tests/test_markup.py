@@ -7,7 +7,7 @@ import re
 import pytest
 from latex import unescaped
 
-from urepa.core.markup import markdown, tex
+from urepa.core.escaping import markdown, tex
 
 HOSTILE = (
     '<script>alert("1")</script>',

@@ -16,8 +16,8 @@ from urepa.core.errors import UserError
 from urepa.evaluate import check_store
 from urepa.runs.metrics import MetricsLog, read_rows
 from urepa.runs.mlflow_run import KIND, end_tags, facts_in, page, refusal
+from urepa.runs.mlflow_sender import METRICS_A_BATCH, MLflowShipper
 from urepa.runs.mlflow_store import connect
-from urepa.runs.tracking import METRICS_A_BATCH, MLflowShipper
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 import urepa
-from urepa.runs.folder import run_name
+from urepa.runs.run_folder import run_name
 
 ROOT = Path(urepa.__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 import urepa
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
-from urepa.inference.opened import OpenedRun, open_base
-from urepa.models.weights import own_memory
+from urepa.inference.open_run import OpenedRun, open_base
+from urepa.models.weight_files import own_memory
 
 Compose = Callable[..., dict[str, Any]]
 

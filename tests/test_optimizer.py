@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.method.alignment import AlignedModel
-from urepa.method.schedules import cosine_with_warmup
-from urepa.models.weights import trainable
+from urepa.method.step_schedules import cosine_with_warmup
+from urepa.method.training_step import AlignedModel
+from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, groups_of, step_unless
 

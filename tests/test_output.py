@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from urepa.core import output, progress
+from urepa.core import progress, safe_output
 
 # more than fits a buffer, then characters that ASCII does not have, and an exit code that is none of Python's own
 PRINTS = """
 import sys, tqdm
-from urepa.core import output, progress
+from urepa.core import safe_output, progress
 output.never_fails()
 output.never_fails()
 for i in progress.bar(range(3), desc="λ", unit="x"):
@@ -92,7 +92,7 @@ def test_a_terminal_that_does_not_block() -> None:
     assert said.count(b".") == 3 * 9000
 
 
-@pytest.mark.parametrize("command", ["urepa.train", "launchers.status", "urepa.cluster.jobs"])
+@pytest.mark.parametrize("command", ["urepa.train", "launchers.status", "urepa.cluster.slurm_job"])
 def test_commands_print_so(command: str, tmp_path: Path) -> None:
     """A door, a launcher, and a job of the local launcher."""
     (tmp_path / "says.py").write_text("print('λ')")
@@ -101,7 +101,7 @@ def test_commands_print_so(command: str, tmp_path: Path) -> None:
     given, said = {
         "urepa.train": (["--cfg", "job", "data.name='λ'"], r"name: \u03bb"),
         "launchers.status": (["."], r" \u03bb"),
-        "urepa.cluster.jobs": ([job], r"$ python -m says \u03bb"),
+        "urepa.cluster.slurm_job": ([job], r"$ python -m says \u03bb"),
     }[command]
     ascii = os.environ | {"PYTHONIOENCODING": "ascii", "PATH": str(tmp_path)}  # without SLURM
     called = [sys.executable, "-m", command, *given]
@@ -124,9 +124,9 @@ def test_a_warning_of_this_package_is_one_line(capfd: pytest.CaptureFixture[str]
     """Without the file, the line's number and the line; a library's stays as Python writes it."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        output.warn_in_one_line()
+        safe_output.warn_in_one_line()
         warnings.showwarning = lambda *told: print(warnings.formatwarning(*told[:4]), end="", file=sys.stderr)
-        warnings.warn_explicit("2 rows\x1b are\nmissing", UserWarning, str(output.PACKAGE / "metrics.py"), 3)
+        warnings.warn_explicit("2 rows\x1b are\nmissing", UserWarning, str(safe_output.PACKAGE / "metrics.py"), 3)
         warnings.warn_explicit("theirs", UserWarning, "/lib/torch/x.py", 3)
     ours, theirs = capfd.readouterr().err.split("\n", 1)
     assert ours == "warning: 2 rows? are?missing"

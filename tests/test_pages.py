@@ -17,8 +17,8 @@ from hydra.core.override_parser.types import Glob
 from launchers.ablation_grid import settings_of, split
 from urepa.cli import CONF
 from urepa.compare import in_full
+from urepa.config.command_line import check_arguments, quoted
 from urepa.config.commands import COMMANDS
-from urepa.config.mistakes import check_arguments, quoted
 from urepa.generate import root
 
 ROOT = Path(__file__).parents[1]

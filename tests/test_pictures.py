@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from urepa.core.pictures import GAP, LONGEST_LABEL, grid_png, labelled_grid, tile, to_pixels, to_png
+from urepa.core.png import GAP, LONGEST_LABEL, grid_png, labelled_grid, tile, to_pixels, to_png
 
 RNG = np.random.default_rng(0)
 

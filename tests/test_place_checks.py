@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.places import check_beginning
+from urepa.checks.inputs import check_beginning
 from urepa.core.errors import UserError
-from urepa.data.shares import DIGITS, check_shares
-from urepa.data.sources import digits
+from urepa.data.sources.image_sources import digits
+from urepa.data.tracks.split_sizes import DIGITS, check_shares
 from urepa.runs.summary import FILE as SUMMARY
 
 Compose = Callable[..., dict[str, Any]]

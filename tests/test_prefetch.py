@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from photos import write_dinov2
 
-from urepa.core.hub import is_hub_id, resolve
+from urepa.core.hub_names import is_hub_id, resolve
 from urepa.prefetch import needed
 
 COMMIT = "c" * 40

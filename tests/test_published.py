@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import urepa
 from urepa.core.errors import UserError
-from urepa.inference.exporting import export
-from urepa.inference.image_set import generate
-from urepa.inference.published import Kind, Published, digest_of, find
+from urepa.inference.export_weights import export
+from urepa.inference.image_request import generate
+from urepa.inference.published_weights import Kind, Published, digest_of, find
 from urepa.training.assembly import make
 
 
@@ -246,7 +246,7 @@ def test_a_file_on_the_hub(tmp_path: Path) -> None:
     code = """
 import sys
 from urepa.core.errors import UserError
-from urepa.core.hub import fetched
+from urepa.core.hub_names import fetched
 for name in sys.argv[1:]:
     try:
         print(fetched(name, "checkpoint").read_text())

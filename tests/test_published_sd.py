@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import urepa
 from urepa.core.errors import UserError
-from urepa.inference.exporting import export
-from urepa.inference.image_set import generate
-from urepa.inference.origins import find_origin
-from urepa.inference.published import OBJECTIVES, check_scheduler
+from urepa.inference.export_weights import export
+from urepa.inference.image_request import generate
+from urepa.inference.load_weights import find_origin
+from urepa.inference.published_weights import OBJECTIVES, check_scheduler
 from urepa.models.backbones.sd15 import sd15
 from urepa.models.lora import load_pipeline_lora
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from urepa.cluster.jobs import UNEVALUATED, Book, Job
-from urepa.cluster.queues import LocalQueue, SlurmQueue, told
+from urepa.cluster.slurm_and_local import LocalQueue, SlurmQueue, told
+from urepa.cluster.slurm_job import UNEVALUATED, Book, Job
 from urepa.core.errors import NOT_EVALUATED, UserError
 
 BUSY = """
@@ -133,8 +133,8 @@ while not os.path.exists(sys.argv[1]):
     time.sleep(0.02)
 """
 LAUNCHES = """
-from urepa.cluster.jobs import *
-from urepa.cluster.queues import *
+from urepa.cluster.slurm_job import *
+from urepa.cluster.slurm_and_local import *
 print(*LocalQueue({at_once}, {gpus}, {folder!r}).run({jobs!r}))
 """
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 import urepa
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
-from urepa.method.alignment import step_terms
-from urepa.models.weights import trainable
+from urepa.method.training_step import step_terms
+from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
-from urepa.runs.folder import RunFolder
+from urepa.runs.run_folder import RunFolder
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]

@@ -13,7 +13,7 @@ import torch
 import urepa
 from urepa.core.errors import UserError
 from urepa.generate import checked
-from urepa.inference.image_set import generate
+from urepa.inference.image_request import generate
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]
@@ -71,7 +71,7 @@ def test_a_runs_features_are_asked_for_at_its_own_times(run: Path) -> None:
 def test_a_unet_on_a_flow_is_not_exported(tmp_path: Path, compose: Compose, small_run: list[str]) -> None:
     from runs import write_run
 
-    from urepa.inference.exporting import export
+    from urepa.inference.export_weights import export
 
     run = write_run(tmp_path / "unet" / "seed0", compose(*small_run, "objective=flow", "evaluation=none"), 3)
     with pytest.raises(UserError, match="which diffusers' layout has no place for"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from urepa.runs.report import print_report
+from urepa.runs.last_table import print_report
 
 TRAINER = {"ema_decay": 0.5, "ema_warmup": False}
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from urepa.cli import CONF, prepare
-from urepa.runs.folder import plain
+from urepa.runs.run_folder import plain
 
 EVERY = "evaluation=[alignment,knn,linear_probe,spatial,dense]"
 Compose = Callable[..., dict[str, Any]]

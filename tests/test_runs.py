@@ -14,8 +14,8 @@ import pytest
 
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
-from urepa.core.nested import replaced
-from urepa.runs.folder import (
+from urepa.core.nested_dicts import replaced
+from urepa.runs.run_folder import (
     LONGEST_NAME,
     Names,
     RunFolder,
@@ -239,7 +239,7 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
 def test_a_requeued_job_waits_for_its_predecessor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("urepa.runs.folder.LOCK_POLL", 0.05)
+    monkeypatch.setattr("urepa.runs.run_folder.LOCK_POLL", 0.05)
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     first.claim()
     with pytest.raises(UserError, match=r"is being trained by another process still, after 0.2 s \(pid \d+ on "):

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Denoised
-from urepa.method.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
-from urepa.method.sampling import (
+from urepa.method.ddpm_sampling import (
     SAMPLERS,
     SCHEDULERS,
     image_noise,
@@ -26,6 +25,7 @@ from urepa.method.sampling import (
     trailing,
     undivided,
 )
+from urepa.method.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
 from urepa.models.backbones.unet import UNet
 
 LINEAR = (0.00085, 0.012, "linear", 1000)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from urepa.method.schedules import cosine_with_warmup, warmed_up
+from urepa.method.step_schedules import cosine_with_warmup, warmed_up
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from urepa.core.errors import UserError
-from urepa.reports.comparison.runs import find_folders, with_rows
+from urepa.reports.comparison.read_runs import find_folders, with_rows
 from urepa.runs import checkpoint
-from urepa.runs.folder import RunFolder
 from urepa.runs.metrics import MetricsLog, last_values, number, read_rows
 from urepa.runs.mlflow_run import points
+from urepa.runs.run_folder import RunFolder
 from urepa.training.session import Session, _taken_over, _without_none, accelerate_for
 
 

@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from hydra.errors import HydraException
 from torch import Tensor
 
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.costs.estimate import Device, plan
-from urepa.data.sizes import reader_bytes
+from urepa.data.stores.disk_sizes import reader_bytes
 from urepa.method import losses
-from urepa.method.alignment import Aligned, AlignmentLoss, step_terms
-from urepa.models.teachers.several import Several, by_name
+from urepa.method.training_step import Aligned, AlignmentLoss, step_terms
+from urepa.models.teachers.several_teachers import Several, by_name
 from urepa.prefetch import needed
-from urepa.reports.description.document import as_markdown
+from urepa.reports.description.markdown_and_latex import as_markdown
 from urepa.reports.description.methodology import methodology
 from urepa.reports.description.subject import subject_of
 from urepa.runs import checkpoint
-from urepa.runs.folder import teacher_name
+from urepa.runs.run_folder import teacher_name
 from urepa.training.assembly import evaluated, make
 
 Build = Callable[..., Any]
@@ -288,7 +288,7 @@ def test_one_is_not_several(compose: Compose) -> None:
 
 
 def test_bench_and_adoption_take_one(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
-    from urepa.costs.benchmark.synthetic import SyntheticTrack
+    from urepa.costs.benchmark.random_data import SyntheticTrack
 
     teacher = make(compose(*overrides)["teacher"])
     with pytest.raises(UserError, match="times a step with one teacher"):

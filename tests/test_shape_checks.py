@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.shapes import check_shapes, latent_shape
-from urepa.config.parts import Positions
+from urepa.checks.sizes import check_shapes, latent_shape
+from urepa.config.part_schemas import Positions
 from urepa.core.errors import UserError
-from urepa.models.teachers.positions import RULES
+from urepa.models.teachers.dinov2_positions import RULES
 from urepa.training.assembly import build_model, make
 
 Compose = Callable[..., dict[str, Any]]

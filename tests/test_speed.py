@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
-from urepa.method.alignment import AlignedModel
-from urepa.models import speed
+from urepa.method.training_step import AlignedModel
+from urepa.models import speed_switches
 from urepa.models.backbones.unet import UNet, tiny_unet
 from urepa.models.heads import ConvHead
 from urepa.models.lora import add_lora
@@ -58,7 +58,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_only_frozen_weights_are_held_in_bf16_and_norms_stay() -> None:
     backbone = backbone_with_lora()
     names = list(dict(backbone.named_parameters()))
-    speed.hold_frozen_in_bf16(backbone)
+    speed_switches.hold_frozen_in_bf16(backbone)
     assert list(dict(backbone.named_parameters())) == names
     norms = {
         f"{name}.{own}"
@@ -75,7 +75,7 @@ def test_bf16_weights_give_autocasts_gradient_to_bf16s_precision() -> None:
     exact = gradient(model_with(backbone_with_lora()), enabled=False)
     autocast = gradient(model_with(backbone_with_lora()))
     held = model_with(backbone_with_lora())
-    speed.hold_frozen_in_bf16(held.backbone)
+    speed_switches.hold_frozen_in_bf16(held.backbone)
     ours = gradient(held)
     assert ours.dtype == torch.float32
     assert 0 < relative(ours, exact) < 2 * relative(autocast, exact) < 0.05
@@ -84,7 +84,7 @@ def test_bf16_weights_give_autocasts_gradient_to_bf16s_precision() -> None:
 def test_nothing_but_the_norms_sums_and_the_head_is_in_fp32() -> None:
     """Every map between the U-Net's modules is bf16; tokens and their gradients reach the head in fp32."""
     model = model_with(backbone_with_lora())
-    speed.hold_frozen_in_bf16(model.backbone)
+    speed_switches.hold_frozen_in_bf16(model.backbone)
     types: dict[str, set[torch.dtype]] = {}
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -106,7 +106,7 @@ def test_norms_sum_in_fp32_whatever_comes_in(module: nn.Module) -> None:
     """bf16 sums would be far off for values around 100: 100 has a step of 0.5 there."""
     x = (100 + torch.randn(8, 32, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
     reference = module(x.float())
-    module.__class__ = speed.IN_THEIR_INPUTS_TYPE[type(module)]
+    module.__class__ = speed_switches.IN_THEIR_INPUTS_TYPE[type(module)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = module(x)
     assert ours.dtype == torch.bfloat16
@@ -116,7 +116,7 @@ def test_norms_sum_in_fp32_whatever_comes_in(module: nn.Module) -> None:
 def test_channels_last_reaches_the_maps_and_keeps_the_gradient() -> None:
     model = model_with(backbone_with_lora())
     before = gradient(model, enabled=False)
-    speed.channels_last(model.backbone)
+    speed_switches.channels_last(model.backbone)
     seen: list[bool] = []
     model.backbone.unet.down_blocks[0].register_forward_hook(
         lambda m, i, o: seen.append(o[0].is_contiguous(memory_format=torch.channels_last))
@@ -127,20 +127,20 @@ def test_channels_last_reaches_the_maps_and_keeps_the_gradient() -> None:
 
 def test_a_gpus_kernel_on_a_cpu_is_a_user_error() -> None:
     with pytest.raises(UserError, match="trainer.attention=cudnn"):
-        speed.attention("cudnn", torch.device("cpu"))
-    assert speed.attention(None, torch.device("cpu"))() is not None
+        speed_switches.attention("cudnn", torch.device("cpu"))
+    assert speed_switches.attention(None, torch.device("cpu"))() is not None
 
 
 def test_the_order_of_kernels_is_torchs_to_use() -> None:
     """On any machine: the context is entered and attention comes out the same."""
     q = torch.randn(1, 2, 4, 8)
     plain = F.scaled_dot_product_attention(q, q, q)
-    with speed.attention("flash", torch.device("cuda"))():
+    with speed_switches.attention("flash", torch.device("cuda"))():
         torch.testing.assert_close(F.scaled_dot_product_attention(q, q, q), plain)
 
 
 def test_bf16_weights_need_bf16_steps(compose: Callable[..., dict[str, Any]]) -> None:
-    from urepa.checks.spanning import check_trainer
+    from urepa.checks.combinations import check_trainer
 
     trainer = compose("+experiment=track_a")["trainer"]
     assert (trainer["precision"], trainer["frozen"]) == ("bf16", "bf16")
@@ -154,7 +154,7 @@ def test_the_switches_reach_the_model(build_trainer: Callable[..., Any]) -> None
         "trainer.precision=bf16", "trainer.frozen=bf16", "trainer.channels_last=true", "trainer.compile=true"
     )
     backbone = trainer.model.backbone
-    assert any(isinstance(m, speed.GroupNorm) for m in backbone.modules())
+    assert any(isinstance(m, speed_switches.GroupNorm) for m in backbone.modules())
     assert backbone.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     compiled = {type(m).__name__ for m in backbone.modules() if m._compiled_call_impl is not None}
-    assert compiled == {"ResnetBlock2D", "BasicTransformerBlock"} == set(speed.REGIONS) - {"SiTBlock"}
+    assert compiled == {"ResnetBlock2D", "BasicTransformerBlock"} == set(speed_switches.REGIONS) - {"SiTBlock"}

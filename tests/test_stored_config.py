@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from strangers import SECRET, VALUE, forms, payload
 
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten, replaced
-from urepa.runs.folder import RunFolder, require_config, stored_yaml
+from urepa.core.nested_dicts import flatten, replaced
+from urepa.runs.run_folder import RunFolder, require_config, stored_yaml
 from urepa.runs.stored_config import read_config, read_plain
 
 Compose = Callable[..., dict[str, Any]]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from urepa.cli import CONF
-from urepa.cluster.sweeps import SlurmLauncher
+from urepa.cluster.hydra_launchers import SlurmLauncher
 
 
 def said(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

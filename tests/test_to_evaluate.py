@@ -12,7 +12,7 @@ import pytest
 
 from urepa.core.errors import UserError
 from urepa.evaluate import to_evaluate
-from urepa.runs.folder import RunFolder
+from urepa.runs.run_folder import RunFolder
 
 
 def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(

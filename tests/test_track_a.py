@@ -16,10 +16,10 @@ from urepa.cli import CONF, prepare
 from urepa.costs.counting import SavedBytes
 from urepa.costs.estimate import Device, plan
 from urepa.models.backbones.sd15 import ARCHITECTURE
-from urepa.models.weights import trainable
+from urepa.models.weight_files import trainable
 from urepa.runs.checkpoint import newest, save
-from urepa.runs.folder import plain
-from urepa.runs.tracking import NoShipper
+from urepa.runs.mlflow_sender import NoShipper
+from urepa.runs.run_folder import plain
 from urepa.training.assembly import build
 
 
@@ -81,7 +81,7 @@ def test_track_a_says_what_the_document_says() -> None:
     ],
 )
 def test_the_other_experiments_change_only_what_they_say(experiment: str, changed: set[str]) -> None:
-    from urepa.core.nested import flatten
+    from urepa.core.nested_dicts import flatten
 
     prepare()
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
 from urepa.models.teachers.vit import ViT
 from urepa.reports.comparison.protocol import protocol
-from urepa.reports.comparison.runs import as_text
-from urepa.runs.folder import facts_of
+from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
+from urepa.runs.run_folder import facts_of
 from urepa.runs.upgrades import KEY, PLACES, SCHEMA, STEPS, stored, upgrade, upgrade_flat
 
 VIT = "urepa.teachers.vit.ViT"
@@ -104,10 +104,9 @@ def without(config: Any, *keys: str) -> Any:
 
 def called(target: str) -> str:
     """A part's name before the package had rooms."""
-    for before, since in PLACES.items():
-        if target.startswith(f"{since}."):
-            return before + target.removeprefix(since)
-    return target
+    module, _, name = target.rpartition(".")
+    before = {since: before for before, since in PLACES.items()}
+    return f"{before.get(module, module)}.{name}"
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from urepa.inference.opened import load
+    from urepa.inference.open_run import load
 
 __all__ = ["load"]
 
@@ -14,6 +14,6 @@ def __getattr__(name: str) -> object:
     """`urepa.load`, imported when it is asked for: `import urepa` stays light."""
     if name != "load":
         raise AttributeError(f"module 'urepa' has no attribute '{name}'")
-    from urepa.inference.opened import load
+    from urepa.inference.open_run import load
 
     return load

@@ -17,12 +17,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
 from urepa.cli import CONF, prepare, run_command
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_file_target, check_folder, write_whole
-from urepa.costs.benchmark.askable import check_bench
-from urepa.runs.folder import plain
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.costs.benchmark.what_can_be_timed import check_bench
+from urepa.runs.run_folder import plain
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
@@ -45,14 +45,14 @@ def main(config: DictConfig) -> None:
 
 
 def run(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `urepa.costs.benchmark.measure`, with versions and precision beside them."""
+    """The rows of `urepa.costs.benchmark.timing`, with versions and precision beside them."""
     import gc
     from importlib.metadata import version
 
     import torch
 
     from urepa.costs.benchmark.loops import Bench
-    from urepa.costs.benchmark.measure import measure
+    from urepa.costs.benchmark.timing import measure
     from urepa.training.session import accelerate_for
 
     settings, trainer = config["bench"], config["trainer"]

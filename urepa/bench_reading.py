@@ -22,11 +22,11 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
-from urepa.config.limits import check_numbers
+from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_file_target, check_folder, write_whole
-from urepa.runs.folder import plain
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.runs.run_folder import plain
 
 RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
 MOST_PER_S = 2900  # samples that one GPU trains on where a step stops after the mid block
@@ -68,7 +68,7 @@ def checking(kind: str) -> dict[str, Any]:
     """What crc32 of a record costs: the processor's time, so that other work beside it counts little."""
     import numpy as np
 
-    from urepa.data.store import encode
+    from urepa.data.stores.lmdb_store import encode
 
     content = encode(np.random.default_rng(0).standard_normal(RECORDS[kind], dtype=np.float32), "float16")
     times = []
@@ -86,8 +86,8 @@ def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str,
     """Rates of the readers over one store; each round reads every record once, in a new order."""
     import numpy as np
 
-    from urepa.data.reading import Store
-    from urepa.data.store import write_store
+    from urepa.data.stores.lmdb_store import write_store
+    from urepa.data.stores.record_reading import Store
 
     rng = np.random.default_rng(0)
     keys = [f"n{i:08d}_mid" for i in range(settings["samples"])]
@@ -156,7 +156,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
     """As many bytes, at the same places, by one thread into one buffer: what the disk and memory give."""
     import numpy as np
 
-    from urepa.data.reading import Store
+    from urepa.data.stores.record_reading import Store
 
     store = Store(folder)
     raw = np.empty((len(batches[0]), store.record_bytes), dtype=np.uint8)
@@ -170,7 +170,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
 
 def documented(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
     """Spec 000 §6.2's loader over one store."""
-    from urepa.costs.benchmark.documented import loader
+    from urepa.costs.benchmark.description_loop import loader
 
     keys = [key for batch in batches for key in batch]
     running = iter(loader([(folder, keys, shape)], len(batches[0]), workers, shuffle=False))

@@ -14,18 +14,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from urepa.checks import resolvers
 from urepa.config import register
+from urepa.config.command_line import CONF as CONF
+from urepa.config.command_line import check_arguments, explain, quoted
+from urepa.config.command_line import sweeps_over as sweeps_over
 from urepa.config.commands import COMMANDS
 from urepa.config.help import HELP, without_groups
-from urepa.config.mistakes import CONF as CONF
-from urepa.config.mistakes import check_arguments, explain, quoted
-from urepa.config.mistakes import sweeps_over as sweeps_over
 from urepa.config.run_globs import with_runs
-from urepa.core import output
+from urepa.core import safe_output
 from urepa.core.allocator import keep_freed_memory
 from urepa.core.errors import UserError, did_you_mean
-from urepa.core.exits import TRACEBACKS, one_line_mistakes
+from urepa.core.escaping import printable
 from urepa.core.files import new_places, remove_new
-from urepa.core.markup import printable
+from urepa.core.one_line_errors import TRACEBACKS, one_line_mistakes
 
 SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
 CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them
@@ -33,17 +33,17 @@ CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them
 
 def prepare() -> None:
     """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
-    from urepa.cluster import sweeps
+    from urepa.cluster import hydra_launchers
 
     register()
-    sweeps.register()
+    hydra_launchers.register()
     resolvers.register()
 
 
 def run_command(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    output.never_fails()
-    output.warn_in_one_line()
+    safe_output.never_fails()
+    safe_output.warn_in_one_line()
     shown = contextlib.nullcontext() if HELP.isdisjoint(sys.argv[1:]) else without_groups()
     if TRACEBACKS:
         keep_freed_memory()
@@ -94,7 +94,7 @@ def _holds_only(folder: Path, path: Path) -> bool:
 def console() -> None:
     """`urepa COMMAND ...` is `python -m urepa.COMMAND ...`; the commands of launchers/ are among them. A command that
     does not exist ends with one line and exit code 1."""
-    output.never_fails()
+    safe_output.never_fails()
     modules = {command.module.rpartition(".")[2]: command.module for command in COMMANDS.values()}
     given = sys.argv[1] if len(sys.argv) > 1 else ""
     if not given or given in HELP:

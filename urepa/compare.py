@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
+from urepa.core.escaping import printable
 from urepa.core.files import check_file_target, check_folder_target, write_whole
-from urepa.core.markup import printable
-from urepa.runs.folder import parse_overrides, plain
+from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import require_there
+from urepa.runs.run_folder import parse_overrides, plain
 
 NAMED_AT_MOST = 4
 SELECTIONS = ("experiment", "ablation", "tag", "ids")
@@ -65,7 +65,7 @@ def compare(settings: dict[str, Any]) -> None:
     if settings["out"] is not None:
         write_whole(Path(settings["out"]), json.dumps(as_json(results), indent=1))
     if settings["publish"]:
-        from urepa.reports.comparison.store import publish
+        from urepa.reports.comparison.read_mlflow import publish
 
         print(f"\n  MLflow   {publish(settings['store'], results, folder)}")
     print(f"\n  report   {folder / 'index.html'}\n  tables   {folder}/table.csv, table.md, table.tex")
@@ -74,14 +74,14 @@ def compare(settings: dict[str, Any]) -> None:
 
 def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
     """The runs that were asked for, with their curves, and the folders whose config is no run's."""
-    from urepa.reports.comparison.runs import find_all, select, with_rows
+    from urepa.reports.comparison.read_runs import find_all, select, with_rows
 
     asked = settings["select"]
     wanted = (_list(asked["experiment"]), _list(asked["ablation"]), asked["tag"], _list(asked["ids"]))
     if settings["store"] is None:
         runs, foreign = find_all(settings["runs"])
         return with_rows(select(runs, *wanted)), foreign
-    from urepa.reports.comparison.store import find_stored, with_histories
+    from urepa.reports.comparison.read_mlflow import find_stored, with_histories
     from urepa.runs.mlflow_store import open_existing
 
     client = open_existing(settings["store"])
@@ -90,11 +90,11 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
 
 def grids_beside(store: str | None, study: Any) -> tuple[Any, list[str]]:
     """The arms' grids of samples, from folders or artifacts, and a sentence if they are out of reach."""
-    from urepa.reports.comparison.grids import find_in_folder, grids_of, read_file
+    from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 
     if store is None:
         return grids_of(study, find_in_folder, read_file), []
-    from urepa.reports.comparison.store import stored_grids
+    from urepa.reports.comparison.read_mlflow import stored_grids
     from urepa.runs.mlflow_store import open_existing
 
     grids, lost = stored_grids(open_existing(store), study)
@@ -119,7 +119,7 @@ def without_steps(runs: list[Any]) -> list[str]:
 
 def passed_over(folders: list[Path]) -> list[str]:
     """One sentence on what lies among the runs and is none."""
-    from urepa.reports.comparison.runs import readable
+    from urepa.reports.comparison.read_runs import readable
 
     return (
         [f"Passed over, as their config.yaml is not a run's: {_some([readable(str(folder)) for folder in folders])}."]
@@ -141,7 +141,7 @@ def _list(value: Any) -> list[str]:
 
 def notices(results: Any) -> list[str]:
     """What must be said next to the verdict: arms of several lengths, or EMA weights that are not trained yet."""
-    from urepa.reports.comparison.words import lagging
+    from urepa.reports.comparison.findings import lagging
 
     said = []
     runs = [run for row in results.rows for run in row.arm.runs.values()]
@@ -179,7 +179,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
     """index.html, table.*, figures/*."""
     from urepa.reports.comparison import tables
     from urepa.reports.comparison.as_csv import as_csv
-    from urepa.reports.comparison.drawing import draw_all
+    from urepa.reports.comparison.draw_panels import draw_all
     from urepa.reports.comparison.figures import panels
     from urepa.reports.comparison.page import page
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.places import check_planned
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
+from urepa.checks.inputs import check_planned
 from urepa.cli import CONF, prepare, run_command, sweeps_over
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target, write_whole
+from urepa.core.one_line_errors import one_line_mistakes
 from urepa.plan import check_measured, of_the_run
-from urepa.runs.folder import own_overrides, parse_overrides, plain
+from urepa.runs.run_folder import own_overrides, parse_overrides, plain
 
 
 @hydra.main(config_path=CONF, config_name="describe", version_base="1.3")
@@ -32,9 +32,9 @@ def main(config: DictConfig) -> None:
             check_folder_target("out", Path(parts["out"]))
         measured = check_measured(parts)
         check_planned(parts)
-        from urepa.core.code_state import code_state
+        from urepa.core.code_version import code_state
         from urepa.costs.estimate import Device, plan
-        from urepa.reports.description.document import as_latex, as_markdown
+        from urepa.reports.description.markdown_and_latex import as_latex, as_markdown
         from urepa.reports.description.methodology import methodology
         from urepa.reports.description.subject import subject_of
 

@@ -11,16 +11,16 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.checks.spanning import check_chosen, check_times
+from urepa.checks.combinations import check_chosen, check_times
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import of_one_conf
-from urepa.config.limits import check_numbers
+from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import read_json
-from urepa.core.nested import moved
-from urepa.runs.folder import plain, require_config
+from urepa.core.nested_dicts import moved
+from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import check_credentials, location, sqlite_file
+from urepa.runs.run_folder import plain, require_config
 from urepa.runs.summary import read_summary
 
 

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target
-from urepa.runs.folder import plain, require_config
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.runs.run_folder import plain, require_config
 
 
 @hydra.main(config_path=CONF, config_name="export", version_base="1.3")
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         asked = plain(config)
         check(asked)
-        from urepa.inference.exporting import export
+        from urepa.inference.export_weights import export
 
         print(f"exported to {export(asked)}/")
 

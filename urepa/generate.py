@@ -14,18 +14,18 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.spanning import check_order
+from urepa.checks.combinations import check_order
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import of_one_conf
-from urepa.config.limits import check_given, check_numbers
-from urepa.config.roots import Images
+from urepa.config.command_schemas import Images
+from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_folder_target
-from urepa.data.classes import names_beside
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.data.tracks.classes import names_beside
 from urepa.inference.chosen_classes import chosen, names_of
-from urepa.inference.published import check_named, has_effect
-from urepa.runs.folder import parse_overrides, plain, require_config
+from urepa.inference.published_weights import check_named, has_effect
+from urepa.runs.run_folder import parse_overrides, plain, require_config
 from urepa.training import provenance
 
 REQUEST = tuple(field.name for field in fields(Images))
@@ -37,7 +37,7 @@ def of_run(config: DictConfig) -> None:
     """One set of images. What can be said about it without torch is said first."""
     with one_line_mistakes():
         asked = checked(plain(config))
-        from urepa.inference.image_set import generate
+        from urepa.inference.image_request import generate
 
         generate(asked)
 
@@ -50,7 +50,7 @@ def of_checkpoint(config: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     with one_line_mistakes():
         asked = checked_checkpoint(plain(config), overrides)
-        from urepa.inference.image_set import generate
+        from urepa.inference.image_request import generate
 
         generate(asked)
 

@@ -12,13 +12,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from urepa.checks.places import check_planned
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
+from urepa.checks.inputs import check_planned
 from urepa.cli import CONF, prepare, run_command
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import check_file_target, write_whole
-from urepa.costs.measured import read_measured
-from urepa.runs.folder import parse_overrides, plain
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.costs.bench_results import read_measured
+from urepa.runs.run_folder import parse_overrides, plain
 
 if TYPE_CHECKING:
     from urepa.costs.estimate import Plan

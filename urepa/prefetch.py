@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
 from urepa.core.files import read_json, write_whole
-from urepa.core.hub import hub_file, is_hub_id, resolve, why_not
-from urepa.core.nested import flatten
-from urepa.runs.folder import plain, remove_empty
+from urepa.core.hub_names import hub_file, is_hub_id, resolve, why_not
+from urepa.core.nested_dicts import flatten
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.runs.run_folder import plain, remove_empty
 
 RECORD = Path("prefetch.json")
 # what each key's repository is read for
@@ -57,7 +57,7 @@ def main(config: DictConfig) -> None:
             write_whole(RECORD, json.dumps(record, indent=1))
             print(f"{name}: {len(found['files'])} files; pinned: {name.partition('@')[0]}@{found['revision']}")
         if parts["data"].get("source") == "hub":
-            from urepa.data.sources import SOURCES
+            from urepa.data.sources.image_sources import SOURCES
 
             rows = sum(1 for _ in SOURCES["hub"](parts["data"]["images"]))
             print(f"{parts['data']['images']}: {rows} images")

@@ -8,12 +8,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.places import check_preprocess
+from urepa.checks.inputs import check_preprocess
 from urepa.cli import CONF, prepare, run_command
-from urepa.config.limits import check_given, check_numbers
+from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
-from urepa.core.exits import one_line_mistakes
-from urepa.runs.folder import plain
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.runs.run_folder import plain
 
 
 @hydra.main(config_path=CONF, config_name="preprocess", version_base="1.3")
@@ -25,9 +25,9 @@ def main(config: DictConfig) -> None:
         check_numbers(parts)
         index, count = parse_shard(parts["shard"])
         check_preprocess(parts)
-        from urepa.data.build import Build
-        from urepa.data.latents import LatentTrack
-        from urepa.data.store import Part
+        from urepa.data.stages.build import Build
+        from urepa.data.stores.lmdb_store import Part
+        from urepa.data.tracks.latents import LatentTrack
         from urepa.training.assembly import make
 
         if parts["data"]["_target_"].endswith("PixelTrack"):
@@ -50,7 +50,7 @@ def build_pixels(parts: dict[str, Any], make: Any) -> None:
     track, teacher = make(parts["data"]), make(parts["teacher"])
     track.build(teacher)
     if parts["stage"] == "digest":
-        from urepa.data.sealing import give_digests
+        from urepa.data.stores.sealing import give_digests
 
         for store in track.store_folders(teacher):
             give_digests(store)
@@ -58,7 +58,7 @@ def build_pixels(parts: dict[str, Any], make: Any) -> None:
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
     print(f"{track.folder}: {counts}")
     if parts["stage"] == "verify":
-        from urepa.data.verify import verify
+        from urepa.data.stages.verify import verify
 
         verify(str(track.folder), cache)
     cache.close()

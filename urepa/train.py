@@ -7,13 +7,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.places import check_beginning
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
+from urepa.checks.inputs import check_beginning
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import of_one_conf
 from urepa.core import ranks
-from urepa.core.exits import one_line_mistakes
-from urepa.runs.folder import plain, remove_empty
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.runs.run_folder import plain, remove_empty
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")

@@ -108,7 +108,7 @@ def test_the_heads_sizes() -> None:
 
 
 def test_the_old_hub_name_is_an_alias() -> None:
-    from urepa.core.hub import ALIASES
+    from urepa.core.hub_names import ALIASES
 
     assert ALIASES["runwayml/stable-diffusion-v1-5"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 

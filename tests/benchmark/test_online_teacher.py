@@ -18,16 +18,16 @@ from photos import WIDTH, write_dinov2
 from torch import Tensor
 
 from urepa.bench import run, table
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.types import ALONE, Tokens
-from urepa.costs.benchmark.askable import check_bench
 from urepa.costs.benchmark.loops import Bench, Loop
-from urepa.costs.benchmark.measure import measure
-from urepa.costs.benchmark.online import Images
+from urepa.costs.benchmark.online_teacher import Images
+from urepa.costs.benchmark.timing import measure
+from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.data.cache import mean_token_file
-from urepa.data.reading import Store
-from urepa.data.store import write_store
+from urepa.data.stores.lmdb_store import write_store
+from urepa.data.stores.record_reading import Store
 from urepa.models.teachers.vit import ViT
 
 BENCH = {"steps": 2, "rounds": 1, "batches": 2, "against": "online", "parts": False, "workers": 1, "folder": "."}

@@ -10,8 +10,8 @@ import pytest
 from made_up import changed, write_run
 
 from urepa.reports.comparison.arms import Study, group
+from urepa.reports.comparison.read_runs import find_folders, with_rows
 from urepa.reports.comparison.results import Results, summarise
-from urepa.reports.comparison.runs import find_folders, with_rows
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import pytest
 
 from urepa.core.errors import UserError
 from urepa.reports.comparison.arms import Study, sweeps
+from urepa.reports.comparison.findings import other_remarks
 from urepa.reports.comparison.results import Results
-from urepa.reports.comparison.words import other_remarks
 
 W = "w" * 16
 Add, Group = Callable[..., None], Callable[..., Study]
@@ -36,7 +36,7 @@ def test_changes_are_read_from_configs(add: Add, study: Group) -> None:
     add()
     add("lambda_08", {"loss.lambda_max": 0.8})
     add("eps_target", {"objective._target_": "urepa.method.objectives.DDPMEpsilon"})
-    add("none", {"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}})
+    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}})
     found = {arm.label: [str(change) for change in arm.changes] for arm in study().arms}
     assert found == {
         "baseline": [],
@@ -50,7 +50,7 @@ def test_every_arm_has_a_label_of_its_own(add: Add, results: Callable[..., Resul
     """Two aligned arms with other taps beside one without alignment: what only comes with a part is hidden, and nothing
     else. Each arm's numbers are its own."""
     moved = config["loss"] | {"taps": {"enc_last": 1.0}}
-    none = {"_target_": "urepa.method.alignment.DiffusionOnly"}
+    none = {"_target_": "urepa.method.training_step.DiffusionOnly"}
     for loss, error in ((config["loss"], 0.5), (moved, 0.3), (none, 0.1)):
         way = {300: {"val/x0_error": error + 0.05}}
         last = {"val/x0_error": error}
@@ -318,7 +318,7 @@ def test_a_grid_with_a_hole(add: Add, study: Group) -> None:
     assert [sweep.keys for sweep in sweeps(study())] == [("loss.lambda_max",)], "0.8 has one arm alone: a line"
     add(changes={"loss.lambda_max": 0.8, "head.depth": 3}, name="0.8,3", seeds=(0,))
     add(changes={"loss.lambda_max": 0.5, "head.depth": 3}, name="0.5,3", seeds=(0,))
-    add("none", {"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}}, seeds=(0,))
+    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}, seeds=(0,))
     found = study(baseline="none")
     (grid,) = sweeps(found)
     assert grid.values == ((0.25, 0.5, 0.8), (1.0, 2.0, 3.0)) or grid.keys[0] == "head.depth"
@@ -327,7 +327,7 @@ def test_a_grid_with_a_hole(add: Add, study: Group) -> None:
 
 
 def test_beside_a_baseline_without_alignment_every_arm_says_its_own(add: Add, study: Group) -> None:
-    add("none", {"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}})
+    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}})
     for lam in (0.25, 0.5):
         add("urepa", {"loss.lambda_max": lam}, name=f"{lam}")
     found = {arm.label: [str(change) for change in arm.changes] for arm in study(baseline="none").arms[1:]}

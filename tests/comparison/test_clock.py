@@ -14,17 +14,17 @@ import pytest
 
 from urepa.reports.comparison.as_csv import as_csv
 from urepa.reports.comparison.as_json import as_json
-from urepa.reports.comparison.clock import clock_of, minutes_at, why_no_clock
+from urepa.reports.comparison.by_clock import clock_of, minutes_at, why_no_clock
+from urepa.reports.comparison.by_step import NEVER
 from urepa.reports.comparison.comparable import RATE
-from urepa.reports.comparison.course import NEVER
-from urepa.reports.comparison.drawing import Panel, draw
+from urepa.reports.comparison.draw_panels import Panel, draw
 from urepa.reports.comparison.figures import panels
+from urepa.reports.comparison.findings import findings
 from urepa.reports.comparison.page import page
+from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import Results
-from urepa.reports.comparison.runs import Run
-from urepa.reports.comparison.sooner import sooner_or_later
+from urepa.reports.comparison.steps_saved import sooner_or_later
 from urepa.reports.comparison.tables import clock_table, markdown, terminal
-from urepa.reports.comparison.words import findings
 from urepa.runs.curves import Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]

@@ -18,7 +18,7 @@ from urepa.reports.comparison.comparable import (
     unpaired_by,
 )
 from urepa.reports.comparison.protocol import differences, protocol
-from urepa.reports.comparison.runs import as_text
+from urepa.reports.comparison.read_runs import as_text
 
 TERMS = ("total", "diffusion", "token", "manifold", "x0_error")
 EPSILON = "urepa.method.objectives.DDPMEpsilon"
@@ -37,7 +37,7 @@ EPSILON = "urepa.method.objectives.DDPMEpsilon"
         ({"teacher.positions": "timm"}, "diffusion x0_error"),
         ({"loss.taps": {"mid": 1.0, "enc_last": 1.0}}, "diffusion x0_error"),
         ({"loss.level": "token"}, "diffusion token x0_error"),
-        ({"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}}, "diffusion x0_error"),
+        ({"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}, "diffusion x0_error"),
         ({"head.depth": 1}, "total diffusion token manifold x0_error"),
         ({"loss.warmup_steps": 0, "data.limit": 4000}, "total diffusion token manifold x0_error"),
         ({"data.root": "elsewhere"}, "total diffusion token manifold x0_error"),

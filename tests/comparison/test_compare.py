@@ -14,7 +14,7 @@ import pytest
 
 from urepa.cli import CONF
 from urepa.compare import remove_others
-from urepa.reports.comparison.drawing import Drawn
+from urepa.reports.comparison.draw_panels import Drawn
 from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.page import page
 

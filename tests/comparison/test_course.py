@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from urepa.reports.comparison.as_json import as_json
-from urepa.reports.comparison.course import NEVER, steps_to
+from urepa.reports.comparison.by_step import NEVER, steps_to
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.tables import course_tables, markdown, reached_table, terminal
 from urepa.runs.curves import Curve

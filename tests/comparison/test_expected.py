@@ -10,7 +10,7 @@ import pytest
 from made_up import changed, write_run
 from test_tables import Elements
 
-from urepa.reports.comparison.expected import documents_arm, of_steps
+from urepa.reports.comparison.expected_values import documents_arm, of_steps
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
 

@@ -12,7 +12,7 @@ import pytest
 from made_up import without_alignment
 from matplotlib.figure import Figure
 
-from urepa.reports.comparison.drawing import Panel, draw, shortened
+from urepa.reports.comparison.draw_panels import Panel, draw, shortened
 from urepa.reports.comparison.figures import SMOOTHED_OVER, panels, smoothed
 from urepa.reports.comparison.results import Results
 from urepa.runs.curves import STRETCHES, Curve

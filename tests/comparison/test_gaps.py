@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from test_tables import Elements
 
-from urepa.reports.comparison.gaps import gap_texts, gaps
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
-from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.tables import gaps_table, markdown
+from urepa.reports.comparison.validation_gap import gap_texts, gaps
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 

@@ -15,9 +15,17 @@ from made_up import HOSTILE
 from PIL import Image
 
 from urepa.reports.comparison.arms import Study
-from urepa.reports.comparison.grids import LARGEST, SHOWN_AT_MOST, Grids, find_in_folder, grids_of, read_file, small_png
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.sample_grids import (
+    LARGEST,
+    SHOWN_AT_MOST,
+    Grids,
+    find_in_folder,
+    grids_of,
+    read_file,
+    small_png,
+)
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 

@@ -14,7 +14,7 @@ from made_up import changed
 from urepa.compare import begun, passed_over, without_steps
 from urepa.core.errors import UserError
 from urepa.reports.comparison.arms import group
-from urepa.reports.comparison.runs import Run, find_all, find_folders, select, with_rows
+from urepa.reports.comparison.read_runs import Run, find_all, find_folders, select, with_rows
 
 
 @pytest.fixture

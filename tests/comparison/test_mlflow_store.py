@@ -24,17 +24,17 @@ from made_up import changed, write_run
 from PIL import Image
 
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
-from urepa.reports.comparison import store
+from urepa.core.nested_dicts import flatten
+from urepa.reports.comparison import read_mlflow
 from urepa.reports.comparison.arms import group
 from urepa.reports.comparison.as_json import as_json
-from urepa.reports.comparison.grids import find_in_folder, grids_of, read_file
+from urepa.reports.comparison.read_runs import Run, find_folders, with_rows
 from urepa.reports.comparison.results import summarise
-from urepa.reports.comparison.runs import Run, find_folders, with_rows
+from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 from urepa.reports.comparison.tables import markdown
-from urepa.runs.folder import facts_of
+from urepa.runs.mlflow_sender import MLflowShipper
 from urepa.runs.mlflow_store import connect, open_existing
-from urepa.runs.tracking import MLflowShipper
+from urepa.runs.run_folder import facts_of
 
 pytestmark = pytest.mark.slow  # a fresh MLflow database takes seconds
 
@@ -108,17 +108,17 @@ def server(place: Path) -> Iterator[str]:
 
 def from_store(uri: str) -> list[Run]:
     client = open_existing(uri)
-    return store.with_histories(client, store.find_stored(client))
+    return read_mlflow.with_histories(client, read_mlflow.find_stored(client))
 
 
 def comparison(runs: list[Run]) -> dict[str, Any]:
     return as_json(summarise(group(sorted(runs, key=lambda r: r.name), [], None)))
 
 
-@pytest.mark.parametrize("limit", [store.POINTS_A_QUERY, 30])
+@pytest.mark.parametrize("limit", [read_mlflow.POINTS_A_QUERY, 30])
 def test_both_give_the_same(place: Path, server: str, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """The whole comparison, and every point of every curve; also when MLflow's answers reach their limit."""
-    monkeypatch.setattr(store, "POINTS_A_QUERY", limit)
+    monkeypatch.setattr(read_mlflow, "POINTS_A_QUERY", limit)
     folders = with_rows(find_folders(str(place / "outputs")))
     for uri in (f"sqlite:///{place}/mlflow.db", server):
         stored = from_store(uri)
@@ -166,7 +166,7 @@ def test_a_report_is_published(place: Path) -> None:
     client = connect(uri)
     ours = client.get_experiment_by_name("urepa")
     client.create_experiment("elsewhere")
-    said = store.publish(uri, results, folder)
+    said = read_mlflow.publish(uri, results, folder)
     assert [run.id for run in from_store(uri)] == [run.id for run in before]
     assert all(run.data.metrics for run in client.search_runs([ours.experiment_id]))
     reports = client.get_experiment_by_name("urepa reports")
@@ -197,7 +197,7 @@ def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> N
     with contextlib.chdir(place):
         for uri in (f"sqlite:///{place}/mlflow.db", server):
             study = group(sorted(from_store(uri), key=lambda run: run.name), [], None)
-            assert store.stored_grids(open_existing(uri), study) == (expected, "")
+            assert read_mlflow.stored_grids(open_existing(uri), study) == (expected, "")
 
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from math import nan
 import numpy as np
 import pytest
 
-from urepa.reports.comparison.numbers import delta, interval, mean_sd, number, p_value, signed, signed_mean_sd
+from urepa.reports.comparison.number_format import delta, interval, mean_sd, number, p_value, signed, signed_mean_sd
 from urepa.reports.comparison.results import PAIRED, Difference
-from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.seed_cells import Cell
 
 
 @pytest.mark.parametrize(

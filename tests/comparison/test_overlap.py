@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from urepa.reports.comparison.drawing import COLOURS, INK, draw
+from urepa.reports.comparison.draw_panels import COLOURS, INK, draw
 from urepa.reports.comparison.figures import panels
-from urepa.reports.comparison.overlap import WIDTH, Place, overlap
+from urepa.reports.comparison.overlapping_lines import WIDTH, Place, overlap
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
 from urepa.runs.curves import Curve

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from urepa.reports.comparison.page import page
-from urepa.reports.comparison.power import POWER, smallest_differences, smallest_sentence
 from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.smallest_difference import POWER, smallest_differences, smallest_sentence
 from urepa.reports.comparison.statistics import found_share, paired, smallest_found, spread_of
 from urepa.reports.comparison.tables import markdown, terminal
 

@@ -16,10 +16,10 @@ import pytest
 from latex import pages, unescaped
 from made_up import HOSTILE
 
-from urepa.core.markup import tex
+from urepa.core.escaping import tex
 from urepa.reports.comparison.as_csv import as_csv
 from urepa.reports.comparison.as_json import as_json
-from urepa.reports.comparison.drawing import draw
+from urepa.reports.comparison.draw_panels import draw
 from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
@@ -219,5 +219,5 @@ def test_the_title_names_data_backbone_and_teacher(
 
 
 def test_a_title_without_a_teacher(add: Callable[..., None], results: Summarise) -> None:
-    add("none", {"loss": {"_target_": "urepa.method.alignment.DiffusionOnly"}}, seeds=(0,))
+    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}, seeds=(0,))
     assert "<h1>cifar10 · tiny_unet · no teacher</h1>" in page(results(), [], [])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.statistics import factor_of_two_seeds, found_share, paired
 from urepa.reports.comparison.tables import markdown, terminal
-from urepa.reports.comparison.verdict import cautions, verdict
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 NOISE = np.random.default_rng(7).normal(0, 0.001, (20, 10))  # by arm and seed; in these draws chance marks nothing

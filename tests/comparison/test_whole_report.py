@@ -14,8 +14,8 @@ from PIL import Image
 
 from urepa.compare import notices, write_report
 from urepa.reports.comparison.figures import panels
-from urepa.reports.comparison.grids import find_in_folder, grids_of, read_file
 from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 
 pytestmark = [
     pytest.mark.slow,

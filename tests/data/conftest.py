@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from photos import TRAIN, VAL, overrides, write_dinov2, write_photos, write_sd
 
-from urepa.data.build import Build
-from urepa.data.store import Part
+from urepa.data.stages.build import Build
+from urepa.data.stores.lmdb_store import Part
 from urepa.training.assembly import make
 
 

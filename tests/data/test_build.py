@@ -19,13 +19,13 @@ from photos import TRAIN, VAL, WIDTH
 from records import records
 
 from urepa.core.errors import UserError
-from urepa.data.classes import class_names
-from urepa.data.encode import Output
-from urepa.data.images import part_folder, read_images
-from urepa.data.listing import Listing
-from urepa.data.reading import Store
-from urepa.data.samples import read_split
-from urepa.data.store import Part, StoreWriter, only_writer
+from urepa.data.sources.source_identity import Listing
+from urepa.data.stages.encode import Output
+from urepa.data.stages.image_archives import part_folder, read_images
+from urepa.data.stores.lmdb_store import Part, StoreWriter, only_writer
+from urepa.data.stores.record_reading import Store
+from urepa.data.tracks.classes import class_names
+from urepa.data.tracks.samples import read_split
 
 
 def copy_of(built: Path, tmp_path: Path) -> Path:
@@ -287,7 +287,7 @@ def test_shards_make_the_same_records(built: Path, build_of: Any, tmp_path: Path
 @pytest.mark.slow
 def test_a_second_writer_of_a_part_is_refused(tmp_path: Path) -> None:
     first = StoreWriter(tmp_path)
-    hold = "import sys, pathlib, urepa.data.store as s; s.StoreWriter(pathlib.Path(sys.argv[1]))"
+    hold = "import sys, pathlib, urepa.data.stores.lmdb_store as s; s.StoreWriter(pathlib.Path(sys.argv[1]))"
     second = subprocess.run([sys.executable, "-c", hold, str(tmp_path)], capture_output=True, text=True)
     assert second.returncode != 0
     assert "is being written by another process" in second.stderr

@@ -16,10 +16,10 @@ from earlier import without_digests
 from photos import TRAIN, VAL, WIDTH, overrides
 
 from urepa.core.errors import UserError
-from urepa.data import staging
-from urepa.data.build import Build
-from urepa.data.reading import Store
-from urepa.data.store import Part, StoreWriter
+from urepa.data import local_copies
+from urepa.data.stages.build import Build
+from urepa.data.stores.lmdb_store import Part, StoreWriter
+from urepa.data.stores.record_reading import Store
 from urepa.training.assembly import make
 
 
@@ -235,7 +235,7 @@ def test_a_staged_copy_that_was_lost_or_damaged_is_copied_again(tmp_path: Path) 
     local = tmp_path / "local"
 
     def staged() -> Path:
-        return staging.stage([source], tmp_path / "root", local)[source] / "data.mdb"
+        return local_copies.stage([source], tmp_path / "root", local)[source] / "data.mdb"
 
     copy = staged()
     for content in (None, b"012", b"0129"):
@@ -304,7 +304,7 @@ def test_lost_records_are_found_by_their_number(built: Path, build_of: Any, tmp_
 
 
 def test_moments_are_sampled_by_address(build_of: Any, tmp_path: Path) -> None:
-    from urepa.core import draws
+    from urepa.core import random_draws
 
     root = tmp_path / "cache"
     build = build_of(root, "data.moments=true")
@@ -314,10 +314,12 @@ def test_moments_are_sampled_by_address(build_of: Any, tmp_path: Path) -> None:
     samples = cache.splits["train"][:2]
     mean, std = torch.from_numpy(cache.latents.read([s.sample_id for s in samples])).unbind(1)
     assert torch.equal(cache.x0(samples), mean)
-    drawn = [cache.x0(samples, [draws.generator(s, "posterior", 0, p) for p in range(2)]) for s in (0, 0, 1)]
+    drawn = [cache.x0(samples, [random_draws.generator(s, "posterior", 0, p) for p in range(2)]) for s in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    noise = torch.stack([draws.normal((4, 8, 8), draws.generator(0, "posterior", 0, p)) for p in range(2)])
+    noise = torch.stack(
+        [random_draws.normal((4, 8, 8), random_draws.generator(0, "posterior", 0, p)) for p in range(2)]
+    )
     assert torch.allclose(drawn[0], mean + std * noise)
     cache.close()
 

@@ -15,8 +15,8 @@ from omegaconf.errors import InterpolationResolutionError
 
 from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
-from urepa.data.classes import names_beside, pixel_folder, read_names
-from urepa.runs.folder import plain
+from urepa.data.tracks.classes import names_beside, pixel_folder, read_names
+from urepa.runs.run_folder import plain
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = ("data.image_size=8", "data.unshuffle=2", "data.validation_images=6", "data.test_images=6")

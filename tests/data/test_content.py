@@ -12,8 +12,8 @@ import lmdb
 import numpy as np
 
 from urepa.data.cache import Cache, mirrored_folder
-from urepa.data.sealing import give_digests
-from urepa.data.store import StoreWriter
+from urepa.data.stores.lmdb_store import StoreWriter
+from urepa.data.stores.sealing import give_digests
 
 
 def content_by_hand(cache: Cache, split_names: list[str], store: Path | None, suffix: str = "") -> str:

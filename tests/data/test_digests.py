@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from earlier import without_digests
 
-from urepa.core.draws import digest64
 from urepa.core.errors import UserError
-from urepa.data import verify
-from urepa.data.lmdb_file import Index, key_digests
-from urepa.data.pixels import PixelTrack
-from urepa.data.reading import Store
-from urepa.data.samples import Keys, Samples
-from urepa.data.sealing import digests_file, give_digests
-from urepa.data.store import Part, StoreWriter, part_of, write_store
+from urepa.core.random_draws import digest64
+from urepa.data.stages import verify
+from urepa.data.stores.lmdb_pages import Index, key_digests
+from urepa.data.stores.lmdb_store import Part, StoreWriter, part_of, write_store
+from urepa.data.stores.record_reading import Store
+from urepa.data.stores.sealing import digests_file, give_digests
+from urepa.data.tracks.pixels import PixelTrack
+from urepa.data.tracks.samples import Keys, Samples
 
 Damage = Callable[[Path], None]
 OF_CRC = np.frombuffer((0x1DB710641).to_bytes(5, "little"), np.uint8)  # the polynomial: XOR with it keeps a crc

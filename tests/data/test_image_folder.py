@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from urepa.core.errors import UserError
-from urepa.data import source_files
-from urepa.data.image_folder import FORMER, left_out, readable
-from urepa.data.listing import Listing
-from urepa.data.sources import SOURCES
+from urepa.data.sources import source_changes
+from urepa.data.sources.image_folder import FORMER, left_out, readable
+from urepa.data.sources.image_sources import SOURCES
+from urepa.data.sources.source_identity import Listing
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_regular_files_alone_are_read_and_nothing_else_is_opened(mess: Path, tmp
     assert [r.path for r in rows if r.path[4:6] not in {f"{i:02d}" for i in range(12)}] == ["cat/linked.png"]
     assert len(rows) == 37
     assert next(r for r in rows if r.path == "cat/linked.png").load().tobytes() == rows[0].load().tobytes()
-    source_files.record("folder", str(mess), tmp_path / "caches")
-    assert source_files.changes("folder", str(mess), tmp_path / "caches") is None
+    source_changes.record("folder", str(mess), tmp_path / "caches")
+    assert source_changes.changes("folder", str(mess), tmp_path / "caches") is None
 
 
 def test_what_is_left_out_is_counted_by_reason(mess: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,9 +116,9 @@ def test_lists_of_before_do_not_grow_with_pillow(images: Path, tmp_path: Path, m
     assert len(list(new)) == 49
     assert len(list(Listing("folder", str(root), new.facts()))) == 49
     caches = tmp_path / "caches"
-    source_files.record("folder", str(images), caches)
-    with np.load(caches / source_files.FILE) as arrays:
+    source_changes.record("folder", str(images), caches)
+    with np.load(caches / source_changes.FILE) as arrays:
         of_before = {name: arrays[name] for name in arrays.files if name != "suffixes"}
-    assert source_files.changes("folder", str(root), caches) == "1 added (train/cat/a.jfif)"
-    np.savez(caches / source_files.FILE, **of_before)
-    assert source_files.changes("folder", str(root), caches) is None
+    assert source_changes.changes("folder", str(root), caches) == "1 added (train/cat/a.jfif)"
+    np.savez(caches / source_changes.FILE, **of_before)
+    assert source_changes.changes("folder", str(root), caches) is None

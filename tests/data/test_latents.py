@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from photos import TRAIN, VAL, WIDTH
 
 from urepa.core.errors import UserError
-from urepa.data.build import Build
-from urepa.data.store import Part
-from urepa.runs.tracking import NoShipper
+from urepa.data.stages.build import Build
+from urepa.data.stores.lmdb_store import Part
+from urepa.runs.mlflow_sender import NoShipper
 from urepa.training import assembly
 from urepa.training.assembly import make
 

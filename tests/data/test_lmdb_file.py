@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.data.lmdb_file import Index, records
+from urepa.data.stores.lmdb_pages import Index, records
 
 
 def write(folder: Path, items: dict[str, bytes], drop: tuple[str, ...] = ()) -> Path:

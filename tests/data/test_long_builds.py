@@ -18,10 +18,10 @@ MEASURE = """
 import json, pathlib, sys
 from hydra import compose, initialize_config_dir
 from urepa.training.assembly import make
-from urepa.data.build import Build
-from urepa.data.store import Part
+from urepa.data.stages.build import Build
+from urepa.data.stores.lmdb_store import Part
 from urepa.cli import CONF, prepare
-from urepa.runs.folder import plain
+from urepa.runs.run_folder import plain
 prepare()
 with initialize_config_dir(CONF, version_base="1.3"):
     parts = plain(compose("preprocess", sys.argv[1:]))
@@ -38,7 +38,7 @@ print(json.dumps(peaks))
 # renamed to its place, a batch written to a store) the process is killed from another thread
 KILLED = """
 import os, runpy, signal, sys, threading
-from urepa.data.store import StoreWriter
+from urepa.data.stores.lmdb_store import StoreWriter
 left, delay = int(sys.argv[1]), float(sys.argv[2])
 def counting(original):
     def counted(*args, **kwargs):

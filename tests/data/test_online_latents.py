@@ -15,15 +15,15 @@ import torch
 from earlier import without_digests
 from torch import nn
 
-from urepa.core import draws
+from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
-from urepa.data.images import ImageArchive, part_folder, place_of_squares
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
-from urepa.data.reading import Store
-from urepa.data.sizes import cache_sizes
-from urepa.data.store import Part
-from urepa.data.vae import load_vae, unread_vae
+from urepa.data.stages.image_archives import ImageArchive, part_folder, place_of_squares
+from urepa.data.stages.vae import load_vae, unread_vae
+from urepa.data.stores.disk_sizes import cache_sizes
+from urepa.data.stores.lmdb_store import Part
+from urepa.data.stores.record_reading import Store
 from urepa.method.objectives import Flow
 from urepa.runs import checkpoint
 
@@ -39,7 +39,7 @@ def with_moments(
     """The photographs' moments in the latents' place, of both orientations."""
     from photos import overrides
 
-    from urepa.data.build import Build
+    from urepa.data.stages.build import Build
     from urepa.training.assembly import make
 
     root = Path(shutil.copytree(built_with_flips, tmp_path_factory.mktemp("moments") / "cache"))
@@ -99,7 +99,9 @@ def test_a_sample_of_the_posterior_is_drawn_by_its_address(with_moments: Path, m
     images[mirrored] = images[mirrored].flip(-1)
     with torch.no_grad():
         posterior = vae.encode(images * 2 - 1).latent_dist
-    noise = torch.stack([draws.normal((4, 8, 8), draws.generator(3, "posterior", 2, p)) for p in range(16)])
+    noise = torch.stack(
+        [random_draws.normal((4, 8, 8), random_draws.generator(3, "posterior", 2, p)) for p in range(16)]
+    )
     expected = (posterior.mean + posterior.std * noise) * 0.18215
     torch.testing.assert_close(batch.x0, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(batch.teacher_BND, build.teacher.tokens(images).x_BND)

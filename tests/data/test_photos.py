@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from urepa.core.errors import UserError
-from urepa.data import photos
-from urepa.data.images import all_are_there, place_of_squares, read_images, skipped_ids, write_images
-from urepa.data.photos import read, square, to_rgb
-from urepa.data.reading import Store
-from urepa.data.samples import Sample
-from urepa.data.sources import SOURCES
-from urepa.data.store import Part, StoreWriter, decode, encode
+from urepa.data.sources import decoding
+from urepa.data.sources.decoding import read, square, to_rgb
+from urepa.data.sources.image_sources import SOURCES
+from urepa.data.stages.image_archives import all_are_there, place_of_squares, read_images, skipped_ids, write_images
+from urepa.data.stores.lmdb_store import Part, StoreWriter, decode, encode
+from urepa.data.stores.record_reading import Store
+from urepa.data.tracks.samples import Sample
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_one_limit_of_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         (tmp_path / "a.png").write_bytes(bomb(side))
         with pytest.raises(ValueError, match=f"^{words} the 120 megapixels that are read; reduce it$"):
             read(tmp_path / "a.png")
-    monkeypatch.setattr(photos, "MOST_PIXELS", 12)
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 12)
     for size in ((4, 3), (13, 1)):
         Image.new("RGB", size).save(tmp_path / "b.png")
         if size == (4, 3):

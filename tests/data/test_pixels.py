@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from urepa.core.errors import UserError
-from urepa.data import pixels
 from urepa.data.cache import SPLITS, Cache
-from urepa.data.pixels import PixelTrack
-from urepa.data.places import is_finished
-from urepa.data.reading import Store
-from urepa.models.teachers.positions import RULES
-from urepa.models.teachers.several import Several
+from urepa.data.stores.record_reading import Store
+from urepa.data.tracks import pixels
+from urepa.data.tracks.paths import is_finished
+from urepa.data.tracks.pixels import PixelTrack
+from urepa.models.teachers.dinov2_positions import RULES
+from urepa.models.teachers.several_teachers import Several
 from urepa.models.teachers.vit import ViT
 
 Track = Callable[..., PixelTrack]

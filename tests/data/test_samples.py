@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from urepa.core import draws
-from urepa.data.samples import Keys, Sample, Samples, digest_of, first_drawn, read_split, sample_ids, write_split
+from urepa.core import random_draws
+from urepa.data.tracks.samples import Keys, Sample, Samples, digest_of, first_drawn, read_split, sample_ids, write_split
 
 PLAIN = [
     Sample("train_cat_00", 0, "cat/00.png", "train"),
@@ -65,10 +65,11 @@ def test_orders_are_those_of_sorted_lists(samples: Samples, form: str) -> None:
     rows: Any = samples if form == "arrays" else PLAIN
     for n in (5, len(PLAIN), 100):
         assert (
-            first_drawn(rows, "probe", n) == sorted(PLAIN, key=lambda s: draws.unit_interval("probe", s.sample_id))[:n]
+            first_drawn(rows, "probe", n)
+            == sorted(PLAIN, key=lambda s: random_draws.unit_interval("probe", s.sample_id))[:n]
         )
-    assert digest_of(rows) == f"{draws.digest64('list', *(s.sample_id for s in PLAIN)):016x}"
-    assert digest_of(rows[:0]) == f"{draws.digest64('list'):016x}"
+    assert digest_of(rows) == f"{random_draws.digest64('list', *(s.sample_id for s in PLAIN)):016x}"
+    assert digest_of(rows[:0]) == f"{random_draws.digest64('list'):016x}"
     assert list(sample_ids(rows)) == [s.sample_id for s in PLAIN]
 
 
@@ -76,7 +77,7 @@ def test_keys_are_of_several_lists(samples: Samples) -> None:
     keys, expected = Keys([samples[:3], samples[5:]], "_mid"), [f"{s.sample_id}_mid" for s in PLAIN[:3] + PLAIN[5:]]
     assert list(keys) == expected
     assert len(keys) == len(expected)
-    assert keys.digests().tolist() == [draws.digest64("key", key) for key in expected]
+    assert keys.digests().tolist() == [random_draws.digest64("key", key) for key in expected]
     assert keys.where(np.arange(len(expected)) % 7 == 1) == expected[1::7]
     rows = [hashlib.blake2b(f"{s.sample_id}\0{s.class_id}\0{s.split}".encode(), digest_size=16) for s in PLAIN]
     assert samples.row_digests().tobytes() == b"".join(row.digest() for row in rows)

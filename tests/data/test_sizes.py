@@ -11,8 +11,8 @@ import pytest
 from photos import TRAIN, VAL, overrides
 
 from urepa.core.errors import UserError
-from urepa.data.sizes import cache_sizes, lmdb_bytes, reader_bytes
-from urepa.data.store import StoreWriter, record_bytes
+from urepa.data.stores.disk_sizes import cache_sizes, lmdb_bytes, reader_bytes
+from urepa.data.stores.lmdb_store import StoreWriter, record_bytes
 from urepa.training.assembly import make
 
 

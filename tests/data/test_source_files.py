@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from urepa.core.errors import UserError
-from urepa.data import source_files
+from urepa.data.sources import source_changes
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def source(tmp_path: Path, images: Path) -> Path:
     """A copy of the images, and what is recorded of it in tmp_path/caches."""
     root = tmp_path / "mine"
     shutil.copytree(images, root)
-    assert not source_files.record("folder", str(root), tmp_path / "caches")
+    assert not source_changes.record("folder", str(root), tmp_path / "caches")
     return root
 
 
@@ -67,7 +67,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_change_is_said(tmp_path: Path, source: Path, name: str) -> None:
     change, words = CHANGES[name]
     change(source)
-    found = source_files.changes("folder", str(source), tmp_path / "caches")
+    found = source_changes.changes("folder", str(source), tmp_path / "caches")
     assert found is not None
     assert re.search(words, found), found
 
@@ -75,60 +75,60 @@ def test_a_change_is_said(tmp_path: Path, source: Path, name: str) -> None:
 def test_what_is_the_same_is_the_same(tmp_path: Path, source: Path) -> None:
     """As it was, touched, beside a file that is no image, copied with other times, and gone."""
     caches = tmp_path / "caches"
-    assert source_files.changes("folder", str(source), caches) is None
+    assert source_changes.changes("folder", str(source), caches) is None
     (source / "train" / "cat" / "notes.txt").write_text("a folder's time changes")
     os.utime(source / "train" / "cat" / "00.png")
-    assert source_files.changes("folder", str(source), caches) is None
+    assert source_changes.changes("folder", str(source), caches) is None
     copy = tmp_path / "elsewhere"
     shutil.copytree(source, copy, copy_function=shutil.copy)  # without the files' times
-    assert source_files.changes("folder", str(copy), caches) is None
+    assert source_changes.changes("folder", str(copy), caches) is None
     shutil.rmtree(source)
-    assert source_files.changes("folder", str(source), caches) is None
+    assert source_changes.changes("folder", str(source), caches) is None
 
 
 def test_of_many_files_the_folders_tell_what_came_and_went(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_files, "LOOKED_AT", 10)
+    monkeypatch.setattr(source_changes, "LOOKED_AT", 10)
     root, caches = tmp_path / "many", tmp_path / "caches"
     shutil.copytree(images, root)
-    source_files.record("folder", str(root), caches)
+    source_changes.record("folder", str(root), caches)
     rewrite(root)
-    assert source_files.changes("folder", str(root), caches) is None, "as the page says"
+    assert source_changes.changes("folder", str(root), caches) is None, "as the page says"
     (root / "train" / "cat" / "00.png").rename(root / "train" / "cat" / "zz.png")
-    assert source_files.changes("folder", str(root), caches) == "other files: 48 then, 48 now"
+    assert source_changes.changes("folder", str(root), caches) == "other files: 48 then, 48 now"
 
 
 def test_other_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     caches, root = tmp_path / "caches", tmp_path / "cifar"
     root.mkdir()
     (root / "train.bin").write_bytes(b"one")
-    source_files.record("cifar_binary", str(root), caches)
-    assert source_files.changes("cifar_binary", str(root), caches) is None
+    source_changes.record("cifar_binary", str(root), caches)
+    assert source_changes.changes("cifar_binary", str(root), caches) is None
     (root / "train.bin").write_bytes(b"two")
-    assert source_files.changes("cifar_binary", str(root), caches) == "1 rewritten (train.bin)"
-    assert source_files.changes("digits", "scikit-learn", caches) is None
-    assert source_files.changes("cifar_binary", str(root), tmp_path / "old") is None
+    assert source_changes.changes("cifar_binary", str(root), caches) == "1 rewritten (train.bin)"
+    assert source_changes.changes("digits", "scikit-learn", caches) is None
+    assert source_changes.changes("cifar_binary", str(root), tmp_path / "old") is None
     assert "an earlier version made these caches" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_source_any_more_has_changed(tmp_path: Path, source: Path) -> None:
     """It is no damaged record, and no reason to refuse a run that goes on: its caches are what counts."""
     shutil.rmtree(source / "test" / "emu")
-    found = source_files.changes("folder", str(source), tmp_path / "caches")
+    found = source_changes.changes("folder", str(source), tmp_path / "caches")
     assert found is not None
     assert "does not have the class folders" in found
     for place in source.iterdir():
         shutil.rmtree(place)
     assert "has neither CLASS/* nor train/CLASS/*" in str(
-        source_files.changes("folder", str(source), tmp_path / "caches")
+        source_changes.changes("folder", str(source), tmp_path / "caches")
     )
 
 
 def test_a_damaged_record_is_one_sentence(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "caches" / source_files.FILE).write_bytes(b"PK damaged")
+    (tmp_path / "caches" / source_changes.FILE).write_bytes(b"PK damaged")
     with pytest.raises(UserError, match="cannot be read"):
-        source_files.changes("folder", str(source), tmp_path / "caches")
+        source_changes.changes("folder", str(source), tmp_path / "caches")
 
 
 # --- a track's caches ---------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_a_build_of_changed_images_is_refused(tmp_path: Path, source: Path, make
     with pytest.raises(UserError, match=r"not what the caches in .* were made from \(1 rewritten"):
         track.build(None)
     with pytest.raises(UserError, match="put it back, or give another data.root"):
-        source_files.refuse_changes(track)
+        source_changes.refuse_changes(track)
 
 
 def test_what_a_killed_build_made_of_other_images_goes(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.data.sources import SOURCES
+from urepa.data.sources.image_sources import SOURCES
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_an_empty_place_is_a_user_error(source: str, tmp_path: Path) -> None:
 
 
 def test_two_images_with_one_id_are_refused(images: Path) -> None:
-    from urepa.data.sources import refuse_duplicates
+    from urepa.data.sources.image_sources import refuse_duplicates
 
     rows = list(SOURCES["folder"](str(images)))
     refuse_duplicates(rows)

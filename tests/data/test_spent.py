@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from urepa.data import pixels
-from urepa.data.pixels import PixelTrack
-from urepa.data.spent import FILE, Spent, teacher_cache_seconds
+from urepa.data.stores.timing import FILE, Spent, teacher_cache_seconds
+from urepa.data.tracks import pixels
+from urepa.data.tracks.pixels import PixelTrack
 
 Track = Callable[..., PixelTrack]
 BATCH_TAKES = 1000.0

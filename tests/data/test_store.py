@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.data.reading import Store
-from urepa.data.store import Part, StoreWriter, decode, encode, part_of, write_store
+from urepa.data.stores.lmdb_store import Part, StoreWriter, decode, encode, part_of, write_store
+from urepa.data.stores.record_reading import Store
 
 
 def records(n: int = 5) -> list[tuple[str, np.ndarray]]:

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from photos import WIDTH, write_dinov2, write_photos
 
 from urepa.core.errors import UserError
-from urepa.data import verify
-from urepa.data.reading import Store
-from urepa.data.samples import Sample
-from urepa.data.store import write_store
+from urepa.data.stages import verify
+from urepa.data.stores.lmdb_store import write_store
+from urepa.data.stores.record_reading import Store
+from urepa.data.tracks.samples import Sample
 
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """64x64 "latents" (the photographs' colours at an eighth of 512 px) and tokens at 37x37."""
-    from urepa.data.photos import square
-    from urepa.data.sources import SOURCES
+    from urepa.data.sources.decoding import square
+    from urepa.data.sources.image_sources import SOURCES
     from urepa.models.teachers.vit import ViT
 
     folder = tmp_path_factory.mktemp("views")

@@ -13,16 +13,16 @@ from latex import assert_closed, pages, unescaped
 
 from urepa.cli import CONF
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
 from urepa.costs.estimate import Device, plan
 from urepa.method.objectives import DDPMEpsilon
-from urepa.method.schedules import cosine_with_warmup
-from urepa.reports.description.document import as_latex, as_markdown, written
+from urepa.method.step_schedules import cosine_with_warmup
+from urepa.reports.description.markdown_and_latex import as_latex, as_markdown, written
 from urepa.reports.description.methodology import WORDS, methodology, plainly
 from urepa.reports.description.model import beginning
 from urepa.reports.description.subject import Subject, subject_of
 from urepa.runs.checkpoint import save
-from urepa.runs.folder import NOT_IDENTITY
+from urepa.runs.run_folder import NOT_IDENTITY
 from urepa.training.assembly import build_model, make
 from urepa.training.optimizer import groups_of
 

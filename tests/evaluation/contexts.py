@@ -8,7 +8,7 @@ import torch
 
 from urepa.data.cache import Cache
 from urepa.evaluation.context import Context
-from urepa.inference.opened import OpenedRun
+from urepa.inference.open_run import OpenedRun
 from urepa.training.assembly import make
 
 

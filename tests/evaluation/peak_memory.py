@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from urepa.costs.benchmark.synthetic import SyntheticTrack
-from urepa.evaluation.alignment import Alignment
+from urepa.costs.benchmark.random_data import SyntheticTrack
 from urepa.evaluation.context import Context
-from urepa.evaluation.probe import Knn, LinearProbe
-from urepa.method.alignment import AlignedModel, AlignmentLoss
+from urepa.evaluation.probes import Knn, LinearProbe
+from urepa.evaluation.teacher_agreement import Alignment
 from urepa.method.objectives import DDPMVelocity
+from urepa.method.training_step import AlignedModel, AlignmentLoss
 from urepa.models.backbones.unet import tiny_unet
 from urepa.models.heads import ConvHead
 

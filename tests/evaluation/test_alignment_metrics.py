@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.evaluation.alignment import Alignment
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import chunks, held_out, subset
 from urepa.evaluation.similarity import cknna, linear_cka
+from urepa.evaluation.teacher_agreement import Alignment
 
 SETTINGS: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": [900], "neighbours": 3, "images": 12}
 

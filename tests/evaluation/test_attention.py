@@ -12,7 +12,7 @@ from urepa.core.types import Tokens
 from urepa.evaluation import attention
 from urepa.evaluation.attention import AttentionPool, TokenFile, over, train
 from urepa.evaluation.features import mean
-from urepa.evaluation.readers import knn_scores, linear_scores
+from urepa.evaluation.knn_and_linear import knn_scores, linear_scores
 
 CPU = torch.device("cpu")
 CLASSES, WIDTH = 4, 12

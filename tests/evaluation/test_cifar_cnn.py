@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from urepa.core import draws
+from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.hashing import file_sha256
 from urepa.evaluation.cifar_cnn import CifarCNN, Classifier
@@ -160,7 +160,7 @@ def test_images_are_moved_by_their_own_address() -> None:
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), constant_values=0.5)
     seen = set()
     for i, image in enumerate(moved.numpy()):
-        rng = draws.generator(5, "classifier/augmentation", 7, i)
+        rng = random_draws.generator(5, "classifier/augmentation", 7, i)
         down, right, flipped = (int(v) for v in rng.integers(0, (7, 7, 2)))
         expected = padded[i, :, down : down + 8, right : right + 8]
         assert np.array_equal(image, expected[..., ::-1] if flipped else expected)

@@ -10,7 +10,7 @@ import pytest
 
 from urepa.evaluation.context import Context
 from urepa.evaluation.encoders import Pixels
-from urepa.evaluation.generation import is_circular
+from urepa.evaluation.image_distances import is_circular
 
 
 class Named(Pixels):

@@ -16,8 +16,8 @@ from runs import write_run
 from urepa.core.errors import UserError
 from urepa.evaluation.clip_score import ClipScore
 from urepa.evaluation.context import Context
-from urepa.evaluation.generated import GeneratedImages
-from urepa.inference.opened import load
+from urepa.evaluation.generated_images import GeneratedImages
+from urepa.inference.open_run import load
 
 IMAGES = GeneratedImages(12, "ddim", 2, 1.0, 5)
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]

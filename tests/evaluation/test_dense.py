@@ -16,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
-from urepa.core import draws
+from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens
 from urepa.evaluation.context import Context
-from urepa.evaluation.dense import Dense, Pictures, _pairs, _shares, mean_iou, read_folder, read_mask
+from urepa.evaluation.segmentation import Dense, Pictures, _pairs, _shares, mean_iou, read_folder, read_mask
 from urepa.training.assembly import make
 
 DARK, LIGHT = 3, 7  # class ids
@@ -92,7 +92,11 @@ def test_the_probe_of_the_tap_is_sklearns(halves: Path, seen: Context) -> None:
             grey = square(np.asarray(Image.open(s.path).convert("L")))
             small = Image.fromarray(grey).resize((16, 16), Image.Resampling.BICUBIC)
             images.append(torch.from_numpy(np.asarray(small) / 255).float()[None])
-            noise.append(draws.normal((4, 8, 8), draws.generator(draws.digest64("probe", s.sample_id), "noise")))
+            noise.append(
+                random_draws.normal(
+                    (4, 8, 8), random_draws.generator(random_draws.digest64("probe", s.sample_id), "noise")
+                )
+            )
             masks.append(square(np.asarray(Image.open(halves / "masks" / f"{s.sample_id}.png"))))
         t_B = torch.full((len(samples),), 100)
         x_t = seen.objective.corrupt(seen.track.to_x0(torch.stack(images)), torch.stack(noise), t_B)

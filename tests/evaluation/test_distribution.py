@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
-from urepa.evaluation.distribution import (
+from urepa.evaluation.frechet_and_kid import (
     Moments,
     frechet_distance,
     frechet_error,
@@ -163,7 +163,7 @@ def by_hand(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[float, flo
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_are_those_of_plain_loops(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("urepa.evaluation.distribution.CHUNK", 7)  # several chunks and a remainder
+    monkeypatch.setattr("urepa.evaluation.frechet_and_kid.CHUNK", 7)  # several chunks and a remainder
     real, generated = rows(40, 3, 10), rows(30, 3, 11, shift=1.5) * 0.7
     found = precision_recall(real, generated, k)
     assert found == by_hand(real, generated, k)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from urepa.evaluation.context import Evaluated
-from urepa.evaluation.during import During
-from urepa.reports.comparison.clock import clock_of
+from urepa.evaluation.in_training import During
+from urepa.reports.comparison.by_clock import clock_of
 from urepa.reports.comparison.comparable import RATE
-from urepa.reports.comparison.runs import Run
+from urepa.reports.comparison.read_runs import Run
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves
 from urepa.runs.metrics import TIMINGS, read_rows

@@ -16,18 +16,18 @@ from contexts import context_of
 from PIL import Image
 from runs import small_sd, write_run
 
-from urepa.core.pictures import grid_png
+from urepa.core.png import grid_png
 from urepa.evaluation import attention
-from urepa.evaluation.alignment import Alignment
 from urepa.evaluation.context import Context
-from urepa.evaluation.dense import Dense
 from urepa.evaluation.encoders import Inception, Pixels
-from urepa.evaluation.generated import GeneratedImages, decoded
-from urepa.evaluation.generation import Generation, InceptionScore
-from urepa.evaluation.probe import Knn, LinearProbe, TapProbe
-from urepa.evaluation.samples import SampleGrid, samples_of
-from urepa.evaluation.spatial import Spatial
-from urepa.inference.opened import load
+from urepa.evaluation.generated_images import GeneratedImages, decoded
+from urepa.evaluation.image_distances import Generation, InceptionScore
+from urepa.evaluation.probes import Knn, LinearProbe, TapProbe
+from urepa.evaluation.sample_grid import SampleGrid, samples_of
+from urepa.evaluation.segmentation import Dense
+from urepa.evaluation.spatial_structure import Spatial
+from urepa.evaluation.teacher_agreement import Alignment
+from urepa.inference.open_run import load
 from urepa.training.assembly import make
 
 Compose = Callable[..., dict[str, Any]]

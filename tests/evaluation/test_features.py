@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from urepa.core import draws
+from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens
 from urepa.evaluation import features
@@ -39,7 +39,9 @@ def test_chunks_hold_what_the_model_says_under_the_null_condition(context: Conte
     x0 = context.cache.x0(samples)
     noise = torch.stack(
         [
-            draws.normal(tuple(x0.shape[1:]), draws.generator(draws.digest64("probe", s.sample_id), "noise"))
+            random_draws.normal(
+                tuple(x0.shape[1:]), random_draws.generator(random_draws.digest64("probe", s.sample_id), "noise")
+            )
             for s in samples
         ]
     )

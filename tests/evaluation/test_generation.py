@@ -19,19 +19,19 @@ from runs import small_sd, write_run
 from scipy import linalg
 
 from urepa.core.errors import UserError
-from urepa.data.samples import Sample
-from urepa.evaluation import generation
+from urepa.data.tracks.samples import Sample
+from urepa.evaluation import image_distances
 from urepa.evaluation.cifar_cnn import CifarCNN
 from urepa.evaluation.classifier_training import train_classifier
 from urepa.evaluation.context import Context, run_each
-from urepa.evaluation.dense import Pictures
-from urepa.evaluation.distribution import Moments, frechet_distance
 from urepa.evaluation.encoders import Inception, Pixels, pooled
-from urepa.evaluation.generated import GeneratedImages
-from urepa.evaluation.generation import FeatureSet, Generation, InceptionScore, real_features
+from urepa.evaluation.frechet_and_kid import Moments, frechet_distance
+from urepa.evaluation.generated_images import GeneratedImages
+from urepa.evaluation.image_distances import FeatureSet, Generation, InceptionScore, real_features
+from urepa.evaluation.segmentation import Pictures
 from urepa.generate import checked
-from urepa.inference.image_set import generate
-from urepa.inference.opened import load
+from urepa.inference.image_request import generate
+from urepa.inference.open_run import load
 from urepa.training.assembly import make
 
 Compose = Callable[..., dict[str, Any]]
@@ -333,7 +333,7 @@ def test_features_of_real_images_are_made_once_for_all_runs(context: Context, mo
     np.testing.assert_allclose(first.moments.covariance_DD, np.cov(expected, rowvar=False), atol=1e-6)
     np.testing.assert_allclose(first.rows_nD, expected[:12], atol=1e-6)
     with monkeypatch.context() as patched:
-        patched.delattr(generation, "decoded")  # not looked at again
+        patched.delattr(image_distances, "decoded")  # not looked at again
         again = real_features(context, encoders, samples, 12)["pixels"]
     assert np.array_equal(again.moments.scatter_DD, first.moments.scatter_DD)
     assert np.array_equal(again.rows_nD, first.rows_nD)
@@ -351,12 +351,12 @@ def test_features_of_real_images_are_made_once_for_all_runs(context: Context, mo
 
 
 def test_a_kill_among_real_images_changes_nothing(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "CHUNK", 4)
-    monkeypatch.setattr(generation, "KEPT_EVERY", 8)
+    monkeypatch.setattr(image_distances, "CHUNK", 4)
+    monkeypatch.setattr(image_distances, "KEPT_EVERY", 8)
     samples, encoders = context.cache.splits["train"], {"pixels": Pixels(2), "other": Pixels(4)}
     whole = real_features(context, encoders, samples, 12)
     _remove(context)
-    plain, seen = generation.decoded, []
+    plain, seen = image_distances.decoded, []
 
     def dying(context: Context, x0: torch.Tensor) -> torch.Tensor:
         seen.append(len(x0))
@@ -364,7 +364,7 @@ def test_a_kill_among_real_images_changes_nothing(context: Context, monkeypatch:
             raise KeyboardInterrupt
         return plain(context, x0)
 
-    monkeypatch.setattr(generation, "decoded", dying)
+    monkeypatch.setattr(image_distances, "decoded", dying)
     with pytest.raises(KeyboardInterrupt):
         real_features(context, encoders, samples, 12)
     resumed = real_features(context, encoders, samples, 12)

@@ -13,9 +13,9 @@ from runs import write_run
 
 from urepa.core.errors import UserError
 from urepa.evaluation.context import Context
-from urepa.evaluation.generated import GeneratedImages
-from urepa.inference.opened import load
-from urepa.method.sampling import sample_images
+from urepa.evaluation.generated_images import GeneratedImages
+from urepa.inference.open_run import load
+from urepa.method.ddpm_sampling import sample_images
 
 Compose = Callable[..., dict[str, Any]]
 

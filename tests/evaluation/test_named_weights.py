@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from urepa.evaluation.classifier_file import as_metadata
-from urepa.evaluation.named_weights import with_digests
+from urepa.evaluation.encoder_weights import with_digests
 
 
 def test_digests_stand_beside_paths(tmp_path: Path) -> None:

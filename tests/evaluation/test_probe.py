@@ -14,20 +14,20 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from urepa.core import draws
+from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
 from urepa.evaluation import attention
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out, labels_of, of_tap, pooled, subset
-from urepa.evaluation.probe import Knn, LinearProbe, TapProbe
+from urepa.evaluation.probes import Knn, LinearProbe, TapProbe
 
 
 def by_hand(context: Context, samples: list[Any], ids: list[int]) -> np.ndarray:
     """The mid tap at t = 100 under these class ids."""
     x0 = context.cache.x0(samples)
-    rngs = [draws.generator(draws.digest64("probe", s.sample_id), "noise") for s in samples]
-    noise = torch.stack([draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
+    rngs = [random_draws.generator(random_draws.digest64("probe", s.sample_id), "noise") for s in samples]
+    noise = torch.stack([random_draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
     t_B = torch.full((len(samples),), 100)
     with torch.no_grad():
         condition = Condition(torch.tensor(ids), context.cache.null_id)

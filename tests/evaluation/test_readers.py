@@ -9,8 +9,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from urepa.evaluation import readers
-from urepa.evaluation.readers import knn_scores, linear_scores
+from urepa.evaluation import knn_and_linear
+from urepa.evaluation.knn_and_linear import knn_scores, linear_scores
 
 
 def clusters(classes: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def test_knn_is_that_of_a_loop_over_all_pairs(classes: int, k: int) -> None:
 def test_knn_in_blocks_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     (fitted, labels), (read, truth) = clusters(12, 3000, 0), clusters(12, 900, 1)  # 21 MiB of distances
     whole = knn_scores((fitted, read), (labels, truth), 7)
-    monkeypatch.setattr(readers, "MEMORY", 1)
+    monkeypatch.setattr(knn_and_linear, "MEMORY", 1)
     assert knn_scores((fitted, read), (labels, truth), 7) == whole
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from urepa.core.pictures import GAP, grid_png
-from urepa.evaluation.samples import SampleGrid
+from urepa.core.png import GAP, grid_png
+from urepa.evaluation.sample_grid import SampleGrid
 
 
 def test_rows_have_the_names_of_their_classes() -> None:

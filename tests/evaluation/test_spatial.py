@@ -15,7 +15,7 @@ from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import chunks, held_out, subset, teacher_tokens
-from urepa.evaluation.spatial import Spatial, contrast, decay_slope, local_distant
+from urepa.evaluation.spatial_structure import Spatial, contrast, decay_slope, local_distant
 
 SPATIAL = Spatial(tap="mid", timestep=100, images=15, far=0.2, decay=0.27)
 

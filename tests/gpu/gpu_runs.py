@@ -19,15 +19,15 @@ from accelerate.state import AcceleratorState
 from waits import WARM_UP, losses_without_waiting
 
 from urepa import bench
-from urepa.checks.spanning import check
+from urepa.checks.combinations import check
 from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
 from urepa.core.types import ALONE
 from urepa.costs.benchmark.loops import Bench
-from urepa.costs.benchmark.synthetic import SyntheticTrack, settings_like
+from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
 from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
-from urepa.runs.folder import plain
+from urepa.runs.run_folder import plain
 from urepa.training.assembly import make
 from urepa.training.session import accelerate_for
 

@@ -14,8 +14,8 @@ import bench_gpu
 import pytest
 from bench_gpu import FULL, QUARTER, RUNS, SIT_XL, TINY_SIT, TINY_TRACK_A, Run, Worker
 
-from urepa.checks.spanning import check
-from urepa.core.nested import flatten
+from urepa.checks.combinations import check
+from urepa.core.nested_dicts import flatten
 from urepa.costs.estimate import Device, plan
 from urepa.plan import tables
 
@@ -125,12 +125,12 @@ def test_a_wait_is_told_by_its_line_in_this_project() -> None:
     import torch
     from gpu_runs import where
 
-    from urepa.models import speed
+    from urepa.models import speed_switches
 
     with pytest.raises(RuntimeError) as caught:
-        speed.GroupNorm(2, 4)(torch.zeros(1, 6, 3))
-    assert caught.traceback[-1].path != Path(speed.__file__)
-    assert where(caught.value).startswith(f"{speed.__file__}:")
+        speed_switches.GroupNorm(2, 4)(torch.zeros(1, 6, 3))
+    assert caught.traceback[-1].path != Path(speed_switches.__file__)
+    assert where(caught.value).startswith(f"{speed_switches.__file__}:")
     assert "F.group_norm(" in where(caught.value)
 
 

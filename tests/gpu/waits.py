@@ -42,8 +42,8 @@ def main(folder: Path, overrides: list[str]) -> None:
     import hydra
 
     from urepa.cli import CONF, prepare
-    from urepa.runs.folder import plain
-    from urepa.runs.tracking import NoShipper
+    from urepa.runs.mlflow_sender import NoShipper
+    from urepa.runs.run_folder import plain
     from urepa.training import assembly
     from urepa.training.session import accelerate_for
 

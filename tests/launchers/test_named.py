@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from launchers.ablation_grid import asked_for, settings_of, split
-from launchers.chain import LocalChain
-from launchers.named import comparisons, rows_of, runs_of_study
+from launchers.dependent_jobs import LocalChain
+from launchers.named_studies import comparisons, rows_of, runs_of_study
 from launchers.study import Run, Stage, compose_run, stages_of
 from urepa.cli import CONF
-from urepa.config.roots import Study
+from urepa.config.command_schemas import Study
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
-from urepa.runs.folder import differences, is_identity
+from urepa.core.nested_dicts import flatten
+from urepa.runs.run_folder import differences, is_identity
 
 NAMES = sorted(p.stem for p in (Path(CONF) / "study").glob("*.yaml"))
 GIVEN = ["data.source=folder", "data.images=/somewhere/photos"]
@@ -75,9 +75,9 @@ WHICH_CHOICE: dict[str, dict[str, Any]] = {
 }
 LOSS, HEAD = "loss._target_", "head._target_"
 EXCHANGED = {
-    "control": {LOSS: "urepa.method.alignment.DiffusionOnly"},
-    "class_control": {LOSS: "urepa.method.alignment.DiffusionOnly", "data.cfg_dropout": 0.1},
-    "uniform_t_control": {LOSS: "urepa.method.alignment.DiffusionOnly", "objective.draw": "uniform"},
+    "control": {LOSS: "urepa.method.training_step.DiffusionOnly"},
+    "class_control": {LOSS: "urepa.method.training_step.DiffusionOnly", "data.cfg_dropout": 0.1},
+    "uniform_t_control": {LOSS: "urepa.method.training_step.DiffusionOnly", "objective.draw": "uniform"},
     "head_linear": {HEAD: "urepa.models.heads.ConvHead", "head.depth": 1},
     "head_mlp": {HEAD: "urepa.models.heads.MLPHead"},
     "head_3x3": {HEAD: "urepa.models.heads.SpatialHead"},

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import pytest
 
 from launchers.status import lines
-from urepa.cluster.jobs import Book, Entry, Job, mark_running
-from urepa.runs.folder import RunFolder
+from urepa.cluster.slurm_job import Book, Entry, Job, mark_running
 from urepa.runs.metrics import MetricsLog
+from urepa.runs.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from hydra import initialize_config_dir
 from hydra.errors import HydraException
 
 from launchers.ablation_grid import settings_of, split
-from launchers.chain import LocalChain
-from launchers.hours import to_plan, training_hours
+from launchers.dependent_jobs import LocalChain
 from launchers.study import Run, Stage, compose_run, runs_of, stages_of
+from launchers.study_hours import to_plan, training_hours
 from urepa.cli import CONF
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
 from urepa.plan import hours
-from urepa.runs.folder import parse_overrides, plain
+from urepa.runs.run_folder import parse_overrides, plain
 
 TRACK_A = ["+experiment=track_a", "data.root=/data"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster import Cluster
 from workspace import Workspace, environment, wait_for
 
-from urepa.cluster.jobs import Book
+from urepa.cluster.slurm_job import Book
 
 ROOT = Path(__file__).parents[2]
 CODE = ("urepa", "launchers", "conf")

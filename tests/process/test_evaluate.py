@@ -11,10 +11,10 @@ from typing import Any
 
 from workspace import EVALUATED, Workspace, assert_tracked_once, ended, one_line_error, query
 
-from urepa.cluster.jobs import Job
+from urepa.cluster.slurm_job import Job
 from urepa.core.errors import NOT_EVALUATED
-from urepa.runs.folder import RunFolder
 from urepa.runs.metrics import TIMINGS, is_final, read_rows
+from urepa.runs.run_folder import RunFolder
 
 PROBED = (
     "evaluation=cifar10",

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from workspace import Workspace, last_checkpoint, one_line_error, steps, without_timings
 
-from urepa.core import draws
-from urepa.data.samples import read_split
+from urepa.core import random_draws
+from urepa.data.tracks.samples import read_split
 
 STEPS = 20
 LONGER = (f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.checkpoint_every=10", "tracking=none")
@@ -98,7 +98,7 @@ def order_of(work: Workspace) -> list[str]:
     """Sample ids in the order of the first epoch of seed 0."""
     (split,) = work.cache.glob("*/train.csv")
     samples = read_split(split)
-    return [samples[i].sample_id for i in draws.permutation(0, 0, len(samples))]
+    return [samples[i].sample_id for i in random_draws.permutation(0, 0, len(samples))]
 
 
 def test_a_nan_on_one_rank_skips_the_step_on_both(work: Workspace) -> None:

@@ -10,7 +10,7 @@ import pytest
 from studies import Study, checkout
 from workspace import EVALUATED, Workspace, assert_same_run, assert_tracked_once
 
-from urepa.cluster.jobs import Book, Entry
+from urepa.cluster.slurm_job import Book, Entry
 
 
 def entries(study: Study) -> list[Entry]:

@@ -33,7 +33,7 @@ from workspace import (
     wait_for,
 )
 
-from urepa.cluster.jobs import Book, Entry
+from urepa.cluster.slurm_job import Book, Entry
 
 LAUNCHER = ("hydra/launcher=slurm_h200", "hydra.launcher.cpus_per_task=1")
 

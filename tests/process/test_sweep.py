@@ -11,7 +11,7 @@ import yaml
 from studies import checkout
 from workspace import Workspace, assert_tracked_once, environment, query, wait_for
 
-from urepa.core.code_state import code_state
+from urepa.core.code_version import code_state
 
 
 def test_four_runs_four_folders_four_mlflow_runs(work: Workspace) -> None:

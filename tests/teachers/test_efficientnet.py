@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from urepa.config.parts import EfficientNetLite2 as Settings
+from urepa.config.part_schemas import EfficientNetLite2 as Settings
 from urepa.models.teachers.efficientnet import EfficientNetLite0, EfficientNetLite2
-from urepa.models.teachers.shapes import LITE0, LITE2
+from urepa.models.teachers.teacher_sizes import LITE0, LITE2
 
 
 @pytest.mark.parametrize(("teacher", "maps"), [(EfficientNetLite0, LITE0), (EfficientNetLite2, LITE2)])

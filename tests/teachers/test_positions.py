@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers
 
 from urepa.core.errors import UserError
-from urepa.models.teachers.positions import RULES, resampled
+from urepa.models.teachers.dinov2_positions import RULES, resampled
 from urepa.models.teachers.vit import IMAGENET, ViT
 
 WIDTH, PATCH = 32, 14

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from urepa.checks.shapes import check_teacher
+from urepa.checks.sizes import check_teacher
 from urepa.core.errors import UserError
-from urepa.data.pixels import PixelTrack
+from urepa.data.tracks.pixels import PixelTrack
 from urepa.models.teachers.efficientnet import EfficientNetLite0
-from urepa.models.teachers.shapes import check_efficientnet
+from urepa.models.teachers.teacher_sizes import check_efficientnet
 
 WIDTHS = {8: 40, 16: 112, 32: 1280}
 SIZE = 64

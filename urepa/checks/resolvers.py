@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.help import help_text
 from urepa.core.errors import UserError
-from urepa.data.classes import count_of
-from urepa.runs.folder import find_name, no_run, require_config
+from urepa.data.tracks.classes import count_of
+from urepa.runs.run_folder import find_name, no_run, require_config
 
 
 def register() -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from urepa.cluster.jobs import FOLDER
-from urepa.config.mistakes import CONF, sweeps_over
+from urepa.cluster.slurm_job import FOLDER
+from urepa.config.command_line import CONF, sweeps_over
 from urepa.core.files import sync_folder
 
 PLACE = Path(FOLDER) / "conf"  # below the working folder

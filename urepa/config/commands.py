@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from urepa.config import roots
+from urepa.config import command_schemas
 
 RUN = "[+experiment=NAME] [+ablation=NAME] [GROUP=NAME...] [KEY=VALUE...]"
 OF_RUN = ("experiment", "ablation")  # groups that are added with a plus
@@ -29,7 +29,7 @@ COMMANDS = {
     "train": Command(
         "urepa.train",
         "trains, validates and evaluates a run; the same command resumes it",
-        roots.Train,
+        command_schemas.Train,
         (RUN, f"-m {RUN}", "resume=FOLDER trainer.max_steps=N"),
         (
             ("", "the quickstart"),
@@ -44,7 +44,7 @@ COMMANDS = {
     "preprocess": Command(
         "urepa.preprocess",
         "makes a track's caches, from images to verified latents and tokens",
-        roots.Preprocess,
+        command_schemas.Preprocess,
         ("data=NAME [teacher=NAME] [KEY=VALUE...]",),
         (
             ("data=track_a data.images=IMAGENET data.root=DIR", "all stages in order"),
@@ -56,7 +56,7 @@ COMMANDS = {
     "train_classifier": Command(
         "urepa.train_classifier",
         "trains a small classifier on a track's training images, for evaluation=cifar10_fd: no run is aligned to it",
-        roots.TrainClassifier,
+        command_schemas.TrainClassifier,
         ("data=NAME [KEY=VALUE...]",),
         (
             ("data=cifar10_12k data.source=folder data.images=DIR", "three minutes on two cores"),
@@ -68,7 +68,7 @@ COMMANDS = {
         "urepa.prefetch",
         "downloads the weights that an experiment needs and records their revisions in prefetch.json, so that jobs "
         "run with HF_HUB_OFFLINE=1",
-        roots.Prefetch,
+        command_schemas.Prefetch,
         (RUN,),
         (
             ("+experiment=track_a", "SD-1.5, its VAE and text encoder, and DINOv2-L"),
@@ -78,7 +78,7 @@ COMMANDS = {
     "evaluate": Command(
         "urepa.evaluate",
         "evaluates a finished run again, or by other evaluations, on its EMA weights",
-        roots.Evaluate,
+        command_schemas.Evaluate,
         ("run=FOLDER [evaluation=NAME|[NAME,...]] [KEY=VALUE...]", "-m 'run=glob(PATTERN)' [KEY=VALUE...]"),
         (
             ("run=outputs/NAME/seed0", "its own evaluation"),
@@ -94,7 +94,7 @@ COMMANDS = {
     "generate": Command(
         "urepa.generate",
         "makes images of a run, or of published weights",
-        roots.Generate,
+        command_schemas.Generate,
         ("run=FOLDER [KEY=VALUE...]", "checkpoint=FILE +experiment=NAME [GROUP=NAME...] [KEY=VALUE...]"),
         (
             ("run=outputs/NAME/seed0 classes=[207,360] n=16 guidance=4", "16 images of each of two classes"),
@@ -109,7 +109,7 @@ COMMANDS = {
     "generate_checkpoint": Command(
         "urepa.generate",
         "makes images of published weights, without a run",
-        roots.GenerateCheckpoint,
+        command_schemas.GenerateCheckpoint,
         ("checkpoint=FILE +experiment=NAME [GROUP=NAME...] [KEY=VALUE...]",),
         (
             (
@@ -132,7 +132,7 @@ COMMANDS = {
     "export": Command(
         "urepa.export",
         "writes a run's EMA weights as others load them, with its heads, its config and a model card",
-        roots.Export,
+        command_schemas.Export,
         ("run=FOLDER [out=FOLDER] [KEY=VALUE...]",),
         (
             ("run=outputs/NAME/seed0", "into outputs/NAME/seed0/export/step_..."),
@@ -143,7 +143,7 @@ COMMANDS = {
     "compare": Command(
         "urepa.compare",
         "compares runs, arm by arm and seed by seed, from their folders or from MLflow",
-        roots.Compare,
+        command_schemas.Compare,
         ("[KEY=VALUE...]",),
         (
             ("", "all runs below outputs/"),
@@ -154,7 +154,7 @@ COMMANDS = {
     "describe": Command(
         "urepa.describe",
         "writes the methodology section of an experiment, from its config and what is counted of it",
-        roots.Describe,
+        command_schemas.Describe,
         (f"{RUN} [out=FOLDER]",),
         (
             ("+experiment=track_a", "prints Markdown"),
@@ -164,7 +164,7 @@ COMMANDS = {
     "plan": Command(
         "urepa.plan",
         "predicts what a run, or a sweep, will cost, before anything is built",
-        roots.Plan,
+        command_schemas.Plan,
         (RUN, f"-m {RUN}"),
         (
             ("+experiment=track_a", "parameters, FLOP, memory, disk and hours of a run"),
@@ -175,7 +175,7 @@ COMMANDS = {
     "bench": Command(
         "urepa.bench",
         "measures how long a training step of an experiment takes, over random data",
-        roots.Bench,
+        command_schemas.Bench,
         (f"{RUN} [bench.KEY=VALUE...]",),
         (
             ("", "the quickstart's step"),
@@ -187,7 +187,7 @@ COMMANDS = {
     "bench_reading": Command(
         "urepa.bench_reading",
         "measures how fast tokens and latents are read, beside plain preadv and the document's loader",
-        roots.BenchReading,
+        command_schemas.BenchReading,
         ("[KEY=VALUE...]",),
         (("", "the disk of this folder"), ("folder=DIR samples=8000 rounds=1 out=FILE", "another disk, into a file")),
     ),
@@ -195,7 +195,7 @@ COMMANDS = {
         "launchers.ablation_grid",
         "submits a whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, "
         "comparison",
-        roots.AblationGrid,
+        command_schemas.AblationGrid,
         ("[+experiment=NAME] [KEY=VALUE...]", "study=NAME [KEY=VALUE...]"),
         (
             ("+experiment=track_a data.root=DIR cluster=slurm dry_run=true", "what it would submit, and its hours"),
@@ -212,7 +212,7 @@ COMMANDS = {
     "status": Command(
         "launchers.status",
         "shows the jobs that were submitted from a working folder: a line for each, its last submission alone",
-        roots.Status,
+        command_schemas.Status,
         ("[FOLDER]",),
         (("", "the jobs of this folder"), ("/scratch/study/outputs/.jobs", "those of another")),
         (

@@ -18,10 +18,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
+from urepa.config.command_schemas import Train
 from urepa.config.commands import COMMANDS, OF_RUN, Command
-from urepa.config.roots import Train
-from urepa.config.settings import Key, keys_of
-from urepa.core.nested import flatten
+from urepa.config.keys import Key, keys_of
+from urepa.core.nested_dicts import flatten
 
 HELP = {"--help", "-h"}
 WIDEST = 100  # columns

@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 
 from urepa.config.commands import COMMANDS
-from urepa.config.settings import keys_of
+from urepa.config.keys import keys_of
 from urepa.core.errors import UserError
 
 

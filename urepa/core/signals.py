@@ -7,8 +7,8 @@ import signal
 from types import FrameType
 from typing import Any
 
+from urepa.core.collectives import HostVote
 from urepa.core.errors import Stopped
-from urepa.core.parallel import HostVote
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 

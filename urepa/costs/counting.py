@@ -106,7 +106,7 @@ def norm_as_on_cuda(model: nn.Module) -> None:
         return (inputs[0].float(), *inputs[1:]) if torch.is_autocast_enabled("cpu") else None
 
     for module in model.modules():
-        if type(module) in (nn.GroupNorm, nn.LayerNorm):  # urepa.models.speed's subclasses switch autocast off
+        if type(module) in (nn.GroupNorm, nn.LayerNorm):  # urepa.models.speed_switches's subclasses switch autocast off
             module.register_forward_pre_hook(widen)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
 from urepa.core.types import Batch, Condition
+from urepa.costs.bench_results import read_measured
 from urepa.costs.counting import (
     AFTER_THE_MODEL,
     LiveBytes,
@@ -26,15 +27,14 @@ from urepa.costs.counting import (
     norm_as_on_cuda,
     on_fake_cpu,
 )
-from urepa.costs.measured import read_measured
-from urepa.data.online import AT_ONCE
+from urepa.data.online_encoders import AT_ONCE
 from urepa.data.reader import THREADS
-from urepa.data.shares import check_batch_size
-from urepa.data.sizes import CacheSize, cache_sizes, reader_bytes
-from urepa.data.vae import unread_vae
-from urepa.method.alignment import AlignedModel, step_terms
+from urepa.data.stages.vae import unread_vae
+from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
+from urepa.data.tracks.split_sizes import check_batch_size
 from urepa.method.objectives import Objective
-from urepa.models.teachers.several import by_name
+from urepa.method.training_step import AlignedModel, step_terms
+from urepa.models.teachers.several_teachers import by_name
 from urepa.training.assembly import build_model, make, speed_up
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.core.draws import normal
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
+from urepa.core.random_draws import normal
 from urepa.core.types import ALONE, Condition
-from urepa.data.content import Identity
-from urepa.data.digests import IN_MANIFEST, MEAN_TOKEN
-from urepa.data.images import ImageArchive
-from urepa.data.online import OnlineLatents, OnlineTokens
-from urepa.data.places import lost_list
-from urepa.data.reading import Store
-from urepa.data.samples import Keys, Sample, Samples
-from urepa.models.teachers.several import by_name
+from urepa.data.online_encoders import OnlineLatents, OnlineTokens
+from urepa.data.stages.image_archives import ImageArchive
+from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN
+from urepa.data.stores.record_reading import Store
+from urepa.data.tracks.content import Identity
+from urepa.data.tracks.paths import lost_list
+from urepa.data.tracks.samples import Keys, Sample, Samples
+from urepa.models.teachers.several_teachers import by_name
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from urepa.core import draws
+from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition
 from urepa.data.cache import Cache
-from urepa.data.samples import Sample
-from urepa.data.shares import check_batch_size
-from urepa.method.strata import strata
+from urepa.data.tracks.samples import Sample
+from urepa.data.tracks.split_sizes import check_batch_size
+from urepa.method.batch_fraction import strata
 
 AHEAD = 3  # steps that are read before they are asked for
 THREADS = 2  # that read them
@@ -57,7 +57,7 @@ class Layout:
     world: int = 1
 
     def __post_init__(self) -> None:
-        assert self.global_batch % (self.accumulation * self.world) == 0, "urepa.checks.spanning has looked"
+        assert self.global_batch % (self.accumulation * self.world) == 0, "urepa.checks.combinations has looked"
 
     def positions(self, micro: int) -> range:
         """The global batch's positions that are this rank's in micro-batch `micro`."""
@@ -91,7 +91,7 @@ class TrainingReader:
     def _epoch_order(self, epoch: int) -> list[int]:
         known, order = self._order  # read once: another thread may be in the next epoch already
         if known != epoch:
-            order = draws.permutation(self.seed, epoch, len(self.samples)).tolist()
+            order = random_draws.permutation(self.seed, epoch, len(self.samples)).tolist()
             self._order = (epoch, order)
         return order
 
@@ -106,10 +106,10 @@ class TrainingReader:
         for micro in range(self.layout.accumulation):
             positions = self.layout.positions(micro)
             samples = [self._sample(order[offset + p], step, p) for p in positions]
-            drop = [draws.generator(self.seed, "drop", step, p).random() < self.cfg_dropout for p in positions]
-            noise = [draws.generator(self.seed, "noise", step, p) for p in positions]
-            times = [draws.generator(self.seed, "t", step, p) for p in positions]
-            posterior = [draws.generator(self.seed, "posterior", step, p) for p in positions]
+            drop = [random_draws.generator(self.seed, "drop", step, p).random() < self.cfg_dropout for p in positions]
+            noise = [random_draws.generator(self.seed, "noise", step, p) for p in positions]
+            times = [random_draws.generator(self.seed, "t", step, p) for p in positions]
+            posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
             size = len(positions)
             rows = slice(micro * size, (micro + 1) * size)
             raw = {} if slot is None else {name: raw_RB[rows] for name, raw_RB in slot.raw.items()}
@@ -131,14 +131,14 @@ class TrainingReader:
         p, q = strata(self.diffusion_fraction)
         chosen: list[int] = []
         for first in range(positions.start, positions.stop, q):
-            rng = draws.generator(self.seed, "diffusion", step, first // q)
+            rng = random_draws.generator(self.seed, "diffusion", step, first // q)
             chosen += sorted((first - positions.start + rng.permutation(q)[:p]).tolist())
         return torch.tensor(chosen, dtype=torch.long)
 
     def _sample(self, index: int, step: int, position: int) -> Sample:
         """A training sample; half of them mirrored where there are flips: one draw for image and tokens."""
         sample = self.samples[index]
-        if self.cache.flips and draws.generator(self.seed, "flip", step, position).random() < 0.5:
+        if self.cache.flips and random_draws.generator(self.seed, "flip", step, position).random() < 0.5:
             return replace(sample, mirrored=True)
         return sample
 
@@ -172,7 +172,7 @@ class ValidationReader:
     def __init__(self, cache: Cache, objective: Any, group: int) -> None:
         self.cache, self.objective = cache, objective
         samples = cache.splits["val"]
-        order = draws.permutation(VALIDATION_SEED, 0, len(samples)).tolist()
+        order = random_draws.permutation(VALIDATION_SEED, 0, len(samples)).tolist()
         self.groups = [[samples[i] for i in order[at : at + group]] for at in range(0, len(order), group)]
         self.full = [len(g) == group for g in self.groups]
         if not any(self.full):
@@ -184,9 +184,9 @@ class ValidationReader:
     def read(self, index: int) -> Batch:
         """One group as a batch. Conditions are not dropped, unless training withholds all of them."""
         samples = self.groups[index]
-        key = [draws.digest64("val", s.sample_id) for s in samples]
-        noise = [draws.generator(k, "noise") for k in key]
-        times = [draws.generator(k, "t") for k in key]
+        key = [random_draws.digest64("val", s.sample_id) for s in samples]
+        noise = [random_draws.generator(k, "noise") for k in key]
+        times = [random_draws.generator(k, "t") for k in key]
         teachers = self.cache.teachers(samples)
         batch = _batch(self.cache, self.objective, samples, noise, times, posterior=None, teachers=teachers)
         return replace(batch, condition=self.cache.condition([s.class_id for s in samples]))
@@ -206,7 +206,7 @@ def _batch(
     return Batch(
         ids=[s.key for s in samples],
         x0=x0,
-        noise=torch.stack([draws.normal(shape, rng) for rng in noise]),
+        noise=torch.stack([random_draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
         condition=Condition(torch.tensor([s.class_id for s in samples]), cache.null_id),
         teachers=teachers,

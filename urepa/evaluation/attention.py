@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.core import draws, progress
+from urepa.core import progress, random_draws
 from urepa.core.types import Tokens
 
 STEPS = 500
@@ -93,7 +93,9 @@ def train(rows: Rows, labels: np.ndarray, device: torch.device) -> AttentionPool
         for step in progress.bar(
             range(STEPS), desc=f"attention pooling of {len(labels):,} images", unit="step", leave=False
         ):
-            some = draws.generator(0, "attention pooling", step).integers(len(labels), size=min(BATCH, len(labels)))
+            some = random_draws.generator(0, "attention pooling", step).integers(
+                len(labels), size=min(BATCH, len(labels))
+            )
             logits_BK = F.linear(pool(rows(some)), weight_KD, bias_K)
             loss = F.cross_entropy(logits_BK, torch.from_numpy(target[some]).to(device))
             adam.zero_grad()

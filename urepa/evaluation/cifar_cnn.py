@@ -20,7 +20,7 @@ from urepa.core.errors import UserError
 from urepa.core.hashing import file_sha256
 from urepa.core.types import Tokens
 from urepa.evaluation.classifier_file import COMMAND, stated_by_classifier
-from urepa.models.weights import read_safetensors
+from urepa.models.weight_files import read_safetensors
 
 STAGES = ((3, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))  # channels in, channels out, stride
 FEATURES = STAGES[-1][1]

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from urepa.core import draws, progress
+from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.core.hashing import file_sha256
 from urepa.data.cache import Cache
-from urepa.data.content import Identity
-from urepa.data.online import own_device
-from urepa.data.samples import digests_of
+from urepa.data.online_encoders import own_device
+from urepa.data.tracks.content import Identity
+from urepa.data.tracks.samples import digests_of
 from urepa.evaluation.cifar_cnn import Classifier
 from urepa.evaluation.classifier_file import as_metadata, refuse_other
-from urepa.method.schedules import cosine_with_warmup
+from urepa.method.step_schedules import cosine_with_warmup
 
 BATCH = 128
 LEARNING_RATE = 2e-3  # at its peak; a cosine takes it to 0
@@ -100,7 +100,7 @@ def train_classifier(track: Any, epochs: int, seed: int, out: Path) -> None:
 def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classifier:
     """A classifier after so many passes over the images, in eval mode. UserError where it has diverged."""
     device = own_device()
-    with draws.torch_seed(seed, "classifier"):
+    with random_draws.torch_seed(seed, "classifier"):
         network = Classifier(num_classes).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -108,7 +108,7 @@ def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classif
     per_epoch = len(train) // size
     with progress.bar(total=epochs * per_epoch, desc="training", unit="step") as bar:
         for epoch in range(epochs):
-            order_R = draws.generator(seed, "classifier/order", step=epoch).permutation(len(train))
+            order_R = random_draws.generator(seed, "classifier/order", step=epoch).permutation(len(train))
             for index in range(per_epoch):
                 step = epoch * per_epoch + index
                 images_B3SS, classes_B = train.batch(order_R[index * size : (index + 1) * size])
@@ -133,7 +133,7 @@ def augmented(images_B3SS: Tensor, seed: int, step: int) -> Tensor:
     padded = F.pad(images_B3SS, (SHIFT,) * 4, value=0.5)
     moved = []
     for position, image in enumerate(padded):
-        rng = draws.generator(seed, "classifier/augmentation", step, position)
+        rng = random_draws.generator(seed, "classifier/augmentation", step, position)
         down, right, is_flipped = rng.integers(0, (2 * SHIFT + 1, 2 * SHIFT + 1, 2)).tolist()
         crop = image[:, down : down + size, right : right + size]
         moved.append(crop.flip(-1) if is_flipped else crop)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from urepa.core import progress
 from urepa.core.errors import UserError
-from urepa.core.hub import resolve, why_not
-from urepa.data.classes import class_names
+from urepa.core.hub_names import resolve, why_not
+from urepa.data.tracks.classes import class_names
 from urepa.evaluation.context import Context
-from urepa.evaluation.generated import GeneratedImages
+from urepa.evaluation.generated_images import GeneratedImages
 from urepa.models.teachers.vit import OPENAI
 
 

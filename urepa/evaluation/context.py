@@ -15,8 +15,8 @@ from urepa.core.errors import UserError
 from urepa.core.files import FULL
 from urepa.core.types import ALONE
 from urepa.data.cache import Cache
-from urepa.method.alignment import AlignedModel
-from urepa.models.teachers.several import name_at
+from urepa.method.training_step import AlignedModel
+from urepa.models.teachers.several_teachers import name_at
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Inception:
 
     With the published weights the Fréchet distance of its features is FID as pytorch-fid computes it, as far as the
     numbers of images are the usual ones and the real images are photographs. Those of a latent track are not: they are
-    its VAE's reconstructions (`urepa.evaluation.generation`), and published FIDs of such models are against the
+    its VAE's reconstructions (`urepa.evaluation.image_distances`), and published FIDs of such models are against the
     photographs. Images of any size are quantised to 255ths and resized bilinearly to 299x299
     (corners not aligned, no antialiasing). The original resizes by TensorFlow 1's rule, which places the samples
     otherwise: its FID differs a little.

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.core import draws, progress
+from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens, no_rows
-from urepa.data.samples import Sample, Samples, first_drawn
+from urepa.data.tracks.samples import Sample, Samples, first_drawn
 from urepa.evaluation.context import Context
-from urepa.method.alignment import AlignedModel
 from urepa.method.objectives import Objective
+from urepa.method.training_step import AlignedModel
 
 CHUNK = 128
 
@@ -71,8 +71,8 @@ def chunks(
 def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tensor, model: AlignedModel) -> Chunk:
     """What the model makes of some samples at a time [] of the objective."""
     x0 = context.cache.x0(part)
-    rngs = [draws.generator(draws.digest64("probe", s.sample_id), "noise") for s in part]
-    noise = torch.stack([draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
+    rngs = [random_draws.generator(random_draws.digest64("probe", s.sample_id), "noise") for s in part]
+    noise = torch.stack([random_draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
     t_B = time.repeat(len(part))
     x_t, t_B = (x.to(context.device) for x in (context.objective.corrupt(x0, noise, t_B), t_B))
     null_B = torch.full((len(part),), context.cache.null_id, device=context.device)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from urepa.core.parallel import sum_over_ranks
+from urepa.core.collectives import sum_over_ranks
 from urepa.core.types import Batch
 from urepa.data.reader import Layout, ValidationReader
 from urepa.method import losses
-from urepa.method.alignment import shares_of, step_terms
+from urepa.method.training_step import shares_of, step_terms
 
 BINS = 10
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from urepa.core.errors import UserError, did_you_mean
-from urepa.core.markup import printable
+from urepa.core.escaping import printable
 from urepa.core.ranks import is_first
-from urepa.data.classes import class_names
+from urepa.data.tracks.classes import class_names
 
 SHOWN = 10  # names in a sentence
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from urepa.core.hub import is_hub_id, resolve
-from urepa.core.markup import markdown
-from urepa.inference.published import family, training_command
-from urepa.runs.folder import Names, stored_names, teacher_name
+from urepa.core.escaping import markdown
+from urepa.core.hub_names import is_hub_id, resolve
+from urepa.inference.published_weights import family, training_command
 from urepa.runs.metrics import Rows
+from urepa.runs.run_folder import Names, stored_names, teacher_name
 from urepa.runs.summary import read_summary
 from urepa.training.provenance import class_names
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from urepa.core import draws, progress
+from urepa.core import progress, random_draws
 from urepa.core.types import Condition
 from urepa.method.objectives import Flow
 
@@ -71,7 +71,7 @@ def euler_maruyama(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: 
         drift = v - t * flow.score(x, v, t.expand(len(x)))
         x = x + (after - t) * drift
         if after > 0:
-            noise = torch.stack([draws.normal(tuple(x.shape[1:]), rng) for rng in rngs]).to(x.device)
+            noise = torch.stack([random_draws.normal(tuple(x.shape[1:]), rng) for rng in rngs]).to(x.device)
             x = x + (2 * t * (t - after)).sqrt() * noise
     return x
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 class Objective(ABC):
     """What every objective owns. `samplers` are those that solve its equation, by their names in
-    `urepa.method.sampling`, the usual one first, in at most `most_steps`; `times` says in words which times there are,
-    and `usual_times` stand for those that are trained at, each as likely as any other."""
+    `urepa.method.ddpm_sampling`, the usual one first, in at most `most_steps`; `times` says in words which times there
+    are, and `usual_times` stand for those that are trained at, each as likely as any other."""
 
     samplers: tuple[str, ...]
     most_steps: float = math.inf

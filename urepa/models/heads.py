@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
-from urepa.models.linear import linear
-from urepa.models.sinusoid import SINUSOID, sinusoid
+from urepa.models.dense_layers import linear
+from urepa.models.time_embedding import SINUSOID, sinusoid
 
 
 class Resize(nn.Module):

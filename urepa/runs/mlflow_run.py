@@ -9,9 +9,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from urepa.core.markup import markdown
-from urepa.runs.folder import content_of, facts_of
+from urepa.core.escaping import markdown
 from urepa.runs.metrics import NOT_METRICS, number
+from urepa.runs.run_folder import content_of, facts_of
 from urepa.runs.upgrades import upgrade_facts
 
 KIND = ("mlflow.experimentKind", "custom_model_development")  # MLflow's other kind of page is of GenAI applications

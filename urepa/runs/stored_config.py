@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from urepa.config import KINDS
-from urepa.config.roots import Train
+from urepa.config.command_schemas import Train
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
 from urepa.runs.upgrades import upgrade
 
 LARGEST_FILE = 2**20  # bytes; a run's config has some 5,000

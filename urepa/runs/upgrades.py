@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
 
 KEY = "schema"
 SCHEMA_TAG = "urepa.schema"  # of an MLflow run: its parameters cannot be changed, a tag can
@@ -40,25 +40,37 @@ def _to_2(config: dict[str, Any]) -> None:
             part.setdefault("positions", "sincos")
 
 
-PLACES = {  # of the parts of a config before the package had rooms, and since
-    "urepa.alignment": "urepa.method.alignment",
-    "urepa.backbones": "urepa.models.backbones",
+PLACES = {  # modules of the parts of a config before the package had rooms, and since
+    "urepa.alignment": "urepa.method.training_step",
+    "urepa.backbones.sd15": "urepa.models.backbones.sd15",
+    "urepa.backbones.sit": "urepa.models.backbones.sit",
+    "urepa.backbones.unet": "urepa.models.backbones.unet",
+    "urepa.data.latents": "urepa.data.tracks.latents",
+    "urepa.data.pixels": "urepa.data.tracks.pixels",
+    "urepa.evaluation.alignment": "urepa.evaluation.teacher_agreement",
+    "urepa.evaluation.dense": "urepa.evaluation.segmentation",
+    "urepa.evaluation.generated": "urepa.evaluation.generated_images",
+    "urepa.evaluation.generation": "urepa.evaluation.image_distances",
+    "urepa.evaluation.probe": "urepa.evaluation.probes",
+    "urepa.evaluation.samples": "urepa.evaluation.sample_grid",
+    "urepa.evaluation.spatial": "urepa.evaluation.spatial_structure",
     "urepa.heads": "urepa.models.heads",
     "urepa.lora": "urepa.models.lora",
     "urepa.objectives": "urepa.method.objectives",
     "urepa.optimizer": "urepa.training.optimizer",
-    "urepa.teachers": "urepa.models.teachers",
-    "urepa.tracking": "urepa.runs.tracking",
+    "urepa.teachers.efficientnet": "urepa.models.teachers.efficientnet",
+    "urepa.teachers.several": "urepa.models.teachers.several_teachers",
+    "urepa.teachers.vit": "urepa.models.teachers.vit",
+    "urepa.tracking": "urepa.runs.mlflow_sender",
 }
 
 
 def _to_3(config: dict[str, Any]) -> None:
     """The parts moved to other modules."""
     for part in _parts(config):
-        root, _, rest = str(part["_target_"]).partition(".")
-        module, _, name = rest.partition(".")
-        if f"{root}.{module}" in PLACES:
-            part["_target_"] = f"{PLACES[f'{root}.{module}']}.{name}"
+        module, _, name = str(part["_target_"]).rpartition(".")
+        if module in PLACES:
+            part["_target_"] = f"{PLACES[module]}.{name}"
 
 
 def _positions_of_before(vit: dict[str, Any]) -> str | None:

@@ -16,24 +16,24 @@ from accelerate import Accelerator
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from urepa.core.draws import torch_seed
 from urepa.core.errors import UserError
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
+from urepa.core.random_draws import torch_seed
 from urepa.core.types import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.context import Context, Evaluated, run_each
-from urepa.evaluation.during import During
+from urepa.evaluation.in_training import During
 from urepa.evaluation.validate import Validation
-from urepa.method.alignment import AlignedModel
-from urepa.models import speed
-from urepa.models.teachers.several import by_name, name_at
-from urepa.models.weights import trainable
+from urepa.method.training_step import AlignedModel
+from urepa.models import speed_switches
+from urepa.models.teachers.several_teachers import by_name, name_at
+from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
-from urepa.runs.folder import stored_yaml
 from urepa.runs.metrics import MetricsLog
+from urepa.runs.run_folder import stored_yaml
+from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.guards import Guard
 from urepa.training.optimizer import EMA, groups_of
-from urepa.training.sensors import GpuSensors
 from urepa.training.trainer import Settings, Trainer
 
 # what constructors raise over settings that do not fit together
@@ -163,12 +163,12 @@ def evaluated(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -
 def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
     """The speed switches of conf/trainer, after freezing and before the optimiser."""
     if settings.frozen == "bf16":
-        speed.hold_frozen_in_bf16(model.backbone)
+        speed_switches.hold_frozen_in_bf16(model.backbone)
     if settings.channels_last:
-        speed.channels_last(model.backbone)
+        speed_switches.channels_last(model.backbone)
     if settings.compile:
-        speed.compile_blocks(model.backbone)
-    model.attention = speed.attention(settings.attention, device)
+        speed_switches.compile_blocks(model.backbone)
+    model.attention = speed_switches.attention(settings.attention, device)
 
 
 def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shipper: Any) -> tuple[Trainer, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from urepa.core.collectives import all_objects, any_rank
 from urepa.core.errors import UserError
 from urepa.core.json_lines import append, cut_at, read_lines
-from urepa.core.parallel import all_objects, any_rank
-from urepa.method.alignment import Terms
+from urepa.method.training_step import Terms
 
 
 def non_finite(tensors: dict[str, dict[str, Tensor]]) -> list[str]:

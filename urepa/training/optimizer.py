@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from urepa.core.averaging import initial_share
+from urepa.core.ema_share import initial_share
 from urepa.core.errors import UserError
-from urepa.method.schedules import cosine_with_warmup
-from urepa.models.weights import trainable
+from urepa.method.step_schedules import cosine_with_warmup
+from urepa.models.weight_files import trainable
 
 
 def groups_of(model: nn.Module, backbone_group: str) -> dict[str, list[nn.Parameter]]:
@@ -92,7 +92,7 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
 
 class EMA:
     """θ_ema ← d·θ_ema + (1−d)·θ over trainables (spec 000 §5.5); with warm-up, the update after n applied ones has the
-    decay min(d, (1 + n) / (10 + n)), see `urepa.core.averaging`.
+    decay min(d, (1 + n) / (10 + n)), see `urepa.core.ema_share`.
 
     `updates` [] int64 counts the applied updates on the device, so that skipped steps need no answer from it.
     """

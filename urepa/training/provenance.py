@@ -11,11 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from urepa.core.code_state import UNKNOWN, code_of, same_code
+from urepa.core.code_version import UNKNOWN, code_of, same_code
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
-from urepa.data.source_files import refuse_changes
-from urepa.runs.folder import RunFolder, content_of
+from urepa.data.sources.source_changes import refuse_changes
+from urepa.runs.run_folder import RunFolder, content_of
 from urepa.runs.summary import read_summary
 
 FILE = "provenance.json"

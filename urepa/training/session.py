@@ -21,20 +21,24 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.core.code_state import code_of, code_state
+from urepa.core.code_version import code_of, code_state
+from urepa.core.collectives import on_main
 from urepa.core.errors import NotEvaluated, UserError
 from urepa.core.files import read_json, write_whole
-from urepa.core.nested import flatten
-from urepa.core.parallel import on_main
-from urepa.data.spent import teacher_cache_seconds
+from urepa.core.nested_dicts import flatten
+from urepa.data.stores.timing import teacher_cache_seconds
 from urepa.evaluation.context import Evaluated
-from urepa.evaluation.named_weights import with_digests
+from urepa.evaluation.encoder_weights import with_digests
 from urepa.evaluation.plots import DRAWN, losses_png
-from urepa.method.schedules import cosine_with_warmup
+from urepa.method.step_schedules import cosine_with_warmup
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves
 from urepa.runs.environment import take_out_settings
-from urepa.runs.folder import (
+from urepa.runs.last_table import print_report
+from urepa.runs.metrics import Rows, checkpoint_rows, is_final, last_values, storable
+from urepa.runs.mlflow_run import end_tags
+from urepa.runs.mlflow_store import check_credentials
+from urepa.runs.run_folder import (
     Names,
     RunFolder,
     extended,
@@ -45,16 +49,12 @@ from urepa.runs.folder import (
     stored_names,
     tags_of,
 )
-from urepa.runs.metrics import Rows, checkpoint_rows, is_final, last_values, storable
-from urepa.runs.mlflow_run import end_tags
-from urepa.runs.mlflow_store import check_credentials
-from urepa.runs.report import print_report
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance
 from urepa.training.assembly import build, evaluated, load_modules, make
-from urepa.training.beginning import beginning, parameters_by_part
+from urepa.training.first_lines import beginning, parameters_by_part
 from urepa.training.trainer import Trainer
 
 PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core.types import ALONE, Batch, Condition, Denoised, Tokens
-from urepa.costs.benchmark.documented import DocumentedLoop, Store, forever, loader, update_ema
-from urepa.costs.benchmark.online import Images, OnlineTeacher
-from urepa.costs.benchmark.plain import PlainLoop
-from urepa.costs.benchmark.synthetic import SyntheticTrack, settings_like, write_prompts
-from urepa.method.alignment import AlignedModel
-from urepa.models import speed
-from urepa.runs.tracking import NoShipper
+from urepa.costs.benchmark.description_loop import DocumentedLoop, Store, forever, loader, update_ema
+from urepa.costs.benchmark.online_teacher import Images, OnlineTeacher
+from urepa.costs.benchmark.plain_loop import PlainLoop
+from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like, write_prompts
+from urepa.method.training_step import AlignedModel
+from urepa.models import speed_switches
+from urepa.runs.mlflow_sender import NoShipper
 from urepa.training import assembly
 
 FOREVER = 10**9  # steps
-TRACK = "urepa.costs.benchmark.synthetic.SyntheticTrack"
+TRACK = "urepa.costs.benchmark.random_data.SyntheticTrack"
 
 
 @dataclass
@@ -241,4 +241,4 @@ def in_nchw(model: AlignedModel) -> Iterator[None]:
         yield
     finally:
         if not all(own.values()):
-            speed.channels_last(model.backbone)
+            speed_switches.channels_last(model.backbone)

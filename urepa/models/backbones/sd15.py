@@ -13,10 +13,10 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
-from urepa.core.hub import resolve, why_not
-from urepa.models.backbones.shapes import check_prompts
+from urepa.core.hub_names import resolve, why_not
+from urepa.models.backbones.backbone_sizes import check_prompts
 from urepa.models.backbones.unet import UNet
-from urepa.models.weights import own_memory, read_torch
+from urepa.models.weight_files import own_memory, read_torch
 
 # SD-1.5's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
 ARCHITECTURE: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.core.hub import fetched
+from urepa.core.hub_names import fetched
 from urepa.core.types import Condition, Denoised, Tokens
-from urepa.models.backbones.shapes import check_sit, check_sit_adapters, sit_block
-from urepa.models.linear import linear
-from urepa.models.sinusoid import SINUSOID, sinusoid
+from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, sit_block
+from urepa.models.dense_layers import linear
+from urepa.models.time_embedding import SINUSOID, sinusoid
 
 EPS = 1e-6  # of the LayerNorms without weights
 SPREAD = 0.02  # of embeddings at the start
@@ -288,7 +288,7 @@ def sit(
 
     Args:
         weights: "random", or a file in the layout of the published SiT and REPA checkpoints, here or on the hub
-            (`urepa.core.hub`), or the folder of an export.
+            (`urepa.core.hub_names`), or the folder of an export.
 
     Raises UserError where sizes do not fit each other or the file.
     """

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.models.backbones.sit import SiT
-from urepa.models.sinusoid import sinusoid
-from urepa.models.weights import read_safetensors, read_torch
+from urepa.models.time_embedding import sinusoid
+from urepa.models.weight_files import read_safetensors, read_torch
 
 EXPORTED = "model.safetensors"  # the file of an export's folder
 HEADS = "projectors."  # REPA's, which are no part of the backbone

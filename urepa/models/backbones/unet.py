@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core.types import Condition, Denoised, Tokens
-from urepa.models.backbones.shapes import check_unet, check_unet_tap
+from urepa.models.backbones.backbone_sizes import check_unet, check_unet_tap
 
 ENCODER = ("embedding_KLE", "unet.conv_in.", "unet.time_embedding.", "unet.down_blocks.")
 BEFORE = {

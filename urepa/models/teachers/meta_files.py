@@ -11,8 +11,8 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.models.teachers import meta_dinov2, meta_dinov3
-from urepa.models.teachers.shapes import check_file
-from urepa.models.weights import read_torch
+from urepa.models.teachers.teacher_sizes import check_file
+from urepa.models.weight_files import read_torch
 
 State = dict[str, Tensor]
 READERS: dict[str, Callable[[State], tuple[Any, State]]] = {  # by family: the network, and its weights by its names

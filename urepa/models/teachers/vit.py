@@ -17,10 +17,10 @@ from torch import Tensor
 
 from urepa.core import progress
 from urepa.core.errors import UserError
-from urepa.core.hub import resolve, why_not
+from urepa.core.hub_names import resolve, why_not
 from urepa.core.types import Tokens
-from urepa.models.teachers.positions import resample_by
-from urepa.models.teachers.shapes import check_vit, model_name, resamples
+from urepa.models.teachers.dinov2_positions import resample_by
+from urepa.models.teachers.teacher_sizes import check_vit, model_name, resamples
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -63,8 +63,8 @@ class ViT:
         patch: pixels. grid: rows and columns after pooling. width: D. The three are stated, so that heads can
             be built from a cache alone, and checked when the network is loaded.
         positions: how family=dinov2 resamples its learned positions off its native 37x37 patches, a key of
-            `urepa.models.teachers.positions.RULES`. At 37x37 nothing is resampled, and only "meta", the default in
-            conf/, is taken; in the other families only None.
+            `urepa.models.teachers.dinov2_positions.RULES`. At 37x37 nothing is resampled, and only "meta", the default
+            in conf/, is taken; in the other families only None.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import combinations, count
 
 from urepa.core.errors import UserError
-from urepa.reports.comparison.apart import (
+from urepa.reports.comparison.read_runs import Run
+from urepa.reports.comparison.set_apart import (
     ABSENT,
     Apart,
     finished,
@@ -20,7 +21,6 @@ from urepa.reports.comparison.apart import (
     one_protocol,
     with_contents,
 )
-from urepa.reports.comparison.runs import Run
 
 FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column
 

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from urepa.reports.comparison.results import Results, Row
-from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.tables import costs_shown
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from urepa.reports.comparison.gaps import gaps
+from urepa.reports.comparison.findings import findings
+from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.results import PAIRED, Results
-from urepa.reports.comparison.seeds import Cell
-from urepa.reports.comparison.verdict import cautions, verdict
-from urepa.reports.comparison.words import findings
+from urepa.reports.comparison.seed_cells import Cell
+from urepa.reports.comparison.validation_gap import gaps
 
 
 def as_json(results: Results) -> dict[str, Any]:

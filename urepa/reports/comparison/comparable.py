@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from urepa.core.averaging import SHARE
-from urepa.runs.folder import is_identity
+from urepa.core.ema_share import SHARE
+from urepa.runs.run_folder import is_identity
 
 DURING = "eval/"  # evaluations in the course of training
 GRADIENT_COSINE = "/grad_cosine"  # at a tap

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from urepa.reports.comparison.arms import Arm, Sweep, sweeps
-from urepa.reports.comparison.clock import INCLUDED, arm_minutes, clock_of, minutes_at
+from urepa.reports.comparison.at_a_glance import at_a_glance
+from urepa.reports.comparison.by_clock import INCLUDED, arm_minutes, clock_of, minutes_at
+from urepa.reports.comparison.by_step import curve_of, incomparable
 from urepa.reports.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpaired_by
-from urepa.reports.comparison.course import curve_of, incomparable
-from urepa.reports.comparison.drawing import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
-from urepa.reports.comparison.glance import at_a_glance
-from urepa.reports.comparison.numbers import number
-from urepa.reports.comparison.overlap import Line, Place, overlap
+from urepa.reports.comparison.draw_panels import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
+from urepa.reports.comparison.number_format import number
+from urepa.reports.comparison.overlapping_lines import Line, Place, overlap
 from urepa.reports.comparison.results import Difference, Results, last_cell
-from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.statistics import Array, paired
 from urepa.reports.comparison.tables import cell_text
 from urepa.runs.curves import STRETCHES, Curve, thinned

@@ -9,18 +9,19 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from urepa.reports.comparison.clock import unlike_machines
+from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.comparable import reference_label
-from urepa.reports.comparison.drawing import Drawn
-from urepa.reports.comparison.expected import documents_arm, of_steps, reported
+from urepa.reports.comparison.draw_panels import Drawn
+from urepa.reports.comparison.expected_values import documents_arm, of_steps, reported
 from urepa.reports.comparison.figures import CAPTIONS
-from urepa.reports.comparison.gaps import EXPLANATION, Gap, gap_texts, gaps
-from urepa.reports.comparison.grids import Grids
-from urepa.reports.comparison.numbers import delta, interval, mean_sd, p_value
-from urepa.reports.comparison.power import smallest_sentence
+from urepa.reports.comparison.findings import findings, other_remarks, overfitting
+from urepa.reports.comparison.first_sentence import cautions, verdict
+from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
+from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import Results, Row, beside, in_words, shown_differences
-from urepa.reports.comparison.runs import Run
-from urepa.reports.comparison.seeds import Cell
+from urepa.reports.comparison.sample_grids import Grids
+from urepa.reports.comparison.seed_cells import Cell
+from urepa.reports.comparison.smallest_difference import smallest_sentence
 from urepa.reports.comparison.tables import (
     LEGEND,
     caches_shown,
@@ -36,8 +37,7 @@ from urepa.reports.comparison.tables import (
     reached_text,
     seeds_sentence,
 )
-from urepa.reports.comparison.verdict import cautions, verdict
-from urepa.reports.comparison.words import findings, other_remarks, overfitting
+from urepa.reports.comparison.validation_gap import EXPLANATION, Gap, gap_texts, gaps
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SECTIONS = {

@@ -6,8 +6,8 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
-from urepa.reports.comparison.runs import as_text
-from urepa.runs.folder import is_identity
+from urepa.reports.comparison.read_runs import as_text
+from urepa.runs.run_folder import is_identity
 
 # Of `data`, what is for training alone; all else says what is validated on.
 TRAINING_DATA = (

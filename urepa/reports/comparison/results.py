@@ -12,7 +12,8 @@ from math import isfinite, nan
 import numpy as np
 
 from urepa.reports.comparison.arms import Arm, Study
-from urepa.reports.comparison.clock import ByClock, by_clock
+from urepa.reports.comparison.by_clock import ByClock, by_clock
+from urepa.reports.comparison.by_step import Course, courses, incomparable
 from urepa.reports.comparison.comparable import (
     OF_TEACHER,
     READ_BESIDE,
@@ -25,9 +26,8 @@ from urepa.reports.comparison.comparable import (
     reference_key,
     unpaired_by,
 )
-from urepa.reports.comparison.course import Course, courses, incomparable
-from urepa.reports.comparison.runs import Run
-from urepa.reports.comparison.seeds import Cell, over_seeds
+from urepa.reports.comparison.read_runs import Run
+from urepa.reports.comparison.seed_cells import Cell, over_seeds
 from urepa.reports.comparison.statistics import bootstrap, holm, paired, welch
 
 SIGNIFICANT = 0.05

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from urepa.core.markup import markdown as md
-from urepa.core.markup import printable, tex
-from urepa.reports.comparison.course import NEVER, Course
-from urepa.reports.comparison.gaps import gap_texts, gaps
-from urepa.reports.comparison.numbers import delta, interval, mean_sd, minutes, minutes_mean_sd, p_value, percent
-from urepa.reports.comparison.power import smallest_sentence
+from urepa.core.escaping import markdown as md
+from urepa.core.escaping import printable, tex
+from urepa.reports.comparison.by_step import NEVER, Course
+from urepa.reports.comparison.findings import MARKS, NAMED_AT_MOST, findings
+from urepa.reports.comparison.first_sentence import cautions, verdict
+from urepa.reports.comparison.number_format import delta, interval, mean_sd, minutes, minutes_mean_sd, p_value, percent
 from urepa.reports.comparison.results import COSTS, Results, Row, beside, shown_differences, without
-from urepa.reports.comparison.seeds import Cell
-from urepa.reports.comparison.verdict import cautions, verdict
-from urepa.reports.comparison.words import MARKS, NAMED_AT_MOST, findings
+from urepa.reports.comparison.seed_cells import Cell
+from urepa.reports.comparison.smallest_difference import smallest_sentence
+from urepa.reports.comparison.validation_gap import gap_texts, gaps
 
 NOT_COMPARABLE, NOT_THERE = "≠", "–"
 PACKAGES = r"% \usepackage{array,booktabs,graphicx,textcomp}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from urepa.reports.description.document import Block, listed, number
+from urepa.reports.description.markdown_and_latex import Block, listed, number
 from urepa.reports.description.subject import Subject
 
 SAMPLERS = {"ddim": "DDIM", "dpmsolver": "DPM-Solver++(2M)", "euler": "Euler", "heun": "Heun", "sde": "Euler-Maruyama"}
@@ -122,13 +122,13 @@ def encoder(part: dict[str, Any]) -> str:
 
 WORDS = {
     "urepa.evaluation.clip_score.ClipScore": clip_score,
-    "urepa.evaluation.spatial.Spatial": spatial,
-    "urepa.evaluation.dense.Dense": dense,
-    "urepa.evaluation.samples.SampleGrid": sample_grid,
-    "urepa.evaluation.probe.TapProbe": tap_probe,
-    "urepa.evaluation.probe.Knn": knn,
-    "urepa.evaluation.probe.LinearProbe": linear_probe,
-    "urepa.evaluation.alignment.Alignment": teacher_alignment,
-    "urepa.evaluation.generation.Generation": generation,
-    "urepa.evaluation.generation.InceptionScore": inception_score,
+    "urepa.evaluation.spatial_structure.Spatial": spatial,
+    "urepa.evaluation.segmentation.Dense": dense,
+    "urepa.evaluation.sample_grid.SampleGrid": sample_grid,
+    "urepa.evaluation.probes.TapProbe": tap_probe,
+    "urepa.evaluation.probes.Knn": knn,
+    "urepa.evaluation.probes.LinearProbe": linear_probe,
+    "urepa.evaluation.teacher_agreement.Alignment": teacher_alignment,
+    "urepa.evaluation.image_distances.Generation": generation,
+    "urepa.evaluation.image_distances.InceptionScore": inception_score,
 }

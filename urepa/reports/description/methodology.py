@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from urepa.core.nested import flatten
+from urepa.core.nested_dicts import flatten
 from urepa.reports.description import evaluations, model, training
-from urepa.reports.description.document import Block, Section, Table, listed, number, written
+from urepa.reports.description.markdown_and_latex import Block, Section, Table, listed, number, written
 from urepa.reports.description.subject import Subject
-from urepa.runs.folder import is_identity
+from urepa.runs.run_folder import is_identity
 
 WORDS = model.WORDS | training.WORDS | evaluations.WORDS
 PRECISIONS = {"fp32": "fp32", "bf16": "bf16 by autocast"}

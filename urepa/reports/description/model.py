@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from urepa.method.alignment import shares_of
-from urepa.models.teachers.several import by_name, name_at
-from urepa.reports.description.document import Block, Formula, Table, listed, number
+from urepa.method.training_step import shares_of
+from urepa.models.teachers.several_teachers import by_name, name_at
+from urepa.reports.description.markdown_and_latex import Block, Formula, Table, listed, number
 from urepa.reports.description.subject import Subject
 from urepa.runs.checkpoint import newest
 
@@ -264,7 +264,7 @@ WORDS: dict[str, Callable[[Subject, dict[str, Any]], list[Block]]] = {
     "urepa.models.teachers.efficientnet.EfficientNetLite0": efficientnet,
     "urepa.models.teachers.efficientnet.EfficientNetLite2": efficientnet,
     "urepa.models.teachers.vit.ViT": vit,
-    "urepa.models.teachers.several.Several": several,
+    "urepa.models.teachers.several_teachers.Several": several,
     "urepa.method.objectives.DDPMVelocity": velocity,
     "urepa.method.objectives.DDPMEpsilon": epsilon,
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from urepa.method.strata import strata
-from urepa.reports.description.document import Block, Formula, Table, listed, number
+from urepa.method.batch_fraction import strata
+from urepa.reports.description.markdown_and_latex import Block, Formula, Table, listed, number
 from urepa.reports.description.model import shape
 from urepa.reports.description.subject import Subject
 
@@ -215,9 +215,9 @@ def rate_formula(warmup: int, final: float, steps: int) -> list[Block]:
 
 
 WORDS = {
-    "urepa.method.alignment.DiffusionOnly": diffusion_only,
-    "urepa.method.alignment.AlignmentLoss": alignment,
-    "urepa.data.pixels.PixelTrack": pixel_track,
-    "urepa.data.latents.LatentTrack": latent_track,
+    "urepa.method.training_step.DiffusionOnly": diffusion_only,
+    "urepa.method.training_step.AlignmentLoss": alignment,
+    "urepa.data.tracks.pixels.PixelTrack": pixel_track,
+    "urepa.data.tracks.latents.LatentTrack": latent_track,
     "urepa.training.optimizer.AdamW": adamw,
 }

@@ -1,0 +1,107 @@
+"""Studies of conf/study: a file is a table of arms, each a name and what it changes of the overrides that all share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from launchers.study import Run, compose_run, with_seed
+from urepa.config.command_line import check_arguments, explain
+from urepa.core.errors import UserError, did_you_mean
+from urepa.runs.run_folder import differences, parse_overrides
+
+ARM = r"\w[\w.+-]*"  # what arms= takes without quotes
+
+
+def runs_of_study(
+    name: str, table: dict[str, Any], arms: Sequence[str] | None, seeds: Sequence[int], given: Sequence[str], gpus: int
+) -> list[Run]:
+    """Every arm with every seed, in the table's order; `arms` picks some. What the command gives goes to all runs and
+    wins over what the study gives all; an arm's own overrides win over both. UserError before anything is started for
+    an arm that there is not, that does not compose, or that is the same as another.
+
+    Args:
+        name: of the file in conf/study. table: its content (`urepa.config.command_schemas.Study`).
+        given: the command's overrides of a run.
+    """
+    _check_table(name, table, given)
+    unknown = [arm for arm in arms or [] if arm not in table["arms"]]
+    if unknown:
+        there = ", ".join(table["arms"])
+        near = did_you_mean(unknown[0], list(table["arms"]))
+        raise UserError(f"arms: study={name} has no arm '{unknown[0]}'; it has {there}{near}")
+    chosen = {arm: own for arm, own in table["arms"].items() if arms is None or arm in arms}
+    runs = [_composed(name, arm, [*table["overrides"], *given], own, gpus) for arm, own in chosen.items()]
+    for one, other in combinations(runs, 2):
+        if not differences(one.config, other.config):
+            raise UserError(
+                f"study={name}: the arms {one.arm} and {other.arm} are the same run, as the command is given; leave "
+                "out the override that both have, or one of them with arms=a,b,c"
+            )
+    return [with_seed(run, seed) for run in runs for seed in seeds]
+
+
+def comparisons(table: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """What `urepa.compare` is given: all arms and the study's baseline, then each control of its own with its arms. A
+    baseline or a control that is not among the runs leads no comparison: without its baseline `urepa.compare` chooses
+    one of all arms, and says why."""
+    arms = dict.fromkeys(run.arm for run in runs)
+    baseline = (f"baseline='{table['baseline']}'",) if table["baseline"] in arms else ()
+    found = [(*_of(runs), *baseline)]
+    for control in dict.fromkeys(table["controls"].values()):
+        own = [run for run in runs if control in (run.arm, table["controls"].get(run.arm))]
+        if len({run.arm for run in own}) > 1 and control in arms:
+            found.append((*_of(own), f"baseline='{control}'", f"report='report_{control}'"))
+    return found
+
+
+def _of(runs: Sequence[Run]) -> tuple[str, str, str]:
+    """These runs, their arms' names, and the order of these."""
+    folders = {run.arm: run.folder.parent.name for run in runs}
+    ids = ",".join(f"'{run.name}'" for run in runs)
+    names = ",".join(f"'{arm}={folder}'" for arm, folder in folders.items())
+    order = ",".join(f"'{arm}'" for arm in folders)
+    return f"ids=[{ids}]", f"names=[{names}]", f"order=[{order}]"
+
+
+def rows_of(table: dict[str, Any], runs: Sequence[Run]) -> str:
+    """A line for each arm that is run: its name, and what it changes."""
+    arms = dict.fromkeys(run.arm for run in runs)
+    width = max(map(len, arms))
+    return "\n".join(f"  {arm:<{width}}  {' '.join(table['arms'][arm])}".rstrip() for arm in arms)
+
+
+def _check_table(name: str, table: dict[str, Any], given: Sequence[str]) -> None:
+    """UserError for a file whose rows do not fit together, or a command that asks for another experiment."""
+    file = f"conf/study/{name}.yaml"
+    named = {"baseline": [table["baseline"]], "controls": [*table["controls"], *table["controls"].values()]}
+    for key, arm in ((key, arm) for key, arms in named.items() for arm in arms):
+        if arm not in table["arms"]:
+            raise UserError(f"{file}: {key}: {arm} is none of its arms{did_you_mean(arm, list(table['arms']))}")
+    if wrong := [arm for arm in table["arms"] if not re.fullmatch(ARM, arm)]:
+        raise UserError(f"{file}: the arm '{wrong[0]}' needs a name of letters, digits, _, ., + and -")
+    rows = {"overrides": table["overrides"]} | table["arms"]
+    for row, overrides in rows.items():
+        if "seed" in parse_overrides(overrides):
+            raise UserError(f"{file}: {row} gives a seed; leave it out, seeds=0,1,2 gives every arm its own")
+    own = parse_overrides(table["overrides"])
+    if "experiment" in own and "experiment" in parse_overrides(list(given)):
+        raise UserError(f"study={name} is of +experiment={own['experiment']}: leave out +experiment")
+
+
+def _composed(name: str, arm: str, shared: Sequence[str], own: Sequence[str], gpus: int) -> Run:
+    overrides = [*shared, *own]
+    try:
+        check_arguments(list(own), "train")
+        run = compose_run(overrides, gpus)
+    except UserError as error:
+        raise UserError(f"arm {arm} of study={name}: {error}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"arm {arm} of study={name}: {explain(error, 'train', overrides)}") from error
+    run.arm = arm
+    return run

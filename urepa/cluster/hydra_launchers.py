@@ -1,0 +1,143 @@
+"""Hydra's launchers for `-m`: `hydra/launcher=slurm_h200` and `hydra/launcher=local`.
+
+Each run of a sweep is the command that a user would type, in a process of its own, so its folder, its mistakes,
+its signals and its resume are the same. All runs are waited for: a bad one stops no other.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from urepa.cluster import conf_copy
+from urepa.cluster.one_by_one import InTurn
+from urepa.cluster.slurm_and_local import LocalQueue, Outcome, SlurmQueue, told
+from urepa.cluster.slurm_job import Job
+from urepa.core.errors import UserError
+from urepa.core.one_line_errors import one_line_mistakes
+from urepa.runs.mlflow_store import prepare_store
+
+PLUGINS = "hydra_plugins.urepa"  # Hydra takes launchers of this namespace alone: this module's second name
+OURS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.run", "hydra.mode")
+
+
+@dataclass
+class Slurm(SlurmQueueConf):
+    """submitit_slurm's fields, and how many GPUs a run takes."""
+
+    _target_: str = f"{PLUGINS}.SlurmLauncher"
+    gpus: int = MISSING  # of a run, 1 to 8 of one node, each with its process
+
+
+@dataclass
+class Local:
+    _target_: str = f"{PLUGINS}.LocalLauncher"
+    at_once: int | None = MISSING  # runs at a time; null: one per GPU, or one
+    gpus: list[int] | None = MISSING  # to hand out, one to a run; null: all there are
+    folder: str = MISSING  # of logs
+
+
+class DoorLauncher(Launcher):
+    """What both have in common: a command per run, and all are waited for."""
+
+    __module__ = PLUGINS
+
+    def __post_init__(self) -> None:
+        """The fields of the config become `settings`; one of them, `setup`, would hide Hydra's method of that name."""
+        assert is_dataclass(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_target_"}
+        self.settings: dict[str, Any] = {
+            k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()
+        }
+        vars(self).pop("setup", None)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra's sweeper."""
+        with one_line_mistakes():
+            configs = [self.context.config_loader.load_sweep_config(self.config, list(o)) for o in job_overrides]
+            same = set.intersection(*(set(own) for own in job_overrides))
+            jobs = [self._job(config, own, same) for config, own in zip(configs, job_overrides, strict=True)]
+            for uri in {tracking["uri"] for config in configs if "uri" in (tracking := config.tracking)}:
+                prepare_store(uri)
+            failed = [outcome for outcome in self.outcomes(jobs) if not told(outcome)]
+            if failed:
+                names = ", ".join(sorted(outcome.entry.job.name for outcome in failed))
+                raise UserError(
+                    f"{len(failed)} of {len(jobs)} runs did not finish ({names}); the same command goes on with them"
+                )
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
+
+    @abstractmethod
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Starts them, and yields each as it ends."""
+
+    def _job(self, config: DictConfig, overrides: Sequence[str], same: set[str]) -> Job:
+        """Named by what tells it from the others of its sweep."""
+        module = f"urepa.{config.hydra.job.config_name}"
+        passed_on = [o for o in config.hydra.overrides.hydra if not o.lstrip("+~").startswith(OURS)]
+        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+        conf = next(source.path for source in config.hydra.runtime.config_sources if source.provider == "main")
+        command = (module, *overrides, *passed_on, f"hydra.run.dir='{folder}'", conf_copy.FLAG, conf)
+        own = " ".join(o for o in overrides if o not in same)
+        return Job(own if own else f"{folder.parent.name}/{folder.name}", (command,), str(folder.absolute()))
+
+
+@dataclass
+class SlurmLauncher(DoorLauncher, Slurm):
+    """Submits the runs as one array."""
+
+    __module__ = PLUGINS
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        queue = SlurmQueue(self.settings)
+        queued = queue.queued(jobs)
+        again = {entry.job for entry in queued}
+        new = [job for job in jobs if job not in again]
+        if queued:
+            print(f"{len(queued)} of {len(jobs)} runs are in SLURM's queue from an earlier start", flush=True)
+        if new:
+            queued += (submitted := queue.submit(new, self.settings["gpus"], "sweep"))
+            print(f"submitted {len(new)} runs to SLURM as {submitted[0].id} to {submitted[-1].id}", flush=True)
+        print(
+            f"their logs: {queue.folder}\n"
+            "Ctrl-C ends this wait and leaves them running; python -m launchers.status shows where they are",
+            flush=True,
+        )
+        return queue.wait(queued)
+
+
+@dataclass
+class LocalLauncher(DoorLauncher, Local):
+    """Runs them on this machine, a few at a time."""
+
+    __module__ = PLUGINS
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        queue = LocalQueue(**self.settings)
+        print(f"{len(jobs)} runs, {queue.at_once} at a time; their logs: {queue.folder}", flush=True)
+        return queue.run(jobs)
+
+
+def register() -> None:
+    """Makes them known to Hydra, with the schema of their settings."""
+    sys.modules[PLUGINS] = sys.modules[__name__]
+    for launcher in (SlurmLauncher, LocalLauncher, InTurn):
+        Plugins.instance().register(launcher)
+    store = ConfigStore.instance()
+    store.store(group="schema", name="slurm_launcher", node=Slurm)
+    store.store(group="schema", name="local_launcher", node=Local)

@@ -1,0 +1,62 @@
+"""Hydra's launcher of commands that take run=FOLDER: with `-m` they do one run after the other in this process."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, filter_overrides, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from urepa.core.one_line_errors import Said, say
+
+
+class InTurn(Launcher):
+    """As Hydra's basic launcher, but one that fails stops no other: failures are listed at the end, and the exit code
+    is 1 if there is one."""
+
+    __module__ = "hydra_plugins.urepa"  # Hydra takes launchers of this namespace alone
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra's sweeper."""
+        setup_globals()
+        done: list[JobReturn] = []
+        failures: list[str] = []
+        same = set.intersection(*(set(own) for own in job_overrides)) if len(job_overrides) > 1 else set()
+        for i, overrides in enumerate(job_overrides):
+            name = " ".join(o for o in filter_overrides(overrides) if o not in same)
+            print(f"[{i + 1}/{len(job_overrides)}] {name}", flush=True)
+            try:
+                done.append(self._run(overrides, initial_job_idx + i))
+            except Said as said:
+                failures.append(f"{name}: {said.text}")
+            except Exception as error:  # noqa: BLE001  the other runs are as good as without this one
+                traceback.print_exc()
+                failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+        if failures:
+            say(f"{len(failures)} of {len(job_overrides)} failed, the others are done:")
+            for failure in failures:
+                say(failure)
+            sys.exit(1)
+        return done
+
+    def _run(self, overrides: Sequence[str], number: int) -> JobReturn:
+        """Raises what the task raised."""
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        returned = run_job(
+            hydra_context=self.context,
+            task_function=self.task,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        _ = returned.return_value
+        return returned

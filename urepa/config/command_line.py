@@ -1,0 +1,355 @@
+"""What can be said about a command line: before Hydra composes, what Hydra would accept or answer in its own terms; and
+what Hydra and OmegaConf refuse, as one line that names the key and what would be right."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from urepa.core.errors import UserError, did_you_mean
+from urepa.core.nested_dicts import flatten
+from urepa.core.one_line_errors import RAISED
+
+CONF = str(Path(__file__).resolve().parents[2] / "conf")
+ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
+FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
+PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as they are typed
+    *("resume", "warm_start", "run", "checkpoint", "runs", "out", "store", "report", "folder", "measured", "scripts"),
+    *("data.root", "data.images", "data.vae", "data.text", "data.class_names", "data.prompts", "data.stage_to"),
+    *("backbone.weights", "backbone.prompts", "bench.folder", "tracking.uri"),
+}
+PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names)|teacher\.model")
+NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
+ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")  # more than conf/ is composed from
+OF_TYPES = {  # what OmegaConf says of a value that the schema does not take, and what to do
+    "could not be converted to Integer": "give a whole number",
+    "could not be converted to Float": "give a number",
+    "is not a valid bool|could not be converted to Boolean": "give true or false",
+    "is not Optional": "give a value; this one cannot be null",
+    "is not a ListConfig, list or tuple|Cannot assign .* to List": "give a list, [A,B,...]",
+    "Cannot convert '(list|dict)' to string": "give text",
+    "Cannot assign .* to Dict": "this is a mapping; set its keys one by one, as KEY.NAME=VALUE",
+}
+SHOWN = 16  # options that a line names at most
+
+
+# --- before Hydra ---------------------------------------------------------------------------------------------
+
+
+def quoted(argument: str, sweeps: bool = False) -> str:
+    """An argument whose value is a path or a name, with the quotes that Hydra's grammar asks for around what it would
+    not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma parts values, as Hydra has it."""
+    key, _, value = argument.partition("=")
+    name = key.lstrip("+")
+    has_quotes = value[:1] in ("'", '"') and _parsed(argument) is not None
+    if not value or has_quotes or "${" in value or value == "null":
+        return argument
+    if name in NAMES:
+        return (
+            f"{key}={_with_quotes(value)}" if value[0] != "[" and ("=" in value or Path(value).exists()) else argument
+        )
+    if name not in PATHS and not PATH_ENDS.fullmatch(name):
+        return argument
+    parsed = _parsed(argument)
+    read = None if parsed is None else parsed.value()
+    is_sweep = isinstance(read, ChoiceSweep) and sweeps and not Path(value).exists()
+    return argument if read == value or is_sweep else f"{key}={_with_quotes(value)}"
+
+
+def _with_quotes(value: str, quote: Quote = Quote.single) -> str:
+    return QuotedString(value, quote).with_quotes()
+
+
+def _parsed(argument: str) -> Override | None:
+    """None where Hydra cannot read it."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def sweeps_over(arguments: list[str]) -> bool:
+    """Is Hydra asked for several runs?"""
+    return not {"-m", "--multirun"}.isdisjoint(arguments)
+
+
+def check_arguments(arguments: list[str], root: str) -> None:
+    """UserError for what Hydra would pass over, or meet with an exception of no use."""
+    check_flags(arguments)
+    overrides = [_checked(argument) for argument in _overrides(arguments)]
+    has_other_files = any(argument.startswith(ELSEWHERE) for argument in arguments)
+    for override in overrides:
+        _check_choice(override, has_other_files)
+    if not has_other_files:
+        check_globs(arguments)
+        _check_declared(overrides, root)
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """The arguments that are no flags. UserError for a flag that there is not."""
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{message}; settings are KEY=VALUE without dashes, and --help lists the flags")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[assignment,method-assign]
+    return list(parser.parse_args(arguments).overrides)
+
+
+def check_flags(arguments: list[str]) -> None:
+    """Hydra raises a bare ValueError where it is asked both to sweep and to show."""
+    shows = next((a for a in arguments if a.partition("=")[0] in ("--cfg", "-c", "--info", "-i")), None)
+    if shows is not None and sweeps_over(arguments):
+        raise UserError(f"{shows} shows one composed config and -m sweeps over several: leave one of them out")
+
+
+def _checked(argument: str) -> Override:
+    """The argument as Hydra reads it. UserError where it cannot, with the quotes that make it readable."""
+    key, equals, value = argument.partition("=")
+    if not equals and not argument.startswith("~"):
+        raise UserError(f"'{argument}' is no KEY=VALUE; write KEY=VALUE, without spaces around the equals sign")
+    if not key.lstrip("+~"):
+        raise UserError(f"'{argument}' has no key; write KEY=VALUE")
+    name = key.lstrip("+")
+    if value in ("", "''", '""') and (name in PATHS or PATH_ENDS.fullmatch(name)):
+        raise UserError(f"{name}= is empty: give a path, or leave it out")
+    if name.partition(".")[0] == "arm":
+        raise UserError("arm is what ablation files say of themselves: give +ablation=NAME on the command line")
+    override = _parsed(argument)
+    if override is not None:
+        return override
+    quote = Quote.single if '"' in value else Quote.double
+    in_quotes = f"{key}={_with_quotes(value, quote)}"
+    if _parsed(in_quotes) is None:
+        raise UserError(f"'{argument}' cannot be read; write KEY=VALUE, with a key of letters, digits, _ and dots")
+    raise UserError(
+        f"the value of {argument} has characters with a meaning of their own (brackets, quotes, #, =, ...); to have it "
+        f"taken as it is, type {shlex.quote(in_quotes)}"
+    )
+
+
+def _check_choice(override: Override, has_other_files: bool) -> None:
+    """A group is chosen by names: Hydra raises a bare ValueError for anything else, and takes an empty list for a
+    choice that leaves the group out."""
+    group, value = override.key_or_group, override.value()
+    if override.is_delete() or isinstance(value, Glob) or not (Path(CONF) / group).is_dir():
+        return
+    is_hydras = group.startswith("hydra/")  # it has options of its own
+    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        listed = choice if isinstance(choice, list) else [choice]
+        names = [name.text if isinstance(name, QuotedString) else name for name in listed]
+        if not names:
+            instead = "none" if "none" in options_of(group) else "NAME"
+            raise UserError(f"{group}=[] chooses nothing: give names, or {group}={instead}")
+        if len(names) > 1 and "none" in names:
+            raise UserError(f"{group}=[{','.join(map(str, names))}]: none stands for nothing beside others; drop it")
+        if not ((is_hydras or has_other_files) and all(isinstance(name, str) for name in names)):
+            check_options(group, names)
+
+
+def check_options(group: str, names: Sequence[Any]) -> None:
+    """UserError for the first that a group has not."""
+    options = options_of(group)
+    for name in names:
+        if name not in options:
+            raise UserError(no_option(group, "null" if name is None else str(name), options))
+
+
+def options_with(key: str) -> list[str]:
+    """The options of a key's group that have it, by their files and the schemas and files that these name first."""
+    group, _, rest = key.partition(".")
+    return [option for option in options_of(group) if rest.partition(".")[0] in _names_in(group, option)]
+
+
+def _names_in(group: str, option: str) -> set[str]:
+    content = yaml.safe_load((Path(CONF) / group / f"{option}.yaml").read_text()) or {}
+    names = content.keys() - {"defaults", "_target_"}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            names |= _names_in(group, entry)
+        if isinstance(entry, dict) and "/schema@_here_" in entry:
+            names |= ConfigStore.instance().load(f"schema/{entry['/schema@_here_']}.yaml").node.keys()
+    return names
+
+
+def options_of(group: str) -> list[str]:
+    """What can be chosen of a group in conf/."""
+    return sorted(p.stem for p in (Path(CONF) / group).glob("*.yaml"))
+
+
+def no_option(group: str, name: str, options: Sequence[str]) -> str:
+    """The sentence about a name that a group has not."""
+    shown = ", ".join(options[:SHOWN]) + (f" and {len(options) - SHOWN} more" if len(options) > SHOWN else "")
+    return f"{group} has no option '{name}'; choose one of: {shown}{_nearest(name, options)}"
+
+
+def check_globs(arguments: list[str]) -> None:
+    """Where a glob, or one of its patterns, matches no option, Hydra says nothing; without any it exits with 0."""
+    for argument in arguments:
+        found = re.fullmatch(r"\+*(\w+)=glob\(.*\)", argument)
+        if found is not None:
+            options = options_of(found[1])
+            whole: Any = OverridesParser.create().parse_override(argument).value()
+            for pattern in (*whole.include, *whole.exclude):
+                if not Glob([pattern]).filter(options):
+                    raise UserError(f"{argument}: {_no_match(found[1], pattern, options)}")
+            if not whole.filter(options):
+                raise UserError(f"{argument} leaves nothing: every option that it names is excluded")
+
+
+def _no_match(group: str, pattern: str, options: list[str]) -> str:
+    """The sentence about a pattern that matches none of a group's options."""
+    few = SHOWN // 2
+    shown = ", ".join(options[:few]) + (", ..." if len(options) > few else "")
+    return f"{pattern} matches no option of {group}; there are: {shown}{did_you_mean(pattern.strip('*'), options)}"
+
+
+def _check_declared(overrides: list[Override], root: str) -> None:
+    """A plus opens the schema, and a tilde takes away what the schema declares: both only where keys are the user's."""
+    changed = [o for o in overrides if (o.is_add() or o.is_force_add() or o.is_delete()) and _is_key(o)]
+    if not changed:
+        return
+    others = [
+        o.input_line for o in overrides if o not in changed and o.input_line is not None and not o.is_sweep_override()
+    ]
+    try:
+        config = _composed(root, others)
+    except (HydraException, OmegaConfBaseException):
+        return  # said when Hydra composes
+    for override in changed:
+        key = override.key_or_group
+        parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+        if not isinstance(parent, DictConfig) or _is_free(parent):
+            continue
+        if key.rpartition(".")[2] not in parent.keys():  # noqa: SIM118  `in` says no of what is missing
+            raise UserError(unknown(key, config))
+        if override.is_delete():
+            raise UserError(f"~{key} would leave out what this command needs; give {key} another value")
+
+
+def _is_key(override: Override) -> bool:
+    """And not a group, nor a setting of Hydra's own."""
+    key = override.key_or_group
+    is_group = (Path(CONF) / key).is_dir()
+    return not key.startswith("hydra.") and "/" not in key and (not is_group or override.is_delete())
+
+
+def _is_free(node: DictConfig) -> bool:
+    """Is it a mapping with keys of the user's?"""
+    return OmegaConf.get_type(node) is dict
+
+
+# --- what Hydra refuses ---------------------------------------------------------------------------------------
+
+
+def explain(error: BaseException, root: str, arguments: list[str]) -> str:
+    """One line that names the key and what would be right."""
+    cause = error.__cause__
+    text = f"{error}\n{'' if cause is None else cause}"
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return no_option(group, option, error.options)
+    twice = re.match(r"schema@(\S+) appears more than once", text)
+    if twice:
+        return f"two of the chosen options set {twice[1]}: choose one of them"
+    raised = RAISED.search(text)
+    if raised:
+        return raised[1]
+    wrong_value = re.search(r"Error merging override (\S+)", text)
+    if wrong_value and cause is not None:
+        reason = str(cause).splitlines()[0]
+        choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
+        if choices:
+            return f"{wrong_value[1]}: give one of {choices[2]}{did_you_mean(choices[1], choices[2].split(', '))}"
+        advice = (said for pattern, said in OF_TYPES.items() if re.search(pattern, reason))
+        return f"{wrong_value[1]}: {next(advice, reason)}"
+    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)
+    if several:
+        key, values = several.groups()
+        return f"{key}={values} is several values: add -m to sweep over them (or write {key}=[{values}] for a list)"
+    named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
+    if named is None:
+        return " ".join(str(error).split())
+    key = named[1].split("@")[0]
+    if "not in" not in text and "No match in the defaults list" not in text:
+        return f"{key}: {text.splitlines()[0]}"
+    known = _known_keys(root, arguments)
+    if key in known:
+        return f"there is no key '{key}' beside the other parts of this command"
+    if key in ADDED_GROUPS:
+        return f"{key} is none of the root's defaults: write it with a plus, +{key}=NAME"
+    return _unknown(_as_typed(key, arguments), known)
+
+
+def unknown(key: str, config: DictConfig) -> str:
+    """The sentence about a key that a config has not."""
+    return _unknown(key, _keys_of(config))
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    group, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if group == "evaluation" and name in options_of(group) and f"evaluation.{name}" not in known:
+        return (
+            f"there is no key '{key}' here, as evaluation={name} is not chosen; give that too, or [NAME,...] of several"
+        )
+    is_here = any(one == f"{group}.{name}" or one.startswith(f"{group}.{name}.") for one in known)
+    having = [] if is_here else options_with(key)
+    if having:
+        return f"there is no key '{key}' here; it is one of {group}={', '.join(having)}"
+    free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
+    return f"there is no key '{key}'{_nearest(key, known)}{free}"
+
+
+def _as_typed(key: str, arguments: list[str]) -> str:
+    """The whole key of an argument, of which OmegaConf names the first part that there is not."""
+    typed = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
+    return next((name for name in typed if name == key or name.startswith(f"{key}.")), key)
+
+
+def _nearest(word: str, options: Sequence[str]) -> str:
+    others = [option for option in options if not word.startswith(f"{option}.")]  # not the group of a key
+    return did_you_mean(word, others)
+
+
+def _known_keys(root: str, arguments: list[str]) -> list[str]:
+    """Keys of the composed config and its groups, with the group choices that were given."""
+    choices = [a for a in arguments if re.fullmatch(r"\+?\w+=\w+", a) and _is_group(a)]
+    for overrides in (choices, []):
+        try:
+            return _keys_of(_composed(root, overrides))
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return []
+
+
+def _is_group(argument: str) -> bool:
+    """Does it choose of a group? A key that there is not would end a composition that takes half a second."""
+    return (Path(CONF) / argument.lstrip("+").partition("=")[0]).is_dir()
+
+
+def _composed(root: str, overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(root, overrides)
+
+
+def _keys_of(config: DictConfig) -> list[str]:
+    """Dotted, with those of the groups; Hydra's instructions are left out."""
+    keys = list(flatten(OmegaConf.to_container(config, enum_to_str=True)))
+    parents = {key.rpartition(".")[0] for key in keys} - {""}
+    return [k for k in [*keys, *sorted(parents)] if "_target_" not in k and "_partial_" not in k]

@@ -1,0 +1,87 @@
+"""What is printed never fails a command: not a character that the terminal's encoding lacks, not a reader that has
+gone away, not a full disk behind a redirection."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from urepa.core.escaping import printable
+
+PACKAGE = Path(__file__).parents[1]
+OF_PYTHON = warnings.formatwarning
+
+
+class Unfailing(io.FileIO):
+    """A file descriptor to write to. What cannot be written is dropped; stderr says so once, unless the reader of a
+    pipe is gone, which has seen what it wanted (`| head`)."""
+
+    said = False
+
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+            while written is None:  # another program has made this terminal or pipe non-blocking
+                select.select([], [self], [])
+                written = super().write(data)
+            return written
+        except OSError as error:
+            self._say(error)
+            return memoryview(data).nbytes
+
+    def _say(self, error: OSError) -> None:
+        if self.said or error.errno == errno.EPIPE:
+            return
+        self.said = True
+        line = f"warning: what is printed cannot be written ({error.strerror}); the command goes on without it\n"
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
+
+
+def never_fails() -> None:
+    """Puts streams that never fail in the place of this process's own stdout and stderr. Once per process; streams
+    that someone else has put there stay."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed (`>&-`): the next file that is opened would get its number, and what is printed
+            _occupy(number)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):
+                stream.flush()
+            buffer = io.BufferedWriter(Unfailing(stream.fileno(), "wb", closefd=False))
+            by_line = stream.line_buffering or stream.write_through  # the second is PYTHONUNBUFFERED
+            own = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=by_line)
+            setattr(sys, name, own)
+
+
+def warn_in_one_line() -> None:
+    """A warning of this package is its sentence, without the line of code that gives it; others stay as they are."""
+
+    def of_ours(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
+            return f"warning: {printable(str(message))}\n"
+        return OF_PYTHON(message, category, filename, lineno, line)
+
+    warnings.formatwarning = of_ours
+
+
+def _occupy(number: int) -> None:
+    """Opens a closed descriptor on nothing."""
+    try:
+        os.fstat(number)
+    except OSError:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, number)
+        os.set_inheritable(number, True)
+        if nothing != number:
+            os.close(nothing)

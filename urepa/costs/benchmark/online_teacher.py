@@ -1,0 +1,79 @@
+"""The same step with the teacher asked in it, as REPA's train.py (github.com/sihyun-yu/REPA) asks its encoder about the
+images of every batch, in the place of tokens that are read.
+
+Shapes: R records, B batch, S image size, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.core.types import Batch
+from urepa.data.tracks.samples import Samples
+
+
+class Images:
+    """Random uint8 RGB [R,3,S,S] in memory, one for each sample, read as a token store is: ahead of the step, by the
+    reader's threads, into memory from which a GPU copies by itself."""
+
+    def __init__(self, samples: Samples, image_size: int) -> None:
+        self.rows = {sample.token_key: row for row, sample in enumerate(samples)}
+        self.shape = (3, image_size, image_size)
+        self.record_bytes = 3 * image_size**2
+        generator = torch.Generator().manual_seed(0)
+        shape = (len(self.rows), self.record_bytes)
+        self.pixels_R = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+    def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
+        """The images of these records, in the memory `raw_RB` if given."""
+        rows = torch.tensor([self.rows[key] for key in keys])
+        out = (
+            torch.empty(len(keys), self.record_bytes, dtype=torch.uint8) if raw_RB is None else torch.from_numpy(raw_RB)
+        )
+        return torch.index_select(self.pixels_R, 0, rows, out=out).view(-1, *self.shape)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class OnlineTeacher:
+    """Turns a batch's images into its tokens on the device. The teacher has its architecture and random weights:
+    neither time nor FLOPs depend on them, and none are fetched."""
+
+    def __init__(
+        self, teacher: Any, device: torch.device, autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    ) -> None:
+        """`autocast`: the trainer's."""
+        self.teacher, self.device, self.autocast = teacher, device, autocast
+        self.network = teacher.unread()
+
+    @contextlib.contextmanager
+    def on_device(self) -> Iterator[None]:
+        """The network lies on the device only inside: it is no part of what the other loops need."""
+        self.network.to(self.device)
+        try:
+            yield
+        finally:
+            self.network.to("cpu")
+
+    def tokens(self, images_B3SS: Tensor) -> Tensor:
+        """uint8 to [B,N,D] without gradient: scaled to [0,1], then as the teacher prepares and sees images."""
+        with self.autocast():
+            tokens = self.teacher.tokens(images_B3SS.float() / 255)
+        # out of inference mode, since the loss saves them for its backward pass, and laid out as in a store
+        return tokens.x_BND.clone(memory_format=torch.contiguous_format)
+
+    def asked(self, batches: list[Batch]) -> list[Batch]:
+        """The micro-batches with tokens in the place of images."""
+        moved = [batch.to(self.device) for batch in batches]
+        return [
+            replace(batch, teachers={name: self.tokens(images) for name, images in batch.teachers.items()})
+            for batch in moved
+        ]

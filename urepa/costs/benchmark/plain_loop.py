@@ -1,0 +1,68 @@
+"""A training loop as one writes it first, over the same model and batches: torch's AdamW, its clipping, and an EMA
+parameter by parameter as in REPA's train.py (github.com/sihyun-yu/REPA). No guard, no log, no second norm.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urepa.core.types import Batch
+from urepa.method import losses
+from urepa.models.weight_files import trainable
+
+
+class PlainLoop:
+    """L_diff + λ_max·(L_token + w·L_manifold) of whole batches, λ constant."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Any,
+        loss: Any,
+        settings: Any,
+        device: torch.device,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    ) -> None:
+        """`settings`: the trainer's; `autocast` the accelerator's."""
+        self.model, self.objective, self.loss, self.settings = model, objective, loss, settings
+        self.device, self.autocast = device, autocast
+        self.parameters = trainable(model)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-4)
+        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def update(self, batches: list[Batch]) -> None:
+        """One step of one batch, in as many micro-batches as there are."""
+        self.model.train()
+        for batch in batches:
+            (self.total(batch.to(self.device)) / len(batches)).backward()
+        if self.settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                self.shadow[name].mul_(self.settings.ema_decay).add_(p, alpha=1 - self.settings.ema_decay)
+
+    def total(self, batch: Batch) -> Tensor:
+        """The loss of one micro-batch."""
+        x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
+        with self.autocast():
+            output = self.model(x_t, batch.t_B, batch.condition, batch.rows_R)
+        target = self.objective.target(batch.x0, batch.noise, batch.t_B)
+        total = F.mse_loss(output.prediction_RCHW.float(), target if batch.rows_R is None else target[batch.rows_R])
+        for tokens in output.tokens.values():
+            (teacher_BND,) = batch.teachers.values()
+            aligned = losses.token_loss(tokens.x_BND, self.loss.targets(teacher_BND)).mean()
+            if self.loss.manifold_weight:
+                manifold = self.loss.manifold(tokens.x_BND, teacher_BND, lambda x: x)
+                aligned = aligned + self.loss.manifold_weight * manifold
+            total = total + self.loss.lambda_max * aligned / len(output.tokens)
+        return total

@@ -1,0 +1,76 @@
+"""An experiment's data as random records in the stores it would have: for timing, nothing is learnt from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from urepa.core.errors import UserError
+from urepa.core.types import ALONE
+from urepa.data.cache import Cache, mean_token_file
+from urepa.data.online_encoders import OnlineTokens
+from urepa.data.stores.lmdb_store import write_store
+from urepa.data.stores.record_reading import Store
+from urepa.data.tracks.samples import Samples
+from urepa.models.teachers.several_teachers import Several
+
+PROMPT = (77, 768)  # of CLIP ViT-L/14: positions, width
+
+
+class SyntheticTrack:
+    """`records` random fp16 latents and tokens below `root`. The same ones serve training and validation."""
+
+    def __init__(self, root: str, records: int, latent_shape: list[int], num_classes: int, cfg_dropout: float) -> None:
+        self.folder, self.records = Path(root), records
+        self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
+        self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
+        self.samples = Samples.of_rows((f"n{i:08d}", i % num_classes, "", "train") for i in range(records))
+
+    @property
+    def latents(self) -> Path:
+        """The latents' store."""
+        return self.folder / "latents"
+
+    @property
+    def tokens(self) -> Path:
+        """The tokens' store."""
+        return self.folder / "tokens"
+
+    def write(self, teacher: Any | None) -> None:
+        """The stores."""
+        self._write(self.latents, "", self.latent_shape)
+        if isinstance(teacher, Several):
+            raise UserError("urepa.bench times a step with one teacher: give teacher=NAME")
+        if teacher is not None:
+            self._write(self.tokens, "_mid", (teacher.grid[0] * teacher.grid[1], teacher.width))
+
+    def open(self, teacher: Any | None) -> Cache:
+        """The stores, as any track's."""
+        tokens: dict[str, Store | OnlineTokens] = {} if teacher is None else {ALONE: Store(self.tokens)}
+        splits = dict.fromkeys(("train", "val", "test"), self.samples)
+        grids = {} if teacher is None else {ALONE: teacher.grid}
+        return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, self.num_classes, self.cfg_dropout)
+
+    def _write(self, store: Path, suffix: str, shape: tuple[int, ...]) -> None:
+        rng = np.random.default_rng(0)
+        records = ((f"{s.sample_id}{suffix}", rng.standard_normal(shape, dtype=np.float32)) for s in self.samples)
+        write_store(store, records, {}, lambda: mean_token_file(np.ones(shape[-1])))
+
+
+def settings_like(track: Any, root: Path, records: int) -> dict[str, Any]:
+    """A SyntheticTrack's settings with the shapes and classes of a track."""
+    return {
+        "root": str(root),
+        "records": records,
+        "latent_shape": list(track.latent_shape),
+        "num_classes": track.num_classes,
+        "cfg_dropout": track.cfg_dropout,
+    }
+
+
+def write_prompts(path: Path, num_classes: int) -> None:
+    """Random text embeddings in the form of the prompts stage's file."""
+    torch.save(torch.randn(num_classes + 1, *PROMPT).half(), path)

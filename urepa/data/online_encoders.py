@@ -1,0 +1,92 @@
+"""What is asked of a network while training: a teacher's tokens, a VAE's latents. Each has the interface of a store,
+without a cache, and sees the same image mirrored or not.
+
+Shapes: R records, N tokens, D width, S image size, CHW latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.data.stores.lmdb_store import MIRRORED
+
+MEAN_SAMPLES = 256  # training images whose tokens give the mean token
+AT_ONCE = 32  # images in the VAE: its first maps are large
+ImagesOf = Callable[[list[str]], Tensor]  # sample ids to their images as they are
+
+
+def own_device() -> torch.device:
+    """This process's GPU by its number, or the CPU: in another thread plain "cuda" would mean the first GPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def images_of(keys: list[str], read: ImagesOf) -> Tensor:
+    """The images of the records with these keys, mirrored where the key says so."""
+    images = read([key.removesuffix(MIRRORED).removesuffix("_mid") for key in keys])
+    mirrored_R111 = torch.tensor([key.endswith(MIRRORED) for key in keys]).view(-1, 1, 1, 1)
+    return torch.where(mirrored_R111, images.flip(-1), images)
+
+
+class OnlineTokens:
+    """A teacher's tokens. `read` gives RGB [R,3,S,S] in [0,1]."""
+
+    record_bytes = 0
+
+    def __init__(self, teacher: Any, read: ImagesOf, train_ids: Iterable[str]) -> None:
+        self.teacher, self.read, self.device = teacher, read, own_device()
+        self._mean_ids = list(islice(train_ids, MEAN_SAMPLES))
+        self.manifest = {"kind": "online", "teacher": teacher.manifest()}
+
+    def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
+        """Tokens [R,N,D] of the samples, float32, on the device that there is."""
+        images = images_of(keys, self.read).to(self.device)
+        with torch.autocast(self.device.type, enabled=False):  # validation asks inside it, training does not
+            # out of inference mode: the loss saves them for its backward pass
+            return self.teacher.tokens(images).x_BND.clone()
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        chunks = [self._mean_ids[i : i + 32] for i in range(0, len(self._mean_ids), 32)]
+        return torch.cat([self.tensor(ids) for ids in chunks]).double().mean((0, 1)).float().cpu()
+
+    def mean_token(self) -> Tensor:
+        """The mean token [D] over the first training samples (a cache's is over all of them)."""
+        return self._mean
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class OnlineLatents:
+    """A VAE's latents, or their moments. `read` gives RGB uint8 [R,3,S,S], `encode` makes records of it as the latents
+    stage does; `folder` is where the images lie, and `mark` a file that is as old as they are."""
+
+    def __init__(
+        self, encode: Callable[[Tensor], np.ndarray], read: ImagesOf, manifest: dict[str, Any], mark: Path, flips: bool
+    ) -> None:
+        self._encode, self._read = encode, read
+        self.manifest = {"kind": "online"} | manifest
+        self.shape = tuple(manifest["shape"])
+        self.mark, self.folder = mark, mark.parent
+        self.mirror = self if flips else None  # it makes the mirror images' latents too
+
+    def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
+        """The records [R, *shape], float32, on the CPU."""
+        images = images_of(keys, self._read)
+        with torch.autocast(own_device().type, enabled=False):  # validation asks inside it, training does not
+            return torch.cat([torch.from_numpy(self._encode(part)) for part in images.split(AT_ONCE)])
+
+    def read(self, keys: list[str]) -> np.ndarray:
+        """The same as an array."""
+        return self.tensor(keys).numpy()
+
+    def close(self) -> None:
+        """Nothing is open."""

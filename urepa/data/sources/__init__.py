@@ -1,0 +1,1 @@
+"""Images as they come: folders, parquet, the hub."""

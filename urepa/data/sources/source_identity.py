@@ -1,0 +1,65 @@
+"""What a source's images are known again by: a track's lists name images of one source, and no other's will do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from urepa.core.errors import UserError
+from urepa.core.hub_names import resolve
+from urepa.data.sources.image_folder import FORMER, left_out, readable
+from urepa.data.sources.image_sources import SOURCES, Row, folder
+
+
+class Listing:
+    """The images of a source, in its order; once all were read, `facts` says which they were. `known` is what facts
+    said when the source's lists were made, {} where there are none: a later Pillow reads no more of a folder."""
+
+    def __init__(self, source: str, images: str, known: dict[str, Any]) -> None:
+        self.source, self.images = source, images
+        self.suffixes = frozenset(known.get("suffixes", FORMER)) if known else readable()  # of a folder's images
+        self._digest, self._count = hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[Row]:
+        rows = folder(self.images, self.suffixes) if self.source == "folder" else SOURCES[self.source](self.images)
+        for row in rows:
+            self._digest.update(f"{row.name}\0{row.class_id}\0{row.path}\n".encode(errors="surrogateescape"))
+            self._count += 1
+            yield row
+
+    def print_left_out(self, unused: int, asked: str) -> None:
+        """One line of what lies there and is not read, by reason, with `unused` held-out images that are more than
+        `asked` for (KEY=N); nothing where nothing is left out."""
+        others = str(left_out(Path(self.images), self.suffixes)) if self.source == "folder" else ""
+        more = f"{unused} held-out image{'s' * (unused != 1)} ({asked} are taken)" if unused else ""
+        if others or more:
+            print(f"left out: {', '.join(filter(None, (others, more)))}")
+
+    def facts(self) -> dict[str, Any]:
+        """Of ids, classes and places below the source, so that a folder may be moved. Rows of the hub and of parquet
+        are but numbered: there the data set's name, or its files' names and sizes, say more."""
+        facts = {"source": self.source, "count": self._count, "listing_sha256": self._digest.hexdigest()}
+        if self.source == "folder":
+            facts["suffixes"] = sorted(self.suffixes)
+        elif self.source == "hub":
+            facts["name"] = resolve(self.images)[0]
+        elif self.source == "parquet":
+            files = sorted(Path(self.images).glob("*.parquet"))
+            named = "".join(f"{file.name}\0{file.stat().st_size}\n" for file in files)
+            facts["files_sha256"] = hashlib.sha256(named.encode()).hexdigest()
+        return facts
+
+    def refuse_other(self, known: dict[str, Any], folder: Path) -> None:
+        """A UserError where the images are not those that the lists in `folder` were chosen from, if that is known."""
+        differing = [
+            f"{key}: {str(known[key])[:16]} there, {str(value)[:16]} here"
+            for key, value in self.facts().items()
+            if known.get(key, value) != value
+        ]
+        if differing:
+            raise UserError(
+                f"data.source={self.source} data.images={self.images} is not what the lists in {folder} were chosen "
+                f"from ({', '.join(differing)}); give that, or another data.root"
+            )

@@ -1,0 +1,205 @@
+"""The stages that run a network over images: VAE latents, teacher tokens, prompt embeddings.
+
+Shapes: B batch, S image size, CHW latent, N tokens, D teacher width, K prompts, L text positions.
+A batch is one transaction and batches are cut the same way every time, so that a build that was killed and
+taken up again equals an undisturbed one record by record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
+from urepa.core.hub_names import resolve, why_not
+from urepa.data.cache import begin, mean_token_file
+from urepa.data.online_encoders import own_device
+from urepa.data.stages.vae import load_vae
+from urepa.data.stores.digests import in_manifest
+from urepa.data.stores.lmdb_store import Part, StoreWriter
+from urepa.data.stores.record_reading import Store
+from urepa.data.stores.sealing import digests_file
+from urepa.data.stores.timing import Spent
+from urepa.data.tracks.samples import Sample
+
+Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
+Todo = Callable[[Sequence[Sample]], list[Sample]]  # those of a batch that are still to be made
+Read = Callable[[Todo], Iterator[tuple[Sequence[Sample], Tensor]]]  # what is to be made, with its images
+
+
+def device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    """bf16 on a GPU, fp32 on a CPU."""
+    device = own_device()
+    return device, torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+@dataclass(frozen=True)
+class Output:
+    """A store that a stage fills. `facts` are its manifest's; keys are SAMPLE_ID + suffix. A mirrored one holds the
+    training images' mirror images."""
+
+    folder: Path
+    facts: dict[str, Any]
+    suffix: str = ""
+    mirrored: bool = False
+
+    def holds(self, sample: Sample) -> bool:
+        """Validation and test images are never mirrored."""
+        return sample.split == "train" or not self.mirrored
+
+    @property
+    def is_tokens(self) -> bool:
+        """Are they added up, for their mean, and of unit length?"""
+        return self.suffix == "_mid"
+
+
+def encode_part(
+    output: Output, part: Part, samples: Sequence[Sample], read: Read, encode: Encode, remake: str, listed: str
+) -> None:
+    """Writes what is not there yet of the part's samples: `read` gives their images in batches, `encode` the
+    records; `listed` is the digest of the list that they are a part of. Writing overlaps the next batch; a batch is
+    there whole or not at all."""
+    begin(output.folder, output.facts, remake)
+    spent = Spent(part.folder(output.folder))
+    with (
+        StoreWriter(output.folder, output.facts["dtype"], part) as writer,
+        ThreadPoolExecutor(1) as pool,
+        progress.bar(total=sum(map(output.holds, samples)), desc=output.folder.name, unit="image") as bar,
+    ):
+
+        def todo(batch: Sequence[Sample]) -> list[Sample]:
+            own = [s for s in batch if output.holds(s)]
+            missing = set(writer.missing([s.sample_id + output.suffix for s in own]))
+            progress.skip(bar, len(own) - len(missing))
+            return [s for s in own if s.sample_id + output.suffix in missing]
+
+        writing: Future[np.ndarray] | None = None
+        for chosen, images in read(todo):
+            values = encode(images.flip(-1) if output.mirrored else images)
+            total = _token_sum(values[[s.split == "train" for s in chosen]]) if output.is_tokens else None
+            records = [(s.sample_id + output.suffix, value) for s, value in zip(chosen, values, strict=True)]
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(writer.put, records, total)
+            bar.update(len(chosen))
+            spent.note()
+        if writing is not None:
+            writing.result()
+            spent.note(last=True)
+    write_whole(part.folder(output.folder) / "done.json", json.dumps({"list": listed}))
+
+
+def seal(output: Output, listed: str) -> bool:
+    """Once every part is done with the list of this digest, the manifest that makes the store count."""
+    parts = output.facts.get("parts", 1)
+    folders = [Part(i, parts).folder(output.folder) for i in range(parts)]
+    done = [read_json(file) for folder in folders if (file := folder / "done.json").exists()]
+    done = [d for d in done if d.get("list") == listed]  # the others are of a smaller track in the same folder
+    if len(done) < parts:
+        print(f"{output.folder.name}: {len(done)} of {parts} parts are done")
+        return False
+    store = Store(output.folder, output.facts)
+    total, files = store.token_sum(), digests_file(store)
+    manifest = output.facts | {"count": store.count()}
+    store.close()
+    if output.is_tokens:
+        assert total is not None, "every batch has added its own"
+        files |= mean_token_file(total[:-1] / total[-1])
+    for name, content in files.items():
+        write_whole(output.folder / name, content)
+    write_whole(output.folder / "manifest.json", json.dumps(manifest | in_manifest(files), indent=1))
+    return True
+
+
+def _token_sum(tokens_BND: np.ndarray) -> np.ndarray:
+    """Sum over all tokens, and their number: [D+1]."""
+    flat = tokens_BND.reshape(-1, tokens_BND.shape[-1]).astype(np.float64)
+    return np.append(flat.sum(0), len(flat))
+
+
+def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
+    """Images to latents × the VAE's scaling factor (spec 000 §3.2), and what the manifest says of it.
+
+    The posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling.
+    """
+    device, dtype = device_and_dtype()
+    vae = load_vae(weights)
+    torch.nn.Module.to(vae, device, dtype)  # diffusers' own would warn of nothing
+    scale = float(vae.config.scaling_factor)
+
+    @torch.inference_mode()
+    def encode(images: Tensor) -> np.ndarray:
+        pixels = images.to(device, dtype) / 127.5 - 1
+        posterior = vae.encode(pixels).latent_dist
+        if moments:
+            return torch.stack([posterior.mean, posterior.std], dim=1).float().mul(scale).cpu().numpy()
+        return posterior.mode().float().mul(scale).cpu().numpy()
+
+    return encode, {"vae": short_name(weights), "scaling_factor": scale, "moments": moments}
+
+
+def token_encoder(teacher: Any) -> Encode:
+    """Images to teacher tokens [B,N,D]."""
+
+    device, _ = device_and_dtype()
+
+    def encode(images: Tensor) -> np.ndarray:
+        return teacher.tokens(images.to(device).float() / 255).x_BND.cpu().numpy()
+
+    return encode
+
+
+def short_name(weights: str) -> str:
+    """Of a hub id or a folder, as manifests have it."""
+    return Path(resolve(weights)[0]).name
+
+
+def prompt_facts(text: str, names: list[str]) -> dict[str, str]:
+    """What prompt embeddings were made of."""
+    return {"text": short_name(text), "class_names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+
+
+def write_prompts(path: Path, weights: str, class_names: list[str], batch: int = 64) -> None:
+    """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16 (spec 000 §3.4)."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    progress.hide_loading()
+    name, revision = resolve(weights)
+    try:
+        tokenizer: Any = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision)
+        text: Any = CLIPTextModel.from_pretrained(
+            name, subfolder="text_encoder", use_safetensors=True, revision=revision
+        )
+    except OSError as error:
+        reason = why_not(error, weights)
+        raise UserError(
+            f"data.text={weights} could not be loaded ({reason}); or give a local diffusers folder"
+        ) from error
+    text = text.eval()
+    prompts = [f"a photo of a {c}" for c in class_names] + [""]
+    rows = []
+    for start in progress.bar(range(0, len(prompts), batch), desc="prompts", unit="batch"):
+        ids = tokenizer(
+            prompts[start : start + batch],
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        with torch.inference_mode():
+            rows.append(text(ids)[0].half())
+    out = io.BytesIO()
+    torch.save(torch.cat(rows).clone(), out)
+    write_whole(path, out.getvalue())

@@ -1,0 +1,253 @@
+"""Are finished caches what they should be, and do latents and tokens of a sample see the same field of view?
+
+Shapes: S samples, h/w token grid, P = S·h·w places, D token width, F features of a latent's patch, CHW latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.data.cache import FAULT, UNKNOWN, Cache
+from urepa.data.online_encoders import OnlineLatents
+from urepa.data.stores.lmdb_store import MIRRORED, batches_of
+from urepa.data.stores.record_reading import Store
+from urepa.data.tracks.paths import is_finished
+from urepa.data.tracks.samples import Keys, Sample, first_drawn
+
+CHUNK = 128  # records looked at together
+SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens
+ROWS_PER_DIMENSION = 16  # tokens to fit to, for each of a token's dimensions
+RIDGE = 0.1
+MARGIN = 1.05  # another field of view must explain this much more variance than the stored one to be believed
+CLEARLY = 0.05  # ... and so much more, where there are fewer samples than the check wants
+Moved = Callable[[Tensor], Tensor]  # latents [S,C,H,W] as they would look from another field of view
+
+
+class Fault(UserError):
+    """What is wrong with the store in `folder`: training refuses it from then on."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        super().__init__(text)
+        self.folder = folder
+
+    def mark(self) -> None:
+        """Writes it down beside the records of a store that counts."""
+        if is_finished(self.folder):
+            write_whole(self.folder / FAULT, str(self))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How well tokens explain the latents (R² on held-out samples) if the latents were moved like `name`."""
+
+    name: str
+    r2: float
+
+
+def verify(name: str, cache: Cache) -> None:
+    """Every record of an open cache and its field of view; prints what was found, a Fault on the first one. With
+    an online teacher there are no tokens to look at; latents that are made in training are made for the field of view
+    alone. Of records without digests it says that it cannot tell whether they are what was written."""
+    assert cache.grids
+    splits = cache.splits
+    stored = {teacher: tokens for teacher, tokens in cache.tokens.items() if isinstance(tokens, Store)}
+    latents = cache.latents if isinstance(cache.latents, Store) else None
+    stores = [*([] if latents is None else [latents]), *stored.values()]
+    for store in stores:
+        count_check(store)
+    if cache.images is not None:
+        cache.images.require_whole(progress.bar(Keys(splits.values(), ""), desc="verify images", unit="image"))
+    views = {"": list(splits.values())} | ({"mirrored ": [splits["train"].mirrored()]} if cache.flips else {})
+    for view, parts in views.items():
+        flip, count = MIRRORED * bool(view), sum(map(len, parts))
+        if latents is not None:
+            check_records(latents, Keys(parts, flip), unit_length=False)
+            if view:
+                mirror_check(latents, parts[0])
+        state = state_of([store.mirror if view else store for store in stores])
+        if not stored and latents is not None:
+            print(f"{name}: {count} {view}latents {state}")
+        elif not stored:
+            print(f"{name}: the images of {count} {view}samples are whole")
+        for teacher, tokens in stored.items():
+            check_records(tokens, Keys(parts, f"_mid{flip}"), unit_length=True)
+            train = views["mirrored "][0] if view else splits["train"]
+            findings = spatial_check(cache.latents, tokens, train, cache.grids[teacher])
+            whose = f"{teacher}'s tokens" if teacher else "tokens"
+            print(f"{name}: {count} {view}samples {state}; {whose} explain the latents as follows (R²):")
+            for finding in findings[:4]:
+                print(f"  {finding.r2:6.3f}  {finding.name}")
+
+
+def state_of(stores: Sequence[Store | None]) -> str:
+    """What was found of stores in which no fault was found."""
+    bare = [store.folder.name for store in stores if store is not None and store.digests is None]
+    if not bare:
+        return "are whole"
+    return (
+        f"are there and finite, but not compared with what was written: {' and '.join(bare)} "
+        f"{'has' if len(bare) == 1 else 'have'} no digests of records (stage=digest makes some of what is there now)"
+    )
+
+
+def count_check(store: Store) -> None:
+    """A Fault where records have been lost. More than the manifest counts are another list's."""
+    there, counted = store.count(), store.manifest.get("count", 0)
+    if there < counted:
+        raise Fault(store.folder, f"{store.folder} holds {there} records, its manifest counts {counted}; make it again")
+    if store.mirror is not None:
+        count_check(store.mirror)
+
+
+def weights_check(tokens: Store, teacher: Any) -> None:
+    """A Fault where the tokens are of other weights than the teacher's, as far as those lie on this disk: two folders
+    may bear one name."""
+    known = tokens.manifest["teacher"].get("weights_sha256", UNKNOWN)
+    if known != UNKNOWN and teacher.is_local and teacher.weights_sha256() != known:
+        raise Fault(
+            tokens.folder,
+            f"{tokens.folder} was made with other weights of {tokens.manifest['teacher']['model']} than the teacher "
+            "has here; give those, or make it again",
+        )
+
+
+def check_records(store: Store, keys: Keys, unit_length: bool) -> None:
+    """Every key is there, finite, for tokens of unit length, and has the bytes that its digest is of. Streams; a Fault
+    on the first one."""
+    bar = progress.bar(keys, desc=f"verify {store.folder.name}", unit="record")
+    for part in batches_of(bar, CHUNK):
+        folder = store.folder_of(part[0])  # which has them all: they are all of mirror images, or none is
+        raw_RB = np.empty((len(part), store.record_bytes), dtype=np.uint8)
+        try:
+            values = store.tensor(part, raw_RB).float().numpy()
+        except UserError as error:
+            raise Fault(folder, str(error)) from error
+        changed = store.changed(part, raw_RB)
+        if changed is not None:
+            raise Fault(folder, f"{folder}: record '{changed}' has changed since it was written; make it again")
+        finite = np.isfinite(values).reshape(len(part), -1).all(1)
+        if not finite.all():
+            raise Fault(folder, f"{folder}: record '{part[int(np.argmin(finite))]}' is not finite; make it again")
+        if unit_length:
+            length = np.linalg.norm(values, axis=-1).reshape(len(part), -1)
+            row, token = np.unravel_index(np.abs(length - 1).argmax(), length.shape)
+            if abs(length[row, token] - 1) > 0.02:
+                raise Fault(folder, f"{folder}: tokens of '{part[row]}' have length {length[row, token]:.3f}, not 1")
+
+
+def mirror_check(latents: Store, samples: Sequence[Sample]) -> None:
+    """Are the mirrored latents nearer to the plain ones' mirror image than to the plain ones? (They are not equal to
+    it: a VAE is not symmetric, and an unshuffled pixel's place is its channel, so channels are averaged.) A Fault
+    if not; whether tokens agree with them is for the spatial check."""
+    chosen = first_drawn(samples, "spatial", SAMPLES)
+    keys = [s.sample_id for s in chosen], [s.key for s in chosen]
+    plain, mirrored = (torch.from_numpy(latents.read(own)).mean(1) for own in keys)
+    if float((mirrored - plain.flip(-1)).pow(2).sum()) > float((mirrored - plain).pow(2).sum()):
+        assert latents.mirror is not None
+        raise Fault(
+            latents.mirror.folder,
+            f"{latents.mirror.folder} does not hold the mirror images of {latents.folder}; delete it and make it again",
+        )
+
+
+def spatial_check(
+    latents: Store | OnlineLatents, tokens: Store, samples: Sequence[Sample], grid: tuple[int, int]
+) -> list[Finding]:
+    """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
+    latents as they are and as they would look mirrored, shifted, sheared or from another sample. A Fault
+    of the tokens names the view that fits better than the stored one; too few samples are a UserError. Findings
+    come best first."""
+    count, width = grid[0] * grid[1], tokens.shape[-1]
+    wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
+    chosen = first_drawn(samples, "spatial", wanted)
+    if len(chosen) * count < 4 * width or len(chosen) < 8:
+        raise UserError(
+            f"the spatial check needs at least {max(4 * width // count, 8)} samples with {count} tokens of width "
+            f"{width}; there are {len(chosen)}"
+        )
+    x0 = torch.from_numpy(latents.read([s.key for s in chosen]))
+    x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
+    reader = Reader(torch.from_numpy(tokens.read([s.token_key for s in chosen])))
+    moves = views(x0.shape[-2] // grid[0])
+    findings = [Finding(name, reader.explained(patches(moved(x0), grid))) for name, moved in moves.items()]
+    findings.sort(key=lambda f: -f.r2)
+    own = next(f for f in findings if f.name == "as stored")
+    best = findings[0]
+    another = own.r2 <= 0 or best.r2 > MARGIN * own.r2
+    hardly = best.r2 <= 0 or (own.r2 > 0 and best.r2 <= own.r2 + CLEARLY)
+    if len(chosen) < wanted and another and hardly:
+        raise UserError(
+            f"{len(chosen)} samples are too few to tell whether latents and tokens see the same field of view; "
+            f"the check wants {wanted} of them: build from more images, or train without this check"
+        )
+    if another:
+        raise Fault(
+            tokens.folder_of(chosen[0].token_key),
+            f"latents and tokens do not see the same field of view: tokens explain {own.r2:.1%} of the latents as "
+            f"stored, and {best.r2:.1%} of them {best.name}; make one of the two again from the same crop",
+        )
+    return findings
+
+
+def views(cells: int) -> dict[str, Moved]:
+    """The ways in which caches are known to go wrong; shifts by half a token and by a whole one. A token is
+    `cells` wide. Less than half a token is within what padding shifts a network's own features by."""
+    moves: dict[str, Moved] = {
+        "as stored": lambda x: x,
+        "mirrored": lambda x: x.flip(-1),
+        "upside down": lambda x: x.flip(-2),
+        "transposed": lambda x: x.mT,
+        "of another sample": lambda x: x.roll(1, 0),
+        "sheared as 36x36": sheared,
+    }
+    for share, by in (("half a token", max(cells // 2, 1)), ("a token", cells)):
+        for name, dy, dx in (("right", 0, -1), ("left", 0, 1), ("down", -1, 0), ("up", 1, 0)):
+            moves[f"shifted {name} by {share}"] = partial(torch.roll, shifts=(dy * by, dx * by), dims=(-2, -1))
+    return moves
+
+
+def sheared(x0: Tensor) -> Tensor:
+    """The first 1,296 of 37x37 places read as 36x36 (spec 000 §3.3), back at the latent's size."""
+    fine = F.adaptive_avg_pool2d(x0, (37, 37)).flatten(2)[:, :, :1296].unflatten(2, (36, 36))
+    return F.interpolate(fine, size=x0.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def patches(x0: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean of each channel over a token's area, without the sample's own mean: [S,h·w,F]."""
+    means = F.adaptive_avg_pool2d(x0, grid).flatten(2).mT
+    return means - means.mean(1, keepdim=True)
+
+
+class Reader:
+    """Ridge regression from tokens [S,N,D] to a latent's patches, fitted to the first half of the samples and
+    scored on the second. Both are taken relative to their mean at each place, so that a habit of place (sky is
+    above) explains nothing."""
+
+    def __init__(self, tokens_SND: Tensor) -> None:
+        self.half = len(tokens_SND) // 2
+        self.fit_x, self.test_x = self._halves(tokens_SND)
+        gram_DD = self.fit_x.mT @ self.fit_x
+        gram_DD += RIDGE * gram_DD.diagonal().mean() * torch.eye(len(gram_DD), dtype=gram_DD.dtype)
+        self.factor_DD = torch.linalg.cholesky(gram_DD)
+
+    def _halves(self, values_SNF: Tensor) -> tuple[Tensor, Tensor]:
+        centred = (values_SNF - values_SNF[: self.half].mean(0, keepdim=True)).double()
+        return centred[: self.half].flatten(0, 1), centred[self.half :].flatten(0, 1)
+
+    def explained(self, patches_SNF: Tensor) -> float:
+        """R² on the second half."""
+        fit_y, test_y = self._halves(patches_SNF)
+        weights = torch.cholesky_solve(self.fit_x.mT @ fit_y, self.factor_DD)
+        return 1 - float((test_y - self.test_x @ weights).pow(2).sum() / test_y.pow(2).sum())

@@ -1,0 +1,1 @@
+"""LMDB stores of latents and tokens: the format, its digests, and reading past LMDB."""

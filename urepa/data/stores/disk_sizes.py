@@ -1,0 +1,59 @@
+"""How large a track's caches will be, before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from urepa.data.reader import AHEAD
+from urepa.data.stores.lmdb_store import record_bytes
+
+PAGE = 4096
+KEY = 20  # characters of a sample id with its suffix: ImageNet's have 14 to 27
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """One cache: how many records of how many bytes, and what they take on disk. As much memory again keeps
+    it in the page cache."""
+
+    name: str
+    records: int
+    record_bytes: int
+    disk_bytes: int
+
+
+def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
+    """What the track's build leaves for training, in the order in which it is made. Without a teacher (or with
+    one that is asked online) there are no tokens."""
+    samples = track.expected_samples()
+    counts = {"": sum(samples.values())} | ({"_flip": samples["train"]} if track.flip else {})
+    sizes = []
+    for name, (shape, dtype) in track.stores(teacher).items():
+        length = record_bytes(shape, dtype)
+        sizes += [CacheSize(name + kind, n, length, lmdb_bytes(n, length)) for kind, n in counts.items()]
+    if track.prompt_bytes:
+        sizes.append(
+            CacheSize(
+                "prompts", track.num_classes + 1, track.prompt_bytes, (track.num_classes + 1) * track.prompt_bytes
+            )
+        )
+    return sizes
+
+
+def lmdb_bytes(records: int, length: int) -> int:
+    """Size of LMDB's file for records of this length. A record of half a page or more has pages of its own,
+    with 16 bytes of header; its key lies in a leaf page. Several smaller ones share a leaf page, and this is
+    the size when those are full: at least."""
+    header, slot = 8, 2
+    own_pages, leaf = -(-(16 + length) // PAGE), header + KEY + 8 + slot
+    if header + KEY + length <= PAGE // 2 - 16:
+        own_pages, leaf = 0, header + KEY + length + slot
+    leaf_pages = -(-records // ((PAGE - 16) // leaf))
+    return (own_pages * records + leaf_pages) * PAGE
+
+
+def reader_bytes(track: Any, teacher: Any | None, batch_size: int) -> int:
+    """Memory that the training reader holds tokens in: the steps it reads ahead and the one in use."""
+    tokens = [store for name, store in track.stores(teacher).items() if name != "latents"]
+    return sum((AHEAD + 1) * batch_size * record_bytes(*store) for store in tokens)

@@ -1,0 +1,258 @@
+"""Reading a finished store: LMDB says once where each record lies, then records are read past it.
+
+LMDB's own get is one page fault after another: slow where the page cache is cold, and through a per-item
+loader slow where it is warm. A record's value is contiguous in data.mdb, so plain preadv fills a batch.
+
+Shapes: R records, B bytes a record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from urepa.core.errors import UserError
+from urepa.core.files import DAMAGED, read_json
+from urepa.data.stores.digests import MEAN_TOKEN, Digests, blake2b
+from urepa.data.stores.lmdb_pages import HIDDEN, SUM_KEY, Index, hidden_rows, key_digests, records, rows_of
+from urepa.data.stores.lmdb_store import MIRRORED, Part, decode, part_of, record_bytes
+from urepa.data.tracks.samples import Keys
+
+PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open file; -1 without a digest
+
+
+class Store:
+    """A store to read from; indexed on first use. Threads and forked workers may share it.
+
+    `mirror` holds the mirror images' records under the same keys; they are asked for as KEY/flip.
+    """
+
+    mirror: "Store | None" = None
+
+    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
+        """`manifest` stands in for the file's while a store is being finished or adopted."""
+        self.folder = folder
+        file = folder / "manifest.json"
+        if manifest is None and not file.is_file():
+            raise UserError(f"{folder} is no finished cache: it has no manifest.json")
+        try:
+            self.manifest: dict[str, Any] = read_json(file) if manifest is None else manifest
+            self.shape = tuple(self.manifest["shape"])
+            self.dtype = str(self.manifest["dtype"])
+            self.parts = int(self.manifest.get("parts", 1))
+            self.record_bytes = record_bytes(self.shape, self.dtype)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file} is damaged ({error!r}); put it back, or delete {folder} and make it again"
+            ) from error
+        self._open_parts: dict[int, _OpenPart] = {}
+        self._opening = threading.Lock()
+        self._digests: Digests | None = None
+
+    @property
+    def mark(self) -> Path:
+        """A file that is as old as the records."""
+        return self.folder / "manifest.json"
+
+    def _part(self, index: int) -> "_OpenPart":
+        with self._opening:
+            if index not in self._open_parts:
+                folder = Part(index, self.parts).folder(self.folder)
+                self._open_parts[index] = _OpenPart(folder, self.record_bytes)
+            return self._open_parts[index]
+
+    @property
+    def digests(self) -> Digests | None:
+        """The records' digests; None in a store that was made without. A UserError where the file that holds them is
+        not the one that the manifest names."""
+        if "digests_sha256" not in self.manifest:
+            return None
+        with self._opening:
+            if self._digests is None:
+                self._digests = Digests(self.folder, self.manifest["digests_sha256"])
+            return self._digests
+
+    def places(self, keys: list[str]) -> np.ndarray:
+        """Where the records lie and their crc32 [R], of type PLACE. A UserError for one that is missing, of another
+        length, or without a digest in a store that has them."""
+        mirrored = [key.endswith(MIRRORED) for key in keys]
+        if not any(mirrored):
+            return self._own_places(keys)
+        assert self.mirror is not None, "only readers with data.flip draw mirror images"
+        places_R, of_mirror_R = np.empty(len(keys), PLACE), np.array(mirrored)
+        own = [key for key in keys if not key.endswith(MIRRORED)]
+        places_R[~of_mirror_R] = self._own_places(own)
+        theirs = [key.removesuffix(MIRRORED) for key in keys if key.endswith(MIRRORED)]
+        places_R[of_mirror_R] = self.mirror.places(theirs)
+        return places_R
+
+    def _own_places(self, keys: list[str]) -> np.ndarray:
+        places_R, digests_R = np.empty(len(keys), PLACE), key_digests(keys)
+        for part, at in self._by_part(keys):
+            opened = self._part(part)
+            places_R["file"][at] = opened.file
+            places_R["offset"][at] = opened.offsets([keys[i] for i in at], digests_R[at])
+        places_R["crc32"] = -1
+        if self.digests is not None:
+            rows_R = self.digests.find(digests_R)
+            if (rows_R < 0).any():
+                key = keys[int(rows_R.argmin())]
+                raise UserError(f"{self.folder}: record '{key}' has no digest; run stage=digest of urepa.preprocess")
+            places_R["crc32"] = self.digests.crc32(rows_R)
+        return places_R
+
+    def _by_part(self, keys: list[str] | Keys) -> Iterator[tuple[int, np.ndarray]]:
+        """Each part that has some of the keys, and which they are."""
+        parts_R = np.zeros(len(keys), dtype=np.int32)
+        if self.parts > 1:
+            parts_R[:] = np.fromiter((part_of(key, self.parts) for key in keys), np.int32, len(keys))
+        for part in np.unique(parts_R):
+            yield int(part), np.flatnonzero(parts_R == part)
+
+    def fill(self, keys: list[str], raw_RB: np.ndarray) -> None:
+        """Reads the records' bytes into `raw_RB` (uint8). A missing or damaged one is a UserError."""
+        places = self.places(keys).tolist()
+        for file, offset, _ in places:  # the disk works on all of them while the first is copied
+            os.posix_fadvise(file, offset, self.record_bytes, os.POSIX_FADV_WILLNEED)
+        for key, row, (file, offset, crc32) in zip(keys, raw_RB, places, strict=True):
+            if os.preadv(file, [row.data], offset) != self.record_bytes:
+                raise UserError(f"{self.folder}/data.mdb is truncated; copy it again, or delete it and make it again")
+            if crc32 >= 0 and zlib.crc32(row) != crc32:
+                raise UserError(
+                    f"{self.folder_of(key)}: record '{key.removesuffix(MIRRORED)}' has changed since it was written "
+                    "(its crc32 differs); copy the store again, or delete it and make it again (stage=verify of "
+                    "urepa.preprocess checks all of its records)"
+                )
+
+    def folder_of(self, key: str) -> Path:
+        """The folder of the store that has this record: this one or the mirror's."""
+        return self.mirror.folder if self.mirror is not None and key.endswith(MIRRORED) else self.folder
+
+    def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> torch.Tensor:
+        """The records [R, *shape]: fp16 as it is stored, int8 as float32. With `raw_RB` in that memory."""
+        buffer = np.empty((len(keys), self.record_bytes), dtype=np.uint8) if raw_RB is None else raw_RB
+        self.fill(keys, buffer)
+        return decode(buffer, self.shape, self.dtype)
+
+    def read(self, keys: list[str]) -> np.ndarray:
+        """The records [R, *shape] as float32."""
+        return self.tensor(keys).float().numpy()
+
+    def keys(self) -> Iterator[str]:
+        """All keys, part by part, without the mirror's."""
+        for part in range(self.parts):
+            names = (key for key, _, _ in records(Part(part, self.parts).folder(self.folder)))
+            yield from (name for name in names if not name.startswith(HIDDEN))
+
+    def indices(self) -> list[tuple[Index, int]]:
+        """Where every part's records lie, and its open file; without the mirror's."""
+        return [(part.index, part.file) for part in map(self._part, range(self.parts))]
+
+    def count(self) -> int:
+        """How many records there are, without the mirror's."""
+        return sum(len(index) for index, _ in self.indices())
+
+    def missing(self, keys: Keys) -> list[str]:
+        """Those that have no record."""
+        absent_R, digests_R = np.empty(len(keys), dtype=bool), keys.digests()
+        for part, at in self._by_part(keys):
+            absent_R[at] = rows_of(digests_R[at], self._part(part).index.digests_R) < 0
+        return keys.where(absent_R)
+
+    def without_digest(self, keys: Keys) -> list[str]:
+        """Those that have no digest, in a store that has digests; none in one that has not."""
+        return [] if self.digests is None else keys.where(self.digests.find(keys.digests()) < 0)
+
+    def record_digests(self, digests_R: np.ndarray) -> np.ndarray:
+        """Both halves of the blake2b of the records with these digests of keys: uint64 [R,2]. For a store that has
+        digests of all of them."""
+        assert self.digests is not None
+        rows_R = self.digests.find(digests_R)
+        assert (rows_R >= 0).all(), "open_store has looked"
+        return self.digests.blake2b(rows_R)
+
+    def changed(self, keys: list[str], raw_RB: np.ndarray) -> str | None:
+        """The first record whose bytes in `raw_RB` have another blake2b than was written down; None if all have theirs,
+        or none was written down. The keys are all of mirror images, or none is."""
+        if self.mirror is not None and keys[0].endswith(MIRRORED):
+            return self.mirror.changed([key.removesuffix(MIRRORED) for key in keys], raw_RB)
+        if self.digests is None:
+            return None
+        differs_R = (self.record_digests(key_digests(keys)) != blake2b(row.data for row in raw_RB)).any(1)
+        return keys[int(differs_R.argmax())] if differs_R.any() else None
+
+    def mean_token(self) -> torch.Tensor:
+        """The teacher's mean token over the training set [D], from the file beside the records; a UserError where it is
+        not the one that the manifest names."""
+        file = self.folder / MEAN_TOKEN
+        if not file.is_file():
+            raise UserError(f"there is no {file}; put it back, or delete {self.folder} and make it again")
+        content, known = file.read_bytes(), self.manifest.get("mean_token_sha256")
+        if known not in (None, hashlib.sha256(content).hexdigest()):
+            raise UserError(
+                f"{file} is not the one that its manifest.json names; put it back, or delete {self.folder} and make it "
+                "again"
+            )
+        try:
+            return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+        except DAMAGED as error:  # a store of an earlier version, whose manifest does not name the file
+            raise UserError(
+                f"{file} is damaged ({error}); put it back, or delete {self.folder} and make it again"
+            ) from error
+
+    def require_files_beside(self) -> None:
+        """A UserError where digests.npy or the mean token are not those that the manifest names."""
+        _ = self.digests
+        if "mean_token_sha256" in self.manifest:
+            self.mean_token()
+
+    def hidden(self, prefix: str) -> Iterator[bytes]:
+        """The values of all parts' hidden rows of a kind, in the order in which each part's were written."""
+        for part in range(self.parts):
+            yield from hidden_rows(Part(part, self.parts).folder(self.folder), prefix)
+
+    def token_sum(self) -> np.ndarray | None:
+        """Sum of the training tokens and their number [D+1], where the writer kept it."""
+        shares = [np.frombuffer(share) for share in self.hidden(SUM_KEY)]
+        return np.sum(shares, axis=0) if shares else None
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        if self.mirror is not None:
+            self.mirror.close()
+        for part in self._open_parts.values():
+            os.close(part.file)
+        self._open_parts.clear()
+        self._digests = None
+
+
+class _OpenPart:
+    """One data.mdb: where its records lie, and the open file."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        self.folder, self.length = folder, length
+        self.index = Index(folder)
+        self.file = os.open(folder / "data.mdb", os.O_RDONLY)
+
+    def offsets(self, keys: list[str], digests_R: np.ndarray) -> np.ndarray:
+        """Where the records begin in data.mdb."""
+        rows_R = rows_of(digests_R, self.index.digests_R)
+        if (rows_R < 0).any():
+            raise UserError(f"{self.folder} has no record '{keys[int(rows_R.argmin())]}'; delete it and make it again")
+        lengths_R = self.index.lengths_R[rows_R]
+        if (lengths_R != self.length).any():
+            at = int((lengths_R != self.length).argmax())
+            raise UserError(
+                f"{self.folder}: record '{keys[at]}' is damaged or of another type: it has {lengths_R[at]} bytes, "
+                f"{self.length} are expected; make it again"
+            )
+        return self.index.offsets_R[rows_R]

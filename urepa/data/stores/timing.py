@@ -1,0 +1,53 @@
+"""How long making a store took: FOLDER/seconds.json beside each part's records. It is no part of what a store is: no
+manifest and no digest contains it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from urepa.core.files import read_json, write_whole
+from urepa.data.stores.lmdb_pages import has_records
+from urepa.data.stores.lmdb_store import Part
+from urepa.data.stores.record_reading import Store
+
+FILE = "seconds.json"
+EVERY = 10.0  # seconds between two writes: what a build that is killed loses at most
+
+
+class Spent:
+    """The seconds of making a part of a store, over all builds that worked on it. A part that an earlier version has
+    begun stays without: what it took before is not known. Made before the first record is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._is_known = self._file.exists() or not has_records(folder)
+        self._before = float(read_json(self._file)["seconds"]) if self._file.exists() else 0.0
+        self._begin = time.monotonic()
+        self._written = -EVERY  # the first batch is noted at once
+
+    def note(self, last: bool = False) -> None:
+        """After a batch: writes the sum down where the last time is a while ago, or this is the `last`."""
+        spent = time.monotonic() - self._begin
+        if self._is_known and (last or spent - self._written >= EVERY):
+            write_whole(self._file, json.dumps({"seconds": self._before + spent}))
+            self._written = spent
+
+
+def seconds_of(store: Store) -> float | None:
+    """What making a store and its mirrored one took, over all parts; None where that is not known."""
+    parts = store.manifest.get("parts", 1)
+    files = [Part(i, parts).folder(store.folder) / FILE for i in range(parts)]
+    own = sum(float(read_json(file)["seconds"]) for file in files) if all(file.exists() for file in files) else None
+    mirror = 0.0 if store.mirror is None else seconds_of(store.mirror)
+    return None if own is None or mirror is None else own + mirror
+
+
+def teacher_cache_seconds(tokens: dict[str, Any]) -> float | None:
+    """The same of all token stores of a cache, 0 without one; tokens that are made while training take no time of
+    their own."""
+    stores = {one.folder: one for one in tokens.values() if isinstance(one, Store)}  # teachers may share one
+    found = [seconds_of(store) for store in stores.values()]
+    return None if None in found else sum(seconds for seconds in found if seconds is not None)

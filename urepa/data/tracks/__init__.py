@@ -1,0 +1,1 @@
+"""Tracks: a data set with its caches, and the lists of its samples."""

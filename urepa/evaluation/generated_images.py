@@ -1,0 +1,126 @@
+"""Images of the run as evaluations look at them: made once, batch by batch, and found again after a kill.
+
+They are those of `python -m urepa.generate` with the run's seed, the same sampler, steps and guidance. What lies in
+the run's folder is x0, before any decoding: RUN/generated/evaluation_STEP-WEIGHTS,.../batch_*.safetensors. A batch is
+there whole or not at all, and is always computed as a whole, so that any number of kills gives the same images.
+
+Shapes: B images of a batch, CHW latent, S image size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from urepa.core import progress, random_draws
+from urepa.core.errors import UserError
+from urepa.core.files import clear_leftovers, write_whole
+from urepa.evaluation.context import Context
+from urepa.method.ddpm_sampling import check_steps, chosen_sampler, sample_images, undivided
+from urepa.method.objectives import Flow
+from urepa.models.weight_files import trainable
+from urepa.runs.run_folder import folder_name
+
+ALWAYS = (0.0, 1.0)  # the times at which guidance holds where nothing else is asked for
+
+
+@dataclass
+class GeneratedImages:
+    """Fields are described in `urepa.config`."""
+
+    count: int
+    sampler: str | None
+    steps: int
+    guidance: float
+    batch_size: int
+    interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # settings of before it have none
+
+    def rgb(self, context: Context) -> Iterator[tuple[list[int], Tensor]]:
+        """Class ids and RGB [B,3,S,S] in whole 255ths, batch by batch; what is missing is made first."""
+        files = self._made(context)
+        for file, batch in zip(files, self._batches(context.track.num_classes), strict=True):
+            x0 = load_file(file)["x0"]
+            yield [class_id for class_id, _ in batch], decoded(context, x0)
+
+    def _batches(self, num_classes: int) -> list[list[tuple[int, int]]]:
+        """(class, index of the class) of every image: as many of each class as can be, in a fixed random order, so
+        that any first part of them is a fair one."""
+        classes = [i * num_classes // self.count for i in range(self.count)]
+        images = [(c, i - -(-c * self.count // num_classes)) for i, c in enumerate(classes)]  # less its class's first
+        mixed = [images[i] for i in random_draws.generator(0, "generation").permutation(self.count)]
+        return [mixed[start : start + self.batch_size] for start in range(0, self.count, self.batch_size)]
+
+    def _folder(self, context: Context) -> Path:
+        """Named by all that the images depend on."""
+        name = [
+            f"evaluation_step_{context.step:08d}-{_digest(context)}",
+            f"{chosen_sampler(context.objective, self.sampler)}{self.steps}",
+            *(f"{key}={value}" for key, value in undivided(context.objective, self.steps).items()),
+        ]
+        name += [f"n={self.count}", f"guidance={self.guidance:g}", f"batch={self.batch_size}"]
+        if tuple(self.interval) != ALWAYS:
+            name.append("interval={:g}-{:g}".format(*self.interval))
+        return context.folder / "generated" / folder_name(name)
+
+    def _check(self, context: Context) -> None:
+        """UserError on what this run cannot be asked for."""
+        check_steps(context.objective, self.steps, "images.steps")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise UserError(f"images.interval={self.interval}: give two times, from 0 to 1, the lower one first")
+        if tuple(self.interval) != ALWAYS and not isinstance(context.objective, Flow):
+            raise UserError("images.interval has no effect on this run, which is no flow; drop it")
+
+    def _made(self, context: Context) -> list[Path]:
+        """The batches' files, all of them there."""
+        self._check(context)
+        _ = context.track.autoencoder  # missed now, not after all the steps
+        folder = self._folder(context)
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
+        batches = self._batches(context.track.num_classes)
+        files = [folder / f"batch_{i:06d}.safetensors" for i in range(len(batches))]
+        with progress.bar(total=self.count, desc=f"{self.count:,} images", unit="image") as bar:
+            for file, batch in zip(files, batches, strict=True):
+                if file.exists():
+                    progress.skip(bar, len(batch))
+                    continue
+                write_whole(file, save({"x0": self._sample(context, batch)}))
+                bar.update(len(batch))
+        return files
+
+    def _sample(self, context: Context, batch: list[tuple[int, int]]) -> Tensor:
+        condition = context.cache.condition([class_id for class_id, _ in batch]).to(context.device)
+        how: dict[str, Any] = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
+        x0 = sample_images(
+            context.model.backbone,
+            context.objective,
+            batch,
+            context.track.latent_shape,
+            condition,
+            seed=context.seed,
+            interval=(self.interval[0], self.interval[1]),
+            **how,
+        )
+        return x0.cpu().contiguous()
+
+
+def decoded(context: Context, x0: Tensor) -> Tensor:
+    """Latents as RGB [B,3,S,S] on the run's device, in whole 255ths as image files have them."""
+    with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
+        return (context.track.to_rgb(x0.to(context.device)) * 255).round() / 255
+
+
+def _digest(context: Context) -> str:
+    """Of the weights that made the images, as far as they were trained."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(trainable(context.model).items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,280 @@
+"""How far the run's images are from real ones, in the features of encoders that are named in each result.
+
+Real images are the track's latents decoded, as the run's own images are: with a VAE, what it makes of photographs, so
+that its errors count for neither side. `final/fd/NAME` and the others are against training images; `floor/...` are the
+same numbers of held-out real images. `final/fd_se/NAME` and `floor/fd_se/NAME` are the standard errors of the Fréchet
+distances over resamplings of the generated or the held-out images; of fewer than 20 images there are none.
+
+Shapes: B images, S image size, n rows, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from urepa.core import progress, random_draws
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.data.cache import UNKNOWN
+from urepa.data.tracks.samples import Sample, Samples, in_order_of_draws
+from urepa.evaluation.context import Context, Incomplete
+from urepa.evaluation.encoders import Inception, pooled
+from urepa.evaluation.frechet_and_kid import (
+    FEWEST_OF_ERROR,
+    Moments,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from urepa.evaluation.generated_images import GeneratedImages, decoded
+
+CHUNK = 64  # real images decoded and encoded at a time
+KEPT_EVERY = 32 * CHUNK  # what a kill may cost at most
+NAME = re.compile(r"[\w.-]+")  # what MLflow takes between slashes
+
+
+class FeatureSet:
+    """Features of images that come batch by batch: moments of all, and the first `subset` rows. Memory grows with
+    `subset` alone."""
+
+    def __init__(self, subset: int) -> None:
+        self.subset, self.count = subset, 0
+        self._moments: Moments | None = None
+        self._kept: list[np.ndarray] = []
+
+    def add(self, x_BD: np.ndarray) -> None:
+        """Takes another batch in."""
+        if self._moments is None:
+            self._moments = Moments(x_BD.shape[1])
+        self.moments.add(x_BD)
+        if self.count < self.subset:
+            self._kept.append(x_BD[: self.subset - self.count].copy())
+        self.count += len(x_BD)
+
+    @property
+    def moments(self) -> Moments:
+        """Of all rows."""
+        assert self._moments is not None, "nothing was added"
+        return self._moments
+
+    @property
+    def rows_nD(self) -> np.ndarray:
+        """The rows that were kept."""
+        return np.concatenate(self._kept)
+
+    def save(self, file: Path) -> None:
+        """As it is now."""
+        tensors = {"mean": self.moments.mean_D, "scatter": self.moments.scatter_DD, "rows": self.rows_nD}
+        write_whole(file, save(tensors | {"count": np.array(self.count)}))
+
+    @staticmethod
+    def load(file: Path, subset: int) -> "FeatureSet":
+        """As it was saved; an empty one if it was not."""
+        found = FeatureSet(subset)
+        if file.exists():
+            tensors = load_file(file)
+            found.count = int(tensors["count"])
+            moments = Moments(len(tensors["mean"]))
+            moments.count, moments.mean_D, moments.scatter_DD = found.count, tensors["mean"], tensors["scatter"]
+            found._moments, found._kept = moments, [tensors["rows"]]
+        return found
+
+
+@dataclass
+class Generation:
+    """Fréchet distance, KID, precision and recall. Fields are described in `urepa.config`."""
+
+    images: GeneratedImages
+    encoders: dict[str, Any]
+    reference_images: int | None
+    subset: int
+    kid_subsets: int
+    kid_subset_size: int
+    neighbours: int
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        lacking: dict[str, str] = {}
+        for name, encoder in self.encoders.items():
+            try:
+                encoder.weights_sha256()  # missed now, not after all the sampling
+            except UserError as error:
+                lacking[name] = str(error)
+        if lacking and len(lacking) == len(self.encoders):
+            raise UserError("; ".join(lacking.values()))
+        metrics = self._measured(context, {name: e for name, e in self.encoders.items() if name not in lacking})
+        if lacking:
+            raise Incomplete(metrics, {f"encoders.{name}": why for name, why in lacking.items()})
+        return metrics
+
+    def _measured(self, context: Context, encoders: dict[str, Any]) -> dict[str, float]:
+        reference, held_out = self._real(context)
+        self._check(len(reference))
+        generated = {name: FeatureSet(self.subset) for name in encoders}
+        for _, rgb in self.images.rgb(context):
+            for name, encoder in encoders.items():
+                generated[name].add(encoded(context, encoder, rgb))
+        real = real_features(context, encoders, reference, self.subset)
+        floor = real_features(context, encoders, held_out, self.subset)
+        metrics: dict[str, float] = {}
+        for name, encoder in encoders.items():
+            metrics |= self._compared("final", name, real[name], generated[name])
+            if held_out:
+                beside = self._compared("floor", name, real[name], floor[name])
+                metrics |= {key: value for key, value in beside.items() if not key.startswith("floor/kid_sd/")}
+            if is_circular(context, encoder):
+                metrics[f"final/circular/{name}"] = 1.0
+                print(f"{name} is the teacher that this run aligns to: distances in its features are circular")
+        return metrics
+
+    def _check(self, reference: int) -> None:
+        """UserError on what cannot be asked for."""
+        for name in self.encoders:
+            if NAME.fullmatch(name) is None:
+                raise UserError(f"encoders: '{name}' is no name for a column; take letters, digits, '.', '_' and '-'")
+        there = min(self.images.count, reference)
+        if self.subset > there:
+            raise UserError(f"subset={self.subset}: there are {there} images of a kind; give as many or fewer")
+        for key, value in (("kid_subset_size", self.kid_subset_size), ("neighbours", self.neighbours + 1)):
+            if value > self.subset:
+                raise UserError(f"{key} needs {value} images; give subset={value} or more")
+
+    def _real(self, context: Context) -> tuple[Samples, Samples]:
+        """Training images to compare with, and as many held-out ones as images are made; none if there are fewer."""
+        train = _mixed(context.cache.splits["train"])
+        wanted = len(train) if self.reference_images is None else self.reference_images
+        if wanted > len(train):
+            raise UserError(f"reference_images={wanted}: the track has {len(train)} training images; null takes all")
+        splits = context.cache.splits
+        held_out = _mixed(Samples.joined(splits[split] for split in ("val", "test") if split in splits))
+        if len(held_out) < self.images.count:
+            print(f"{len(held_out)} held-out images give no floor for {self.images.count} generated ones")
+            held_out = held_out[:0]
+        return train[:wanted], held_out[: self.images.count]
+
+    def _compared(self, kind: str, name: str, real: FeatureSet, other: FeatureSet) -> dict[str, float]:
+        rng = random_draws.generator(0, "kid")
+        kid = kernel_distance(real.rows_nD, other.rows_nD, self.kid_subsets, self.kid_subset_size, rng)
+        precision, recall = precision_recall(real.rows_nD, other.rows_nD, self.neighbours)
+        has_error = len(other.rows_nD) >= FEWEST_OF_ERROR
+        error = {f"{kind}/fd_se/{name}": frechet_error(real.moments, other.rows_nD, other.count)} if has_error else {}
+        return error | {
+            f"{kind}/fd/{name}": frechet_distance(real.moments, other.moments),
+            f"{kind}/kid/{name}": kid.mean,
+            f"{kind}/kid_sd/{name}": kid.sd,
+            f"{kind}/precision/{name}": precision,
+            f"{kind}/recall/{name}": recall,
+        }
+
+
+@dataclass
+class InceptionScore:
+    """Inception Score of the run's images (Salimans et al. 2016)."""
+
+    images: GeneratedImages
+    encoder: Inception
+    splits: int
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        self.encoder.weights_sha256()  # missed now, not after all the sampling
+        batches = []
+        for _, rgb in self.images.rgb(context):
+            with torch.autocast(context.device.type, enabled=False):  # an encoder has a precision of its own
+                batches.append(self.encoder.probabilities(rgb).cpu().numpy())
+        score = inception_score(np.concatenate(batches), self.splits)
+        return {"final/inception_score": score.mean, "final/inception_score_sd": score.sd}
+
+
+def encoded(context: Context, encoder: Any, rgb_B3SS: Tensor) -> np.ndarray:
+    """Features [B,D], float32. An encoder has a precision of its own, not the run's."""
+    with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
+        return pooled(encoder.tokens(rgb_B3SS)).cpu().numpy()
+
+
+def is_circular(context: Context, encoder: Any) -> bool:
+    """Is the encoder a network that the run is aligned to? By name, or by weights, which may lie under several names;
+    where the teacher's are not known and it could be, that is said."""
+    own = encoder.manifest()
+    for teacher in (tokens.manifest["teacher"] for tokens in context.cache.tokens.values()):
+        if all(teacher.get(key) == own.get(key) for key in ("family", "model")):
+            return True
+        if teacher.get("weights_sha256", UNKNOWN) != UNKNOWN:
+            if teacher["weights_sha256"] == encoder.weights_sha256():
+                return True
+        elif "family" in own and all(teacher.get(key) in (own[key], UNKNOWN) for key in ("family", "width")):
+            names = f"{own['model']} and the teacher {teacher.get('model')}"
+            print(
+                f"warning: {names} may be one network: the teacher's weights are not known. Distances may be circular"
+            )
+    return False
+
+
+def real_features(
+    context: Context, encoders: dict[str, Any], samples: Sequence[Sample], subset: int
+) -> dict[str, FeatureSet]:
+    """Features of real images in each encoder: computed once for all the runs of a track and kept beside its latents,
+    also what a kill interrupts."""
+    files = {name: _features_file(context, name, encoder, samples, subset) for name, encoder in encoders.items()}
+    found = {name: FeatureSet.load(file, subset) for name, file in files.items()}
+    with progress.bar(
+        total=len(samples), desc=f"features of {len(samples):,} real images", unit="image", leave=False
+    ) as bar:
+        for start in range(0, len(samples), CHUNK):
+            part = samples[start : start + CHUNK]
+            missing = [name for name in encoders if found[name].count <= start]
+            if not missing:
+                progress.skip(bar, len(part))
+                continue
+            rgb = decoded(context, context.cache.x0(part))
+            done = start + len(part)
+            for name in missing:
+                found[name].add(encoded(context, encoders[name], rgb))
+                if done % KEPT_EVERY == 0 or done == len(samples):
+                    _keep(found[name], files[name])
+            bar.update(len(part))
+    return found
+
+
+def _features_file(context: Context, name: str, encoder: Any, samples: Sequence[Sample], subset: int) -> Path:
+    """Named by all that the features depend on."""
+    latents = context.cache.latents
+    facts: tuple[Any, ...] = (encoder.manifest(), encoder.weights_sha256(), context.device.type, subset)
+    if context.track.autoencoder is not None:
+        facts += (_decoder_sha256(context.track.autoencoder),)
+    made = latents.mark.stat().st_mtime_ns  # latents that are made anew count as others
+    digest = random_draws.digest64("features", facts, latents.manifest, made, *(s.sample_id for s in samples))
+    return latents.folder.parent / "features" / f"{name}-{len(samples)}-{digest:016x}.safetensors"
+
+
+def _decoder_sha256(vae: Any) -> str:
+    """Digest of what turns latents into images."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        if not name.startswith(("encoder.", "quant_conv.")):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _keep(found: FeatureSet, file: Path) -> None:
+    try:
+        file.parent.mkdir(exist_ok=True)
+        found.save(file)
+    except OSError as error:  # a track that belongs to others, or a full disk
+        print(f"warning: the features of the real images are not kept for later runs: {error}")
+
+
+def _mixed(samples: Samples) -> Samples:
+    """In an order that depends on nothing but the samples' ids."""
+    return samples[in_order_of_draws(samples, "generation")]

@@ -1,0 +1,169 @@
+"""What simple readers find in frozen features, under the null condition: a quick look, and the whole reading.
+
+Shapes: B samples, N tokens, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
+from urepa.data.tracks.samples import Sample
+from urepa.evaluation import attention
+from urepa.evaluation.attention import TokenFile, over
+from urepa.evaluation.context import Context
+from urepa.evaluation.features import (
+    Chunk,
+    Pool,
+    held_out,
+    labels_of,
+    mean,
+    of_tap,
+    pooled,
+    pooled_teacher,
+    subset,
+    teacher_tokens,
+    time_label,
+)
+from urepa.evaluation.knn_and_linear import Labels, Vectors, knn_scores, linear_scores
+from urepa.method.training_step import AlignedModel
+
+Parts = tuple[list[Sample], list[Sample]]  # training and held-out images
+Reader = Callable[[Vectors, Labels], dict[str, float]]
+
+
+def _parts(context: Context, train_images: int, test_images: int) -> Parts:
+    """The images that readers are fitted to and read on, fixed by their ids."""
+    return subset(context.cache.splits["train"], train_images), subset(held_out(context), test_images)
+
+
+@dataclass
+class TapProbe:
+    """The quick look: k-NN (cosine) and logistic regression (standardised features) of the mean-pooled tap, fitted to
+    training images and read on test images; k-NN of the teacher's pooled tokens and of the pixels beside it."""
+
+    tap: str
+    timestep: float
+    knn: int
+    train_images: int
+    test_images: int
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        parts = _parts(context, self.train_images, self.test_images)
+        labels = labels_of(parts[0]), labels_of(parts[1])
+        pools = {"tap": of_tap(self.tap)}
+        fitted, read = (pooled(context, part, (self.tap,), self.timestep, pools)["tap"] for part in parts)
+        pixels, others = (context.cache.x0(part).flatten(1).numpy() for part in parts)
+        metrics = {
+            "final/tap_knn": knn_scores((fitted, read), labels, self.knn)[""],
+            "final/tap_linear_probe": linear_scores((fitted, read), labels)[""],
+            "final/pixel_knn": knn_scores((pixels, others), labels, self.knn)[""],
+        }
+        if context.cache.tokens:
+            fitted, read = (pooled_teacher(context, part) for part in parts)
+            metrics["final/teacher_knn"] = knn_scores((fitted, read), labels, self.knn)[""]
+        return metrics
+
+
+@dataclass
+class FrozenFeatures:
+    """The whole reading, which `Knn` and `LinearProbe` share: of the tap and of its head's output, of the teacher's own
+    tokens as ceiling, and as floor of the model before any training; where that has weights, of random ones too. A run
+    without a teacher has the tap and its floors. Vectors are mean tokens (plain names) and attention-pooled tokens
+    (`_attention`)."""
+
+    tap: str
+    timestep: float
+    timesteps: list[float]
+    train_images: int
+    test_images: int
+
+    def read(self, context: Context, name: str, reader: Reader) -> dict[str, float]:
+        """`final/<name>/<what>` at `timestep`, and with more of `timesteps` `final/<name>/<what>_by_t/<t>`."""
+        parts = _parts(context, self.train_images, self.test_images)
+        labels = labels_of(parts[0]), labels_of(parts[1])
+        grid = sorted({self.timestep, *self.timesteps})
+        by_t = {t: _scored(self._vectors(context, context.model, parts, t), labels, reader) for t in grid}
+        metrics = {f"final/{name}/{what}": score for what, score in by_t[self.timestep].items()}
+        if context.cache.tokens:
+            ceiling = _scored(_of_teacher(context, parts), labels, reader)
+            metrics |= {f"final/{name}/{what}": score for what, score in ceiling.items()}
+        for floor, build in context.floors.items():
+            found = _scored(self._vectors(context, build(), parts, self.timestep), labels, reader)
+            metrics |= {f"final/{name}/{floor}_{what}": score for what, score in found.items()}
+        if len(grid) > 1:
+            for t, found in by_t.items():
+                metrics |= {
+                    f"final/{name}/{what}_by_t/{time_label(context.objective, t)}": score
+                    for what, score in found.items()
+                }
+        return metrics
+
+    def _vectors(self, context: Context, model: AlignedModel, parts: Parts, timestep: float) -> dict[str, Vectors]:
+        """Of the tap and of its head, if it has one. Training images are walked over once, their tokens wait on disk
+        for the query; then held-out ones once."""
+        sources: dict[str, Callable[[Chunk], Tokens]] = {"tap": lambda chunk: chunk.taps[self.tap]}
+        if context.head_at(self.tap) is not None:
+            sources["head"] = lambda chunk: chunk.heads[self.tap]
+        files = {what: TokenFile(context.folder) for what in sources}
+
+        def keep(what: str, chunk: Chunk) -> Tensor:
+            files[what].append(sources[what](chunk))
+            return mean(sources[what](chunk))
+
+        pools: dict[str, Pool] = {what: partial(keep, what) for what in sources}
+        fitted = pooled(context, parts[0], (self.tap,), timestep, pools, model)
+        for what, source in sources.items():
+            query = attention.train(files[what].rows, labels_of(parts[0]), context.device)
+            fitted[f"{what}_attention"] = over(files[what].rows, len(parts[0]), query)
+            pools |= {what: _after(source, mean), f"{what}_attention": _after(source, query)}
+        read = pooled(context, parts[1], (self.tap,), timestep, pools, model)
+        return {what: (fitted[what], read[what]) for what in pools}
+
+
+@dataclass
+class Knn(FrozenFeatures):
+    """k-NN by cosine."""
+
+    k: int
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        there = min(self.train_images, len(context.cache.splits["train"]))
+        if self.k > there:
+            raise UserError(f"k={self.k} neighbours of {there} training images; give a smaller k or more train_images")
+        return self.read(context, "knn", partial(knn_scores, k=self.k))
+
+
+@dataclass
+class LinearProbe(FrozenFeatures):
+    """Logistic regression on standardised features."""
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        return self.read(context, "linear_probe", linear_scores)
+
+
+def _of_teacher(context: Context, parts: Parts) -> dict[str, Vectors]:
+    fitted, read = (_rows_of(context, part) for part in parts)
+    query = attention.train(fitted, labels_of(parts[0]), context.device)
+    return {
+        what: (over(fitted, len(parts[0]), pool), over(read, len(parts[1]), pool))
+        for what, pool in (("teacher", mean), ("teacher_attention", query))
+    }
+
+
+def _rows_of(context: Context, samples: list[Sample]) -> attention.Rows:
+    return lambda indices: teacher_tokens(context, [samples[i] for i in indices])
+
+
+def _after(source: Callable[[Chunk], Tokens], pool: Callable[[Tokens], Tensor]) -> Pool:
+    return lambda chunk: pool(source(chunk))
+
+
+def _scored(vectors: dict[str, Vectors], labels: Labels, reader: Reader) -> dict[str, float]:
+    """Every vector's scores, by its name and the score's ending."""
+    return {f"{what}{top}": score for what, pair in vectors.items() for top, score in reader(pair, labels).items()}

@@ -1,0 +1,79 @@
+"""Class-conditional samples: a grid to look at, and what a k-NN on real images calls them.
+
+Shapes: B samples, CHW latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from urepa.core import random_draws
+from urepa.core.files import write_whole
+from urepa.core.png import grid_png, labelled_grid, to_pixels
+from urepa.evaluation.context import Context
+from urepa.evaluation.generated_images import decoded
+from urepa.method.ddpm_sampling import sample_by
+
+CHUNK = 100
+
+
+def samples_of(context: Context, class_ids: list[int], steps: int, guidance: float) -> Tensor:
+    """By the objective's usual sampler, from addressed noise: [B,C,H,W] on the CPU."""
+    out = []
+    for start in range(0, len(class_ids), CHUNK):
+        part = class_ids[start : start + CHUNK]
+        rngs = [random_draws.generator(context.seed, "sample", 0, start + i) for i in range(len(part))]
+        noise = torch.stack([random_draws.normal(context.track.latent_shape, rng) for rng in rngs]).to(context.device)
+        condition = context.cache.condition(part).to(context.device)
+        x0 = sample_by(context.model.backbone, context.objective, noise, condition, rngs, None, steps, guidance)
+        out.append(x0.cpu())
+    return torch.cat(out)
+
+
+@dataclass
+class SampleGrid:
+    """Fields are described in `conf/evaluation`. Rows of the grid are classes, named where the track has names."""
+
+    per_class: int
+    shown_per_class: int
+    max_classes: int
+    sampler_steps: int
+    guidance: float
+    knn: int | None
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        classes = min(self.max_classes, context.track.num_classes)
+        ids = [c for c in range(classes) for _ in range(self.per_class)]
+        x0 = samples_of(context, ids, self.sampler_steps, self.guidance)
+        shown = [i for i in range(len(ids)) if i % self.per_class < self.shown_per_class]
+        folder = context.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        png = self._png(decoded(context, x0[shown]), context.cache.class_names)
+        write_whole(folder / f"step_{context.step:08d}.png", png)
+        if self.knn is None:
+            return {}
+        return {"final/samples_named_rightly": named_rightly(context, x0, ids, self.knn)}
+
+    def _png(self, images_B3HW: Tensor, names: Sequence[str]) -> bytes:
+        """A row per class, with its name on the left where it has one."""
+        columns = min(self.shown_per_class, self.per_class)
+        if not names:
+            return grid_png(images_B3HW, columns, scale=2)
+        rows = enumerate(images_B3HW.split(columns))
+        return labelled_grid([(f"{c} {names[c]}", [Image.fromarray(to_pixels(i)) for i in row]) for c, row in rows])
+
+
+def named_rightly(context: Context, x0: Tensor, ids: list[int], k: int) -> float:
+    """The share of samples that a k-NN fitted to the real training images gives their class."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train = context.cache.splits["train"]
+    real = context.cache.x0(train).flatten(1).numpy()
+    knn = KNeighborsClassifier(k).fit(real, [s.class_id for s in train])
+    return float((knn.predict(x0.flatten(1).numpy()) == np.array(ids)).mean())

@@ -1,0 +1,219 @@
+"""The images of one request: in a folder of their own, each there whole or not at all, made once.
+
+The list of images is cut into batches in an order that the request alone decides, and a batch is always computed as a
+whole. So any number of processes, and any number of kills, gives the same files; another batch size rounds otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image as Picture
+
+from urepa.core import progress
+from urepa.core.collectives import on_main
+from urepa.core.errors import UserError
+from urepa.core.files import clear_leftovers, read_json, write_whole
+from urepa.core.png import labelled_grid, to_pixels, to_png
+from urepa.inference.load_weights import Origin, config_of, find_origin
+from urepa.inference.open_run import OpenedRun
+from urepa.method.ddpm_sampling import chosen_sampler, sample_images, undivided
+from urepa.runs.run_folder import folder_name, remove_empty
+from urepa.training.assembly import make
+from urepa.training.session import accelerate_for
+
+SHOWN = 4  # differences that are named
+GRID_COLUMNS, GRID_CLASSES = 12, 24  # at most so many are shown
+TUNED = "images"  # the folder of the run's own images; the base model's bear its name
+EVERYWHERE = [0.0, 1.0]  # the interval of times in which guidance holds, by default
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of the request."""
+
+    class_id: int
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"c{self.class_id:04d}_{self.index:05d}.png"
+
+
+def generate(asked: dict[str, Any]) -> None:
+    """Makes what is missing of the images that are asked for (`urepa.config.command_schemas.Images`), then the grid."""
+    trainer = config_of(asked)["trainer"]
+    with accelerated(trainer | {"precision": asked["precision"]}) as accelerator:
+        images = ImageSet(asked, on_main(lambda: find_origin(asked)))
+        missing = on_main(images.prepare)  # asked once: a rank that looked later would see others' new files
+        if any(missing.values()):
+            try:
+                images.make(missing, accelerator)
+            except UserError:
+                if accelerator.is_main_process:
+                    images.forget()
+                raise
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            images.write_grid()
+            images.report()
+
+
+@contextlib.contextmanager
+def accelerated(trainer: dict[str, Any]) -> Iterator[Accelerator]:
+    """An accelerator with repeatable kernels, given back afterwards."""
+    accelerator = accelerate_for(trainer | {"deterministic": True})
+    try:
+        yield accelerator
+    finally:
+        gc.collect()
+        accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class ImageSet:
+    """One request's images: what they are, which of them are there, and how the others are made."""
+
+    def __init__(self, asked: dict[str, Any], origin: Origin) -> None:
+        objective = make(origin.config["objective"])
+        self.asked, self.origin = asked | {"sampler": chosen_sampler(objective, asked["sampler"])}, origin
+        self.undivided = undivided(objective, asked["steps"])
+        self.request = self._request()
+        self.folder = self._default_folder() if asked["out"] is None else Path(asked["out"])
+        images = [Image(c, i) for c in asked["classes"] for i in range(asked["n"])]
+        size = asked["batch_size"]
+        self.batches = [images[start : start + size] for start in range(0, len(images), size)]
+        self.new = 0
+        self.variants = ([] if asked["against"] is None else [asked["against"]]) + [TUNED]
+
+    def _request(self) -> dict[str, Any]:
+        """All that the images depend on, but for rounding."""
+        keys = ("classes", "n", "sampler", "steps", "guidance", "seed", "precision")
+        config = self.origin.config
+        parts = {"base": config["backbone"].get("weights"), "vae": config["data"].get("vae")}
+        names = {part: None if name is None else Path(name).name for part, name in parts.items()}
+        request = self.origin.weights | names | {key: self.asked[key] for key in keys}
+        interval = self.asked["guidance_interval"]
+        return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
+
+    def _default_folder(self) -> Path:
+        """Below the run's or the checkpoint's folder, named by the request."""
+        asked = self.asked
+        parent, name = self.origin.folder
+        name = [*name, f"{asked['sampler']}{asked['steps']}"]
+        name += [*(f"{key}={value}" for key, value in self.undivided.items()), f"n={asked['n']}"]
+        name += [f"guidance={asked['guidance']:g}", f"seed={asked['seed']}"]
+        low, high = asked["guidance_interval"]
+        name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
+        name += [asked["precision"]] if asked["precision"] != "fp32" else []
+        if len(asked["classes"]) < self.origin.config["data"]["num_classes"]:
+            name.append("classes=" + "+".join(map(str, asked["classes"])))
+        return parent / folder_name(name)
+
+    # --- what is there ----------------------------------------------------------------------------------
+
+    def prepare(self) -> dict[str, list[int]]:
+        """Makes the folder the request's own. Returns, for each variant, the batches of which images are missing;
+        a UserError if the folder holds another request's."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / "request.json"
+        there = read_json(record) if record.exists() else self.request
+        here = dict.fromkeys(there) | self.request
+        differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
+        if differing:
+            some = "; ".join(differing[:SHOWN]) + ("; ..." if len(differing) > SHOWN else "")
+            raise UserError(f"{self.folder} holds other images ({some}); give out=FOLDER, another one")
+        write_whole(record, json.dumps(self.request, indent=1))
+        if self.origin.warning is not None:
+            print(f"warning: {self.origin.warning}")
+        for variant in self.variants:
+            (self.folder / variant).mkdir(exist_ok=True)
+            clear_leftovers(self.folder / variant)
+        pairs = [(v, i, len(self._missing(v, batch))) for v in self.variants for i, batch in enumerate(self.batches)]
+        self.new = sum(count for *_, count in pairs)
+        return {v: [i for variant, i, count in pairs if count and variant == v] for v in self.variants}
+
+    def forget(self) -> None:
+        """A request that cannot be answered leaves nothing, unless images of it are there."""
+        if any(self.folder.rglob("*.png")):
+            return
+        (self.folder / "request.json").unlink(missing_ok=True)
+        for variant in self.variants:
+            remove_empty(self.folder / variant)
+        remove_empty(self.folder)
+
+    def _missing(self, variant: str, batch: list[Image]) -> list[Image]:
+        return [image for image in batch if not (self.folder / variant / image.name).exists()]
+
+    # --- what is made -----------------------------------------------------------------------------------
+
+    def make(self, missing: dict[str, list[int]], accelerator: Accelerator) -> None:
+        """This process's part of the missing batches."""
+        rank, world = accelerator.process_index, accelerator.num_processes
+        own = {variant: batches[rank::world] for variant, batches in missing.items()}
+        total = sum(len(self._missing(v, self.batches[i])) for v, batches in own.items() for i in batches)
+        opened: OpenedRun | None = None
+        with contextlib.ExitStack() as stack:
+            bar: Any = None
+            for variant, batches in own.items():  # the base model's come first
+                if not missing[variant]:
+                    continue
+                device = accelerator.device
+                opened = self.origin.tuned(device, opened) if variant == TUNED else self.origin.base(device)
+                _ = opened.track.autoencoder  # missed now, not after all the steps
+                if bar is None:
+                    bar = stack.enter_context(progress.bar(total=total, desc="images", unit="image"))
+                for i in batches:
+                    with accelerator.autocast():
+                        x0 = self._sample(opened, self.batches[i])
+                    bar.update(self._write(variant, self.batches[i], opened.track.to_rgb(x0)))
+
+    def _sample(self, opened: OpenedRun, batch: list[Image]) -> torch.Tensor:
+        how = {key: self.asked[key] for key in ("sampler", "steps", "guidance", "seed")}
+        how["interval"] = tuple(self.asked["guidance_interval"])
+        images = [(image.class_id, image.index) for image in batch]
+        backbone, shape = opened.model.backbone, opened.track.latent_shape
+        condition = opened.condition([image.class_id for image in batch])
+        return sample_images(backbone, opened.objective, images, shape, condition, **how)
+
+    def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:
+        """Writes what is not there yet. Returns how many those were."""
+        missing = self._missing(variant, batch)
+        for image, rgb_3HW in zip(batch, images_B3HW, strict=True):
+            if image in missing:
+                write_whole(self.folder / variant / image.name, to_png(to_pixels(rgb_3HW)))
+        return len(missing)
+
+    # --- what is shown ----------------------------------------------------------------------------------
+
+    def write_grid(self) -> None:
+        """A row per class; with a base model, its row above the run's, the same noise in each column."""
+        columns = range(min(self.asked["n"], GRID_COLUMNS))
+        titles = {TUNED: self.origin.label}
+        rows = []
+        for class_id in self.asked["classes"][:GRID_CLASSES]:
+            for variant in self.variants:
+                label = self._label(class_id)
+                label += f" · {titles.get(variant, variant)}" if len(self.variants) > 1 else ""
+                files = [self.folder / variant / Image(class_id, i).name for i in columns]
+                rows.append((label, [Picture.open(file).convert("RGB") for file in files]))
+        write_whole(self.folder / "grid.png", labelled_grid(rows))
+
+    def _label(self, class_id: int) -> str:
+        """The class's id, and its name where there is one."""
+        names = self.asked["class_names"]
+        return f"{class_id} {names[class_id]}" if class_id < len(names) else f"class {class_id}"
+
+    def report(self) -> None:
+        """Where everything lies."""
+        total = sum(map(len, self.batches)) * len(self.variants)
+        print(f"{total} images ({self.new} new) in {self.folder}/, shown in {self.folder}/grid.png")

@@ -1,0 +1,173 @@
+"""Where the model of a request's images comes from: a run's newest checkpoint, or published weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from urepa.core.errors import UserError
+from urepa.core.nested_dicts import flatten, replaced
+from urepa.inference.open_run import OpenedRun, given_places, open_base, relocated
+from urepa.inference.published_weights import TRAINED_ROWS, Kind, Published, find
+from urepa.method.training_step import AlignedModel
+from urepa.models.lora import load_pipeline_lora
+from urepa.models.weight_files import read_safetensors
+from urepa.runs import checkpoint
+from urepa.runs.run_folder import require_config
+from urepa.training.assembly import make
+
+# of a published checkpoint's composition: where things lie, and what the request names otherwise
+NOT_OF_IMAGES = ("_target_", "_partial_", "weights", "prompts", "gradient_checkpointing", "draw")
+SHAPES = ("latent_shape", "image_size", "channels", "unshuffle", "scale", "num_classes")
+
+
+class Origin(Protocol):
+    """A model for images, found but not opened."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What it is composed of."""
+
+    @property
+    def label(self) -> str:
+        """In the grid."""
+
+    @property
+    def warning(self) -> str | None:
+        """What should be known of it."""
+
+    @property
+    def folder(self) -> tuple[Path, list[str]]:
+        """Where requests' folders go by default, and what their names begin with."""
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What the images depend on, as a request records it."""
+
+    def base(self, device: torch.device) -> OpenedRun:
+        """The base model, without what was trained on it."""
+
+    def tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
+        """The model itself, from its base where that is open already; then `base` is used up."""
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """The EMA weights of a run's newest valid checkpoint."""
+
+    run: Path
+    config: dict[str, Any]
+    places: dict[str, str]
+    found: checkpoint.Checkpoint
+
+    @property
+    def label(self) -> str:
+        return f"step {self.found.step}"
+
+    @property
+    def warning(self) -> str | None:
+        end = self.config["trainer"]["max_steps"]
+        done = f"{self.run} has {self.found.step} of {end} steps; these are images of that step"
+        return done if self.found.step < end else None
+
+    @property
+    def folder(self) -> tuple[Path, list[str]]:
+        return self.run / "generated", [f"step_{self.found.step:08d}"]
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        return {"step": self.found.step, "weights": self.found.state["files"]["ema.safetensors"]}
+
+    def base(self, device: torch.device) -> OpenedRun:
+        return open_base(self.run, device, self.places)
+
+    def tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
+        opened = self.base(device) if base is None else base
+        opened.load_ema(self.found)
+        return opened
+
+
+@dataclass(frozen=True)
+class OfCheckpoint:
+    """Published weights, and the config that says what they are of."""
+
+    published: Published
+    config: dict[str, Any]
+
+    warning = None
+
+    @property
+    def label(self) -> str:
+        return self.published.name
+
+    @property
+    def folder(self) -> tuple[Path, list[str]]:
+        return Path("generated") / f"{self.published.name}-{self.published.digest[:8]}", []
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        parts = {part: self.config[part] for part in ("backbone", "objective")}
+        shapes = {key: value for key, value in self.config["data"].items() if key in SHAPES}
+        settings = flatten(parts | {"data": shapes}).items()
+        kept = {k: v for k, v in settings if k.rpartition(".")[2] not in NOT_OF_IMAGES}
+        target = {"objective": self.config["objective"]["_target_"].rpartition(".")[2]}
+        return {"weights": self.published.digest} | target | kept
+
+    def base(self, device: torch.device) -> OpenedRun:
+        return self._opened(self.config, device)
+
+    def tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
+        kind, path = self.published.kind, self.published.path
+        if kind == Kind.backbone:
+            return self._opened(replaced(self.config, "backbone.weights", str(path)), device)
+        opened = self.base(device) if base is None else base
+        backbone: Any = opened.model.backbone
+        if kind == Kind.lora:
+            load_pipeline_lora(backbone.unet, self.published.files[0])
+            opened.model.to(device).eval().requires_grad_(False)
+        else:
+            load_whole_unet(backbone, self.published)
+        return opened
+
+    def _opened(self, config: dict[str, Any], device: torch.device) -> OpenedRun:
+        """The composed backbone, without LoRA or heads."""
+        objective, track = make(config["objective"]), make(config["data"])
+        backbone = make(config["backbone"])(latent_shape=track.latent_shape, num_classes=track.num_classes)
+        return OpenedRun(self.published.path, 0, config, AlignedModel(backbone, {}), objective, track, device)
+
+
+def load_whole_unet(backbone: Any, published: Published) -> None:
+    """A small U-Net's values and those of its classes, as an export has them."""
+    found: dict[str, torch.Tensor] = {}
+    for file in published.files:
+        if file.suffix == ".safetensors":
+            prefix = "" if file.name == TRAINED_ROWS else "unet."
+            found |= {prefix + name: value for name, value in read_safetensors(file).items()}
+    checkpoint.load_named(dict(backbone.named_parameters()), found, str(published.path))
+
+
+def config_of(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the model of a request was composed of, where its files lay then."""
+    config = require_config(Path(asked["run"])) if asked["checkpoint"] is None else asked["config"]
+    return dict(config)
+
+
+def find_origin(asked: dict[str, Any]) -> Origin:
+    """The model of a request (`urepa.config.command_schemas.Images`). UserError where it is not to be had."""
+    if asked["checkpoint"] is None:
+        run, places = Path(asked["run"]), given_places(asked)
+        found = checkpoint.require(run)
+        return OfRun(run, relocated(config_of(asked), places), places, found)
+    config = asked["config"]
+    published = find(asked["checkpoint"], config)
+    has_base = config["backbone"].get("weights", "random") != "random"
+    if asked["against"] is not None and not has_base:
+        raise UserError("against=base: these are all of the backbone's weights, and no others are composed beside them")
+    if published.kind == Kind.lora and not has_base:
+        raise UserError("a LoRA is trained on certain base weights: give them, backbone.weights=...")
+    if published.kind == Kind.backbone and "backbone.weights" in asked["given"] and asked["against"] is None:
+        raise UserError("backbone.weights has no effect beside all weights of a backbone; drop it, or add against=base")
+    return OfCheckpoint(published, config)

@@ -1,0 +1,188 @@
+"""A run opened for use: its model under EMA weights, its objective and its track. No cache is needed.
+
+Shapes: B images, C channels, S image size, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urepa.core import random_draws
+from urepa.core.errors import UserError
+from urepa.core.nested_dicts import flatten, moved, replaced
+from urepa.core.types import ALONE, Condition, Denoised, Tokens, no_rows
+from urepa.method.objectives import Objective
+from urepa.method.training_step import AlignedModel
+from urepa.models.teachers.several_teachers import name_at
+from urepa.models.weight_files import trainable
+from urepa.runs import checkpoint
+from urepa.runs.run_folder import require_config
+from urepa.training.assembly import build_model, make
+
+# where things lie now, for a run that was trained elsewhere
+PLACES = ("data.root", "data.vae", "backbone.weights")
+
+
+@dataclass(repr=False)
+class OpenedRun:
+    """What `urepa.load` gives. In eval mode, frozen, fp32."""
+
+    folder: Path
+    step: int
+    config: dict[str, Any]
+    model: AlignedModel
+    objective: Objective
+    track: Any
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self._trained = trainable(self.model)
+        self.model.to(self.device).eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        taps = ", ".join(self.config["loss"].get("taps", ())) or "none"
+        return f"OpenedRun('{self.folder}', step {self.step}, aligned taps: {taps})"
+
+    @property
+    def null_id(self) -> int:
+        """The id of "no class"."""
+        return int(self.track.num_classes)
+
+    def condition(self, class_ids: Sequence[int]) -> Condition:
+        """Of these classes, on the device; the null condition where no sample ever had a class in training."""
+        ids_B = torch.tensor(class_ids, device=self.device)
+        return Condition.of_classes(ids_B, self.null_id, self.track.cfg_dropout)
+
+    def features(
+        self, images: Tensor, t: float | Tensor | None = None, tap: str | None = None, noise: Tensor | None = None
+    ) -> Tokens:
+        """The tap's tokens [B,N,D] under the null condition: a class would leak the label.
+
+        Args:
+            images: [B,C,S,S] in [0,1], of the track's channels and size; a VAE encodes them where the track has one.
+            t: a time of the run's objective, or one per image. None: half way, 500 of 1,000 (spec 000 §11.1).
+            tap: None: the one that the run aligns, the first of several.
+            noise: standard normal, of the latents' shape. None: the same fixed noise for every image, so that an
+                image's features depend on nothing beside it.
+
+        Raises UserError where the images, the time or the tap are not the run's.
+        """
+        chosen = self._tap(tap)
+        return self._denoised(images, t, (chosen,), noise).features[chosen].float()
+
+    def aligned(
+        self,
+        images: Tensor,
+        t: float | Tensor | None = None,
+        tap: str | None = None,
+        noise: Tensor | None = None,
+        teacher: str = ALONE,
+    ) -> Tokens:
+        """The same through the tap's head: unit tokens in the teacher's space, on its grid. A run of several teachers
+        asks for one of them by its name."""
+        tap = self._tap(tap)
+        head = name_at(tap, teacher)
+        if head not in self.model.heads:
+            heads = ", ".join(self.model.heads)
+            raise UserError(f"this run has no head on '{head}'; it has {heads if heads else 'none: loss=none'}")
+        denoised = self._denoised(images, t, (tap,), noise)
+        with torch.no_grad():
+            return self.model.heads[head](denoised.features[tap].float(), self._times(t, len(images)))
+
+    @torch.no_grad()
+    def _denoised(
+        self, images: Tensor, t: float | Tensor | None, taps: tuple[str, ...], noise: Tensor | None
+    ) -> Denoised:
+        check_images(images, self.track.image_shape)
+        images = images.to(self.device, torch.float32)
+        t_B = self._times(t, len(images))
+        shape = self.track.latent_shape
+        if noise is None:
+            noise = random_draws.normal(shape, random_draws.generator(0, "features")).expand(len(images), *shape)
+        elif noise.shape != (len(images), *shape):
+            raise UserError(f"noise is {list(noise.shape)}; give {[len(images), *shape]}")
+        x_t = self.objective.corrupt(self.track.to_x0(images), noise.to(self.device), t_B)
+        null = Condition(torch.full((len(images),), self.null_id, device=self.device), self.null_id)
+        return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
+
+    def _tap(self, tap: str | None) -> str:
+        """The one that is asked for, or that the run aligns."""
+        aligned = tuple(self.config["loss"].get("taps", ()))
+        if tap is None and not aligned:
+            raise UserError("this run aligns no tap (loss=none): say which one is read, tap=NAME")
+        return aligned[0] if tap is None else tap
+
+    def _times(self, t: float | Tensor | None, count: int) -> Tensor:
+        """[count], on the device."""
+        time = self.objective.time_at(0.5) if t is None else t
+        t_B = self.objective.times_of(time).to(self.device).expand(count)
+        if not self.objective.has_time(t_B):
+            raise UserError(f"t={t}: give {self.objective.times}")
+        return t_B
+
+    def load_ema(self, found: checkpoint.Checkpoint) -> None:
+        """From base weights to the checkpoint's EMA weights."""
+        checkpoint.load_named(self._trained, found.tensors("ema"), str(found.folder))
+        self.step = found.step
+
+
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Are they [B,C,S,S] in [0,1]?"""
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or not len(images):
+        expected = ",".join(map(str, shape))
+        raise UserError(f"images are {list(images.shape)}; this run's are [B,{expected}]: resize them first")
+    if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
+        raise UserError(f"images are {images.dtype} in [{images.min()}, {images.max()}]; give floats in [0, 1]")
+
+
+def open_base(run: Path, device: torch.device, places: dict[str, str] | None = None) -> OpenedRun:
+    """The run's model as it was before its first step: base weights, LoRA without effect."""
+    config = relocated(require_config(run), {} if places is None else places)
+    loss, objective, track = (make(config[part]) for part in ("loss", "objective", "data"))
+    teacher = make(config["teacher"]) if loss.taps else None  # heads ask its width and grid; its weights stay unread
+    model, _ = build_model(config, track, teacher, loss)
+    return OpenedRun(run, 0, config, model, objective, track, device)
+
+
+def load(run: str | Path, device: str | torch.device | None = None, places: dict[str, str] | None = None) -> OpenedRun:
+    """A run's model under the EMA weights of its newest valid checkpoint.
+
+    Args:
+        run: its folder, `outputs/.../seed0`.
+        device: None takes the GPU, if there is one.
+        places: where things lie now, if the run was trained elsewhere: keys of `PLACES`.
+
+    Raises UserError for a folder that is not a run's, has no valid checkpoint, or whose weights are not to be had.
+    """
+    run = Path(run)
+    require_config(run)
+    found = checkpoint.require(run)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    opened = open_base(run, torch.device(device), places)
+    opened.load_ema(found)
+    return opened
+
+
+def given_places(asked: dict[str, Any]) -> dict[str, str]:
+    """The places that a door was given."""
+    given = {key: asked[key.split(".")[0]][key.split(".")[1]] for key in PLACES}
+    return {key: place for key, place in given.items() if place is not None}
+
+
+def relocated(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+    """A run's config with some of its files elsewhere; a UserError for a key without an effect."""
+    known = flatten(config)
+    for key, place in places.items():
+        if key not in PLACES:
+            raise UserError(f"{key} is no place of a run's files; those are {', '.join(PLACES)}")
+        if key not in known:
+            raise UserError(f"{key} has no effect: this run has no such part; drop it")
+        config = moved(config, str(known[key]), place) if key == "data.root" else replaced(config, key, place)
+    return config

@@ -1,0 +1,204 @@
+"""Published weights on this disk: what they are, the files that they depend on, and whether the scheduler or the config
+beside them says what is composed. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from urepa.core.errors import UserError
+from urepa.core.files import read_json
+from urepa.core.hub_names import fetched, hub_file
+from urepa.runs.run_folder import parse_overrides
+from urepa.runs.stored_config import read_plain
+
+LORA = "pytorch_lora_weights.safetensors"
+TRAINED_ROWS = "embedding.safetensors"  # of a U-Net whose classes were trained with it
+# What of a composition says what weights are of; the rest of a training has no effect on their images.
+OF_WEIGHTS = ("experiment", "backbone", "objective", "data", "trainer.threads")
+OF_DATA = (
+    "data.root",  # of the prompts
+    "data.prompts",
+    "data.vae",
+    "data.latent_shape",
+    "data.image_size",
+    "data.channels",
+    "data.unshuffle",
+    "data.scale",
+    "data.num_classes",
+    "data.class_names",
+)
+PREDICTIONS = {"DDPMVelocity": "v_prediction", "DDPMEpsilon": "epsilon", "Flow": "flow"}
+# the objective= of a scheduler's prediction and betas, and the numbers that all of them have
+OBJECTIVES = {
+    ("v_prediction", "linear"): "ddpm_v",
+    ("v_prediction", "scaled_linear"): "ddpm_v_scaled",
+    ("epsilon", "linear"): "ddpm_eps",
+    ("epsilon", "scaled_linear"): "ddpm_eps_scaled",
+}
+FLOWS = {"linear": "flow", "cosine": "flow_cosine"}  # of a flow's path
+NUMBERS = {"beta_start": 0.00085, "beta_end": 0.012, "timesteps": 1000}
+# diffusers leaves out of scheduler_config.json what has its default
+SCHEDULER: dict[str, Any] = {
+    "prediction_type": "epsilon",
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "num_train_timesteps": 1000,
+}
+
+
+class Kind(Enum):
+    """How the weights meet what is composed."""
+
+    backbone = "all weights of a backbone that reads them itself, as backbone.weights="
+    lora = "adapters on the composed base weights"
+    unet = "all weights of a small U-Net, and its classes' embedding"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights, and all that their images depend on."""
+
+    kind: Kind
+    path: Path  # what was asked for
+    files: tuple[Path, ...]  # what is read
+    digest: str  # SHA-256
+
+    @property
+    def name(self) -> str:
+        """For people, and their folders: not where the hub's cache keeps it, behind a link."""
+        return Path(os.path.abspath(self.path)).name
+
+
+def has_effect(override: str) -> bool:
+    """Does this key say what weights are of?"""
+    key = override.replace("/", ".")
+    if key.startswith("data."):
+        return key in OF_DATA
+    return any(key == k or key.startswith(f"{k}.") for k in OF_WEIGHTS)
+
+
+def training_command(experiment: str, overrides: tuple[str, ...]) -> list[str]:
+    """What of a run's command composes its weights again."""
+    first = [] if experiment == "quickstart" else [f"+experiment={experiment}"]
+    return first + [o for o in overrides if has_effect(next(iter(parse_overrides([o]))))]
+
+
+def family(config: dict[str, Any]) -> str:
+    """Of the backbone: sit, sd15 or tiny_unet."""
+    return str(config["backbone"]["_target_"].rpartition(".")[2])
+
+
+def check_named(name: str) -> None:
+    """A UserError where nothing on this disk or on the hub could have this name."""
+    if hub_file(name) is None and not Path(name).exists():
+        raise UserError(f"checkpoint={name} is not there; give a path, or a file on the hub as OWNER/NAME/FILE")
+
+
+def find(name: str, config: dict[str, Any]) -> Published:
+    """What `checkpoint=name` is for a composed config. UserError where it is not for its backbone or its objective."""
+    path = fetched(name, "checkpoint")
+    kind, files = {"sit": _of_sit, "sd15": _of_sd15, "tiny_unet": _of_unet}[family(config)](path)
+    beside = path.parent if path.is_file() or path.name == "unet" else path
+    scheduler, exported = beside / "scheduler" / "scheduler_config.json", beside / "config.yaml"
+    if scheduler.is_file():
+        check_scheduler(scheduler, config["objective"])
+    if exported.is_file():
+        check_exported(exported, config["objective"])
+    return Published(kind, path, tuple(files), digest_of(files))
+
+
+def _of_sit(path: Path) -> tuple[Kind, list[Path]]:
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"checkpoint={path} has no model.safetensors, as an export of a SiT has; give the file itself")
+    return Kind.backbone, [file]
+
+
+def _of_sd15(path: Path) -> tuple[Kind, list[Path]]:
+    if path.is_file():
+        return Kind.lora, [path]
+    if (path / LORA).is_file():
+        return Kind.lora, [path / LORA]
+    return Kind.backbone, _unet_files(path, f"neither {LORA} nor unet/config.json nor config.json")
+
+
+def _of_unet(path: Path) -> tuple[Kind, list[Path]]:
+    rows = path / TRAINED_ROWS
+    if not rows.is_file():
+        raise UserError(
+            f"checkpoint={path} has no {TRAINED_ROWS}, as an export of a small U-Net has; "
+            "for weights of another backbone say which: +experiment=NAME"
+        )
+    return Kind.unet, [rows, *_unet_files(path, "no unet/config.json")]
+
+
+def _unet_files(path: Path, missing: str) -> list[Path]:
+    """Configuration and weights of the U-Net in a folder, its own or a pipeline's."""
+    for folder in (path / "unet", path):
+        if (folder / "config.json").is_file():
+            return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    raise UserError(f"checkpoint={path} has {missing}: give the weights, or compose the backbone that they are of")
+
+
+def digest_of(files: list[Path]) -> str:
+    """SHA-256 of a file, or of several files' names and digests."""
+    digests = {}
+    for path in files:
+        with open(path, "rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def check_scheduler(file: Path, objective: dict[str, Any]) -> None:
+    """A UserError where the weights were trained with another target or other betas than are composed."""
+    stored = SCHEDULER | read_json(file)
+    there = {key: stored[key] for key in SCHEDULER}
+    here: dict[str, Any] = {"prediction_type": PREDICTIONS[objective["_target_"].rpartition(".")[2]]}
+    here |= {key: objective.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
+    here["num_train_timesteps"] = objective.get("timesteps")
+    differing = [f"{key} {there[key]}, here {here[key]}" for key in there if there[key] != here[key]]
+    if not differing:
+        return
+    option = OBJECTIVES.get((there["prediction_type"], there["beta_schedule"]))
+    numbers = {key: there["num_train_timesteps" if key == "timesteps" else key] for key in NUMBERS}
+    raise UserError(f"{file} says {'; '.join(differing)}: {give(option, numbers)}")
+
+
+def give(option: str | None, numbers: dict[str, Any]) -> str:
+    """How to compose an objective of these numbers."""
+    if option is None:
+        return "no objective here has that"
+    more = [f"objective.{key}={value}" for key, value in numbers.items() if value != NUMBERS[key]]
+    return f"give {' '.join([f'objective={option}', *more])}"
+
+
+def check_exported(file: Path, objective: dict[str, Any]) -> None:
+    """The same by an export's config: a flow has no scheduler. Another config.yaml than ours says nothing of this, and
+    how the times of a training are drawn is nothing to its images."""
+    try:
+        stored = read_plain(file)
+    except UserError as error:
+        raise UserError(f"{error}; it lies beside the weights: copy it again or move it away") from None
+    there = stored.get("objective") if isinstance(stored, dict) else None
+    if not isinstance(there, dict) or not str(there.get("_target_")).startswith("urepa.method.objectives."):
+        return
+    keys = ["path", *NUMBERS, "beta_schedule"] if there["_target_"] == objective["_target_"] else ["_target_"]
+    differing = [
+        f"objective.{k}={there.get(k)}, here {objective.get(k)}" for k in keys if there.get(k) != objective.get(k)
+    ]
+    if not differing:
+        return
+    prediction = str(PREDICTIONS.get(there["_target_"].rpartition(".")[2]))
+    flow = FLOWS.get(str(there.get("path"))) if prediction == "flow" else None
+    option = flow or OBJECTIVES.get((prediction, str(there.get("beta_schedule"))))
+    numbers = {} if flow else {key: there.get(key) for key in NUMBERS}
+    raise UserError(f"{file} says {'; '.join(differing)}: {give(option, numbers)}")

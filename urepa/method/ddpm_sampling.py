@@ -1,0 +1,201 @@
+"""From noise to x0 under classifier-free guidance: DDIM and diffusers' samplers for DDPM, our own for flow.
+
+Shapes: B images, CHW latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from urepa.core import progress, random_draws
+from urepa.core.errors import UserError
+from urepa.core.types import Condition
+from urepa.method import flow_sampling
+from urepa.method.objectives import DDPM, Flow, Objective
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # x_t [B,C,H,W] and a timestep [] to the guided prediction [B,C,H,W]
+Solver = Callable[[DDPM, Predict, Tensor, list[int]], Tensor]  # standard normal noise and falling timesteps to x0
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",  # Song et al. 2021, η = 0
+    "dpmsolver": "DPMSolverMultistepScheduler",  # DPM-Solver++(2M), Lu et al. 2022
+    "euler": "EulerDiscreteScheduler",  # Karras et al. 2022, algorithm 2 without churn
+}
+OPTIONS: dict[str, dict[str, Any]] = {"ddim": {"clip_sample": False}}  # x0 need not lie in [-1, 1]
+
+
+def scheduler_for(objective: DDPM, sampler: str) -> Any:
+    """diffusers' scheduler with the objective's own betas and prediction type. All three are deterministic.
+
+    "trailing" steps begin at the noisiest timestep, where the noise that we start from is (Lin et al. 2024, §3.3).
+    """
+    import diffusers
+
+    return getattr(diffusers, SCHEDULERS[sampler])(
+        num_train_timesteps=objective.timesteps,
+        beta_start=objective.beta_start,
+        beta_end=objective.beta_end,
+        beta_schedule=objective.beta_schedule,
+        prediction_type=objective.prediction_type,
+        timestep_spacing="trailing",
+        steps_offset=1,  # nothing here, but StableDiffusionPipeline asks for it
+        **OPTIONS.get(sampler, {}),
+    )
+
+
+def image_noise(seed: int, class_id: int, index: int, shape: tuple[int, int, int]) -> Tensor:
+    """The noise [C,H,W] that image `index` of a class begins with, whatever else is made beside it."""
+    return random_draws.normal(shape, random_draws.generator(seed, "image", class_id, index))
+
+
+def trailing(timesteps: int, steps: int) -> list[int]:
+    """`steps` of T timesteps, falling evenly from T − 1 (Lin et al. 2024, table 2); 1 to T of them.
+
+    These are diffusers' own without its surplus: with a float T/steps, np.arange is one entry too long for some
+    numbers (61 of 1,000), and the last timestep is −1.
+    """
+    assert 1 <= steps <= timesteps
+    return [int(t) - 1 for t in np.arange(timesteps, 0, -timesteps / steps)[:steps].round()]
+
+
+def ddim(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
+    """DDIM with η = 0 (Song et al. 2021, eq. 12) from each timestep to the next, and from the last to ᾱ = 1, x0.
+
+    diffusers' DDIMScheduler goes to t − T // steps, which is the next timestep only where `steps` divides T. There the
+    two are equal, bit for bit: ᾱ stays a scalar on the CPU, by which CUDA divides with another rounding.
+    """
+    alpha_bars = pairwise([*objective.alphas_cumprod[timesteps], torch.ones(())])
+    for t, (here, after) in zip(in_turn(torch.tensor(timesteps, device=x.device), len(x)), alpha_bars, strict=True):
+        at = here**0.5, (1 - here) ** 0.5
+        prediction = predict(x, t)
+        x0, noise = objective.implied_x0(x, prediction, *at), objective.implied_noise(x, prediction, *at)
+        x = after**0.5 * x0 + (1 - after) ** 0.5 * noise
+    return x
+
+
+def by_diffusers(sampler: str) -> Solver:
+    """diffusers' scheduler as a solver: it steps between the timesteps that it is given, and then to σ = 0, x0."""
+
+    def solve(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
+        scheduler = scheduler_for(objective, sampler)
+        scheduler.set_timesteps(timesteps=timesteps, device=x.device)
+        x = x * scheduler.init_noise_sigma
+        for t in in_turn(scheduler.timesteps, len(x)):
+            prediction = predict(scheduler.scale_model_input(x, t), t)
+            x = scheduler.step(prediction, t, x).prev_sample
+        return x
+
+    return solve
+
+
+SAMPLERS: dict[str, Solver] = {"ddim": ddim, "dpmsolver": by_diffusers("dpmsolver"), "euler": by_diffusers("euler")}
+
+
+def in_turn(timesteps: Tensor, images: int) -> Any:
+    """Timesteps one by one, with a progress bar."""
+    return progress.bar(timesteps, desc=f"sampling {images:,} images", unit="step", leave=False)
+
+
+def guided(backbone: nn.Module, condition: Condition, guidance: float) -> Predict:
+    """The backbone's prediction; with guidance g it is u + g·(c − u) (Ho & Salimans 2022), u under the null condition
+    in the same batch. At 1 the null pass is left out."""
+    ids_B, null_id = condition.ids_B, condition.null_id
+    both = Condition(torch.cat([condition.null().ids_B, ids_B]), null_id)
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        if guidance == 1:
+            return backbone(x_t, t.expand(len(x_t)), condition).prediction_RCHW.float()
+        twice = torch.cat([x_t, x_t])
+        null, given = backbone(twice, t.expand(len(twice)), both).prediction_RCHW.float().chunk(2)
+        return null + guidance * (given - null)
+
+    return predict
+
+
+@torch.no_grad()
+def sample(
+    backbone: nn.Module,
+    objective: DDPM,
+    noise: Tensor,
+    condition: Condition,
+    sampler: str,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """x0 [B,C,H,W] from standard normal noise, on its device. Where `steps` divides the timesteps, these are the steps
+    of diffusers' pipelines, bit for bit."""
+    timesteps = trailing(objective.timesteps, steps)
+    return SAMPLERS[sampler](objective, guided(backbone, condition, guidance), noise, timesteps)
+
+
+def check_steps(objective: Objective, steps: int, key: str = "steps") -> None:
+    """UserError where a sampler of the objective cannot take so many steps; `key` is what the user gave them as."""
+    most = objective.most_steps
+    if steps > most:
+        raise UserError(f"{key}={steps}: this run has {most} timesteps; give as many or fewer")
+
+
+def chosen_sampler(objective: Objective, name: str | None) -> str:
+    """The sampler of this name (None: the objective's usual one). UserError where it does not solve its equation."""
+    if name is None:
+        return objective.samplers[0]
+    if name not in objective.samplers:
+        raise UserError(f"sampler={name} is not for this run's objective, which has {', '.join(objective.samplers)}")
+    return name
+
+
+def undivided(objective: Objective, steps: int) -> dict[str, int]:
+    """The timesteps, where `steps` does not divide them, as folders of images state them beside the steps.
+
+    Folders that do not state them have images of before `ddim` and `trailing`, which were others there."""
+    if not isinstance(objective, DDPM) or objective.timesteps % steps == 0:
+        return {}
+    return {"timesteps": objective.timesteps}
+
+
+def sample_by(
+    backbone: nn.Module,
+    objective: Objective,
+    noise: Tensor,
+    condition: Condition,
+    rngs: list[np.random.Generator],
+    sampler: str | None,
+    steps: int,
+    guidance: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """x0 [B,C,H,W] by a sampler of the objective's (None: its usual one). `rngs`, one per image, are for samplers that
+    add noise on the way. `interval` are the times at which a flow is guided; DDPM's are all."""
+    name = chosen_sampler(objective, sampler)
+    check_steps(objective, steps)
+    if isinstance(objective, Flow):
+        return flow_sampling.sample(backbone, objective, noise, condition, name, steps, guidance, interval, rngs)
+    assert isinstance(objective, DDPM)
+    assert interval == (0.0, 1.0)
+    return sample(backbone, objective, noise, condition, name, steps, guidance)
+
+
+def sample_images(
+    backbone: nn.Module,
+    objective: Objective,
+    images: list[tuple[int, int]],
+    shape: tuple[int, int, int],
+    condition: Condition,
+    *,
+    sampler: str | None,
+    steps: int,
+    guidance: float,
+    seed: int,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """x0 [B,C,H,W] of images (class id, index), each from its own addressed noise, on the condition's device."""
+    noise = torch.stack([image_noise(seed, class_id, index, shape) for class_id, index in images])
+    rngs = [random_draws.generator(seed, "image on the way", class_id, index) for class_id, index in images]
+    noise = noise.to(condition.ids_B.device)
+    return sample_by(backbone, objective, noise, condition, rngs, sampler, steps, guidance, interval)

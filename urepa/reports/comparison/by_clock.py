@@ -1,0 +1,151 @@
+"""Minutes of training: of a run at each step, of an arm in all, and until it is where the baseline ends.
+
+The trainer logs `images_per_s` between two logging steps, over the time that the loop took for them. That time contains
+waiting for data, validations and checkpoints, and neither evaluations nor building the run nor what lies between two
+processes of a run. So the rates give back the time of training; the rows' time stamps do not and are not used.
+
+Shapes: N logged steps, P points of a curve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from urepa.reports.comparison.arms import Arm, Study
+from urepa.reports.comparison.by_step import Course
+from urepa.reports.comparison.comparable import RATE
+from urepa.reports.comparison.read_runs import Run
+from urepa.reports.comparison.seed_cells import Cell, over_seeds
+from urepa.runs.curves import Curve
+
+NO_RATES = "its rows have no images_per_s"
+NOT_RECORDED = "not recorded"
+INCLUDED = (
+    "Minutes of training are those of the training loop, from the logged images_per_s: waiting for data, validations "
+    "and checkpoints are in them; evaluations, the start of a process, pauses between processes and steps that a "
+    "resume repeated are not."
+)
+
+
+@dataclass(frozen=True)
+class ByClock:
+    """In minutes of training, by the arm's label: `whole`, of all its steps, and by metric `reached`, until it is as
+    good as the baseline of the same seed in the end. `caches`: what making the teacher's cache took, once for all runs
+    that use it. `missing` says of an arm why it has no times."""
+
+    whole: dict[str, Cell]
+    reached: dict[str, dict[str, Cell]]
+    caches: dict[str, Cell]
+    missing: dict[str, str]
+
+    @property
+    def is_known(self) -> bool:
+        """Has any arm times?"""
+        return any(cell.filled for cell in self.whole.values())
+
+    def with_cache(self, label: str, cell: Cell) -> float | None:
+        """The mean of a cell of this arm's minutes, and its teacher's cache; None where one of them is not known."""
+        cache = self.caches[label]
+        return cell.mean + cache.mean if cell.filled and cache.filled else None
+
+
+def clock_of(run: Run) -> Curve | None:
+    """Seconds of training [N+1] after each logged step, from 0 after none; None where `why_no_clock` says why. Between
+    logging steps the rate is one. Steps between a checkpoint and the logging step before it, whose rate a resume has
+    not kept, take the rate of those behind it."""
+    if why_no_clock(run):
+        return None
+    rate = run.curves[RATE]
+    images_N = np.diff(rate.steps, prepend=0) * int(run.config["trainer.batch_size"])
+    seconds_N = np.cumsum(images_N / rate.values)
+    return Curve(np.append(0, rate.steps), np.append(0.0, seconds_N))
+
+
+def why_no_clock(run: Run) -> str:
+    """Why the time of its steps is not known; "" where it is."""
+    rate = run.curves.get(RATE)
+    if rate is None:
+        return NO_RATES
+    if not (np.isfinite(rate.values) & (rate.values > 0)).all():
+        return "some of its images_per_s are not positive numbers"
+    if rate.steps[0] > 1:  # the first step is always logged: rows are lost
+        return f"its metrics begin at step {rate.steps[0]}, the time before is not known"
+    if rate.steps[-1] < run.last_step:
+        return f"its images_per_s end at step {rate.steps[-1]} of {run.last_step}"
+    return ""
+
+
+def minutes_at(clock: Curve, steps_P: Any) -> NDArray[np.float64]:
+    """Minutes of training [P] after these steps, linear between logged ones."""
+    return np.asarray(np.interp(steps_P, clock.steps, clock.values) / 60)
+
+
+def arm_minutes(arm: Arm, steps_P: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean over seeds of the minutes [P] after these steps. Every seed must have a clock."""
+    clocks = [clock for run in arm.runs.values() if (clock := clock_of(run)) is not None]
+    assert len(clocks) == len(arm.runs), f"{arm.label} has no clock"
+    return np.asarray(np.mean([minutes_at(clock, steps_P) for clock in clocks], axis=0))
+
+
+def by_clock(study: Study, courses: tuple[Course, ...]) -> ByClock:
+    """The times of all arms. An arm has some only if all its seeds have: a mean over others would be another one than
+    that of its steps."""
+    missing = {arm.label: why for arm in study.arms if (why := _missing(arm))}
+    whole = {
+        arm.label: Cell(why=missing[arm.label]) if arm.label in missing else over_seeds([_all(r) for r in _runs(arm)])
+        for arm in study.arms
+    }
+    reached = {
+        course.metric.key: {arm.label: _reached(course, arm, missing) for arm in study.arms}
+        for course in courses
+        if course.reached
+    }
+    caches = {arm.label: over_seeds([cache_minutes(run) for run in _runs(arm)], NOT_RECORDED) for arm in study.arms}
+    return ByClock(whole, reached, caches, missing)
+
+
+def _missing(arm: Arm) -> str:
+    return next((f"seed {seed}: {why}" for seed, run in arm.runs.items() if (why := why_no_clock(run))), "")
+
+
+def _runs(arm: Arm) -> list[Run]:
+    return list(arm.runs.values())
+
+
+def _all(run: Run) -> float | None:
+    clock = clock_of(run)
+    return None if clock is None else float(clock.values[-1] / 60)
+
+
+def _reached(course: Course, arm: Arm, missing: dict[str, str]) -> Cell:
+    """The minutes at the step of each seed that gets there."""
+    cell = course.reached[arm.label]
+    if not cell.filled or arm.label in missing:
+        return Cell(why=cell.why or missing[arm.label])
+    return over_seeds(
+        [
+            float(minutes_at(clock, step))
+            for seed, step in course.by_seed[arm.label].items()
+            if step is not None and (clock := clock_of(arm.runs[seed])) is not None
+        ]
+    )
+
+
+def cache_minutes(run: Run) -> float | None:
+    """What making the teacher's tokens took, in minutes; 0 for a run that read none, None where it is not recorded."""
+    seconds = run.facts.get("seconds", {}).get("teacher_cache")
+    return None if seconds is None else seconds / 60
+
+
+def unlike_machines(study: Study) -> list[str]:
+    """A part of a sentence for each thing in which the machines of the runs differ."""
+    runs = [run for arm in study.arms for run in arm.runs.values()]
+    there = {
+        name: sorted({str(run.facts[name]) for run in runs if name in run.facts})
+        for name in ("device", "processes", "threads")
+    }
+    return [f"runs differ in {name} ({', '.join(found)})" for name, found in there.items() if len(found) > 1]

@@ -1,0 +1,200 @@
+"""Findings in words: what each metric says, and what the document's rules say."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from urepa.core.ema_share import LAGGING, SHARE, initial_share, lag
+from urepa.reports.comparison.arms import Arm
+from urepa.reports.comparison.by_clock import unlike_machines
+from urepa.reports.comparison.comparable import SKIPPED
+from urepa.reports.comparison.number_format import delta, number
+from urepa.reports.comparison.protocol import WEIGHTS_FILE
+from urepa.reports.comparison.read_runs import Run, as_text
+from urepa.reports.comparison.results import Difference, Results, last_cell, without
+from urepa.reports.comparison.steps_saved import sooner_or_later
+from urepa.reports.comparison.validation_gap import gap_of
+
+MARKS = (
+    ("●", "the 95 % interval excludes 0, after Holm over the arms too"),
+    ("◐", "the interval excludes 0, but not after Holm"),
+    ("○", "the interval does not exclude 0"),
+)
+CHANCE = "were there no difference at all, about one in 20 would still show one"
+NAMED_AT_MOST = 4  # arms, in a sentence
+MUCH_HIGHER = 1.10  # spec 000 §7.2: up to 10 % is "normal and healthy"
+
+
+# --- findings -----------------------------------------------------------------------------------------------
+
+
+def findings(results: Results) -> list[str]:
+    """A sentence for each metric in which an arm differs from the baseline by more than noise, after Holm or before;
+    one for all metrics in which none does, one for those that could not be tested, and how many were looked at. The
+    last is on how soon an arm is where the baseline ends."""
+    found: list[str] = []
+    same: dict[str, list[str]] = {}
+    untested: dict[str, list[str]] = {}
+    lost: dict[str, list[str]] = {}
+    for metric in results.metrics:
+        by_label = {r.arm.label: r.differences[metric.key] for r in results.rows if metric.key in r.differences}
+        tested = sum(isfinite(d.p) for d in by_label.values())
+        if any(d.mark in ("●", "◐") for d in by_label.values()):
+            found.append(f"{_capital(metric.label)}: {_finding(by_label, tested)}")
+        elif tested:
+            same.setdefault(f"No difference beyond noise in {_family(tested)}", []).append(metric.label)
+        if alone := {label: d.why for label, d in by_label.items() if not isfinite(d.p)}:
+            who = "" if len(alone) == len(by_label) else f"{_some(list(alone))}: "
+            why = "; ".join(sorted(set(alone.values())))
+            untested.setdefault(f"{who}{why}" if who else _capital(why), []).append(metric.label)
+        if why := next((text for row in results.rows if (text := without(results, row, metric.key))), ""):
+            lost.setdefault(f"Nothing is compared with the {why}", []).append(metric.label)
+    looked_at = len(found) + sum(map(len, same.values()))
+    found += [f"{what}: {'; '.join(labels)}" for what, labels in same.items()]
+    found += [f"{why} ({'; '.join(labels)})" for why, labels in (untested | lost).items()]
+    if looked_at > 1:
+        found.append(
+            f"{looked_at} metrics were looked at, and Holm is over the arms of each, not over the metrics: {CHANCE}"
+        )
+    return found + sooner_or_later(results)
+
+
+def _capital(text: str) -> str:
+    """Not where the second letter is one: KID stays KID, and k-NN becomes K-NN."""
+    return text if text[1:2].isupper() else text[0].upper() + text[1:]
+
+
+def _family(tested: int) -> str:
+    return "the one comparison" if tested == 1 else f"{tested} comparisons"
+
+
+def _finding(by_label: dict[str, Difference], tested: int) -> str:
+    found = {label: d for label, d in by_label.items() if d.mark == "●"}
+    before = [label for label, d in by_label.items() if d.mark == "◐"]
+    near = f"; before Holm only: {_some(before)}" if before else ""
+    if not found:
+        return f"no difference beyond noise in {_family(tested)}{near}"
+    if len(found) <= NAMED_AT_MOST:
+        which = "; ".join(f"{label} ({delta(d)})" for label, d in found.items())
+    else:
+        ends = sorted(found.values(), key=lambda d: d.mean)
+        which = f"by {delta(ends[0])} to {delta(ends[-1])}"
+    return (
+        f"differs: {which}"
+        if tested == 1
+        else f"differs in {len(found)} of {tested} comparisons after Holm: {which}{near}"
+    )
+
+
+def _some(labels: list[str]) -> str:
+    return "; ".join(labels) if len(labels) <= NAMED_AT_MOST else f"{len(labels)} arms"
+
+
+# --- the average that validation uses -----------------------------------------------------------------------
+
+
+def initial_share_of(run: Run) -> float:
+    """The weight of the initial weights in the EMA weights at the run's end, in [0, 1]: as logged; of older runs, which
+    did not log it, as the config and the skipped steps say."""
+    logged = run.last(SHARE)
+    return initial_share(*_average(run)) if logged is None else logged
+
+
+def _average(run: Run) -> tuple[float, int, bool]:
+    """Decay, applied updates, warm-up."""
+    skipped = run.last(SKIPPED)
+    updates = run.last_step - (0 if skipped is None else int(skipped))
+    return float(run.config["trainer.ema_decay"]), updates, run.config["trainer.ema_warmup"] == "True"
+
+
+def lags(arm: Arm) -> bool:
+    """Is more than 5 % of a seed's EMA weights still the initial weights?"""
+    return any(initial_share_of(run) > LAGGING for run in arm.runs.values())
+
+
+def lagging(results: Results) -> list[str]:
+    """A sentence for each share of initial weights above 5 %, on the arms that have it."""
+    arms: dict[str, list[str]] = {}
+    for row in results.rows:
+        if lags(row.arm):
+            run = max(row.arm.runs.values(), key=initial_share_of)
+            arms.setdefault(lag(initial_share_of(run), *_average(run)), []).append(row.arm.label)
+    return [f"{_some(labels)}: {sentence}" for sentence, labels in arms.items()]
+
+
+# --- the document's rules -----------------------------------------------------------------------------------
+
+OVERFITTING = (
+    ("total", "val/total is well above train/total: overfitting; the document advises more weight decay"),
+    ("token", "val/token is well above train/token: the head overfits"),
+    (
+        "manifold",
+        "val/manifold is well above train/manifold: other samples share a batch; the document calls it normal",
+    ),
+)
+
+
+def overfitting(results: Results) -> list[str]:
+    """Spec 000 §7.2, "Tracking Overfitting". Validation is of the EMA weights: where those lag, its distance to the
+    training loss is the lag, and the arm is not judged."""
+    remarks = []
+    measured = [row for row in results.rows if any(_ratio(row.arm, term) is not None for term, _ in OVERFITTING)]
+    judged = [row for row in measured if not lags(row.arm)]
+    for term, meaning in OVERFITTING:
+        arms = []
+        for row in judged:
+            ratio = _ratio(row.arm, term)
+            if ratio is not None and ratio > MUCH_HIGHER:
+                arms.append(f"{row.arm.label} (+{ratio - 1:.0%})")
+        if arms:
+            remarks.append(f"{meaning}: {', '.join(arms)}")
+    unjudged = [row.arm.label for row in measured if lags(row.arm)]
+    if judged and not remarks:
+        which = "every other arm" if unjudged else "every arm"
+        remarks.append(f"none of the three signs of overfitting: validation is within 10 % of training in {which}")
+    if unjudged:
+        remarks.append(
+            "not judged, as validation is of EMA weights that still hold more than "
+            f"{LAGGING * 100:g} % of the initial weights: {_some(unjudged)}"
+        )
+    return remarks
+
+
+def _ratio(arm: Arm, term: str) -> float | None:
+    """The last validation loss over the mean of the last training losses."""
+    share = gap_of(arm, term).share
+    return 1 + share if isfinite(share) else None
+
+
+def other_remarks(results: Results) -> list[str]:
+    """What else a reader should know before believing the tables."""
+    remarks = []
+    runs = [run for row in results.rows for run in row.arm.runs.values()]
+    for row in results.rows:
+        loss, floor_ = last_cell(row.arm, "val/diffusion"), last_cell(row.arm, "floor/zero_predictor")
+        if loss.filled and floor_.filled and loss.mean > floor_.mean:
+            advice = "the EMA weights lag" if lags(row.arm) else "check objective, learning rate and data"
+            remarks.append(
+                f"{row.arm.label}: the diffusion loss {number(loss.mean)} is worse than predicting zero "
+                f"({number(floor_.mean)}); {advice}"
+            )
+    remarks += [f"{difference}: their costs and times do not compare" for difference in unlike_machines(results.study)]
+    remarks += encoders_weights(runs)
+    torches = sorted({run.facts["versions"]["torch"] for run in runs if "versions" in run.facts})
+    if len(torches) > 1:
+        remarks.append(f"runs were made with several versions of torch: {', '.join(torches)}")
+    return remarks
+
+
+def encoders_weights(runs: list[Run]) -> list[str]:
+    """Of which weights the features of an encoder are that is read from a file, and how good a classifier it is."""
+    found: dict[str, None] = {}
+    for run in runs:
+        told = as_text({"evaluation": run.facts.get("evaluation", {})})
+        for key, digest in told.items():
+            if key.endswith(f"{WEIGHTS_FILE}sha256"):
+                place = key.removesuffix(f"{WEIGHTS_FILE}sha256")
+                accuracy = told.get(f"{place}{WEIGHTS_FILE}accuracy")
+                stated = "" if accuracy is None else f", a classifier of accuracy {accuracy} on test images"
+                found[f"the weights of {place.removeprefix('evaluation.')} are sha256 {digest[:12]}{stated}"] = None
+    return list(found)

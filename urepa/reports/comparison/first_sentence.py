@@ -1,0 +1,232 @@
+"""The first finding: one sentence that says what differs from the baseline beyond noise, and what must be said right
+after it. Beyond noise means ●: the 95 % interval excludes 0 after Holm over the arms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import isfinite
+
+from urepa.reports.comparison.comparable import Metric
+from urepa.reports.comparison.results import PAIRED, Difference, Results, Row, fewest_seeds
+from urepa.reports.comparison.seed_cells import Cell
+from urepa.reports.comparison.statistics import factor_of_two_seeds, found_share
+
+NAMED_AT_MOST = 3  # arms, metrics and clauses
+TYPICAL = 2.0  # an effect in standard deviations over seeds, to say how often one is found
+Effect = tuple[Metric, bool]  # a metric, and is it raised?
+
+
+def verdict(results: Results) -> str:
+    """One sentence with its full stop."""
+    runs = sum(len(row.arm.runs) for row in results.rows)
+    if runs == 1:
+        return "There is one run only, so nothing is compared: its values are shown as they are."
+    if len(results.rows) == 1:
+        return f"There is one arm only, of {runs} seeds: its values are shown, nothing is compared."
+    tested = {row.arm.label: _tested(row) for row in results.rows[1:]}
+    if not any(tested.values()):
+        return _untested(results)
+    effects = _effects(results)
+    arms = [label for label, found in tested.items() if found]
+    said, rest = _clauses(effects, len(arms))
+    metrics = {key for found in tested.values() for key in found}
+    if not effects:
+        said = [_nothing(arms, len(metrics))]
+    elif rest:
+        said.append(rest)
+    elif sum(map(len, tested.values())) > sum(map(len, effects.values())):
+        said.append("nothing else differs beyond noise")
+    if left_out := [label for label, found in tested.items() if not found]:
+        said.append(f"{_arms(left_out)} could not be tested")
+    said.append(_seeds([d for found in tested.values() for d in found.values()]))
+    return f"{_begin('; '.join(said))}."
+
+
+def _tested(row: Row) -> dict[str, Difference]:
+    """The differences that have an interval, by metric."""
+    return {key: d for key, d in row.differences.items() if isfinite(d.p)}
+
+
+def _untested(results: Results) -> str:
+    differences = [d for row in results.rows for d in row.differences.values()]
+    if not differences:
+        return "Nothing is compared: the baseline and the other arms have no metric that is one and the same quantity."
+    if max(d.n for d in differences) < 2:
+        seeds = "One seed an arm" if fewest_seeds(results) == 1 else "One shared seed"
+        return f"{seeds}: no difference can be told from noise, so none is claimed."
+    return "No difference has an interval, as each is the same in every seed: none can be held against noise."
+
+
+def _nothing(arms: list[str], metrics: int) -> str:
+    who = f"{spoken(arms[0])} does not differ" if len(arms) == 1 else f"none of {len(arms)} arms differs"
+    where = "the one metric that is compared" if metrics == 1 else f"any of {metrics} metrics"
+    return f"{who} from the baseline beyond noise in {where}"
+
+
+def _effects(results: Results) -> dict[Effect, tuple[str, ...]]:
+    """The arms of each effect beyond noise, in the order of the metrics."""
+    effects: dict[Effect, tuple[str, ...]] = {}
+    for metric in results.metrics:
+        for raised in (False, True):
+            arms = tuple(
+                row.arm.label
+                for row in results.rows[1:]
+                if (d := row.differences.get(metric.key)) and d.mark == "●" and (d.mean > 0) == raised
+            )
+            if arms:
+                effects[metric, raised] = arms
+    return effects
+
+
+def _clauses(effects: dict[Effect, tuple[str, ...]], tested: int) -> tuple[list[str], str]:
+    """A clause for each set of arms that have effects in common, those of most arms first, and one on what is left of
+    more than `NAMED_AT_MOST`. `tested`: how many arms were."""
+    ordered = _ordered(effects)
+    clauses = [
+        f"{_arms(arms, tested)} {_does(found, several=len(arms) > 1)}" for arms, found in ordered[:NAMED_AT_MOST]
+    ]
+    left = [_judged(effect) for arms, found in ordered[NAMED_AT_MOST:] for effect in found for _ in arms]
+    if not left:
+        return clauses, ""
+    are = "difference is" if len(left) == 1 else "differences are"
+    return clauses, f"{len(left)} other {are} beyond noise, {left.count('worse')} for the worse"
+
+
+def _ordered(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[Effect]]]:
+    """Sets of arms and the effects that they have in common, those of most arms first."""
+    by_arms: dict[tuple[str, ...], list[Effect]] = {}
+    for effect, arms in effects.items():
+        by_arms.setdefault(arms, []).append(effect)
+    return sorted(by_arms.items(), key=lambda item: -len(item[0]))
+
+
+def in_order(results: Results) -> list[str]:
+    """The labels of the arms beside the baseline: those with an effect as the verdict names them, then the others."""
+    named = [label for arms, _ in _ordered(_effects(results)) for label in arms]
+    return list(dict.fromkeys([*named, *(row.arm.label for row in results.rows[1:])]))
+
+
+def _judged(effect: Effect) -> str:
+    metric, raised = effect
+    return "" if not metric.better else "better" if raised == (metric.better == "↑") else "worse"
+
+
+def _does(effects: list[Effect], several: bool) -> str:
+    """`lowers the token loss, which is better, but raises FD(pixels), which is worse`."""
+    parts: dict[str, list[str]] = {}
+    for judged in ("better", "", "worse"):
+        for raised in (False, True):
+            metrics = [metric for metric, up in effects if up == raised and _judged((metric, up)) == judged]
+            if metrics:
+                verb = ("raise" if raised else "lower") + ("" if several else "s")
+                which = f", which is {judged}" if judged else ", which is neither better nor worse"
+                parts.setdefault(judged, []).append(f"{verb} {_named(_metric(m) for m in metrics)}{which}")
+    joined = [", and ".join(found) for found in parts.values()]
+    return ", but ".join(joined) if {"better", "worse"} <= parts.keys() else ", and ".join(joined)
+
+
+def _metric(metric: Metric) -> str:
+    """Its label, with an article where it is a noun alone: `the token loss`, `FD(pixels)`, `k-NN: tap`."""
+    return metric.label if re.search(r"[(:/]", metric.label) else f"the {metric.label}"
+
+
+def _named(names: Iterable[str]) -> str:
+    """At most three names, and how many more there are."""
+    every = list(names)
+    more = [f"{len(every) - NAMED_AT_MOST} more"] if len(every) > NAMED_AT_MOST else []
+    return _listed([*every[:NAMED_AT_MOST], *more])
+
+
+def _arms(labels: Iterable[str], of: int = 0) -> str:
+    """At most three arms by name, else their number; `of` so many."""
+    every = list(labels)
+    if len(every) > NAMED_AT_MOST:
+        return f"{len(every)} of {of} arms" if of > len(every) else f"{'all ' if of else ''}{len(every)} arms"
+    return _listed([spoken(label) for label in every])
+
+
+def spoken(label: str) -> str:
+    """An arm's label in a sentence: λ for `lambda_max`; in quotation marks if it is a list itself."""
+    words = re.sub(r"\blambda_max=", "λ=", label)
+    return f"“{words}”" if "," in words or ";" in words else words
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _seeds(differences: list[Difference]) -> str:
+    """How many seeds the tested differences rest on."""
+    counts = sorted({d.n for d in differences})
+    text = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    paired = {d.how == PAIRED for d in differences}
+    return text + {frozenset({False}): ", not paired", frozenset({True, False}): ", not all paired"}.get(
+        frozenset(paired), ""
+    )
+
+
+def _begin(text: str) -> str:
+    """With a capital, unless it is an arm's name that begins it."""
+    return text[0].upper() + text[1:] if text.startswith(("none of ", "all ")) else text
+
+
+# --- what must be said right after it -----------------------------------------------------------------------
+
+
+def cautions(results: Results) -> list[str]:
+    """What makes the verdict weaker than it looks: two seeds, arms that are the baseline itself, diverged ones."""
+    return [*_of_two_seeds(results), *_of_the_same(results), *_of_diverged(results)]
+
+
+def _of_two_seeds(results: Results) -> list[str]:
+    """After what `statistics.paired` and `statistics.welch` compute from two values an arm."""
+    two = [d for row in results.rows for d in _tested(row).values() if d.n == 2]
+    if not two:
+        return []
+    arms = [row.arm.label for row in results.rows if any(d.n == 2 for d in _tested(row).values())]
+    who = "" if len(arms) == len([row for row in results.rows if _tested(row)]) else f" ({_arms(arms)})"
+    said = [f"Two seeds{who} can hardly tell an effect from chance."]
+    if any(d.how == PAIRED for d in two):
+        factor = factor_of_two_seeds()
+        said.append(
+            "With two pairs Student's t has one degree of freedom: the 95 % interval is the mean difference "
+            f"± {factor:.2f} times the distance between the two seeds' differences. So it excludes 0 only where these "
+            f"two are closer together than {100 / factor:.0f} % of their mean, as two values may be by chance. What is "
+            "beyond noise here needs more seeds to be believed, and what is not is not shown to be equal: an effect of "
+            f"{TYPICAL:g} standard deviations over seeds is found in {_percent(2)} of comparisons with two seeds, in "
+            f"{_percent(3)} with three and in {_percent(5)} with five."
+        )
+    if any(d.how != PAIRED for d in two):
+        said.append(
+            "Where seeds are not paired, Welch's t has between one degree of freedom and two if both arms have two "
+            "seeds: the interval is 4.3 to 12.7 standard errors to each side."
+        )
+    return [" ".join(said)]
+
+
+def _percent(seeds: int) -> str:
+    return f"{100 * found_share(TYPICAL, seeds):.0f} %"
+
+
+def _of_the_same(results: Results) -> list[str]:
+    """Arms whose every compared value is the baseline's, seed by seed."""
+    same = [
+        row.arm.label
+        for row in results.rows
+        if row.differences
+        and all(d.how == PAIRED and d.mean == 0 and not d.low < 0 for d in row.differences.values())  # NaN: one seed
+    ]
+    changed = "its change" if len(same) == 1 else "their changes"
+    return [f"{_arms(same)}: every compared value is the baseline's own; {changed} had no effect."] if same else []
+
+
+def _of_diverged(results: Results) -> list[str]:
+    """Arms with values that are not finite, which are compared in nothing."""
+    by_why: dict[tuple[str, str], list[str]] = {}
+    for row in results.rows:
+        for metric in results.metrics:
+            cell: Cell = row.cells[metric.key]
+            if cell.why.startswith("not finite"):
+                by_why.setdefault((spoken(row.arm.label), cell.why), []).append(_metric(metric))
+    return [f"{label}: {_named(metrics)} {why}, so not compared." for (label, why), metrics in by_why.items()]

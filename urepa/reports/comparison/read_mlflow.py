@@ -1,0 +1,176 @@
+"""The same runs from an MLflow store: a database URI or an http(s) server.
+
+Histories come in bulk, a metric of many runs in one query: one request per run and metric takes an hour where
+this takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.reports.comparison.arms import Study
+from urepa.reports.comparison.comparable import is_compared
+from urepa.reports.comparison.read_runs import Run, readable
+from urepa.reports.comparison.results import Results
+from urepa.reports.comparison.sample_grids import FOLDER, Grids, by_step, grids_of, read_file
+from urepa.reports.comparison.tables import markdown
+from urepa.runs.curves import Curve, curves_of
+from urepa.runs.mlflow_run import experiment_id, facts_in
+from urepa.runs.mlflow_store import open_existing
+from urepa.runs.upgrades import SCHEMA_TAG, upgrade_flat
+
+RUNS_A_QUERY = 100  # what MLflow's server takes
+POINTS_A_QUERY = 25_000  # what it gives
+LONGEST_NOTE = 8000  # characters that it takes in a tag
+INFINITY = 1.7976931348623157e308  # what its database keeps for one
+
+NOTHING = Curve(np.empty(0, np.int64), np.empty(0))
+
+Point = tuple[str, int, float, int]  # run id, step, value, time in ms
+
+
+def publish(uri: str, results: Results, folder: Path) -> str:
+    """Puts the report's folder into the store as artifacts of a run called "report". It is in an experiment of its own,
+    NAME reports for the baseline's experiment NAME: beside the runs, each of their charts would list it as one without
+    values. It has no key of ours, so no comparison takes it for a run. Returns where it is, in words."""
+    client = open_existing(uri)
+    study = client.get_experiment(client.get_run(results.study.baseline.first.id).info.experiment_id).name
+    reports = f"{study} reports"
+    beside = experiment_id(client, reports, print)
+    tags = {"urepa.runs.last_table": "true", "mlflow.note.content": markdown(results)[:LONGEST_NOTE]}
+    run_id = client.create_run(beside, run_name="report", tags=tags).info.run_id
+    client.log_artifacts(run_id, str(folder))
+    client.set_terminated(run_id)
+    return f"run report ({run_id}) in the experiment {reports}"
+
+
+def stored_grids(client: Any, study: Study) -> tuple[Grids | None, str]:
+    """The grids of samples among the runs' artifacts; or none and a sentence where they cannot be reached, as those of
+    a server's own disk."""
+    from mlflow.exceptions import MlflowException
+
+    def find(run: Run) -> dict[int, str]:
+        return by_step(item.path for item in client.list_artifacts(run.id, FOLDER))
+
+    def read(run: Run, place: str) -> bytes:
+        with TemporaryDirectory() as folder:
+            return read_file(run, client.download_artifacts(run.id, place, folder))
+
+    try:
+        return grids_of(study, find, read), ""
+    except (MlflowException, OSError) as error:
+        return None, f"The grids of samples could not be read from MLflow: {str(error).splitlines()[0]}"
+
+
+def find_stored(client: Any) -> list[Run]:
+    """All our runs that are not deleted, oldest first, with empty curves; others' runs are passed over.
+    UserError if there are none."""
+    experiments = [e.experiment_id for e in _pages(client.search_experiments)]
+    found = _pages(client.search_runs, experiments, order_by=["attributes.start_time ASC"]) if experiments else []
+    ours = [_found(run) for run in found if {"urepa.key", "experiment", "ablation"} <= run.data.tags.keys()]
+    if not ours:
+        raise UserError(f"there are no runs of urepa in {client.tracking_uri}; train some with tracking.uri=URI")
+    return ours
+
+
+def _found(stored: Any) -> Run:
+    facts = facts_in(stored.data.tags)
+    config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
+    if "step" in facts:  # a parameter cannot change in MLflow: an extended run has its first end there
+        config["trainer.max_steps"] = str(facts["step"])
+    return Run(
+        id=stored.info.run_id,
+        name=_folder_name(stored),
+        title=stored.info.run_name,
+        config=config,
+        tags=dict(stored.data.tags),
+        status={"FINISHED": "finished", "FAILED": "failed"}.get(stored.info.status, "unfinished"),
+        facts=facts,
+        curves=dict.fromkeys(stored.data.metrics, NOTHING),
+    )
+
+
+def _folder_name(stored: Any) -> str:
+    """What the run is called where it is read from its folder."""
+    folder = Path(stored.data.tags.get("folder", ""))
+    return readable(f"{folder.parent.name}/{folder.name}") if folder.name else str(stored.info.run_name)
+
+
+def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(*arguments, max_results=1000, page_token=token, **options)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def with_histories(client: Any, runs: list[Run]) -> list[Run]:
+    """The runs with their metrics' histories, as far as they are compared."""
+    points: dict[str, dict[str, tuple[array[int], array[float]]]] = {run.id: {} for run in runs}
+    started: dict[str, int] = {}
+    keys = sorted({key for run in runs for key in run.curves if is_compared(key)})
+    wanted = ((key, [run.id for run in runs if key in run.curves]) for key in keys)
+    for key, found in _histories(
+        client, progress.bar(wanted, desc="metrics", unit="metric", leave=False, total=len(keys))
+    ):
+        for run_id, step, value, time in found:
+            steps, values = points[run_id].setdefault(key, (array("q"), array("d")))
+            steps.append(step)
+            values.append(_number(value))
+            started[run_id] = min(time, started.get(run_id, time))
+    return [replace(run, curves=curves_of(points[run.id]), started=started.get(run.id, 0)) for run in runs]
+
+
+def _histories(client: Any, wanted: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, list[Point]]]:
+    """All points of metrics of runs, some runs at a time. A query that reaches the limit gave nothing that counts: half
+    as many runs are asked for then, and from there on."""
+    runs = RUNS_A_QUERY
+    for key, run_ids in wanted:
+        left = run_ids
+        while left:
+            asked = left[:runs]
+            points = _query(client, asked, key)
+            if len(points) >= POINTS_A_QUERY:
+                if len(asked) > 1:
+                    runs = len(asked) // 2
+                    continue
+                history = client.get_metric_history(asked[0], key)
+                points = [(asked[0], point.step, point.value, point.timestamp) for point in history]
+            yield key, points
+            left = left[len(asked) :]
+            if 2 * runs * len(points) < POINTS_A_QUERY * len(asked):
+                runs = min(2 * runs, RUNS_A_QUERY)
+
+
+def _query(client: Any, run_ids: list[str], key: str) -> list[Point]:
+    """MLflow's bulk query: a method of the database store, a path of the server."""
+    store = client._tracking_client.store
+    if hasattr(store, "get_metric_history_bulk"):
+        rows = [m.to_dict() for m in store.get_metric_history_bulk(run_ids, key, POINTS_A_QUERY)]
+    else:
+        from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+        endpoint = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+        params = {"run_id": run_ids, "metric_key": key, "max_results": POINTS_A_QUERY}
+        response = http_request(store.get_host_creds(), endpoint, "GET", params=params)
+        rows = json.loads(verify_rest_response(response, endpoint).text)["metrics"]
+    return [(row["run_id"], row["step"], row["value"], row["timestamp"]) for row in rows]
+
+
+def _number(value: Any) -> float:
+    """Infinity as it was logged."""
+    number = float(value)
+    return math.copysign(math.inf, number) if abs(number) >= INFINITY else number

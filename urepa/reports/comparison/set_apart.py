@@ -1,0 +1,161 @@
+"""What is set apart and averaged into nothing: what is not finished, was measured in another way, is of another version
+of the code, or is there once more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+from urepa.core.code_version import same_code
+from urepa.core.errors import UserError
+from urepa.reports.comparison.protocol import Setting, by_part, differences, protocol
+from urepa.reports.comparison.read_runs import Run
+from urepa.runs.run_folder import is_identity
+
+ABSENT = "—"
+SHOWN_REASONS = 3
+
+Parts = dict[str, tuple[tuple[str, Setting], ...]]  # of a protocol, by name
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A run that is not averaged into anything, and why."""
+
+    run: Run
+    reason: str
+
+
+def identity(config: dict[str, str], seed: bool = False) -> dict[str, str]:
+    """What makes an arm: not how it is evaluated, which may come later than its training and is the protocol's."""
+    return {
+        k: v
+        for k, v in config.items()
+        if is_identity(k) and k.partition(".")[0] != "evaluation" and (seed or k != "seed")
+    }
+
+
+CONTENTS = (  # a fact, the settings that should tell it, and the setting that it becomes where they do not
+    ("train", "data.", "data.content.train"),
+    ("held_out", "data.", "data.content.held_out"),
+    ("samples", "data.", "data.content.samples"),
+    ("latents", "data.", "data.content.latents"),
+    ("latents.held_out", "data.", "data.content.held_out_latents"),
+    ("teacher", "teacher.", "teacher.content"),
+)
+
+
+def with_contents(runs: list[Run]) -> list[Run]:
+    """The runs with digests of their data and their teacher's weights as settings, where runs of one and the same
+    config have different ones: `data.images` and `data.root` do not make another run, what lies there does."""
+    for fact, prefix, key in CONTENTS:
+        there: dict[Hashable, set[str]] = {}
+        of = {run.id: run.facts.get("content", {}).get(fact) for run in runs}
+        for run in runs:
+            part = {k: v for k, v in run.config.items() if k.startswith(prefix)}
+            settings = tuple(sorted(identity(part).items()))
+            known = of[run.id]
+            there.setdefault(settings, set()).update([] if known is None else [known])
+        if any(len(found) > 1 for found in there.values()):
+            runs = [replace(run, config=run.config | {key: of[run.id] or "unknown"}) for run in runs]
+    return runs
+
+
+def finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
+    """The runs that ended where they should, in one go, and whose metrics could be read."""
+    usable, apart = [], []
+    for run in runs:
+        if run.damage:
+            apart.append(Apart(run, f"damaged: {run.damage}"))
+        elif run.status != "finished":
+            apart.append(Apart(run, f"{run.status}: its last logged step is {run.last_step}"))
+        elif run.facts.get("extended_from") is not None:
+            steps = run.facts["extended_from"]
+            apart.append(Apart(run, f"extended from {steps} steps: its learning rate is not that of a run in one go"))
+        else:
+            usable.append(run)
+    return usable, apart
+
+
+def one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
+    """The runs that were validated and evaluated like the leading one whose settings most of the leading ones share,
+    over all parts together; on a tie, like the newest. A part that it lacks is like most that fit it otherwise. A run
+    that lacks an evaluation differs in nothing: its cells stay empty."""
+    of: dict[str, Parts] = {
+        run.id: {part: tuple(sorted(found.items())) for part, found in by_part(protocol(run.config, run.facts)).items()}
+        for run in runs
+    }
+    reference: Parts = {}
+    for among in (leading, runs):
+        while more := [
+            run for run in among if of[run.id].keys() - reference.keys() and not _why(of[run.id], reference)
+        ]:
+            reference = of[_most_agreed(more, of).id] | reference
+    usable, apart = [], []
+    for run in runs:
+        if why := _why(of[run.id], reference):
+            rest = f", and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
+            apart.append(Apart(run, f"another validation set or protocol: {'; '.join(why[:SHOWN_REASONS])}{rest}"))
+        else:
+            usable.append(run)
+    return usable, apart
+
+
+def _why(parts: Parts, reference: Parts) -> list[str]:
+    """In what a run's parts differ from those of the reference, in words."""
+    return [
+        f"{key} is {here if here else ABSENT}, not {there if there else ABSENT}"
+        for part in sorted(parts.keys() & reference.keys())
+        for key, here, there in differences(dict(parts[part]), dict(reference[part]))
+    ]
+
+
+def _most_agreed(runs: list[Run], of: dict[str, Parts]) -> Run:
+    """The run with whose parts most of the runs' parts agree; of several the newest."""
+    counts = Counter(item for run in runs for item in of[run.id].items())
+    agreeing = {
+        (part, own): sum(n for (p, o), n in counts.items() if p == part and not differences(dict(own), dict(o)))
+        for part, own in counts
+    }
+    return max(runs, key=lambda run: (sum(agreeing[item] for item in of[run.id].items()), run.started))
+
+
+def one_code(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
+    """The runs of the version that made most of the leading ones; on a tie, of the newest. A run is of one version
+    where one code trained all its steps. An unknown version is not the same as another unknown one."""
+    of = {run.id: run.code for run in runs}
+    mixed = {id_ for id_, code in of.items() if not all(same_code(code[0], other) for other in code[1:])}
+    whole = [run for run in leading if run.id not in mixed] or [run for run in runs if run.id not in mixed]
+    if not whole:
+        raise UserError(f"none of the {len(runs)} finished runs was trained by one version of the code throughout")
+    versions = list(dict.fromkeys(code[0] for code in of.values()))
+    like = {(a, b): same_code(a, b) for a in versions for b in versions}
+    counts = Counter(of[run.id][0] for run in whole)
+    agreeing = {version: sum(n for other, n in counts.items() if like[version, other]) for version in counts}
+    newest = max(whole, key=lambda run: (agreeing[of[run.id][0]], run.started))
+    usable, apart = [], []
+    for run in runs:
+        if run.id in mixed:
+            apart.append(Apart(run, f"trained by several versions of the code: {_course(run)}"))
+        elif run is newest or like[of[run.id][0], of[newest.id][0]]:
+            usable.append(run)
+        else:
+            apart.append(Apart(run, f"another version of the code: {of[run.id][0]}, not {of[newest.id][0]}"))
+    return usable, apart
+
+
+def _course(run: Run) -> str:
+    """Which code trained a run from which step on."""
+    stretches = zip(run.code, run.facts["code"], strict=True)
+    return "; ".join(f"{code} from step {stretch['from_step']}" for code, stretch in stretches)
+
+
+def once_each(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
+    """Of runs with the same config and seed, the newest."""
+    newest: dict[Hashable, Run] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        newest[tuple(sorted(identity(run.config, seed=True).items()))] = run
+    kept = {run.id for run in newest.values()}
+    apart = [Apart(run, "the same arm and seed once more: the newest is taken") for run in runs if run.id not in kept]
+    return [run for run in runs if run.id in kept], apart

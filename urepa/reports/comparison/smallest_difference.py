@@ -1,0 +1,46 @@
+"""How small a difference a study of so many seeds can show, from the spread that its own paired differences have."""
+
+from __future__ import annotations
+
+from math import isfinite, sqrt
+
+from urepa.reports.comparison.number_format import number
+from urepa.reports.comparison.results import PAIRED, Difference, Results
+from urepa.reports.comparison.statistics import smallest_found, spread_of
+
+POWER = 0.8  # the share of studies in which such a difference is found
+
+
+def smallest_differences(results: Results) -> tuple[int, dict[str, float]]:
+    """Of each metric, by its key, the smallest true difference that is found with a power of 80 %: by the standard
+    deviation of its paired differences over seeds, pooled over the arms (root of the mean variance, weighed by n − 1).
+    First the seeds, the fewest of any such difference; 0 where none is paired. An arm whose every difference is the
+    same says nothing of the spread, and is left out."""
+    by_metric: dict[str, list[Difference]] = {}
+    for row in results.rows:
+        for key, found in row.differences.items():
+            if found.how == PAIRED and isfinite(found.high) and found.high > found.low:
+                by_metric.setdefault(key, []).append(found)
+    if not by_metric:
+        return 0, {}
+    seeds = min(d.n for found in by_metric.values() for d in found)
+    effect = smallest_found(seeds, POWER)
+    return seeds, {key: effect * _pooled(found) for key, found in by_metric.items()}
+
+
+def _pooled(found: list[Difference]) -> float:
+    variances = [(d.n - 1) * spread_of(d.high - d.low, d.n) ** 2 for d in found]
+    return sqrt(sum(variances) / sum(d.n - 1 for d in found))
+
+
+def smallest_sentence(results: Results) -> str:
+    """The same in one sentence; "" where no difference has a paired interval."""
+    seeds, smallest = smallest_differences(results)
+    if not smallest:
+        return ""
+    listed = "; ".join(f"{m.label} {number(smallest[m.key])}" for m in results.metrics if m.key in smallest)
+    return (
+        f"The smallest true differences that the paired 95 % interval of {seeds} seeds shows in {100 * POWER:g} % of "
+        "studies, before Holm, by the spread of these arms' differences "
+        f"({smallest_found(seeds, POWER):.3g} standard deviations over seeds): {listed}."
+    )

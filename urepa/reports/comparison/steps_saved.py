@@ -1,0 +1,67 @@
+"""How soon an arm is where the baseline ends, by steps and by the clock, in one sentence."""
+
+from __future__ import annotations
+
+from urepa.reports.comparison.by_clock import unlike_machines
+from urepa.reports.comparison.by_step import NEVER, Course
+from urepa.reports.comparison.first_sentence import in_order, spoken
+from urepa.reports.comparison.number_format import minutes, percent
+from urepa.reports.comparison.results import Results
+
+DIFFUSION, FD, CIRCULAR = "val/diffusion", "final/fd/", "final/circular/"
+
+
+def diffusion_race(results: Results, label: str) -> Course | None:
+    """The validation's diffusion loss, where the arm's is the baseline's quantity."""
+    return next((course for course in _races(results, label) if course.metric.key == DIFFUSION), None)
+
+
+def fd_race(results: Results, label: str) -> Course | None:
+    """The first FD in features that are not those of an arm's teacher."""
+    return next((course for course in _races(results, label) if _is_fair_fd(results, course)), None)
+
+
+def _races(results: Results, label: str) -> list[Course]:
+    """Those with an answer for this arm."""
+    return [course for course in results.races if course.reached[label].filled or course.reached[label].why == NEVER]
+
+
+def _is_fair_fd(results: Results, course: Course) -> bool:
+    encoder = course.metric.key.removeprefix(FD)
+    return encoder != course.metric.key and not any(arm.has(f"{CIRCULAR}{encoder}") for arm in results.study.arms)
+
+
+def sooner_or_later(results: Results) -> list[str]:
+    """One sentence on `arm_and_race`, where there is one."""
+    found = arm_and_race(results)
+    return [] if found is None else [_sentence(results, *found)]
+
+
+def arm_and_race(results: Results) -> tuple[str, Course] | None:
+    """The first arm, as the verdict names them, that has an FD, and its race; else the first that has a diffusion
+    loss."""
+    found = ((label, race(results, label)) for race in (fd_race, diffusion_race) for label in in_order(results))
+    return next(((label, course) for label, course in found if course is not None), None)
+
+
+def _sentence(results: Results, label: str, course: Course) -> str:
+    """`depth=1 reaches baseline's final FD(pixels) after 640 of 1,000 steps (64 %), 7.1 of 9.8 minutes of training
+    (72 %)`. Minutes of unlike machines are left out."""
+    baseline, clock = results.study.baseline.label, results.clock
+    cell, never, total = course.reached[label], course.never[label], course.steps[-1]
+    what = f"{spoken(baseline)}'s final {course.metric.label}"
+    if not cell.filled:
+        return f"{spoken(label)} does not reach {what}{f' in any of {never} seeds' * (never > 1)}"
+    where = f" in {cell.n} of {cell.n + never} seeds" if never else ""
+    when = "within" if cell.mean <= course.steps[0] else "after"
+    text = (
+        f"{spoken(label)} reaches {what}{where} {when} {cell.mean:,.0f} of {total:,} steps{percent(cell.mean / total)}"
+    )
+    took, whole = clock.reached[course.metric.key][label], clock.whole[baseline]
+    if not took.filled or not whole.filled or unlike_machines(results.study):
+        return text
+    text += f", {minutes(took.mean)} of {minutes(whole.mean)} minutes of training{percent(took.mean / whole.mean)}"
+    here, there = clock.with_cache(label, took), clock.with_cache(baseline, whole)
+    if here is None or there is None or not clock.caches[label].mean:
+        return text
+    return f"{text}, and {minutes(here)} of {minutes(there)} with making the teacher's cache{percent(here / there)}"

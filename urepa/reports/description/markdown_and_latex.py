@@ -1,0 +1,101 @@
+"""A text of sections as Markdown and LaTeX. Strings are escaped in both; only a Formula is LaTeX already."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from urepa.core.escaping import markdown as md
+from urepa.core.escaping import tex
+
+PACKAGES = r"% \usepackage{amsmath,amssymb,booktabs,textcomp}"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A displayed formula; its text is ours, with numbers from the config at most."""
+
+    latex: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers and rows of plain text; the first column is left-aligned, `numbers` says whether the others are not."""
+
+    caption: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: bool = True
+
+
+Block = str | Formula | Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title and what stands below it; a string is a paragraph."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+def written(value: Any) -> str:
+    """A config's value as YAML has it: null, true, [1, 2], 0.5; text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def number(value: float) -> str:
+    """200,000 and 0.00085: whole numbers with separators, others in full."""
+    return f"{int(value):,}" if float(value).is_integer() else written(value)
+
+
+def listed(items: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(items[:-1])] if items[1:] else []), *items[-1:]])
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------
+
+
+def as_markdown(title: str, sections: list[Section]) -> str:
+    """The whole text."""
+    parts = [f"# {md(title)}"]
+    for section in sections:
+        parts += [f"## {md(section.title)}", *map(_markdown, section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Formula):
+        return f"$$\n{block.latex}\n$$"
+    if isinstance(block, str):
+        return md(block)
+    aligned = ":--" + ("|--:" if block.numbers else "|:--") * (len(block.headers) - 1)
+    lines = [f"| {' | '.join(map(md, row))} |" for row in (block.headers, *block.rows)]
+    return "\n".join([f"*{md(block.caption)}*", "", lines[0], f"|{aligned}|", *lines[1:]])
+
+
+# --- LaTeX --------------------------------------------------------------------------------------------------
+
+
+def as_latex(title: str, sections: list[Section]) -> str:
+    r"""The same for \input, with amsmath, booktabs and textcomp."""
+    parts = [PACKAGES, rf"\section{{{tex(title)}}}"]
+    for section in sections:
+        parts += [rf"\subsection{{{tex(section.title)}}}", *map(_latex, section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex(block: Block) -> str:
+    if isinstance(block, Formula):
+        return f"\\[\n{block.latex}\n\\]"
+    if isinstance(block, str):
+        return tex(block)
+    columns = "l" + ("r" * (len(block.headers) - 1) if block.numbers else "p{0.6\\linewidth}")
+    head, *rows = (" & ".join(map(tex, row)) + r" \\" for row in (block.headers, *block.rows))
+    body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
+    return (
+        f"\\begin{{table}}[ht]\n\\centering\n\\caption{{{tex(block.caption)}}}\n"
+        f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}"
+    )

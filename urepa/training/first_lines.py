@@ -1,0 +1,80 @@
+"""The lines that a run begins with: device, parameters, samples, classes."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from urepa.core.escaping import printable
+from urepa.training.trainer import Trainer
+
+NAMED = 5  # names of classes that are shown
+
+
+def beginning(trainer: Trainer) -> str:
+    """One line each, of a trainer that is ready for its first step."""
+    precision, cache = trainer.settings.precision, trainer.reader.cache
+    lines = {
+        "device": device(trainer.accelerator, precision),
+        "parameters": parameters(trainer.model),
+        "samples": samples(trainer),
+        "classes": classes(cache.num_classes, cache.class_names),
+    }
+    return "\n".join(f"{name:<11} {line}" for name, line in lines.items())
+
+
+def device(accelerator: Accelerator, precision: str) -> str:
+    """What one process computes on, and how many there are."""
+    on_gpu = accelerator.device.type == "cuda"
+    name = torch.cuda.get_device_name(accelerator.device) if on_gpu else f"CPU ({platform.machine()})"
+    processes = counted(accelerator.num_processes, "process", "processes")
+    each = " each" if accelerator.num_processes > 1 else ""
+    return f"{name}, {processes}, {counted(torch.get_num_threads(), 'thread', 'threads')}{each}, {precision}"
+
+
+def parameters(model: nn.Module) -> str:
+    """By part, and how many of them train."""
+    by_part = {"backbone": [0, 0], "LoRA": [0, 0], "heads": [0, 0]}
+    for name, parameter in model.named_parameters():
+        part = "heads" if name.startswith("heads.") else "LoRA" if "lora_" in name else "backbone"
+        by_part[part][0] += parameter.numel()
+        by_part[part][1] += parameter.numel() * parameter.requires_grad
+    return ", ".join(
+        f"{part} {total:,} ({'all' if trained == total else f'{trained:,}'} trainable)" if total else f"no {part}"
+        for part, (total, trained) in by_part.items()
+    )
+
+
+def samples(trainer: Trainer) -> str:
+    """By split, and how often the run sees each training sample."""
+    names = {"train": "training", "val": "validation", "test": "test"}
+    splits = trainer.reader.cache.splits.items()
+    steps, size = trainer.settings.max_steps, trainer.settings.batch_size
+    epochs = f"{steps / trainer.reader.steps_per_epoch:.3g}"
+    counts = ", ".join(f"{len(found):,} {names[split]}" for split, found in splits)
+    return f"{counts}; {counted(steps, 'step', 'steps')} of {size:,} are {epochs} epoch{'s' * (epochs != '1')}"
+
+
+def classes(count: int, names: Any) -> str:
+    """How many, and the first names where there are some."""
+    shown = ", ".join(printable(name) for name in list(names)[:NAMED])
+    return f"{count:,}: {shown}{', ...' if count > NAMED else ''}" if shown else f"{count:,}"
+
+
+def counted(n: int, one: str, several: str) -> str:
+    return f"{n:,} {one if n == 1 else several}"
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """How many parameters there are, by part, and how many of each train: for a run's summary."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+        if parameter.requires_grad:
+            counts[f"{part}_trainable"] = counts.get(f"{part}_trainable", 0) + parameter.numel()
+    return counts
