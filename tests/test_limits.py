@@ -21,10 +21,10 @@ GROUPS = {  # by where the code of a part is
     "heads": "head",
     "teachers": "teacher",
     "objectives": "objective",
-    "alignment": "loss",
-    "data": "data",
+    "training_step": "loss",
+    "tracks": "data",
     "optimizer": "optimizer",
-    "tracking": "tracking",
+    "mlflow_sender": "tracking",
 }
 EVALUATIONS = {  # others have no settings of their own names
     "SampleGrid": "samples",
