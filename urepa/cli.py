@@ -91,7 +91,7 @@ def _holds_only(folder: Path, path: Path) -> bool:
     return not folder.is_dir() or all(found == path for found in folder.iterdir())
 
 
-def console() -> None:
+def main() -> None:
     """`urepa COMMAND ...` is `python -m urepa.COMMAND ...`; the commands of launchers/ are among them. A command that
     does not exist ends with one line and exit code 1."""
     safe_output.never_fails()
