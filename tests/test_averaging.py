@@ -6,7 +6,7 @@ from math import prod
 
 import pytest
 
-from urepa.core.ema_share import initial_share, lag
+from urepa.core.ema_initial_weights import initial_share, lag
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.3, 0.9, 0.99, 0.9995])

@@ -17,7 +17,8 @@ from urepa.method.step_schedules import cosine_with_warmup
 from urepa.method.training_step import AlignedModel
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
-from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, groups_of, step_unless
+from urepa.training.ema import EMA
+from urepa.training.optimizer import AdamW, clip_by_global_norm, groups_of, step_unless
 
 GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
 

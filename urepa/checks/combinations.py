@@ -13,7 +13,7 @@ from urepa.checks.sizes import check_shapes
 from urepa.config import KINDS
 from urepa.config.command_line import CONF
 from urepa.config.ranges import check_given, check_numbers
-from urepa.core.ema_share import FIRST_DECAY
+from urepa.core.ema_initial_weights import FIRST_DECAY
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.method.batch_fraction import strata

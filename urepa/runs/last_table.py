@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from urepa.core.ema_share import LAGGING, SHARE, initial_share, lag
+from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag
 from urepa.core.escaping import printable
 from urepa.runs.run_folder import Names
 

@@ -31,9 +31,10 @@ from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
+from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.guards import Guard
-from urepa.training.optimizer import EMA, groups_of
+from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings, Trainer
 
 # what constructors raise over settings that do not fit together

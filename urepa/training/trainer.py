@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from urepa.core import ema_share, progress
+from urepa.core import ema_initial_weights, progress
 from urepa.core.collectives import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.errors import UserError
 from urepa.core.random_draws import digest64
@@ -31,9 +31,10 @@ from urepa.method.training_step import Aligned, AlignedModel, Terms, step_terms,
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
+from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.guards import Guard, non_finite, some_of
-from urepa.training.optimizer import EMA, AdamW, clip_by_global_norm, step_unless
+from urepa.training.optimizer import AdamW, clip_by_global_norm, step_unless
 
 
 @dataclass
@@ -183,7 +184,7 @@ class Trainer:
             row[f"tap/{tap}/grad_alignment"] = a**0.5 / world
             row[f"tap/{tap}/grad_cosine"] = inner / (d * a) ** 0.5 if d * a > 0 else 0.0
         row |= self.guard.read(step, self.accelerator.is_main_process)
-        row[ema_share.SHARE] = self.ema.initial_share()
+        row[ema_initial_weights.SHARE] = self.ema.initial_share()
         last, then = self.logged
         elapsed = time.perf_counter() - then
         row |= self.sensors.read()
@@ -201,7 +202,7 @@ class Trainer:
         if worse and self.loss_is_warm(step):
             share = self.ema.initial_share()
             lags = f"the EMA weights still hold {100 * share:.0f} % of the initial ones"
-            advice = lags if share > ema_share.LAGGING else "check objective, learning rate and data"
+            advice = lags if share > ema_initial_weights.LAGGING else "check objective, learning rate and data"
             self.accelerator.print(
                 f"step {step}: the model's diffusion loss {row['val/diffusion']:.3f} is worse than "
                 f"predicting zero ({row['floor/zero_predictor']:.3f}); {advice}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from urepa.core.ema_share import SHARE
+from urepa.core.ema_initial_weights import SHARE
 from urepa.runs.run_folder import is_identity
 
 DURING = "eval/"  # evaluations in the course of training

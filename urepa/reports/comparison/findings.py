@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from urepa.core.ema_share import LAGGING, SHARE, initial_share, lag
+from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.comparable import SKIPPED
