@@ -2,6 +2,9 @@
 
 Each run of a sweep is the command that a user would type, in a process of its own, so its folder, its mistakes,
 its signals and its resume are the same. All runs are waited for: a bad one stops no other.
+
+hydra-submitit-launcher shows COMPLETED for a job that raised, pickles the composed application instead of a command,
+and waits for sacct; its settings and submitit's batch scripts are used here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Where jobs go: a SLURM cluster, through submitit, or this machine's GPUs, a few at a time."""
+"""Where jobs go: a SLURM cluster, through submitit, or this machine's GPUs, a few at a time.
+
+Beside submitit: its own monitoring calls sacct, which a cluster may lack, and its local executor starts all jobs at
+once on the first GPUs; here jobs are waited for by squeue, and local ones get a free GPU each and are retried.
+"""
 
 from __future__ import annotations
 

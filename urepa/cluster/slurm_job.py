@@ -2,6 +2,9 @@
 which every submission is noted.
 
 A job that ends badly is tried again where it stopped; one that failed three times at the same step is given up.
+
+submitit requeues a job after a signal; what it does not do is retry a job that raised or was killed while its step
+still advances.
 """
 
 from __future__ import annotations

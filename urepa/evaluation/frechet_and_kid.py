@@ -1,6 +1,9 @@
 """How far two sets of features lie apart: Fréchet distance, KID, precision and recall, Inception Score.
 
 Pure functions of feature rows, in float64. Shapes: n and m rows of two sets, D features, K classes.
+
+It is own code because any encoder may give the features, moments come batch by batch in float64, covariances may be
+singular, and the distance has a standard error; tests compare it with scipy.
 """
 
 from __future__ import annotations

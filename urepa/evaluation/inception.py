@@ -3,6 +3,8 @@ the auxiliary head. Its parameters bear the names of the published state dict, w
 
 FID's variant has 1008 outputs, averages of neighbours that leave the padding out, and a maximum of neighbours in the
 last block. Shapes: B images, C channels, h/w grid of the block, D pooled features, K classes.
+
+torch-fidelity, pytorch-fid and torchmetrics have this network, but need torchvision, which requires one exact torch.
 """
 
 from __future__ import annotations

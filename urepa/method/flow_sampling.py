@@ -1,6 +1,8 @@
 """From noise to x0 along a flow: Euler and Heun on its ODE, Euler-Maruyama on an SDE with the same marginals.
 
 Shapes: B images, CHW latent. The state is fp64, the backbone sees fp32. Times run from 1, noise, down to 0, data.
+
+diffusers' flow schedulers compute in fp32, and have neither a guidance interval nor SiT's SDE.
 """
 
 from __future__ import annotations

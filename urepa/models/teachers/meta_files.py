@@ -1,5 +1,9 @@
 """The files in which Meta publishes DINOv2 and DINOv3 (`dinov2_vitl14_pretrain.pth`): transformers' networks under
-other names."""
+other names.
+
+transformers' conversion scripts are not in its installed package, timm needs torchvision, and torch.hub runs
+downloaded code.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """What a difference between two arms is worth: paired t, Welch's t, Holm, and the bootstrap from 20 seeds on.
 
 Shapes: A comparisons, S seeds; any number of axes may stand before them.
+
+Welch's t and the bootstrap are SciPy's. SciPy has no Holm, statsmodels' takes NaN, a comparison that was not made,
+for a p-value, and SciPy's noncentral t is NaN in the lower tail for large effects.
 """
 
 from __future__ import annotations
