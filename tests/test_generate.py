@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import small_sd, write_run
+from toy_runs import small_sd, write_run
 
 from urepa.core.errors import UserError
 from urepa.generate import checked

@@ -126,7 +126,7 @@ def test_compare(compose: Compose, tmp_path: Path) -> None:
     """λ × depth over made-up run folders: the grid, and the same table as the door's."""
     import sys
 
-    sys.path.insert(0, str(Path(__file__).parent / "comparison"))
+    sys.path.insert(0, str(Path(__file__).parent / "reports" / "comparison"))
     from made_up import changed, write_run
 
     config = compose("+experiment=cifar10", "data.source=folder")

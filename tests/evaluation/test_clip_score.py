@@ -11,7 +11,7 @@ import pytest
 import torch
 from contexts import context_of
 from photos import write_sd
-from runs import write_run
+from toy_runs import write_run
 
 from urepa.core.errors import UserError
 from urepa.evaluation.clip_score import ClipScore

@@ -14,7 +14,7 @@ import pytest
 import torch
 from contexts import context_of
 from PIL import Image
-from runs import small_sd, write_run
+from toy_runs import small_sd, write_run
 
 from urepa.core.png import grid_png
 from urepa.evaluation import attention

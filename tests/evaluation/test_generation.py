@@ -15,8 +15,8 @@ import pytest
 import torch
 from contexts import context_of
 from PIL import Image
-from runs import small_sd, write_run
 from scipy import linalg
+from toy_runs import small_sd, write_run
 
 from urepa.core.errors import UserError
 from urepa.data.tracks.samples import Sample

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import write_run
+from toy_runs import write_run
 
 from urepa.core.errors import UserError
 from urepa.evaluation.context import Context

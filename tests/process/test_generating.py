@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runs import small_sd, write_run
+from toy_runs import small_sd, write_run
 from workspace import HANGS, environment
 
 # kills itself in the middle of its n-th image: written beside its place, not yet in it

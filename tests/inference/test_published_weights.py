@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from published import REQUEST, Compose, files
-from runs import write_run
 from safetensors.torch import load_file, save_file
+from toy_runs import write_run
 
 import urepa
 from urepa.core.errors import UserError

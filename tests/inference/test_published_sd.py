@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from published import REQUEST, Compose, files
-from runs import small_sd, write_run
 from safetensors.torch import load_file, save_file
+from toy_runs import small_sd, write_run
 
 import urepa
 from urepa.core.errors import UserError

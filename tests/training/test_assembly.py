@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import small_sd
+from toy_runs import small_sd
 
 from urepa.core.errors import UserError
 from urepa.training.assembly import build_random, build_untrained, evaluated, make

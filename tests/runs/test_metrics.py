@@ -13,7 +13,7 @@ import pytest
 from urepa.core.errors import UserError
 from urepa.runs.metrics import Beginning, MetricsLog, Rows, checkpoint_rows, last_values, read_rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = [{"step": step, "train/total": 1 / step, "lr": 0.5, "time": 1000 + step} for step in (1, 5, 10, 15)]
 FINAL = {"step": 15, "final/fd/pixels": "nan", "floor/fd/pixels": None, "time": 2000}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import small_sd, write_run
 from safetensors.torch import load_file
+from toy_runs import small_sd, write_run
 
 import urepa
 from urepa.core.errors import UserError

@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from runs import small_pipeline
 from sd import SMALL, write_unet
 from torch import Tensor, nn
+from toy_runs import small_pipeline
 
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Denoised

@@ -21,7 +21,7 @@ Compose = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, compose: Compose, small_sit: list[str]) -> Path:
-    from runs import write_run
+    from toy_runs import write_run
 
     return write_run(tmp_path_factory.mktemp("outputs") / "sit" / "seed0", compose(*small_sit), 10)
 
@@ -69,7 +69,7 @@ def test_a_runs_features_are_asked_for_at_its_own_times(run: Path) -> None:
 
 
 def test_a_unet_on_a_flow_is_not_exported(tmp_path: Path, compose: Compose, small_run: list[str]) -> None:
-    from runs import write_run
+    from toy_runs import write_run
 
     from urepa.inference.export_weights import export
 

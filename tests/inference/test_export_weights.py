@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import small_pipeline, small_sd, write_run
 from safetensors.torch import load_file
+from toy_runs import small_pipeline, small_sd, write_run
 
 import urepa
 from urepa.core.errors import UserError

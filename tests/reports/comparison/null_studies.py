@@ -1,6 +1,6 @@
 """How often does a comparison find a difference where there is none? Seeds of one arm against other seeds of it:
 
-    python tests/comparison/null_studies.py RUNS --seeds 3
+    python tests/reports/comparison/null_studies.py RUNS --seeds 3
 
 RUNS is a folder with one arm of many seeds (RUNS/NAME/seed*/summary.json). Of 2,000 random studies, each of as many
 pairs of different seeds as asked for, the share whose paired 95 % interval excludes 0 is printed for each metric; it
