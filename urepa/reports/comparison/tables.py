@@ -16,7 +16,7 @@ from urepa.reports.comparison.by_step import NEVER, Course
 from urepa.reports.comparison.findings import MARKS, NAMED_AT_MOST, findings
 from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, minutes, minutes_mean_sd, p_value, percent
-from urepa.reports.comparison.results import COSTS, Results, Row, beside, shown_differences, without
+from urepa.reports.comparison.results import COSTS, ArmRow, Results, beside, shown_differences, without
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.smallest_difference import smallest_sentence
 from urepa.reports.comparison.validation_gap import gap_texts, gaps
@@ -89,12 +89,12 @@ def differences_table(results: Results) -> Table:
     return Table("difference to the baseline [95 % interval], p after Holm", headers, rows)
 
 
-def no_difference_text(results: Results, row: Row, key: str) -> str:
+def no_difference_text(results: Results, row: ArmRow, key: str) -> str:
     """In the place of a difference that is not there."""
     return without(results, row, key) or (NOT_THERE if row.cells[key].filled else cell_text(row.cells[key]))
 
 
-def difference_text(results: Results, row: Row, key: str) -> str:
+def difference_text(results: Results, row: ArmRow, key: str) -> str:
     """`−0.458 [−0.462, −0.454] p < 0.001 ●`."""
     if key not in row.differences:
         return no_difference_text(results, row, key)
