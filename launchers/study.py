@@ -4,6 +4,9 @@ manifest → shards → verify   per set of caches
 train                        a run per arm and seed, after its caches
 evaluate                     per run
 compare                      after all, whatever became of them
+
+Hydra's launchers have no dependencies between jobs. A workflow engine (Snakemake, Parsl) was not tried: it would have
+to be told the arms, seeds and caches, which are taken from the composed configs here.
 """
 
 from __future__ import annotations
