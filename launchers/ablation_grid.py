@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from launchers import code_copy
 from launchers.dependent_jobs import LocalChain, SlurmChain
 from launchers.named_studies import comparisons, rows_of, runs_of_study
-from launchers.study import Run, runs_of, stages_of
+from launchers.study import PlannedRun, runs_of, stages_of
 from launchers.study_hours import to_plan, training_hours
 from urepa.cli import CONF, prepare
 from urepa.config.command_line import check_arguments, check_options, explain, quoted
@@ -71,7 +71,7 @@ def show_help(own: Sequence[str]) -> None:
 
 def asked_for(
     settings: dict[str, Any], study: str, rest: Sequence[str], gpus: int
-) -> tuple[list[Run], list[tuple[str, ...]] | None]:
+) -> tuple[list[PlannedRun], list[tuple[str, ...]] | None]:
     """The runs of the named study, or of arms in conf/ablation; and what `urepa.compare` is given, None: all runs."""
     table, arms, seeds = settings["study"], settings["arms"], settings["seeds"]
     if table is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launchers.study import Stage
+from launchers.study import JobGroup
 from urepa.cluster.slurm_and_local import LocalQueue, SlurmQueue, active_jobs, told
 from urepa.cluster.slurm_job import Book, Entry, Job
 from urepa.core.errors import UserError
@@ -23,7 +23,7 @@ class SlurmChain:
         self.known: dict[tuple[tuple[str, ...], ...], Entry] = {}
         self.coming: dict[Job, str] = {}  # those that are submitted and not at their end: their ids
 
-    def submit(self, stages: Sequence[Stage]) -> None:
+    def submit(self, stages: Sequence[JobGroup]) -> None:
         active = active_jobs()
         self.known = {entry.job.commands: entry for entry in Book(self.queue.folder).entries()}
         for stage in stages:
@@ -39,7 +39,7 @@ class SlurmChain:
                 print(f"{stage.name:<11} {done} are done, {len(queued)} are in the queue already")
         print(f"logs and notes: {self.queue.folder}; python -m launchers.status shows where they are")
 
-    def show(self, stages: Sequence[Stage], scripts: Path | None) -> None:
+    def show(self, stages: Sequence[JobGroup], scripts: Path | None) -> None:
         """What `submit` would hand in, were nothing done yet; whole in the folder `scripts`."""
         for number, stage in enumerate(stages):
             _show(stage, number, _waits(stage, {id(s): n for n, s in enumerate(stages)}), scripts)
@@ -47,7 +47,7 @@ class SlurmChain:
                 script = self.queue.script(stage.jobs, stage.gpus, stage.name)
                 write_whole(scripts / f"{number}_{stage.name}.sh", script)
 
-    def _is_done(self, stage: Stage, job: Job) -> bool:
+    def _is_done(self, stage: JobGroup, job: Job) -> bool:
         """A run says so itself; another job is done if its last submission was and it waits for nothing new."""
         if job.run is not None:
             return job.is_finished()
@@ -59,7 +59,7 @@ class SlurmChain:
             entry is not None and self.queue.outcome(entry).error is None and not any(b in self.coming for b in before)
         )
 
-    def _waiting(self, stage: Stage, todo: list[Job]) -> list[tuple[list[Job], str | None]]:
+    def _waiting(self, stage: JobGroup, todo: list[Job]) -> list[tuple[list[Job], str | None]]:
         """The jobs in groups that wait for the same."""
         if not todo:
             return []
@@ -83,7 +83,7 @@ class LocalChain:
     def __init__(self, settings: dict[str, Any], code: Path) -> None:
         self.queue = LocalQueue(settings["at_once"], settings["gpus"], settings["folder"], code)
 
-    def submit(self, stages: Sequence[Stage]) -> None:
+    def submit(self, stages: Sequence[JobGroup]) -> None:
         known = {entry.job.commands: entry for entry in Book(self.queue.folder).entries()}
         begun: set[Job] = set()
         failed: set[Job] = set()
@@ -106,25 +106,25 @@ class LocalChain:
             names = ", ".join(sorted(job.name for job in failed))
             raise UserError(f"{len(failed)} jobs did not finish ({names}); the same command goes on with them")
 
-    def show(self, stages: Sequence[Stage], scripts: Path | None) -> None:
+    def show(self, stages: Sequence[JobGroup], scripts: Path | None) -> None:
         for number, stage in enumerate(stages):
             _show(stage, number, f", {self.queue.at_once} at a time", scripts)
 
-    def _before(self, stage: Stage, job: Job) -> list[Job]:
+    def _before(self, stage: JobGroup, job: Job) -> list[Job]:
         if stage.after is None:
             return []
         return [stage.after.jobs[stage.jobs.index(job)]] if stage.each else stage.after.jobs
 
 
-def _any_before(stage: Stage) -> list[Job]:
+def _any_before(stage: JobGroup) -> list[Job]:
     return [job for s in stage.after_any for job in s.jobs]
 
 
-def _before(stage: Stage) -> list[Stage]:
+def _before(stage: JobGroup) -> list[JobGroup]:
     return [*([stage.after] if stage.after is not None else []), *stage.after_any]
 
 
-def _waits(stage: Stage, number: dict[int, int]) -> str:
+def _waits(stage: JobGroup, number: dict[int, int]) -> str:
     numbers = ", ".join(str(number[id(s)]) for s in _before(stage))
     if not numbers:
         return ""
@@ -132,7 +132,7 @@ def _waits(stage: Stage, number: dict[int, int]) -> str:
     return f", {how} {numbers}"
 
 
-def _show(stage: Stage, number: int, how: str, scripts: Path | None) -> None:
+def _show(stage: JobGroup, number: int, how: str, scripts: Path | None) -> None:
     """Its first job here, all of them in a file."""
     print(f"{number}: {stage.name}, {len(stage.jobs)} {'job' if len(stage.jobs) == 1 else 'jobs'}{how}")
     lines = [[f"python -m {' '.join(command)}" for command in job.commands] for job in stage.jobs]
@@ -146,6 +146,6 @@ def _short(line: str) -> str:
     return line if len(line) <= WIDEST else f"{line[:WIDEST]} ..."
 
 
-def _say(stage: Stage, jobs: Sequence[Job], entries: Sequence[Entry], dependency: str | None) -> None:
+def _say(stage: JobGroup, jobs: Sequence[Job], entries: Sequence[Entry], dependency: str | None) -> None:
     ids = entries[0].id if len(entries) == 1 else f"{entries[0].id} to {entries[-1].id}"
     print(f"{stage.name:<11} {len(jobs)} submitted as {ids}{f', {dependency}' if dependency else ''}", flush=True)

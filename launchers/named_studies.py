@@ -10,7 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from launchers.study import Run, compose_run, with_seed
+from launchers.study import PlannedRun, compose_run, with_seed
 from urepa.config.command_line import check_arguments, explain
 from urepa.core.errors import UserError, did_you_mean
 from urepa.runs.run_folder import differences, parse_overrides
@@ -20,7 +20,7 @@ ARM = r"\w[\w.+-]*"  # what arms= takes without quotes
 
 def runs_of_study(
     name: str, table: dict[str, Any], arms: Sequence[str] | None, seeds: Sequence[int], given: Sequence[str], gpus: int
-) -> list[Run]:
+) -> list[PlannedRun]:
     """Every arm with every seed, in the table's order; `arms` picks some. What the command gives goes to all runs and
     wins over what the study gives all; an arm's own overrides win over both. UserError before anything is started for
     an arm that there is not, that does not compose, or that is the same as another.
@@ -46,7 +46,7 @@ def runs_of_study(
     return [with_seed(run, seed) for run in runs for seed in seeds]
 
 
-def comparisons(table: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, ...]]:
+def comparisons(table: dict[str, Any], runs: Sequence[PlannedRun]) -> list[tuple[str, ...]]:
     """What `urepa.compare` is given: all arms and the study's baseline, then each control of its own with its arms. A
     baseline or a control that is not among the runs leads no comparison: without its baseline `urepa.compare` chooses
     one of all arms, and says why."""
@@ -60,7 +60,7 @@ def comparisons(table: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, .
     return found
 
 
-def _of(runs: Sequence[Run]) -> tuple[str, str, str]:
+def _of(runs: Sequence[PlannedRun]) -> tuple[str, str, str]:
     """These runs, their arms' names, and the order of these."""
     folders = {run.arm: run.folder.parent.name for run in runs}
     ids = ",".join(f"'{run.name}'" for run in runs)
@@ -69,7 +69,7 @@ def _of(runs: Sequence[Run]) -> tuple[str, str, str]:
     return f"ids=[{ids}]", f"names=[{names}]", f"order=[{order}]"
 
 
-def rows_of(table: dict[str, Any], runs: Sequence[Run]) -> str:
+def rows_of(table: dict[str, Any], runs: Sequence[PlannedRun]) -> str:
     """A line for each arm that is run: its name, and what it changes."""
     arms = dict.fromkeys(run.arm for run in runs)
     width = max(map(len, arms))
@@ -94,7 +94,7 @@ def _check_table(name: str, table: dict[str, Any], given: Sequence[str]) -> None
         raise UserError(f"study={name} is of +experiment={own['experiment']}: leave out +experiment")
 
 
-def _composed(name: str, arm: str, shared: Sequence[str], own: Sequence[str], gpus: int) -> Run:
+def _composed(name: str, arm: str, shared: Sequence[str], own: Sequence[str], gpus: int) -> PlannedRun:
     overrides = [*shared, *own]
     try:
         check_arguments(list(own), "train")

@@ -4,6 +4,9 @@ manifest → shards → verify   per set of caches
 train                        a run per arm and seed, after its caches
 evaluate                     per run
 compare                      after all, whatever became of them
+
+Hydra's launchers have no dependencies between jobs. A workflow engine (Snakemake, Parsl) was not tried: it would have
+to be told the arms, seeds and caches, which are taken from the composed configs here.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")
 
 
 @dataclass
-class Run:
+class PlannedRun:
     """One arm with one seed."""
 
     overrides: list[str]
@@ -52,18 +55,18 @@ class Run:
 
 
 @dataclass
-class Stage:
+class JobGroup:
     """Jobs that can run side by side, and what they wait for."""
 
     name: str
     jobs: list[Job]
     gpus: int
-    after: "Stage | None" = None  # all of it has come to a good end; for `each`, the job of the same place in it
+    after: "JobGroup | None" = None  # all of it has come to a good end; for `each`, the job of the same place in it
     each: bool = False
-    after_any: "list[Stage]" = field(default_factory=list)  # they have ended, well or not
+    after_any: "list[JobGroup]" = field(default_factory=list)  # they have ended, well or not
 
 
-def compose_run(overrides: Sequence[str], gpus: int) -> Run:
+def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
     """Composes and checks a run, as urepa.train would. A mistake is a UserError or one of Hydra's."""
     with initialize_config_dir(CONF, version_base="1.3"):
         whole = compose("train", list(overrides), return_hydra_config=True)
@@ -77,7 +80,7 @@ def compose_run(overrides: Sequence[str], gpus: int) -> Run:
         default = _preprocess_default(chosen)
     own = flatten({key: config[key] for key in ("data", "teacher")})
     differing = [f"{k}={_written(v)}" for k, v in own.items() if v != default[k] and k not in NOT_IN_CACHES]
-    return Run(list(overrides), config, (*chosen, *differing))
+    return PlannedRun(list(overrides), config, (*chosen, *differing))
 
 
 @lru_cache
@@ -90,12 +93,12 @@ def _written(value: Any) -> str:
     return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
 
 
-def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequence[str], gpus: int) -> list[Run]:
+def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequence[str], gpus: int) -> list[PlannedRun]:
     """Every arm with every seed. Without `arms`, all of conf/ablation that this experiment takes."""
     if arms is None:
         compose_run(overrides, gpus)  # a mistake that has nothing to do with arms is said once
     names = sorted(p.stem for p in (Path(CONF) / "ablation").glob("*.yaml")) if arms is None else arms
-    runs: list[Run] = []
+    runs: list[PlannedRun] = []
     left_out: list[str] = []
     with progress.bar(names, desc="composing", unit="arm", leave=False, disable=not sys.stderr.isatty()) as each:
         for name in each:
@@ -112,33 +115,33 @@ def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequenc
     return runs
 
 
-def with_seed(run: Run, seed: int) -> Run:
+def with_seed(run: PlannedRun, seed: int) -> PlannedRun:
     """The same arm with a seed."""
     return replace(run, overrides=[*run.overrides, f"seed={seed}"], config=run.config | {"seed": seed})
 
 
 def stages_of(
-    runs: Sequence[Run], settings: dict[str, Any], gpus: int, compared: Sequence[tuple[str, ...]] | None = None
-) -> list[Stage]:
+    runs: Sequence[PlannedRun], settings: dict[str, Any], gpus: int, compared: Sequence[tuple[str, ...]] | None = None
+) -> list[JobGroup]:
     """The whole study, in an order in which it can be submitted. `settings`: conf/ablation_grid.yaml; `compared`: the
     arguments of each comparison, None: one of all runs."""
     wanted = settings["stages"]
     unknown = sorted(set(wanted) - set(STAGES))
     if unknown:
         raise UserError(f"stages: there is no {', '.join(unknown)}; choose of {', '.join(STAGES)}")
-    stages: list[Stage] = []
-    built: dict[tuple[str, str], tuple[set[str], Stage]] = {}
+    stages: list[JobGroup] = []
+    built: dict[tuple[str, str], tuple[set[str], JobGroup]] = {}
     for caches, own in _by_caches(runs).items():
         ready = None
         if "preprocess" in wanted:
             ready = _preprocess(stages, caches, own[0].config["data"], settings["shards"], built)
         if "verify" in wanted:
-            ready = Stage("verify", [_cache_job("verify", caches, "verify")], 0, ready)
+            ready = JobGroup("verify", [_cache_job("verify", caches, "verify")], 0, ready)
             stages.append(ready)
         train = None
         if "train" in wanted:
             jobs = [Job(r.name, (("urepa.train", *r.overrides),), str(r.folder.absolute())) for r in own]
-            train = Stage("train", jobs, gpus, ready)
+            train = JobGroup("train", jobs, gpus, ready)
             stages.append(train)
         if "evaluate" in wanted and (settings["evaluate"] is not None or own[0].config["evaluation"]):
             stages += _evaluate(own, settings["evaluate"], train)
@@ -148,54 +151,54 @@ def stages_of(
         names = ",".join(f"'{run.name}'" for run in runs)
         commands = [(f"ids=[{names}]",)] if compared is None else compared
         job = Job("compare", tuple(("urepa.compare", *arguments) for arguments in commands))
-        stages.append(Stage("compare", [job], 0, after_any=stages[:]))
+        stages.append(JobGroup("compare", [job], 0, after_any=stages[:]))
     return stages
 
 
-def _by_caches(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+def _by_caches(runs: Sequence[PlannedRun]) -> dict[tuple[str, ...], list[PlannedRun]]:
     """Runs by what they read; the largest tracks first, because smaller ones in the same place are parts of them."""
 
-    def size(run: Run) -> float:
+    def size(run: PlannedRun) -> float:
         images = run.config["data"].get("train_images", 0)
         return inf if images is None else float(images)
 
-    groups: dict[tuple[str, ...], list[Run]] = {}
+    groups: dict[tuple[str, ...], list[PlannedRun]] = {}
     for run in sorted(runs, key=size, reverse=True):
         groups.setdefault(run.caches, []).append(run)
     return groups
 
 
 def _preprocess(
-    stages: list[Stage],
+    stages: list[JobGroup],
     caches: tuple[str, ...],
     data: dict[str, Any],
     shards: int,
-    built: dict[tuple[str, str], tuple[set[str], Stage]],
-) -> Stage:
+    built: dict[tuple[str, str], tuple[set[str], JobGroup]],
+) -> JobGroup:
     """A small track's caches are made in one go; a latent track's in shards, once its manifest is there. Of a track
     beside a larger one only the list of images is its own, and the tokens if they lie elsewhere."""
     if data["_target_"].endswith("PixelTrack"):
-        stages.append(Stage("preprocess", [_cache_job("preprocess", caches, "all")], 1))
+        stages.append(JobGroup("preprocess", [_cache_job("preprocess", caches, "all")], 1))
         return stages[-1]
     place = (data["root"], data["latents"])
     tokens, before = built.get(place, (set(), None))
     first = ("manifest",) if before is not None or data["text"] is None else ("manifest", "prompts")
-    stages.append(Stage("preprocess", [_cache_job("manifest", caches, *first)], 1, before))
+    stages.append(JobGroup("preprocess", [_cache_job("manifest", caches, *first)], 1, before))
     asked = {"latents": data["online_latents"], "tokens": data["online_teacher"]}  # while training
     of_a_shard = ("images", "latents", "tokens") if before is None else ("tokens",)
     in_shards = [stage for stage in of_a_shard if not asked.get(stage, False)]
     if in_shards and data["tokens"] not in tokens:
         own = [(f"shard {i}/{shards}", (*caches, f"shard={i}/{shards}")) for i in range(shards)]
-        stages.append(Stage("preprocess", [_cache_job(name, a, *in_shards) for name, a in own], 1, stages[-1]))
+        stages.append(JobGroup("preprocess", [_cache_job(name, a, *in_shards) for name, a in own], 1, stages[-1]))
     built[place] = (tokens | {data["tokens"]}, stages[-1])
     return stages[-1]
 
 
-def _evaluate(runs: Sequence[Run], name: str | None, train: Stage | None) -> list[Stage]:
+def _evaluate(runs: Sequence[PlannedRun], name: str | None, train: JobGroup | None) -> list[JobGroup]:
     """Runs evaluate themselves at their end; this is another evaluation, or theirs again."""
     more = () if name is None else (f"evaluation={name}",)
     jobs = [Job(f"evaluate {r.name}", (("urepa.evaluate", f"run='{r.folder}'", *more),)) for r in runs]
-    return [Stage("evaluate", jobs, 1, train, each=True)]
+    return [JobGroup("evaluate", jobs, 1, train, each=True)]
 
 
 def _cache_job(name: str, arguments: tuple[str, ...], *stages: str) -> Job:

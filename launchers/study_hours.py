@@ -7,14 +7,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from launchers.study import Run
+from launchers.study import PlannedRun
 from urepa.cli import CONF
 from urepa.core import progress
 from urepa.plan import check_measured, hours, totals
 from urepa.runs.run_folder import plain
 
 
-def to_plan(runs: Sequence[Run], measured: str | None) -> dict[tuple[str, ...], dict[str, Any]]:
+def to_plan(runs: Sequence[PlannedRun], measured: str | None) -> dict[tuple[str, ...], dict[str, Any]]:
     """What `urepa.plan` composes, by arm: seeds cost the same. UserError where `measured` is no measurement of the
     device."""
     arms = {arm_of(run): run for run in runs}
@@ -24,7 +24,7 @@ def to_plan(runs: Sequence[Run], measured: str | None) -> dict[tuple[str, ...], 
     return parts
 
 
-def training_hours(runs: Sequence[Run], parts: dict[tuple[str, ...], dict[str, Any]]) -> str:
+def training_hours(runs: Sequence[PlannedRun], parts: dict[tuple[str, ...], dict[str, Any]]) -> str:
     """GPU-hours of all runs, of what `to_plan` gave: a floor, and what is expected where the device was measured.
     Caches, evaluation and comparison are not in it."""
     from urepa.costs.estimate import Device, plan
@@ -37,12 +37,12 @@ def training_hours(runs: Sequence[Run], parts: dict[tuple[str, ...], dict[str, A
     return f"training, GPU-hours on {device}: {hours(floor)} at least, expected: {hours(expected)}"
 
 
-def _composed(run: Run, measured: str | None) -> dict[str, Any]:
+def _composed(run: PlannedRun, measured: str | None) -> dict[str, Any]:
     """As `urepa.plan` has it."""
     with initialize_config_dir(CONF, version_base="1.3"):
         return plain(compose("plan", run.overrides)) | {"measured": measured}
 
 
-def arm_of(run: Run) -> tuple[str, ...]:
+def arm_of(run: PlannedRun) -> tuple[str, ...]:
     """A run's overrides without its seed."""
     return tuple(o for o in run.overrides if not o.startswith("seed="))

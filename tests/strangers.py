@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,3 @@ def _interpolated(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "a resolver of ours", _put(config, "data.name", "${run_name:}")
     yield "an escaped one", _put(config, "data.name", f"\\{secret}")
     yield "as a _target_", _put(config, "objective._target_", secret)
-
-
-def write_stranger(folder: Path, change: Callable[[dict[str, Any]], str]) -> None:
-    """Replaces the folder's own config.yaml by a changed one."""
-    import yaml
-
-    file = folder / "config.yaml"
-    file.write_text(change(yaml.safe_load(file.read_text())))

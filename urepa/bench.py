@@ -51,14 +51,14 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
 
     import torch
 
-    from urepa.costs.benchmark.loops import Bench
+    from urepa.costs.benchmark.loops import BenchLoops
     from urepa.costs.benchmark.timing import measure
     from urepa.training.session import accelerate_for
 
     settings, trainer = config["bench"], config["trainer"]
     accelerator = accelerate_for(trainer)
     with tempfile.TemporaryDirectory(dir=settings["folder"], prefix=".bench-") as place:
-        bench = Bench(config, Path(place), accelerator)
+        bench = BenchLoops(config, Path(place), accelerator)
         others = {"documented": bench.documented, "online": bench.online, "plain": bench.plain}
         loops = [others[settings["against"]]()] if settings["against"] is not None else []
         loops.append(bench.ours())

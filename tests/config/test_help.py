@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.cli import CONF
 from urepa.config.command_schemas import Images, Status, Train
 from urepa.config.commands import COMMANDS
-from urepa.config.help import Row, help_text, shown, table
+from urepa.config.help import KeyRow, help_text, shown, table
 from urepa.config.keys import keys_of, part, setting
 from urepa.config.ranges import RANGES
 from urepa.core.nested_dicts import flatten
@@ -180,7 +180,7 @@ def test_of_published_weights_the_seed_is_the_images() -> None:
 
 
 def test_a_table_keeps_its_columns() -> None:
-    rows = [Row("a", "1", "one two three four five"), Row("b" * 30, "2", "six", ("x", "y"))]
+    rows = [KeyRow("a", "1", "one two three four five"), KeyRow("b" * 30, "2", "six", ("x", "y"))]
     assert table(rows, 50) == [
         "  a                         1  one two three four",
         "                               five",

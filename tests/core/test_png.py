@@ -65,6 +65,6 @@ def test_a_grid_has_a_labelled_row_of_tiles_each() -> None:
 
 def test_a_plain_grid_is_pixel_for_pixel() -> None:
     images = torch.rand(4, 3, 4, 4)
-    sheet = opened(grid_png(images, columns=2, scale=2))
+    sheet = opened(grid_png(images, columns=2))
     assert sheet.shape == (24, 24, 3)
     assert np.array_equal(sheet[14:22, 2:10], to_pixels(images[2]).repeat(2, 0).repeat(2, 1))

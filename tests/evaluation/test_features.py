@@ -20,7 +20,6 @@ from urepa.evaluation.features import (
     chunks,
     held_out,
     mean,
-    of_head,
     of_tap,
     pooled,
     pooled_teacher,
@@ -56,7 +55,7 @@ def test_chunks_hold_what_the_model_says_under_the_null_condition(context: Conte
 
 def test_shuffled_labels_change_nothing(context: Context) -> None:
     samples = context.cache.splits["train"]
-    pools = {"tap": of_tap("mid"), "head": of_head("mid")}
+    pools = {"tap": of_tap("mid"), "head": lambda chunk: mean(chunk.heads["mid"])}
     kept, other = (pooled(context, s, ("mid",), 500, pools) for s in (samples, with_other_labels(samples)))
     assert kept.keys() == {"tap", "head"}
     assert all(np.array_equal(kept[name], other[name]) for name in pools)

@@ -25,4 +25,4 @@ def test_rows_have_the_names_of_their_classes() -> None:
     names = [sheet[GAP + row * (64 + GAP) :][:64, :margin] for row in range(2)]
     assert all((name < 128).any() for name in names)
     assert not np.array_equal(*names)
-    assert grid._png(images_B3HW, ()) == grid_png(images_B3HW, 2, scale=2), "as without names"
+    assert grid._png(images_B3HW, ()) == grid_png(images_B3HW, 2), "as without names"

@@ -23,7 +23,7 @@ from urepa.checks.combinations import check
 from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
 from urepa.core.types import ALONE
-from urepa.costs.benchmark.loops import Bench
+from urepa.costs.benchmark.loops import BenchLoops
 from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
 from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
@@ -89,7 +89,7 @@ def waits(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
     """Does an update wait for the device?"""
     accelerator = accelerate_for(config["trainer"])
     with tempfile.TemporaryDirectory(dir=config["bench"]["folder"]) as place:
-        trainer = Bench(config, Path(place), accelerator).trainer
+        trainer = BenchLoops(config, Path(place), accelerator).trainer
         count = WARM_UP + 4
         try:
             losses = losses_without_waiting(trainer, count)

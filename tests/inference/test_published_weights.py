@@ -20,7 +20,7 @@ import urepa
 from urepa.core.errors import UserError
 from urepa.inference.export_weights import export
 from urepa.inference.image_request import generate
-from urepa.inference.published_weights import Kind, Published, digest_of, find
+from urepa.inference.published_weights import Published, WeightsKind, digest_of, find
 from urepa.training.assembly import make
 
 
@@ -104,7 +104,7 @@ def test_a_sits_export_of_another_objective_is_refused(
     for place in (folder, folder / "model.safetensors"):
         with pytest.raises(UserError, match=f"says {says}.*: give {give}$"):
             find(str(place), sit_config)
-        assert find(str(place), trained).kind == Kind.backbone
+        assert find(str(place), trained).kind == WeightsKind.backbone
     shutil.rmtree(folder / "scheduler", ignore_errors=True)  # what a config alone says
     with pytest.raises(UserError, match=f"config.yaml says .*: give {give}$"):
         find(str(folder), sit_config)
@@ -227,9 +227,9 @@ def test_a_sit_that_is_not_what_is_composed_is_said(
 
 def test_weights_behind_a_link_bear_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "xl.pt").symlink_to(tmp_path / "0f3a")
-    assert Published(Kind.backbone, tmp_path / "xl.pt", (), "").name == "xl.pt"
+    assert Published(WeightsKind.backbone, tmp_path / "xl.pt", (), "").name == "xl.pt"
     monkeypatch.chdir(tmp_path)
-    assert Published(Kind.backbone, Path("."), (), "").name == tmp_path.name
+    assert Published(WeightsKind.backbone, Path("."), (), "").name == tmp_path.name
 
 
 # --- the hub ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from launchers.ablation_grid import asked_for, settings_of, split
 from launchers.dependent_jobs import LocalChain
 from launchers.named_studies import comparisons, rows_of, runs_of_study
-from launchers.study import Run, Stage, compose_run, stages_of
+from launchers.study import JobGroup, PlannedRun, compose_run, stages_of
 from urepa.cli import CONF
 from urepa.config.command_schemas import Study
 from urepa.core.errors import UserError
@@ -40,16 +40,16 @@ def small(
     arms: Sequence[str] | None = None,
     given: Sequence[str] = GIVEN,
     seeds: tuple[int, ...] = (0,),
-) -> list[Run]:
+) -> list[PlannedRun]:
     return runs_of_study("small", SMALL | ({} if table is None else table), arms, seeds, given, 1)
 
 
-def commands(stages: list[Stage], name: str) -> list[str]:
+def commands(stages: list[JobGroup], name: str) -> list[str]:
     return [" ".join(command) for s in stages if s.name == name for job in s.jobs for command in job.commands]
 
 
 @functools.cache
-def composed(name: str) -> tuple[dict[str, Any], list[Run], list[tuple[str, ...]]]:
+def composed(name: str) -> tuple[dict[str, Any], list[PlannedRun], list[tuple[str, ...]]]:
     """Of a file of conf/study: the settings of a study, its runs and the comparisons. It takes a second an arm."""
     own, rest = split([f"study={name}", "seeds=0,1", *GIVEN])
     settings = settings_of(own)

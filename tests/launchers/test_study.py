@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 
 from launchers.ablation_grid import settings_of, split
 from launchers.dependent_jobs import LocalChain
-from launchers.study import Run, Stage, compose_run, runs_of, stages_of
+from launchers.study import JobGroup, PlannedRun, compose_run, runs_of, stages_of
 from launchers.study_hours import to_plan, training_hours
 from urepa.cli import CONF
 from urepa.core.errors import UserError
@@ -32,15 +32,15 @@ def _prepared(compose: Callable[..., Any]) -> None:
     """Schema and resolvers are known to Hydra."""
 
 
-def composed(*arms: str, rest: list[str] = TRACK_A, gpus: int = 8, seeds: tuple[int, ...] = (0, 1)) -> list[Run]:
+def composed(*arms: str, rest: list[str] = TRACK_A, gpus: int = 8, seeds: tuple[int, ...] = (0, 1)) -> list[PlannedRun]:
     return runs_of(arms, seeds, rest, gpus)
 
 
-def stages(of: list[Run], *own: str, gpus: int = 8) -> list[Stage]:
+def stages(of: list[PlannedRun], *own: str, gpus: int = 8) -> list[JobGroup]:
     return stages_of(of, settings_of(["cluster=slurm", "shards=2", *own]), gpus)
 
 
-def commands(stage: Stage) -> list[str]:
+def commands(stage: JobGroup) -> list[str]:
     return [" ".join(command) for job in stage.jobs for command in job.commands]
 
 

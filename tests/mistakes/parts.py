@@ -96,17 +96,6 @@ def both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
     return change
 
 
-def make_parts(root: Path, train: Callable[[Path], None], export: Callable[[Path], None], images: Path) -> None:
-    """Every part in a folder of its name, as it is to lie in the user's folder."""
-    work = root / "work"
-    work.mkdir()
-    train(work)
-    (root / "caches").mkdir()
-    shutil.move(work / "data", root / "caches" / "data")
-    shutil.copytree(work, root / "run")
-    export(root / "run", root / "export" / "exported")
-
-
 CONFIG, SUMMARY, STEP = f"{RUN}/config.yaml", f"{RUN}/summary.json", f"{RUN}/checkpoints/step_00000002"
 PICKLE = pickle.dumps({"x": Path("x")})
 FOREIGN = "model:\n  name: resnet\nepochs: 3\n"

@@ -105,6 +105,21 @@ def test_norms_are_given_by_group_before_clipping() -> None:
     assert norms["all"].item() == pytest.approx((norms["backbone"] ** 2 + norms["head"] ** 2).sqrt().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("scale", [0.001, 1.0, 100.0])
+def test_every_gradient_is_multiplied_by_the_one_factor(dtype: torch.dtype, scale: float) -> None:
+    """g · min(1, limit / (norm + 1e-6)), rounded once, as one multiplication of each tensor gives it."""
+    net = model().to(dtype)
+    random = torch.Generator().manual_seed(1)
+    for p in net.parameters():
+        p.grad = (scale * torch.randn(p.shape, generator=random)).to(dtype)
+    before = [p.grad.clone() for p in net.parameters()]
+    norm = clip_by_global_norm(adamw().build(groups_of(net, "backbone")), 2.0)["all"]
+    factor = (2.0 / (norm + 1e-6)).clamp(max=1.0)
+    assert (factor < 1) == (scale >= 1)
+    assert same([p.grad for p in net.parameters()], [gradient * factor for gradient in before])
+
+
 @pytest.mark.parametrize("max_norm", [None, 1e9])
 def test_small_gradients_and_no_limit_change_no_bit(max_norm: float | None) -> None:
     net, reference = model(), model()

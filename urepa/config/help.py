@@ -51,7 +51,7 @@ def without_groups() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Row:
+class KeyRow:
     """A line of a table: a key, its default, its meaning; below it the options of a group."""
 
     key: str
@@ -75,7 +75,7 @@ def help_text(root: str, config: DictConfig) -> str:
     for note in command.notes:
         lines += ["", *textwrap.wrap(note, width, break_on_hyphens=False)]
     if command.module.startswith("urepa."):
-        lines += ["", "More", *table([Row(option, "", what) for option, what in ALL_KEYS], width)]
+        lines += ["", "More", *table([KeyRow(option, "", what) for option, what in ALL_KEYS], width)]
     return "\n".join(lines)
 
 
@@ -96,13 +96,13 @@ def _indented(columns: int) -> dict[str, Any]:
     return {"initial_indent": " " * columns, "subsequent_indent": " " * columns, "break_on_hyphens": False}
 
 
-def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow]], dict[str, list[KeyRow]]]:
     """Rows by heading: of the command's own keys, and of those that it takes because it composes a run."""
     values = _values(config)
     inherited = _inherited(command.schema)
-    own: dict[str, list[Row]] = {}
-    groups: list[Row] = []
-    run: list[Row] = []
+    own: dict[str, list[KeyRow]] = {}
+    groups: list[KeyRow] = []
+    run: list[KeyRow] = []
     title = command.heading
     for key in keys_of(command.schema):
         title = title if key.section is None else f"Keys: {key.section}"
@@ -110,11 +110,11 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[Row]],
         of_run = key.name in inherited or (command.schema is Train and options != ())
         if of_run and command.takes is not None and key.name not in command.takes:
             continue
-        row = Row(key.name, shown(values.get(key.name)), _meaning(key), options)
+        row = KeyRow(key.name, shown(values.get(key.name)), _meaning(key), options)
         (own.setdefault(title, []) if not of_run else groups if options else run).append(row)
     if groups:
         plus = [name for name in OF_RUN if command.takes is None or name in command.takes]
-        groups = [Row(f"+{name}", shown(values.get(name)), ADDED[name], _options(name)) for name in plus] + groups
+        groups = [KeyRow(f"+{name}", shown(values.get(name)), ADDED[name], _options(name)) for name in plus] + groups
     tables = {
         "Keys of the run (KEY=VALUE)": run,
         "Groups (GROUP=NAME; --cfg job shows all their keys)": groups,
@@ -165,7 +165,7 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def table(rows: Sequence[Row], width: int) -> list[str]:
+def table(rows: Sequence[KeyRow], width: int) -> list[str]:
     """Rows in columns; meanings are wrapped in theirs."""
     cells = [(row.key, row.default) for row in rows]
     widths = [min(most, max(map(len, column))) for most, column in zip(COLUMNS, zip(*cells, strict=True), strict=True)]

@@ -1,4 +1,7 @@
-"""Names and values as text in Markdown and LaTeX: whatever they hold, they are shown and do nothing."""
+"""Names and values as text in Markdown and LaTeX: whatever they hold, they are shown and do nothing.
+
+pylatexenc would do LaTeX alone; nothing was found for Markdown.
+"""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ def to_pixels(image_3HW: Tensor) -> np.ndarray:
     return (image_3HW.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
 
 
-def grid_png(images_B3HW: Tensor, columns: int, scale: int) -> bytes:
-    """Images as one PNG, `columns` a row, each pixel `scale` wide, 2 pixels apart."""
+def grid_png(images_B3HW: Tensor, columns: int) -> bytes:
+    """Images [B,3,H,W] in [0,1] as one PNG, `columns` a row, each pixel 2 wide, 4 apart."""
     pad = torch.nn.functional.pad(images_B3HW, (1, 1, 1, 1), value=1.0)
     rows = [torch.cat(list(chunk), dim=2) for chunk in pad.split(columns)]
-    return to_png(to_pixels(torch.cat(rows, dim=1)).repeat(scale, 0).repeat(scale, 1))
+    return to_png(to_pixels(torch.cat(rows, dim=1)).repeat(2, 0).repeat(2, 1))
 
 
 def tile(image: Image.Image) -> Image.Image:

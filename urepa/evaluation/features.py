@@ -126,11 +126,6 @@ def of_tap(tap: str) -> Pool:
     return lambda chunk: mean(chunk.taps[tap])
 
 
-def of_head(tap: str) -> Pool:
-    """The mean of the tokens that a tap's head gives."""
-    return lambda chunk: mean(chunk.heads[tap])
-
-
 def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
     """The teacher's tokens of a chunk, fp32, on the CPU. UserError where the run reads none."""
     tokens_BND = context.cache.teacher_BND(list(samples), context.teacher)

@@ -64,7 +64,7 @@ class SampleGrid:
         """A row per class, with its name on the left where it has one."""
         columns = min(self.shown_per_class, self.per_class)
         if not names:
-            return grid_png(images_B3HW, columns, scale=2)
+            return grid_png(images_B3HW, columns)
         rows = enumerate(images_B3HW.split(columns))
         return labelled_grid([(f"{c} {names[c]}", [Image.fromarray(to_pixels(i)) for i in row]) for c, row in rows])
 

@@ -11,7 +11,7 @@ import torch
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, replaced
 from urepa.inference.open_run import OpenedRun, given_places, open_base, relocated
-from urepa.inference.published_weights import TRAINED_ROWS, Kind, Published, find
+from urepa.inference.published_weights import TRAINED_ROWS, Published, WeightsKind, find
 from urepa.method.training_step import AlignedModel
 from urepa.models.lora import load_pipeline_lora
 from urepa.models.weight_files import read_safetensors
@@ -121,11 +121,11 @@ class OfCheckpoint:
 
     def tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
         kind, path = self.published.kind, self.published.path
-        if kind == Kind.backbone:
+        if kind == WeightsKind.backbone:
             return self._opened(replaced(self.config, "backbone.weights", str(path)), device)
         opened = self.base(device) if base is None else base
         backbone: Any = opened.model.backbone
-        if kind == Kind.lora:
+        if kind == WeightsKind.lora:
             load_pipeline_lora(backbone.unet, self.published.files[0])
             opened.model.to(device).eval().requires_grad_(False)
         else:
@@ -166,8 +166,8 @@ def find_origin(asked: dict[str, Any]) -> Origin:
     has_base = config["backbone"].get("weights", "random") != "random"
     if asked["against"] is not None and not has_base:
         raise UserError("against=base: these are all of the backbone's weights, and no others are composed beside them")
-    if published.kind == Kind.lora and not has_base:
+    if published.kind == WeightsKind.lora and not has_base:
         raise UserError("a LoRA is trained on certain base weights: give them, backbone.weights=...")
-    if published.kind == Kind.backbone and "backbone.weights" in asked["given"] and asked["against"] is None:
+    if published.kind == WeightsKind.backbone and "backbone.weights" in asked["given"] and asked["against"] is None:
         raise UserError("backbone.weights has no effect beside all weights of a backbone; drop it, or add against=base")
     return OfCheckpoint(published, config)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from urepa.core.escaping import markdown
 from urepa.core.hub_names import is_hub_id, resolve
+from urepa.core.text_tables import Table
 from urepa.inference.published_weights import family, training_command
 from urepa.runs.metrics import Rows
 from urepa.runs.run_folder import Names, stored_names, teacher_name
@@ -197,9 +198,9 @@ def metrics_table(run: Path, step: int) -> str:
     metrics: dict[str, Any] = summary["metrics"] if summary is not None and finished else upto
     of_the_model = [k for kind in ("val/", "final/", "floor/", "train/") for k in sorted(metrics) if k.startswith(kind)]
     shown = {k: metrics[k] for k in of_the_model if "_by_t/" not in k and metrics[k] is not None}  # null: taken back
-    lines = [f"| {markdown(key)} | {markdown(f'{float(value):.5g}')} |" for key, value in shown.items()]
+    table = Table("", ("metric", "value"), tuple((key, f"{float(value):.5g}") for key, value in shown.items()))
     note = [] if finished else ["The run was not finished: these are the last values up to this step.", ""]
     if damage := rows.damage():
         warnings.warn(f"the card of {run} is made of what can be read of its metrics: {damage}", stacklevel=2)
         note[0] += " Some could not be read, so later ones may be missing."
-    return "\n".join([*note, "| metric | value |", "|---|---|", *lines])
+    return "\n".join([*note, table.markdown()])

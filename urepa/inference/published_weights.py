@@ -53,7 +53,7 @@ SCHEDULER: dict[str, Any] = {
 }
 
 
-class Kind(Enum):
+class WeightsKind(Enum):
     """How the weights meet what is composed."""
 
     backbone = "all weights of a backbone that reads them itself, as backbone.weights="
@@ -65,7 +65,7 @@ class Kind(Enum):
 class Published:
     """Weights, and all that their images depend on."""
 
-    kind: Kind
+    kind: WeightsKind
     path: Path  # what was asked for
     files: tuple[Path, ...]  # what is read
     digest: str  # SHA-256
@@ -114,29 +114,29 @@ def find(name: str, config: dict[str, Any]) -> Published:
     return Published(kind, path, tuple(files), digest_of(files))
 
 
-def _of_sit(path: Path) -> tuple[Kind, list[Path]]:
+def _of_sit(path: Path) -> tuple[WeightsKind, list[Path]]:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"checkpoint={path} has no model.safetensors, as an export of a SiT has; give the file itself")
-    return Kind.backbone, [file]
+    return WeightsKind.backbone, [file]
 
 
-def _of_sd15(path: Path) -> tuple[Kind, list[Path]]:
+def _of_sd15(path: Path) -> tuple[WeightsKind, list[Path]]:
     if path.is_file():
-        return Kind.lora, [path]
+        return WeightsKind.lora, [path]
     if (path / LORA).is_file():
-        return Kind.lora, [path / LORA]
-    return Kind.backbone, _unet_files(path, f"neither {LORA} nor unet/config.json nor config.json")
+        return WeightsKind.lora, [path / LORA]
+    return WeightsKind.backbone, _unet_files(path, f"neither {LORA} nor unet/config.json nor config.json")
 
 
-def _of_unet(path: Path) -> tuple[Kind, list[Path]]:
+def _of_unet(path: Path) -> tuple[WeightsKind, list[Path]]:
     rows = path / TRAINED_ROWS
     if not rows.is_file():
         raise UserError(
             f"checkpoint={path} has no {TRAINED_ROWS}, as an export of a small U-Net has; "
             "for weights of another backbone say which: +experiment=NAME"
         )
-    return Kind.unet, [rows, *_unet_files(path, "no unet/config.json")]
+    return WeightsKind.unet, [rows, *_unet_files(path, "no unet/config.json")]
 
 
 def _unet_files(path: Path, missing: str) -> list[Path]:

@@ -20,12 +20,11 @@ from torch import Tensor
 class Objective(ABC):
     """What every objective owns. `samplers` are those that solve its equation, by their names in
     `urepa.method.ddpm_sampling`, the usual one first, in at most `most_steps`; `times` says in words which times there
-    are, and `usual_times` stand for those that are trained at, each as likely as any other."""
+    are."""
 
     samplers: tuple[str, ...]
     most_steps: float = math.inf
     times: str
-    usual_times: Tensor
 
     @abstractmethod
     def sample_t(self, rng: np.random.Generator) -> float:
@@ -60,8 +59,8 @@ class Objective(ABC):
         return self._share_of_data(t_B) ** power / (self._usual_shares**power).mean()
 
     def _train_at(self, times: Tensor) -> None:
-        """For constructors: these are the usual times."""
-        self.usual_times, self._usual_shares = times, self._share_of_data(times)
+        """For constructors: times that stand for those that are trained at, each as likely as any other."""
+        self._usual_shares = self._share_of_data(times)
 
     def _share_of_data(self, t_B: Tensor) -> Tensor:
         signal, sigma = self.signal_and_noise(t_B)
@@ -79,10 +78,6 @@ class Objective(ABC):
     @abstractmethod
     def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
         """The x0 that a prediction implies."""
-
-    @abstractmethod
-    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
-        """The v that a prediction implies: √ᾱ·ε − √(1−ᾱ)·x0 under DDPM, dx_t/dt under flow."""
 
 
 class DDPM(Objective):
@@ -152,9 +147,6 @@ class DDPMVelocity(DDPM):
     def implied_noise(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         return signal * prediction + sigma * x_t
 
-    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
-        return prediction
-
 
 class DDPMEpsilon(DDPM):
     """ε itself (Ho et al. 2020, eq. 14): what SD-1.5 was trained to predict."""
@@ -170,12 +162,8 @@ class DDPMEpsilon(DDPM):
     def implied_noise(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         return prediction
 
-    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
-        signal, sigma = self.signal_and_noise(t_B)
-        return (prediction - sigma * x_t) / signal
 
-
-Path = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+NoisePath = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def linear_path(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -192,7 +180,7 @@ def cosine_path(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 # By name: the path, and the time at which its noise-to-signal ratio σ/α is r
-PATHS: dict[str, tuple[Path, Callable[[float], float]]] = {
+PATHS: dict[str, tuple[NoisePath, Callable[[float], float]]] = {
     "linear": (linear_path, lambda r: r / (1 + r)),
     "cosine": (cosine_path, lambda r: math.atan(r) * 2 / math.pi),
 }
@@ -255,9 +243,6 @@ class Flow(Objective):
         """The ε that a prediction implies."""
         signal, sigma, d_signal, d_sigma = self.path(t_B.view(-1, 1, 1, 1))
         return (signal * prediction - d_signal * x_t) / (signal * d_sigma - d_signal * sigma)
-
-    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
-        return prediction
 
     def score(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
         """∇ log p_t(x_t) = −ε/σ, for t > 0; on the linear path (−(1−t)·v − x_t)/t."""

@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,11 +47,11 @@ def identity(uri: str) -> tuple[int, int] | None:
     return there.st_dev, there.st_ino
 
 
-def check_credentials(run: Path, uri: str, environment: Mapping[str, str] = os.environ) -> None:
+def check_credentials(run: Path, uri: str) -> None:
     """UserError where a run's stored config, which may be a stranger's, names a server that MLflow would send this
     environment's credentials to, and the user does not name that server too."""
-    given = [name for name in CREDENTIALS if environment.get(name)]
-    if given and uri.startswith("http") and environment.get("MLFLOW_TRACKING_URI") != uri:
+    given = [name for name in CREDENTIALS if os.environ.get(name)]
+    if given and uri.startswith("http") and os.environ.get("MLFLOW_TRACKING_URI") != uri:
         raise UserError(
             f"{run} is tracked at {uri}, by its own config.yaml, and {given[0]} of this environment would go there: "
             f"set MLFLOW_TRACKING_URI={uri} too if you trust that server, or give tracking=none"

@@ -69,14 +69,14 @@ def clip_by_global_norm(optimizer: torch.optim.Optimizer, max_norm: float | None
     that a group whose gradients are all 0 leaves the others' clipping bit for bit as it was without it.
     """
     norms: dict[str, Tensor] = {}
-    gradients = []
+    parameters: list[nn.Parameter] = []
     for group in optimizer.param_groups:
-        own = [p.grad for p in group["params"] if p.grad is not None]
-        norms[group["name"]] = torch.nn.utils.get_total_norm(own)
-        gradients += own
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        norms[group["name"]] = torch.nn.utils.get_total_norm(gradients)
+        parameters += group["params"]
     norms["all"] = torch.stack([norm**2 for norm in norms.values()]).sum().sqrt()
     if max_norm is not None:
-        torch._foreach_mul_(gradients, (max_norm / (norms["all"] + 1e-6)).clamp(max=1.0))
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norms["all"])
     return norms
 
 

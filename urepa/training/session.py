@@ -26,7 +26,7 @@ from urepa.core.collectives import on_main
 from urepa.core.errors import NotEvaluated, UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.nested_dicts import flatten
-from urepa.data.stores.timing import teacher_cache_seconds
+from urepa.data.stores.build_seconds import teacher_cache_seconds
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.encoder_weights import with_digests
 from urepa.evaluation.plots import DRAWN, losses_png

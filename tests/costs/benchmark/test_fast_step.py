@@ -19,7 +19,7 @@ from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.costs.benchmark.description_loop import DocumentedLoop
-from urepa.costs.benchmark.loops import Bench, HookedUNet, in_nchw, swapped
+from urepa.costs.benchmark.loops import BenchLoops, HookedUNet, in_nchw, swapped
 from urepa.costs.benchmark.timing import measure
 from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.costs.estimate import Device, plan
@@ -46,15 +46,15 @@ def small_sd(folder: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def bench_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Any:
-    """bench_of(*overrides) -> Bench"""
-    made: list[Bench] = []
+    """bench_of(*overrides) -> BenchLoops"""
+    made: list[BenchLoops] = []
 
-    def build(*overrides: str) -> Bench:
+    def build(*overrides: str) -> BenchLoops:
         place = tmp_path / f"bench{len(made)}"
         place.mkdir()
         config = compose(*overrides) | {"bench": BENCH}
         check(config, [])
-        made.append(Bench(config, place, Accelerator(cpu=True)))
+        made.append(BenchLoops(config, place, Accelerator(cpu=True)))
         return made[-1]
 
     yield build
@@ -66,7 +66,7 @@ def flat(gradients: list[Tensor | None]) -> Tensor:
     return torch.cat([g.flatten() for g in gradients if g is not None])
 
 
-def own_loss(bench: Bench, batch: Batch, step: int) -> Tensor:
+def own_loss(bench: BenchLoops, batch: Batch, step: int) -> Tensor:
     trainer = bench.trainer
     return step_terms(trainer.model, trainer.objective, trainer.loss, batch, step, lambda x: x)[0].total
 
@@ -75,7 +75,7 @@ def own_loss(bench: Bench, batch: Batch, step: int) -> Tensor:
 @pytest.mark.parametrize("objective", ["ddpm_v", "ddpm_eps_scaled"])
 def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path, kind: str, objective: str) -> None:
     """Same weights, data, noise and timesteps; two implementations. With channels_last where track A has it."""
-    bench: Bench = bench_of(*(TINY if kind == "tiny" else small_sd(tmp_path)), f"objective={objective}")
+    bench: BenchLoops = bench_of(*(TINY if kind == "tiny" else small_sd(tmp_path)), f"objective={objective}")
     assert bench.trainer.settings.channels_last == (kind == "sd")
     model = bench.trainer.model
     for name, parameter in model.named_parameters():
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path
         assert (a - b).norm() / b.norm() < 1e-4
 
 
-def losses_of(bench: Bench, steps: int) -> tuple[list[float], dict[str, Tensor]]:
+def losses_of(bench: BenchLoops, steps: int) -> tuple[list[float], dict[str, Tensor]]:
     """Totals of the first updates, and the weights after them."""
     totals = []
     for step in range(steps):
@@ -118,7 +118,7 @@ def test_twenty_staged_steps_are_the_plain_ones_bit_for_bit(bench_of: Any, taps:
     more = () if taps == "mid" else ("+loss.taps.enc_last=1", "+loss.taps.dec_first=0.5")
     runs = []
     for plain in (False, True):
-        bench: Bench = bench_of(*TINY, *more, "trainer.clip_norm=0.5")
+        bench: BenchLoops = bench_of(*TINY, *more, "trainer.clip_norm=0.5")
         if plain:
             bench.trainer.model.backbone = HookedUNet(bench.trainer.model.backbone)
         runs.append(losses_of(bench, 20))
@@ -132,7 +132,7 @@ def test_twenty_staged_steps_are_the_plain_ones_bit_for_bit(bench_of: Any, taps:
 @pytest.mark.slow
 def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: Any, tmp_path: Path) -> None:
     """SD-1.5's kind, diffusion term off: stopping after the middle against going on to the end."""
-    bench: Bench = bench_of(*small_sd(tmp_path), "loss.diffusion_fraction=0")
+    bench: BenchLoops = bench_of(*small_sd(tmp_path), "loss.diffusion_fraction=0")
     model = bench.trainer.model
     batch = bench.trainer.reader.read(5)[0]
     trains = [p for p in model.parameters() if p.requires_grad]
@@ -153,7 +153,7 @@ def test_a_sits_step_is_timed_alone(
     bench_of: Any, compose: Callable[..., dict[str, Any]], small_sit: list[str]
 ) -> None:
     """The document's loop and its parts are a U-Net's; what is counted of a real step is what is planned."""
-    bench: Bench = bench_of(*small_sit)
+    bench: BenchLoops = bench_of(*small_sit)
     with pytest.raises(UserError, match=r"bench\.against=documented takes what the document has: .* a DDPM objective"):
         bench.documented()
     with pytest.raises(UserError, match=r"bench\.parts takes a U-Net's step apart"):
@@ -191,7 +191,7 @@ def test_the_door_tells_ratios_of_one_run(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("room_for_sd15")
 def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
     """At batch 2 and 32x32 latents: staged bit for bit as plain, and the document's loop to fp32 rounding."""
-    bench: Bench = bench_of(
+    bench: BenchLoops = bench_of(
         "+experiment=track_a",
         "backbone.weights=random",
         "data.latent_shape=[4,32,32]",

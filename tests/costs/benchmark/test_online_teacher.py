@@ -21,8 +21,8 @@ from urepa.bench import run, table
 from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.types import ALONE, Tokens
-from urepa.costs.benchmark.loops import Bench, Loop
-from urepa.costs.benchmark.online_teacher import Images
+from urepa.costs.benchmark.loops import BenchLoops, Loop
+from urepa.costs.benchmark.online_teacher import RandomImages
 from urepa.costs.benchmark.timing import measure
 from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.data.cache import mean_token_file
@@ -33,7 +33,7 @@ from urepa.models.teachers.vit import ViT
 BENCH = {"steps": 2, "rounds": 1, "batches": 2, "against": "online", "parts": False, "workers": 1, "folder": "."}
 SIZE = 4  # of a batch
 SAMPLES = (f"trainer.batch_size={SIZE}", f"trainer.validation_group={SIZE}")
-BenchOf = Callable[..., Bench]
+BenchOf = Callable[..., BenchLoops]
 
 
 @pytest.fixture(params=["u-net", "sit"])
@@ -43,17 +43,17 @@ def architecture(request: pytest.FixtureRequest, small_run: list[str], small_sit
 
 @pytest.fixture
 def bench_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterator[BenchOf]:
-    """bench_of(*overrides) -> Bench"""
-    made: list[Bench] = []
+    """bench_of(*overrides) -> BenchLoops"""
+    made: list[BenchLoops] = []
 
-    def build(*overrides: str) -> Bench:
+    def build(*overrides: str) -> BenchLoops:
         place = tmp_path / f"bench{len(made)}"
         place.mkdir()
         config = compose(*overrides) | {"bench": BENCH}
         check(config, [])
         AcceleratorState._reset_state(reset_partial_state=True)
         precision = "bf16" if config["trainer"]["precision"] == "bf16" else "no"
-        made.append(Bench(config, place, Accelerator(cpu=True, mixed_precision=precision)))
+        made.append(BenchLoops(config, place, Accelerator(cpu=True, mixed_precision=precision)))
         return made[-1]
 
     yield build
@@ -62,7 +62,7 @@ def bench_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterator
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def store_the_teachers_own(bench: Bench, folder: Path) -> None:
+def store_the_teachers_own(bench: BenchLoops, folder: Path) -> None:
     """Our loop reads what the teacher says of the images that the online loop shows it, in fp16. The teacher rounds its
     tokens to fp16 from now on, so that a store holds them as they are."""
     own_tokens = bench.teacher.tokens
@@ -73,7 +73,7 @@ def store_the_teachers_own(bench: Bench, folder: Path) -> None:
 
     bench.teacher.tokens = rounded
     samples = bench.track.samples
-    pixels = Images(samples, bench.teacher.image_size)
+    pixels = RandomImages(samples, bench.teacher.image_size)
     keys = [s.token_key for s in samples]
     groups = [keys[i : i + SIZE] for i in range(0, len(keys), SIZE)]  # a kernel may round by the size of its batch
     tokens = torch.cat([bench.teacher.tokens(pixels.tensor(group).float() / 255).x_BND for group in groups])
@@ -83,7 +83,9 @@ def store_the_teachers_own(bench: Bench, folder: Path) -> None:
     reader.cache = replace(reader.cache, tokens={ALONE: Store(folder)})
 
 
-def steps_of(bench: Bench, loop: Loop, steps: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[Tensor]]:
+def steps_of(
+    bench: BenchLoops, loop: Loop, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[float], list[Tensor]]:
     """The total losses of a loop's steps, and the weights after them."""
     totals: list[float] = []
     update = bench.trainer.update

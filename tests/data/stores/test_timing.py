@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from urepa.data.stores.timing import FILE, Spent, teacher_cache_seconds
+from urepa.data.stores.build_seconds import FILE, Spent, teacher_cache_seconds
 from urepa.data.tracks import pixels
 from urepa.data.tracks.pixels import PixelTrack
 

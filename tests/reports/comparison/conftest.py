@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_up import changed, write_run
 
-from urepa.reports.comparison.arms import Study, group
+from urepa.reports.comparison.arms import ComparedArms, group
 from urepa.reports.comparison.read_runs import find_folders, with_rows
 from urepa.reports.comparison.results import Results, summarise
 
@@ -45,10 +45,10 @@ def add(config: dict[str, Any], tmp_path: Path) -> Callable[..., None]:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Callable[..., Study]:
+def study(tmp_path: Path) -> Callable[..., ComparedArms]:
     """study(order, baseline, names): of all runs that were added."""
 
-    def grouped(order: tuple[str, ...] = (), baseline: str | None = None, names: tuple[str, ...] = ()) -> Study:
+    def grouped(order: tuple[str, ...] = (), baseline: str | None = None, names: tuple[str, ...] = ()) -> ComparedArms:
         runs = with_rows(find_folders(str(tmp_path / "outputs")))
         return group(runs, list(order), baseline, names)
 
@@ -56,5 +56,5 @@ def study(tmp_path: Path) -> Callable[..., Study]:
 
 
 @pytest.fixture
-def results(study: Callable[..., Study]) -> Callable[..., Results]:
+def results(study: Callable[..., ComparedArms]) -> Callable[..., Results]:
     return lambda *arguments, **options: summarise(study(*arguments, **options))

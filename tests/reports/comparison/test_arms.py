@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.reports.comparison.arms import Study, sweeps
+from urepa.reports.comparison.arms import ComparedArms, sweeps
 from urepa.reports.comparison.findings import other_remarks
 from urepa.reports.comparison.results import Results
 
 W = "w" * 16
-Add, Group = Callable[..., None], Callable[..., Study]
+Add, Group = Callable[..., None], Callable[..., ComparedArms]
 
 
-def reasons(study: Study) -> dict[str, str]:
+def reasons(study: ComparedArms) -> dict[str, str]:
     return {apart.run.name: apart.reason for apart in study.apart}
 
 

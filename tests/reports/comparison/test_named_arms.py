@@ -8,9 +8,9 @@ import pytest
 from test_arms import reasons
 
 from urepa.core.errors import UserError
-from urepa.reports.comparison.arms import Study
+from urepa.reports.comparison.arms import ComparedArms
 
-Add, Group = Callable[..., None], Callable[..., Study]
+Add, Group = Callable[..., None], Callable[..., ComparedArms]
 
 
 def test_arms_are_called_as_given_and_stand_in_that_order(add: Add, study: Group) -> None:

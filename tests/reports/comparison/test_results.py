@@ -16,7 +16,7 @@ from urepa.compare import by_several_codes, notices
 from urepa.reports.comparison.expected_values import reported
 from urepa.reports.comparison.findings import findings, lagging, other_remarks, overfitting
 from urepa.reports.comparison.page import page
-from urepa.reports.comparison.results import PAIRED, Results, Row, beside
+from urepa.reports.comparison.results import PAIRED, ArmRow, Results, beside
 from urepa.reports.comparison.statistics import holm
 from urepa.reports.comparison.tables import differences_table, footnotes, reached_table
 
@@ -24,7 +24,7 @@ Add, Summarise = Callable[..., None], Callable[..., Results]
 BASE, ARM = {0: 0.30, 1: 0.50, 2: 0.40}, {0: 0.31, 1: 0.53, 2: 0.42}
 
 
-def rows(results: Results) -> dict[str, Row]:
+def rows(results: Results) -> dict[str, ArmRow]:
     return {row.arm.label: row for row in results.rows}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from made_up import HOSTILE
 from PIL import Image
 
-from urepa.reports.comparison.arms import Study
+from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.sample_grids import (
@@ -39,7 +39,7 @@ def put(tmp_path: Path, name: str, step: int, level: int, side: int = 20) -> Pat
     return file
 
 
-def of_folders(study: Study) -> Grids | None:
+def of_folders(study: ComparedArms) -> Grids | None:
     return grids_of(study, find_in_folder, read_file)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from urepa.core.types import ALONE, Batch, Condition, Denoised, Tokens
 from urepa.costs.benchmark.description_loop import DocumentedLoop, Store, forever, loader, update_ema
-from urepa.costs.benchmark.online_teacher import Images, OnlineTeacher
+from urepa.costs.benchmark.online_teacher import OnlineTeacher, RandomImages
 from urepa.costs.benchmark.plain_loop import PlainLoop
 from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like, write_prompts
 from urepa.method.training_step import AlignedModel
@@ -90,7 +90,7 @@ class DeepcopyEMA:
         update_ema(self.shadow, self.model, self.decay)
 
 
-class Bench:
+class BenchLoops:
     """The experiment's own trainer over random records in `place`, and loops around it.
 
     The documented loader's workers start before any model is there: a forked worker would keep a copy of every
@@ -175,7 +175,7 @@ class Bench:
         """The same updates with the teacher asked in each: its images are read in the place of its tokens."""
         asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
         reader = copy(self.trainer.reader)
-        images: Any = Images(self.track.samples, asks.teacher.image_size)
+        images: Any = RandomImages(self.track.samples, asks.teacher.image_size)
         reader.cache = replace(reader.cache, tokens={ALONE: images})
 
         def update(batches: list[Batch]) -> None:

@@ -19,7 +19,7 @@ from urepa.core.types import Batch
 from urepa.data.tracks.samples import Samples
 
 
-class Images:
+class RandomImages:
     """Random uint8 RGB [R,3,S,S] in memory, one for each sample, read as a token store is: ahead of the step, by the
     reader's threads, into memory from which a GPU copies by itself."""
 

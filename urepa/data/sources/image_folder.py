@@ -33,7 +33,7 @@ FORMER = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 SHOWN = 3  # names of a kind in a sentence
 
 
-class Kind(Enum):
+class EntryKind(Enum):
     """What a folder's entry is; a link is what it leads to. In words: of one, of several."""
 
     file = ("file", "files")
@@ -75,21 +75,21 @@ def has_images(folder: Path, suffixes: frozenset[str]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str], suffixes: frozenset[str]) -> bool:
-    return suffix_of(entry.name) in suffixes and kind_of(entry) == Kind.file
+    return suffix_of(entry.name) in suffixes and kind_of(entry) == EntryKind.file
 
 
-def kind_of(entry: os.DirEntry[str]) -> Kind:
+def kind_of(entry: os.DirEntry[str]) -> EntryKind:
     """What an entry is, found without opening it."""
     try:
         if entry.is_file():
-            return Kind.file
+            return EntryKind.file
         if entry.is_dir():
-            return Kind.folder
+            return EntryKind.folder
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        return Kind.loop
-    return Kind.dangling if entry.is_symlink() and not os.path.exists(entry.path) else Kind.special
+        return EntryKind.loop
+    return EntryKind.dangling if entry.is_symlink() and not os.path.exists(entry.path) else EntryKind.special
 
 
 def class_folders(root: Path, suffixes: frozenset[str]) -> list[str]:
@@ -148,7 +148,7 @@ class LeftOut:
     """What lies in a folder of images and is not read, by reason; in words by `str`, empty where there is nothing."""
 
     formats: Counter[str] = field(default_factory=Counter)  # by suffix
-    kinds: Counter[Kind] = field(default_factory=Counter)  # of what is no regular file
+    kinds: Counter[EntryKind] = field(default_factory=Counter)  # of what is no regular file
     empty: list[str] = field(default_factory=list)  # class folders without an image
     loose: int = 0  # images beside the class folders
 
@@ -159,7 +159,7 @@ class LeftOut:
                 if entry.name.startswith("."):
                     continue
                 kind, suffix = kind_of(entry), suffix_of(entry.name)
-                if kind != Kind.file:
+                if kind != EntryKind.file:
                     self.kinds[kind] += 1
                 elif suffix not in suffixes:
                     self.formats[suffix] += 1

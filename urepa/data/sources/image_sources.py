@@ -35,7 +35,7 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceImage:
     """`load()` returns uint8 [H,W,3] or [H,W]; `split` is "train", "test" or "all"; `path` says where it lies."""
 
     name: str
@@ -45,17 +45,17 @@ class Row:
     path: str
 
 
-def digits(images: str) -> Iterator[Row]:
+def digits(images: str) -> Iterator[SourceImage]:
     """scikit-learn's digits: 1,797 real images of 8x8 with 17 grey levels."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     for i, (image, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):
         grey = np.round(image * (255 / 16)).astype(np.uint8)
-        yield Row(f"digits_{i:04d}", int(label), "all", partial(np.copy, grey), f"load_digits[{i}]")
+        yield SourceImage(f"digits_{i:04d}", int(label), "all", partial(np.copy, grey), f"load_digits[{i}]")
 
 
-def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[Row]:
+def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[SourceImage]:
     """DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (or val/, as ImageNet has it); classes are
     numbered in alphabetical order, which for ImageNet's folder names is the usual numbering. `suffixes` are those of
     image files; None: all that Pillow reads here."""
@@ -68,7 +68,7 @@ def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[Row]
                 # ImageNet's own names say enough; others may repeat in another class or split
                 own = IMAGENET_NAME.fullmatch(path.stem)
                 sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
-                yield Row(sample_id, class_id, split, partial(read, str(path)), str(path.relative_to(root)))
+                yield SourceImage(sample_id, class_id, split, partial(read, str(path)), str(path.relative_to(root)))
 
 
 def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
@@ -98,7 +98,7 @@ def cifar_files(images: str) -> tuple[int, list[tuple[str, Path, int]]]:
     return labels, files
 
 
-def cifar_binary(images: str) -> Iterator[Row]:
+def cifar_binary(images: str) -> Iterator[SourceImage]:
     """CIFAR-10's data_batch_*.bin and test_batch.bin, or CIFAR-100's train.bin and test.bin (fine labels)."""
     labels, files = cifar_files(images)
     for split, file, records in files:
@@ -107,7 +107,7 @@ def cifar_binary(images: str) -> Iterator[Row]:
                 batch.seek(i * (labels + 3072) + labels - 1)
                 class_id = batch.read(1)[0]
             load = partial(_cifar_record, file, i, labels)
-            yield Row(f"{split}_{file.stem}_{i:05d}", class_id, split, load, f"{file.name}[{i}]")
+            yield SourceImage(f"{split}_{file.stem}_{i:05d}", class_id, split, load, f"{file.name}[{i}]")
 
 
 def _decode(part: Any, index: int, column: str) -> np.ndarray:
@@ -115,7 +115,7 @@ def _decode(part: Any, index: int, column: str) -> np.ndarray:
         return to_rgb(part[index][column])
 
 
-def _rows_of(dataset: Any) -> Iterator[Row]:
+def _rows_of(dataset: Any) -> Iterator[SourceImage]:
     """Rows of a Hugging Face DatasetDict with an image and an integer label column. A test split without labels
     (-1, as ImageNet's) is passed over for the validation split."""
     labels = {split: _labels(dataset[split]) for split in dataset}
@@ -130,7 +130,7 @@ def _rows_of(dataset: Any) -> Iterator[Row]:
         if image is None:
             raise UserError(f"the data set has columns {part.column_names}; give one with image and label")
         for i, class_id in enumerate(labels[name]):
-            yield Row(f"{name}_{i:06d}", class_id, split, partial(_decode, part, i, image), f"{name}[{i}]")
+            yield SourceImage(f"{name}_{i:06d}", class_id, split, partial(_decode, part, i, image), f"{name}[{i}]")
 
 
 def _labels(part: Any) -> list[int]:
@@ -152,7 +152,7 @@ def parquet_files(images: str) -> dict[str, list[str]]:
     return files
 
 
-def parquet(images: str) -> Iterator[Row]:
+def parquet(images: str) -> Iterator[SourceImage]:
     """DIR/train*.parquet and DIR/test*.parquet (or validation*), as Hugging Face `datasets` writes them."""
     from datasets import Image, load_dataset
     from pyarrow.parquet import read_metadata
@@ -169,7 +169,7 @@ def parquet(images: str) -> Iterator[Row]:
     yield from _rows_of(dataset)
 
 
-def hub(images: str) -> Iterator[Row]:
+def hub(images: str) -> Iterator[SourceImage]:
     """A data set of the Hugging Face hub, by name or NAME@REVISION; never with code of its own."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
@@ -204,7 +204,7 @@ def _refusal(name: str) -> Exception:
     return UserError("it is there but holds no files that `datasets` can read")
 
 
-def refuse_duplicates(rows: list[Row]) -> None:
+def refuse_duplicates(rows: list[SourceImage]) -> None:
     """UserError where two images would have one sample id (a.png beside a.jpg, say)."""
     seen: dict[str, str] = {}
     for row in rows:
@@ -215,7 +215,7 @@ def refuse_duplicates(rows: list[Row]) -> None:
         seen[row.name] = row.path
 
 
-def refuse_unfit_names(rows: list[Row]) -> None:
+def refuse_unfit_names(rows: list[SourceImage]) -> None:
     """UserError for a sample id that ends as a key of tokens does, and for a file name that is not UTF-8."""
     for row in rows:
         if row.name.endswith("_mid"):
@@ -226,7 +226,7 @@ def refuse_unfit_names(rows: list[Row]) -> None:
             raise UserError(f"the file name {row.path!a} is not UTF-8; rename it") from error
 
 
-SOURCES: dict[str, Callable[[str], Iterator[Row]]] = {
+SOURCES: dict[str, Callable[[str], Iterator[SourceImage]]] = {
     "digits": digits,
     "folder": folder,
     "cifar_binary": cifar_binary,

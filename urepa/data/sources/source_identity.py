@@ -10,7 +10,7 @@ from typing import Any
 from urepa.core.errors import UserError
 from urepa.core.hub_names import resolve
 from urepa.data.sources.image_folder import FORMER, left_out, readable
-from urepa.data.sources.image_sources import SOURCES, Row, folder
+from urepa.data.sources.image_sources import SOURCES, SourceImage, folder
 
 
 class Listing:
@@ -22,7 +22,7 @@ class Listing:
         self.suffixes = frozenset(known.get("suffixes", FORMER)) if known else readable()  # of a folder's images
         self._digest, self._count = hashlib.sha256(), 0
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[SourceImage]:
         rows = folder(self.images, self.suffixes) if self.source == "folder" else SOURCES[self.source](self.images)
         for row in rows:
             self._digest.update(f"{row.name}\0{row.class_id}\0{row.path}\n".encode(errors="surrogateescape"))

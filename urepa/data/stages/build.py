@@ -28,7 +28,7 @@ from urepa.data.cache import (
     refuse_changed,
 )
 from urepa.data.sources import source_changes
-from urepa.data.sources.image_sources import Row, refuse_duplicates, refuse_unfit_names
+from urepa.data.sources.image_sources import SourceImage, refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
 from urepa.data.stages import encode, image_archives, verify
 from urepa.data.stages.encode import Output
@@ -122,7 +122,7 @@ class Build:
             remove_new(new)
             raise
 
-    def _write_missing(self, chosen: dict[str, list[Row]]) -> None:
+    def _write_missing(self, chosen: dict[str, list[SourceImage]]) -> None:
         """A list that another track of the folder has made stays; a UserError where this one would need another."""
         track = self.track
         for split, path in track.csv.items():
@@ -139,12 +139,14 @@ class Build:
                 rows = sorted(chosen[split], key=lambda row: row.name)
                 write_split(path, [Sample(r.name, r.class_id, r.path, split) for r in rows])
 
-    def _chosen(self, found: list[Row]) -> dict[str, list[Row]]:
+    def _chosen(self, found: list[SourceImage]) -> dict[str, list[SourceImage]]:
         """The splits' images. Where the source keeps none apart, the validation images are drawn by name."""
         track = self.track
         refuse_duplicates(found)
         refuse_unfit_names(found)
-        pools: dict[str, list[list[Row]]] = {s: [[] for _ in range(track.num_classes)] for s in ("train", "val")}
+        pools: dict[str, list[list[SourceImage]]] = {
+            s: [[] for _ in range(track.num_classes)] for s in ("train", "val")
+        }
         refuse_other_classes({row.class_id for row in found}, track.num_classes)
         for row in found:
             pools["val" if row.split == "test" else "train"][row.class_id].append(row)
@@ -155,13 +157,13 @@ class Build:
                 pool.sort(key=lambda row: unit_interval("split", row.name))
                 share = self._share("val", c, pool)
                 pools["val"][c], pools["train"][c] = pool[:share], pool[share:]
-        chosen: dict[str, list[Row]] = {}
+        chosen: dict[str, list[SourceImage]] = {}
         for split, classes in pools.items():
             ordered = [sorted(pool, key=lambda row: unit_interval("track", row.name)) for pool in classes]
             chosen[split] = [row for c, pool in enumerate(ordered) for row in pool[: self._share(split, c, pool)]]
         return chosen
 
-    def _share(self, split: str, class_id: int, pool: list[Row]) -> int:
+    def _share(self, split: str, class_id: int, pool: list[SourceImage]) -> int:
         """How many of a class a split has."""
         wanted, classes = self.track.wanted[split], self.track.num_classes
         share = len(pool) if wanted is None else wanted // classes + (class_id < wanted % classes)

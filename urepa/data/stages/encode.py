@@ -27,11 +27,11 @@ from urepa.core.hub_names import resolve, why_not
 from urepa.data.cache import begin, mean_token_file
 from urepa.data.online_encoders import own_device
 from urepa.data.stages.vae import load_vae
+from urepa.data.stores.build_seconds import Spent
 from urepa.data.stores.digests import in_manifest
 from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import digests_file
-from urepa.data.stores.timing import Spent
 from urepa.data.tracks.samples import Sample
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]

@@ -1,7 +1,8 @@
 """Where an LMDB file's records lie, from the pages of its B+ tree alone.
 
-The lmdb package touches every page of every value that a cursor or a get comes by: to list the keys of a token
-store would be to read all of it, page fault by page fault. Branch and leaf pages are a thousandth of that.
+The lmdb package lists keys without reading their values (`iternext(values=False)`, one page of each is touched), but no
+call of it gives the offset of a value, by which `record_reading` reads past LMDB: asked for a value, it touches every
+page of it. Branch and leaf pages, which hold the offsets, are a thousandth of a token store.
 The format is data version 1, that of all LMDB 0.9 (MDB_meta, MDB_page and MDB_node in its mdb.c).
 """
 

@@ -33,7 +33,7 @@ from urepa.data.cache import (
 from urepa.data.online_encoders import OnlineTokens
 from urepa.data.sources import source_changes, unreadable
 from urepa.data.sources.decoding import UNREADABLE
-from urepa.data.sources.image_sources import SOURCES, Row, count_images, refuse_duplicates, refuse_unfit_names
+from urepa.data.sources.image_sources import SOURCES, SourceImage, count_images, refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
 from urepa.data.stages.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
 from urepa.data.stores.digests import IN_MANIFEST
@@ -252,7 +252,7 @@ class PixelTrack:
     def _latents_output(self) -> Output:
         return Output(self.latents, self._manifest() | {"shape": list(self.latent_shape), "dtype": "float16"})
 
-    def _encode_latents(self, samples: Samples, rows: dict[str, Row]) -> dict[str, str]:
+    def _encode_latents(self, samples: Samples, rows: dict[str, SourceImage]) -> dict[str, str]:
         """The latents that are not there yet. Returns why images cannot be read, by sample id."""
         reasons: dict[str, str] = {}
 

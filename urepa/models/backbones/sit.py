@@ -3,6 +3,9 @@
 
 Shapes: B batch, R rows of it, C channels, H/W latent, p patch, h/w grid of patches, N = h·w tokens, D width, A heads,
 E = D/A width of a head, S sinusoid.
+
+diffusers has no SiT: its DiT has an embedding of time and class in each block, other names and no tap. The published
+repositories are no packages.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ DECODER = ("unet.up_blocks.", "unet.conv_norm_out", "unet.conv_act", "unet.conv_
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageState:
     """What one stage of the U-Net hands to the next."""
 
     map_BChw: Tensor
@@ -41,10 +41,10 @@ class Stage:
     temb_BT: Tensor
     text_BLE: Tensor
 
-    def rows(self, rows_R: Tensor) -> "Stage":
+    def rows(self, rows_R: Tensor) -> "StageState":
         """The same of some samples."""
         skips = tuple(skip[rows_R] for skip in self.skips)
-        return Stage(self.map_BChw[rows_R], skips, self.temb_BT[rows_R], self.text_BLE[rows_R])
+        return StageState(self.map_BChw[rows_R], skips, self.temb_BT[rows_R], self.text_BLE[rows_R])
 
 
 class UNet(nn.Module):
@@ -143,7 +143,7 @@ class UNet(nn.Module):
 
     # --- diffusers' forward, cut where the taps are -----------------------------------------------------
 
-    def _encoder(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Stage:
+    def _encoder(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> StageState:
         """Time embedding, first convolution and down blocks; no graph where nothing in them trains."""
         unet, text_BLE = self.unet, self.embedding_KLE[condition.ids_B]
         trains = any(p.requires_grad for n, p in self.named_parameters() if n.startswith(ENCODER)) or x_t.requires_grad
@@ -156,13 +156,13 @@ class UNet(nn.Module):
             for block in unet.down_blocks:
                 hidden, more = block(hidden_states=hidden, temb=temb_BT, **_text(block, text_BLE))
                 skips += tuple(more)
-        return Stage(hidden, skips, temb_BT, text_BLE)
+        return StageState(hidden, skips, temb_BT, text_BLE)
 
-    def _middle(self, stage: Stage) -> Tensor:
+    def _middle(self, stage: StageState) -> Tensor:
         block = self.unet.mid_block
         return block(stage.map_BChw, stage.temb_BT, **_text(block, stage.text_BLE))
 
-    def _up(self, stage: Stage, index: int, sizes: list[Any]) -> Stage:
+    def _up(self, stage: StageState, index: int, sizes: list[Any]) -> StageState:
         block = self.unet.up_blocks[index]
         used = len(block.resnets)
         hidden = block(

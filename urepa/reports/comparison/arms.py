@@ -56,7 +56,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Study:
+class ComparedArms:
     """The baseline first, then the other arms in order."""
 
     arms: tuple[Arm, ...]
@@ -73,7 +73,7 @@ class Study:
         return next((arm for arm in self.arms if arm.has(key)), self.baseline)
 
 
-def group(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> Study:
+def group(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> ComparedArms:
     """The study that these runs make. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError if
     none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
     given = _given_names(names, runs)
@@ -107,7 +107,7 @@ def group(runs: list[Run], order: list[str], baseline: str | None, names: Sequen
         )
         for g in [chosen, *(g for g in groups if g is not chosen)]
     ]
-    return Study(tuple(arms), tuple(apart), why)
+    return ComparedArms(tuple(arms), tuple(apart), why)
 
 
 # --- config differences -------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ class Sweep:
     arms: dict[tuple[float, ...], Arm]
 
 
-def sweeps(study: Study) -> list[Sweep]:
+def sweeps(study: ComparedArms) -> list[Sweep]:
     """Grids of two settings (2x2 or larger), and lines of one (three values or more) that are in no grid: those in
     which the baseline is, else the largest."""
     keys = [key for key in varying([arm.config for arm in study.arms]) if _is_number(key, study.arms)]
@@ -342,7 +342,7 @@ def sweeps(study: Study) -> list[Sweep]:
     return grids + lines
 
 
-def _sweep(study: Study, keys: tuple[str, ...]) -> Sweep | None:
+def _sweep(study: ComparedArms, keys: tuple[str, ...]) -> Sweep | None:
     """The arms that are the same but for `keys`."""
     families: dict[Hashable, dict[tuple[float, ...], Arm]] = {}
     for arm in study.arms:

@@ -7,7 +7,7 @@ import io
 from math import isfinite
 from typing import Any
 
-from urepa.reports.comparison.results import Results, Row
+from urepa.reports.comparison.results import ArmRow, Results
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.tables import costs_shown
 
@@ -53,7 +53,7 @@ def _way_headers(results: Results) -> list[str]:
     return headers
 
 
-def _way_numbers(results: Results, row: Row) -> list[Any]:
+def _way_numbers(results: Results, row: ArmRow) -> list[Any]:
     label, clock = row.arm.label, results.clock
     line: list[Any] = [row.arm.config["trainer.max_steps"], *_numbers(clock.whole[label])]
     line.append(_numbers(clock.caches[label])[0])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from urepa.reports.comparison.arms import Arm, Study
+from urepa.reports.comparison.arms import Arm, ComparedArms
 from urepa.reports.comparison.by_step import Course
 from urepa.reports.comparison.comparable import RATE
 from urepa.reports.comparison.read_runs import Run
@@ -91,7 +91,7 @@ def arm_minutes(arm: Arm, steps_P: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.mean([minutes_at(clock, steps_P) for clock in clocks], axis=0))
 
 
-def by_clock(study: Study, courses: tuple[Course, ...]) -> ByClock:
+def by_clock(study: ComparedArms, courses: tuple[Course, ...]) -> ByClock:
     """The times of all arms. An arm has some only if all its seeds have: a mean over others would be another one than
     that of its steps."""
     missing = {arm.label: why for arm in study.arms if (why := _missing(arm))}
@@ -141,7 +141,7 @@ def cache_minutes(run: Run) -> float | None:
     return None if seconds is None else seconds / 60
 
 
-def unlike_machines(study: Study) -> list[str]:
+def unlike_machines(study: ComparedArms) -> list[str]:
     """A part of a sentence for each thing in which the machines of the runs differ."""
     runs = [run for arm in study.arms for run in arm.runs.values()]
     there = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from urepa.reports.comparison.arms import Arm, Study
+from urepa.reports.comparison.arms import Arm, ComparedArms
 from urepa.reports.comparison.comparable import DURING, Metric, obstacles
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.seed_cells import Cell, not_comparable, over_seeds
@@ -57,7 +57,7 @@ def _lambdas(arm: Arm) -> set[float | None]:
     return {run.last(LAMBDA) for run in arm.runs.values()}
 
 
-def incomparable(study: Study, arm: Arm, key: str) -> Cell | None:
+def incomparable(study: ComparedArms, arm: Arm, key: str) -> Cell | None:
     """Why the arm's metric is another quantity than that of the arm it is held to; None if it is the same."""
     other = study.held_to(key)
     different = obstacles(key, arm.config, other.config)
@@ -66,7 +66,7 @@ def incomparable(study: Study, arm: Arm, key: str) -> Cell | None:
     return not_comparable(different, "" if other is study.baseline else other.label) if different else None
 
 
-def courses(study: Study, metrics: tuple[Metric, ...]) -> tuple[Course, ...]:
+def courses(study: ComparedArms, metrics: tuple[Metric, ...]) -> tuple[Course, ...]:
     """Of all metrics that say which way is better and that the baseline, or else another arm, has at two steps or
     more."""
     found = []
@@ -83,7 +83,7 @@ def _curves(arm: Arm, key: str) -> dict[int, Curve]:
     return {seed: curve for seed, run in arm.runs.items() if (curve := curve_of(run, key)) is not None}
 
 
-def _course(study: Study, metric: Metric, steps: list[int]) -> Course:
+def _course(study: ComparedArms, metric: Metric, steps: list[int]) -> Course:
     at = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), SHOWN_AT_MOST)).round().astype(int))
     shown = tuple(steps[i] for i in at)
     baseline = _curves(study.baseline, metric.key)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from math import isfinite
 
 from urepa.reports.comparison.comparable import Metric
-from urepa.reports.comparison.results import PAIRED, Difference, Results, Row, fewest_seeds
+from urepa.reports.comparison.results import PAIRED, ArmRow, Difference, Results, fewest_seeds
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.statistics import factor_of_two_seeds, found_share
 
@@ -43,7 +43,7 @@ def verdict(results: Results) -> str:
     return f"{_begin('; '.join(said))}."
 
 
-def _tested(row: Row) -> dict[str, Difference]:
+def _tested(row: ArmRow) -> dict[str, Difference]:
     """The differences that have an interval, by metric."""
     return {key: d for key, d in row.differences.items() if isfinite(d.p)}
 

@@ -18,7 +18,7 @@ from urepa.reports.comparison.findings import findings, other_remarks, overfitti
 from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
 from urepa.reports.comparison.read_runs import Run
-from urepa.reports.comparison.results import Results, Row, beside, in_words, shown_differences
+from urepa.reports.comparison.results import ArmRow, Results, beside, in_words, shown_differences
 from urepa.reports.comparison.sample_grids import Grids
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.smallest_difference import smallest_sentence
@@ -332,7 +332,7 @@ def _beside(results: Results, label: str, cells: dict[str, Cell], costs: int) ->
     return {"label": label, "cells": [first, *(_cell(cell, cell_text(cell)) for cell in there)]}
 
 
-def _difference(results: Results, row: Row, key: str) -> dict[str, Any]:
+def _difference(results: Results, row: ArmRow, key: str) -> dict[str, Any]:
     found, cell = row.differences.get(key), row.cells[key]
     if found is None:
         return {

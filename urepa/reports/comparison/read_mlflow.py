@@ -19,7 +19,7 @@ import numpy as np
 
 from urepa.core import progress
 from urepa.core.errors import UserError
-from urepa.reports.comparison.arms import Study
+from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.comparable import is_compared
 from urepa.reports.comparison.read_runs import Run, readable
 from urepa.reports.comparison.results import Results
@@ -55,7 +55,7 @@ def publish(uri: str, results: Results, folder: Path) -> str:
     return f"run report ({run_id}) in the experiment {reports}"
 
 
-def stored_grids(client: Any, study: Study) -> tuple[Grids | None, str]:
+def stored_grids(client: Any, study: ComparedArms) -> tuple[Grids | None, str]:
     """The grids of samples among the runs' artifacts; or none and a sentence where they cannot be reached, as those of
     a server's own disk."""
     from mlflow.exceptions import MlflowException

@@ -11,7 +11,7 @@ from math import isfinite, nan
 
 import numpy as np
 
-from urepa.reports.comparison.arms import Arm, Study
+from urepa.reports.comparison.arms import Arm, ComparedArms
 from urepa.reports.comparison.by_clock import ByClock, by_clock
 from urepa.reports.comparison.by_step import Course, courses, incomparable
 from urepa.reports.comparison.comparable import (
@@ -59,7 +59,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class ArmRow:
     """An arm's line in the table; cells and differences by metric key, costs by name."""
 
     arm: Arm
@@ -73,10 +73,10 @@ class Row:
 class Results:
     """Everything that tables, figures and the report show."""
 
-    study: Study
+    study: ComparedArms
     metrics: tuple[Metric, ...]
     bins: tuple[str, ...]  # keys of the error of the implied x0 by timestep
-    rows: tuple[Row, ...]
+    rows: tuple[ArmRow, ...]
     references: dict[str, Cell]
     courses: tuple[Course, ...]
     clock: ByClock
@@ -118,7 +118,7 @@ COSTS: dict[str, Callable[[Run], float | None]] = {
 }
 
 
-def summarise(study: Study) -> Results:
+def summarise(study: ComparedArms) -> Results:
     """All cells and differences of a study."""
     runs = [run for arm in study.arms for run in arm.runs.values()]
     keys = {key for run in runs for key in run.curves}
@@ -137,7 +137,8 @@ def summarise(study: Study) -> Results:
             if difference is not None:
                 into[key] = replace(difference, p_holm=float(p_holm))
     rows = tuple(
-        Row(arm, cells[i], differences[i], _costs(arm), _notes(arm, study.baseline)) for i, arm in enumerate(study.arms)
+        ArmRow(arm, cells[i], differences[i], _costs(arm), _notes(arm, study.baseline))
+        for i, arm in enumerate(study.arms)
     )
     references = {key: _reference(study, key) for key in sorted(keys) if is_reference(key)}
     ways = courses(study, tuple(metrics))
@@ -151,7 +152,7 @@ def shown_differences(results: Results) -> list[Metric]:
     ]
 
 
-def without(results: Results, row: Row, key: str) -> str:
+def without(results: Results, row: ArmRow, key: str) -> str:
     """Why an arm that has a value has no difference: the baseline's is not finite. Else nothing."""
     baseline = results.rows[0].cells[key]
     lost = row.cells[key].filled and baseline.why.startswith("not finite")
@@ -163,7 +164,7 @@ def last_cell(arm: Arm, key: str) -> Cell:
     return over_seeds([run.last(key) for run in arm.runs.values()])
 
 
-def _reference(study: Study, key: str) -> Cell:
+def _reference(study: ComparedArms, key: str) -> Cell:
     """The baseline's, or that of the first arm that has one: without a teacher nothing is said of it."""
     cells = [last_cell(arm, key) for arm in study.arms]
     return next((cell for cell in cells if cell.filled), cells[0])
@@ -181,7 +182,7 @@ def beside(results: Results) -> dict[str, dict[str, Cell]]:
     return rows
 
 
-def _whose(study: Study, key: str) -> str:
+def _whose(study: ComparedArms, key: str) -> str:
     """Whose teacher's score it is that `_reference` shows, where the arms that have one have several."""
     having = [arm for arm in study.arms if last_cell(arm, key).filled]
     if not any(differing(arm.config, having[0].config, OF_TEACHER) for arm in having):
@@ -195,7 +196,7 @@ def in_words(results: Results) -> dict[str, Cell]:
     return {key: cell for key, cell in results.references.items() if key not in placed}
 
 
-def _compared(study: Study, arm: Arm, key: str) -> Cell:
+def _compared(study: ComparedArms, arm: Arm, key: str) -> Cell:
     """The arm's cell, empty if it cannot stand beside the baseline's or, where that has none, the first arm's."""
     cell, why = last_cell(arm, key), incomparable(study, arm, key)
     return why if cell.filled and why is not None else cell

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from urepa.reports.comparison.arms import Study
+from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.read_runs import Run
 
 FOLDER = "samples"
@@ -60,7 +60,7 @@ def by_step(places: Iterable[str]) -> dict[int, str]:
     return {int(match[1]): place for match, place in found if match}
 
 
-def grids_of(study: Study, find: Find, read: Read) -> Grids | None:
+def grids_of(study: ComparedArms, find: Find, read: Read) -> Grids | None:
     """Of the seed that most arms have and that has any, and of the last of the steps that most of them have; None where
     there is no grid. Of many arms the first `SHOWN_AT_MOST`."""
     seeds = Counter(seed for arm in study.arms for seed in arm.runs)
@@ -79,7 +79,7 @@ def grids_of(study: Study, find: Find, read: Read) -> Grids | None:
     return None
 
 
-def _note(study: Study, without: list[str], unreadable: list[str]) -> str:
+def _note(study: ComparedArms, without: list[str], unreadable: list[str]) -> str:
     said = [f"These are of the first {SHOWN_AT_MOST} of {len(study.arms)} arms."] * (len(study.arms) > SHOWN_AT_MOST)
     said += [f"Without one of this step: {'; '.join(without)}."] * bool(without)
     said += [f"Not an image that can be read: that of {'; '.join(unreadable)}."] * bool(unreadable)

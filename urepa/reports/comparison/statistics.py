@@ -2,7 +2,7 @@
 
 Shapes: A comparisons, S seeds; any number of axes may stand before them.
 
-Welch's t and the bootstrap are SciPy's. SciPy has no Holm, statsmodels' takes NaN, a comparison that was not made,
+Both t tests and the bootstrap are SciPy's. SciPy has no Holm, statsmodels' takes NaN, a comparison that was not made,
 for a p-value, and SciPy's noncentral t is NaN in the lower tail for large effects.
 """
 
@@ -41,14 +41,17 @@ def paired(difference_S: Array) -> Interval:
     same amount, there is no interval and no p; differences that are all exactly 0 have p = 1."""
     from scipy import stats
 
-    n, mean = difference_S.shape[-1], difference_S.mean(-1)
-    if n < 2:
+    mean = difference_S.mean(-1)
+    if difference_S.shape[-1] < 2:
         return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
-    error = np.where(_same(difference_S), np.nan, difference_S.std(-1, ddof=1) / np.sqrt(n))
-    half = error * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-    p = 2 * stats.t.sf(np.abs(mean / error), n - 1)
-    zero = np.isnan(error) & (mean == 0)
-    return Interval(mean, np.where(zero, 0.0, mean - half), np.where(zero, 0.0, mean + half), np.where(zero, 1.0, p))
+    flat = _same(difference_S)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # differences that are the same: without an interval below
+        test = stats.ttest_1samp(difference_S, 0.0, axis=-1)
+        interval = test.confidence_interval(CONFIDENCE)
+    found = (np.where(flat, np.nan, x) for x in (interval.low, interval.high, test.pvalue))
+    zero = flat & (mean == 0)
+    return Interval(mean, *(np.where(zero, at_0, x) for at_0, x in zip((0.0, 0.0, 1.0), found, strict=True)))
 
 
 def welch(arm_S: Array, baseline_S: Array) -> Interval:

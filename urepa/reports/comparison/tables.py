@@ -6,16 +6,17 @@ What comes from run names and configs is escaped for each of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from math import isfinite
 
 from urepa.core.escaping import markdown as md
 from urepa.core.escaping import printable, tex
+from urepa.core.text_tables import Table, blocks
 from urepa.reports.comparison.by_step import NEVER, Course
 from urepa.reports.comparison.findings import MARKS, NAMED_AT_MOST, findings
 from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, minutes, minutes_mean_sd, p_value, percent
-from urepa.reports.comparison.results import COSTS, Results, Row, beside, shown_differences, without
+from urepa.reports.comparison.results import COSTS, ArmRow, Results, beside, shown_differences, without
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.smallest_difference import smallest_sentence
 from urepa.reports.comparison.validation_gap import gap_texts, gaps
@@ -28,15 +29,6 @@ LEGEND = (
     f"{NOT_COMPARABLE} not comparable with the baseline (where it has no value, with the first arm that has one); "
     f"{NOT_THERE} not measured"
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headers and rows of plain text."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def costs_shown(results: Results) -> list[str]:
@@ -97,12 +89,12 @@ def differences_table(results: Results) -> Table:
     return Table("difference to the baseline [95 % interval], p after Holm", headers, rows)
 
 
-def no_difference_text(results: Results, row: Row, key: str) -> str:
+def no_difference_text(results: Results, row: ArmRow, key: str) -> str:
     """In the place of a difference that is not there."""
     return without(results, row, key) or (NOT_THERE if row.cells[key].filled else cell_text(row.cells[key]))
 
 
-def difference_text(results: Results, row: Row, key: str) -> str:
+def difference_text(results: Results, row: ArmRow, key: str) -> str:
     """`−0.458 [−0.462, −0.454] p < 0.001 ●`."""
     if key not in row.differences:
         return no_difference_text(results, row, key)
@@ -239,19 +231,15 @@ def terminal(results: Results, width: int) -> str:
     lines = [verdict(results), *(f"CAUTION: {caution}" for caution in cautions(results)), ""]
     lines += [f"baseline: {study.baseline.label} ({study.why_baseline})", ""]
     table = results_table(results)
-    lines += [table.title, *_lines(table, width), ""]
+    lines += [table.title, *table.lines(width), ""]
     if len(results.rows) > 1:
         differences = differences_table(results)
         lines += [f"changed, against {study.baseline.label}"]
         lines += [f"  {row[0]}: {printable(row[1])}" for row in differences.rows] + [""]
-        without = Table(
-            differences.title,
-            (differences.headers[0], *differences.headers[2:]),
-            tuple((row[0], *row[2:]) for row in differences.rows),
-        )
+        without = differences.part([0, *range(2, len(differences.headers))])  # its second column is "changed"
         lines += [
             without.title,
-            *_lines(without, width),
+            *without.lines(width),
             *(f"  {note}" for note in (legend(), *footnotes(results))),
             "",
         ]
@@ -259,39 +247,14 @@ def terminal(results: Results, width: int) -> str:
         lines += [" ".join(filter(None, [seeds_sentence(results), smallest_sentence(results)])), ""]
     if results.races:
         reached = reached_table(results)
-        lines += [reached.title, *_lines(reached, width), ""]
+        lines += [reached.title, *reached.lines(width), ""]
     if results.races and results.clock.is_known:
         by_clock = clock_table(results)
-        lines += [by_clock.title, *_lines(by_clock, width), ""]
+        lines += [by_clock.title, *by_clock.lines(width), ""]
     if study.apart:
         lines.append("set apart, averaged into nothing:")
         lines += [f"  {apart.run.name}: {apart.reason}" for apart in study.apart]
     return "\n".join(printable(line) for line in lines)
-
-
-def _lines(table: Table, width: int) -> list[str]:
-    """The table in as many blocks as its columns need, the first column in each."""
-    widths = _widths(table)
-    lines: list[str] = []
-    for block in _blocks(widths, width):
-        lines += [""] if lines else []
-        for row in (table.headers, *table.rows):
-            lines.append("".join(f"  {row[i]:{'>' if i else '<'}{widths[i]}}" for i in block))
-    return lines
-
-
-def _widths(table: Table) -> list[int]:
-    return [max(len(row[i]) for row in (table.headers, *table.rows)) for i in range(len(table.headers))]
-
-
-def _blocks(widths: list[int], width: int) -> list[list[int]]:
-    """The columns of each block that is not wider than `width`, where that can be."""
-    blocks = [[0]]
-    for i in range(1, len(widths)):
-        if len(blocks[-1]) > 1 and sum(2 + widths[j] for j in (*blocks[-1], i)) > width:
-            blocks.append([0])
-        blocks[-1].append(i)
-    return blocks
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -309,9 +272,7 @@ def markdown(results: Results, sentences: Sequence[str] = ()) -> str:
     parts += [*map(md, sentences), f"Baseline: {md(results.study.baseline.label)} ({md(results.study.why_baseline)})."]
     for table in _all_tables(results):
         if table.rows:
-            head = f"| {' | '.join(map(md, table.headers))} |\n|{'---|' * len(table.headers)}"
-            body = "\n".join(f"| {' | '.join(map(md, row))} |" for row in table.rows)
-            parts.append(f"{table.title[0].upper()}{table.title[1:]}:\n\n{head}\n{body}")
+            parts.append(f"{table.title[0].upper()}{table.title[1:]}:\n\n{table.markdown()}")
     if len(results.rows) > 1:
         parts.append("\n".join(f"- {md(line)}" for line in [*findings(results), *footnotes(results)]))
         parts.append(legend())
@@ -327,18 +288,15 @@ def latex(results: Results) -> str:
 
 
 def _latex(table: Table, baseline: str) -> str:
-    widths = [min(w, WRAPPED) if h == "changed" else w for h, w in zip(table.headers, _widths(table), strict=True)]
-    blocks = _blocks(widths, PAGE)
-    parts = []
-    for number, block in enumerate(blocks, 1):
-        kinds = "".join(r">{\raggedright}p{4cm}" if table.headers[i] == "changed" else "r" if i else "l" for i in block)
-        rows = [row for row in table.rows if any(row[i] != NOT_THERE for i in block[1:])]
-        lines = [" & ".join(tex(row[i]) for i in block) + r" \\" for row in (table.headers, *rows)]
-        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
-        which = f" ({number} of {len(blocks)})" if len(blocks) > 1 else ""
-        parts.append(
-            f"\\begin{{table}}\n\\centering\n\\resizebox{{{AT_MOST_A_LINE}}}{{!}}{{%\n"
-            f"\\begin{{tabular}}{{{kinds}}}\n{body}\n\\end{{tabular}}}}\n"
+    widths = [min(w, WRAPPED) if h == "changed" else w for h, w in zip(table.headers, table.widths(), strict=True)]
+    readable = [table.part(block) for block in blocks(widths, PAGE)]
+    written = []
+    for number, part in enumerate(readable, 1):
+        columns = "l" + "".join(r">{\raggedright}p{4cm}" if h == "changed" else "r" for h in part.headers[1:])
+        there = replace(part, rows=tuple(row for row in part.rows if any(text != NOT_THERE for text in row[1:])))
+        which = f" ({number} of {len(readable)})" if len(readable) > 1 else ""
+        written.append(
+            f"\\begin{{table}}\n\\centering\n\\resizebox{{{AT_MOST_A_LINE}}}{{!}}{{%\n{there.tabular(columns)}}}\n"
             f"\\caption{{{tex(table.title)}{which}; baseline: {baseline}.}}\n\\end{{table}}"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(written)

@@ -8,6 +8,7 @@ from typing import Any
 
 from urepa.core.escaping import markdown as md
 from urepa.core.escaping import tex
+from urepa.core.text_tables import Table
 
 PACKAGES = r"% \usepackage{amsmath,amssymb,booktabs,textcomp}"
 
@@ -17,16 +18,6 @@ class Formula:
     """A displayed formula; its text is ours, with numbers from the config at most."""
 
     latex: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headers and rows of plain text; the first column is left-aligned, `numbers` says whether the others are not."""
-
-    caption: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: bool = True
 
 
 Block = str | Formula | Table
@@ -71,9 +62,7 @@ def _markdown(block: Block) -> str:
         return f"$$\n{block.latex}\n$$"
     if isinstance(block, str):
         return md(block)
-    aligned = ":--" + ("|--:" if block.numbers else "|:--") * (len(block.headers) - 1)
-    lines = [f"| {' | '.join(map(md, row))} |" for row in (block.headers, *block.rows)]
-    return "\n".join([f"*{md(block.caption)}*", "", lines[0], f"|{aligned}|", *lines[1:]])
+    return f"*{md(block.title)}*\n\n{block.markdown(':--', '--:' if block.numbers else ':--')}"
 
 
 # --- LaTeX --------------------------------------------------------------------------------------------------
@@ -93,9 +82,6 @@ def _latex(block: Block) -> str:
     if isinstance(block, str):
         return tex(block)
     columns = "l" + ("r" * (len(block.headers) - 1) if block.numbers else "p{0.6\\linewidth}")
-    head, *rows = (" & ".join(map(tex, row)) + r" \\" for row in (block.headers, *block.rows))
-    body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
     return (
-        f"\\begin{{table}}[ht]\n\\centering\n\\caption{{{tex(block.caption)}}}\n"
-        f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}"
+        f"\\begin{{table}}[ht]\n\\centering\n\\caption{{{tex(block.title)}}}\n{block.tabular(columns)}\n\\end{{table}}"
     )

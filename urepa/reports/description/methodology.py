@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from urepa.core.nested_dicts import flatten
+from urepa.core.text_tables import Table
 from urepa.reports.description import evaluations, model, training
-from urepa.reports.description.markdown_and_latex import Block, Section, Table, listed, number, written
+from urepa.reports.description.markdown_and_latex import Block, Section, listed, number, written
 from urepa.reports.description.subject import Subject
 from urepa.runs.run_folder import is_identity
 

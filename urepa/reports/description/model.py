@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from urepa.core.text_tables import Table
 from urepa.method.training_step import shares_of
 from urepa.models.teachers.several_teachers import by_name, name_at
-from urepa.reports.description.markdown_and_latex import Block, Formula, Table, listed, number
+from urepa.reports.description.markdown_and_latex import Block, Formula, listed, number
 from urepa.reports.description.subject import Subject
 from urepa.runs.checkpoint import newest
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from urepa.core.text_tables import Table
 from urepa.method.batch_fraction import strata
-from urepa.reports.description.markdown_and_latex import Block, Formula, Table, listed, number
+from urepa.reports.description.markdown_and_latex import Block, Formula, listed, number
 from urepa.reports.description.model import shape
 from urepa.reports.description.subject import Subject
 
