@@ -106,8 +106,16 @@ def test_a_sits_export_of_another_objective_is_refused(
             find(str(place), sit_config)
         assert find(str(place), trained).kind == WeightsKind.backbone
     shutil.rmtree(folder / "scheduler", ignore_errors=True)  # what a config alone says
-    with pytest.raises(UserError, match=f"config.yaml says .*: give {give}$"):
-        find(str(folder), sit_config)
+    for text in (stored := (folder / "config.yaml").read_text(), before_rooms(stored)):
+        (folder / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=f"config.yaml says .*: give {give}$"):
+            find(str(folder), sit_config)
+        assert find(str(folder), trained).kind == Kind.backbone
+
+
+def before_rooms(config: str) -> str:
+    """As an earlier version exported it."""
+    return config.replace("urepa.method.objectives.", "urepa.objectives.")
 
 
 def test_how_times_were_drawn_is_nothing_to_images(

@@ -43,7 +43,7 @@ SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR2")
 WRITING = ("before_file:1", "before_file:2", "after_file:1", "after_file:3", "after_json:2", "renamed:1", "in_prune:1")
 SENDING = ("before_sending:1", "before_commit:1", "committed:1", "sent:1")
 STOPPED_SECONDS = 0.3
-OWN_TAGS = ("urepa.key", "urepa.runs.summary", "folder", "mlflow.note.content")  # a key, a file that is compared, paths
+OWN_TAGS = ("urepa.key", "urepa.summary", "folder", "mlflow.note.content")  # a key, a file that is compared, paths
 TIMES = ("seconds", "peak_memory_bytes")
 
 

@@ -95,7 +95,7 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     assert "final/samples_named_rightly" not in summary(run)["metrics"]
     in_mlflow = "select step, value from metrics where key = 'final/pixel_knn' and run_uuid = ? order by timestamp"
     assert query(copied.db, in_mlflow, run_id) == [(12, row["final/pixel_knn"]) for row in (first, second)]
-    ((facts,),) = query(copied.db, "select value from tags where key = 'urepa.runs.summary' and run_uuid = ?", run_id)
+    ((facts,),) = query(copied.db, "select value from tags where key = 'urepa.summary' and run_uuid = ?", run_id)
     assert json.loads(facts)["evaluation"] == summary(run)["evaluation"], "what a comparison goes by"
     as_if_killed_before_sending(copied.db, run)
     assert len(query(copied.db, in_mlflow, run_id)) == 1

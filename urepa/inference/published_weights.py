@@ -16,6 +16,7 @@ from urepa.core.files import read_json
 from urepa.core.hub_names import fetched, hub_file
 from urepa.runs.run_folder import parse_overrides
 from urepa.runs.stored_config import read_plain
+from urepa.runs.upgrades import upgrade
 
 LORA = "pytorch_lora_weights.safetensors"
 TRAINED_ROWS = "embedding.safetensors"  # of a U-Net whose classes were trained with it
@@ -189,8 +190,9 @@ def check_exported(file: Path, objective: dict[str, Any]) -> None:
     except UserError as error:
         raise UserError(f"{error}; it lies beside the weights: copy it again or move it away") from None
     there = stored.get("objective") if isinstance(stored, dict) else None
-    if not isinstance(there, dict) or not str(there.get("_target_")).startswith("urepa.method.objectives."):
+    if not isinstance(there, dict) or not str(there.get("_target_")).startswith("urepa."):
         return
+    there = upgrade(stored)["objective"]
     keys = ["path", *NUMBERS, "beta_schedule"] if there["_target_"] == objective["_target_"] else ["_target_"]
     differing = [
         f"objective.{k}={there.get(k)}, here {objective.get(k)}" for k in keys if there.get(k) != objective.get(k)

@@ -20,7 +20,7 @@ BATCH = 100  # parameters or tags that MLflow takes at once
 LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 8000, 250  # characters that MLflow keeps
 LARGEST = 2**63  # of a step or a time, exclusive
 
-FACTS_TAG = "urepa.runs.summary"
+FACTS_TAG = "urepa.summary"  # a stored name: it stays when modules move
 
 Say = Callable[[str], None]
 

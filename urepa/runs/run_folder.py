@@ -49,7 +49,7 @@ LONGEST_NAME = 120
 LONGEST_TITLE = 250  # characters that MLflow takes
 SHARED = ("backbone", "data", "trainer", "evaluation")  # groups whose overrides a sweep's runs mostly have in common
 LOCK_POLL = 5.0  # seconds
-# What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.runs.summary`.
+# What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.summary`.
 FACTS = (
     "step",
     "extended_from",

@@ -92,17 +92,25 @@ def stored(config: dict[str, Any]) -> dict[str, Any]:
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     """A stored config as this version composes one. UserError for one that a later version stored."""
-    number = config.get(KEY, 0)
-    if not isinstance(number, int) or not 0 <= number <= SCHEMA:
-        raise UserError(f"this config has {KEY}: {number}, which this version of urepa cannot read; use a later one")
+    number = _check(config)
     upgraded = _copy({key: value for key, value in config.items() if key != KEY})
     for step in STEPS[number:]:
         step(upgraded)
     return dict(upgraded)
 
 
+def _check(config: dict[str, Any]) -> int:
+    """The number of a stored config's form."""
+    number = config.get(KEY, 0)
+    if not isinstance(number, int) or not 0 <= number <= SCHEMA:
+        raise UserError(f"this config has {KEY}: {number}, which this version of urepa cannot read; use a later one")
+    return number
+
+
 def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
-    """The same for the parameters of an MLflow run: dotted keys, all values as text."""
+    """The same for the parameters of an MLflow run: dotted keys, all values as text. `number` is of the last version
+    that wrote there. What stood there before it stays as it was, for a parameter cannot be changed, so every step is
+    taken."""
     nested: dict[str, Any] = {KEY: number}
     for key, value in parameters.items():
         *groups, name = key.split(".")
@@ -112,7 +120,8 @@ def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
             if not isinstance(place, dict):
                 return parameters  # another program's: a key that is a value and a group at once
         place[name] = value
-    return {key: str(value) for key, value in flatten(upgrade(nested)).items()}
+    _check(nested)
+    return {key: str(value) for key, value in flatten(upgrade(nested | {KEY: 0})).items()}
 
 
 def upgrade_facts(facts: dict[str, Any]) -> dict[str, Any]:

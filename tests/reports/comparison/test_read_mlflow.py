@@ -77,7 +77,7 @@ def ship(folder: Path, config: dict[str, Any], options: dict[str, Any], uri: str
     )
     shipper.start({})
     facts = json.dumps(facts_of(json.loads((folder / "summary.json").read_text()))) if finished else "{}"
-    shipper.close("FINISHED" if finished else "KILLED", [], {"urepa.runs.summary": facts})
+    shipper.close("FINISHED" if finished else "KILLED", [], {"urepa.summary": facts})
     assert shipper.has_all() is finished
 
 

@@ -48,7 +48,7 @@ def publish(uri: str, results: Results, folder: Path) -> str:
     study = client.get_experiment(client.get_run(results.study.baseline.first.id).info.experiment_id).name
     reports = f"{study} reports"
     beside = experiment_id(client, reports, print)
-    tags = {"urepa.runs.last_table": "true", "mlflow.note.content": markdown(results)[:LONGEST_NOTE]}
+    tags = {"urepa.report": "true", "mlflow.note.content": markdown(results)[:LONGEST_NOTE]}
     run_id = client.create_run(beside, run_name="report", tags=tags).info.run_id
     client.log_artifacts(run_id, str(folder))
     client.set_terminated(run_id)
