@@ -32,7 +32,7 @@ def _git(*arguments: str, folder: Path = CHECKOUT) -> str:
     return done.stdout
 
 
-def place(below: Path) -> Path:
+def commit_folder(below: Path) -> Path:
     """Where the copy of this commit is, or will be."""
     return (below / _git("rev-parse", "HEAD").strip()[:12]).absolute()
 

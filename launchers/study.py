@@ -27,7 +27,7 @@ from urepa.cluster.slurm_job import Job
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.runs.run_folder import find_name, plain
+from urepa.runs.run_folder import find_name, to_plain
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
 NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")
@@ -70,22 +70,22 @@ def compose_run(overrides: Sequence[str], gpus: int) -> Run:
         choices = dict(whole.hydra.runtime.choices)
         with open_dict(whole):
             del whole["hydra"]
-        config = plain(whole)
+        config = to_plain(whole)
         check(config, list(overrides))
         check_trainer(config["trainer"], gpus)
         chosen = (f"data={choices['data']}", f"teacher={choices['teacher']}")
         default = _preprocess_default(chosen)
     own = flatten({key: config[key] for key in ("data", "teacher")})
-    differing = [f"{k}={_written(v)}" for k, v in own.items() if v != default[k] and k not in NOT_IN_CACHES]
+    differing = [f"{k}={_hydra_literal(v)}" for k, v in own.items() if v != default[k] and k not in NOT_IN_CACHES]
     return Run(list(overrides), config, (*chosen, *differing))
 
 
 @lru_cache
 def _preprocess_default(chosen: tuple[str, ...]) -> dict[str, Any]:
-    return flatten(plain(compose("preprocess", list(chosen))))
+    return flatten(to_plain(compose("preprocess", list(chosen))))
 
 
-def _written(value: Any) -> str:
+def _hydra_literal(value: Any) -> str:
     """A value in Hydra's grammar."""
     return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
 
@@ -128,7 +128,7 @@ def stages_of(
         raise UserError(f"stages: there is no {', '.join(unknown)}; choose of {', '.join(STAGES)}")
     stages: list[Stage] = []
     built: dict[tuple[str, str], tuple[set[str], Stage]] = {}
-    for caches, own in _by_caches(runs).items():
+    for caches, own in _group_by_caches(runs).items():
         ready = None
         if "preprocess" in wanted:
             ready = _preprocess(stages, caches, own[0].config["data"], settings["shards"], built)
@@ -152,7 +152,7 @@ def stages_of(
     return stages
 
 
-def _by_caches(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+def _group_by_caches(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
     """Runs by what they read; the largest tracks first, because smaller ones in the same place are parts of them."""
 
     def size(run: Run) -> float:

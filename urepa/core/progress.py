@@ -21,7 +21,7 @@ def bar(*arguments: Any, desc: str, unit: str, **options: Any) -> tqdm:
     """tqdm, that does not fill a log with every step, on rank 0.
 
     Args:
-        desc: what it is of; behind the name that `about` gives. unit: what is counted.
+        desc: what it is of; behind the name that `prefix_bars` gives. unit: what is counted.
     """
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     common = {"mininterval": seconds, "dynamic_ncols": True, "disable": not is_first()}
@@ -33,7 +33,7 @@ def bar(*arguments: Any, desc: str, unit: str, **options: Any) -> tqdm:
 
 
 @contextlib.contextmanager
-def about(subject: str) -> Iterator[None]:
+def prefix_bars(subject: str) -> Iterator[None]:
     """Every bar inside begins with `subject`."""
     token = _subject.set(f"{subject}: ")
     try:
@@ -53,7 +53,7 @@ def hide_loading() -> None:
         enable_progress_bars()
 
 
-def skip(bar: tqdm, items: int) -> None:
+def skip_done(bar: tqdm, items: int) -> None:
     """Items that an earlier process did: they count as done, not for the rate and the time left."""
     bar.initial += items
     bar.update(items)

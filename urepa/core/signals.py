@@ -34,7 +34,7 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = number
 
-    def asked(self) -> int:
+    def received_on_any_rank(self) -> int:
         """The signal that some rank has received (0: none), the same on every rank."""
         return self._vote.maximum(self.received)
 

@@ -125,7 +125,7 @@ class Batch:
         """The tokens of a teacher that is the only one."""
         return self.teachers.get(ALONE)
 
-    def pinned(self) -> "Batch":
+    def pin_memory(self) -> "Batch":
         """In memory from which a GPU copies by itself. Tokens lie in such memory already."""
         pin = {
             name: value.pin_memory()

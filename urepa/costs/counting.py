@@ -92,10 +92,10 @@ class LiveBytes(TorchDispatchMode):
                 self._known.add(storage)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._forget, storage.nbytes())
+                weakref.finalize(storage, self._subtract, storage.nbytes())
         return result
 
-    def _forget(self, size: int) -> None:
+    def _subtract(self, size: int) -> None:
         self.now -= size
 
 
@@ -110,7 +110,7 @@ def norm_as_on_cuda(model: nn.Module) -> None:
             module.register_forward_pre_hook(widen)
 
 
-class AtWork:
+class ActivePart:
     """Which part of a model is at work, forward and backward: that of the leaf module that was entered last.
 
     Autograd runs a graph against the order in which it was made, so the gradient that arrives at a leaf's
@@ -126,7 +126,7 @@ class AtWork:
         self._switched()
         self.part = part
 
-    def __enter__(self) -> "AtWork":
+    def __enter__(self) -> "ActivePart":
         for name, module in self._model.named_modules():
             if not list(module.children()):
                 self._handles += self._watch(module, self._part_of(name))
@@ -175,7 +175,7 @@ def count_step(model: nn.Module, part_of: Callable[[str], str], step: Callable[[
         seen = total
 
     live = LiveBytes()
-    with counter, live, AtWork(model, part_of, note) as at_work:
+    with counter, live, ActivePart(model, part_of, note) as at_work:
         with SavedBytes(model, lambda: at_work.part) as saved:
             loss = step()
         note()

@@ -16,7 +16,7 @@ from torch import Tensor
 from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens, no_rows
-from urepa.data.tracks.samples import Sample, Samples, first_drawn
+from urepa.data.tracks.samples import Sample, Samples, fixed_subset
 from urepa.evaluation.context import Context
 from urepa.method.objectives import Objective
 from urepa.method.training_step import AlignedModel
@@ -85,7 +85,7 @@ def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tens
     return Chunk(part, tapped, heads)
 
 
-def pooled(
+def pool_chunks(
     context: Context,
     samples: Sequence[Sample],
     taps: Sequence[str],
@@ -113,7 +113,7 @@ def time_label(objective: Objective, t: float) -> str:
     return f"{t:.3f}" if objective.times_of(t).is_floating_point() else f"{t:04d}"
 
 
-def mean(tokens: Tokens) -> Tensor:
+def mean_token(tokens: Tokens) -> Tensor:
     """The mean token of each sample [B,D]."""
     if tokens.mask_BN is None:
         return tokens.x_BND.float().mean(1)
@@ -121,14 +121,14 @@ def mean(tokens: Tokens) -> Tensor:
     return (tokens.x_BND.float() * weight_BN1).sum(1) / weight_BN1.sum(1)
 
 
-def of_tap(tap: str) -> Pool:
+def tap_pool(tap: str) -> Pool:
     """The mean of a tap's tokens."""
-    return lambda chunk: mean(chunk.taps[tap])
+    return lambda chunk: mean_token(chunk.taps[tap])
 
 
-def of_head(tap: str) -> Pool:
+def head_pool(tap: str) -> Pool:
     """The mean of the tokens that a tap's head gives."""
-    return lambda chunk: mean(chunk.heads[tap])
+    return lambda chunk: mean_token(chunk.heads[tap])
 
 
 def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
@@ -139,10 +139,10 @@ def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
     return Tokens(tokens_BND.float().cpu(), context.cache.grids[context.teacher])
 
 
-def pooled_teacher(context: Context, samples: Sequence[Sample]) -> np.ndarray:
+def teacher_means(context: Context, samples: Sequence[Sample]) -> np.ndarray:
     """The mean of the teacher's tokens of every sample [len(samples),D], chunk by chunk."""
     parts = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
-    return np.concatenate([mean(teacher_tokens(context, part)).numpy() for part in parts])
+    return np.concatenate([mean_token(teacher_tokens(context, part)).numpy() for part in parts])
 
 
 def require_head(context: Context, tap: str) -> None:
@@ -152,7 +152,7 @@ def require_head(context: Context, tap: str) -> None:
         raise UserError(f"this run has no head on '{tap}'; it has {there if there else 'none (loss=none)'}")
 
 
-def held_out(context: Context) -> Samples:
+def held_out_samples(context: Context) -> Samples:
     """The images that readers of features are scored on: the test split, or the validation split where none is kept."""
     splits = context.cache.splits
     return splits["test"] if "test" in splits else splits["val"]
@@ -160,7 +160,7 @@ def held_out(context: Context) -> Samples:
 
 def subset(samples: Sequence[Sample], n: int) -> list[Sample]:
     """`n` samples (all, if there are fewer) that depend on nothing but their ids."""
-    return first_drawn(samples, "probe", n)
+    return fixed_subset(samples, "probe", n)
 
 
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:

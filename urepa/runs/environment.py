@@ -20,7 +20,7 @@ PLACE = ("ACCELERATE_USE_CPU", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_LOG_LEVEL"
 NEUTRAL = ("", "0", "no", "false", "none", "off", "default")
 
 
-def take_out_settings(environment: MutableMapping[str, str] = os.environ) -> None:
+def remove_accelerate_variables(environment: MutableMapping[str, str] = os.environ) -> None:
     """Removes accelerate's settings for as long as this process lives, because some are read again at every backward
     pass and when a teacher is loaded. The first rank prints one line that names those that asked for something."""
     found = {name: environment[name] for name in sorted(environment) if name.startswith(PREFIXES) and name not in PLACE}

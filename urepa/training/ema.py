@@ -48,7 +48,7 @@ class EMA:
 
     @contextlib.contextmanager
     @torch.no_grad()
-    def applied(self) -> Iterator[None]:
+    def use_averages(self) -> Iterator[None]:
         """The model with EMA weights inside, and with its own, bit for bit, after."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:

@@ -19,9 +19,9 @@ UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what 
 
 
 @contextmanager
-def own_limit() -> Iterator[None]:
+def large_images_as_user_errors() -> Iterator[None]:
     """While an image is opened: what Pillow refuses for its size is refused as `to_rgb` refuses it."""
-    _leave_pillows_warning_out()
+    _ignore_pillow_warning()
     try:
         yield
     except DecompressionBombError:  # from 2 · PIL.Image.MAX_IMAGE_PIXELS on, which is more than ours
@@ -29,7 +29,7 @@ def own_limit() -> Iterator[None]:
 
 
 @cache
-def _leave_pillows_warning_out() -> None:
+def _ignore_pillow_warning() -> None:
     """Of images that ours takes, and once in a process: a change of the filters repeats all earlier warnings."""
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
@@ -38,7 +38,7 @@ def read(file: str | Path) -> np.ndarray:
     """An image file as `to_rgb` makes it."""
     from PIL import Image
 
-    with own_limit(), Image.open(file) as image:
+    with large_images_as_user_errors(), Image.open(file) as image:
         return to_rgb(image)
 
 

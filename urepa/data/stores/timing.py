@@ -17,7 +17,7 @@ FILE = "seconds.json"
 EVERY = 10.0  # seconds between two writes: what a build that is killed loses at most
 
 
-class Spent:
+class BuildTime:
     """The seconds of making a part of a store, over all builds that worked on it. A part that an earlier version has
     begun stays without: what it took before is not known. Made before the first record is written."""
 

@@ -20,32 +20,34 @@ def tokens_name(model: str, image_size: int, grid: Sequence[int], rule: str | No
     return f"tokens_{model}_{image_size}_{'x'.join(map(str, grid))}{suffix}"
 
 
-def no_cache(path: Path, remake: str) -> UserError:
+def no_cache_error(path: Path, remake: str) -> UserError:
     """What is raised where a list or a cache is missing; `remake` says how to make it."""
     return UserError(f"there is no cache at {path}; {remake}, or give data.root=FOLDER")
 
 
-def no_list(path: Path) -> UserError:
+def no_list_error(path: Path) -> UserError:
     """What is raised where a stage lacks the lists of a track."""
     return UserError(f"there is no {path}; run the stage `manifest` first")
 
 
-def lost_list(path: Path, remake: str) -> UserError:
+def lost_list_error(path: Path, remake: str) -> UserError:
     """What is raised where the lists that caches were made from are gone."""
     return UserError(f"there is no {path}; put it back, or {remake}")
 
 
-def unfinished(store: Path, remake: str) -> UserError:
+def unfinished_error(store: Path, remake: str) -> UserError:
     """What is raised where a store is to have digests and is not whole."""
     return UserError(f"{store} is no finished cache: {remake}, or take it in with stage=adopt")
 
 
-def remake_pixels(name: str) -> str:
+def remake_pixels_text(name: str) -> str:
     """How a small track's caches are made."""
     return f"run `python -m urepa.preprocess data={name}` with the same data overrides"
 
 
-def remake_latents(name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool) -> str:
+def remake_latents_text(
+    name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool
+) -> str:
     """The same of a LatentTrack."""
     switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
     given = "".join(f" data.{key}=true" for key, on in switches.items() if on)

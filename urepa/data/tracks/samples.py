@@ -91,15 +91,15 @@ class Samples(Sequence[Sample]):
         return cls(table, np.arange(len(table.class_ids), dtype=np.int32))
 
     @classmethod
-    def joined(cls, parts: Iterable[Sequence[Sample]]) -> "Samples":
+    def concatenate(cls, parts: Iterable[Sequence[Sample]]) -> "Samples":
         """The rows of several lists, one list after the other; none of them mirrored."""
         return cls.of_rows((s.sample_id, s.class_id, s.path, s.split) for s in chain.from_iterable(parts))
 
-    def mirrored(self) -> "Samples":
+    def as_mirrored(self) -> "Samples":
         """The same rows, every one of them mirrored."""
         return Samples(self._table, self._rows_R, mirrored=True)
 
-    def only(self, wanted: Iterable[bool]) -> "Samples":
+    def filter(self, wanted: Iterable[bool]) -> "Samples":
         """The rows for which it is true."""
         return self[np.fromiter(wanted, bool, len(self))]
 
@@ -191,7 +191,7 @@ def sample_ids(samples: Sequence[Sample]) -> Iterator[str]:
     return samples.ids() if isinstance(samples, Samples) else (s.sample_id for s in samples)
 
 
-def in_order_of_draws(samples: Sequence[Sample], purpose: str) -> np.ndarray:
+def fixed_order(samples: Sequence[Sample], purpose: str) -> np.ndarray:
     """The positions [R] of samples in an order that depends on nothing but their ids."""
     drawn_R = np.fromiter(
         (random_draws.unit_interval(purpose, i) for i in sample_ids(samples)), np.float64, len(samples)
@@ -199,9 +199,9 @@ def in_order_of_draws(samples: Sequence[Sample], purpose: str) -> np.ndarray:
     return np.argsort(drawn_R, kind="stable")
 
 
-def first_drawn(samples: Sequence[Sample], purpose: str, n: int) -> list[Sample]:
+def fixed_subset(samples: Sequence[Sample], purpose: str, n: int) -> list[Sample]:
     """The first `n` samples (all, if there are fewer) in an order that depends on nothing but their ids."""
-    return [samples[int(i)] for i in in_order_of_draws(samples, purpose)[:n]]
+    return [samples[int(i)] for i in fixed_order(samples, purpose)[:n]]
 
 
 def digest_of(samples: Sequence[Sample]) -> str:

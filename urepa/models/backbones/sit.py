@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.core.hub_names import fetched
+from urepa.core.hub_names import ensure_local
 from urepa.core.types import Condition, Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, sit_block
 from urepa.models.dense_layers import linear
@@ -255,7 +255,7 @@ class SiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def sit_unread(
+def sit_without_weights(
     weights: str,
     patch: int,
     depth: int,
@@ -293,9 +293,9 @@ def sit(
     Raises UserError where sizes do not fit each other or the file.
     """
     shapes = {"latent_shape": latent_shape, "num_classes": num_classes}
-    backbone = sit_unread(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
+    backbone = sit_without_weights(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
     if weights != "random":
         from urepa.models.backbones.sit_published import load_published
 
-        load_published(backbone, fetched(weights, "backbone.weights"))
+        load_published(backbone, ensure_local(weights, "backbone.weights"))
     return backbone

@@ -48,7 +48,7 @@ def load_published(backbone: SiT, place: Path) -> None:
     if backbone.positions != "learned":
         _check_fixed_positions(backbone, found.pop(POSITIONS, backbone.pos_embed), file)
     own = backbone.state_dict()
-    found = forward_in_time(in_one_row(found), own, file)
+    found = reverse_time(merge_decoder_blocks(found), own, file)
     odd = sorted(own.keys() ^ found.keys()) + [k for k in own.keys() & found.keys() if own[k].shape != found[k].shape]
     if odd == [CLASSES] and CLASSES in found and len(found[CLASSES]) == len(own[CLASSES]) - 1:
         rows = len(found[CLASSES])
@@ -91,7 +91,7 @@ def to_published(backbone: SiT) -> dict[str, Tensor]:
     }
 
 
-def in_one_row(found: dict[str, Tensor]) -> dict[str, Tensor]:
+def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """REPA's first checkpoints count the blocks behind the tap anew, as `decoder_blocks`."""
     before = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     named = {}
@@ -103,7 +103,7 @@ def in_one_row(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def forward_in_time(found: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+def reverse_time(found: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """SiT's own checkpoints as ours: v(x, t) = −v'(x, 1 − t), and no variances.
 
     There t = 1 is data and the velocity leads from noise to data; they are told by outputs of twice the channels. A

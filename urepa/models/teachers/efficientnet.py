@@ -67,7 +67,7 @@ class EfficientNetLite0:
         model.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
         return model.eval().requires_grad_(False)
 
-    def unread(self) -> Any:
+    def build_without_weights(self) -> Any:
         """From now on the architecture stands in for the network, without reading weights: to count."""
         from efficientnet_lite_pytorch import EfficientNet
 

@@ -151,7 +151,7 @@ def marker_of(index: int) -> str:
     return "o" if index == 0 else MARKERS[(index - 1) % len(MARKERS)]
 
 
-def shortened(label: str, longest: int = 34) -> str:
+def shorten(label: str, longest: int = 34) -> str:
     """For an axis or a legend. Arms of a sweep begin alike: what is left out stands in the middle."""
     one_line = " ".join(label.split())
     begin = (longest - 1) // 3
