@@ -66,8 +66,8 @@ def generation(s: Subject, part: dict[str, Any]) -> list[Block]:
     real = "all" if part["reference_images"] is None else number(part["reference_images"])
     return [
         f"Generated images: {generated_images(s, part['images'])}, compared with {real} training images in the "
-        f"features of {encoders}. Fréchet distance over all of them, with its standard error by a jackknife over tenths "
-        f"of {number(part['subset'])} of the images; on {number(part['subset'])} of either kind KID "
+        f"features of {encoders}. Fréchet distance over all of them, with its standard error by a jackknife over "
+        f"tenths of {number(part['subset'])} of the images; on {number(part['subset'])} of either kind KID "
         f"({part['kid_subsets']} subsets of {number(part['kid_subset_size'])}), precision and recall "
         f"({part['neighbours']} neighbours)."
     ]
