@@ -41,7 +41,8 @@ LISTS = ("arms", "seeds", "stages")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the study, and those of its runs. UserError for what a study gives them itself, and for flags."""
+    """Splits the command line into the study's own arguments and those of its runs. UserError for keys that the study
+    sets itself, and for flags."""
     if flags := [a for a in arguments if a.startswith("-")]:
         raise UserError(f"{flags[0]}: a study takes KEY=VALUE alone, and no flags; it sweeps by arms= and seeds=")
     own = [a for a in arguments if a.partition("=")[0].split(".")[0] in OWN]
@@ -53,7 +54,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _with_brackets(argument: str) -> str:
-    """`arms=a,b` as `arms=[a,b]`."""
+    """Rewrites `arms=a,b` as `arms=[a,b]`."""
     key, _, value = argument.partition("=")
     return f"{key}=[{value}]" if key in LISTS and value[:1] != "[" and value != "null" else argument
 
@@ -72,7 +73,8 @@ def show_help(own: Sequence[str]) -> None:
 def select_runs(
     settings: dict[str, Any], study: str, rest: Sequence[str], gpus: int
 ) -> tuple[list[Run], list[tuple[str, ...]] | None]:
-    """The runs of the named study, or of arms in conf/ablation; and what `urepa.compare` is given, None: all runs."""
+    """The runs of the named study, or of the arms in conf/ablation, and the arguments of each `compare` (None: one
+    comparison of all runs)."""
     table, arms, seeds = settings["study"], settings["arms"], settings["seeds"]
     if table is None:
         return runs_of(arms, seeds, rest, gpus), None

@@ -33,7 +33,7 @@ def _git(*arguments: str, folder: Path = CHECKOUT) -> str:
 
 
 def commit_folder(below: Path) -> Path:
-    """Where the copy of this commit is, or will be."""
+    """The folder of the copy of this commit, whether it exists or not."""
     return (below / _git("rev-parse", "HEAD").strip()[:12]).absolute()
 
 

@@ -60,7 +60,7 @@ class SlurmChain:
         )
 
     def _group_by_dependency(self, stage: Stage, todo: list[Job]) -> list[tuple[list[Job], str | None]]:
-        """The jobs in groups that wait for the same."""
+        """Groups the jobs by the jobs that they depend on."""
         if not todo:
             return []
         if stage.each and stage.after is not None:
@@ -133,7 +133,7 @@ def _dependency_text(stage: Stage, number: dict[int, int]) -> str:
 
 
 def _print_stage(stage: Stage, number: int, how: str, scripts: Path | None) -> None:
-    """Its first job here, all of them in a file."""
+    """Prints the first job of a stage; with `scripts`, writes all of them to a file."""
     print(f"{number}: {stage.name}, {len(stage.jobs)} {'job' if len(stage.jobs) == 1 else 'jobs'}{how}")
     lines = [[f"python -m {' '.join(command)}" for command in job.commands] for job in stage.jobs]
     print("".join(f"      {_shorten(line)}\n" for line in lines[0]), end="")

@@ -61,7 +61,7 @@ def comparisons(table: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, .
 
 
 def _compare_arguments(runs: Sequence[Run]) -> tuple[str, str, str]:
-    """These runs, their arms' names, and the order of these."""
+    """`ids=`, `names=` and `order=` of `compare` for these runs."""
     folders = {run.arm: run.folder.parent.name for run in runs}
     ids = ",".join(f"'{run.name}'" for run in runs)
     names = ",".join(f"'{arm}={folder}'" for arm, folder in folders.items())

@@ -86,7 +86,7 @@ def _preprocess_default(chosen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _hydra_literal(value: Any) -> str:
-    """A value in Hydra's grammar."""
+    """A value as Hydra's grammar writes it."""
     return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
 
 
@@ -153,7 +153,8 @@ def stages_of(
 
 
 def _group_by_caches(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
-    """Runs by what they read; the largest tracks first, because smaller ones in the same place are parts of them."""
+    """Groups runs by the caches that they read, the largest track first: smaller tracks in the same folder are parts of
+    it."""
 
     def size(run: Run) -> float:
         images = run.config["data"].get("train_images", 0)

@@ -15,7 +15,7 @@ from urepa.runs.run_folder import to_plain
 
 
 def plan_configs(runs: Sequence[Run], measured: str | None) -> dict[tuple[str, ...], dict[str, Any]]:
-    """What `urepa.plan` composes, by arm: seeds cost the same. UserError where `measured` is no measurement of the
+    """The config of `plan` for each arm; seeds cost the same. UserError if `measured` is not a measurement of the
     device."""
     arms = {arm_of(run): run for run in runs}
     parts = {arm: _compose_plan(run, measured) for arm, run in arms.items()}
@@ -38,7 +38,7 @@ def training_hours(runs: Sequence[Run], parts: dict[tuple[str, ...], dict[str, A
 
 
 def _compose_plan(run: Run, measured: str | None) -> dict[str, Any]:
-    """As `urepa.plan` has it."""
+    """Composes the config of `plan` for a run."""
     with initialize_config_dir(CONF, version_base="1.3"):
         return to_plain(compose("plan", run.overrides)) | {"measured": measured}
 

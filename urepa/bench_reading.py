@@ -65,7 +65,7 @@ def main(config: DictConfig) -> None:
 
 
 def crc32_cost(kind: str) -> dict[str, Any]:
-    """What crc32 of a record costs: the processor's time, so that other work beside it counts little."""
+    """The processor time that crc32 of a record takes; other work on the machine hardly changes it."""
     import numpy as np
 
     from urepa.data.stores.lmdb_store import encode
@@ -83,7 +83,7 @@ def crc32_cost(kind: str) -> dict[str, Any]:
 
 
 def reading_rates(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rates of the readers over one store; each round reads every record once, in a new order."""
+    """Measures the readers over one store; each round reads every record once, in a new order."""
     import numpy as np
 
     from urepa.data.stores.lmdb_store import write_store

@@ -71,8 +71,8 @@ def _read_arguments(root: str) -> None:
 
 @contextlib.contextmanager
 def _remove_records_on_error() -> Iterator[None]:
-    """A sweep's record and its copy of conf/ are written before its first run. Where that is refused they go again; not
-    where a run or a job has begun."""
+    """Removes the records that a sweep writes before its first run (multirun.yaml, the copy of conf/) if it is refused;
+    keeps them if a run or a job has started."""
     new = [record for record in SWEEP_RECORDS if not record.exists()]
     copies = missing_folders(CONF_COPIES)
     try:

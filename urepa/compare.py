@@ -89,7 +89,7 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
 
 
 def load_grids(store: str | None, study: Any) -> tuple[Any, list[str]]:
-    """The arms' grids of samples, from folders or artifacts, and a sentence if they are out of reach."""
+    """The arms' grids of samples, from folders or artifacts, and a sentence if they cannot be reached."""
     from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 
     if store is None:
@@ -102,7 +102,7 @@ def load_grids(store: str | None, study: Any) -> tuple[Any, list[str]]:
 
 
 def started_runs(runs: list[Any]) -> list[Any]:
-    """The runs that have logged a step, as far as can be read; UserError if none has."""
+    """The runs that have logged a step, as far as they can be read; UserError if there are none."""
     found = [run for run in runs if run.curves or run.damage]
     if not found:
         raise UserError(f"none of the {len(runs)} runs has logged a step yet: {runs[0].name}")
@@ -110,7 +110,7 @@ def started_runs(runs: list[Any]) -> list[Any]:
 
 
 def empty_runs_note(runs: list[Any]) -> list[str]:
-    """One sentence on what is no run yet: a command that was refused leaves its config behind."""
+    """One sentence on folders with a config but no logged step, as a refused command leaves them."""
     empty = [run.name for run in runs if not run.curves and not run.damage]
     if not empty:
         return []
@@ -118,7 +118,7 @@ def empty_runs_note(runs: list[Any]) -> list[str]:
 
 
 def other_folders_note(folders: list[Path]) -> list[str]:
-    """One sentence on what lies among the runs and is none."""
+    """One sentence on folders whose config.yaml is not a run's."""
     from urepa.reports.comparison.read_runs import printable_path
 
     names = [printable_path(str(folder)) for folder in folders]
@@ -126,7 +126,7 @@ def other_folders_note(folders: list[Path]) -> list[str]:
 
 
 def _count_and_names(names: list[str]) -> str:
-    """How many, and the first of them."""
+    """How many names there are, and the first of them."""
     return f"{len(names)} ({', '.join(names[:NAMED_AT_MOST])}{', ...' if len(names) > NAMED_AT_MOST else ''})"
 
 
@@ -156,7 +156,7 @@ def notices(results: Any) -> list[str]:
 
 
 def mixed_code_note(runs: list[Any]) -> list[str]:
-    """One sentence on evaluations that one version of the code did for some runs and another for others."""
+    """One sentence on evaluations that were not made with the same version of the code for all runs."""
     by: dict[str, set[str]] = {}
     for run in runs:
         done = run.facts.get("evaluated_by", dict.fromkeys(run.facts.get("evaluation", {}), run.code[-1].version))
@@ -193,7 +193,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
 
 
 def remove_old_figures(folder: Path, names: set[str]) -> None:
-    """Removes the figures of an earlier report that this one has not; what else lies there is not ours."""
+    """Removes the figures of an earlier report that this one does not have. Other files stay."""
     index = folder / "index.html"
     before = re.findall(r'<figure id="figure-([a-z0-9_]+)"', index.read_text()) if index.is_file() else []
     for name in set(before) - names:

@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
 
 
 def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
-    """The finished run's own config, with what is asked for. UserError where it cannot be evaluated."""
+    """The finished run's config with the requested evaluation. UserError if it cannot be evaluated."""
     if asked["run"] is None:
         raise UserError("say which run: python -m urepa.evaluate run=outputs/NAME/seed0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

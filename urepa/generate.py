@@ -34,7 +34,7 @@ ONE_OF_TWO = "python -m urepa.generate run=outputs/NAME/seed0, or checkpoint=FIL
 
 @hydra.main(config_path=CONF, config_name="generate", version_base="1.3")
 def generate_from_run(config: DictConfig) -> None:
-    """One set of images. What can be said about it without torch is said first."""
+    """Generates images of a run. All checks that need no torch come first."""
     with one_line_mistakes():
         asked = check_run_request(to_plain(config))
         from urepa.inference.image_request import generate
@@ -44,7 +44,7 @@ def generate_from_run(config: DictConfig) -> None:
 
 @hydra.main(config_path=CONF, config_name="generate_checkpoint", version_base="1.3")
 def generate_from_checkpoint(config: DictConfig) -> None:
-    """The same of published weights, and what is composed beside them."""
+    """Generates images of published weights with the composed config."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task)
@@ -56,7 +56,7 @@ def generate_from_checkpoint(config: DictConfig) -> None:
 
 
 def config_root(arguments: list[str]) -> str:
-    """The root of conf/ that a command composes: a run has its own config, published weights have none."""
+    """The root config of conf/: runs have a stored config, published weights need a composed one."""
     given = {a.partition("=")[0] for a in arguments if a != "checkpoint=null"}
     return "generate_checkpoint" if "checkpoint" in given else "generate"
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def check_run_request(asked: dict[str, Any]) -> dict[str, Any]:
-    """The request with its classes spelled out, in order; a UserError where the run cannot answer it."""
+    """The request with its classes resolved, in order; UserError if the run cannot fulfil it."""
     if asked["run"] is None:
         raise UserError(f"say which run or checkpoint: {ONE_OF_TWO}")
     check_request(asked)
@@ -85,7 +85,7 @@ def check_run_request(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_checkpoint_request(composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The same of published weights: the request, and as `config` what the weights are of."""
+    """The same for published weights; `config` holds what describes the weights."""
     given = parse_overrides(overrides)
     asked = {key: composed[key] for key in REQUEST}
     if asked["run"] is not None:
@@ -124,8 +124,8 @@ def check_request(asked: dict[str, Any]) -> None:
 
 
 def resolve_classes(asked: dict[str, Any], config: dict[str, Any], whose: str, kept: list[str]) -> dict[str, Any]:
-    """The request with the ids of its classes, and as `class_names` the names of all, `kept` where no others are; a
-    UserError where a model of this config cannot answer it."""
+    """The request with the ids of its classes, and all class names as `class_names` (`kept` if the config has none).
+    UserError if a model of this config cannot fulfil it."""
     timesteps, count = config["objective"].get("timesteps"), config["data"]["num_classes"]
     if timesteps is not None and asked["steps"] > timesteps:
         raise UserError(f"steps={asked['steps']}: {whose} has {timesteps} timesteps; give as many or fewer")

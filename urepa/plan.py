@@ -117,7 +117,7 @@ def line(planned: "Plan", overrides: list[str]) -> str:
 
 
 def run_overrides(overrides: list[str]) -> list[str]:
-    """What `train` would take of them."""
+    """The overrides that `train` accepts."""
     return [o for o in overrides if next(iter(parse_overrides([o]))).split(".")[0] not in OWN_KEYS]
 
 
@@ -208,7 +208,7 @@ def time(planned: "Plan") -> str:
 
 
 def measured_table(planned: "Plan") -> str:
-    """What `urepa.bench` measured beside what is predicted; ratios only where it is the same step."""
+    """The values measured by `bench` next to the predicted ones; ratios only for the same step."""
     rows = [
         f"{'measured':<24}{'batch':>7}{'step s':>10}{'of floor':>10}{'TFLOP/s':>10}"
         f"{'peak GiB':>10}{'of plan':>9}{'saved MiB a sample':>20}{'of plan':>9}"
@@ -227,7 +227,7 @@ def measured_table(planned: "Plan") -> str:
 
 
 def bench_name(row: dict[str, Any]) -> str:
-    """Of which bench it is, where the file has several."""
+    """The name of the row's bench, if the file has several."""
     return f"   {row['run']}" if "run" in row else ""
 
 

@@ -65,7 +65,7 @@ def main(config: DictConfig) -> None:
 
 
 def required_files(parts: dict[str, Any]) -> dict[str, list[str]]:
-    """Hub names in the config, with the files that are read from each."""
+    """The hub repositories in the config, with the files that are read from each."""
     names: dict[str, list[str]] = {}
     for (group, key), patterns in NEEDS.items():
         name = parts[group].get(key)

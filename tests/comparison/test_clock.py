@@ -311,7 +311,7 @@ def test_two_metrics_by_step_and_by_the_clock_at_a_glance(add: Add, results: Sum
     np.testing.assert_allclose(arm.x_P, [of(step, 32.0) for step in (200, 400, 600)])
     np.testing.assert_allclose([arm.low_P, arm.mean_P, arm.high_P], [[200, 80, 70], [200, 90, 80], [200, 100, 90]])
     assert by_step.reached == pytest.approx(np.mean(200 + 200 * 100 / np.array([100.0, 110.0, 120.0])))
-    assert by_clock.said == "6.4 of 8.0 (80 %)"
+    assert by_clock.caption == "6.4 of 8.0 (80 %)"
     drawn = draw(panel)
     assert drawn.png.startswith(b"\x89PNG")
     assert "figure class" not in drawn.svg

@@ -97,7 +97,7 @@ def without_arm(overrides: list[str]) -> dict[str, Any]:
 
 @lru_cache
 def _compose_cached(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Once for all arms of a study. Not to be changed."""
+    """Composes a run once for all arms of a study. The result must not be modified."""
     if GlobalHydra.instance().is_initialized():  # inside a door
         return to_plain(compose("train", list(overrides)))
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -39,8 +39,8 @@ from urepa.runs.summary import FILE as SUMMARY
 
 
 def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
-    """UserError where a run that begins in this folder lacks what it reads. One that goes on, or is finished, is asked
-    nothing here: it may have left its images, its caches or its warm start behind."""
+    """UserError if a run that starts in this folder lacks an input. Not checked for a run that resumes or is finished:
+    its images, caches or warm start may be gone."""
     if config["resume"] is not None or steps(folder / "checkpoints") or (folder / SUMMARY).exists():
         return
     source = config["warm_start"]
@@ -59,7 +59,7 @@ def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
 
 
 def check_plan_inputs(config: dict[str, Any]) -> None:
-    """UserError where the images of a run that is planned cannot be counted, or are too few for a batch."""
+    """UserError if the images of a planned run cannot be counted, or are too few for a batch."""
     data = config["data"]
     if _is_small(data) or not all(path.exists() for path in _lists(data)):
         check_batch_size(config["trainer"]["batch_size"], _split_sizes(data)["train"])
@@ -160,7 +160,7 @@ def check_classes(data: dict[str, Any]) -> None:
 
 
 def check_image_count(data: dict[str, Any], batch_size: int) -> None:
-    """UserError where not one batch is full, of a track whose number of images the config says."""
+    """UserError if the images do not fill one batch; for tracks whose config states the number of images."""
     if _is_small(data) and (data["limit"] is not None or data["source"] == "digits"):
         check_batch_size(batch_size, _split_sizes(data)["train"])
 
@@ -170,7 +170,7 @@ def _held_out_sizes(data: dict[str, Any]) -> dict[str, int]:
 
 
 def _split_sizes(data: dict[str, Any]) -> dict[str, int]:
-    """Samples of each split, of caches that may not be there yet."""
+    """The number of samples of each split, also if the caches do not exist yet."""
     if _is_small(data):
         return expected_samples(
             data["limit"], _held_out_sizes(data), partial(_count_source_images, data["source"], data["images"])
@@ -201,7 +201,7 @@ def check_large_track(data: dict[str, Any]) -> None:
 
 
 def _latents_folders(data: dict[str, Any]) -> list[Path]:
-    """Where the latents lie, if they are kept."""
+    """The folder of the latents; empty if they are computed online."""
     return [] if data["online_latents"] else [Path(data["root"]) / data["latents"]]
 
 

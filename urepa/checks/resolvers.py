@@ -77,7 +77,7 @@ def class_folders(*, _parent_: DictConfig) -> int:
 
 
 def help_template(*, _root_: DictConfig) -> str:
-    """Hydra's template of --help: what the command shows, with the dollars that a template escapes."""
+    """Hydra's template of --help with the command's help text; dollar signs are escaped."""
     return help_text(str(OmegaConf.select(_root_, "hydra.job.config_name")), _root_).replace("$", "$$")
 
 
@@ -92,7 +92,7 @@ def _scratch() -> TemporaryDirectory[str]:
 
 
 def _run_config(root: DictConfig) -> DictConfig:
-    """The config that is composed, or that of the run which it asks about."""
+    """The composed config or, for a command with `run=`, the config of that run."""
     if "objective" in root:
         return root
     if root.run is None:
@@ -103,5 +103,5 @@ def _run_config(root: DictConfig) -> DictConfig:
 
 @lru_cache(maxsize=1)
 def _stored_config(run: str, age: int | None) -> DictConfig:
-    """Read once for all that an evaluation asks of it."""
+    """The stored config of a run, read once for all resolvers."""
     return OmegaConf.create(require_config(Path(run)))

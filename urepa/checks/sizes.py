@@ -44,7 +44,7 @@ def check_teacher(teacher: dict[str, Any]) -> None:
 
 
 def single_teachers(teacher: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of several teachers, or of the one."""
+    """The settings of each teacher: of several, or of the only one."""
     return list(teacher["teachers"].values()) if "teachers" in teacher else [teacher]
 
 

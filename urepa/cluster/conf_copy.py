@@ -25,7 +25,7 @@ FLAG = "--config-path"  # Hydra's
 
 
 def with_conf_copy(main: Callable[[], None]) -> Callable[[], None]:
-    """A Hydra main, where a sweep is composed from a copy of conf/, and of the folder that --config-dir adds."""
+    """Wraps a Hydra main so that a sweep is composed from a copy of conf/ and of the folder given by --config-dir."""
 
     @functools.wraps(main)
     def command() -> None:
@@ -37,8 +37,8 @@ def with_conf_copy(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _config_folders(arguments: Sequence[str]) -> list[Path]:
-    """Where this command's configs are looked for, the first first. Hydra takes a relative path of the first as one
-    from the command's own file."""
+    """The folders in which the command's configs are searched, in order of priority. Hydra resolves a relative first
+    path from the command's own file."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-path", "-cp", default=CONF)
     parser.add_argument("--config-dir", "-cd")
@@ -48,8 +48,8 @@ def _config_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def copy_configs(folders: Sequence[Path]) -> Path:
-    """A folder with the configs of all of them; of two with the same name the first one's. It is there whole, or made
-    anew."""
+    """Copies the configs of all folders into one, atomically; of two files with the same name the first folder's is
+    taken."""
     files = {name: content for folder in reversed(folders) for name, content in _read_configs(folder).items()}
     if not files:
         return folders[0]  # Hydra says what is wrong with it
@@ -77,6 +77,6 @@ def copy_configs(folders: Sequence[Path]) -> Path:
 
 
 def _read_configs(folder: Path) -> dict[str, bytes]:
-    """The YAML files of a folder, by their names below it."""
+    """The YAML files of a folder, by relative path."""
     every = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in every if file.suffix == ".yaml"}

@@ -52,8 +52,8 @@ class Local:
     folder: str = MISSING  # of logs
 
 
-class DoorLauncher(Launcher):
-    """What both have in common: a command per run, and all are waited for."""
+class JobLauncher(Launcher):
+    """Base of both launchers: one command per run; waits for all of them."""
 
     __module__ = PLUGINS
 
@@ -101,7 +101,7 @@ class DoorLauncher(Launcher):
 
 
 @dataclass
-class SlurmLauncher(DoorLauncher, Slurm):
+class SlurmLauncher(JobLauncher, Slurm):
     """Submits the runs as one array."""
 
     __module__ = PLUGINS
@@ -125,7 +125,7 @@ class SlurmLauncher(DoorLauncher, Slurm):
 
 
 @dataclass
-class LocalLauncher(DoorLauncher, Local):
+class LocalLauncher(JobLauncher, Local):
     """Runs them on this machine, a few at a time."""
 
     __module__ = PLUGINS

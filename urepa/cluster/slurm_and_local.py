@@ -54,7 +54,7 @@ class Outcome:
 
 
 def print_outcome(outcome: Outcome) -> bool:
-    """Says how a run ended. Did it finish?"""
+    """Prints how a run ended; True if it finished."""
     name = outcome.entry.job.name
     if outcome.error is None:
         log = Path(outcome.entry.log)
@@ -105,7 +105,7 @@ class SlurmQueue:
         return entries
 
     def find_queued(self, jobs: Sequence[Job]) -> list[Entry]:
-        """Submissions of exactly these jobs that SLURM still has, from an earlier start."""
+        """The submissions of exactly these jobs that are still in SLURM's queue, from an earlier call."""
         last = {entry.job.commands: entry for entry in Book(self.folder).entries()}
         known = [last[job.commands] for job in jobs if job.commands in last]
         if not known or shutil.which("squeue") is None:
@@ -247,7 +247,7 @@ class LocalQueue:
                     process.terminate()
 
     def _find_running(self, entry: Entry) -> Entry | None:
-        """The same job, where another launcher has begun it and its process still runs."""
+        """The entry of the same job if another launcher started it and its process still runs."""
         others = (e for e in Book(self.folder).read()[0] if e.id != entry.id and e.job.identity == entry.job.identity)
         return next((e for e in others if e.is_running()), None)
 
@@ -287,7 +287,7 @@ class LocalQueue:
             time.sleep(POLL_SECONDS)
 
     def _run_with_retries(self, entry: Entry, gpu: str | None, log: BinaryIO) -> str | None:
-        """None, or why it did not come to its end: tried again while it gets on."""
+        """Runs a job and repeats it as long as it makes progress. Returns None, or why it did not finish."""
         begun, step = 0, -1
         while True:
             before = entry.job.step()
@@ -329,7 +329,7 @@ def _all_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does: in order."""
+    """Inside, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

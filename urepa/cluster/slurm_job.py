@@ -45,7 +45,7 @@ class Job:
 
     @property
     def identity(self) -> str | tuple[tuple[str, ...], ...]:
-        """The same for two jobs that do the same work: the run's folder, or the commands."""
+        """Equal for two jobs that do the same work: the run's folder, or the commands."""
         return self.commands if self.run is None else self.run
 
     def step(self) -> int:
@@ -111,7 +111,7 @@ class Attempts:
         return None
 
     def record_failure(self, reason: str) -> None:
-        """What went wrong in the attempt that has begun."""
+        """Records why the current attempt failed."""
         write_whole(self.file, json.dumps(read_json(self.file) | {"reason": reason}))
 
     def end(self) -> None:

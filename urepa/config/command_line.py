@@ -75,7 +75,7 @@ def _quote_value(value: str, quote: Quote = Quote.single) -> str:
 
 
 def _parse_override(argument: str) -> Override | None:
-    """None where Hydra cannot read it."""
+    """The parsed override; None if Hydra cannot parse it."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -83,7 +83,7 @@ def _parse_override(argument: str) -> Override | None:
 
 
 def is_sweep(arguments: list[str]) -> bool:
-    """Is Hydra asked for several runs?"""
+    """True if the arguments ask Hydra for several runs."""
     return not {"-m", "--multirun"}.isdisjoint(arguments)
 
 
@@ -118,7 +118,7 @@ def check_flags(arguments: list[str]) -> None:
 
 
 def _check_override(argument: str) -> Override:
-    """The argument as Hydra reads it. UserError where it cannot, with the quotes that make it readable."""
+    """The parsed override. UserError if Hydra cannot parse it, with quotes that make it valid."""
     key, equals, value = argument.partition("=")
     if not equals and not argument.startswith("~"):
         raise UserError(f"'{argument}' is no KEY=VALUE; write KEY=VALUE, without spaces around the equals sign")
@@ -192,7 +192,7 @@ def options_of(group: str) -> list[str]:
 
 
 def unknown_option_message(group: str, name: str, options: Sequence[str]) -> str:
-    """The sentence about a name that a group has not."""
+    """The error message for an option that a group does not have."""
     shown = ", ".join(options[:SHOWN]) + (f" and {len(options) - SHOWN} more" if len(options) > SHOWN else "")
     return f"{group} has no option '{name}'; choose one of: {shown}{_did_you_mean_key(name, options)}"
 
@@ -212,7 +212,7 @@ def check_globs(arguments: list[str]) -> None:
 
 
 def unmatched_pattern_message(group: str, pattern: str, options: list[str]) -> str:
-    """The sentence about a pattern that matches none of a group's options."""
+    """The error message for a pattern that matches no option of a group."""
     few = SHOWN // 2
     shown = ", ".join(options[:few]) + (", ..." if len(options) > few else "")
     return f"{pattern} matches no option of {group}; there are: {shown}{did_you_mean(pattern.strip('*'), options)}"
@@ -257,7 +257,7 @@ def _is_free(node: DictConfig) -> bool:
 
 
 def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
-    """One line that names the key and what would be right."""
+    """One line that names the wrong key and a valid alternative."""
     cause = error.__cause__
     text = f"{error}\n{'' if cause is None else cause}"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
@@ -296,7 +296,7 @@ def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
 
 
 def unknown_key_message(key: str, config: DictConfig) -> str:
-    """The sentence about a key that a config has not."""
+    """The error message for a key that the config does not have."""
     return _unknown_key_message(key, _keys_of(config))
 
 
@@ -316,7 +316,7 @@ def _unknown_key_message(key: str, known: list[str]) -> str:
 
 
 def _full_key(key: str, arguments: list[str]) -> str:
-    """The whole key of an argument, of which OmegaConf names the first part that there is not."""
+    """The whole key as typed; OmegaConf reports only its first unknown part."""
     typed = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
     return next((name for name in typed if name == key or name.startswith(f"{key}.")), key)
 

@@ -80,7 +80,7 @@ def help_text(root: str, config: DictConfig) -> str:
 
 
 def command_lines(command: Command, arguments: str, width: int) -> list[str]:
-    """A command line, continued as a shell wants it."""
+    """A command wrapped to `width` with a shell's line continuations."""
     lines = textwrap.wrap(
         f"python -m {command.module} {arguments}",
         width - 2,
@@ -125,7 +125,7 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[Row]],
 
 
 def _inherited_keys(schema: type) -> set[str]:
-    """The keys that a command has from `train` as they are."""
+    """The keys that a command inherits unchanged from `train`."""
     if schema is Train or not issubclass(schema, Train):
         return set()
     of_train = {one.name: one.metadata for one in fields(Train)}
@@ -157,7 +157,7 @@ def _meaning(key: Key) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as one writes it on the command line; of a long list its first entry and how many there are."""
+    """A value as it is written on the command line; of a long list the first entry and the length."""
     if value is None:
         return "null"
     if isinstance(value, bool):

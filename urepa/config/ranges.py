@@ -163,7 +163,7 @@ def _range_of(key: str) -> tuple[float, float]:
 
 
 def _range_text(low: float, high: float, number: float) -> str:
-    """What to give instead of a number."""
+    """The allowed numbers, for an error message."""
     if low == -LARGEST:
         return "a finite number"
     least = "more than 0" if low == TINY else f"{low:g} or more"

@@ -12,8 +12,8 @@ from urepa.core.errors import UserError
 
 
 def expand_run_globs(arguments: list[str], root: str, sweeps: bool) -> list[str]:
-    """With `run=glob(PATTERN)` as `run='FOLDER','FOLDER',...`, which Hydra sweeps over; its own glob is of a group's
-    options.
+    """Replaces `run=glob(PATTERN)` by `run='FOLDER','FOLDER',...`, which Hydra sweeps over; Hydra's own glob matches
+    options of a group.
 
     Args:
         root: of conf/; only where its command takes a run.
@@ -44,10 +44,10 @@ def matching_runs(pattern: str) -> list[str]:
 
 
 def _natural_sort_key(name: str) -> list[str | int]:
-    """Texts and numbers in turn."""
+    """Splits a name into text and numbers, so that seed2 sorts before seed10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _quote(value: str) -> str:
-    """A string in Hydra's grammar, whatever is in it."""
+    """Quotes any string for Hydra's grammar."""
     return "'" + value.replace("'", "\\'") + "'"

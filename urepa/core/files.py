@@ -85,7 +85,7 @@ def check_folder(key: str, path: Path) -> None:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """A folder and those above it, as far as they are not there yet."""
+    """A folder and its parents, as far as they do not exist."""
     return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
@@ -111,8 +111,8 @@ def _check_writable(key: str, path: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """The folder is there, and of the processes that ask this one alone works in it. One that another has removed while
-    this one waited is made again."""
+    """Creates the folder and holds an exclusive lock on it. If another process removed the folder meanwhile, it is
+    created again."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as lock:
@@ -131,8 +131,8 @@ def _is_same_file(handle: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def raise_full_disk_as_oserror(place: Path) -> Iterator[None]:
-    """What libraries raise of their own where a disk is full (LMDB, safetensors) as the system's error, which names the
-    place."""
+    """Converts what libraries (LMDB, safetensors) raise when a disk is full into an OSError with ENOSPC that names the
+    path."""
     full = os.strerror(errno.ENOSPC)
     try:
         yield

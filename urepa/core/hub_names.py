@@ -44,8 +44,8 @@ def hub_file(name: str) -> HubFile | None:
 
 
 def ensure_local(name: str, key: str) -> Path:
-    """Where `key=name` lies on this disk: as it is, or in the hub's cache after a download. UserError where there is
-    no such thing."""
+    """The local path of `key=name`; a file on the hub is downloaded into the hub's cache. UserError if there is no such
+    file."""
     there = hub_file(name)
     if there is None:
         if not Path(name).exists():
@@ -63,9 +63,9 @@ def ensure_local(name: str, key: str) -> Path:
 
 
 def download_failure(error: BaseException, name: str, place: str = "", elsewhere: str = PREFETCH) -> str:
-    """Why a repository could not be had, and what to do, as half a sentence. `place` is "datasets/" for data sets,
-    `elsewhere` what to do where there is internet. The hub's own libraries wrap each other's errors; the one that says
-    why is somewhere in the chain."""
+    """Why a download failed and what to do, as half a sentence. `place` is "datasets/" for data sets, `elsewhere` what
+    to do on a machine with internet. The hub's libraries wrap each other's errors; the one with the reason is somewhere
+    in the chain."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -55,7 +55,7 @@ def append(path: Path, values: Iterable[dict[str, Any]]) -> None:
 
 
 def truncate_at(path: Path, end: int) -> None:
-    """Shortens the file to the lines up to the offset `end`, which is some line's. Their bytes stay as they are."""
+    """Truncates the file at the offset `end`, which must be the end of a line. The lines before are unchanged."""
     if not path.exists():
         return
     with open(path, "r+b") as file:

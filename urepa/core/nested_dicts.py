@@ -18,7 +18,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def move_paths(config: Any, old: str, new: str) -> Any:
-    """The config with every path below the folder `old` below `new` instead."""
+    """The config with every path below the folder `old` moved below `new`."""
     if isinstance(config, dict):
         return {key: move_paths(value, old, new) for key, value in config.items()}
     below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
@@ -26,6 +26,6 @@ def move_paths(config: Any, old: str, new: str) -> Any:
 
 
 def replace_value(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The config with the value of one dotted key changed."""
+    """The config with the value of one dotted key replaced."""
     group, _, rest = key.partition(".")
     return config | {group: replace_value(config[group], rest, value) if rest else value}

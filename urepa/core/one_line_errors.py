@@ -39,7 +39,7 @@ RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # 
 
 
 class ReportedError(SystemExit):
-    """The end of a task whose mistake was said. A sweep may go on with the next."""
+    """Ends a task whose error was already printed. A sweep may continue with the next task."""
 
     def __init__(self, text: str, code: int = 1) -> None:
         super().__init__(code)
@@ -83,7 +83,7 @@ def _report_and_exit(text: str, code: int = 1) -> NoReturn:
 
 
 def system_error_text(error: OSError) -> str:
-    """What the system refused, of which path, and what to do."""
+    """Which operation on which path the system refused, and what to do."""
     paths = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     place = f"{paths}: " if paths else ""
     assert error.errno is not None
@@ -91,9 +91,9 @@ def system_error_text(error: OSError) -> str:
 
 
 def print_error(text: str) -> None:
-    """To stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops them all as soon as one has ended, so
-    the others leave that to the first, which speaks. Where they still live after a while, the mistake may be this
-    rank's alone, and it says it."""
+    """Prints an error to stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops all ranks when one
+    ends, so the other ranks wait for rank 0 to print it. If they still run after the wait, the error may be this rank's
+    alone, and it prints it."""
     if not ranks.is_first():
         time.sleep(OTHER_RANKS_WAIT_S)
     sys.stdout.flush()

@@ -34,7 +34,7 @@ def bar(*arguments: Any, desc: str, unit: str, **options: Any) -> tqdm:
 
 @contextlib.contextmanager
 def prefix_bars(subject: str) -> Iterator[None]:
-    """Every bar inside begins with `subject`."""
+    """Inside, the text of every bar begins with `subject`."""
     token = _subject.set(f"{subject}: ")
     try:
         yield
@@ -54,6 +54,6 @@ def hide_loading() -> None:
 
 
 def skip_done(bar: tqdm, items: int) -> None:
-    """Items that an earlier process did: they count as done, not for the rate and the time left."""
+    """Counts items that an earlier process finished: as done, but not in the rate and the remaining time."""
     bar.initial += items
     bar.update(items)

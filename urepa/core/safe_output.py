@@ -20,8 +20,8 @@ DEFAULT_FORMAT = warnings.formatwarning
 
 
 class SafeStream(io.FileIO):
-    """A file descriptor to write to. What cannot be written is dropped; stderr says so once, unless the reader of a
-    pipe is gone, which has seen what it wanted (`| head`)."""
+    """A writable stream over a file descriptor that never raises. What cannot be written is dropped; stderr gets one
+    warning, unless the reader closed the pipe (`| head`)."""
 
     warned = False
 
@@ -46,8 +46,8 @@ class SafeStream(io.FileIO):
 
 
 def make_output_safe() -> None:
-    """Puts streams that never fail in the place of this process's own stdout and stderr. Once per process; streams
-    that someone else has put there stay."""
+    """Replaces this process's stdout and stderr by streams that never raise. Once per process; streams that other code
+    has put there stay."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # closed (`>&-`): the next file that is opened would get its number, and what is printed
@@ -76,7 +76,7 @@ def warn_in_one_line() -> None:
 
 
 def _open_devnull(number: int) -> None:
-    """Opens a closed descriptor on nothing."""
+    """Opens a closed descriptor on /dev/null."""
     try:
         os.fstat(number)
     except OSError:

@@ -126,7 +126,7 @@ class Batch:
         return self.teachers.get(ALONE)
 
     def pin_memory(self) -> "Batch":
-        """In memory from which a GPU copies by itself. Tokens lie in such memory already."""
+        """The batch in pinned memory. Tokens are in pinned memory already."""
         pin = {
             name: value.pin_memory()
             for name in ("x0", "noise", "t_B", "rows_R")

@@ -28,7 +28,7 @@ def read_measured(file: Path, device: str) -> list[dict[str, Any]]:
 
 
 def _named_rows(name: str, bench: Any) -> list[Any]:
-    """The rows of one bench among several, each with the bench's name. One that was not measured has none."""
+    """The rows of one bench among several, each with the bench's name; none for a bench that was not measured."""
     rows = bench.get("rows", []) if isinstance(bench, dict) else []
     listed = rows if isinstance(rows, list) else [rows]
     return [row | {"run": name} if isinstance(row, dict) else row for row in listed]

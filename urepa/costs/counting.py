@@ -111,7 +111,7 @@ def norm_as_on_cuda(model: nn.Module) -> None:
 
 
 class ActivePart:
-    """Which part of a model is at work, forward and backward: that of the leaf module that was entered last.
+    """Tracks which part of a model computes, forward and backward: that of the leaf module that was entered last.
 
     Autograd runs a graph against the order in which it was made, so the gradient that arrives at a leaf's
     output says that the leaf's part goes backward from here on.
@@ -135,14 +135,14 @@ class ActivePart:
         return self
 
     def _watch(self, leaf: nn.Module, part: str) -> list[Any]:
-        def entered(module: nn.Module, inputs: Any) -> None:
+        def on_enter(module: nn.Module, inputs: Any) -> None:
             self._switch(part)
 
-        def left(module: nn.Module, inputs: Any, output: Any) -> None:
+        def on_exit(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.requires_grad:
                 output.register_hook(lambda grad: self._switch(part))
 
-        return [leaf.register_forward_pre_hook(entered), leaf.register_forward_hook(left)]
+        return [leaf.register_forward_pre_hook(on_enter), leaf.register_forward_hook(on_exit)]
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:

@@ -169,7 +169,7 @@ class Plan:
         )
 
     def is_same_step(self, row: dict[str, Any]) -> bool:
-        """Was this row measured over such a step: as many samples, as many FLOPs, the same switches?"""
+        """True if this row was measured on the same step: as many samples, as many FLOPs, the same switches."""
         counted = row["tflops_per_s"] * 1e12 * row["step_s"]
         alike = abs(counted / self.flops_per_step - 1) < SAME_FLOPS_WITHIN
         own = {key: getattr(self.settings, key) for key in SWITCHES}
@@ -221,7 +221,7 @@ def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -
 
 
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
-    """Arms and seeds that differ in nothing that costs are counted once."""
+    """Counts a config once for all arms and seeds with the same costs."""
     costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
     key = json.dumps([kind, costly])
     if key not in _COUNTED:
@@ -249,11 +249,11 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
     mode = on_fake_cpu(model)
 
-    def prepared(*inputs: Any) -> Any:  # by accelerate
+    def prepared_model(*inputs: Any) -> Any:  # by accelerate
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             return model(*inputs)
 
-    run: Any = prepared
+    run: Any = prepared_model
 
     def step() -> Tensor:
         batch = example(track, teacher, objective, micro_batch, loss.diffusion_fraction)
@@ -338,7 +338,7 @@ def example(track: Any, teacher: Any | None, objective: Objective, size: int, di
 
 @dataclass(frozen=True)
 class OnlineCost:
-    """What an image costs a network that is asked while training, and what the network itself takes."""
+    """The cost per image of a network that runs during training, and the size of the network."""
 
     flops: int
     parameters: int
@@ -352,7 +352,7 @@ class OnlineCost:
 
 
 def _online_costs(track: Any, teacher: Any | None, kind: str) -> dict[str, OnlineCost]:
-    """The networks that make their part of every batch instead of a cache."""
+    """The costs of networks that run during training instead of reading a cache."""
     asked: dict[str, OnlineCost] = {}
     size = track.image_size
     with torch.device("meta"):

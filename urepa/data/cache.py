@@ -175,8 +175,8 @@ def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str,
 
 
 def _earlier_defaults(teacher: dict[str, Any]) -> dict[str, Any]:
-    """What manifests of before do not say: no mirror images, and DINOv2's positions, off its own 518 px, as the
-    transformers library resamples them. What nobody knows of an adopted store stays unknown."""
+    """Values for manifests of earlier versions: no mirror images, and DINOv2's positions, at sizes other than 518 px,
+    resampled as in the transformers library. Unknown values of an adopted store stay unknown."""
     family, size = teacher.get("family"), teacher.get("image_size")
     if family == UNKNOWN:
         return {"flip": "none", "teacher.positions": UNKNOWN}
@@ -194,8 +194,8 @@ def refuse_faulty(store: Path) -> None:
 
 
 def write_begun(folder: Path, facts: dict[str, Any], remake: str) -> None:
-    """Writes down what a folder is going to hold, before anything is in it. A UserError if it was begun or
-    finished as something else: work that is taken up again never mixes two settings."""
+    """Writes what a folder will hold to begun.json, before any record. UserError if the folder was begun or finished
+    with other settings, so one store never mixes two."""
     for file in (folder / "manifest.json", folder / "begun.json"):
         if file.exists():
             refuse_differing(folder, read_json(file), facts, remake)

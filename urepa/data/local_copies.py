@@ -49,12 +49,12 @@ def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
 
 
 def _unique_name(folder: Path) -> str:
-    """A folder's name, told apart from others of that name."""
+    """A folder's name with a hash that distinguishes it from others of the same name."""
     return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
 
 
 def _copy_path(path: Path, root: Path) -> Path:
-    """Where a path's copy lies; what lies beside each other does so in the copy too."""
+    """The relative path of a path's copy; files of one folder stay together."""
     return path.relative_to(root) if path.is_relative_to(root) else Path(f"from-{_unique_name(path.parent)}", path.name)
 
 

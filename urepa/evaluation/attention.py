@@ -106,7 +106,7 @@ def train(rows: Rows, labels: np.ndarray, device: torch.device) -> AttentionPool
 
 
 def apply_pool(rows: Rows, n: int, pool: Callable[[Tokens], Tensor]) -> np.ndarray:
-    """The vectors [n,D] that a pool makes of n samples' tokens, some at a time."""
+    """A pool's vectors [n,D] of n samples' tokens, computed in chunks."""
     return np.concatenate([pool(rows(part)).cpu().numpy() for part in _parts(n)])
 
 

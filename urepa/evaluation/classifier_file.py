@@ -34,7 +34,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def read_classifier_metadata(file: Path) -> dict[str, str]:
-    """The same. UserError where the file is no classifier's."""
+    """The same; UserError if the file is not a classifier's."""
     stated = read_metadata(file)
     if not stated.keys() >= NEEDED:
         raise UserError(f"{file} is not what `{COMMAND}` writes; give another file, or delete it")

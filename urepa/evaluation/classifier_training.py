@@ -98,7 +98,7 @@ def train_classifier(track: Any, epochs: int, seed: int, out: Path) -> None:
 
 
 def fit(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classifier:
-    """A classifier after so many passes over the images, in eval mode. UserError where it has diverged."""
+    """Trains a classifier for `epochs` passes over the images; returns it in eval mode. UserError if it diverged."""
     device = own_device()
     with random_draws.torch_seed(seed, "classifier"):
         network = Classifier(num_classes).to(device)
@@ -127,8 +127,8 @@ def fit(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classifier
 
 
 def augment(images_B3SS: Tensor, seed: int, step: int) -> Tensor:
-    """Each image flipped or not and shifted by up to 3 pixels each way, as its address (seed, step, position) says.
-    What comes in at the edge is grey."""
+    """Flips each image at random and shifts it by up to 3 pixels each way, by its address (seed, step, position). The
+    border is filled with grey."""
     size = images_B3SS.shape[-1]
     padded = F.pad(images_B3SS, (SHIFT,) * 4, value=0.5)
     moved = []

@@ -64,7 +64,7 @@ class ClipScore:
 
 
 def _embed_texts(clip: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
-    """[K,E], of unit length."""
+    """Text embeddings [K,E] of unit length."""
     options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
     ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
     rows = [clip.text_model(input_ids=part.to(clip.device)).pooler_output for part in ids.split(64)]
@@ -72,7 +72,7 @@ def _embed_texts(clip: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
 
 
 def _embed_images(clip: Any, rgb_B3SS: Tensor) -> Tensor:
-    """Square RGB in [0,1] to [B,E], of unit length."""
+    """Image embeddings [B,E] of unit length, of square RGB in [0,1]."""
     side = clip.config.vision_config.image_size
     resized = F.interpolate(rgb_B3SS, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
     mean, std = (torch.tensor(x, device=rgb_B3SS.device).view(3, 1, 1) for x in OPENAI)

@@ -93,8 +93,8 @@ def pool_chunks(
     pools: dict[str, Pool],
     model: AlignedModel | None = None,
 ) -> dict[str, np.ndarray]:
-    """What each of `pools` keeps of every chunk, in one walk: an array of as many rows as there are samples, by name.
-    Takes the arguments of `chunks`; whatever no pool keeps is gone with its chunk. Pools compute in fp32 in any run."""
+    """Applies every pool to every chunk in one pass: an array with one row per sample, by name. Takes the arguments of
+    `chunks`; memory holds one chunk at a time. Pools compute in fp32 in any run."""
     kept: dict[str, np.ndarray] = {}
     done = 0
     for chunk in chunks(context, samples, taps, timestep, model):
@@ -122,12 +122,12 @@ def mean_token(tokens: Tokens) -> Tensor:
 
 
 def tap_pool(tap: str) -> Pool:
-    """The mean of a tap's tokens."""
+    """A pool: the mean of a tap's tokens."""
     return lambda chunk: mean_token(chunk.taps[tap])
 
 
 def head_pool(tap: str) -> Pool:
-    """The mean of the tokens that a tap's head gives."""
+    """A pool: the mean of the tokens that a tap's head predicts."""
     return lambda chunk: mean_token(chunk.heads[tap])
 
 
@@ -153,7 +153,7 @@ def require_head(context: Context, tap: str) -> None:
 
 
 def held_out_samples(context: Context) -> Samples:
-    """The images that readers of features are scored on: the test split, or the validation split where none is kept."""
+    """The images on which readers of features are scored: the test split or, without one, the validation split."""
     splits = context.cache.splits
     return splits["test"] if "test" in splits else splits["val"]
 

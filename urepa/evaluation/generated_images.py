@@ -78,7 +78,7 @@ class GeneratedImages:
             raise UserError("images.interval has no effect on this run, which is no flow; drop it")
 
     def _make_batches(self, context: Context) -> list[Path]:
-        """The batches' files, all of them there."""
+        """Generates the batches that are missing. Returns the files of all batches."""
         self._check(context)
         _ = context.track.autoencoder  # missed now, not after all the steps
         folder = self._folder(context)
@@ -112,7 +112,7 @@ class GeneratedImages:
 
 
 def decode_rgb(context: Context, x0: Tensor) -> Tensor:
-    """Latents as RGB [B,3,S,S] on the run's device, in whole 255ths as image files have them."""
+    """Decodes latents to RGB [B,3,S,S] on the run's device, rounded to multiples of 1/255 as image files have them."""
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
         return (context.track.to_rgb(x0.to(context.device)) * 255).round() / 255
 

@@ -276,5 +276,5 @@ def _save_features(found: FeatureSet, file: Path) -> None:
 
 
 def _shuffle(samples: Samples) -> Samples:
-    """In an order that depends on nothing but the samples' ids."""
+    """The samples in a pseudo-random order that depends only on their ids."""
     return samples[fixed_order(samples, "generation")]

@@ -48,17 +48,17 @@ def _unit(conv: nn.Conv2d) -> nn.Sequential:
 
 
 def average_pool(x_BChw: Tensor) -> Tensor:
-    """The mean of a place and its neighbours, at the border of those that exist."""
+    """3x3 average pooling with stride 1; padding is not counted."""
     return F.avg_pool2d(x_BChw, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def max_pool(x_BChw: Tensor) -> Tensor:
-    """The maximum of a place and its neighbours."""
+    """3x3 max pooling with stride 1."""
     return F.max_pool2d(x_BChw, 3, stride=1, padding=1)
 
 
 def halving_max_pool(x_BChw: Tensor) -> Tensor:
-    """The maximum of every second 3x3 window."""
+    """3x3 max pooling with stride 2."""
     return F.max_pool2d(x_BChw, 3, stride=2)
 
 

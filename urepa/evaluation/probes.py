@@ -165,5 +165,5 @@ def _pool_of(source: Callable[[Chunk], Tokens], pool: Callable[[Tokens], Tensor]
 
 
 def _score_vectors(vectors: dict[str, Vectors], labels: Labels, reader: Reader) -> dict[str, float]:
-    """Every vector's scores, by its name and the score's ending."""
+    """The scores of every kind of vectors, by name and the score's suffix."""
     return {f"{what}{top}": score for what, pair in vectors.items() for top, score in reader(pair, labels).items()}

@@ -70,7 +70,7 @@ class SampleGrid:
 
 
 def knn_accuracy(context: Context, x0: Tensor, ids: list[int], k: int) -> float:
-    """The share of samples that a k-NN fitted to the real training images gives their class."""
+    """The share of samples that a k-NN fitted to the real training images assigns to their class."""
     from sklearn.neighbors import KNeighborsClassifier
 
     train = context.cache.splits["train"]

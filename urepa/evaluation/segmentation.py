@@ -24,7 +24,7 @@ from torch import Tensor
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
-from urepa.data.sources.decoding import UNREADABLE, large_images_as_user_errors, read, square
+from urepa.data.sources.decoding import UNREADABLE, large_images_as_value_errors, read, square
 from urepa.data.sources.image_folder import FORMER, images_in
 from urepa.data.tracks.samples import Sample
 from urepa.evaluation.context import Context
@@ -153,7 +153,7 @@ class Probe:
 
     @staticmethod
     def fit(walk: Walk, train: list[Sample]) -> "Probe":
-        """To the tokens of these images."""
+        """Fits a probe to the tokens of these images."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
 
@@ -244,7 +244,7 @@ def read_mask(sample: Sample) -> np.ndarray:
 
 @contextmanager
 def _read_errors_as_user_errors(path: str) -> Iterator[None]:
-    """For a picture that cannot be read."""
+    """Inside, errors from a picture that cannot be read become a UserError."""
     try:
         yield
     except UNREADABLE as error:
@@ -259,7 +259,7 @@ def _read(path: str) -> np.ndarray:
 def _open_picture(path: str) -> Any:
     from PIL import Image
 
-    with _read_errors_as_user_errors(path), large_images_as_user_errors():
+    with _read_errors_as_user_errors(path), large_images_as_value_errors():
         image = Image.open(path)
         image.load()
     return image

@@ -98,7 +98,7 @@ class Alignment:
     def _values_at(
         self, context: Context, samples: list[Sample], teacher: dict[str, Tensor], taps: list[str], t: float
     ) -> dict[str, dict[str, float]]:
-        """Every value by tap at one timestep, from one walk."""
+        """All values by tap at one timestep, in one pass."""
         pools: dict[str, Pool] = {}
         for tap in taps:
             pools[f"{tap} tap"] = tap_pool(tap)

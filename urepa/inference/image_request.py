@@ -60,7 +60,7 @@ def generate(asked: dict[str, Any]) -> None:
                 images.make(missing, accelerator)
             except UserError:
                 if accelerator.is_main_process:
-                    images.remove_empty()
+                    images.remove_if_empty()
                 raise
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -70,7 +70,7 @@ def generate(asked: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def deterministic_accelerator(trainer: dict[str, Any]) -> Iterator[Accelerator]:
-    """An accelerator with repeatable kernels, given back afterwards."""
+    """Inside, an accelerator with deterministic kernels; settings are restored afterwards."""
     accelerator = accelerate_for(trainer | {"deterministic": True})
     try:
         yield accelerator
@@ -142,8 +142,8 @@ class ImageSet:
         self.new = sum(count for *_, count in pairs)
         return {v: [i for variant, i, count in pairs if count and variant == v] for v in self.variants}
 
-    def remove_empty(self) -> None:
-        """A request that cannot be answered leaves nothing, unless images of it are there."""
+    def remove_if_empty(self) -> None:
+        """Removes the folder of a failed request, unless it contains images."""
         if any(self.folder.rglob("*.png")):
             return
         (self.folder / "request.json").unlink(missing_ok=True)

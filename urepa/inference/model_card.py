@@ -86,14 +86,14 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
 
 
 def class_section(names: list[str]) -> list[str]:
-    """The classes by id; no section where they have no names."""
+    """A section with the class names by id; none if the classes have no names."""
     lines = [f"- {i}: {markdown(name)}" for i, name in enumerate(names[:LISTED])]
     rest = [f"- and {len(names) - LISTED} more, in classes.json"] if len(names) > LISTED else []
     return ["## Classes", "\n".join(lines + rest)] if names else []
 
 
 def sit_snippet(names: Names, config: dict[str, Any]) -> str:
-    """How this project, and others, load a SiT."""
+    """How to load a SiT with this project and with others."""
     parts = training_command(names.experiment, names.overrides)
     if config["data"]["source"] == "folder" and not any(part.startswith("data.num_classes=") for part in parts):
         parts.append(f"data.num_classes={config['data']['num_classes']}")  # it was counted where the images lay
@@ -105,7 +105,7 @@ def sit_snippet(names: Names, config: dict[str, Any]) -> str:
 
 
 def prediction_text(objective: dict[str, Any]) -> str:
-    """What a sampler must know."""
+    """What the model predicts, for users of a sampler."""
     kind = objective["_target_"].rpartition(".")[2]
     if kind == "Flow":
         return (
@@ -123,7 +123,7 @@ def prediction_text(objective: dict[str, Any]) -> str:
 
 
 def code_block(code: str, language: str) -> str:
-    """A code block that nothing in the code can end."""
+    """A fenced Markdown code block, with a fence longer than any in the code."""
     longest = max((len(ticks) for ticks in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"
@@ -144,7 +144,7 @@ def front_matter(config: dict[str, Any], files: list[str]) -> str:
 
 
 def config_comments(experiment: str, ablation: str) -> list[str]:
-    """What the experiment's and the ablation's files say of themselves: the comments at their heads."""
+    """The comments at the head of the experiment's and the ablation's files."""
     found = []
     for group, name in (("experiment", experiment), ("ablation", ablation)):
         if name == "baseline":  # no ablation was asked for

@@ -177,7 +177,7 @@ def given_places(asked: dict[str, Any]) -> dict[str, str]:
 
 
 def relocate(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
-    """A run's config with some of its files elsewhere; a UserError for a key without an effect."""
+    """A run's config with other paths for some of its files; UserError for a key without effect."""
     known = flatten(config)
     for key, place in places.items():
         if key not in PLACES:

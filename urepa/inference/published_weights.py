@@ -96,7 +96,7 @@ def family(config: dict[str, Any]) -> str:
 
 
 def check_name(name: str) -> None:
-    """A UserError where nothing on this disk or on the hub could have this name."""
+    """UserError if the name is neither a local path nor a file on the hub."""
     if hub_file(name) is None and not Path(name).exists():
         raise UserError(f"checkpoint={name} is not there; give a path, or a file on the hub as OWNER/NAME/FILE")
 
@@ -174,7 +174,7 @@ def check_scheduler(file: Path, objective: dict[str, Any]) -> None:
 
 
 def objective_advice(option: str | None, numbers: dict[str, Any]) -> str:
-    """How to compose an objective of these numbers."""
+    """How to compose an objective with these numbers, for an error message."""
     if option is None:
         return "no objective here has that"
     more = [f"objective.{key}={value}" for key, value in numbers.items() if value != NUMBERS[key]]

@@ -107,7 +107,7 @@ SAMPLERS: dict[str, Solver] = {
 
 
 def iterate_timesteps(timesteps: Tensor, images: int) -> Any:
-    """Timesteps one by one, with a progress bar."""
+    """Iterates over timesteps with a progress bar."""
     return progress.bar(timesteps, desc=f"sampling {images:,} images", unit="step", leave=False)
 
 
@@ -151,7 +151,7 @@ def check_steps(objective: Objective, steps: int, key: str = "steps") -> None:
 
 
 def choose_sampler(objective: Objective, name: str | None) -> str:
-    """The sampler of this name (None: the objective's usual one). UserError where it does not solve its equation."""
+    """The sampler of this name (None: the objective's default). UserError if it cannot sample this objective."""
     if name is None:
         return objective.samplers[0]
     if name not in objective.samplers:
@@ -160,7 +160,7 @@ def choose_sampler(objective: Objective, name: str | None) -> str:
 
 
 def uneven_timesteps(objective: Objective, steps: int) -> dict[str, int]:
-    """The timesteps, where `steps` does not divide them, as folders of images state them beside the steps.
+    """The number of timesteps if `steps` does not divide it, for names of image folders; else empty.
 
     Folders that do not state them have images of before `ddim` and `trailing`, which were others there."""
     if not isinstance(objective, DDPM) or objective.timesteps % steps == 0:

@@ -84,7 +84,7 @@ SAMPLERS = {"euler": euler, "heun": heun, "sde": euler_maruyama}
 
 
 def step_intervals(times: Tensor, images: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Each step's begin and end, with a progress bar."""
+    """The start and end time of each step, with a progress bar."""
     return progress.bar(list(pairwise(times)), desc=f"sampling {images:,} images", unit="step", leave=False)
 
 

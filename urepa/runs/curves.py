@@ -97,8 +97,8 @@ def curves_of(points: dict[str, tuple[array[int], array[float]]]) -> dict[str, C
 
 
 def thin_curve(curve: Curve) -> Curve:
-    """A curve that looks the same when it is drawn: the lowest and the highest finite value of each of `STRETCHES`
-    stretches. A short curve stays as it is."""
+    """Reduces a curve to the lowest and the highest finite value of each of `STRETCHES` stretches, so that it looks the
+    same when drawn. A short curve is returned unchanged."""
     n = len(curve.steps)
     if n <= 2 * STRETCHES:
         return curve

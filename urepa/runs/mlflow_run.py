@@ -142,7 +142,7 @@ def facts_in(tags: dict[str, str]) -> dict[str, Any]:
 
 
 def page_tags(tags: dict[str, str]) -> dict[str, str]:
-    """What MLflow's own page makes something of: a run's description, its source and the code's version."""
+    """Tags that MLflow's own page displays: a run's description, its source and the code's version."""
     named = {key: tags.get(key, "") for key in ("experiment", "arm", "seed", "folder", "git_commit")}
     about = f"{named['experiment']} · {named['arm']} · seed {named['seed']}"
     return {
@@ -165,7 +165,7 @@ def page(uri: str, experiment: str) -> str:
 
 @functools.cache
 def invalid_name_reason(key: str) -> str:
-    """Why MLflow takes no metric, parameter or tag of this name; "" if it does."""
+    """Why MLflow accepts no metric, parameter or tag of this name; "" if it does."""
     from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, path_not_unique, validate_param_and_metric_name
 
     if len(key) > MAX_ENTITY_KEY_LENGTH:

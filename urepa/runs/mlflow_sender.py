@@ -85,7 +85,7 @@ class MLflowShipper:
         self._wake = threading.Event()
         self._done = threading.Event()
         self._imported = threading.Event()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._handled = START  # up to here all is sent, or cannot be: this process need not read it again
         self._client: Any = None
         self._store: tuple[int, int] | None = None  # the one that the client has open
@@ -168,16 +168,16 @@ class MLflowShipper:
         self._send_all(final)
 
     def _warn_once(self, sentence: str) -> None:
-        """Once."""
-        if sentence not in self._said:
-            self._said.add(sentence)
+        """Prints a warning the first time that it occurs."""
+        if sentence not in self._warned:
+            self._warned.add(sentence)
             warnings.warn(f"{self.folder}: {sentence}", stacklevel=2)
 
     def _warn_of_failure(self, error: Exception) -> None:
         if isinstance(error, UserError):
             self._warn_once(f"MLflow gets nothing for now: {error}. All rows are in {self.metrics_file}")
-        elif "failure" not in self._said:
-            self._said.add("failure")
+        elif "failure" not in self._warned:
+            self._warned.add("failure")
             warnings.warn(f"MLflow ({self.uri}) is not answering, will try again: {error}", stacklevel=2)
 
     # --- the cursor -------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class MLflowShipper:
         return client
 
     def _missing_reason(self, client: Any, cursor: dict[str, Any], run: Any) -> str:
-        """Why this store has not, or not for this folder, what the cursor says of it; "" if it has."""
+        """Why the store does not have the run that the cursor names, or not for this folder; "" if it has."""
         run_id = cursor["run_id"]
         if run_id is None:
             return ""
@@ -256,7 +256,8 @@ class MLflowShipper:
         return ""
 
     def _resolve_pending(self, client: Any, cursor: dict[str, Any]) -> None:
-        """A batch was under way when the process died: it is one transaction, so one metric tells."""
+        """Finds out whether the batch that was being sent when the process died arrived: it is one transaction, so one
+        metric tells."""
         sending = cursor["sending"]
         if _is_there(client, cursor["run_id"], sending):
             cursor |= {"sent": sending["upto"], "part": sending.get("part"), "last": sending}

@@ -188,14 +188,15 @@ def _read_connection(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def _creation_lock(path: Path) -> Iterator[None]:
-    """Several processes that create one sqlite file at once break it: they take turns."""
+    """A lock for the creation of a sqlite file, which several processes at once would break."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _create_tables(path: Path) -> None:
-    """MLflow's tables take seconds and many transactions: under another name until they are complete."""
+    """Creates MLflow's tables under a temporary name, as that takes seconds and many transactions, and renames the
+    file."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     _forget_connections(_client(f"{SQLITE}{temporary}"))
     with open(temporary, "rb") as file:

@@ -82,7 +82,7 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
 
 
 def _unquote(value: str) -> str:
-    """Without the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
+    """Removes the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
     if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
         return value
     inner = re.sub(rf"(\\+){value[0]}", lambda m: "\\" * (len(m[1]) // 2) + value[0], value[1:-1])
@@ -140,7 +140,8 @@ def folder_name(parts: list[str]) -> str:
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Resolved, with enums as their names: what is stored and what everything is built from."""
+    """The resolved config as plain data, enums as their names: the form that is stored and from which everything is
+    built."""
     container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
@@ -239,7 +240,7 @@ def stored_names(path: Path) -> Names:
 
 
 def extend_names(names: Names, max_steps: int) -> Names:
-    """The names of a run that goes on to another last step."""
+    """The names of a run that is continued to another last step."""
     rest = (o for o in names.overrides if not o.startswith("trainer.max_steps="))
     return names._replace(overrides=tuple(sorted([*rest, f"trainer.max_steps={max_steps}"])))
 
@@ -332,8 +333,8 @@ class RunFolder:
             self._lock = None
 
     def remove_if_new(self) -> None:
-        """Leaves nothing of a folder that held nothing before and has only been claimed and given its config since.
-        To be called by its owner."""
+        """Removes the folder if it was empty before and has only been claimed and given its config since. Only its
+        owner may call this."""
         own = {".lock", self.config_file.name, "warm_start.json", "provenance.json"}
         if self._lock is None or not self._was_empty or not {p.name for p in self.path.iterdir()} <= own:
             return

@@ -156,7 +156,7 @@ def _target(schema: type) -> str:
 
 
 def _to_schema_types(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:
-    """A mapping in the types of a schema, enums as their names."""
+    """Converts a mapping to the types of a schema, enums as their names."""
     try:
         typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), config), enum_to_str=True)
     except OmegaConfBaseException as error:

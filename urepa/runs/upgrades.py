@@ -74,7 +74,8 @@ def _to_3(config: dict[str, Any]) -> None:
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
-    """DINOv2's resampled ones were transformers'; at 37 patches a side none were, for which `meta` stands now."""
+    """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
+    nothing to resample, which is `meta` now."""
     if vit.get("family") != "dinov2":
         return None
     native = str(vit.get("image_size")) == "518" and str(vit.get("patch")) == "14"  # MLflow has numbers as text
@@ -86,7 +87,7 @@ SCHEMA = len(STEPS)
 
 
 def add_schema_number(config: dict[str, Any]) -> dict[str, Any]:
-    """A composed config as it is stored."""
+    """A composed config as it is stored, with the number of its schema."""
     return {KEY: SCHEMA} | config
 
 

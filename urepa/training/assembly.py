@@ -65,7 +65,7 @@ def make(config: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _build_errors(config: dict[str, Any]) -> Iterator[None]:
-    """What libraries raise over settings that they cannot build as one sentence that names these."""
+    """Inside, errors that libraries raise over settings become a UserError that names these."""
     try:
         yield
     except InstantiationException as error:
@@ -138,8 +138,8 @@ def build_random(config: dict[str, Any], track: Any, device: torch.device, like:
 
 
 def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
-    """What the config's `evaluation` says of the EMA weights after `step` updates. Leaves weights and draws alone. Of
-    several teachers the first is read; only evaluation.alignment reads each."""
+    """Runs the config's `evaluation` on the EMA weights after `step` updates. Changes neither weights nor random draws.
+    With several teachers the first one is used; only evaluation.alignment uses each."""
     device = trainer.accelerator.device
     has_weights = config["backbone"].get("weights", "random") != "random"
     context = Context(

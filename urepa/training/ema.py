@@ -49,7 +49,7 @@ class EMA:
     @contextlib.contextmanager
     @torch.no_grad()
     def use_averages(self) -> Iterator[None]:
-        """The model with EMA weights inside, and with its own, bit for bit, after."""
+        """Inside, the model has the EMA weights; afterwards its own again, bit for bit."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
             for name, p in self.parameters.items():

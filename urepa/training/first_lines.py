@@ -15,8 +15,8 @@ from urepa.training.trainer import Trainer
 NAMED = 5  # names of classes that are shown
 
 
-def beginning(trainer: Trainer) -> str:
-    """One line each, of a trainer that is ready for its first step."""
+def start_lines(trainer: Trainer) -> str:
+    """The lines that a trainer prints before its first step."""
     precision, cache = trainer.settings.precision, trainer.reader.cache
     lines = {
         "device": device(trainer.accelerator, precision),

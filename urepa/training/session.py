@@ -54,7 +54,7 @@ from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance
 from urepa.training.assembly import build, evaluate_ema, load_modules, make
-from urepa.training.first_lines import beginning, parameters_by_part
+from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.trainer import Trainer
 
 PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it
@@ -107,7 +107,8 @@ class Session:
 
     @contextlib.contextmanager
     def _use_accelerator(self) -> Iterator[None]:
-        """The accelerator is there; afterwards it and the folder's lock are given back."""
+        """Creates the accelerator; afterwards ends it and releases the folder's lock. After an
+        error, removes the folder if it is new."""
         self.accelerator = accelerate_for(self.config["trainer"])
         try:
             yield
@@ -148,7 +149,7 @@ class Session:
         return True, self.config
 
     def _finished_step(self) -> int | None:
-        """The step at which this run was finished and summed up, if ever."""
+        """The step at which this run was finished with a summary; None if it was not."""
         summary = read_summary(self.folder.path)
         return None if summary is None else int(summary["step"])
 
@@ -204,7 +205,7 @@ class Session:
             self.accelerator.print(f"resuming {self.folder.path} at step {step}")
         is_main = self.accelerator.is_main_process
         if is_main:
-            print(beginning(trainer), flush=True)
+            print(start_lines(trainer), flush=True)
         on_main(lambda: shipper.start(trainer.reader.cache.fingerprint()))
         status = "FAILED"
         summary = None
@@ -373,13 +374,13 @@ class Session:
 
 
 def _drop_none(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of which no row took the value back."""
+    """The metrics without those that a later row set to null."""
     return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _update_owners(before: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[dict[str, list[str]], set[str]]:
-    """Whose each metric is after another evaluation: keys by evaluation, and those that nobody reports any more. What
-    failed as a whole is not in `now`, and keeps what it had."""
+    """Which evaluation reports which metric after another evaluation, and the metrics that none reports any more. An
+    evaluation that failed as a whole is not in `now` and keeps its metrics."""
     found = {key for keys in now.values() for key in keys}
     others = {name: [key for key in keys if key not in found] for name, keys in before.items() if name not in now}
     kept = found | {key for keys in others.values() for key in keys}

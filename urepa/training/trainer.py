@@ -247,7 +247,7 @@ class Trainer:
         """A checkpoint by rank 0, then the old ones go. All ranks wait for it, and hear if it failed. UserError, and no
         checkpoint, where something in it is not finite."""
         self.guard.report(self.accelerator.is_main_process)
-        if odd := self.undefined_metrics():
+        if odd := self.non_finite_tensors():
             raise UserError(
                 f"stopped at step {step}: weights, their average or the optimizer's state are not finite "
                 f"({some_of(odd)}), so this run is not finished; checkpoints of before are kept. A lower optimizer.lr "
@@ -279,7 +279,7 @@ class Trainer:
         optimizer = checkpoint.optimizer_tensors(self.optimizer, parameters)
         return {"weights": dict(parameters), "ema": self.ema.shadow, "optimizer": optimizer}
 
-    def undefined_metrics(self) -> list[str]:
+    def non_finite_tensors(self) -> list[str]:
         """Which of these are not finite, on any rank."""
         return max(all_objects(non_finite(self.tensors())), key=len)
 
@@ -293,7 +293,7 @@ class Trainer:
         checkpoint.load_named(parameters, found.tensors("weights"), str(found.folder))
         checkpoint.load_named(self.ema.shadow, found.tensors("ema"), str(found.folder))
         checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
-        if odd := self.undefined_metrics():  # an earlier version saved such
+        if odd := self.non_finite_tensors():  # an earlier version saved such
             raise UserError(
                 f"{found.folder} holds weights or other tensors that are not finite ({some_of(odd)}); delete it, and "
                 "the same command goes on from the checkpoint before it"
@@ -330,7 +330,7 @@ class Trainer:
         )
 
     def _timed_batches(self, stream: Generator[list[Batch]]) -> Iterator[list[Batch]]:
-        """The stream, and how long it let the loop wait."""
+        """Iterates over the stream and adds up the time that the loop waits."""
         begin = time.perf_counter()
         for batches in stream:
             self.waited += time.perf_counter() - begin
@@ -339,7 +339,7 @@ class Trainer:
 
 
 def _merge_terms(terms: list[Terms]) -> Terms:
-    """Micro-batches' terms as those of their union."""
+    """The terms of several micro-batches as those of one batch."""
     if len(terms) == 1:
         return terms[0]
     per_sample = {k: torch.cat([t.per_sample[k] for t in terms]) for k in terms[0].per_sample}

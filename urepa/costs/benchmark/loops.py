@@ -118,7 +118,7 @@ class Bench:
         self.step_index = 0
 
     def _description_items(self, teacher: Any, batch_size: int, workers: int) -> Iterator[Any]:
-        """What the documented loader gives, from now on."""
+        """The items of the description's loader, without end."""
         ids, grid = [s.sample_id for s in self.track.samples], teacher.grid
         stores: list[Store] = [
             (self.track.latents, ids, self.track.latent_shape),
@@ -144,7 +144,7 @@ class Bench:
         return Loop("urepa", self._own_batches(), self._update)
 
     def loops_without_parts(self) -> list[Loop]:
-        """The same with one part as the document has it."""
+        """The training loop with one part at a time replaced by the description's."""
         trainer, model = self.trainer, self.trainer.model
         loops = [
             replace(
@@ -184,7 +184,7 @@ class Bench:
         return Loop("documented", self.items, update, lambda: use_nchw(model))
 
     def online_loop(self) -> Loop:
-        """The same updates with the teacher asked in each: its images are read in the place of its tokens."""
+        """The same updates with an online teacher: images are read instead of tokens."""
         asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
         reader = copy(self.trainer.reader)
         images: Any = Images(self.track.samples, asks.teacher.image_size)
@@ -196,7 +196,7 @@ class Bench:
         return Loop("online teacher", reader.stream(0, FOREVER), update, asks.on_device)
 
     def plain_loop(self) -> Loop:
-        """The loop as one writes it first, over the same batches."""
+        """The straightforward training loop, over the same batches."""
         trainer = self.trainer
         plain = PlainLoop(
             trainer.model,
@@ -235,7 +235,7 @@ class Bench:
 
 @contextlib.contextmanager
 def replace_attribute(owner: Any, name: str, other: Callable[[Any], Any]) -> Iterator[None]:
-    """`owner.name` replaced by what `other` makes of it."""
+    """Inside, `owner.name` is replaced by `other(owner.name)`."""
     own = getattr(owner, name)
     setattr(owner, name, other(own))
     try:
@@ -246,7 +246,7 @@ def replace_attribute(owner: Any, name: str, other: Callable[[Any], Any]) -> Ite
 
 @contextlib.contextmanager
 def use_nchw(model: AlignedModel) -> Iterator[None]:
-    """The backbone in PyTorch's usual memory format, whatever it has."""
+    """Inside, the backbone is in PyTorch's default memory format."""
     own = {p: p.is_contiguous() for p in model.backbone.parameters()}
     model.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     try:

@@ -71,7 +71,7 @@ class OnlineTeacher:
         return tokens.x_BND.clone(memory_format=torch.contiguous_format)
 
     def add_tokens(self, batches: list[Batch]) -> list[Batch]:
-        """The micro-batches with tokens in the place of images."""
+        """Micro-batches with tokens instead of images."""
         moved = [batch.to(self.device) for batch in batches]
         return [
             replace(batch, teachers={name: self.tokens(images) for name, images in batch.teachers.items()})

@@ -78,7 +78,7 @@ def _count(loop: Loop, model: nn.Module, device: torch.device) -> tuple[int, int
 
 
 def _time_steps(loop: Loop, steps: int, device: torch.device) -> Turn:
-    """So many steps."""
+    """Times `steps` steps of a loop."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -19,8 +19,8 @@ UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what 
 
 
 @contextmanager
-def large_images_as_user_errors() -> Iterator[None]:
-    """While an image is opened: what Pillow refuses for its size is refused as `to_rgb` refuses it."""
+def large_images_as_value_errors() -> Iterator[None]:
+    """Inside, an image that Pillow refuses for its size raises the same ValueError as in `to_rgb`."""
     _ignore_pillow_warning()
     try:
         yield
@@ -30,7 +30,8 @@ def large_images_as_user_errors() -> Iterator[None]:
 
 @cache
 def _ignore_pillow_warning() -> None:
-    """Of images that ours takes, and once in a process: a change of the filters repeats all earlier warnings."""
+    """Ignores Pillow's warning about images that are within our limit; once per process, as a change of the filters
+    repeats earlier warnings."""
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
 
@@ -38,7 +39,7 @@ def read(file: str | Path) -> np.ndarray:
     """An image file as `to_rgb` makes it."""
     from PIL import Image
 
-    with large_images_as_user_errors(), Image.open(file) as image:
+    with large_images_as_value_errors(), Image.open(file) as image:
         return to_rgb(image)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
-from urepa.data.sources.decoding import large_images_as_user_errors, read, to_rgb
+from urepa.data.sources.decoding import large_images_as_value_errors, read, to_rgb
 from urepa.data.sources.image_folder import class_places, images_in, readable
 from urepa.data.tracks.split_sizes import DIGITS
 
@@ -111,7 +111,7 @@ def cifar_binary(images: str) -> Iterator[Row]:
 
 
 def _decode(part: Any, index: int, column: str) -> np.ndarray:
-    with large_images_as_user_errors():
+    with large_images_as_value_errors():
         return to_rgb(part[index][column])
 
 

@@ -49,10 +49,10 @@ def _of_folder(root: Path, suffixes: frozenset[str]) -> Files:
 
 
 def _file_finder(pattern: str) -> Callable[[Path, frozenset[str]], Files]:
-    def found(root: Path, suffixes: frozenset[str]) -> Files:
+    def find_files(root: Path, suffixes: frozenset[str]) -> Files:
         return Files(root, [], sorted(file.name for file in root.glob(pattern) if file.is_file()))
 
-    return found
+    return find_files
 
 
 # of the sources whose images lie in files of the user's; the others name what they are
@@ -125,7 +125,7 @@ def _read_record(file: Path) -> dict[str, np.ndarray]:
 
 
 def _added_or_removed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None:
-    """Files that were added or taken away. Where no folder has changed, nothing was."""
+    """Which files were added or removed. If no folder's time has changed, none were."""
     times = zip(_as_text(known["folders"]), known["folder_times"].tolist(), strict=True)
     if len(known["folders"]) and all(_time(root / name) == time for name, time in times):
         return None
@@ -146,7 +146,7 @@ def _added_or_removed(source: str, root: Path, known: dict[str, np.ndarray]) -> 
 
 
 def _rewritten_files(root: Path, known: dict[str, np.ndarray]) -> str | None:
-    """Files with another content. One of the recorded size and time is not read."""
+    """Which files have other content. Files with the recorded size and time are not read."""
     if "files" not in known:
         return None
     names, sizes, times = _as_text(known["files"]), known["sizes"].tolist(), known["times"].tolist()

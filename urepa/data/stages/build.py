@@ -140,7 +140,7 @@ class Build:
                 write_split(path, [Sample(r.name, r.class_id, r.path, split) for r in rows])
 
     def _split_rows(self, found: list[Row]) -> dict[str, list[Row]]:
-        """The splits' images. Where the source keeps none apart, the validation images are drawn by name."""
+        """Assigns images to splits. If the source has no held-out images, the validation images are drawn by name."""
         track = self.track
         refuse_duplicates(found)
         refuse_unfit_names(found)
@@ -188,7 +188,7 @@ class Build:
         write_whole(self.track.folder / "track.json", json.dumps(known, indent=1))
 
     def _listed_samples(self) -> Samples:
-        """All parts' samples, in the order in which every stage goes through them."""
+        """The samples of all parts, in the order of every stage."""
         missing = [path for path in self.track.csv.values() if not path.exists()]
         if missing:
             raise no_list_error(missing[0])
@@ -365,7 +365,8 @@ def _part_samples(samples: Samples, part: Part) -> Samples:
 def _write_derived_files(
     output: Output, manifest: dict[str, Any], made: Callable[[Store], dict[str, bytes]]
 ) -> dict[str, str]:
-    """Writes files that are made from the records of a store beside them; what its manifest is to say of them."""
+    """Writes the files that are computed from a store's records next to them. Returns their entries for the
+    manifest."""
     store = Store(output.folder, manifest)
     files = made(store)
     store.close()

@@ -70,14 +70,15 @@ def _id(entry: zipfile.ZipInfo) -> str:
 
 
 def square_archives(folder: Path) -> dict[str, Path]:
-    """The samples that have a square in a part's folder, with the ZIP file."""
+    """The ZIP file of each sample's square in a part's folder."""
     return {_id(entry): file for file in sorted(folder.glob("*.zip")) for entry in _entries(file)}
 
 
 def _missing_squares(
     file: Path, chunk: Sequence[Sample], there: dict[str, Path], skipped: dict[str, str]
 ) -> list[Sample]:
-    """Those of a chunk that have no square anywhere; what a finished chunk has skipped is not tried again."""
+    """The samples of a chunk without a square in any archive; those that a finished chunk skipped are not tried
+    again."""
     done = skipped if file.exists() else {}
     return [s for s in chunk if s.sample_id not in there and s.sample_id not in done]
 
@@ -88,7 +89,7 @@ def has_chunks(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
 
 
 def is_complete(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
-    """Is there nothing left to do for `write_images`?"""
+    """True if `write_images` has nothing left to do."""
     if not has_chunks(root, part, samples):
         return False
     chunks = chunks_of(root, part, samples)

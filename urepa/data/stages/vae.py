@@ -26,8 +26,8 @@ ARCHITECTURE = {
 
 
 def vae_without_weights(weights: str, latent_channels: int) -> Any:
-    """The same module without its values, for the meta device: nothing is read or fetched. The architecture is that of
-    a local folder's config.json, else SD's own."""
+    """The same module without values, on the meta device: nothing is read or fetched. The architecture is that of a
+    local folder's config.json, or SD's."""
     from diffusers import AutoencoderKL
 
     found = [file for place in ("vae", ".") if (file := Path(weights) / place / "config.json").is_file()]

@@ -247,7 +247,7 @@ class Reader:
         return centred[: self.half].flatten(0, 1), centred[self.half :].flatten(0, 1)
 
     def explained_variance(self, patches_SNF: Tensor) -> float:
-        """R² on the second half."""
+        """R² on the second half of the samples."""
         fit_y, test_y = self._halves(patches_SNF)
         weights = torch.cholesky_solve(self.fit_x.mT @ fit_y, self.factor_DD)
         return 1 - float((test_y - self.test_x @ weights).pow(2).sum() / test_y.pow(2).sum())

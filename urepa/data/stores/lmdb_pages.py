@@ -127,7 +127,7 @@ def _newest_tree(file: int, path: Path) -> tuple[int, int]:
 
 
 def _leaf_records(file: int, page_size: int, number: int) -> Iterator[tuple[str, int, int]]:
-    """The records below a page of the tree."""
+    """The records of the subtree below a page."""
     page = os.pread(file, page_size, number * page_size)
     own, _, flags, pointers_end, _ = PAGE.unpack_from(page)
     if own != number or not flags & (BRANCH | LEAF):

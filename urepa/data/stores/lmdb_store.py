@@ -112,7 +112,7 @@ class StoreWriter:
         self._puts = self._count_puts()
 
     def _open(self, file: Path) -> lmdb.Environment:
-        """LMDB's environment. Where it cannot begin (a full disk), no half of its first pages is left."""
+        """Opens LMDB's environment. If that fails (a full disk), removes the incomplete file."""
         with raise_full_disk_as_oserror(file):
             try:
                 return lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
@@ -123,7 +123,7 @@ class StoreWriter:
                 raise
 
     def _count_puts(self) -> int:
-        """How many puts have left digests, in this process or an earlier one."""
+        """The number of puts that wrote digests, in this process or earlier ones."""
         after = f"{DIGESTS}:".encode()  # a colon comes after every digit
         with self._env.begin() as txn, txn.cursor() as cursor:
             there = cursor.prev() if cursor.set_range(after) else cursor.last()

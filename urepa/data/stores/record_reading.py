@@ -169,7 +169,7 @@ class Store:
         return keys.where(absent_R)
 
     def missing_digests(self, keys: Keys) -> list[str]:
-        """Those that have no digest, in a store that has digests; none in one that has not."""
+        """The keys without a digest, in a store that has digests; none in a store without."""
         return [] if self.digests is None else keys.where(self.digests.find(keys.digests()) < 0)
 
     def record_digests(self, digests_R: np.ndarray) -> np.ndarray:
@@ -181,8 +181,8 @@ class Store:
         return self.digests.blake2b(rows_R)
 
     def first_changed(self, keys: list[str], raw_RB: np.ndarray) -> str | None:
-        """The first record whose bytes in `raw_RB` have another blake2b than was written down; None if all have theirs,
-        or none was written down. The keys are all of mirror images, or none is."""
+        """The key of the first record whose bytes in `raw_RB` do not match the stored blake2b; None if all match or no
+        digests are stored. The keys must all be of mirror images, or none."""
         if self.mirror is not None and keys[0].endswith(MIRRORED):
             return self.mirror.first_changed([key.removesuffix(MIRRORED) for key in keys], raw_RB)
         if self.digests is None:
@@ -216,7 +216,7 @@ class Store:
             self.mean_token()
 
     def hidden_rows(self, prefix: str) -> Iterator[bytes]:
-        """The values of all parts' hidden rows of a kind, in the order in which each part's were written."""
+        """The values of all parts' hidden rows with this prefix, in the order of writing within a part."""
         for part in range(self.parts):
             yield from hidden_rows(Part(part, self.parts).folder(self.folder), prefix)
 

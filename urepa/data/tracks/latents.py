@@ -199,7 +199,7 @@ class LatentTrack:
             refuse_differing(self.prompts, known, prompt_facts(self.text, class_names(self.class_names)), self.remake)
 
     def _image_facts(self) -> dict[str, Any]:
-        """What is known of the images, latents and tokens alike."""
+        """The manifest's entries about the images, the same for latents and tokens."""
         return {"image_size": self.image_size, "crop": "center"}
 
     def _archive(self, splits: dict[str, Samples]) -> ImageArchive:
@@ -216,7 +216,8 @@ class LatentTrack:
         return archive
 
     def _open_online_latents(self, archive: ImageArchive, splits: dict[str, Samples]) -> OnlineLatents:
-        """Latents by the VAE, which is asked about one image now, not at the first step."""
+        """Latents computed by the VAE during training. Encodes one image at once, so a mismatch is found before the
+        first step."""
         encode, facts = vae_encoder(self.vae, self.moments)
         facts |= self._image_facts() | {"shape": self.record_shape()}
         latents = OnlineLatents(encode, archive.pixels, facts, self.folder / "images" / "begun.json", self.flip)

@@ -291,10 +291,10 @@ class PixelTrack:
         def images(samples: Sequence[Sample]) -> Tensor:
             return F.pixel_shuffle(torch.from_numpy(latents.read([s.sample_id for s in samples])), self.unshuffle)
 
-        def mirrored(images_BCSS: Tensor) -> np.ndarray:
+        def mirror(images_BCSS: Tensor) -> np.ndarray:
             return F.pixel_unshuffle(images_BCSS, self.unshuffle).numpy()
 
-        self._build_store(output, splits, images, mirrored)
+        self._build_store(output, splits, images, mirror)
 
     def _build_tokens(self, teacher: Any, folder: Path, latents: Store, splits: dict[str, Samples]) -> None:
         device, _ = device_and_dtype()
@@ -317,7 +317,7 @@ class PixelTrack:
     def _build_store(
         self, output: Output, splits: dict[str, Samples], images: Callable[[Sequence[Sample]], Tensor], encode: Encode
     ) -> None:
-        """What is missing of a store."""
+        """Writes the missing records of a store and seals it."""
         samples = Samples.concatenate(splits[split] for split in SPLITS)
         if not _is_complete(output, samples):
             self._encode(output, samples, lambda chosen: (chosen, images(chosen)), encode)

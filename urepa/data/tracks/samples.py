@@ -96,11 +96,11 @@ class Samples(Sequence[Sample]):
         return cls.of_rows((s.sample_id, s.class_id, s.path, s.split) for s in chain.from_iterable(parts))
 
     def as_mirrored(self) -> "Samples":
-        """The same rows, every one of them mirrored."""
+        """The same rows, all mirrored."""
         return Samples(self._table, self._rows_R, mirrored=True)
 
     def filter(self, wanted: Iterable[bool]) -> "Samples":
-        """The rows for which it is true."""
+        """The rows for which the flag is true."""
         return self[np.fromiter(wanted, bool, len(self))]
 
     def ids(self) -> Iterator[str]:
@@ -192,7 +192,7 @@ def sample_ids(samples: Sequence[Sample]) -> Iterator[str]:
 
 
 def fixed_order(samples: Sequence[Sample], purpose: str) -> np.ndarray:
-    """The positions [R] of samples in an order that depends on nothing but their ids."""
+    """A fixed pseudo-random order of samples, as positions [R], that depends only on their ids."""
     drawn_R = np.fromiter(
         (random_draws.unit_interval(purpose, i) for i in sample_ids(samples)), np.float64, len(samples)
     )
@@ -200,7 +200,7 @@ def fixed_order(samples: Sequence[Sample], purpose: str) -> np.ndarray:
 
 
 def fixed_subset(samples: Sequence[Sample], purpose: str, n: int) -> list[Sample]:
-    """The first `n` samples (all, if there are fewer) in an order that depends on nothing but their ids."""
+    """The first `n` samples (all, if there are fewer) in the order of `fixed_order`."""
     return [samples[int(i)] for i in fixed_order(samples, purpose)[:n]]
 
 

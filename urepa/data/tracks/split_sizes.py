@@ -62,7 +62,7 @@ def expected_samples(
 
 
 def expected_latent_samples(wanted: Mapping[str, int | None], count: Callable[[], Mapping[str, int]]) -> dict[str, int]:
-    """The same of a large track; None in `wanted`: all that there are."""
+    """The number of samples of each split of a large track; None in `wanted` means all images."""
     known = {split: n for split, n in wanted.items() if n is not None}
     if len(known) == len(wanted):
         return known

@@ -64,8 +64,8 @@ def sd15_without_weights(
     latent_shape: tuple[int, int, int],
     num_classes: int,
 ) -> UNet:
-    """The same module without its values, for the meta device: neither weights nor prompts are read or fetched.
-    The architecture is that of a local folder's config.json, else SD-1.5's own."""
+    """The same module without values, on the meta device: neither weights nor prompts are read or fetched. The
+    architecture is that of a local folder's config.json, or SD-1.5's."""
     from diffusers import UNet2DConditionModel
 
     architecture = ARCHITECTURE

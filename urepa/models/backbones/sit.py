@@ -267,7 +267,7 @@ def sit_without_weights(
     latent_shape: tuple[int, int, int],
     num_classes: int,
 ) -> SiT:
-    """A SiT at its first values, whatever `weights` says: to count what it costs. UserError where sizes do not fit."""
+    """A SiT with its initial values, whatever `weights` is; used to count costs. UserError if sizes do not fit."""
     check_sit(patch, width, heads, latent_shape)
     return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm, positions)
 

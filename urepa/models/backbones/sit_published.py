@@ -92,7 +92,7 @@ def to_published(backbone: SiT) -> dict[str, Tensor]:
 
 
 def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """REPA's first checkpoints count the blocks behind the tap anew, as `decoder_blocks`."""
+    """Renames `decoder_blocks` of REPA's first checkpoints, which number the blocks after the tap from 0 again."""
     before = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     named = {}
     for name, value in found.items():
@@ -104,7 +104,7 @@ def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def reverse_time(found: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """SiT's own checkpoints as ours: v(x, t) = −v'(x, 1 − t), and no variances.
+    """Converts SiT's own checkpoints: v(x, t) = −v'(x, 1 − t), and variances are dropped.
 
     There t = 1 is data and the velocity leads from noise to data; they are told by outputs of twice the channels. A
     DiT has the same names and shapes, but predicts ε at t in 0..999 and trains that second half, its variances: a

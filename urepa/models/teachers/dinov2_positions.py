@@ -56,6 +56,6 @@ def resample_by(rule: str, embeddings: Any) -> None:
 
 
 def _interpolate(embeddings: Any, rule: str, tokens_BND: Tensor, height: int, width: int) -> Tensor:
-    """In the place and with the arguments of Dinov2Embeddings.interpolate_pos_encoding; pixels."""
+    """Replaces Dinov2Embeddings.interpolate_pos_encoding, with its arguments; sizes are in pixels."""
     patch = embeddings.patch_size
     return resample(embeddings.position_embeddings, (height // patch, width // patch), rule)

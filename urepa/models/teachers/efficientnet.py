@@ -68,7 +68,8 @@ class EfficientNetLite0:
         return model.eval().requires_grad_(False)
 
     def build_without_weights(self) -> Any:
-        """From now on the architecture stands in for the network, without reading weights: to count."""
+        """Builds the network from its architecture alone, to count costs: no weights are read. Also replaces the
+        model."""
         from efficientnet_lite_pytorch import EfficientNet
 
         self._model = EfficientNet.from_name(self.network).eval().requires_grad_(False)

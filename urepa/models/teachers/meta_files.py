@@ -60,7 +60,7 @@ def family_of(state: State) -> str | None:
 
 
 def _missing_key(state: State) -> str | None:
-    """What all files have, and this one has not."""
+    """The name of a tensor that all such files have and this one lacks; None if it has all."""
     if "pos_embed" not in state and "rope_embed.periods" not in state:
         return "both pos_embed and rope_embed.periods"
     needed = ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "cls_token", "mask_token")

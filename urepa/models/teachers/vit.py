@@ -139,8 +139,9 @@ class ViT:
         return self._freeze(network)
 
     def build_without_weights(self) -> Any:
-        """From now on the architecture stands in for the network, without reading or fetching weights: on the
-        meta device, to count. A local folder says what it is; else it is the published one of this width."""
+        """Builds the network from its architecture alone, on the meta device, to count costs: no weights are read or
+        fetched. The architecture is that of a local folder, or of the published model of this width. Also replaces
+        `network`."""
         import transformers
 
         network_class = getattr(transformers, FAMILIES[self.family].model_class)

@@ -68,14 +68,14 @@ class Study:
         return self.arms[0]
 
     def reference_arm(self, key: str) -> Arm:
-        """The arm whose value of a metric the others' must compare with: the baseline, or the first arm that has one
-        where the baseline has none. A baseline without alignment has no token loss, but the aligned arms do."""
+        """The arm with which the others' values of a metric must be comparable: the baseline or, if it lacks the
+        metric, the first arm that has it. A baseline without alignment has no token loss, but the aligned arms do."""
         return next((arm for arm in self.arms if arm.has(key)), self.baseline)
 
 
 def group_runs(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> Study:
-    """The study that these runs make. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError if
-    none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
+    """Groups runs into the arms of a study. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError
+    if none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
     given = _given_labels(names, runs)
     usable, apart = select_finished(runs)
     if not usable:
@@ -116,8 +116,8 @@ def group_runs(runs: list[Run], order: list[str], baseline: str | None, names: S
 
 
 def varying_keys(configs: list[dict[str, str]]) -> list[str]:
-    """Settings in which the configs differ. Where a part was exchanged (`x._target_`), its settings that only
-    come with one of the parts say nothing more and are left out."""
+    """The settings in which the configs differ. Settings that exist only with one choice of a part (`x._target_`) add
+    no information and are left out."""
     identities = [identity(config) for config in configs]
     keys = sorted(set().union(*identities))
     differ = [k for k in keys if len({config.get(k) for config in identities}) > 1]
@@ -127,21 +127,21 @@ def varying_keys(configs: list[dict[str, str]]) -> list[str]:
 
 
 def _drop_shared_settings(configs: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The configs without the settings that are there, with one value, in all of them. Two of them vary in the same
-    settings as before: what all share tells no two apart."""
+    """The configs without the settings that have one value in all of them. The differences between configs stay the
+    same."""
     shared = set.intersection(*(set(config.items()) for config in configs))
     return [{k: v for k, v in config.items() if (k, v) not in shared} for config in configs]
 
 
 def _follows_part(key: str, configs: list[dict[str, str]], exchanged: set[str]) -> bool:
-    """Has the key one value wherever it is there, and is it absent exactly where its part is another one?"""
+    """True if the key has one value wherever it exists, and is absent exactly where the part is another one."""
     if len({config[key] for config in configs if key in config}) > 1:
         return False
     return any(key.startswith(part) and not _is_partly_set(key, part, configs) for part in exchanged)
 
 
 def _is_partly_set(key: str, part: str, configs: list[dict[str, str]]) -> bool:
-    """Do some configs with one and the same part have the key, and others not?"""
+    """True if, among configs with the same part, some have the key and others do not."""
     there: dict[str | None, set[bool]] = {}
     for config in configs:
         there.setdefault(config.get(f"{part}_target_"), set()).add(key in config)
@@ -185,7 +185,7 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
 
 
 def _given_labels(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
-    """Labels by the folder of an arm's runs. UserError for what is no LABEL=FOLDER of them."""
+    """Labels by the folder of an arm's runs. UserError for what is not LABEL=FOLDER of an arm."""
     given = {}
     for name in names:
         label, equals, folder = name.partition("=")
@@ -216,7 +216,7 @@ def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str
 
 
 def _make_unique(labels: dict[str, str]) -> dict[str, str]:
-    """The labels, numbered where two arms would have the same: what is shown of them is kept by label."""
+    """The labels, numbered where two arms would have the same one: results are stored by label."""
     taken: set[str] = set()
     different = {}
     for id_, label in labels.items():
@@ -250,8 +250,8 @@ def _number_or_text(part: str) -> tuple[int, float, str]:
 
 
 def _matches_name(run: Run, wanted: str, given: dict[str, str]) -> bool:
-    """Is `wanted` the label that this run's folder was given, its ablation, or a list KEY=VALUE,... that its config
-    fulfils?"""
+    """True if `wanted` is the label given to this run's folder, its ablation, or a list KEY=VALUE,... that its config
+    fulfils."""
     if wanted in (given.get(_folder(run)), run.ablation):
         return True
     pairs = [pair.partition("=") for pair in wanted.split(",")]
@@ -267,8 +267,8 @@ def _equal(wanted: str, value: str) -> bool:
 
 
 def _main_group(runs: list[Run]) -> list[Run]:
-    """The runs of the experiment and length that took most steps in all; on a tie, the newest. A few short trials
-    beside a study do not decide what it is compared with."""
+    """The runs of the experiment and length with the most steps in total; on a tie, the newest. So short trials are not
+    chosen as the baseline."""
     families: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         families.setdefault(_family(run), []).append(run)
@@ -286,7 +286,7 @@ def _steps(run: Run) -> int:
 def _choose_baseline(
     groups: list[list[Run]], labels: dict[str, str], wanted: str, given: dict[str, str]
 ) -> tuple[list[Run], str]:
-    """The group that the user means."""
+    """The group of runs that `baseline=` names."""
     found = [g for g in groups if labels[g[0].id] == wanted] or [
         g for g in groups if _matches_name(g[0], wanted, given)
     ]
@@ -347,7 +347,7 @@ def sweeps(study: Study) -> list[Sweep]:
 
 
 def _find_sweep(study: Study, keys: tuple[str, ...]) -> Sweep | None:
-    """The arms that are the same but for `keys`."""
+    """A sweep over `keys`: the arms that differ in nothing else."""
     families: dict[Hashable, dict[tuple[float, ...], Arm]] = {}
     for arm in study.arms:
         if all(key in arm.config for key in keys):

@@ -52,7 +52,7 @@ class Quarter:
     lines: tuple[tuple[str, Ranges], ...]
     end: float
     reached: float | None
-    said: str
+    caption: str
 
 
 def at_a_glance(results: Results, section: str) -> list[Panel]:
@@ -139,7 +139,7 @@ def _quarter(axis: Any, quarter: Quarter, end: float) -> None:
         axis.plot(*at, "o", color="none", markeredgecolor=style_of(1)["color"], markeredgewidth=1.5, markersize=9)
         left, words = (at[0] > ROOM * end), {"textcoords": "offset points", "va": "top", "color": INK}
         place = at if left else (0.02 * end, at[1])  # below the line that falls, inside of the panel
-        axis.annotate(quarter.said, place, (0, -9), ha="right" if left else "left", **words)
+        axis.annotate(quarter.caption, place, (0, -9), ha="right" if left else "left", **words)
 
 
 def height(quarter: Quarter) -> tuple[float, float]:

@@ -122,7 +122,7 @@ def _all(run: Run) -> float | None:
 
 
 def _minutes_to_reach(course: Course, arm: Arm, missing: dict[str, str]) -> Cell:
-    """The minutes at the step of each seed that gets there."""
+    """The minutes until each seed reaches its target, over the seeds that do."""
     cell = course.reached[arm.label]
     if not cell.has_value or arm.label in missing:
         return Cell(why=cell.why or missing[arm.label])

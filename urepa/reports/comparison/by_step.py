@@ -101,7 +101,8 @@ def _course(study: Study, metric: Metric, steps: list[int]) -> Course:
 
 
 def _steps_by_seed(curves: dict[int, Curve], baseline: dict[int, Curve], better: str) -> dict[int, float | None]:
-    """Of the seeds whose own target is finite; a seed that the baseline lacks has the mean of its finite ends."""
+    """The step at which each seed reaches the baseline's final value; a seed that the baseline lacks is compared with
+    the mean of the finite ones. Seeds without a finite target are left out."""
     ends = {seed: float(curve.values[-1]) for seed, curve in baseline.items()}
     finite = [end for end in ends.values() if np.isfinite(end)]
     if not finite:
@@ -111,7 +112,7 @@ def _steps_by_seed(curves: dict[int, Curve], baseline: dict[int, Curve], better:
 
 
 def _steps_to_reach(by_seed: dict[int, float | None], baseline: dict[int, Curve]) -> Cell:
-    """Over the seeds that get there."""
+    """The cell of `_steps_by_seed`, over the seeds that reach their target."""
     ends = [float(curve.values[-1]) for curve in baseline.values()]
     if not np.isfinite(ends).any():
         return Cell(why=f"baseline {over_seeds(list(ends)).why}")

@@ -227,7 +227,7 @@ def differing_keys(config: dict[str, str], other: dict[str, str], prefixes: tupl
 
 
 def incomparable_keys(key: str, config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """Settings that forbid to set this arm's value of `key` beside the baseline's; none: it is comparable."""
+    """The settings that make this arm's value of `key` incomparable with the baseline's; empty if it is comparable."""
     kind, _, rest = key.partition("/")
     term = rest.split("/")[0]
     if kind == "final":
@@ -252,10 +252,10 @@ def _by_class(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
 
 
 def noise_schedule_keys(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """Settings of β or of flow's path: with another one, the same timestep is another noise level."""
+    """The differing settings of β or of the flow's path: the same timestep then has another noise level."""
     return differing_keys(config, baseline, NOISE_LEVELS)
 
 
 def unpairing_keys(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """Settings by which an arm did not see what the baseline of the same seed saw."""
+    """The settings that make an arm see other data, noise or times than the baseline of the same seed."""
     return differing_keys(config, baseline, UNPAIRS)

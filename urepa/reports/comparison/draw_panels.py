@@ -152,7 +152,7 @@ def marker_of(index: int) -> str:
 
 
 def shorten(label: str, longest: int = 34) -> str:
-    """For an axis or a legend. Arms of a sweep begin alike: what is left out stands in the middle."""
+    """Shortens a label for an axis or a legend in the middle, as the labels of a sweep begin alike."""
     one_line = " ".join(label.split())
     begin = (longest - 1) // 3
     return one_line if len(one_line) <= longest else f"{one_line[:begin]}…{one_line[begin + 1 - longest :]}"

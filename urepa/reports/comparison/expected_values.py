@@ -66,7 +66,7 @@ def _is_the_documents(arm: Arm) -> bool:
 
 
 def reported_rows(arm: Arm) -> list[tuple[str, str, str, str]]:
-    """(what, reported, measured, section): the document's expected values beside the arm's."""
+    """Rows (what, reported, measured, section): the description's expected values next to the arm's."""
     rows = []
     for term, when, value, section in REPORTED:
         cell = over_seeds([_at(run, f"train/{term}", when) for run in arm.runs.values()])

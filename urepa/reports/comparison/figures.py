@@ -331,13 +331,13 @@ def _drawable(arm: Arm, key: str) -> list[Curve]:
 
 
 def _curves_to_draw(curves: list[Curve]) -> tuple[list[Curve], Curve]:
-    """What is drawn of the seeds' curves: each of them and their smoothed mean, in no more points than can be seen, for
-    they are sent to another process."""
+    """The seeds' curves and their smoothed mean, reduced to the points that can be seen, as they are sent to another
+    process."""
     return [thin_curve(curve) for curve in curves], smooth(curves)
 
 
 def _axis_label(metric: Metric) -> str:
-    """Validation and evaluations are of the EMA weights, unlike training losses."""
+    """The label of a metric's axis: validation and evaluations use the EMA weights, training losses do not."""
     return f"validation (EMA): {metric.label}" if metric.key.startswith("val/") else f"{metric.label} (EMA)"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag
+from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_sentence
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.comparable import SKIPPED
@@ -60,7 +60,7 @@ def findings(results: Results) -> list[str]:
 
 
 def _capitalise(text: str) -> str:
-    """Not where the second letter is one: KID stays KID, and k-NN becomes K-NN."""
+    """Capitalises the first letter unless the second is a capital: KID stays KID, k-NN becomes K-NN."""
     return text if text[1:2].isupper() else text[0].upper() + text[1:]
 
 
@@ -108,7 +108,7 @@ def _average(run: Run) -> tuple[float, int, bool]:
 
 
 def has_ema_lag(arm: Arm) -> bool:
-    """Is more than 5 % of a seed's EMA weights still the initial weights?"""
+    """True if more than 5 % of some seed's EMA weights are still the initial weights."""
     return any(initial_share_of(run) > LAGGING for run in arm.runs.values())
 
 
@@ -118,7 +118,7 @@ def ema_lag_sentences(results: Results) -> list[str]:
     for row in results.rows:
         if has_ema_lag(row.arm):
             run = max(row.arm.runs.values(), key=initial_share_of)
-            arms.setdefault(lag(initial_share_of(run), *_average(run)), []).append(row.arm.label)
+            arms.setdefault(lag_sentence(initial_share_of(run), *_average(run)), []).append(row.arm.label)
     return [f"{_arm_names(labels)}: {sentence}" for sentence, labels in arms.items()]
 
 

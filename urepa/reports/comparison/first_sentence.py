@@ -95,7 +95,7 @@ def _clauses(effects: dict[Effect, tuple[str, ...]], tested: int) -> tuple[list[
 
 
 def _group_by_arms(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[Effect]]]:
-    """Sets of arms and the effects that they have in common, those of most arms first."""
+    """Groups effects by the arms that have them, largest sets of arms first."""
     by_arms: dict[tuple[str, ...], list[Effect]] = {}
     for effect, arms in effects.items():
         by_arms.setdefault(arms, []).append(effect)
@@ -103,7 +103,8 @@ def _group_by_arms(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[s
 
 
 def labels_in_order(results: Results) -> list[str]:
-    """The labels of the arms beside the baseline: those with an effect as the verdict names them, then the others."""
+    """The labels of all arms but the baseline: first those with an effect in the order of the verdict, then the
+    others."""
     named = [label for arms, _ in _group_by_arms(_effects(results)) for label in arms]
     return list(dict.fromkeys([*named, *(row.arm.label for row in results.rows[1:])]))
 
@@ -114,7 +115,8 @@ def _judgement(effect: Effect) -> str:
 
 
 def _effects_text(effects: list[Effect], several: bool) -> str:
-    """`lowers the token loss, which is better, but raises FD(pixels), which is worse`."""
+    """The clause on effects, such as `lowers the token loss, which is better, but raises FD(pixels), which is
+    worse`."""
     parts: dict[str, list[str]] = {}
     for judged in ("better", "", "worse"):
         for raised in (False, True):
@@ -128,7 +130,7 @@ def _effects_text(effects: list[Effect], several: bool) -> str:
 
 
 def _metric_name(metric: Metric) -> str:
-    """Its label, with an article where it is a noun alone: `the token loss`, `FD(pixels)`, `k-NN: tap`."""
+    """The metric's label with an article if it is a common noun: `the token loss`, `FD(pixels)`, `k-NN: tap`."""
     return metric.label if re.search(r"[(:/]", metric.label) else f"the {metric.label}"
 
 
@@ -140,7 +142,7 @@ def _first_names(names: Iterable[str]) -> str:
 
 
 def _arm_names(labels: Iterable[str], of: int = 0) -> str:
-    """At most three arms by name, else their number; `of` so many."""
+    """At most three arms by name, else their number out of `of`."""
     every = list(labels)
     if len(every) > NAMED_AT_MOST:
         return f"{len(every)} of {of} arms" if of > len(every) else f"{'all ' if of else ''}{len(every)} arms"
@@ -168,7 +170,7 @@ def _seeds(differences: list[Difference]) -> str:
 
 
 def _capitalise(text: str) -> str:
-    """With a capital, unless it is an arm's name that begins it."""
+    """Capitalises the sentence unless it begins with an arm's name."""
     return text[0].upper() + text[1:] if text.startswith(("none of ", "all ")) else text
 
 
@@ -181,7 +183,8 @@ def cautions(results: Results) -> list[str]:
 
 
 def _two_seeds_caution(results: Results) -> list[str]:
-    """After what `statistics.paired_interval` and `statistics.welch_interval` compute from two values an arm."""
+    """A caution on intervals from two seeds an arm, as `statistics.paired_interval` and `statistics.welch_interval`
+    compute them."""
     two = [d for row in results.rows for d in _tested_differences(row).values() if d.n == 2]
     if not two:
         return []
@@ -213,7 +216,7 @@ def _percent(seeds: int) -> str:
 
 
 def _identical_arms_caution(results: Results) -> list[str]:
-    """Arms whose every compared value is the baseline's, seed by seed."""
+    """A caution on arms whose compared values all equal the baseline's, seed by seed."""
     same = [
         row.arm.label
         for row in results.rows
@@ -225,7 +228,7 @@ def _identical_arms_caution(results: Results) -> list[str]:
 
 
 def _diverged_arms_caution(results: Results) -> list[str]:
-    """Arms with values that are not finite, which are compared in nothing."""
+    """A caution on arms with values that are not finite, which are not compared."""
     by_why: dict[tuple[str, str], list[str]] = {}
     for row in results.rows:
         for metric in results.metrics:

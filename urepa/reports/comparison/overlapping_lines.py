@@ -89,7 +89,7 @@ def _close_share(one: Line, other: Line, within: float) -> float:
 
 
 def _connected_components(n: int, linked: Callable[[int, int], bool]) -> list[list[int]]:
-    """The numbers below n in groups, each linked to another one of its group."""
+    """The connected components of a graph of n nodes."""
     groups: list[list[int]] = []
     for i in range(n):
         near = [group for group in groups if any(linked(i, j) for j in group)]

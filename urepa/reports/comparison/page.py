@@ -297,7 +297,7 @@ def _part(run: Run, kind: str) -> str:
 
 
 def _join_names(names: list[str], kind: str) -> str:
-    """The different names, or how many they are."""
+    """The distinct names, or their number if there are many."""
     different = list(dict.fromkeys(names))
     return " + ".join(different) if len(different) <= NAMED_AT_MOST else f"{len(different)} {kind}"
 

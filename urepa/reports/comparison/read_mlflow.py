@@ -118,7 +118,7 @@ def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
 
 
 def load_histories(client: Any, runs: list[Run]) -> list[Run]:
-    """The runs with their metrics' histories, as far as they are compared."""
+    """The runs with the histories of their compared metrics."""
     points: dict[str, dict[str, tuple[array[int], array[float]]]] = {run.id: {} for run in runs}
     started: dict[str, int] = {}
     keys = sorted({key for run in runs for key in run.curves if is_compared(key)})

@@ -118,7 +118,7 @@ def _run_folders(place: str) -> Iterable[Path]:
 
 
 def _run_from_folder(folder: Path) -> Run | None:
-    """A run by its config.yaml and, once it was finished, its summary.json; None where another program's lie."""
+    """A run from its config.yaml and, once finished, its summary.json; None if the files are another program's."""
     file = folder / "summary.json"
     try:
         config = read_plain(folder / "config.yaml")
@@ -165,7 +165,7 @@ def _has_own_parts(config: dict[str, Any]) -> bool:
 
 
 def printable_path(name: str) -> str:
-    """A file's name as text that can be written: bytes that are not UTF-8 as escapes."""
+    """A path as text that can be encoded: bytes that are not UTF-8 are escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -180,7 +180,7 @@ def _is_runs(config: Any) -> bool:
 
 
 def load_curves(runs: list[Run]) -> list[Run]:
-    """The runs with the curves of their metrics.jsonl, as far as they are compared."""
+    """The runs with the curves of the compared metrics in their metrics.jsonl."""
     full = []
     for run in progress.bar(runs, desc="runs", unit="run", leave=False):
         rows = Rows(Path(run.id) / "metrics.jsonl")

@@ -145,7 +145,8 @@ def summarise(study: Study) -> Results:
 
 
 def difference_metrics(results: Results) -> list[Metric]:
-    """The metrics that have a column of differences: also those of which nothing but why there are none can be said."""
+    """The metrics with a column of differences, including those for which only a reason for a missing difference can be
+    given."""
     return [
         m
         for m in results.metrics
@@ -154,7 +155,7 @@ def difference_metrics(results: Results) -> list[Metric]:
 
 
 def missing_reason(results: Results, row: Row, key: str) -> str:
-    """Why an arm that has a value has no difference: the baseline's is not finite. Else nothing."""
+    """Why an arm with a value has no difference (the baseline's value is not finite); else ""."""
     baseline = results.rows[0].cells[key]
     lost = row.cells[key].has_value and baseline.why.startswith("not finite")
     return f"baseline {baseline.why}" if lost else ""
@@ -172,7 +173,7 @@ def _reference(study: Study, key: str) -> Cell:
 
 
 def reference_rows(results: Results) -> dict[str, dict[str, Cell]]:
-    """The rows below the arms: what else was read as they were, by label, and its cells by metric."""
+    """The rows below the arms: reference values that were measured in the same way, by label and metric."""
     rows: dict[str, dict[str, Cell]] = {}
     for kind, label in READ_BESIDE.items():
         for metric in results.metrics:
@@ -192,13 +193,13 @@ def _whose(study: Study, key: str) -> str:
 
 
 def other_references(results: Results) -> dict[str, Cell]:
-    """The references that have no place in a row."""
+    """The reference values that have no row."""
     placed = {reference_key(metric.key, kind) for metric in results.metrics for kind in READ_BESIDE}
     return {key: cell for key, cell in results.references.items() if key not in placed}
 
 
 def _comparable_cell(study: Study, arm: Arm, key: str) -> Cell:
-    """The arm's cell, empty if it cannot stand beside the baseline's or, where that has none, the first arm's."""
+    """The arm's cell; empty if it is not comparable with the baseline's (or, without one, the first arm's)."""
     cell, why = last_cell(arm, key), incomparable(study, arm, key)
     return why if cell.has_value and why is not None else cell
 

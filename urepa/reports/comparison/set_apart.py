@@ -63,7 +63,7 @@ def add_digests(runs: list[Run]) -> list[Run]:
 
 
 def select_finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """The runs that ended where they should, in one go, and whose metrics could be read."""
+    """The runs that finished, were not extended to more steps, and have readable metrics."""
     usable, apart = [], []
     for run in runs:
         if run.damage:
@@ -112,7 +112,7 @@ def _why(parts: Parts, reference: Parts) -> list[str]:
 
 
 def _most_common(runs: list[Run], of: dict[str, Parts]) -> Run:
-    """The run with whose parts most of the runs' parts agree; of several the newest."""
+    """The run with whose parts most runs agree; on a tie, the newest."""
     counts = Counter(item for run in runs for item in of[run.id].items())
     agreeing = {
         (part, own): sum(n for (p, o), n in counts.items() if p == part and not differences(dict(own), dict(o)))

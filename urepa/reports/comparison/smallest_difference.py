@@ -25,10 +25,10 @@ def smallest_differences(results: Results) -> tuple[int, dict[str, float]]:
         return 0, {}
     seeds = min(d.n for found in by_metric.values() for d in found)
     effect = smallest_detectable(seeds, POWER)
-    return seeds, {key: effect * _pooled(found) for key, found in by_metric.items()}
+    return seeds, {key: effect * _pooled_deviation(found) for key, found in by_metric.items()}
 
 
-def _pooled(found: list[Difference]) -> float:
+def _pooled_deviation(found: list[Difference]) -> float:
     variances = [(d.n - 1) * spread_of(d.high - d.low, d.n) ** 2 for d in found]
     return sqrt(sum(variances) / sum(d.n - 1 for d in found))
 

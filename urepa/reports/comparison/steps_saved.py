@@ -32,7 +32,7 @@ def _is_fair_fd(results: Results, course: Course) -> bool:
 
 
 def race_sentences(results: Results) -> list[str]:
-    """One sentence on `arm_and_race`, where there is one."""
+    """One sentence on the result of `arm_and_race`, if there is one."""
     found = arm_and_race(results)
     return [] if found is None else [_sentence(results, *found)]
 

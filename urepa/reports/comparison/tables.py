@@ -113,8 +113,8 @@ def difference_text(results: Results, row: Row, key: str) -> str:
 
 
 def steps_to_baseline_table(results: Results) -> Table:
-    """An arm a row: the steps after which it is as good as the baseline of its seed is in the end; the baseline's own
-    row says when it was for the first time."""
+    """A table of the steps after which each arm is as good as the baseline of the same seed at its end; the baseline's
+    row gives the first time that it was."""
     races = results.races
     headers = ("arm", *(course.metric.title for course in races))
     rows = tuple(
@@ -157,7 +157,7 @@ def clock_table(results: Results) -> Table:
 
 
 def has_cache_times(results: Results) -> bool:
-    """Has an arm read a teacher's cache whose making was timed?"""
+    """True if some arm read a teacher's cache whose build was timed."""
     return any(cell.has_value and cell.mean > 0 for cell in results.clock.caches.values())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_step import LAMBDA
-from urepa.reports.comparison.number_format import mean_sd, signed, signed_mean_sd
+from urepa.reports.comparison.number_format import mean_sd, signed_mean_sd, signed_number
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.seed_cells import Cell, over_seeds
@@ -94,4 +94,4 @@ def gap_texts(gap: Gap) -> tuple[str, str, str]:
 
 def percent(share: float) -> str:
     """`+2.4 %`, `−13 %`, `+750 %`."""
-    return f"{signed(100 * share, max(1.0, abs(100 * share)))} %"
+    return f"{signed_number(100 * share, max(1.0, abs(100 * share)))} %"

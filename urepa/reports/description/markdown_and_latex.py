@@ -51,7 +51,7 @@ def number(value: float) -> str:
 
 
 def join_with_and(items: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Joins names: `a`, `a and b`, `a, b and c`."""
     return " and ".join([*([", ".join(items[:-1])] if items[1:] else []), *items[-1:]])
 
 

@@ -41,13 +41,13 @@ def flatten_blocks(lists: list[list[Block]]) -> list[Block]:
 
 
 def part_blocks(s: Subject, name: str, part: dict[str, Any]) -> list[Block]:
-    """A part's own words; of a part that has none, its name and settings."""
+    """The description of a part; for a part without one, its name and settings."""
     target = part["_target_"]
     return WORDS[target](s, part) if target in WORDS else [generic_text(name, part)]
 
 
 def generic_text(name: str, part: dict[str, Any]) -> str:
-    """A part without words of its own."""
+    """The sentence on a part that has no description of its own."""
     values = {key: value for key, value in flatten(part).items() if not key.endswith(("_target_", "_partial_"))}
     set_to = [f"{key} = {format_value(value)}" for key, value in values.items()]
     with_these = f", with {join_with_and(set_to)}" if set_to else ""

@@ -28,7 +28,7 @@ def shape(sizes: Any) -> str:
 
 
 def initial_weights(s: Subject, weights: str) -> str:
-    """With which weights the backbone is made; nothing where none of them are left when training begins."""
+    """The clause on the backbone's initial weights; empty if all of them are replaced before training."""
     if weights != "random":
         return f", with the weights of {weights}"
     replaced = s.config["warm_start"] is not None and s.config["lora"]["_target_"].endswith("no_lora")

@@ -67,7 +67,7 @@ def alignment(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 def token_normalisation(share: float | None) -> list[Block]:
-    """What is done to the teacher's tokens first."""
+    """How the teacher's tokens are normalised, if at all."""
     if share is None:
         return []
     return [
