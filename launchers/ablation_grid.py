@@ -23,9 +23,9 @@ from launchers import code_copy
 from launchers.dependent_jobs import LocalChain, SlurmChain
 from launchers.named_studies import comparisons, rows_of, runs_of_study
 from launchers.study import PlannedRun, runs_of, stages_of
-from launchers.study_hours import to_plan, training_hours
+from launchers.study_hours import plan_configs, training_hours
 from urepa.cli import CONF, prepare
-from urepa.config.command_line import check_arguments, check_options, explain, quoted
+from urepa.config.command_line import check_arguments, check_options, error_message, quote_argument
 from urepa.config.command_schemas import AblationGrid
 from urepa.config.help import HELP, help_text
 from urepa.config.ranges import check_numbers
@@ -34,14 +34,15 @@ from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import prepare_store
-from urepa.runs.run_folder import parse_overrides, plain
+from urepa.runs.run_folder import parse_overrides, to_plain
 
 OWN = tuple(one.name for one in fields(AblationGrid))
 LISTS = ("arms", "seeds", "stages")
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the study, and those of its runs. UserError for what a study gives them itself, and for flags."""
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits the command line into the study's own arguments and those of its runs. UserError for keys that the study
+    sets itself, and for flags."""
     if flags := [a for a in arguments if a.startswith("-")]:
         raise UserError(f"{flags[0]}: a study takes KEY=VALUE alone, and no flags; it sweeps by arms= and seeds=")
     own = [a for a in arguments if a.partition("=")[0].split(".")[0] in OWN]
@@ -49,18 +50,18 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for key, instead in (("seed", "seeds=0,1,2"), ("ablation", "arms=a,b,c")):
         if key in parse_overrides(rest):
             raise UserError(f"{key}: a study gives it to its runs; write {instead}")
-    return [_listed(a) for a in own], rest
+    return [_with_brackets(a) for a in own], rest
 
 
-def _listed(argument: str) -> str:
-    """`arms=a,b` as `arms=[a,b]`."""
+def _with_brackets(argument: str) -> str:
+    """Rewrites `arms=a,b` as `arms=[a,b]`."""
     key, _, value = argument.partition("=")
     return f"{key}=[{value}]" if key in LISTS and value[:1] != "[" and value != "null" else argument
 
 
 def settings_of(own: Sequence[str]) -> dict[str, Any]:
     with initialize_config_dir(CONF, version_base="1.3"):
-        return plain(compose("ablation_grid", list(own)))
+        return to_plain(compose("ablation_grid", list(own)))
 
 
 def show_help(own: Sequence[str]) -> None:
@@ -69,10 +70,11 @@ def show_help(own: Sequence[str]) -> None:
         print(help_text("ablation_grid", compose("ablation_grid", list(own), return_hydra_config=True)))
 
 
-def asked_for(
+def select_runs(
     settings: dict[str, Any], study: str, rest: Sequence[str], gpus: int
 ) -> tuple[list[PlannedRun], list[tuple[str, ...]] | None]:
-    """The runs of the named study, or of arms in conf/ablation; and what `urepa.compare` is given, None: all runs."""
+    """The runs of the named study, or of the arms in conf/ablation, and the arguments of each `compare` (None: one
+    comparison of all runs)."""
     table, arms, seeds = settings["study"], settings["arms"], settings["seeds"]
     if table is None:
         return runs_of(arms, seeds, rest, gpus), None
@@ -82,8 +84,8 @@ def asked_for(
 
 def main() -> None:
     """Composes everything before anything is submitted."""
-    asked = [quoted(a) for a in sys.argv[1:] if a not in HELP]
-    own, rest = split(asked)
+    asked = [quote_argument(a) for a in sys.argv[1:] if a not in HELP]
+    own, rest = split_arguments(asked)
     if len(asked) < len(sys.argv) - 1:
         show_help(own)
         return
@@ -97,19 +99,19 @@ def main() -> None:
         check_folder_target("scripts", Path(settings["scripts"]))
     on_slurm = settings["cluster"]["_target_"].endswith("SlurmLauncher")
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
-    runs, compared = asked_for(settings, parse_overrides(own).get("study", ""), rest, gpus)
+    runs, compared = select_runs(settings, parse_overrides(own).get("study", ""), rest, gpus)
     if not runs:
         of = "conf/ablation" if settings["study"] is None else "the study"
         raise UserError(f"there is no arm to run: give arms=a,b,c of {of}, and seeds=0,1,2")
     stages = stages_of(runs, settings, gpus, compared)
-    planned = to_plan(runs, settings["measured"]) if settings["dry_run"] else {}
+    planned = plan_configs(runs, settings["measured"]) if settings["dry_run"] else {}
     steps = runs[0].config["trainer"]["max_steps"]
     seeds = len(settings["seeds"])
     print(f"{len(runs) // seeds} arms x {seeds} seeds: {len(runs)} runs of {steps} steps", flush=True)
     if settings["study"] is not None:
         print(rows_of(settings["study"], runs), flush=True)
     folder = Path(settings["cluster"]["submitit_folder" if on_slurm else "folder"])
-    code = code_copy.place(folder / "code")
+    code = code_copy.commit_folder(folder / "code")
     chain = SlurmChain(settings["cluster"], code) if on_slurm else LocalChain(settings["cluster"], code)
     if settings["dry_run"]:
         chain.show(stages, None if settings["scripts"] is None else Path(settings["scripts"]))
@@ -122,10 +124,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    safe_output.never_fails()
+    safe_output.make_output_safe()
     prepare()
     with one_line_mistakes():
         try:
             main()
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, "train", sys.argv[1:])) from error
+            raise UserError(error_message(error, "train", sys.argv[1:])) from error

@@ -32,8 +32,8 @@ def _git(*arguments: str, folder: Path = CHECKOUT) -> str:
     return done.stdout
 
 
-def place(below: Path) -> Path:
-    """Where the copy of this commit is, or will be."""
+def commit_folder(below: Path) -> Path:
+    """The folder of the copy of this commit, whether it exists or not."""
     return (below / _git("rev-parse", "HEAD").strip()[:12]).absolute()
 
 

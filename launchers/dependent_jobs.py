@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.study import JobGroup
-from urepa.cluster.slurm_and_local import LocalQueue, SlurmQueue, active_jobs, told
+from urepa.cluster.slurm_and_local import LocalQueue, SlurmQueue, active_jobs, print_outcome
 from urepa.cluster.slurm_job import Book, Entry, Job
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
@@ -31,10 +31,10 @@ class SlurmChain:
             self.coming |= {job: self.known[job.commands].id for job in queued}
             todo = [job for job in stage.jobs if job not in self.coming and not self._is_done(stage, job)]
             done = len(stage.jobs) - len(queued) - len(todo)
-            for jobs, dependency in self._waiting(stage, todo):
+            for jobs, dependency in self._group_by_dependency(stage, todo):
                 entries = self.queue.submit(jobs, stage.gpus, stage.name, dependency)
                 self.coming |= {entry.job: entry.id for entry in entries}
-                _say(stage, jobs, entries, dependency)
+                _print_submission(stage, jobs, entries, dependency)
             if queued or done:
                 print(f"{stage.name:<11} {done} are done, {len(queued)} are in the queue already")
         print(f"logs and notes: {self.queue.folder}; python -m launchers.status shows where they are")
@@ -42,7 +42,7 @@ class SlurmChain:
     def show(self, stages: Sequence[JobGroup], scripts: Path | None) -> None:
         """What `submit` would hand in, were nothing done yet; whole in the folder `scripts`."""
         for number, stage in enumerate(stages):
-            _show(stage, number, _waits(stage, {id(s): n for n, s in enumerate(stages)}), scripts)
+            _print_stage(stage, number, _dependency_text(stage, {id(s): n for n, s in enumerate(stages)}), scripts)
             if scripts is not None:
                 script = self.queue.script(stage.jobs, stage.gpus, stage.name)
                 write_whole(scripts / f"{number}_{stage.name}.sh", script)
@@ -51,7 +51,7 @@ class SlurmChain:
         """A run says so itself; another job is done if its last submission was and it waits for nothing new."""
         if job.run is not None:
             return job.is_finished()
-        before = [job_before for s in _before(stage) for job_before in s.jobs]
+        before = [job_before for s in _earlier_stages(stage) for job_before in s.jobs]
         if stage.each and stage.after is not None:
             before = [stage.after.jobs[stage.jobs.index(job)]]
         entry = self.known.get(job.commands)
@@ -59,8 +59,8 @@ class SlurmChain:
             entry is not None and self.queue.outcome(entry).error is None and not any(b in self.coming for b in before)
         )
 
-    def _waiting(self, stage: JobGroup, todo: list[Job]) -> list[tuple[list[Job], str | None]]:
-        """The jobs in groups that wait for the same."""
+    def _group_by_dependency(self, stage: JobGroup, todo: list[Job]) -> list[tuple[list[Job], str | None]]:
+        """Groups the jobs by the jobs that they depend on."""
         if not todo:
             return []
         if stage.each and stage.after is not None:
@@ -73,7 +73,7 @@ class SlurmChain:
                 return [*groups, ([job for job, _ in later], f"aftercorr:{array}")]
             return [*groups, *(([job], f"afterok:{before}") for job, before in later)]
         kind = "afterany" if stage.after_any else "afterok"
-        ids = {self.coming[job] for s in _before(stage) for job in s.jobs if job in self.coming}
+        ids = {self.coming[job] for s in _earlier_stages(stage) for job in s.jobs if job in self.coming}
         return [(todo, f"{kind}:{':'.join(sorted(ids))}" if ids else None)]
 
 
@@ -88,64 +88,64 @@ class LocalChain:
         begun: set[Job] = set()
         failed: set[Job] = set()
         for stage in stages:
-            waits_for = {job: self._before(stage, job) for job in stage.jobs}
+            waits_for = {job: self._required_jobs(stage, job) for job in stage.jobs}
             blocked = [job for job in stage.jobs if failed & set(waits_for[job])]
             failed |= set(blocked)
             todo = []
             for job in stage.jobs:
                 entry = known.get(job.commands)
                 done = job.is_finished() if job.run is not None else entry is not None and entry.state == "done"
-                if job not in blocked and (not done or begun & {*waits_for[job], *_any_before(stage)}):
+                if job not in blocked and (not done or begun & {*waits_for[job], *_optional_jobs(stage)}):
                     todo.append(job)
             left_out = f", {len(blocked)} cannot begin" if blocked else ""
             over = len(stage.jobs) - len(todo) - len(blocked)
             print(f"{stage.name:<11} {len(todo)} to do, {over} done{left_out}", flush=True)
             begun |= set(todo)
-            failed |= {outcome.entry.job for outcome in self.queue.run(todo) if not told(outcome)}
+            failed |= {outcome.entry.job for outcome in self.queue.run(todo) if not print_outcome(outcome)}
         if failed:
             names = ", ".join(sorted(job.name for job in failed))
             raise UserError(f"{len(failed)} jobs did not finish ({names}); the same command goes on with them")
 
     def show(self, stages: Sequence[JobGroup], scripts: Path | None) -> None:
         for number, stage in enumerate(stages):
-            _show(stage, number, f", {self.queue.at_once} at a time", scripts)
+            _print_stage(stage, number, f", {self.queue.at_once} at a time", scripts)
 
-    def _before(self, stage: JobGroup, job: Job) -> list[Job]:
+    def _required_jobs(self, stage: JobGroup, job: Job) -> list[Job]:
         if stage.after is None:
             return []
         return [stage.after.jobs[stage.jobs.index(job)]] if stage.each else stage.after.jobs
 
 
-def _any_before(stage: JobGroup) -> list[Job]:
+def _optional_jobs(stage: JobGroup) -> list[Job]:
     return [job for s in stage.after_any for job in s.jobs]
 
 
-def _before(stage: JobGroup) -> list[JobGroup]:
+def _earlier_stages(stage: JobGroup) -> list[JobGroup]:
     return [*([stage.after] if stage.after is not None else []), *stage.after_any]
 
 
-def _waits(stage: JobGroup, number: dict[int, int]) -> str:
-    numbers = ", ".join(str(number[id(s)]) for s in _before(stage))
+def _dependency_text(stage: JobGroup, number: dict[int, int]) -> str:
+    numbers = ", ".join(str(number[id(s)]) for s in _earlier_stages(stage))
     if not numbers:
         return ""
     how = "each after its own of" if stage.each else "whatever becomes of" if stage.after_any else "after"
     return f", {how} {numbers}"
 
 
-def _show(stage: JobGroup, number: int, how: str, scripts: Path | None) -> None:
-    """Its first job here, all of them in a file."""
+def _print_stage(stage: JobGroup, number: int, how: str, scripts: Path | None) -> None:
+    """Prints the first job of a stage; with `scripts`, writes all of them to a file."""
     print(f"{number}: {stage.name}, {len(stage.jobs)} {'job' if len(stage.jobs) == 1 else 'jobs'}{how}")
     lines = [[f"python -m {' '.join(command)}" for command in job.commands] for job in stage.jobs]
-    print("".join(f"      {_short(line)}\n" for line in lines[0]), end="")
+    print("".join(f"      {_shorten(line)}\n" for line in lines[0]), end="")
     if scripts is not None:
         scripts.mkdir(parents=True, exist_ok=True)
         write_whole(scripts / f"{number}_{stage.name}.txt", "".join(f"{line}\n" for job in lines for line in job))
 
 
-def _short(line: str) -> str:
+def _shorten(line: str) -> str:
     return line if len(line) <= WIDEST else f"{line[:WIDEST]} ..."
 
 
-def _say(stage: JobGroup, jobs: Sequence[Job], entries: Sequence[Entry], dependency: str | None) -> None:
+def _print_submission(stage: JobGroup, jobs: Sequence[Job], entries: Sequence[Entry], dependency: str | None) -> None:
     ids = entries[0].id if len(entries) == 1 else f"{entries[0].id} to {entries[-1].id}"
     print(f"{stage.name:<11} {len(jobs)} submitted as {ids}{f', {dependency}' if dependency else ''}", flush=True)

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers.study import PlannedRun, compose_run, with_seed
-from urepa.config.command_line import check_arguments, explain
+from urepa.config.command_line import check_arguments, error_message
 from urepa.core.errors import UserError, did_you_mean
 from urepa.runs.run_folder import differences, parse_overrides
 
@@ -36,7 +36,7 @@ def runs_of_study(
         near = did_you_mean(unknown[0], list(table["arms"]))
         raise UserError(f"arms: study={name} has no arm '{unknown[0]}'; it has {there}{near}")
     chosen = {arm: own for arm, own in table["arms"].items() if arms is None or arm in arms}
-    runs = [_composed(name, arm, [*table["overrides"], *given], own, gpus) for arm, own in chosen.items()]
+    runs = [_compose_arm(name, arm, [*table["overrides"], *given], own, gpus) for arm, own in chosen.items()]
     for one, other in combinations(runs, 2):
         if not differences(one.config, other.config):
             raise UserError(
@@ -52,16 +52,16 @@ def comparisons(table: dict[str, Any], runs: Sequence[PlannedRun]) -> list[tuple
     one of all arms, and says why."""
     arms = dict.fromkeys(run.arm for run in runs)
     baseline = (f"baseline='{table['baseline']}'",) if table["baseline"] in arms else ()
-    found = [(*_of(runs), *baseline)]
+    found = [(*_compare_arguments(runs), *baseline)]
     for control in dict.fromkeys(table["controls"].values()):
         own = [run for run in runs if control in (run.arm, table["controls"].get(run.arm))]
         if len({run.arm for run in own}) > 1 and control in arms:
-            found.append((*_of(own), f"baseline='{control}'", f"report='report_{control}'"))
+            found.append((*_compare_arguments(own), f"baseline='{control}'", f"report='report_{control}'"))
     return found
 
 
-def _of(runs: Sequence[PlannedRun]) -> tuple[str, str, str]:
-    """These runs, their arms' names, and the order of these."""
+def _compare_arguments(runs: Sequence[PlannedRun]) -> tuple[str, str, str]:
+    """`ids=`, `names=` and `order=` of `compare` for these runs."""
     folders = {run.arm: run.folder.parent.name for run in runs}
     ids = ",".join(f"'{run.name}'" for run in runs)
     names = ",".join(f"'{arm}={folder}'" for arm, folder in folders.items())
@@ -94,7 +94,7 @@ def _check_table(name: str, table: dict[str, Any], given: Sequence[str]) -> None
         raise UserError(f"study={name} is of +experiment={own['experiment']}: leave out +experiment")
 
 
-def _composed(name: str, arm: str, shared: Sequence[str], own: Sequence[str], gpus: int) -> PlannedRun:
+def _compose_arm(name: str, arm: str, shared: Sequence[str], own: Sequence[str], gpus: int) -> PlannedRun:
     overrides = [*shared, *own]
     try:
         check_arguments(list(own), "train")
@@ -102,6 +102,6 @@ def _composed(name: str, arm: str, shared: Sequence[str], own: Sequence[str], gp
     except UserError as error:
         raise UserError(f"arm {arm} of study={name}: {error}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"arm {arm} of study={name}: {explain(error, 'train', overrides)}") from error
+        raise UserError(f"arm {arm} of study={name}: {error_message(error, 'train', overrides)}") from error
     run.arm = arm
     return run

@@ -52,7 +52,7 @@ def progress(entry: Entry) -> str:
 def lines(folder: Path) -> list[str]:
     """The table."""
     entries, damage = Book(folder).read()
-    last = {entry.job.what: entry for entry in entries}
+    last = {entry.job.identity: entry for entry in entries}
     if not last and not damage:
         raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl; give the FOLDER that has it")
     active = active_jobs() if shutil.which("squeue") else {}
@@ -66,7 +66,7 @@ def lines(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    safe_output.never_fails()
+    safe_output.make_output_safe()
     if HELP & set(sys.argv):
         print(help_text("status", OmegaConf.structured(Status)))
         sys.exit(0)

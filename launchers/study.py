@@ -30,7 +30,7 @@ from urepa.cluster.slurm_job import Job
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.runs.run_folder import find_name, plain
+from urepa.runs.run_folder import find_name, to_plain
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
 NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")
@@ -73,23 +73,23 @@ def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
         choices = dict(whole.hydra.runtime.choices)
         with open_dict(whole):
             del whole["hydra"]
-        config = plain(whole)
+        config = to_plain(whole)
         check(config, list(overrides))
         check_trainer(config["trainer"], gpus)
         chosen = (f"data={choices['data']}", f"teacher={choices['teacher']}")
         default = _preprocess_default(chosen)
     own = flatten({key: config[key] for key in ("data", "teacher")})
-    differing = [f"{k}={_written(v)}" for k, v in own.items() if v != default[k] and k not in NOT_IN_CACHES]
+    differing = [f"{k}={_hydra_literal(v)}" for k, v in own.items() if v != default[k] and k not in NOT_IN_CACHES]
     return PlannedRun(list(overrides), config, (*chosen, *differing))
 
 
 @lru_cache
 def _preprocess_default(chosen: tuple[str, ...]) -> dict[str, Any]:
-    return flatten(plain(compose("preprocess", list(chosen))))
+    return flatten(to_plain(compose("preprocess", list(chosen))))
 
 
-def _written(value: Any) -> str:
-    """A value in Hydra's grammar."""
+def _hydra_literal(value: Any) -> str:
+    """A value as Hydra's grammar writes it."""
     return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
 
 
@@ -131,7 +131,7 @@ def stages_of(
         raise UserError(f"stages: there is no {', '.join(unknown)}; choose of {', '.join(STAGES)}")
     stages: list[JobGroup] = []
     built: dict[tuple[str, str], tuple[set[str], JobGroup]] = {}
-    for caches, own in _by_caches(runs).items():
+    for caches, own in _group_by_caches(runs).items():
         ready = None
         if "preprocess" in wanted:
             ready = _preprocess(stages, caches, own[0].config["data"], settings["shards"], built)
@@ -155,8 +155,9 @@ def stages_of(
     return stages
 
 
-def _by_caches(runs: Sequence[PlannedRun]) -> dict[tuple[str, ...], list[PlannedRun]]:
-    """Runs by what they read; the largest tracks first, because smaller ones in the same place are parts of them."""
+def _group_by_caches(runs: Sequence[PlannedRun]) -> dict[tuple[str, ...], list[PlannedRun]]:
+    """Groups runs by the caches that they read, the largest track first: smaller tracks in the same folder are parts of
+    it."""
 
     def size(run: PlannedRun) -> float:
         images = run.config["data"].get("train_images", 0)

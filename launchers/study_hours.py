@@ -11,21 +11,21 @@ from launchers.study import PlannedRun
 from urepa.cli import CONF
 from urepa.core import progress
 from urepa.plan import check_measured, hours, totals
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 
 
-def to_plan(runs: Sequence[PlannedRun], measured: str | None) -> dict[tuple[str, ...], dict[str, Any]]:
-    """What `urepa.plan` composes, by arm: seeds cost the same. UserError where `measured` is no measurement of the
+def plan_configs(runs: Sequence[PlannedRun], measured: str | None) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The config of `plan` for each arm; seeds cost the same. UserError if `measured` is not a measurement of the
     device."""
     arms = {arm_of(run): run for run in runs}
-    parts = {arm: _composed(run, measured) for arm, run in arms.items()}
+    parts = {arm: _compose_plan(run, measured) for arm, run in arms.items()}
     for one in parts.values():
         check_measured(one)
     return parts
 
 
 def training_hours(runs: Sequence[PlannedRun], parts: dict[tuple[str, ...], dict[str, Any]]) -> str:
-    """GPU-hours of all runs, of what `to_plan` gave: a floor, and what is expected where the device was measured.
+    """GPU-hours of all runs, of what `plan_configs` gave: a floor, and what is expected where the device was measured.
     Caches, evaluation and comparison are not in it."""
     from urepa.costs.estimate import Device, plan
 
@@ -37,10 +37,10 @@ def training_hours(runs: Sequence[PlannedRun], parts: dict[tuple[str, ...], dict
     return f"training, GPU-hours on {device}: {hours(floor)} at least, expected: {hours(expected)}"
 
 
-def _composed(run: PlannedRun, measured: str | None) -> dict[str, Any]:
-    """As `urepa.plan` has it."""
+def _compose_plan(run: PlannedRun, measured: str | None) -> dict[str, Any]:
+    """Composes the config of `plan` for a run."""
     with initialize_config_dir(CONF, version_base="1.3"):
-        return plain(compose("plan", run.overrides)) | {"measured": measured}
+        return to_plain(compose("plan", run.overrides)) | {"measured": measured}
 
 
 def arm_of(run: PlannedRun) -> tuple[str, ...]:

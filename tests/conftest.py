@@ -62,13 +62,13 @@ def compose() -> Callable[..., dict[str, Any]]:
     import hydra
 
     from urepa.cli import CONF, prepare
-    from urepa.runs.run_folder import plain
+    from urepa.runs.run_folder import to_plain
 
     prepare()
 
     def composed(*overrides: str, root: str = "train") -> dict[str, Any]:
         with hydra.initialize_config_dir(CONF, version_base="1.3"):
-            return plain(hydra.compose(root, list(overrides)))
+            return to_plain(hydra.compose(root, list(overrides)))
 
     return composed
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from urepa.generate import checked, checked_checkpoint, root
+from urepa.generate import check_checkpoint_request, check_run_request, config_root
 
 Compose = Callable[..., dict[str, Any]]
 REQUEST = ["classes=[1,7]", "n=1", "steps=2", "guidance=2"]
@@ -16,8 +16,12 @@ def asking(compose: Compose) -> Callable[..., dict[str, Any]]:
     """ask(*overrides): the request as the door makes it, of a run or of a checkpoint."""
 
     def ask(*overrides: str) -> dict[str, Any]:
-        asked = compose(*overrides, root=root(list(overrides)))
-        return checked(asked) if root(list(overrides)) == "generate" else checked_checkpoint(asked, list(overrides))
+        asked = compose(*overrides, root=config_root(list(overrides)))
+        return (
+            check_run_request(asked)
+            if config_root(list(overrides)) == "generate"
+            else check_checkpoint_request(asked, list(overrides))
+        )
 
     return ask
 

@@ -14,7 +14,7 @@ from PIL import Image
 from toy_runs import small_sd, write_run
 
 from urepa.core.errors import UserError
-from urepa.generate import checked
+from urepa.generate import check_run_request
 from urepa.inference import image_request
 from urepa.inference.image_request import generate
 
@@ -42,7 +42,7 @@ def ask(compose: Compose) -> Callable[..., dict[str, Any]]:
     """ask(run, *overrides): the request as the door makes it."""
 
     def ask(run: Path, *overrides: str) -> dict[str, Any]:
-        return checked(compose(f"run='{run}'", "steps=2", *overrides, root="generate"))
+        return check_run_request(compose(f"run='{run}'", "steps=2", *overrides, root="generate"))
 
     return ask
 

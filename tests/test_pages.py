@@ -14,12 +14,12 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 
-from launchers.ablation_grid import settings_of, split
+from launchers.ablation_grid import settings_of, split_arguments
 from urepa.cli import CONF
-from urepa.compare import in_full
-from urepa.config.command_line import check_arguments, quoted
+from urepa.compare import with_select_prefix
+from urepa.config.command_line import check_arguments, quote_argument
 from urepa.config.commands import COMMANDS
-from urepa.generate import root
+from urepa.generate import config_root
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,18 +79,18 @@ def test_a_command_of_a_page_composes(module: str, words: tuple[str, ...], compo
     if flags := [word for word in arguments if word.startswith("--")]:
         arguments = arguments[: arguments.index(flags[0])]  # --cfg job, --info defaults-tree
     if module == "launchers.ablation_grid":
-        own, arguments = split(arguments)
+        own, arguments = split_arguments(arguments)
         settings_of(own)
         name = "train"
     elif module == "urepa.generate":
-        name = root(arguments)
+        name = config_root(arguments)
     else:
         name = next(name for name, command in COMMANDS.items() if command.module == module)
     if name == "status":
         return
     if name == "compare":
-        arguments = [in_full(argument) for argument in arguments]
-    arguments = [quoted(argument, sweeps="-m" in words) for argument in arguments]
+        arguments = [with_select_prefix(argument) for argument in arguments]
+    arguments = [quote_argument(argument, sweeps="-m" in words) for argument in arguments]
     chosen = first_of_each(arguments) if "-m" in words else arguments
     check_arguments(chosen, name)
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -19,7 +19,7 @@ import pytest
 from photos import write_dinov2
 
 from urepa.core.hub_names import is_hub_id, resolve
-from urepa.prefetch import needed
+from urepa.prefetch import required_files
 
 COMMIT = "c" * 40
 
@@ -35,14 +35,14 @@ def test_names_and_revisions(tmp_path: Path) -> None:
 
 def test_one_file_of_a_repository_is_fetched_alone(compose: Callable[..., dict[str, Any]]) -> None:
     repa = ("+experiment=repa_cifar10_pixels", "evaluation=none")
-    assert needed(compose(*repa, "backbone.weights=owner/name/sit/xl.pt")) == {"owner/name@main": ["sit/xl.pt"]}
-    assert needed(compose(*repa, "backbone.weights=owner/name@v1/xl.pt")) == {"owner/name@v1": ["xl.pt"]}
-    assert needed(compose(*repa, "backbone.weights=./sit/xl/weights.pt")) == {}
+    assert required_files(compose(*repa, "backbone.weights=owner/name/sit/xl.pt")) == {"owner/name@main": ["sit/xl.pt"]}
+    assert required_files(compose(*repa, "backbone.weights=owner/name@v1/xl.pt")) == {"owner/name@v1": ["xl.pt"]}
+    assert required_files(compose(*repa, "backbone.weights=./sit/xl/weights.pt")) == {}
 
 
 def test_what_evaluations_load_is_fetched_too(compose: Callable[..., dict[str, Any]]) -> None:
     encoder = "+teacher@evaluation.generation.encoders.dinov2_b=dinov2_b"
-    names = needed(compose("evaluation=generation", encoder)) | needed(compose("evaluation=clip_score"))
+    names = required_files(compose("evaluation=generation", encoder)) | required_files(compose("evaluation=clip_score"))
     assert names.keys() == {"facebook/dinov2-base", "openai/clip-vit-large-patch14"}
     assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= set(
         names["openai/clip-vit-large-patch14"]

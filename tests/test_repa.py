@@ -245,7 +245,7 @@ def test_a_loras_file_gives_the_trained_model_again(
     opened = urepa.load(trainer.folder, device="cpu")
     (batch,) = trainer.reader.read(3)
     inputs = (batch.x0, batch.t_B, batch.condition)
-    with torch.no_grad(), trainer.ema.applied():
+    with torch.no_grad(), trainer.ema.use_averages():
         trained = trainer.model.eval()(*inputs)
     with torch.no_grad():
         again = opened.model(*inputs)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.evaluate import to_evaluate
+from urepa.evaluate import evaluation_config
 from urepa.runs.run_folder import RunFolder
 
 
@@ -24,13 +24,13 @@ def test_a_finished_run_opens_whatever_its_numbers_and_a_request_is_checked(
     RunFolder(tmp_path).store_config(config)
     summary = {"experiment": "quickstart", "ablation": "baseline", "seed": 0, "metrics": {}, "seconds": {}}
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"step": config["trainer"]["max_steps"]}))
-    opened = to_evaluate(compose(f"run='{tmp_path}'", root="evaluate"))
+    opened = evaluation_config(compose(f"run='{tmp_path}'", root="evaluate"))
     assert (opened["trainer"], opened["loss"]) == (config["trainer"], config["loss"])
     asked = compose(f"run='{tmp_path}'", "evaluation=digits", root="evaluate")
-    assert to_evaluate(asked)["evaluation"] == asked["evaluation"]
+    assert evaluation_config(asked)["evaluation"] == asked["evaluation"]
     asked["evaluation"]["samples"]["guidance"] = nan
     with pytest.raises(UserError, match="^evaluation.samples.guidance=nan: give 0 or more, a finite number"):
-        to_evaluate(asked)
+        evaluation_config(asked)
 
 
 def test_credentials_go_to_no_server_that_a_config_alone_names(
@@ -42,10 +42,10 @@ def test_credentials_go_to_no_server_that_a_config_alone_names(
     summary = {"experiment": "quickstart", "ablation": "baseline", "seed": 0, "metrics": {}, "seconds": {}}
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"step": config["trainer"]["max_steps"]}))
     asked = compose(f"run='{tmp_path}'", root="evaluate")
-    assert to_evaluate(asked)["tracking"]["uri"] == server
+    assert evaluation_config(asked)["tracking"]["uri"] == server
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
     with pytest.raises(UserError, match=f"MLFLOW_TRACKING_TOKEN .* set MLFLOW_TRACKING_URI={server}"):
-        to_evaluate(asked)
-    assert to_evaluate(asked | {"tracking": compose("tracking=none")["tracking"]})
+        evaluation_config(asked)
+    assert evaluation_config(asked | {"tracking": compose("tracking=none")["tracking"]})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    assert to_evaluate(asked)["tracking"]["uri"] == server
+    assert evaluation_config(asked)["tracking"]["uri"] == server

@@ -19,14 +19,14 @@ from urepa.models.backbones.sd15 import ARCHITECTURE
 from urepa.models.weight_files import trainable
 from urepa.runs.checkpoint import newest, save
 from urepa.runs.mlflow_sender import NoShipper
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 from urepa.training.assembly import build
 
 
 def composed(*overrides: str) -> dict[str, Any]:
     prepare()
     with initialize_config_dir(CONF, version_base="1.3"):
-        return plain(compose("train", ["+experiment=track_a", "tracking=none", *overrides]))
+        return to_plain(compose("train", ["+experiment=track_a", "tracking=none", *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_other_experiments_change_only_what_they_say(experiment: str, change
 
     prepare()
     with initialize_config_dir(CONF, version_base="1.3"):
-        a, b = (flatten(plain(compose("train", [f"+experiment={e}"]))) for e in ("track_a", experiment))
+        a, b = (flatten(to_plain(compose("train", [f"+experiment={e}"]))) for e in ("track_a", experiment))
     assert {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)} == changed
 
 

@@ -22,7 +22,7 @@ from urepa.cli import CONF, prepare, run_command
 from urepa.core.files import check_file_target, check_folder, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.costs.benchmark.what_can_be_timed import check_bench
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     with one_line_mistakes():
-        settings = plain(config)
+        settings = to_plain(config)
         own = ("bench.", "out=")
         check(settings, [o for o in HydraConfig.get().overrides.task if not o.startswith(own)])
         check_bench(settings)
@@ -59,11 +59,11 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
     accelerator = accelerate_for(trainer)
     with tempfile.TemporaryDirectory(dir=settings["folder"], prefix=".bench-") as place:
         bench = BenchLoops(config, Path(place), accelerator)
-        others = {"documented": bench.documented, "online": bench.online, "plain": bench.plain}
+        others = {"documented": bench.description_loop, "online": bench.online_loop, "plain": bench.plain_loop}
         loops = [others[settings["against"]]()] if settings["against"] is not None else []
-        loops.append(bench.ours())
+        loops.append(bench.training_loop())
         if settings["parts"]:
-            loops += bench.without_each_part()
+            loops += bench.loops_without_parts()
         rows = measure(
             loops,
             bench.trainer.model,

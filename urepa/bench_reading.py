@@ -26,7 +26,7 @@ from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
 from urepa.core.files import check_file_target, check_folder, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 
 RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
 MOST_PER_S = 2900  # samples that one GPU trains on where a step stops after the mid block
@@ -37,7 +37,7 @@ COMPARED = {"of_preadv": "preadv", "of_documented": "documented", "of_unchecked"
 def main(config: DictConfig) -> None:
     """Prints a table; `out=FILE` also writes it as JSON."""
     with one_line_mistakes():
-        settings = plain(config)
+        settings = to_plain(config)
         check_numbers(settings)
         if settings["samples"] <= settings["batch_size"]:
             raise UserError(
@@ -50,8 +50,8 @@ def main(config: DictConfig) -> None:
         rows, costs = [], []
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
             for kind in RECORDS:
-                rows += reading(kind, Path(place) / kind, settings)
-                costs.append(checking(kind))
+                rows += reading_rates(kind, Path(place) / kind, settings)
+                costs.append(crc32_cost(kind))
         titles = f"{'of plain preadv':>17}{'of documented':>15}{'of unchecked':>14}"
         print(f"{'records':<9}{'cache':<7}{'reader':<12}{'records/s':>11}{titles}")
         for r in rows:
@@ -64,8 +64,8 @@ def main(config: DictConfig) -> None:
             write_whole(Path(settings["out"]), json.dumps({"reading": rows, "crc32": costs}, indent=1))
 
 
-def checking(kind: str) -> dict[str, Any]:
-    """What crc32 of a record costs: the processor's time, so that other work beside it counts little."""
+def crc32_cost(kind: str) -> dict[str, Any]:
+    """The processor time that crc32 of a record takes; other work on the machine hardly changes it."""
     import numpy as np
 
     from urepa.data.stores.lmdb_store import encode
@@ -82,8 +82,8 @@ def checking(kind: str) -> dict[str, Any]:
     return {"records": kind, "bytes": size, "gb_per_s": size / seconds / 1e9, "core": seconds * MOST_PER_S}
 
 
-def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rates of the readers over one store; each round reads every record once, in a new order."""
+def reading_rates(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Measures the readers over one store; each round reads every record once, in a new order."""
     import numpy as np
 
     from urepa.data.stores.lmdb_store import write_store
@@ -95,9 +95,9 @@ def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str,
     without = {key: value for key, value in Store(folder).manifest.items() if key != "digests_sha256"}
     readers: dict[str, Callable[[list[list[str]]], Generator[None]]] = {
         "preadv": partial(plain_preadv, folder),
-        "documented": partial(documented, folder, RECORDS[kind], settings["workers"]),
-        "unchecked": partial(ours, lambda: Store(folder, without)),
-        "urepa": partial(ours, lambda: Store(folder)),
+        "documented": partial(description_loader, folder, RECORDS[kind], settings["workers"]),
+        "unchecked": partial(training_reader, lambda: Store(folder, without)),
+        "urepa": partial(training_reader, lambda: Store(folder)),
     }
     rows = []
     for cache in ("warm", "cold"):
@@ -109,7 +109,7 @@ def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str,
             for name, read in readers.items():
                 run = read(batches)
                 next(run)  # everything is open, workers have started, the first batch is there
-                forget(folder) if cache == "cold" else list(plain_preadv(folder, batches))
+                drop_from_page_cache(folder) if cache == "cold" else list(plain_preadv(folder, batches))
                 begin = time.perf_counter()
                 list(run)
                 seconds[name].append(time.perf_counter() - begin)
@@ -123,14 +123,14 @@ def reading(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str,
     return rows
 
 
-def forget(folder: Path) -> None:
+def drop_from_page_cache(folder: Path) -> None:
     """Drops the store's file from the page cache."""
     handle = os.open(folder / "data.mdb", os.O_RDONLY)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)
 
 
-def ours(opened: Callable[[], Any], batches: list[list[str]]) -> Generator[None]:
+def training_reader(opened: Callable[[], Any], batches: list[list[str]]) -> Generator[None]:
     """The training reader's way: threads fill memory that was allocated once, from the store that `opened` gives."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -168,7 +168,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
     store.close()
 
 
-def documented(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
+def description_loader(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
     """Spec 000 §6.2's loader over one store."""
     from urepa.costs.benchmark.description_loop import loader
 

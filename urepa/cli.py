@@ -15,16 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 from urepa.checks import resolvers
 from urepa.config import register
 from urepa.config.command_line import CONF as CONF
-from urepa.config.command_line import check_arguments, explain, quoted
-from urepa.config.command_line import sweeps_over as sweeps_over
+from urepa.config.command_line import check_arguments, error_message, quote_argument
+from urepa.config.command_line import is_sweep as is_sweep
 from urepa.config.commands import COMMANDS
 from urepa.config.help import HELP, without_groups
-from urepa.config.run_globs import with_runs
+from urepa.config.run_globs import expand_run_globs
 from urepa.core import safe_output
 from urepa.core.allocator import keep_freed_memory
 from urepa.core.errors import UserError, did_you_mean
 from urepa.core.escaping import printable
-from urepa.core.files import new_places, remove_new
+from urepa.core.files import missing_folders, remove_new
 from urepa.core.one_line_errors import TRACEBACKS, one_line_mistakes
 
 SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
@@ -42,7 +42,7 @@ def prepare() -> None:
 
 def run_command(main: Callable[[], None], root: str) -> None:
     """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    safe_output.never_fails()
+    safe_output.make_output_safe()
     safe_output.warn_in_one_line()
     shown = contextlib.nullcontext() if HELP.isdisjoint(sys.argv[1:]) else without_groups()
     if TRACEBACKS:
@@ -52,29 +52,29 @@ def run_command(main: Callable[[], None], root: str) -> None:
             main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
-    with one_line_mistakes(), _unrecorded_if_refused():
+    with one_line_mistakes(), _remove_records_on_error():
         try:
             keep_freed_memory()  # before torch takes any
             with shown:
                 _read_arguments(root)
                 main()
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, root, sys.argv[1:])) from error
+            raise UserError(error_message(error, root, sys.argv[1:])) from error
 
 
 def _read_arguments(root: str) -> None:
     """What was typed as Hydra reads it; UserError for what it would pass over."""
-    sweeps = sweeps_over(sys.argv[1:])
-    sys.argv[1:] = [quoted(argument, sweeps) for argument in with_runs(sys.argv[1:], root, sweeps)]
+    sweeps = is_sweep(sys.argv[1:])
+    sys.argv[1:] = [quote_argument(argument, sweeps) for argument in expand_run_globs(sys.argv[1:], root, sweeps)]
     check_arguments(sys.argv[1:], root)
 
 
 @contextlib.contextmanager
-def _unrecorded_if_refused() -> Iterator[None]:
-    """A sweep's record and its copy of conf/ are written before its first run. Where that is refused they go again; not
-    where a run or a job has begun."""
+def _remove_records_on_error() -> Iterator[None]:
+    """Removes the records that a sweep writes before its first run (multirun.yaml, the copy of conf/) if it is refused;
+    keeps them if a run or a job has started."""
     new = [record for record in SWEEP_RECORDS if not record.exists()]
-    copies = new_places(CONF_COPIES)
+    copies = missing_folders(CONF_COPIES)
     try:
         yield
     except BaseException:
@@ -94,7 +94,7 @@ def _holds_only(folder: Path, path: Path) -> bool:
 def main() -> None:
     """`urepa COMMAND ...` is `python -m urepa.COMMAND ...`; the commands of launchers/ are among them. A command that
     does not exist ends with one line and exit code 1."""
-    safe_output.never_fails()
+    safe_output.make_output_safe()
     modules = {command.module.rpartition(".")[2]: command.module for command in COMMANDS.values()}
     given = sys.argv[1] if len(sys.argv) > 1 else ""
     if not given or given in HELP:

@@ -19,7 +19,7 @@ from urepa.core.escaping import printable
 from urepa.core.files import check_file_target, check_folder_target, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import require_there
-from urepa.runs.run_folder import parse_overrides, plain
+from urepa.runs.run_folder import parse_overrides, to_plain
 
 NAMED_AT_MOST = 4
 SELECTIONS = ("experiment", "ablation", "tag", "ids")
@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     with one_line_mistakes():
-        settings = plain(config)
+        settings = to_plain(config)
         given = parse_overrides(list(HydraConfig.get().overrides.task))
         if settings["store"] is not None and "runs" in given:
             raise UserError("store= and runs= are two sources: give one of them")
@@ -48,15 +48,15 @@ def main(config: DictConfig) -> None:
 def compare(settings: dict[str, Any]) -> None:
     """From the chosen runs to everything that is written."""
     from urepa.reports.comparison import tables
-    from urepa.reports.comparison.arms import group
+    from urepa.reports.comparison.arms import group_runs
     from urepa.reports.comparison.as_json import as_json
     from urepa.reports.comparison.results import summarise
 
     chosen, foreign = chosen_runs(settings)
-    runs = begun(chosen)
-    results = summarise(group(runs, settings["order"], settings["baseline"], settings["names"]))
-    grids, lost = grids_beside(settings["store"], results.study)
-    sentences = [*notices(results), *without_steps(chosen), *passed_over(foreign), *lost]
+    runs = started_runs(chosen)
+    results = summarise(group_runs(runs, settings["order"], settings["baseline"], settings["names"]))
+    grids, lost = load_grids(settings["store"], results.study)
+    sentences = [*notices(results), *empty_runs_note(chosen), *other_folders_note(foreign), *lost]
     folder = Path(settings["report"])
     write_report(results, sentences, folder, grids)
     print(tables.terminal(results, shutil.get_terminal_size((140, 40)).columns))
@@ -74,22 +74,22 @@ def compare(settings: dict[str, Any]) -> None:
 
 def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
     """The runs that were asked for, with their curves, and the folders whose config is no run's."""
-    from urepa.reports.comparison.read_runs import find_all, select, with_rows
+    from urepa.reports.comparison.read_runs import find_all, load_curves, select
 
     asked = settings["select"]
-    wanted = (_list(asked["experiment"]), _list(asked["ablation"]), asked["tag"], _list(asked["ids"]))
+    wanted = (_as_list(asked["experiment"]), _as_list(asked["ablation"]), asked["tag"], _as_list(asked["ids"]))
     if settings["store"] is None:
         runs, foreign = find_all(settings["runs"])
-        return with_rows(select(runs, *wanted)), foreign
-    from urepa.reports.comparison.read_mlflow import find_stored, with_histories
+        return load_curves(select(runs, *wanted)), foreign
+    from urepa.reports.comparison.read_mlflow import find_stored, load_histories
     from urepa.runs.mlflow_store import open_existing
 
     client = open_existing(settings["store"])
-    return with_histories(client, select(find_stored(client), *wanted)), []
+    return load_histories(client, select(find_stored(client), *wanted)), []
 
 
-def grids_beside(store: str | None, study: Any) -> tuple[Any, list[str]]:
-    """The arms' grids of samples, from folders or artifacts, and a sentence if they are out of reach."""
+def load_grids(store: str | None, study: Any) -> tuple[Any, list[str]]:
+    """The arms' grids of samples, from folders or artifacts, and a sentence if they cannot be reached."""
     from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 
     if store is None:
@@ -101,39 +101,36 @@ def grids_beside(store: str | None, study: Any) -> tuple[Any, list[str]]:
     return grids, [lost] if lost else []
 
 
-def begun(runs: list[Any]) -> list[Any]:
-    """The runs that have logged a step, as far as can be read; UserError if none has."""
+def started_runs(runs: list[Any]) -> list[Any]:
+    """The runs that have logged a step, as far as they can be read; UserError if there are none."""
     found = [run for run in runs if run.curves or run.damage]
     if not found:
         raise UserError(f"none of the {len(runs)} runs has logged a step yet: {runs[0].name}")
     return found
 
 
-def without_steps(runs: list[Any]) -> list[str]:
-    """One sentence on what is no run yet: a command that was refused leaves its config behind."""
+def empty_runs_note(runs: list[Any]) -> list[str]:
+    """One sentence on folders with a config but no logged step, as a refused command leaves them."""
     empty = [run.name for run in runs if not run.curves and not run.damage]
     if not empty:
         return []
-    return [f"Not counted as runs, as they have logged no step (refused, or just begun): {_some(empty)}."]
+    return [f"Not counted as runs, as they have logged no step (refused, or just begun): {_count_and_names(empty)}."]
 
 
-def passed_over(folders: list[Path]) -> list[str]:
-    """One sentence on what lies among the runs and is none."""
-    from urepa.reports.comparison.read_runs import readable
+def other_folders_note(folders: list[Path]) -> list[str]:
+    """One sentence on folders whose config.yaml is not a run's."""
+    from urepa.reports.comparison.read_runs import printable_path
 
-    return (
-        [f"Passed over, as their config.yaml is not a run's: {_some([readable(str(folder)) for folder in folders])}."]
-        if folders
-        else []
-    )
+    names = [printable_path(str(folder)) for folder in folders]
+    return [f"Passed over, as their config.yaml is not a run's: {_count_and_names(names)}."] if names else []
 
 
-def _some(names: list[str]) -> str:
-    """How many, and the first of them."""
+def _count_and_names(names: list[str]) -> str:
+    """How many names there are, and the first of them."""
     return f"{len(names)} ({', '.join(names[:NAMED_AT_MOST])}{', ...' if len(names) > NAMED_AT_MOST else ''})"
 
 
-def _list(value: Any) -> list[str]:
+def _as_list(value: Any) -> list[str]:
     if value is None:
         return []
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
@@ -141,7 +138,7 @@ def _list(value: Any) -> list[str]:
 
 def notices(results: Any) -> list[str]:
     """What must be said next to the verdict: arms of several lengths, or EMA weights that are not trained yet."""
-    from urepa.reports.comparison.findings import lagging
+    from urepa.reports.comparison.findings import ema_lag_sentences
 
     said = []
     runs = [run for row in results.rows for run in row.arm.runs.values()]
@@ -155,11 +152,11 @@ def notices(results: Any) -> list[str]:
         said.append(
             "No run has logged a validation (val/...), so no loss is compared: costs and training curves are shown."
         )
-    return said + by_several_codes(runs) + [f"{sentence}." for sentence in lagging(results)]
+    return said + mixed_code_note(runs) + [f"{sentence}." for sentence in ema_lag_sentences(results)]
 
 
-def by_several_codes(runs: list[Any]) -> list[str]:
-    """One sentence on evaluations that one version of the code did for some runs and another for others."""
+def mixed_code_note(runs: list[Any]) -> list[str]:
+    """One sentence on evaluations that were not made with the same version of the code for all runs."""
     by: dict[str, set[str]] = {}
     for run in runs:
         done = run.facts.get("evaluated_by", dict.fromkeys(run.facts.get("evaluation", {}), run.code[-1].version))
@@ -185,7 +182,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw_all(panels(results))
-    remove_others(folder, {figure.panel.name for figure in drawn})
+    remove_old_figures(folder, {figure.panel.name for figure in drawn})
     for figure in drawn:
         write_whole(folder / "figures" / f"{figure.panel.name}.png", figure.png)
         write_whole(folder / "figures" / f"{figure.panel.name}.pdf", figure.pdf)
@@ -195,8 +192,8 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
     write_whole(folder / "index.html", page(results, drawn, sentences, grids))
 
 
-def remove_others(folder: Path, names: set[str]) -> None:
-    """Removes the figures of an earlier report that this one has not; what else lies there is not ours."""
+def remove_old_figures(folder: Path, names: set[str]) -> None:
+    """Removes the figures of an earlier report that this one does not have. Other files stay."""
     index = folder / "index.html"
     before = re.findall(r'<figure id="figure-([a-z0-9_]+)"', index.read_text()) if index.is_file() else []
     for name in set(before) - names:
@@ -204,12 +201,12 @@ def remove_others(folder: Path, names: set[str]) -> None:
             (folder / "figures" / f"{name}{ending}").unlink(missing_ok=True)
 
 
-def in_full(argument: str) -> str:
+def with_select_prefix(argument: str) -> str:
     """`experiment=x` as `select.experiment=x`: Hydra would take the bare one for the choice of a config group."""
     return f"select.{argument}" if argument.partition("=")[0] in SELECTIONS else argument
 
 
 if __name__ == "__main__":
     prepare()
-    sys.argv[1:] = [in_full(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [with_select_prefix(argument) for argument in sys.argv[1:]]
     run_command(main, "compare")

@@ -10,13 +10,13 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.checks.combinations import check
-from urepa.checks.inputs import check_planned
-from urepa.cli import CONF, prepare, run_command, sweeps_over
+from urepa.checks.inputs import check_plan_inputs
+from urepa.cli import CONF, is_sweep, prepare, run_command
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.plan import check_measured, of_the_run
-from urepa.runs.run_folder import own_overrides, parse_overrides, plain
+from urepa.plan import check_measured, run_overrides
+from urepa.runs.run_folder import own_overrides, parse_overrides, to_plain
 
 
 @hydra.main(config_path=CONF, config_name="describe", version_base="1.3")
@@ -26,12 +26,12 @@ def main(config: DictConfig) -> None:
 
     overrides = list(HydraConfig.get().overrides.task)
     with one_line_mistakes():
-        parts = plain(config)
-        check(parts, of_the_run(overrides))
+        parts = to_plain(config)
+        check(parts, run_overrides(overrides))
         if parts["out"] is not None:
             check_folder_target("out", Path(parts["out"]))
         measured = check_measured(parts)
-        check_planned(parts)
+        check_plan_inputs(parts)
         from urepa.core.code_version import code_state
         from urepa.costs.estimate import Device, plan
         from urepa.reports.description.markdown_and_latex import as_latex, as_markdown
@@ -41,7 +41,7 @@ def main(config: DictConfig) -> None:
         planned = plan(parts, Device(**parts["device"]), measured)
         code = code_state()
         version = f"commit {code['git_commit'][:9]} ({code['code_state']})"
-        origin = f"Experiment {name_of(of_the_run(overrides))}; code: {version}."
+        origin = f"Experiment {name_of(run_overrides(overrides))}; code: {version}."
         sections = methodology(subject_of(parts, planned), origin)
         print(as_markdown("Methodology", sections))
         if parts["out"] is not None:
@@ -61,7 +61,7 @@ def name_of(overrides: list[str]) -> str:
 
 def describe() -> None:
     """The door behind its own check: a text is of one run."""
-    if sweeps_over(sys.argv[1:]):
+    if is_sweep(sys.argv[1:]):
         raise UserError("describe writes about one run: leave -m out, and call it for each")
     main()
 

@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.checks.combinations import check_chosen, check_times
 from urepa.cli import CONF, prepare, run_command
-from urepa.cluster.conf_copy import of_one_conf
+from urepa.cluster.conf_copy import with_conf_copy
 from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
-from urepa.core.nested_dicts import moved
+from urepa.core.nested_dicts import move_paths
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import check_credentials, location, sqlite_file
-from urepa.runs.run_folder import plain, require_config
+from urepa.runs.run_folder import require_config, to_plain
 from urepa.runs.summary import read_summary
 
 
@@ -28,15 +28,15 @@ from urepa.runs.summary import read_summary
 def main(config: DictConfig) -> None:
     """One run. Everything that can be said about it without torch is said first."""
     with one_line_mistakes():
-        asked = plain(config)
-        settings = to_evaluate(asked)
+        asked = to_plain(config)
+        settings = evaluation_config(asked)
         from urepa.training.session import Session
 
         Session(OmegaConf.create(settings), folder=asked["run"], overrides=[], choices={}).evaluate()
 
 
-def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
-    """The finished run's own config, with what is asked for. UserError where it cannot be evaluated."""
+def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
+    """The finished run's config with the requested evaluation. UserError if it cannot be evaluated."""
     if asked["run"] is None:
         raise UserError("say which run: python -m urepa.evaluate run=outputs/NAME/seed0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -56,7 +56,7 @@ def to_evaluate(asked: dict[str, Any]) -> dict[str, Any]:
             f"run={path} was trained with evaluation=none: choose some, evaluation=[NAME,...], of {', '.join(options)}"
         )
     if asked["data"]["root"] is not None:
-        config = moved(config, config["data"]["root"], asked["data"]["root"])
+        config = move_paths(config, config["data"]["root"], asked["data"]["root"])
     if "build_on_first_use" in config["data"]:
         config["data"]["build_on_first_use"] = False  # the caches that it was trained on, or none
     check_times(config)
@@ -81,4 +81,4 @@ def check_store(path: Path, tracking: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     prepare()
-    run_command(of_one_conf(main), "evaluate")
+    run_command(with_conf_copy(main), "evaluate")

@@ -12,14 +12,14 @@ from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.run_folder import plain, require_config
+from urepa.runs.run_folder import require_config, to_plain
 
 
 @hydra.main(config_path=CONF, config_name="export", version_base="1.3")
 def main(config: DictConfig) -> None:
     """One folder, written whole or not at all."""
     with one_line_mistakes():
-        asked = plain(config)
+        asked = to_plain(config)
         check(asked)
         from urepa.inference.export_weights import export
 

@@ -16,16 +16,16 @@ from omegaconf import DictConfig
 
 from urepa.checks.combinations import check_order
 from urepa.cli import CONF, prepare, run_command
-from urepa.cluster.conf_copy import of_one_conf
+from urepa.cluster.conf_copy import with_conf_copy
 from urepa.config.command_schemas import Images
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.data.tracks.classes import names_beside
-from urepa.inference.chosen_classes import chosen, names_of
-from urepa.inference.published_weights import check_named, has_effect
-from urepa.runs.run_folder import parse_overrides, plain, require_config
+from urepa.inference.chosen_classes import choose_classes, names_of
+from urepa.inference.published_weights import check_name, has_effect
+from urepa.runs.run_folder import parse_overrides, require_config, to_plain
 from urepa.training import provenance
 
 REQUEST = tuple(field.name for field in fields(Images))
@@ -33,30 +33,30 @@ ONE_OF_TWO = "python -m urepa.generate run=outputs/NAME/seed0, or checkpoint=FIL
 
 
 @hydra.main(config_path=CONF, config_name="generate", version_base="1.3")
-def of_run(config: DictConfig) -> None:
-    """One set of images. What can be said about it without torch is said first."""
+def generate_from_run(config: DictConfig) -> None:
+    """Generates images of a run. All checks that need no torch come first."""
     with one_line_mistakes():
-        asked = checked(plain(config))
+        asked = check_run_request(to_plain(config))
         from urepa.inference.image_request import generate
 
         generate(asked)
 
 
 @hydra.main(config_path=CONF, config_name="generate_checkpoint", version_base="1.3")
-def of_checkpoint(config: DictConfig) -> None:
-    """The same of published weights, and what is composed beside them."""
+def generate_from_checkpoint(config: DictConfig) -> None:
+    """Generates images of published weights with the composed config."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task)
     with one_line_mistakes():
-        asked = checked_checkpoint(plain(config), overrides)
+        asked = check_checkpoint_request(to_plain(config), overrides)
         from urepa.inference.image_request import generate
 
         generate(asked)
 
 
-def root(arguments: list[str]) -> str:
-    """The root of conf/ that a command composes: a run has its own config, published weights have none."""
+def config_root(arguments: list[str]) -> str:
+    """The root config of conf/: runs have a stored config, published weights need a composed one."""
     given = {a.partition("=")[0] for a in arguments if a != "checkpoint=null"}
     return "generate_checkpoint" if "checkpoint" in given else "generate"
 
@@ -64,16 +64,16 @@ def root(arguments: list[str]) -> str:
 def main() -> None:
     """The door of either."""
     arguments = sys.argv[1:]
-    if root(arguments) == "generate_checkpoint":
-        of_checkpoint()
+    if config_root(arguments) == "generate_checkpoint":
+        generate_from_checkpoint()
     elif any(a.lstrip("+").startswith("experiment=") for a in arguments):
         raise UserError("experiment= says what published weights are of: give checkpoint=FILE too; a run has its own")
     else:
-        of_run()
+        generate_from_run()
 
 
-def checked(asked: dict[str, Any]) -> dict[str, Any]:
-    """The request with its classes spelled out, in order; a UserError where the run cannot answer it."""
+def check_run_request(asked: dict[str, Any]) -> dict[str, Any]:
+    """The request with its classes resolved, in order; UserError if the run cannot fulfil it."""
     if asked["run"] is None:
         raise UserError(f"say which run or checkpoint: {ONE_OF_TWO}")
     check_request(asked)
@@ -81,11 +81,11 @@ def checked(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["against"] is not None and config["backbone"].get("weights", "random") == "random":
         raise UserError("against=base: this run's backbone began with random weights, so there is no base model")
     kept = provenance.class_names(Path(asked["run"]), config["data"]["num_classes"])
-    return answerable(asked, config, "this run", kept)
+    return resolve_classes(asked, config, "this run", kept)
 
 
-def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The same of published weights: the request, and as `config` what the weights are of."""
+def check_checkpoint_request(composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The same for published weights; `config` holds what describes the weights."""
     given = parse_overrides(overrides)
     asked = {key: composed[key] for key in REQUEST}
     if asked["run"] is not None:
@@ -102,10 +102,10 @@ def checked_checkpoint(composed: dict[str, Any], overrides: list[str]) -> dict[s
     config["data"] |= {"images": "none"}  # of a training; no key of what is asked here
     check_given({part: config[part] for part in ("backbone", "objective", "data")})
     check_numbers({part: config[part] for part in ("backbone", "objective", "data")})
-    check_named(asked["checkpoint"])
+    check_name(asked["checkpoint"])
     kept = names_beside(Path(asked["checkpoint"]), config["data"]["num_classes"])
     try:
-        answered = answerable(asked, config, "this experiment", kept)
+        answered = resolve_classes(asked, config, "this experiment", kept)
     except UserError as error:
         if "experiment" in given:
             raise
@@ -123,18 +123,18 @@ def check_request(asked: dict[str, Any]) -> None:
         raise UserError(f"guidance_interval={interval}: give two times, from 0 to 1, the lower one first")
 
 
-def answerable(asked: dict[str, Any], config: dict[str, Any], whose: str, kept: list[str]) -> dict[str, Any]:
-    """The request with the ids of its classes, and as `class_names` the names of all, `kept` where no others are; a
-    UserError where a model of this config cannot answer it."""
+def resolve_classes(asked: dict[str, Any], config: dict[str, Any], whose: str, kept: list[str]) -> dict[str, Any]:
+    """The request with the ids of its classes, and all class names as `class_names` (`kept` if the config has none).
+    UserError if a model of this config cannot fulfil it."""
     timesteps, count = config["objective"].get("timesteps"), config["data"]["num_classes"]
     if timesteps is not None and asked["steps"] > timesteps:
         raise UserError(f"steps={asked['steps']}: {whose} has {timesteps} timesteps; give as many or fewer")
     if timesteps is not None and asked["guidance_interval"] != [0, 1]:
         raise UserError(f"guidance_interval has no effect on {whose}, which is no flow; drop it")
     names = names_of(config, kept)
-    return asked | {"classes": chosen(asked["classes"], count, names, whose), "class_names": names}
+    return asked | {"classes": choose_classes(asked["classes"], count, names, whose), "class_names": names}
 
 
 if __name__ == "__main__":
     prepare()
-    run_command(of_one_conf(main), root(sys.argv[1:]))
+    run_command(with_conf_copy(main), config_root(sys.argv[1:]))

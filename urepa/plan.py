@@ -13,12 +13,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from urepa.checks.combinations import check
-from urepa.checks.inputs import check_planned
+from urepa.checks.inputs import check_plan_inputs
 from urepa.cli import CONF, prepare, run_command
 from urepa.core.files import check_file_target, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.costs.bench_results import read_measured
-from urepa.runs.run_folder import parse_overrides, plain
+from urepa.runs.run_folder import parse_overrides, to_plain
 
 if TYPE_CHECKING:
     from urepa.costs.estimate import Plan
@@ -37,12 +37,12 @@ def main(config: DictConfig) -> "Plan":
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     with one_line_mistakes():
-        parts = plain(config)
-        check(parts, of_the_run(overrides))
+        parts = to_plain(config)
+        check(parts, run_overrides(overrides))
         if parts["out"] is not None:
             check_file_target("out", Path(parts["out"]))
         measured = check_measured(parts)
-        check_planned(parts)
+        check_plan_inputs(parts)
         from urepa.costs.estimate import Device, plan
 
         planned = plan(parts, Device(**parts["device"]), measured)
@@ -112,12 +112,12 @@ def line(planned: "Plan", overrides: list[str]) -> str:
     """One run of a sweep."""
     return (
         f"{planned.settings.max_steps:>9,}{planned.flops_per_step / 1e12:>14.1f}{planned.peak_bytes / GIB:>10.1f}"
-        f"{hours(planned.floor_hours):>10}{hours(planned.expected_hours):>12}   {' '.join(of_the_run(overrides))}"
+        f"{hours(planned.floor_hours):>10}{hours(planned.expected_hours):>12}   {' '.join(run_overrides(overrides))}"
     )
 
 
-def of_the_run(overrides: list[str]) -> list[str]:
-    """What `train` would take of them."""
+def run_overrides(overrides: list[str]) -> list[str]:
+    """The overrides that `train` accepts."""
     return [o for o in overrides if next(iter(parse_overrides([o]))).split(".")[0] not in OWN_KEYS]
 
 
@@ -130,7 +130,7 @@ def tables(planned: "Plan") -> list[str]:
     accumulated = f" in {s.accumulation} parts" if s.accumulation > 1 else ""
     head = f"{s.max_steps:,} steps of {s.batch_size} samples{accumulated}, {s.precision}, on one {planned.device.name}"
     shown = [head, parameters(planned), flops(planned), memory(planned), caches(planned), time(planned)]
-    return shown + ([measured(planned)] if planned.measured else [])
+    return shown + ([measured_table(planned)] if planned.measured else [])
 
 
 def parameters(planned: "Plan") -> str:
@@ -207,27 +207,27 @@ def time(planned: "Plan") -> str:
     return "\n".join(rows)
 
 
-def measured(planned: "Plan") -> str:
-    """What `urepa.bench` measured beside what is predicted; ratios only where it is the same step."""
+def measured_table(planned: "Plan") -> str:
+    """The values measured by `bench` next to the predicted ones; ratios only for the same step."""
     rows = [
         f"{'measured':<24}{'batch':>7}{'step s':>10}{'of floor':>10}{'TFLOP/s':>10}"
         f"{'peak GiB':>10}{'of plan':>9}{'saved MiB a sample':>20}{'of plan':>9}"
     ]
     saved = planned.saved_bytes / planned.micro_batch
     for row in planned.measured:
-        same, peak = planned.is_of_this(row), row["peak_memory_bytes"]
+        same, peak = planned.is_same_step(row), row["peak_memory_bytes"]
         rows.append(
             f"  {row['path']:<22}{row['batch_size']:>7}{row['step_s']:>10.4f}"
             f"{ratio(row['step_s'], planned.floor_step_s if same else None, 2):>10}{row['tflops_per_s']:>10.3g}"
             f"{ratio(peak, GIB, 2):>10}{ratio(peak, planned.peak_bytes if same else None, 3):>9}"
             f"{row['saved_bytes_per_sample'] / MIB:>20.1f}"
-            f"{ratio(row['saved_bytes_per_sample'], saved if same else None, 3):>9}{named(row)}"
+            f"{ratio(row['saved_bytes_per_sample'], saved if same else None, 3):>9}{bench_name(row)}"
         )
     return "\n".join(rows)
 
 
-def named(row: dict[str, Any]) -> str:
-    """Of which bench it is, where the file has several."""
+def bench_name(row: dict[str, Any]) -> str:
+    """The name of the row's bench, if the file has several."""
     return f"   {row['run']}" if "run" in row else ""
 
 

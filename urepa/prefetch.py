@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 from urepa.cli import CONF, prepare, run_command
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
-from urepa.core.hub_names import hub_file, is_hub_id, resolve, why_not
+from urepa.core.hub_names import download_failure, hub_file, is_hub_id, resolve
 from urepa.core.nested_dicts import flatten
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.run_folder import plain, remove_empty
+from urepa.runs.run_folder import remove_empty, to_plain
 
 RECORD = Path("prefetch.json")
 # what each key's repository is read for
@@ -43,9 +43,9 @@ def main(config: DictConfig) -> None:
 
     remove_empty(Path(HydraConfig.get().runtime.output_dir))  # Hydra has made it, for a run
     with one_line_mistakes():
-        parts = plain(config)
+        parts = to_plain(config)
         record: dict[str, Any] = read_json(RECORD) if RECORD.exists() else {}
-        for name, patterns in needed(parts).items():
+        for name, patterns in required_files(parts).items():
             found = fetch(name, patterns)
             known = record.get(name)
             if known is not None and known["files"].items() - found["files"].items():
@@ -64,8 +64,8 @@ def main(config: DictConfig) -> None:
         print("jobs may now run with HF_HUB_OFFLINE=1")
 
 
-def needed(parts: dict[str, Any]) -> dict[str, list[str]]:
-    """Hub names in the config, with the files that are read from each."""
+def required_files(parts: dict[str, Any]) -> dict[str, list[str]]:
+    """The hub repositories in the config, with the files that are read from each."""
     names: dict[str, list[str]] = {}
     for (group, key), patterns in NEEDS.items():
         name = parts[group].get(key)
@@ -92,7 +92,7 @@ def fetch(name: str, patterns: list[str]) -> dict[str, Any]:
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{repository} could not be fetched: {why_not(error, name)}") from error
+        raise UserError(f"{repository} could not be fetched: {download_failure(error, name)}") from error
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     digests = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     return {"revision": folder.name, "files": digests}

@@ -13,14 +13,14 @@ from urepa.cli import CONF, prepare, run_command
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 
 
 @hydra.main(config_path=CONF, config_name="preprocess", version_base="1.3")
 def main(config: DictConfig) -> None:
     """The stage that is asked for, or all of them in order."""
     with one_line_mistakes():
-        parts = plain(config)
+        parts = to_plain(config)
         check_given(parts)
         check_numbers(parts)
         index, count = parse_shard(parts["shard"])
@@ -50,10 +50,10 @@ def build_pixels(parts: dict[str, Any], make: Any) -> None:
     track, teacher = make(parts["data"]), make(parts["teacher"])
     track.build(teacher)
     if parts["stage"] == "digest":
-        from urepa.data.stores.sealing import give_digests
+        from urepa.data.stores.sealing import add_digests
 
         for store in track.store_folders(teacher):
-            give_digests(store)
+            add_digests(store)
     cache = track.open(teacher)
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
     print(f"{track.folder}: {counts}")

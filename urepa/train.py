@@ -8,12 +8,12 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.checks.combinations import check
-from urepa.checks.inputs import check_beginning
+from urepa.checks.inputs import check_run_inputs
 from urepa.cli import CONF, prepare, run_command
-from urepa.cluster.conf_copy import of_one_conf
+from urepa.cluster.conf_copy import with_conf_copy
 from urepa.core import ranks
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.run_folder import plain, remove_empty
+from urepa.runs.run_folder import remove_empty, to_plain
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -26,9 +26,9 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         try:
             ranks.adopt_slurm()
-            parts = plain(config)
+            parts = to_plain(config)
             check(parts, overrides)
-            check_beginning(parts, Path(folder))
+            check_run_inputs(parts, Path(folder))
             from urepa.training.session import Session
 
             Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()
@@ -38,4 +38,4 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     prepare()
-    run_command(of_one_conf(main), "train")
+    run_command(with_conf_copy(main), "train")

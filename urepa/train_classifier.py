@@ -13,7 +13,7 @@ from urepa.cli import CONF, prepare, run_command
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.run_folder import parse_overrides, plain
+from urepa.runs.run_folder import parse_overrides, to_plain
 
 
 @hydra.main(config_path=CONF, config_name="train_classifier", version_base="1.3")
@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         if any(key.partition(".")[0] == "teacher" for key in parse_overrides(overrides)):
             raise UserError("teacher has no effect here: the classifier is of the images alone; leave it out")
-        parts = plain(config)
+        parts = to_plain(config)
         check_given(parts)
         check_numbers(parts)
         out: Path = check_classifier(parts)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.inputs import check_beginning
+from urepa.checks.inputs import check_run_inputs
 from urepa.core.errors import UserError
 from urepa.data.sources.image_sources import digits
 from urepa.data.tracks.split_sizes import DIGITS, check_shares
@@ -37,7 +37,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_begins_reads_what_is_there(compose: Compose, overrides: tuple[str, ...], message: str) -> None:
     config, folder = compose(*overrides), Path("run")
     with pytest.raises(UserError, match=message):
-        check_beginning(config, folder)
+        check_run_inputs(config, folder)
 
 
 @pytest.mark.parametrize("mark", ["checkpoints/step_00000002/state.json", SUMMARY])
@@ -45,17 +45,17 @@ def test_a_run_that_goes_on_or_is_finished_may_have_lost_its_images(compose: Com
     file = Path("run") / mark
     file.parent.mkdir(parents=True)
     file.write_text("{}")
-    check_beginning(compose(*FOLDER, "warm_start=nowhere"), Path("run"))
+    check_run_inputs(compose(*FOLDER, "warm_start=nowhere"), Path("run"))
 
 
 def test_finished_caches_need_no_images(compose: Compose) -> None:
     config = compose(*FOLDER)
     with pytest.raises(UserError, match="there is no cache at") as error:
-        check_beginning(config | {"data": config["data"] | {"build_on_first_use": False}}, Path("run"))
+        check_run_inputs(config | {"data": config["data"] | {"build_on_first_use": False}}, Path("run"))
     latents = Path(str(error.value).removeprefix("there is no cache at ").partition(";")[0])
     latents.mkdir(parents=True)
     (latents / "manifest.json").write_text("{}")
-    check_beginning(config, Path("run"))
+    check_run_inputs(config, Path("run"))
 
 
 def test_the_digits_are_as_many_as_scikit_learn_has() -> None:

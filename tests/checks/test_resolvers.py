@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from urepa.cli import CONF, prepare
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 
 EVERY = "evaluation=[alignment,knn,linear_probe,spatial,dense]"
 Compose = Callable[..., dict[str, Any]]
@@ -41,7 +41,7 @@ def test_evaluations_fit_the_backbone_and_the_objective(
 def of_run(*overrides: str) -> dict[str, Any]:
     prepare()
     with initialize_config_dir(CONF, version_base="1.3"):
-        return plain(compose_root("evaluate", list(overrides)))
+        return to_plain(compose_root("evaluate", list(overrides)))
 
 
 def test_a_run_is_evaluated_at_its_own(compose: Compose, tmp_path: Path) -> None:

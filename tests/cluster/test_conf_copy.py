@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from urepa.cli import CONF
-from urepa.cluster.conf_copy import PLACE, copied
+from urepa.cluster.conf_copy import PLACE, copy_configs
 
 LAUNCHER = ("hydra/launcher=local", "hydra.launcher.at_once=1", "hydra.launcher.gpus=[]")
 
@@ -33,7 +33,7 @@ def test_one_folder_for_one_content(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = write(tmp_path / "first", root="a: 1\n", group__x="b: 1\n")
     second = write(tmp_path / "second", root="a: 2\n", group__y="b: 2\n")
     (first / "group" / ".x.yaml.swp").write_text("an editor's")
-    copy = copied([first, second])
+    copy = copy_configs([first, second])
     assert copy.parent == (tmp_path / PLACE)
     assert {p.relative_to(copy).as_posix(): p.read_text() for p in copy.rglob("*") if p.is_file()} == {
         "root.yaml": "a: 1\n",
@@ -41,10 +41,10 @@ def test_one_folder_for_one_content(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "group/y.yaml": "b: 2\n",
     }
     (copy / "root.yaml").write_text("")
-    assert copied([first, second]) == copy
+    assert copy_configs([first, second]) == copy
     assert (copy / "root.yaml").read_text() == "a: 1\n"
     write(first, root="a: 3\n")
-    assert copied([first, second]) != copy
+    assert copy_configs([first, second]) != copy
     assert (copy / "root.yaml").read_text() == "a: 1\n"
     assert len(list((tmp_path / PLACE).iterdir())) == 2
 
@@ -52,7 +52,7 @@ def test_one_folder_for_one_content(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_it_composes_as_conf_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Callable[..., Any]) -> None:
     """`compose`: the schema and the resolvers are there."""
     monkeypatch.chdir(tmp_path)
-    copy = str(copied([Path(CONF)]))
+    copy = str(copy_configs([Path(CONF)]))
     both = []
     for folder in (CONF, copy):
         with initialize_config_dir(folder, version_base="1.3"):

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.utils import JobReturn
 
 from urepa.cluster.one_by_one import InTurn
-from urepa.core.one_line_errors import Said
+from urepa.core.one_line_errors import ReportedError
 
 
 class Recorded(InTurn):
@@ -22,7 +22,7 @@ class Recorded(InTurn):
         run = overrides[0]
         self.begun.append(f"{number} {run}")
         endings: dict[str, Any] = {
-            "run=a": Said("it is not finished"),
+            "run=a": ReportedError("it is not finished"),
             "run=b": RuntimeError("out of\nmemory"),
             "run=stop": SystemExit(130),
         }

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from urepa.cluster.slurm_and_local import LocalQueue, SlurmQueue, told
+from urepa.cluster.slurm_and_local import LocalQueue, SlurmQueue, print_outcome
 from urepa.cluster.slurm_job import UNEVALUATED, Book, Job
 from urepa.core.errors import NOT_EVALUATED, UserError
 
@@ -282,7 +282,7 @@ def test_a_run_that_was_not_evaluated_is_done_and_says_so(
     module("unevaluated", f"import sys; print('error: no tap', file=sys.stderr); sys.exit({NOT_EVALUATED})")
     queue = LocalQueue(1, [], str(tmp_path / "jobs"))
     (outcome,) = queue.run([Job("arm", (("unevaluated",),), str(tmp_path / "run"))])
-    assert told(outcome)
+    assert print_outcome(outcome)
     said = capsys.readouterr().out
     assert said.startswith(f"done    arm ({UNEVALUATED})\n        no tap\n")
     assert [entry.state for entry in Book(tmp_path / "jobs").entries()] == ["done"]

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from urepa.cluster.slurm_job import AGAIN, SILENT, UNEVALUATED, Attempts, Book, Entry, Job, job_from, last_error
+from urepa.cluster.slurm_job import (
+    AGAIN,
+    NO_ERROR_MESSAGE,
+    UNEVALUATED,
+    Attempts,
+    Book,
+    Entry,
+    Job,
+    job_from,
+    last_error,
+)
 from urepa.core.errors import NOT_EVALUATED, UserError
 
 
@@ -21,11 +31,11 @@ def test_three_times_at_the_same_step(tmp_path: Path) -> None:
 
     assert [begin(0), begin(0), begin(0)] == [None] * 3
     assert begin(6) is None
-    Attempts(tmp_path / "7.again").failed("ValueError: bad")
+    Attempts(tmp_path / "7.again").record_failure("ValueError: bad")
     assert begin(6) is None
     assert begin(6) is None
-    assert begin(6) == f"arm failed 3 times at step 6 and is given up; the last time: {SILENT}"
-    Attempts(tmp_path / "7.again").failed("ValueError: bad")
+    assert begin(6) == f"arm failed 3 times at step 6 and is given up; the last time: {NO_ERROR_MESSAGE}"
+    Attempts(tmp_path / "7.again").record_failure("ValueError: bad")
     assert begin(6) == "arm failed 3 times at step 6 and is given up; the last time: ValueError: bad"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import edge
 import pytest
 
-from urepa.config.command_line import check_arguments, quoted
+from urepa.config.command_line import check_arguments, quote_argument
 from urepa.core.errors import UserError
 from urepa.runs.run_folder import parse_overrides
 
@@ -56,29 +56,29 @@ ODD = (
 
 @pytest.mark.parametrize("value", ODD)
 def test_a_path_is_taken_as_it_is_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
-    arguments = [quoted(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]
+    arguments = [quote_argument(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]
     check_arguments(arguments, "train")
     config = compose(*arguments)
     assert [config["data"]["root"], config["data"]["images"], config["warm_start"]] == [value] * 3
     assert parse_overrides(arguments) == dict.fromkeys(("data.root", "data.images", "warm_start"), value)
-    export = compose(*(quoted(f"{key}={value}") for key in ("run", "out")), root="export")
+    export = compose(*(quote_argument(f"{key}={value}") for key in ("run", "out")), root="export")
     assert [export["run"], export["out"]] == [value] * 2
-    assert compose(quoted(f"report={value}"), root="compare")["report"] == value
+    assert compose(quote_argument(f"report={value}"), root="compare")["report"] == value
 
 
 @pytest.mark.parametrize("value", ["'a#b'", '"a [b]"'])
 def test_quotes_of_hydras_own_grammar_stay(compose: Callable[..., dict[str, Any]], value: str) -> None:
-    assert quoted(f"data.root={value}") == f"data.root={value}"
-    assert compose(quoted(f"data.root={value}"))["data"]["root"] == value[1:-1]
+    assert quote_argument(f"data.root={value}") == f"data.root={value}"
+    assert compose(quote_argument(f"data.root={value}"))["data"]["root"] == value[1:-1]
 
 
 def test_a_sweep_over_paths_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert quoted("data.root=a,b", sweeps=True) == "data.root=a,b"
+    assert quote_argument("data.root=a,b", sweeps=True) == "data.root=a,b"
     (tmp_path / "a,b").mkdir()
-    assert quoted("data.root=a,b", sweeps=True) == "data.root='a,b'"
-    assert quoted("data.root=null") == "data.root=null"
-    assert quoted("data.root=${oc.env:HOME}/x") == "data.root=${oc.env:HOME}/x"
+    assert quote_argument("data.root=a,b", sweeps=True) == "data.root='a,b'"
+    assert quote_argument("data.root=null") == "data.root=null"
+    assert quote_argument("data.root=${oc.env:HOME}/x") == "data.root=${oc.env:HOME}/x"
 
 
 @pytest.mark.parametrize(

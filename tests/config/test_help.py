@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.cli import CONF
 from urepa.config.command_schemas import Images, Status, Train
 from urepa.config.commands import COMMANDS
-from urepa.config.help import KeyRow, help_text, shown, table
+from urepa.config.help import KeyRow, format_value, help_text, table
 from urepa.config.keys import keys_of, part, setting
 from urepa.config.ranges import RANGES
 from urepa.core.nested_dicts import flatten
@@ -70,7 +70,7 @@ def test_every_key_of_a_command_stands_there_with_its_value(root: str) -> None:
     assert there.keys() >= expected.keys() - {k for k in expected if k.split(".")[0] in lists}
     for key, value in expected.items():
         default, *meaning = re.split(r" {2,}", there[key], maxsplit=1)
-        assert default == shown(value), key
+        assert default == format_value(value), key
         assert meaning or default, key
     assert f"{COMMANDS[root].module}: {COMMANDS[root].title.split()[0]}" in text
     assert max(map(len, text.splitlines())) <= 82  # and two for a shell's backslash
@@ -188,4 +188,4 @@ def test_a_table_keeps_its_columns() -> None:
         "                               six",
         "      x, y",
     ]
-    assert [shown(v) for v in (None, True, 0, 1.0, "", [1, 2])] == ["null", "true", "0", "1.0", "", "[1,2]"]
+    assert [format_value(v) for v in (None, True, 0, 1.0, "", [1, 2])] == ["null", "true", "0", "1.0", "", "[1,2]"]

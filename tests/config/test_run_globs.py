@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from urepa.config.run_globs import with_runs
+from urepa.config.run_globs import expand_run_globs
 from urepa.core.errors import UserError
 
 
@@ -25,14 +25,16 @@ def test_a_pattern_is_the_runs_that_match_in_order(tmp_path: Path, monkeypatch: 
     (tmp_path / "outputs/b/seed1").mkdir()
     (tmp_path / "outputs/b/seed3").touch()
     for pattern in ("outputs/*/seed*", "'outputs/*/seed*'", "outputs/**"):
-        multirun, argument, other = with_runs(["-m", f"run=glob({pattern})", "data.root=x"], "evaluate", sweeps=True)
+        multirun, argument, other = expand_run_globs(
+            ["-m", f"run=glob({pattern})", "data.root=x"], "evaluate", sweeps=True
+        )
         assert (multirun, other) == ("-m", "data.root=x")
         parsed = OverridesParser.create().parse_override(argument)
         assert [str(one.text) for one in parsed.value().list] == ["outputs/b/seed2", "outputs/b/seed10", odd]
     given = ["-m", "run=glob(outputs/quickstart,loss.lambda_max=*/seed0)"]
-    assert OverridesParser.create().parse_override(with_runs(given, "export", sweeps=True)[1]).value() == odd
-    assert with_runs(["run=outputs/b/seed2"], "evaluate", sweeps=False) == ["run=outputs/b/seed2"]
-    assert with_runs(given, "train", sweeps=True) == given, "a command without such a key"
+    assert OverridesParser.create().parse_override(expand_run_globs(given, "export", sweeps=True)[1]).value() == odd
+    assert expand_run_globs(["run=outputs/b/seed2"], "evaluate", sweeps=False) == ["run=outputs/b/seed2"]
+    assert expand_run_globs(given, "train", sweeps=True) == given, "a command without such a key"
 
 
 def test_a_pattern_without_runs_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,8 +42,8 @@ def test_a_pattern_without_runs_is_a_mistake(tmp_path: Path, monkeypatch: pytest
     run_folders(tmp_path, "outputs/b/seed0")
     (tmp_path / "outputs/c/seed1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^run=glob\(outputs/\*/seed5\) matches no run's folder; give a pattern"):
-        with_runs(["-m", "run=glob(outputs/*/seed5)"], "evaluate", sweeps=True)
+        expand_run_globs(["-m", "run=glob(outputs/*/seed5)"], "evaluate", sweeps=True)
     with pytest.raises(UserError, match=r"matches no run's folder; of 1 that match none has a config.yaml; give"):
-        with_runs(["-m", "run=glob(outputs/*/seed1)"], "generate", sweeps=True)
+        expand_run_globs(["-m", "run=glob(outputs/*/seed1)"], "generate", sweeps=True)
     with pytest.raises(UserError, match=r"^run=glob\(outputs/\*/seed\*\) is several runs: add -m"):
-        with_runs(["run=glob(outputs/*/seed*)"], "evaluate", sweeps=False)
+        expand_run_globs(["run=glob(outputs/*/seed*)"], "evaluate", sweeps=False)

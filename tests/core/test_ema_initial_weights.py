@@ -6,7 +6,7 @@ from math import prod
 
 import pytest
 
-from urepa.core.ema_initial_weights import initial_share, lag
+from urepa.core.ema_initial_weights import initial_share, lag_sentence
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.3, 0.9, 0.99, 0.9995])
@@ -23,5 +23,5 @@ def test_a_share_of_long_runs_is_nothing_and_no_error() -> None:
 
 
 def test_after_a_warm_up_only_more_updates_help() -> None:
-    assert "set trainer.ema_warmup=true" in lag(0.67, 0.99, 40, False)
-    assert lag(0.1, 0.99, 1, True).endswith(": train longer")
+    assert "set trainer.ema_warmup=true" in lag_sentence(0.67, 0.99, 40, False)
+    assert lag_sentence(0.1, 0.99, 1, True).endswith(": train longer")

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.core.files import check_file_target, check_folder_target, full_disk_at, locked, new_places, remove_new
+from urepa.core.files import (
+    check_file_target,
+    check_folder_target,
+    lock_folder,
+    missing_folders,
+    raise_full_disk_as_oserror,
+    remove_new,
+)
 
 
 def test_targets_that_can_be_written_leave_nothing(tmp_path: Path) -> None:
@@ -38,13 +45,13 @@ def test_folders_that_cannot_be_made(tmp_path: Path, name: str) -> None:
 
 def test_only_what_is_new_is_removed(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
-    new = new_places(tmp_path / "old" / "a" / "b")
+    new = missing_folders(tmp_path / "old" / "a" / "b")
     assert new == [tmp_path / "old" / "a" / "b", tmp_path / "old" / "a"]
     new[0].mkdir(parents=True)
     (new[0] / "file").write_text("")
     remove_new(new)
     assert [*tmp_path.iterdir()] == [tmp_path / "old"]
-    remove_new(new_places(tmp_path / "old"))
+    remove_new(missing_folders(tmp_path / "old"))
     assert (tmp_path / "old").is_dir()
 
 
@@ -54,12 +61,12 @@ def test_who_waits_for_a_folder_that_is_removed_gets_a_new_one(tmp_path: Path) -
 
     def second() -> None:
         waits.set()
-        with locked(folder):
+        with lock_folder(folder):
             (folder / "made").write_text("")
             there.append((folder / ".lock").exists())
 
-    new = new_places(folder)
-    with locked(folder):
+    new = missing_folders(folder)
+    with lock_folder(folder):
         other = threading.Thread(target=second)
         other.start()
         waits.wait()
@@ -71,7 +78,7 @@ def test_who_waits_for_a_folder_that_is_removed_gets_a_new_one(tmp_path: Path) -
 
 
 def test_full_disks_of_libraries_are_the_systems_errors(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"), full_disk_at(tmp_path):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"), raise_full_disk_as_oserror(tmp_path):
         raise RuntimeError("mdb_txn_commit: No space left on device")
-    with pytest.raises(RuntimeError, match="another"), full_disk_at(tmp_path):
+    with pytest.raises(RuntimeError, match="another"), raise_full_disk_as_oserror(tmp_path):
         raise RuntimeError("another")

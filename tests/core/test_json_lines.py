@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from urepa.core.json_lines import BLOCK, append, count_lines, cut_at, read_lines
+from urepa.core.json_lines import BLOCK, append, count_lines, read_lines, truncate_at
 
 THREE = b'{"a": 1}\n{"a": 2}\n{"a": 3}\n'
 WRITER = "import sys; from pathlib import Path; from urepa.core.json_lines import append\n"
@@ -80,12 +80,12 @@ def test_a_line_without_its_newline_goes_on_where_it_will_end(tmp_path: Path) ->
 @pytest.mark.parametrize("written", [THREE, THREE[:-1], THREE + b'{"a": '])
 def test_cutting_leaves_the_bytes_before(tmp_path: Path, written: bytes) -> None:
     file = tmp_path / "x.jsonl"
-    cut_at(file, 0)
+    truncate_at(file, 0)
     assert not file.exists()
     for kept in (3, 2, 0):
         file.write_bytes(written)
         ends = [0, *(line.end for line in read_lines(file))]
-        cut_at(file, ends[kept])
+        truncate_at(file, ends[kept])
         assert file.read_bytes() == THREE[: 9 * kept]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.core.one_line_errors import FIRST_SPEAKS, one_line_mistakes
+from urepa.core.one_line_errors import OTHER_RANKS_WAIT_S, one_line_mistakes
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WORLD_SIZE", "RANK")}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -54,7 +54,7 @@ def test_another_rank_prints_its_own_mistake(
     with pytest.raises(SystemExit), one_line_mistakes():
         raise UserError("only here")
     assert capsys.readouterr().err == "error: only here\n"
-    assert waited == [FIRST_SPEAKS]
+    assert waited == [OTHER_RANKS_WAIT_S]
 
 
 def imported(done: subprocess.CompletedProcess[str]) -> set[str]:

@@ -15,7 +15,7 @@ from urepa.evaluation.context import Context, run_each
 
 
 def test_bars_inside_begin_with_the_subject(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.about("knn"):
+    with progress.prefix_bars("knn"):
         progress.bar(total=3, desc="features", unit="image").close()
     progress.bar(total=3, desc="features", unit="image").close()
     first, *_, second = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]

@@ -19,8 +19,8 @@ from urepa.core import progress, safe_output
 PRINTS = """
 import sys, tqdm
 from urepa.core import safe_output, progress
-output.never_fails()
-output.never_fails()
+safe_output.make_output_safe()
+safe_output.make_output_safe()
 for i in progress.bar(range(3), desc="λ", unit="x"):
     print("line", i, "λ = 1 · 4×4 \\udc80", "." * 9000, flush=True)
 print("error: λ", file=sys.stderr)
@@ -65,7 +65,8 @@ def test_a_full_disk_is_said_once() -> None:
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
 def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
     """The next file that a process opens would have their number, and what is printed would go into it."""
-    script = "from urepa import output\noutput.never_fails()\nfile = open('f', 'w')\nassert file.fileno() > 2\n"
+    script = "from urepa.core import safe_output\nsafe_output.make_output_safe()\n"
+    script += "file = open('f', 'w')\nassert file.fileno() > 2\n"
     script += "import os\nos.write(1, b'a')\nos.write(2, b'b')\nfile.close()\n" + PRINTS
     shell = ["sh", "-c", 'exec "$0" -c "$1" ' + " ".join(f"{n}>&-" for n in closed), sys.executable, script]
     done = subprocess.run(shell, cwd=tmp_path, capture_output=True)

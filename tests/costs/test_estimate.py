@@ -282,7 +282,7 @@ def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
     for name, parameters in sizes.items():
         teacher = make(compose(f"teacher={name}")["teacher"])
         with torch.device("meta"):
-            network = teacher.unread()
+            network = teacher.build_without_weights()
         assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=1e-3), name
 
 
@@ -294,7 +294,7 @@ def test_the_unread_network_is_the_one_that_is_read(compose: Compose, small_run:
     assert sum(part["all"] for part in by_part.values()) == sum(p.numel() for p in model.parameters())
     read = sum(p.numel() for p in teacher._model.parameters())
     with torch.device("meta"):
-        assert sum(p.numel() for p in make(config["teacher"]).unread().parameters()) == read
+        assert sum(p.numel() for p in make(config["teacher"]).build_without_weights().parameters()) == read
 
 
 # --- against a measurement -----------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_hours_are_expected_from_our_own_path_at_this_batch_size(compose: Compos
     file = write(tmp_path / "benches.json", benches)
     of_all = plan(compose("+experiment=track_a"), H200, file)
     assert of_all.expected_hours == planned.expected_hours
-    assert [of_all.is_of_this(r) for r in of_all.measured] == [False, True]
+    assert [of_all.is_same_step(r) for r in of_all.measured] == [False, True]
     no_own = plan(compose("+experiment=track_a"), H200, write(tmp_path / "theirs.json", rows[:1]))
     assert no_own.expected_hours is None
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.data.cache import UNKNOWN, begin, refuse_differing
+from urepa.data.cache import UNKNOWN, refuse_differing, write_begun
 from urepa.models.teachers.vit import ViT
 
 
@@ -60,7 +60,7 @@ def test_of_an_adopted_store_the_rule_is_unknown() -> None:
 
 
 def test_work_that_was_begun_under_another_rule_is_not_taken_up(tmp_path: Path) -> None:
-    begin(tmp_path / "tokens", old(224), "make it again")
-    begin(tmp_path / "tokens", of(224, "transformers"), "make it again")
+    write_begun(tmp_path / "tokens", old(224), "make it again")
+    write_begun(tmp_path / "tokens", of(224, "transformers"), "make it again")
     with pytest.raises(UserError, match="teacher.positions: 'transformers' there, 'meta' here"):
-        begin(tmp_path / "tokens", of(224, "meta"), "make it again")
+        write_begun(tmp_path / "tokens", of(224, "meta"), "make it again")

@@ -19,8 +19,8 @@ from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
-from urepa.data.stages.image_archives import ImageArchive, part_folder, place_of_squares
-from urepa.data.stages.vae import load_vae, unread_vae
+from urepa.data.stages.image_archives import ImageArchive, part_folder, square_archives
+from urepa.data.stages.vae import load_vae, vae_without_weights
 from urepa.data.stores.disk_sizes import cache_sizes
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
@@ -258,7 +258,7 @@ def test_an_image_is_read_past_its_files_list_of_contents(built: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    archive, places = ImageArchive(built), place_of_squares(part_folder(built, Part()))
+    archive, places = ImageArchive(built), square_archives(part_folder(built, Part()))
     ids = list(places)[::7]
     pixels = archive.pixels(ids)
     for i, path in enumerate(places[name] for name in ids):
@@ -297,7 +297,7 @@ def test_the_vae_is_part_of_the_step(compose: Callable[..., dict[str, Any]], mat
         plan(c, Device("x", "cuda", 1e15, 141e9)) for c in (compose("+experiment=repa_cifar10", *numbers), config)
     )
     with torch.device("meta"):
-        flops = products(unread_vae("stabilityai/sd-vae-ft-mse", 4), 256)
+        flops = products(vae_without_weights("stabilityai/sd-vae-ft-mse", 4), 256)
     assert planned.flops("forward")["VAE"] == 4 * flops
     assert planned.flops_per_step == cached.flops_per_step + 4 * flops
     assert planned.validation_flops - cached.validation_flops == 10 * flops * (cached.validation_flops // 10 > 0) * (

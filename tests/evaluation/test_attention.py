@@ -10,8 +10,8 @@ import torch
 
 from urepa.core.types import Tokens
 from urepa.evaluation import attention
-from urepa.evaluation.attention import AttentionPool, TokenFile, over, train
-from urepa.evaluation.features import mean
+from urepa.evaluation.attention import AttentionPool, TokenFile, apply_pool, train
+from urepa.evaluation.features import mean_token
 from urepa.evaluation.knn_and_linear import knn_scores, linear_scores
 
 CPU = torch.device("cpu")
@@ -44,8 +44,8 @@ def test_it_reads_what_mean_pooling_cannot(tmp_path: Path) -> None:
     query = train(rows, labels, CPU)
     assert query.query_D[:-1].abs().max() < query.query_D[-1], "it looks for the mark"
     for reader in (linear_scores, lambda v, t: knn_scores(v, t, 5)):
-        for pool, low, high in ((mean, 0.0, 0.4), (query, 0.95, 1.0)):
-            vectors = over(rows, len(labels), pool), pool(Tokens(read, (2, 2))).numpy()
+        for pool, low, high in ((mean_token, 0.0, 0.4), (query, 0.95, 1.0)):
+            vectors = apply_pool(rows, len(labels), pool), pool(Tokens(read, (2, 2))).numpy()
             assert low <= reader(vectors, (labels, truth))[""] <= high
     again = train(rows, labels, CPU)
     assert torch.equal(again.query_D, query.query_D)

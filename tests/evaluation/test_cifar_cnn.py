@@ -18,8 +18,8 @@ from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.hashing import file_sha256
 from urepa.evaluation.cifar_cnn import CifarCNN, Classifier
-from urepa.evaluation.classifier_training import augmented, fitted, read_split, train_classifier
-from urepa.evaluation.encoders import pooled
+from urepa.evaluation.classifier_training import augment, fit, read_split, train_classifier
+from urepa.evaluation.encoders import image_features
 
 
 @pytest.fixture
@@ -54,13 +54,15 @@ def test_features_are_those_of_the_files_tensors(weights: Path) -> None:
     tokens = encoder.tokens(images)
     assert (tokens.x_BND.shape, tokens.grid) == ((5, 1, 128), (1, 1))
     features, _ = by_hand(weights, images)
-    torch.testing.assert_close(pooled(tokens), features, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(pooled(encoder.tokens(images[:1])), features[:1], atol=1e-5, rtol=1e-4)  # BN by itself
+    torch.testing.assert_close(image_features(tokens), features, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        image_features(encoder.tokens(images[:1])), features[:1], atol=1e-5, rtol=1e-4
+    )  # BN by itself
     assert not tokens.x_BND.requires_grad
     larger = F.interpolate(images, (16, 16), mode="bilinear", align_corners=False)
     resized = F.interpolate(larger, (8, 8), mode="bilinear", align_corners=False, antialias=True)
     expected, _ = by_hand(weights, resized)
-    torch.testing.assert_close(pooled(encoder.tokens(larger)), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(image_features(encoder.tokens(larger)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_its_layers_are_what_is_documented() -> None:
@@ -149,14 +151,14 @@ def test_it_learns(make_track: Callable[..., Any]) -> None:
     cache = track.open(None)
     train = read_split(track, cache, "train")
     cache.close()
-    network = fitted(train, 3, epochs=40, seed=0)
+    network = fit(train, 3, epochs=40, seed=0)
     images, classes = train.batch(slice(None))
     assert (network(images).argmax(1) == classes).float().mean() > 0.6
 
 
 def test_images_are_moved_by_their_own_address() -> None:
     images = torch.rand(40, 3, 8, 8)
-    moved = augmented(images, seed=5, step=7)
+    moved = augment(images, seed=5, step=7)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), constant_values=0.5)
     seen = set()
     for i, image in enumerate(moved.numpy()):
@@ -167,8 +169,8 @@ def test_images_are_moved_by_their_own_address() -> None:
         seen.add((down, right, flipped))
     assert {d for d, _, _ in seen} == {r for _, r, _ in seen} == set(range(7))
     assert {f for _, _, f in seen} == {0, 1}
-    assert torch.equal(augmented(images[:4], 5, 7), moved[:4]), "whatever stands beside it"
-    assert not torch.equal(augmented(images, 5, 8), moved)
+    assert torch.equal(augment(images[:4], 5, 7), moved[:4]), "whatever stands beside it"
+    assert not torch.equal(augment(images, 5, 8), moved)
 
 
 def test_a_missing_or_foreign_file_is_said(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from urepa.core.png import grid_png
 from urepa.evaluation import attention
 from urepa.evaluation.context import Context
 from urepa.evaluation.encoders import Inception, Pixels
-from urepa.evaluation.generated_images import GeneratedImages, decoded
+from urepa.evaluation.generated_images import GeneratedImages, decode_rgb
 from urepa.evaluation.image_distances import Generation, InceptionScore
 from urepa.evaluation.probes import Knn, LinearProbe, TapProbe
 from urepa.evaluation.sample_grid import SampleGrid, samples_of
@@ -114,5 +114,5 @@ def test_a_latent_tracks_samples_are_decoded_in_fp32(tmp_path: Path, compose: Co
     with torch.autocast("cpu", torch.bfloat16):
         SampleGrid(1, 1, 2, 2, 1.0, None)(context)
         x0 = samples_of(context, [0, 1], 2, 1.0)
-    assert (run / "samples" / "step_00000004.png").read_bytes() == grid_png(decoded(context, x0), 1)
+    assert (run / "samples" / "step_00000004.png").read_bytes() == grid_png(decode_rgb(context, x0), 1)
     cache.close()

@@ -18,12 +18,12 @@ from urepa.evaluation import features
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import (
     chunks,
-    held_out,
-    mean,
-    of_tap,
-    pooled,
-    pooled_teacher,
+    held_out_samples,
+    mean_token,
+    pool_chunks,
     require_head,
+    tap_pool,
+    teacher_means,
     teacher_tokens,
 )
 
@@ -55,20 +55,20 @@ def test_chunks_hold_what_the_model_says_under_the_null_condition(context: Conte
 
 def test_shuffled_labels_change_nothing(context: Context) -> None:
     samples = context.cache.splits["train"]
-    pools = {"tap": of_tap("mid"), "head": lambda chunk: mean(chunk.heads["mid"])}
-    kept, other = (pooled(context, s, ("mid",), 500, pools) for s in (samples, with_other_labels(samples)))
+    pools = {"tap": tap_pool("mid"), "head": lambda chunk: mean_token(chunk.heads["mid"])}
+    kept, other = (pool_chunks(context, s, ("mid",), 500, pools) for s in (samples, with_other_labels(samples)))
     assert kept.keys() == {"tap", "head"}
     assert all(np.array_equal(kept[name], other[name]) for name in pools)
 
 
 def test_the_walk_does_not_depend_on_the_chunk(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = context.cache.splits["train"]
-    whole = pooled(context, samples, ("mid",), 500, {"tap": of_tap("mid")})["tap"]
+    whole = pool_chunks(context, samples, ("mid",), 500, {"tap": tap_pool("mid")})["tap"]
     monkeypatch.setattr(features, "CHUNK", 7)  # 40 samples: the last chunk has 5
-    parts = pooled(context, samples, ("mid",), 500, {"tap": of_tap("mid")})["tap"]
+    parts = pool_chunks(context, samples, ("mid",), 500, {"tap": tap_pool("mid")})["tap"]
     assert parts.shape == (40, 64)
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
-    assert np.array_equal(pooled_teacher(context, samples), context.cache.teacher_BND(samples).float().mean(1).numpy())
+    assert np.array_equal(teacher_means(context, samples), context.cache.teacher_BND(samples).float().mean(1).numpy())
 
 
 def test_teacher_tokens_come_to_the_cpu_from_wherever_they_are_asked(context: Context) -> None:
@@ -81,7 +81,7 @@ def test_teacher_tokens_come_to_the_cpu_from_wherever_they_are_asked(context: Co
 
 def test_masked_tokens_do_not_count() -> None:
     x_BND = torch.tensor([[[1.0], [3.0], [100.0]]])
-    assert mean(Tokens(x_BND, (1, 3), torch.tensor([[True, True, False]]))).tolist() == [[2.0]]
+    assert mean_token(Tokens(x_BND, (1, 3), torch.tensor([[True, True, False]]))).tolist() == [[2.0]]
 
 
 def test_what_is_not_there_is_a_users_mistake(make_context: Callable[..., Context]) -> None:
@@ -96,10 +96,12 @@ def test_what_is_not_there_is_a_users_mistake(make_context: Callable[..., Contex
     with pytest.raises(UserError, match="no head on 'mid'; it has none"):
         require_head(context, "mid")
     with pytest.raises(UserError, match="reads no teacher tokens"):
-        pooled_teacher(context, samples)
+        teacher_means(context, samples)
 
 
 def test_where_there_is_no_test_split_validation_images_are_read(context: Context) -> None:
-    assert held_out(context) == context.cache.splits["test"]
+    assert held_out_samples(context) == context.cache.splits["test"]
     without = {k: v for k, v in context.cache.splits.items() if k != "test"}
-    assert held_out(replace(context, cache=replace(context.cache, splits=without))) == context.cache.splits["val"]
+    assert (
+        held_out_samples(replace(context, cache=replace(context.cache, splits=without))) == context.cache.splits["val"]
+    )

@@ -24,12 +24,12 @@ from urepa.evaluation import image_distances
 from urepa.evaluation.cifar_cnn import CifarCNN
 from urepa.evaluation.classifier_training import train_classifier
 from urepa.evaluation.context import Context, run_each
-from urepa.evaluation.encoders import Inception, Pixels, pooled
+from urepa.evaluation.encoders import Inception, Pixels, image_features
 from urepa.evaluation.frechet_and_kid import Moments, frechet_distance
 from urepa.evaluation.generated_images import GeneratedImages
 from urepa.evaluation.image_distances import FeatureSet, Generation, InceptionScore, real_features
 from urepa.evaluation.segmentation import Pictures
-from urepa.generate import checked
+from urepa.generate import check_run_request
 from urepa.inference.image_request import generate
 from urepa.inference.open_run import load
 from urepa.training.assembly import make
@@ -93,7 +93,7 @@ def test_the_images_are_those_of_the_generate_door(
         ours |= dict(zip(batch, np.rint(rgb.numpy() * 255).astype(int), strict=True))
     assert sorted(ours) == [(c, i) for c in range(10) for i in range(2 - c % 2)]
     out = tmp_path / "images"
-    generate(checked(compose(f"run='{run}'", "steps=2", "n=2", f"out={out}", root="generate")))
+    generate(check_run_request(compose(f"run='{run}'", "steps=2", "n=2", f"out={out}", root="generate")))
     for (class_id, index), pixels in ours.items():
         png = np.asarray(Image.open(out / "images" / f"c{class_id:04d}_{index:05d}.png")).astype(int)
         assert np.abs(png.transpose(2, 0, 1) - pixels).max() <= 1  # they are computed beside others
@@ -194,7 +194,7 @@ def test_a_track_s_own_classifier_is_an_encoder(context: Context, opened: Any, t
     splits, encoder = context.cache.splits, CifarCNN(str(weights))
 
     def features(rgb: torch.Tensor) -> np.ndarray:
-        return pooled(encoder.tokens((rgb * 255).round() / 255)).double().numpy()
+        return image_features(encoder.tokens((rgb * 255).round() / 255)).double().numpy()
 
     train = features(context.track.to_rgb(context.cache.x0(splits["train"])))
     fake = features(torch.cat([rgb for _, rgb in images().rgb(context)]))
@@ -333,7 +333,7 @@ def test_features_of_real_images_are_made_once_for_all_runs(context: Context, mo
     np.testing.assert_allclose(first.moments.covariance_DD, np.cov(expected, rowvar=False), atol=1e-6)
     np.testing.assert_allclose(first.rows_nD, expected[:12], atol=1e-6)
     with monkeypatch.context() as patched:
-        patched.delattr(image_distances, "decoded")  # not looked at again
+        patched.delattr(image_distances, "decode_rgb")  # not looked at again
         again = real_features(context, encoders, samples, 12)["pixels"]
     assert np.array_equal(again.moments.scatter_DD, first.moments.scatter_DD)
     assert np.array_equal(again.rows_nD, first.rows_nD)
@@ -356,7 +356,7 @@ def test_a_kill_among_real_images_changes_nothing(context: Context, monkeypatch:
     samples, encoders = context.cache.splits["train"], {"pixels": Pixels(2), "other": Pixels(4)}
     whole = real_features(context, encoders, samples, 12)
     _remove(context)
-    plain, seen = image_distances.decoded, []
+    plain, seen = image_distances.decode_rgb, []
 
     def dying(context: Context, x0: torch.Tensor) -> torch.Tensor:
         seen.append(len(x0))
@@ -364,7 +364,7 @@ def test_a_kill_among_real_images_changes_nothing(context: Context, monkeypatch:
             raise KeyboardInterrupt
         return plain(context, x0)
 
-    monkeypatch.setattr(image_distances, "decoded", dying)
+    monkeypatch.setattr(image_distances, "decode_rgb", dying)
     with pytest.raises(KeyboardInterrupt):
         real_features(context, encoders, samples, 12)
     resumed = real_features(context, encoders, samples, 12)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.evaluation.encoders import Inception, pooled
+from urepa.evaluation.encoders import Inception, image_features
 from urepa.evaluation.inception import InceptionV3, read
 
 MEANS = [[2, 2.5, 3], [3.5, 4, 4.5], [5, 5.5, 6]]  # of 0 to 8 on a 3x3 grid: over 4 places in a corner, 6 at an edge
@@ -232,7 +232,7 @@ def test_features_and_probabilities_are_the_networks(network: InceptionV3, publi
     levels = torch.randint(0, 256, (1, 3, 299, 299))
     encoder = Inception(str(published))
     features = network(levels / 127.5 - 1)
-    found = pooled(encoder.tokens(levels / 255 + 0.001))  # quantised to the nearest level
+    found = image_features(encoder.tokens(levels / 255 + 0.001))  # quantised to the nearest level
     torch.testing.assert_close(found, features, rtol=1e-3, atol=1e-3)
     logits = features.double() @ network.fc.weight.double().T
     expected = (logits - logits.logsumexp(1, keepdim=True)).exp()

@@ -19,7 +19,7 @@ from urepa.core.errors import UserError
 from urepa.core.types import Condition
 from urepa.evaluation import attention
 from urepa.evaluation.context import Context
-from urepa.evaluation.features import held_out, labels_of, of_tap, pooled, subset
+from urepa.evaluation.features import held_out_samples, labels_of, pool_chunks, subset, tap_pool
 from urepa.evaluation.probes import Knn, LinearProbe, TapProbe
 
 
@@ -36,7 +36,7 @@ def by_hand(context: Context, samples: list[Any], ids: list[int]) -> np.ndarray:
 
 
 def mid_taps(context: Context, samples: list[Any]) -> np.ndarray:
-    return pooled(context, samples, ("mid",), 100, {"tap": of_tap("mid")})["tap"]
+    return pool_chunks(context, samples, ("mid",), 100, {"tap": tap_pool("mid")})["tap"]
 
 
 def test_features_are_those_of_the_null_condition(context: Context) -> None:
@@ -103,9 +103,9 @@ def test_every_source_and_pooling_is_read(context: Context, reading: Any, name: 
     assert found.keys() == {f"final/{name}/{n}" for n in names}
     assert all(found[f"final/{name}/{s}"] <= found[f"final/{name}/{s}_top5"] for s in sources)
     assert found[f"final/{name}/untrained_tap"] == found[f"final/{name}/tap"], "this context has not been trained"
-    train, test = context.cache.splits["train"], held_out(context)
-    pool = {"tap": of_tap("mid")}
-    features = [pooled(context, part, ("mid",), 500, pool)["tap"] for part in (train, test)]
+    train, test = context.cache.splits["train"], held_out_samples(context)
+    pool = {"tap": tap_pool("mid")}
+    features = [pool_chunks(context, part, ("mid",), 500, pool)["tap"] for part in (train, test)]
     reader: Any = (
         KNeighborsClassifier(3, metric="cosine")
         if name == "knn"

@@ -14,7 +14,7 @@ import torch
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.evaluation.context import Context
-from urepa.evaluation.features import chunks, held_out, subset, teacher_tokens
+from urepa.evaluation.features import chunks, held_out_samples, subset, teacher_tokens
 from urepa.evaluation.spatial_structure import Spatial, contrast, decay_slope, local_distant
 
 SPATIAL = Spatial(tap="mid", timestep=100, images=15, far=0.2, decay=0.27)
@@ -87,7 +87,7 @@ def test_a_checkerboard_is_less_alike_nearby() -> None:
 
 def test_of_a_run_tap_head_teacher_and_untrained_tap(context: Context) -> None:
     found = SPATIAL(context)
-    samples = subset(held_out(context), 15)
+    samples = subset(held_out_samples(context), 15)
     (chunk,) = chunks(context, samples, ("mid",), 100)
     sources = {"tap": chunk.taps["mid"], "head": chunk.heads["mid"], "teacher": teacher_tokens(context, samples)}
     sources["untrained_tap"] = sources["tap"]  # nothing has trained here

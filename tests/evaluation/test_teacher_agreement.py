@@ -15,7 +15,7 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.evaluation.context import Context
-from urepa.evaluation.features import chunks, held_out, subset
+from urepa.evaluation.features import chunks, held_out_samples, subset
 from urepa.evaluation.similarity import cknna, linear_cka
 from urepa.evaluation.teacher_agreement import Alignment
 
@@ -36,7 +36,7 @@ def nearest(x_ND: Tensor) -> np.ndarray:
 def test_values_are_those_of_the_models_output(make_context: Callable[..., Context]) -> None:
     context = make_context("+loss.taps.dec_first=1.0")
     found = Alignment(**SETTINGS)(context)
-    samples = subset(held_out(context), 12)
+    samples = subset(held_out_samples(context), 12)
     teacher = context.cache.teacher_BND(samples)
     constant = context.cache.mean_token()
     assert teacher is not None
@@ -73,7 +73,7 @@ def test_values_are_those_of_the_models_output(make_context: Callable[..., Conte
 def test_heads_are_measured_by_what_the_loss_compares_them_with(make_context: Callable[..., Context]) -> None:
     context = make_context("loss.spatial_norm=0.8", "loss.manifold_weight=0")
     found = Alignment(**SETTINGS | {"timesteps": []})(context)
-    samples = subset(held_out(context), 12)
+    samples = subset(held_out_samples(context), 12)
     teacher = context.cache.teacher_BND(samples)
     assert teacher is not None
     teacher = teacher.float()

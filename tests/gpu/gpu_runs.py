@@ -27,7 +27,7 @@ from urepa.costs.benchmark.loops import BenchLoops
 from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
 from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 from urepa.training.assembly import make
 from urepa.training.session import accelerate_for
 
@@ -53,7 +53,7 @@ def result(kind: str, overrides: list[str], rows: Rows) -> tuple[dict[str, Any],
     lives = True
     try:
         with hydra.initialize_config_dir(CONF, version_base="1.3"):
-            config = plain(hydra.compose("bench", overrides))
+            config = to_plain(hydra.compose("bench", overrides))
         check(config, [])
         answer: dict[str, Any] = KINDS[kind](config, rows)
     except UserError as error:

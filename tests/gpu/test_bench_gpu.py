@@ -94,7 +94,7 @@ def is_planned(compose: Callable[..., dict[str, Any]], file: Path, done: dict[st
         row = planned.reference
         assert row is not None
         assert row["run"] == name
-        assert planned.is_of_this(row)
+        assert planned.is_same_step(row)
         assert row["saved_bytes_per_sample"] == pytest.approx(planned.saved_bytes / 4, rel=0.01)
         assert done[f"memory, {name}"]["planned_peak_bytes"] == planned.peak_bytes
         (line,) = [
@@ -102,7 +102,7 @@ def is_planned(compose: Callable[..., dict[str, Any]], file: Path, done: dict[st
         ]
         assert line.split()[-1 - len(name.split())] == "1.000"
     (other,) = [row for row in planned.measured if row["run"] == "frozen weights in fp32"]
-    assert not plan(compose(*TINY_TRACK_A, root="plan"), CPU, file).is_of_this(other)
+    assert not plan(compose(*TINY_TRACK_A, root="plan"), CPU, file).is_same_step(other)
     asked = plan(compose(*TINY_TRACK_A, "trainer.frozen=fp32", root="plan"), CPU, file).reference
     assert asked is not None
     assert asked["run"] == "frozen weights in fp32"

@@ -43,13 +43,13 @@ def main(folder: Path, overrides: list[str]) -> None:
 
     from urepa.cli import CONF, prepare
     from urepa.runs.mlflow_sender import NoShipper
-    from urepa.runs.run_folder import plain
+    from urepa.runs.run_folder import to_plain
     from urepa.training import assembly
     from urepa.training.session import accelerate_for
 
     prepare()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        config = plain(hydra.compose("train", ["tracking=none", "trainer.batch_size=8", *overrides]))
+        config = to_plain(hydra.compose("train", ["tracking=none", "trainer.batch_size=8", *overrides]))
     shipper = NoShipper(folder=folder, name="", params={}, run_tags={})
     trainer, _ = assembly.build(config, folder, accelerate_for(config["trainer"]), shipper)
     print("totals", *losses_without_waiting(trainer, 8))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.inference.chosen_classes import chosen, names_of
+from urepa.inference.chosen_classes import choose_classes, names_of
 
 NAMES = ["bag", "crane", "10", "red bag", "crane"]
 
@@ -25,7 +25,7 @@ NAMES = ["bag", "crane", "10", "red bag", "crane"]
     ],
 )
 def test_ids_and_names(asked: Any, ids: list[int]) -> None:
-    assert chosen(asked, 5, NAMES, "this run") == ids
+    assert choose_classes(asked, 5, NAMES, "this run") == ids
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_ids_and_names(asked: Any, ids: list[int]) -> None:
 )
 def test_what_is_no_class_is_one_sentence(asked: Any, names: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        chosen(asked, 5, names, "this run")
+        choose_classes(asked, 5, names, "this run")
 
 
 def test_names_that_the_config_says_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

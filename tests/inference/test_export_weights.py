@@ -20,7 +20,7 @@ from urepa.core.types import Condition
 from urepa.inference import export_weights
 from urepa.inference.export_weights import export
 from urepa.inference.image_request import generate
-from urepa.inference.model_card import fenced, model_card
+from urepa.inference.model_card import code_block, model_card
 from urepa.method.ddpm_sampling import image_noise, sample
 
 Compose = Callable[..., dict[str, Any]]
@@ -239,4 +239,4 @@ def test_names_cannot_break_the_card(compose: Compose, small_run: list[str], tmp
     assert head.index("val/&lt;b") < head.index("| train/total | 3 |")
     assert "| lr |" not in head
     assert code == "```\n<script>alert(1)</script>\n````\n"
-    assert fenced("x", "y") == "```y\nx\n```"
+    assert code_block("x", "y") == "```y\nx\n```"

@@ -110,7 +110,7 @@ def test_a_sits_export_of_another_objective_is_refused(
         (folder / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=f"config.yaml says .*: give {give}$"):
             find(str(folder), sit_config)
-        assert find(str(folder), trained).kind == Kind.backbone
+        assert find(str(folder), trained).kind == WeightsKind.backbone
 
 
 def before_rooms(config: str) -> str:

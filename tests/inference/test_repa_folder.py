@@ -12,7 +12,7 @@ import torch
 
 import urepa
 from urepa.core.errors import UserError
-from urepa.generate import checked
+from urepa.generate import check_run_request
 from urepa.inference.image_request import generate
 
 Build = Callable[..., Any]
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, compose: Compose, small_sit: l
 
 
 def ask(compose: Compose, run: Path, *overrides: str) -> dict[str, Any]:
-    return checked(compose(f"run='{run}'", "steps=3", "n=1", "classes=[1,7]", *overrides, root="generate"))
+    return check_run_request(compose(f"run='{run}'", "steps=3", "n=1", "classes=[1,7]", *overrides, root="generate"))
 
 
 @pytest.mark.slow

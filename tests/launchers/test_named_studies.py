@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launchers.ablation_grid import asked_for, settings_of, split
+from launchers.ablation_grid import select_runs, settings_of, split_arguments
 from launchers.dependent_jobs import LocalChain
 from launchers.named_studies import comparisons, rows_of, runs_of_study
 from launchers.study import JobGroup, PlannedRun, compose_run, stages_of
@@ -51,9 +51,9 @@ def commands(stages: list[JobGroup], name: str) -> list[str]:
 @functools.cache
 def composed(name: str) -> tuple[dict[str, Any], list[PlannedRun], list[tuple[str, ...]]]:
     """Of a file of conf/study: the settings of a study, its runs and the comparisons. It takes a second an arm."""
-    own, rest = split([f"study={name}", "seeds=0,1", *GIVEN])
+    own, rest = split_arguments([f"study={name}", "seeds=0,1", *GIVEN])
     settings = settings_of(own)
-    runs, compared = asked_for(settings, name, rest, 1)
+    runs, compared = select_runs(settings, name, rest, 1)
     assert compared is not None
     return settings, runs, compared
 

@@ -14,15 +14,15 @@ from hydra import compose as compose_hydra
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
 
-from launchers.ablation_grid import settings_of, split
+from launchers.ablation_grid import settings_of, split_arguments
 from launchers.dependent_jobs import LocalChain
 from launchers.study import JobGroup, PlannedRun, compose_run, runs_of, stages_of
-from launchers.study_hours import to_plan, training_hours
+from launchers.study_hours import plan_configs, training_hours
 from urepa.cli import CONF
 from urepa.core.errors import UserError
 from urepa.costs.estimate import Device, plan
 from urepa.plan import hours
-from urepa.runs.run_folder import parse_overrides, plain
+from urepa.runs.run_folder import parse_overrides, to_plain
 
 TRACK_A = ["+experiment=track_a", "data.root=/data"]
 
@@ -180,13 +180,15 @@ def test_a_sits_arms_are_its_own_even_where_others_do_not_compose(capsys: pytest
 
 
 def test_arguments_are_the_study_s_or_its_runs() -> None:
-    own, rest = split(["+experiment=track_a", "arms=a,b", "seeds=0,1", "cluster.gpus=2", "data.root=/d", "arms=null"])
+    own, rest = split_arguments(
+        ["+experiment=track_a", "arms=a,b", "seeds=0,1", "cluster.gpus=2", "data.root=/d", "arms=null"]
+    )
     assert own == ["arms=[a,b]", "seeds=[0,1]", "cluster.gpus=2", "arms=null"]
     assert rest == ["+experiment=track_a", "data.root=/d"]
     with pytest.raises(UserError, match="seeds=0,1,2"):
-        split(["seed=0"])
+        split_arguments(["seed=0"])
     with pytest.raises(UserError, match="arms=a,b,c"):
-        split(["+ablation=lora_16"])
+        split_arguments(["+ablation=lora_16"])
 
 
 @pytest.mark.slow
@@ -194,10 +196,10 @@ def test_hours_are_those_of_the_plan() -> None:
     """Of each arm once for each seed."""
     runs = composed("baseline", "lambda_0", rest=[], gpus=1)
     with initialize_config_dir(CONF, version_base="1.3"):
-        parts = plain(compose_hydra("plan"))
+        parts = to_plain(compose_hydra("plan"))
     one = plan(parts, Device(**parts["device"]), None)
     assert one.floor_hours is not None
-    said = training_hours(runs, to_plan(runs, None))
+    said = training_hours(runs, plan_configs(runs, None))
     assert said == f"training, GPU-hours on H200: {hours(4 * one.floor_hours)} at least, expected: pending"
 
 

@@ -23,7 +23,7 @@ from urepa.method.ddpm_sampling import (
     sample_by,
     scheduler_for,
     trailing,
-    undivided,
+    uneven_timesteps,
 )
 from urepa.method.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
 from urepa.models.backbones.unet import UNet
@@ -243,10 +243,10 @@ def test_more_steps_than_timesteps_are_refused_before_the_first(sampler: str) ->
 
 
 def test_folders_state_timesteps_that_steps_do_not_divide() -> None:
-    assert undivided(DDPMVelocity(*LINEAR), 50) == {}
-    assert undivided(DDPMVelocity(*LINEAR), 150) == {"timesteps": 1000}
-    assert undivided(DDPMVelocity(*LINEAR[:3], 300), 150) == {}
-    assert undivided(Flow("linear", "uniform"), 7) == {}
+    assert uneven_timesteps(DDPMVelocity(*LINEAR), 50) == {}
+    assert uneven_timesteps(DDPMVelocity(*LINEAR), 150) == {"timesteps": 1000}
+    assert uneven_timesteps(DDPMVelocity(*LINEAR[:3], 300), 150) == {}
+    assert uneven_timesteps(Flow("linear", "uniform"), 7) == {}
 
 
 def test_noise_has_an_address() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Denoised
-from urepa.method.ddpm_sampling import chosen_sampler, sample_by, sample_images
+from urepa.method.ddpm_sampling import choose_sampler, sample_by, sample_images
 from urepa.method.objectives import DDPMVelocity, Flow
 
 LINEAR = Flow("linear", "uniform")
@@ -224,9 +224,9 @@ def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
 
 def test_an_objective_has_its_own_samplers() -> None:
     ddpm = DDPMVelocity(0.00085, 0.012, "linear", 1000)
-    assert (chosen_sampler(ddpm, None), chosen_sampler(LINEAR, None)) == ("ddim", "euler")
-    assert chosen_sampler(LINEAR, "sde") == "sde"
+    assert (choose_sampler(ddpm, None), choose_sampler(LINEAR, None)) == ("ddim", "euler")
+    assert choose_sampler(LINEAR, "sde") == "sde"
     with pytest.raises(UserError, match="sampler=ddim is not for this run's objective, which has euler, heun, sde"):
-        chosen_sampler(LINEAR, "ddim")
+        choose_sampler(LINEAR, "ddim")
     with pytest.raises(UserError, match="sampler=sde is not for this run's objective, which has ddim, dpm"):
-        chosen_sampler(ddpm, "sde")
+        choose_sampler(ddpm, "sde")

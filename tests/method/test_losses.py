@@ -94,7 +94,7 @@ def test_the_documents_gram_example_from_vectors() -> None:
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_sample_manifold_is_the_documents_with_mask_and_triangle(size: int) -> None:
     student, teacher = unit_tokens(size, 6, 8), unit_tokens(size, 6, 8, seed=1)
-    ours = losses.manifold_loss_sample(losses.pooled(student), losses.pooled(teacher))
+    ours = losses.manifold_loss_sample(losses.pool_tokens(student), losses.pool_tokens(teacher))
     torch.testing.assert_close(ours, documents_manifold_loss(student, teacher))
     untriangled = documents_manifold_loss(student, teacher, upper_only=False)
     torch.testing.assert_close(ours * (size - 1) / size, untriangled)
@@ -109,8 +109,8 @@ def test_the_diagonal_never_counts() -> None:
 
 def test_pooling_ignores_the_length_of_tokens() -> None:
     tokens = unit_tokens(3, 4, 8)
-    torch.testing.assert_close(losses.pooled(tokens * torch.rand(3, 4, 1).add(0.1)), losses.pooled(tokens))
-    torch.testing.assert_close(losses.pooled(tokens).norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(losses.pool_tokens(tokens * torch.rand(3, 4, 1).add(0.1)), losses.pool_tokens(tokens))
+    torch.testing.assert_close(losses.pool_tokens(tokens).norm(dim=-1), torch.ones(3))
 
 
 def test_token_manifold_is_the_naive_loop() -> None:
@@ -141,7 +141,7 @@ def test_token_manifold_does_not_compare_samples() -> None:
 
 
 def test_a_manifold_of_one_raises() -> None:
-    one = losses.pooled(unit_tokens(1, 4, 8))
+    one = losses.pool_tokens(unit_tokens(1, 4, 8))
     with pytest.raises(ValueError, match="at least 2"):
         losses.manifold_loss_sample(one, one)
     with pytest.raises(ValueError, match="at least 2"):
@@ -169,8 +169,8 @@ def test_bf16_tokens_are_compared_in_fp32(loss: object) -> None:
 
 def test_bf16_tokens_are_pooled_in_fp32() -> None:
     tokens = unit_tokens(3, 4, 64).bfloat16()
-    assert losses.pooled(tokens).dtype == torch.float32
-    assert torch.equal(losses.pooled(tokens), losses.pooled(tokens.float()))
+    assert losses.pool_tokens(tokens).dtype == torch.float32
+    assert torch.equal(losses.pool_tokens(tokens), losses.pool_tokens(tokens.float()))
 
 
 def test_diffusion_loss_is_each_samples_mean_square_in_fp32() -> None:
@@ -190,16 +190,16 @@ def test_total_loss_is_the_documents_sum() -> None:
 def test_spatially_normalised_tokens_tell_places_apart() -> None:
     """On paper: channel 0 is 1, 3, 5 over the image (mean 3, deviation 2), channel 1 is 4 everywhere."""
     tokens = torch.tensor([[[1.0, 4.0], [3.0, 4.0], [5.0, 4.0]]], dtype=torch.float64)
-    whole = losses.spatially_normalised(tokens, 1.0)
+    whole = losses.normalise_spatially(tokens, 1.0)
     torch.testing.assert_close(whole, torch.tensor([[[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), atol=1e-5, rtol=0)
-    part = losses.spatially_normalised(tokens, 0.6)[0, :, 0]
+    part = losses.normalise_spatially(tokens, 0.6)[0, :, 0]
     torch.testing.assert_close(part, torch.tensor([-0.4, 0.6, 1.6]), atol=1e-5, rtol=0)
 
 
 def test_spatial_normalisation_is_each_images_own() -> None:
     tokens = unit_tokens(3, 8, 5)
-    together = losses.spatially_normalised(tokens, 0.6)
+    together = losses.normalise_spatially(tokens, 0.6)
     assert together.dtype == torch.float32
-    torch.testing.assert_close(together[1:2], losses.spatially_normalised(tokens[1:2], 0.6))
-    shifted = losses.spatially_normalised(tokens + torch.randn(3, 1, 5), 1.0)
-    torch.testing.assert_close(shifted, losses.spatially_normalised(tokens, 1.0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together[1:2], losses.normalise_spatially(tokens[1:2], 0.6))
+    shifted = losses.normalise_spatially(tokens + torch.randn(3, 1, 5), 1.0)
+    torch.testing.assert_close(shifted, losses.normalise_spatially(tokens, 1.0), atol=1e-4, rtol=1e-4)

@@ -6,22 +6,22 @@ import math
 
 import pytest
 
-from urepa.method.step_schedules import cosine_with_warmup, warmed_up
+from urepa.method.step_schedules import cosine_with_warmup, linear_warmup
 
 
 @pytest.mark.parametrize(
     ("step", "lam"), [(0, 0.0), (750, 0.125), (1500, 0.25), (2250, 0.375), (3000, 0.5), (4000, 0.5)]
 )
 def test_lambda_at_the_documents_steps(step: int, lam: float) -> None:
-    assert warmed_up(step, 0.5, 3000) == lam
+    assert linear_warmup(step, 0.5, 3000) == lam
 
 
 def test_a_lambda_of_zero_stays_zero() -> None:
-    assert [warmed_up(step, 0.0, 3000) for step in (0, 1, 3000, 9000)] == [0.0] * 4
+    assert [linear_warmup(step, 0.0, 3000) for step in (0, 1, 3000, 9000)] == [0.0] * 4
 
 
 def test_no_warm_up_means_lambda_at_once() -> None:
-    assert [warmed_up(step, 0.5, 0) for step in (0, 1, 2)] == [0.5] * 3
+    assert [linear_warmup(step, 0.5, 0) for step in (0, 1, 2)] == [0.5] * 3
 
 
 @pytest.mark.parametrize(

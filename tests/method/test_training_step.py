@@ -85,7 +85,7 @@ def made_up(seed: int) -> tuple[Tensor, Aligned]:
 
 
 def manifold_by_hand(student: Tensor, teacher: Tensor, level: str) -> Tensor:
-    sample = losses.manifold_loss_sample(losses.pooled(student), losses.pooled(teacher))
+    sample = losses.manifold_loss_sample(losses.pool_tokens(student), losses.pool_tokens(teacher))
     token = losses.manifold_loss_token(student, teacher)
     return {"sample": sample, "token": token, "both": (sample + token) / 2}[level]
 
@@ -134,7 +134,7 @@ def test_the_sample_manifold_compares_the_gathered_batch(batch: Batch) -> None:
     assert teacher is not None
     student = output.tokens["mid"].x_BND
     whole = urepa_loss()(diffusion, output, batch, 9, alone).manifold
-    rest = [losses.pooled(x[2:]) for x in (student, teacher)]
+    rest = [losses.pool_tokens(x[2:]) for x in (student, teacher)]
     half = Aligned(output.prediction_RCHW, {}, {"mid": Tokens(student[:2], (2, 3))})
     gathered = urepa_loss()(
         diffusion[:2], half, replace(batch, teachers={"": teacher[:2]}), 9, lambda x: torch.cat([x, rest.pop(0)])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from urepa.runs.curves import STRETCHES, Curve, read_curves, thinned
+from urepa.runs.curves import STRETCHES, Curve, read_curves, thin_curve
 from urepa.runs.metrics import Rows, number
 
 KEYS = [f"train/{i}" for i in range(10)]
@@ -77,7 +77,7 @@ def test_a_thinned_curve_looks_the_same(n: int) -> None:
     values[n // 2 : n // 2 + 20 * (n // STRETCHES)] = np.nan
     values[-1] = np.inf
     curve = Curve(np.arange(n) * 3, values)
-    thin = thinned(curve)
+    thin = thin_curve(curve)
     if n <= 2 * STRETCHES:
         assert thin is curve
         return

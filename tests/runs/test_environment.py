@@ -8,7 +8,7 @@ from pathlib import Path
 import accelerate
 import pytest
 
-from urepa.runs.environment import PLACE, PREFIXES, take_out_settings
+from urepa.runs.environment import PLACE, PREFIXES, remove_accelerate_variables
 
 # which process of how many this is, where the others are, on what, and how processes talk: the launcher's
 LAUNCHERS = re.compile(r"(.*_)?RANK|(.*_)?SIZE|MASTER_\w+|NCCL_\w+|OMP_NUM_THREADS|FORK_LAUNCHED|PT_HPU_LAZY_MODE")
@@ -20,7 +20,7 @@ def test_settings_go_and_places_stay(capsys: pytest.CaptureFixture[str]) -> None
     settings = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8", "FSDP_VERSION": "2", "MEGATRON_LM_PP_DEGREE": "3"}
     unasked = {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default", "ACCELERATE_DEBUG_MODE": "False"}
     environment = place | settings | unasked
-    take_out_settings(environment)
+    remove_accelerate_variables(environment)
     assert environment == place
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 1
@@ -30,7 +30,7 @@ def test_settings_go_and_places_stay(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_nothing_is_said_where_nothing_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    take_out_settings({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_FSDP": "false"})
+    remove_accelerate_variables({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_FSDP": "false"})
     assert capsys.readouterr().out == ""
 
 
@@ -40,7 +40,7 @@ def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", "29500")
     environment = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}
-    take_out_settings(environment)
+    remove_accelerate_variables(environment)
     assert not environment
     assert capsys.readouterr().out == ""
 

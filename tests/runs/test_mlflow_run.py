@@ -15,7 +15,7 @@ import pytest
 from urepa.core.errors import UserError
 from urepa.evaluate import check_store
 from urepa.runs.metrics import MetricsLog, read_rows
-from urepa.runs.mlflow_run import KIND, end_tags, facts_in, page, refusal
+from urepa.runs.mlflow_run import KIND, end_tags, facts_in, invalid_name_reason, page
 from urepa.runs.mlflow_sender import METRICS_A_BATCH, MLflowShipper
 from urepa.runs.mlflow_store import connect
 
@@ -280,9 +280,9 @@ def test_a_name_that_mlflow_refuses_costs_itself_alone(here: Path) -> None:
         try:
             client.log_metric(run_id(), name, 1.0)
         except MlflowException:
-            assert refusal(name)
+            assert invalid_name_reason(name)
         else:
-            assert not refusal(name)
+            assert not invalid_name_reason(name)
 
 
 def long_rows() -> list[dict[str, Any]]:

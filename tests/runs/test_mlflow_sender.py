@@ -102,8 +102,8 @@ def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_each_line_is_read_once(file: Path, empty_db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many rows there are, a new one costs one line; after a resume, too, which finds them all sent."""
-    parsed, parse, log = [], json_lines._parsed, MetricsLog(file)
-    monkeypatch.setattr(json_lines, "_parsed", lambda raw: parsed.append(raw) or parse(raw))
+    parsed, parse, log = [], json_lines._parse_line, MetricsLog(file)
+    monkeypatch.setattr(json_lines, "_parse_line", lambda raw: parsed.append(raw) or parse(raw))
     shutil.copy(empty_db, file.parents[1] / "mlflow.db")
     for first in (11, 31):
         sending = shipper(file)

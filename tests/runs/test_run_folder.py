@@ -14,13 +14,13 @@ import pytest
 
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
-from urepa.core.nested_dicts import replaced
+from urepa.core.nested_dicts import replace_value
 from urepa.runs.run_folder import (
     LONGEST_NAME,
     Names,
     RunFolder,
     differences,
-    extended,
+    extend_names,
     find_name,
     flatten,
     is_identity,
@@ -59,7 +59,7 @@ def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path, config
     assert find_name(overrides, 0, tmp_path) == f"{named.name}/seed0"
     for images, found in (("others", named), ("then/there/photos", former)):
         (former / "seed0").mkdir(parents=True, exist_ok=True)
-        RunFolder(former / "seed0").store_config(replaced(config, "data.images", images))
+        RunFolder(former / "seed0").store_config(replace_value(config, "data.images", images))
         assert find_name(overrides, 0, tmp_path) == f"{found.name}/seed0"
     (named / "seed0").mkdir(parents=True)
     (named / "seed0" / "config.yaml").write_text("data: {images: photos}\n")
@@ -169,7 +169,7 @@ def test_an_arm_is_what_its_command_changed(tmp_path: Path, overrides: list[str]
 
 def test_an_extended_run_says_its_later_end() -> None:
     names = Names("quickstart", "baseline", ("head.depth=1", "trainer.max_steps=4"))
-    assert extended(names, 8).overrides == ("head.depth=1", "trainer.max_steps=8")
+    assert extend_names(names, 8).overrides == ("head.depth=1", "trainer.max_steps=8")
 
 
 # --- the folder ---------------------------------------------------------------------------------------------
@@ -186,10 +186,10 @@ def config(compose: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 def test_a_new_folder_takes_the_config_and_gives_it_back(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = RunFolder(tmp_path)
     assert folder.stored_config() is None
-    assert folder.agreed(config) == config
+    assert folder.merge_config(config) == config
     folder.store_config(config)
     assert folder.stored_config() == config
-    assert folder.agreed(config) == config
+    assert folder.merge_config(config) == config
 
 
 def test_another_config_is_refused_with_the_difference_and_changes_nothing(
@@ -198,31 +198,31 @@ def test_another_config_is_refused_with_the_difference_and_changes_nothing(
     folder = RunFolder(tmp_path)
     folder.store_config(config)
     with pytest.raises(UserError, match=r"another config \(loss.lambda_max: 0.5 there, 0 here\); .*resume=FOLDER"):
-        folder.agreed(replaced(config, "loss.lambda_max", 0))
+        folder.merge_config(replace_value(config, "loss.lambda_max", 0))
     assert folder.stored_config() == config
 
 
 def test_a_key_that_is_not_identity_is_taken_over(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = RunFolder(tmp_path)
     folder.store_config(config)
-    changed = replaced(config, "trainer.log_every", 5)
-    folder.store_config(folder.agreed(changed))
+    changed = replace_value(config, "trainer.log_every", 5)
+    folder.store_config(folder.merge_config(changed))
     assert folder.stored_config() == changed
 
 
 def test_a_key_that_was_added_since_keeps_what_the_code_did(tmp_path: Path, config: dict[str, Any]) -> None:
     """Unless the command gives it; then it is another config."""
     folder, warm = RunFolder(tmp_path), "trainer.ema_warmup"
-    on, off = (replaced(config, warm, value) for value in (True, False))
+    on, off = (replace_value(config, warm, value) for value in (True, False))
     before = config | {"trainer": {k: v for k, v in config["trainer"].items() if k != "ema_warmup"}}
     folder.config_file.write_text(json.dumps(before))  # as stored before ema_warmup was there; JSON is YAML too
-    assert folder.agreed(on) == off
-    assert folder.agreed(off, [warm])
+    assert folder.merge_config(on) == off
+    assert folder.merge_config(off, [warm])
     with pytest.raises(UserError, match="ema_warmup: False there, True here"):
-        folder.agreed(on, [warm])
+        folder.merge_config(on, [warm])
     folder.store_config(on)
     with pytest.raises(UserError, match="ema_warmup: True there, False here"):
-        folder.agreed(off)
+        folder.merge_config(off)
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
@@ -288,9 +288,9 @@ def test_a_refused_command_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     second = RunFolder(path)
     with pytest.raises(UserError, match="is being trained by another process"):
         second.claim()
-    second.forget()
+    second.remove_if_new()
     assert (path / "config.yaml").exists(), "it is not its owner's"
-    first.forget()
+    first.remove_if_new()
     first.release()
     assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["other"]
 
@@ -305,7 +305,7 @@ def test_what_was_there_before_is_kept(tmp_path: Path) -> None:
         folder.claim()
         folder.store_config({"seed": 0})
         (path / left).touch()  # training has begun
-        folder.forget()
+        folder.remove_if_new()
         folder.release()
         assert {p.name for p in path.iterdir()} == {".lock", "config.yaml", left}
     remove_empty(path)

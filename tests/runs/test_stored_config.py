@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from strangers import SECRET, VALUE, forms, payload
 
 from urepa.core.errors import UserError
-from urepa.core.nested_dicts import flatten, replaced
+from urepa.core.nested_dicts import flatten, replace_value
 from urepa.runs.run_folder import RunFolder, require_config, stored_yaml
 from urepa.runs.stored_config import read_config, read_plain
 
@@ -98,7 +98,7 @@ def test_types_are_the_schemas_and_defaults_mean_what_the_code_did(config: dict[
     ],
 )
 def test_a_damaged_value_is_named(config: dict[str, Any], tmp_path: Path, key: str, value: Any, said: str) -> None:
-    changed = config | {key: value} if "." not in key else replaced(config, key, value)
+    changed = config | {key: value} if "." not in key else replace_value(config, key, value)
     (tmp_path / "config.yaml").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=said):
         read_config(tmp_path / "config.yaml")

@@ -15,7 +15,7 @@ from urepa.reports.comparison.protocol import protocol
 from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
 from urepa.runs.run_folder import facts_of
-from urepa.runs.upgrades import KEY, PLACES, SCHEMA, STEPS, stored, upgrade, upgrade_flat
+from urepa.runs.upgrades import KEY, PLACES, SCHEMA, STEPS, add_schema_number, upgrade, upgrade_flat
 
 VIT = "urepa.teachers.vit.ViT"
 DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}
@@ -57,8 +57,8 @@ def test_a_small_track_of_before_left_no_image_out():
 
 def test_what_this_version_stored_is_read_as_it_was_written():
     config = {"trainer": {"max_steps": 3}, "teacher": {"_target_": VIT}}
-    assert stored(config)[KEY] == SCHEMA
-    assert upgrade(stored(config)) == config
+    assert add_schema_number(config)[KEY] == SCHEMA
+    assert upgrade(add_schema_number(config)) == config
 
 
 def test_mlflows_parameters_and_a_folders_config_become_the_same():

@@ -11,7 +11,7 @@ import torch
 from toy_runs import small_sd
 
 from urepa.core.errors import UserError
-from urepa.training.assembly import build_random, build_untrained, evaluated, make
+from urepa.training.assembly import build_random, build_untrained, evaluate_ema, make
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -79,7 +79,7 @@ def test_floors_are_what_the_backbone_began_with_and_a_random_one(
     own = [f"backbone.weights={sit_file}"] if has_weights else []
     asked = [*small_sit, *own, "evaluation=spatial", "evaluation.spatial.images=5"]
     trainer, config = trainer_of(*asked), compose(*asked)
-    found = evaluated(config, trainer, make(config["data"]), 0)
+    found = evaluate_ema(config, trainer, make(config["data"]), 0)
     assert not found.failures
     assert found.metrics["final/rmsc/untrained_tap"] == found.metrics["final/rmsc/tap"], "nothing has trained here"
     random = found.metrics.get("final/rmsc/random_tap")

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from urepa.training.first_lines import beginning, classes, device, parameters
+from urepa.training.first_lines import classes, device, parameters, start_lines
 
 
 def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> None:
     """20 of 40 digits validate, so 40 train: 5 steps of 8 an epoch."""
     trainer = build_trainer("trainer.max_steps=12")
-    said = dict(line.split(maxsplit=1) for line in beginning(trainer).splitlines())
+    said = dict(line.split(maxsplit=1) for line in start_lines(trainer).splitlines())
     trainer.reader.cache.close()
     assert list(said) == ["device", "parameters", "samples", "classes"]
     assert said["device"] == f"CPU ({platform.machine()}), 1 process, 1 thread, fp32"

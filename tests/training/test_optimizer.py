@@ -286,7 +286,7 @@ def test_ema_applied_gives_the_weights_back_bit_for_bit(fails: bool) -> None:
             x.mul_(1e5)  # so far away that a detour by differences would cost bits
     own, shadow = copy.deepcopy(net.state_dict()), {k: v.clone() for k, v in ema.shadow.items()}
     try:
-        with ema.applied():
+        with ema.use_averages():
             assert all(torch.equal(p, shadow[name]) for name, p in net.named_parameters())
             assert not any(torch.equal(p, own[name]) for name, p in net.named_parameters())
             if fails:

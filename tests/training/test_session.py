@@ -15,27 +15,27 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from urepa.core.errors import UserError
-from urepa.reports.comparison.read_runs import find_folders, with_rows
+from urepa.reports.comparison.read_runs import find_folders, load_curves
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog, last_values, number, read_rows
 from urepa.runs.mlflow_run import points
 from urepa.runs.run_folder import RunFolder
-from urepa.training.session import Session, _taken_over, _without_none, accelerate_for
+from urepa.training.session import Session, _drop_none, _update_owners, accelerate_for
 
 
 def test_what_an_evaluation_no_longer_reports_is_withdrawn() -> None:
     before = {"generation": ["final/fd/pixels", "floor/fd/pixels"], "knn": ["final/knn/tap", "final/knn/tap_by_t/0100"]}
     now = {"generation": ["final/fd/pixels"]}
-    assert _taken_over(before, now) == (now | {"knn": before["knn"]}, {"floor/fd/pixels"})
-    assert _taken_over(before, {}) == (before, set()), "what failed keeps its last values"
-    assert _taken_over({}, now) == (now, set())
+    assert _update_owners(before, now) == (now | {"knn": before["knn"]}, {"floor/fd/pixels"})
+    assert _update_owners(before, {}) == (before, set()), "what failed keeps its last values"
+    assert _update_owners({}, now) == (now, set())
 
 
 def test_a_key_belongs_to_who_wrote_it_last() -> None:
-    own, withdrawn = _taken_over({"generation": ["final/fd/pixels"]}, {"inception": ["final/fd/pixels"]})
+    own, withdrawn = _update_owners({"generation": ["final/fd/pixels"]}, {"inception": ["final/fd/pixels"]})
     assert own == {"generation": [], "inception": ["final/fd/pixels"]}
     assert not withdrawn
-    assert _taken_over(own, {"generation": ["final/fd/dino"]})[1] == set(), "inception's value stays"
+    assert _update_owners(own, {"generation": ["final/fd/dino"]})[1] == set(), "inception's value stays"
 
 
 def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) -> None:
@@ -44,7 +44,7 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     log.append({"step": 4, "final/fd/pixels": 2.0, "floor/fd/pixels": 1.0})
     log.append({"step": 4, "final/fd/pixels": 3.0, "floor/fd/pixels": None})
     rows = read_rows(log.path)
-    assert _without_none(last_values(rows, 4)) == {"final/fd/pixels": 3.0}
+    assert _drop_none(last_values(rows, 4)) == {"final/fd/pixels": 3.0}
     assert math.isnan(number(None))
     assert {m.key: str(m.value) for m in points(rows[1], pytest.fail)} == {
         "final/fd/pixels": "3.0",
@@ -52,7 +52,7 @@ def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) ->
     }
     assert json.loads(log.path.read_text().splitlines()[1])["floor/fd/pixels"] is None
     RunFolder(log.path.parent).store_config(compose("tracking=none"))
-    (run,) = with_rows(find_folders(str(tmp_path)))
+    (run,) = load_curves(find_folders(str(tmp_path)))
     assert run.last("final/fd/pixels") == 3.0
     floor = run.last("floor/fd/pixels")
     assert floor is not None

@@ -17,7 +17,7 @@ from urepa.core.ema_initial_weights import FIRST_DECAY
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.method.batch_fraction import strata
-from urepa.runs.run_folder import is_identity, parse_overrides, plain
+from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
 
 ABSENT = object()
 
@@ -92,16 +92,16 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
 
 def without_arm(overrides: list[str]) -> dict[str, Any]:
     """The config of the same command without its ablation."""
-    return _composed(tuple(o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation"))
+    return _compose_cached(tuple(o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation"))
 
 
 @lru_cache
-def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Once for all arms of a study. Not to be changed."""
+def _compose_cached(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Composes a run once for all arms of a study. The result must not be modified."""
     if GlobalHydra.instance().is_initialized():  # inside a door
-        return plain(compose("train", list(overrides)))
+        return to_plain(compose("train", list(overrides)))
     with initialize_config_dir(CONF, version_base="1.3"):
-        return plain(compose("train", list(overrides)))
+        return to_plain(compose("train", list(overrides)))
 
 
 def check_effects(config: dict[str, Any], given: list[str]) -> None:

@@ -7,27 +7,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from urepa.checks.sizes import check_teacher, check_track, members
+from urepa.checks.sizes import check_teacher, check_track, single_teachers
 from urepa.core.errors import UserError
 from urepa.core.files import check_file_target, check_folder_target
 from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.tracks.classes import class_names, folder_of
 from urepa.data.tracks.paths import (
     is_finished,
-    lost_list,
-    no_cache,
-    no_list,
-    remake_latents,
-    remake_pixels,
+    lost_list_error,
+    no_cache_error,
+    no_list_error,
+    remake_latents_text,
+    remake_pixels_text,
     tokens_name,
-    unfinished,
+    unfinished_error,
 )
 from urepa.data.tracks.pixel_sizes import check_channels
 from urepa.data.tracks.split_sizes import (
     DIGITS,
     check_batch_size,
     check_shares,
-    expected_large,
+    expected_latent_samples,
     expected_samples,
     refuse_other_classes,
 )
@@ -38,9 +38,9 @@ from urepa.runs.checkpoint_folders import no_checkpoint, steps
 from urepa.runs.summary import FILE as SUMMARY
 
 
-def check_beginning(config: dict[str, Any], folder: Path) -> None:
-    """UserError where a run that begins in this folder lacks what it reads. One that goes on, or is finished, is asked
-    nothing here: it may have left its images, its caches or its warm start behind."""
+def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
+    """UserError if a run that starts in this folder lacks an input. Not checked for a run that resumes or is finished:
+    its images, caches or warm start may be gone."""
     if config["resume"] is not None or steps(folder / "checkpoints") or (folder / SUMMARY).exists():
         return
     source = config["warm_start"]
@@ -51,18 +51,18 @@ def check_beginning(config: dict[str, Any], folder: Path) -> None:
         check_small_track(data)
     else:
         check_large_track(data)
-    check_number(data, trainer["batch_size"])
+    check_image_count(data, trainer["batch_size"])
     if config["loss"].get("taps"):
         check_teachers_files(data, config["teacher"])
     if "prompts" in config["backbone"]:
         check_prompts(Path(config["backbone"]["prompts"]))
 
 
-def check_planned(config: dict[str, Any]) -> None:
-    """UserError where the images of a run that is planned cannot be counted, or are too few for a batch."""
+def check_plan_inputs(config: dict[str, Any]) -> None:
+    """UserError if the images of a planned run cannot be counted, or are too few for a batch."""
     data = config["data"]
     if _is_small(data) or not all(path.exists() for path in _lists(data)):
-        check_batch_size(config["trainer"]["batch_size"], _counted(data)["train"])
+        check_batch_size(config["trainer"]["batch_size"], _split_sizes(data)["train"])
 
 
 def check_preprocess(config: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def check_classifier(config: dict[str, Any]) -> Path:
     if out.is_file():
         asked: dict[str, Any] = {"epochs": config["epochs"], "seed": config["seed"], "image_size": data["image_size"]}
         if not is_finished(folder_of(data) / "latents"):  # else its caches count, and are asked
-            asked |= {"train_images": _counted(data)["train"]}
+            asked |= {"train_images": _split_sizes(data)["train"]}
         refuse_other(out, asked)
     return out
 
@@ -106,7 +106,7 @@ def _is_small(data: dict[str, Any]) -> bool:
 
 def check_teachers_files(data: dict[str, Any], teacher: dict[str, Any]) -> None:
     """UserError where a teacher is a file that is not there, and has yet to be asked for tokens."""
-    for one in members(teacher):
+    for one in single_teachers(teacher):
         if one["_target_"].endswith(".ViT") and (data["online_teacher"] or not _has_tokens(data, one)):
             check_file(one["model"])
 
@@ -129,7 +129,7 @@ def check_small_track(data: dict[str, Any]) -> None:
     if is_finished(latents):
         return
     if not data["build_on_first_use"]:
-        raise no_cache(latents, remake_pixels(data["name"]))
+        raise no_cache_error(latents, remake_pixels_text(data["name"]))
     if not Path(data["root"]).is_dir():
         check_folder_target("data.root", Path(data["root"]))
     check_images(data["source"], data["images"])
@@ -155,30 +155,32 @@ def check_classes(data: dict[str, Any]) -> None:
         refuse_other_classes(set(range(len(classes))), data["num_classes"])
     if data["source"] == "digits":
         refuse_other_classes(set(range(len(DIGITS))), data["num_classes"])
-        check_shares([(number, 0) for number in DIGITS], _held_out(data), data["limit"])
+        check_shares([(number, 0) for number in DIGITS], _held_out_sizes(data), data["limit"])
         check_channels(data["channels"], 1)
 
 
-def check_number(data: dict[str, Any], batch_size: int) -> None:
-    """UserError where not one batch is full, of a track whose number of images the config says."""
+def check_image_count(data: dict[str, Any], batch_size: int) -> None:
+    """UserError if the images do not fill one batch; for tracks whose config states the number of images."""
     if _is_small(data) and (data["limit"] is not None or data["source"] == "digits"):
-        check_batch_size(batch_size, _counted(data)["train"])
+        check_batch_size(batch_size, _split_sizes(data)["train"])
 
 
-def _held_out(data: dict[str, Any]) -> dict[str, int]:
+def _held_out_sizes(data: dict[str, Any]) -> dict[str, int]:
     return {"val": data["validation_images"], "test": data["test_images"]}
 
 
-def _counted(data: dict[str, Any]) -> dict[str, int]:
-    """Samples of each split, of caches that may not be there yet."""
+def _split_sizes(data: dict[str, Any]) -> dict[str, int]:
+    """The number of samples of each split, also if the caches do not exist yet."""
     if _is_small(data):
-        return expected_samples(data["limit"], _held_out(data), partial(_count, data["source"], data["images"]))
+        return expected_samples(
+            data["limit"], _held_out_sizes(data), partial(_count_source_images, data["source"], data["images"])
+        )
     wanted = {"train": data["train_images"], "val": data["val_images"]}
     images = "imagenet" if data["class_names"] == "imagenet" else data["images"]
-    return expected_large(wanted, partial(_count, data["source"], images))
+    return expected_latent_samples(wanted, partial(_count_source_images, data["source"], images))
 
 
-def _count(source: str, images: str) -> dict[str, int]:
+def _count_source_images(source: str, images: str) -> dict[str, int]:
     from urepa.data.sources.image_sources import count_images  # with numpy and Pillow
 
     return count_images(source, images)
@@ -193,19 +195,19 @@ def _lists(data: dict[str, Any]) -> list[Path]:
 
 def check_large_track(data: dict[str, Any]) -> None:
     """UserError where the lists or the latents of a large track are not there."""
-    for path in (*_lists(data), *_latents(data)):
+    for path in (*_lists(data), *_latents_folders(data)):
         if not path.exists():
-            raise no_cache(path, _remake(data))
+            raise no_cache_error(path, _remake_text(data))
 
 
-def _latents(data: dict[str, Any]) -> list[Path]:
-    """Where the latents lie, if they are kept."""
+def _latents_folders(data: dict[str, Any]) -> list[Path]:
+    """The folder of the latents; empty if they are computed online."""
     return [] if data["online_latents"] else [Path(data["root"]) / data["latents"]]
 
 
-def _remake(data: dict[str, Any]) -> str:
+def _remake_text(data: dict[str, Any]) -> str:
     keys = ("name", "images", "root", "flip", "online_teacher", "online_latents")
-    return remake_latents(*(data[key] for key in keys))
+    return remake_latents_text(*(data[key] for key in keys))
 
 
 def _check_stage(data: dict[str, Any], stage: str) -> None:
@@ -215,14 +217,14 @@ def _check_stage(data: dict[str, Any], stage: str) -> None:
     if stage in ("all", "manifest") and missing:
         check_images(data["source"], data["images"])
     elif stage in ("images", "latents", "tokens") and missing and not online.get(stage, False):
-        raise no_list(missing[0])
+        raise no_list_error(missing[0])
     elif stage == "adopt" and missing:
-        raise lost_list(missing[0], _remake(data))
+        raise lost_list_error(missing[0], _remake_text(data))
     elif stage == "verify":
         check_large_track(data)
     elif stage == "digest":
-        for store in _latents(data):
+        for store in _latents_folders(data):
             if not is_finished(store):
-                raise unfinished(store, _remake(data))
+                raise unfinished_error(store, _remake_text(data))
     elif stage == "prompts" and data["class_names"] is not None and not (Path(data["root"]) / data["prompts"]).exists():
         class_names(data["class_names"])

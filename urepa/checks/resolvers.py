@@ -19,7 +19,7 @@ from urepa.runs.run_folder import find_name, no_run, require_config
 def register() -> None:
     """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${data_root:}`, `${time_at:0.5}`,
     `${class_folders:}`, `${help:}` and `${scratch:}`."""
-    for resolver in (run_name_of, aligned_tap, own_teacher, data_root, time_at, class_folders, help_of, scratch):
+    for resolver in (run_name_of, aligned_tap, own_teacher, data_root, time_at, class_folders, help_template, scratch):
         OmegaConf.register_new_resolver(resolver.__name__.removesuffix("_of"), resolver, replace=True)
 
 
@@ -34,7 +34,7 @@ def run_name_of(*, _root_: DictConfig) -> str:
 
 def aligned_tap(*, _root_: DictConfig) -> str:
     """The tap that the run aligns; the first of several. UserError where there is none."""
-    taps = OmegaConf.select(_run(_root_), "loss.taps")
+    taps = OmegaConf.select(_run_config(_root_), "loss.taps")
     if not taps:
         raise UserError(
             "loss=none aligns no tap: say which one is read, evaluation.NAME.tap=TAP, as the run beside it does"
@@ -44,7 +44,7 @@ def aligned_tap(*, _root_: DictConfig) -> str:
 
 def own_teacher(*, _root_: DictConfig) -> Any:
     """The teacher that the run aligns to; the first of several. UserError where there is none."""
-    run = _run(_root_)
+    run = _run_config(_root_)
     if not OmegaConf.select(run, "loss.taps"):
         raise UserError(
             "loss=none has no teacher: say which encoder is the ceiling, +teacher@evaluation.dense.teacher=NAME as the "
@@ -56,12 +56,12 @@ def own_teacher(*, _root_: DictConfig) -> Any:
 
 def data_root(*, _root_: DictConfig) -> str:
     """Where the run's track lies, or lay in training: `urepa.evaluate` puts another place into every path below it."""
-    return str(OmegaConf.select(_run(_root_), "data.root"))
+    return str(OmegaConf.select(_run_config(_root_), "data.root"))
 
 
 def time_at(fraction: float, *, _root_: DictConfig) -> int | float:
     """The objective's time at a share of the way from data to noise: `time_at:0.5` is DDPM's 500 of 1,000."""
-    timesteps = OmegaConf.select(_run(_root_), "objective.timesteps")
+    timesteps = OmegaConf.select(_run_config(_root_), "objective.timesteps")
     return float(fraction) if timesteps is None else round(fraction * timesteps)
 
 
@@ -76,8 +76,8 @@ def class_folders(*, _parent_: DictConfig) -> int:
     return count_of(data | {"source": getattr(data["source"], "name", data["source"])})
 
 
-def help_of(*, _root_: DictConfig) -> str:
-    """Hydra's template of --help: what the command shows, with the dollars that a template escapes."""
+def help_template(*, _root_: DictConfig) -> str:
+    """Hydra's template of --help with the command's help text; dollar signs are escaped."""
     return help_text(str(OmegaConf.select(_root_, "hydra.job.config_name")), _root_).replace("$", "$$")
 
 
@@ -91,17 +91,17 @@ def _scratch() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="urepa_sweep_")
 
 
-def _run(root: DictConfig) -> DictConfig:
-    """The config that is composed, or that of the run which it asks about."""
+def _run_config(root: DictConfig) -> DictConfig:
+    """The composed config or, for a command with `run=`, the config of that run."""
     if "objective" in root:
         return root
     if root.run is None:
         raise UserError("say which run: python -m urepa.evaluate run=outputs/NAME/seed0")
     file = Path(root.run) / "config.yaml"
-    return _stored(root.run, file.stat().st_mtime_ns if file.is_file() else None)
+    return _stored_config(root.run, file.stat().st_mtime_ns if file.is_file() else None)
 
 
 @lru_cache(maxsize=1)
-def _stored(run: str, age: int | None) -> DictConfig:
-    """Read once for all that an evaluation asks of it."""
+def _stored_config(run: str, age: int | None) -> DictConfig:
+    """The stored config of a run, read once for all resolvers."""
     return OmegaConf.create(require_config(Path(run)))

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from urepa.core.loss_settings import check_layout, check_loss
-from urepa.data.tracks.pixel_sizes import check_pixels, unshuffled
+from urepa.data.tracks.pixel_sizes import check_pixels, unshuffled_shape
 from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, check_unet, check_unet_tap, sit_block
 from urepa.models.teachers.several_teachers import check_names
 from urepa.models.teachers.teacher_sizes import check_efficientnet, check_vit
@@ -36,15 +36,15 @@ def check_teacher(teacher: dict[str, Any]) -> None:
     """UserError where a teacher, or one of several, takes no images of this size, or has no such grid."""
     if "teachers" in teacher:
         check_names(list(teacher["teachers"]))
-    for one in members(teacher):
+    for one in single_teachers(teacher):
         if one["_target_"].endswith((".EfficientNetLite0", ".EfficientNetLite2")):
             check_efficientnet(one["image_size"], one["grid"], one["stride"])
         elif one["_target_"].endswith(".ViT"):
             check_vit(one["family"], one["image_size"], one["patch"], one["grid"], one["positions"])
 
 
-def members(teacher: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of several teachers, or of the one."""
+def single_teachers(teacher: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of each teacher: of several, or of the only one."""
     return list(teacher["teachers"].values()) if "teachers" in teacher else [teacher]
 
 
@@ -59,7 +59,7 @@ def latent_shape(data: dict[str, Any]) -> tuple[int, int, int]:
     if "latent_shape" in data:
         channels, height, width = data["latent_shape"]
         return channels, height, width
-    return unshuffled(data["channels"], data["image_size"], data["unshuffle"])
+    return unshuffled_shape(data["channels"], data["image_size"], data["unshuffle"])
 
 
 def check_backbone(backbone: dict[str, Any], latent: tuple[int, int, int]) -> None:

@@ -17,28 +17,28 @@ from pathlib import Path
 from uuid import uuid4
 
 from urepa.cluster.slurm_job import FOLDER
-from urepa.config.command_line import CONF, sweeps_over
+from urepa.config.command_line import CONF, is_sweep
 from urepa.core.files import sync_folder
 
 PLACE = Path(FOLDER) / "conf"  # below the working folder
 FLAG = "--config-path"  # Hydra's
 
 
-def of_one_conf(main: Callable[[], None]) -> Callable[[], None]:
-    """A Hydra main, where a sweep is composed from a copy of conf/, and of the folder that --config-dir adds."""
+def with_conf_copy(main: Callable[[], None]) -> Callable[[], None]:
+    """Wraps a Hydra main so that a sweep is composed from a copy of conf/ and of the folder given by --config-dir."""
 
     @functools.wraps(main)
     def command() -> None:
-        if sweeps_over(sys.argv[1:]) or "hydra.mode=MULTIRUN" in sys.argv:
-            sys.argv += [FLAG, str(copied(_folders(sys.argv[1:])))]
+        if is_sweep(sys.argv[1:]) or "hydra.mode=MULTIRUN" in sys.argv:
+            sys.argv += [FLAG, str(copy_configs(_config_folders(sys.argv[1:])))]
         main()
 
     return command
 
 
-def _folders(arguments: Sequence[str]) -> list[Path]:
-    """Where this command's configs are looked for, the first first. Hydra takes a relative path of the first as one
-    from the command's own file."""
+def _config_folders(arguments: Sequence[str]) -> list[Path]:
+    """The folders in which the command's configs are searched, in order of priority. Hydra resolves a relative first
+    path from the command's own file."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-path", "-cp", default=CONF)
     parser.add_argument("--config-dir", "-cd")
@@ -47,17 +47,17 @@ def _folders(arguments: Sequence[str]) -> list[Path]:
     return [Path(__file__).parent / given.config_path, *added]
 
 
-def copied(folders: Sequence[Path]) -> Path:
-    """A folder with the configs of all of them; of two with the same name the first one's. It is there whole, or made
-    anew."""
-    files = {name: content for folder in reversed(folders) for name, content in _configs(folder).items()}
+def copy_configs(folders: Sequence[Path]) -> Path:
+    """Copies the configs of all folders into one, atomically; of two files with the same name the first folder's is
+    taken."""
+    files = {name: content for folder in reversed(folders) for name, content in _read_configs(folder).items()}
     if not files:
         return folders[0]  # Hydra says what is wrong with it
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     place = (PLACE / digest.hexdigest()[:12]).absolute()
-    if place.is_dir() and _configs(place) == files:
+    if place.is_dir() and _read_configs(place) == files:
         return place
     temporary = place.with_name(f".{place.name}.{uuid4().hex}.tmp")
     try:
@@ -76,7 +76,7 @@ def copied(folders: Sequence[Path]) -> Path:
     return place
 
 
-def _configs(folder: Path) -> dict[str, bytes]:
-    """The YAML files of a folder, by their names below it."""
+def _read_configs(folder: Path) -> dict[str, bytes]:
+    """The YAML files of a folder, by relative path."""
     every = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in every if file.suffix == ".yaml"}

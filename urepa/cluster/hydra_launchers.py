@@ -26,7 +26,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from urepa.cluster import conf_copy
 from urepa.cluster.one_by_one import InTurn
-from urepa.cluster.slurm_and_local import LocalQueue, Outcome, SlurmQueue, told
+from urepa.cluster.slurm_and_local import LocalQueue, Outcome, SlurmQueue, print_outcome
 from urepa.cluster.slurm_job import Job
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
@@ -52,8 +52,8 @@ class Local:
     folder: str = MISSING  # of logs
 
 
-class DoorLauncher(Launcher):
-    """What both have in common: a command per run, and all are waited for."""
+class JobLauncher(Launcher):
+    """Base of both launchers: one command per run; waits for all of them."""
 
     __module__ = PLUGINS
 
@@ -77,7 +77,7 @@ class DoorLauncher(Launcher):
             jobs = [self._job(config, own, same) for config, own in zip(configs, job_overrides, strict=True)]
             for uri in {tracking["uri"] for config in configs if "uri" in (tracking := config.tracking)}:
                 prepare_store(uri)
-            failed = [outcome for outcome in self.outcomes(jobs) if not told(outcome)]
+            failed = [outcome for outcome in self.outcomes(jobs) if not print_outcome(outcome)]
             if failed:
                 names = ", ".join(sorted(outcome.entry.job.name for outcome in failed))
                 raise UserError(
@@ -101,14 +101,14 @@ class DoorLauncher(Launcher):
 
 
 @dataclass
-class SlurmLauncher(DoorLauncher, Slurm):
+class SlurmLauncher(JobLauncher, Slurm):
     """Submits the runs as one array."""
 
     __module__ = PLUGINS
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         queue = SlurmQueue(self.settings)
-        queued = queue.queued(jobs)
+        queued = queue.find_queued(jobs)
         again = {entry.job for entry in queued}
         new = [job for job in jobs if job not in again]
         if queued:
@@ -125,7 +125,7 @@ class SlurmLauncher(DoorLauncher, Slurm):
 
 
 @dataclass
-class LocalLauncher(DoorLauncher, Local):
+class LocalLauncher(JobLauncher, Local):
     """Runs them on this machine, a few at a time."""
 
     __module__ = PLUGINS

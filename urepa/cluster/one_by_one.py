@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from urepa.core.one_line_errors import Said, say
+from urepa.core.one_line_errors import ReportedError, print_error
 
 
 class InTurn(Launcher):
@@ -34,15 +34,15 @@ class InTurn(Launcher):
             print(f"[{i + 1}/{len(job_overrides)}] {name}", flush=True)
             try:
                 done.append(self._run(overrides, initial_job_idx + i))
-            except Said as said:
+            except ReportedError as said:
                 failures.append(f"{name}: {said.text}")
             except Exception as error:  # noqa: BLE001  the other runs are as good as without this one
                 traceback.print_exc()
                 failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
         if failures:
-            say(f"{len(failures)} of {len(job_overrides)} failed, the others are done:")
+            print_error(f"{len(failures)} of {len(job_overrides)} failed, the others are done:")
             for failure in failures:
-                say(failure)
+                print_error(failure)
             sys.exit(1)
         return done
 

@@ -28,7 +28,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from urepa.cluster.slurm_job import (
     AGAIN,
-    SILENT,
+    NO_ERROR_MESSAGE,
     TRIES,
     UNEVALUATED,
     Book,
@@ -53,8 +53,8 @@ class Outcome:
     error: str | None  # one line; None: it is done
 
 
-def told(outcome: Outcome) -> bool:
-    """Says how a run ended. Did it finish?"""
+def print_outcome(outcome: Outcome) -> bool:
+    """Prints how a run ended; True if it finished."""
     name = outcome.entry.job.name
     if outcome.error is None:
         log = Path(outcome.entry.log)
@@ -104,8 +104,8 @@ class SlurmQueue:
         Book(self.folder).add(entries)
         return entries
 
-    def queued(self, jobs: Sequence[Job]) -> list[Entry]:
-        """Submissions of exactly these jobs that SLURM still has, from an earlier start."""
+    def find_queued(self, jobs: Sequence[Job]) -> list[Entry]:
+        """The submissions of exactly these jobs that are still in SLURM's queue, from an earlier call."""
         last = {entry.job.commands: entry for entry in Book(self.folder).entries()}
         known = [last[job.commands] for job in jobs if job.commands in last]
         if not known or shutil.which("squeue") is None:
@@ -229,13 +229,15 @@ class LocalQueue:
         self.folder.mkdir(parents=True, exist_ok=True)
         ids = [f"{stamp}_{next(self._numbers)}" for _ in jobs]
         entries = [Entry(job, own, str(self.folder / f"{own}.log")) for job, own in zip(jobs, ids, strict=True)]
-        earlier = {entry.id: self._earlier(entry) for entry in entries}
+        earlier = {entry.id: self._find_running(entry) for entry in entries}
         entries.sort(key=lambda entry: earlier[entry.id] is None)  # what runs already takes its place first
         slots = self._slots([earlier[entry.id] for entry in entries[: self.at_once]])
         free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        with _sigterm_raises(), ThreadPoolExecutor(self.at_once) as pool:
+        with _sigterm_as_interrupt(), ThreadPoolExecutor(self.at_once) as pool:
             try:
-                futures = [pool.submit(self._one, entry, free, slots[i : i + 1]) for i, entry in enumerate(entries)]
+                futures = [
+                    pool.submit(self._run_entry, entry, free, slots[i : i + 1]) for i, entry in enumerate(entries)
+                ]
                 for future in as_completed(futures):
                     yield future.result()
             finally:
@@ -244,9 +246,9 @@ class LocalQueue:
                 for process in list(self.running):
                     process.terminate()
 
-    def _earlier(self, entry: Entry) -> Entry | None:
-        """The same job, where another launcher has begun it and its process still runs."""
-        others = (e for e in Book(self.folder).read()[0] if e.id != entry.id and e.job.what == entry.job.what)
+    def _find_running(self, entry: Entry) -> Entry | None:
+        """The entry of the same job if another launcher started it and its process still runs."""
+        others = (e for e in Book(self.folder).read()[0] if e.id != entry.id and e.job.identity == entry.job.identity)
         return next((e for e in others if e.is_running()), None)
 
     def _slots(self, earlier: Sequence[Entry | None]) -> list[str | None]:
@@ -255,7 +257,7 @@ class LocalQueue:
         own = [left.pop(left.index(e.gpu)) if e is not None and e.gpu in left else None for e in earlier]
         return [left.pop(0) if gpu is None and left else gpu for gpu in own]
 
-    def _one(self, entry: Entry, free: queue.SimpleQueue[str | None], slot: Sequence[str | None]) -> Outcome:
+    def _run_entry(self, entry: Entry, free: queue.SimpleQueue[str | None], slot: Sequence[str | None]) -> Outcome:
         gpu = slot[0] if slot else free.get()
         entry = replace(entry, gpu=gpu)
         book = Book(self.folder)
@@ -266,7 +268,7 @@ class LocalQueue:
             with open(entry.log, "ab+") as log:
                 mark_running(log)
                 book.add([replace(entry, state="running")])
-                error = self._with_patience(entry, gpu, log)
+                error = self._run_with_retries(entry, gpu, log)
         finally:
             free.put(gpu)
         book.add([replace(entry, state="done" if error is None else "failed")])
@@ -275,7 +277,7 @@ class LocalQueue:
     def _wait_for_earlier(self, entry: Entry) -> None:
         """Until the process that another launcher began for the same job has ended. It has a place of `at_once`."""
         said = ""
-        while not self.leaving and (earlier := self._earlier(entry)) is not None:
+        while not self.leaving and (earlier := self._find_running(entry)) is not None:
             if earlier.id != said:
                 said = earlier.id
                 print(
@@ -284,22 +286,22 @@ class LocalQueue:
                 )
             time.sleep(POLL_SECONDS)
 
-    def _with_patience(self, entry: Entry, gpu: str | None, log: BinaryIO) -> str | None:
-        """None, or why it did not come to its end: tried again while it gets on."""
+    def _run_with_retries(self, entry: Entry, gpu: str | None, log: BinaryIO) -> str | None:
+        """Runs a job and repeats it as long as it makes progress. Returns None, or why it did not finish."""
         begun, step = 0, -1
         while True:
             before = entry.job.step()
             begun, step = (begun + 1 if before == step else 1), before
-            code = self._process(entry, gpu, log)
+            code = self._run_process(entry, gpu, log)
             if code == 0:
                 return None
             if self.leaving or code in (1, *(128 + s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2))):
                 return last_error(Path(entry.log))
             if begun == TRIES and entry.job.step() == step:
-                reason = last_error(Path(entry.log)) if code == AGAIN else SILENT
+                reason = last_error(Path(entry.log)) if code == AGAIN else NO_ERROR_MESSAGE
                 return f"{entry.job.name} failed {TRIES} times at step {step} and is given up; the last time: {reason}"
 
-    def _process(self, entry: Entry, gpu: str | None, log: BinaryIO) -> int:
+    def _run_process(self, entry: Entry, gpu: str | None, log: BinaryIO) -> int:
         environment = own_environment() | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         if self.code is not None:
             environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(self.code)}
@@ -326,8 +328,8 @@ def _all_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does: in order."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

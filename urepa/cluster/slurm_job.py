@@ -32,7 +32,7 @@ FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the worki
 TRIES = 3  # at the same step
 AGAIN = 75  # exit code of a job that raised and may be tried again; 1 is for mistakes that trying again will not mend
 UNEVALUATED = "the run is finished, but an evaluation at its end failed; urepa.evaluate does it again"
-SILENT = "it ended without a word: killed, out of memory, or its node was lost"
+NO_ERROR_MESSAGE = "it ended without a word: killed, out of memory, or its node was lost"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Job:
     run: str | None = None  # the folder of the run that is trained: its last checkpoint tells progress
 
     @property
-    def what(self) -> str | tuple[tuple[str, ...], ...]:
-        """The same for two jobs that do the same work: the run's folder, or the commands."""
+    def identity(self) -> str | tuple[tuple[str, ...], ...]:
+        """Equal for two jobs that do the same work: the run's folder, or the commands."""
         return self.commands if self.run is None else self.run
 
     def step(self) -> int:
@@ -104,14 +104,14 @@ class Attempts:
         """Notes one more; returns why there is to be no more, if so."""
         note = read_json(self.file) if self.file.exists() else {"step": -1}
         if note["step"] != step:
-            note = {"step": step, "begun": 0, "reason": SILENT}
+            note = {"step": step, "begun": 0, "reason": NO_ERROR_MESSAGE}
         if note["begun"] == TRIES:
             return f"{name} failed {TRIES} times at step {step} and is given up; the last time: {note['reason']}"
-        write_whole(self.file, json.dumps(note | {"begun": note["begun"] + 1, "reason": SILENT}))
+        write_whole(self.file, json.dumps(note | {"begun": note["begun"] + 1, "reason": NO_ERROR_MESSAGE}))
         return None
 
-    def failed(self, reason: str) -> None:
-        """What went wrong in the attempt that has begun."""
+    def record_failure(self, reason: str) -> None:
+        """Records why the current attempt failed."""
         write_whole(self.file, json.dumps(read_json(self.file) | {"reason": reason}))
 
     def end(self) -> None:
@@ -126,7 +126,7 @@ class InSlurm:
     folder: str  # of this job's files; the batch script looks for the note of `Attempts` there
 
     def __call__(self, job: Job) -> None:
-        safe_output.never_fails()
+        safe_output.make_output_safe()
         ranks.adopt_slurm()
         if not ranks.is_first():
             self._follow(job)
@@ -138,7 +138,7 @@ class InSlurm:
             attempts.end()
             sys.exit(1)
         try:
-            job.attempt(attempts.failed)
+            job.attempt(attempts.record_failure)
         except SystemExit as stop:
             if stop.code == 1:  # a mistake, said in one line
                 attempts.end()
@@ -250,5 +250,5 @@ def last_error(log: Path) -> str:
 
 
 if __name__ == "__main__":  # a job of the local queue
-    safe_output.never_fails()
+    safe_output.make_output_safe()
     job_from(json.loads(sys.argv[1])).attempt()

@@ -50,47 +50,47 @@ SHOWN = 16  # options that a line names at most
 # --- before Hydra ---------------------------------------------------------------------------------------------
 
 
-def quoted(argument: str, sweeps: bool = False) -> str:
+def quote_argument(argument: str, sweeps: bool = False) -> str:
     """An argument whose value is a path or a name, with the quotes that Hydra's grammar asks for around what it would
     not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma parts values, as Hydra has it."""
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
-    has_quotes = value[:1] in ("'", '"') and _parsed(argument) is not None
+    has_quotes = value[:1] in ("'", '"') and _parse_override(argument) is not None
     if not value or has_quotes or "${" in value or value == "null":
         return argument
     if name in NAMES:
         return (
-            f"{key}={_with_quotes(value)}" if value[0] != "[" and ("=" in value or Path(value).exists()) else argument
+            f"{key}={_quote_value(value)}" if value[0] != "[" and ("=" in value or Path(value).exists()) else argument
         )
     if name not in PATHS and not PATH_ENDS.fullmatch(name):
         return argument
-    parsed = _parsed(argument)
+    parsed = _parse_override(argument)
     read = None if parsed is None else parsed.value()
     is_sweep = isinstance(read, ChoiceSweep) and sweeps and not Path(value).exists()
-    return argument if read == value or is_sweep else f"{key}={_with_quotes(value)}"
+    return argument if read == value or is_sweep else f"{key}={_quote_value(value)}"
 
 
-def _with_quotes(value: str, quote: Quote = Quote.single) -> str:
+def _quote_value(value: str, quote: Quote = Quote.single) -> str:
     return QuotedString(value, quote).with_quotes()
 
 
-def _parsed(argument: str) -> Override | None:
-    """None where Hydra cannot read it."""
+def _parse_override(argument: str) -> Override | None:
+    """The parsed override; None if Hydra cannot parse it."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
         return None
 
 
-def sweeps_over(arguments: list[str]) -> bool:
-    """Is Hydra asked for several runs?"""
+def is_sweep(arguments: list[str]) -> bool:
+    """True if the arguments ask Hydra for several runs."""
     return not {"-m", "--multirun"}.isdisjoint(arguments)
 
 
 def check_arguments(arguments: list[str], root: str) -> None:
     """UserError for what Hydra would pass over, or meet with an exception of no use."""
     check_flags(arguments)
-    overrides = [_checked(argument) for argument in _overrides(arguments)]
+    overrides = [_check_override(argument) for argument in _overrides(arguments)]
     has_other_files = any(argument.startswith(ELSEWHERE) for argument in arguments)
     for override in overrides:
         _check_choice(override, has_other_files)
@@ -113,12 +113,12 @@ def _overrides(arguments: list[str]) -> list[str]:
 def check_flags(arguments: list[str]) -> None:
     """Hydra raises a bare ValueError where it is asked both to sweep and to show."""
     shows = next((a for a in arguments if a.partition("=")[0] in ("--cfg", "-c", "--info", "-i")), None)
-    if shows is not None and sweeps_over(arguments):
+    if shows is not None and is_sweep(arguments):
         raise UserError(f"{shows} shows one composed config and -m sweeps over several: leave one of them out")
 
 
-def _checked(argument: str) -> Override:
-    """The argument as Hydra reads it. UserError where it cannot, with the quotes that make it readable."""
+def _check_override(argument: str) -> Override:
+    """The parsed override. UserError if Hydra cannot parse it, with quotes that make it valid."""
     key, equals, value = argument.partition("=")
     if not equals and not argument.startswith("~"):
         raise UserError(f"'{argument}' is no KEY=VALUE; write KEY=VALUE, without spaces around the equals sign")
@@ -129,12 +129,12 @@ def _checked(argument: str) -> Override:
         raise UserError(f"{name}= is empty: give a path, or leave it out")
     if name.partition(".")[0] == "arm":
         raise UserError("arm is what ablation files say of themselves: give +ablation=NAME on the command line")
-    override = _parsed(argument)
+    override = _parse_override(argument)
     if override is not None:
         return override
     quote = Quote.single if '"' in value else Quote.double
-    in_quotes = f"{key}={_with_quotes(value, quote)}"
-    if _parsed(in_quotes) is None:
+    in_quotes = f"{key}={_quote_value(value, quote)}"
+    if _parse_override(in_quotes) is None:
         raise UserError(f"'{argument}' cannot be read; write KEY=VALUE, with a key of letters, digits, _ and dots")
     raise UserError(
         f"the value of {argument} has characters with a meaning of their own (brackets, quotes, #, =, ...); to have it "
@@ -166,7 +166,7 @@ def check_options(group: str, names: Sequence[Any]) -> None:
     options = options_of(group)
     for name in names:
         if name not in options:
-            raise UserError(no_option(group, "null" if name is None else str(name), options))
+            raise UserError(unknown_option_message(group, "null" if name is None else str(name), options))
 
 
 def options_with(key: str) -> list[str]:
@@ -191,10 +191,10 @@ def options_of(group: str) -> list[str]:
     return sorted(p.stem for p in (Path(CONF) / group).glob("*.yaml"))
 
 
-def no_option(group: str, name: str, options: Sequence[str]) -> str:
-    """The sentence about a name that a group has not."""
+def unknown_option_message(group: str, name: str, options: Sequence[str]) -> str:
+    """The error message for an option that a group does not have."""
     shown = ", ".join(options[:SHOWN]) + (f" and {len(options) - SHOWN} more" if len(options) > SHOWN else "")
-    return f"{group} has no option '{name}'; choose one of: {shown}{_nearest(name, options)}"
+    return f"{group} has no option '{name}'; choose one of: {shown}{_did_you_mean_key(name, options)}"
 
 
 def check_globs(arguments: list[str]) -> None:
@@ -206,13 +206,13 @@ def check_globs(arguments: list[str]) -> None:
             whole: Any = OverridesParser.create().parse_override(argument).value()
             for pattern in (*whole.include, *whole.exclude):
                 if not Glob([pattern]).filter(options):
-                    raise UserError(f"{argument}: {_no_match(found[1], pattern, options)}")
+                    raise UserError(f"{argument}: {unmatched_pattern_message(found[1], pattern, options)}")
             if not whole.filter(options):
                 raise UserError(f"{argument} leaves nothing: every option that it names is excluded")
 
 
-def _no_match(group: str, pattern: str, options: list[str]) -> str:
-    """The sentence about a pattern that matches none of a group's options."""
+def unmatched_pattern_message(group: str, pattern: str, options: list[str]) -> str:
+    """The error message for a pattern that matches no option of a group."""
     few = SHOWN // 2
     shown = ", ".join(options[:few]) + (", ..." if len(options) > few else "")
     return f"{pattern} matches no option of {group}; there are: {shown}{did_you_mean(pattern.strip('*'), options)}"
@@ -227,7 +227,7 @@ def _check_declared(overrides: list[Override], root: str) -> None:
         o.input_line for o in overrides if o not in changed and o.input_line is not None and not o.is_sweep_override()
     ]
     try:
-        config = _composed(root, others)
+        config = _compose(root, others)
     except (HydraException, OmegaConfBaseException):
         return  # said when Hydra composes
     for override in changed:
@@ -236,7 +236,7 @@ def _check_declared(overrides: list[Override], root: str) -> None:
         if not isinstance(parent, DictConfig) or _is_free(parent):
             continue
         if key.rpartition(".")[2] not in parent.keys():  # noqa: SIM118  `in` says no of what is missing
-            raise UserError(unknown(key, config))
+            raise UserError(unknown_key_message(key, config))
         if override.is_delete():
             raise UserError(f"~{key} would leave out what this command needs; give {key} another value")
 
@@ -256,13 +256,13 @@ def _is_free(node: DictConfig) -> bool:
 # --- what Hydra refuses ---------------------------------------------------------------------------------------
 
 
-def explain(error: BaseException, root: str, arguments: list[str]) -> str:
-    """One line that names the key and what would be right."""
+def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
+    """One line that names the wrong key and a valid alternative."""
     cause = error.__cause__
     text = f"{error}\n{'' if cause is None else cause}"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return no_option(group, option, error.options)
+        return unknown_option_message(group, option, error.options)
     twice = re.match(r"schema@(\S+) appears more than once", text)
     if twice:
         return f"two of the chosen options set {twice[1]}: choose one of them"
@@ -292,15 +292,15 @@ def explain(error: BaseException, root: str, arguments: list[str]) -> str:
         return f"there is no key '{key}' beside the other parts of this command"
     if key in ADDED_GROUPS:
         return f"{key} is none of the root's defaults: write it with a plus, +{key}=NAME"
-    return _unknown(_as_typed(key, arguments), known)
+    return _unknown_key_message(_full_key(key, arguments), known)
 
 
-def unknown(key: str, config: DictConfig) -> str:
-    """The sentence about a key that a config has not."""
-    return _unknown(key, _keys_of(config))
+def unknown_key_message(key: str, config: DictConfig) -> str:
+    """The error message for a key that the config does not have."""
+    return _unknown_key_message(key, _keys_of(config))
 
 
-def _unknown(key: str, known: list[str]) -> str:
+def _unknown_key_message(key: str, known: list[str]) -> str:
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if group == "evaluation" and name in options_of(group) and f"evaluation.{name}" not in known:
@@ -312,16 +312,16 @@ def _unknown(key: str, known: list[str]) -> str:
     if having:
         return f"there is no key '{key}' here; it is one of {group}={', '.join(having)}"
     free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
-    return f"there is no key '{key}'{_nearest(key, known)}{free}"
+    return f"there is no key '{key}'{_did_you_mean_key(key, known)}{free}"
 
 
-def _as_typed(key: str, arguments: list[str]) -> str:
-    """The whole key of an argument, of which OmegaConf names the first part that there is not."""
+def _full_key(key: str, arguments: list[str]) -> str:
+    """The whole key as typed; OmegaConf reports only its first unknown part."""
     typed = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
     return next((name for name in typed if name == key or name.startswith(f"{key}.")), key)
 
 
-def _nearest(word: str, options: Sequence[str]) -> str:
+def _did_you_mean_key(word: str, options: Sequence[str]) -> str:
     others = [option for option in options if not word.startswith(f"{option}.")]  # not the group of a key
     return did_you_mean(word, others)
 
@@ -331,7 +331,7 @@ def _known_keys(root: str, arguments: list[str]) -> list[str]:
     choices = [a for a in arguments if re.fullmatch(r"\+?\w+=\w+", a) and _is_group(a)]
     for overrides in (choices, []):
         try:
-            return _keys_of(_composed(root, overrides))
+            return _keys_of(_compose(root, overrides))
         except (HydraException, OmegaConfBaseException):
             continue
     return []
@@ -342,7 +342,7 @@ def _is_group(argument: str) -> bool:
     return (Path(CONF) / argument.lstrip("+").partition("=")[0]).is_dir()
 
 
-def _composed(root: str, overrides: list[str]) -> DictConfig:
+def _compose(root: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose(root, overrides)

@@ -66,12 +66,12 @@ def help_text(root: str, config: DictConfig) -> str:
     command = COMMANDS[root]
     own, of_run = rows_of(command, config)
     lines = textwrap.wrap(f"{command.module}: {command.title}", width, subsequent_indent="  ")
-    lines += ["", "Usage", *(line for usage in command.usage for line in call(command, usage, width))]
+    lines += ["", "Usage", *(line for usage in command.usage for line in command_lines(command, usage, width))]
     for title, rows in (own | of_run).items():
         lines += ["", title, *table(rows, width)]
     lines += ["", "Examples"]
     for arguments, what in command.examples:
-        lines += [*textwrap.wrap(f"# {what}", width, **_indented(2)), *call(command, arguments, width)]
+        lines += [*textwrap.wrap(f"# {what}", width, **_indentation(2)), *command_lines(command, arguments, width)]
     for note in command.notes:
         lines += ["", *textwrap.wrap(note, width, break_on_hyphens=False)]
     if command.module.startswith("urepa."):
@@ -79,8 +79,8 @@ def help_text(root: str, config: DictConfig) -> str:
     return "\n".join(lines)
 
 
-def call(command: Command, arguments: str, width: int) -> list[str]:
-    """A command line, continued as a shell wants it."""
+def command_lines(command: Command, arguments: str, width: int) -> list[str]:
+    """A command wrapped to `width` with a shell's line continuations."""
     lines = textwrap.wrap(
         f"python -m {command.module} {arguments}",
         width - 2,
@@ -92,14 +92,14 @@ def call(command: Command, arguments: str, width: int) -> list[str]:
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
-def _indented(columns: int) -> dict[str, Any]:
+def _indentation(columns: int) -> dict[str, Any]:
     return {"initial_indent": " " * columns, "subsequent_indent": " " * columns, "break_on_hyphens": False}
 
 
 def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow]], dict[str, list[KeyRow]]]:
     """Rows by heading: of the command's own keys, and of those that it takes because it composes a run."""
     values = _values(config)
-    inherited = _inherited(command.schema)
+    inherited = _inherited_keys(command.schema)
     own: dict[str, list[KeyRow]] = {}
     groups: list[KeyRow] = []
     run: list[KeyRow] = []
@@ -110,11 +110,13 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow
         of_run = key.name in inherited or (command.schema is Train and options != ())
         if of_run and command.takes is not None and key.name not in command.takes:
             continue
-        row = KeyRow(key.name, shown(values.get(key.name)), _meaning(key), options)
+        row = KeyRow(key.name, format_value(values.get(key.name)), _meaning(key), options)
         (own.setdefault(title, []) if not of_run else groups if options else run).append(row)
     if groups:
         plus = [name for name in OF_RUN if command.takes is None or name in command.takes]
-        groups = [KeyRow(f"+{name}", shown(values.get(name)), ADDED[name], _options(name)) for name in plus] + groups
+        groups = [
+            KeyRow(f"+{name}", format_value(values.get(name)), ADDED[name], _options(name)) for name in plus
+        ] + groups
     tables = {
         "Keys of the run (KEY=VALUE)": run,
         "Groups (GROUP=NAME; --cfg job shows all their keys)": groups,
@@ -122,8 +124,8 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow
     return own, {title: rows for title, rows in tables.items() if rows}
 
 
-def _inherited(schema: type) -> set[str]:
-    """The keys that a command has from `train` as they are."""
+def _inherited_keys(schema: type) -> set[str]:
+    """The keys that a command inherits unchanged from `train`."""
     if schema is Train or not issubclass(schema, Train):
         return set()
     of_train = {one.name: one.metadata for one in fields(Train)}
@@ -154,8 +156,8 @@ def _meaning(key: Key) -> str:
     return f"{key.meaning} ({low:g} or more)" if high > MANY else f"{key.meaning} ({low:g} to {high:,})"
 
 
-def shown(value: Any) -> str:
-    """A value as one writes it on the command line; of a long list its first entry and how many there are."""
+def format_value(value: Any) -> str:
+    """A value as it is written on the command line; of a long list the first entry and the length."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -178,5 +180,5 @@ def table(rows: Sequence[KeyRow], width: int) -> list[str]:
             lines.append(head.rstrip())
             head = " " * left
         lines += [f"{head}{meaning[0]}", *(f"{'':<{left}}{rest}" for rest in meaning[1:])]
-        lines += textwrap.wrap(", ".join(row.options), width, **_indented(6))
+        lines += textwrap.wrap(", ".join(row.options), width, **_indentation(6))
     return lines

@@ -126,7 +126,7 @@ def check_numbers(config: dict[str, Any]) -> None:
         low, high = _range_of(key)
         for number in _numbers(value):
             if not low <= number <= high:  # NaN is in no range
-                raise UserError(f"{key}={value}: give {_wanted(low, high, number)}")
+                raise UserError(f"{key}={value}: give {_range_text(low, high, number)}")
     for lower, upper in ASCENDING:
         if lower in flat and upper in flat and flat[lower] > flat[upper]:
             raise UserError(f"{lower}={flat[lower]} is above {upper}={flat[upper]}; give one that is not")
@@ -162,8 +162,8 @@ def _range_of(key: str) -> tuple[float, float]:
     return max(low for low, _ in ranges), min(high for _, high in ranges)
 
 
-def _wanted(low: float, high: float, number: float) -> str:
-    """What to give instead of a number."""
+def _range_text(low: float, high: float, number: float) -> str:
+    """The allowed numbers, for an error message."""
     if low == -LARGEST:
         return "a finite number"
     least = "more than 0" if low == TINY else f"{low:g} or more"

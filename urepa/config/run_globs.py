@@ -11,9 +11,9 @@ from urepa.config.keys import keys_of
 from urepa.core.errors import UserError
 
 
-def with_runs(arguments: list[str], root: str, sweeps: bool) -> list[str]:
-    """With `run=glob(PATTERN)` as `run='FOLDER','FOLDER',...`, which Hydra sweeps over; its own glob is of a group's
-    options.
+def expand_run_globs(arguments: list[str], root: str, sweeps: bool) -> list[str]:
+    """Replaces `run=glob(PATTERN)` by `run='FOLDER','FOLDER',...`, which Hydra sweeps over; Hydra's own glob matches
+    options of a group.
 
     Args:
         root: of conf/; only where its command takes a run.
@@ -26,11 +26,11 @@ def with_runs(arguments: list[str], root: str, sweeps: bool) -> list[str]:
         found = re.fullmatch(r"run=glob\((.*)\)", argument)
         if found is not None and not sweeps:
             raise UserError(f"{argument} is several runs: add -m to do one after the other")
-        expanded.append(argument if found is None else f"run={','.join(map(_literal, runs_like(found[1])))}")
+        expanded.append(argument if found is None else f"run={','.join(map(_quote, matching_runs(found[1])))}")
     return expanded
 
 
-def runs_like(pattern: str) -> list[str]:
+def matching_runs(pattern: str) -> list[str]:
     """The folders of runs that match a shell's pattern, seed2 before seed10. UserError where there is none."""
     unquoted = pattern.strip("'\"")
     folders = [folder for folder in glob(unquoted, recursive=True) if Path(folder).is_dir()]
@@ -40,14 +40,14 @@ def runs_like(pattern: str) -> list[str]:
         raise UserError(
             f"run=glob({pattern}) matches no run's folder{others}; give a pattern that does, as outputs/*/seed*"
         )
-    return sorted(runs, key=_by_numbers)
+    return sorted(runs, key=_natural_sort_key)
 
 
-def _by_numbers(name: str) -> list[str | int]:
-    """Texts and numbers in turn."""
+def _natural_sort_key(name: str) -> list[str | int]:
+    """Splits a name into text and numbers, so that seed2 sorts before seed10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
-def _literal(value: str) -> str:
-    """A string in Hydra's grammar, whatever is in it."""
+def _quote(value: str) -> str:
+    """Quotes any string for Hydra's grammar."""
     return "'" + value.replace("'", "\\'") + "'"

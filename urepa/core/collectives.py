@@ -89,9 +89,8 @@ class HostVote:
         return int(ballot)
 
 
-class LongWait:
-    """All ranks meet here after work that rank 0 has done alone. It may take a day: a device's own barrier would give
-    up in minutes."""
+class LongBarrier:
+    """A barrier for work that rank 0 does alone. It may take a day: a device's own barrier times out in minutes."""
 
     def __init__(self) -> None:
         self._vote = HostVote(timedelta(days=1))

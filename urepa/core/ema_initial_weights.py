@@ -22,8 +22,8 @@ def initial_share(decay: float, updates: int, warmup: bool) -> float:
     return float(decay ** (updates - warm)) / comb(warm + 9, 9)
 
 
-def lag(share: float, decay: float, updates: int, warmup: bool) -> str:
-    """What a reader must know of an average with this share of initial weights, and what to do about it."""
+def lag_sentence(share: float, decay: float, updates: int, warmup: bool) -> str:
+    """A sentence on EMA weights with this share of initial weights, and what to do about it."""
     advice = "train longer" if warmup else "train longer, lower trainer.ema_decay, or set trainer.ema_warmup=true"
     return (
         f"the EMA weights, which validation and evaluations use, still hold {100 * share:.0f} % of the initial weights "

@@ -84,13 +84,13 @@ def check_folder(key: str, path: Path) -> None:
     _check_writable(key, path, path)
 
 
-def new_places(folder: Path) -> list[Path]:
-    """A folder and those above it, as far as they are not there yet."""
+def missing_folders(folder: Path) -> list[Path]:
+    """A folder and its parents, as far as they do not exist."""
     return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
 def remove_new(places: list[Path]) -> None:
-    """Undoes the making of `new_places`: the folder goes with what is in it, those above it where nothing else is."""
+    """Removes folders that were made of `missing_folders`: the lowest with its content, those above it where empty."""
     if places:
         shutil.rmtree(places[0], ignore_errors=True)
     for place in places[1:]:
@@ -110,19 +110,19 @@ def _check_writable(key: str, path: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The folder is there, and of the processes that ask this one alone works in it. One that another has removed while
-    this one waited is made again."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Creates the folder and holds an exclusive lock on it. If another process removed the folder meanwhile, it is
+    created again."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_the_same(lock.fileno(), folder / ".lock"):
+            if _is_same_file(lock.fileno(), folder / ".lock"):
                 yield
                 return
 
 
-def _is_the_same(handle: int, path: Path) -> bool:
+def _is_same_file(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -130,9 +130,9 @@ def _is_the_same(handle: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def full_disk_at(place: Path) -> Iterator[None]:
-    """What libraries raise of their own where a disk is full (LMDB, safetensors) as the system's error, which names the
-    place."""
+def raise_full_disk_as_oserror(place: Path) -> Iterator[None]:
+    """Converts what libraries (LMDB, safetensors) raise when a disk is full into an OSError with ENOSPC that names the
+    path."""
     full = os.strerror(errno.ENOSPC)
     try:
         yield

@@ -43,9 +43,9 @@ def hub_file(name: str) -> HubFile | None:
     return None if found is None else HubFile(found[1], found[2] or "main", found[3])
 
 
-def fetched(name: str, key: str) -> Path:
-    """Where `key=name` lies on this disk: as it is, or in the hub's cache after a download. UserError where there is
-    no such thing."""
+def ensure_local(name: str, key: str) -> Path:
+    """The local path of `key=name`; a file on the hub is downloaded into the hub's cache. UserError if there is no such
+    file."""
     there = hub_file(name)
     if there is None:
         if not Path(name).exists():
@@ -58,14 +58,14 @@ def fetched(name: str, key: str) -> Path:
     except (OSError, ValueError) as error:  # the hub's own errors are of these two kinds
         command = f"hf download {there.repository} {there.file} --revision {there.revision}"
         elsewhere = f"run `{command}` where there is internet"
-        why = why_not(error, there.repository, elsewhere=elsewhere)
+        why = download_failure(error, there.repository, elsewhere=elsewhere)
         raise UserError(f"{key}={name} is not on this disk and could not be fetched from the hub: {why}") from error
 
 
-def why_not(error: BaseException, name: str, place: str = "", elsewhere: str = PREFETCH) -> str:
-    """Why a repository could not be had, and what to do, as half a sentence. `place` is "datasets/" for data sets,
-    `elsewhere` what to do where there is internet. The hub's own libraries wrap each other's errors; the one that says
-    why is somewhere in the chain."""
+def download_failure(error: BaseException, name: str, place: str = "", elsewhere: str = PREFETCH) -> str:
+    """Why a download failed and what to do, as half a sentence. `place` is "datasets/" for data sets, `elsewhere` what
+    to do on a machine with internet. The hub's libraries wrap each other's errors; the one with the reason is somewhere
+    in the chain."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -38,7 +38,7 @@ def read_lines(path: Path, after: Line = BEGINNING) -> Iterator[Line]:
         file.seek(end)
         for raw in file:
             whole = raw.endswith(b"\n")
-            value, damage = _parsed(raw)
+            value, damage = _parse_line(raw)
             if damage and not whole:
                 return
             number, end = number + 1, end + len(raw) + (not whole)
@@ -54,8 +54,8 @@ def append(path: Path, values: Iterable[dict[str, Any]]) -> None:
         file.write(data)
 
 
-def cut_at(path: Path, end: int) -> None:
-    """Shortens the file to the lines up to the offset `end`, which is some line's. Their bytes stay as they are."""
+def truncate_at(path: Path, end: int) -> None:
+    """Truncates the file at the offset `end`, which must be the end of a line. The lines before are unchanged."""
     if not path.exists():
         return
     with open(path, "r+b") as file:
@@ -81,10 +81,10 @@ def last_value(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     with open(path, "rb") as file:
-        return _parsed(_last_line(file))[0]
+        return _parse_line(_last_line(file))[0]
 
 
-def _parsed(raw: bytes) -> tuple[dict[str, Any], str]:
+def _parse_line(raw: bytes) -> tuple[dict[str, Any], str]:
     try:
         value = json.loads(raw.decode())
     except UnicodeDecodeError:
@@ -99,7 +99,7 @@ def _end_last_line(file: BinaryIO) -> None:
     last = _last_line(file)
     if not last or last.endswith(b"\n"):
         return
-    if _parsed(last)[1]:
+    if _parse_line(last)[1]:
         file.truncate(file.seek(0, os.SEEK_END) - len(last))
     else:
         file.write(b"\n")

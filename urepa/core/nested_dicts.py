@@ -17,15 +17,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def moved(config: Any, old: str, new: str) -> Any:
-    """The config with every path below the folder `old` below `new` instead."""
+def move_paths(config: Any, old: str, new: str) -> Any:
+    """The config with every path below the folder `old` moved below `new`."""
     if isinstance(config, dict):
-        return {key: moved(value, old, new) for key, value in config.items()}
+        return {key: move_paths(value, old, new) for key, value in config.items()}
     below = isinstance(config, str) and (config == old or config.startswith(f"{old}/"))
     return new + config[len(old) :] if below else config
 
 
-def replaced(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The config with the value of one dotted key changed."""
+def replace_value(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The config with the value of one dotted key replaced."""
     group, _, rest = key.partition(".")
-    return config | {group: replaced(config[group], rest, value) if rest else value}
+    return config | {group: replace_value(config[group], rest, value) if rest else value}

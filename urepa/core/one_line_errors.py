@@ -33,13 +33,13 @@ LASTING = {
     errno.ELOOP: "give a path that is no loop of links",
     errno.EINVAL: "give another path",
 }
-FIRST_SPEAKS = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
+OTHER_RANKS_WAIT_S = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
 RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
 
 
-class Said(SystemExit):
-    """The end of a task whose mistake was said. A sweep may go on with the next."""
+class ReportedError(SystemExit):
+    """Ends a task whose error was already printed. A sweep may continue with the next task."""
 
     def __init__(self, text: str, code: int = 1) -> None:
         super().__init__(code)
@@ -57,44 +57,44 @@ def one_line_mistakes() -> Iterator[None]:
     except UserError as error:
         if TRACEBACKS:
             raise
-        _end(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
+        _report_and_exit(str(error), NOT_EVALUATED if isinstance(error, NotEvaluated) else 1)
     except InterpolationResolutionError as error:
         if TRACEBACKS:
             raise
         reason = str(error).splitlines()[0]
         said = RAISED.match(reason)
         advice = f"compose parts that belong together, or give {error.full_key}"
-        _end(said[1] if said else f"{error.full_key}: {reason}; {advice}")
+        _report_and_exit(said[1] if said else f"{error.full_key}: {reason}; {advice}")
     except OSError as error:
         if TRACEBACKS or error.errno not in LASTING:
             raise
-        _end(of_the_system(error))
+        _report_and_exit(system_error_text(error))
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
         if ranks.is_first():  # the others have no mistake of their own to say
-            say("interrupted; the same command goes on from the last checkpoint")
+            print_error("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
 
 
-def _end(text: str, code: int = 1) -> NoReturn:
-    say(text)
-    raise Said(text, code) from None
+def _report_and_exit(text: str, code: int = 1) -> NoReturn:
+    print_error(text)
+    raise ReportedError(text, code) from None
 
 
-def of_the_system(error: OSError) -> str:
-    """What the system refused, of which path, and what to do."""
+def system_error_text(error: OSError) -> str:
+    """Which operation on which path the system refused, and what to do."""
     paths = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     place = f"{paths}: " if paths else ""
     assert error.errno is not None
     return f"{place}{error.strerror}; {LASTING[error.errno]}, and run the same command again"
 
 
-def say(text: str) -> None:
-    """To stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops them all as soon as one has ended, so
-    the others leave that to the first, which speaks. Where they still live after a while, the mistake may be this
-    rank's alone, and it says it."""
+def print_error(text: str) -> None:
+    """Prints an error to stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops all ranks when one
+    ends, so the other ranks wait for rank 0 to print it. If they still run after the wait, the error may be this rank's
+    alone, and it prints it."""
     if not ranks.is_first():
-        time.sleep(FIRST_SPEAKS)
+        time.sleep(OTHER_RANKS_WAIT_S)
     sys.stdout.flush()
     print(f"error: {printable(text)}", file=sys.stderr, flush=True)

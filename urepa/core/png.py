@@ -48,14 +48,14 @@ def tile(image: Image.Image) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def _shortened(label: str) -> str:
+def _shorten_label(label: str) -> str:
     label = printable(label)
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 3]}..."
 
 
 def labelled_grid(rows: list[tuple[str, list[Image.Image]]]) -> bytes:
     """Rows of images of one size, each with its label on the left, as a PNG. A label is shortened to one short line."""
-    rows = [(_shortened(label), images) for label, images in rows]
+    rows = [(_shorten_label(label), images) for label, images in rows]
     tiled = [(label, [tile(image) for image in images]) for label, images in rows]
     width, height = tiled[0][1][0].size
     font = ImageFont.load_default(14)

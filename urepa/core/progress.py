@@ -21,7 +21,7 @@ def bar(*arguments: Any, desc: str, unit: str, **options: Any) -> tqdm:
     """tqdm, that does not fill a log with every step, on rank 0.
 
     Args:
-        desc: what it is of; behind the name that `about` gives. unit: what is counted.
+        desc: what it is of; behind the name that `prefix_bars` gives. unit: what is counted.
     """
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     common = {"mininterval": seconds, "dynamic_ncols": True, "disable": not is_first()}
@@ -33,8 +33,8 @@ def bar(*arguments: Any, desc: str, unit: str, **options: Any) -> tqdm:
 
 
 @contextlib.contextmanager
-def about(subject: str) -> Iterator[None]:
-    """Every bar inside begins with `subject`."""
+def prefix_bars(subject: str) -> Iterator[None]:
+    """Inside, the text of every bar begins with `subject`."""
     token = _subject.set(f"{subject}: ")
     try:
         yield
@@ -53,7 +53,7 @@ def hide_loading() -> None:
         enable_progress_bars()
 
 
-def skip(bar: tqdm, items: int) -> None:
-    """Items that an earlier process did: they count as done, not for the rate and the time left."""
+def skip_done(bar: tqdm, items: int) -> None:
+    """Counts items that an earlier process finished: as done, but not in the rate and the remaining time."""
     bar.initial += items
     bar.update(items)

@@ -37,16 +37,16 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def check_ranks(environment: Mapping[str, str] = os.environ) -> None:
     """UserError where RANK, WORLD_SIZE and LOCAL_RANK do not say which process of how many this is."""
-    if wrong := _wrong(environment):
+    if wrong := _invalid_variables(environment):
         raise UserError(f"{wrong} in the environment: {ADVICE}")
 
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:
     """Is this the process that prints and writes for its run? One whose variables are wrong is of none and prints."""
-    return environment.get("RANK", "0") == "0" or bool(_wrong(environment))
+    return environment.get("RANK", "0") == "0" or bool(_invalid_variables(environment))
 
 
-def _wrong(environment: Mapping[str, str]) -> str:
+def _invalid_variables(environment: Mapping[str, str]) -> str:
     """What is wrong with the variables, as the subject of a sentence; "" if nothing is. A scheduler's WORLD_SIZE=1 (and
     RANK=0) for a node is one process; so is a MASTER_ADDR or MASTER_PORT alone, which says nothing of ranks."""
     given = {name: environment[name] for name in COUNTS if name in environment}

@@ -16,14 +16,14 @@ from typing import Any
 from urepa.core.escaping import printable
 
 PACKAGE = Path(__file__).parents[1]
-OF_PYTHON = warnings.formatwarning
+DEFAULT_FORMAT = warnings.formatwarning
 
 
-class Unfailing(io.FileIO):
-    """A file descriptor to write to. What cannot be written is dropped; stderr says so once, unless the reader of a
-    pipe is gone, which has seen what it wanted (`| head`)."""
+class SafeStream(io.FileIO):
+    """A writable stream over a file descriptor that never raises. What cannot be written is dropped; stderr gets one
+    warning, unless the reader closed the pipe (`| head`)."""
 
-    said = False
+    warned = False
 
     def write(self, data: Any) -> int:
         try:
@@ -33,30 +33,30 @@ class Unfailing(io.FileIO):
                 written = super().write(data)
             return written
         except OSError as error:
-            self._say(error)
+            self._warn_once(error)
             return memoryview(data).nbytes
 
-    def _say(self, error: OSError) -> None:
-        if self.said or error.errno == errno.EPIPE:
+    def _warn_once(self, error: OSError) -> None:
+        if self.warned or error.errno == errno.EPIPE:
             return
-        self.said = True
+        self.warned = True
         line = f"warning: what is printed cannot be written ({error.strerror}); the command goes on without it\n"
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
 
 
-def never_fails() -> None:
-    """Puts streams that never fail in the place of this process's own stdout and stderr. Once per process; streams
-    that someone else has put there stay."""
+def make_output_safe() -> None:
+    """Replaces this process's stdout and stderr by streams that never raise. Once per process; streams that other code
+    has put there stay."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # closed (`>&-`): the next file that is opened would get its number, and what is printed
-            _occupy(number)
+            _open_devnull(number)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):
                 stream.flush()
-            buffer = io.BufferedWriter(Unfailing(stream.fileno(), "wb", closefd=False))
+            buffer = io.BufferedWriter(SafeStream(stream.fileno(), "wb", closefd=False))
             by_line = stream.line_buffering or stream.write_through  # the second is PYTHONUNBUFFERED
             own = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=by_line)
             setattr(sys, name, own)
@@ -70,13 +70,13 @@ def warn_in_one_line() -> None:
     ) -> str:
         if Path(filename).is_relative_to(PACKAGE):
             return f"warning: {printable(str(message))}\n"
-        return OF_PYTHON(message, category, filename, lineno, line)
+        return DEFAULT_FORMAT(message, category, filename, lineno, line)
 
     warnings.formatwarning = of_ours
 
 
-def _occupy(number: int) -> None:
-    """Opens a closed descriptor on nothing."""
+def _open_devnull(number: int) -> None:
+    """Opens a closed descriptor on /dev/null."""
     try:
         os.fstat(number)
     except OSError:

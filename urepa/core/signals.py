@@ -34,8 +34,8 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = number
 
-    def asked(self) -> int:
-        """The signal that some rank has received (0: none), the same on every rank."""
+    def received_on_any_rank(self) -> int:
+        """The signal that any rank has received (0: none); all ranks get the same value."""
         return self._vote.maximum(self.received)
 
     def obey(self, number: int) -> None:

@@ -125,8 +125,8 @@ class Batch:
         """The tokens of a teacher that is the only one."""
         return self.teachers.get(ALONE)
 
-    def pinned(self) -> "Batch":
-        """In memory from which a GPU copies by itself. Tokens lie in such memory already."""
+    def pin_memory(self) -> "Batch":
+        """The batch in pinned memory. Tokens are in pinned memory already."""
         pin = {
             name: value.pin_memory()
             for name in ("x0", "noise", "t_B", "rows_R")

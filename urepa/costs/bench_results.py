@@ -18,7 +18,7 @@ def read_measured(file: Path, device: str) -> list[dict[str, Any]]:
         raise UserError(f"measured={file}: there is no such file; `python -m urepa.bench` makes it with out=FILE")
     rows = read_json(file, (dict, list))
     if isinstance(rows, dict):  # several benches by name, as tests/gpu/bench_gpu.py writes them
-        rows = [row for name, bench in rows.items() for row in _named(name, bench)]
+        rows = [row for name, bench in rows.items() for row in _named_rows(name, bench)]
     if not rows or not all(isinstance(row, dict) and _is_measured(row) for row in rows):
         raise UserError(f"measured={file} does not hold the steps of `python -m urepa.bench` ({', '.join(MEASURED)})")
     others = {row["device"] for row in rows if device.lower() not in row["device"].lower()}
@@ -27,8 +27,8 @@ def read_measured(file: Path, device: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _named(name: str, bench: Any) -> list[Any]:
-    """The rows of one bench among several, each with the bench's name. One that was not measured has none."""
+def _named_rows(name: str, bench: Any) -> list[Any]:
+    """The rows of one bench among several, each with the bench's name; none for a bench that was not measured."""
     rows = bench.get("rows", []) if isinstance(bench, dict) else []
     listed = rows if isinstance(rows, list) else [rows]
     return [row | {"run": name} if isinstance(row, dict) else row for row in listed]

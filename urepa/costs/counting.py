@@ -92,10 +92,10 @@ class LiveBytes(TorchDispatchMode):
                 self._known.add(storage)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._forget, storage.nbytes())
+                weakref.finalize(storage, self._subtract, storage.nbytes())
         return result
 
-    def _forget(self, size: int) -> None:
+    def _subtract(self, size: int) -> None:
         self.now -= size
 
 
@@ -110,8 +110,8 @@ def norm_as_on_cuda(model: nn.Module) -> None:
             module.register_forward_pre_hook(widen)
 
 
-class AtWork:
-    """Which part of a model is at work, forward and backward: that of the leaf module that was entered last.
+class ActivePart:
+    """Tracks which part of a model computes, forward and backward: that of the leaf module that was entered last.
 
     Autograd runs a graph against the order in which it was made, so the gradient that arrives at a leaf's
     output says that the leaf's part goes backward from here on.
@@ -126,7 +126,7 @@ class AtWork:
         self._switched()
         self.part = part
 
-    def __enter__(self) -> "AtWork":
+    def __enter__(self) -> "ActivePart":
         for name, module in self._model.named_modules():
             if not list(module.children()):
                 self._handles += self._watch(module, self._part_of(name))
@@ -135,14 +135,14 @@ class AtWork:
         return self
 
     def _watch(self, leaf: nn.Module, part: str) -> list[Any]:
-        def entered(module: nn.Module, inputs: Any) -> None:
+        def on_enter(module: nn.Module, inputs: Any) -> None:
             self._switch(part)
 
-        def left(module: nn.Module, inputs: Any, output: Any) -> None:
+        def on_exit(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.requires_grad:
                 output.register_hook(lambda grad: self._switch(part))
 
-        return [leaf.register_forward_pre_hook(entered), leaf.register_forward_hook(left)]
+        return [leaf.register_forward_pre_hook(on_enter), leaf.register_forward_hook(on_exit)]
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
@@ -175,7 +175,7 @@ def count_step(model: nn.Module, part_of: Callable[[str], str], step: Callable[[
         seen = total
 
     live = LiveBytes()
-    with counter, live, AtWork(model, part_of, note) as at_work:
+    with counter, live, ActivePart(model, part_of, note) as at_work:
         with SavedBytes(model, lambda: at_work.part) as saved:
             loss = step()
         note()

@@ -29,7 +29,7 @@ from urepa.costs.counting import (
 )
 from urepa.data.online_encoders import AT_ONCE
 from urepa.data.reader import THREADS
-from urepa.data.stages.vae import unread_vae
+from urepa.data.stages.vae import vae_without_weights
 from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.data.tracks.split_sizes import check_batch_size
 from urepa.method.objectives import Objective
@@ -40,12 +40,12 @@ from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
 
 # constructors that read files, and what builds the same module without
-UNREAD = {
-    "urepa.models.backbones.sd15.sd15": "urepa.models.backbones.sd15.sd15_unread",
-    "urepa.models.backbones.sit.sit": "urepa.models.backbones.sit.sit_unread",
+WITHOUT_WEIGHTS = {
+    "urepa.models.backbones.sd15.sd15": "urepa.models.backbones.sd15.sd15_without_weights",
+    "urepa.models.backbones.sit.sit": "urepa.models.backbones.sit.sit_without_weights",
 }
 TEACHER = "teacher"  # one that is asked in training
-SAME = 0.02  # relative difference of two counts of one step's FLOPs
+SAME_FLOPS_WITHIN = 0.02  # relative difference of two counts of one step's FLOPs
 # switches that change what the same FLOPs need in time and memory; older rows do not say them
 SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
 # keys that change no count; what is below them neither
@@ -163,13 +163,15 @@ class Plan:
         size and of as many FLOPs a step."""
         own = [row for row in self.measured if row["path"] == "urepa"]
         return min(
-            own, key=lambda row: (not self.is_of_this(row), row["batch_size"] != self.settings.batch_size), default=None
+            own,
+            key=lambda row: (not self.is_same_step(row), row["batch_size"] != self.settings.batch_size),
+            default=None,
         )
 
-    def is_of_this(self, row: dict[str, Any]) -> bool:
-        """Was this row measured over such a step: as many samples, as many FLOPs, the same switches?"""
+    def is_same_step(self, row: dict[str, Any]) -> bool:
+        """True if this row was measured on the same step: as many samples, as many FLOPs, the same switches."""
         counted = row["tflops_per_s"] * 1e12 * row["step_s"]
-        alike = abs(counted / self.flops_per_step - 1) < SAME
+        alike = abs(counted / self.flops_per_step - 1) < SAME_FLOPS_WITHIN
         own = {key: getattr(self.settings, key) for key in SWITCHES}
         switched = any(row.get(key, value) != value for key, value in own.items())
         return row["batch_size"] == self.settings.batch_size and alike and not switched
@@ -213,13 +215,13 @@ class Plan:
 
 def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -> Plan:
     """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
-    counted = _counted_once(config, device.kind)
+    counted = _count_cached(config, device.kind)
     rows = [] if measured is None else read_measured(measured, device.name)
     return Plan(device, Settings(**config["trainer"]), counted, rows, config["loss"].get("stop_step"))
 
 
-def _counted_once(config: dict[str, Any], kind: str) -> Counted:
-    """Arms and seeds that differ in nothing that costs are counted once."""
+def _count_cached(config: dict[str, Any], kind: str) -> Counted:
+    """Counts a config once for all arms and seeds with the same costs."""
     costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
     key = json.dumps([kind, costly])
     if key not in _COUNTED:
@@ -238,7 +240,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     check_batch_size(settings.batch_size, samples["train"])
     teacher = make(config["teacher"]) if loss.taps else None
     backbone = config["backbone"]
-    backbone["_target_"] = UNREAD.get(backbone["_target_"], backbone["_target_"])
+    backbone["_target_"] = WITHOUT_WEIGHTS.get(backbone["_target_"], backbone["_target_"])
     with torch.device("meta"):
         model, backbone_group = build_model(config, track, teacher, loss)
     # compiled blocks cannot be counted, and kernels do not change the counts
@@ -247,11 +249,11 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
     mode = on_fake_cpu(model)
 
-    def prepared(*inputs: Any) -> Any:  # by accelerate
+    def prepared_model(*inputs: Any) -> Any:  # by accelerate
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             return model(*inputs)
 
-    run: Any = prepared
+    run: Any = prepared_model
 
     def step() -> Tensor:
         batch = example(track, teacher, objective, micro_batch, loss.diffusion_fraction)
@@ -265,7 +267,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
         with torch.no_grad(), flop_counter() as forward:
             seen = run(one.x0, one.t_B, one.condition)
     taps = {tap: (*tokens.grid, tokens.x_BND.shape[2]) for tap, tokens in seen.features.items()}
-    asked = _asked_in_training(track, teacher, kind)
+    asked = _online_costs(track, teacher, kind)
     for name, network in asked.items():
         counts.forward[name] = network.flops * micro_batch
         parameters[name] = {"all": network.parameters, "trainable": 0}
@@ -335,8 +337,8 @@ def example(track: Any, teacher: Any | None, objective: Objective, size: int, di
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an image costs a network that is asked while training, and what the network itself takes."""
+class OnlineCost:
+    """The cost per image of a network that runs during training, and the size of the network."""
 
     flops: int
     parameters: int
@@ -344,29 +346,29 @@ class Asked:
     at_work: int = 0  # bytes that one batch of its images needs at once
 
     @classmethod
-    def of(cls, network: nn.Module, flops: int, at_work: int = 0) -> "Asked":
+    def of(cls, network: nn.Module, flops: int, at_work: int = 0) -> "OnlineCost":
         parameters = list(network.parameters())
         return cls(flops, sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters), at_work)
 
 
-def _asked_in_training(track: Any, teacher: Any | None, kind: str) -> dict[str, Asked]:
-    """The networks that make their part of every batch instead of a cache."""
-    asked: dict[str, Asked] = {}
+def _online_costs(track: Any, teacher: Any | None, kind: str) -> dict[str, OnlineCost]:
+    """The costs of networks that run during training instead of reading a cache."""
+    asked: dict[str, OnlineCost] = {}
     size = track.image_size
     with torch.device("meta"):
         for one in by_name(teacher).values() if track.online_teacher else ():
-            network = one.unread()
+            network = one.build_without_weights()
             with flop_counter() as counter:
                 one.tokens(torch.empty(1, 3, size, size))
-            own, others = Asked.of(network, counter.get_total_flops()), asked.get(TEACHER, Asked(0, 0, 0))
-            asked[TEACHER] = Asked(
+            own, others = OnlineCost.of(network, counter.get_total_flops()), asked.get(TEACHER, OnlineCost(0, 0, 0))
+            asked[TEACHER] = OnlineCost(
                 own.flops + others.flops, own.parameters + others.parameters, own.bytes + others.bytes
             )
         if track.online_latents:
             dtype = torch.bfloat16 if kind == "cuda" else torch.float32
-            vae = unread_vae(track.vae, track.latent_shape[0])
+            vae = vae_without_weights(track.vae, track.latent_shape[0])
             nn.Module.to(vae, dtype)  # diffusers' own would warn of nothing
             with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
                 vae.encode(torch.empty(AT_ONCE, 3, size, size, dtype=dtype))
-            asked["VAE"] = Asked.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
+            asked["VAE"] = OnlineCost.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
     return asked

@@ -29,14 +29,14 @@ from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.content import Identity
-from urepa.data.tracks.paths import lost_list
+from urepa.data.tracks.paths import lost_list_error
 from urepa.data.tracks.samples import Keys, Sample, Samples
 from urepa.models.teachers.several_teachers import by_name
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"
 NONE: Mapping[Path, dict[str, Any]] = {}
-OF_THE_STORE = ("count", "parts", "adopted", "csv_sha256", *IN_MANIFEST)  # what a manifest says that is not about how
+STORE_FACTS = ("count", "parts", "adopted", "csv_sha256", *IN_MANIFEST)  # what a manifest says that is not about how
 # its records were made
 FAULT = "fault.txt"  # beside a store's records: what the stage `verify` found wrong with it
 
@@ -161,7 +161,7 @@ def mirrored_facts(facts: dict[str, Any]) -> dict[str, Any]:
 def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str, Any], remake: str) -> None:
     """A UserError that names what differs, unless the folder's manifest says what is expected. It may know more
     (a teacher's weights, say) than what is asked of it."""
-    there = _unsaid(manifest.get("teacher", {})) | flatten(manifest)
+    there = _earlier_defaults(manifest.get("teacher", {})) | flatten(manifest)
     differing = [
         f"{k}: {there.get(k)!r} there, {v!r} here"
         for k, v in flatten(expected).items()
@@ -174,9 +174,9 @@ def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str,
         )
 
 
-def _unsaid(teacher: dict[str, Any]) -> dict[str, Any]:
-    """What manifests of before do not say: no mirror images, and DINOv2's positions, off its own 518 px, as the
-    transformers library resamples them. What nobody knows of an adopted store stays unknown."""
+def _earlier_defaults(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Values for manifests of earlier versions: no mirror images, and DINOv2's positions, at sizes other than 518 px,
+    resampled as in the transformers library. Unknown values of an adopted store stay unknown."""
     family, size = teacher.get("family"), teacher.get("image_size")
     if family == UNKNOWN:
         return {"flip": "none", "teacher.positions": UNKNOWN}
@@ -193,9 +193,9 @@ def refuse_faulty(store: Path) -> None:
         )
 
 
-def begin(folder: Path, facts: dict[str, Any], remake: str) -> None:
-    """Writes down what a folder is going to hold, before anything is in it. A UserError if it was begun or
-    finished as something else: work that is taken up again never mixes two settings."""
+def write_begun(folder: Path, facts: dict[str, Any], remake: str) -> None:
+    """Writes what a folder will hold to begun.json, before any record. UserError if the folder was begun or finished
+    with other settings, so one store never mixes two."""
     for file in (folder / "manifest.json", folder / "begun.json"):
         if file.exists():
             refuse_differing(folder, read_json(file), facts, remake)
@@ -220,7 +220,7 @@ def open_store(
     store.require_files_beside()
     require_keys(store, keys, remake)
     if mirrored_keys is not None:
-        of_records = {k: v for k, v in store.manifest.items() if k not in OF_THE_STORE}
+        of_records = {k: v for k, v in store.manifest.items() if k not in STORE_FACTS}
         facts = mirrored_facts(of_records)
         store.mirror = open_store(mirrored_folder(folder), facts, mirrored_keys, remake, manifests=manifests)
     return store
@@ -233,7 +233,7 @@ def require_keys(store: Store, keys: Keys, remake: str) -> None:
         raise UserError(
             f"{store.folder} lacks {len(missing)} of {len(keys)} records (first: '{min(missing)}'); {remake}"
         )
-    if bare := store.without_digest(keys):
+    if bare := store.missing_digests(keys):
         raise UserError(
             f"{store.folder} lacks digests of {len(bare)} of {len(keys)} records (first: '{min(bare)}'), so it is not "
             f"finished; {remake}"
@@ -249,7 +249,7 @@ def refuse_changed(files: list[Path], known: dict[str, str], remake: str) -> Non
     """A UserError if a CSV is not there or not the one the caches were made from."""
     gone = [file for file in files if not file.is_file()]
     if gone:
-        raise lost_list(gone[0], remake)
+        raise lost_list_error(gone[0], remake)
     for file, digest in zip(files, csv_digests(files).values(), strict=True):
         if known.get(file.name, digest) != digest:
             raise UserError(f"{file} has changed since the caches were made from it; put it back, or {remake}")

@@ -23,9 +23,9 @@ def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
     """Copies `paths` (files or folders) below `to`/<root's name>, to the same places as below `root` or, from
     elsewhere, to a folder for theirs; returns where each lies then. One process of a node copies while the others
     wait. What is there, unchanged and whole is kept; a copy whose digest differs from its source's is a UserError."""
-    place = to / _named(root)
+    place = to / _unique_name(root)
     place.mkdir(parents=True, exist_ok=True)
-    local = {path: place / _inside(path, root) for path in paths}
+    local = {path: place / _copy_path(path, root) for path in paths}
     with open(place / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = place / "staged.json"
@@ -48,14 +48,14 @@ def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
     return local
 
 
-def _named(folder: Path) -> str:
-    """A folder's name, told apart from others of that name."""
+def _unique_name(folder: Path) -> str:
+    """A folder's name with a hash that distinguishes it from others of the same name."""
     return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
 
 
-def _inside(path: Path, root: Path) -> Path:
-    """Where a path's copy lies; what lies beside each other does so in the copy too."""
-    return path.relative_to(root) if path.is_relative_to(root) else Path(f"from-{_named(path.parent)}", path.name)
+def _copy_path(path: Path, root: Path) -> Path:
+    """The relative path of a path's copy; files of one folder stay together."""
+    return path.relative_to(root) if path.is_relative_to(root) else Path(f"from-{_unique_name(path.parent)}", path.name)
 
 
 def _name(copy: Path, place: Path) -> str:

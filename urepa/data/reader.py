@@ -121,7 +121,7 @@ class TrainingReader:
 
     def _read_ahead(self, step: int, slot: Slot) -> list[Batch]:
         batches = self.read(step, slot)
-        return [b.pinned() for b in batches] if torch.cuda.is_available() else batches
+        return [b.pin_memory() for b in batches] if torch.cuda.is_available() else batches
 
     def _rows(self, step: int, positions: range) -> Tensor | None:
         """Which of these positions have a diffusion term: p random ones of every q neighbours in the global

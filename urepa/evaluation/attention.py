@@ -105,8 +105,8 @@ def train(rows: Rows, labels: np.ndarray, device: torch.device) -> AttentionPool
     return AttentionPool(query_D.detach(), mean_D, deviation_D)
 
 
-def over(rows: Rows, n: int, pool: Callable[[Tokens], Tensor]) -> np.ndarray:
-    """The vectors [n,D] that a pool makes of n samples' tokens, some at a time."""
+def apply_pool(rows: Rows, n: int, pool: Callable[[Tokens], Tensor]) -> np.ndarray:
+    """A pool's vectors [n,D] of n samples' tokens, computed in chunks."""
     return np.concatenate([pool(rows(part)).cpu().numpy() for part in _parts(n)])
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from urepa.core.errors import UserError
 from urepa.core.hashing import file_sha256
 from urepa.core.types import Tokens
-from urepa.evaluation.classifier_file import COMMAND, stated_by_classifier
+from urepa.evaluation.classifier_file import COMMAND, read_classifier_metadata
 from urepa.models.weight_files import read_safetensors
 
 STAGES = ((3, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))  # channels in, channels out, stride
@@ -77,17 +77,17 @@ class CifarCNN:
         return Tokens(features_BD[:, None] / FEATURES**0.5, (1, 1))
 
     @cached_property
-    def _stated(self) -> dict[str, str]:
+    def _metadata(self) -> dict[str, str]:
         self._require()
-        return stated_by_classifier(Path(self.weights))
+        return read_classifier_metadata(Path(self.weights))
 
     @property
     def _image_size(self) -> int:
-        return int(self._stated["image_size"])
+        return int(self._metadata["image_size"])
 
     @cached_property
     def _network(self) -> Classifier:
-        network = Classifier(int(self._stated["classes"]))
+        network = Classifier(int(self._metadata["classes"]))
         network.load_state_dict(read_safetensors(Path(self.weights)))
         return network.eval().requires_grad_(False)
 

@@ -22,7 +22,7 @@ def as_metadata(stated: Mapping[str, object]) -> dict[str, str]:
     return {KEY: json.dumps({key: str(value) for key, value in stated.items()}, sort_keys=True)}
 
 
-def stated_by(file: Path) -> dict[str, str]:
+def read_metadata(file: Path) -> dict[str, str]:
     """What a .safetensors file states beside its tensors, if it is a classifier's: `accuracy`, numbers of images and
     classes, digests, settings. Nothing of others. UserError where it is damaged."""
     try:
@@ -33,9 +33,9 @@ def stated_by(file: Path) -> dict[str, str]:
         raise UserError(f"{file} is no whole safetensors file ({error}); copy it again, or delete it") from error
 
 
-def stated_by_classifier(file: Path) -> dict[str, str]:
-    """The same. UserError where the file is no classifier's."""
-    stated = stated_by(file)
+def read_classifier_metadata(file: Path) -> dict[str, str]:
+    """The same; UserError if the file is not a classifier's."""
+    stated = read_metadata(file)
     if not stated.keys() >= NEEDED:
         raise UserError(f"{file} is not what `{COMMAND}` writes; give another file, or delete it")
     return stated
@@ -44,7 +44,7 @@ def stated_by_classifier(file: Path) -> dict[str, str]:
 def refuse_other(file: Path, expected: Mapping[str, object]) -> dict[str, str]:
     """What a classifier that is there states. UserError that names in what it is not the one that is expected: it
     stays, as runs may have been measured with it."""
-    there = stated_by_classifier(file)
+    there = read_classifier_metadata(file)
     differing = [
         f"{key}: {there.get(key, 'unknown')} there, {value} here"
         for key, value in expected.items()

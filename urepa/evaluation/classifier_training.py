@@ -90,15 +90,15 @@ def train_classifier(track: Any, epochs: int, seed: int, out: Path) -> None:
             f"{track.image_size} px), {epochs} epochs",
             flush=True,
         )
-        network = fitted(train, track.num_classes, epochs, seed)
+        network = fit(train, track.num_classes, epochs, seed)
         accuracy = f"{accuracy_of(network, test):.6g}"
         write_whole(out, save(network.cpu().state_dict(), as_metadata(about | {"accuracy": accuracy})))
         print(f"written: {out}")
     print(f"accuracy {float(accuracy):.3f} on {len(test):,} test images; weights sha256 {file_sha256(out)}")
 
 
-def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classifier:
-    """A classifier after so many passes over the images, in eval mode. UserError where it has diverged."""
+def fit(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classifier:
+    """Trains a classifier for `epochs` passes over the images; returns it in eval mode. UserError if it diverged."""
     device = own_device()
     with random_draws.torch_seed(seed, "classifier"):
         network = Classifier(num_classes).to(device)
@@ -112,7 +112,7 @@ def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classif
             for index in range(per_epoch):
                 step = epoch * per_epoch + index
                 images_B3SS, classes_B = train.batch(order_R[index * size : (index + 1) * size])
-                moved_B3SS = augmented(images_B3SS, seed, step).to(device, memory_format=torch.channels_last)
+                moved_B3SS = augment(images_B3SS, seed, step).to(device, memory_format=torch.channels_last)
                 logits_BK = network(moved_B3SS)
                 loss = F.cross_entropy(logits_BK, classes_B.to(device))
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * cosine_with_warmup(step, epochs * per_epoch, 0.0)
@@ -126,9 +126,9 @@ def fitted(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classif
     return network.eval()
 
 
-def augmented(images_B3SS: Tensor, seed: int, step: int) -> Tensor:
-    """Each image flipped or not and shifted by up to 3 pixels each way, as its address (seed, step, position) says.
-    What comes in at the edge is grey."""
+def augment(images_B3SS: Tensor, seed: int, step: int) -> Tensor:
+    """Flips each image at random and shifts it by up to 3 pixels each way, by its address (seed, step, position). The
+    border is filled with grey."""
     size = images_B3SS.shape[-1]
     padded = F.pad(images_B3SS, (SHIFT,) * 4, value=0.5)
     moved = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from urepa.core import progress
 from urepa.core.errors import UserError
-from urepa.core.hub_names import resolve, why_not
+from urepa.core.hub_names import download_failure, resolve
 from urepa.data.tracks.classes import class_names
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated_images import GeneratedImages
@@ -38,11 +38,11 @@ class ClipScore:
         clip, tokenizer = self._load()
         clip = clip.to(context.device)
         with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-            text_KE = _of_texts(clip, tokenizer, [f"a photo of a {name}" for name in names])
+            text_KE = _embed_texts(clip, tokenizer, [f"a photo of a {name}" for name in names])
         scores = []
         for ids, rgb in self.images.rgb(context):
             with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-                cosine_B = (_of_images(clip, rgb) * text_KE[ids]).sum(1)
+                cosine_B = (_embed_images(clip, rgb) * text_KE[ids]).sum(1)
             scores.append(100 * cosine_B.clamp(min=0).double().cpu())
         return {"final/clip_score": float(torch.cat(scores).mean())}
 
@@ -57,22 +57,22 @@ class ClipScore:
             tokenizer = CLIPTokenizer.from_pretrained(name, revision=revision)
         except OSError as error:
             raise UserError(
-                f"the CLIP score's model={self.model} could not be loaded ({why_not(error, self.model)}); or give a "
-                "local folder, or leave this evaluation out"
+                f"the CLIP score's model={self.model} could not be loaded "
+                f"({download_failure(error, self.model)}); or give a local folder, or leave this evaluation out"
             ) from error
         return clip.eval().requires_grad_(False), tokenizer
 
 
-def _of_texts(clip: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
-    """[K,E], of unit length."""
+def _embed_texts(clip: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
+    """Text embeddings [K,E] of unit length."""
     options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
     ids = tokenizer(prompts, return_tensors="pt", **options).input_ids
     rows = [clip.text_model(input_ids=part.to(clip.device)).pooler_output for part in ids.split(64)]
     return F.normalize(clip.text_projection(torch.cat(rows)), dim=1)
 
 
-def _of_images(clip: Any, rgb_B3SS: Tensor) -> Tensor:
-    """Square RGB in [0,1] to [B,E], of unit length."""
+def _embed_images(clip: Any, rgb_B3SS: Tensor) -> Tensor:
+    """Image embeddings [B,E] of unit length, of square RGB in [0,1]."""
     side = clip.config.vision_config.image_size
     resized = F.interpolate(rgb_B3SS, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
     mean, std = (torch.tensor(x, device=rgb_B3SS.device).view(3, 1, 1) for x in OPENAI)

@@ -79,7 +79,7 @@ def run_each(context: Context, evaluations: dict[str, Any], make: Callable[[Any]
     keys: dict[str, list[str]] = {}
     for name, settings in evaluations.items():
         try:
-            with progress.about(name):
+            with progress.prefix_bars(name):
                 found = make(settings)(context)
         except Incomplete as partly:
             failures |= {f"{name}.{key}": why for key, why in partly.failures.items()}

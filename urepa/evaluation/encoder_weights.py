@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from urepa.core.hashing import file_sha256
-from urepa.evaluation.classifier_file import stated_by
+from urepa.evaluation.classifier_file import read_metadata
 
 FILE = "weights_file"  # beside `weights`, in a finished run's summary
 
@@ -17,6 +17,6 @@ def with_digests(settings: dict[str, Any]) -> dict[str, Any]:
     found = {key: with_digests(value) if isinstance(value, dict) else value for key, value in settings.items()}
     file = Path(settings["weights"]) if isinstance(settings.get("weights"), str) else None
     if file is not None and file.is_file():
-        stated = stated_by(file).get("accuracy") if file.suffix == ".safetensors" else None
+        stated = read_metadata(file).get("accuracy") if file.suffix == ".safetensors" else None
         found[FILE] = {"sha256": file_sha256(file)} | ({} if stated is None else {"accuracy": stated})
     return found

@@ -22,7 +22,7 @@ from urepa.evaluation.inception import FEATURES, PUBLISHED, InceptionV3, read
 INCEPTION_SIZE = 299
 
 
-def pooled(tokens: Tokens) -> Tensor:
+def image_features(tokens: Tokens) -> Tensor:
     """An image's features [B,D]: √D × the mean of its tokens. A teacher's tokens have unit length; in these units they
     have a mean square of 1 per dimension, which the kernel of KID, (x·y / D + 1)³, is made for."""
     return tokens.x_BND.float().mean(1) * tokens.x_BND.shape[2] ** 0.5

@@ -16,7 +16,7 @@ from torch import Tensor
 from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens, no_rows
-from urepa.data.tracks.samples import Sample, Samples, first_drawn
+from urepa.data.tracks.samples import Sample, Samples, fixed_subset
 from urepa.evaluation.context import Context
 from urepa.method.objectives import Objective
 from urepa.method.training_step import AlignedModel
@@ -85,7 +85,7 @@ def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tens
     return Chunk(part, tapped, heads)
 
 
-def pooled(
+def pool_chunks(
     context: Context,
     samples: Sequence[Sample],
     taps: Sequence[str],
@@ -93,8 +93,8 @@ def pooled(
     pools: dict[str, Pool],
     model: AlignedModel | None = None,
 ) -> dict[str, np.ndarray]:
-    """What each of `pools` keeps of every chunk, in one walk: an array of as many rows as there are samples, by name.
-    Takes the arguments of `chunks`; whatever no pool keeps is gone with its chunk. Pools compute in fp32 in any run."""
+    """Applies every pool to every chunk in one pass: an array with one row per sample, by name. Takes the arguments of
+    `chunks`; memory holds one chunk at a time. Pools compute in fp32 in any run."""
     kept: dict[str, np.ndarray] = {}
     done = 0
     for chunk in chunks(context, samples, taps, timestep, model):
@@ -113,7 +113,7 @@ def time_label(objective: Objective, t: float) -> str:
     return f"{t:.3f}" if objective.times_of(t).is_floating_point() else f"{t:04d}"
 
 
-def mean(tokens: Tokens) -> Tensor:
+def mean_token(tokens: Tokens) -> Tensor:
     """The mean token of each sample [B,D]."""
     if tokens.mask_BN is None:
         return tokens.x_BND.float().mean(1)
@@ -121,9 +121,9 @@ def mean(tokens: Tokens) -> Tensor:
     return (tokens.x_BND.float() * weight_BN1).sum(1) / weight_BN1.sum(1)
 
 
-def of_tap(tap: str) -> Pool:
-    """The mean of a tap's tokens."""
-    return lambda chunk: mean(chunk.taps[tap])
+def tap_pool(tap: str) -> Pool:
+    """A pool: the mean of a tap's tokens."""
+    return lambda chunk: mean_token(chunk.taps[tap])
 
 
 def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
@@ -134,10 +134,10 @@ def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
     return Tokens(tokens_BND.float().cpu(), context.cache.grids[context.teacher])
 
 
-def pooled_teacher(context: Context, samples: Sequence[Sample]) -> np.ndarray:
+def teacher_means(context: Context, samples: Sequence[Sample]) -> np.ndarray:
     """The mean of the teacher's tokens of every sample [len(samples),D], chunk by chunk."""
     parts = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
-    return np.concatenate([mean(teacher_tokens(context, part)).numpy() for part in parts])
+    return np.concatenate([mean_token(teacher_tokens(context, part)).numpy() for part in parts])
 
 
 def require_head(context: Context, tap: str) -> None:
@@ -147,15 +147,15 @@ def require_head(context: Context, tap: str) -> None:
         raise UserError(f"this run has no head on '{tap}'; it has {there if there else 'none (loss=none)'}")
 
 
-def held_out(context: Context) -> Samples:
-    """The images that readers of features are scored on: the test split, or the validation split where none is kept."""
+def held_out_samples(context: Context) -> Samples:
+    """The images on which readers of features are scored: the test split or, without one, the validation split."""
     splits = context.cache.splits
     return splits["test"] if "test" in splits else splits["val"]
 
 
 def subset(samples: Sequence[Sample], n: int) -> list[Sample]:
     """`n` samples (all, if there are fewer) that depend on nothing but their ids."""
-    return first_drawn(samples, "probe", n)
+    return fixed_subset(samples, "probe", n)
 
 
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:

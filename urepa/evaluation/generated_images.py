@@ -23,7 +23,7 @@ from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, write_whole
 from urepa.evaluation.context import Context
-from urepa.method.ddpm_sampling import check_steps, chosen_sampler, sample_images, undivided
+from urepa.method.ddpm_sampling import check_steps, choose_sampler, sample_images, uneven_timesteps
 from urepa.method.objectives import Flow
 from urepa.models.weight_files import trainable
 from urepa.runs.run_folder import folder_name
@@ -44,10 +44,10 @@ class GeneratedImages:
 
     def rgb(self, context: Context) -> Iterator[tuple[list[int], Tensor]]:
         """Class ids and RGB [B,3,S,S] in whole 255ths, batch by batch; what is missing is made first."""
-        files = self._made(context)
+        files = self._make_batches(context)
         for file, batch in zip(files, self._batches(context.track.num_classes), strict=True):
             x0 = load_file(file)["x0"]
-            yield [class_id for class_id, _ in batch], decoded(context, x0)
+            yield [class_id for class_id, _ in batch], decode_rgb(context, x0)
 
     def _batches(self, num_classes: int) -> list[list[tuple[int, int]]]:
         """(class, index of the class) of every image: as many of each class as can be, in a fixed random order, so
@@ -61,8 +61,8 @@ class GeneratedImages:
         """Named by all that the images depend on."""
         name = [
             f"evaluation_step_{context.step:08d}-{_digest(context)}",
-            f"{chosen_sampler(context.objective, self.sampler)}{self.steps}",
-            *(f"{key}={value}" for key, value in undivided(context.objective, self.steps).items()),
+            f"{choose_sampler(context.objective, self.sampler)}{self.steps}",
+            *(f"{key}={value}" for key, value in uneven_timesteps(context.objective, self.steps).items()),
         ]
         name += [f"n={self.count}", f"guidance={self.guidance:g}", f"batch={self.batch_size}"]
         if tuple(self.interval) != ALWAYS:
@@ -77,8 +77,8 @@ class GeneratedImages:
         if tuple(self.interval) != ALWAYS and not isinstance(context.objective, Flow):
             raise UserError("images.interval has no effect on this run, which is no flow; drop it")
 
-    def _made(self, context: Context) -> list[Path]:
-        """The batches' files, all of them there."""
+    def _make_batches(self, context: Context) -> list[Path]:
+        """Generates the batches that are missing. Returns the files of all batches."""
         self._check(context)
         _ = context.track.autoencoder  # missed now, not after all the steps
         folder = self._folder(context)
@@ -89,7 +89,7 @@ class GeneratedImages:
         with progress.bar(total=self.count, desc=f"{self.count:,} images", unit="image") as bar:
             for file, batch in zip(files, batches, strict=True):
                 if file.exists():
-                    progress.skip(bar, len(batch))
+                    progress.skip_done(bar, len(batch))
                     continue
                 write_whole(file, save({"x0": self._sample(context, batch)}))
                 bar.update(len(batch))
@@ -111,8 +111,8 @@ class GeneratedImages:
         return x0.cpu().contiguous()
 
 
-def decoded(context: Context, x0: Tensor) -> Tensor:
-    """Latents as RGB [B,3,S,S] on the run's device, in whole 255ths as image files have them."""
+def decode_rgb(context: Context, x0: Tensor) -> Tensor:
+    """Decodes latents to RGB [B,3,S,S] on the run's device, rounded to multiples of 1/255 as image files have them."""
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
         return (context.track.to_rgb(x0.to(context.device)) * 255).round() / 255
 

@@ -26,9 +26,9 @@ from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.data.cache import UNKNOWN
-from urepa.data.tracks.samples import Sample, Samples, in_order_of_draws
+from urepa.data.tracks.samples import Sample, Samples, fixed_order
 from urepa.evaluation.context import Context, Incomplete
-from urepa.evaluation.encoders import Inception, pooled
+from urepa.evaluation.encoders import Inception, image_features
 from urepa.evaluation.frechet_and_kid import (
     FEWEST_OF_ERROR,
     Moments,
@@ -38,7 +38,7 @@ from urepa.evaluation.frechet_and_kid import (
     kernel_distance,
     precision_recall,
 )
-from urepa.evaluation.generated_images import GeneratedImages, decoded
+from urepa.evaluation.generated_images import GeneratedImages, decode_rgb
 
 CHUNK = 64  # real images decoded and encoded at a time
 KEPT_EVERY = 32 * CHUNK  # what a kill may cost at most
@@ -113,25 +113,25 @@ class Generation:
                 lacking[name] = str(error)
         if lacking and len(lacking) == len(self.encoders):
             raise UserError("; ".join(lacking.values()))
-        metrics = self._measured(context, {name: e for name, e in self.encoders.items() if name not in lacking})
+        metrics = self._measure(context, {name: e for name, e in self.encoders.items() if name not in lacking})
         if lacking:
             raise Incomplete(metrics, {f"encoders.{name}": why for name, why in lacking.items()})
         return metrics
 
-    def _measured(self, context: Context, encoders: dict[str, Any]) -> dict[str, float]:
+    def _measure(self, context: Context, encoders: dict[str, Any]) -> dict[str, float]:
         reference, held_out = self._real(context)
         self._check(len(reference))
         generated = {name: FeatureSet(self.subset) for name in encoders}
         for _, rgb in self.images.rgb(context):
             for name, encoder in encoders.items():
-                generated[name].add(encoded(context, encoder, rgb))
+                generated[name].add(encode_images(context, encoder, rgb))
         real = real_features(context, encoders, reference, self.subset)
         floor = real_features(context, encoders, held_out, self.subset)
         metrics: dict[str, float] = {}
         for name, encoder in encoders.items():
-            metrics |= self._compared("final", name, real[name], generated[name])
+            metrics |= self._distances("final", name, real[name], generated[name])
             if held_out:
-                beside = self._compared("floor", name, real[name], floor[name])
+                beside = self._distances("floor", name, real[name], floor[name])
                 metrics |= {key: value for key, value in beside.items() if not key.startswith("floor/kid_sd/")}
             if is_circular(context, encoder):
                 metrics[f"final/circular/{name}"] = 1.0
@@ -152,18 +152,18 @@ class Generation:
 
     def _real(self, context: Context) -> tuple[Samples, Samples]:
         """Training images to compare with, and as many held-out ones as images are made; none if there are fewer."""
-        train = _mixed(context.cache.splits["train"])
+        train = _shuffle(context.cache.splits["train"])
         wanted = len(train) if self.reference_images is None else self.reference_images
         if wanted > len(train):
             raise UserError(f"reference_images={wanted}: the track has {len(train)} training images; null takes all")
         splits = context.cache.splits
-        held_out = _mixed(Samples.joined(splits[split] for split in ("val", "test") if split in splits))
+        held_out = _shuffle(Samples.concatenate(splits[split] for split in ("val", "test") if split in splits))
         if len(held_out) < self.images.count:
             print(f"{len(held_out)} held-out images give no floor for {self.images.count} generated ones")
             held_out = held_out[:0]
         return train[:wanted], held_out[: self.images.count]
 
-    def _compared(self, kind: str, name: str, real: FeatureSet, other: FeatureSet) -> dict[str, float]:
+    def _distances(self, kind: str, name: str, real: FeatureSet, other: FeatureSet) -> dict[str, float]:
         rng = random_draws.generator(0, "kid")
         kid = kernel_distance(real.rows_nD, other.rows_nD, self.kid_subsets, self.kid_subset_size, rng)
         precision, recall = precision_recall(real.rows_nD, other.rows_nD, self.neighbours)
@@ -196,10 +196,10 @@ class InceptionScore:
         return {"final/inception_score": score.mean, "final/inception_score_sd": score.sd}
 
 
-def encoded(context: Context, encoder: Any, rgb_B3SS: Tensor) -> np.ndarray:
+def encode_images(context: Context, encoder: Any, rgb_B3SS: Tensor) -> np.ndarray:
     """Features [B,D], float32. An encoder has a precision of its own, not the run's."""
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-        return pooled(encoder.tokens(rgb_B3SS)).cpu().numpy()
+        return image_features(encoder.tokens(rgb_B3SS)).cpu().numpy()
 
 
 def is_circular(context: Context, encoder: Any) -> bool:
@@ -234,14 +234,14 @@ def real_features(
             part = samples[start : start + CHUNK]
             missing = [name for name in encoders if found[name].count <= start]
             if not missing:
-                progress.skip(bar, len(part))
+                progress.skip_done(bar, len(part))
                 continue
-            rgb = decoded(context, context.cache.x0(part))
+            rgb = decode_rgb(context, context.cache.x0(part))
             done = start + len(part)
             for name in missing:
-                found[name].add(encoded(context, encoders[name], rgb))
+                found[name].add(encode_images(context, encoders[name], rgb))
                 if done % KEPT_EVERY == 0 or done == len(samples):
-                    _keep(found[name], files[name])
+                    _save_features(found[name], files[name])
             bar.update(len(part))
     return found
 
@@ -267,7 +267,7 @@ def _decoder_sha256(vae: Any) -> str:
     return digest.hexdigest()
 
 
-def _keep(found: FeatureSet, file: Path) -> None:
+def _save_features(found: FeatureSet, file: Path) -> None:
     try:
         file.parent.mkdir(exist_ok=True)
         found.save(file)
@@ -275,6 +275,6 @@ def _keep(found: FeatureSet, file: Path) -> None:
         print(f"warning: the features of the real images are not kept for later runs: {error}")
 
 
-def _mixed(samples: Samples) -> Samples:
-    """In an order that depends on nothing but the samples' ids."""
-    return samples[in_order_of_draws(samples, "generation")]
+def _shuffle(samples: Samples) -> Samples:
+    """The samples in a pseudo-random order that depends only on their ids."""
+    return samples[fixed_order(samples, "generation")]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from urepa.core.collectives import LongWait
+from urepa.core.collectives import LongBarrier
 from urepa.evaluation.context import Evaluated
 
 
@@ -24,7 +24,7 @@ class During:
     share: float
     seconds: float = 0.0  # taken so far, over all processes that trained this run
     last: float = 0.0  # taken by the last one
-    wait: LongWait = field(default_factory=LongWait)
+    wait: LongBarrier = field(default_factory=LongBarrier)
 
     def is_due(self, step: int, end: int) -> bool:
         """The last step has an evaluation of its own, after training."""

@@ -32,12 +32,12 @@ COUNTER = ".num_batches_tracked"  # of batch norms in training; old files have n
 Pool = Callable[[Tensor], Tensor]
 
 
-def same(wide_in: int, wide_out: int, rows: int = 1, columns: int = 1) -> nn.Sequential:
+def conv_same(wide_in: int, wide_out: int, rows: int = 1, columns: int = 1) -> nn.Sequential:
     """A convolution that keeps the grid, with its batch norm and ReLU."""
     return _unit(nn.Conv2d(wide_in, wide_out, (rows, columns), padding=(rows // 2, columns // 2), bias=False))
 
 
-def valid(wide_in: int, wide_out: int, stride: int) -> nn.Sequential:
+def conv_valid(wide_in: int, wide_out: int, stride: int) -> nn.Sequential:
     """A 3x3 convolution without padding, with its batch norm and ReLU."""
     return _unit(nn.Conv2d(wide_in, wide_out, 3, stride, bias=False))
 
@@ -47,18 +47,18 @@ def _unit(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(inplace=True)))
 
 
-def average(x_BChw: Tensor) -> Tensor:
-    """The mean of a place and its neighbours, at the border of those that exist."""
+def average_pool(x_BChw: Tensor) -> Tensor:
+    """3x3 average pooling with stride 1; padding is not counted."""
     return F.avg_pool2d(x_BChw, 3, stride=1, padding=1, count_include_pad=False)
 
 
-def largest(x_BChw: Tensor) -> Tensor:
-    """The maximum of a place and its neighbours."""
+def max_pool(x_BChw: Tensor) -> Tensor:
+    """3x3 max pooling with stride 1."""
     return F.max_pool2d(x_BChw, 3, stride=1, padding=1)
 
 
-def halved(x_BChw: Tensor) -> Tensor:
-    """The maximum of every second 3x3 window."""
+def halving_max_pool(x_BChw: Tensor) -> Tensor:
+    """3x3 max pooling with stride 2."""
     return F.max_pool2d(x_BChw, 3, stride=2)
 
 
@@ -67,18 +67,18 @@ class BlockA(nn.Module):
 
     def __init__(self, wide_in: int, pooled: int) -> None:
         super().__init__()
-        self.branch1x1 = same(wide_in, 64)
-        self.branch5x5_1 = same(wide_in, 48)
-        self.branch5x5_2 = same(48, 64, 5, 5)
-        self.branch3x3dbl_1 = same(wide_in, 64)
-        self.branch3x3dbl_2 = same(64, 96, 3, 3)
-        self.branch3x3dbl_3 = same(96, 96, 3, 3)
-        self.branch_pool = same(wide_in, pooled)
+        self.branch1x1 = conv_same(wide_in, 64)
+        self.branch5x5_1 = conv_same(wide_in, 48)
+        self.branch5x5_2 = conv_same(48, 64, 5, 5)
+        self.branch3x3dbl_1 = conv_same(wide_in, 64)
+        self.branch3x3dbl_2 = conv_same(64, 96, 3, 3)
+        self.branch3x3dbl_3 = conv_same(96, 96, 3, 3)
+        self.branch_pool = conv_same(wide_in, pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         five = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(average(x))], dim=1)
+        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(average_pool(x))], dim=1)
 
 
 class BlockB(nn.Module):
@@ -86,14 +86,14 @@ class BlockB(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.branch3x3 = valid(288, 384, stride=2)
-        self.branch3x3dbl_1 = same(288, 64)
-        self.branch3x3dbl_2 = same(64, 96, 3, 3)
-        self.branch3x3dbl_3 = valid(96, 96, stride=2)
+        self.branch3x3 = conv_valid(288, 384, stride=2)
+        self.branch3x3dbl_1 = conv_same(288, 64)
+        self.branch3x3dbl_2 = conv_same(64, 96, 3, 3)
+        self.branch3x3dbl_3 = conv_valid(96, 96, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, halved(x)], dim=1)
+        return torch.cat([self.branch3x3(x), double, halving_max_pool(x)], dim=1)
 
 
 class BlockC(nn.Module):
@@ -101,22 +101,22 @@ class BlockC(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.branch1x1 = same(768, 192)
-        self.branch7x7_1 = same(768, width)
-        self.branch7x7_2 = same(width, width, 1, 7)
-        self.branch7x7_3 = same(width, 192, 7, 1)
-        self.branch7x7dbl_1 = same(768, width)
-        self.branch7x7dbl_2 = same(width, width, 7, 1)
-        self.branch7x7dbl_3 = same(width, width, 1, 7)
-        self.branch7x7dbl_4 = same(width, width, 7, 1)
-        self.branch7x7dbl_5 = same(width, 192, 1, 7)
-        self.branch_pool = same(768, 192)
+        self.branch1x1 = conv_same(768, 192)
+        self.branch7x7_1 = conv_same(768, width)
+        self.branch7x7_2 = conv_same(width, width, 1, 7)
+        self.branch7x7_3 = conv_same(width, 192, 7, 1)
+        self.branch7x7dbl_1 = conv_same(768, width)
+        self.branch7x7dbl_2 = conv_same(width, width, 7, 1)
+        self.branch7x7dbl_3 = conv_same(width, width, 1, 7)
+        self.branch7x7dbl_4 = conv_same(width, width, 7, 1)
+        self.branch7x7dbl_5 = conv_same(width, 192, 1, 7)
+        self.branch_pool = conv_same(768, 192)
 
     def forward(self, x: Tensor) -> Tensor:
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(average(x))], dim=1)
+        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(average_pool(x))], dim=1)
 
 
 class BlockD(nn.Module):
@@ -124,17 +124,17 @@ class BlockD(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.branch3x3_1 = same(768, 192)
-        self.branch3x3_2 = valid(192, 320, stride=2)
-        self.branch7x7x3_1 = same(768, 192)
-        self.branch7x7x3_2 = same(192, 192, 1, 7)
-        self.branch7x7x3_3 = same(192, 192, 7, 1)
-        self.branch7x7x3_4 = valid(192, 192, stride=2)
+        self.branch3x3_1 = conv_same(768, 192)
+        self.branch3x3_2 = conv_valid(192, 320, stride=2)
+        self.branch7x7x3_1 = conv_same(768, 192)
+        self.branch7x7x3_2 = conv_same(192, 192, 1, 7)
+        self.branch7x7x3_3 = conv_same(192, 192, 7, 1)
+        self.branch7x7x3_4 = conv_valid(192, 192, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         three = self.branch3x3_2(self.branch3x3_1(x))
         seven = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([three, seven, halved(x)], dim=1)
+        return torch.cat([three, seven, halving_max_pool(x)], dim=1)
 
 
 class BlockE(nn.Module):
@@ -143,15 +143,15 @@ class BlockE(nn.Module):
     def __init__(self, wide_in: int, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
-        self.branch1x1 = same(wide_in, 320)
-        self.branch3x3_1 = same(wide_in, 384)
-        self.branch3x3_2a = same(384, 384, 1, 3)
-        self.branch3x3_2b = same(384, 384, 3, 1)
-        self.branch3x3dbl_1 = same(wide_in, 448)
-        self.branch3x3dbl_2 = same(448, 384, 3, 3)
-        self.branch3x3dbl_3a = same(384, 384, 1, 3)
-        self.branch3x3dbl_3b = same(384, 384, 3, 1)
-        self.branch_pool = same(wide_in, 192)
+        self.branch1x1 = conv_same(wide_in, 320)
+        self.branch3x3_1 = conv_same(wide_in, 384)
+        self.branch3x3_2a = conv_same(384, 384, 1, 3)
+        self.branch3x3_2b = conv_same(384, 384, 3, 1)
+        self.branch3x3dbl_1 = conv_same(wide_in, 448)
+        self.branch3x3dbl_2 = conv_same(448, 384, 3, 3)
+        self.branch3x3dbl_3a = conv_same(384, 384, 1, 3)
+        self.branch3x3dbl_3b = conv_same(384, 384, 3, 1)
+        self.branch_pool = conv_same(wide_in, 192)
 
     def forward(self, x: Tensor) -> Tensor:
         three = self.branch3x3_1(x)
@@ -166,11 +166,11 @@ class InceptionV3(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = valid(3, 32, stride=2)
-        self.Conv2d_2a_3x3 = valid(32, 32, stride=1)
-        self.Conv2d_2b_3x3 = same(32, 64, 3, 3)
-        self.Conv2d_3b_1x1 = same(64, 80)
-        self.Conv2d_4a_3x3 = valid(80, 192, stride=1)
+        self.Conv2d_1a_3x3 = conv_valid(3, 32, stride=2)
+        self.Conv2d_2a_3x3 = conv_valid(32, 32, stride=1)
+        self.Conv2d_2b_3x3 = conv_same(32, 64, 3, 3)
+        self.Conv2d_3b_1x1 = conv_same(64, 80)
+        self.Conv2d_4a_3x3 = conv_valid(80, 192, stride=1)
         self.Mixed_5b = BlockA(192, pooled=32)
         self.Mixed_5c = BlockA(256, pooled=64)
         self.Mixed_5d = BlockA(288, pooled=64)
@@ -180,14 +180,14 @@ class InceptionV3(nn.Module):
         self.Mixed_6d = BlockC(160)
         self.Mixed_6e = BlockC(192)
         self.Mixed_7a = BlockD()
-        self.Mixed_7b = BlockE(1280, average)
-        self.Mixed_7c = BlockE(2048, largest)
+        self.Mixed_7b = BlockE(1280, average_pool)
+        self.Mixed_7c = BlockE(2048, max_pool)
         self.fc = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Features [B,D], D = 2048."""
-        x = halved(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(images_B3HW))))
-        x = halved(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
+        x = halving_max_pool(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(images_B3HW))))
+        x = halving_max_pool(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from urepa.runs.curves import Curve, thinned
+from urepa.runs.curves import Curve, thin_curve
 
 TERMS = ("diffusion", "token", "manifold")
 FLOORS = {"diffusion": "floor/zero_predictor", "token": "floor/constant_token"}
@@ -24,7 +24,7 @@ def losses_png(curves: dict[str, Curve]) -> bytes:
     for axis, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
         for key, of, style in ((f"train/{term}", "", "-"), (f"val/{term}", " (EMA)", "o-")):
             if key in curves:
-                axis.plot(*thinned(curves[key]), style, label=f"{key}{of}", markersize=4)
+                axis.plot(*thin_curve(curves[key]), style, label=f"{key}{of}", markersize=4)
         floor = FLOORS.get(term)
         if floor in curves:
             axis.axhline(curves[floor].values[-1], linestyle="--", color="grey", label=floor)

@@ -15,18 +15,18 @@ from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.data.tracks.samples import Sample
 from urepa.evaluation import attention
-from urepa.evaluation.attention import TokenFile, over
+from urepa.evaluation.attention import TokenFile, apply_pool
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import (
     Chunk,
     Pool,
-    held_out,
+    held_out_samples,
     labels_of,
-    mean,
-    of_tap,
-    pooled,
-    pooled_teacher,
+    mean_token,
+    pool_chunks,
     subset,
+    tap_pool,
+    teacher_means,
     teacher_tokens,
     time_label,
 )
@@ -39,7 +39,7 @@ Reader = Callable[[Vectors, Labels], dict[str, float]]
 
 def _parts(context: Context, train_images: int, test_images: int) -> Parts:
     """The images that readers are fitted to and read on, fixed by their ids."""
-    return subset(context.cache.splits["train"], train_images), subset(held_out(context), test_images)
+    return subset(context.cache.splits["train"], train_images), subset(held_out_samples(context), test_images)
 
 
 @dataclass
@@ -56,8 +56,8 @@ class TapProbe:
     def __call__(self, context: Context) -> dict[str, float]:
         parts = _parts(context, self.train_images, self.test_images)
         labels = labels_of(parts[0]), labels_of(parts[1])
-        pools = {"tap": of_tap(self.tap)}
-        fitted, read = (pooled(context, part, (self.tap,), self.timestep, pools)["tap"] for part in parts)
+        pools = {"tap": tap_pool(self.tap)}
+        fitted, read = (pool_chunks(context, part, (self.tap,), self.timestep, pools)["tap"] for part in parts)
         pixels, others = (context.cache.x0(part).flatten(1).numpy() for part in parts)
         metrics = {
             "final/tap_knn": knn_scores((fitted, read), labels, self.knn)[""],
@@ -65,7 +65,7 @@ class TapProbe:
             "final/pixel_knn": knn_scores((pixels, others), labels, self.knn)[""],
         }
         if context.cache.tokens:
-            fitted, read = (pooled_teacher(context, part) for part in parts)
+            fitted, read = (teacher_means(context, part) for part in parts)
             metrics["final/teacher_knn"] = knn_scores((fitted, read), labels, self.knn)[""]
         return metrics
 
@@ -88,13 +88,13 @@ class FrozenFeatures:
         parts = _parts(context, self.train_images, self.test_images)
         labels = labels_of(parts[0]), labels_of(parts[1])
         grid = sorted({self.timestep, *self.timesteps})
-        by_t = {t: _scored(self._vectors(context, context.model, parts, t), labels, reader) for t in grid}
+        by_t = {t: _score_vectors(self._vectors(context, context.model, parts, t), labels, reader) for t in grid}
         metrics = {f"final/{name}/{what}": score for what, score in by_t[self.timestep].items()}
         if context.cache.tokens:
-            ceiling = _scored(_of_teacher(context, parts), labels, reader)
+            ceiling = _score_vectors(_teacher_vectors(context, parts), labels, reader)
             metrics |= {f"final/{name}/{what}": score for what, score in ceiling.items()}
         for floor, build in context.floors.items():
-            found = _scored(self._vectors(context, build(), parts, self.timestep), labels, reader)
+            found = _score_vectors(self._vectors(context, build(), parts, self.timestep), labels, reader)
             metrics |= {f"final/{name}/{floor}_{what}": score for what, score in found.items()}
         if len(grid) > 1:
             for t, found in by_t.items():
@@ -114,15 +114,15 @@ class FrozenFeatures:
 
         def keep(what: str, chunk: Chunk) -> Tensor:
             files[what].append(sources[what](chunk))
-            return mean(sources[what](chunk))
+            return mean_token(sources[what](chunk))
 
         pools: dict[str, Pool] = {what: partial(keep, what) for what in sources}
-        fitted = pooled(context, parts[0], (self.tap,), timestep, pools, model)
+        fitted = pool_chunks(context, parts[0], (self.tap,), timestep, pools, model)
         for what, source in sources.items():
             query = attention.train(files[what].rows, labels_of(parts[0]), context.device)
-            fitted[f"{what}_attention"] = over(files[what].rows, len(parts[0]), query)
-            pools |= {what: _after(source, mean), f"{what}_attention": _after(source, query)}
-        read = pooled(context, parts[1], (self.tap,), timestep, pools, model)
+            fitted[f"{what}_attention"] = apply_pool(files[what].rows, len(parts[0]), query)
+            pools |= {what: _pool_of(source, mean_token), f"{what}_attention": _pool_of(source, query)}
+        read = pool_chunks(context, parts[1], (self.tap,), timestep, pools, model)
         return {what: (fitted[what], read[what]) for what in pools}
 
 
@@ -147,12 +147,12 @@ class LinearProbe(FrozenFeatures):
         return self.read(context, "linear_probe", linear_scores)
 
 
-def _of_teacher(context: Context, parts: Parts) -> dict[str, Vectors]:
+def _teacher_vectors(context: Context, parts: Parts) -> dict[str, Vectors]:
     fitted, read = (_rows_of(context, part) for part in parts)
     query = attention.train(fitted, labels_of(parts[0]), context.device)
     return {
-        what: (over(fitted, len(parts[0]), pool), over(read, len(parts[1]), pool))
-        for what, pool in (("teacher", mean), ("teacher_attention", query))
+        what: (apply_pool(fitted, len(parts[0]), pool), apply_pool(read, len(parts[1]), pool))
+        for what, pool in (("teacher", mean_token), ("teacher_attention", query))
     }
 
 
@@ -160,10 +160,10 @@ def _rows_of(context: Context, samples: list[Sample]) -> attention.Rows:
     return lambda indices: teacher_tokens(context, [samples[i] for i in indices])
 
 
-def _after(source: Callable[[Chunk], Tokens], pool: Callable[[Tokens], Tensor]) -> Pool:
+def _pool_of(source: Callable[[Chunk], Tokens], pool: Callable[[Tokens], Tensor]) -> Pool:
     return lambda chunk: pool(source(chunk))
 
 
-def _scored(vectors: dict[str, Vectors], labels: Labels, reader: Reader) -> dict[str, float]:
-    """Every vector's scores, by its name and the score's ending."""
+def _score_vectors(vectors: dict[str, Vectors], labels: Labels, reader: Reader) -> dict[str, float]:
+    """The scores of every kind of vectors, by name and the score's suffix."""
     return {f"{what}{top}": score for what, pair in vectors.items() for top, score in reader(pair, labels).items()}

@@ -17,7 +17,7 @@ from urepa.core import random_draws
 from urepa.core.files import write_whole
 from urepa.core.png import grid_png, labelled_grid, to_pixels
 from urepa.evaluation.context import Context
-from urepa.evaluation.generated_images import decoded
+from urepa.evaluation.generated_images import decode_rgb
 from urepa.method.ddpm_sampling import sample_by
 
 CHUNK = 100
@@ -54,11 +54,11 @@ class SampleGrid:
         shown = [i for i in range(len(ids)) if i % self.per_class < self.shown_per_class]
         folder = context.folder / "samples"
         folder.mkdir(exist_ok=True)
-        png = self._png(decoded(context, x0[shown]), context.cache.class_names)
+        png = self._png(decode_rgb(context, x0[shown]), context.cache.class_names)
         write_whole(folder / f"step_{context.step:08d}.png", png)
         if self.knn is None:
             return {}
-        return {"final/samples_named_rightly": named_rightly(context, x0, ids, self.knn)}
+        return {"final/samples_named_rightly": knn_accuracy(context, x0, ids, self.knn)}
 
     def _png(self, images_B3HW: Tensor, names: Sequence[str]) -> bytes:
         """A row per class, with its name on the left where it has one."""
@@ -69,8 +69,8 @@ class SampleGrid:
         return labelled_grid([(f"{c} {names[c]}", [Image.fromarray(to_pixels(i)) for i in row]) for c, row in rows])
 
 
-def named_rightly(context: Context, x0: Tensor, ids: list[int], k: int) -> float:
-    """The share of samples that a k-NN fitted to the real training images gives their class."""
+def knn_accuracy(context: Context, x0: Tensor, ids: list[int], k: int) -> float:
+    """The share of samples that a k-NN fitted to the real training images assigns to their class."""
     from sklearn.neighbors import KNeighborsClassifier
 
     train = context.cache.splits["train"]

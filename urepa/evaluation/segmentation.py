@@ -24,7 +24,7 @@ from torch import Tensor
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
-from urepa.data.sources.decoding import UNREADABLE, own_limit, read, square
+from urepa.data.sources.decoding import UNREADABLE, large_images_as_value_errors, read, square
 from urepa.data.sources.image_folder import FORMER, images_in
 from urepa.data.tracks.samples import Sample
 from urepa.evaluation.context import Context
@@ -58,25 +58,25 @@ class Dense:
         parts = subset(train, self.train_images), subset(test, self.test_images)
         pictures = Pictures(context)
         seen = replace(context, cache=pictures)  # type: ignore[arg-type]  # of a cache, a walk reads x0 and the null id
-        walks = {"tap": self._of_tap(seen, context.model)}
+        walks = {"tap": self._tap_walk(seen, context.model)}
         if context.head_at(self.tap) is not None:
-            walks["head"] = self._of_head(seen)
+            walks["head"] = self._head_walk(seen)
         if self.teacher is not None:
-            walks["teacher"] = self._of_teacher(pictures)
-        metrics = {f"final/dense/{what}": probed(walk, *parts) for what, walk in walks.items()}
+            walks["teacher"] = self._teacher_walk(pictures)
+        metrics = {f"final/dense/{what}": probe_iou(walk, *parts) for what, walk in walks.items()}
         for floor, build in context.floors.items():  # one model more at a time
-            metrics[f"final/dense/{floor}_tap"] = probed(self._of_tap(seen, build()), *parts)
+            metrics[f"final/dense/{floor}_tap"] = probe_iou(self._tap_walk(seen, build()), *parts)
         return metrics
 
-    def _of_tap(self, context: Context, model: AlignedModel) -> Walk:
+    def _tap_walk(self, context: Context, model: AlignedModel) -> Walk:
         walk = ((self.tap,), self.timestep, model)
         return lambda samples: ((c.samples, c.taps[self.tap]) for c in chunks(context, samples, *walk))
 
-    def _of_head(self, context: Context) -> Walk:
+    def _head_walk(self, context: Context) -> Walk:
         walk = ((self.tap,), self.timestep)
         return lambda samples: ((c.samples, c.heads[self.tap]) for c in chunks(context, samples, *walk))
 
-    def _of_teacher(self, pictures: "Pictures") -> Walk:
+    def _teacher_walk(self, pictures: "Pictures") -> Walk:
         def walk(samples: list[Sample]) -> Iterator[tuple[list[Sample], Tokens]]:
             for start in range(0, len(samples), CHUNK):
                 part = samples[start : start + CHUNK]
@@ -117,9 +117,9 @@ class Pictures:
         return torch.stack([self._x0[s.path] for s in samples])
 
 
-def probed(walk: Walk, train: list[Sample], test: list[Sample]) -> float:
+def probe_iou(walk: Walk, train: list[Sample], test: list[Sample]) -> float:
     """mIoU on `test` of a probe that is fitted to `train`."""
-    probe = Probe.fitted(walk, train)
+    probe = Probe.fit(walk, train)
     counts_KK = np.zeros((256, 256), dtype=np.int64)
     for samples, tokens in walk(test):
         for sample, map_Khw in zip(samples, probe.logits(tokens), strict=True):
@@ -152,8 +152,8 @@ class Probe:
     bias_K: np.ndarray
 
     @staticmethod
-    def fitted(walk: Walk, train: list[Sample]) -> "Probe":
-        """To the tokens of these images."""
+    def fit(walk: Walk, train: list[Sample]) -> "Probe":
+        """Fits a probe to the tokens of these images."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
 
@@ -227,7 +227,7 @@ def read_mask(sample: Sample) -> np.ndarray:
     """Class ids uint8 [H,W], the central square."""
     image = Path(sample.path)
     file = image.parent.parent / "masks" / f"{image.stem}.png"
-    mask = _opened(str(file))
+    mask = _open_picture(str(file))
     if mask.mode not in ("P", "L"):
         raise UserError(
             f"{file} is no mask: it has the mode {mask.mode}; class ids are a palette or an 8-bit grey image"
@@ -243,8 +243,8 @@ def read_mask(sample: Sample) -> np.ndarray:
 
 
 @contextmanager
-def _one_sentence(path: str) -> Iterator[None]:
-    """For a picture that cannot be read."""
+def _read_errors_as_user_errors(path: str) -> Iterator[None]:
+    """Inside, errors from a picture that cannot be read become a UserError."""
     try:
         yield
     except UNREADABLE as error:
@@ -252,14 +252,14 @@ def _one_sentence(path: str) -> Iterator[None]:
 
 
 def _read(path: str) -> np.ndarray:
-    with _one_sentence(path):
+    with _read_errors_as_user_errors(path):
         return read(path)
 
 
-def _opened(path: str) -> Any:
+def _open_picture(path: str) -> Any:
     from PIL import Image
 
-    with _one_sentence(path), own_limit():
+    with _read_errors_as_user_errors(path), large_images_as_value_errors():
         image = Image.open(path)
         image.load()
     return image

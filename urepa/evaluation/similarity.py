@@ -58,12 +58,12 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
     features, so that no [N,N] matrix is needed: 1 for features that a rotation and a scale make the same, 0 on average
     for independent ones. The plain estimate nears 1 for any two sets whose widths near N. NaN where a set's samples
     do not differ."""
-    across = _unbiased(x_ND, y_NE)
-    own = _unbiased(x_ND, x_ND) * _unbiased(y_NE, y_NE)
+    across = _unbiased_hsic(x_ND, y_NE)
+    own = _unbiased_hsic(x_ND, x_ND) * _unbiased_hsic(y_NE, y_NE)
     return across / own**0.5 if own > 0 else float("nan")
 
 
-def _unbiased(x_ND: Tensor, y_NE: Tensor) -> float:
+def _unbiased_hsic(x_ND: Tensor, y_NE: Tensor) -> float:
     """N(N−3) times the unbiased HSIC of centred features' linear kernels, in fp64."""
     n = len(x_ND)
     x_D, y_E = (sum(part.double().sum(0) for part in v.split(ROWS)) / n for v in (x_ND, y_NE))

@@ -22,7 +22,7 @@ from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.data.tracks.samples import Sample
 from urepa.evaluation.context import Context
-from urepa.evaluation.features import CHUNK, Chunk, Pool, held_out, pooled, subset, teacher_tokens
+from urepa.evaluation.features import CHUNK, Chunk, Pool, held_out_samples, pool_chunks, subset, teacher_tokens
 
 
 def local_distant(tokens: Tokens, far: float) -> Tensor:
@@ -61,18 +61,18 @@ class Spatial:
     decay: float
 
     def __call__(self, context: Context) -> dict[str, float]:
-        samples = subset(held_out(context), self.images)
+        samples = subset(held_out_samples(context), self.images)
         sources: dict[str, Callable[[Chunk], Tokens]] = {"tap": lambda chunk: chunk.taps[self.tap]}
         if context.head_at(self.tap) is not None:
             sources["head"] = lambda chunk: chunk.heads[self.tap]
-        pools: dict[str, Pool] = {what: partial(self._of_chunk, source) for what, source in sources.items()}
+        pools: dict[str, Pool] = {what: partial(self._chunk_measures, source) for what, source in sources.items()}
         walk = (context, samples, (self.tap,), self.timestep)
-        found = {what: torch.from_numpy(rows) for what, rows in pooled(*walk, pools).items()}
+        found = {what: torch.from_numpy(rows) for what, rows in pool_chunks(*walk, pools).items()}
         for floor, build in context.floors.items():
-            rows = pooled(*walk, {"tap": pools["tap"]}, build())["tap"]
+            rows = pool_chunks(*walk, {"tap": pools["tap"]}, build())["tap"]
             found[f"{floor}_tap"] = torch.from_numpy(rows)
         if context.cache.tokens:
-            found["teacher"] = self._of_teacher(context, samples)
+            found["teacher"] = self._teacher_measures(context, samples)
         means = {what: rows_B3.mean(0).tolist() for what, rows_B3 in found.items()}
         return {
             f"final/{measure}/{what}": values[i]
@@ -80,10 +80,10 @@ class Spatial:
             for what, values in means.items()
         }
 
-    def _of_chunk(self, source: Callable[[Chunk], Tokens], chunk: Chunk) -> Tensor:
+    def _chunk_measures(self, source: Callable[[Chunk], Tokens], chunk: Chunk) -> Tensor:
         return self._measures(source(chunk))
 
-    def _of_teacher(self, context: Context, samples: list[Sample]) -> Tensor:
+    def _teacher_measures(self, context: Context, samples: list[Sample]) -> Tensor:
         parts = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
         return torch.cat([self._measures(teacher_tokens(context, part)) for part in parts])
 

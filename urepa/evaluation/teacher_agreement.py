@@ -20,11 +20,11 @@ from urepa.evaluation.features import (
     CHUNK,
     Chunk,
     Pool,
-    held_out,
-    of_tap,
-    pooled,
+    held_out_samples,
+    pool_chunks,
     require_head,
     subset,
+    tap_pool,
     teacher_tokens,
     time_label,
 )
@@ -60,22 +60,22 @@ class Alignment:
     images: int
 
     def __call__(self, context: Context) -> dict[str, float]:
-        samples = subset(held_out(context), self.images)
+        samples = subset(held_out_samples(context), self.images)
         if len(samples) < max(FEWEST, self.neighbours + 1):
             raise UserError(
                 f"{len(samples)} images are too few for {self.neighbours} neighbours; give fewer neighbours"
             )
         metrics: dict[str, float] = {}
         for name in context.cache.tokens or (context.teacher,):
-            metrics |= self._of_teacher(replace(context, teacher=name), samples)
+            metrics |= self._teacher_values(replace(context, teacher=name), samples)
         return metrics
 
-    def _of_teacher(self, context: Context, samples: list[Sample]) -> dict[str, float]:
+    def _teacher_values(self, context: Context, samples: list[Sample]) -> dict[str, float]:
         teacher = _teacher_vectors(context, samples)
         require_head(context, self.tap)
         taps = list(context.model.taps)
         grid = sorted({self.timestep, *self.timesteps})
-        by_t = {t: self._at(context, samples, teacher, taps, t) for t in grid}
+        by_t = {t: self._values_at(context, samples, teacher, taps, t) for t in grid}
         metrics: dict[str, float] = {}
         for tap in taps:
             ending, label = "" if tap == self.tap else f"/{tap}", name_at(tap, context.teacher)
@@ -86,8 +86,8 @@ class Alignment:
                     at = f"{label}/{time_label(context.objective, t)}"
                     metrics |= {f"final/{name}_by_t/{at}": v for name, v in by_t[t][tap].items()}
         for floor, build in context.floors.items():
-            own = pooled(context, samples, (self.tap,), self.timestep, {"tap": of_tap(self.tap)}, build())
-            found = self._of_tap(torch.from_numpy(own["tap"]), teacher["mean"])
+            own = pool_chunks(context, samples, (self.tap,), self.timestep, {"tap": tap_pool(self.tap)}, build())
+            found = self._tap_values(torch.from_numpy(own["tap"]), teacher["mean"])
             metrics |= {name_at(f"final/{floor}_{name}", context.teacher): v for name, v in found.items()}
         folder = context.folder / "evaluation"
         folder.mkdir(exist_ok=True)
@@ -95,16 +95,16 @@ class Alignment:
         write_whole(folder / f"alignment{whose}_step_{context.step:08d}.png", _figure(by_t))
         return metrics
 
-    def _at(
+    def _values_at(
         self, context: Context, samples: list[Sample], teacher: dict[str, Tensor], taps: list[str], t: float
     ) -> dict[str, dict[str, float]]:
-        """Every value by tap at one timestep, from one walk."""
+        """All values by tap at one timestep, in one pass."""
         pools: dict[str, Pool] = {}
         for tap in taps:
-            pools[f"{tap} tap"] = of_tap(tap)
+            pools[f"{tap} tap"] = tap_pool(tap)
             pools[f"{tap} head"] = partial(_unit_mean, tap)
             pools[f"{tap} cosine"] = partial(_cosine, context, tap)
-        kept = {name: torch.from_numpy(v) for name, v in pooled(context, samples, taps, t, pools).items()}
+        kept = {name: torch.from_numpy(v) for name, v in pool_chunks(context, samples, taps, t, pools).items()}
         values: dict[str, dict[str, float]] = {}
         for tap in taps:
             cosine, head = kept[f"{tap} cosine"].double().mean().item(), kept[f"{tap} head"]
@@ -115,10 +115,10 @@ class Alignment:
             values[tap] |= {
                 "similarity_mae": similarity_mae(head, teacher["pooled"]),
                 "neighbour_recall": neighbour_recall(head, teacher["pooled"], self.neighbours),
-            } | self._of_tap(kept[f"{tap} tap"], teacher["mean"])
+            } | self._tap_values(kept[f"{tap} tap"], teacher["mean"])
         return values
 
-    def _of_tap(self, tap_ND: Tensor, teacher_NE: Tensor) -> dict[str, float]:
+    def _tap_values(self, tap_ND: Tensor, teacher_NE: Tensor) -> dict[str, float]:
         return {"cka": linear_cka(tap_ND, teacher_NE), "cknna": cknna(tap_ND, teacher_NE, self.neighbours)}
 
 
@@ -129,7 +129,7 @@ def _teacher_vectors(context: Context, samples: list[Sample]) -> dict[str, Tenso
     for start in range(0, len(samples), CHUNK):
         tokens_BND = teacher_tokens(context, samples[start : start + CHUNK]).x_BND
         kept["mean"].append(tokens_BND.mean(1))
-        kept["pooled"].append(losses.pooled(context.loss.targets(tokens_BND)))
+        kept["pooled"].append(losses.pool_tokens(context.loss.targets(tokens_BND)))
         if context.loss.spatial_norm is None:  # else the mean token is another one
             constant_D = context.cache.mean_token(context.teacher)
             assert constant_D is not None
@@ -139,7 +139,7 @@ def _teacher_vectors(context: Context, samples: list[Sample]) -> dict[str, Tenso
 
 def _unit_mean(tap: str, chunk: Chunk) -> Tensor:
     """The pooled unit vectors of a head's tokens (spec 000 §4.4)."""
-    return losses.pooled(chunk.heads[tap].x_BND)
+    return losses.pool_tokens(chunk.heads[tap].x_BND)
 
 
 def _cosine(context: Context, tap: str, chunk: Chunk) -> Tensor:

@@ -62,7 +62,7 @@ class Validation:
     def _group(self, model: nn.Module, batch: Batch, step: int, full: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """Per-sample terms [B] of a group, a column of ones first, and its manifold loss. A remainder has none:
         it may be a single sample, so it is compared with itself and the value is not read."""
-        gather = torch.nn.Identity() if full else _with_itself
+        gather = torch.nn.Identity() if full else _repeat_twice
         terms, output = step_terms(model, self.objective, self.loss, batch, step, gather)
         x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
         implied_x0 = self.objective.to_x0(x_t, output.prediction_RCHW.float(), batch.t_B)
@@ -111,5 +111,5 @@ class Validation:
         return metrics | floors
 
 
-def _with_itself(x_BD: Tensor) -> Tensor:
+def _repeat_twice(x_BD: Tensor) -> Tensor:
     return torch.cat([x_BD, x_BD])

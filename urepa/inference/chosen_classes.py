@@ -27,7 +27,7 @@ def names_of(config: dict[str, Any], kept: list[str]) -> list[str]:
         return []
 
 
-def chosen(asked: Any, count: int, names: Sequence[str], whose: str) -> list[int]:
+def choose_classes(asked: Any, count: int, names: Sequence[str], whose: str) -> list[int]:
     """The ids that are asked for, in order, each once: None asks for all, a list for its members, anything else for
     itself. UserError for what is neither the id nor the name of one of `count` classes."""
     if asked is None:
@@ -52,11 +52,11 @@ def _id_of(one: Any, count: int, names: Sequence[str], whose: str) -> int:
     if len(found) > 1:
         raise UserError(f"classes: {' and '.join(map(str, found))} are both called {printable(one)}; give the id")
     if not found:
-        raise UserError(_unknown(one, count, names[:count], whose))
+        raise UserError(_unknown_class_message(one, count, names[:count], whose))
     return found[0]
 
 
-def _unknown(one: str, count: int, names: Sequence[str], whose: str) -> str:
+def _unknown_class_message(one: str, count: int, names: Sequence[str], whose: str) -> str:
     if not names:
         return (
             f"classes: {printable(one)} is a name, and the names of {whose}'s classes are not known; give ids, 0 to "

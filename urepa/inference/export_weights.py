@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.core.files import full_disk_at, sync_folder, write_whole
+from urepa.core.files import raise_full_disk_as_oserror, sync_folder, write_whole
 from urepa.data.tracks.classes import write_names
 from urepa.inference.model_card import model_card
 from urepa.inference.open_run import OpenedRun, given_places, open_base
@@ -52,7 +52,7 @@ def export(asked: dict[str, Any]) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     temporary.mkdir(parents=True)
     try:
-        with full_disk_at(target):
+        with raise_full_disk_as_oserror(target):
             write_parts(opened, temporary)
         os.replace(temporary, target)
     finally:

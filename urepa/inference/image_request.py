@@ -26,7 +26,7 @@ from urepa.core.files import clear_leftovers, read_json, write_whole
 from urepa.core.png import labelled_grid, to_pixels, to_png
 from urepa.inference.load_weights import Origin, config_of, find_origin
 from urepa.inference.open_run import OpenedRun
-from urepa.method.ddpm_sampling import chosen_sampler, sample_images, undivided
+from urepa.method.ddpm_sampling import choose_sampler, sample_images, uneven_timesteps
 from urepa.runs.run_folder import folder_name, remove_empty
 from urepa.training.assembly import make
 from urepa.training.session import accelerate_for
@@ -52,7 +52,7 @@ class Image:
 def generate(asked: dict[str, Any]) -> None:
     """Makes what is missing of the images that are asked for (`urepa.config.command_schemas.Images`), then the grid."""
     trainer = config_of(asked)["trainer"]
-    with accelerated(trainer | {"precision": asked["precision"]}) as accelerator:
+    with deterministic_accelerator(trainer | {"precision": asked["precision"]}) as accelerator:
         images = ImageSet(asked, on_main(lambda: find_origin(asked)))
         missing = on_main(images.prepare)  # asked once: a rank that looked later would see others' new files
         if any(missing.values()):
@@ -60,7 +60,7 @@ def generate(asked: dict[str, Any]) -> None:
                 images.make(missing, accelerator)
             except UserError:
                 if accelerator.is_main_process:
-                    images.forget()
+                    images.remove_if_empty()
                 raise
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -69,8 +69,8 @@ def generate(asked: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def accelerated(trainer: dict[str, Any]) -> Iterator[Accelerator]:
-    """An accelerator with repeatable kernels, given back afterwards."""
+def deterministic_accelerator(trainer: dict[str, Any]) -> Iterator[Accelerator]:
+    """Inside, an accelerator with deterministic kernels; settings are restored afterwards."""
     accelerator = accelerate_for(trainer | {"deterministic": True})
     try:
         yield accelerator
@@ -85,8 +85,8 @@ class ImageSet:
 
     def __init__(self, asked: dict[str, Any], origin: Origin) -> None:
         objective = make(origin.config["objective"])
-        self.asked, self.origin = asked | {"sampler": chosen_sampler(objective, asked["sampler"])}, origin
-        self.undivided = undivided(objective, asked["steps"])
+        self.asked, self.origin = asked | {"sampler": choose_sampler(objective, asked["sampler"])}, origin
+        self.undivided = uneven_timesteps(objective, asked["steps"])
         self.request = self._request()
         self.folder = self._default_folder() if asked["out"] is None else Path(asked["out"])
         images = [Image(c, i) for c in asked["classes"] for i in range(asked["n"])]
@@ -142,8 +142,8 @@ class ImageSet:
         self.new = sum(count for *_, count in pairs)
         return {v: [i for variant, i, count in pairs if count and variant == v] for v in self.variants}
 
-    def forget(self) -> None:
-        """A request that cannot be answered leaves nothing, unless images of it are there."""
+    def remove_if_empty(self) -> None:
+        """Removes the folder of a failed request, unless it contains images."""
         if any(self.folder.rglob("*.png")):
             return
         (self.folder / "request.json").unlink(missing_ok=True)
@@ -168,7 +168,7 @@ class ImageSet:
                 if not missing[variant]:
                     continue
                 device = accelerator.device
-                opened = self.origin.tuned(device, opened) if variant == TUNED else self.origin.base(device)
+                opened = self.origin.open_tuned(device, opened) if variant == TUNED else self.origin.open_base(device)
                 _ = opened.track.autoencoder  # missed now, not after all the steps
                 if bar is None:
                     bar = stack.enter_context(progress.bar(total=total, desc="images", unit="image"))

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from urepa.core.errors import UserError
-from urepa.core.nested_dicts import flatten, replaced
-from urepa.inference.open_run import OpenedRun, given_places, open_base, relocated
+from urepa.core.nested_dicts import flatten, replace_value
+from urepa.inference.open_run import OpenedRun, given_places, open_base, relocate
 from urepa.inference.published_weights import TRAINED_ROWS, Published, WeightsKind, find
 from urepa.method.training_step import AlignedModel
 from urepa.models.lora import load_pipeline_lora
@@ -47,10 +47,10 @@ class Origin(Protocol):
     def weights(self) -> dict[str, Any]:
         """What the images depend on, as a request records it."""
 
-    def base(self, device: torch.device) -> OpenedRun:
+    def open_base(self, device: torch.device) -> OpenedRun:
         """The base model, without what was trained on it."""
 
-    def tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
+    def open_tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
         """The model itself, from its base where that is open already; then `base` is used up."""
 
 
@@ -81,11 +81,11 @@ class OfRun:
     def weights(self) -> dict[str, Any]:
         return {"step": self.found.step, "weights": self.found.state["files"]["ema.safetensors"]}
 
-    def base(self, device: torch.device) -> OpenedRun:
+    def open_base(self, device: torch.device) -> OpenedRun:
         return open_base(self.run, device, self.places)
 
-    def tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
-        opened = self.base(device) if base is None else base
+    def open_tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
+        opened = self.open_base(device) if base is None else base
         opened.load_ema(self.found)
         return opened
 
@@ -116,14 +116,14 @@ class OfCheckpoint:
         target = {"objective": self.config["objective"]["_target_"].rpartition(".")[2]}
         return {"weights": self.published.digest} | target | kept
 
-    def base(self, device: torch.device) -> OpenedRun:
-        return self._opened(self.config, device)
+    def open_base(self, device: torch.device) -> OpenedRun:
+        return self._open_backbone(self.config, device)
 
-    def tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
+    def open_tuned(self, device: torch.device, base: OpenedRun | None) -> OpenedRun:
         kind, path = self.published.kind, self.published.path
         if kind == WeightsKind.backbone:
-            return self._opened(replaced(self.config, "backbone.weights", str(path)), device)
-        opened = self.base(device) if base is None else base
+            return self._open_backbone(replace_value(self.config, "backbone.weights", str(path)), device)
+        opened = self.open_base(device) if base is None else base
         backbone: Any = opened.model.backbone
         if kind == WeightsKind.lora:
             load_pipeline_lora(backbone.unet, self.published.files[0])
@@ -132,7 +132,7 @@ class OfCheckpoint:
             load_whole_unet(backbone, self.published)
         return opened
 
-    def _opened(self, config: dict[str, Any], device: torch.device) -> OpenedRun:
+    def _open_backbone(self, config: dict[str, Any], device: torch.device) -> OpenedRun:
         """The composed backbone, without LoRA or heads."""
         objective, track = make(config["objective"]), make(config["data"])
         backbone = make(config["backbone"])(latent_shape=track.latent_shape, num_classes=track.num_classes)
@@ -160,7 +160,7 @@ def find_origin(asked: dict[str, Any]) -> Origin:
     if asked["checkpoint"] is None:
         run, places = Path(asked["run"]), given_places(asked)
         found = checkpoint.require(run)
-        return OfRun(run, relocated(config_of(asked), places), places, found)
+        return OfRun(run, relocate(config_of(asked), places), places, found)
     config = asked["config"]
     published = find(asked["checkpoint"], config)
     has_base = config["backbone"].get("weights", "random") != "random"

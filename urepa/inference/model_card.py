@@ -70,43 +70,43 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
     parts = [
         f"---\n{front_matter(config, files)}---",
         f"# {title}",
-        *claims(names.experiment, names.ablation),
-        f"{what_trained(config)} EMA weights of step {step} of {config['trainer']['max_steps']}.",
+        *config_comments(names.experiment, names.ablation),
+        f"{training_text(config)} EMA weights of step {step} of {config['trainer']['max_steps']}.",
         "## Use",
-        of_a_sit(names, config) if "model.safetensors" in files else fenced(snippet(config, files), "python"),
-        predicts(config["objective"]),
-        *classes(class_names(run, config["data"]["num_classes"])),
+        sit_snippet(names, config) if "model.safetensors" in files else code_block(snippet(config, files), "python"),
+        prediction_text(config["objective"]),
+        *class_section(class_names(run, config["data"]["num_classes"])),
         "## Files",
         "\n".join(f"- {markdown(name)}" for name in [*files, "README.md"]),
         "## Metrics",
         metrics_table(run, step),
         "## Config",
-        fenced(config_yaml, "yaml"),
+        code_block(config_yaml, "yaml"),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def classes(names: list[str]) -> list[str]:
-    """The classes by id; no section where they have no names."""
+def class_section(names: list[str]) -> list[str]:
+    """A section with the class names by id; none if the classes have no names."""
     lines = [f"- {i}: {markdown(name)}" for i, name in enumerate(names[:LISTED])]
     rest = [f"- and {len(names) - LISTED} more, in classes.json"] if len(names) > LISTED else []
     return ["## Classes", "\n".join(lines + rest)] if names else []
 
 
-def of_a_sit(names: Names, config: dict[str, Any]) -> str:
-    """How this project, and others, load a SiT."""
+def sit_snippet(names: Names, config: dict[str, Any]) -> str:
+    """How to load a SiT with this project and with others."""
     parts = training_command(names.experiment, names.overrides)
     if config["data"]["source"] == "folder" and not any(part.startswith("data.num_classes=") for part in parts):
         parts.append(f"data.num_classes={config['data']['num_classes']}")  # it was counted where the images lay
     command = " ".join(shlex.quote(part) for part in parts)
     return (
-        f"{fenced(SIT.format(command=command), 'bash')}\n\nNames and shapes are those of the published SiT and REPA "
-        "checkpoints, without projectors."
+        f"{code_block(SIT.format(command=command), 'bash')}\n\nNames and shapes are those of the published SiT and "
+        "REPA checkpoints, without projectors."
     )
 
 
-def predicts(objective: dict[str, Any]) -> str:
-    """What a sampler must know."""
+def prediction_text(objective: dict[str, Any]) -> str:
+    """What the model predicts, for users of a sampler."""
     kind = objective["_target_"].rpartition(".")[2]
     if kind == "Flow":
         return (
@@ -123,8 +123,8 @@ def predicts(objective: dict[str, Any]) -> str:
     )
 
 
-def fenced(code: str, language: str) -> str:
-    """A code block that nothing in the code can end."""
+def code_block(code: str, language: str) -> str:
+    """A fenced Markdown code block, with a fence longer than any in the code."""
     longest = max((len(ticks) for ticks in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"
@@ -144,8 +144,8 @@ def front_matter(config: dict[str, Any], files: list[str]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(about))
 
 
-def claims(experiment: str, ablation: str) -> list[str]:
-    """What the experiment's and the ablation's files say of themselves: the comments at their heads."""
+def config_comments(experiment: str, ablation: str) -> list[str]:
+    """The comments at the head of the experiment's and the ablation's files."""
     found = []
     for group, name in (("experiment", experiment), ("ablation", ablation)):
         if name == "baseline":  # no ablation was asked for
@@ -157,7 +157,7 @@ def claims(experiment: str, ablation: str) -> list[str]:
     return found
 
 
-def what_trained(config: dict[str, Any]) -> str:
+def training_text(config: dict[str, Any]) -> str:
     """One sentence: what was trained, and what it was aligned to."""
     lora, loss = config["lora"], config["loss"]
     trained = f"The whole {'transformer' if family(config) == 'sit' else 'U-Net'} was trained"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from urepa.core import random_draws
 from urepa.core.errors import UserError
-from urepa.core.nested_dicts import flatten, moved, replaced
+from urepa.core.nested_dicts import flatten, move_paths, replace_value
 from urepa.core.types import ALONE, Condition, Denoised, Tokens, no_rows
 from urepa.method.objectives import Objective
 from urepa.method.training_step import AlignedModel
@@ -74,7 +74,7 @@ class OpenedRun:
         Raises UserError where the images, the time or the tap are not the run's.
         """
         chosen = self._tap(tap)
-        return self._denoised(images, t, (chosen,), noise).features[chosen].float()
+        return self._denoise(images, t, (chosen,), noise).features[chosen].float()
 
     def aligned(
         self,
@@ -91,12 +91,12 @@ class OpenedRun:
         if head not in self.model.heads:
             heads = ", ".join(self.model.heads)
             raise UserError(f"this run has no head on '{head}'; it has {heads if heads else 'none: loss=none'}")
-        denoised = self._denoised(images, t, (tap,), noise)
+        denoised = self._denoise(images, t, (tap,), noise)
         with torch.no_grad():
             return self.model.heads[head](denoised.features[tap].float(), self._times(t, len(images)))
 
     @torch.no_grad()
-    def _denoised(
+    def _denoise(
         self, images: Tensor, t: float | Tensor | None, taps: tuple[str, ...], noise: Tensor | None
     ) -> Denoised:
         check_images(images, self.track.image_shape)
@@ -143,7 +143,7 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
 
 def open_base(run: Path, device: torch.device, places: dict[str, str] | None = None) -> OpenedRun:
     """The run's model as it was before its first step: base weights, LoRA without effect."""
-    config = relocated(require_config(run), {} if places is None else places)
+    config = relocate(require_config(run), {} if places is None else places)
     loss, objective, track = (make(config[part]) for part in ("loss", "objective", "data"))
     teacher = make(config["teacher"]) if loss.taps else None  # heads ask its width and grid; its weights stay unread
     model, _ = build_model(config, track, teacher, loss)
@@ -176,13 +176,13 @@ def given_places(asked: dict[str, Any]) -> dict[str, str]:
     return {key: place for key, place in given.items() if place is not None}
 
 
-def relocated(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
-    """A run's config with some of its files elsewhere; a UserError for a key without an effect."""
+def relocate(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+    """A run's config with other paths for some of its files; UserError for a key without effect."""
     known = flatten(config)
     for key, place in places.items():
         if key not in PLACES:
             raise UserError(f"{key} is no place of a run's files; those are {', '.join(PLACES)}")
         if key not in known:
             raise UserError(f"{key} has no effect: this run has no such part; drop it")
-        config = moved(config, str(known[key]), place) if key == "data.root" else replaced(config, key, place)
+        config = move_paths(config, str(known[key]), place) if key == "data.root" else replace_value(config, key, place)
     return config

@@ -13,7 +13,7 @@ from typing import Any
 
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
-from urepa.core.hub_names import fetched, hub_file
+from urepa.core.hub_names import ensure_local, hub_file
 from urepa.runs.run_folder import parse_overrides
 from urepa.runs.stored_config import read_plain
 from urepa.runs.upgrades import upgrade
@@ -96,22 +96,22 @@ def family(config: dict[str, Any]) -> str:
     return str(config["backbone"]["_target_"].rpartition(".")[2])
 
 
-def check_named(name: str) -> None:
-    """A UserError where nothing on this disk or on the hub could have this name."""
+def check_name(name: str) -> None:
+    """UserError if the name is neither a local path nor a file on the hub."""
     if hub_file(name) is None and not Path(name).exists():
         raise UserError(f"checkpoint={name} is not there; give a path, or a file on the hub as OWNER/NAME/FILE")
 
 
 def find(name: str, config: dict[str, Any]) -> Published:
     """What `checkpoint=name` is for a composed config. UserError where it is not for its backbone or its objective."""
-    path = fetched(name, "checkpoint")
+    path = ensure_local(name, "checkpoint")
     kind, files = {"sit": _of_sit, "sd15": _of_sd15, "tiny_unet": _of_unet}[family(config)](path)
     beside = path.parent if path.is_file() or path.name == "unet" else path
     scheduler, exported = beside / "scheduler" / "scheduler_config.json", beside / "config.yaml"
     if scheduler.is_file():
         check_scheduler(scheduler, config["objective"])
     if exported.is_file():
-        check_exported(exported, config["objective"])
+        check_export_config(exported, config["objective"])
     return Published(kind, path, tuple(files), digest_of(files))
 
 
@@ -171,18 +171,18 @@ def check_scheduler(file: Path, objective: dict[str, Any]) -> None:
         return
     option = OBJECTIVES.get((there["prediction_type"], there["beta_schedule"]))
     numbers = {key: there["num_train_timesteps" if key == "timesteps" else key] for key in NUMBERS}
-    raise UserError(f"{file} says {'; '.join(differing)}: {give(option, numbers)}")
+    raise UserError(f"{file} says {'; '.join(differing)}: {objective_advice(option, numbers)}")
 
 
-def give(option: str | None, numbers: dict[str, Any]) -> str:
-    """How to compose an objective of these numbers."""
+def objective_advice(option: str | None, numbers: dict[str, Any]) -> str:
+    """How to compose an objective with these numbers, for an error message."""
     if option is None:
         return "no objective here has that"
     more = [f"objective.{key}={value}" for key, value in numbers.items() if value != NUMBERS[key]]
     return f"give {' '.join([f'objective={option}', *more])}"
 
 
-def check_exported(file: Path, objective: dict[str, Any]) -> None:
+def check_export_config(file: Path, objective: dict[str, Any]) -> None:
     """The same by an export's config: a flow has no scheduler. Another config.yaml than ours says nothing of this, and
     how the times of a training are drawn is nothing to its images."""
     try:
@@ -203,4 +203,4 @@ def check_exported(file: Path, objective: dict[str, Any]) -> None:
     flow = FLOWS.get(str(there.get("path"))) if prediction == "flow" else None
     option = flow or OBJECTIVES.get((prediction, str(there.get("beta_schedule"))))
     numbers = {} if flow else {key: there.get(key) for key in NUMBERS}
-    raise UserError(f"{file} says {'; '.join(differing)}: {give(option, numbers)}")
+    raise UserError(f"{file} says {'; '.join(differing)}: {objective_advice(option, numbers)}")

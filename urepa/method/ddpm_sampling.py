@@ -74,7 +74,9 @@ def ddim(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> 
     two are equal, bit for bit: ᾱ stays a scalar on the CPU, by which CUDA divides with another rounding.
     """
     alpha_bars = pairwise([*objective.alphas_cumprod[timesteps], torch.ones(())])
-    for t, (here, after) in zip(in_turn(torch.tensor(timesteps, device=x.device), len(x)), alpha_bars, strict=True):
+    for t, (here, after) in zip(
+        iterate_timesteps(torch.tensor(timesteps, device=x.device), len(x)), alpha_bars, strict=True
+    ):
         at = here**0.5, (1 - here) ** 0.5
         prediction = predict(x, t)
         x0, noise = objective.implied_x0(x, prediction, *at), objective.implied_noise(x, prediction, *at)
@@ -82,14 +84,14 @@ def ddim(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> 
     return x
 
 
-def by_diffusers(sampler: str) -> Solver:
+def diffusers_solver(sampler: str) -> Solver:
     """diffusers' scheduler as a solver: it steps between the timesteps that it is given, and then to σ = 0, x0."""
 
     def solve(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
         scheduler = scheduler_for(objective, sampler)
         scheduler.set_timesteps(timesteps=timesteps, device=x.device)
         x = x * scheduler.init_noise_sigma
-        for t in in_turn(scheduler.timesteps, len(x)):
+        for t in iterate_timesteps(scheduler.timesteps, len(x)):
             prediction = predict(scheduler.scale_model_input(x, t), t)
             x = scheduler.step(prediction, t, x).prev_sample
         return x
@@ -97,15 +99,19 @@ def by_diffusers(sampler: str) -> Solver:
     return solve
 
 
-SAMPLERS: dict[str, Solver] = {"ddim": ddim, "dpmsolver": by_diffusers("dpmsolver"), "euler": by_diffusers("euler")}
+SAMPLERS: dict[str, Solver] = {
+    "ddim": ddim,
+    "dpmsolver": diffusers_solver("dpmsolver"),
+    "euler": diffusers_solver("euler"),
+}
 
 
-def in_turn(timesteps: Tensor, images: int) -> Any:
-    """Timesteps one by one, with a progress bar."""
+def iterate_timesteps(timesteps: Tensor, images: int) -> Any:
+    """Iterates over timesteps with a progress bar."""
     return progress.bar(timesteps, desc=f"sampling {images:,} images", unit="step", leave=False)
 
 
-def guided(backbone: nn.Module, condition: Condition, guidance: float) -> Predict:
+def guided_predictor(backbone: nn.Module, condition: Condition, guidance: float) -> Predict:
     """The backbone's prediction; with guidance g it is u + g·(c − u) (Ho & Salimans 2022), u under the null condition
     in the same batch. At 1 the null pass is left out."""
     ids_B, null_id = condition.ids_B, condition.null_id
@@ -134,7 +140,7 @@ def sample(
     """x0 [B,C,H,W] from standard normal noise, on its device. Where `steps` divides the timesteps, these are the steps
     of diffusers' pipelines, bit for bit."""
     timesteps = trailing(objective.timesteps, steps)
-    return SAMPLERS[sampler](objective, guided(backbone, condition, guidance), noise, timesteps)
+    return SAMPLERS[sampler](objective, guided_predictor(backbone, condition, guidance), noise, timesteps)
 
 
 def check_steps(objective: Objective, steps: int, key: str = "steps") -> None:
@@ -144,8 +150,8 @@ def check_steps(objective: Objective, steps: int, key: str = "steps") -> None:
         raise UserError(f"{key}={steps}: this run has {most} timesteps; give as many or fewer")
 
 
-def chosen_sampler(objective: Objective, name: str | None) -> str:
-    """The sampler of this name (None: the objective's usual one). UserError where it does not solve its equation."""
+def choose_sampler(objective: Objective, name: str | None) -> str:
+    """The sampler of this name (None: the objective's default). UserError if it cannot sample this objective."""
     if name is None:
         return objective.samplers[0]
     if name not in objective.samplers:
@@ -153,8 +159,8 @@ def chosen_sampler(objective: Objective, name: str | None) -> str:
     return name
 
 
-def undivided(objective: Objective, steps: int) -> dict[str, int]:
-    """The timesteps, where `steps` does not divide them, as folders of images state them beside the steps.
+def uneven_timesteps(objective: Objective, steps: int) -> dict[str, int]:
+    """The number of timesteps if `steps` does not divide it, for names of image folders; else empty.
 
     Folders that do not state them have images of before `ddim` and `trailing`, which were others there."""
     if not isinstance(objective, DDPM) or objective.timesteps % steps == 0:
@@ -175,7 +181,7 @@ def sample_by(
 ) -> Tensor:
     """x0 [B,C,H,W] by a sampler of the objective's (None: its usual one). `rngs`, one per image, are for samplers that
     add noise on the way. `interval` are the times at which a flow is guided; DDPM's are all."""
-    name = chosen_sampler(objective, sampler)
+    name = choose_sampler(objective, sampler)
     check_steps(objective, steps)
     if isinstance(objective, Flow):
         return flow_sampling.sample(backbone, objective, noise, condition, name, steps, guidance, interval, rngs)

@@ -22,7 +22,9 @@ LAST = 0.04  # where the SDE's noisy steps end; one step without noise leads fro
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B,C,H,W] and t [], both fp64, to dx/dt
 
 
-def guided(backbone: nn.Module, condition: Condition, guidance: float, interval: tuple[float, float]) -> Velocity:
+def guided_velocity(
+    backbone: nn.Module, condition: Condition, guidance: float, interval: tuple[float, float]
+) -> Velocity:
     """The backbone's velocity v; at times inside `interval` u + g·(v − u), with u under the null condition in the same
     batch (Ho & Salimans 2022; Kynkäänniemi et al. 2024 for the interval)."""
     low, high = interval
@@ -47,7 +49,7 @@ def uniform_times(steps: int, device: torch.device) -> Tensor:
 def euler(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Euler steps. Deterministic."""
     times = uniform_times(steps, x.device)
-    for t, after in steps_of(times, len(x)):
+    for t, after in step_intervals(times, len(x)):
         x = x + (after - t) * velocity(x, t)
     return x
 
@@ -55,7 +57,7 @@ def euler(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.r
 def heun(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Heun steps, the last one Euler's: 2·steps − 1 evaluations. Deterministic."""
     times = uniform_times(steps, x.device)
-    for t, after in steps_of(times, len(x)):
+    for t, after in step_intervals(times, len(x)):
         slope = velocity(x, t)
         if after > 0:
             slope = (slope + velocity(x + (after - t) * slope, after)) / 2
@@ -68,7 +70,7 @@ def euler_maruyama(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: 
     step by its drift alone. Each image's noise comes from its own generator."""
     noisy = torch.linspace(1, LAST, steps, dtype=torch.float64, device=x.device)
     times = torch.cat([noisy, noisy.new_zeros(1)])
-    for t, after in steps_of(times, len(x)):
+    for t, after in step_intervals(times, len(x)):
         v = velocity(x, t)
         drift = v - t * flow.score(x, v, t.expand(len(x)))
         x = x + (after - t) * drift
@@ -81,8 +83,8 @@ def euler_maruyama(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: 
 SAMPLERS = {"euler": euler, "heun": heun, "sde": euler_maruyama}
 
 
-def steps_of(times: Tensor, images: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Each step's begin and end, with a progress bar."""
+def step_intervals(times: Tensor, images: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """The start and end time of each step, with a progress bar."""
     return progress.bar(list(pairwise(times)), desc=f"sampling {images:,} images", unit="step", leave=False)
 
 
@@ -99,5 +101,5 @@ def sample(
     rngs: list[np.random.Generator],
 ) -> Tensor:
     """x0 [B,C,H,W] from standard normal noise, on its device. `rngs`, one per image, are for the SDE's noise."""
-    velocity = guided(backbone, condition, guidance, interval)
+    velocity = guided_velocity(backbone, condition, guidance, interval)
     return SAMPLERS[sampler](flow, velocity, noise.double(), steps, rngs).float()

@@ -30,7 +30,7 @@ def token_loss(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None 
     return 1.0 - (cosine_BN * weight_BN).sum(1) / weight_BN.sum(1)
 
 
-def spatially_normalised(tokens_BND: Tensor, share: float) -> Tensor:
+def normalise_spatially(tokens_BND: Tensor, share: float) -> Tensor:
     """(x − share·mean)/(std + 1e-6) over an image's tokens, channel by channel: what tells its places apart (iREPA;
     SYSTEMS.md C). The standard deviation divides by N − 1."""
     tokens_BND = tokens_BND.float()
@@ -48,13 +48,13 @@ def off_diagonal_mean(difference_XNN: Tensor) -> Tensor:
     return difference_XNN.pow(2).mul(off_diagonal).sum() / (difference_XNN.numel() / n * (n - 1))
 
 
-def pooled(tokens_BND: Tensor) -> Tensor:
+def pool_tokens(tokens_BND: Tensor) -> Tensor:
     """A sample's vector [B,D]: the unit vector along its mean token (spec 000 §4.4, steps 1 and 2)."""
     return F.normalize(F.normalize(tokens_BND.float(), dim=-1).mean(1), dim=-1)
 
 
 def manifold_loss_sample(student_GD: Tensor, teacher_GD: Tensor) -> Tensor:
-    """Squared difference of the samples' similarity matrices (spec 000 §4.4). Takes `pooled` vectors of
+    """Squared difference of the samples' similarity matrices (spec 000 §4.4). Takes `pool_tokens` vectors of
     the whole group, so that the caller may gather them over ranks first."""
     return off_diagonal_mean(student_GD @ student_GD.mT - teacher_GD @ teacher_GD.mT)
 

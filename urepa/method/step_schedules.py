@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def warmed_up(step: int, maximum: float, warmup_steps: int) -> float:
+def linear_warmup(step: int, maximum: float, warmup_steps: int) -> float:
     """λ(step): linear from 0 to `maximum` over `warmup_steps`, then constant (spec 000 §4.5)."""
     if step >= warmup_steps:
         return maximum

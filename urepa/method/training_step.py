@@ -20,7 +20,7 @@ from urepa.core.loss_settings import check_layout, check_loss
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.method import losses
 from urepa.method.objectives import Objective
-from urepa.method.step_schedules import warmed_up
+from urepa.method.step_schedules import linear_warmup
 from urepa.models.teachers.several_teachers import name_at
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
@@ -150,7 +150,7 @@ class AlignmentLoss:
         """λ of the update with this index."""
         if step >= self.aligned_steps:
             return 0.0
-        return warmed_up(step, self.lambda_max, self.warmup_steps)
+        return linear_warmup(step, self.lambda_max, self.warmup_steps)
 
     @property
     def aligned_steps(self) -> float:
@@ -161,7 +161,7 @@ class AlignmentLoss:
         """What the student's tokens are compared with."""
         if self.spatial_norm is None:
             return teacher_BND
-        return losses.spatially_normalised(teacher_BND, self.spatial_norm)
+        return losses.normalise_spatially(teacher_BND, self.spatial_norm)
 
     def check_layout(self, smallest_group: int, accumulation: int) -> None:
         """`urepa.core.loss_settings`."""
@@ -178,7 +178,7 @@ class AlignmentLoss:
         value = student_BND.new_zeros(())
         for level, weight in self.levels.items():
             if level == "sample":
-                pooled = (gather(losses.pooled(x)) for x in (student_BND, teacher_BND))
+                pooled = (gather(losses.pool_tokens(x)) for x in (student_BND, teacher_BND))
                 value = value + weight * losses.manifold_loss_sample(*pooled)
             else:
                 value = value + weight * losses.manifold_loss_token(student_BND, teacher_BND)

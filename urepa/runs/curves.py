@@ -63,10 +63,10 @@ def read_curves(rows: Iterable[dict[str, Any]], is_wanted: Callable[[str], bool]
             add(number(row[key]))
     for key, _ in adders:
         columns[key].add_span(begin, n)
-    return _finished(np.array(steps, np.int64), columns), started
+    return _as_curves(np.array(steps, np.int64), columns), started
 
 
-def _finished(steps_R: NDArray[np.int64], columns: dict[str, _Column]) -> dict[str, Curve]:
+def _as_curves(steps_R: NDArray[np.int64], columns: dict[str, _Column]) -> dict[str, Curve]:
     shared: dict[bytes, NDArray[np.int64]] = {}
     curves = {}
     for key in sorted(columns):
@@ -96,9 +96,9 @@ def curves_of(points: dict[str, tuple[array[int], array[float]]]) -> dict[str, C
     return curves
 
 
-def thinned(curve: Curve) -> Curve:
-    """A curve that looks the same when it is drawn: the lowest and the highest finite value of each of `STRETCHES`
-    stretches. A short curve stays as it is."""
+def thin_curve(curve: Curve) -> Curve:
+    """Reduces a curve to the lowest and the highest finite value of each of `STRETCHES` stretches, so that it looks the
+    same when drawn. A short curve is returned unchanged."""
     n = len(curve.steps)
     if n <= 2 * STRETCHES:
         return curve

@@ -20,9 +20,9 @@ PLACE = ("ACCELERATE_USE_CPU", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_LOG_LEVEL"
 NEUTRAL = ("", "0", "no", "false", "none", "off", "default")
 
 
-def take_out_settings(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Removes accelerate's settings for as long as this process lives, because some are read again at every backward
-    pass and when a teacher is loaded. The first rank prints one line that names those that asked for something."""
+def remove_accelerate_variables(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Removes accelerate's environment variables for the rest of the process, as some are read again at every backward
+    pass and when a teacher is loaded. Rank 0 prints one line that names those that would have had an effect."""
     found = {name: environment[name] for name in sorted(environment) if name.startswith(PREFIXES) and name not in PLACE}
     for name in found:
         del environment[name]

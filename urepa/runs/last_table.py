@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag
+from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_sentence
 from urepa.core.escaping import printable
 from urepa.runs.run_folder import Names
 
@@ -46,7 +46,7 @@ def print_report(
     seconds = summary["seconds"]["training"]
     images = summary["step"] * summary["batch_size"]
     lines.append(f"  {'training':<32} {seconds:>6.0f}s   {images / max(seconds, 1e-9):.0f} images/s")
-    if sentence := _lag(summary, trainer):
+    if sentence := _lag_sentence(summary, trainer):
         lines += ["", f"  {sentence}"]
     samples = folder / "samples" / f"step_{summary['step']:08d}.png"
     lines += ["", f"  folder   {folder}"]
@@ -56,12 +56,12 @@ def print_report(
     print("\n".join(map(printable, lines)))  # names may be a stranger's
 
 
-def _lag(summary: dict[str, Any], trainer: dict[str, Any]) -> str:
+def _lag_sentence(summary: dict[str, Any], trainer: dict[str, Any]) -> str:
     """A sentence if more than 5 % of the EMA weights are still the initial weights; else nothing."""
     decay, warmup = trainer["ema_decay"], trainer["ema_warmup"]
     updates = summary["step"] - int(summary["metrics"].get("guard/skipped_steps", 0))
     share = float(summary["metrics"].get(SHARE, initial_share(decay, updates, warmup)))  # older runs did not log it
-    return lag(share, decay, updates, warmup) if share > LAGGING else ""
+    return lag_sentence(share, decay, updates, warmup) if share > LAGGING else ""
 
 
 def _distances(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:

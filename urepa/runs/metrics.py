@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from urepa.core.errors import UserError
-from urepa.core.json_lines import BEGINNING, Line, append, count_lines, cut_at, last_value, read_lines
+from urepa.core.json_lines import BEGINNING, Line, append, count_lines, last_value, read_lines, truncate_at
 
 # keys whose values are times or rates; all others repeat bit for bit after a resume
 TIMINGS = ("time", "images_per_s", "data_wait_share", "gpu/power_w", "gpu/utilization", "gpu/memory_gib")
@@ -56,7 +56,7 @@ class MetricsLog:
                 f"behind that step, without the curves before",
                 stacklevel=2,
             )
-        cut_at(self.path, there.end)
+        truncate_at(self.path, there.end)
         self.rows, self._latest = there.rows, self._last_time()
 
 

@@ -93,7 +93,7 @@ def describe(client: Any, run: Any, params: dict[str, Any], tags: dict[str, Any]
     from mlflow.entities import Param
 
     run_id, known = run.info.run_id, run.data.params
-    accepted = dict(_accepted(params, "parameter", say))
+    accepted = dict(_accepted_items(params, "parameter", say))
     for some in _batches([Param(k, text(v, LONGEST_PARAM)) for k, v in accepted.items() if k not in known]):
         client.log_batch(run_id, params=some)
     set_tags(client, run_id, tags, say)
@@ -103,7 +103,7 @@ def set_tags(client: Any, run_id: str, tags: dict[str, Any], say: Say) -> None:
     """The tags as they are now."""
     from mlflow.entities import RunTag
 
-    for some in _batches([RunTag(k, text(v, LONGEST_TAG)) for k, v in _accepted(tags, "tag", say)]):
+    for some in _batches([RunTag(k, text(v, LONGEST_TAG)) for k, v in _accepted_items(tags, "tag", say)]):
         client.log_batch(run_id, tags=some)
 
 
@@ -141,8 +141,8 @@ def facts_in(tags: dict[str, str]) -> dict[str, Any]:
     return upgrade_facts(facts)
 
 
-def shown(tags: dict[str, str]) -> dict[str, str]:
-    """What MLflow's own page makes something of: a run's description, its source and the code's version."""
+def page_tags(tags: dict[str, str]) -> dict[str, str]:
+    """Tags that MLflow's own page displays: a run's description, its source and the code's version."""
     named = {key: tags.get(key, "") for key in ("experiment", "arm", "seed", "folder", "git_commit")}
     about = f"{named['experiment']} · {named['arm']} · seed {named['seed']}"
     return {
@@ -164,8 +164,8 @@ def page(uri: str, experiment: str) -> str:
 
 
 @functools.cache
-def refusal(key: str) -> str:
-    """Why MLflow takes no metric, parameter or tag of this name; "" if it does."""
+def invalid_name_reason(key: str) -> str:
+    """Why MLflow accepts no metric, parameter or tag of this name; "" if it does."""
     from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, path_not_unique, validate_param_and_metric_name
 
     if len(key) > MAX_ENTITY_KEY_LENGTH:
@@ -180,9 +180,9 @@ def text(value: Any, longest: int) -> str:
     return str(value).encode(errors="backslashreplace").decode().replace("\0", "\\0")[:longest]
 
 
-def _accepted(values: dict[str, Any], kind: str, say: Say) -> Iterator[tuple[str, Any]]:
+def _accepted_items(values: dict[str, Any], kind: str, say: Say) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if why := refusal(key):
+        if why := invalid_name_reason(key):
             say(f"MLflow takes no {kind} {key[:80]!r}: {why}")
         else:
             yield key, value
@@ -201,7 +201,7 @@ def points(row: dict[str, Any], say: Say) -> list[Any]:
     for name in row:
         if name in NOT_METRICS:
             continue
-        why = refusal(name)
+        why = invalid_name_reason(name)
         try:
             value = number(row[name])
         except OverflowError:

@@ -79,13 +79,13 @@ class MLflowShipper:
         self.uri, self.experiment_name, self.patience = uri, experiment_name, patience
         self.metrics_file, self.cursor_file = folder / "metrics.jsonl", folder / "mlflow.json"
         self.folder, self.name, self.params = folder, name, params
-        self.tags = run_tags | tags | mlflow_run.shown(run_tags)
+        self.tags = run_tags | tags | mlflow_run.page_tags(run_tags)
         self._data: dict[str, Any] = {}
         self._final: End | None = None
         self._wake = threading.Event()
         self._done = threading.Event()
         self._imported = threading.Event()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._handled = START  # up to here all is sent, or cannot be: this process need not read it again
         self._client: Any = None
         self._store: tuple[int, int] | None = None  # the one that the client has open
@@ -114,8 +114,8 @@ class MLflowShipper:
         cursor = self._cursor()
         return (
             bool(cursor["finished"])
-            and next(self._unsent(cursor), None) is None
-            and self._original(cursor) is None
+            and next(self._unsent_rows(cursor), None) is None
+            and self._original_folder(cursor) is None
             and mlflow_store.has_run(self.uri, cursor["run_id"])
         )
 
@@ -126,7 +126,7 @@ class MLflowShipper:
         self._wake.set()
         self._imported.wait()
         if not self._done.wait(self.patience):
-            unsent = sum(1 for _ in self._unsent(self._cursor()))
+            unsent = sum(1 for _ in self._unsent_rows(self._cursor()))
             warnings.warn(
                 f"MLflow ({self.uri}) did not take {unsent} rows in time; they are in {self.metrics_file} "
                 "and are sent when the same command runs again"
@@ -151,7 +151,7 @@ class MLflowShipper:
                 self._try_twice(final)
             except Exception as error:  # noqa: BLE001  whatever MLflow raises must not stop training
                 self._client = None
-                self._say_failure(error)
+                self._warn_of_failure(error)
                 if final is not None and not self._done.wait(1.0):
                     self._wake.set()
 
@@ -167,17 +167,17 @@ class MLflowShipper:
         self._client, self._store = self._open(), mlflow_store.identity(self.uri)
         self._send_all(final)
 
-    def _say(self, sentence: str) -> None:
-        """Once."""
-        if sentence not in self._said:
-            self._said.add(sentence)
+    def _warn_once(self, sentence: str) -> None:
+        """Prints a warning the first time that it occurs."""
+        if sentence not in self._warned:
+            self._warned.add(sentence)
             warnings.warn(f"{self.folder}: {sentence}", stacklevel=2)
 
-    def _say_failure(self, error: Exception) -> None:
+    def _warn_of_failure(self, error: Exception) -> None:
         if isinstance(error, UserError):
-            self._say(f"MLflow gets nothing for now: {error}. All rows are in {self.metrics_file}")
-        elif "failure" not in self._said:
-            self._said.add("failure")
+            self._warn_once(f"MLflow gets nothing for now: {error}. All rows are in {self.metrics_file}")
+        elif "failure" not in self._warned:
+            self._warned.add("failure")
             warnings.warn(f"MLflow ({self.uri}) is not answering, will try again: {error}", stacklevel=2)
 
     # --- the cursor -------------------------------------------------------------------------------------
@@ -188,19 +188,19 @@ class MLflowShipper:
         `last` value of both, the batch that was under way, if any (`sending`), and whether the run was `finished`; the
         absolute `folder` and `store` that all this was said of."""
         cursors = read_json(self.cursor_file) if self.cursor_file.exists() else {}
-        return _fresh() | cursors.get(self.uri, {})
+        return _new_cursor() | cursors.get(self.uri, {})
 
     def _save(self, cursor: dict[str, Any]) -> None:
         cursors = read_json(self.cursor_file) if self.cursor_file.exists() else {}
         write_whole(self.cursor_file, json.dumps(cursors | {self.uri: cursor}, indent=1))
 
-    def _unsent(self, cursor: dict[str, Any]) -> Iterator[Position]:
+    def _unsent_rows(self, cursor: dict[str, Any]) -> Iterator[Position]:
         """The rows after the cursor, one at a time. A damaged line has nothing to send."""
         for position in positions(self.metrics_file, self._handled):
             if not position.line.damage and position.place > cursor["sent"]:
                 yield position
 
-    def _original(self, cursor: dict[str, Any], noted: str | None = None) -> Path | None:
+    def _original_folder(self, cursor: dict[str, Any], noted: str | None = None) -> Path | None:
         """The folder that this one is a copy of, if it is still there with the same MLflow run: both would write into
         that. A folder that was moved is no copy, nor is one that was copied with its store. `noted`: where the folder
         lay by its MLflow run, for the cursor of an earlier version does not say."""
@@ -218,27 +218,27 @@ class MLflowShipper:
         """A client, with this run's MLflow run there to be sent to. UserError if the store cannot be used."""
         client, cursor = mlflow_store.connect(self.uri), self._cursor()
         run = mlflow_run.find(client, cursor["run_id"])
-        if lost := self._lost(client, cursor, run):
-            self._say(f"{lost}; everything is sent again, into a new one")
-            cursor, run = _fresh() | ({"key": cursor["key"]} if run is None else {}), None
+        if lost := self._missing_reason(client, cursor, run):
+            self._warn_once(f"{lost}; everything is sent again, into a new one")
+            cursor, run = _new_cursor() | ({"key": cursor["key"]} if run is None else {}), None
             self._handled = START
         cursor |= {"folder": str(self.folder.absolute()), "store": mlflow_store.location(self.uri)}
         self._save(cursor)  # with the key, before there is a run that has it
         if run is None:
-            run = mlflow_run.begin(client, self.experiment_name, self.name, cursor["key"], self._say)
+            run = mlflow_run.begin(client, self.experiment_name, self.name, cursor["key"], self._warn_once)
         else:
-            mlflow_run.revive(client, run, self._say)
+            mlflow_run.revive(client, run, self._warn_once)
         cursor |= {"run_id": run.info.run_id, "experiment": run.info.experiment_id, "finished": False}
         self._save(cursor)
-        mlflow_run.describe(client, run, self.params, self.tags, self._say)
+        mlflow_run.describe(client, run, self.params, self.tags, self._warn_once)
         mlflow_run.log_data(client, run, self.params, self._data)
         client.update_run(cursor["run_id"], status="RUNNING")
         if cursor["sending"] is not None:
-            self._settle(client, cursor)
+            self._resolve_pending(client, cursor)
         return client
 
-    def _lost(self, client: Any, cursor: dict[str, Any], run: Any) -> str:
-        """Why this store has not, or not for this folder, what the cursor says of it; "" if it has."""
+    def _missing_reason(self, client: Any, cursor: dict[str, Any], run: Any) -> str:
+        """Why the store does not have the run that the cursor names, or not for this folder; "" if it has."""
         run_id = cursor["run_id"]
         if run_id is None:
             return ""
@@ -246,7 +246,7 @@ class MLflowShipper:
             return f"MLflow ({self.uri}) does not have its run {run_id} any more"
         if run.data.tags.get("urepa.key") != cursor["key"]:  # a stranger's mlflow.json may name any
             return f"the MLflow run {run_id} is not this folder's"
-        original = self._original(cursor, run.data.tags.get("folder"))
+        original = self._original_folder(cursor, run.data.tags.get("folder"))
         if original is not None:
             return f"this is a copy of {original}, which goes on with the MLflow run {run_id}"
         if cursor["last"] is not None and not _is_there(client, run_id, cursor["last"]):
@@ -255,8 +255,9 @@ class MLflowShipper:
             return f"its MLflow run {run_id} lacks what was sent before (an older copy of the database?) and is deleted"
         return ""
 
-    def _settle(self, client: Any, cursor: dict[str, Any]) -> None:
-        """A batch was under way when the process died: it is one transaction, so one metric tells."""
+    def _resolve_pending(self, client: Any, cursor: dict[str, Any]) -> None:
+        """Finds out whether the batch that was being sent when the process died arrived: it is one transaction, so one
+        metric tells."""
         sending = cursor["sending"]
         if _is_there(client, cursor["run_id"], sending):
             cursor |= {"sent": sending["upto"], "part": sending.get("part"), "last": sending}
@@ -274,10 +275,10 @@ class MLflowShipper:
             if self._done.is_set():
                 return
             if seen.line.damage:
-                self._say_damage(seen.line)
+                self._warn_of_damage(seen.line)
                 continue
             if seen.place > cursor["sent"]:
-                points = mlflow_run.points(seen.line.value, self._say)
+                points = mlflow_run.points(seen.line.value, self._warn_once)
                 if waiting and len(waiting) + len(points) > METRICS_A_BATCH:
                     self._send(cursor, waiting, upto)
                     waiting = []
@@ -313,14 +314,14 @@ class MLflowShipper:
         self._save(cursor)
         self._handled = upto
 
-    def _say_damage(self, line: Line) -> None:
-        self._say(
+    def _warn_of_damage(self, line: Line) -> None:
+        self._warn_once(
             f"line {line.number} of {self.metrics_file} {line.damage}: it is not in MLflow ({self.uri}) unless it was "
             "sent before"
         )
 
     def _finish(self, run_id: str, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
-        mlflow_run.set_tags(self._client, run_id, tags, self._say)
+        mlflow_run.set_tags(self._client, run_id, tags, self._warn_once)
         for path in artifacts:
             below = path.parent.relative_to(self.folder).as_posix()
             self._client.log_artifact(run_id, str(path), None if below == "." else below)
@@ -329,7 +330,7 @@ class MLflowShipper:
         self._save(self._cursor() | {"finished": status == "FINISHED"})
 
 
-def _fresh() -> dict[str, Any]:
+def _new_cursor() -> dict[str, Any]:
     """The cursor of a store to which nothing was sent."""
     unknown = dict.fromkeys(("experiment", "run_id", "part", "last", "sending", "folder", "store"))
     return {"key": uuid.uuid4().hex, "sent": [-1, 0], "finished": False} | unknown

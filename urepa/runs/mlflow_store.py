@@ -66,11 +66,11 @@ def connect(uri: str) -> Any:
         return _client(uri)
     path = path.resolve()  # of a link, the place that it leads to
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(path):
+    with _creation_lock(path):
         for leftover in path.parent.glob(f".{path.name}.*.tmp*"):  # of a process that was killed while it made one
             leftover.unlink()
         if not path.exists() or path.stat().st_size == 0:
-            _make(path)
+            _create_tables(path)
         require_usable(uri)
         return _client(uri)
 
@@ -113,7 +113,7 @@ def has_run(uri: str, run_id: str) -> bool:
     if not path.exists():
         return False
     try:
-        with _reading(path) as database:
+        with _read_connection(path) as database:
             sql = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
             return database.execute(sql, (run_id,)).fetchone() is not None
     except sqlite3.Error:  # no store of MLflow's: opening it says what it is
@@ -127,7 +127,7 @@ def require_usable(uri: str) -> None:
     if path is None:
         return
     try:
-        with _reading(path) as database:
+        with _read_connection(path) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
             found = database.execute("select version_num from alembic_version") if "alembic_version" in tables else []
             revision = next((str(number) for (number,) in found), None)
@@ -177,7 +177,7 @@ def _is_known(versions: Any, revision: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+def _read_connection(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that makes no file. Not read-only: a killed process's transaction may have to be undone."""
     database = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=BUSY_SECONDS)
     try:
@@ -187,15 +187,16 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Several processes that create one sqlite file at once break it: they take turns."""
+def _creation_lock(path: Path) -> Iterator[None]:
+    """A lock for the creation of a sqlite file, which several processes at once would break."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _make(path: Path) -> None:
-    """MLflow's tables take seconds and many transactions: under another name until they are complete."""
+def _create_tables(path: Path) -> None:
+    """Creates MLflow's tables under a temporary name, as that takes seconds and many transactions, and renames the
+    file."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     _forget_connections(_client(f"{SQLITE}{temporary}"))
     with open(temporary, "rb") as file:

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, write_whole
-from urepa.core.nested_dicts import flatten, replaced
+from urepa.core.nested_dicts import flatten, replace_value
 from urepa.runs.stored_config import read_config, read_plain
 from urepa.runs.summary import read_summary
-from urepa.runs.upgrades import stored, upgrade_facts
+from urepa.runs.upgrades import add_schema_number, upgrade_facts
 
 # Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
 NOT_IDENTITY = (
@@ -78,11 +78,11 @@ def is_identity(key: str) -> bool:
 def parse_overrides(overrides: list[str]) -> dict[str, str]:
     """`+a=1` and `a=1` as {"a": "1"}, `group@place=1` as {"place": "1"}; the last one of a key wins, as in Hydra."""
     pairs = (o.lstrip("+~").partition("=") for o in overrides)
-    return {key.split("@")[-1].removeprefix("_global_."): _unquoted(value) for key, _, value in pairs}
+    return {key.split("@")[-1].removeprefix("_global_."): _unquote(value) for key, _, value in pairs}
 
 
-def _unquoted(value: str) -> str:
-    """Without the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
+def _unquote(value: str) -> str:
+    """Removes the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
     if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
         return value
     inner = re.sub(rf"(\\+){value[0]}", lambda m: "\\" * (len(m[1]) // 2) + value[0], value[1:-1])
@@ -139,8 +139,9 @@ def folder_name(parts: list[str]) -> str:
     return name
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """Resolved, with enums as their names: what is stored and what everything is built from."""
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain data, enums as their names: the form that is stored and from which everything is
+    built."""
     container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
@@ -148,7 +149,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def stored_yaml(config: dict[str, Any]) -> str:
     """A composed config as config.yaml has it."""
-    return OmegaConf.to_yaml(OmegaConf.create(stored(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(add_schema_number(config)))
 
 
 def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -238,8 +239,8 @@ def stored_names(path: Path) -> Names:
     return Names(summary["experiment"], summary["ablation"], of_this)
 
 
-def extended(names: Names, max_steps: int) -> Names:
-    """The names of a run that goes on to another last step."""
+def extend_names(names: Names, max_steps: int) -> Names:
+    """The names of a run that is continued to another last step."""
     rest = (o for o in names.overrides if not o.startswith("trainer.max_steps="))
     return names._replace(overrides=tuple(sorted([*rest, f"trainer.max_steps={max_steps}"])))
 
@@ -331,9 +332,9 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def forget(self) -> None:
-        """Leaves nothing of a folder that held nothing before and has only been claimed and given its config since.
-        To be called by its owner."""
+    def remove_if_new(self) -> None:
+        """Removes the folder if it was empty before and has only been claimed and given its config since. Only its
+        owner may call this."""
         own = {".lock", self.config_file.name, "warm_start.json", "provenance.json"}
         if self._lock is None or not self._was_empty or not {p.name for p in self.path.iterdir()} <= own:
             return
@@ -347,15 +348,15 @@ class RunFolder:
             return None
         return read_config(self.config_file)
 
-    def agreed(self, config: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
+    def merge_config(self, config: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """The config to go on with: the composed one or, in a key that was added since the folder was made and is not
         `given` on the command line, the value that means what the code did then. UserError where the folder was made
         with another config, with the difference."""
         before = self.stored_config()
         if before is None:
             return config
-        for key in self._added() & flatten(config).keys() - set(given):
-            config = replaced(config, key, flatten(before)[key])
+        for key in self._added_keys() & flatten(config).keys() - set(given):
+            config = replace_value(config, key, flatten(before)[key])
         if differing := differences(before, config):
             raise UserError(
                 f"{self.path} holds a run with another config ({'; '.join(differing)}); change the command, or "
@@ -363,7 +364,7 @@ class RunFolder:
             )
         return config
 
-    def _added(self) -> set[str]:
+    def _added_keys(self) -> set[str]:
         """Dotted keys that the folder's config did not have when it was stored."""
         return flatten(read_config(self.config_file)).keys() - flatten(read_plain(self.config_file)).keys()
 

@@ -35,7 +35,7 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(config.get(kind), dict) for kind in ("backbone", "data")):
         raise UserError(f"{file} is not the config of a run of urepa; give the folder of one")
     try:
-        return checked(upgrade(config))
+        return check_config(upgrade(config))
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
@@ -88,14 +88,14 @@ def _plain(value: Any, key: str) -> Any:
 # --- the declared parts ---------------------------------------------------------------------------------------
 
 
-def checked(config: dict[str, Any]) -> dict[str, Any]:
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config in the types of the schema; a key that it lacks has the schema's default, if there is one.
     UserError for a `_target_` or a key that is not declared, a value of another type and a key that is missing."""
     check_parts(config)
-    whole = _typed(Train, config, "")
+    whole = _to_schema_types(Train, config, "")
     del whole["arm"]  # of the command, not of the run
     for key, kinds, part in _parts(whole):
-        _put(whole, key, _typed(_declared(part, kinds, key), part, key))
+        _put(whole, key, _to_schema_types(_declared_schema(part, kinds, key), part, key))
     if missing := sorted(key for key, value in flatten(whole).items() if value == "???"):
         raise UserError(f"{', '.join(missing)} is missing: this is not the whole config of a run")
     return whole
@@ -105,28 +105,28 @@ def check_parts(config: dict[str, Any]) -> None:
     """UserError for a `_target_` that is not declared where it stands, and for any other instruction to Hydra."""
     _refuse_specials(config, Train, "")
     for key, kinds, part in _parts(config):
-        _refuse_specials(part, _declared(part, kinds, key), key)
+        _refuse_specials(part, _declared_schema(part, kinds, key), key)
 
 
 def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
     """Where each part stands, what kinds it may be of, and itself; the ones that it holds after it."""
     for kind in (kind for kind in KINDS if kind in config and kind != "evaluation"):
-        yield from _with_held(config[kind], (kind,), kind)
+        yield from _walk_parts(config[kind], (kind,), kind)
     asked = config.get("evaluation")
     for name, part in asked.items() if isinstance(asked, dict) else ():
-        yield from _with_held(part, ("evaluation",), f"evaluation.{name}")
+        yield from _walk_parts(part, ("evaluation",), f"evaluation.{name}")
 
 
-def _with_held(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
-    schema = _declared(part, kinds, key)
+def _walk_parts(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    schema = _declared_schema(part, kinds, key)
     yield key, kinds, part
     for name in (f.name for f in fields(schema) if f.type in HOLDERS and part.get(f.name) is not None):
         value, place = part[name], f"{key}.{name}"
         if isinstance(value, dict) and "_target_" not in value:
             for one in value:
-                yield from _with_held(value[one], BELOW, f"{place}.{one}")
+                yield from _walk_parts(value[one], BELOW, f"{place}.{one}")
         else:
-            yield from _with_held(value, BELOW, place)
+            yield from _walk_parts(value, BELOW, place)
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:
@@ -137,7 +137,7 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
     config[name] = value
 
 
-def _declared(config: Any, kinds: tuple[str, ...], key: str) -> type:
+def _declared_schema(config: Any, kinds: tuple[str, ...], key: str) -> type:
     """The schema of a part's `_target_`."""
     if not isinstance(config, dict):
         raise UserError(f"{key} is {config!r}; it holds a part, with a _target_")
@@ -155,8 +155,8 @@ def _target(schema: type) -> str:
     return str(next(f.default for f in fields(schema) if f.name == "_target_"))
 
 
-def _typed(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:
-    """A mapping in the types of a schema, enums as their names."""
+def _to_schema_types(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:
+    """Converts a mapping to the types of a schema, enums as their names."""
     try:
         typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), config), enum_to_str=True)
     except OmegaConfBaseException as error:

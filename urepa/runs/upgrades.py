@@ -26,7 +26,7 @@ def _to_1(config: dict[str, Any]) -> None:
         config["trainer"].setdefault("ema_warmup", False)
     for part in _parts(config):
         if part["_target_"] == "urepa.teachers.vit.ViT":
-            part.setdefault("positions", _positions_of_before(part))
+            part.setdefault("positions", _earlier_positions(part))
         elif part["_target_"] == "urepa.data.pixels.PixelTrack":
             part.setdefault("max_skipped", 0.0)
 
@@ -73,8 +73,9 @@ def _to_3(config: dict[str, Any]) -> None:
             part["_target_"] = f"{PLACES[module]}.{name}"
 
 
-def _positions_of_before(vit: dict[str, Any]) -> str | None:
-    """DINOv2's resampled ones were transformers'; at 37 patches a side none were, for which `meta` stands now."""
+def _earlier_positions(vit: dict[str, Any]) -> str | None:
+    """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
+    nothing to resample, which is `meta` now."""
     if vit.get("family") != "dinov2":
         return None
     native = str(vit.get("image_size")) == "518" and str(vit.get("patch")) == "14"  # MLflow has numbers as text
@@ -85,8 +86,8 @@ STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3)
 SCHEMA = len(STEPS)
 
 
-def stored(config: dict[str, Any]) -> dict[str, Any]:
-    """A composed config as it is stored."""
+def add_schema_number(config: dict[str, Any]) -> dict[str, Any]:
+    """A composed config as it is stored, with the number of its schema."""
     return {KEY: SCHEMA} | config
 
 

@@ -51,34 +51,34 @@ def load_modules(config: Any) -> None:
 def make(config: dict[str, Any]) -> Any:
     """The part a config describes, built with plain dicts and lists; of a part that is told more later, what builds it.
     UserError where its settings do not fit together."""
-    with _building(config):
+    with _build_errors(config):
         part = instantiate(config, _convert_="all")
     if not isinstance(part, partial):
         return part
 
     def build_later(*arguments: Any, **known: Any) -> Any:
-        with _building(config):
+        with _build_errors(config):
             return part(*arguments, **known)
 
     return build_later
 
 
 @contextlib.contextmanager
-def _building(config: dict[str, Any]) -> Iterator[None]:
-    """What libraries raise over settings that they cannot build as one sentence that names these."""
+def _build_errors(config: dict[str, Any]) -> Iterator[None]:
+    """Inside, errors that libraries raise over settings become a UserError that names these."""
     try:
         yield
     except InstantiationException as error:
         if isinstance(error.__cause__, (UserError, OSError)):  # Hydra wraps what a constructor raises
             raise error.__cause__ from None
-        raise UserError(_unbuilt(config, error.__cause__ or error)) from error
+        raise UserError(_build_error_text(config, error.__cause__ or error)) from error
     except UNFIT as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(_unbuilt(config, error)) from error
+        raise UserError(_build_error_text(config, error)) from error
 
 
-def _unbuilt(config: dict[str, Any], error: BaseException) -> str:
+def _build_error_text(config: dict[str, Any], error: BaseException) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in config.items() if not key.startswith("_"))
     name = str(config["_target_"]).rpartition(".")[2]
     reason = " ".join(str(error).split())
@@ -129,7 +129,7 @@ def build_random(config: dict[str, Any], track: Any, device: torch.device, like:
     """The same as if its backbone began at random weights, drawn by the run's seed; what no seed draws (a U-Net's
     prompts) is `like`'s. For a backbone with weights."""
     backbone = config["backbone"]
-    drawn = {"backbone": backbone | {"_target_": f"{backbone['_target_']}_unread"}}
+    drawn = {"backbone": backbone | {"_target_": f"{backbone['_target_']}_without_weights"}}
     model = build_untrained(config | drawn, track, device)
     buffers = dict(like.named_buffers())
     for name, buffer in model.named_buffers():
@@ -137,9 +137,9 @@ def build_random(config: dict[str, Any], track: Any, device: torch.device, like:
     return model
 
 
-def evaluated(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
-    """What the config's `evaluation` says of the EMA weights after `step` updates. Leaves weights and draws alone. Of
-    several teachers the first is read; only evaluation.alignment reads each."""
+def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
+    """Runs the config's `evaluation` on the EMA weights after `step` updates. Changes neither weights nor random draws.
+    With several teachers the first one is used; only evaluation.alignment uses each."""
     device = trainer.accelerator.device
     has_weights = config["backbone"].get("weights", "random") != "random"
     context = Context(
@@ -157,7 +157,7 @@ def evaluated(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -
         teacher=next(iter(trainer.reader.cache.tokens), ALONE),
     )
     trainer.model.eval()
-    with trainer.ema.applied(), trainer.accelerator.autocast():
+    with trainer.ema.use_averages(), trainer.accelerator.autocast():
         return run_each(context, config["evaluation"], make)
 
 
@@ -207,7 +207,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     validation = Validation(validation_reader, objective, loss, mean_tokens, layout, accelerator.device)
 
     def evaluate(step: int) -> Evaluated:
-        return evaluated(config, trainer, track, step)
+        return evaluate_ema(config, trainer, track, step)
 
     trainer = Trainer(
         settings=settings,

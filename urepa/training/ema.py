@@ -48,8 +48,8 @@ class EMA:
 
     @contextlib.contextmanager
     @torch.no_grad()
-    def applied(self) -> Iterator[None]:
-        """The model with EMA weights inside, and with its own, bit for bit, after."""
+    def use_averages(self) -> Iterator[None]:
+        """Inside, the model has the EMA weights; afterwards its own again, bit for bit."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
             for name, p in self.parameters.items():

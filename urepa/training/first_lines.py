@@ -15,8 +15,8 @@ from urepa.training.trainer import Trainer
 NAMED = 5  # names of classes that are shown
 
 
-def beginning(trainer: Trainer) -> str:
-    """One line each, of a trainer that is ready for its first step."""
+def start_lines(trainer: Trainer) -> str:
+    """The lines that a trainer prints before its first step."""
     precision, cache = trainer.settings.precision, trainer.reader.cache
     lines = {
         "device": device(trainer.accelerator, precision),
@@ -31,9 +31,9 @@ def device(accelerator: Accelerator, precision: str) -> str:
     """What one process computes on, and how many there are."""
     on_gpu = accelerator.device.type == "cuda"
     name = torch.cuda.get_device_name(accelerator.device) if on_gpu else f"CPU ({platform.machine()})"
-    processes = counted(accelerator.num_processes, "process", "processes")
+    processes = count_text(accelerator.num_processes, "process", "processes")
     each = " each" if accelerator.num_processes > 1 else ""
-    return f"{name}, {processes}, {counted(torch.get_num_threads(), 'thread', 'threads')}{each}, {precision}"
+    return f"{name}, {processes}, {count_text(torch.get_num_threads(), 'thread', 'threads')}{each}, {precision}"
 
 
 def parameters(model: nn.Module) -> str:
@@ -56,7 +56,7 @@ def samples(trainer: Trainer) -> str:
     steps, size = trainer.settings.max_steps, trainer.settings.batch_size
     epochs = f"{steps / trainer.reader.steps_per_epoch:.3g}"
     counts = ", ".join(f"{len(found):,} {names[split]}" for split, found in splits)
-    return f"{counts}; {counted(steps, 'step', 'steps')} of {size:,} are {epochs} epoch{'s' * (epochs != '1')}"
+    return f"{counts}; {count_text(steps, 'step', 'steps')} of {size:,} are {epochs} epoch{'s' * (epochs != '1')}"
 
 
 def classes(count: int, names: Any) -> str:
@@ -65,7 +65,7 @@ def classes(count: int, names: Any) -> str:
     return f"{count:,}: {shown}{', ...' if count > NAMED else ''}" if shown else f"{count:,}"
 
 
-def counted(n: int, one: str, several: str) -> str:
+def count_text(n: int, one: str, several: str) -> str:
     return f"{n:,} {one if n == 1 else several}"
 
 

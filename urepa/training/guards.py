@@ -11,7 +11,7 @@ from torch import Tensor
 
 from urepa.core.collectives import all_objects, any_rank
 from urepa.core.errors import UserError
-from urepa.core.json_lines import append, cut_at, read_lines
+from urepa.core.json_lines import append, read_lines, truncate_at
 from urepa.method.training_step import Terms
 
 
@@ -118,7 +118,7 @@ class Guard:
             elif line.value["step"] >= step:
                 break
             end = line.end
-        cut_at(self.file, end)
+        truncate_at(self.file, end)
 
     def state(self) -> dict[str, float]:
         """For a checkpoint."""

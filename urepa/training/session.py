@@ -33,7 +33,7 @@ from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.method.step_schedules import cosine_with_warmup
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves
-from urepa.runs.environment import take_out_settings
+from urepa.runs.environment import remove_accelerate_variables
 from urepa.runs.last_table import print_report
 from urepa.runs.metrics import Rows, checkpoint_rows, is_final, last_values, storable
 from urepa.runs.mlflow_run import end_tags
@@ -41,20 +41,20 @@ from urepa.runs.mlflow_store import check_credentials
 from urepa.runs.run_folder import (
     Names,
     RunFolder,
-    extended,
+    extend_names,
     is_identity,
     own_overrides,
     parse_overrides,
-    plain,
     stored_names,
     tags_of,
+    to_plain,
 )
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance
-from urepa.training.assembly import build, evaluated, load_modules, make
-from urepa.training.first_lines import beginning, parameters_by_part
+from urepa.training.assembly import build, evaluate_ema, load_modules, make
+from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.trainer import Trainer
 
 PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it
@@ -65,7 +65,7 @@ PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "hydra-c
 def accelerate_for(trainer: dict[str, Any]) -> Accelerator:
     """The process's threads, cuDNN's ways and the Accelerator that conf/trainer asks for, whatever the environment says
     of accelerate's settings or of TF32 products (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
-    take_out_settings()
+    remove_accelerate_variables()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = trainer["deterministic"]
     torch.backends.cudnn.benchmark = not trainer["deterministic"]
@@ -86,7 +86,7 @@ class Session:
     """A run in this process. `folder` and `overrides` come from Hydra."""
 
     def __init__(self, config: DictConfig, folder: str, overrides: list[str], choices: dict[str, Any]) -> None:
-        self.config = plain(config)
+        self.config = to_plain(config)
         self.config.pop("arm", None)  # a precondition that the door has checked, no part of the run
         self.given = parse_overrides(overrides)
         self.folder = RunFolder(Path(folder))
@@ -100,19 +100,20 @@ class Session:
 
     def run(self) -> None:
         """Trains to the end, or says why not. Leaves the process ready for the next run of a sweep."""
-        with self._accelerated():
+        with self._use_accelerator():
             finished, self.config = on_main(self._claim)
             if not finished:
                 self._train()
 
     @contextlib.contextmanager
-    def _accelerated(self) -> Iterator[None]:
-        """The accelerator is there; afterwards it and the folder's lock are given back."""
+    def _use_accelerator(self) -> Iterator[None]:
+        """Creates the accelerator; afterwards ends it and releases the folder's lock. After an
+        error, removes the folder if it is new."""
         self.accelerator = accelerate_for(self.config["trainer"])
         try:
             yield
         except BaseException:
-            self.folder.forget()
+            self.folder.remove_if_new()
             raise
         finally:
             self.folder.release()
@@ -126,11 +127,11 @@ class Session:
         """Takes the folder. Returns whether its run is finished already, and the config to train with."""
         self.folder.claim(PREDECESSOR if "SLURM_RESTART_COUNT" in os.environ else 0.0)
         if self.config["resume"] is None:
-            self.config = self.folder.agreed(self.config, self.given)
+            self.config = self.folder.merge_config(self.config, self.given)
         else:
             self._extend()
-        if self._finished_at() != self.config["trainer"]["max_steps"]:
-            self.extended_from = self._finished_at()
+        if self._finished_step() != self.config["trainer"]["max_steps"]:
+            self.extended_from = self._finished_step()
             self._note_lineage()
             checkpoint.remove_unfinished(self.folder.path / "checkpoints")  # where no later save does it
             return False, self.config
@@ -147,8 +148,8 @@ class Session:
         print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
         return True, self.config
 
-    def _finished_at(self) -> int | None:
-        """The step at which this run was finished and summed up, if ever."""
+    def _finished_step(self) -> int | None:
+        """The step at which this run was finished with a summary; None if it was not."""
         summary = read_summary(self.folder.path)
         return None if summary is None else int(summary["step"])
 
@@ -173,7 +174,7 @@ class Session:
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
         if after > before:
-            self.names = extended(self.names, after)
+            self.names = extend_names(self.names, after)
             found = checkpoint.require(self.folder.path)
             rows = found.state["metrics_rows"]  # refused before anything is stored
             checkpoint_rows(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
@@ -185,7 +186,7 @@ class Session:
                 f"its peak to {new:.1%}, so this is not the run that {after} steps from the start would have been. "
                 "Compare sets it apart, and the command that began it is refused from now on."
             )
-        self.config = plain(config)
+        self.config = to_plain(config)
 
     # --- the run ----------------------------------------------------------------------------------------
 
@@ -199,12 +200,12 @@ class Session:
         trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
         done = found.step if found else 0
         on_main(lambda: provenance.begin(self.folder, self.config, trainer.reader.cache, code, done))
-        step = trainer.restore(found, self._finished_at())
+        step = trainer.restore(found, self._finished_step())
         if step:
             self.accelerator.print(f"resuming {self.folder.path} at step {step}")
         is_main = self.accelerator.is_main_process
         if is_main:
-            print(beginning(trainer), flush=True)
+            print(start_lines(trainer), flush=True)
         on_main(lambda: shipper.start(trainer.reader.cache.fingerprint()))
         status = "FAILED"
         summary = None
@@ -232,7 +233,7 @@ class Session:
         """The config's `evaluation` on a finished run's weights. What was not known of it yet becomes a row; the
         summary and MLflow follow."""
         code = code_of(code_state()).version
-        with self._accelerated():
+        with self._use_accelerator():
             self.folder.claim()
             self.names = stored_names(self.folder.path)
             path, end = self.folder.path, self.config["trainer"]["max_steps"]
@@ -243,7 +244,7 @@ class Session:
             assert summary is not None, "the door has seen that the run is finished"
             rows = Rows(path / "metrics.jsonl")
             # of rows that are lost, the summary has the last values still
-            known = _without_none(summary["metrics"] | last_values(rows, end))
+            known = _drop_none(summary["metrics"] | last_values(rows, end))
             if damage := rows.damage(end):
                 raise UserError(f"{path} is damaged, so nothing is evaluated: {damage}")
             shipper = self._shipper(_code_of(summary))
@@ -253,17 +254,17 @@ class Session:
                 print(provenance.UNCHECKED)
             checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))
             try:
-                results = evaluated(self.config, trainer, track, end)
+                results = evaluate_ema(self.config, trainer, track, end)
             finally:
                 trainer.reader.cache.close()
-            found_keys, withdrawn = _taken_over(summary.get("evaluation_keys", {}), results.keys)
+            found_keys, withdrawn = _update_owners(summary.get("evaluation_keys", {}), results.keys)
             news: dict[str, Any] = {k: v for k, v in results.metrics.items() if known.get(k) != storable(v)}
             news |= dict.fromkeys(sorted(withdrawn & known.keys()))
             if news and not is_final(news):  # a row by which nobody would know it
                 news |= results.metrics
             if news:
                 trainer.metrics.append({"step": end} | news)
-            summary["metrics"] = _without_none(known | {key: storable(value) for key, value in news.items()})
+            summary["metrics"] = _drop_none(known | {key: storable(value) for key, value in news.items()})
             summary["evaluation_keys"] = found_keys
             before = summary.get("evaluation", {})  # one that failed leaves the values and settings of its last success
             asked = self.config["evaluation"].items()
@@ -280,14 +281,14 @@ class Session:
     def _finish(self, trainer: Trainer, track: Any, begin: float) -> tuple[dict[str, Any], Evaluated]:
         """The evaluation's row, the figure and summary.json."""
         end = trainer.settings.max_steps
-        results = evaluated(self.config, trainer, track, end)
+        results = evaluate_ema(self.config, trainer, track, end)
         if results.metrics:
             trainer.metrics.append({"step": end} | results.metrics)
         rows = Rows(trainer.metrics.path)
         write_whole(self.folder.path / "losses.png", losses_png(read_curves(rows, DRAWN.__contains__)[0]))
         if damage := rows.damage(end):
             warnings.warn(f"the summary of {self.folder.path} is of what can be read: {damage}", stacklevel=2)
-        last = _without_none(last_values(rows, end))
+        last = _drop_none(last_values(rows, end))
         summary = self._summary(trainer, last, time.monotonic() - begin) | {"evaluation_keys": results.keys}
         write_whole(self.folder.path / SUMMARY, json.dumps(summary, indent=1))
         return summary, results
@@ -372,14 +373,14 @@ class Session:
         return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
 
 
-def _without_none(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of which no row took the value back."""
+def _drop_none(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics without those that a later row set to null."""
     return {key: value for key, value in metrics.items() if value is not None}
 
 
-def _taken_over(before: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[dict[str, list[str]], set[str]]:
-    """Whose each metric is after another evaluation: keys by evaluation, and those that nobody reports any more. What
-    failed as a whole is not in `now`, and keeps what it had."""
+def _update_owners(before: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[dict[str, list[str]], set[str]]:
+    """Which evaluation reports which metric after another evaluation, and the metrics that none reports any more. An
+    evaluation that failed as a whole is not in `now` and keeps its metrics."""
     found = {key for keys in now.values() for key in keys}
     others = {name: [key for key in keys if key not in found] for name, keys in before.items() if name not in now}
     kept = found | {key for keys in others.values() for key in keys}

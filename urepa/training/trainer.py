@@ -110,7 +110,7 @@ class Trainer:
         with StopSignals() as signals, self._progress(step) as bar:
             self.logged = (step, time.perf_counter())
             with contextlib.closing(self.reader.stream(step, s.max_steps)) as stream:
-                for batches in self._timed(stream):
+                for batches in self._timed_batches(stream):
                     logs = step == 0 or (step + 1) % s.log_every == 0 or step + 1 == s.max_steps
                     update = self.update(step, batches, with_tap_gradients=logs)
                     step += 1
@@ -123,13 +123,13 @@ class Trainer:
                         row |= self.validate(step)
                         self.require_defined(step, row)
                         improved = self.is_best(step, row["val/total"])
-                    if self.during.is_due(step, s.max_steps) and not signals.asked():
+                    if self.during.is_due(step, s.max_steps) and not signals.received_on_any_rank():
                         row |= self.evaluate(step)
                     if row and self.accelerator.is_main_process:
                         self.metrics.append({"step": step} | row)
                         self.shipper.wake()
                     bar.update(1)
-                    stop = signals.asked()
+                    stop = signals.received_on_any_rank()
                     if improved or stop or step % s.checkpoint_every == 0 or step == s.max_steps:
                         self.save(step)
                     if stop:
@@ -160,7 +160,7 @@ class Trainer:
         step_unless(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(bad)
-        return Update(_merged(done), norms, tap_sums)
+        return Update(_merge_terms(done), norms, tap_sums)
 
     def forward(self, batch: Batch, step: int) -> tuple[Terms, Aligned]:
         """Through the prepared model: the raw one would give ranks different gradients."""
@@ -196,7 +196,7 @@ class Trainer:
 
     def validate(self, step: int) -> dict[str, float]:
         """EMA weights on the validation split."""
-        with self.ema.applied(), self.accelerator.autocast():
+        with self.ema.use_averages(), self.accelerator.autocast():
             row = self.validation(self.model, step)
         worse = self.loss.diffusion_fraction and row["val/diffusion"] > row["floor/zero_predictor"]
         if worse and self.loss_is_warm(step):
@@ -247,7 +247,7 @@ class Trainer:
         """A checkpoint by rank 0, then the old ones go. All ranks wait for it, and hear if it failed. UserError, and no
         checkpoint, where something in it is not finite."""
         self.guard.report(self.accelerator.is_main_process)
-        if odd := self.undefined():
+        if odd := self.non_finite_tensors():
             raise UserError(
                 f"stopped at step {step}: weights, their average or the optimizer's state are not finite "
                 f"({some_of(odd)}), so this run is not finished; checkpoints of before are kept. A lower optimizer.lr "
@@ -279,7 +279,7 @@ class Trainer:
         optimizer = checkpoint.optimizer_tensors(self.optimizer, parameters)
         return {"weights": dict(parameters), "ema": self.ema.shadow, "optimizer": optimizer}
 
-    def undefined(self) -> list[str]:
+    def non_finite_tensors(self) -> list[str]:
         """Which of these are not finite, on any rank."""
         return max(all_objects(non_finite(self.tensors())), key=len)
 
@@ -293,7 +293,7 @@ class Trainer:
         checkpoint.load_named(parameters, found.tensors("weights"), str(found.folder))
         checkpoint.load_named(self.ema.shadow, found.tensors("ema"), str(found.folder))
         checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
-        if odd := self.undefined():  # an earlier version saved such
+        if odd := self.non_finite_tensors():  # an earlier version saved such
             raise UserError(
                 f"{found.folder} holds weights or other tensors that are not finite ({some_of(odd)}); delete it, and "
                 "the same command goes on from the checkpoint before it"
@@ -329,8 +329,8 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
 
-    def _timed(self, stream: Generator[list[Batch]]) -> Iterator[list[Batch]]:
-        """The stream, and how long it let the loop wait."""
+    def _timed_batches(self, stream: Generator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Iterates over the stream and adds up the time that the loop waits."""
         begin = time.perf_counter()
         for batches in stream:
             self.waited += time.perf_counter() - begin
@@ -338,8 +338,8 @@ class Trainer:
             begin = time.perf_counter()
 
 
-def _merged(terms: list[Terms]) -> Terms:
-    """Micro-batches' terms as those of their union."""
+def _merge_terms(terms: list[Terms]) -> Terms:
+    """The terms of several micro-batches as those of one batch."""
     if len(terms) == 1:
         return terms[0]
     per_sample = {k: torch.cat([t.per_sample[k] for t in terms]) for k in terms[0].per_sample}

@@ -19,7 +19,7 @@ from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.costs.benchmark.description_loop import DocumentedLoop
-from urepa.costs.benchmark.loops import BenchLoops, HookedUNet, in_nchw, swapped
+from urepa.costs.benchmark.loops import BenchLoops, HookedUNet, replace_attribute, use_nchw
 from urepa.costs.benchmark.timing import measure
 from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.costs.estimate import Device, plan
@@ -145,7 +145,7 @@ def test_mid_only_steps_have_the_full_forwards_gradients_bit_for_bit(bench_of: A
 
 def test_what_the_document_has_not_cannot_be_measured_against_it(bench_of: Any) -> None:
     with pytest.raises(UserError, match=r"bench\.against=documented"):
-        bench_of(*TINY, "loss.level=token").documented()
+        bench_of(*TINY, "loss.level=token").description_loop()
 
 
 @pytest.mark.slow
@@ -155,13 +155,13 @@ def test_a_sits_step_is_timed_alone(
     """The document's loop and its parts are a U-Net's; what is counted of a real step is what is planned."""
     bench: BenchLoops = bench_of(*small_sit)
     with pytest.raises(UserError, match=r"bench\.against=documented takes what the document has: .* a DDPM objective"):
-        bench.documented()
+        bench.description_loop()
     with pytest.raises(UserError, match=r"bench\.parts takes a U-Net's step apart"):
         check_bench(compose(*small_sit) | {"bench": BENCH})
-    (row,) = measure([bench.ours()], bench.trainer.model, 8, torch.device("cpu"), steps=1, rounds=1)
+    (row,) = measure([bench.training_loop()], bench.trainer.model, 8, torch.device("cpu"), steps=1, rounds=1)
     planned = plan(compose(*small_sit), Device("CPU", "cpu", None, None))
     assert row["flops"] == planned.flops_per_step
-    assert planned.is_of_this(row)
+    assert planned.is_same_step(row)
     assert row["saved_bytes_per_sample"] == pytest.approx(planned.saved_bytes / 8, rel=0.01)
 
 
@@ -208,12 +208,12 @@ def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
     batch = bench.trainer.reader.read(0)[0]
     staged_loss = own_loss(bench, batch, 0)
     staged = torch.autograd.grad(staged_loss, trains)
-    with swapped(model, "backbone", HookedUNet):
+    with replace_attribute(model, "backbone", HookedUNet):
         plain_loss = own_loss(bench, batch, 0)
         plain = torch.autograd.grad(plain_loss, trains)
     assert torch.equal(staged_loss, plain_loss)
     assert all(torch.equal(a, b) for a, b in zip(staged, plain, strict=True))
-    with in_nchw(model):  # the same weights serve the document's loop
+    with use_nchw(model):  # the same weights serve the document's loop
         documented = DocumentedLoop(bench.config, model, torch.nn.Module(), torch.device("cpu"))
         assert batch.teacher_BND is not None
         loss = documented.loss(batch.x0, batch.noise, batch.t_B, batch.condition.ids_B, batch.teacher_BND.float(), 0)

@@ -110,9 +110,9 @@ def test_losses_and_weights_are_those_of_our_loop_bit_for_bit(
     for name in ("ours", "online"):
         bench = bench_of(*architecture, *SAMPLES)
         torch.manual_seed(0)  # of the teacher's random weights
-        loops = {"online": bench.online()}  # its teacher answers for both
+        loops = {"online": bench.online_loop()}  # its teacher answers for both
         store_the_teachers_own(bench, tmp_path / name)
-        loops["ours"] = bench.ours()
+        loops["ours"] = bench.training_loop()
         runs.append(steps_of(bench, loops[name], 4, monkeypatch))
     (stored, weights), (asked, same_weights) = runs
     assert stored == asked
@@ -123,7 +123,7 @@ def test_losses_and_weights_are_those_of_our_loop_bit_for_bit(
 def test_the_plain_loop_trains_the_same_loss(bench_of: BenchOf, architecture: list[str]) -> None:
     """After λ's warm-up its total is ours on the same batch, and its average follows the weights."""
     bench = bench_of(*architecture, *SAMPLES, "loss.manifold_weight=3", "loss.warmup_steps=0")
-    plain, trainer = bench.plain(), bench.trainer
+    plain, trainer = bench.plain_loop(), bench.trainer
     batches = next(plain.data)
     terms, _ = trainer.forward(batches[0].to(torch.device("cpu")), trainer.loss.warmup_steps)
     loop: Any = plain.update.__self__  # type: ignore[attr-defined]

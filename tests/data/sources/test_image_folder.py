@@ -14,7 +14,7 @@ from PIL import Image
 
 from urepa.core.errors import UserError
 from urepa.data.sources import source_changes
-from urepa.data.sources.image_folder import FORMER, left_out, readable
+from urepa.data.sources.image_folder import FORMER, count_left_out, readable
 from urepa.data.sources.image_sources import SOURCES
 from urepa.data.sources.source_identity import Listing
 
@@ -67,7 +67,7 @@ def test_what_is_left_out_is_counted_by_reason(mess: Path, capsys: pytest.Captur
 
 
 def test_where_nothing_is_left_out_nothing_is_said(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not left_out(images, readable())
+    assert not count_left_out(images, readable())
     Listing("folder", str(images), {}).print_left_out(0, "")
     Listing("digits", "scikit-learn", {}).print_left_out(0, "")
     assert capsys.readouterr().out == ""
@@ -77,7 +77,7 @@ def test_a_name_cannot_drive_the_terminal(images: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(images / "train", tmp_path / "mine"))
     (root / "\x1b[31mred").mkdir()
     os.mkdir(os.path.join(os.fsencode(root), b"caf\xe9"))
-    said = str(left_out(root, readable()))
+    said = str(count_left_out(root, readable()))
     assert said == "2 empty classes (?[31mred, caf\\udce9)"
 
 
@@ -95,7 +95,7 @@ def test_a_format_that_wants_a_plugin_is_named_with_it(images: Path, tmp_path: P
     root = Path(shutil.copytree(images / "train", tmp_path / "mine"))
     (root / "cat" / "a.HEIC").write_bytes(b"")
     without = readable() - {".heic"}
-    assert str(left_out(root, without)) == "1 of formats that are not read here (.heic 1: install pillow-heif)"
+    assert str(count_left_out(root, without)) == "1 of formats that are not read here (.heic 1: install pillow-heif)"
     shutil.rmtree(root / "dog")
     shutil.rmtree(root / "emu")
     for file in (root / "cat").glob("*.png"):

@@ -153,7 +153,7 @@ def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of
     a_chunk = min(root.glob("images/part-*/*.zip"))
     a_chunk.unlink()
     build_of(root).run("images")
-    assert {f"{s.sample_id}.jpg" for s in build_of(root)._listed()} <= {
+    assert {f"{s.sample_id}.jpg" for s in build_of(root)._listed_samples()} <= {
         i for file in root.glob("images/part-*/*.zip") for i in zipfile.ZipFile(file).namelist()
     }
     with pytest.raises(UserError, match=f"train_200k.csv has {TRAIN} samples; data.train_images=8: give"):

@@ -18,7 +18,7 @@ from urepa.core.errors import UserError
 from urepa.data.sources import decoding
 from urepa.data.sources.decoding import read, square, to_rgb
 from urepa.data.sources.image_sources import SOURCES
-from urepa.data.stages.image_archives import all_are_there, place_of_squares, read_images, skipped_ids, write_images
+from urepa.data.stages.image_archives import is_complete, read_images, skipped_ids, square_archives, write_images
 from urepa.data.stores.lmdb_store import Part, StoreWriter, decode, encode
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.samples import Sample
@@ -134,15 +134,15 @@ def test_all_unreadable_images_are_listed_and_tried_again(photo: Image.Image, tm
     assert list(listed) == bad
     assert skipped_ids(tmp_path) == set()
     samples = [Sample(n, 0, n, "train") for n in files]
-    assert not all_are_there(tmp_path, Part(), samples)
+    assert not is_complete(tmp_path, Part(), samples)
     with pytest.raises(UserError, match=r"lacks 3 of 600 images \(first: i000\); run the stage `images`"):
         next(read_images(tmp_path, Part(), samples, 8, list))
-    before = place_of_squares(folder)
+    before = square_archives(folder)
     assert before.keys() == files.keys() - set(bad)
     write(tmp_path, files | {"i300": whole}, limit=0.005)
     assert skipped_ids(tmp_path) == {"i000", "i599"}
-    assert all_are_there(tmp_path, Part(), samples)
-    assert place_of_squares(folder).keys() == files.keys() - {"i000", "i599"}
+    assert is_complete(tmp_path, Part(), samples)
+    assert square_archives(folder).keys() == files.keys() - {"i000", "i599"}
     assert list(json.loads((folder / "unreadable.json").read_text())) == ["i000", "i599"]
 
 

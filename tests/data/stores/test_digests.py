@@ -21,7 +21,7 @@ from urepa.data.stages import verify
 from urepa.data.stores.lmdb_pages import Index, key_digests
 from urepa.data.stores.lmdb_store import Part, StoreWriter, part_of, write_store
 from urepa.data.stores.record_reading import Store
-from urepa.data.stores.sealing import digests_file, give_digests
+from urepa.data.stores.sealing import add_digests, digests_file
 from urepa.data.tracks.pixels import PixelTrack
 from urepa.data.tracks.samples import Keys, Samples
 
@@ -261,7 +261,7 @@ def test_the_digests_of_parts_lie_in_one_file(tmp_path: Path) -> None:
             writer.put([(key, value) for key, value in values(0, 40) if part.holds(key)])
     manifest = {"shape": [2, 3], "dtype": "float16", "parts": 3}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    give_digests(tmp_path)
+    add_digests(tmp_path)
     assert np.array_equal(np.load(tmp_path / "digests.npy"), by_hand(*(part.folder(tmp_path) for part in parts)))
     changed("id7", one_bit)(Part(part_of("id7", 3), 3).folder(tmp_path))
     store = Store(tmp_path)
@@ -355,20 +355,20 @@ def test_lost_digests_are_made_again_of_records_that_are_the_same(tmp_path: Path
     expected = files_of(store)
     if earlier:
         without_digests(store)
-        give_digests(store)
+        add_digests(store)
     for lose in (lambda file: file.unlink(), lambda file: file.write_bytes(b"other")):
         lose(store / "digests.npy")
         with pytest.raises(UserError, match="digests.npy is gone or not the one .*make it again with stage=digest"):
             Store(store).read(["id0"])
-        give_digests(store)
+        add_digests(store)
         assert files_of(store) == expected
     changed("id3", one_bit)(store)
     (store / "digests.npy").unlink()
     if earlier:
         with pytest.raises(UserError, match="the records are not those that it was made of; put it back, or delete"):
-            give_digests(store)
+            add_digests(store)
     else:  # they were written down with the records
-        give_digests(store)
+        add_digests(store)
         with pytest.raises(UserError, match="record 'id3' has changed"):
             Store(store).read(["id3"])
 
@@ -388,5 +388,5 @@ def test_records_that_were_added_and_not_sealed_are_refused_until_they_are(make_
     (track.latents / "manifest.json").write_text(json.dumps(manifest | {"digests_sha256": digest}, indent=1))
     with pytest.raises(UserError, match=r"lacks digests of 1 of 42 records \(first: 'train_dog_09'\), so it is"):
         track.open(None)
-    give_digests(track.latents)
+    add_digests(track.latents)
     assert files_of(track.latents) == expected

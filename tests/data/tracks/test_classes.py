@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationResolutionError
 from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
 from urepa.data.tracks.classes import names_beside, pixel_folder, read_names
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = ("data.image_size=8", "data.unshuffle=2", "data.validation_images=6", "data.test_images=6")
@@ -58,7 +58,7 @@ def test_where_nothing_tells_the_number_it_is_asked_for(overrides: tuple[str, ..
         initialize_config_dir(CONF, version_base="1.3"),
         pytest.raises(InterpolationResolutionError, match=words),
     ):
-        plain(compose_root("train", ["data=folder", *overrides]))
+        to_plain(compose_root("train", ["data=folder", *overrides]))
 
 
 def test_names_stay_with_a_track(make_track: Any, images: Path) -> None:

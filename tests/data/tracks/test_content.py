@@ -13,7 +13,7 @@ import numpy as np
 
 from urepa.data.cache import Cache, mirrored_folder
 from urepa.data.stores.lmdb_store import StoreWriter
-from urepa.data.stores.sealing import give_digests
+from urepa.data.stores.sealing import add_digests
 
 
 def content_by_hand(cache: Cache, split_names: list[str], store: Path | None, suffix: str = "") -> str:
@@ -70,7 +70,7 @@ def test_content_does_not_depend_on_place_or_order_but_on_everything_else(
     def rewritten(root: Path) -> None:
         with StoreWriter(root / "vae_latents_lmdb") as writer:
             writer.put([("train_china_0003", np.ones((4, 8, 8)))])
-        give_digests(root / "vae_latents_lmdb")
+        add_digests(root / "vae_latents_lmdb")
 
     plain = content(lambda root: None)
     assert set(plain) == {"samples", "latents", "latents.held_out", "tokens"}

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from urepa.core import random_draws
-from urepa.data.tracks.samples import Keys, Sample, Samples, digest_of, first_drawn, read_split, sample_ids, write_split
+from urepa.data.tracks.samples import (
+    Keys,
+    Sample,
+    Samples,
+    digest_of,
+    fixed_subset,
+    read_split,
+    sample_ids,
+    write_split,
+)
 
 PLAIN = [
     Sample("train_cat_00", 0, "cat/00.png", "train"),
@@ -49,12 +58,12 @@ def test_slices_and_positions_and_masks_are_rows_too(samples: Samples, at: slice
     assert samples[positions] == PLAIN[at]
     mask = np.isin(np.arange(len(PLAIN)), positions)
     assert samples[mask] == [s for s, kept in zip(PLAIN, mask, strict=True) if kept]
-    assert samples.only(s.class_id == 2 for s in PLAIN) == [s for s in PLAIN if s.class_id == 2]
-    assert Samples.joined([samples[at], PLAIN[:3]]) == PLAIN[at] + PLAIN[:3]
+    assert samples.filter(s.class_id == 2 for s in PLAIN) == [s for s in PLAIN if s.class_id == 2]
+    assert Samples.concatenate([samples[at], PLAIN[:3]]) == PLAIN[at] + PLAIN[:3]
 
 
 def test_mirrored_rows_have_the_mirror_images_keys(samples: Samples) -> None:
-    mirrored = samples.mirrored()
+    mirrored = samples.as_mirrored()
     assert [s.token_key for s in mirrored[1:3]] == [f"{s.sample_id}_mid/flip" for s in PLAIN[1:3]]
     assert [s.mirrored for s in samples[1:3]] == [False, False]
 
@@ -65,7 +74,7 @@ def test_orders_are_those_of_sorted_lists(samples: Samples, form: str) -> None:
     rows: Any = samples if form == "arrays" else PLAIN
     for n in (5, len(PLAIN), 100):
         assert (
-            first_drawn(rows, "probe", n)
+            fixed_subset(rows, "probe", n)
             == sorted(PLAIN, key=lambda s: random_draws.unit_interval("probe", s.sample_id))[:n]
         )
     assert digest_of(rows) == f"{random_draws.digest64('list', *(s.sample_id for s in PLAIN)):016x}"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers
 
 from urepa.core.errors import UserError
-from urepa.models.teachers.dinov2_positions import RULES, resampled
+from urepa.models.teachers.dinov2_positions import RULES, resample
 from urepa.models.teachers.vit import IMAGENET, ViT
 
 WIDTH, PATCH = 32, 14
@@ -39,19 +39,19 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("grid", [(16, 16), (32, 32), (16, 32), (43, 20)])
 def test_a_rule_is_its_formula(rule: str, grid: tuple[int, int]) -> None:
     positions_1ND = metas.state("dinov2", 8, gated=False)["pos_embed"]
-    found = resampled(positions_1ND, grid, rule)
+    found = resample(positions_1ND, grid, rule)
     assert found.shape == (1, 1 + grid[0] * grid[1], 8)
     assert torch.allclose(found.double(), metas.positions(rule, positions_1ND, grid), atol=2e-5)
     for other in RULES.keys() - {rule}:
-        assert (found - resampled(positions_1ND, grid, other)).abs().max() > 0.05
+        assert (found - resample(positions_1ND, grid, other)).abs().max() > 0.05
 
 
 def test_the_trained_grid_is_left_as_it_is_and_half_precision_is_resampled_in_full() -> None:
     positions_1ND = metas.state("dinov2", 8, gated=False)["pos_embed"]
     half = positions_1ND.bfloat16()
     for rule in RULES:
-        assert resampled(positions_1ND, (37, 37), rule) is positions_1ND
-        assert torch.equal(resampled(half, (16, 16), rule), resampled(half.float(), (16, 16), rule).bfloat16())
+        assert resample(positions_1ND, (37, 37), rule) is positions_1ND
+        assert torch.equal(resample(half, (16, 16), rule), resample(half.float(), (16, 16), rule).bfloat16())
 
 
 @pytest.mark.parametrize("size", [224, 448])

@@ -14,7 +14,7 @@ from urepa.models.teachers.teacher_sizes import LITE0, LITE2
 
 @pytest.mark.parametrize(("teacher", "maps"), [(EfficientNetLite0, LITE0), (EfficientNetLite2, LITE2)])
 def test_the_table_of_maps_is_the_networks(teacher: Any, maps: dict[int, tuple[int, int]]) -> None:
-    network = teacher(64, [1, 1], 32).unread()
+    network = teacher(64, [1, 1], 32).build_without_weights()
     found, x = {}, network._swish(network._bn0(network._conv_stem(torch.rand(1, 3, 64, 64))))
     for number, block in enumerate(network._blocks):
         x = block(x)

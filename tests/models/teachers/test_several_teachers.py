@@ -20,13 +20,13 @@ from urepa.data.stores.disk_sizes import reader_bytes
 from urepa.method import losses
 from urepa.method.training_step import Aligned, AlignmentLoss, step_terms
 from urepa.models.teachers.several_teachers import Several, by_name
-from urepa.prefetch import needed
+from urepa.prefetch import required_files
 from urepa.reports.description.markdown_and_latex import as_markdown
 from urepa.reports.description.methodology import methodology
 from urepa.reports.description.subject import subject_of
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import teacher_name
-from urepa.training.assembly import evaluated, make
+from urepa.training.assembly import evaluate_ema, make
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]
@@ -86,7 +86,7 @@ def test_the_terms_are_means_over_taps_and_teachers_by_their_weights() -> None:
         for name, share in (("a", 0.2), ("b", 0.8)):
             student, teacher = students[f"{tap}/{name}"], teachers[name]
             token[name] += tap_share * (1 - F.cosine_similarity(student, teacher, dim=-1).mean().item())
-            pair = losses.pooled(student), losses.pooled(teacher)
+            pair = losses.pool_tokens(student), losses.pool_tokens(teacher)
             both = (losses.manifold_loss_sample(*pair) + losses.manifold_loss_token(student, teacher)) / 2
             manifold += tap_share * share * both.item()
     means = {name: value.item() for name, value in terms.means().items()}
@@ -202,7 +202,7 @@ def test_evaluations_read_the_first_and_alignment_reads_each(
         *(o for o in overrides if o != "evaluation=none"), *more, *times, "evaluation.spatial.timestep=0.5"
     )
     config["evaluation"]["alignment"] |= {"images": 20, "neighbours": 3}
-    found = evaluated(config, trainer, make(config["data"]), 0)
+    found = evaluate_ema(config, trainer, make(config["data"]), 0)
     found.require_all()
     each = [{k: v for k, v in found.metrics.items() if k.endswith(f"/{name}")} for name in ("fine", "coarse")]
     assert [k.rpartition("/")[0] for k in each[0]] == [k.rpartition("/")[0] for k in each[1]]
@@ -254,7 +254,7 @@ def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
     both = ("teacher=several", "+teacher@teacher.teachers.d=dinov2_b_224", "+teacher@teacher.teachers.c=clip_l")
     config = compose("+experiment=repa_imagenet256", *both)
     assert teacher_name(config["teacher"]) == "dinov2-base + clip-vit-large-patch14"
-    assert {"facebook/dinov2-base", "openai/clip-vit-large-patch14"} <= needed(config).keys()
+    assert {"facebook/dinov2-base", "openai/clip-vit-large-patch14"} <= required_files(config).keys()
     track = make(config["data"])
     assert [path.name for path in track.tokens_folders(make(config["teacher"])).values()] == [
         f"{track.tokens.name}.d",

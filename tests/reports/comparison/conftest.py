@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_up import changed, write_run
 
-from urepa.reports.comparison.arms import ComparedArms, group
-from urepa.reports.comparison.read_runs import find_folders, with_rows
+from urepa.reports.comparison.arms import ComparedArms, group_runs
+from urepa.reports.comparison.read_runs import find_folders, load_curves
 from urepa.reports.comparison.results import Results, summarise
 
 
@@ -49,8 +49,8 @@ def study(tmp_path: Path) -> Callable[..., ComparedArms]:
     """study(order, baseline, names): of all runs that were added."""
 
     def grouped(order: tuple[str, ...] = (), baseline: str | None = None, names: tuple[str, ...] = ()) -> ComparedArms:
-        runs = with_rows(find_folders(str(tmp_path / "outputs")))
-        return group(runs, list(order), baseline, names)
+        runs = load_curves(find_folders(str(tmp_path / "outputs")))
+        return group_runs(runs, list(order), baseline, names)
 
     return grouped
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from urepa.reports.comparison.statistics import paired
+from urepa.reports.comparison.statistics import paired_interval
 
 STUDIES = 2000
 MEASURED = ("val/", "final/")
@@ -31,7 +31,7 @@ def shares(values: dict[str, NDArray[np.float64]], seeds: int, rng: np.random.Ge
     found = {}
     for name, of_runs in values.items():
         one, other = of_runs[drawn[:, :seeds]], of_runs[drawn[:, seeds:]]
-        interval = paired(one - other)
+        interval = paired_interval(one - other)
         found[name] = float(np.mean((interval.low > 0) | (interval.high < 0)))
     return found
 

@@ -23,7 +23,7 @@ from urepa.reports.comparison.findings import findings
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import Results
-from urepa.reports.comparison.steps_saved import sooner_or_later
+from urepa.reports.comparison.steps_saved import race_sentences
 from urepa.reports.comparison.tables import clock_table, markdown, terminal
 from urepa.runs.curves import Curve
 
@@ -153,7 +153,7 @@ def test_seeds_that_never_get_there(add: Add, results: Summarise) -> None:
     found = results()
     assert clock_table(found).rows[1][3] == "6.7 (83 %) in 1 of 3 seeds"
     assert found.clock.reached[FD]["arm"].n == 1
-    (sentence,) = sooner_or_later(found)
+    (sentence,) = race_sentences(found)
     assert sentence == (
         "arm reaches baseline's final FD(cnn) in 1 of 3 seeds after 400 of 600 steps (67 %), 6.7 of 8.0 minutes of "
         "training (83 %)"
@@ -166,7 +166,7 @@ def test_none_gets_there(add: Add, results: Summarise) -> None:
     study(add, lambda seed: 300.0)
     found = results()
     assert clock_table(found).rows[1][3] == NEVER
-    assert sooner_or_later(found) == ["arm does not reach baseline's final FD(cnn) in any of 3 seeds"]
+    assert race_sentences(found) == ["arm does not reach baseline's final FD(cnn) in any of 3 seeds"]
     assert draw(panels_of(found)["at_a_glance"]).png.startswith(b"\x89PNG")
 
 
@@ -176,7 +176,7 @@ def test_from_the_first_point_on(add: Add, results: Summarise) -> None:
     add("arm", SPEED | {"head.depth": 1}, values=lambda seed: {FD: 90.0}, course=lambda seed: arm)
     found = results()
     assert clock_table(found).rows[1][2] == "≤ 2.1 (33 %)"
-    assert sooner_or_later(found)[0].startswith("arm reaches baseline's final FD(cnn) within 200 of 600 steps (33 %)")
+    assert race_sentences(found)[0].startswith("arm reaches baseline's final FD(cnn) within 200 of 600 steps (33 %)")
 
 
 # --- the sentence -------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_one_sentence_on_the_verdicts_first_arm(add: Add, results: Summarise) ->
         "arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %), 6.7 of 8.0 minutes of training (83 %)"
     )
     found = results()
-    assert sooner_or_later(found) == [sentence]
+    assert race_sentences(found) == [sentence]
     assert findings(found)[-1] == sentence
     assert as_json(found)["findings"][-1] == sentence
 
@@ -196,7 +196,7 @@ def test_one_sentence_on_the_verdicts_first_arm(add: Add, results: Summarise) ->
 def test_fd_in_a_teachers_own_features_says_nothing(add: Add, results: Summarise) -> None:
     """The diffusion loss is taken instead."""
     study(add, extra={"final/circular/cnn": 1.0})
-    (sentence,) = sooner_or_later(results())
+    (sentence,) = race_sentences(results())
     assert sentence.startswith(
         "arm reaches baseline's final diffusion loss after 600 of 600 steps (100 %), 10.0 of 8.0"
     )
@@ -206,7 +206,7 @@ def test_fd_in_a_teachers_own_features_says_nothing(add: Add, results: Summarise
 def test_minutes_of_unlike_machines_are_not_held_against_each_other(add: Add, results: Summarise) -> None:
     study(add, facts={"device": "cuda:0"})
     found = results()
-    assert sooner_or_later(found) == ["arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %)"]
+    assert race_sentences(found) == ["arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %)"]
     assert "Runs differ in device (cpu, cuda:0): their minutes do not compare." in page(found, [], [])
 
 
@@ -231,7 +231,7 @@ def test_with_the_teachers_cache(add: Add, results: Summarise) -> None:
     assert clock_table(found).headers[2] == "teacher's cache"
     assert [row[2] for row in clock_table(found).rows] == ["0", "3.0"]
     assert clock_table(found).rows[1][3] == "6.7 (83 %); 9.7 (121 %) with the cache"
-    assert sooner_or_later(found)[0].endswith("(83 %), and 9.7 of 8.0 with making the teacher's cache (121 %)")
+    assert race_sentences(found)[0].endswith("(83 %), and 9.7 of 8.0 with making the teacher's cache (121 %)")
     assert [row["cache minutes"] for row in csv.DictReader(io.StringIO(as_csv(found)))] == ["0.0", "3.0"]
 
 
@@ -246,7 +246,7 @@ def test_an_arm_of_old_runs_has_steps_alone(add: Add, results: Summarise) -> Non
     assert [line[1] for line in panels_of(found)["clock_final_fd_cnn"].draw.keywords["lines"]] == ["baseline"]  # type: ignore[attr-defined]
     assert "at_a_glance" not in panels_of(found)
     assert "No minutes of arm: seed 0: its rows have no images_per_s." in page(found, [], [])
-    assert sooner_or_later(found) == ["arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %)"]
+    assert race_sentences(found) == ["arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %)"]
     _, arm = csv.DictReader(io.StringIO(as_csv(found)))
     assert (arm["minutes"], arm[f"{FD} minutes to baseline"]) == ("", "")
     assert float(arm[f"{FD} steps to baseline"]) == 400.0
@@ -270,7 +270,7 @@ def test_a_seed_without_times_leaves_its_arm_without(add: Add, results: Summaris
             images_per_s=None if seed == 1 else 40.0,
         )
     clock = results().clock
-    assert not clock.whole["baseline"].filled
+    assert not clock.whole["baseline"].has_value
     assert clock.missing == {"baseline": "seed 1: its rows have no images_per_s"}
 
 
@@ -311,7 +311,7 @@ def test_two_metrics_by_step_and_by_the_clock_at_a_glance(add: Add, results: Sum
     np.testing.assert_allclose(arm.x_P, [of(step, 32.0) for step in (200, 400, 600)])
     np.testing.assert_allclose([arm.low_P, arm.mean_P, arm.high_P], [[200, 80, 70], [200, 90, 80], [200, 100, 90]])
     assert by_step.reached == pytest.approx(np.mean(200 + 200 * 100 / np.array([100.0, 110.0, 120.0])))
-    assert by_clock.said == "6.4 of 8.0 (80 %)"
+    assert by_clock.caption == "6.4 of 8.0 (80 %)"
     drawn = draw(panel)
     assert drawn.png.startswith(b"\x89PNG")
     assert "figure class" not in drawn.svg
@@ -324,5 +324,5 @@ def test_the_first_arm_of_the_verdict_that_has_an_fd(add: Add, results: Summaris
     add("earlier", SPEED | {"head.depth": 3}, values=lambda seed: {"val/x0_error": 0.1 + 0.001 * seed})
     found = results(order=("baseline", "earlier", "arm"))
     assert [row.arm.label for row in found.rows] == ["baseline", "earlier", "arm"]
-    assert sooner_or_later(found)[0].startswith("arm reaches baseline's final FD(cnn) after 400 of 600 steps")
+    assert race_sentences(found)[0].startswith("arm reaches baseline's final FD(cnn) after 400 of 600 steps")
     assert "at_a_glance" in panels_of(found)

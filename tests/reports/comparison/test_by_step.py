@@ -10,7 +10,7 @@ import pytest
 from urepa.reports.comparison.as_json import as_json
 from urepa.reports.comparison.by_step import NEVER, steps_to
 from urepa.reports.comparison.results import Results
-from urepa.reports.comparison.tables import course_tables, markdown, reached_table, terminal
+from urepa.reports.comparison.tables import course_tables, markdown, steps_to_baseline_table, terminal
 from urepa.runs.curves import Curve
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
@@ -65,7 +65,7 @@ def test_each_seed_is_held_to_the_baseline_of_that_seed(add: Add, results: Summa
     assert course.reached["arm"].sd == pytest.approx(np.std(expected, ddof=1))
     assert (course.reached["baseline"].mean, course.never) == (600.0, {"baseline": 0, "arm": 0})
     assert [cell.mean for cell in course.cells["arm"]] == pytest.approx([0.1, 0.4])
-    assert reached_table(found).rows == (("baseline", "600 ± 0 (1×)"), ("arm", "295 ± 5 (2×)"))
+    assert steps_to_baseline_table(found).rows == (("baseline", "600 ± 0 (1×)"), ("arm", "295 ± 5 (2×)"))
     (by_step,) = course_tables(found)
     assert (by_step.headers, by_step.rows[0]) == (("arm", "200", "600"), ("baseline", "0.1000", "0.3000"))
 
@@ -73,7 +73,7 @@ def test_each_seed_is_held_to_the_baseline_of_that_seed(add: Add, results: Summa
 def test_seeds_that_never_get_there_are_counted(add: Add, results: Summarise) -> None:
     study(add, (0.30, 0.1, 0.1))
     found = results()
-    assert reached_table(found).rows[1][1] == "300 (2×) in 1 of 3 seeds"
+    assert steps_to_baseline_table(found).rows[1][1] == "300 (2×) in 1 of 3 seeds"
     for text in (terminal(found, 140), markdown(found)):
         assert "in 1 of 3 seeds" in text
     assert as_json(found)["courses"]["final/knn/tap"]["reached"]["arm"]["never"] == 2
@@ -95,7 +95,7 @@ def test_a_seed_without_a_finite_target_is_no_race(add: Add, results: Summarise)
 
 def test_none_gets_there(add: Add, results: Summarise) -> None:
     study(add, (0.1, 0.1, 0.1))
-    assert reached_table(results()).rows[1] == ("arm", NEVER)
+    assert steps_to_baseline_table(results()).rows[1] == ("arm", NEVER)
 
 
 def test_from_the_first_point_on(add: Add, results: Summarise) -> None:
@@ -103,7 +103,7 @@ def test_from_the_first_point_on(add: Add, results: Summarise) -> None:
     add(
         "arm", {"head.depth": 1}, values=lambda s: {"final/knn/tap": 0.4}, course=lambda s: {200: {"eval/knn/tap": 0.3}}
     )
-    assert reached_table(results()).rows[1][1] == "≤ 200"
+    assert steps_to_baseline_table(results()).rows[1][1] == "≤ 200"
 
 
 def test_what_does_not_compare_is_no_race(add: Add, results: Summarise) -> None:
@@ -111,8 +111,8 @@ def test_what_does_not_compare_is_no_race(add: Add, results: Summarise) -> None:
     add("arm", {"teacher.grid": [8, 8]}, course=lambda seed: {200: {"val/token": 0.2}})
     found = results()
     (course,) = [c for c in found.courses if c.metric.key == "val/token"]
-    assert not course.reached["arm"].filled
-    assert reached_table(found).rows[1][1] == "≠"
+    assert not course.reached["arm"].has_value
+    assert steps_to_baseline_table(found).rows[1][1] == "≠"
 
 
 def test_totals_are_those_of_one_lambda(add: Add, results: Summarise) -> None:
@@ -127,7 +127,7 @@ def test_totals_are_those_of_one_lambda(add: Add, results: Summarise) -> None:
     assert course.steps == (300, 600)
     assert [cell.mean for cell in course.cells["at_once"]] == pytest.approx([1.2, 1.0])
     cells = {row.arm.label: row.cells["val/total"] for row in found.rows}
-    assert (cells["baseline"].filled, cells["at_once"].filled) == (True, True)
+    assert (cells["baseline"].has_value, cells["at_once"].has_value) == (True, True)
     assert cells["late"].why == course.reached["late"].why == "not comparable: another λ at the last validation"
 
 

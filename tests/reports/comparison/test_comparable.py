@@ -9,13 +9,13 @@ import pytest
 from made_up import changed
 
 from urepa.reports.comparison.comparable import (
-    at_other_noise,
+    incomparable_keys,
     is_reference,
     metrics_of,
-    obstacles,
+    noise_schedule_keys,
     reference_key,
     reference_label,
-    unpaired_by,
+    unpairing_keys,
 )
 from urepa.reports.comparison.protocol import differences, protocol
 from urepa.reports.comparison.read_runs import as_text
@@ -47,10 +47,10 @@ EPSILON = "urepa.method.objectives.DDPMEpsilon"
 )
 def test_only_what_is_the_same_quantity(config: dict[str, Any], changes: dict[str, Any], comparable: str) -> None:
     arm, baseline = as_text(changed(config, changes)), as_text(config)
-    assert [t for t in TERMS if not obstacles(f"val/{t}", arm, baseline)] == comparable.split()
-    by_bin = [t for t in TERMS if not obstacles(f"val/{t}_by_t/0.0-0.1", arm, baseline)]
+    assert [t for t in TERMS if not incomparable_keys(f"val/{t}", arm, baseline)] == comparable.split()
+    by_bin = [t for t in TERMS if not incomparable_keys(f"val/{t}_by_t/0.0-0.1", arm, baseline)]
     assert by_bin == comparable.split()
-    assert obstacles("final/tap_knn", arm, baseline) == []
+    assert incomparable_keys("final/tap_knn", arm, baseline) == []
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_what_is_measured_against_the_teacher_rests_on_it(
     arm, baseline = as_text(changed(config, changes)), as_text(config)
     for name in ("token_cosine", "token_cosine_above_constant", "similarity_mae", "neighbour_recall"):
         for ending in ("", "/enc_last", "/enc_last/dino"):
-            assert obstacles(f"final/{name}{ending}", arm, baseline) == fit
+            assert incomparable_keys(f"final/{name}{ending}", arm, baseline) == fit
     for name in ("cka", "cknna", "cka/enc_last", "cknna/dino"):
-        assert obstacles(f"final/{name}", arm, baseline) == tap
+        assert incomparable_keys(f"final/{name}", arm, baseline) == tap
     for name in ("tap_knn", "knn/tap", "knn/head", "linear_probe/tap_attention", "dense/tap", "fd/pixels"):
-        assert obstacles(f"final/{name}", arm, baseline) == []
+        assert incomparable_keys(f"final/{name}", arm, baseline) == []
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_a_sits_arms(
 ) -> None:
     config = compose("+experiment=repa_cifar10_pixels")
     arm, baseline = as_text(changed(config, changes)), as_text(config)
-    assert [t for t in TERMS if not obstacles(f"val/{t}", arm, baseline)] == comparable.split()
-    by_bin = [t for t in TERMS if not obstacles(f"val/{t}_by_t/0.0-0.1", arm, baseline)]
+    assert [t for t in TERMS if not incomparable_keys(f"val/{t}", arm, baseline)] == comparable.split()
+    by_bin = [t for t in TERMS if not incomparable_keys(f"val/{t}_by_t/0.0-0.1", arm, baseline)]
     assert by_bin == (["token", "manifold", "x0_error"] if unpaired else comparable.split())
-    assert unpaired_by(arm, baseline) == unpaired
+    assert unpairing_keys(arm, baseline) == unpaired
     assert not differences(protocol(arm, {}), protocol(baseline, {}))
 
 
@@ -115,19 +115,19 @@ def test_a_sits_arms(
 def test_pairs_are_broken_by_data_and_steps_alone(
     config: dict[str, Any], changes: dict[str, Any], keys: list[str]
 ) -> None:
-    assert unpaired_by(as_text(changed(config, changes)), as_text(config)) == keys
+    assert unpairing_keys(as_text(changed(config, changes)), as_text(config)) == keys
 
 
 def test_a_training_total_is_at_each_steps_own_lambda(config: dict[str, Any]) -> None:
     arm, baseline = as_text(changed(config, {"loss.warmup_steps": 0})), as_text(config)
-    assert obstacles("train/total", arm, baseline) == ["loss.warmup_steps"]
-    assert obstacles("val/total", arm, baseline) == obstacles("train/token", arm, baseline) == []
+    assert incomparable_keys("train/total", arm, baseline) == ["loss.warmup_steps"]
+    assert incomparable_keys("val/total", arm, baseline) == incomparable_keys("train/token", arm, baseline) == []
 
 
 def test_another_beta_is_another_noise_level(config: dict[str, Any]) -> None:
     scaled = as_text(changed(config, {"objective.beta_schedule": "scaled_linear"}))
-    assert at_other_noise(scaled, as_text(config)) == ["objective.beta_schedule"]
-    assert at_other_noise(as_text(changed(config, {"objective._target_": EPSILON})), as_text(config)) == []
+    assert noise_schedule_keys(scaled, as_text(config)) == ["objective.beta_schedule"]
+    assert noise_schedule_keys(as_text(changed(config, {"objective._target_": EPSILON})), as_text(config)) == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from urepa.cli import CONF
-from urepa.compare import remove_others
+from urepa.compare import remove_old_figures
 from urepa.reports.comparison.draw_panels import Drawn
 from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.page import page
@@ -134,7 +134,7 @@ def test_figures_of_an_earlier_report_go(add: Add, results: Callable[..., Any], 
     (tmp_path / "index.html").write_text(page(results(), drawn, []))
     for name in (f"{kept.name}.png", f"{gone.name}.png", f"{gone.name}.pdf", "mine.png"):
         (figures / name).write_bytes(b"")
-    remove_others(tmp_path, {kept.name})
+    remove_old_figures(tmp_path, {kept.name})
     assert {file.name for file in figures.iterdir()} == {f"{kept.name}.png", "mine.png"}
 
 

@@ -12,8 +12,8 @@ import pytest
 from made_up import without_alignment
 from matplotlib.figure import Figure
 
-from urepa.reports.comparison.draw_panels import Panel, draw, shortened
-from urepa.reports.comparison.figures import SMOOTHED_OVER, panels, smoothed
+from urepa.reports.comparison.draw_panels import Panel, draw, shorten
+from urepa.reports.comparison.figures import SMOOTHED_OVER, panels, smooth
 from urepa.reports.comparison.results import Results
 from urepa.runs.curves import STRETCHES, Curve
 
@@ -88,11 +88,11 @@ def test_a_heat_map_says_why_a_cell_is_empty(add: Add, results: Summarise) -> No
 
 def test_long_labels_keep_where_arms_of_a_sweep_differ() -> None:
     labels = [f"depth={d}, loss=AlignmentLoss, lambda_max={lam}" for d in (1, 2) for lam in (0.25, 0.5)]
-    short = [shortened(label) for label in labels]
+    short = [shorten(label) for label in labels]
     assert len(set(short)) == len(labels)
     assert {len(label) for label in short} == {34}
     assert short[0] == "depth=1, lo…tLoss, lambda_max=0.25"
-    assert shortened("lambda_0\n") == "lambda_0"
+    assert shorten("lambda_0\n") == "lambda_0"
 
 
 def smoothed_plainly(curves: list[Curve], share: float) -> tuple[Any, Any]:
@@ -115,7 +115,7 @@ def test_smoothing_is_a_running_mean(n: int) -> None:
     curves[0].values[n // 3] = np.nan
     curves.append(Curve(np.arange(2), np.array([np.inf, np.nan])))
     steps, means = smoothed_plainly(curves, SMOOTHED_OVER)
-    found = smoothed(curves)
+    found = smooth(curves)
     assert len(found.steps) == min(n, STRETCHES)
     if n <= STRETCHES:
         np.testing.assert_array_equal(found.steps, steps)

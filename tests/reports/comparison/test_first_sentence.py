@@ -12,7 +12,7 @@ from scipy import stats
 from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
-from urepa.reports.comparison.statistics import factor_of_two_seeds, found_share, paired
+from urepa.reports.comparison.statistics import detection_power, factor_of_two_seeds, paired_interval
 from urepa.reports.comparison.tables import markdown, terminal
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
@@ -154,15 +154,15 @@ def test_what_two_seeds_mean_is_what_is_computed() -> None:
     """The interval of two differences, the condition under which it excludes 0, and how often it finds an effect."""
     rng = np.random.default_rng(0)
     pairs = rng.normal(2.0, 1.0, (200_000, 2))
-    found = paired(pairs)
+    found = paired_interval(pairs)
     distance = np.abs(pairs[:, 0] - pairs[:, 1])
     np.testing.assert_allclose(found.high - found.mean, factor_of_two_seeds() * distance, rtol=1e-9)
     assert factor_of_two_seeds() == pytest.approx(np.tan(0.95 * np.pi / 2) / 2)  # t with one degree is Cauchy's
     marked = (found.low > 0) | (found.high < 0)
     assert np.array_equal(marked, distance < np.abs(found.mean) / factor_of_two_seeds())
-    assert marked.mean() == pytest.approx(found_share(2.0, 2), abs=0.004)
-    five = paired(rng.normal(2.0, 1.0, (50_000, 5)))
-    assert ((five.low > 0) | (five.high < 0)).mean() == pytest.approx(found_share(2.0, 5), abs=0.005)
+    assert marked.mean() == pytest.approx(detection_power(2.0, 2), abs=0.004)
+    five = paired_interval(rng.normal(2.0, 1.0, (50_000, 5)))
+    assert ((five.low > 0) | (five.high < 0)).mean() == pytest.approx(detection_power(2.0, 5), abs=0.005)
 
 
 def test_two_seeds_are_cautioned_loudly(add: Add, results: Summarise) -> None:

@@ -7,7 +7,15 @@ from math import nan
 import numpy as np
 import pytest
 
-from urepa.reports.comparison.number_format import delta, interval, mean_sd, number, p_value, signed, signed_mean_sd
+from urepa.reports.comparison.number_format import (
+    delta,
+    interval,
+    mean_sd,
+    number,
+    p_value,
+    signed_mean_sd,
+    signed_number,
+)
 from urepa.reports.comparison.results import PAIRED, Difference
 from urepa.reports.comparison.seed_cells import Cell
 
@@ -31,7 +39,7 @@ def test_digits_follow_the_spread(value: float, spread: float, text: str) -> Non
 
 
 def test_numbers_in_words() -> None:
-    assert signed(0.0123, 0.001) == "+0.0123"
+    assert signed_number(0.0123, 0.001) == "+0.0123"
     assert mean_sd(Cell(0.5, 0.012, 3)) == "0.500 ± 0.012"
     assert mean_sd(Cell(0.5, float("nan"), 1)) == "0.5000"
     assert [p_value(p) for p in (0.0004, 0.0321, 0.26)] == ["p < 0.001", "p = 0.032", "p = 0.26"]
@@ -69,7 +77,7 @@ def test_what_is_written_of_any_difference_agrees_with_its_mark() -> None:
 
 
 def test_zero_has_no_sign() -> None:
-    assert signed(0.0, 0.3) == "0.00"
+    assert signed_number(0.0, 0.3) == "0.00"
     assert number(-0.0004, 0.29) == "0.00"
     assert number(-0.0, nan) == "0.000"
     assert mean_sd(Cell(-0.0004, 0.29, 3)) == "0.00 ± 0.29"

@@ -26,9 +26,9 @@ from PIL import Image
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.reports.comparison import read_mlflow
-from urepa.reports.comparison.arms import group
+from urepa.reports.comparison.arms import group_runs
 from urepa.reports.comparison.as_json import as_json
-from urepa.reports.comparison.read_runs import Run, find_folders, with_rows
+from urepa.reports.comparison.read_runs import Run, find_folders, load_curves
 from urepa.reports.comparison.results import summarise
 from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 from urepa.reports.comparison.tables import markdown
@@ -108,18 +108,18 @@ def server(place: Path) -> Iterator[str]:
 
 def from_store(uri: str) -> list[Run]:
     client = open_existing(uri)
-    return read_mlflow.with_histories(client, read_mlflow.find_stored(client))
+    return read_mlflow.load_histories(client, read_mlflow.find_stored(client))
 
 
 def comparison(runs: list[Run]) -> dict[str, Any]:
-    return as_json(summarise(group(sorted(runs, key=lambda r: r.name), [], None)))
+    return as_json(summarise(group_runs(sorted(runs, key=lambda r: r.name), [], None)))
 
 
 @pytest.mark.parametrize("limit", [read_mlflow.POINTS_A_QUERY, 30])
 def test_both_give_the_same(place: Path, server: str, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """The whole comparison, and every point of every curve; also when MLflow's answers reach their limit."""
     monkeypatch.setattr(read_mlflow, "POINTS_A_QUERY", limit)
-    folders = with_rows(find_folders(str(place / "outputs")))
+    folders = load_curves(find_folders(str(place / "outputs")))
     for uri in (f"sqlite:///{place}/mlflow.db", server):
         stored = from_store(uri)
         assert json.dumps(comparison(stored)) == json.dumps(comparison(folders))
@@ -162,7 +162,7 @@ def test_a_report_is_published(place: Path) -> None:
     (folder / "figures").mkdir(parents=True)
     (folder / "index.html").write_text("<!doctype html>")
     (folder / "figures" / "a.png").write_bytes(b"png")
-    results = summarise(group(before, [], None))
+    results = summarise(group_runs(before, [], None))
     client = connect(uri)
     ours = client.get_experiment_by_name("urepa")
     client.create_experiment("elsewhere")
@@ -181,7 +181,7 @@ def test_a_report_is_published(place: Path) -> None:
 
 def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> None:
     """The same as from the folders, from the database's store and through a server."""
-    folders = with_rows(find_folders(str(place / "outputs")))
+    folders = load_curves(find_folders(str(place / "outputs")))
     for run in folders:
         if run.name in ("cifar10/seed0", "cifar10+arm/seed0"):
             samples = Path(run.id) / "samples"
@@ -191,12 +191,12 @@ def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> N
             (stored,) = [other for other in from_store(client.tracking_uri) if other.name == run.name]
             with contextlib.chdir(place):
                 client.log_artifact(stored.id, str(samples / "step_00000600.png"), "samples")
-    expected = grids_of(group(folders, [], None), find_in_folder, read_file)
+    expected = grids_of(group_runs(folders, [], None), find_in_folder, read_file)
     assert expected is not None
     assert len(expected.shown) == 2
     with contextlib.chdir(place):
         for uri in (f"sqlite:///{place}/mlflow.db", server):
-            study = group(sorted(from_store(uri), key=lambda run: run.name), [], None)
+            study = group_runs(sorted(from_store(uri), key=lambda run: run.name), [], None)
             assert read_mlflow.stored_grids(open_existing(uri), study) == (expected, "")
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from made_up import changed
 
-from urepa.compare import begun, passed_over, without_steps
+from urepa.compare import empty_runs_note, other_folders_note, started_runs
 from urepa.core.errors import UserError
-from urepa.reports.comparison.arms import group
-from urepa.reports.comparison.read_runs import Run, find_all, find_folders, select, with_rows
+from urepa.reports.comparison.arms import group_runs
+from urepa.reports.comparison.read_runs import Run, find_all, find_folders, load_curves, select
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_others_configs_are_passed_over(found: Callable[[str], list[Run]], tmp_p
     runs, foreign = find_all(str(tmp_path / "outputs"))
     assert len(runs) == 3
     assert [path.name for path in foreign] == [*(f"other{i}" for i in range(len(texts))), "other_summary"]
-    assert passed_over(foreign)[0].startswith("Passed over, as their config.yaml is not a run's: 8 (")
+    assert other_folders_note(foreign)[0].startswith("Passed over, as their config.yaml is not a run's: 8 (")
     with pytest.raises(UserError, match=r"there are no runs in .*other1, but 1 other config.yaml \(first: .*other1"):
         found("outputs/other1")
 
@@ -74,7 +74,7 @@ def test_curves_are_the_rows(found: Callable[[str], list[Run]]) -> None:
     file = Path(run.id) / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text(file.read_text() + json.dumps({"step": 700, "train/total": "nan", "time": 1}) + '\n{"step": 8')
-    (full,) = with_rows([run])
+    (full,) = load_curves([run])
     curve = full.curves["train/total"]
     np.testing.assert_array_equal(curve.steps, [r["step"] for r in rows if "train/total" in r] + [700])
     np.testing.assert_array_equal(curve.values[:-1], [r["train/total"] for r in rows if "train/total" in r])
@@ -85,7 +85,7 @@ def test_curves_are_the_rows(found: Callable[[str], list[Run]]) -> None:
 
 
 def names_apart(runs: list[Run]) -> dict[str, str]:
-    study = group(with_rows(runs), [], None)
+    study = group_runs(load_curves(runs), [], None)
     assert not {apart.run.id for apart in study.apart} & {run.id for arm in study.arms for run in arm.runs.values()}
     return {apart.run.name: apart.reason for apart in study.apart}
 
@@ -103,7 +103,7 @@ def test_a_damaged_run_is_set_apart_and_others_compare(found: Callable[[str], li
     """Wherever the byte is; and the run is read to its end."""
     runs = found("outputs")
     damage(runs[1], line)
-    (full,) = with_rows([runs[1]])
+    (full,) = load_curves([runs[1]])
     assert full.last_step == 600
     reason = names_apart(runs)
     assert reason.keys() == {"cifar10+baseline/seed1"}
@@ -125,13 +125,13 @@ def test_a_finished_run_whose_rows_end_before_it_is_set_apart(found: Callable[[s
 def test_a_run_of_which_no_line_can_be_read_is_named(found: Callable[[str], list[Run]]) -> None:
     runs = found("outputs")
     (Path(runs[0].id) / "metrics.jsonl").write_text("#\n")
-    full = begun(with_rows(runs))
+    full = started_runs(load_curves(runs))
     assert [run.name for run in full] == [run.name for run in runs]
-    assert without_steps(full) == []
+    assert empty_runs_note(full) == []
     with pytest.raises(
         UserError, match=r"none of the 1 runs can be compared: cifar10.baseline/seed0 is damaged: line 1"
     ):
-        group(full[:1], [], None)
+        group_runs(full[:1], [], None)
 
 
 def test_an_unfinished_run_is_known_by_its_folders_name(add: Callable[..., None], found: Callable[..., Any]) -> None:

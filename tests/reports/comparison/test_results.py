@@ -12,13 +12,13 @@ import pytest
 from made_up import without_alignment
 from scipy import stats
 
-from urepa.compare import by_several_codes, notices
-from urepa.reports.comparison.expected_values import reported
-from urepa.reports.comparison.findings import findings, lagging, other_remarks, overfitting
+from urepa.compare import mixed_code_note, notices
+from urepa.reports.comparison.expected_values import reported_rows
+from urepa.reports.comparison.findings import ema_lag_sentences, findings, other_remarks, overfitting_sentences
 from urepa.reports.comparison.page import page
-from urepa.reports.comparison.results import PAIRED, ArmRow, Results, beside
+from urepa.reports.comparison.results import PAIRED, ArmRow, Results, reference_rows
 from urepa.reports.comparison.statistics import holm
-from urepa.reports.comparison.tables import differences_table, footnotes, reached_table
+from urepa.reports.comparison.tables import differences_table, footnotes, steps_to_baseline_table
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
 BASE, ARM = {0: 0.30, 1: 0.50, 2: 0.40}, {0: 0.31, 1: 0.53, 2: 0.42}
@@ -140,16 +140,16 @@ def test_another_teacher_is_another_quantity(add: Add, results: Summarise) -> No
     values = {"final/token_cosine": 0.4, "final/knn/tap": 0.3, "final/knn/teacher": 0.8}
     add(values=lambda seed: values)
     add("small", {"head.depth": 1}, values=lambda seed: values)
-    assert list(beside(results())) == ["the teacher's tokens"]
+    assert list(reference_rows(results())) == ["the teacher's tokens"]
     add("fine", {"teacher.grid": [8, 8]}, values=lambda seed: values | {"final/knn/teacher": 0.9})
     found = results()
     fine = rows(found)["fine"]
     assert fine.cells["final/token_cosine"].why == "not comparable: another teacher.grid"
     assert "final/token_cosine" not in fine.differences
     assert "final/knn/tap" in fine.differences
-    (label,) = beside(found)
+    (label,) = reference_rows(found)
     assert label == "the teacher's tokens (of baseline's teacher)"
-    assert beside(found)[label]["final/knn/tap"].mean == pytest.approx(0.8)
+    assert reference_rows(found)[label]["final/knn/tap"].mean == pytest.approx(0.8)
 
 
 def test_what_the_baseline_has_not_is_held_to_the_first_arm_that_has_it(
@@ -159,8 +159,8 @@ def test_what_the_baseline_has_not_is_held_to_the_first_arm_that_has_it(
     found = results(baseline="none")
     by_label = rows(found)
     assert by_label["none"].cells["val/token"].why == "not measured"
-    assert by_label["a"].cells["val/token"].filled
-    assert by_label["b"].cells["val/token"].filled
+    assert by_label["a"].cells["val/token"].has_value
+    assert by_label["b"].cells["val/token"].has_value
     assert by_label["c"].cells["val/token"].why == "not comparable: another teacher.grid than a"
     assert not [label for label, row in by_label.items() if "val/token" in row.differences]
     assert "val/x0_error" in by_label["c"].differences
@@ -168,7 +168,7 @@ def test_what_the_baseline_has_not_is_held_to_the_first_arm_that_has_it(
     (course,) = [c for c in found.courses if c.metric.key == "val/token"]
     assert course.cells["a"][0].mean == pytest.approx(0.6)
     assert (course.reached, course in found.races) == ({}, False)
-    assert "val/token" not in str(reached_table(found).headers)
+    assert "val/token" not in str(steps_to_baseline_table(found).headers)
     assert any(note.startswith("≠ c: another teacher.grid than a (token loss") for note in footnotes(found))
 
 
@@ -219,7 +219,7 @@ def test_costs(add: Add, results: Summarise) -> None:
 def test_the_documents_rules_of_overfitting(add: Add, results: Summarise) -> None:
     """§7.2: validation well above training. The made-up training curves end at the validation values."""
     add()
-    assert overfitting(results()) == [
+    assert overfitting_sentences(results()) == [
         "none of the three signs of overfitting: validation is within 10 % of training in every arm"
     ]
     add("arm", {"head.depth": 1})
@@ -227,7 +227,7 @@ def test_the_documents_rules_of_overfitting(add: Add, results: Summarise) -> Non
     arm = study.rows[1].arm
     for run in arm.runs.values():
         run.curves["val/token"].values[-1] *= 1.5
-    (remark,) = overfitting(study)
+    (remark,) = overfitting_sentences(study)
     assert remark.startswith("val/token is well above train/token: the head overfits: arm (+")
 
 
@@ -250,8 +250,8 @@ def test_a_lag_of_the_average_is_no_overfitting(add: Add, results: Summarise) ->
     """After 40 steps an average of decay 0.99 holds 0.99^40 = 67 % of the initial weights."""
     add(changes={"trainer.max_steps": 40})
     study = overfitted(results())
-    assert lagging(study) == [f"baseline: {LAG}"]
-    assert overfitting(study) == [f"{NOT_JUDGED}: baseline"]
+    assert ema_lag_sentences(study) == [f"baseline: {LAG}"]
+    assert overfitting_sentences(study) == [f"{NOT_JUDGED}: baseline"]
     assert notices(study)[-1] == f"baseline: {LAG}."
 
 
@@ -259,12 +259,12 @@ def test_arms_whose_average_does_not_lag_are_judged_beside_those_whose_does(add:
     add(changes={"trainer.max_steps": 40, "trainer.ema_warmup": True})
     add("slow", {"trainer.max_steps": 40})
     study = results()
-    assert lagging(study) == [f"slow: {LAG}"]
-    assert overfitting(study) == [
+    assert ema_lag_sentences(study) == [f"slow: {LAG}"]
+    assert overfitting_sentences(study) == [
         "none of the three signs of overfitting: validation is within 10 % of training in every other arm",
         f"{NOT_JUDGED}: slow",
     ]
-    first, second = overfitting(overfitted(study))
+    first, second = overfitting_sentences(overfitted(study))
     assert first.startswith("val/token is well above train/token: the head overfits: baseline (+")
     assert "slow" not in first
     assert second == f"{NOT_JUDGED}: slow"
@@ -273,16 +273,19 @@ def test_arms_whose_average_does_not_lag_are_judged_beside_those_whose_does(add:
 def test_skipped_steps_are_none_of_an_average(add: Add, results: Summarise) -> None:
     """300 steps hold 0.99^300 = 4.9 % of the initial weights, 290 of them hold 5.4 %."""
     add(changes={"trainer.max_steps": 300})
-    assert lagging(results()) == []
+    assert ema_lag_sentences(results()) == []
     add("skips", {"trainer.max_steps": 300, "head.depth": 1}, values=lambda seed: {"guard/skipped_steps": 10.0})
-    assert "still hold 5 % of the initial weights (trainer.ema_decay=0.99 over 290 updates)" in lagging(results())[0]
+    assert (
+        "still hold 5 % of the initial weights (trainer.ema_decay=0.99 over 290 updates)"
+        in ema_lag_sentences(results())[0]
+    )
 
 
 def test_the_logged_share_counts(add: Add, results: Summarise) -> None:
     """It is no column, and seeds that differ count by the worst."""
     add(values=lambda seed: {"ema/initial_share": 0.1 * seed})
     study = results()
-    assert "still hold 20 % of the initial weights" in lagging(study)[0]
+    assert "still hold 20 % of the initial weights" in ema_lag_sentences(study)[0]
     assert not any("ema/" in metric.key for metric in study.metrics)
     assert not any("ema/" in key for key in study.references)
 
@@ -313,14 +316,14 @@ def test_worse_than_zero_may_be_a_lag(add: Add, results: Summarise) -> None:
 
 def test_a_run_that_ends_in_its_warm_up_has_no_value_after_it(add: Add, results: Summarise) -> None:
     add(changes={"loss.warmup_steps": 601})
-    table = {what: measured for what, _, measured, _ in reported(results().study.baseline)}
+    table = {what: measured for what, _, measured, _ in reported_rows(results().study.baseline)}
     assert table["training token loss, after warm-up"] == "not measured"
     assert table["training token loss, end"] != "not measured"
 
 
 def test_reported_beside_measured(add: Add, results: Summarise) -> None:
     add(values=lambda seed: {"val/token": 0.6, "val/cosine": 0.4}, points=601)
-    table = {what: (value, measured) for what, value, measured, _ in reported(results().study.baseline)}
+    table = {what: (value, measured) for what, value, measured, _ in reported_rows(results().study.baseline)}
     assert table["token cosine similarity"] == ("0.30 to 0.35", "0.4000")
     assert table["training diffusion loss, end"][0] == "1.67"
     assert table["nearest-neighbour recall"] == ("60 to 70 %", "not measured")
@@ -333,7 +336,7 @@ def test_reported_beside_measured(add: Add, results: Summarise) -> None:
 def test_evaluations_by_several_versions_of_the_code_are_said(add: Add, results: Summarise) -> None:
     one = {"code": [{"from_step": 0, "git_commit": "a" * 40, "code_state": "clean", "code_digest": "one"}]}
     add(seeds=(0, 1), summary=one)
-    assert by_several_codes(list(results().rows[0].arm.runs.values())) == []
+    assert mixed_code_note(list(results().rows[0].arm.runs.values())) == []
     add(seeds=(2,), summary=one | {"evaluated_by": {"probe": "two"}})
-    (said,) = by_several_codes(list(results().rows[0].arm.runs.values()))
+    (said,) = mixed_code_note(list(results().rows[0].arm.runs.values()))
     assert "(probe: one; two)" in said

@@ -12,7 +12,7 @@ from scipy import stats
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.smallest_difference import POWER, smallest_differences, smallest_sentence
-from urepa.reports.comparison.statistics import found_share, paired, smallest_found, spread_of
+from urepa.reports.comparison.statistics import detection_power, paired_interval, smallest_detectable, spread_of
 from urepa.reports.comparison.tables import markdown, terminal
 
 Add, Summarise = Callable[..., None], Callable[..., Results]
@@ -20,16 +20,18 @@ Add, Summarise = Callable[..., None], Callable[..., Results]
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 20])
 def test_the_smallest_effect_is_found_in_four_of_five_studies(seeds: int) -> None:
-    effect = smallest_found(seeds, POWER)
-    found = paired(np.random.default_rng(0).normal(effect, 1.0, (100_000, seeds)))
+    effect = smallest_detectable(seeds, POWER)
+    found = paired_interval(np.random.default_rng(0).normal(effect, 1.0, (100_000, seeds)))
     assert ((found.low > 0) | (found.high < 0)).mean() == pytest.approx(POWER, abs=0.005)
-    assert found_share(effect, seeds) == pytest.approx(POWER)
+    assert detection_power(effect, seeds) == pytest.approx(POWER)
 
 
 def test_the_smallest_effects_are_those_of_published_tables() -> None:
     """Cohen 1988, table 2.4.1: a two-sided t of one sample at 0.05 finds d = 0.5 in 80 % with 33 or 34 values."""
-    assert smallest_found(34, 0.8) < 0.5 < smallest_found(33, 0.8)
-    assert [smallest_found(n, 0.8) for n in (2, 3, 5)] == sorted([smallest_found(n, 0.8) for n in (2, 3, 5)])[::-1]
+    assert smallest_detectable(34, 0.8) < 0.5 < smallest_detectable(33, 0.8)
+    assert [smallest_detectable(n, 0.8) for n in (2, 3, 5)] == sorted([smallest_detectable(n, 0.8) for n in (2, 3, 5)])[
+        ::-1
+    ]
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 2.0])
@@ -37,12 +39,12 @@ def test_the_smallest_effects_are_those_of_published_tables() -> None:
 def test_a_power_is_the_noncentral_ts(effect: float, seeds: int) -> None:
     bound, shift = stats.t.ppf(0.975, seeds - 1), effect * np.sqrt(seeds)
     expected = stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift)
-    assert found_share(effect, seeds) == pytest.approx(expected, abs=1e-7)
+    assert detection_power(effect, seeds) == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_spread_is_read_from_its_interval() -> None:
     differences = np.array([0.1, 0.4, -0.2, 0.3])
-    found = paired(differences)
+    found = paired_interval(differences)
     assert spread_of(float(found.high - found.low), 4) == pytest.approx(differences.std(ddof=1))
 
 
@@ -58,7 +60,7 @@ def test_the_spread_is_pooled_over_the_arms_that_have_one(add: Add, results: Sum
     seeds, smallest = smallest_differences(found)
     pooled = np.sqrt((2 * np.var(one, ddof=1) + 3 * np.var(other, ddof=1)) / 5)
     assert seeds == 3
-    assert smallest["val/diffusion"] == pytest.approx(smallest_found(3, 0.8) * pooled)
+    assert smallest["val/diffusion"] == pytest.approx(smallest_detectable(3, 0.8) * pooled)
     sentence = smallest_sentence(found)
     assert sentence.startswith(
         "The smallest true differences that the paired 95 % interval of 3 seeds shows in 80 % of"

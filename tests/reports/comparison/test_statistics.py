@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from urepa.reports.comparison.statistics import bootstrap, holm, paired, welch
+from urepa.reports.comparison.statistics import bootstrap, holm, paired_interval, welch_interval
 
 # Student (1908): hours of sleep gained by ten patients under two drugs
 SLEEP_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
@@ -17,7 +17,7 @@ STUDIES, ARMS, SEEDS = 2000, 8, 3
 
 
 def test_paired_is_students_on_his_own_data() -> None:
-    found = paired(SLEEP_1 - SLEEP_2)
+    found = paired_interval(SLEEP_1 - SLEEP_2)
     assert found.mean == pytest.approx(-1.58)
     assert (float(found.low), float(found.high)) == pytest.approx((-2.4598858, -0.7001142), abs=1e-7)  # R's t.test
     assert float(found.p) == pytest.approx(0.002832890, abs=1e-9)
@@ -27,25 +27,25 @@ def test_paired_and_welch_are_scipys_for_many_comparisons_at_once() -> None:
     rng = np.random.default_rng(0)
     arm, other, baseline = rng.normal(0.3, 1, (7, 5)), rng.normal(0, 1, (7, 5)), rng.normal(0, 3, (7, 4))
     expected = stats.ttest_rel(arm, other, axis=1)
-    found = paired(arm - other)
+    found = paired_interval(arm - other)
     np.testing.assert_allclose(found.p, expected.pvalue)
     np.testing.assert_allclose(found.low, expected.confidence_interval(0.95).low)
     np.testing.assert_allclose(found.high, expected.confidence_interval(0.95).high)
     expected = stats.ttest_ind(arm, baseline, axis=1, equal_var=False)
-    found = welch(arm, baseline)
+    found = welch_interval(arm, baseline)
     np.testing.assert_allclose(found.p, expected.pvalue)
     np.testing.assert_allclose(found.mean, arm.mean(1) - baseline.mean(1))
     np.testing.assert_allclose((found.low + found.high) / 2, found.mean)
 
 
 def test_without_spread_nothing_is_claimed() -> None:
-    assert np.isnan(paired(np.array([0.4])).p)
-    assert np.isnan(paired(np.array([0.3 - 0.2, 0.4 - 0.3, 0.5 - 0.4])).p)  # 0.1, but for rounding
-    zero = paired(np.zeros(3))
+    assert np.isnan(paired_interval(np.array([0.4])).p)
+    assert np.isnan(paired_interval(np.array([0.3 - 0.2, 0.4 - 0.3, 0.5 - 0.4])).p)  # 0.1, but for rounding
+    zero = paired_interval(np.zeros(3))
     assert (zero.low, zero.high, zero.p) == (0, 0, 1)
-    assert np.isnan(welch(np.array([1.0]), np.array([1.0, 2.0])).p)
-    assert np.isnan(welch(np.array([1.0, 1.0]), np.array([2.0, 2.0])).p)
-    mixed = paired(np.array([[0.1, 0.1, 0.1], [0.1, 0.2, 0.4]]))
+    assert np.isnan(welch_interval(np.array([1.0]), np.array([1.0, 2.0])).p)
+    assert np.isnan(welch_interval(np.array([1.0, 1.0]), np.array([2.0, 2.0])).p)
+    mixed = paired_interval(np.array([[0.1, 0.1, 0.1], [0.1, 0.2, 0.4]]))
     assert np.isnan(mixed.p[0])
     assert mixed.p[1] == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.4], 0).pvalue)
 
@@ -71,7 +71,7 @@ def test_null_studies_with_three_seeds() -> None:
     rng = np.random.default_rng(2)
     seed_effect = 10 * rng.standard_normal((STUDIES, 1, SEEDS))
     values = seed_effect + rng.standard_normal((STUDIES, 1 + ARMS, SEEDS))
-    found = paired(values[:, 1:] - values[:, :1])
+    found = paired_interval(values[:, 1:] - values[:, :1])
     wrong = (found.low > 0) | (found.high < 0)
     assert np.array_equal(wrong, found.p < 0.05)
     assert 0.03 <= wrong.mean() <= 0.07
@@ -82,7 +82,7 @@ def test_null_studies_with_three_seeds() -> None:
 
 def test_null_studies_that_are_not_paired() -> None:
     rng = np.random.default_rng(3)
-    found = welch(rng.standard_normal((STUDIES, SEEDS)), 3 * rng.standard_normal((STUDIES, SEEDS)))
+    found = welch_interval(rng.standard_normal((STUDIES, SEEDS)), 3 * rng.standard_normal((STUDIES, SEEDS)))
     assert (found.p < 0.05).mean() <= 0.07
 
 
@@ -92,5 +92,5 @@ def test_the_bootstrap_waits_for_twenty_seeds() -> None:
     assert bootstrap(np.full(20, 0.1)) is None
     difference = rng.normal(0.5, 1, 200)
     low, high = bootstrap(difference)
-    found = paired(difference)  # at 200 seeds the two agree
+    found = paired_interval(difference)  # at 200 seeds the two agree
     assert (low, high) == pytest.approx((float(found.low), float(found.high)), abs=0.02)

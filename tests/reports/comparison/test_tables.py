@@ -46,7 +46,7 @@ def test_csv_holds_every_number(add: Callable[..., None], results: Summarise) ->
     rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(as_csv(study)))}
     for row in study.rows:
         for key, cell in row.cells.items():
-            assert rows[row.arm.label][key] == (repr(cell.mean) if cell.filled else "")
+            assert rows[row.arm.label][key] == (repr(cell.mean) if cell.has_value else "")
         for key, found in row.differences.items():
             line = rows[row.arm.label]
             assert float(line[f"{key} difference"]) == found.mean

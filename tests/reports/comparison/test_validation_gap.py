@@ -70,7 +70,7 @@ def test_a_total_under_a_lambda_that_changes_has_no_gap(add: Add, results: Summa
     rewrite(tmp_path, lambda row: row.update({"train/lambda": row["step"] / 1000}) if "train/lambda" in row else None)
     found = gaps(results())["baseline"]
     assert gap_texts(found["total"]) == ("λ changes",) * 3
-    assert found["token"].gap.filled
+    assert found["token"].gap.has_value
 
 
 def test_an_arm_without_a_term_has_an_empty_cell(add: Add, results: Summarise, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from urepa.core.nested_dicts import flatten
 from urepa.costs.estimate import Device, plan
 from urepa.method.objectives import DDPMEpsilon
 from urepa.method.step_schedules import cosine_with_warmup
-from urepa.reports.description.markdown_and_latex import as_latex, as_markdown, written
-from urepa.reports.description.methodology import WORDS, methodology, plainly
-from urepa.reports.description.model import beginning
+from urepa.reports.description.markdown_and_latex import as_latex, as_markdown, format_value
+from urepa.reports.description.methodology import WORDS, generic_text, methodology
+from urepa.reports.description.model import initial_weights
 from urepa.reports.description.subject import Subject, subject_of
 from urepa.runs.checkpoint import save
 from urepa.runs.run_folder import NOT_IDENTITY
@@ -71,7 +71,7 @@ def test_of_every_experiment(compose: Compose, experiment: str) -> None:
     markdown, latex = texts(config)
     text, shown = prose(markdown), settings(markdown)
     expected = {
-        key: written(value)
+        key: format_value(value)
         for key, value in flatten(config).items()
         if not any(f"{key}.".startswith(f"{k}.") for k in (*NOT_IDENTITY, "arm")) and not key.endswith("_partial_")
     }
@@ -80,7 +80,7 @@ def test_of_every_experiment(compose: Compose, experiment: str) -> None:
         assert f"| {part} | {counts['all']:,} | {counts['trainable']:,} |" in text
     for group, (parameters, _) in planned.counted.groups.items():
         rate, decay = (config["optimizer"][key][group] for key in ("lr", "weight_decay"))
-        assert f"| {group} | {parameters:,} | {written(rate)} | {decay:g} |" in text
+        assert f"| {group} | {parameters:,} | {format_value(rate)} | {decay:g} |" in text
     trainer = config["trainer"]
     assert f"{trainer['max_steps']:,} updates of {trainer['batch_size']} samples" in text
     for split, name in (("train", "training"), ("val", "validation")):
@@ -203,8 +203,8 @@ def test_adapters_that_start_warm_leave_the_base_as_it_is(compose: Compose) -> N
     overrides = ("+experiment=repa_cifar10_pixels", "lora=all_attention", "optimizer=adamw_lora", "warm_start=there")
     whole: Any = None  # what is counted of it has no part in this
     subject = Subject(compose(*overrides), whole, whole, whole, whole, None)
-    assert beginning(subject, "random") == ", with random initial weights"
-    assert beginning(subject, "sit.pt") == ", with the weights of sit.pt"
+    assert initial_weights(subject, "random") == ", with random initial weights"
+    assert initial_weights(subject, "sit.pt") == ", with the weights of sit.pt"
 
 
 def test_a_batch_that_is_larger_than_the_data_is_refused(small: Compose) -> None:
@@ -370,8 +370,8 @@ def test_every_evaluation_has_words(small: Compose, name: str) -> None:
 def test_a_part_without_words_is_named_with_its_settings() -> None:
     assert "nowhere.DiT" not in WORDS
     part = {"_target_": "nowhere.DiT", "_partial_": True, "depth": 12, "patch": {"size": 2}, "base": None}
-    assert plainly("backbone", part) == "The backbone is DiT, with depth = 12, patch.size = 2 and base = null."
-    assert plainly("lora", {"_target_": "nowhere.simple"}) == "The lora is simple."
+    assert generic_text("backbone", part) == "The backbone is DiT, with depth = 12, patch.size = 2 and base = null."
+    assert generic_text("lora", {"_target_": "nowhere.simple"}) == "The lora is simple."
 
 
 def test_words_are_of_parts_that_are_there() -> None:

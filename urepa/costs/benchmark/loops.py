@@ -108,7 +108,7 @@ class BenchLoops:
         self.track = SyntheticTrack(**data)
         self.track.write(teacher)
         compares = teacher is not None and (settings["against"] == "documented" or settings["parts"])
-        self.items = self._documented_items(teacher, batch_size, settings["workers"]) if compares else iter(())
+        self.items = self._description_items(teacher, batch_size, settings["workers"]) if compares else iter(())
         self.config = config | {"data": data | {"_target_": TRACK}, "evaluation": {}, "warm_start": None}
         if "prompts" in config["backbone"]:
             write_prompts(place / "prompts.pt", real.num_classes)
@@ -117,8 +117,8 @@ class BenchLoops:
         self.trainer, _ = assembly.build(self.config, place, accelerator, shipper)
         self.step_index = 0
 
-    def _documented_items(self, teacher: Any, batch_size: int, workers: int) -> Iterator[Any]:
-        """What the documented loader gives, from now on."""
+    def _description_items(self, teacher: Any, batch_size: int, workers: int) -> Iterator[Any]:
+        """The items of the description's loader, without end."""
         ids, grid = [s.sample_id for s in self.track.samples], teacher.grid
         stores: list[Store] = [
             (self.track.latents, ids, self.track.latent_shape),
@@ -139,24 +139,36 @@ class BenchLoops:
         """A deepcopy of the model, as the document's EMA."""
         return deepcopy(self.trainer.model).requires_grad_(False)
 
-    def ours(self) -> Loop:
+    def training_loop(self) -> Loop:
         """The trainer's update on its reader's batches."""
         return Loop("urepa", self._own_batches(), self._update)
 
-    def without_each_part(self) -> list[Loop]:
-        """The same with one part as the document has it."""
+    def loops_without_parts(self) -> list[Loop]:
+        """The training loop with one part at a time replaced by the description's."""
         trainer, model = self.trainer, self.trainer.model
-        loops = [replace(self.ours(), name="without stages", inside=lambda: swapped(model, "backbone", HookedUNet))]
+        loops = [
+            replace(
+                self.training_loop(),
+                name="without stages",
+                inside=lambda: replace_attribute(model, "backbone", HookedUNet),
+            )
+        ]
         if trainer.settings.channels_last:
-            loops.append(replace(self.ours(), name="without channels_last", inside=lambda: in_nchw(model)))
+            loops.append(replace(self.training_loop(), name="without channels_last", inside=lambda: use_nchw(model)))
         ema = DeepcopyEMA(model, self.shadow, trainer.ema.decay)
-        loops.append(replace(self.ours(), name="deepcopy EMA", inside=lambda: swapped(trainer, "ema", lambda _: ema)))
+        loops.append(
+            replace(
+                self.training_loop(),
+                name="deepcopy EMA",
+                inside=lambda: replace_attribute(trainer, "ema", lambda _: ema),
+            )
+        )
         if model.heads:
             batches = (self._batch(item) for item in self.items)
             loops.append(Loop("documented reader", batches, self._update))
         return loops
 
-    def documented(self) -> Loop:
+    def description_loop(self) -> Loop:
         """The document's loop over a model in fp32: the trainer's own where that is one (two of SD-1.5 and their
         copies take 14 GB)."""
         model, shadow = self.trainer.model, self.shadow
@@ -169,22 +181,22 @@ class BenchLoops:
             index_B, x0, teacher_BND = item
             documented.update(x0, teacher_BND, index_B % self.track.num_classes)
 
-        return Loop("documented", self.items, update, lambda: in_nchw(model))
+        return Loop("documented", self.items, update, lambda: use_nchw(model))
 
-    def online(self) -> Loop:
-        """The same updates with the teacher asked in each: its images are read in the place of its tokens."""
+    def online_loop(self) -> Loop:
+        """The same updates with an online teacher: images are read instead of tokens."""
         asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
         reader = copy(self.trainer.reader)
         images: Any = RandomImages(self.track.samples, asks.teacher.image_size)
         reader.cache = replace(reader.cache, tokens={ALONE: images})
 
         def update(batches: list[Batch]) -> None:
-            self._update(asks.asked(batches))
+            self._update(asks.add_tokens(batches))
 
         return Loop("online teacher", reader.stream(0, FOREVER), update, asks.on_device)
 
-    def plain(self) -> Loop:
-        """The loop as one writes it first, over the same batches."""
+    def plain_loop(self) -> Loop:
+        """The straightforward training loop, over the same batches."""
         trainer = self.trainer
         plain = PlainLoop(
             trainer.model,
@@ -222,8 +234,8 @@ class BenchLoops:
 
 
 @contextlib.contextmanager
-def swapped(owner: Any, name: str, other: Callable[[Any], Any]) -> Iterator[None]:
-    """`owner.name` replaced by what `other` makes of it."""
+def replace_attribute(owner: Any, name: str, other: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, `owner.name` is replaced by `other(owner.name)`."""
     own = getattr(owner, name)
     setattr(owner, name, other(own))
     try:
@@ -233,8 +245,8 @@ def swapped(owner: Any, name: str, other: Callable[[Any], Any]) -> Iterator[None
 
 
 @contextlib.contextmanager
-def in_nchw(model: AlignedModel) -> Iterator[None]:
-    """The backbone in PyTorch's usual memory format, whatever it has."""
+def use_nchw(model: AlignedModel) -> Iterator[None]:
+    """Inside, the backbone is in PyTorch's default memory format."""
     own = {p: p.is_contiguous() for p in model.backbone.parameters()}
     model.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     try:

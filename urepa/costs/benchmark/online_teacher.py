@@ -52,7 +52,7 @@ class OnlineTeacher:
     ) -> None:
         """`autocast`: the trainer's."""
         self.teacher, self.device, self.autocast = teacher, device, autocast
-        self.network = teacher.unread()
+        self.network = teacher.build_without_weights()
 
     @contextlib.contextmanager
     def on_device(self) -> Iterator[None]:
@@ -70,8 +70,8 @@ class OnlineTeacher:
         # out of inference mode, since the loss saves them for its backward pass, and laid out as in a store
         return tokens.x_BND.clone(memory_format=torch.contiguous_format)
 
-    def asked(self, batches: list[Batch]) -> list[Batch]:
-        """The micro-batches with tokens in the place of images."""
+    def add_tokens(self, batches: list[Batch]) -> list[Batch]:
+        """Micro-batches with tokens instead of images."""
         moved = [batch.to(self.device) for batch in batches]
         return [
             replace(batch, teachers={name: self.tokens(images) for name, images in batch.teachers.items()})

@@ -41,7 +41,7 @@ def measure(
         for i, loop in enumerate(loops):
             gc.collect()
             with loop.inside():
-                turns[i].append(_timed(loop, steps, device))
+                turns[i].append(_time_steps(loop, steps, device))
     seconds = [[turn.spent / steps for turn in own] for own in turns]
     medians = [statistics.median(s) for s in seconds]
     on_gpu = device.type == "cuda"
@@ -77,8 +77,8 @@ def _count(loop: Loop, model: nn.Module, device: torch.device) -> tuple[int, int
     return flops.get_total_flops(), saved.total
 
 
-def _timed(loop: Loop, steps: int, device: torch.device) -> Turn:
-    """So many steps."""
+def _time_steps(loop: Loop, steps: int, device: torch.device) -> Turn:
+    """Times `steps` steps of a loop."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

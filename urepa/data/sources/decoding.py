@@ -19,9 +19,9 @@ UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what 
 
 
 @contextmanager
-def own_limit() -> Iterator[None]:
-    """While an image is opened: what Pillow refuses for its size is refused as `to_rgb` refuses it."""
-    _leave_pillows_warning_out()
+def large_images_as_value_errors() -> Iterator[None]:
+    """Inside, an image that Pillow refuses for its size raises the same ValueError as in `to_rgb`."""
+    _ignore_pillow_warning()
     try:
         yield
     except DecompressionBombError:  # from 2 · PIL.Image.MAX_IMAGE_PIXELS on, which is more than ours
@@ -29,8 +29,9 @@ def own_limit() -> Iterator[None]:
 
 
 @cache
-def _leave_pillows_warning_out() -> None:
-    """Of images that ours takes, and once in a process: a change of the filters repeats all earlier warnings."""
+def _ignore_pillow_warning() -> None:
+    """Ignores Pillow's warning about images that are within our limit; once per process, as a change of the filters
+    repeats earlier warnings."""
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
 
@@ -38,7 +39,7 @@ def read(file: str | Path) -> np.ndarray:
     """An image file as `to_rgb` makes it."""
     from PIL import Image
 
-    with own_limit(), Image.open(file) as image:
+    with large_images_as_value_errors(), Image.open(file) as image:
         return to_rgb(image)
 
 

@@ -183,24 +183,25 @@ class LeftOut:
 def _numbers(counts: dict[str, int], hints: dict[str, str] | None = None) -> str:
     """`.txt 2, .gif 1`, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    told = [f"{_shown(suffix) if suffix else 'no suffix'} {n}" for suffix, n in ordered]
+    told = [f"{_printable_name(suffix) if suffix else 'no suffix'} {n}" for suffix, n in ordered]
     if hints is not None:
         told = [f"{text}: {hints[suffix]}" for text, (suffix, _) in zip(told, ordered, strict=True)]
     return ", ".join(told[:SHOWN]) + (", ..." if len(told) > SHOWN else "")
 
 
-def _shown(name: str) -> str:
+def _printable_name(name: str) -> str:
     """A file's name for a terminal, also one that is no UTF-8."""
     return printable(name.encode(errors="backslashreplace").decode())
 
 
 def _some(names: Iterable[str]) -> str:
-    every = [_shown(name) for name in names]
+    every = [_printable_name(name) for name in names]
     return ", ".join(every[:SHOWN]) + (", ..." if len(every) > SHOWN else "")
 
 
-def left_out(root: Path, suffixes: frozenset[str]) -> LeftOut:
-    """What lies in the class folders of all splits, or beside them, and is not read. UserError as `class_places`."""
+def count_left_out(root: Path, suffixes: frozenset[str]) -> LeftOut:
+    """Counts the files that are not read, in the class folders of all splits or beside them. UserError as
+    `class_places`."""
     classes, places = class_places(root, suffixes)
     found = LeftOut()
     for place in places.values():

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from urepa.core.errors import UserError
-from urepa.core.hub_names import resolve, why_not
-from urepa.data.sources.decoding import own_limit, read, to_rgb
+from urepa.core.hub_names import download_failure, resolve
+from urepa.data.sources.decoding import large_images_as_value_errors, read, to_rgb
 from urepa.data.sources.image_folder import class_places, images_in, readable
 from urepa.data.tracks.split_sizes import DIGITS
 
@@ -111,7 +111,7 @@ def cifar_binary(images: str) -> Iterator[SourceImage]:
 
 
 def _decode(part: Any, index: int, column: str) -> np.ndarray:
-    with own_limit():
+    with large_images_as_value_errors():
         return to_rgb(part[index][column])
 
 
@@ -186,7 +186,8 @@ def hub(images: str) -> Iterator[SourceImage]:
     except (OSError, ValueError) as error:
         reason = _refusal(name) if isinstance(error, DatasetNotFoundError) else error
         raise UserError(
-            f"data.images={images} could not be fetched from the hub ({why_not(reason, images, 'datasets/')}); "
+            f"data.images={images} could not be fetched from the hub "
+            f"({download_failure(reason, images, 'datasets/')}); "
             "with the images on disk, give data.source=folder data.images=FOLDER"
         ) from error
     yield from _rows_of(dataset)

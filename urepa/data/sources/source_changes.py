@@ -48,18 +48,18 @@ def _of_folder(root: Path, suffixes: frozenset[str]) -> Files:
     return Files(root, sorted(str(folder.relative_to(root)) for folder in parents), sorted(places))
 
 
-def _matching(pattern: str) -> Callable[[Path, frozenset[str]], Files]:
-    def found(root: Path, suffixes: frozenset[str]) -> Files:
+def _file_finder(pattern: str) -> Callable[[Path, frozenset[str]], Files]:
+    def find_files(root: Path, suffixes: frozenset[str]) -> Files:
         return Files(root, [], sorted(file.name for file in root.glob(pattern) if file.is_file()))
 
-    return found
+    return find_files
 
 
 # of the sources whose images lie in files of the user's; the others name what they are
 FILES: dict[str, Callable[[Path, frozenset[str]], Files]] = {
     "folder": _of_folder,
-    "cifar_binary": _matching("*.bin"),
-    "parquet": _matching("*.parquet"),
+    "cifar_binary": _file_finder("*.bin"),
+    "parquet": _file_finder("*.parquet"),
 }
 
 
@@ -112,11 +112,11 @@ def changes(source: str, images: str, folder: Path) -> str | None:
     if not (folder / FILE).exists():
         print(f"{folder}: an earlier version made these caches and did not record the files of {images}: not compared")
         return None
-    arrays = _recorded(folder / FILE)
-    return _listed(source, root, arrays) or _rewritten(root, arrays)
+    arrays = _read_record(folder / FILE)
+    return _added_or_removed(source, root, arrays) or _rewritten_files(root, arrays)
 
 
-def _recorded(file: Path) -> dict[str, np.ndarray]:
+def _read_record(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as known:
             return {name: known[name] for name in known.files}
@@ -124,8 +124,8 @@ def _recorded(file: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file} cannot be read ({error}); delete it, and nothing is compared") from error
 
 
-def _listed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None:
-    """Files that were added or taken away. Where no folder has changed, nothing was."""
+def _added_or_removed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None:
+    """Which files were added or removed. If no folder's time has changed, none were."""
     times = zip(_as_text(known["folders"]), known["folder_times"].tolist(), strict=True)
     if len(known["folders"]) and all(_time(root / name) == time for name, time in times):
         return None
@@ -145,8 +145,8 @@ def _listed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None
     return ", ".join(parts) if parts else None
 
 
-def _rewritten(root: Path, known: dict[str, np.ndarray]) -> str | None:
-    """Files with another content. One of the recorded size and time is not read."""
+def _rewritten_files(root: Path, known: dict[str, np.ndarray]) -> str | None:
+    """Which files have other content. Files with the recorded size and time are not read."""
     if "files" not in known:
         return None
     names, sizes, times = _as_text(known["files"]), known["sizes"].tolist(), known["times"].tolist()

@@ -9,7 +9,7 @@ from typing import Any
 
 from urepa.core.errors import UserError
 from urepa.core.hub_names import resolve
-from urepa.data.sources.image_folder import FORMER, left_out, readable
+from urepa.data.sources.image_folder import FORMER, count_left_out, readable
 from urepa.data.sources.image_sources import SOURCES, SourceImage, folder
 
 
@@ -32,7 +32,7 @@ class Listing:
     def print_left_out(self, unused: int, asked: str) -> None:
         """One line of what lies there and is not read, by reason, with `unused` held-out images that are more than
         `asked` for (KEY=N); nothing where nothing is left out."""
-        others = str(left_out(Path(self.images), self.suffixes)) if self.source == "folder" else ""
+        others = str(count_left_out(Path(self.images), self.suffixes)) if self.source == "folder" else ""
         more = f"{unused} held-out image{'s' * (unused != 1)} ({asked} are taken)" if unused else ""
         if others or more:
             print(f"left out: {', '.join(filter(None, (others, more)))}")

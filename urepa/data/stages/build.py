@@ -14,18 +14,18 @@ import numpy as np
 
 from urepa.core import progress
 from urepa.core.errors import UserError
-from urepa.core.files import new_places, read_json, remove_new, write_whole
+from urepa.core.files import missing_folders, read_json, remove_new, write_whole
 from urepa.core.random_draws import unit_interval
 from urepa.data.cache import (
     FAULT,
     UNKNOWN,
     Cache,
-    begin,
     csv_digests,
     mean_token_file,
     mirrored_facts,
     mirrored_folder,
     refuse_changed,
+    write_begun,
 )
 from urepa.data.sources import source_changes
 from urepa.data.sources.image_sources import SourceImage, refuse_duplicates, refuse_unfit_names
@@ -35,10 +35,10 @@ from urepa.data.stages.encode import Output
 from urepa.data.stores.digests import in_manifest
 from urepa.data.stores.lmdb_store import GROUP, Part, batches_of
 from urepa.data.stores.record_reading import Store
-from urepa.data.stores.sealing import digests_file, give_digests
+from urepa.data.stores.sealing import add_digests, digests_file
 from urepa.data.tracks.classes import class_names, names_at, write_names
 from urepa.data.tracks.latents import LatentTrack
-from urepa.data.tracks.paths import is_finished, no_list, unfinished
+from urepa.data.tracks.paths import is_finished, no_list_error, unfinished_error
 from urepa.data.tracks.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.tracks.split_sizes import refuse_other_classes
 from urepa.models.backbones.sd15 import load_prompts
@@ -77,13 +77,13 @@ class Build:
             work()
 
     def _all_parts_are_done(self) -> bool:
-        track, listed = self.track, self._listed()
+        track, listed = self.track, self._listed_samples()
         parts = [Part(i, self.part.count) for i in range(self.part.count)]
         return self.part.count == 1 or (
             all(is_finished(path) for path in track.store_folders(self.teacher))
             and (
                 not track.reads_squares(self.teacher)
-                or all(image_archives.has_chunks(track.folder, p, _held(listed, p)) for p in parts)
+                or all(image_archives.has_chunks(track.folder, p, _part_samples(listed, p)) for p in parts)
             )
         )
 
@@ -103,14 +103,14 @@ class Build:
 
     def _make_lists(self, files: list[Path], digests: dict[str, str]) -> None:
         """From the source; of one that does not fit nothing is left."""
-        track, new = self.track, new_places(self.track.folder)
+        track, new = self.track, missing_folders(self.track.folder)
         try:
             known = track.record().get("source", {})
             listing = Listing(track.source, track.images, known)
             source_changes.record(track.source, track.images, track.folder)
             found = list(progress.bar(listing, desc="manifest", unit="image"))
             listing.refuse_other(known, track.folder)
-            chosen = self._chosen(found)
+            chosen = self._split_rows(found)
             unused = sum(row.split == "test" for row in found) - len(chosen["val"])
             listing.print_left_out(max(0, unused), f"data.val_images={track.wanted['val']}")
             self._write_missing(chosen)
@@ -139,8 +139,8 @@ class Build:
                 rows = sorted(chosen[split], key=lambda row: row.name)
                 write_split(path, [Sample(r.name, r.class_id, r.path, split) for r in rows])
 
-    def _chosen(self, found: list[SourceImage]) -> dict[str, list[SourceImage]]:
-        """The splits' images. Where the source keeps none apart, the validation images are drawn by name."""
+    def _split_rows(self, found: list[SourceImage]) -> dict[str, list[SourceImage]]:
+        """Assigns images to splits. If the source has no held-out images, the validation images are drawn by name."""
         track = self.track
         refuse_duplicates(found)
         refuse_unfit_names(found)
@@ -189,23 +189,23 @@ class Build:
             known[name] = before | value if isinstance(value, dict) else sorted({*before, *value})
         write_whole(self.track.folder / "track.json", json.dumps(known, indent=1))
 
-    def _listed(self) -> Samples:
-        """All parts' samples, in the order in which every stage goes through them."""
+    def _listed_samples(self) -> Samples:
+        """The samples of all parts, in the order of every stage."""
         missing = [path for path in self.track.csv.values() if not path.exists()]
         if missing:
-            raise no_list(missing[0])
-        return Samples.joined(map(read_split, self.track.csv.values()))
+            raise no_list_error(missing[0])
+        return Samples.concatenate(map(read_split, self.track.csv.values()))
 
     def _samples(self) -> Samples:
         """This part's."""
-        return _held(self._listed(), self.part)
+        return _part_samples(self._listed_samples(), self.part)
 
     def stage_images(self) -> None:
         """Squares as JPEG."""
         track, samples = self.track, self._samples()
         facts = {"kind": "images", "image_size": track.image_size, "crop": "center"}
-        begin(track.folder / "images", facts, track.remake)
-        if image_archives.all_are_there(track.folder, self.part, samples):
+        write_begun(track.folder / "images", facts, track.remake)
+        if image_archives.is_complete(track.folder, self.part, samples):
             return  # the source may be gone by now
         wanted = set(samples.ids())
         known = track.record().get("source", {})
@@ -221,7 +221,7 @@ class Build:
 
     def stage_latents(self) -> None:
         """VAE latents."""
-        track, _ = self.track, self._listed()  # missed now, not after the weights are read
+        track, _ = self.track, self._listed_samples()  # missed now, not after the weights are read
         encoder, facts = encode.vae_encoder(track.vae, track.moments)
         facts |= {"kind": "latents", "shape": track.record_shape(), "dtype": "float16"}
         facts |= {"image_size": track.image_size, "crop": "center"}
@@ -229,7 +229,7 @@ class Build:
 
     def stage_tokens(self) -> None:
         """Teacher tokens, a store for each teacher."""
-        track, teachers, _ = self.track, by_name(self.teacher), self._listed()
+        track, teachers, _ = self.track, by_name(self.teacher), self._listed_samples()
         for teacher in teachers.values():
             if track.token_dtype == "int8" and teacher.width % GROUP:
                 raise UserError(
@@ -256,7 +256,7 @@ class Build:
         if self.track.flip:
             folder = mirrored_folder(output.folder)
             outputs.append(replace(output, folder=folder, facts=mirrored_facts(facts), mirrored=True))
-        samples, listed = self._samples(), digest_of(self._listed())
+        samples, listed = self._samples(), digest_of(self._listed_samples())
         read = partial(image_archives.read_images, self.track.folder, self.part, samples, self.batch)
         for out in outputs:
             if self._is_adopted(out.folder):
@@ -312,8 +312,8 @@ class Build:
             raise UserError("stage=digest takes whole stores: leave shard out")
         for store in track.store_folders(self.teacher):
             if not is_finished(store):
-                raise unfinished(store, track.remake)
-            give_digests(store)
+                raise unfinished_error(store, track.remake)
+            add_digests(store)
 
     def stage_adopt(self) -> None:
         """Takes in caches that lie in the document's layout without manifests, after looking at every record and at the
@@ -344,12 +344,14 @@ class Build:
         }
         track.require_folders(self.teacher)
         for output in outputs:  # digests first, so that they are of what is verified
-            manifests[output.folder] |= _written(output, manifests[output.folder], digests_file)
+            manifests[output.folder] |= _write_derived_files(output, manifests[output.folder], digests_file)
         self._verify(track.open_to_verify(self.teacher, manifests))
         for output in outputs:
             if output.is_tokens:
                 keys = Keys([samples["train"]], output.suffix)
-                manifests[output.folder] |= _written(output, manifests[output.folder], partial(_mean_file, keys=keys))
+                manifests[output.folder] |= _write_derived_files(
+                    output, manifests[output.folder], partial(_mean_file, keys=keys)
+                )
             write_whole(output.folder / "manifest.json", json.dumps(manifests[output.folder], indent=1))
         self._record(csv_sha256=csv_digests(list(track.csv.values())))
 
@@ -358,12 +360,15 @@ def _token_shape(teacher: Any) -> list[int]:
     return [teacher.grid[0] * teacher.grid[1], teacher.width]
 
 
-def _held(samples: Samples, part: Part) -> Samples:
-    return samples.only(map(part.holds, samples.ids()))
+def _part_samples(samples: Samples, part: Part) -> Samples:
+    return samples.filter(map(part.holds, samples.ids()))
 
 
-def _written(output: Output, manifest: dict[str, Any], made: Callable[[Store], dict[str, bytes]]) -> dict[str, str]:
-    """Writes files that are made from the records of a store beside them; what its manifest is to say of them."""
+def _write_derived_files(
+    output: Output, manifest: dict[str, Any], made: Callable[[Store], dict[str, bytes]]
+) -> dict[str, str]:
+    """Writes the files that are computed from a store's records next to them. Returns their entries for the
+    manifest."""
     store = Store(output.folder, manifest)
     files = made(store)
     store.close()

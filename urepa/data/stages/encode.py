@@ -23,11 +23,11 @@ from torch import Tensor
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
-from urepa.core.hub_names import resolve, why_not
-from urepa.data.cache import begin, mean_token_file
+from urepa.core.hub_names import download_failure, resolve
+from urepa.data.cache import mean_token_file, write_begun
 from urepa.data.online_encoders import own_device
 from urepa.data.stages.vae import load_vae
-from urepa.data.stores.build_seconds import Spent
+from urepa.data.stores.build_seconds import BuildTime
 from urepa.data.stores.digests import in_manifest
 from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.stores.record_reading import Store
@@ -71,8 +71,8 @@ def encode_part(
     """Writes what is not there yet of the part's samples: `read` gives their images in batches, `encode` the
     records; `listed` is the digest of the list that they are a part of. Writing overlaps the next batch; a batch is
     there whole or not at all."""
-    begin(output.folder, output.facts, remake)
-    spent = Spent(part.folder(output.folder))
+    write_begun(output.folder, output.facts, remake)
+    spent = BuildTime(part.folder(output.folder))
     with (
         StoreWriter(output.folder, output.facts["dtype"], part) as writer,
         ThreadPoolExecutor(1) as pool,
@@ -82,7 +82,7 @@ def encode_part(
         def todo(batch: Sequence[Sample]) -> list[Sample]:
             own = [s for s in batch if output.holds(s)]
             missing = set(writer.missing([s.sample_id + output.suffix for s in own]))
-            progress.skip(bar, len(own) - len(missing))
+            progress.skip_done(bar, len(own) - len(missing))
             return [s for s in own if s.sample_id + output.suffix in missing]
 
         writing: Future[np.ndarray] | None = None
@@ -183,7 +183,7 @@ def write_prompts(path: Path, weights: str, class_names: list[str], batch: int =
             name, subfolder="text_encoder", use_safetensors=True, revision=revision
         )
     except OSError as error:
-        reason = why_not(error, weights)
+        reason = download_failure(error, weights)
         raise UserError(
             f"data.text={weights} could not be loaded ({reason}); or give a local diffusers folder"
         ) from error

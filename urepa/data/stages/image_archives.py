@@ -58,10 +58,10 @@ def _entries(file: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(file) as archive:
             return archive.infolist()
     except zipfile.BadZipFile as error:
-        raise _damaged(file, error) from error
+        raise _damage_error(file, error) from error
 
 
-def _damaged(file: Path, error: Exception) -> UserError:
+def _damage_error(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} is damaged ({error}); delete it and run the stage `images` again")
 
 
@@ -69,13 +69,16 @@ def _id(entry: zipfile.ZipInfo) -> str:
     return entry.filename.removesuffix(".jpg")
 
 
-def place_of_squares(folder: Path) -> dict[str, Path]:
-    """The samples that have a square in a part's folder, with the ZIP file."""
+def square_archives(folder: Path) -> dict[str, Path]:
+    """The ZIP file of each sample's square in a part's folder."""
     return {_id(entry): file for file in sorted(folder.glob("*.zip")) for entry in _entries(file)}
 
 
-def _left(file: Path, chunk: Sequence[Sample], there: dict[str, Path], skipped: dict[str, str]) -> list[Sample]:
-    """Those of a chunk that have no square anywhere; what a finished chunk has skipped is not tried again."""
+def _missing_squares(
+    file: Path, chunk: Sequence[Sample], there: dict[str, Path], skipped: dict[str, str]
+) -> list[Sample]:
+    """The samples of a chunk without a square in any archive; those that a finished chunk skipped are not tried
+    again."""
     done = skipped if file.exists() else {}
     return [s for s in chunk if s.sample_id not in there and s.sample_id not in done]
 
@@ -85,13 +88,13 @@ def has_chunks(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
     return all(file.exists() for file, _ in chunks_of(root, part, samples))
 
 
-def all_are_there(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
-    """Is there nothing left to do for `write_images`?"""
+def is_complete(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
+    """True if `write_images` has nothing left to do."""
     if not has_chunks(root, part, samples):
         return False
     chunks = chunks_of(root, part, samples)
-    there, skipped = place_of_squares(part_folder(root, part)), dict.fromkeys(skipped_ids(root), "")
-    return not any(_left(file, chunk, there, skipped) for file, chunk in chunks)
+    there, skipped = square_archives(part_folder(root, part)), dict.fromkeys(skipped_ids(root), "")
+    return not any(_missing_squares(file, chunk, there, skipped) for file, chunk in chunks)
 
 
 def write_images(
@@ -125,11 +128,11 @@ def write_images(
     ):
         if skipped_file.exists():
             skipped |= read_json(skipped_file)
-        there = place_of_squares(folder)
+        there = square_archives(folder)
         own: dict[str, str] = {}  # of this list, which another list's do not count for
         for file, chunk in chunks_of(root, part, samples):
-            left = _left(file, chunk, there, skipped)
-            progress.skip(bar, len(chunk) - len(left))
+            left = _missing_squares(file, chunk, there, skipped)
+            progress.skip_done(bar, len(chunk) - len(left))
             own |= {s.sample_id: skipped[s.sample_id] for s in chunk if s.sample_id in skipped and s not in left}
             if left or not file.exists():
                 content = io.BytesIO(file.read_bytes() if file.exists() else b"")
@@ -169,7 +172,7 @@ def read_images(
     missing = [file for file, _ in chunks if not file.is_file()]
     if missing:
         raise UserError(f"there is no {missing[0]}; run the stage `images` with the same shard first")
-    places = place_of_squares(part_folder(root, part))
+    places = square_archives(part_folder(root, part))
     skipped = skipped_ids(root)
     neither = [s for s in samples if s.sample_id not in places and s.sample_id not in skipped]
     if neither:
@@ -182,7 +185,7 @@ def read_images(
         for _, chunk in chunks:
             named = [s for s in chunk if s.sample_id in places]
             with ExitStack() as stack:
-                archives = {file: _opened(stack, file) for file in {places[s.sample_id] for s in named}}
+                archives = {file: _open_zip(stack, file) for file in {places[s.sample_id] for s in named}}
                 for own in batches_of(named, batch):
                     wanted = todo(own)
                     if not wanted:
@@ -195,7 +198,7 @@ def read_images(
             yield _collect(*item)
 
 
-def _opened(stack: ExitStack, file: Path) -> zipfile.ZipFile:
+def _open_zip(stack: ExitStack, file: Path) -> zipfile.ZipFile:
     return stack.enter_context(zipfile.ZipFile(file))
 
 
@@ -204,7 +207,7 @@ def _content(archive: zipfile.ZipFile, sample: Sample) -> bytes:
         return archive.read(f"{sample.sample_id}.jpg")
     except zipfile.BadZipFile as error:
         assert archive.filename is not None
-        raise _damaged(Path(archive.filename), error) from error
+        raise _damage_error(Path(archive.filename), error) from error
 
 
 class ImageArchive:
@@ -256,9 +259,9 @@ class ImageArchive:
                 file.seek(sum(struct.unpack("<HH", head[-4:])), os.SEEK_CUR)  # its name and extra field
                 jpeg = file.read(length)
         except (OSError, struct.error) as error:
-            raise _unreadable(path, sample_id, error) from error
+            raise _unreadable_error(path, sample_id, error) from error
         if zlib.crc32(jpeg) != crc32:
-            raise _unreadable(path, sample_id, "it has changed since it was written")
+            raise _unreadable_error(path, sample_id, "it has changed since it was written")
         return jpeg
 
     def _read(self, sample_id: str, row: int) -> np.ndarray:
@@ -266,7 +269,7 @@ class ImageArchive:
         try:
             return _pixels(jpeg)
         except UNREADABLE as error:
-            raise _unreadable(self._files[self._places["file"][row]], sample_id, error) from error
+            raise _unreadable_error(self._files[self._places["file"][row]], sample_id, error) from error
 
 
 def _places(number: int, entries: list[zipfile.ZipInfo]) -> np.ndarray:
@@ -279,7 +282,7 @@ def _places(number: int, entries: list[zipfile.ZipInfo]) -> np.ndarray:
     return places
 
 
-def _unreadable(path: Path, sample_id: str, why: object) -> UserError:
+def _unreadable_error(path: Path, sample_id: str, why: object) -> UserError:
     return UserError(
         f"{path}: the image of {sample_id} cannot be read ({why}); delete the file and run the stage `images` again"
     )

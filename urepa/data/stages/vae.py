@@ -13,7 +13,7 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
-from urepa.core.hub_names import resolve, why_not
+from urepa.core.hub_names import download_failure, resolve
 from urepa.models.weight_files import own_memory
 
 # of SD's VAEs, sd-vae-ft-mse and SDXL's: 83,653,863 parameters with four latent channels
@@ -25,9 +25,9 @@ ARCHITECTURE = {
 }
 
 
-def unread_vae(weights: str, latent_channels: int) -> Any:
-    """The same module without its values, for the meta device: nothing is read or fetched. The architecture is that of
-    a local folder's config.json, else SD's own."""
+def vae_without_weights(weights: str, latent_channels: int) -> Any:
+    """The same module without values, on the meta device: nothing is read or fetched. The architecture is that of a
+    local folder's config.json, or SD's."""
     from diffusers import AutoencoderKL
 
     found = [file for place in ("vae", ".") if (file := Path(weights) / place / "config.json").is_file()]
@@ -53,7 +53,8 @@ def load_vae(weights: str) -> Any:
         else:
             return own_memory(vae).eval().requires_grad_(False)
     raise UserError(
-        f"data.vae={weights} could not be loaded ({why_not(reasons[0], weights)}); or give a local diffusers folder"
+        f"data.vae={weights} could not be loaded ({download_failure(reasons[0], weights)}); or give a local diffusers "
+        "folder"
     ) from reasons[0]
 
 

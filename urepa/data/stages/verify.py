@@ -24,7 +24,7 @@ from urepa.data.online_encoders import OnlineLatents
 from urepa.data.stores.lmdb_store import MIRRORED, batches_of
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.paths import is_finished
-from urepa.data.tracks.samples import Keys, Sample, first_drawn
+from urepa.data.tracks.samples import Keys, Sample, fixed_subset
 
 CHUNK = 128  # records looked at together
 SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens
@@ -69,7 +69,7 @@ def verify(name: str, cache: Cache) -> None:
         count_check(store)
     if cache.images is not None:
         cache.images.require_whole(progress.bar(Keys(splits.values(), ""), desc="verify images", unit="image"))
-    views = {"": list(splits.values())} | ({"mirrored ": [splits["train"].mirrored()]} if cache.flips else {})
+    views = {"": list(splits.values())} | ({"mirrored ": [splits["train"].as_mirrored()]} if cache.flips else {})
     for view, parts in views.items():
         flip, count = MIRRORED * bool(view), sum(map(len, parts))
         if latents is not None:
@@ -134,7 +134,7 @@ def check_records(store: Store, keys: Keys, unit_length: bool) -> None:
             values = store.tensor(part, raw_RB).float().numpy()
         except UserError as error:
             raise Fault(folder, str(error)) from error
-        changed = store.changed(part, raw_RB)
+        changed = store.first_changed(part, raw_RB)
         if changed is not None:
             raise Fault(folder, f"{folder}: record '{changed}' has changed since it was written; make it again")
         finite = np.isfinite(values).reshape(len(part), -1).all(1)
@@ -151,7 +151,7 @@ def mirror_check(latents: Store, samples: Sequence[Sample]) -> None:
     """Are the mirrored latents nearer to the plain ones' mirror image than to the plain ones? (They are not equal to
     it: a VAE is not symmetric, and an unshuffled pixel's place is its channel, so channels are averaged.) A Fault
     if not; whether tokens agree with them is for the spatial check."""
-    chosen = first_drawn(samples, "spatial", SAMPLES)
+    chosen = fixed_subset(samples, "spatial", SAMPLES)
     keys = [s.sample_id for s in chosen], [s.key for s in chosen]
     plain, mirrored = (torch.from_numpy(latents.read(own)).mean(1) for own in keys)
     if float((mirrored - plain.flip(-1)).pow(2).sum()) > float((mirrored - plain).pow(2).sum()):
@@ -171,7 +171,7 @@ def spatial_check(
     come best first."""
     count, width = grid[0] * grid[1], tokens.shape[-1]
     wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
-    chosen = first_drawn(samples, "spatial", wanted)
+    chosen = fixed_subset(samples, "spatial", wanted)
     if len(chosen) * count < 4 * width or len(chosen) < 8:
         raise UserError(
             f"the spatial check needs at least {max(4 * width // count, 8)} samples with {count} tokens of width "
@@ -181,7 +181,7 @@ def spatial_check(
     x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
     reader = Reader(torch.from_numpy(tokens.read([s.token_key for s in chosen])))
     moves = views(x0.shape[-2] // grid[0])
-    findings = [Finding(name, reader.explained(patches(moved(x0), grid))) for name, moved in moves.items()]
+    findings = [Finding(name, reader.explained_variance(patches(moved(x0), grid))) for name, moved in moves.items()]
     findings.sort(key=lambda f: -f.r2)
     own = next(f for f in findings if f.name == "as stored")
     best = findings[0]
@@ -210,7 +210,7 @@ def views(cells: int) -> dict[str, Moved]:
         "upside down": lambda x: x.flip(-2),
         "transposed": lambda x: x.mT,
         "of another sample": lambda x: x.roll(1, 0),
-        "sheared as 36x36": sheared,
+        "sheared as 36x36": shear,
     }
     for share, by in (("half a token", max(cells // 2, 1)), ("a token", cells)):
         for name, dy, dx in (("right", 0, -1), ("left", 0, 1), ("down", -1, 0), ("up", 1, 0)):
@@ -218,7 +218,7 @@ def views(cells: int) -> dict[str, Moved]:
     return moves
 
 
-def sheared(x0: Tensor) -> Tensor:
+def shear(x0: Tensor) -> Tensor:
     """The first 1,296 of 37x37 places read as 36x36 (spec 000 §3.3), back at the latent's size."""
     fine = F.adaptive_avg_pool2d(x0, (37, 37)).flatten(2)[:, :, :1296].unflatten(2, (36, 36))
     return F.interpolate(fine, size=x0.shape[-2:], mode="bilinear", align_corners=False)
@@ -246,8 +246,8 @@ class Reader:
         centred = (values_SNF - values_SNF[: self.half].mean(0, keepdim=True)).double()
         return centred[: self.half].flatten(0, 1), centred[self.half :].flatten(0, 1)
 
-    def explained(self, patches_SNF: Tensor) -> float:
-        """R² on the second half."""
+    def explained_variance(self, patches_SNF: Tensor) -> float:
+        """R² on the second half of the samples."""
         fit_y, test_y = self._halves(patches_SNF)
         weights = torch.cholesky_solve(self.fit_x.mT @ fit_y, self.factor_DD)
         return 1 - float((test_y - self.test_x @ weights).pow(2).sum() / test_y.pow(2).sum())

@@ -17,9 +17,9 @@ FILE = "seconds.json"
 EVERY = 10.0  # seconds between two writes: what a build that is killed loses at most
 
 
-class Spent:
-    """The seconds of making a part of a store, over all builds that worked on it. A part that an earlier version has
-    begun stays without: what it took before is not known. Made before the first record is written."""
+class BuildTime:
+    """The seconds spent on a part of a store, over all builds. Not recorded for a part that an earlier version began,
+    as its time is unknown. Create it before the first record is written."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / FILE

@@ -103,7 +103,7 @@ def records(folder: Path) -> Iterator[tuple[str, int, int]]:
     try:
         page_size, root = _newest_tree(file, path)
         if root != EMPTY:
-            yield from _below(file, page_size, root)
+            yield from _leaf_records(file, page_size, root)
     except (ValueError, struct.error) as error:
         if isinstance(error, UserError):
             raise
@@ -127,8 +127,8 @@ def _newest_tree(file: int, path: Path) -> tuple[int, int]:
     return page_size, root
 
 
-def _below(file: int, page_size: int, number: int) -> Iterator[tuple[str, int, int]]:
-    """The records below a page of the tree."""
+def _leaf_records(file: int, page_size: int, number: int) -> Iterator[tuple[str, int, int]]:
+    """The records of the subtree below a page."""
     page = os.pread(file, page_size, number * page_size)
     own, _, flags, pointers_end, _ = PAGE.unpack_from(page)
     if own != number or not flags & (BRANCH | LEAF):
@@ -140,7 +140,7 @@ def _below(file: int, page_size: int, number: int) -> Iterator[tuple[str, int, i
         for child in children:  # the disk works on all of them while the first is looked at
             os.posix_fadvise(file, child * page_size, page_size, os.POSIX_FADV_WILLNEED)
         for child in children:
-            yield from _below(file, page_size, child)
+            yield from _leaf_records(file, page_size, child)
         return
     for at, low, high, node_flags, key_length in nodes:
         key = page[at : at + key_length].decode()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from urepa.core.errors import UserError
-from urepa.core.files import clear_leftovers, full_disk_at, sync_folder, write_whole
+from urepa.core.files import clear_leftovers, raise_full_disk_as_oserror, sync_folder, write_whole
 from urepa.core.random_draws import digest64
 from urepa.data.stores import digests
 from urepa.data.stores.lmdb_pages import DIGESTS, HIDDEN, SUM_KEY, Index, key_digests, rows_of
@@ -108,12 +108,12 @@ class StoreWriter:
         self._lock = only_writer(self.folder)
         file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
         self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
-        self._env = self._opened(file)
-        self._puts = self._puts_before()
+        self._env = self._open(file)
+        self._puts = self._count_puts()
 
-    def _opened(self, file: Path) -> lmdb.Environment:
-        """LMDB's environment. Where it cannot begin (a full disk), no half of its first pages is left."""
-        with full_disk_at(file):
+    def _open(self, file: Path) -> lmdb.Environment:
+        """Opens LMDB's environment. If that fails (a full disk), removes the incomplete file."""
+        with raise_full_disk_as_oserror(file):
             try:
                 return lmdb.open(str(self.folder), map_size=MAP_SIZE, subdir=True)
             except lmdb.Error:
@@ -122,8 +122,8 @@ class StoreWriter:
                 self._lock.close()
                 raise
 
-    def _puts_before(self) -> int:
-        """How many puts have left digests, in this process or an earlier one."""
+    def _count_puts(self) -> int:
+        """The number of puts that wrote digests, in this process or earlier ones."""
         after = f"{DIGESTS}:".encode()  # a colon comes after every digit
         with self._env.begin() as txn, txn.cursor() as cursor:
             there = cursor.prev() if cursor.set_range(after) else cursor.last()
@@ -150,7 +150,7 @@ class StoreWriter:
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
         rows_R4 = digests.digest_rows(key_digests(key for key, _ in records), contents)
-        with full_disk_at(self.folder), self._env.begin(write=True) as txn:
+        with raise_full_disk_as_oserror(self.folder), self._env.begin(write=True) as txn:
             for (key, _), content in zip(records, contents, strict=True):
                 txn.put(key.encode(), content)
             txn.put(f"{DIGESTS}{self._puts:012d}".encode(), rows_R4.tobytes())  # a record's last row counts

@@ -168,8 +168,8 @@ class Store:
             absent_R[at] = rows_of(digests_R[at], self._part(part).index.digests_R) < 0
         return keys.where(absent_R)
 
-    def without_digest(self, keys: Keys) -> list[str]:
-        """Those that have no digest, in a store that has digests; none in one that has not."""
+    def missing_digests(self, keys: Keys) -> list[str]:
+        """The keys without a digest, in a store that has digests; none in a store without."""
         return [] if self.digests is None else keys.where(self.digests.find(keys.digests()) < 0)
 
     def record_digests(self, digests_R: np.ndarray) -> np.ndarray:
@@ -180,11 +180,11 @@ class Store:
         assert (rows_R >= 0).all(), "open_store has looked"
         return self.digests.blake2b(rows_R)
 
-    def changed(self, keys: list[str], raw_RB: np.ndarray) -> str | None:
-        """The first record whose bytes in `raw_RB` have another blake2b than was written down; None if all have theirs,
-        or none was written down. The keys are all of mirror images, or none is."""
+    def first_changed(self, keys: list[str], raw_RB: np.ndarray) -> str | None:
+        """The key of the first record whose bytes in `raw_RB` do not match the stored blake2b; None if all match or no
+        digests are stored. The keys must all be of mirror images, or none."""
         if self.mirror is not None and keys[0].endswith(MIRRORED):
-            return self.mirror.changed([key.removesuffix(MIRRORED) for key in keys], raw_RB)
+            return self.mirror.first_changed([key.removesuffix(MIRRORED) for key in keys], raw_RB)
         if self.digests is None:
             return None
         differs_R = (self.record_digests(key_digests(keys)) != blake2b(row.data for row in raw_RB)).any(1)
@@ -215,14 +215,14 @@ class Store:
         if "mean_token_sha256" in self.manifest:
             self.mean_token()
 
-    def hidden(self, prefix: str) -> Iterator[bytes]:
-        """The values of all parts' hidden rows of a kind, in the order in which each part's were written."""
+    def hidden_rows(self, prefix: str) -> Iterator[bytes]:
+        """The values of all parts' hidden rows with this prefix, in the order of writing within a part."""
         for part in range(self.parts):
             yield from hidden_rows(Part(part, self.parts).folder(self.folder), prefix)
 
     def token_sum(self) -> np.ndarray | None:
         """Sum of the training tokens and their number [D+1], where the writer kept it."""
-        shares = [np.frombuffer(share) for share in self.hidden(SUM_KEY)]
+        shares = [np.frombuffer(share) for share in self.hidden_rows(SUM_KEY)]
         return np.sum(shares, axis=0) if shares else None
 
     def close(self) -> None:

@@ -37,8 +37,8 @@ def digests_file(store: Store) -> dict[str, bytes]:
     """digests.npy as it is to be for the records that are there, by its name. Records without a digest are read and get
     one of what is there now, which is said in a line."""
     there = np.sort(np.concatenate([index.digests_R for index, _ in store.indices()]))
-    written = [np.frombuffer(rows, dtype="<u8").reshape(-1, COLUMNS) for rows in store.hidden(DIGESTS)]
-    rows_R4 = newest(np.concatenate([_kept(store.folder), *written]))
+    written = [np.frombuffer(rows, dtype="<u8").reshape(-1, COLUMNS) for rows in store.hidden_rows(DIGESTS)]
+    rows_R4 = newest(np.concatenate([_existing_rows(store.folder), *written]))
     lacking = there[rows_of(there, rows_R4[:, KEY]) < 0]
     if len(lacking):
         print(f"{store.folder.name}: {len(lacking)} records have no digest; they get one of what is there now")
@@ -46,7 +46,7 @@ def digests_file(store: Store) -> dict[str, bytes]:
     return {FILE: as_file(rows_R4[rows_of(rows_R4[:, KEY], there) >= 0])}
 
 
-def _kept(folder: Path) -> np.ndarray:
+def _existing_rows(folder: Path) -> np.ndarray:
     """The rows of digests.npy, if it is the one that the store's manifest names."""
     manifest = folder / "manifest.json"
     known = read_json(manifest).get("digests_sha256") if manifest.is_file() else None
@@ -82,7 +82,7 @@ def _rows_of_chunk(chunk: tuple[Index, int, np.ndarray]) -> np.ndarray:
     return digest_rows(index.digests_R[rows], [os.pread(file, length, offset) for offset, length in places])
 
 
-def give_digests(folder: Path) -> None:
+def add_digests(folder: Path) -> None:
     """Makes digests.npy of a finished store that has none, or none of some records, and writes the digest of the mean
     token beside it into the manifest. A UserError where digests.npy was lost or has changed, and the records are not
     those that it was made of."""

@@ -37,9 +37,9 @@ from urepa.data.stages.encode import prompt_facts, short_name, vae_encoder
 from urepa.data.stages.image_archives import ImageArchive, skipped_ids
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.classes import class_names, read_names
-from urepa.data.tracks.paths import no_cache, remake_latents
+from urepa.data.tracks.paths import no_cache_error, remake_latents_text
 from urepa.data.tracks.samples import Keys, Samples, read_split
-from urepa.data.tracks.split_sizes import expected_large
+from urepa.data.tracks.split_sizes import expected_latent_samples
 from urepa.models.teachers.several_teachers import by_name
 
 
@@ -87,7 +87,7 @@ class LatentTrack:
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
         self.flip, self.stage_to = flip, stage_to
         self.online_teacher, self.online_latents = online_teacher, online_latents
-        self.remake = remake_latents(name, images, root, flip, online_teacher, online_latents)
+        self.remake = remake_latents_text(name, images, root, flip, online_teacher, online_latents)
         self.image_shape = (3, image_size, image_size)
 
     @property
@@ -108,7 +108,7 @@ class LatentTrack:
         if all(path.exists() for path in self.csv.values()):
             return {split: len(samples) for split, samples in self.samples().items()}
         images = "imagenet" if self.class_names == "imagenet" else self.images
-        return expected_large(self.wanted, partial(count_images, self.source, images))
+        return expected_latent_samples(self.wanted, partial(count_images, self.source, images))
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each cache's records."""
@@ -146,13 +146,13 @@ class LatentTrack:
         self._require(needed)
         for path in needed:
             refuse_faulty(path)
-        return self._opened(teacher, self.stage_to, NONE)
+        return self._open_caches(teacher, self.stage_to, NONE)
 
     def open_to_verify(self, teacher: Any | None, manifests: Mapping[Path, dict[str, Any]] = NONE) -> Cache:
         """The same where they were made, with stores that did not pass `verify` before. `manifests` stand in for those
         of folders that are being adopted."""
         self.require_folders(teacher)
-        return self._opened(teacher, None, manifests)
+        return self._open_caches(teacher, None, manifests)
 
     def require_folders(self, teacher: Any | None) -> None:
         """A UserError where a list or a cache is not there."""
@@ -161,9 +161,11 @@ class LatentTrack:
     def _require(self, needed: list[Path]) -> None:
         for path in [*self.csv.values(), *needed]:
             if not path.exists():
-                raise no_cache(path, self.remake)
+                raise no_cache_error(path, self.remake)
 
-    def _opened(self, teacher: Any | None, stage_to: str | None, manifests: Mapping[Path, dict[str, Any]]) -> Cache:
+    def _open_caches(
+        self, teacher: Any | None, stage_to: str | None, manifests: Mapping[Path, dict[str, Any]]
+    ) -> Cache:
         splits, teachers = self.samples(), by_name(teacher)
         self.refuse_other_prompts()
         archive = self._archive(splits) if self.reads_squares(teacher) else None
@@ -172,10 +174,10 @@ class LatentTrack:
         latents: Store | OnlineLatents
         if self.online_latents:
             assert archive is not None
-            latents = self._encoded(archive, splits)
+            latents = self._open_online_latents(archive, splits)
         else:
             shape = {"shape": self.record_shape(), "flip": "none"}
-            latents = opened(self.latents, shape | self._squares(), "")
+            latents = opened(self.latents, shape | self._image_facts(), "")
             if "vae" in latents.manifest:  # an adopted store does not know
                 refuse_differing(self.latents, latents.manifest, {"vae": short_name(self.vae)}, self.remake)
         tokens: dict[str, Store | OnlineTokens] = {
@@ -196,8 +198,8 @@ class LatentTrack:
             known = read_json(self.prompt_record)
             refuse_differing(self.prompts, known, prompt_facts(self.text, class_names(self.class_names)), self.remake)
 
-    def _squares(self) -> dict[str, Any]:
-        """What is known of the images, latents and tokens alike."""
+    def _image_facts(self) -> dict[str, Any]:
+        """The manifest's entries about the images, the same for latents and tokens."""
         return {"image_size": self.image_size, "crop": "center"}
 
     def _archive(self, splits: dict[str, Samples]) -> ImageArchive:
@@ -205,7 +207,7 @@ class LatentTrack:
         mark = self.folder / "images" / "begun.json"
         if not mark.is_file():
             raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
-        refuse_differing(mark.parent, read_json(mark), self._squares(), self.remake)
+        refuse_differing(mark.parent, read_json(mark), self._image_facts(), self.remake)
         archive, ids = ImageArchive(self.folder), Keys(splits.values(), "")
         if missing := archive.missing(ids):
             raise UserError(
@@ -213,10 +215,11 @@ class LatentTrack:
             )
         return archive
 
-    def _encoded(self, archive: ImageArchive, splits: dict[str, Samples]) -> OnlineLatents:
-        """Latents by the VAE, which is asked about one image now, not at the first step."""
+    def _open_online_latents(self, archive: ImageArchive, splits: dict[str, Samples]) -> OnlineLatents:
+        """Latents computed by the VAE during training. Encodes one image at once, so a mismatch is found before the
+        first step."""
         encode, facts = vae_encoder(self.vae, self.moments)
-        facts |= self._squares() | {"shape": self.record_shape()}
+        facts |= self._image_facts() | {"shape": self.record_shape()}
         latents = OnlineLatents(encode, archive.pixels, facts, self.folder / "images" / "begun.json", self.flip)
         found = tuple(latents.tensor([splits["train"][0].sample_id]).shape[-3:])
         if found != self.latent_shape:
@@ -267,4 +270,4 @@ class LatentTrack:
             largest = int(rows.class_ids().max(initial=0))
             if largest >= self.num_classes:
                 raise UserError(f"{self.csv[split]} has a class {largest}; data.num_classes={self.num_classes}")
-        return {split: rows.only(i not in skipped for i in rows.ids()) for split, rows in splits.items()}
+        return {split: rows.filter(i not in skipped for i in rows.ids()) for split, rows in splits.items()}

@@ -20,33 +20,35 @@ def tokens_name(model: str, image_size: int, grid: Sequence[int], rule: str | No
     return f"tokens_{model}_{image_size}_{'x'.join(map(str, grid))}{suffix}"
 
 
-def no_cache(path: Path, remake: str) -> UserError:
-    """What is raised where a list or a cache is missing; `remake` says how to make it."""
+def no_cache_error(path: Path, remake: str) -> UserError:
+    """The error for a missing list or cache; `remake` says how to make it."""
     return UserError(f"there is no cache at {path}; {remake}, or give data.root=FOLDER")
 
 
-def no_list(path: Path) -> UserError:
-    """What is raised where a stage lacks the lists of a track."""
+def no_list_error(path: Path) -> UserError:
+    """The error for a stage that needs the track's lists when they are missing."""
     return UserError(f"there is no {path}; run the stage `manifest` first")
 
 
-def lost_list(path: Path, remake: str) -> UserError:
-    """What is raised where the lists that caches were made from are gone."""
+def lost_list_error(path: Path, remake: str) -> UserError:
+    """The error for caches whose lists are gone."""
     return UserError(f"there is no {path}; put it back, or {remake}")
 
 
-def unfinished(store: Path, remake: str) -> UserError:
-    """What is raised where a store is to have digests and is not whole."""
+def unfinished_error(store: Path, remake: str) -> UserError:
+    """The error for a store that should get digests and is not finished."""
     return UserError(f"{store} is no finished cache: {remake}, or take it in with stage=adopt")
 
 
-def remake_pixels(name: str) -> str:
-    """How a small track's caches are made."""
+def remake_pixels_text(name: str) -> str:
+    """The command that makes a small track's caches."""
     return f"run `python -m urepa.preprocess data={name}` with the same data overrides"
 
 
-def remake_latents(name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool) -> str:
-    """The same of a LatentTrack."""
+def remake_latents_text(
+    name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool
+) -> str:
+    """The command that makes a LatentTrack's caches."""
     switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
     given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
     return f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"

@@ -19,7 +19,7 @@ def check_channels(channels: int, found: int) -> None:
         raise UserError(f"data.channels={channels}, but the images have {found}")
 
 
-def unshuffled(channels: int, image_size: int, unshuffle: int) -> tuple[int, int, int]:
+def unshuffled_shape(channels: int, image_size: int, unshuffle: int) -> tuple[int, int, int]:
     """Shape of x0, [C·f², S/f, S/f]."""
     side = image_size // unshuffle
     return (channels * unshuffle**2, side, side)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.core.files import locked, new_places, read_json, remove_new
+from urepa.core.files import lock_folder, missing_folders, read_json, remove_new
 from urepa.data.cache import (
     SPLITS,
     Cache,
@@ -41,11 +41,11 @@ from urepa.data.stores.lmdb_pages import has_records
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.classes import names_at, pixel_folder, read_names, write_names
-from urepa.data.tracks.paths import is_finished, no_cache, remake_pixels, tokens_name
-from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled
+from urepa.data.tracks.paths import is_finished, no_cache_error, remake_pixels_text, tokens_name
+from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled_shape
 from urepa.data.tracks.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.tracks.split_sizes import expected_samples
-from urepa.data.tracks.splits import split_up
+from urepa.data.tracks.splits import split_rows
 from urepa.models.teachers.several_teachers import by_name
 
 CHUNK = 64  # images a step while building
@@ -87,10 +87,10 @@ class PixelTrack:
         self.max_skipped = max_skipped
         self.build_on_first_use, self.flip, self.online_teacher = build_on_first_use, flip, online_teacher
         self.image_shape = (channels, image_size, image_size)
-        self.latent_shape = unshuffled(channels, image_size, unshuffle)
+        self.latent_shape = unshuffled_shape(channels, image_size, unshuffle)
         self.folder = pixel_folder(root, source, images, limit, validation_images, test_images, channels, image_size)
         self.latents = self.folder / "latents"
-        self.remake = remake_pixels(name)
+        self.remake = remake_pixels_text(name)
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -123,7 +123,7 @@ class PixelTrack:
         folders, teachers = self.tokens_folders(teacher), by_name(teacher)
         missing = [path for path in self.store_folders(teacher) if not is_finished(path)]
         if missing and not self.build_on_first_use:
-            raise no_cache(missing[0], self.remake)
+            raise no_cache_error(missing[0], self.remake)
         if missing:
             self.build(teacher)
         splits = self._splits()
@@ -176,8 +176,8 @@ class PixelTrack:
 
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
-        new = new_places(self.folder)
-        with locked(self.folder):
+        new = missing_folders(self.folder)
+        with lock_folder(self.folder):
             try:
                 self._build(teacher)
             except BaseException:
@@ -217,12 +217,12 @@ class PixelTrack:
         skipped: dict[str, str] = {}
         while True:
             kept = [row for row in rows if row.name not in skipped]
-            splits = split_up(kept, self.num_classes, self.held_out, self.limit)
+            splits = split_rows(kept, self.num_classes, self.held_out, self.limit)
             lists = {
                 split: Samples.of_rows((row.name, row.class_id, row.path, split) for row in chosen)
                 for split, chosen in splits.items()
             }
-            samples = Samples.joined(lists.values())
+            samples = Samples.concatenate(lists.values())
             if not skipped:
                 unused = sum(row.split == "test" for row in rows) - len(splits["test"])
                 listing.print_left_out(max(0, unused), f"data.test_images={self.held_out['test']}")
@@ -230,7 +230,7 @@ class PixelTrack:
             if found:
                 skipped |= found
                 unreadable.report(skipped, len(samples) + len(skipped) - len(found), self.max_skipped, self.folder)
-            elif self._holds_others(samples):
+            elif self._has_other_records(samples):
                 shutil.rmtree(self.latents)  # of images that were read in place of some that can be read now
             else:
                 break
@@ -241,7 +241,7 @@ class PixelTrack:
 
     def _complete_latents(self) -> None:
         """Finished latents of which records are missing. UserError where an image cannot be read any more."""
-        samples = Samples.joined(read_split(self.folder / f"{split}.csv") for split in SPLITS)
+        samples = Samples.concatenate(read_split(self.folder / f"{split}.csv") for split in SPLITS)
         if _is_complete(self._latents_output(), samples):
             return
         wanted = {(s.sample_id, s.path) for s in samples}
@@ -273,7 +273,7 @@ class PixelTrack:
         self._encode(self._latents_output(), samples, images, latents)
         return reasons
 
-    def _holds_others(self, samples: Samples) -> bool:
+    def _has_other_records(self, samples: Samples) -> bool:
         store = Store(self.latents, self._latents_output().facts)
         count = store.count()
         store.close()
@@ -291,10 +291,10 @@ class PixelTrack:
         def images(samples: Sequence[Sample]) -> Tensor:
             return F.pixel_shuffle(torch.from_numpy(latents.read([s.sample_id for s in samples])), self.unshuffle)
 
-        def mirrored(images_BCSS: Tensor) -> np.ndarray:
+        def mirror(images_BCSS: Tensor) -> np.ndarray:
             return F.pixel_unshuffle(images_BCSS, self.unshuffle).numpy()
 
-        self._fill(output, splits, images, mirrored)
+        self._build_store(output, splits, images, mirror)
 
     def _build_tokens(self, teacher: Any, folder: Path, latents: Store, splits: dict[str, Samples]) -> None:
         device, _ = device_and_dtype()
@@ -312,13 +312,13 @@ class PixelTrack:
             return teacher.tokens(images_B3SS.to(device)).x_BND.cpu().numpy()
 
         for output in outputs:
-            self._fill(output, splits, images, tokens)
+            self._build_store(output, splits, images, tokens)
 
-    def _fill(
+    def _build_store(
         self, output: Output, splits: dict[str, Samples], images: Callable[[Sequence[Sample]], Tensor], encode: Encode
     ) -> None:
-        """What is missing of a store."""
-        samples = Samples.joined(splits[split] for split in SPLITS)
+        """Writes the missing records of a store and seals it."""
+        samples = Samples.concatenate(splits[split] for split in SPLITS)
         if not _is_complete(output, samples):
             self._encode(output, samples, lambda chosen: (chosen, images(chosen)), encode)
             seal(output, digest_of(samples))
@@ -337,7 +337,7 @@ class PixelTrack:
                     if chosen:
                         yield chosen, images_BCSS
 
-        new = new_places(output.folder)
+        new = missing_folders(output.folder)
         try:
             encode_part(output, Part(), samples, read, encode, self.remake, digest_of(samples))
         except BaseException:
@@ -376,6 +376,6 @@ def _is_complete(output: Output, samples: Samples) -> bool:
     if not is_finished(output.folder):
         return False
     store = Store(output.folder)
-    missing = store.missing(Keys([samples.only(map(output.holds, samples))], output.suffix))
+    missing = store.missing(Keys([samples.filter(map(output.holds, samples))], output.suffix))
     store.close()
     return not missing

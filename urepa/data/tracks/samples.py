@@ -91,16 +91,16 @@ class Samples(Sequence[Sample]):
         return cls(table, np.arange(len(table.class_ids), dtype=np.int32))
 
     @classmethod
-    def joined(cls, parts: Iterable[Sequence[Sample]]) -> "Samples":
+    def concatenate(cls, parts: Iterable[Sequence[Sample]]) -> "Samples":
         """The rows of several lists, one list after the other; none of them mirrored."""
         return cls.of_rows((s.sample_id, s.class_id, s.path, s.split) for s in chain.from_iterable(parts))
 
-    def mirrored(self) -> "Samples":
-        """The same rows, every one of them mirrored."""
+    def as_mirrored(self) -> "Samples":
+        """The same rows, all mirrored."""
         return Samples(self._table, self._rows_R, mirrored=True)
 
-    def only(self, wanted: Iterable[bool]) -> "Samples":
-        """The rows for which it is true."""
+    def filter(self, wanted: Iterable[bool]) -> "Samples":
+        """The rows for which the flag is true."""
         return self[np.fromiter(wanted, bool, len(self))]
 
     def ids(self) -> Iterator[str]:
@@ -191,17 +191,17 @@ def sample_ids(samples: Sequence[Sample]) -> Iterator[str]:
     return samples.ids() if isinstance(samples, Samples) else (s.sample_id for s in samples)
 
 
-def in_order_of_draws(samples: Sequence[Sample], purpose: str) -> np.ndarray:
-    """The positions [R] of samples in an order that depends on nothing but their ids."""
+def fixed_order(samples: Sequence[Sample], purpose: str) -> np.ndarray:
+    """A fixed pseudo-random order of samples, as positions [R], that depends only on their ids."""
     drawn_R = np.fromiter(
         (random_draws.unit_interval(purpose, i) for i in sample_ids(samples)), np.float64, len(samples)
     )
     return np.argsort(drawn_R, kind="stable")
 
 
-def first_drawn(samples: Sequence[Sample], purpose: str, n: int) -> list[Sample]:
-    """The first `n` samples (all, if there are fewer) in an order that depends on nothing but their ids."""
-    return [samples[int(i)] for i in in_order_of_draws(samples, purpose)[:n]]
+def fixed_subset(samples: Sequence[Sample], purpose: str, n: int) -> list[Sample]:
+    """The first `n` samples (all, if there are fewer) in the order of `fixed_order`."""
+    return [samples[int(i)] for i in fixed_order(samples, purpose)[:n]]
 
 
 def digest_of(samples: Sequence[Sample]) -> str:

@@ -28,14 +28,14 @@ def check_shares(pools: Sequence[tuple[int, int]], held_out: Mapping[str, int], 
     are to be, `limit` how many training images (None: all that are left)."""
     for class_id, (train, test) in enumerate(pools):
         wanted = {split: share_of(held_out[split], class_id, len(pools)) for split in KEYS}
-        _check_left(wanted["test"], test or train, KEYS["test"], held_out["test"])
+        _check_remaining(wanted["test"], test or train, KEYS["test"], held_out["test"])
         train -= 0 if test else wanted["test"]
-        _check_left(wanted["val"], train, KEYS["val"], held_out["val"])
+        _check_remaining(wanted["val"], train, KEYS["val"], held_out["val"])
         if limit is not None:
-            _check_left(share_of(limit, class_id, len(pools)), train - wanted["val"], "data.limit", limit)
+            _check_remaining(share_of(limit, class_id, len(pools)), train - wanted["val"], "data.limit", limit)
 
 
-def _check_left(wanted: int, left: int, key: str, total: int) -> None:
+def _check_remaining(wanted: int, left: int, key: str, total: int) -> None:
     if wanted > left:
         raise UserError(f"{key}={total} asks for {wanted} images of one class; there are {left} left: ask for fewer")
 
@@ -61,8 +61,8 @@ def expected_samples(
     return {"train": rest if test_images else rest - held_out["test"], **held_out}
 
 
-def expected_large(wanted: Mapping[str, int | None], count: Callable[[], Mapping[str, int]]) -> dict[str, int]:
-    """The same of a large track; None in `wanted`: all that there are."""
+def expected_latent_samples(wanted: Mapping[str, int | None], count: Callable[[], Mapping[str, int]]) -> dict[str, int]:
+    """The number of samples of each split of a large track; None in `wanted` means all images."""
     known = {split: n for split, n in wanted.items() if n is not None}
     if len(known) == len(wanted):
         return known

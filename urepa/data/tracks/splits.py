@@ -10,7 +10,7 @@ from urepa.data.sources.image_sources import SourceImage
 from urepa.data.tracks.split_sizes import check_shares, refuse_other_classes, share_of
 
 
-def split_up(
+def split_rows(
     rows: Sequence[SourceImage], num_classes: int, held_out: dict[str, int], limit: int | None
 ) -> dict[str, list[SourceImage]]:
     """The rows of each split, class-balanced; where the publisher kept test images apart they stay apart. `held_out`

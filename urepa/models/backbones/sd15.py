@@ -13,7 +13,7 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
-from urepa.core.hub_names import resolve, why_not
+from urepa.core.hub_names import download_failure, resolve
 from urepa.models.backbones.backbone_sizes import check_prompts
 from urepa.models.backbones.unet import UNet
 from urepa.models.weight_files import own_memory, read_torch
@@ -56,7 +56,7 @@ def sd15(
     return UNet(unet, prompts_KLE)
 
 
-def sd15_unread(
+def sd15_without_weights(
     weights: str,
     prompts: str,
     gradient_checkpointing: bool,
@@ -64,8 +64,8 @@ def sd15_unread(
     latent_shape: tuple[int, int, int],
     num_classes: int,
 ) -> UNet:
-    """The same module without its values, for the meta device: neither weights nor prompts are read or fetched.
-    The architecture is that of a local folder's config.json, else SD-1.5's own."""
+    """The same module without values, on the meta device: neither weights nor prompts are read or fetched. The
+    architecture is that of a local folder's config.json, or SD-1.5's."""
     from diffusers import UNet2DConditionModel
 
     architecture = ARCHITECTURE
@@ -131,7 +131,7 @@ def _from_hub(weights: str) -> Any:
     except OSError as error:
         raise UserError(
             f"backbone.weights={name} is no local folder and could not be fetched from the hub "
-            f"({why_not(error, weights)}); "
+            f"({download_failure(error, weights)}); "
             "give backbone.weights=FOLDER"
         ) from error
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.core.hub_names import fetched
+from urepa.core.hub_names import ensure_local
 from urepa.core.types import Condition, Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, sit_block
 from urepa.models.dense_layers import linear
@@ -258,7 +258,7 @@ class SiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def sit_unread(
+def sit_without_weights(
     weights: str,
     patch: int,
     depth: int,
@@ -270,7 +270,7 @@ def sit_unread(
     latent_shape: tuple[int, int, int],
     num_classes: int,
 ) -> SiT:
-    """A SiT at its first values, whatever `weights` says: to count what it costs. UserError where sizes do not fit."""
+    """A SiT with its initial values, whatever `weights` is; used to count costs. UserError if sizes do not fit."""
     check_sit(patch, width, heads, latent_shape)
     return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm, positions)
 
@@ -296,9 +296,9 @@ def sit(
     Raises UserError where sizes do not fit each other or the file.
     """
     shapes = {"latent_shape": latent_shape, "num_classes": num_classes}
-    backbone = sit_unread(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
+    backbone = sit_without_weights(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
     if weights != "random":
         from urepa.models.backbones.sit_published import load_published
 
-        load_published(backbone, fetched(weights, "backbone.weights"))
+        load_published(backbone, ensure_local(weights, "backbone.weights"))
     return backbone

@@ -48,7 +48,7 @@ def load_published(backbone: SiT, place: Path) -> None:
     if backbone.positions != "learned":
         _check_fixed_positions(backbone, found.pop(POSITIONS, backbone.pos_embed), file)
     own = backbone.state_dict()
-    found = forward_in_time(in_one_row(found), own, file)
+    found = reverse_time(merge_decoder_blocks(found), own, file)
     odd = sorted(own.keys() ^ found.keys()) + [k for k in own.keys() & found.keys() if own[k].shape != found[k].shape]
     if odd == [CLASSES] and CLASSES in found and len(found[CLASSES]) == len(own[CLASSES]) - 1:
         rows = len(found[CLASSES])
@@ -91,8 +91,8 @@ def to_published(backbone: SiT) -> dict[str, Tensor]:
     }
 
 
-def in_one_row(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """REPA's first checkpoints count the blocks behind the tap anew, as `decoder_blocks`."""
+def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Renames `decoder_blocks` of REPA's first checkpoints, which number the blocks after the tap from 0 again."""
     before = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     named = {}
     for name, value in found.items():
@@ -103,8 +103,8 @@ def in_one_row(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def forward_in_time(found: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """SiT's own checkpoints as ours: v(x, t) = −v'(x, 1 − t), and no variances.
+def reverse_time(found: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Converts SiT's own checkpoints: v(x, t) = −v'(x, 1 − t), and variances are dropped.
 
     There t = 1 is data and the velocity leads from noise to data; they are told by outputs of twice the channels. A
     DiT has the same names and shapes, but predicts ε at t in 0..999 and trains that second half, its variances: a

@@ -112,7 +112,7 @@ class UNet(nn.Module):
             self.tap_width(tap)
         features: dict[str, Tokens] = {}
 
-        def tapped(tap: str, map_BChw: Tensor) -> Tensor:
+        def hand_out(tap: str, map_BChw: Tensor) -> Tensor:
             """Hands a map out as tokens and passes the same tokens on (views both ways, no copy), so that they
             lie on the path of the diffusion loss too and its gradient at the tap can be asked for."""
             if tap not in taps:
@@ -122,16 +122,16 @@ class UNet(nn.Module):
 
         stops = rows_R is not None and len(rows_R) == 0
         stage = self._encoder(x_t, t_B, condition)
-        map_BChw = tapped("enc_last", stage.map_BChw)
+        map_BChw = hand_out("enc_last", stage.map_BChw)
         skips = tuple(map_BChw if skip is stage.map_BChw else skip for skip in stage.skips)
         stage = replace(stage, map_BChw=map_BChw, skips=skips)
         if not (stops and set(taps) <= {"enc_last"}):
-            stage = replace(stage, map_BChw=tapped("mid", self._middle(stage)))
+            stage = replace(stage, map_BChw=hand_out("mid", self._middle(stage)))
         sizes = self._upsample_sizes(x_t, stage.skips)
         first = 0
         if "dec_first" in taps:
             stage = self._up(stage, 0, sizes)
-            stage = replace(stage, map_BChw=tapped("dec_first", stage.map_BChw))
+            stage = replace(stage, map_BChw=hand_out("dec_first", stage.map_BChw))
             first = 1
         if stops:
             return Denoised(x_t[:0], features)

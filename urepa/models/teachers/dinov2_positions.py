@@ -39,7 +39,7 @@ def transformers(table_1DMM: Tensor, grid: Grid) -> Tensor:
 RULES: dict[str, Callable[[Tensor, Grid], Tensor]] = {"meta": meta, "timm": timm, "transformers": transformers}
 
 
-def resampled(positions_1ND: Tensor, grid: Grid, rule: str) -> Tensor:
+def resample(positions_1ND: Tensor, grid: Grid, rule: str) -> Tensor:
     """The class token's position and M² patches' [1,1+M²,D], to [1,1+h·w,D] by a key of RULES, computed in fp32. The
     trained grid itself stays as it is."""
     trained = round((positions_1ND.shape[1] - 1) ** 0.5)
@@ -52,10 +52,10 @@ def resampled(positions_1ND: Tensor, grid: Grid, rule: str) -> Tensor:
 
 def resample_by(rule: str, embeddings: Any) -> None:
     """From now on a transformers Dinov2Embeddings resamples by this rule. Its weights stay as they are."""
-    embeddings.interpolate_pos_encoding = partial(_interpolated, embeddings, rule)
+    embeddings.interpolate_pos_encoding = partial(_interpolate, embeddings, rule)
 
 
-def _interpolated(embeddings: Any, rule: str, tokens_BND: Tensor, height: int, width: int) -> Tensor:
-    """In the place and with the arguments of Dinov2Embeddings.interpolate_pos_encoding; pixels."""
+def _interpolate(embeddings: Any, rule: str, tokens_BND: Tensor, height: int, width: int) -> Tensor:
+    """Replaces Dinov2Embeddings.interpolate_pos_encoding, with its arguments; sizes are in pixels."""
     patch = embeddings.patch_size
-    return resampled(embeddings.position_embeddings, (height // patch, width // patch), rule)
+    return resample(embeddings.position_embeddings, (height // patch, width // patch), rule)

@@ -67,8 +67,9 @@ class EfficientNetLite0:
         model.load_state_dict(torch.load(self._weights, map_location="cpu", weights_only=True))
         return model.eval().requires_grad_(False)
 
-    def unread(self) -> Any:
-        """From now on the architecture stands in for the network, without reading weights: to count."""
+    def build_without_weights(self) -> Any:
+        """Builds the network from its architecture alone, to count costs: no weights are read. Also replaces the
+        model."""
         from efficientnet_lite_pytorch import EfficientNet
 
         self._model = EfficientNet.from_name(self.network).eval().requires_grad_(False)

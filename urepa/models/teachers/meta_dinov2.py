@@ -55,7 +55,7 @@ def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         network: Any = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=registers))
     else:
         network = Dinov2Model(Dinov2Config(**shape))
-    return network, renamed(state)
+    return network, rename_keys(state)
 
 
 def heads(width: int, head_dim: int) -> int:
@@ -70,7 +70,7 @@ def depth(state: dict[str, Tensor]) -> int:
     return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Meta's names to transformers'; fused projections are split. Names that Meta's files do not have stay."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():

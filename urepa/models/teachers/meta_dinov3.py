@@ -59,10 +59,10 @@ def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
     inv_freq = network.rope_embeddings.inv_freq
     if inv_freq.shape == state[PERIODS].shape:  # else the weights' shapes differ as well
         inv_freq.copy_(1 / state[PERIODS].float())
-    return network, renamed(state)
+    return network, rename_keys(state)
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Meta's names to transformers'; the fused projection is split, and the keys' bias is left out where the file masks
     it. Names that Meta's files do not have stay."""
     out: dict[str, Tensor] = {}

@@ -35,7 +35,7 @@ def load_meta(path: Path, family: str) -> Any:
     state = _tensors(path)
     found = family_of(state)
     if found is None:
-        raise UserError(f"teacher.model={path} is no file of Meta's DINOv2 or DINOv3: it lacks {_lacking(state)}")
+        raise UserError(f"teacher.model={path} is no file of Meta's DINOv2 or DINOv3: it lacks {_missing_key(state)}")
     if found != family:
         raise UserError(f"teacher.model={path} holds weights of the family {found}; give teacher.family={found}")
     network, weights = READERS[family](state)
@@ -52,15 +52,15 @@ def load_meta(path: Path, family: str) -> Any:
 
 def family_of(state: State) -> str | None:
     """Which one's file this is, by the names that only it has; None: another network's."""
-    if _lacking(state) is not None:
+    if _missing_key(state) is not None:
         return None
     if "rope_embed.periods" in state:
         return "dinov3"
     return "dinov2_registers" if "register_tokens" in state else "dinov2"
 
 
-def _lacking(state: State) -> str | None:
-    """What all files have, and this one has not."""
+def _missing_key(state: State) -> str | None:
+    """The name of a tensor that all such files have and this one lacks; None if it has all."""
     if "pos_embed" not in state and "rope_embed.periods" not in state:
         return "both pos_embed and rope_embed.periods"
     needed = ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "cls_token", "mask_token")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from urepa.core import progress
 from urepa.core.errors import UserError
-from urepa.core.hub_names import resolve, why_not
+from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Tokens
 from urepa.models.teachers.dinov2_positions import resample_by
 from urepa.models.teachers.teacher_sizes import check_vit, model_name, resamples
@@ -127,7 +127,7 @@ class ViT:
                 )
             except OSError as error:
                 raise UserError(
-                    f"teacher.model={self.model} could not be loaded ({why_not(error, self.model)}); "
+                    f"teacher.model={self.model} could not be loaded ({download_failure(error, self.model)}); "
                     "or give a local folder"
                 ) from error
         config = network.config
@@ -136,11 +136,12 @@ class ViT:
                 f"teacher.model={self.model} has width {config.hidden_size} and patches of {config.patch_size}; "
                 f"teacher.width={self.width} and teacher.patch={self.patch} say otherwise"
             )
-        return self._frozen(network)
+        return self._freeze(network)
 
-    def unread(self) -> Any:
-        """From now on the architecture stands in for the network, without reading or fetching weights: on the
-        meta device, to count. A local folder says what it is; else it is the published one of this width."""
+    def build_without_weights(self) -> Any:
+        """Builds the network from its architecture alone, on the meta device, to count costs: no weights are read or
+        fetched. The architecture is that of a local folder, or of the published model of this width. Also replaces
+        `network`."""
         import transformers
 
         network_class = getattr(transformers, FAMILIES[self.family].model_class)
@@ -160,10 +161,10 @@ class ViT:
             )
             if self.width == 1536:  # DINOv2-g alone
                 config.use_swiglu_ffn = True
-        self.network = self._frozen(network_class(config))
+        self.network = self._freeze(network_class(config))
         return self.network
 
-    def _frozen(self, network: Any) -> Any:
+    def _freeze(self, network: Any) -> Any:
         if self.family == "mae":
             network.config.mask_ratio = 0.0  # it would drop three quarters of the patches
         if self.positions is not None:

@@ -14,12 +14,12 @@ from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.set_apart import (
     ABSENT,
     Apart,
-    finished,
+    add_digests,
     identity,
-    once_each,
-    one_code,
-    one_protocol,
-    with_contents,
+    select_finished,
+    select_newest,
+    select_one_code,
+    select_one_protocol,
 )
 
 FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column
@@ -67,37 +67,39 @@ class ComparedArms:
     def baseline(self) -> Arm:
         return self.arms[0]
 
-    def held_to(self, key: str) -> Arm:
-        """The arm whose value of a metric the others' must compare with: the baseline, or the first arm that has one
-        where the baseline has none. A baseline without alignment has no token loss, but the aligned arms do."""
+    def reference_arm(self, key: str) -> Arm:
+        """The arm with which the others' values of a metric must be comparable: the baseline or, if it lacks the
+        metric, the first arm that has it. A baseline without alignment has no token loss, but the aligned arms do."""
         return next((arm for arm in self.arms if arm.has(key)), self.baseline)
 
 
-def group(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> ComparedArms:
-    """The study that these runs make. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError if
-    none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
-    given = _given_names(names, runs)
-    usable, apart = finished(runs)
+def group_runs(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> ComparedArms:
+    """Groups runs into the arms of a study. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError
+    if none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
+    given = _given_labels(names, runs)
+    usable, apart = select_finished(runs)
     if not usable:
         raise UserError(f"none of the {len(runs)} runs can be compared: {apart[0].run.name} is {apart[0].reason}")
-    usable = with_contents(usable)
-    meant = [run for run in usable if baseline is not None and _is_meant(run, baseline, given)]
-    leading = meant if meant else _main(usable)
-    usable, others = one_protocol(usable, leading)
+    usable = add_digests(usable)
+    meant = [run for run in usable if baseline is not None and _matches_name(run, baseline, given)]
+    leading = meant if meant else _main_group(usable)
+    usable, others = select_one_protocol(usable, leading)
     apart += others
     leading = [run for run in leading if run in usable]
-    usable, others = one_code(usable, leading)
+    usable, others = select_one_code(usable, leading)
     apart += others
-    usable, others = once_each(usable)
+    usable, others = select_newest(usable)
     apart += others
     by_config: dict[Hashable, list[Run]] = {}
     for run in usable:
         by_config.setdefault(tuple(sorted(identity(run.config).items())), []).append(run)
     groups = list(by_config.values())
-    labels = _all_different(_labels(groups) | _named(groups, given))
+    labels = _make_unique(_labels(groups) | _labels_of_groups(groups, given))
     groups.sort(key=lambda g: _place(g[0], labels[g[0].id], order))
-    chosen, why = _chosen(groups, labels, baseline, given) if baseline is not None else _baseline(groups, leading)
-    among = varying([g[0].config for g in groups])
+    chosen, why = (
+        _choose_baseline(groups, labels, baseline, given) if baseline is not None else _find_baseline(groups, leading)
+    )
+    among = varying_keys([g[0].config for g in groups])
     arms = [
         Arm(
             labels[g[0].id],
@@ -113,33 +115,33 @@ def group(runs: list[Run], order: list[str], baseline: str | None, names: Sequen
 # --- config differences -------------------------------------------------------------------------------------
 
 
-def varying(configs: list[dict[str, str]]) -> list[str]:
-    """Settings in which the configs differ. Where a part was exchanged (`x._target_`), its settings that only
-    come with one of the parts say nothing more and are left out."""
+def varying_keys(configs: list[dict[str, str]]) -> list[str]:
+    """The settings in which the configs differ. Settings that exist only with one choice of a part (`x._target_`) add
+    no information and are left out."""
     identities = [identity(config) for config in configs]
     keys = sorted(set().union(*identities))
     differ = [k for k in keys if len({config.get(k) for config in identities}) > 1]
     exchanged = {k.removesuffix("_target_") for k in differ if k.endswith("._target_")}
 
-    return [k for k in differ if k.endswith("._target_") or not _comes_along(k, identities, exchanged)]
+    return [k for k in differ if k.endswith("._target_") or not _follows_part(k, identities, exchanged)]
 
 
-def _without_what_all_share(configs: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The configs without the settings that are there, with one value, in all of them. Two of them vary in the same
-    settings as before: what all share tells no two apart."""
+def _drop_shared_settings(configs: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The configs without the settings that have one value in all of them. The differences between configs stay the
+    same."""
     shared = set.intersection(*(set(config.items()) for config in configs))
     return [{k: v for k, v in config.items() if (k, v) not in shared} for config in configs]
 
 
-def _comes_along(key: str, configs: list[dict[str, str]], exchanged: set[str]) -> bool:
-    """Has the key one value wherever it is there, and is it absent exactly where its part is another one?"""
+def _follows_part(key: str, configs: list[dict[str, str]], exchanged: set[str]) -> bool:
+    """True if the key has one value wherever it exists, and is absent exactly where the part is another one."""
     if len({config[key] for config in configs if key in config}) > 1:
         return False
-    return any(key.startswith(part) and not _partly(key, part, configs) for part in exchanged)
+    return any(key.startswith(part) and not _is_partly_set(key, part, configs) for part in exchanged)
 
 
-def _partly(key: str, part: str, configs: list[dict[str, str]]) -> bool:
-    """Do some configs with one and the same part have the key, and others not?"""
+def _is_partly_set(key: str, part: str, configs: list[dict[str, str]]) -> bool:
+    """True if, among configs with the same part, some have the key and others do not."""
     there: dict[str | None, set[bool]] = {}
     for config in configs:
         there.setdefault(config.get(f"{part}_target_"), set()).add(key in config)
@@ -149,7 +151,7 @@ def _partly(key: str, part: str, configs: list[dict[str, str]]) -> bool:
 def changes(baseline: dict[str, str], config: dict[str, str], among: list[str]) -> list[Change]:
     """What `config` has changed. A setting that only came with a part is said where it is one of those that vary among
     the arms: beside a baseline without alignment, every arm has a λ, and each its own."""
-    keys = varying([baseline, config])
+    keys = varying_keys([baseline, config])
     keys += [key for key in among if key not in keys and key in config and key not in baseline]
     return [Change(k.removesuffix("._target_"), _short(k, baseline), _short(k, config)) for k in sorted(keys)]
 
@@ -172,7 +174,7 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
     labels = {}
     for (experiment, ablation), runs in by_name.items():
         configs = [run.config for run in runs]
-        keys = varying(configs)
+        keys = varying_keys(configs)
         parts = [key for key in keys if key.endswith("._target_")]
         for run in runs:
             said = [k for k in keys if not _is_of_another_part(k, run.config, configs, parts)]
@@ -182,8 +184,8 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
     return labels
 
 
-def _given_names(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
-    """Labels by the folder of an arm's runs. UserError for what is no LABEL=FOLDER of them."""
+def _given_labels(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
+    """Labels by the folder of an arm's runs. UserError for what is not LABEL=FOLDER of an arm."""
     given = {}
     for name in names:
         label, equals, folder = name.partition("=")
@@ -200,7 +202,7 @@ def _folder(run: Run) -> str:
     return run.name.rpartition("/")[0]
 
 
-def _named(groups: list[list[Run]], given: dict[str, str]) -> dict[str, str]:
+def _labels_of_groups(groups: list[list[Run]], given: dict[str, str]) -> dict[str, str]:
     """The given labels, for the first run of each group that has one."""
     found = {g[0].id: next((given[_folder(run)] for run in g if _folder(run) in given), None) for g in groups}
     return {run_id: label for run_id, label in found.items() if label is not None}
@@ -213,8 +215,8 @@ def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str
     return any(not any(key in c for c in configs if c.get(k) == config.get(k)) for k in targets if k != key)
 
 
-def _all_different(labels: dict[str, str]) -> dict[str, str]:
-    """The labels, numbered where two arms would have the same: what is shown of them is kept by label."""
+def _make_unique(labels: dict[str, str]) -> dict[str, str]:
+    """The labels, numbered where two arms would have the same one: results are stored by label."""
     taken: set[str] = set()
     different = {}
     for id_, label in labels.items():
@@ -247,9 +249,9 @@ def _number_or_text(part: str) -> tuple[int, float, str]:
         return 1, 0.0, part
 
 
-def _is_meant(run: Run, wanted: str, given: dict[str, str]) -> bool:
-    """Is `wanted` the label that this run's folder was given, its ablation, or a list KEY=VALUE,... that its config
-    fulfils?"""
+def _matches_name(run: Run, wanted: str, given: dict[str, str]) -> bool:
+    """True if `wanted` is the label given to this run's folder, its ablation, or a list KEY=VALUE,... that its config
+    fulfils."""
     if wanted in (given.get(_folder(run)), run.ablation):
         return True
     pairs = [pair.partition("=") for pair in wanted.split(",")]
@@ -264,9 +266,9 @@ def _equal(wanted: str, value: str) -> bool:
 # --- the baseline -------------------------------------------------------------------------------------------
 
 
-def _main(runs: list[Run]) -> list[Run]:
-    """The runs of the experiment and length that took most steps in all; on a tie, the newest. A few short trials
-    beside a study do not decide what it is compared with."""
+def _main_group(runs: list[Run]) -> list[Run]:
+    """The runs of the experiment and length with the most steps in total; on a tie, the newest. So short trials are not
+    chosen as the baseline."""
     families: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         families.setdefault(_family(run), []).append(run)
@@ -281,11 +283,13 @@ def _steps(run: Run) -> int:
     return int(run.config.get("trainer.max_steps", "0"))
 
 
-def _chosen(
+def _choose_baseline(
     groups: list[list[Run]], labels: dict[str, str], wanted: str, given: dict[str, str]
 ) -> tuple[list[Run], str]:
-    """The group that the user means."""
-    found = [g for g in groups if labels[g[0].id] == wanted] or [g for g in groups if _is_meant(g[0], wanted, given)]
+    """The group of runs that `baseline=` names."""
+    found = [g for g in groups if labels[g[0].id] == wanted] or [
+        g for g in groups if _matches_name(g[0], wanted, given)
+    ]
     if len(found) == 1:
         return found[0], "chosen with baseline="
     there = "; ".join(labels[g[0].id] for g in (found or groups)[:12])
@@ -293,7 +297,7 @@ def _chosen(
     raise UserError(f"baseline={wanted} {problem}: {there}; give an ablation's name or KEY=VALUE,KEY=VALUE")
 
 
-def _baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], str]:
+def _find_baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], str]:
     """The baseline's group, and why it is that one: among the arms of the main experiment and length the one named
     so, else the control with λ = 0, else the one that most arms differ from in one setting alone."""
     if len(groups) == 1:
@@ -310,8 +314,8 @@ def _baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], s
     if len(controls) == 1:
         return controls[0], f"the control with λ = 0{among}"
     candidates = controls or candidates
-    narrow = dict(zip((g[0].id for g in own), _without_what_all_share([g[0].config for g in own]), strict=True))
-    near = [sum(len(varying([narrow[g[0].id], narrow[o[0].id]])) == 1 for o in own) for g in candidates]
+    narrow = dict(zip((g[0].id for g in own), _drop_shared_settings([g[0].config for g in own]), strict=True))
+    near = [sum(len(varying_keys([narrow[g[0].id], narrow[o[0].id]])) == 1 for o in own) for g in candidates]
     why = "of the controls with λ = 0 the one" if controls else "the one"
     why += " that most arms differ from in one setting alone"
     if near.count(max(near)) > 1:
@@ -335,25 +339,25 @@ class Sweep:
 def sweeps(study: ComparedArms) -> list[Sweep]:
     """Grids of two settings (2x2 or larger), and lines of one (three values or more) that are in no grid: those in
     which the baseline is, else the largest."""
-    keys = [key for key in varying([arm.config for arm in study.arms]) if _is_number(key, study.arms)]
-    grids = [found for pair in combinations(keys, 2) if (found := _sweep(study, pair))]
+    keys = [key for key in varying_keys([arm.config for arm in study.arms]) if _is_number(key, study.arms)]
+    grids = [found for pair in combinations(keys, 2) if (found := _find_sweep(study, pair))]
     in_grids = {key for grid in grids for key in grid.keys}
-    lines = [found for key in keys if key not in in_grids and (found := _sweep(study, (key,)))]
+    lines = [found for key in keys if key not in in_grids and (found := _find_sweep(study, (key,)))]
     return grids + lines
 
 
-def _sweep(study: ComparedArms, keys: tuple[str, ...]) -> Sweep | None:
-    """The arms that are the same but for `keys`."""
+def _find_sweep(study: ComparedArms, keys: tuple[str, ...]) -> Sweep | None:
+    """A sweep over `keys`: the arms that differ in nothing else."""
     families: dict[Hashable, dict[tuple[float, ...], Arm]] = {}
     for arm in study.arms:
         if all(key in arm.config for key in keys):
             rest = tuple(sorted((k, v) for k, v in identity(arm.config).items() if k not in keys))
             families.setdefault(rest, {})[tuple(float(arm.config[key]) for key in keys)] = arm
-    found = [sweep for arms in families.values() if (sweep := _full_enough(keys, arms))]
+    found = [sweep for arms in families.values() if (sweep := _build_sweep(keys, arms))]
     return max(found, key=lambda sweep: (study.baseline in sweep.arms.values(), len(sweep.arms)), default=None)
 
 
-def _full_enough(keys: tuple[str, ...], arms: dict[tuple[float, ...], Arm]) -> Sweep | None:
+def _build_sweep(keys: tuple[str, ...], arms: dict[tuple[float, ...], Arm]) -> Sweep | None:
     values = tuple(tuple(sorted({at[i] for at in arms})) for i in range(len(keys)))
     if len(keys) == 1:
         return Sweep(keys, values, arms) if len(arms) >= FEWEST_OF_A_LINE else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from urepa.reports.comparison.results import ArmRow, Results
 from urepa.reports.comparison.seed_cells import Cell
-from urepa.reports.comparison.tables import costs_shown
+from urepa.reports.comparison.tables import recorded_costs
 
 
 def as_csv(results: Results) -> str:
@@ -17,7 +17,7 @@ def as_csv(results: Results) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = [metric.key for metric in results.metrics]
-    costs = costs_shown(results)
+    costs = recorded_costs(results)
     statistics = ("difference", "low", "high", "p", "p_holm", "bootstrap_low", "bootstrap_high", "pairing")
     headers = ["arm", "experiment", "ablation", "changed", "seeds"]
     headers += [f"{key}{ending}" for key in keys for ending in ("", " sd", " n", *(f" {name}" for name in statistics))]
@@ -28,7 +28,7 @@ def as_csv(results: Results) -> str:
         changed = "; ".join(map(str, row.arm.changes))
         line: list[Any] = [row.arm.label, run.experiment, run.ablation, changed, " ".join(map(str, row.arm.runs))]
         for key in keys:
-            line += [*_numbers(row.cells[key]), row.cells[key].n if row.cells[key].filled else ""]
+            line += [*_numbers(row.cells[key]), row.cells[key].n if row.cells[key].has_value else ""]
             found = row.differences.get(key)
             if found is None:
                 line += [""] * len(statistics)
@@ -64,4 +64,4 @@ def _way_numbers(results: Results, row: ArmRow) -> list[Any]:
 
 
 def _numbers(cell: Cell) -> tuple[Any, Any]:
-    return (cell.mean if cell.filled else "", cell.sd if cell.filled and isfinite(cell.sd) else "")
+    return (cell.mean if cell.has_value else "", cell.sd if cell.has_value and isfinite(cell.sd) else "")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import arm_minutes
 from urepa.reports.comparison.by_step import Course, curve_of
-from urepa.reports.comparison.draw_panels import INK, MUTED, Panel, marker_of, shortened, style_of
+from urepa.reports.comparison.draw_panels import INK, MUTED, Panel, marker_of, shorten, style_of
 from urepa.reports.comparison.number_format import minutes, percent
 from urepa.reports.comparison.results import Results, last_cell
 from urepa.reports.comparison.steps_saved import arm_and_race, diffusion_race, fd_race
@@ -52,7 +52,7 @@ class Quarter:
     lines: tuple[tuple[str, Ranges], ...]
     end: float
     reached: float | None
-    said: str
+    caption: str
 
 
 def at_a_glance(results: Results, section: str) -> list[Panel]:
@@ -64,12 +64,12 @@ def at_a_glance(results: Results, section: str) -> list[Panel]:
     label, _ = found
     loss, fd = diffusion_race(results, label), fd_race(results, label)
     arms = [arm for arm in results.study.arms if arm is results.study.baseline or arm.label == label]
-    if loss is None or fd is None or not all(results.clock.whole[arm.label].filled for arm in arms):
+    if loss is None or fd is None or not all(results.clock.whole[arm.label].has_value for arm in arms):
         return []
-    if not all(last_cell(arm, course.metric.key).filled for arm in arms for course in (loss, fd)):
+    if not all(last_cell(arm, course.metric.key).has_value for arm in arms for course in (loss, fd)):
         return []  # a seed that ends in something that is not finite
     quarters = tuple(quarter for course in (loss, fd) for quarter in _quarters(results, arms, course))
-    title = f"{shortened(label)} and {shortened(results.study.baseline.label)} by step and by the clock"
+    title = f"{shorten(label)} and {shorten(results.study.baseline.label)} by step and by the clock"
     return [Panel(NAME, section, title, partial(_draw, quarters=quarters), INCHES, NOTE, grid=(2, 2))]
 
 
@@ -77,19 +77,21 @@ def _quarters(results: Results, arms: list[Arm], course: Course) -> tuple[Quarte
     """By step and by minute."""
     key, (baseline, arm) = course.metric.key, (arm.label for arm in arms)
     by_step = tuple((a.label, ranges(a, key)) for a in arms)
-    by_minute = tuple((a.label, _timed(a, r)) for a, (_, r) in zip(arms, by_step, strict=True))
+    by_minute = tuple((a.label, _by_minute(a, r)) for a, (_, r) in zip(arms, by_step, strict=True))
     end = float(by_step[0][1].mean_P[-1])
     steps, took, whole = course.reached[arm], results.clock.reached[key][arm], results.clock.whole[baseline]
     title, total = f"{'validation ' * key.startswith('val/')}{course.metric.title}", course.steps[-1]
     never = course.never[arm]
     some = f", {steps.n} of {steps.n + never} seeds" if never else ""
-    in_steps = f"{steps.mean:,.0f} of {total:,}{percent(steps.mean / total)}{some}" if steps.filled else ""
+    in_steps = f"{steps.mean:,.0f} of {total:,}{percent(steps.mean / total)}{some}" if steps.has_value else ""
     in_minutes = (
-        f"{minutes(took.mean)} of {minutes(whole.mean)}{percent(took.mean / whole.mean)}{some}" if took.filled else ""
+        f"{minutes(took.mean)} of {minutes(whole.mean)}{percent(took.mean / whole.mean)}{some}"
+        if took.has_value
+        else ""
     )
     return (
-        Quarter(title, "step", by_step, end, steps.mean if steps.filled else None, in_steps),
-        Quarter(title, "minutes of training", by_minute, end, took.mean if took.filled else None, in_minutes),
+        Quarter(title, "step", by_step, end, steps.mean if steps.has_value else None, in_steps),
+        Quarter(title, "minutes of training", by_minute, end, took.mean if took.has_value else None, in_minutes),
     )
 
 
@@ -104,7 +106,7 @@ def ranges(arm: Arm, key: str) -> Ranges:
     return Ranges(np.array(shared)[finite], values_SP.mean(0), values_SP.min(0), values_SP.max(0))
 
 
-def _timed(arm: Arm, found: Ranges) -> Ranges:
+def _by_minute(arm: Arm, found: Ranges) -> Ranges:
     return found._replace(x_P=arm_minutes(arm, found.x_P))
 
 
@@ -137,7 +139,7 @@ def _quarter(axis: Any, quarter: Quarter, end: float) -> None:
         axis.plot(*at, "o", color="none", markeredgecolor=style_of(1)["color"], markeredgewidth=1.5, markersize=9)
         left, words = (at[0] > ROOM * end), {"textcoords": "offset points", "va": "top", "color": INK}
         place = at if left else (0.02 * end, at[1])  # below the line that falls, inside of the panel
-        axis.annotate(quarter.said, place, (0, -9), ha="right" if left else "left", **words)
+        axis.annotate(quarter.caption, place, (0, -9), ha="right" if left else "left", **words)
 
 
 def height(quarter: Quarter) -> tuple[float, float]:
@@ -160,4 +162,4 @@ def _name(axis: Any, quarter: Quarter, low: float, high: float) -> None:
         heights[1 - upper] -= short
     for i, (label, _) in enumerate(quarter.lines):
         text = {"transform": axis.transAxes, "va": "center", "color": style_of(i)["color"], "fontweight": "bold"}
-        axis.text(1.02, heights[i], shortened(label, LONGEST), **text)
+        axis.text(1.02, heights[i], shorten(label, LONGEST), **text)

@@ -45,12 +45,12 @@ class ByClock:
     @property
     def is_known(self) -> bool:
         """Has any arm times?"""
-        return any(cell.filled for cell in self.whole.values())
+        return any(cell.has_value for cell in self.whole.values())
 
     def with_cache(self, label: str, cell: Cell) -> float | None:
         """The mean of a cell of this arm's minutes, and its teacher's cache; None where one of them is not known."""
         cache = self.caches[label]
-        return cell.mean + cache.mean if cell.filled and cache.filled else None
+        return cell.mean + cache.mean if cell.has_value and cache.has_value else None
 
 
 def clock_of(run: Run) -> Curve | None:
@@ -100,7 +100,7 @@ def by_clock(study: ComparedArms, courses: tuple[Course, ...]) -> ByClock:
         for arm in study.arms
     }
     reached = {
-        course.metric.key: {arm.label: _reached(course, arm, missing) for arm in study.arms}
+        course.metric.key: {arm.label: _minutes_to_reach(course, arm, missing) for arm in study.arms}
         for course in courses
         if course.reached
     }
@@ -121,10 +121,10 @@ def _all(run: Run) -> float | None:
     return None if clock is None else float(clock.values[-1] / 60)
 
 
-def _reached(course: Course, arm: Arm, missing: dict[str, str]) -> Cell:
-    """The minutes at the step of each seed that gets there."""
+def _minutes_to_reach(course: Course, arm: Arm, missing: dict[str, str]) -> Cell:
+    """The minutes until each seed reaches its target, over the seeds that do."""
     cell = course.reached[arm.label]
-    if not cell.filled or arm.label in missing:
+    if not cell.has_value or arm.label in missing:
         return Cell(why=cell.why or missing[arm.label])
     return over_seeds(
         [

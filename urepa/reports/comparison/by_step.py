@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from urepa.reports.comparison.arms import Arm, ComparedArms
-from urepa.reports.comparison.comparable import DURING, Metric, obstacles
+from urepa.reports.comparison.comparable import DURING, Metric, incomparable_keys
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.seed_cells import Cell, not_comparable, over_seeds
 from urepa.runs.curves import Curve
@@ -35,7 +35,7 @@ class Course:
 def curve_of(run: Run, key: str) -> Curve | None:
     """A metric over the steps: as logged, for an evaluation its turns in the course of training and the last."""
     if key == TOTAL:
-        return _at_the_last_lambda(run)
+        return _at_last_lambda(run)
     last = run.curves.get(key)
     before = run.curves.get(f"{DURING}{key.removeprefix('final/')}") if key.startswith("final/") else None
     if last is None or before is None:
@@ -43,7 +43,7 @@ def curve_of(run: Run, key: str) -> Curve | None:
     return Curve(np.append(before.steps, last.steps[-1]), np.append(before.values, last.values[-1]))
 
 
-def _at_the_last_lambda(run: Run) -> Curve | None:
+def _at_last_lambda(run: Run) -> Curve | None:
     """The total where it is the same quantity as in the end: during λ's warm-up it is another sum at every step."""
     total, lam = run.curves.get(TOTAL), run.curves.get(LAMBDA)
     if total is None or lam is None:
@@ -59,8 +59,8 @@ def _lambdas(arm: Arm) -> set[float | None]:
 
 def incomparable(study: ComparedArms, arm: Arm, key: str) -> Cell | None:
     """Why the arm's metric is another quantity than that of the arm it is held to; None if it is the same."""
-    other = study.held_to(key)
-    different = obstacles(key, arm.config, other.config)
+    other = study.reference_arm(key)
+    different = incomparable_keys(key, arm.config, other.config)
     if key == TOTAL and not different and _lambdas(arm) != _lambdas(other):
         different = ["λ at the last validation"]
     return not_comparable(different, "" if other is study.baseline else other.label) if different else None
@@ -71,7 +71,7 @@ def courses(study: ComparedArms, metrics: tuple[Metric, ...]) -> tuple[Course, .
     more."""
     found = []
     for metric in metrics:
-        curves = _curves(study.held_to(metric.key), metric.key)
+        curves = _curves(study.reference_arm(metric.key), metric.key)
         steps = sorted({int(step) for curve in curves.values() for step in curve.steps})
         if metric.better and len(steps) > 1:
             found.append(_course(study, metric, steps))
@@ -94,14 +94,15 @@ def _course(study: ComparedArms, metric: Metric, steps: list[int]) -> Course:
             empty or over_seeds([value_at(curve, step) for curve in curves.values()]) for step in shown
         )
         if baseline:
-            found = {} if empty else _reached(curves, baseline, metric.better)
+            found = {} if empty else _steps_by_seed(curves, baseline, metric.better)
             by_seed[arm.label], never[arm.label] = found, list(found.values()).count(None)
-            reached[arm.label] = empty or _reached_cell(found, baseline)
+            reached[arm.label] = empty or _steps_to_reach(found, baseline)
     return Course(metric, shown, cells, reached, never, by_seed)
 
 
-def _reached(curves: dict[int, Curve], baseline: dict[int, Curve], better: str) -> dict[int, float | None]:
-    """Of the seeds whose own target is finite; a seed that the baseline lacks has the mean of its finite ends."""
+def _steps_by_seed(curves: dict[int, Curve], baseline: dict[int, Curve], better: str) -> dict[int, float | None]:
+    """The step at which each seed reaches the baseline's final value; a seed that the baseline lacks is compared with
+    the mean of the finite ones. Seeds without a finite target are left out."""
     ends = {seed: float(curve.values[-1]) for seed, curve in baseline.items()}
     finite = [end for end in ends.values() if np.isfinite(end)]
     if not finite:
@@ -110,8 +111,8 @@ def _reached(curves: dict[int, Curve], baseline: dict[int, Curve], better: str) 
     return {s: steps_to(curve, targets[s], better) for s, curve in curves.items() if np.isfinite(targets[s])}
 
 
-def _reached_cell(by_seed: dict[int, float | None], baseline: dict[int, Curve]) -> Cell:
-    """Over the seeds that get there."""
+def _steps_to_reach(by_seed: dict[int, float | None], baseline: dict[int, Curve]) -> Cell:
+    """The cell of `_steps_by_seed`, over the seeds that reach their target."""
     ends = [float(curve.values[-1]) for curve in baseline.values()]
     if not np.isfinite(ends).any():
         return Cell(why=f"baseline {over_seeds(list(ends)).why}")

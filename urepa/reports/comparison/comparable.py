@@ -220,18 +220,18 @@ def bins_of(keys: set[str], term: str) -> list[str]:
     return sorted(k for k in keys if k.startswith(f"val/{term}_by_t/"))
 
 
-def differing(config: dict[str, str], other: dict[str, str], prefixes: tuple[str, ...]) -> list[str]:
+def differing_keys(config: dict[str, str], other: dict[str, str], prefixes: tuple[str, ...]) -> list[str]:
     """Keys at or below one of the prefixes whose values differ."""
     keys = {k for k in config.keys() | other.keys() if any(k == p or k.startswith(f"{p}.") for p in prefixes)}
     return sorted(k for k in keys if config.get(k) != other.get(k) and is_identity(k))
 
 
-def obstacles(key: str, config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """Settings that forbid to set this arm's value of `key` beside the baseline's; none: it is comparable."""
+def incomparable_keys(key: str, config: dict[str, str], baseline: dict[str, str]) -> list[str]:
+    """The settings that make this arm's value of `key` incomparable with the baseline's; empty if it is comparable."""
     kind, _, rest = key.partition("/")
     term = rest.split("/")[0]
     if kind == "final":
-        return differing(config, baseline, ALIGNMENT_RESTS_ON.get(term, ()))
+        return differing_keys(config, baseline, ALIGNMENT_RESTS_ON.get(term, ()))
     if kind not in ("train", "val"):
         return []
     rests_on = RESTS_ON.get(term.removesuffix("_by_t"))
@@ -241,7 +241,7 @@ def obstacles(key: str, config: dict[str, str], baseline: dict[str, str]) -> lis
         rests_on = (*rests_on, "loss.warmup_steps")
     if not term.endswith("_by_t"):
         rests_on = (*rests_on, *TIMES)
-    return sorted(differing(config, baseline, rests_on) + _by_class(config, baseline))
+    return sorted(differing_keys(config, baseline, rests_on) + _by_class(config, baseline))
 
 
 def _by_class(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
@@ -251,11 +251,11 @@ def _by_class(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
     return [DROPOUT] if never != never_there else []
 
 
-def at_other_noise(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """Settings of β or of flow's path: with another one, the same timestep is another noise level."""
-    return differing(config, baseline, NOISE_LEVELS)
+def noise_schedule_keys(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
+    """The differing settings of β or of the flow's path: the same timestep then has another noise level."""
+    return differing_keys(config, baseline, NOISE_LEVELS)
 
 
-def unpaired_by(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """Settings by which an arm did not see what the baseline of the same seed saw."""
-    return differing(config, baseline, UNPAIRS)
+def unpairing_keys(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
+    """The settings that make an arm see other data, noise or times than the baseline of the same seed."""
+    return differing_keys(config, baseline, UNPAIRS)

@@ -151,8 +151,8 @@ def marker_of(index: int) -> str:
     return "o" if index == 0 else MARKERS[(index - 1) % len(MARKERS)]
 
 
-def shortened(label: str, longest: int = 34) -> str:
-    """For an axis or a legend. Arms of a sweep begin alike: what is left out stands in the middle."""
+def shorten(label: str, longest: int = 34) -> str:
+    """Shortens a label for an axis or a legend in the middle, as the labels of a sweep begin alike."""
     one_line = " ".join(label.split())
     begin = (longest - 1) // 3
     return one_line if len(one_line) <= longest else f"{one_line[:begin]}…{one_line[begin + 1 - longest :]}"

@@ -65,15 +65,15 @@ def _is_the_documents(arm: Arm) -> bool:
     return named and all(arm.config.get(key) == value for key, value in SETTINGS.items())
 
 
-def reported(arm: Arm) -> list[tuple[str, str, str, str]]:
-    """(what, reported, measured, section): the document's expected values beside the arm's."""
+def reported_rows(arm: Arm) -> list[tuple[str, str, str, str]]:
+    """Rows (what, reported, measured, section): the description's expected values next to the arm's."""
     rows = []
     for term, when, value, section in REPORTED:
         cell = over_seeds([_at(run, f"train/{term}", when) for run in arm.runs.values()])
-        rows.append((f"training {term} loss, {when}", value, mean_sd(cell) if cell.filled else cell.why, section))
+        rows.append((f"training {term} loss, {when}", value, mean_sd(cell) if cell.has_value else cell.why, section))
     for what, key, value, section in REPORTED_LAST:
         cell = last_cell(arm, key)
-        rows.append((what, value, mean_sd(cell) if cell.filled else cell.why, section))
+        rows.append((what, value, mean_sd(cell) if cell.has_value else cell.why, section))
     return rows
 
 

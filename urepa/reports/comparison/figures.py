@@ -20,15 +20,15 @@ from urepa.reports.comparison.arms import Arm, Sweep, sweeps
 from urepa.reports.comparison.at_a_glance import at_a_glance
 from urepa.reports.comparison.by_clock import INCLUDED, arm_minutes, clock_of, minutes_at
 from urepa.reports.comparison.by_step import curve_of, incomparable
-from urepa.reports.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpaired_by
-from urepa.reports.comparison.draw_panels import COLOURS, INK, MUTED, Panel, marker_of, shortened, style_of
+from urepa.reports.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpairing_keys
+from urepa.reports.comparison.draw_panels import COLOURS, INK, MUTED, Panel, marker_of, shorten, style_of
 from urepa.reports.comparison.number_format import number
 from urepa.reports.comparison.overlapping_lines import Line, Place, overlap
 from urepa.reports.comparison.results import Difference, Results, last_cell
 from urepa.reports.comparison.seed_cells import Cell
-from urepa.reports.comparison.statistics import Array, paired
+from urepa.reports.comparison.statistics import Array, paired_interval
 from urepa.reports.comparison.tables import cell_text
-from urepa.runs.curves import STRETCHES, Curve, thinned
+from urepa.runs.curves import STRETCHES, Curve, thin_curve
 
 ARMS_A_PANEL = 2 * len(COLOURS)  # the first, and others: as many as colours and dashes tell apart
 ROWS_A_PANEL = 40
@@ -112,7 +112,7 @@ def _forest(axis: Any, rows: list[tuple[str, Difference]], metric: Metric) -> No
         axis.plot([found.low, found.high], [y, y], color=colour, linewidth=1.2)
         axis.plot(found.mean, y, "o", color=colour, fillstyle=fill[found.mark], markerfacecoloralt="none", markersize=6)
     axis.axvline(0, color=INK, linewidth=0.8)
-    axis.set_yticks(range(len(rows)), [shortened(label) for label, _ in rows])
+    axis.set_yticks(range(len(rows)), [shorten(label) for label, _ in rows])
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"{metric.label}, less the baseline's")
     axis.grid(visible=False, axis="y")
     axis.locator_params(axis="x", nbins=TICKS)
@@ -132,7 +132,11 @@ def _by_timestep(results: Results) -> Iterator[Panel]:
             lines = [(i, arm.label, *_by_bin(arm, keys)) for i, arm in page]
             yield _bins_panel(f"timestep {term}", title, lines, _centres(keys), "")
             if term == "x0_error" and len(page) > 1 and arms[0] is study.baseline:
-                lines = [(i, arm.label, *found) for i, arm in page[1:] if (found := _less(arm, study.baseline, keys))]
+                lines = [
+                    (i, arm.label, *found)
+                    for i, arm in page[1:]
+                    if (found := _relative_difference(arm, study.baseline, keys))
+                ]
                 title = f"{title}, less the baseline's"
                 yield _bins_panel(f"timestep {term} difference", title, lines, _centres(keys), "difference, %")
 
@@ -158,15 +162,15 @@ def _by_bin(arm: Arm, keys: list[str]) -> tuple[Array, Array]:
     return np.array([cell.mean for cell in cells]), np.nan_to_num([cell.sd for cell in cells])
 
 
-def _less(arm: Arm, baseline: Arm, keys: list[str]) -> tuple[Array, Array] | None:
+def _relative_difference(arm: Arm, baseline: Arm, keys: list[str]) -> tuple[Array, Array] | None:
     """Mean difference to the baseline in per cent [T] and half its 95 % interval (0 where seeds are no pairs)."""
     shared = sorted(arm.runs.keys() & baseline.runs.keys())
     values = [[[a.runs[seed].last(key) for seed in shared] for key in keys] for a in (arm, baseline)]
     if not shared or any(value is None for table in values for row in table for value in row):
         return None
     here_TS, there_TS = np.array(values, float)
-    found = paired(100 * (here_TS - there_TS) / there_TS)
-    unpaired = unpaired_by(arm.config, baseline.config)
+    found = paired_interval(100 * (here_TS - there_TS) / there_TS)
+    unpaired = unpairing_keys(arm.config, baseline.config)
     return found.mean, np.zeros(len(keys)) if unpaired else np.nan_to_num(found.high - found.mean)
 
 
@@ -177,7 +181,7 @@ def _bins(
     for n, ((i, label, mean_T, half_T), place) in enumerate(zip(lines, places, strict=True)):
         x_T = np.array(centres) + (n - (len(lines) - 1) / 2) * width
         style = style_of(i) | {"marker": marker_of(i), "markersize": 3.5, "capsize": 2} | place.style
-        axis.errorbar(x_T, mean_T, half_T, label=shortened(label), errorevery=place.every, **style)
+        axis.errorbar(x_T, mean_T, half_T, label=shorten(label), errorevery=place.every, **style)
     axis.set(xlabel="timestep, as a share of all", xlim=(0, 1), ylabel=of)
     axis.locator_params(nbins=TICKS)
     if of:
@@ -193,7 +197,7 @@ def _sweep_panels(results: Results, sweep: Sweep) -> Iterator[Panel]:
     by_label = {row.arm.label: row for row in results.rows}
     for metric in results.metrics:
         cells = {at: by_label[arm.label].cells[metric.key] for at, arm in sweep.arms.items()}  # without the holes
-        if len({at[0] for at, cell in cells.items() if cell.filled}) < 2:
+        if len({at[0] for at, cell in cells.items() if cell.has_value}) < 2:
             continue  # what does not compare along the first setting is no sweep of it
         name = f"{metric.key} {' '.join(sweep.keys)}"
         if len(sweep.keys) == 2:
@@ -212,7 +216,7 @@ def _heat_map(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) ->
     for row, y in enumerate(ys):
         for column, x in enumerate(xs):
             cell = cells.get((x, y), HOLE)
-            if not cell.filled:
+            if not cell.has_value:
                 text = "not finite" if cell.why.startswith("not finite") else cell_text(cell)
                 axis.text(column, row, text, ha="center", va="center", color=MUTED, fontsize=8)
                 continue
@@ -229,20 +233,20 @@ def _heat_map(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) ->
     axis.figure.colorbar(image, ax=axis, shrink=0.9).outline.set_visible(False)
 
 
-def _swept(keys: tuple[str, ...], values: Values, cells: Cells) -> list[tuple[str, list[tuple[float, Cell]]]]:
+def _sweep_series(keys: tuple[str, ...], values: Values, cells: Cells) -> list[tuple[str, list[tuple[float, Cell]]]]:
     """A label and the filled cells over the first setting, for each value of the second."""
     seconds: list[tuple[float, ...]] = [()] if len(keys) == 1 else [(y,) for y in values[1]]
     return [
         (
             f"{keys[1]} = {second[0]:g}" if second else "",
-            [(x, cell) for x in values[0] if (cell := cells.get((x, *second), HOLE)).filled],
+            [(x, cell) for x in values[0] if (cell := cells.get((x, *second), HOLE)).has_value],
         )
         for second in seconds
     ]
 
 
 def _lines_panel(name: str, metric: Metric, keys: tuple[str, ...], values: Values, cells: Cells) -> Panel:
-    lines = _swept(keys, values, cells)
+    lines = _sweep_series(keys, values, cells)
     curves = [(np.array([x for x, _ in there]), np.array([cell.mean for _, cell in there])) for _, there in lines]
     ends = [(np.zeros(2), cell.mean + np.nan_to_num(cell.sd) * np.array([-1, 1])) for _, t in lines for _, cell in t]
     over = overlap([label for label, _ in lines], curves, ends)
@@ -278,13 +282,13 @@ def _curves(results: Results) -> Iterator[Panel]:
     runs = [run for arm in study.arms for run in arm.runs.values()]
     logged = sorted({key for run in runs for key in run.curves if key.endswith(GRADIENT_COSINE)})
     keys += [(key, f"gradient cosine, tap {key.split('/')[1]}", GRADIENTS) for key in logged]
-    keys += [(course.metric.key, _said(course.metric), TRAINING) for course in results.courses]
+    keys += [(course.metric.key, _axis_label(course.metric), TRAINING) for course in results.courses]
     for key, title, section in keys:
         arms = [arm for arm in study.arms if _drawable(arm, key) and not incomparable(study, arm, key)]
         if not arms:
             continue
         for numbered, page in _pages(arms, title, study.baseline):
-            lines = [(i, arm.label, *_drawn(_drawable(arm, key))) for i, arm in page]
+            lines = [(i, arm.label, *_curves_to_draw(_drawable(arm, key))) for i, arm in page]
             raw = [curve for line in lines for curve in line[2]]
             over = overlap([line[1] for line in lines], [line[3] for line in lines], raw)
             draw = partial(_curve, lines=lines, places=over.places, xlabel="step", zero=section == GRADIENTS)
@@ -295,20 +299,20 @@ def _by_clock(results: Results) -> Iterator[Panel]:
     """The courses that say what an arm is worth, over minutes: of the arms whose times are known."""
     study, clock = results.study, results.clock
     for metric in (course.metric for course in results.courses if course.metric.key.startswith(BY_CLOCK)):
-        known = [arm for arm in study.arms if clock.whole[arm.label].filled and _drawable(arm, metric.key)]
+        known = [arm for arm in study.arms if clock.whole[arm.label].has_value and _drawable(arm, metric.key)]
         arms = [arm for arm in known if not incomparable(study, arm, metric.key)]
         if not arms:
             continue
-        for numbered, page in _pages(arms, _said(metric), study.baseline):
-            lines = [(i, arm.label, *_timed(arm, metric.key)) for i, arm in page]
+        for numbered, page in _pages(arms, _axis_label(metric), study.baseline):
+            lines = [(i, arm.label, *_curves_by_minute(arm, metric.key)) for i, arm in page]
             raw = [curve for line in lines for curve in line[2]]
             over = overlap([line[1] for line in lines], [line[3] for line in lines], raw)
             draw = partial(_curve, lines=lines, places=over.places, xlabel="minutes of training", zero=False)
             yield Panel(f"clock {metric.key}", CLOCK, numbered, draw, note=over.note)
 
 
-def _timed(arm: Arm, key: str) -> tuple[list[Line], Line]:
-    """`_drawn` over minutes: each seed's at its own, the mean at the mean of the seeds' minutes."""
+def _curves_by_minute(arm: Arm, key: str) -> tuple[list[Line], Line]:
+    """`_curves_to_draw` over minutes: each seed's at its own, the mean at the mean of the seeds' minutes."""
     seeds = [
         (minutes_at(clock, curve.steps), curve.values)
         for run in arm.runs.values()
@@ -316,7 +320,7 @@ def _timed(arm: Arm, key: str) -> tuple[list[Line], Line]:
         and (curve := curve_of(run, key)) is not None
         and np.isfinite(curve.values).any()
     ]
-    mean = smoothed(_drawable(arm, key))
+    mean = smooth(_drawable(arm, key))
     return seeds, (arm_minutes(arm, mean.steps), mean.values)
 
 
@@ -326,14 +330,14 @@ def _drawable(arm: Arm, key: str) -> list[Curve]:
     return [curve for curve in curves if np.isfinite(curve.values).any()]
 
 
-def _drawn(curves: list[Curve]) -> tuple[list[Curve], Curve]:
-    """What is drawn of the seeds' curves: each of them and their smoothed mean, in no more points than can be seen, for
-    they are sent to another process."""
-    return [thinned(curve) for curve in curves], smoothed(curves)
+def _curves_to_draw(curves: list[Curve]) -> tuple[list[Curve], Curve]:
+    """The seeds' curves and their smoothed mean, reduced to the points that can be seen, as they are sent to another
+    process."""
+    return [thin_curve(curve) for curve in curves], smooth(curves)
 
 
-def _said(metric: Metric) -> str:
-    """Validation and evaluations are of the EMA weights, unlike training losses."""
+def _axis_label(metric: Metric) -> str:
+    """The label of a metric's axis: validation and evaluations use the EMA weights, training losses do not."""
     return f"validation (EMA): {metric.label}" if metric.key.startswith("val/") else f"{metric.label} (EMA)"
 
 
@@ -348,14 +352,14 @@ def _curve(
         for curve in raw:
             axis.plot(*curve, color=style_of(i)["color"], alpha=0.25, linewidth=0.5, rasterized=True)
         points = {"marker": marker_of(i), "markersize": 3.5} if len(mean[0]) <= FEW_POINTS else {}
-        axis.plot(*mean, **style_of(i) | points | place.style, label=shortened(label), zorder=3)
+        axis.plot(*mean, **style_of(i) | points | place.style, label=shorten(label), zorder=3)
     axis.set(xlabel=xlabel)
     axis.locator_params(nbins=TICKS)
     if zero:
         axis.axhline(0, color=MUTED, linewidth=0.8)
 
 
-def smoothed(curves: list[Curve]) -> Curve:
+def smooth(curves: list[Curve]) -> Curve:
     """The mean over seeds [N], then a centred running mean over 5 % of the logged points; at the ends over fewer. More
     than `STRETCHES` points are taken together in so many stretches [G]. Some value must be finite."""
     finite = [Curve(c.steps[there], c.values[there]) for c in curves if (there := np.isfinite(c.values)).any()]

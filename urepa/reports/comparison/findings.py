@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from math import isfinite
 
-from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag
+from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_sentence
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.comparable import SKIPPED
 from urepa.reports.comparison.number_format import delta, number
 from urepa.reports.comparison.protocol import WEIGHTS_FILE
 from urepa.reports.comparison.read_runs import Run, as_text
-from urepa.reports.comparison.results import Difference, Results, last_cell, without
-from urepa.reports.comparison.steps_saved import sooner_or_later
+from urepa.reports.comparison.results import Difference, Results, last_cell, missing_reason
+from urepa.reports.comparison.steps_saved import race_sentences
 from urepa.reports.comparison.validation_gap import gap_of
 
 MARKS = (
@@ -40,14 +40,14 @@ def findings(results: Results) -> list[str]:
         by_label = {r.arm.label: r.differences[metric.key] for r in results.rows if metric.key in r.differences}
         tested = sum(isfinite(d.p) for d in by_label.values())
         if any(d.mark in ("●", "◐") for d in by_label.values()):
-            found.append(f"{_capital(metric.label)}: {_finding(by_label, tested)}")
+            found.append(f"{_capitalise(metric.label)}: {_finding(by_label, tested)}")
         elif tested:
             same.setdefault(f"No difference beyond noise in {_family(tested)}", []).append(metric.label)
         if alone := {label: d.why for label, d in by_label.items() if not isfinite(d.p)}:
-            who = "" if len(alone) == len(by_label) else f"{_some(list(alone))}: "
+            who = "" if len(alone) == len(by_label) else f"{_arm_names(list(alone))}: "
             why = "; ".join(sorted(set(alone.values())))
-            untested.setdefault(f"{who}{why}" if who else _capital(why), []).append(metric.label)
-        if why := next((text for row in results.rows if (text := without(results, row, metric.key))), ""):
+            untested.setdefault(f"{who}{why}" if who else _capitalise(why), []).append(metric.label)
+        if why := next((text for row in results.rows if (text := missing_reason(results, row, metric.key))), ""):
             lost.setdefault(f"Nothing is compared with the {why}", []).append(metric.label)
     looked_at = len(found) + sum(map(len, same.values()))
     found += [f"{what}: {'; '.join(labels)}" for what, labels in same.items()]
@@ -56,11 +56,11 @@ def findings(results: Results) -> list[str]:
         found.append(
             f"{looked_at} metrics were looked at, and Holm is over the arms of each, not over the metrics: {CHANCE}"
         )
-    return found + sooner_or_later(results)
+    return found + race_sentences(results)
 
 
-def _capital(text: str) -> str:
-    """Not where the second letter is one: KID stays KID, and k-NN becomes K-NN."""
+def _capitalise(text: str) -> str:
+    """Capitalises the first letter unless the second is a capital: KID stays KID, k-NN becomes K-NN."""
     return text if text[1:2].isupper() else text[0].upper() + text[1:]
 
 
@@ -71,7 +71,7 @@ def _family(tested: int) -> str:
 def _finding(by_label: dict[str, Difference], tested: int) -> str:
     found = {label: d for label, d in by_label.items() if d.mark == "●"}
     before = [label for label, d in by_label.items() if d.mark == "◐"]
-    near = f"; before Holm only: {_some(before)}" if before else ""
+    near = f"; before Holm only: {_arm_names(before)}" if before else ""
     if not found:
         return f"no difference beyond noise in {_family(tested)}{near}"
     if len(found) <= NAMED_AT_MOST:
@@ -86,7 +86,7 @@ def _finding(by_label: dict[str, Difference], tested: int) -> str:
     )
 
 
-def _some(labels: list[str]) -> str:
+def _arm_names(labels: list[str]) -> str:
     return "; ".join(labels) if len(labels) <= NAMED_AT_MOST else f"{len(labels)} arms"
 
 
@@ -107,19 +107,19 @@ def _average(run: Run) -> tuple[float, int, bool]:
     return float(run.config["trainer.ema_decay"]), updates, run.config["trainer.ema_warmup"] == "True"
 
 
-def lags(arm: Arm) -> bool:
-    """Is more than 5 % of a seed's EMA weights still the initial weights?"""
+def has_ema_lag(arm: Arm) -> bool:
+    """True if more than 5 % of some seed's EMA weights are still the initial weights."""
     return any(initial_share_of(run) > LAGGING for run in arm.runs.values())
 
 
-def lagging(results: Results) -> list[str]:
+def ema_lag_sentences(results: Results) -> list[str]:
     """A sentence for each share of initial weights above 5 %, on the arms that have it."""
     arms: dict[str, list[str]] = {}
     for row in results.rows:
-        if lags(row.arm):
+        if has_ema_lag(row.arm):
             run = max(row.arm.runs.values(), key=initial_share_of)
-            arms.setdefault(lag(initial_share_of(run), *_average(run)), []).append(row.arm.label)
-    return [f"{_some(labels)}: {sentence}" for sentence, labels in arms.items()]
+            arms.setdefault(lag_sentence(initial_share_of(run), *_average(run)), []).append(row.arm.label)
+    return [f"{_arm_names(labels)}: {sentence}" for sentence, labels in arms.items()]
 
 
 # --- the document's rules -----------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ OVERFITTING = (
 )
 
 
-def overfitting(results: Results) -> list[str]:
+def overfitting_sentences(results: Results) -> list[str]:
     """Spec 000 §7.2, "Tracking Overfitting". Validation is of the EMA weights: where those lag, its distance to the
     training loss is the lag, and the arm is not judged."""
     remarks = []
     measured = [row for row in results.rows if any(_ratio(row.arm, term) is not None for term, _ in OVERFITTING)]
-    judged = [row for row in measured if not lags(row.arm)]
+    judged = [row for row in measured if not has_ema_lag(row.arm)]
     for term, meaning in OVERFITTING:
         arms = []
         for row in judged:
@@ -148,14 +148,14 @@ def overfitting(results: Results) -> list[str]:
                 arms.append(f"{row.arm.label} (+{ratio - 1:.0%})")
         if arms:
             remarks.append(f"{meaning}: {', '.join(arms)}")
-    unjudged = [row.arm.label for row in measured if lags(row.arm)]
+    unjudged = [row.arm.label for row in measured if has_ema_lag(row.arm)]
     if judged and not remarks:
         which = "every other arm" if unjudged else "every arm"
         remarks.append(f"none of the three signs of overfitting: validation is within 10 % of training in {which}")
     if unjudged:
         remarks.append(
             "not judged, as validation is of EMA weights that still hold more than "
-            f"{LAGGING * 100:g} % of the initial weights: {_some(unjudged)}"
+            f"{LAGGING * 100:g} % of the initial weights: {_arm_names(unjudged)}"
         )
     return remarks
 
@@ -172,8 +172,8 @@ def other_remarks(results: Results) -> list[str]:
     runs = [run for row in results.rows for run in row.arm.runs.values()]
     for row in results.rows:
         loss, floor_ = last_cell(row.arm, "val/diffusion"), last_cell(row.arm, "floor/zero_predictor")
-        if loss.filled and floor_.filled and loss.mean > floor_.mean:
-            advice = "the EMA weights lag" if lags(row.arm) else "check objective, learning rate and data"
+        if loss.has_value and floor_.has_value and loss.mean > floor_.mean:
+            advice = "the EMA weights lag" if has_ema_lag(row.arm) else "check objective, learning rate and data"
             remarks.append(
                 f"{row.arm.label}: the diffusion loss {number(loss.mean)} is worse than predicting zero "
                 f"({number(floor_.mean)}); {advice}"

@@ -10,7 +10,7 @@ from math import isfinite
 from urepa.reports.comparison.comparable import Metric
 from urepa.reports.comparison.results import PAIRED, ArmRow, Difference, Results, fewest_seeds
 from urepa.reports.comparison.seed_cells import Cell
-from urepa.reports.comparison.statistics import factor_of_two_seeds, found_share
+from urepa.reports.comparison.statistics import detection_power, factor_of_two_seeds
 
 NAMED_AT_MOST = 3  # arms, metrics and clauses
 TYPICAL = 2.0  # an effect in standard deviations over seeds, to say how often one is found
@@ -24,31 +24,31 @@ def verdict(results: Results) -> str:
         return "There is one run only, so nothing is compared: its values are shown as they are."
     if len(results.rows) == 1:
         return f"There is one arm only, of {runs} seeds: its values are shown, nothing is compared."
-    tested = {row.arm.label: _tested(row) for row in results.rows[1:]}
+    tested = {row.arm.label: _tested_differences(row) for row in results.rows[1:]}
     if not any(tested.values()):
-        return _untested(results)
+        return _untested_sentence(results)
     effects = _effects(results)
     arms = [label for label, found in tested.items() if found]
     said, rest = _clauses(effects, len(arms))
     metrics = {key for found in tested.values() for key in found}
     if not effects:
-        said = [_nothing(arms, len(metrics))]
+        said = [_no_effect_clause(arms, len(metrics))]
     elif rest:
         said.append(rest)
     elif sum(map(len, tested.values())) > sum(map(len, effects.values())):
         said.append("nothing else differs beyond noise")
     if left_out := [label for label, found in tested.items() if not found]:
-        said.append(f"{_arms(left_out)} could not be tested")
+        said.append(f"{_arm_names(left_out)} could not be tested")
     said.append(_seeds([d for found in tested.values() for d in found.values()]))
-    return f"{_begin('; '.join(said))}."
+    return f"{_capitalise('; '.join(said))}."
 
 
-def _tested(row: ArmRow) -> dict[str, Difference]:
+def _tested_differences(row: ArmRow) -> dict[str, Difference]:
     """The differences that have an interval, by metric."""
     return {key: d for key, d in row.differences.items() if isfinite(d.p)}
 
 
-def _untested(results: Results) -> str:
+def _untested_sentence(results: Results) -> str:
     differences = [d for row in results.rows for d in row.differences.values()]
     if not differences:
         return "Nothing is compared: the baseline and the other arms have no metric that is one and the same quantity."
@@ -58,8 +58,8 @@ def _untested(results: Results) -> str:
     return "No difference has an interval, as each is the same in every seed: none can be held against noise."
 
 
-def _nothing(arms: list[str], metrics: int) -> str:
-    who = f"{spoken(arms[0])} does not differ" if len(arms) == 1 else f"none of {len(arms)} arms differs"
+def _no_effect_clause(arms: list[str], metrics: int) -> str:
+    who = f"{label_text(arms[0])} does not differ" if len(arms) == 1 else f"none of {len(arms)} arms differs"
     where = "the one metric that is compared" if metrics == 1 else f"any of {metrics} metrics"
     return f"{who} from the baseline beyond noise in {where}"
 
@@ -82,77 +82,80 @@ def _effects(results: Results) -> dict[Effect, tuple[str, ...]]:
 def _clauses(effects: dict[Effect, tuple[str, ...]], tested: int) -> tuple[list[str], str]:
     """A clause for each set of arms that have effects in common, those of most arms first, and one on what is left of
     more than `NAMED_AT_MOST`. `tested`: how many arms were."""
-    ordered = _ordered(effects)
+    ordered = _group_by_arms(effects)
     clauses = [
-        f"{_arms(arms, tested)} {_does(found, several=len(arms) > 1)}" for arms, found in ordered[:NAMED_AT_MOST]
+        f"{_arm_names(arms, tested)} {_effects_text(found, several=len(arms) > 1)}"
+        for arms, found in ordered[:NAMED_AT_MOST]
     ]
-    left = [_judged(effect) for arms, found in ordered[NAMED_AT_MOST:] for effect in found for _ in arms]
+    left = [_judgement(effect) for arms, found in ordered[NAMED_AT_MOST:] for effect in found for _ in arms]
     if not left:
         return clauses, ""
     are = "difference is" if len(left) == 1 else "differences are"
     return clauses, f"{len(left)} other {are} beyond noise, {left.count('worse')} for the worse"
 
 
-def _ordered(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[Effect]]]:
-    """Sets of arms and the effects that they have in common, those of most arms first."""
+def _group_by_arms(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[Effect]]]:
+    """Groups effects by the arms that have them, largest sets of arms first."""
     by_arms: dict[tuple[str, ...], list[Effect]] = {}
     for effect, arms in effects.items():
         by_arms.setdefault(arms, []).append(effect)
     return sorted(by_arms.items(), key=lambda item: -len(item[0]))
 
 
-def in_order(results: Results) -> list[str]:
-    """The labels of the arms beside the baseline: those with an effect as the verdict names them, then the others."""
-    named = [label for arms, _ in _ordered(_effects(results)) for label in arms]
+def labels_in_order(results: Results) -> list[str]:
+    """The labels of all arms but the baseline: first those with an effect in the order of the verdict, then the
+    others."""
+    named = [label for arms, _ in _group_by_arms(_effects(results)) for label in arms]
     return list(dict.fromkeys([*named, *(row.arm.label for row in results.rows[1:])]))
 
 
-def _judged(effect: Effect) -> str:
+def _judgement(effect: Effect) -> str:
     metric, raised = effect
     return "" if not metric.better else "better" if raised == (metric.better == "↑") else "worse"
 
 
-def _does(effects: list[Effect], several: bool) -> str:
-    """`lowers the token loss, which is better, but raises FD(pixels), which is worse`."""
+def _effects_text(effects: list[Effect], several: bool) -> str:
+    """The clause on effects, such as `lowers the token loss, which is better, but raises FD(pixels), which is
+    worse`."""
     parts: dict[str, list[str]] = {}
     for judged in ("better", "", "worse"):
         for raised in (False, True):
-            metrics = [metric for metric, up in effects if up == raised and _judged((metric, up)) == judged]
+            metrics = [metric for metric, up in effects if up == raised and _judgement((metric, up)) == judged]
             if metrics:
                 verb = ("raise" if raised else "lower") + ("" if several else "s")
                 which = f", which is {judged}" if judged else ", which is neither better nor worse"
-                parts.setdefault(judged, []).append(f"{verb} {_named(_metric(m) for m in metrics)}{which}")
+                parts.setdefault(judged, []).append(f"{verb} {_first_names(_metric_name(m) for m in metrics)}{which}")
     joined = [", and ".join(found) for found in parts.values()]
     return ", but ".join(joined) if {"better", "worse"} <= parts.keys() else ", and ".join(joined)
 
 
-def _metric(metric: Metric) -> str:
-    """Its label, with an article where it is a noun alone: `the token loss`, `FD(pixels)`, `k-NN: tap`."""
+def _metric_name(metric: Metric) -> str:
+    """The metric's label with an article if it is a common noun: `the token loss`, `FD(pixels)`, `k-NN: tap`."""
     return metric.label if re.search(r"[(:/]", metric.label) else f"the {metric.label}"
 
 
-def _named(names: Iterable[str]) -> str:
+def _first_names(names: Iterable[str]) -> str:
     """At most three names, and how many more there are."""
     every = list(names)
     more = [f"{len(every) - NAMED_AT_MOST} more"] if len(every) > NAMED_AT_MOST else []
-    return _listed([*every[:NAMED_AT_MOST], *more])
+    return _join_names([*every[:NAMED_AT_MOST], *more])
 
 
-def _arms(labels: Iterable[str], of: int = 0) -> str:
-    """At most three arms by name, else their number; `of` so many."""
+def _arm_names(labels: Iterable[str], of: int = 0) -> str:
+    """At most three arms by name, else their number out of `of`."""
     every = list(labels)
     if len(every) > NAMED_AT_MOST:
         return f"{len(every)} of {of} arms" if of > len(every) else f"{'all ' if of else ''}{len(every)} arms"
-    return _listed([spoken(label) for label in every])
+    return _join_names([label_text(label) for label in every])
 
 
-def spoken(label: str) -> str:
+def label_text(label: str) -> str:
     """An arm's label in a sentence: λ for `lambda_max`; in quotation marks if it is a list itself."""
     words = re.sub(r"\blambda_max=", "λ=", label)
     return f"“{words}”" if "," in words or ";" in words else words
 
 
-def _listed(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
@@ -166,8 +169,8 @@ def _seeds(differences: list[Difference]) -> str:
     )
 
 
-def _begin(text: str) -> str:
-    """With a capital, unless it is an arm's name that begins it."""
+def _capitalise(text: str) -> str:
+    """Capitalises the sentence unless it begins with an arm's name."""
     return text[0].upper() + text[1:] if text.startswith(("none of ", "all ")) else text
 
 
@@ -176,16 +179,19 @@ def _begin(text: str) -> str:
 
 def cautions(results: Results) -> list[str]:
     """What makes the verdict weaker than it looks: two seeds, arms that are the baseline itself, diverged ones."""
-    return [*_of_two_seeds(results), *_of_the_same(results), *_of_diverged(results)]
+    return [*_two_seeds_caution(results), *_identical_arms_caution(results), *_diverged_arms_caution(results)]
 
 
-def _of_two_seeds(results: Results) -> list[str]:
-    """After what `statistics.paired` and `statistics.welch` compute from two values an arm."""
-    two = [d for row in results.rows for d in _tested(row).values() if d.n == 2]
+def _two_seeds_caution(results: Results) -> list[str]:
+    """A caution on intervals from two seeds an arm, as `statistics.paired_interval` and `statistics.welch_interval`
+    compute them."""
+    two = [d for row in results.rows for d in _tested_differences(row).values() if d.n == 2]
     if not two:
         return []
-    arms = [row.arm.label for row in results.rows if any(d.n == 2 for d in _tested(row).values())]
-    who = "" if len(arms) == len([row for row in results.rows if _tested(row)]) else f" ({_arms(arms)})"
+    arms = [row.arm.label for row in results.rows if any(d.n == 2 for d in _tested_differences(row).values())]
+    who = (
+        "" if len(arms) == len([row for row in results.rows if _tested_differences(row)]) else f" ({_arm_names(arms)})"
+    )
     said = [f"Two seeds{who} can hardly tell an effect from chance."]
     if any(d.how == PAIRED for d in two):
         factor = factor_of_two_seeds()
@@ -206,11 +212,11 @@ def _of_two_seeds(results: Results) -> list[str]:
 
 
 def _percent(seeds: int) -> str:
-    return f"{100 * found_share(TYPICAL, seeds):.0f} %"
+    return f"{100 * detection_power(TYPICAL, seeds):.0f} %"
 
 
-def _of_the_same(results: Results) -> list[str]:
-    """Arms whose every compared value is the baseline's, seed by seed."""
+def _identical_arms_caution(results: Results) -> list[str]:
+    """A caution on arms whose compared values all equal the baseline's, seed by seed."""
     same = [
         row.arm.label
         for row in results.rows
@@ -218,15 +224,15 @@ def _of_the_same(results: Results) -> list[str]:
         and all(d.how == PAIRED and d.mean == 0 and not d.low < 0 for d in row.differences.values())  # NaN: one seed
     ]
     changed = "its change" if len(same) == 1 else "their changes"
-    return [f"{_arms(same)}: every compared value is the baseline's own; {changed} had no effect."] if same else []
+    return [f"{_arm_names(same)}: every compared value is the baseline's own; {changed} had no effect."] if same else []
 
 
-def _of_diverged(results: Results) -> list[str]:
-    """Arms with values that are not finite, which are compared in nothing."""
+def _diverged_arms_caution(results: Results) -> list[str]:
+    """A caution on arms with values that are not finite, which are not compared."""
     by_why: dict[tuple[str, str], list[str]] = {}
     for row in results.rows:
         for metric in results.metrics:
             cell: Cell = row.cells[metric.key]
             if cell.why.startswith("not finite"):
-                by_why.setdefault((spoken(row.arm.label), cell.why), []).append(_metric(metric))
-    return [f"{label}: {_named(metrics)} {why}, so not compared." for (label, why), metrics in by_why.items()]
+                by_why.setdefault((label_text(row.arm.label), cell.why), []).append(_metric_name(metric))
+    return [f"{label}: {_first_names(metrics)} {why}, so not compared." for (label, why), metrics in by_why.items()]

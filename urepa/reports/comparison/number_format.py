@@ -42,7 +42,7 @@ def _is_not_zero(text: str) -> bool:
     return any(digit in text for digit in "123456789")
 
 
-def signed(value: float, spread: float) -> str:
+def signed_number(value: float, spread: float) -> str:
     """A number with its sign. One that would be rounded to 0 gets the digit that says on which side of 0 it lies; 0
     itself has no sign."""
     text = number(value, spread)
@@ -79,8 +79,8 @@ def percent(share: float) -> str:
 def signed_mean_sd(cell: Cell) -> str:
     """The same for a difference: `+0.012 ± 0.003`."""
     if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):
-        return signed(cell.mean, nan)
-    return f"{signed(cell.mean, cell.sd)} ± {number(cell.sd, cell.sd)}"
+        return signed_number(cell.mean, nan)
+    return f"{signed_number(cell.mean, cell.sd)} ± {number(cell.sd, cell.sd)}"
 
 
 def p_value(p: float) -> str:
@@ -96,9 +96,9 @@ def p_value(p: float) -> str:
 def interval(difference: Difference) -> str:
     """`[−0.002, +0.004]`."""
     half = (difference.high - difference.low) / 2
-    return f"[{signed(difference.low, half)}, {signed(difference.high, half)}]"
+    return f"[{signed_number(difference.low, half)}, {signed_number(difference.high, half)}]"
 
 
 def delta(difference: Difference) -> str:
     """The mean difference, to the digits that its interval supports."""
-    return signed(difference.mean, (difference.high - difference.low) / 2)
+    return signed_number(difference.mean, (difference.high - difference.low) / 2)

@@ -55,10 +55,10 @@ class Overlap:
 def overlap(labels: Sequence[str], lines: Sequence[Line], beside: Iterable[Line] = ()) -> Overlap:
     """Of lines on one axis, whose height is that of them and of what is drawn `beside` them."""
     within = WIDTH * _height([*lines, *beside])
-    shares = {(i, j): _close(lines[i], lines[j], within) for i in range(len(lines)) for j in range(i)}
+    shares = {(i, j): _close_share(lines[i], lines[j], within) for i in range(len(lines)) for j in range(i)}
     places = [Place()] * len(lines)
     said = []
-    for group in _connected(len(lines), lambda i, j: shares[max(i, j), min(i, j)] > MOSTLY):
+    for group in _connected_components(len(lines), lambda i, j: shares[max(i, j), min(i, j)] > MOSTLY):
         if len(group) == 1:
             continue
         for place, i in enumerate(group):
@@ -75,7 +75,7 @@ def _height(lines: Iterable[Line]) -> float:
     return float(max(map(np.max, filled)) - min(map(np.min, filled))) if filled else 0.0
 
 
-def _close(one: Line, other: Line, within: float) -> float:
+def _close_share(one: Line, other: Line, within: float) -> float:
     """The share of the points at which the lines are at most `within` apart, over the stretch that both have; 0 where
     they have none."""
     (a, a_y), (b, b_y) = ((x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in (one, other))
@@ -88,8 +88,8 @@ def _close(one: Line, other: Line, within: float) -> float:
     return float((np.abs(np.interp(x, a, a_y) - np.interp(x, b, b_y)) <= within).mean())
 
 
-def _connected(n: int, linked: Callable[[int, int], bool]) -> list[list[int]]:
-    """The numbers below n in groups, each linked to another one of its group."""
+def _connected_components(n: int, linked: Callable[[int, int], bool]) -> list[list[int]]:
+    """The connected components of a graph of n nodes."""
     groups: list[list[int]] = []
     for i in range(n):
         near = [group for group in groups if any(linked(i, j) for j in group)]

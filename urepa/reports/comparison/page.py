@@ -12,30 +12,30 @@ from typing import Any
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.comparable import reference_label
 from urepa.reports.comparison.draw_panels import Drawn
-from urepa.reports.comparison.expected_values import documents_arm, of_steps, reported
+from urepa.reports.comparison.expected_values import documents_arm, of_steps, reported_rows
 from urepa.reports.comparison.figures import CAPTIONS
-from urepa.reports.comparison.findings import findings, other_remarks, overfitting
+from urepa.reports.comparison.findings import findings, other_remarks, overfitting_sentences
 from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
 from urepa.reports.comparison.read_runs import Run
-from urepa.reports.comparison.results import ArmRow, Results, beside, in_words, shown_differences
+from urepa.reports.comparison.results import ArmRow, Results, difference_metrics, other_references, reference_rows
 from urepa.reports.comparison.sample_grids import Grids
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.smallest_difference import smallest_sentence
 from urepa.reports.comparison.tables import (
     LEGEND,
-    caches_shown,
     cell_text,
     clock_text,
     cost_text,
-    costs_shown,
     course_tables,
     footnotes,
+    has_cache_times,
     legend,
     minutes_text,
     no_difference_text,
-    reached_text,
+    recorded_costs,
     seeds_sentence,
+    steps_to_baseline_text,
 )
 from urepa.reports.comparison.validation_gap import EXPLANATION, Gap, gap_texts, gaps
 
@@ -117,7 +117,9 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
         seeds=seeds_sentence(results),
         smallest=smallest_sentence(results),
         **_results(results),
-        references=[(reference_label(key), mean_sd(cell)) for key, cell in in_words(results).items() if cell.filled],
+        references=[
+            (reference_label(key), mean_sd(cell)) for key, cell in other_references(results).items() if cell.has_value
+        ],
         **_differences(results),
         marks=legend(),
         footnotes=footnotes(results),
@@ -128,8 +130,8 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
         captions=CAPTIONS,
         **_gaps(results),
         grids=_grids(grids),
-        **_reported(results),
-        remarks=[f"Overfitting (§7.2): {line}." for line in overfitting(results)]
+        **_expected_values(results),
+        remarks=[f"Overfitting (§7.2): {line}." for line in overfitting_sentences(results)]
         + [f"{line[0].upper()}{line[1:]}." for line in other_remarks(results)]
         or ["Nothing stands out."],
         apart=study.apart,
@@ -139,7 +141,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
 
 def _results(results: Results) -> dict[str, Any]:
     """The table of results, and what was read beside it."""
-    costs = costs_shown(results)
+    costs = recorded_costs(results)
     return {
         "results_head": ["arm", "n", *(m.title for m in results.metrics), *costs],
         "results_rows": [
@@ -153,13 +155,13 @@ def _results(results: Results) -> dict[str, Any]:
             }
             for row in results.rows
         ]
-        + [_beside(results, label, cells, len(costs)) for label, cells in beside(results).items()],
+        + [_beside(results, label, cells, len(costs)) for label, cells in reference_rows(results).items()],
     }
 
 
 def _differences(results: Results) -> dict[str, Any]:
     """The table of differences to the baseline."""
-    shown = shown_differences(results)
+    shown = difference_metrics(results)
     return {
         "differences_head": ["arm", "changed", *(m.title for m in shown)],
         "differences_rows": [
@@ -191,7 +193,9 @@ def _by_step(results: Results) -> dict[str, Any]:
         "reached_rows": [
             {
                 "label": row.arm.label,
-                "cells": [_cell(c.reached[row.arm.label], reached_text(c, row.arm.label)) for c in results.races],
+                "cells": [
+                    _cell(c.reached[row.arm.label], steps_to_baseline_text(c, row.arm.label)) for c in results.races
+                ],
             }
             for row in results.rows
         ],
@@ -201,7 +205,7 @@ def _by_step(results: Results) -> dict[str, Any]:
 
 def _by_clock(results: Results) -> dict[str, Any]:
     """Minutes to the baseline's end, and why an arm has none; minutes of unlike machines are told."""
-    clock, races, cached = results.clock, results.races, caches_shown(results)
+    clock, races, cached = results.clock, results.races, has_cache_times(results)
     shown = races and clock.is_known
     head = ["arm", "all steps", *(["teacher's cache"] if cached else []), *(course.metric.title for course in races)]
     rows = []
@@ -265,12 +269,12 @@ def _grids(grids: Grids | None) -> dict[str, Any] | None:
     return {"seed": grids.seed, "step": grids.step, "shown": shown, "note": grids.note}
 
 
-def _reported(results: Results) -> dict[str, Any]:
+def _expected_values(results: Results) -> dict[str, Any]:
     """The document's expected values, if an arm is the document's experiment."""
     arm = documents_arm(results)
     if arm is None:
         return {"reported": []}
-    return {"reported": reported(arm), "reported_arm": arm.label, "reported_steps": of_steps(arm)}
+    return {"reported": reported_rows(arm), "reported_arm": arm.label, "reported_steps": of_steps(arm)}
 
 
 def _title(results: Results) -> str:
@@ -279,9 +283,9 @@ def _title(results: Results) -> str:
     teachers = [_part(run, "teacher") for run in runs if run.tags.get("teacher") != NONE]
     return " · ".join(
         [
-            _joined([_part(run, "data") for run in runs], "data sets"),
-            _joined([_part(run, "backbone") for run in runs], "backbones"),
-            _joined(teachers or ["no teacher"], "teachers"),
+            _join_names([_part(run, "data") for run in runs], "data sets"),
+            _join_names([_part(run, "backbone") for run in runs], "backbones"),
+            _join_names(teachers or ["no teacher"], "teachers"),
         ]
     )
 
@@ -292,8 +296,8 @@ def _part(run: Run, kind: str) -> str:
     return run.tags.get(kind, config)
 
 
-def _joined(names: list[str], kind: str) -> str:
-    """The different names, or how many they are."""
+def _join_names(names: list[str], kind: str) -> str:
+    """The distinct names, or their number if there are many."""
     different = list(dict.fromkeys(names))
     return " + ".join(different) if len(different) <= NAMED_AT_MOST else f"{len(different)} {kind}"
 
@@ -320,8 +324,8 @@ def _count(n: int, noun: str) -> str:
 def _cell(cell: Cell, text: str) -> dict[str, Any]:
     """The mean, and its deviation on a second line."""
     mean, _, sd = text.partition(" ± ")
-    small, kind = [f"± {sd}"] if sd else [], "" if cell.filled else "none"
-    return {"value": cell.mean if cell.filled else "", "text": mean, "small": small, "kind": kind, "why": cell.why}
+    small, kind = [f"± {sd}"] if sd else [], "" if cell.has_value else "none"
+    return {"value": cell.mean if cell.has_value else "", "text": mean, "small": small, "kind": kind, "why": cell.why}
 
 
 def _beside(results: Results, label: str, cells: dict[str, Cell], costs: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.comparable import is_compared
-from urepa.reports.comparison.read_runs import Run, readable
+from urepa.reports.comparison.read_runs import Run, printable_path
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.sample_grids import FOLDER, Grids, by_step, grids_of, read_file
 from urepa.reports.comparison.tables import markdown
@@ -78,13 +78,13 @@ def find_stored(client: Any) -> list[Run]:
     UserError if there are none."""
     experiments = [e.experiment_id for e in _pages(client.search_experiments)]
     found = _pages(client.search_runs, experiments, order_by=["attributes.start_time ASC"]) if experiments else []
-    ours = [_found(run) for run in found if {"urepa.key", "experiment", "ablation"} <= run.data.tags.keys()]
+    ours = [_run_from_mlflow(run) for run in found if {"urepa.key", "experiment", "ablation"} <= run.data.tags.keys()]
     if not ours:
         raise UserError(f"there are no runs of urepa in {client.tracking_uri}; train some with tracking.uri=URI")
     return ours
 
 
-def _found(stored: Any) -> Run:
+def _run_from_mlflow(stored: Any) -> Run:
     facts = facts_in(stored.data.tags)
     config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
     if "step" in facts:  # a parameter cannot change in MLflow: an extended run has its first end there
@@ -104,7 +104,7 @@ def _found(stored: Any) -> Run:
 def _folder_name(stored: Any) -> str:
     """What the run is called where it is read from its folder."""
     folder = Path(stored.data.tags.get("folder", ""))
-    return readable(f"{folder.parent.name}/{folder.name}") if folder.name else str(stored.info.run_name)
+    return printable_path(f"{folder.parent.name}/{folder.name}") if folder.name else str(stored.info.run_name)
 
 
 def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
@@ -117,8 +117,8 @@ def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
             return
 
 
-def with_histories(client: Any, runs: list[Run]) -> list[Run]:
-    """The runs with their metrics' histories, as far as they are compared."""
+def load_histories(client: Any, runs: list[Run]) -> list[Run]:
+    """The runs with the histories of their compared metrics."""
     points: dict[str, dict[str, tuple[array[int], array[float]]]] = {run.id: {} for run in runs}
     started: dict[str, int] = {}
     keys = sorted({key for run in runs for key in run.curves if is_compared(key)})

@@ -99,7 +99,7 @@ def find_folders(pattern: str) -> list[Run]:
 def find_all(pattern: str) -> tuple[list[Run], list[Path]]:
     """The same, and the folders whose config.yaml is no run's."""
     places = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
-    found = {folder: _found(folder) for place in places for folder in _run_folders(place)}
+    found = {folder: _run_from_folder(folder) for place in places for folder in _run_folders(place)}
     runs = [run for run in found.values() if run is not None]
     foreign = [folder for folder, run in found.items() if run is None]
     if not runs:
@@ -117,8 +117,8 @@ def _run_folders(place: str) -> Iterable[Path]:
             yield Path(here)
 
 
-def _found(folder: Path) -> Run | None:
-    """A run by its config.yaml and, once it was finished, its summary.json; None where another program's lie."""
+def _run_from_folder(folder: Path) -> Run | None:
+    """A run from its config.yaml and, once finished, its summary.json; None if the files are another program's."""
     file = folder / "summary.json"
     try:
         config = read_plain(folder / "config.yaml")
@@ -134,9 +134,9 @@ def _found(folder: Path) -> Run | None:
     given = {str(k): str(v) for k, v in (config["tracking"].get("tags") or {}).items()}
     return Run(
         id=str(folder),
-        name=readable(f"{folder.parent.name}/{folder.name}"),
+        name=printable_path(f"{folder.parent.name}/{folder.name}"),
         config=as_text(config),
-        tags={k: readable(v) for k, v in (tags_of(names, config) | given).items()},
+        tags={k: printable_path(v) for k, v in (tags_of(names, config) | given).items()},
         status="finished" if summary.get("step") == config["trainer"]["max_steps"] else "unfinished",
         facts=facts_of(summary),
         title=names.title(config["seed"]),
@@ -164,8 +164,8 @@ def _has_own_parts(config: dict[str, Any]) -> bool:
     return True
 
 
-def readable(name: str) -> str:
-    """A file's name as text that can be written: bytes that are not UTF-8 as escapes."""
+def printable_path(name: str) -> str:
+    """A path as text that can be encoded: bytes that are not UTF-8 are escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -179,8 +179,8 @@ def _is_runs(config: Any) -> bool:
     return named and "name" in config["data"] and "max_steps" in config["trainer"]
 
 
-def with_rows(runs: list[Run]) -> list[Run]:
-    """The runs with the curves of their metrics.jsonl, as far as they are compared."""
+def load_curves(runs: list[Run]) -> list[Run]:
+    """The runs with the curves of the compared metrics in their metrics.jsonl."""
     full = []
     for run in progress.bar(runs, desc="runs", unit="run", leave=False):
         rows = Rows(Path(run.id) / "metrics.jsonl")

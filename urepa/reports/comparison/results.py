@@ -18,17 +18,17 @@ from urepa.reports.comparison.comparable import (
     OF_TEACHER,
     READ_BESIDE,
     Metric,
-    at_other_noise,
     bins_of,
-    differing,
+    differing_keys,
     is_reference,
     metrics_of,
+    noise_schedule_keys,
     reference_key,
-    unpaired_by,
+    unpairing_keys,
 )
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.seed_cells import Cell, over_seeds
-from urepa.reports.comparison.statistics import bootstrap, holm, paired, welch
+from urepa.reports.comparison.statistics import bootstrap, holm, paired_interval, welch_interval
 
 SIGNIFICANT = 0.05
 PAIRED, SAME_SEEDS, OTHER_SEEDS = "paired", "same seed, not paired", "other seeds, not paired"
@@ -124,11 +124,11 @@ def summarise(study: ComparedArms) -> Results:
     keys = {key for run in runs for key in run.curves}
     metrics, bins = metrics_of(keys), bins_of(keys, "x0_error")
     shown = [metric.key for metric in metrics] + bins
-    cells = [{key: _compared(study, arm, key) for key in shown} for arm in study.arms]
+    cells = [{key: _comparable_cell(study, arm, key) for key in shown} for arm in study.arms]
     differences: list[dict[str, Difference]] = [{} for _ in study.arms]
     for key in (metric.key for metric in metrics):
         family = [
-            _difference(arm, study.baseline, key) if cells[i][key].filled and cells[0][key].filled else None
+            _difference(arm, study.baseline, key) if cells[i][key].has_value and cells[0][key].has_value else None
             for i, arm in enumerate(study.arms)
             if i > 0
         ]
@@ -145,17 +145,20 @@ def summarise(study: ComparedArms) -> Results:
     return Results(study, tuple(metrics), tuple(bins), rows, references, ways, by_clock(study, ways))
 
 
-def shown_differences(results: Results) -> list[Metric]:
-    """The metrics that have a column of differences: also those of which nothing but why there are none can be said."""
+def difference_metrics(results: Results) -> list[Metric]:
+    """The metrics with a column of differences, including those for which only a reason for a missing difference can be
+    given."""
     return [
-        m for m in results.metrics if any(m.key in r.differences or without(results, r, m.key) for r in results.rows)
+        m
+        for m in results.metrics
+        if any(m.key in r.differences or missing_reason(results, r, m.key) for r in results.rows)
     ]
 
 
-def without(results: Results, row: ArmRow, key: str) -> str:
-    """Why an arm that has a value has no difference: the baseline's is not finite. Else nothing."""
+def missing_reason(results: Results, row: ArmRow, key: str) -> str:
+    """Why an arm with a value has no difference (the baseline's value is not finite); else ""."""
     baseline = results.rows[0].cells[key]
-    lost = row.cells[key].filled and baseline.why.startswith("not finite")
+    lost = row.cells[key].has_value and baseline.why.startswith("not finite")
     return f"baseline {baseline.why}" if lost else ""
 
 
@@ -167,11 +170,11 @@ def last_cell(arm: Arm, key: str) -> Cell:
 def _reference(study: ComparedArms, key: str) -> Cell:
     """The baseline's, or that of the first arm that has one: without a teacher nothing is said of it."""
     cells = [last_cell(arm, key) for arm in study.arms]
-    return next((cell for cell in cells if cell.filled), cells[0])
+    return next((cell for cell in cells if cell.has_value), cells[0])
 
 
-def beside(results: Results) -> dict[str, dict[str, Cell]]:
-    """The rows below the arms: what else was read as they were, by label, and its cells by metric."""
+def reference_rows(results: Results) -> dict[str, dict[str, Cell]]:
+    """The rows below the arms: reference values that were measured in the same way, by label and metric."""
     rows: dict[str, dict[str, Cell]] = {}
     for kind, label in READ_BESIDE.items():
         for metric in results.metrics:
@@ -184,33 +187,33 @@ def beside(results: Results) -> dict[str, dict[str, Cell]]:
 
 def _whose(study: ComparedArms, key: str) -> str:
     """Whose teacher's score it is that `_reference` shows, where the arms that have one have several."""
-    having = [arm for arm in study.arms if last_cell(arm, key).filled]
-    if not any(differing(arm.config, having[0].config, OF_TEACHER) for arm in having):
+    having = [arm for arm in study.arms if last_cell(arm, key).has_value]
+    if not any(differing_keys(arm.config, having[0].config, OF_TEACHER) for arm in having):
         return ""
     return f" (of {having[0].label}'s teacher)"
 
 
-def in_words(results: Results) -> dict[str, Cell]:
-    """The references that have no place in a row."""
+def other_references(results: Results) -> dict[str, Cell]:
+    """The reference values that have no row."""
     placed = {reference_key(metric.key, kind) for metric in results.metrics for kind in READ_BESIDE}
     return {key: cell for key, cell in results.references.items() if key not in placed}
 
 
-def _compared(study: ComparedArms, arm: Arm, key: str) -> Cell:
-    """The arm's cell, empty if it cannot stand beside the baseline's or, where that has none, the first arm's."""
+def _comparable_cell(study: ComparedArms, arm: Arm, key: str) -> Cell:
+    """The arm's cell; empty if it is not comparable with the baseline's (or, without one, the first arm's)."""
     cell, why = last_cell(arm, key), incomparable(study, arm, key)
-    return why if cell.filled and why is not None else cell
+    return why if cell.has_value and why is not None else cell
 
 
 def _difference(arm: Arm, baseline: Arm, key: str) -> Difference:
     here = {seed: v for seed, run in arm.runs.items() if (v := run.last(key)) is not None}
     there = {seed: v for seed, run in baseline.runs.items() if (v := run.last(key)) is not None}
     shared = sorted(here.keys() & there.keys())
-    if is_paired(set(here), set(there)) and not unpaired_by(arm.config, baseline.config):
+    if is_paired(set(here), set(there)) and not unpairing_keys(arm.config, baseline.config):
         by_seed = np.array([here[seed] - there[seed] for seed in shared])
-        found, n, how, resampled = paired(by_seed), len(shared), PAIRED, bootstrap(by_seed)
+        found, n, how, resampled = paired_interval(by_seed), len(shared), PAIRED, bootstrap(by_seed)
     else:
-        found = welch(np.array(list(here.values())), np.array(list(there.values())))
+        found = welch_interval(np.array(list(here.values())), np.array(list(there.values())))
         n, how, resampled = min(len(here), len(there)), OTHER_SEEDS if len(shared) < 2 else SAME_SEEDS, None
     why = ""
     if not isfinite(found.p):
@@ -232,7 +235,7 @@ def _costs(arm: Arm) -> dict[str, Cell]:
 def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
     """What a reader of this arm's line must know."""
     notes = []
-    if different := unpaired_by(arm.config, baseline.config):
+    if different := unpairing_keys(arm.config, baseline.config):
         notes.append(f"same seed, not paired: {', '.join(different)} differs, so it saw other data or noise")
     elif not is_paired(set(arm.runs), set(baseline.runs)):
         shared = len(arm.runs.keys() & baseline.runs.keys())
@@ -240,7 +243,7 @@ def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
     for seed, run in arm.runs.items():
         if run.first_step > 1:
             notes.append(f"seed {seed}: its metrics begin at step {run.first_step}, its course before is not known")
-    if noise := at_other_noise(arm.config, baseline.config):
+    if noise := noise_schedule_keys(arm.config, baseline.config):
         notes.append(f"{', '.join(noise)} differs: the same timestep is another noise level")
     return tuple(notes)
 

@@ -18,7 +18,7 @@ class Cell:
     why: str = ""
 
     @property
-    def filled(self) -> bool:
+    def has_value(self) -> bool:
         return self.n > 0
 
 

@@ -46,7 +46,7 @@ CONTENTS = (  # a fact, the settings that should tell it, and the setting that i
 )
 
 
-def with_contents(runs: list[Run]) -> list[Run]:
+def add_digests(runs: list[Run]) -> list[Run]:
     """The runs with digests of their data and their teacher's weights as settings, where runs of one and the same
     config have different ones: `data.images` and `data.root` do not make another run, what lies there does."""
     for fact, prefix, key in CONTENTS:
@@ -62,8 +62,8 @@ def with_contents(runs: list[Run]) -> list[Run]:
     return runs
 
 
-def finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """The runs that ended where they should, in one go, and whose metrics could be read."""
+def select_finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
+    """The runs that finished, were not extended to more steps, and have readable metrics."""
     usable, apart = [], []
     for run in runs:
         if run.damage:
@@ -78,7 +78,7 @@ def finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
     return usable, apart
 
 
-def one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
+def select_one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
     """The runs that were validated and evaluated like the leading one whose settings most of the leading ones share,
     over all parts together; on a tie, like the newest. A part that it lacks is like most that fit it otherwise. A run
     that lacks an evaluation differs in nothing: its cells stay empty."""
@@ -91,7 +91,7 @@ def one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[A
         while more := [
             run for run in among if of[run.id].keys() - reference.keys() and not _why(of[run.id], reference)
         ]:
-            reference = of[_most_agreed(more, of).id] | reference
+            reference = of[_most_common(more, of).id] | reference
     usable, apart = [], []
     for run in runs:
         if why := _why(of[run.id], reference):
@@ -111,8 +111,8 @@ def _why(parts: Parts, reference: Parts) -> list[str]:
     ]
 
 
-def _most_agreed(runs: list[Run], of: dict[str, Parts]) -> Run:
-    """The run with whose parts most of the runs' parts agree; of several the newest."""
+def _most_common(runs: list[Run], of: dict[str, Parts]) -> Run:
+    """The run with whose parts most runs agree; on a tie, the newest."""
     counts = Counter(item for run in runs for item in of[run.id].items())
     agreeing = {
         (part, own): sum(n for (p, o), n in counts.items() if p == part and not differences(dict(own), dict(o)))
@@ -121,7 +121,7 @@ def _most_agreed(runs: list[Run], of: dict[str, Parts]) -> Run:
     return max(runs, key=lambda run: (sum(agreeing[item] for item in of[run.id].items()), run.started))
 
 
-def one_code(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
+def select_one_code(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
     """The runs of the version that made most of the leading ones; on a tie, of the newest. A run is of one version
     where one code trained all its steps. An unknown version is not the same as another unknown one."""
     of = {run.id: run.code for run in runs}
@@ -151,7 +151,7 @@ def _course(run: Run) -> str:
     return "; ".join(f"{code} from step {stretch['from_step']}" for code, stretch in stretches)
 
 
-def once_each(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
+def select_newest(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
     """Of runs with the same config and seed, the newest."""
     newest: dict[Hashable, Run] = {}
     for run in sorted(runs, key=lambda run: run.started):

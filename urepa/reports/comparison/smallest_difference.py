@@ -6,7 +6,7 @@ from math import isfinite, sqrt
 
 from urepa.reports.comparison.number_format import number
 from urepa.reports.comparison.results import PAIRED, Difference, Results
-from urepa.reports.comparison.statistics import smallest_found, spread_of
+from urepa.reports.comparison.statistics import smallest_detectable, spread_of
 
 POWER = 0.8  # the share of studies in which such a difference is found
 
@@ -24,11 +24,11 @@ def smallest_differences(results: Results) -> tuple[int, dict[str, float]]:
     if not by_metric:
         return 0, {}
     seeds = min(d.n for found in by_metric.values() for d in found)
-    effect = smallest_found(seeds, POWER)
-    return seeds, {key: effect * _pooled(found) for key, found in by_metric.items()}
+    effect = smallest_detectable(seeds, POWER)
+    return seeds, {key: effect * _pooled_deviation(found) for key, found in by_metric.items()}
 
 
-def _pooled(found: list[Difference]) -> float:
+def _pooled_deviation(found: list[Difference]) -> float:
     variances = [(d.n - 1) * spread_of(d.high - d.low, d.n) ** 2 for d in found]
     return sqrt(sum(variances) / sum(d.n - 1 for d in found))
 
@@ -42,5 +42,5 @@ def smallest_sentence(results: Results) -> str:
     return (
         f"The smallest true differences that the paired 95 % interval of {seeds} seeds shows in {100 * POWER:g} % of "
         "studies, before Holm, by the spread of these arms' differences "
-        f"({smallest_found(seeds, POWER):.3g} standard deviations over seeds): {listed}."
+        f"({smallest_detectable(seeds, POWER):.3g} standard deviations over seeds): {listed}."
     )

@@ -36,7 +36,7 @@ def _same(value_S: Array) -> NDArray[np.bool_]:
     return np.asarray(np.ptp(value_S, axis=-1) <= ROUNDING * np.abs(value_S).max(-1))
 
 
-def paired(difference_S: Array) -> Interval:
+def paired_interval(difference_S: Array) -> Interval:
     """Student's t of differences over their last axis. Without two seeds, or where every seed differs by the
     same amount, there is no interval and no p; differences that are all exactly 0 have p = 1."""
     from scipy import stats
@@ -54,7 +54,7 @@ def paired(difference_S: Array) -> Interval:
     return Interval(mean, *(np.where(zero, at_0, x) for at_0, x in zip((0.0, 0.0, 1.0), found, strict=True)))
 
 
-def welch(arm_S: Array, baseline_S: Array) -> Interval:
+def welch_interval(arm_S: Array, baseline_S: Array) -> Interval:
     """Welch's t of two arms that did not see the same data, over the last axis."""
     from scipy import stats
 
@@ -93,15 +93,15 @@ def bootstrap(difference_S: Array) -> tuple[float, float] | None:
 
 
 def factor_of_two_seeds() -> float:
-    """The half-width of `paired`'s interval from two seeds, in distances between the two differences: t with one degree
+    """The half-width of `paired_interval` from two seeds, in distances between the two differences: t with one degree
     of freedom, times |d₁ − d₂| / √2 (their standard deviation) / √2."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, 1) / 2)
 
 
-def found_share(effect: float, seeds: int) -> float:
-    """The share of studies in which `paired`'s interval excludes 0, in [0, 1]: the power of Student's t, which has the
+def detection_power(effect: float, seeds: int) -> float:
+    """The share of studies in which `paired_interval` excludes 0, in [0, 1]: the power of Student's t, which has the
     noncentral t's distribution. `effect`: the mean difference in standard deviations of the differences over seeds, 0
     or more; `seeds`: 2 or more. The integral is over the estimated standard deviation, which is chi-distributed:
     SciPy's own noncentral t is NaN for large effects, as 8 with one degree of freedom."""
@@ -118,19 +118,19 @@ def found_share(effect: float, seeds: int) -> float:
     return float(integrate.quad(share, max(0.0, middle - 10), middle + 10, points=[middle], limit=200)[0])
 
 
-def smallest_found(seeds: int, power: float) -> float:
-    """The smallest effect, as in `found_share`, that is found in a share `power` of studies. `power`: above 0.05, below
-    1; `seeds`: 2 or more."""
+def smallest_detectable(seeds: int, power: float) -> float:
+    """The smallest effect, as in `detection_power`, that is detected in a share `power` of studies. `power`: above
+    0.05, below 1; `seeds`: 2 or more."""
     from scipy.optimize import brentq
 
     most = 1.0
-    while found_share(most, seeds) < power:
+    while detection_power(most, seeds) < power:
         most *= 2
-    return float(brentq(lambda effect: found_share(effect, seeds) - power, 0.0, most))
+    return float(brentq(lambda effect: detection_power(effect, seeds) - power, 0.0, most))
 
 
 def spread_of(width: float, seeds: int) -> float:
-    """The standard deviation of differences over seeds whose interval by `paired` has this width, from end to end."""
+    """The standard deviation of differences over seeds whose `paired_interval` has this width, from end to end."""
     from scipy import stats
 
     return float(width / 2 * np.sqrt(seeds) / stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.by_step import NEVER, Course
-from urepa.reports.comparison.first_sentence import in_order, spoken
+from urepa.reports.comparison.first_sentence import label_text, labels_in_order
 from urepa.reports.comparison.number_format import minutes, percent
 from urepa.reports.comparison.results import Results
 
@@ -23,7 +23,7 @@ def fd_race(results: Results, label: str) -> Course | None:
 
 def _races(results: Results, label: str) -> list[Course]:
     """Those with an answer for this arm."""
-    return [course for course in results.races if course.reached[label].filled or course.reached[label].why == NEVER]
+    return [course for course in results.races if course.reached[label].has_value or course.reached[label].why == NEVER]
 
 
 def _is_fair_fd(results: Results, course: Course) -> bool:
@@ -31,8 +31,8 @@ def _is_fair_fd(results: Results, course: Course) -> bool:
     return encoder != course.metric.key and not any(arm.has(f"{CIRCULAR}{encoder}") for arm in results.study.arms)
 
 
-def sooner_or_later(results: Results) -> list[str]:
-    """One sentence on `arm_and_race`, where there is one."""
+def race_sentences(results: Results) -> list[str]:
+    """One sentence on the result of `arm_and_race`, if there is one."""
     found = arm_and_race(results)
     return [] if found is None else [_sentence(results, *found)]
 
@@ -40,7 +40,7 @@ def sooner_or_later(results: Results) -> list[str]:
 def arm_and_race(results: Results) -> tuple[str, Course] | None:
     """The first arm, as the verdict names them, that has an FD, and its race; else the first that has a diffusion
     loss."""
-    found = ((label, race(results, label)) for race in (fd_race, diffusion_race) for label in in_order(results))
+    found = ((label, race(results, label)) for race in (fd_race, diffusion_race) for label in labels_in_order(results))
     return next(((label, course) for label, course in found if course is not None), None)
 
 
@@ -49,16 +49,15 @@ def _sentence(results: Results, label: str, course: Course) -> str:
     (72 %)`. Minutes of unlike machines are left out."""
     baseline, clock = results.study.baseline.label, results.clock
     cell, never, total = course.reached[label], course.never[label], course.steps[-1]
-    what = f"{spoken(baseline)}'s final {course.metric.label}"
-    if not cell.filled:
-        return f"{spoken(label)} does not reach {what}{f' in any of {never} seeds' * (never > 1)}"
+    what = f"{label_text(baseline)}'s final {course.metric.label}"
+    if not cell.has_value:
+        return f"{label_text(label)} does not reach {what}{f' in any of {never} seeds' * (never > 1)}"
     where = f" in {cell.n} of {cell.n + never} seeds" if never else ""
     when = "within" if cell.mean <= course.steps[0] else "after"
-    text = (
-        f"{spoken(label)} reaches {what}{where} {when} {cell.mean:,.0f} of {total:,} steps{percent(cell.mean / total)}"
-    )
+    share = percent(cell.mean / total)
+    text = f"{label_text(label)} reaches {what}{where} {when} {cell.mean:,.0f} of {total:,} steps{share}"
     took, whole = clock.reached[course.metric.key][label], clock.whole[baseline]
-    if not took.filled or not whole.filled or unlike_machines(results.study):
+    if not took.has_value or not whole.has_value or unlike_machines(results.study):
         return text
     text += f", {minutes(took.mean)} of {minutes(whole.mean)} minutes of training{percent(took.mean / whole.mean)}"
     here, there = clock.with_cache(label, took), clock.with_cache(baseline, whole)

@@ -16,7 +16,7 @@ from urepa.reports.comparison.by_step import NEVER, Course
 from urepa.reports.comparison.findings import MARKS, NAMED_AT_MOST, findings
 from urepa.reports.comparison.first_sentence import cautions, verdict
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, minutes, minutes_mean_sd, p_value, percent
-from urepa.reports.comparison.results import COSTS, ArmRow, Results, beside, shown_differences, without
+from urepa.reports.comparison.results import COSTS, ArmRow, Results, difference_metrics, missing_reason, reference_rows
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.smallest_difference import smallest_sentence
 from urepa.reports.comparison.validation_gap import gap_texts, gaps
@@ -31,19 +31,19 @@ LEGEND = (
 )
 
 
-def costs_shown(results: Results) -> list[str]:
+def recorded_costs(results: Results) -> list[str]:
     """The costs that some run has recorded."""
-    return [name for name in COSTS if any(row.costs[name].filled for row in results.rows)]
+    return [name for name in COSTS if any(row.costs[name].has_value for row in results.rows)]
 
 
 def cell_text(cell: Cell) -> str:
-    if cell.filled:
+    if cell.has_value:
         return mean_sd(cell)
     return NOT_COMPARABLE if cell.why.startswith("not comparable") else cell.why if "finite" in cell.why else NOT_THERE
 
 
 def cost_text(name: str, cell: Cell) -> str:
-    if not cell.filled:
+    if not cell.has_value:
         return NOT_THERE
     return f"{cell.mean:.3g}" if name == "trainable, M" else mean_sd(cell)
 
@@ -51,7 +51,7 @@ def cost_text(name: str, cell: Cell) -> str:
 def results_table(results: Results) -> Table:
     """An arm a row: its seeds, mean ± standard deviation of every metric, and what it cost. Below them what else was
     read in the same way: the teacher, the untrained model, one of random weights."""
-    costs = costs_shown(results)
+    costs = recorded_costs(results)
     headers = ("arm", "n", *(metric.title for metric in results.metrics), *costs)
     rows = tuple(
         (
@@ -69,14 +69,14 @@ def results_table(results: Results) -> Table:
             *(cell_text(cells.get(metric.key, Cell())) for metric in results.metrics),
             *(NOT_THERE for _ in costs),
         )
-        for label, cells in beside(results).items()
+        for label, cells in reference_rows(results).items()
     )
     return Table("mean ± standard deviation over seeds", headers, rows + others)
 
 
 def differences_table(results: Results) -> Table:
     """An arm a row: what it changed, and its difference to the baseline in every metric."""
-    shown = shown_differences(results)
+    shown = difference_metrics(results)
     headers = ("arm", "changed", *(metric.title for metric in shown))
     rows = tuple(
         (
@@ -91,7 +91,7 @@ def differences_table(results: Results) -> Table:
 
 def no_difference_text(results: Results, row: ArmRow, key: str) -> str:
     """In the place of a difference that is not there."""
-    return without(results, row, key) or (NOT_THERE if row.cells[key].filled else cell_text(row.cells[key]))
+    return missing_reason(results, row, key) or (NOT_THERE if row.cells[key].has_value else cell_text(row.cells[key]))
 
 
 def difference_text(results: Results, row: ArmRow, key: str) -> str:
@@ -104,20 +104,22 @@ def difference_text(results: Results, row: ArmRow, key: str) -> str:
     return f"{delta(found)} {interval(found)} {p_value(found.p_holm)} {found.mark}"
 
 
-def reached_table(results: Results) -> Table:
-    """An arm a row: the steps after which it is as good as the baseline of its seed is in the end; the baseline's own
-    row says when it was for the first time."""
+def steps_to_baseline_table(results: Results) -> Table:
+    """A table of the steps after which each arm is as good as the baseline of the same seed at its end; the baseline's
+    row gives the first time that it was."""
     races = results.races
     headers = ("arm", *(course.metric.title for course in races))
-    rows = tuple((row.arm.label, *(reached_text(course, row.arm.label) for course in races)) for row in results.rows)
+    rows = tuple(
+        (row.arm.label, *(steps_to_baseline_text(course, row.arm.label) for course in races)) for row in results.rows
+    )
     return Table(f"steps until it is as good as {results.study.baseline.label} in the end", headers, rows)
 
 
-def reached_text(course: Course, label: str) -> str:
+def steps_to_baseline_text(course: Course, label: str) -> str:
     """`1180 ± 90 (1.7×)`, how many times sooner than the baseline's last step; `in 2 of 3 seeds` where not in all;
     `≤ 250` where every seed is at the first point."""
     cell, never = course.reached[label], course.never[label]
-    if not cell.filled:
+    if not cell.has_value:
         return NEVER if cell.why == NEVER else cell_text(cell)
     some = f" in {cell.n} of {cell.n + never} seeds" if never else ""
     if cell.mean <= course.steps[0]:
@@ -129,7 +131,7 @@ def reached_text(course: Course, label: str) -> str:
 def clock_table(results: Results) -> Table:
     """The same by the clock, in minutes of training, and what all steps of an arm took; what making the teacher's cache
     took, where it is recorded."""
-    cached, races = caches_shown(results), results.races
+    cached, races = has_cache_times(results), results.races
     headers = ("arm", "all steps", *(["teacher's cache"] if cached else []), *(race.metric.title for race in races))
     rows = tuple(
         (
@@ -146,24 +148,24 @@ def clock_table(results: Results) -> Table:
     )
 
 
-def caches_shown(results: Results) -> bool:
-    """Has an arm read a teacher's cache whose making was timed?"""
-    return any(cell.filled and cell.mean > 0 for cell in results.clock.caches.values())
+def has_cache_times(results: Results) -> bool:
+    """True if some arm read a teacher's cache whose build was timed."""
+    return any(cell.has_value and cell.mean > 0 for cell in results.clock.caches.values())
 
 
 def minutes_text(cell: Cell) -> str:
-    return minutes_mean_sd(cell) if cell.filled else NOT_THERE
+    return minutes_mean_sd(cell) if cell.has_value else NOT_THERE
 
 
 def clock_text(results: Results, course: Course, label: str) -> str:
     """`7.1 ± 0.2 (72 %)`, and behind it with the teacher's cache: `; 8.3 (85 %) with the cache`."""
     clock, baseline = results.clock, results.study.baseline.label
     cell, whole, never = clock.reached[course.metric.key][label], clock.whole[baseline], course.never[label]
-    if not cell.filled:
+    if not cell.has_value:
         return NEVER if cell.why == NEVER else cell_text(cell)
     first = "≤ " if course.reached[label].mean <= course.steps[0] else ""
     some = f" in {cell.n} of {cell.n + never} seeds" if never else ""
-    text = f"{first}{minutes_mean_sd(cell)}{percent(cell.mean / whole.mean) if whole.filled else ''}{some}"
+    text = f"{first}{minutes_mean_sd(cell)}{percent(cell.mean / whole.mean) if whole.has_value else ''}{some}"
     here, there = clock.with_cache(label, cell), clock.with_cache(baseline, whole)
     if here is None or there is None or not clock.caches[label].mean:
         return text
@@ -246,7 +248,7 @@ def terminal(results: Results, width: int) -> str:
         lines += [f"- {finding}" for finding in findings(results)]
         lines += [" ".join(filter(None, [seeds_sentence(results), smallest_sentence(results)])), ""]
     if results.races:
-        reached = reached_table(results)
+        reached = steps_to_baseline_table(results)
         lines += [reached.title, *reached.lines(width), ""]
     if results.races and results.clock.is_known:
         by_clock = clock_table(results)
@@ -261,7 +263,7 @@ def terminal(results: Results, width: int) -> str:
 
 
 def _all_tables(results: Results) -> list[Table]:
-    races = [reached_table(results)] if results.races else []
+    races = [steps_to_baseline_table(results)] if results.races else []
     races += [clock_table(results)] if results.races and results.clock.is_known else []
     return [results_table(results), differences_table(results), gaps_table(results), *races, *course_tables(results)]
 

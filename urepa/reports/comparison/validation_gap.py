@@ -8,7 +8,7 @@ import numpy as np
 
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_step import LAMBDA
-from urepa.reports.comparison.number_format import mean_sd, signed, signed_mean_sd
+from urepa.reports.comparison.number_format import mean_sd, signed_mean_sd, signed_number
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.seed_cells import Cell, over_seeds
@@ -35,7 +35,7 @@ class Gap:
 
     @property
     def share(self) -> float:
-        return self.gap.mean / self.train.mean if self.gap.filled and self.train.mean > 0 else float("nan")
+        return self.gap.mean / self.train.mean if self.gap.has_value and self.train.mean > 0 else float("nan")
 
 
 def gaps(results: Results) -> dict[str, dict[str, Gap]]:
@@ -85,7 +85,7 @@ def _at_one_lambda(run: Run) -> bool:
 
 def gap_texts(gap: Gap) -> tuple[str, str, str]:
     """Train, validation, and the gap as `+0.012 ± 0.003 (+2 %)`."""
-    if not gap.gap.filled:
+    if not gap.gap.has_value:
         why = gap.gap.why if gap.gap.why == ANOTHER_LAMBDA or "finite" in gap.gap.why else "–"
         return why, why, why
     share = f" ({percent(gap.share)})" if np.isfinite(gap.share) else ""
@@ -94,4 +94,4 @@ def gap_texts(gap: Gap) -> tuple[str, str, str]:
 
 def percent(share: float) -> str:
     """`+2.4 %`, `−13 %`, `+750 %`."""
-    return f"{signed(100 * share, max(1.0, abs(100 * share)))} %"
+    return f"{signed_number(100 * share, max(1.0, abs(100 * share)))} %"

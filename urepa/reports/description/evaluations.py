@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from urepa.reports.description.markdown_and_latex import Block, listed, number
+from urepa.reports.description.markdown_and_latex import Block, join_with_and, number
 from urepa.reports.description.subject import Subject
 
 SAMPLERS = {"ddim": "DDIM", "dpmsolver": "DPM-Solver++(2M)", "euler": "Euler", "heun": "Heun", "sde": "Euler-Maruyama"}
@@ -49,7 +49,7 @@ def frozen_features(s: Subject, part: dict[str, Any], reader: str) -> str:
 
 def times(part: dict[str, Any]) -> str:
     """t = 500, or t = 50, 200 and 500."""
-    return f"t = {listed(list(map(str, sorted({part['timestep'], *part['timesteps']}))))}"
+    return f"t = {join_with_and(list(map(str, sorted({part['timestep'], *part['timesteps']}))))}"
 
 
 def teacher_alignment(s: Subject, part: dict[str, Any]) -> list[Block]:
@@ -62,12 +62,12 @@ def teacher_alignment(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 def generation(s: Subject, part: dict[str, Any]) -> list[Block]:
-    encoders = listed([f"{name} ({encoder(settings)})" for name, settings in part["encoders"].items()])
+    encoders = join_with_and([f"{name} ({encoder(settings)})" for name, settings in part["encoders"].items()])
     real = "all" if part["reference_images"] is None else number(part["reference_images"])
     return [
-        f"Generated images: {generated(s, part['images'])}, compared with {real} training images in the features of "
-        f"{encoders}. Fréchet distance over all of them, with its standard error by a jackknife over tenths of "
-        f"{number(part['subset'])} of the images; on {number(part['subset'])} of either kind KID "
+        f"Generated images: {generated_images(s, part['images'])}, compared with {real} training images in the "
+        f"features of {encoders}. Fréchet distance over all of them, with its standard error by a jackknife over "
+        f"tenths of {number(part['subset'])} of the images; on {number(part['subset'])} of either kind KID "
         f"({part['kid_subsets']} subsets of {number(part['kid_subset_size'])}), precision and recall "
         f"({part['neighbours']} neighbours)."
     ]
@@ -75,10 +75,10 @@ def generation(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 def inception_score(s: Subject, part: dict[str, Any]) -> list[Block]:
     name = encoder(part["encoder"])
-    return [f"Inception Score: {generated(s, part['images'])}, by {name}, in {part['splits']} splits."]
+    return [f"Inception Score: {generated_images(s, part['images'])}, by {name}, in {part['splits']} splits."]
 
 
-def generated(s: Subject, part: dict[str, Any]) -> str:
+def generated_images(s: Subject, part: dict[str, Any]) -> str:
     guided = "without guidance" if part["guidance"] == 1 else f"at guidance {number(part['guidance'])}"
     low, high = part.get("interval", (0, 1))  # settings of before it have none
     at = "" if (low, high) == (0, 1) else f" for t from {number(low)} to {number(high)}"
@@ -92,7 +92,7 @@ def sampler(s: Subject, name: str | None) -> str:
 
 def clip_score(s: Subject, part: dict[str, Any]) -> list[Block]:
     asked = f"the prompts of the classes named in {Path(part['class_names']).name}"
-    return [f"CLIP score: {generated(s, part['images'])}, against {asked}, by {part['model']}."]
+    return [f"CLIP score: {generated_images(s, part['images'])}, against {asked}, by {part['model']}."]
 
 
 def spatial(s: Subject, part: dict[str, Any]) -> list[Block]:

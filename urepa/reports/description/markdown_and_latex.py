@@ -31,18 +31,18 @@ class Section:
     blocks: tuple[Block, ...]
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A config's value as YAML has it: null, true, [1, 2], 0.5; text as it is."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def number(value: float) -> str:
     """200,000 and 0.00085: whole numbers with separators, others in full."""
-    return f"{int(value):,}" if float(value).is_integer() else written(value)
+    return f"{int(value):,}" if float(value).is_integer() else format_value(value)
 
 
-def listed(items: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+def join_with_and(items: list[str]) -> str:
+    """Joins names: `a`, `a and b`, `a, b and c`."""
     return " and ".join([*([", ".join(items[:-1])] if items[1:] else []), *items[-1:]])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from urepa.core.nested_dicts import flatten
 from urepa.core.text_tables import Table
 from urepa.reports.description import evaluations, model, training
-from urepa.reports.description.markdown_and_latex import Block, Section, listed, number, written
+from urepa.reports.description.markdown_and_latex import Block, Section, format_value, join_with_and, number
 from urepa.reports.description.subject import Subject
 from urepa.runs.run_folder import is_identity
 
@@ -18,37 +18,40 @@ PRECISIONS = {"fp32": "fp32", "bf16": "bf16 by autocast"}
 def methodology(subject: Subject, origin: str) -> list[Section]:
     """Everything that the config and the counts say. `origin`: the sentence that says where the text is from."""
     s, config = subject, subject.config
-    adapted = [said(s, "backbone", config["backbone"]), said(s, "lora", config["lora"])]
+    adapted = [part_blocks(s, "backbone", config["backbone"]), part_blocks(s, "lora", config["lora"])]
     warm = model.warm_start(s)
-    aligned = [said(s, "head", config["head"])] if s.teacher is not None else []
-    taught = [said(s, "teacher", config["teacher"])] if s.teacher is not None else []
+    aligned = [part_blocks(s, "head", config["head"])] if s.teacher is not None else []
+    taught = [part_blocks(s, "teacher", config["teacher"])] if s.teacher is not None else []
     return [
-        Section("Architecture", (origin, *flat(adapted + aligned), *warm, *parameters(s))),
-        Section("Diffusion", tuple(said(s, "objective", config["objective"]))),
-        Section("Loss", tuple(said(s, "loss", config["loss"]))),
-        Section("Data and teacher", (*said(s, "data", config["data"]), *flat(taught))),
-        Section("Training", (length(s), *said(s, "optimizer", config["optimizer"]), arithmetic(s))),
-        Section("Evaluation", (validation(s), *flat([said(s, n, c) for n, c in config["evaluation"].items()]))),
+        Section("Architecture", (origin, *flatten_blocks(adapted + aligned), *warm, *parameters(s))),
+        Section("Diffusion", tuple(part_blocks(s, "objective", config["objective"]))),
+        Section("Loss", tuple(part_blocks(s, "loss", config["loss"]))),
+        Section("Data and teacher", (*part_blocks(s, "data", config["data"]), *flatten_blocks(taught))),
+        Section("Training", (length(s), *part_blocks(s, "optimizer", config["optimizer"]), arithmetic(s))),
+        Section(
+            "Evaluation",
+            (validation(s), *flatten_blocks([part_blocks(s, n, c) for n, c in config["evaluation"].items()])),
+        ),
         Section("Cost", tuple(cost(s))),
         Section("Settings", tuple(settings(s))),
     ]
 
 
-def flat(lists: list[list[Block]]) -> list[Block]:
+def flatten_blocks(lists: list[list[Block]]) -> list[Block]:
     return [block for blocks in lists for block in blocks]
 
 
-def said(s: Subject, name: str, part: dict[str, Any]) -> list[Block]:
-    """A part's own words; of a part that has none, its name and settings."""
+def part_blocks(s: Subject, name: str, part: dict[str, Any]) -> list[Block]:
+    """The description of a part; for a part without one, its name and settings."""
     target = part["_target_"]
-    return WORDS[target](s, part) if target in WORDS else [plainly(name, part)]
+    return WORDS[target](s, part) if target in WORDS else [generic_text(name, part)]
 
 
-def plainly(name: str, part: dict[str, Any]) -> str:
-    """A part without words of its own."""
+def generic_text(name: str, part: dict[str, Any]) -> str:
+    """The sentence on a part that has no description of its own."""
     values = {key: value for key, value in flatten(part).items() if not key.endswith(("_target_", "_partial_"))}
-    set_to = [f"{key} = {written(value)}" for key, value in values.items()]
-    with_these = f", with {listed(set_to)}" if set_to else ""
+    set_to = [f"{key} = {format_value(value)}" for key, value in values.items()]
+    with_these = f", with {join_with_and(set_to)}" if set_to else ""
     return f"The {name} is {part['_target_'].rpartition('.')[2]}{with_these}."
 
 
@@ -159,7 +162,7 @@ def settings(s: Subject) -> list[Block]:
         if not is_identity(key) or key.endswith("_partial_") or any(f"{key}.".startswith(f"{k}.") for k in idle):
             continue
         group = key.partition(".")[0] if "." in key else "run"
-        groups.setdefault(group, []).append((key, written(value)))
+        groups.setdefault(group, []).append((key, format_value(value)))
     return [
         Table(f"Settings: {group}.", ("key", "value"), tuple(rows), numbers=False) for group, rows in groups.items()
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from urepa.core.text_tables import Table
 from urepa.method.training_step import shares_of
 from urepa.models.teachers.several_teachers import by_name, name_at
-from urepa.reports.description.markdown_and_latex import Block, Formula, listed, number
+from urepa.reports.description.markdown_and_latex import Block, Formula, join_with_and, number
 from urepa.reports.description.subject import Subject
 from urepa.runs.checkpoint import newest
 
@@ -28,8 +28,8 @@ def shape(sizes: Any) -> str:
     return "×".join(map(str, sizes))
 
 
-def beginning(s: Subject, weights: str) -> str:
-    """With which weights the backbone is made; nothing where none of them are left when training begins."""
+def initial_weights(s: Subject, weights: str) -> str:
+    """The clause on the backbone's initial weights; empty if all of them are replaced before training."""
     if weights != "random":
         return f", with the weights of {weights}"
     replaced = s.config["warm_start"] is not None and s.config["lora"]["_target_"].endswith("no_lora")
@@ -50,20 +50,22 @@ def tiny_unet(s: Subject, part: dict[str, Any]) -> list[Block]:
     channels, attention = part["block_out_channels"], part["attention"]
     side = s.track.latent_shape[1:]
     attending = [shape(n // 2**level for n in side) for level, here in enumerate(attention) if here]
-    heads = f" Cross-attention, in heads {part['head_dim']} wide, acts at {listed(attending)}." if attending else ""
+    heads = (
+        f" Cross-attention, in heads {part['head_dim']} wide, acts at {join_with_and(attending)}." if attending else ""
+    )
     return [
-        f"The backbone is a class-conditional U-Net (UNet2DConditionModel of diffusers){beginning(s, 'random')}, on x0 "
-        f"of {shape(s.track.latent_shape)}. Its {len(channels)} resolutions have {listed(list(map(str, channels)))} "
-        f"channels, and {part['layers_per_block']} residual block(s) each on the way down.{heads} The condition is one "
-        f"of {number(s.track.num_classes + 1)} trainable vectors of width {part['cross_attention_dim']}, a class each "
-        "and the null condition."
+        "The backbone is a class-conditional U-Net (UNet2DConditionModel of diffusers)"
+        f"{initial_weights(s, 'random')}, on x0 of {shape(s.track.latent_shape)}. Its {len(channels)} resolutions have "
+        f"{join_with_and(list(map(str, channels)))} channels, and {part['layers_per_block']} residual block(s) each on "
+        f"the way down.{heads} The condition is one of {number(s.track.num_classes + 1)} trainable vectors of width "
+        f"{part['cross_attention_dim']}, a class each and the null condition."
     ]
 
 
 def sd15(s: Subject, part: dict[str, Any]) -> list[Block]:
     recomputed = " Its blocks are computed again in the backward pass." if part["gradient_checkpointing"] else ""
     return [
-        f"The backbone is the U-Net of Stable Diffusion 1.5{beginning(s, part['weights'])}, on latents of "
+        f"The backbone is the U-Net of Stable Diffusion 1.5{initial_weights(s, part['weights'])}, on latents of "
         f"{shape(s.track.latent_shape)}. The condition is the frozen text embedding of a class's prompt, one of "
         f"{number(s.track.num_classes)}, or of the null prompt.{recomputed}"
     ]
@@ -75,8 +77,9 @@ SIT_POSITIONS = {"sincos": "fixed sine-cosine positions", "learned": "learned po
 def sit(s: Subject, part: dict[str, Any]) -> list[Block]:
     normed = " Queries and keys pass a LayerNorm." if part["qk_norm"] else ""
     return [
-        f"The backbone is a SiT, a transformer with adaLN-Zero{beginning(s, part['weights'])}: {part['depth']} blocks "
-        f"of width {part['width']} with {part['heads']} attention heads over {part['patch']}×{part['patch']} patches "
+        f"The backbone is a SiT, a transformer with adaLN-Zero{initial_weights(s, part['weights'])}: "
+        f"{part['depth']} blocks of width {part['width']} with {part['heads']} attention heads over "
+        f"{part['patch']}×{part['patch']} patches "
         f"of x0 of {shape(s.track.latent_shape)}, with {SIT_POSITIONS[part['positions']]}.{normed} The condition is "
         f"one of {number(s.track.num_classes + 1)} vectors, a class each and the null condition."
     ]
@@ -175,7 +178,7 @@ def efficientnet(s: Subject, part: dict[str, Any]) -> list[Block]:
     return [
         f"The teacher is {name} with its ImageNet-1K weights, frozen. Images are resized to {size}×{size} "
         f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(part['grid'])} tokens of width "
-        f"{number(s.teacher.width)}, each of unit length. {kept(s)}"  # type: ignore[union-attr]
+        f"{number(s.teacher.width)}, each of unit length. {token_source(s)}"  # type: ignore[union-attr]
     ]
 
 
@@ -195,11 +198,11 @@ def vit(s: Subject, part: dict[str, Any]) -> list[Block]:
         f"The teacher is {part['model']} (family {part['family']}), frozen. Images are resized to {size}×{size} pixels "
         f"(bicubic); all {side}×{side} patch tokens of its last layer, without class and register tokens, are "
         f"average-pooled to {shape(part['grid'])} tokens of width {number(part['width'])}, each of unit length. "
-        f"{positions}{kept(s)}"
+        f"{positions}{token_source(s)}"
     ]
 
 
-def kept(s: Subject) -> str:
+def token_source(s: Subject) -> str:
     """Where the teacher's tokens come from during training."""
     stored = s.track.stores(s.teacher).get("tokens")
     if stored is None:

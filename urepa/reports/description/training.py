@@ -6,7 +6,7 @@ from typing import Any
 
 from urepa.core.text_tables import Table
 from urepa.method.batch_fraction import strata
-from urepa.reports.description.markdown_and_latex import Block, Formula, listed, number
+from urepa.reports.description.markdown_and_latex import Block, Formula, join_with_and, number
 from urepa.reports.description.model import shape
 from urepa.reports.description.subject import Subject
 
@@ -57,9 +57,9 @@ def alignment(s: Subject, part: dict[str, Any]) -> list[Block]:
         *([Formula(DIFFUSION)] if has_diffusion else []),
         Formula(TOKEN),
         Formula(rf"\mathcal{{L}}_{{\mathrm{{manifold}}}} = {' + '.join(levels)}"),
-        f"The manifold term compares {listed([COMPARED[level] for level in s.loss.levels])}."
+        f"The manifold term compares {join_with_and([COMPARED[level] for level in s.loss.levels])}."
         + (" As w = 0, it is logged and not trained on." if part["manifold_weight"] == 0 else ""),
-        *normalised(part["spatial_norm"]),
+        *token_normalisation(part["spatial_norm"]),
         weight_of_alignment(s, part),
         *after_stop(part["stop_step"]),
         *by_time(part["time_power"]),
@@ -67,8 +67,8 @@ def alignment(s: Subject, part: dict[str, Any]) -> list[Block]:
     ]
 
 
-def normalised(share: float | None) -> list[Block]:
-    """What is done to the teacher's tokens first."""
+def token_normalisation(share: float | None) -> list[Block]:
+    """How the teacher's tokens are normalised, if at all."""
     if share is None:
         return []
     return [
@@ -160,7 +160,7 @@ def latent_track(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 def splits(s: Subject) -> str:
     """How many images are where."""
-    return listed([f"{number(n)} {SPLITS[split]} images" for split, n in s.planned.counted.samples.items()])
+    return join_with_and([f"{number(n)} {SPLITS[split]} images" for split, n in s.planned.counted.samples.items()])
 
 
 def draws(part: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from urepa.data.stores.build_seconds import FILE, Spent, teacher_cache_seconds
+from urepa.data.stores.build_seconds import FILE, BuildTime, teacher_cache_seconds
 from urepa.data.tracks import pixels
 from urepa.data.tracks.pixels import PixelTrack
 
@@ -89,7 +89,7 @@ def test_a_note_is_of_all_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for _ in range(2):
-        spent = Spent(tmp_path)
+        spent = BuildTime(tmp_path)
         now[0] += 5.0
         spent.note()
         now[0] += 2.0
