@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from urepa.core.nested_dicts import flatten
-from urepa.reports.comparison.read_mlflow import _found
+from urepa.reports.comparison.read_mlflow import _run_from_mlflow
 from urepa.reports.comparison.read_runs import Run, as_text, find_folders
 from urepa.reports.comparison.set_apart import identity
 from urepa.runs.mlflow_run import FACTS_TAG, describe
@@ -97,7 +97,7 @@ def test_mlflow_has_what_its_folder_has(in_mlflow: Any) -> None:
     def agrees(run: Run) -> bool:
         return (run.config, run.facts, run.status) == (folder.config, folder.facts, folder.status)
 
-    assert agrees(_found(client.get_run(run_id)))
+    assert agrees(_run_from_mlflow(client.get_run(run_id)))
     config = flatten(read_config(BEFORE / "quickstart" / "seed0" / "config.yaml"))
     describe(client, client.get_run(run_id), config, {SCHEMA_TAG: str(SCHEMA)}, print)
-    assert agrees(_found(client.get_run(run_id)))
+    assert agrees(_run_from_mlflow(client.get_run(run_id)))

@@ -254,10 +254,10 @@ def test_a_file_on_the_hub(tmp_path: Path) -> None:
     code = """
 import sys
 from urepa.core.errors import UserError
-from urepa.core.hub_names import fetched
+from urepa.core.hub_names import ensure_local
 for name in sys.argv[1:]:
     try:
-        print(fetched(name, "checkpoint").read_text())
+        print(ensure_local(name, "checkpoint").read_text())
     except UserError as error:
         print(error)
 """

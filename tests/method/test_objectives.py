@@ -59,11 +59,13 @@ def test_alpha_bar_halfway_is_as_the_errata_say() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", [DDPMVelocity, DDPMEpsilon])
-def test_targets_lead_back_to_x0(kind: type[DDPM], schedule: str) -> None:
+def test_targets_lead_back_to_x0_and_velocity(kind: type[DDPM], schedule: str) -> None:
     chosen = objective(kind, schedule)
     x0, noise, t = at_every_timestep(1.0)
     x_t, target = chosen.corrupt(x0, noise, t), chosen.target(x0, noise, t)
     torch.testing.assert_close(chosen.to_x0(x_t, target, t), x0, rtol=0, atol=5e-5)
+    velocity = objective(DDPMVelocity, schedule).target(x0, noise, t)
+    torch.testing.assert_close(chosen.to_velocity(x_t, target, t), velocity, rtol=0, atol=5e-5)
 
 
 def test_epsilons_target_is_the_noise() -> None:
@@ -157,6 +159,7 @@ def test_a_velocity_leads_back_to_x0_noise_and_score(path: str) -> None:
     x_t, v = flow.corrupt(x0, noise, TIMES), flow.target(x0, noise, TIMES)
     torch.testing.assert_close(flow.to_x0(x_t, v, TIMES), x0)
     torch.testing.assert_close(flow.to_noise(x_t, v, TIMES), noise)
+    assert flow.to_velocity(x_t, v, TIMES) is v
     _, sigma = flow.signal_and_noise(TIMES[1:])
     torch.testing.assert_close(flow.score(x_t[1:], v[1:], TIMES[1:]), -noise[1:] / sigma)
 

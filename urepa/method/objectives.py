@@ -79,6 +79,10 @@ class Objective(ABC):
     def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
         """The x0 that a prediction implies."""
 
+    @abstractmethod
+    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
+        """The v that a prediction implies: √ᾱ·ε − √(1−ᾱ)·x0 under DDPM, dx_t/dt under flow."""
+
 
 class DDPM(Objective):
     """The variance-preserving corruption, shared by the ε- and the v-target.
@@ -147,6 +151,9 @@ class DDPMVelocity(DDPM):
     def implied_noise(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         return signal * prediction + sigma * x_t
 
+    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
+        return prediction
+
 
 class DDPMEpsilon(DDPM):
     """ε itself (Ho et al. 2020, eq. 14): what SD-1.5 was trained to predict."""
@@ -161,6 +168,10 @@ class DDPMEpsilon(DDPM):
 
     def implied_noise(self, x_t: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         return prediction
+
+    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
+        signal, sigma = self.signal_and_noise(t_B)
+        return (prediction - sigma * x_t) / signal
 
 
 NoisePath = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -243,6 +254,9 @@ class Flow(Objective):
         """The ε that a prediction implies."""
         signal, sigma, d_signal, d_sigma = self.path(t_B.view(-1, 1, 1, 1))
         return (signal * prediction - d_signal * x_t) / (signal * d_sigma - d_signal * sigma)
+
+    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
+        return prediction
 
     def score(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
         """∇ log p_t(x_t) = −ε/σ, for t > 0; on the linear path (−(1−t)·v − x_t)/t."""

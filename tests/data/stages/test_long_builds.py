@@ -21,10 +21,10 @@ from urepa.training.assembly import make
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
 from urepa.cli import CONF, prepare
-from urepa.runs.run_folder import plain
+from urepa.runs.run_folder import to_plain
 prepare()
 with initialize_config_dir(CONF, version_base="1.3"):
-    parts = plain(compose("preprocess", sys.argv[1:]))
+    parts = to_plain(compose("preprocess", sys.argv[1:]))
 build = Build(make(parts["data"]), make(parts["teacher"]), Part(), parts["batch_size"])
 peaks = []
 for stage in ("manifest", "images", "latents", "tokens", "prompts", "verify"):
