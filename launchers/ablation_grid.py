@@ -25,9 +25,10 @@ from launchers.named_studies import comparisons, rows_of, runs_of_study
 from launchers.study import PlannedRun, runs_of, stages_of
 from launchers.study_hours import plan_configs, training_hours
 from urepa.cli import CONF, prepare
-from urepa.config.command_line import check_arguments, check_options, error_message, quote_argument
+from urepa.config.command_line import check_arguments, check_options, quote_argument
 from urepa.config.command_schemas import AblationGrid
 from urepa.config.help import HELP, help_text
+from urepa.config.mistyped_keys import error_message
 from urepa.config.ranges import check_numbers
 from urepa.core import safe_output
 from urepa.core.errors import UserError

@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers.study import PlannedRun, compose_run, with_seed
-from urepa.config.command_line import check_arguments, error_message
+from urepa.config.command_line import check_arguments
+from urepa.config.mistyped_keys import error_message
 from urepa.core.errors import UserError, did_you_mean
 from urepa.runs.run_folder import differences, parse_overrides
 

@@ -68,7 +68,7 @@ def crc32_cost(kind: str) -> dict[str, Any]:
     """The processor time that crc32 of a record takes; other work on the machine hardly changes it."""
     import numpy as np
 
-    from urepa.data.stores.lmdb_store import encode
+    from urepa.data.stores.record_format import encode
 
     content = encode(np.random.default_rng(0).standard_normal(RECORDS[kind], dtype=np.float32), "float16")
     times = []

@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from urepa.checks import resolvers
 from urepa.config import register
-from urepa.config.command_line import CONF as CONF
-from urepa.config.command_line import check_arguments, error_message, quote_argument
+from urepa.config.command_line import check_arguments, quote_argument
 from urepa.config.command_line import is_sweep as is_sweep
 from urepa.config.commands import COMMANDS
+from urepa.config.conf_options import CONF as CONF
 from urepa.config.help import HELP, without_groups
+from urepa.config.mistyped_keys import error_message
 from urepa.config.run_globs import expand_run_globs
 from urepa.core import safe_output
 from urepa.core.allocator import keep_freed_memory

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from urepa.checks.sizes import check_shapes
 from urepa.config import KINDS
-from urepa.config.command_line import CONF
+from urepa.config.conf_options import CONF
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.ema_initial_weights import FIRST_DECAY
 from urepa.core.errors import UserError

@@ -17,7 +17,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from urepa.cluster.slurm_job import FOLDER
-from urepa.config.command_line import CONF, is_sweep
+from urepa.config.command_line import is_sweep
+from urepa.config.conf_options import CONF
 from urepa.core.files import sync_folder
 
 PLACE = Path(FOLDER) / "conf"  # below the working folder

@@ -1,5 +1,4 @@
-"""What can be said about a command line: before Hydra composes, what Hydra would accept or answer in its own terms; and
-what Hydra and OmegaConf refuse, as one line that names the key and what would be right."""
+"""A command line before Hydra composes: the quotes that its grammar asks for, and what it would accept in silence."""
 
 from __future__ import annotations
 
@@ -9,24 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.core.errors import UserError, did_you_mean
-from urepa.core.nested_dicts import flatten
-from urepa.core.one_line_errors import RAISED
+from urepa.config.conf_options import CONF, compose_anew, options_of
+from urepa.config.mistyped_keys import unknown_key_message, unknown_option_message, unmatched_pattern_message
+from urepa.core.errors import UserError
 
-CONF = str(Path(__file__).resolve().parents[2] / "conf")
-ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
-FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
 PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as they are typed
     *("resume", "warm_start", "run", "checkpoint", "runs", "out", "store", "report", "folder", "measured", "scripts"),
     *("data.root", "data.images", "data.vae", "data.text", "data.class_names", "data.prompts", "data.stage_to"),
@@ -35,19 +27,6 @@ PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as the
 PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names)|teacher\.model")
 NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
 ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")  # more than conf/ is composed from
-OF_TYPES = {  # what OmegaConf says of a value that the schema does not take, and what to do
-    "could not be converted to Integer": "give a whole number",
-    "could not be converted to Float": "give a number",
-    "is not a valid bool|could not be converted to Boolean": "give true or false",
-    "is not Optional": "give a value; this one cannot be null",
-    "is not a ListConfig, list or tuple|Cannot assign .* to List": "give a list, [A,B,...]",
-    "Cannot convert '(list|dict)' to string": "give text",
-    "Cannot assign .* to Dict": "this is a mapping; set its keys one by one, as KEY.NAME=VALUE",
-}
-SHOWN = 16  # options that a line names at most
-
-
-# --- before Hydra ---------------------------------------------------------------------------------------------
 
 
 def quote_argument(argument: str, sweeps: bool = False) -> str:
@@ -169,34 +148,6 @@ def check_options(group: str, names: Sequence[Any]) -> None:
             raise UserError(unknown_option_message(group, "null" if name is None else str(name), options))
 
 
-def options_with(key: str) -> list[str]:
-    """The options of a key's group that have it, by their files and the schemas and files that these name first."""
-    group, _, rest = key.partition(".")
-    return [option for option in options_of(group) if rest.partition(".")[0] in _names_in(group, option)]
-
-
-def _names_in(group: str, option: str) -> set[str]:
-    content = yaml.safe_load((Path(CONF) / group / f"{option}.yaml").read_text()) or {}
-    names = content.keys() - {"defaults", "_target_"}
-    for entry in content.get("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            names |= _names_in(group, entry)
-        if isinstance(entry, dict) and "/schema@_here_" in entry:
-            names |= ConfigStore.instance().load(f"schema/{entry['/schema@_here_']}.yaml").node.keys()
-    return names
-
-
-def options_of(group: str) -> list[str]:
-    """What can be chosen of a group in conf/."""
-    return sorted(p.stem for p in (Path(CONF) / group).glob("*.yaml"))
-
-
-def unknown_option_message(group: str, name: str, options: Sequence[str]) -> str:
-    """The error message for an option that a group does not have."""
-    shown = ", ".join(options[:SHOWN]) + (f" and {len(options) - SHOWN} more" if len(options) > SHOWN else "")
-    return f"{group} has no option '{name}'; choose one of: {shown}{_did_you_mean_key(name, options)}"
-
-
 def check_globs(arguments: list[str]) -> None:
     """Where a glob, or one of its patterns, matches no option, Hydra says nothing; without any it exits with 0."""
     for argument in arguments:
@@ -211,13 +162,6 @@ def check_globs(arguments: list[str]) -> None:
                 raise UserError(f"{argument} leaves nothing: every option that it names is excluded")
 
 
-def unmatched_pattern_message(group: str, pattern: str, options: list[str]) -> str:
-    """The error message for a pattern that matches no option of a group."""
-    few = SHOWN // 2
-    shown = ", ".join(options[:few]) + (", ..." if len(options) > few else "")
-    return f"{pattern} matches no option of {group}; there are: {shown}{did_you_mean(pattern.strip('*'), options)}"
-
-
 def _check_declared(overrides: list[Override], root: str) -> None:
     """A plus opens the schema, and a tilde takes away what the schema declares: both only where keys are the user's."""
     changed = [o for o in overrides if (o.is_add() or o.is_force_add() or o.is_delete()) and _is_key(o)]
@@ -227,7 +171,7 @@ def _check_declared(overrides: list[Override], root: str) -> None:
         o.input_line for o in overrides if o not in changed and o.input_line is not None and not o.is_sweep_override()
     ]
     try:
-        config = _compose(root, others)
+        config = compose_anew(root, others)
     except (HydraException, OmegaConfBaseException):
         return  # said when Hydra composes
     for override in changed:
@@ -251,105 +195,3 @@ def _is_key(override: Override) -> bool:
 def _is_free(node: DictConfig) -> bool:
     """Is it a mapping with keys of the user's?"""
     return OmegaConf.get_type(node) is dict
-
-
-# --- what Hydra refuses ---------------------------------------------------------------------------------------
-
-
-def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
-    """One line that names the wrong key and a valid alternative."""
-    cause = error.__cause__
-    text = f"{error}\n{'' if cause is None else cause}"
-    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return unknown_option_message(group, option, error.options)
-    twice = re.match(r"schema@(\S+) appears more than once", text)
-    if twice:
-        return f"two of the chosen options set {twice[1]}: choose one of them"
-    raised = RAISED.search(text)
-    if raised:
-        return raised[1]
-    wrong_value = re.search(r"Error merging override (\S+)", text)
-    if wrong_value and cause is not None:
-        reason = str(cause).splitlines()[0]
-        choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
-        if choices:
-            return f"{wrong_value[1]}: give one of {choices[2]}{did_you_mean(choices[1], choices[2].split(', '))}"
-        advice = (said for pattern, said in OF_TYPES.items() if re.search(pattern, reason))
-        return f"{wrong_value[1]}: {next(advice, reason)}"
-    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)
-    if several:
-        key, values = several.groups()
-        return f"{key}={values} is several values: add -m to sweep over them (or write {key}=[{values}] for a list)"
-    named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
-    if named is None:
-        return " ".join(str(error).split())
-    key = named[1].split("@")[0]
-    if "not in" not in text and "No match in the defaults list" not in text:
-        return f"{key}: {text.splitlines()[0]}"
-    known = _known_keys(root, arguments)
-    if key in known:
-        return f"there is no key '{key}' beside the other parts of this command"
-    if key in ADDED_GROUPS:
-        return f"{key} is none of the root's defaults: write it with a plus, +{key}=NAME"
-    return _unknown_key_message(_full_key(key, arguments), known)
-
-
-def unknown_key_message(key: str, config: DictConfig) -> str:
-    """The error message for a key that the config does not have."""
-    return _unknown_key_message(key, _keys_of(config))
-
-
-def _unknown_key_message(key: str, known: list[str]) -> str:
-    group, _, rest = key.partition(".")
-    name = rest.partition(".")[0]
-    if group == "evaluation" and name in options_of(group) and f"evaluation.{name}" not in known:
-        return (
-            f"there is no key '{key}' here, as evaluation={name} is not chosen; give that too, or [NAME,...] of several"
-        )
-    is_here = any(one == f"{group}.{name}" or one.startswith(f"{group}.{name}.") for one in known)
-    having = [] if is_here else options_with(key)
-    if having:
-        return f"there is no key '{key}' here; it is one of {group}={', '.join(having)}"
-    free = next((f"; to add one, write +{key}=VALUE" for k in FREE_KEYS if key.startswith(f"{k}.")), "")
-    return f"there is no key '{key}'{_did_you_mean_key(key, known)}{free}"
-
-
-def _full_key(key: str, arguments: list[str]) -> str:
-    """The whole key as typed; OmegaConf reports only its first unknown part."""
-    typed = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
-    return next((name for name in typed if name == key or name.startswith(f"{key}.")), key)
-
-
-def _did_you_mean_key(word: str, options: Sequence[str]) -> str:
-    others = [option for option in options if not word.startswith(f"{option}.")]  # not the group of a key
-    return did_you_mean(word, others)
-
-
-def _known_keys(root: str, arguments: list[str]) -> list[str]:
-    """Keys of the composed config and its groups, with the group choices that were given."""
-    choices = [a for a in arguments if re.fullmatch(r"\+?\w+=\w+", a) and _is_group(a)]
-    for overrides in (choices, []):
-        try:
-            return _keys_of(_compose(root, overrides))
-        except (HydraException, OmegaConfBaseException):
-            continue
-    return []
-
-
-def _is_group(argument: str) -> bool:
-    """Does it choose of a group? A key that there is not would end a composition that takes half a second."""
-    return (Path(CONF) / argument.lstrip("+").partition("=")[0]).is_dir()
-
-
-def _compose(root: str, overrides: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(root, overrides)
-
-
-def _keys_of(config: DictConfig) -> list[str]:
-    """Dotted, with those of the groups; Hydra's instructions are left out."""
-    keys = list(flatten(OmegaConf.to_container(config, enum_to_str=True)))
-    parents = {key.rpartition(".")[0] for key in keys} - {""}
-    return [k for k in [*keys, *sorted(parents)] if "_target_" not in k and "_partial_" not in k]

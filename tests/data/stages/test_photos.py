@@ -19,7 +19,8 @@ from urepa.data.sources import decoding
 from urepa.data.sources.decoding import read, square, to_rgb
 from urepa.data.sources.image_sources import SOURCES
 from urepa.data.stages.image_archives import is_complete, read_images, skipped_ids, square_archives, write_images
-from urepa.data.stores.lmdb_store import Part, StoreWriter, decode, encode
+from urepa.data.stores.lmdb_store import Part, StoreWriter
+from urepa.data.stores.record_format import decode, encode
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.samples import Sample
 

@@ -12,7 +12,8 @@ from photos import TRAIN, VAL, overrides
 
 from urepa.core.errors import UserError
 from urepa.data.stores.disk_sizes import cache_sizes, lmdb_bytes, reader_bytes
-from urepa.data.stores.lmdb_store import StoreWriter, record_bytes
+from urepa.data.stores.lmdb_store import StoreWriter
+from urepa.data.stores.record_format import record_bytes
 from urepa.training.assembly import make
 
 

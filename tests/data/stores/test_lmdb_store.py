@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.data.stores.lmdb_store import Part, StoreWriter, decode, encode, part_of, write_store
+from urepa.data.stores.lmdb_store import Part, StoreWriter, part_of, write_store
+from urepa.data.stores.record_format import decode, encode
 from urepa.data.stores.record_reading import Store
 
 

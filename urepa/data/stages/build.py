@@ -33,7 +33,8 @@ from urepa.data.sources.source_identity import Listing
 from urepa.data.stages import encode, image_archives, verify
 from urepa.data.stages.encode import Output
 from urepa.data.stores.digests import in_manifest
-from urepa.data.stores.lmdb_store import GROUP, Part, batches_of
+from urepa.data.stores.lmdb_store import Part, batches_of
+from urepa.data.stores.record_format import GROUP
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import add_digests, digests_file
 from urepa.data.tracks.classes import class_names, names_at, write_names

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from urepa.data.reader import AHEAD
-from urepa.data.stores.lmdb_store import record_bytes
+from urepa.data.stores.record_format import record_bytes
 
 PAGE = 4096
 KEY = 20  # characters of a sample id with its suffix: ImageNet's have 14 to 27

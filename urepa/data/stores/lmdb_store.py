@@ -2,7 +2,7 @@
 
 Layout: FOLDER/manifest.json and FOLDER/data.mdb (spec 000 §3.2, §3.3), or FOLDER/part-<i>of<n>/data.mdb where
 several workers wrote one store: a record's part follows from its key, so parts are never merged. A store
-counts once its manifest is there. Values are fp16, or int8 in groups of 128 with a scale each.
+counts once its manifest is there. The bytes of a record: `urepa.data.stores.record_format`.
 
 Shapes: R records, G groups of a record's last dimension.
 """
@@ -20,17 +20,16 @@ from typing import Any, TextIO
 
 import lmdb
 import numpy as np
-import torch
 
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, raise_full_disk_as_oserror, sync_folder, write_whole
 from urepa.core.random_draws import digest64
 from urepa.data.stores import digests
 from urepa.data.stores.lmdb_pages import DIGESTS, HIDDEN, SUM_KEY, Index, key_digests, rows_of
+from urepa.data.stores.record_format import encode
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
 MIRRORED = "/flip"  # at a key's end: the record of the mirror image
-GROUP = 128  # values that share a scale in int8
 
 
 @dataclass(frozen=True)
@@ -63,37 +62,6 @@ def only_writer(folder: Path) -> TextIO:
         raise UserError(f"{folder} is being written by another process; give each its own shard=i/n") from error
     clear_leftovers(folder)
     return lock
-
-
-def encode(value: np.ndarray, dtype: str) -> bytes:
-    """A record's bytes. ValueError for values that the type cannot hold."""
-    half = np.ascontiguousarray(value, dtype=np.float16)
-    if not np.isfinite(half).all():
-        raise ValueError("the record has values that are not finite in fp16")
-    if dtype == "float16":
-        return half.tobytes()
-    groups_RG = np.asarray(value, dtype=np.float32).reshape(-1, GROUP)
-    scale_R = (np.abs(groups_RG).max(1, keepdims=True) / 127).astype(np.float16)
-    safe = np.where(scale_R == 0, 1, scale_R).astype(np.float32)
-    codes = np.clip(np.rint(groups_RG / safe), -127, 127).astype(np.int8)
-    return scale_R.tobytes() + codes.tobytes()
-
-
-def decode(raw_RB: np.ndarray, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """Records' bytes [R,B] as a tensor [R, *shape]: fp16 as a view, int8 as float32."""
-    records = len(raw_RB)
-    if dtype == "float16":
-        return torch.from_numpy(raw_RB.view(np.float16)).view(records, *shape)
-    groups = int(np.prod(shape)) // GROUP
-    scale_RG1 = raw_RB[:, : 2 * groups].view(np.float16).astype(np.float32)[..., None]
-    codes_RGS = raw_RB[:, 2 * groups :].view(np.int8).reshape(records, groups, GROUP)
-    return torch.from_numpy(codes_RGS * scale_RG1).view(records, *shape)
-
-
-def record_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Length of a record."""
-    values = int(np.prod(shape))
-    return 2 * values if dtype == "float16" else values + 2 * (values // GROUP)
 
 
 class StoreWriter:
