@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.hub_names import fetched
-from urepa.core.types import Condition, Denoised, Tokens
+from urepa.core.types import Condition, Denoised, Tokens, reads_weights
 from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, sit_block
 from urepa.models.dense_layers import linear
 from urepa.models.time_embedding import SINUSOID, sinusoid
@@ -255,7 +255,7 @@ class SiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def sit_unread(
+def sit_without_weights(
     weights: str,
     patch: int,
     depth: int,
@@ -272,6 +272,7 @@ def sit_unread(
     return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm, positions)
 
 
+@reads_weights(sit_without_weights)
 def sit(
     weights: str,
     patch: int,
@@ -293,7 +294,7 @@ def sit(
     Raises UserError where sizes do not fit each other or the file.
     """
     shapes = {"latent_shape": latent_shape, "num_classes": num_classes}
-    backbone = sit_unread(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
+    backbone = sit_without_weights(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
     if weights != "random":
         from urepa.models.backbones.sit_published import load_published
 
