@@ -10,7 +10,7 @@ from pathlib import Path
 from urepa.core.code_version import CHECKOUT, without_git_variables
 from urepa.core.errors import UserError
 
-CODE = ("urepa", "launchers", "conf")
+CODE = ("urepa", "launchers", "hydra_plugins", "conf")
 
 
 def _git(*arguments: str, folder: Path = CHECKOUT) -> str:

@@ -90,7 +90,7 @@ def reading_rates(kind: str, folder: Path, settings: dict[str, Any]) -> list[dic
     from urepa.data.stores.record_reading import Store
 
     rng = np.random.default_rng(0)
-    keys = [f"n{i:08d}_mid" for i in range(settings["samples"])]
+    keys = [f"n{i:08d}" for i in range(settings["samples"])]
     write_store(folder, ((k, rng.standard_normal(RECORDS[kind], dtype=np.float32)) for k in keys), {})
     without = {key: value for key, value in Store(folder).manifest.items() if key != "digests_sha256"}
     readers: dict[str, Callable[[list[list[str]]], Generator[None]]] = {

@@ -141,7 +141,7 @@ def tokens(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
 def _tokens_per_s(cache: Any, size: int, count: int, device: torch.device) -> float:
     store, samples = cache.tokens[ALONE], cache.splits["train"]
     slots = [Slot(size, {ALONE: store.record_bytes}) for _ in range(2)]
-    keys = [samples[i].token_key for i in range(len(samples))]
+    keys = [samples[i].key for i in range(len(samples))]
     groups = [keys[i : i + size] for i in range(0, len(keys), size)]
 
     def go(step: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from workspace import Workspace, environment, wait_for
 from urepa.cluster.slurm_job import Book
 
 ROOT = Path(__file__).parents[2]
-CODE = ("urepa", "launchers", "conf")
+CODE = ("urepa", "launchers", "hydra_plugins", "conf")
 
 
 def checkout(folder: Path) -> Path:

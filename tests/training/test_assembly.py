@@ -11,7 +11,7 @@ import torch
 from toy_runs import small_sd
 
 from urepa.core.errors import UserError
-from urepa.training.assembly import build_random, build_untrained, evaluate_ema, make
+from urepa.training.assembly import build_random, build_untrained, evaluate_ema, make, without_weights
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -70,6 +70,23 @@ def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, comp
     prompts = dict(own.named_buffers())
     assert prompts
     assert all(torch.equal(value, prompts[name]) for name, value in random.named_buffers())
+
+
+def test_a_users_own_backbone_names_what_builds_it_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Compose
+) -> None:
+    """Whatever that is called, and wherever it lies; a backbone that reads none is built as it is."""
+    (tmp_path / "own_shapes.py").write_text("def drawn(width): return ['drawn', width]\n")
+    (tmp_path / "own_network.py").write_text(
+        "from own_shapes import drawn\nfrom urepa.core.types import reads_weights\n"
+        "@reads_weights(drawn)\ndef network(width): return ['read', width]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"_target_": "own_network.network", "width": 3}
+    assert make(own) == ["read", 3]
+    assert make(without_weights(own)) == ["drawn", 3]
+    reads_nothing = compose("backbone=tiny_unet")["backbone"]
+    assert without_weights(reads_nothing) == reads_nothing
 
 
 @pytest.mark.parametrize("has_weights", [False, True])

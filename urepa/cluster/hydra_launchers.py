@@ -9,7 +9,6 @@ and waits for sacct; its settings and submitit's batch scripts are used here.
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -25,14 +23,13 @@ from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from urepa.cluster import conf_copy
-from urepa.cluster.one_by_one import InTurn
 from urepa.cluster.slurm_and_local import LocalQueue, Outcome, SlurmQueue, print_outcome
 from urepa.cluster.slurm_job import Job
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import prepare_store
 
-PLUGINS = "hydra_plugins.urepa"  # Hydra takes launchers of this namespace alone: this module's second name
+PLUGINS = "hydra_plugins.urepa_launchers"  # Hydra takes launchers of this namespace alone: subclasses of those below
 OURS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.run", "hydra.mode")
 
 
@@ -54,8 +51,6 @@ class Local:
 
 class JobLauncher(Launcher):
     """Base of both launchers: one command per run; waits for all of them."""
-
-    __module__ = PLUGINS
 
     def __post_init__(self) -> None:
         """The fields of the config become `settings`; one of them, `setup`, would hide Hydra's method of that name."""
@@ -104,8 +99,6 @@ class JobLauncher(Launcher):
 class SlurmLauncher(JobLauncher, Slurm):
     """Submits the runs as one array."""
 
-    __module__ = PLUGINS
-
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         queue = SlurmQueue(self.settings)
         queued = queue.find_queued(jobs)
@@ -128,8 +121,6 @@ class SlurmLauncher(JobLauncher, Slurm):
 class LocalLauncher(JobLauncher, Local):
     """Runs them on this machine, a few at a time."""
 
-    __module__ = PLUGINS
-
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         queue = LocalQueue(**self.settings)
         print(f"{len(jobs)} runs, {queue.at_once} at a time; their logs: {queue.folder}", flush=True)
@@ -137,10 +128,7 @@ class LocalLauncher(JobLauncher, Local):
 
 
 def register() -> None:
-    """Makes them known to Hydra, with the schema of their settings."""
-    sys.modules[PLUGINS] = sys.modules[__name__]
-    for launcher in (SlurmLauncher, LocalLauncher, InTurn):
-        Plugins.instance().register(launcher)
+    """The schemas of their settings; the launchers themselves Hydra finds in `hydra_plugins/`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="slurm_launcher", node=Slurm)
     store.store(group="schema", name="local_launcher", node=Local)

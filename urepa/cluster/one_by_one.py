@@ -18,8 +18,6 @@ class InTurn(Launcher):
     """As Hydra's basic launcher, but one that fails stops no other: failures are listed at the end, and the exit code
     is 1 if there is one."""
 
-    __module__ = "hydra_plugins.urepa"  # Hydra takes launchers of this namespace alone
-
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
 

@@ -22,7 +22,7 @@ READERS = (
     *("inference/load_weights.py", "inference/published_weights.py"),
     *("config/help.py", "config/commands.py"),  # what --help prints
 )
-SOURCES = ("urepa", "launchers", "conf")  # what "changed" speaks of
+SOURCES = ("urepa", "launchers", "hydra_plugins", "conf")  # what "changed" speaks of
 
 
 class Code(NamedTuple):

@@ -6,8 +6,9 @@ D width, C channels, H/W spatial.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -77,6 +78,18 @@ class Denoised:
 
     prediction_RCHW: Tensor
     features: dict[str, Tokens] = field(default_factory=dict)
+
+
+def reads_weights(build_without_weights: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Decorates a backbone's function, the one that its config's `_target_` names, if that reads files: the argument
+    takes the same settings, and builds the same module at random weights, also on the meta device, without reading any.
+    The decorated function has it as its attribute `build_without_weights`; a backbone without one reads nothing."""
+
+    def with_it(build: Any) -> Any:
+        build.build_without_weights = build_without_weights
+        return build
+
+    return with_it
 
 
 def no_rows(device: torch.device) -> Tensor:

@@ -35,15 +35,10 @@ from urepa.data.tracks.split_sizes import check_batch_size
 from urepa.method.objectives import Objective
 from urepa.method.training_step import AlignedModel, step_terms
 from urepa.models.teachers.several_teachers import by_name
-from urepa.training.assembly import build_model, make, speed_up
+from urepa.training.assembly import build_model, make, speed_up, without_weights
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
 
-# constructors that read files, and what builds the same module without
-WITHOUT_WEIGHTS = {
-    "urepa.models.backbones.sd15.sd15": "urepa.models.backbones.sd15.sd15_without_weights",
-    "urepa.models.backbones.sit.sit": "urepa.models.backbones.sit.sit_without_weights",
-}
 TEACHER = "teacher"  # one that is asked in training
 SAME_FLOPS_WITHIN = 0.02  # relative difference of two counts of one step's FLOPs
 # switches that change what the same FLOPs need in time and memory; older rows do not say them
@@ -239,8 +234,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     samples = track.expected_samples()
     check_batch_size(settings.batch_size, samples["train"])
     teacher = make(config["teacher"]) if loss.taps else None
-    backbone = config["backbone"]
-    backbone["_target_"] = WITHOUT_WEIGHTS.get(backbone["_target_"], backbone["_target_"])
+    config["backbone"] = without_weights(config["backbone"])
     with torch.device("meta"):
         model, backbone_group = build_model(config, track, teacher, loss)
     # compiled blocks cannot be counted, and kernels do not change the counts

@@ -27,6 +27,7 @@ from urepa.core.types import ALONE, Condition
 from urepa.data.online_encoders import OnlineLatents, OnlineTokens
 from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN
+from urepa.data.stores.record_keys import SUFFIX
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.content import Identity
 from urepa.data.tracks.paths import lost_list_error
@@ -36,8 +37,8 @@ from urepa.models.teachers.several_teachers import by_name
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"
 NONE: Mapping[Path, dict[str, Any]] = {}
-STORE_FACTS = ("count", "parts", "adopted", "csv_sha256", *IN_MANIFEST)  # what a manifest says that is not about how
-# its records were made
+# what a manifest says that is not about how its records were made
+STORE_FACTS = ("count", "parts", "adopted", "csv_sha256", SUFFIX, *IN_MANIFEST)
 FAULT = "fault.txt"  # beside a store's records: what the stage `verify` found wrong with it
 
 
@@ -88,12 +89,12 @@ class Cache:
 
     def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tensor]:
         """Every teacher's tokens [B,N,D] as they are stored (fp16; float32 from int8), in the memory `raw` if given."""
-        memory, keys = {} if raw is None else raw, [s.token_key for s in samples]
+        memory, keys = {} if raw is None else raw, [s.key for s in samples]
         return {name: tokens.tensor(keys, memory.get(name)) for name, tokens in self.tokens.items()}
 
     def teacher_BND(self, samples: Sequence[Sample], teacher: str = ALONE) -> Tensor | None:
         """One teacher's; None where there is none."""
-        return self.tokens[teacher].tensor([s.token_key for s in samples]) if self.tokens else None
+        return self.tokens[teacher].tensor([s.key for s in samples]) if self.tokens else None
 
     def mean_token(self, teacher: str = ALONE) -> Tensor | None:
         """A teacher's mean token over the training set [D]: the best constant answer. None where there is none."""
@@ -124,18 +125,18 @@ class Cache:
         lists = {"": list(self.splits.values())} | ({".flip": [self.splits["train"]]} if self.flips else {})
         identities = {flip: Identity(*own) for flip, own in lists.items()}
         content = {"samples": identities[""].of()}
-        tokens = {f"tokens.{name}" if name else "tokens": (store, "_mid") for name, store in self.tokens.items()}
-        for name, (store, suffix) in {"latents": (self.latents, ""), **tokens}.items():
+        tokens = {f"tokens.{name}" if name else "tokens": store for name, store in self.tokens.items()}
+        for name, store in {"latents": self.latents, **tokens}.items():
             if isinstance(store, Store):
                 for (flip, own), of in zip(lists.items(), (store, store.mirror), strict=False):
                     if of is not None and of.digests is not None:
-                        content[name + flip] = identities[flip].of(of.record_digests(Keys(own, suffix).digests()))
+                        content[name + flip] = identities[flip].of(of.record_digests(Keys(own)))
         if "latents" in content:
             held_out = [samples for split, samples in self.splits.items() if split != "train"]
-            digests = self.latents.record_digests(Keys(held_out, "").digests())  # type: ignore[union-attr]
+            digests = self.latents.record_digests(Keys(held_out))  # type: ignore[union-attr]
             content["latents.held_out"] = Identity(*held_out).of(digests)
         if self.images is not None:
-            content["images"] = identities[""].of(self.images.crc32(Keys(lists[""], "")))
+            content["images"] = identities[""].of(self.images.crc32(Keys(lists[""])))
         return content
 
 

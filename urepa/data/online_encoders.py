@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.data.stores.lmdb_store import MIRRORED
+from urepa.data.stores.record_keys import is_mirrored, sample_id_of
 
 MEAN_SAMPLES = 256  # training images whose tokens give the mean token
 AT_ONCE = 32  # images in the VAE: its first maps are large
@@ -30,8 +30,8 @@ def own_device() -> torch.device:
 
 def images_of(keys: list[str], read: ImagesOf) -> Tensor:
     """The images of the records with these keys, mirrored where the key says so."""
-    images = read([key.removesuffix(MIRRORED).removesuffix("_mid") for key in keys])
-    mirrored_R111 = torch.tensor([key.endswith(MIRRORED) for key in keys]).view(-1, 1, 1, 1)
+    images = read(list(map(sample_id_of, keys)))
+    mirrored_R111 = torch.tensor(list(map(is_mirrored, keys))).view(-1, 1, 1, 1)
     return torch.where(mirrored_R111, images.flip(-1), images)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
@@ -85,6 +85,14 @@ def _build_error_text(config: dict[str, Any], error: BaseException) -> str:
     return f"{name} cannot be built with {settings} ({type(error).__name__}: {reason}); give settings that fit together"
 
 
+def without_weights(backbone: dict[str, Any]) -> dict[str, Any]:
+    """The config of the same backbone built without reading weights (`urepa.core.types.reads_weights`); of one that
+    reads none its own."""
+    build = get_method(backbone["_target_"])
+    build = getattr(build, "build_without_weights", build)
+    return backbone | {"_target_": f"{build.__module__}.{build.__qualname__}"}
+
+
 def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: Any) -> tuple[AlignedModel, str]:
     """Backbone, LoRA and heads, each initialised from (seed, part). Returns the backbone's optimiser group."""
     seed = config["seed"]
@@ -128,9 +136,7 @@ def build_untrained(config: dict[str, Any], track: Any, device: torch.device) ->
 def build_random(config: dict[str, Any], track: Any, device: torch.device, like: AlignedModel) -> AlignedModel:
     """The same as if its backbone began at random weights, drawn by the run's seed; what no seed draws (a U-Net's
     prompts) is `like`'s. For a backbone with weights."""
-    backbone = config["backbone"]
-    drawn = {"backbone": backbone | {"_target_": f"{backbone['_target_']}_without_weights"}}
-    model = build_untrained(config | drawn, track, device)
+    model = build_untrained(config | {"backbone": without_weights(config["backbone"])}, track, device)
     buffers = dict(like.named_buffers())
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])

@@ -74,7 +74,7 @@ def store_the_teachers_own(bench: BenchLoops, folder: Path) -> None:
     bench.teacher.tokens = rounded
     samples = bench.track.samples
     pixels = RandomImages(samples, bench.teacher.image_size)
-    keys = [s.token_key for s in samples]
+    keys = [s.key for s in samples]
     groups = [keys[i : i + SIZE] for i in range(0, len(keys), SIZE)]  # a kernel may round by the size of its batch
     tokens = torch.cat([bench.teacher.tokens(pixels.tensor(group).float() / 255).x_BND for group in groups])
     records = zip(keys, tokens.numpy(), strict=True)

@@ -198,17 +198,8 @@ def test_a_name_on_the_hub_is_not_taken_from_the_working_folder(
         list(SOURCES["hub"](name))
 
 
-@pytest.mark.parametrize(
-    ("file", "words"),
-    [
-        (b"a_mid.png", "'train_cat_a_mid' of train/cat/a_mid.png ends in _mid"),
-        ("é.png".encode("latin-1"), r"the file name 'train/cat/\\udce9.png' is not UTF-8"),
-    ],
-)
-def test_names_that_cannot_be_kept_are_refused(
-    make_track: Any, images: Path, tmp_path: Path, file: bytes, words: str
-) -> None:
+def test_names_that_are_not_utf_8_are_refused(make_track: Any, images: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(images, tmp_path / "photos"))
-    shutil.copy(root / "train/cat/00.png", os.path.join(os.fsencode(root / "train/cat"), file))
-    with pytest.raises(UserError, match=words):
+    shutil.copy(root / "train/cat/00.png", os.path.join(os.fsencode(root / "train/cat"), "é.png".encode("latin-1")))
+    with pytest.raises(UserError, match=r"the file name 'train/cat/\\udce9.png' is not UTF-8"):
         make_track(images=str(root)).open(None)

@@ -40,7 +40,7 @@ def check(folder: Path, x0: torch.Tensor, map_SDhw: torch.Tensor) -> list[verify
     ids = [f"s{i:03d}" for i in range(len(x0))]
     tokens = F.normalize(F.adaptive_avg_pool2d(map_SDhw, 16).flatten(2).mT, dim=-1)
     write_store(folder / "l", zip(ids, x0.numpy(), strict=True), {})
-    write_store(folder / "t", ((f"{i}_mid", t) for i, t in zip(ids, tokens.numpy(), strict=True)), {})
+    write_store(folder / "t", zip(ids, tokens.numpy(), strict=True), {})
     samples = [Sample(i, 0, "", "train") for i in ids]
     return verify.spatial_check(Store(folder / "l"), Store(folder / "t"), samples, (16, 16))
 

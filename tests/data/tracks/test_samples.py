@@ -64,7 +64,11 @@ def test_slices_and_positions_and_masks_are_rows_too(samples: Samples, at: slice
 
 def test_mirrored_rows_have_the_mirror_images_keys(samples: Samples) -> None:
     mirrored = samples.as_mirrored()
-    assert [s.token_key for s in mirrored[1:3]] == [f"{s.sample_id}_mid/flip" for s in PLAIN[1:3]]
+    assert [s.key for s in mirrored[1:3]] == [f"{s.sample_id}/flip" for s in PLAIN[1:3]]
+    assert list(Keys([samples[:2], mirrored[1:3]])) == [
+        *(s.sample_id for s in PLAIN[:2]),
+        *(f"{s.sample_id}/flip" for s in PLAIN[1:3]),
+    ]
     assert [s.mirrored for s in samples[1:3]] == [False, False]
 
 
@@ -83,10 +87,11 @@ def test_orders_are_those_of_sorted_lists(samples: Samples, form: str) -> None:
 
 
 def test_keys_are_of_several_lists(samples: Samples) -> None:
-    keys, expected = Keys([samples[:3], samples[5:]], "_mid"), [f"{s.sample_id}_mid" for s in PLAIN[:3] + PLAIN[5:]]
+    keys, expected = Keys([samples[:3], samples[5:]]), [s.sample_id for s in PLAIN[:3] + PLAIN[5:]]
     assert list(keys) == expected
     assert len(keys) == len(expected)
-    assert keys.digests().tolist() == [random_draws.digest64("key", key) for key in expected]
+    for suffix in ("", "_mid"):
+        assert keys.digests(suffix).tolist() == [random_draws.digest64("key", f"{key}{suffix}") for key in expected]
     assert keys.where(np.arange(len(expected)) % 7 == 1) == expected[1::7]
     rows = [hashlib.blake2b(f"{s.sample_id}\0{s.class_id}\0{s.split}".encode(), digest_size=16) for s in PLAIN]
     assert samples.row_digests().tobytes() == b"".join(row.digest() for row in rows)
@@ -114,7 +119,7 @@ def test_keys_are_not_all_there_at_once() -> None:
     rows = 100_000
     samples = Samples.of_rows((f"n{i:08d}", 0, "", "train") for i in range(rows))
     tracemalloc.start()
-    digests_R = Keys([samples], "_mid").digests()
+    digests_R = Keys([samples]).digests("_mid")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(digests_R) == rows

@@ -122,7 +122,7 @@ class BenchLoops:
         ids, grid = [s.sample_id for s in self.track.samples], teacher.grid
         stores: list[Store] = [
             (self.track.latents, ids, self.track.latent_shape),
-            (self.track.tokens, [f"{i}_mid" for i in ids], (grid[0] * grid[1], teacher.width)),
+            (self.track.tokens, ids, (grid[0] * grid[1], teacher.width)),
         ]
         items = forever(loader(stores, batch_size, workers, shuffle=True))
         return itertools.chain([next(items)], items)

@@ -24,7 +24,7 @@ class RandomImages:
     reader's threads, into memory from which a GPU copies by itself."""
 
     def __init__(self, samples: Samples, image_size: int) -> None:
-        self.rows = {sample.token_key: row for row, sample in enumerate(samples)}
+        self.rows = {sample.key: row for row, sample in enumerate(samples)}
         self.shape = (3, image_size, image_size)
         self.record_bytes = 3 * image_size**2
         generator = torch.Generator().manual_seed(0)

@@ -41,11 +41,11 @@ class SyntheticTrack:
 
     def write(self, teacher: Any | None) -> None:
         """The stores."""
-        self._write(self.latents, "", self.latent_shape)
+        self._write(self.latents, self.latent_shape)
         if isinstance(teacher, Several):
             raise UserError("urepa.bench times a step with one teacher: give teacher=NAME")
         if teacher is not None:
-            self._write(self.tokens, "_mid", (teacher.grid[0] * teacher.grid[1], teacher.width))
+            self._write(self.tokens, (teacher.grid[0] * teacher.grid[1], teacher.width))
 
     def open(self, teacher: Any | None) -> Cache:
         """The stores, as any track's."""
@@ -54,9 +54,9 @@ class SyntheticTrack:
         grids = {} if teacher is None else {ALONE: teacher.grid}
         return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, self.num_classes, self.cfg_dropout)
 
-    def _write(self, store: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    def _write(self, store: Path, shape: tuple[int, ...]) -> None:
         rng = np.random.default_rng(0)
-        records = ((f"{s.sample_id}{suffix}", rng.standard_normal(shape, dtype=np.float32)) for s in self.samples)
+        records = ((s.sample_id, rng.standard_normal(shape, dtype=np.float32)) for s in self.samples)
         write_store(store, records, {}, lambda: mean_token_file(np.ones(shape[-1])))
 
 

@@ -217,10 +217,8 @@ def refuse_duplicates(rows: list[SourceImage]) -> None:
 
 
 def refuse_unfit_names(rows: list[SourceImage]) -> None:
-    """UserError for a sample id that ends as a key of tokens does, and for a file name that is not UTF-8."""
+    """UserError for a file name that is not UTF-8."""
     for row in rows:
-        if row.name.endswith("_mid"):
-            raise UserError(f"the sample id '{row.name}' of {row.path} ends in _mid, as keys of tokens do; rename it")
         try:
             (row.name + row.path).encode()
         except UnicodeEncodeError as error:

@@ -22,8 +22,6 @@ from urepa.data.cache import (
     Cache,
     csv_digests,
     mean_token_file,
-    mirrored_facts,
-    mirrored_folder,
     refuse_changed,
     write_begun,
 )
@@ -240,7 +238,7 @@ class Build:
             teacher = teachers[name]
             facts = {"kind": "tokens", "shape": _token_shape(teacher), "dtype": track.token_dtype}
             facts |= {"teacher": teacher.manifest() | {"weights_sha256": teacher.weights_sha256()}}
-            self._encode(Output(folder, facts, "_mid"), encode.token_encoder(teacher))
+            self._encode(Output(folder, facts), encode.token_encoder(teacher))
 
     def _is_adopted(self, folder: Path) -> bool:
         """Of an adopted store it is not known how to go on with it."""
@@ -253,10 +251,7 @@ class Build:
     def _encode(self, output: Output, encoder: encode.Encode) -> None:
         """This part of a store and, with data.flip, of the mirrored one."""
         facts = output.facts | {"flip": "none", "parts": self.part.count}
-        outputs = [replace(output, facts=facts)]
-        if self.track.flip:
-            folder = mirrored_folder(output.folder)
-            outputs.append(replace(output, folder=folder, facts=mirrored_facts(facts), mirrored=True))
+        outputs = encode.outputs_of(replace(output, facts=facts), self.track.flip)
         samples, listed = self._samples(), digest_of(self._listed_samples())
         read = partial(image_archives.read_images, self.track.folder, self.part, samples, self.batch)
         for out in outputs:
@@ -328,16 +323,11 @@ class Build:
         teacher = dict.fromkeys(self.teacher.manifest(), UNKNOWN) | {"grid": list(self.teacher.grid)}
         teacher |= {"width": self.teacher.width}
         unknown = dict.fromkeys(("image_size", "crop"), UNKNOWN)
-        outputs = [
+        plain = (
             Output(track.latents, {"kind": "latents", "shape": track.record_shape()} | unknown),
-            Output(track.tokens, {"kind": "tokens", "shape": _token_shape(self.teacher), "teacher": teacher}, "_mid"),
-        ]
-        if track.flip:
-            outputs += [
-                replace(o, folder=mirrored_folder(o.folder), facts=mirrored_facts(o.facts), mirrored=True)
-                for o in outputs
-            ]
-        outputs = [o for o in outputs if not is_finished(o.folder)]
+            Output(track.tokens, {"kind": "tokens", "shape": _token_shape(self.teacher), "teacher": teacher}),
+        )
+        outputs = [o for one in plain for o in encode.outputs_of(one, track.flip) if not is_finished(o.folder)]
         known = {"dtype": "float16", "adopted": True}
         manifests = {
             o.folder: {"flip": "none"} | o.facts | known | {"count": sum(map(o.holds, chain(*samples.values())))}
@@ -349,7 +339,7 @@ class Build:
         self._verify(track.open_to_verify(self.teacher, manifests))
         for output in outputs:
             if output.is_tokens:
-                keys = Keys([samples["train"]], output.suffix)
+                keys = Keys([samples["train"]])
                 manifests[output.folder] |= _write_derived_files(
                     output, manifests[output.folder], partial(_mean_file, keys=keys)
                 )

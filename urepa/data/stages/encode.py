@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hub_names import download_failure, resolve
-from urepa.data.cache import mean_token_file, write_begun
+from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, write_begun
 from urepa.data.online_encoders import own_device
 from urepa.data.stages.vae import load_vae
 from urepa.data.stores.build_seconds import BuildTime
 from urepa.data.stores.digests import in_manifest
 from urepa.data.stores.lmdb_store import Part, StoreWriter
+from urepa.data.stores.record_keys import key_suffix, token_key_facts
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import digests_file
 from urepa.data.tracks.samples import Sample
@@ -47,12 +48,11 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
 
 @dataclass(frozen=True)
 class Output:
-    """A store that a stage fills. `facts` are its manifest's; keys are SAMPLE_ID + suffix. A mirrored one holds the
-    training images' mirror images."""
+    """A store that a stage fills. `facts` are its manifest's; one of tokens says in them what keys it has
+    (`token_key_facts`). A mirrored one holds the training images' mirror images."""
 
     folder: Path
     facts: dict[str, Any]
-    suffix: str = ""
     mirrored: bool = False
 
     def holds(self, sample: Sample) -> bool:
@@ -62,7 +62,20 @@ class Output:
     @property
     def is_tokens(self) -> bool:
         """Are they added up, for their mean, and of unit length?"""
-        return self.suffix == "_mid"
+        return self.facts.get("kind") == "tokens"
+
+    def key(self, sample: Sample) -> str:
+        """Of a sample's record on disk."""
+        return f"{sample.sample_id}{key_suffix(self.facts)}"
+
+
+def outputs_of(output: Output, flip: bool) -> list[Output]:
+    """The store and, with `flip`, the one of its mirror images; of tokens with what each says of its keys."""
+    outputs = [output]
+    if flip:
+        folder, facts = mirrored_folder(output.folder), mirrored_facts(output.facts)
+        outputs.append(Output(folder, facts, mirrored=True))
+    return [replace(out, facts=out.facts | token_key_facts(out.folder)) if out.is_tokens else out for out in outputs]
 
 
 def encode_part(
@@ -81,15 +94,15 @@ def encode_part(
 
         def todo(batch: Sequence[Sample]) -> list[Sample]:
             own = [s for s in batch if output.holds(s)]
-            missing = set(writer.missing([s.sample_id + output.suffix for s in own]))
+            missing = set(writer.missing(list(map(output.key, own))))
             progress.skip_done(bar, len(own) - len(missing))
-            return [s for s in own if s.sample_id + output.suffix in missing]
+            return [s for s in own if output.key(s) in missing]
 
         writing: Future[np.ndarray] | None = None
         for chosen, images in read(todo):
             values = encode(images.flip(-1) if output.mirrored else images)
             total = _token_sum(values[[s.split == "train" for s in chosen]]) if output.is_tokens else None
-            records = [(s.sample_id + output.suffix, value) for s, value in zip(chosen, values, strict=True)]
+            records = [(output.key(s), value) for s, value in zip(chosen, values, strict=True)]
             if writing is not None:
                 writing.result()
             writing = pool.submit(writer.put, records, total)

@@ -21,7 +21,7 @@ from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.data.cache import FAULT, UNKNOWN, Cache
 from urepa.data.online_encoders import OnlineLatents
-from urepa.data.stores.lmdb_store import MIRRORED, batches_of
+from urepa.data.stores.lmdb_store import batches_of
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.paths import is_finished
 from urepa.data.tracks.samples import Keys, Sample, fixed_subset
@@ -68,25 +68,25 @@ def verify(name: str, cache: Cache) -> None:
     for store in stores:
         count_check(store)
     if cache.images is not None:
-        cache.images.require_whole(progress.bar(Keys(splits.values(), ""), desc="verify images", unit="image"))
+        cache.images.require_whole(progress.bar(Keys(splits.values()), desc="verify images", unit="image"))
     views = {"": list(splits.values())} | ({"mirrored ": [splits["train"].as_mirrored()]} if cache.flips else {})
     for view, parts in views.items():
-        flip, count = MIRRORED * bool(view), sum(map(len, parts))
+        keys = Keys(parts)
         if latents is not None:
-            check_records(latents, Keys(parts, flip), unit_length=False)
+            check_records(latents, keys, unit_length=False)
             if view:
                 mirror_check(latents, parts[0])
         state = state_of([store.mirror if view else store for store in stores])
         if not stored and latents is not None:
-            print(f"{name}: {count} {view}latents {state}")
+            print(f"{name}: {len(keys)} {view}latents {state}")
         elif not stored:
-            print(f"{name}: the images of {count} {view}samples are whole")
+            print(f"{name}: the images of {len(keys)} {view}samples are whole")
         for teacher, tokens in stored.items():
-            check_records(tokens, Keys(parts, f"_mid{flip}"), unit_length=True)
+            check_records(tokens, keys, unit_length=True)
             train = views["mirrored "][0] if view else splits["train"]
             findings = spatial_check(cache.latents, tokens, train, cache.grids[teacher])
             whose = f"{teacher}'s tokens" if teacher else "tokens"
-            print(f"{name}: {count} {view}samples {state}; {whose} explain the latents as follows (R²):")
+            print(f"{name}: {len(keys)} {view}samples {state}; {whose} explain the latents as follows (R²):")
             for finding in findings[:4]:
                 print(f"  {finding.r2:6.3f}  {finding.name}")
 
@@ -179,7 +179,7 @@ def spatial_check(
         )
     x0 = torch.from_numpy(latents.read([s.key for s in chosen]))
     x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
-    reader = Reader(torch.from_numpy(tokens.read([s.token_key for s in chosen])))
+    reader = Reader(torch.from_numpy(tokens.read([s.key for s in chosen])))
     moves = views(x0.shape[-2] // grid[0])
     findings = [Finding(name, reader.explained_variance(patches(moved(x0), grid))) for name, moved in moves.items()]
     findings.sort(key=lambda f: -f.r2)
@@ -194,7 +194,7 @@ def spatial_check(
         )
     if another:
         raise Fault(
-            tokens.folder_of(chosen[0].token_key),
+            tokens.folder_of(chosen[0].key),
             f"latents and tokens do not see the same field of view: tokens explain {own.r2:.1%} of the latents as "
             f"stored, and {best.r2:.1%} of them {best.name}; make one of the two again from the same crop",
         )

@@ -29,7 +29,6 @@ from urepa.data.stores.lmdb_pages import DIGESTS, HIDDEN, SUM_KEY, Index, key_di
 from urepa.data.stores.record_format import encode
 
 MAP_SIZE = 2**42  # larger than any store: LMDB's file is sparse and grows with what is written
-MIRRORED = "/flip"  # at a key's end: the record of the mirror image
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class Part:
 
 
 def part_of(sample_id: str, count: int) -> int:
-    """The part that a sample belongs to; latents and tokens of a sample lie in the same one."""
+    """The part that a sample belongs to; latents and tokens of a sample lie in the same one. (An ending "_mid" is left
+    out as it always was, so that stores in parts stay readable.)"""
     return digest64("part", sample_id.removesuffix("_mid")) % count
 
 

@@ -24,8 +24,9 @@ from urepa.core.errors import UserError
 from urepa.core.files import DAMAGED, read_json
 from urepa.data.stores.digests import MEAN_TOKEN, Digests, blake2b
 from urepa.data.stores.lmdb_pages import HIDDEN, SUM_KEY, Index, hidden_rows, key_digests, records, rows_of
-from urepa.data.stores.lmdb_store import MIRRORED, Part, part_of
+from urepa.data.stores.lmdb_store import Part, part_of
 from urepa.data.stores.record_format import decode, record_bytes
+from urepa.data.stores.record_keys import is_mirrored, key_suffix, sample_id_of
 from urepa.data.tracks.samples import Keys
 
 PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open file; -1 without a digest
@@ -34,7 +35,8 @@ PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open
 class Store:
     """A store to read from; indexed on first use. Threads and forked workers may share it.
 
-    `mirror` holds the mirror images' records under the same keys; they are asked for as KEY/flip.
+    Records are asked for by sample id, whatever suffix the keys on disk have. `mirror` holds the mirror images' records
+    under the same keys; they are asked for as SAMPLE_ID/flip.
     """
 
     mirror: "Store | None" = None
@@ -51,6 +53,7 @@ class Store:
             self.dtype = str(self.manifest["dtype"])
             self.parts = int(self.manifest.get("parts", 1))
             self.record_bytes = record_bytes(self.shape, self.dtype)
+            self.key_suffix = key_suffix(self.manifest)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file} is damaged ({error!r}); put it back, or delete {folder} and make it again"
@@ -85,19 +88,19 @@ class Store:
     def places(self, keys: list[str]) -> np.ndarray:
         """Where the records lie and their crc32 [R], of type PLACE. A UserError for one that is missing, of another
         length, or without a digest in a store that has them."""
-        mirrored = [key.endswith(MIRRORED) for key in keys]
+        mirrored = list(map(is_mirrored, keys))
         if not any(mirrored):
             return self._own_places(keys)
         assert self.mirror is not None, "only readers with data.flip draw mirror images"
         places_R, of_mirror_R = np.empty(len(keys), PLACE), np.array(mirrored)
-        own = [key for key in keys if not key.endswith(MIRRORED)]
+        own = [key for key in keys if not is_mirrored(key)]
         places_R[~of_mirror_R] = self._own_places(own)
-        theirs = [key.removesuffix(MIRRORED) for key in keys if key.endswith(MIRRORED)]
+        theirs = [sample_id_of(key) for key in keys if is_mirrored(key)]
         places_R[of_mirror_R] = self.mirror.places(theirs)
         return places_R
 
     def _own_places(self, keys: list[str]) -> np.ndarray:
-        places_R, digests_R = np.empty(len(keys), PLACE), key_digests(keys)
+        places_R, digests_R = np.empty(len(keys), PLACE), self._key_digests(keys)
         for part, at in self._by_part(keys):
             opened = self._part(part)
             places_R["file"][at] = opened.file
@@ -110,6 +113,10 @@ class Store:
                 raise UserError(f"{self.folder}: record '{key}' has no digest; run stage=digest of urepa.preprocess")
             places_R["crc32"] = self.digests.crc32(rows_R)
         return places_R
+
+    def _key_digests(self, keys: list[str]) -> np.ndarray:
+        """Of the keys on disk: uint64 [R]."""
+        return key_digests(f"{key}{self.key_suffix}" for key in keys)
 
     def _by_part(self, keys: list[str] | Keys) -> Iterator[tuple[int, np.ndarray]]:
         """Each part that has some of the keys, and which they are."""
@@ -129,14 +136,14 @@ class Store:
                 raise UserError(f"{self.folder}/data.mdb is truncated; copy it again, or delete it and make it again")
             if crc32 >= 0 and zlib.crc32(row) != crc32:
                 raise UserError(
-                    f"{self.folder_of(key)}: record '{key.removesuffix(MIRRORED)}' has changed since it was written "
+                    f"{self.folder_of(key)}: record '{sample_id_of(key)}' has changed since it was written "
                     "(its crc32 differs); copy the store again, or delete it and make it again (stage=verify of "
                     "urepa.preprocess checks all of its records)"
                 )
 
     def folder_of(self, key: str) -> Path:
         """The folder of the store that has this record: this one or the mirror's."""
-        return self.mirror.folder if self.mirror is not None and key.endswith(MIRRORED) else self.folder
+        return self.mirror.folder if self.mirror is not None and is_mirrored(key) else self.folder
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> torch.Tensor:
         """The records [R, *shape]: fp16 as it is stored, int8 as float32. With `raw_RB` in that memory."""
@@ -149,10 +156,10 @@ class Store:
         return self.tensor(keys).float().numpy()
 
     def keys(self) -> Iterator[str]:
-        """All keys, part by part, without the mirror's."""
+        """The sample ids of all records, part by part, without the mirror's."""
         for part in range(self.parts):
             names = (key for key, _, _ in records(Part(part, self.parts).folder(self.folder)))
-            yield from (name for name in names if not name.startswith(HIDDEN))
+            yield from (name.removesuffix(self.key_suffix) for name in names if not name.startswith(HIDDEN))
 
     def indices(self) -> list[tuple[Index, int]]:
         """Where every part's records lie, and its open file; without the mirror's."""
@@ -164,18 +171,21 @@ class Store:
 
     def missing(self, keys: Keys) -> list[str]:
         """Those that have no record."""
-        absent_R, digests_R = np.empty(len(keys), dtype=bool), keys.digests()
+        absent_R, digests_R = np.empty(len(keys), dtype=bool), keys.digests(self.key_suffix)
         for part, at in self._by_part(keys):
             absent_R[at] = rows_of(digests_R[at], self._part(part).index.digests_R) < 0
         return keys.where(absent_R)
 
     def missing_digests(self, keys: Keys) -> list[str]:
         """The keys without a digest, in a store that has digests; none in a store without."""
-        return [] if self.digests is None else keys.where(self.digests.find(keys.digests()) < 0)
+        return [] if self.digests is None else keys.where(self.digests.find(keys.digests(self.key_suffix)) < 0)
 
-    def record_digests(self, digests_R: np.ndarray) -> np.ndarray:
-        """Both halves of the blake2b of the records with these digests of keys: uint64 [R,2]. For a store that has
-        digests of all of them."""
+    def record_digests(self, keys: Keys) -> np.ndarray:
+        """Both halves of the records' blake2b: uint64 [R,2]. For a store that has digests of all of them."""
+        return self._blake2b(keys.digests(self.key_suffix))
+
+    def _blake2b(self, digests_R: np.ndarray) -> np.ndarray:
+        """The same by the digests of the keys on disk."""
         assert self.digests is not None
         rows_R = self.digests.find(digests_R)
         assert (rows_R >= 0).all(), "open_store has looked"
@@ -184,11 +194,11 @@ class Store:
     def first_changed(self, keys: list[str], raw_RB: np.ndarray) -> str | None:
         """The key of the first record whose bytes in `raw_RB` do not match the stored blake2b; None if all match or no
         digests are stored. The keys must all be of mirror images, or none."""
-        if self.mirror is not None and keys[0].endswith(MIRRORED):
-            return self.mirror.first_changed([key.removesuffix(MIRRORED) for key in keys], raw_RB)
+        if self.mirror is not None and is_mirrored(keys[0]):
+            return self.mirror.first_changed(list(map(sample_id_of, keys)), raw_RB)
         if self.digests is None:
             return None
-        differs_R = (self.record_digests(key_digests(keys)) != blake2b(row.data for row in raw_RB)).any(1)
+        differs_R = (self._blake2b(self._key_digests(keys)) != blake2b(row.data for row in raw_RB)).any(1)
         return keys[int(differs_R.argmax())] if differs_R.any() else None
 
     def mean_token(self) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Tracks of VAE latents and cached teacher tokens in the document's layout (spec 000 §3, appendix A).
 
-Layout below `root`: vae_latents_lmdb/ (key: sample id), dino_tokens_lmdb/ (key: sample id + "_mid"), one CSV
-per split, classes.json (names), clip_embeddings_1001.pt (.json: what it was made of), images/ (only while building),
-track.json (digests of the CSVs, what their images are known by, images that could not be read); with data.flip also
-vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ of the mirrored training images.
+Layout below `root`: vae_latents_lmdb/ and dino_tokens_lmdb/ (key: sample id; of tokens sample id + "_mid" where the
+manifest has no `key_suffix`), one CSV per split, classes.json (names), clip_embeddings_1001.pt (.json: what it was made
+of), images/ (only while building), track.json (digests of the CSVs, what their images are known by, images that could
+not be read); with data.flip also vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ of the mirrored training images.
 With data.online_latents or data.online_teacher images/ stays and is read in training, in the place of a cache.
 """
 
@@ -177,11 +177,11 @@ class LatentTrack:
             latents = self._open_online_latents(archive, splits)
         else:
             shape = {"shape": self.record_shape(), "flip": "none"}
-            latents = opened(self.latents, shape | self._image_facts(), "")
+            latents = opened(self.latents, shape | self._image_facts())
             if "vae" in latents.manifest:  # an adopted store does not know
                 refuse_differing(self.latents, latents.manifest, {"vae": short_name(self.vae)}, self.remake)
         tokens: dict[str, Store | OnlineTokens] = {
-            name: opened(folder, {"teacher": teachers[name].manifest()}, "_mid")
+            name: opened(folder, {"teacher": teachers[name].manifest()})
             for name, folder in self.tokens_folders(teacher).items()
         }
         if self.online_teacher and teachers:
@@ -208,7 +208,7 @@ class LatentTrack:
         if not mark.is_file():
             raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
         refuse_differing(mark.parent, read_json(mark), self._image_facts(), self.remake)
-        archive, ids = ImageArchive(self.folder), Keys(splits.values(), "")
+        archive, ids = ImageArchive(self.folder), Keys(splits.values())
         if missing := archive.missing(ids):
             raise UserError(
                 f"{mark.parent} lacks {len(missing)} of {len(ids)} images (first: '{min(missing)}'); {self.remake}"
@@ -249,10 +249,9 @@ class LatentTrack:
         splits: dict[str, Samples],
         folder: Path,
         expected: dict[str, Any],
-        suffix: str,
     ) -> Store:
         """A store of every sample and, with flips, its mirror of the training samples; `places`: copies."""
-        keys, mirrored = Keys(splits.values(), suffix), Keys([splits["train"]], suffix) if self.flip else None
+        keys, mirrored = Keys(splits.values()), Keys([splits["train"]]) if self.flip else None
         return open_store(places.get(folder, folder), expected, keys, self.remake, mirrored, manifests)
 
     def record(self) -> dict[str, Any]:

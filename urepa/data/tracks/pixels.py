@@ -35,7 +35,7 @@ from urepa.data.sources import source_changes, unreadable
 from urepa.data.sources.decoding import UNREADABLE
 from urepa.data.sources.image_sources import SOURCES, SourceImage, count_images, refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
-from urepa.data.stages.encode import Encode, Output, Todo, device_and_dtype, encode_part, seal
+from urepa.data.stages.encode import Encode, Output, Todo, device_and_dtype, encode_part, outputs_of, seal
 from urepa.data.stores.digests import IN_MANIFEST
 from urepa.data.stores.lmdb_pages import has_records
 from urepa.data.stores.lmdb_store import Part
@@ -127,12 +127,12 @@ class PixelTrack:
         if missing:
             self.build(teacher)
         splits = self._splits()
-        latents = self._store(self.latents, self._manifest(), splits, "")
+        latents = self._store(self.latents, self._manifest(), splits)
         opened: dict[Path, Store] = {}  # one that two names share is opened once, as LMDB asks
         tokens: dict[str, Store | OnlineTokens] = {}
         for name, folder in folders.items():
             if folder not in opened:
-                opened[folder] = self._store(folder, {"teacher": teachers[name].manifest()}, splits, "_mid")
+                opened[folder] = self._store(folder, {"teacher": teachers[name].manifest()}, splits)
             tokens[name] = opened[folder]
         if self.online_teacher:
             read = partial(self._images, latents)
@@ -170,9 +170,9 @@ class PixelTrack:
         refuse_changed(files, Store(self.latents).manifest.get("csv_sha256", {}), self.remake)
         return {split: read_split(file) for split, file in zip(SPLITS, files, strict=True)}
 
-    def _store(self, folder: Path, expected: dict[str, Any], splits: dict[str, Samples], suffix: str) -> Store:
-        mirrored = Keys([splits["train"]], suffix) if self.flip else None
-        return open_store(folder, expected, Keys(splits.values(), suffix), self.remake, mirrored)
+    def _store(self, folder: Path, expected: dict[str, Any], splits: dict[str, Samples]) -> Store:
+        mirrored = Keys([splits["train"]]) if self.flip else None
+        return open_store(folder, expected, Keys(splits.values()), self.remake, mirrored)
 
     def build(self, teacher: Any | None) -> None:
         """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
@@ -301,9 +301,6 @@ class PixelTrack:
         shape = [teacher.grid[0] * teacher.grid[1], teacher.width]
         facts = {"kind": "tokens", "track": self.name, "flip": "none", "teacher": teacher.manifest()}
         facts |= {"shape": shape, "dtype": "float16"}
-        outputs = [Output(folder, facts, "_mid")]
-        if self.flip:
-            outputs.append(Output(mirrored_folder(folder), mirrored_facts(facts), "_mid", mirrored=True))
 
         def images(samples: Sequence[Sample]) -> Tensor:
             return self._images(latents, [s.sample_id for s in samples])
@@ -311,7 +308,7 @@ class PixelTrack:
         def tokens(images_B3SS: Tensor) -> np.ndarray:
             return teacher.tokens(images_B3SS.to(device)).x_BND.cpu().numpy()
 
-        for output in outputs:
+        for output in outputs_of(Output(folder, facts), self.flip):
             self._build_store(output, splits, images, tokens)
 
     def _build_store(
@@ -376,6 +373,6 @@ def _is_complete(output: Output, samples: Samples) -> bool:
     if not is_finished(output.folder):
         return False
     store = Store(output.folder)
-    missing = store.missing(Keys([samples.filter(map(output.holds, samples))], output.suffix))
+    missing = store.missing(Keys([samples.filter(map(output.holds, samples))]))
     store.close()
     return not missing

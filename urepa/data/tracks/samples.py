@@ -20,7 +20,8 @@ import numpy as np
 
 from urepa.core import random_draws
 from urepa.core.files import write_whole
-from urepa.data.stores.lmdb_store import MIRRORED, batches_of
+from urepa.data.stores.lmdb_store import batches_of
+from urepa.data.stores.record_keys import record_key
 
 FIELDS = ("sample_id", "class_id", "path", "split")
 CHUNK = 8192  # rows that are hashed together
@@ -39,13 +40,8 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """Of its latents."""
-        return self.sample_id + MIRRORED * self.mirrored
-
-    @property
-    def token_key(self) -> str:
-        """Of its tokens."""
-        return f"{self.sample_id}_mid" + MIRRORED * self.mirrored
+        """Of its records: latents, and each teacher's tokens."""
+        return record_key(self.sample_id, self.mirrored)
 
 
 class _Texts:
@@ -107,12 +103,17 @@ class Samples(Sequence[Sample]):
         """The sample ids."""
         return (content.decode() for content in self._ids())
 
+    def record_keys(self) -> Iterator[str]:
+        """Of the samples' records."""
+        return (record_key(i, self._mirrored) for i in self.ids())
+
     def _ids(self) -> Iterator[bytearray]:
         content, ends = self._table.ids.content, self._table.ids.ends
         return (content[ends[row] : ends[row + 1]] for row in map(int, self._rows_R))
 
     def key_digests(self, suffix: str) -> np.ndarray:
-        """`lmdb_file.key_digests` of SAMPLE_ID + suffix [R]: hashed once, in Python, at a microsecond each."""
+        """`lmdb_pages.key_digests` of SAMPLE_ID + suffix [R]: hashed once, in Python, at a microsecond each."""
+        assert not self._mirrored, "a mirrored store has plain keys"
         if suffix not in self._key_digests:
             ending = suffix.encode()
             self._key_digests[suffix] = digests_of((b"key\x1f" + i + ending for i in self._ids()), 8)[:, 0]
@@ -158,19 +159,19 @@ class Samples(Sequence[Sample]):
 class Keys:
     """The keys of samples' records, each made when it is asked for."""
 
-    def __init__(self, parts: Iterable[Samples], suffix: str) -> None:
-        """Of the lists `parts`, one after the other: SAMPLE_ID + suffix."""
-        self._parts, self._suffix = list(parts), suffix
+    def __init__(self, parts: Iterable[Samples]) -> None:
+        """Of the lists `parts`, one after the other."""
+        self._parts = list(parts)
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
     def __iter__(self) -> Iterator[str]:
-        return (i + self._suffix for part in self._parts for i in part.ids())
+        return (key for part in self._parts for key in part.record_keys())
 
-    def digests(self) -> np.ndarray:
-        """Of every key: uint64 [R]."""
-        return np.concatenate([part.key_digests(self._suffix) for part in self._parts])
+    def digests(self, suffix: str = "") -> np.ndarray:
+        """Of every key with the suffix that a store has behind it: uint64 [R]."""
+        return np.concatenate([part.key_digests(suffix) for part in self._parts])
 
     def where(self, chosen_R: np.ndarray) -> list[str]:
         """Those for which the mask says so."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
 from urepa.core.hub_names import download_failure, resolve
+from urepa.core.types import reads_weights
 from urepa.models.backbones.backbone_sizes import check_prompts
 from urepa.models.backbones.unet import UNet
 from urepa.models.weight_files import own_memory, read_torch
@@ -24,6 +25,31 @@ POSITIONS = 77  # of a prompt
 WEIGHTS = "diffusion_pytorch_model"
 
 
+def sd15_without_weights(
+    weights: str,
+    prompts: str,
+    gradient_checkpointing: bool,
+    *,
+    latent_shape: tuple[int, int, int],
+    num_classes: int,
+) -> UNet:
+    """The same module at random weights and without the prompts' values: neither is read or fetched. The architecture
+    is that of a local folder's config.json, else SD-1.5's own."""
+    from diffusers import UNet2DConditionModel
+
+    architecture = ARCHITECTURE
+    if Path(weights).is_dir():
+        architecture = read_json(_unet_folder(Path(weights)) / "config.json")
+        _check_config(architecture, weights)
+    unet: Any = UNet2DConditionModel.from_config(architecture)
+    prompts_KLE = torch.empty(num_classes + 1, POSITIONS, unet.config.cross_attention_dim)
+    _check_fit(unet, latent_shape, prompts_KLE, weights)
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return UNet(unet, prompts_KLE)
+
+
+@reads_weights(sd15_without_weights)
 def sd15(
     weights: str,
     prompts: str,
@@ -50,30 +76,6 @@ def sd15(
         unet = _from_folder(_unet_folder(Path(weights)))
     else:
         unet = _from_hub(weights)
-    _check_fit(unet, latent_shape, prompts_KLE, weights)
-    if gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return UNet(unet, prompts_KLE)
-
-
-def sd15_without_weights(
-    weights: str,
-    prompts: str,
-    gradient_checkpointing: bool,
-    *,
-    latent_shape: tuple[int, int, int],
-    num_classes: int,
-) -> UNet:
-    """The same module without values, on the meta device: neither weights nor prompts are read or fetched. The
-    architecture is that of a local folder's config.json, or SD-1.5's."""
-    from diffusers import UNet2DConditionModel
-
-    architecture = ARCHITECTURE
-    if Path(weights).is_dir():
-        architecture = read_json(_unet_folder(Path(weights)) / "config.json")
-        _check_config(architecture, weights)
-    unet: Any = UNet2DConditionModel.from_config(architecture)
-    prompts_KLE = torch.empty(num_classes + 1, POSITIONS, unet.config.cross_attention_dim)
     _check_fit(unet, latent_shape, prompts_KLE, weights)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.hub_names import ensure_local
-from urepa.core.types import Condition, Denoised, Tokens
+from urepa.core.types import Condition, Denoised, Tokens, reads_weights
 from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, sit_block
 from urepa.models.dense_layers import linear
 from urepa.models.time_embedding import SINUSOID, sinusoid
@@ -275,6 +275,7 @@ def sit_without_weights(
     return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm, positions)
 
 
+@reads_weights(sit_without_weights)
 def sit(
     weights: str,
     patch: int,

@@ -1,0 +1,16 @@
+"""urepa's launchers where Hydra looks for them: it scans this namespace package, and takes a launcher only if its class
+is defined here. There is no `__init__.py`: other distributions have plugins in the same package."""
+
+from urepa.cluster import hydra_launchers, one_by_one
+
+
+class SlurmLauncher(hydra_launchers.SlurmLauncher):
+    """hydra/launcher=slurm_h200"""
+
+
+class LocalLauncher(hydra_launchers.LocalLauncher):
+    """hydra/launcher=local"""
+
+
+class InTurn(one_by_one.InTurn):
+    """hydra/launcher=in_turn"""

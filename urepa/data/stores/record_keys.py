@@ -1,0 +1,47 @@
+"""Keys of records: a sample's id, with "/flip" behind it where the record of its mirror image is asked for.
+
+Keys on disk may have a suffix behind the sample id, which the manifest has as `key_suffix`; `Store` adds it. Token
+stores of earlier versions, and those in the layout that `stage=adopt` takes in, have "_mid" and do not say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from urepa.core.files import read_json
+from urepa.data.stores.lmdb_pages import has_records
+
+FLIP = "/flip"
+SUFFIX = "key_suffix"  # in a manifest
+UNSAID = "_mid"  # of tokens, where the manifest has none
+
+
+def record_key(sample_id: str, mirrored: bool) -> str:
+    """The key of a sample's record, or of its mirror image's."""
+    return f"{sample_id}{FLIP}" if mirrored else sample_id
+
+
+def is_mirrored(key: str) -> bool:
+    """Is it a mirror image's?"""
+    return key.endswith(FLIP)
+
+
+def sample_id_of(key: str) -> str:
+    """The sample whose record, or mirror image's record, has this key."""
+    return key.removesuffix(FLIP)
+
+
+def key_suffix(manifest: Mapping[str, Any]) -> str:
+    """What a store with this manifest has behind the sample ids in its keys on disk."""
+    return str(manifest.get(SUFFIX, UNSAID if manifest.get("kind") == "tokens" else ""))
+
+
+def token_key_facts(folder: Path) -> dict[str, str]:
+    """What the manifest of a token store is to say of its keys: in a new one they are sample ids; one that was begun,
+    or has records without a manifest, goes on as it is."""
+    for name in ("manifest.json", "begun.json"):
+        if (file := folder / name).exists():
+            return {key: value for key, value in read_json(file).items() if key == SUFFIX}
+    return {} if has_records(folder) else {SUFFIX: ""}
