@@ -63,7 +63,7 @@ def test_the_same_command_composes_the_stored_run(compose: Callable[..., dict[st
     before, now = flatten(stored), flatten(composed)
     differing = {k: (before.get(k), now.get(k)) for k in before.keys() | now if before.get(k) != now.get(k)}
     assert {k: v for k, v in differing.items() if is_identity(k)} == OTHERWISE.get(kind, {})
-    agreed = as_text(folder.agreed(composed))
+    agreed = as_text(folder.merge_config(composed))
     assert identity(agreed, seed=True) == identity(as_text(stored), seed=True)
 
 

@@ -47,7 +47,7 @@ def opened(build: Any) -> tuple[dict[str, str], torch.Tensor, list[str]]:
     """What the data are, some tokens with their mirror images, all ids."""
     cache = build.track.open(build.teacher)
     train = cache.splits["train"]
-    chosen = [*train[:5], *(train.mirrored()[2:6] if cache.flips else [])]
+    chosen = [*train[:5], *(train.as_mirrored()[2:6] if cache.flips else [])]
     found = cache.content(), cache.teacher_BND(chosen), [i for rows in cache.splits.values() for i in rows.ids()]
     cache.close()
     return found
