@@ -19,7 +19,7 @@ from urepa.runs.run_folder import find_name, no_run, require_config
 def register() -> None:
     """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${data_root:}`, `${time_at:0.5}`,
     `${class_folders:}`, `${help:}` and `${scratch:}`."""
-    for resolver in (run_name_of, aligned_tap, own_teacher, data_root, time_at, class_folders, help_template, scratch):
+    for resolver in (run_name_of, aligned_tap, own_teacher, data_root, time_at, class_folders, help_of, scratch):
         OmegaConf.register_new_resolver(resolver.__name__.removesuffix("_of"), resolver, replace=True)
 
 
@@ -76,7 +76,7 @@ def class_folders(*, _parent_: DictConfig) -> int:
     return count_of(data | {"source": getattr(data["source"], "name", data["source"])})
 
 
-def help_template(*, _root_: DictConfig) -> str:
+def help_of(*, _root_: DictConfig) -> str:
     """Hydra's template of --help with the command's help text; dollar signs are escaped."""
     return help_text(str(OmegaConf.select(_root_, "hydra.job.config_name")), _root_).replace("$", "$$")
 

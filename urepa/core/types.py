@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from urepa.core.teacher_names import ALONE
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -82,9 +84,6 @@ class Denoised:
 def no_rows(device: torch.device) -> Tensor:
     """Rows of a batch: none. A backbone that is asked for these stops after its deepest tap."""
     return torch.empty(0, dtype=torch.long, device=device)
-
-
-ALONE = ""  # the name of a teacher that is the only one
 
 
 class Slot(Protocol):
