@@ -22,7 +22,7 @@ from urepa import bench
 from urepa.checks.combinations import check
 from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
-from urepa.core.types import ALONE
+from urepa.core.teacher_names import ALONE
 from urepa.costs.benchmark.loops import BenchLoops
 from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
 from urepa.costs.estimate import Device, plan

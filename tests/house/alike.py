@@ -21,16 +21,19 @@ Content = dict[str, Any]
 # locks, times, and copies of a run's files under MLflow's random names
 UNREAD = re.compile(r"(^|/)(mlruns/.*|\.[^/]*lock|lock\.mdb|\.lock|seconds\.json|jobs\.jsonl)$")
 MADE = re.compile(r"-[0-9a-f]{16}(?=\.safetensors$)")  # features of real images are named by their cache, and its time
-# keys of JSON, rows and MLflow that differ between two runs of one code; a checkpoint's sha256 covers times
+# keys of JSON, rows, configs and MLflow that differ between two runs of one code, or say where its parts lie; a
+# checkpoint's sha256 covers times
 TIMES = re.compile(
     r"time|seconds|clock|minutes|s/step|images_per_s|data_wait_share|memory|gpu/|^sha256$|"
-    r"commit|code|version|run_id|experiment_id|artifact|mlflow\.|host"
+    r"commit|code|version|run_id|experiment_id|artifact|mlflow\.|host|"
+    r"^schema$|files\.config\.yaml|urepa\.schema"  # the form of a stored config
 )
 WORDS = (
     (re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{9,40}\b"), "DIGEST"),
     (re.compile(r"\d[\d.,]*\s?(images/s|steps?/s|it/s|ms|seconds|minutes|min|s|h|GB|GiB|MiB|MB)\b"), "AMOUNT"),
     (re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?"), "DATE"),
     (re.compile(r"127\.0\.0\.1:\d+"), "ADDRESS"),
+    (re.compile(r"(?<=_target_: )urepa\.[\w.]*\.(?=\w+)"), ""),  # where a class lies
     (re.compile(r" {2,}"), "  "),  # columns are as wide as the amounts in them
 )
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from urepa.core.teacher_names import ALONE
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -95,9 +97,6 @@ def reads_weights(build_without_weights: Callable[..., Any]) -> Callable[[Any], 
 def no_rows(device: torch.device) -> Tensor:
     """Rows of a batch: none. A backbone that is asked for these stops after its deepest tap."""
     return torch.empty(0, dtype=torch.long, device=device)
-
-
-ALONE = ""  # the name of a teacher that is the only one
 
 
 class Slot(Protocol):

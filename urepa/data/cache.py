@@ -23,7 +23,8 @@ from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.nested_dicts import flatten
 from urepa.core.random_draws import normal
-from urepa.core.types import ALONE, Condition
+from urepa.core.teacher_names import ALONE
+from urepa.core.types import Condition
 from urepa.data.online_encoders import OnlineLatents, OnlineTokens
 from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN

@@ -13,7 +13,7 @@ import torch
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import FULL
-from urepa.core.types import ALONE
+from urepa.core.teacher_names import ALONE
 from urepa.data.cache import Cache
 from urepa.method.training_step import AlignedModel
 from urepa.models.teachers.several_teachers import name_at

@@ -16,7 +16,8 @@ from torch import Tensor
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, move_paths, replace_value
-from urepa.core.types import ALONE, Condition, Denoised, Tokens, no_rows
+from urepa.core.teacher_names import ALONE
+from urepa.core.types import Condition, Denoised, Tokens, no_rows
 from urepa.method.objectives import Objective
 from urepa.method.training_step import AlignedModel
 from urepa.models.teachers.several_teachers import name_at

@@ -19,7 +19,7 @@ from hydra.utils import get_method, instantiate
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.core.random_draws import torch_seed
-from urepa.core.types import ALONE
+from urepa.core.teacher_names import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.context import Context, Evaluated, run_each
 from urepa.evaluation.in_training import During

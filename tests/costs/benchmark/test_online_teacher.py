@@ -20,7 +20,8 @@ from torch import Tensor
 from urepa.bench import run, table
 from urepa.checks.combinations import check
 from urepa.core.errors import UserError
-from urepa.core.types import ALONE, Tokens
+from urepa.core.teacher_names import ALONE
+from urepa.core.types import Tokens
 from urepa.costs.benchmark.loops import BenchLoops, Loop
 from urepa.costs.benchmark.online_teacher import RandomImages
 from urepa.costs.benchmark.timing import measure

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from urepa.core.types import ALONE, Batch, Condition, Denoised, Tokens
+from urepa.core.teacher_names import ALONE
+from urepa.core.types import Batch, Condition, Denoised, Tokens
 from urepa.costs.benchmark.description_loop import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.costs.benchmark.online_teacher import OnlineTeacher, RandomImages
 from urepa.costs.benchmark.plain_loop import PlainLoop

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from urepa.core.errors import UserError
-from urepa.core.types import ALONE
+from urepa.core.teacher_names import ALONE
 from urepa.data.cache import Cache, mean_token_file
 from urepa.data.online_encoders import OnlineTokens
 from urepa.data.stores.lmdb_store import write_store

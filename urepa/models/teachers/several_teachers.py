@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from urepa.core.errors import UserError
-from urepa.core.types import ALONE
+from urepa.core.teacher_names import ALONE
 
 
 class Several:

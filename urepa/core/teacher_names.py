@@ -1,0 +1,5 @@
+"""Names of teachers, without torch."""
+
+from __future__ import annotations
+
+ALONE = ""  # the name of a teacher that is the only one
