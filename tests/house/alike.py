@@ -30,10 +30,11 @@ TIMES = re.compile(
 )
 WORDS = (
     (re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{9,40}\b"), "DIGEST"),
-    (re.compile(r"\d[\d.,]*\s?(images/s|steps?/s|it/s|ms|seconds|minutes|min|s|h|GB|GiB|MiB|MB)\b"), "AMOUNT"),
+    (re.compile(r"\d[\d.,]*\s?(images?/s|steps?/s|it/s|ms|seconds|minutes|min|s|h|GB|GiB|MiB|MB)\b"), "AMOUNT"),
     (re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?"), "DATE"),
     (re.compile(r"127\.0\.0\.1:\d+"), "ADDRESS"),
     (re.compile(r"(?<=_target_: )urepa\.[\w.]*\.(?=\w+)"), ""),  # where a class lies
+    (re.compile(r"-p[0-9a-f]{10}(?=\W)"), "-CLIP"),  # Matplotlib's, of all digits of what is drawn
     (re.compile(r" {2,}"), "  "),  # columns are as wide as the amounts in them
 )
 
@@ -87,12 +88,19 @@ def plain(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _as_text(file: Path) -> Content:
-    lines = file.read_bytes().decode(errors="replace").splitlines()
+    lines = file.read_bytes().decode(errors="replace").rstrip().splitlines()
     return {f"line {i}": words(line) for i, line in enumerate(lines, 1)}
 
 
 def _as_json(file: Path) -> Content:
-    return dict(plain(json.loads(file.read_text())))
+    """A report's numbers to twelve digits: its statistics are a library's."""
+    return dict(plain(json.loads(file.read_text(), parse_float=lambda digits: float(f"{float(digits):.12g}"))))
+
+
+def _as_table(file: Path) -> Content:
+    """The same of a table."""
+    text = re.sub(r"-?\d+\.\d+(e[-+]?\d+)?", lambda number: f"{float(number[0]):.12g}", file.read_text())
+    return {f"line {i}": words(line) for i, line in enumerate(text.splitlines(), 1)}
 
 
 def _as_rows(file: Path) -> Content:
@@ -159,6 +167,7 @@ def _of_json(value: Any) -> Any:
 
 READERS: dict[str, Callable[[Path], Content]] = {
     ".json": _as_json,
+    ".csv": _as_table,
     ".jsonl": _as_rows,
     ".yaml": _as_yaml,
     ".safetensors": _as_tensors,
