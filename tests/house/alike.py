@@ -33,7 +33,8 @@ WORDS = (
     (re.compile(r"\d[\d.,]*\s?(images?/s|steps?/s|it/s|ms|seconds|minutes|min|s|h|GB|GiB|MiB|MB)\b"), "AMOUNT"),
     (re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?"), "DATE"),
     (re.compile(r"127\.0\.0\.1:\d+"), "ADDRESS"),
-    (re.compile(r"(?<=_target_: )urepa\.[\w.]*\.(?=\w+)"), ""),  # where a class lies
+    (re.compile(r"(?<=_target)(\\?_)(:| \||\s*&|=)\s*urepa\.[\w.\\]*\.(?=\w)"), r"\1\2 "),  # where a class lies
+    (re.compile(r"CODE/\S+\.py:\d+"), "CODE"),  # and a warning
     (re.compile(r"-p[0-9a-f]{10}(?=\W)"), "-CLIP"),  # Matplotlib's, of all digits of what is drawn
     (re.compile(r" {2,}"), "  "),  # columns are as wide as the amounts in them
 )
