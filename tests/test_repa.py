@@ -113,7 +113,7 @@ def test_a_sample_near_the_data_is_pulled_harder(train: Build) -> None:
 def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> None:
     plain = train()
     first = weights(plain, "heads.")
-    trainer = train("head._target_=urepa.models.heads.TimeMLPHead")
+    trainer = train("head._target_=urepa.method.heads.time_mlp.TimeMLP")
     before = weights(trainer, "heads.")
     assert all(torch.equal(before[k], v) for k, v in first.items())
     steps(trainer, 0, 2)
@@ -122,7 +122,7 @@ def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> N
     whole = weights(trainer, "")
     assert all(not torch.equal(whole[k], v) for k, v in before.items())  # the time's layers too
     found = checkpoint.newest(trainer.folder / "checkpoints")
-    trainer = train("head._target_=urepa.models.heads.TimeMLPHead")
+    trainer = train("head._target_=urepa.method.heads.time_mlp.TimeMLP")
     assert trainer.restore(found, None) == 2
     steps(trainer, 2, 4)
     assert all(torch.equal(v, whole[k]) for k, v in weights(trainer, "").items())

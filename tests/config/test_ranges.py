@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from math import inf, nan
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from urepa.config import command_schemas, evaluation_schemas, part_schemas
+from urepa.config import command_schemas
+from urepa.config.parts import SCHEMAS
 from urepa.config.ranges import RANGES, check_numbers
 from urepa.core.errors import UserError
 
 Compose = Callable[..., dict[str, Any]]
-GROUPS = {  # by where the code of a part is
-    "backbones": "backbone",
-    "lora": "lora",
-    "heads": "head",
-    "teachers": "teacher",
-    "objectives": "objective",
-    "training_step": "loss",
-    "tracks": "data",
-    "optimizer": "optimizer",
-    "mlflow_sender": "tracking",
-}
-EVALUATIONS = {  # others have no settings of their own names
-    "SampleGrid": "samples",
-    "TapProbe": "probe",
-    "Knn": "knn",
-    "Spatial": "spatial",
-    "GeneratedImages": "any.images",
-    "Pixels": "any.encoders.any",
-}
-# checked by what reads them: they are times of the objective, pairs in order, or classes of the run
-BY_OTHERS = ("optimizer.betas", "evaluation.*.timesteps", "guidance_interval", "classes")
 
 
-def numeric_keys() -> Iterator[str]:
-    """Every key of every schema whose values are numbers, or lists or mappings of numbers."""
-    for module in (part_schemas, evaluation_schemas, command_schemas):
-        for cls in vars(module).values():
-            if is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == module.__name__:
-                for name, hint in get_type_hints(cls).items():
-                    if {int, float} & set(leaves(hint)):
-                        yield f"{prefix(cls)}{name}{'.any' if str(hint).startswith('dict') else ''}"
+def numeric_fields() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every field of every schema whose values are numbers, or lists or mappings of numbers."""
+    of_commands = [cls for cls in vars(command_schemas).values() if is_dataclass(cls) and isinstance(cls, type)]
+    for cls in dict.fromkeys([*SCHEMAS.values(), *of_commands]):
+        hints = get_type_hints(cls)
+        for one in fields(cls):
+            if {int, float} & set(leaves(hints[one.name])):
+                yield f"{cls.__name__}.{one.name}", one.metadata
 
 
 def leaves(hint: Any) -> Iterator[Any]:
@@ -56,20 +35,12 @@ def leaves(hint: Any) -> Iterator[Any]:
         yield from leaves(argument)
 
 
-def prefix(cls: type) -> str:
-    if cls.__module__ == evaluation_schemas.__name__:
-        return f"evaluation.{EVALUATIONS.get(cls.__name__, 'any')}."
-    if cls.__module__ == part_schemas.__name__ and cls is not part_schemas.Trainer:
-        return f"{next(GROUPS[part] for part in cls._target_.split('.') if part in GROUPS)}."  # type: ignore[attr-defined]
-    return {"Trainer": "trainer.", "BenchSettings": "bench.", "Device": "device."}.get(cls.__name__, "")
-
-
 def test_every_number_of_every_schema_has_a_range() -> None:
-    keys = sorted(set(numeric_keys()))
-    assert len(keys) > 80
-    assert {"optimizer.lr.any", "trainer.threads", "evaluation.any.images.steps", "loss.taps.any"} <= set(keys)
-    without = [k for k in keys if not any(fnmatch(k, pattern) for pattern in (*RANGES, *BY_OTHERS))]
-    assert not without
+    found = dict(numeric_fields())
+    assert len(found) > 100
+    assert {"AdamW.lr", "Trainer.threads", "GeneratedImages.steps", "URepaLoss.taps", "Conv.depth"} <= found.keys()
+    without = [name for name, about in found.items() if "ge" not in about]
+    assert all(name.endswith(("guidance_interval", "classes")) for name in without)
 
 
 @pytest.mark.parametrize("value", [inf, -inf, nan, 1e39])
@@ -105,12 +76,12 @@ def test_numbers_in_lists_and_under_unknown_keys_count_too() -> None:
 
 def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
     """conf/loss/repa.yaml says so: nothing is a spike there."""
-    check_numbers({"loss": {"spike_threshold": inf}})
+    check_numbers(put(compose(), "loss.spike_threshold", inf))
     check_numbers(compose("+experiment=repa_cifar10_pixels"))
     for odd in (nan, -inf, -0.1):
         with pytest.raises(UserError, match="loss.spike_threshold=.*: give 0 or more"):
-            check_numbers({"loss": {"spike_threshold": odd}})
-    assert [key for key, (_, high) in RANGES.items() if high == inf] == ["loss.spike_threshold"]
+            check_numbers(put(compose(), "loss.spike_threshold", odd))
+    assert [name for name, about in numeric_fields() if about.get("le") == inf] == ["URepaLoss.spike_threshold"]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +95,11 @@ def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
         ("teacher.grid", [10**6, 1], "at most 1,000,000"),
     ],
 )
-def test_no_machine_has_more(key: str, most: Any, said: str) -> None:
+def test_no_machine_has_more(compose: Compose, key: str, most: Any, said: str) -> None:
     more = [most[0] + 1, 1] if isinstance(most, list) else most + 1
-    check_numbers(put({}, key, most))
+    check_numbers(put(compose("optimizer=adamw_plain"), key, most))
     with pytest.raises(UserError, match=f"{key}=.*{said}$"):
-        check_numbers(put({}, key, more))
+        check_numbers(put(compose(), key, more))
 
 
 def test_the_last_step_has_a_checkpoint_that_is_found() -> None:

@@ -16,10 +16,10 @@ from urepa.costs.benchmark.random_data import SyntheticTrack
 from urepa.evaluation.context import Context
 from urepa.evaluation.probes import Knn, LinearProbe
 from urepa.evaluation.teacher_agreement import Alignment
+from urepa.method.heads.conv_net import ConvHead
 from urepa.method.objectives import DDPMVelocity
 from urepa.method.training_step import AlignedModel, AlignmentLoss
 from urepa.models.backbones.unet import tiny_unet
-from urepa.models.heads import ConvHead
 
 WIDTH, SIZE = 32, 8
 

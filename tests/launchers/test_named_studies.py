@@ -78,9 +78,9 @@ EXCHANGED = {
     "control": {LOSS: "urepa.method.training_step.DiffusionOnly"},
     "class_control": {LOSS: "urepa.method.training_step.DiffusionOnly", "data.cfg_dropout": 0.1},
     "uniform_t_control": {LOSS: "urepa.method.training_step.DiffusionOnly", "objective.draw": "uniform"},
-    "head_linear": {HEAD: "urepa.models.heads.ConvHead", "head.depth": 1},
-    "head_mlp": {HEAD: "urepa.models.heads.MLPHead"},
-    "head_3x3": {HEAD: "urepa.models.heads.SpatialHead"},
+    "head_linear": {HEAD: "urepa.method.heads.conv.Conv", "head.depth": 1},
+    "head_mlp": {HEAD: "urepa.method.heads.mlp.MLP"},
+    "head_3x3": {HEAD: "urepa.method.heads.spatial.Spatial"},
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.method import losses
+from urepa.method.heads.conv_net import ConvHead
 from urepa.method.objectives import DDPMVelocity
 from urepa.method.training_step import (
     Aligned,
@@ -25,7 +26,6 @@ from urepa.method.training_step import (
     tap_gradients,
 )
 from urepa.models.backbones.unet import tiny_unet
-from urepa.models.heads import ConvHead
 
 Build = Callable[..., Any]
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
+from urepa.method.heads.conv_net import ConvHead
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.models.backbones.unet import UNet, tiny_unet
-from urepa.models.heads import ConvHead
 from urepa.models.lora import add_lora
 
 INPUTS = (

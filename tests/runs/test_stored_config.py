@@ -92,7 +92,7 @@ def test_types_are_the_schemas_and_defaults_mean_what_the_code_did(config: dict[
         ("loss.level", "pixel", "loss.level: Invalid value 'pixel', expected one of .sample, token, both"),
         ("head", "conv", "head is 'conv'; it holds a part"),
         ("data.root", None, "data.root: "),
-        ("head.dept", 1, "head.dept: Key 'dept' not in 'ConvHead'"),
+        ("head.dept", 1, "head.dept: Key 'dept' not in 'Conv'"),
         ("objective.beta_start", "???", "objective.beta_start is missing"),
         ("evaluation.samples", None, "evaluation.samples is None; it holds a part"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -10,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from urepa.checks.sizes import check_shapes
-from urepa.config import KINDS
 from urepa.config.conf_options import CONF
+from urepa.config.parts import KINDS, SCHEMAS, parts_of
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.ema_initial_weights import FIRST_DECAY
 from urepa.core.errors import UserError
@@ -31,7 +32,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     given = list(parse_overrides(overrides))
     check_effects(config, given)
     check_teachers(config)
-    check_head(config)
+    check_keys(config)
     check_turns(config, given)
     check_online(config, given)
     check_lora(config)
@@ -132,11 +133,16 @@ def check_teachers(config: dict[str, Any]) -> None:
         raise UserError("loss.teachers: give weights that are not all 0; to train without alignment, loss.lambda_max=0")
 
 
-def check_head(config: dict[str, Any]) -> None:
-    """The head that sees the time, put by an arm in the place of another kind than the one that it extends."""
-    head = config["head"]
-    if head["_target_"].endswith(".TimeMLPHead") and "hidden" not in head:
-        raise UserError("the head that sees the time extends repa_mlp, and this is another: give head=repa_mlp_time")
+def check_keys(config: dict[str, Any]) -> None:
+    """A part has the keys that its declaration has: what a `_target_` of an arm or of the command line, put in the
+    place of another part's, may not."""
+    for place, part, schema in parts_of(config):
+        known = {field.name for field in fields(schema)}
+        if missing := sorted(known - part.keys()):
+            key = f"{place}.{missing[0]}"
+            raise UserError(f"{part['_target_']} needs {key}, which this {place} does not set: choose another {place}")
+        if odd := sorted(part.keys() - known):
+            raise UserError(f"{place}.{odd[0]} is no key of {part['_target_']}: choose another {place}")
 
 
 def check_online(config: dict[str, Any], given: list[str]) -> None:
@@ -183,10 +189,14 @@ def check_width(config: dict[str, Any]) -> None:
 
 
 def check_grid(config: dict[str, Any]) -> None:
-    """REPA's head compares a SiT's patches with the teacher's tokens one by one: there are as many, each way."""
+    """Where a head does not resize, a SiT has as many patches as the teacher has tokens, in rows and in columns."""
     backbone, data = config["backbone"], config["data"]
-    one_by_one = config["head"]["_target_"].endswith("MLPHead") and backbone["_target_"].endswith(".sit")
-    if not one_by_one or config["loss"]["_target_"].endswith("DiffusionOnly"):
+    head: Any = SCHEMAS[config["head"]["_target_"]]
+    if (
+        head.resizes
+        or not backbone["_target_"].endswith(".sit")
+        or config["loss"]["_target_"].endswith("DiffusionOnly")
+    ):
         return
     sides = data["latent_shape"][1:] if "latent_shape" in data else 2 * [data["image_size"] // data["unshuffle"]]
     own = [side // backbone["patch"] for side in sides]

@@ -1,5 +1,5 @@
 """The commands' schemas: every key with its meaning, its default and its range. `--help` and the check of numbers read
-them here (`urepa.config.keys`)."""
+them here (`urepa.core.settings`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from enum import Enum
 from typing import Any
 
 from urepa.config.evaluation_schemas import Sampler
-from urepa.config.keys import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
 from urepa.config.part_schemas import DeviceKind, Precision, Trainer
+from urepa.core.settings import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
 
 
 @dataclass

@@ -30,8 +30,10 @@ def _names_in(group: str, option: str) -> set[str]:
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             names |= _names_in(group, entry)
-        if isinstance(entry, dict) and "/schema@_here_" in entry:
-            names |= ConfigStore.instance().load(f"schema/{entry['/schema@_here_']}.yaml").node.keys()
+        for source, name in entry.items() if isinstance(entry, dict) else ():
+            if source.startswith("/schema") and source.endswith("@_here_"):
+                file = f"{source.removeprefix('/').removesuffix('@_here_')}/{name}.yaml"
+                names |= ConfigStore.instance().load(file).node.keys()
     return names
 
 

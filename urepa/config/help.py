@@ -20,14 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.command_schemas import Train
 from urepa.config.commands import COMMANDS, OF_RUN, Command
-from urepa.config.keys import Key, keys_of
+from urepa.config.part_schemas import Trainer
+from urepa.config.parts import parts_of
 from urepa.core.nested_dicts import flatten
+from urepa.core.settings import LARGEST, TINY, Key, keys_of
 
 HELP = {"--help", "-h"}
 WIDEST = 100  # columns
 COLUMNS = (24, 20)  # at most so wide are a key and its default; what is wider has a line of its own
 NARROWEST = 20  # columns of a meaning
-MANY = 10**9  # a highest value above this is no news
+MANY = 10**6  # from here on a highest value is no news
 LISTED = 5  # entries of a default that are shown
 ADDED = {"experiment": "a file that sets several groups and keys", "ablation": "an arm: one named change of it"}
 ALL_KEYS = (
@@ -104,6 +106,7 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow
     groups: list[KeyRow] = []
     run: list[KeyRow] = []
     title = command.heading
+    chosen: dict[str, list[KeyRow]] = {}
     for key in keys_of(command.schema):
         title = title if key.section is None else f"Keys: {key.section}"
         options = _options(key.name) if key.is_part else ()
@@ -112,6 +115,8 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow
             continue
         row = KeyRow(key.name, format_value(values.get(key.name)), _meaning(key), options)
         (own.setdefault(title, []) if not of_run else groups if options else run).append(row)
+        if key.name not in inherited and options:
+            chosen |= _rows_of_chosen(key.name, config)
     if groups:
         plus = [name for name in OF_RUN if command.takes is None or name in command.takes]
         groups = [
@@ -119,9 +124,24 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow
         ] + groups
     tables = {
         "Keys of the run (KEY=VALUE)": run,
-        "Groups (GROUP=NAME; --cfg job shows all their keys)": groups,
+        f"Groups (GROUP=NAME{'' if chosen else '; urepa.train --help shows their keys'})": groups,
     }
-    return own, {title: rows for title, rows in tables.items() if rows}
+    return own, {title: rows for title, rows in (tables | chosen).items() if rows}
+
+
+def _rows_of_chosen(group: str, config: DictConfig) -> dict[str, list[KeyRow]]:
+    """By heading: the keys of what is chosen of a group, and of the parts that it holds."""
+    content: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True, throw_on_missing=False)
+    here: list[tuple[str, dict[str, Any], type]] = list(parts_of(content.get(group), group))
+    if group == "trainer":
+        here = [(group, content[group], Trainer)]
+    rows = [
+        KeyRow(key.name, format_value(part.get(key.name.rpartition(".")[2])), _meaning(key))
+        for place, part, schema in here
+        for key in keys_of(schema, f"{place}.")
+        if not key.is_part
+    ]
+    return {f"Keys of {group}={format_value(_values(config).get(group))}": rows}
 
 
 def _inherited_keys(schema: type) -> set[str]:
@@ -150,10 +170,19 @@ def _meaning(key: Key) -> str:
     """With the choices or the range where there are such."""
     if key.choices:
         return f"{key.meaning} ({', '.join(key.choices)})"
-    if key.range is None:
-        return key.meaning
-    low, high = key.range
-    return f"{key.meaning} ({low:g} or more)" if high > MANY else f"{key.meaning} ({low:g} to {high:,})"
+    text = "" if key.range is None else range_text(*key.range)
+    return f"{key.meaning} ({text})" if text else key.meaning
+
+
+def range_text(low: float, high: float) -> str:
+    """A range in words: "0 to 1"; nothing where any number will do."""
+    if low == -LARGEST:
+        return ""
+    least = "more than 0" if low == TINY else f"{low:g}"
+    if high >= MANY:
+        return least if low == TINY else f"{least} or more"
+    most = "less than 1" if high == 1 - TINY else f"{high:,}"
+    return f"{least}, {most}" if low == TINY or high == 1 - TINY else f"{least} to {most}"
 
 
 def format_value(value: Any) -> str:
@@ -162,6 +191,8 @@ def format_value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{format_value(one)}" for name, one in value.items()) + "}"
     if isinstance(value, list):
         return f"[{','.join(map(str, value))}]" if len(value) <= LISTED else f"[{value[0]},...] ({len(value)})"
     return str(value)

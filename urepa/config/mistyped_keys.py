@@ -37,7 +37,7 @@ def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown_option_message(group, option, error.options)
-    twice = re.match(r"schema@(\S+) appears more than once", text)
+    twice = re.match(r"schema\S*@(\S+) appears more than once", text)
     if twice:
         return f"two of the chosen options set {twice[1]}: choose one of them"
     raised = RAISED.search(text)

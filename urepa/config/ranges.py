@@ -3,110 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from math import inf
 from typing import Any
 
 from urepa.config.command_schemas import Device
 from urepa.config.commands import COMMANDS
-from urepa.config.keys import LARGEST, SIZE, WORKERS, keys_of
+from urepa.config.part_schemas import Trainer
+from urepa.config.parts import parts_of
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
+from urepa.core.settings import LARGEST, TINY, WORKERS, keys_of
 
-TINY = 1e-12
-COUNT = 10**9  # more images than any data set has
-LAST_STEP = 10**8 - 1  # a checkpoint's name has eight digits
-# Lowest and highest value of a number, also in a list, by dotted key; patterns as in a shell. A highest value of
-# LARGEST means any finite number, and inf that infinity has a meaning too.
-RANGES: dict[str, tuple[float, float]] = {
-    "trainer.max_steps": (1, LAST_STEP),
-    "trainer.batch_size": (1, SIZE),
-    "trainer.accumulation": (1, SIZE),
-    "trainer.*_every": (1, LARGEST),
-    "trainer.evaluation_share": (0, LARGEST),
-    "trainer.validation_group": (1, SIZE),
-    "trainer.keep_last": (1, LARGEST),
-    "trainer.max_skipped": (1, LARGEST),
-    "trainer.threads": (1, WORKERS),
-    "trainer.clip_norm": (TINY, LARGEST),
-    "trainer.ema_decay": (0, 1 - TINY),
-    "loss.lambda_max": (0, LARGEST),
-    "loss.warmup_steps": (0, LARGEST),
-    "loss.manifold_weight": (0, LARGEST),
-    "loss.manifold_clip": (0, LARGEST),
-    "loss.diffusion_fraction": (0, 1),
-    "loss.spatial_norm": (0, 1),
-    "loss.spike_threshold": (0, inf),  # nothing is above it: spikes are not counted
-    "loss.stop_step": (1, LARGEST),
-    "loss.taps.*": (0, LARGEST),
-    "loss.time_power": (0, LARGEST),
-    "loss.teachers.*": (0, LARGEST),
-    "optimizer.lr.*": (0, 1),  # Adam moves a weight by about as much in each update
-    "optimizer.weight_decay.*": (0, LARGEST),
-    "optimizer.eps": (0, LARGEST),
-    "optimizer.*_ratio": (0, 1),
-    "objective.beta_*": (TINY, 1 - TINY),
-    "objective.timesteps": (1, SIZE),
-    "data.limit": (1, COUNT),
-    "data.*_images": (1, COUNT),
-    "data.image_size": (1, SIZE),
-    "data.latent_shape": (1, SIZE),
-    "data.unshuffle": (1, SIZE),
-    "data.channels": (1, SIZE),
-    "data.scale": (TINY, LARGEST),
-    "data.num_classes": (1, SIZE),
-    "data.cfg_dropout": (0, 1),
-    "data.max_skipped": (0, 1),
-    "backbone.block_out_channels": (1, SIZE),
-    "backbone.layers_per_block": (1, SIZE),
-    "backbone.cross_attention_dim": (1, SIZE),
-    "backbone.head_dim": (1, SIZE),
-    "backbone.patch": (1, SIZE),
-    "backbone.depth": (1, SIZE),
-    "backbone.width": (1, SIZE),
-    "backbone.heads": (1, SIZE),
-    "head.depth": (1, SIZE),
-    "head.hidden": (1, SIZE),
-    "teacher.*grid": (1, SIZE),
-    "teacher.*image_size": (1, SIZE),
-    "teacher.*patch": (1, SIZE),
-    "teacher.*stride": (1, SIZE),
-    "teacher.*width": (1, SIZE),
-    "lora.rank": (1, SIZE),
-    "lora.alpha": (1, SIZE),
-    "lora.dropout": (0, 1 - TINY),
-    "cluster.at_once": (1, WORKERS),
-    "tracking.patience": (0, 86_400),  # seconds
-    "evaluation.samples.per_class": (1, SIZE),
-    "evaluation.samples.shown_per_class": (1, SIZE),
-    "evaluation.samples.max_classes": (1, SIZE),
-    "evaluation.samples.sampler_steps": (1, SIZE),
-    "evaluation.samples.knn": (1, SIZE),
-    "evaluation.probe.knn": (1, SIZE),
-    "evaluation.knn.k": (1, SIZE),
-    "evaluation.*.timestep": (0, LARGEST),
-    "evaluation.*.images": (1, COUNT),
-    "evaluation.*_images": (1, COUNT),
-    "evaluation.*.neighbours": (1, SIZE),
-    "evaluation.*.guidance": (0, LARGEST),
-    "evaluation.*.images.count": (2, SIZE),
-    "evaluation.*.images.steps": (1, SIZE),
-    "evaluation.*.images.interval": (0, 1),
-    "evaluation.*.images.batch_size": (1, SIZE),
-    "evaluation.*.grid": (1, SIZE),
-    "evaluation.*.image_size": (1, SIZE),
-    "evaluation.*.stride": (1, SIZE),
-    "evaluation.*.reference_images": (2, COUNT),
-    "evaluation.*.subset": (2, COUNT),
-    "evaluation.*.kid_subsets": (1, SIZE),
-    "evaluation.*.kid_subset_size": (2, SIZE),
-    "evaluation.*.splits": (1, SIZE),
-    "evaluation.spatial.far": (0, 1),
-    "evaluation.spatial.decay": (0, 1),
-}
-# the commands' own keys have their ranges beside their meanings
-OF_COMMANDS = [*(keys_of(command.schema) for command in COMMANDS.values()), keys_of(Device, "device.")]
-RANGES |= {key.name: key.range for keys in OF_COMMANDS for key in keys if key.range is not None}
+OF_COMMANDS = [
+    *(keys_of(command.schema) for command in COMMANDS.values()),
+    keys_of(Device, "device."),
+    keys_of(Trainer, "trainer."),
+]
+# lowest and highest value of the numbers that belong to no part, by dotted key
+RANGES = {key.name: key.range for keys in OF_COMMANDS for key in keys if key.range is not None}
+RANGES["cluster.at_once"] = (1, WORKERS)
 ASCENDING = (("objective.beta_start", "objective.beta_end"),)  # keys whose values do not fall
 
 
@@ -121,9 +36,9 @@ def check_given(config: dict[str, Any]) -> None:
 def check_numbers(config: dict[str, Any]) -> None:
     """UserError on the first number of any command's config that is not finite, out of its range or above one that it
     must not exceed. Old runs are not asked: what is checked is what a command was given."""
-    flat = flatten(config)
+    flat, ranges = flatten(config), RANGES | dict(_ranges_of_parts(config))
     for key, value in flat.items():
-        low, high = _range_of(key)
+        low, high = _range_of(key, ranges)
         for number in _numbers(value):
             if not low <= number <= high:  # NaN is in no range
                 raise UserError(f"{key}={value}: give {_range_text(low, high, number)}")
@@ -154,12 +69,15 @@ def _numbers(value: Any) -> Iterator[float]:
             yield one
 
 
-def _range_of(key: str) -> tuple[float, float]:
-    """The numbers that all patterns of a key allow; any finite one where there is no pattern."""
-    ranges = [own for pattern, own in RANGES.items() if fnmatch(key, pattern)]
-    if not ranges:
-        return -LARGEST, LARGEST
-    return max(low for low, _ in ranges), min(high for _, high in ranges)
+def _ranges_of_parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """The range of each number that a part of the config declares."""
+    for place, _, schema in parts_of(config):
+        yield from ((key.name, key.range) for key in keys_of(schema, f"{place}.") if key.range is not None)
+
+
+def _range_of(key: str, ranges: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """That of a key, or of the mapping that it is in; any finite number where none is declared."""
+    return ranges.get(key) or ranges.get(key.rpartition(".")[0]) or (-LARGEST, LARGEST)
 
 
 def _range_text(low: float, high: float, number: float) -> str:

@@ -15,8 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.config import KINDS
 from urepa.config.command_schemas import Train
+from urepa.config.parts import KINDS, target_of
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.runs.upgrades import upgrade
@@ -141,7 +141,7 @@ def _declared_schema(config: Any, kinds: tuple[str, ...], key: str) -> type:
     """The schema of a part's `_target_`."""
     if not isinstance(config, dict):
         raise UserError(f"{key} is {config!r}; it holds a part, with a _target_")
-    known = {_target(schema): schema for kind in kinds for schema in KINDS[kind].values()}
+    known = {target_of(schema): schema for kind in kinds for schema in KINDS[kind].values()}
     target = config.get("_target_")
     if not isinstance(target, str) or target not in known:
         raise UserError(
@@ -149,10 +149,6 @@ def _declared_schema(config: Any, kinds: tuple[str, ...], key: str) -> type:
             "imported. Open only configs that urepa stored"
         )
     return known[target]
-
-
-def _target(schema: type) -> str:
-    return str(next(f.default for f in fields(schema) if f.name == "_target_"))
 
 
 def _to_schema_types(schema: type, config: dict[str, Any], key: str) -> dict[str, Any]:

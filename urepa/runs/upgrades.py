@@ -73,6 +73,24 @@ def _to_3(config: dict[str, Any]) -> None:
             part["_target_"] = f"{PLACES[module]}.{name}"
 
 
+HEADS = {  # declarations of heads, for the networks that a config named
+    "ConvHead": "conv.Conv",
+    "SpatialHead": "spatial.Spatial",
+    "HiddenSpatialHead": "hidden_spatial.HiddenSpatial",
+    "MLPHead": "mlp.MLP",
+    "TimeMLPHead": "time_mlp.TimeMLP",
+}
+
+
+def _to_4(config: dict[str, Any]) -> None:
+    """Heads are declared: a config names their settings, which build them."""
+    for part in _parts(config):
+        module, _, name = str(part["_target_"]).rpartition(".")
+        if module == "urepa.models.heads" and name in HEADS:
+            part["_target_"] = f"urepa.method.heads.{HEADS[name]}"
+            part.pop("_partial_", None)
+
+
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
     """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
     nothing to resample, which is `meta` now."""
@@ -82,7 +100,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4)
 SCHEMA = len(STEPS)
 
 

@@ -63,6 +63,14 @@ def make(config: dict[str, Any]) -> Any:
     return build_later
 
 
+def build_part(config: dict[str, Any], **known: Any) -> Any:
+    """What a declaration builds from its settings and from what is known when a run begins. UserError where these do
+    not fit together."""
+    declaration = make(config)
+    with _build_errors(config):
+        return declaration.build(**known)
+
+
 @contextlib.contextmanager
 def _build_errors(config: dict[str, Any]) -> Iterator[None]:
     """Inside, errors that libraries raise over settings become a UserError that names these."""
@@ -116,8 +124,7 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
         for teacher_name, one in by_name(teacher).items():
             name = name_at(tap, teacher_name)
             with torch_seed(seed, f"head/{name}"):
-                make_head = make(config["head"])
-                heads[name] = make_head(in_width=width, out_width=one.width, grid=one.grid)
+                heads[name] = build_part(config["head"], in_width=width, out_width=one.width, grid=one.grid)
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
     return AlignedModel(backbone, heads), group

@@ -12,9 +12,9 @@ from sd import LATENT, SMALL, small_parts, write_unet
 
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
+from urepa.method.heads.conv_net import ConvHead
 from urepa.models.backbones.sd15 import ARCHITECTURE, sd15
 from urepa.models.backbones.unet import UNet
-from urepa.models.heads import ConvHead
 from urepa.models.lora import add_lora
 
 

@@ -83,7 +83,7 @@ def test_what_is_measured_against_the_teacher_rests_on_it(
         ({"loss.stop_step": 100}, "diffusion token manifold x0_error", []),
         ({"loss.spatial_norm": 0.6}, "diffusion x0_error", []),
         ({"loss.taps": {"block_2": 1.0}}, "diffusion x0_error", []),
-        ({"head": {"_target_": "urepa.models.heads.SpatialHead"}}, "total diffusion token manifold x0_error", []),
+        ({"head": {"_target_": "urepa.method.heads.spatial.Spatial"}}, "total diffusion token manifold x0_error", []),
         ({"objective.draw": "lognormal"}, "", ["objective.draw"]),
         ({"objective.path": "cosine"}, "token manifold x0_error", []),
         ({"backbone.qk_norm": True}, "total diffusion token manifold x0_error", []),

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from urepa.core.hub_names import ensure_local
 from urepa.core.types import Condition, Denoised, Tokens, reads_weights
 from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, sit_block
-from urepa.models.dense_layers import linear
+from urepa.models.backbones.sit_published import load_published
+from urepa.models.layers import linear
 from urepa.models.time_embedding import SINUSOID, sinusoid
 
 EPS = 1e-6  # of the LayerNorms without weights
@@ -299,7 +300,5 @@ def sit(
     shapes = {"latent_shape": latent_shape, "num_classes": num_classes}
     backbone = sit_without_weights(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
     if weights != "random":
-        from urepa.models.backbones.sit_published import load_published
-
         load_published(backbone, ensure_local(weights, "backbone.weights"))
     return backbone

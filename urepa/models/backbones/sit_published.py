@@ -7,12 +7,12 @@ Shapes: B batch, D width, S sinusoid, N tokens, p patch, C latent channels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.models.backbones.sit import SiT
 from urepa.models.time_embedding import sinusoid
 from urepa.models.weight_files import read_safetensors, read_torch
 
@@ -37,10 +37,10 @@ def read_published(file: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in found.items()}  # as DDP saves them
 
 
-def load_published(backbone: SiT, place: Path) -> None:
-    """Copies a published checkpoint's values: a file, or the folder of an export. REPA's projectors are left out;
-    positions must be ours. Half precision is taken as well. UserError where a weight is missing or has another shape,
-    or where it is a DiT's."""
+def load_published(backbone: Any, place: Path) -> None:
+    """Copies a published checkpoint's values into a SiT, from a file or the folder of an export. REPA's projectors are
+    left out; positions must be ours. Half precision is taken as well. UserError where a weight is missing or has
+    another shape, or where it is a DiT's."""
     file = place / EXPORTED if place.is_dir() else place
     if not file.is_file():
         raise UserError(f"{place} has no {EXPORTED}: give a file in the published layout, or an export's folder")
@@ -64,7 +64,7 @@ def load_published(backbone: SiT, place: Path) -> None:
     backbone.load_state_dict(found)
 
 
-def _check_fixed_positions(backbone: SiT, stored_1ND: Tensor, file: Path) -> None:
+def _check_fixed_positions(backbone: Any, stored_1ND: Tensor, file: Path) -> None:
     """UserError where they are another grid's, or were learned."""
     ours_1ND = backbone.pos_embed
     if stored_1ND.shape[-1] != ours_1ND.shape[-1]:
@@ -78,8 +78,8 @@ def _check_fixed_positions(backbone: SiT, stored_1ND: Tensor, file: Path) -> Non
         )
 
 
-def to_published(backbone: SiT) -> dict[str, Tensor]:
-    """The same layout the other way. It has no place for LoRA, which is added to what it adapts: in place."""
+def to_published(backbone: Any) -> dict[str, Tensor]:
+    """A SiT's values in the same layout. It has no place for LoRA, which is added to what it adapts: in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in backbone.modules():

@@ -76,38 +76,15 @@ def _breakable(name: str) -> Any:
 def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grids | None = None) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
-    study = results.study
-    figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
-    for d in drawn:
-        figures[d.panel.section].append(
-            {
-                "name": d.panel.name,
-                "title": d.panel.title,
-                "svg": Markup(d.svg),
-                "note": d.panel.note,
-                "wide": d.panel.grid != (1, 1),
-            }
-        )
+    study, figures = results.study, _figures(drawn)
     several = len(study.arms) > 1
-    there = {
-        "findings": several,
-        "differences": several,
-        "gaps": gaps(results),
-        "samples": grids,
-        "reported": documents_arm(results),
-        "timesteps": results.bins or figures["timesteps"],
-        "way": results.courses,
-        "clock": results.courses,
-        "apart": study.apart,
-    } | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["breakable"] = _breakable
     return environment.from_string(TEMPLATE.read_text()).render(
         title=_title(results),
         subtitle=_subtitle(results),
-        sections=[(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)],
+        sections=_sections(results, figures, grids),
         verdict=verdict(results),
         cautions=cautions(results),
         sentences=sentences,
@@ -137,6 +114,41 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
         apart=study.apart,
         runs=[{"label": row.arm.label, "runs": [run.name for run in row.arm.runs.values()]} for row in results.rows],
     )
+
+
+def _figures(drawn: list[Drawn]) -> dict[str, list[dict[str, Any]]]:
+    """The figures of each section, as the template has them."""
+    from markupsafe import Markup
+
+    figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
+    for d in drawn:
+        figures[d.panel.section].append(
+            {
+                "name": d.panel.name,
+                "title": d.panel.title,
+                "svg": Markup(d.svg),
+                "note": d.panel.note,
+                "wide": d.panel.grid != (1, 1),
+            }
+        )
+    return figures
+
+
+def _sections(results: Results, figures: dict[str, list[dict[str, Any]]], grids: Grids | None) -> list[tuple[str, str]]:
+    """Names and ids of the sections that have something to show."""
+    several = len(results.study.arms) > 1
+    there = {
+        "findings": several,
+        "differences": several,
+        "gaps": gaps(results),
+        "samples": grids,
+        "reported": documents_arm(results),
+        "timesteps": results.bins or figures["timesteps"],
+        "way": results.courses,
+        "clock": results.courses,
+        "apart": results.study.apart,
+    } | {name: figures[name] for name in ("sweeps", "curves", "gradients")}
+    return [(name, id_) for id_, name in SECTIONS.items() if there.get(id_, True)]
 
 
 def _results(results: Results) -> dict[str, Any]:

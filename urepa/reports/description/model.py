@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from urepa.config.parts import KINDS, target_of
 from urepa.core.text_tables import Table
 from urepa.method.training_step import shares_of
 from urepa.models.teachers.several_teachers import by_name, name_at
 from urepa.reports.description.markdown_and_latex import Block, Formula, join_with_and, number
 from urepa.reports.description.subject import Subject
 from urepa.runs.checkpoint import newest
+from urepa.training.assembly import make
 
 PROJECTIONS = "the query, key, value and output projections of every attention layer"
 ADAPTED = {
@@ -102,41 +104,9 @@ def add_lora(s: Subject, part: dict[str, Any]) -> list[Block]:
     ]
 
 
-def conv_head(s: Subject, part: dict[str, Any]) -> list[Block]:
-    depth, before = part["depth"], part["upsample"] == "before"
-    layers = "one 1×1 convolution" if depth == 1 else f"{depth} layers of 1×1 convolution with GELU between them"
-    resized = "before" if before else "after"
-    return heads(
-        s, f"{layers}, and bilinear interpolation to the teacher's grid {resized} projecting where they differ"
-    )
-
-
-def spatial_head(s: Subject, part: dict[str, Any]) -> list[Block]:
-    return heads(s, "one 3×3 convolution, and where the grids differ bilinear interpolation to the teacher's after it")
-
-
-def hidden_spatial_head(s: Subject, part: dict[str, Any]) -> list[Block]:
-    layers = f"a 3×3 convolution to width {part['hidden']}, SiLU, and a dense layer on each token by itself"
-    return heads(s, f"{layers}, and where the grids differ bilinear interpolation to the teacher's after them")
-
-
-def mlp_head(s: Subject, part: dict[str, Any]) -> list[Block]:
-    hidden = part["hidden"]
-    return heads(s, f"three dense layers, {hidden} wide within, with SiLU between them, on each token by itself")
-
-
-def time_mlp_head(s: Subject, part: dict[str, Any]) -> list[Block]:
-    hidden = part["hidden"]
-    return heads(
-        s,
-        f"three dense layers, {hidden} wide within, with SiLU between them, on each token by itself. The outputs x of "
-        "the two inner ones become x·(1 + a(t)) + b(t), where a and b come from the sinusoid of t through two dense "
-        "layers and are 0 at first",
-    )
-
-
-def heads(s: Subject, layers: str) -> list[Block]:
-    """What all heads share."""
+def head(s: Subject, part: dict[str, Any]) -> list[Block]:
+    """What a head declares of its layers, and what all heads share."""
+    layers = make(part).description()
     parameters, tensors = s.planned.counted.groups["head"]
     count = len(s.loss.taps) * len(by_name(s.teacher))
     return [
@@ -254,17 +224,13 @@ def flow(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 WORDS: dict[str, Callable[[Subject, dict[str, Any]], list[Block]]] = {
+    **{target_of(declared): head for declared in KINDS["head"].values()},
     "urepa.models.backbones.sit.sit": sit,
-    "urepa.models.heads.SpatialHead": spatial_head,
-    "urepa.models.heads.HiddenSpatialHead": hidden_spatial_head,
-    "urepa.models.heads.MLPHead": mlp_head,
-    "urepa.models.heads.TimeMLPHead": time_mlp_head,
     "urepa.method.objectives.Flow": flow,
     "urepa.models.backbones.unet.tiny_unet": tiny_unet,
     "urepa.models.backbones.sd15.sd15": sd15,
     "urepa.models.lora.no_lora": no_lora,
     "urepa.models.lora.add_lora": add_lora,
-    "urepa.models.heads.ConvHead": conv_head,
     "urepa.models.teachers.efficientnet.EfficientNetLite0": efficientnet,
     "urepa.models.teachers.efficientnet.EfficientNetLite2": efficientnet,
     "urepa.models.teachers.vit.ViT": vit,

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from urepa.checks.combinations import check_keys
+from urepa.config.parts import KINDS
 from urepa.core.errors import UserError
+from urepa.core.protocols import Head
 from urepa.core.types import Tokens
-from urepa.models.heads import ConvHead, HiddenSpatialHead, MLPHead, SpatialHead, TimeMLPHead
+from urepa.method.heads.conv_net import ConvHead
+from urepa.method.heads.mlp_net import MLPHead, TimeMLPHead
+from urepa.method.heads.spatial_net import HiddenSpatialHead, SpatialHead
 
 T = torch.tensor([0.1, 0.9])  # the times of two samples, for heads that do not look at them
 
@@ -230,3 +240,39 @@ def test_a_head_scales_and_shifts_by_the_time(t_B: Tensor) -> None:
     out = head(Tokens(x, (2, 3)), t_B)
     torch.testing.assert_close(out.x_BND.double(), torch.stack(expected), rtol=0, atol=2e-4)
     assert not torch.allclose(out.x_BND, head(Tokens(x, (2, 3)), t_B.flip(0)).x_BND, atol=0.05)
+
+
+@pytest.mark.parametrize("declared", KINDS["head"].values(), ids=KINDS["head"])
+def test_a_declared_head_is_what_the_protocol_says(declared: type) -> None:
+    settings = {one.name: 2 if one.type == "int" else "after" for one in fields(declared) if one.name != "_target_"}
+    head: Head = declared(**settings)
+    network = head.build(in_width=6, out_width=5, grid=(2, 3))
+    for grid in [(2, 3), (4, 6)] if head.resizes else [(2, 3)]:
+        tapped = Tokens(torch.randn(2, grid[0] * grid[1], 6, generator=torch.Generator().manual_seed(0)), grid)
+        tokens = network(tapped, torch.tensor([0.1, 0.9]))
+        assert tokens.grid == (2, 3)
+        assert tokens.x_BND.shape == (2, 6, 5)
+        assert tokens.x_BND.dtype == torch.float32
+        torch.testing.assert_close(tokens.x_BND.norm(dim=-1), torch.ones(2, 6))
+    if not head.resizes:
+        with pytest.raises(UserError, match="resizes neither"):
+            network(Tokens(torch.randn(2, 24, 6), (4, 6)), torch.zeros(2))
+    assert not head.description()[0].isupper()  # it stands within a sentence
+    assert not head.description().endswith(".")
+
+
+def test_declarations_load_without_torch() -> None:
+    code = "import sys; from urepa.config.parts import KINDS; assert KINDS['head'] and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_target_in_the_place_of_another_needs_its_keys(compose: Callable[..., dict[str, Any]]) -> None:
+    time = "urepa.method.heads.time_mlp.TimeMLP"
+    config = compose(f"head._target_={time}")
+    said = f"^{time} needs head.hidden, which this head does not set: choose another head$"
+    with pytest.raises(UserError, match=said):
+        check_keys(config)
+    config["head"] = {"_target_": "urepa.method.heads.spatial.Spatial", "hidden": 8}
+    with pytest.raises(UserError, match="head.hidden is no key of urepa.method.heads.spatial.Spatial: choose another"):
+        check_keys(config)
+    check_keys(compose("head=repa_mlp", f"head._target_={time}"))

@@ -1,4 +1,4 @@
-"""What a key of a command says of itself where it is declared: its meaning, its default, its range.
+"""What a key of a command or of a part says of itself where it is declared: its meaning, its default, its range.
 
 OmegaConf drops a field's metadata, so `keys_of` reads it from the dataclass.
 """
@@ -15,13 +15,23 @@ from omegaconf import MISSING
 
 LARGEST = 3.4028234663852886e38  # of 32-bit floats: a larger number is infinite in training
 SIZE = 10**6  # more than a network, an image, a batch or a sampler has of anything
+TINY = 1e-12
+COUNT = 10**9  # more images than any data set has
+LAST_STEP = 10**8 - 1  # a checkpoint's name has eight digits
 WORKERS = 1024  # more threads or processes than a machine has cores; some 10,000 more end in a segmentation fault
 LAST_SEED = 2**63 - 1
 
 
 def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
-    """A dataclass's field that is a key. `limits`: `ge` and `le`, the lowest and the highest value of a number, or of
-    each in a list; `section`, the heading in --help under which this key and those after it stand."""
+    """A dataclass's field that is a key.
+
+    Args:
+        meaning: what --help says of it.
+        default: MISSING where a file of conf/ or the command line gives it.
+        limits: `ge` and `le`, the lowest and the highest value of a number, or of each in a list or a mapping
+            (-LARGEST and LARGEST: any finite number; inf: infinity has a meaning too); `section`, the heading in --help
+            under which this key and those after it stand.
+    """
     unknown = limits.keys() - {"ge", "le", "section"}
     assert not unknown, f"no limit of a setting: {unknown}"
     return _field(default, {"meaning": meaning, **limits})
@@ -55,6 +65,8 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
     meaning."""
     hints = get_type_hints(schema)
     for one in fields(schema):
+        if one.name.startswith("_"):  # Hydra's
+            continue
         name, hint, about = f"{prefix}{one.name}", hints[one.name], one.metadata
         if is_dataclass(hint) and isinstance(hint, type) and not about.get("is_part"):
             yield from keys_of(hint, f"{name}.")

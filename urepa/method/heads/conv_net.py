@@ -1,0 +1,42 @@
+"""The network of `conv`.
+
+Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w the tap's grid.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
+from urepa.models.layers import Resize
+
+
+class ConvHead(nn.Module):
+    """`depth` 1x1 convolutions with GELU between them (spec 000 §2.2; §12.1 for depth 1).
+
+    The first has a bias, the others none. At 1280 → 1024 depth 2 has 2,360,320 parameters, depth 1
+    1,311,744. Output tokens have unit length, in fp32.
+
+    Args:
+        depth: at least 1.
+        upsample: "after" projecting (the document's, cheaper) or "before".
+        in_width, out_width: D and E. grid: the teacher's.
+    """
+
+    def __init__(self, depth: int, upsample: str, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        if depth < 1:
+            raise UserError(f"head.depth={depth}: a head has at least 1 layer; to train without one, loss=none")
+        layers: list[nn.Module] = [nn.Conv2d(in_width, out_width, 1)]
+        for _ in range(depth - 1):
+            layers += [nn.GELU(), nn.Conv2d(out_width, out_width, 1, bias=False)]
+        self.grid = grid
+        layers.insert(0 if upsample == "before" else len(layers), Resize(grid))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
+        map_BEhw = self.layers(tapped.to_map())
+        tokens_BNE = map_BEhw.flatten(2).transpose(1, 2).float()
+        return Tokens(F.normalize(tokens_BNE, dim=-1), self.grid)

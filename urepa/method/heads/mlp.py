@@ -1,0 +1,28 @@
+"""The head of REPA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.settings import SIZE, setting
+
+if TYPE_CHECKING:
+    from urepa.method.heads.mlp_net import MLPHead
+
+
+@dataclass
+class MLP:
+    """Three dense layers with SiLU between them, on each token by itself."""
+
+    _target_: str = "urepa.method.heads.mlp.MLP"
+    hidden: int = setting("width of the two inner layers", ge=1, le=SIZE)
+    resizes: ClassVar[bool] = False
+
+    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> MLPHead:
+        from urepa.method.heads.mlp_net import MLPHead
+
+        return MLPHead(self.hidden, in_width=in_width, out_width=out_width, grid=grid)
+
+    def description(self) -> str:
+        return f"three dense layers, {self.hidden} wide within, with SiLU between them, on each token by itself"

@@ -1,0 +1,74 @@
+"""The networks of `mlp` and `time_mlp`.
+
+Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w the tap's grid.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urepa.core.errors import UserError
+from urepa.core.types import Tokens
+from urepa.models.layers import linear
+from urepa.models.time_embedding import SINUSOID, sinusoid
+
+
+class MLPHead(nn.Module):
+    """REPA's projector: three dense layers with SiLU between them, on each token by itself (SYSTEMS.md D; arXiv
+    2410.06940, §3.2). Its first weights are Xavier-uniform, as in the authors' code. Output tokens have unit length,
+    in fp32.
+
+    It never resizes: a tap on another grid than the teacher's is a UserError.
+
+    Args:
+        hidden: width of the two inner layers; REPA's is 2048.
+        in_width, out_width: D and E. grid: the teacher's.
+    """
+
+    def __init__(self, hidden: int, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.layers = nn.Sequential(
+            linear(in_width, hidden),
+            nn.SiLU(),
+            linear(hidden, hidden),
+            nn.SiLU(),
+            linear(hidden, out_width),
+        )
+
+    def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
+        if tapped.grid != self.grid:
+            own, teachers = ("x".join(map(str, grid)) for grid in (tapped.grid, self.grid))
+            raise UserError(
+                f"the tap has {own} tokens and the teacher {teachers}, and head=repa_mlp resizes neither: give a "
+                "teacher.grid (and image_size) or backbone.patch that fits, or head=conv"
+            )
+        return Tokens(F.normalize(self.project(tapped.x_BND, t_B).float(), dim=-1), self.grid)
+
+    def project(self, x_BND: Tensor, t_B: Tensor) -> Tensor:
+        """[B,N,E], of any length."""
+        return self.layers(x_BND)
+
+
+class TimeMLPHead(MLPHead):
+    """REPA's projector where what is projected may depend on the time, as what a tap knows of the image does: each of
+    the two inner layers' output x becomes x·(1 + scale(t)) + shift(t), adaLN's modulation (Peebles & Xie 2023, §3.2)
+    without its LayerNorm. Scale and shift come from the sinusoid of the objective's own time, as backbones take it,
+    through two dense layers; the last begins at zero, so that the head begins as `MLPHead` with the same weights.
+
+    Args: those of `MLPHead`.
+    """
+
+    def __init__(self, hidden: int, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__(hidden, in_width=in_width, out_width=out_width, grid=grid)
+        last = nn.Linear(SINUSOID, 4 * hidden)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.time = nn.Sequential(nn.Linear(SINUSOID, SINUSOID), nn.SiLU(), last)
+
+    def project(self, x_BND: Tensor, t_B: Tensor) -> Tensor:
+        scale_1, shift_1, scale_2, shift_2 = self.time(sinusoid(t_B)).unsqueeze(1).chunk(4, dim=2)  # [B,1,H] each
+        x_BNH = self.layers[:2](x_BND) * (1 + scale_1) + shift_1
+        x_BNH = self.layers[2:4](x_BNH) * (1 + scale_2) + shift_2
+        return self.layers[4](x_BNH)

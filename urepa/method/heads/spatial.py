@@ -1,0 +1,25 @@
+"""The head of iREPA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from urepa.method.heads.spatial_net import SpatialHead
+
+
+@dataclass
+class Spatial:
+    """One 3x3 convolution, and bilinear interpolation to the teacher's grid."""
+
+    _target_: str = "urepa.method.heads.spatial.Spatial"
+    resizes: ClassVar[bool] = True
+
+    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> SpatialHead:
+        from urepa.method.heads.spatial_net import SpatialHead
+
+        return SpatialHead(in_width=in_width, out_width=out_width, grid=grid)
+
+    def description(self) -> str:
+        return "one 3×3 convolution, and where the grids differ bilinear interpolation to the teacher's after it"

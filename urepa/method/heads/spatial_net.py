@@ -1,0 +1,44 @@
+"""The networks of `spatial` and `hidden_spatial`.
+
+Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w the tap's grid.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urepa.core.types import Tokens
+from urepa.models.layers import Resize
+
+
+class SpatialHead(nn.Module):
+    """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025; SYSTEMS.md C), then bilinear to
+    the teacher's. Output tokens have unit length, in fp32.
+
+    Args:
+        in_width, out_width: D and E. grid: the teacher's.
+    """
+
+    def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.layers = nn.Sequential(nn.Conv2d(in_width, out_width, 3, padding=1), Resize(grid))
+
+    def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
+        tokens_BNE = self.layers(tapped.to_map()).flatten(2).transpose(1, 2).float()
+        return Tokens(F.normalize(tokens_BNE, dim=-1), self.grid)
+
+
+class HiddenSpatialHead(SpatialHead):
+    """The same with a hidden layer: a 3x3 convolution over the tap's grid, SiLU, and a dense layer for each token.
+
+    Args:
+        hidden: width between the two.
+        in_width, out_width: D and E. grid: the teacher's.
+    """
+
+    def __init__(self, hidden: int, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__(in_width=in_width, out_width=hidden, grid=grid)
+        convolution, resize = self.layers
+        self.layers = nn.Sequential(convolution, nn.SiLU(), nn.Conv2d(hidden, out_width, 1), resize)
