@@ -22,13 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 from launchers import code_copy
 from launchers.dependent_jobs import LocalChain, SlurmChain
 from launchers.named_studies import comparisons, rows_of, runs_of_study
-from launchers.study import PlannedRun, runs_of, stages_of
+from launchers.study import PlannedRun, add_arguments, runs_of, stages_of
 from launchers.study_hours import plan_configs, training_hours
 from urepa.cli import CONF, prepare
 from urepa.config.command_line import check_arguments, check_options, quote_argument
 from urepa.config.command_schemas import AblationGrid
 from urepa.config.help import HELP, help_text
 from urepa.config.mistyped_keys import error_message
+from urepa.config.own_package import take_folder
 from urepa.config.ranges import check_numbers
 from urepa.core import safe_output
 from urepa.core.errors import UserError
@@ -42,10 +43,13 @@ LISTS = ("arms", "seeds", "stages")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the command line into the study's own arguments and those of its runs. UserError for keys that the study
-    sets itself, and for flags."""
+    """Splits the command line, without --config-dir, into the study's own arguments and those of its runs. UserError
+    for keys that the study sets itself, and for other flags."""
     if flags := [a for a in arguments if a.startswith("-")]:
-        raise UserError(f"{flags[0]}: a study takes KEY=VALUE alone, and no flags; it sweeps by arms= and seeds=")
+        raise UserError(
+            f"{flags[0]}: a study takes KEY=VALUE and --config-dir FOLDER, and no other flags; it sweeps by arms= and "
+            "seeds="
+        )
     own = [a for a in arguments if a.partition("=")[0].split(".")[0] in OWN]
     rest = [a for a in arguments if a not in own]
     for key, instead in (("seed", "seeds=0,1,2"), ("ablation", "arms=a,b,c")):
@@ -85,9 +89,10 @@ def select_runs(
 
 def main() -> None:
     """Composes everything before anything is submitted."""
-    asked = [quote_argument(a) for a in sys.argv[1:] if a not in HELP]
+    searched, typed = take_folder(sys.argv[1:])
+    asked = [quote_argument(a) for a in typed if a not in HELP]
     own, rest = split_arguments(asked)
-    if len(asked) < len(sys.argv) - 1:
+    if len(asked) < len(typed):
         show_help(own)
         return
     check_arguments(own, "ablation_grid")
@@ -102,9 +107,10 @@ def main() -> None:
     gpus = settings["cluster"]["gpus"] if on_slurm else 1
     runs, compared = select_runs(settings, parse_overrides(own).get("study", ""), rest, gpus)
     if not runs:
-        of = "conf/ablation" if settings["study"] is None else "the study"
+        of = "the group ablation" if settings["study"] is None else "the study"
         raise UserError(f"there is no arm to run: give arms=a,b,c of {of}, and seeds=0,1,2")
     stages = stages_of(runs, settings, gpus, compared)
+    add_arguments(stages, searched)
     planned = plan_configs(runs, settings["measured"]) if settings["dry_run"] else {}
     steps = runs[0].config["trainer"]["max_steps"]
     seeds = len(settings["seeds"])

@@ -1,4 +1,4 @@
-"""Where the jobs of a working folder are: `python -m launchers.status [outputs/.jobs]`.
+"""Where the jobs of a working folder are: `python -m launchers.status [outputs/.jobs] [--config-dir FOLDER]`.
 
 A line per job that was submitted, its last submission alone: id, state, what it is, for a run its step and last loss,
 and the log; for one that failed, why.
@@ -16,6 +16,7 @@ from urepa.cluster.slurm_and_local import active_jobs
 from urepa.cluster.slurm_job import FOLDER, Book, Entry, last_error
 from urepa.config.command_schemas import Status
 from urepa.config.help import HELP, help_text
+from urepa.config.own_package import take_folder
 from urepa.core import safe_output
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
@@ -71,8 +72,9 @@ if __name__ == "__main__":
         print(help_text("status", OmegaConf.structured(Status)))
         sys.exit(0)
     with one_line_mistakes():
-        if len(sys.argv) > 2 or any("=" in argument for argument in sys.argv[1:]):
+        _, given = take_folder(sys.argv[1:])
+        if len(given) > 1 or any("=" in argument for argument in given):
             raise UserError(
                 "launchers.status takes one folder of jobs, and nothing else: python -m launchers.status [FOLDER]"
             )
-        print("\n".join(lines(Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER))))
+        print("\n".join(lines(Path(given[0] if given else FOLDER))))

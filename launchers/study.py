@@ -27,6 +27,7 @@ from omegaconf import open_dict
 from urepa.checks.combinations import check, check_trainer
 from urepa.cli import CONF
 from urepa.cluster.slurm_job import Job
+from urepa.config.conf_options import options_of
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
@@ -94,10 +95,10 @@ def _hydra_literal(value: Any) -> str:
 
 
 def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequence[str], gpus: int) -> list[PlannedRun]:
-    """Every arm with every seed. Without `arms`, all of conf/ablation that this experiment takes."""
+    """Every arm with every seed. Without `arms`, all of the group ablation that this experiment takes."""
     if arms is None:
         compose_run(overrides, gpus)  # a mistake that has nothing to do with arms is said once
-    names = sorted(p.stem for p in (Path(CONF) / "ablation").glob("*.yaml")) if arms is None else arms
+    names = options_of("ablation") if arms is None else arms
     runs: list[PlannedRun] = []
     left_out: list[str] = []
     with progress.bar(names, desc="composing", unit="arm", leave=False, disable=not sys.stderr.isatty()) as each:
@@ -153,6 +154,14 @@ def stages_of(
         job = Job("compare", tuple(("urepa.compare", *arguments) for arguments in commands))
         stages.append(JobGroup("compare", [job], 0, after_any=stages[:]))
     return stages
+
+
+def add_arguments(stages: Sequence[JobGroup], arguments: Sequence[str]) -> None:
+    """Gives every command of every job these arguments too."""
+    for stage in stages:
+        stage.jobs = [
+            replace(job, commands=tuple((*command, *arguments) for command in job.commands)) for job in stage.jobs
+        ]
 
 
 def _group_by_caches(runs: Sequence[PlannedRun]) -> dict[tuple[str, ...], list[PlannedRun]]:

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from urepa.checks import resolvers
-from urepa.config import register
+from urepa.config import own_package, register
 from urepa.config.command_line import check_arguments, quote_argument
 from urepa.config.command_line import is_sweep as is_sweep
 from urepa.config.commands import COMMANDS
@@ -64,7 +64,9 @@ def run_command(main: Callable[[], None], root: str) -> None:
 
 
 def _read_arguments(root: str) -> None:
-    """What was typed as Hydra reads it; UserError for what it would pass over."""
+    """What was typed as Hydra reads it, and the user's own parts that it names; UserError for what Hydra would pass
+    over."""
+    own_package.load(own_package.given_folders(sys.argv[1:]))
     sweeps = is_sweep(sys.argv[1:])
     sys.argv[1:] = [quote_argument(argument, sweeps) for argument in expand_run_globs(sys.argv[1:], root, sweeps)]
     check_arguments(sys.argv[1:], root)

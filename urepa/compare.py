@@ -118,11 +118,19 @@ def empty_runs_note(runs: list[Any]) -> list[str]:
 
 
 def other_folders_note(folders: list[Path]) -> list[str]:
-    """One sentence on folders whose config.yaml is not a run's."""
-    from urepa.reports.comparison.read_runs import printable_path
+    """A sentence on folders whose config.yaml is not a run's, and one on those of runs with undeclared parts."""
+    from urepa.reports.comparison.read_runs import GIVE_FOLDER, has_other_parts, printable_path
 
-    names = [printable_path(str(folder)) for folder in folders]
-    return [f"Passed over, as their config.yaml is not a run's: {_count_and_names(names)}."] if names else []
+    others = [folder for folder in folders if has_other_parts(folder)]
+    names, with_others = (
+        [printable_path(str(folder)) for folder in folders if (folder in others) == own] for own in (False, True)
+    )
+    notes = [f"Passed over, as their config.yaml is not a run's: {_count_and_names(names)}."] if names else []
+    if with_others:
+        notes.append(
+            f"Passed over, as they name parts of another package: {_count_and_names(with_others)}; {GIVE_FOLDER}."
+        )
+    return notes
 
 
 def _count_and_names(names: list[str]) -> str:

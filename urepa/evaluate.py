@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.checks.combinations import check_chosen, check_times
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
+from urepa.config.conf_options import options_of
 from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
@@ -51,7 +52,7 @@ def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
     check_numbers(given)  # and not the run's own: it is finished, under whatever limits there were then
     config |= given
     if not config["evaluation"]:
-        options = sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "none")
+        options = [name for name in options_of("evaluation") if name != "none"]
         raise UserError(
             f"run={path} was trained with evaluation=none: choose some, evaluation=[NAME,...], of {', '.join(options)}"
         )

@@ -242,6 +242,7 @@ def test_the_script_is_what_an_administrator_expects(
     srun = tmp_path / "srun"
     srun.touch(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"/my/packages{os.pathsep}here")
     jobs = [Job(f"arm {i}", (("urepa.train",),)) for i in range(5)]
     lines = SlurmQueue(settings, Path("/the/code")).script(jobs, 4, "train").splitlines()
     for line in (
@@ -260,7 +261,8 @@ def test_the_script_is_what_an_administrator_expects(
         f"--error={tmp_path}/%A_%a_0_log.err",
     ):
         assert f"#SBATCH {line}" in lines, line
-    assert lines.index("module load cuda") < lines.index("export PYTHONSAFEPATH=1 PYTHONPATH=/the/code")
+    own = f"export PYTHONSAFEPATH=1 PYTHONPATH=/the/code:/my/packages:{Path('here').absolute()}"
+    assert lines.index("module load cuda") < lines.index(own)
     assert any(line.startswith("srun ") and " --kill-on-bad-exit=1 " in line for line in lines)
     fewer = SlurmQueue(settings).script(jobs, 1, "evaluate").splitlines()
     assert {"#SBATCH --gres=gpu:h200:1", "#SBATCH --ntasks-per-node=1"} <= set(fewer)

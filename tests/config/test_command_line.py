@@ -121,7 +121,7 @@ def test_caches_of_images_in_folders_of_odd_names(
         "-m +ablation=glob(lambda*)",
         "hydra.run.dir=elsewhere +hydra.job.env_set.X=1 hydra/launcher=basic",
         "--cfg job seed=1",
-        "--config-dir mine +experiment=of_my_own head=mine_too +more.of_mine=1",
+        "--config-path mine +experiment=of_my_own head=mine_too +more.of_mine=1",
         "tracking.experiment_name='a b'",
     ],
 )

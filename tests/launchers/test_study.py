@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 
 from launchers.ablation_grid import settings_of, split_arguments
 from launchers.dependent_jobs import LocalChain
-from launchers.study import JobGroup, PlannedRun, compose_run, runs_of, stages_of
+from launchers.study import JobGroup, PlannedRun, add_arguments, compose_run, runs_of, stages_of
 from launchers.study_hours import plan_configs, training_hours
 from urepa.cli import CONF
 from urepa.core.errors import UserError
@@ -227,3 +227,11 @@ def test_mistakes_in_one_line(tmp_path: Path, arguments: str, error: str) -> Non
     assert done.stderr.startswith(f"error: {error}")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_every_command_of_a_study_gets_the_folder_of_configs() -> None:
+    every = stages(composed("baseline"), "evaluate=digits")
+    waits = [stage.after for stage in every]
+    add_arguments(every, ["--config-dir", "/mine"])
+    assert all(command.endswith(" --config-dir /mine") for stage in every for command in commands(stage))
+    assert [stage.after for stage in every] == waits

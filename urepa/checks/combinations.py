@@ -9,9 +9,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from urepa.checks.sizes import check_shapes
 from urepa.config.conf_options import CONF
+from urepa.config.mistyped_keys import declaration_message
 from urepa.config.parts import KINDS, SCHEMAS, parts_of
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.ema_initial_weights import FIRST_DECAY
@@ -27,6 +30,7 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     """Raises UserError on the first mistake."""
     check_order(overrides)
     check_chosen(config)
+    check_declared(config)
     check_given(config)
     check_arm(config, overrides)
     given = list(parse_overrides(overrides))
@@ -143,6 +147,20 @@ def check_keys(config: dict[str, Any]) -> None:
             raise UserError(f"{part['_target_']} needs {key}, which this {place} does not set: choose another {place}")
         if odd := sorted(part.keys() - known):
             raise UserError(f"{place}.{odd[0]} is no key of {part['_target_']}: choose another {place}")
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), part)
+        except OmegaConfBaseException as error:
+            raise UserError(declaration_message(place, error, sorted(known))) from None
+
+
+def check_declared(config: dict[str, Any]) -> None:
+    """Every part is a declared one: another could be neither checked nor read back from a run's folder."""
+    for key, target in flatten({kind: config[kind] for kind in KINDS if kind in config}).items():
+        if key.endswith("._target_") and target not in SCHEMAS:
+            raise UserError(
+                f"{key}={target} is no declared part: name it in a file of FOLDER/{key.partition('.')[0]}, and give "
+                "--config-dir FOLDER"
+            )
 
 
 def check_online(config: dict[str, Any], given: list[str]) -> None:

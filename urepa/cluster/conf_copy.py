@@ -6,7 +6,6 @@ copy of conf/, in a folder that is named by its content.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import os
@@ -19,6 +18,7 @@ from uuid import uuid4
 from urepa.cluster.slurm_job import FOLDER
 from urepa.config.command_line import is_sweep
 from urepa.config.conf_options import CONF
+from urepa.config.own_package import given_folders
 from urepa.core.files import sync_folder
 
 PLACE = Path(FOLDER) / "conf"  # below the working folder
@@ -31,21 +31,12 @@ def with_conf_copy(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def command() -> None:
         if is_sweep(sys.argv[1:]) or "hydra.mode=MULTIRUN" in sys.argv:
-            sys.argv += [FLAG, str(copy_configs(_config_folders(sys.argv[1:])))]
+            given = given_folders(sys.argv[1:])
+            instead = any(argument.startswith((FLAG, "-cp")) for argument in sys.argv[1:])
+            sys.argv += [FLAG, str(copy_configs(given if instead else [Path(CONF), *given]))]
         main()
 
     return command
-
-
-def _config_folders(arguments: Sequence[str]) -> list[Path]:
-    """The folders in which the command's configs are searched, in order of priority. Hydra resolves a relative first
-    path from the command's own file."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-path", "-cp", default=CONF)
-    parser.add_argument("--config-dir", "-cd")
-    given, _ = parser.parse_known_args(arguments)
-    added = [] if given.config_dir is None else [Path(given.config_dir)]
-    return [Path(__file__).parent / given.config_path, *added]
 
 
 def copy_configs(folders: Sequence[Path]) -> Path:

@@ -156,7 +156,7 @@ class SlurmQueue:
         """PYTHONSAFEPATH: otherwise the working folder, the checkout, would come before the code's copy."""
         if self.code is None:
             return []
-        return [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(self.code))}"]
+        return [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(_import_path(self.code))}"]
 
     def _teardown(self) -> list[str]:
         """A task that ended badly leaves its note: the job goes back into the queue, and on from there. By the id that
@@ -169,6 +169,12 @@ class SlurmQueue:
             "fi",
             "exit $code",
         ]
+
+
+def _import_path(code: Path) -> str:
+    """PYTHONPATH of a job that runs a copy of the code: that first, then the folders of the user's own packages."""
+    own = [str(Path(folder).absolute()) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    return os.pathsep.join([str(code), *own])
 
 
 def active_jobs() -> dict[str, str]:
@@ -304,7 +310,7 @@ class LocalQueue:
     def _run_process(self, entry: Entry, gpu: str | None, log: BinaryIO) -> int:
         environment = own_environment() | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         if self.code is not None:
-            environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(self.code)}
+            environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": _import_path(self.code)}
         command = [sys.executable, "-m", "urepa.cluster.slurm_job", json.dumps(asdict(entry.job))]
         # a session of its own: Ctrl-C comes from us alone
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.config.conf_options import CONF, compose_anew, options_of
+from urepa.config.conf_options import compose_anew, is_group, options_of
 from urepa.config.mistyped_keys import unknown_key_message, unknown_option_message, unmatched_pattern_message
 from urepa.core.errors import UserError
 
@@ -26,7 +26,7 @@ PATHS = {  # keys whose values are paths, names on the hub or URIs: taken as the
 }
 PATH_ENDS = re.compile(r"(teacher|evaluation)\..*\b(model|weights|folder|class_names)|teacher\.model")
 NAMES = ("baseline", "select.tag", "select.ids")  # taken so where they have an equals sign or lie on this disk
-ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")  # more than conf/ is composed from
+ELSEWHERE = ("--config-path", "-cp", "hydra.searchpath")  # other folders are composed from than `conf_options.folders`
 
 
 def quote_argument(argument: str, sweeps: bool = False) -> str:
@@ -125,7 +125,7 @@ def _check_choice(override: Override, has_other_files: bool) -> None:
     """A group is chosen by names: Hydra raises a bare ValueError for anything else, and takes an empty list for a
     choice that leaves the group out."""
     group, value = override.key_or_group, override.value()
-    if override.is_delete() or isinstance(value, Glob) or not (Path(CONF) / group).is_dir():
+    if override.is_delete() or isinstance(value, Glob) or not is_group(group):
         return
     is_hydras = group.startswith("hydra/")  # it has options of its own
     for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
@@ -188,8 +188,7 @@ def _check_declared(overrides: list[Override], root: str) -> None:
 def _is_key(override: Override) -> bool:
     """And not a group, nor a setting of Hydra's own."""
     key = override.key_or_group
-    is_group = (Path(CONF) / key).is_dir()
-    return not key.startswith("hydra.") and "/" not in key and (not is_group or override.is_delete())
+    return not key.startswith("hydra.") and "/" not in key and (not is_group(key) or override.is_delete())
 
 
 def _is_free(node: DictConfig) -> bool:

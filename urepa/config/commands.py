@@ -204,7 +204,8 @@ COMMANDS = {
             ("study=which_choice data.source=folder data.images=DIR dry_run=true", "a study of conf/study"),
         ),
         (
-            "All other keys go to the runs: `python -m urepa.train --help`.",
+            "All other keys go to the runs: `python -m urepa.train --help`. With --config-dir FOLDER the arms and "
+            "studies of that folder are among those of conf/; its jobs get it too.",
             "The same command again skips what is finished and submits what failed. Jobs run from a copy of the "
             "commit. `python -m launchers.status` shows where they are.",
         ),
@@ -213,7 +214,7 @@ COMMANDS = {
         "launchers.status",
         "shows the jobs that were submitted from a working folder: a line for each, its last submission alone",
         command_schemas.Status,
-        ("[FOLDER]",),
+        ("[FOLDER] [--config-dir FOLDER]",),
         (("", "the jobs of this folder"), ("/scratch/study/outputs/.jobs", "those of another")),
         (
             "A line has the job's id, its state and what it is. Below it stand a run's step and last loss, the reason "

@@ -1,7 +1,8 @@
-"""What conf/ offers: the options of a group, their keys, and a composition."""
+"""What conf/ and the folders beside it offer: the options of a group, their keys, and a composition."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -10,12 +11,27 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from urepa.config.parts import SCHEMAS
+
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
+# Absolute folders of a user's configs, with the layout of conf/. `own_package.load` adds them; Hydra searches them
+# after conf/ (hydra_plugins/urepa_config_folders.py).
+ADDED: list[Path] = []
+
+
+def folders() -> list[Path]:
+    """Where files of configs are searched, in order of priority."""
+    return [Path(CONF), *ADDED]
+
+
+def is_group(name: str) -> bool:
+    """Is there a group of this name?"""
+    return any((folder / name).is_dir() for folder in folders())
 
 
 def options_of(group: str) -> list[str]:
-    """What can be chosen of a group in conf/."""
-    return sorted(p.stem for p in (Path(CONF) / group).glob("*.yaml"))
+    """What can be chosen of a group."""
+    return sorted({p.stem for folder in folders() for p in (folder / group).glob("*.yaml")})
 
 
 def options_with(key: str) -> list[str]:
@@ -25,15 +41,18 @@ def options_with(key: str) -> list[str]:
 
 
 def _names_in(group: str, option: str) -> set[str]:
-    content = yaml.safe_load((Path(CONF) / group / f"{option}.yaml").read_text()) or {}
+    file = next(file for folder in folders() if (file := folder / group / f"{option}.yaml").is_file())
+    content = yaml.safe_load(file.read_text()) or {}
     names = content.keys() - {"defaults", "_target_"}
+    if content.get("_target_") in SCHEMAS:
+        names |= {field.name for field in fields(SCHEMAS[content["_target_"]])} - {"_target_"}
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             names |= _names_in(group, entry)
         for source, name in entry.items() if isinstance(entry, dict) else ():
             if source.startswith("/schema") and source.endswith("@_here_"):
-                file = f"{source.removeprefix('/').removesuffix('@_here_')}/{name}.yaml"
-                names |= ConfigStore.instance().load(file).node.keys()
+                schema = f"{source.removeprefix('/').removesuffix('@_here_')}/{name}.yaml"
+                names |= ConfigStore.instance().load(schema).node.keys()
     return names
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from urepa.config.conf_options import CONF, compose_anew, options_of, options_with
+from urepa.config.conf_options import compose_anew, is_group, options_of, options_with
 from urepa.core.errors import did_you_mean
 from urepa.core.nested_dicts import flatten
 from urepa.core.one_line_errors import RAISED
@@ -45,12 +44,7 @@ def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
         return raised[1]
     wrong_value = re.search(r"Error merging override (\S+)", text)
     if wrong_value and cause is not None:
-        reason = str(cause).splitlines()[0]
-        choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
-        if choices:
-            return f"{wrong_value[1]}: give one of {choices[2]}{did_you_mean(choices[1], choices[2].split(', '))}"
-        advice = (said for pattern, said in OF_TYPES.items() if re.search(pattern, reason))
-        return f"{wrong_value[1]}: {next(advice, reason)}"
+        return f"{wrong_value[1]}: {_advice(cause)}"
     several = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'", text)
     if several:
         key, values = several.groups()
@@ -67,6 +61,29 @@ def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
     if key in ADDED_GROUPS:
         return f"{key} is none of the root's defaults: write it with a plus, +{key}=NAME"
     return _unknown_key_message(_full_key(key, arguments), known)
+
+
+def declaration_message(place: str, error: OmegaConfBaseException, known: Sequence[str]) -> str:
+    """The error message for settings of a part that its declaration does not take.
+
+    Args:
+        place: dotted, of the part. known: the names of its declared keys.
+    """
+    name = str(error.full_key or "").removeprefix(f"{place}.")
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return (
+            f"there is no key '{place}.{name}'{_did_you_mean_key(f'{place}.{name}', [f'{place}.{k}' for k in known])}"
+        )
+    return f"{place}.{name}: {_advice(error)}"
+
+
+def _advice(error: BaseException) -> str:
+    """What to give in the place of a value that OmegaConf does not take."""
+    reason = str(error).splitlines()[0]
+    choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
+    if choices:
+        return f"give one of {choices[2]}{did_you_mean(choices[1], choices[2].split(', '))}"
+    return next((said for pattern, said in OF_TYPES.items() if re.search(pattern, reason)), reason)
 
 
 def unknown_option_message(group: str, name: str, options: Sequence[str]) -> str:
@@ -126,7 +143,7 @@ def _known_keys(root: str, arguments: list[str]) -> list[str]:
 
 def _is_group(argument: str) -> bool:
     """Does it choose of a group? A key that there is not would end a composition that takes half a second."""
-    return (Path(CONF) / argument.lstrip("+").partition("=")[0]).is_dir()
+    return is_group(argument.lstrip("+").partition("=")[0])
 
 
 def _keys_of(config: DictConfig) -> list[str]:

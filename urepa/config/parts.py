@@ -14,8 +14,13 @@ from importlib import import_module
 from typing import Any
 
 from urepa.config import evaluation_schemas, part_schemas
+from urepa.core.protocols import Evaluation, Head
 
 PACKAGES = {"head": "urepa.method.heads"}
+PROTOCOLS: dict[str, type] = {
+    "head": Head,
+    "evaluation": Evaluation,
+}  # what a declaration of a kind has beside its settings
 NETWORKS = "_net"  # at a file's end: it has the networks of declarations and imports torch
 
 

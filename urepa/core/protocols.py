@@ -6,12 +6,28 @@ A declaration is a dataclass in a file of its own, in the folder of its kind. It
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from urepa.core.types import Tokens
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of a comparison: the logged key, what it is called, and which way is better ("↑", "↓", or "" where
+    nobody can say)."""
+
+    key: str
+    label: str
+    better: str = ""
+
+    @property
+    def title(self) -> str:
+        """The label with an arrow."""
+        return f"{self.label}\u00a0{self.better}" if self.better else self.label
 
 
 class HeadNetwork(Protocol):
@@ -38,4 +54,17 @@ class Head(Protocol):
 
     def description(self) -> str:
         """Its layers as `describe` writes them, after "A head of its own maps each tap to the teacher's space: "."""
+        ...
+
+
+class Evaluation(Protocol):
+    """What is measured of a model after training. A class may also have `metrics: ClassVar[tuple[Metric, ...]]`, the
+    columns of `compare` for its keys; a key without one is its own label, without a direction."""
+
+    def __call__(self, context: Any) -> dict[str, float]:
+        """Values by key, `final/MEASURE/WHAT`. A UserError for what cannot be measured.
+
+        Args:
+            context: `urepa.evaluation.context.Context`.
+        """
         ...

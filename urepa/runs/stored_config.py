@@ -146,7 +146,8 @@ def _declared_schema(config: Any, kinds: tuple[str, ...], key: str) -> type:
     if not isinstance(target, str) or target not in known:
         raise UserError(
             f"{key} names {target!r} as its _target_, which is no {' or '.join(kinds)} of urepa: nothing of it is "
-            "imported. Open only configs that urepa stored"
+            "imported; open only configs that urepa stored, and for a part of your own package give --config-dir "
+            "FOLDER, whose files name it"
         )
     return known[target]
 

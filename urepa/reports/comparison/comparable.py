@@ -5,9 +5,11 @@ Reasons are config keys, so that the report can name them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import cast
 
+from urepa.config.parts import KINDS
 from urepa.core.ema_initial_weights import SHARE
+from urepa.core.protocols import Metric as Metric
 from urepa.runs.run_folder import is_identity
 
 DURING = "eval/"  # evaluations in the course of training
@@ -71,20 +73,6 @@ UNPAIRS = (
     "objective.timesteps",
     "objective.draw",
 )
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column: the logged key, what it is called, and which way is better ("" where nobody can say)."""
-
-    key: str
-    label: str
-    better: str = ""
-
-    @property
-    def title(self) -> str:
-        """The label with an arrow."""
-        return f"{self.label}\u00a0{self.better}" if self.better else self.label
 
 
 VALIDATION = (
@@ -163,7 +151,11 @@ def metrics_of(keys: set[str]) -> list[Metric]:
 
 
 def _other(key: str) -> Metric:
-    """The column of an evaluation that is not known, or of a known one's value at another tap."""
+    """The column that an evaluation declares, of one that declares none, or of a known one's value at another tap."""
+    for evaluation in KINDS["evaluation"].values():
+        for metric in getattr(evaluation, "metrics", ()):
+            if metric.key == key:
+                return cast(Metric, metric)
     base, _, tap = key.rpartition("/")
     for metric in OF_ALIGNMENT:
         if metric.key == base:

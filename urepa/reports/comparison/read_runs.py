@@ -29,6 +29,7 @@ LONGEST_VALUE = 6000  # MLflow cuts a parameter there
 CLASSES, GROUPS = ("backbone", "teacher", "objective"), ("lora", "head", "loss", "data", "trainer", "tracking")
 SHOWN = 20  # names in a sentence
 NAMES = {"experiment", "ablation"}  # what every summary has
+GIVE_FOLDER = "for parts of your own package give --config-dir FOLDER, whose files name them"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ def find_all(pattern: str) -> tuple[list[Run], list[Path]]:
     if not runs:
         first = _damage(foreign[0]) or str(foreign[0] / "config.yaml") if foreign else ""
         others = f", but {len(foreign)} other config.yaml (first: {first})" if foreign else ""
-        raise UserError(f"there are no runs in {pattern}{others}; give runs=FOLDER, or store=URI for an MLflow store")
+        more = f"; {GIVE_FOLDER}" if any(map(has_other_parts, foreign)) else ""
+        raise UserError(
+            f"there are no runs in {pattern}{others}; give runs=FOLDER, or store=URI for an MLflow store{more}"
+        )
     return runs, foreign
 
 
@@ -162,6 +166,16 @@ def _has_own_parts(config: dict[str, Any]) -> bool:
     except UserError:
         return False
     return True
+
+
+def has_other_parts(folder: Path) -> bool:
+    """Is it the folder of a run that names parts of another package, which are not declared here?"""
+    try:
+        config = read_plain(folder / "config.yaml")
+    except ValueError:
+        return False
+    targets = [value for key, value in flatten(config).items() if key.endswith("._target_")] if _is_runs(config) else []
+    return any(str(target).partition(".")[0] != "urepa" for target in targets)
 
 
 def printable_path(name: str) -> str:

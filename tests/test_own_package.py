@@ -1,0 +1,206 @@
+"""A user's own package: the files of docs/own-package.md, as real commands on a folder beside the checkout."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mistakes.parts import TINY
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "own-package.md"
+FILES = dict(re.findall(r"`((?:my_parts|configs)/\S+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL))
+OWN = ("--config-dir", "configs")
+RUNS = ("outputs/base/seed0", "outputs/arm/seed0")
+SMALL = [one for one in TINY if not one.startswith(("head.", "evaluation", "trainer.max_steps"))]
+TRAIN = [*SMALL, "trainer.max_steps=12", "trainer.validate_every=6", "evaluation=tap_rank"]
+
+
+def write(folder: Path) -> Path:
+    """The page's files, and a torch that cannot be imported."""
+    for name, text in FILES.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (folder / "without").mkdir()
+    (folder / "without" / "torch.py").write_text("raise AssertionError('torch is imported')\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("own"))
+
+
+def call(work: Path, module: str, *arguments: str, more: str = "") -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS` in that folder, which is on PYTHONPATH. `more`: a folder in it that comes first."""
+    path = [str(work / more), str(work)] if more else [str(work)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])}
+    environment |= {"COLUMNS": "100"}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+
+
+def refused(work: Path, module: str, *arguments: str, more: str = "without") -> str:
+    """The one line with which it ends."""
+    done = call(work, module, *arguments, more=more)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def test_the_page_has_every_file() -> None:
+    assert len(FILES) == 6
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"), re.findall(r"^\| `(head=[^`]+)` \| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
+)
+def test_the_mistakes_of_the_page(work: Path, typed: str, said: str) -> None:
+    """Each without torch. `...` stands for anything."""
+    pattern = ".+".join(map(re.escape, said.split("...")))
+    assert re.fullmatch(pattern, refused(work, "urepa.train", *OWN, *typed.split()))
+
+
+YAML_MISTAKES = [
+    ("configs/head/norm.yaml", "groups: 8", "groups: many", "head/norm.yaml: head.groups: give a whole number"),
+    ("configs/head/norm.yaml", "groups: 8", "groupz: 8", "head/norm.yaml: there is no key 'head.groupz'"),
+    ("configs/head/norm.yaml", "groups: 8", "", "head.groups must be given"),
+    ("configs/head/norm.yaml", "my_parts.norm_head.", "no_parts.", "there is no package 'no_parts' to import: install"),
+    ("configs/head/norm.yaml", "NormHead", "NormHaed", "my_parts.norm_head has no NormHaed (did you mean 'NormHead'?)"),
+    ("my_parts/norm_head.py", "@dataclass\n", "", "my_parts.norm_head.NormHead is no declaration"),
+    (
+        "my_parts/norm_head.py",
+        "def build",
+        "def built",
+        "NormHead is no head, as it has no build; urepa.core.protocols",
+    ),
+    ("my_parts/norm_head.py", "import ClassVar", "import ClasVar", "cannot be imported: ImportError"),
+    ("my_parts/norm_head.py", 'setting("added to the variance", 1e-5, ge=0, le=1)', "1e-5", "says no meaning"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "before", "after", "said"), YAML_MISTAKES)
+def test_mistakes_in_files(tmp_path: Path, file: str, before: str, after: str, said: str) -> None:
+    changed = write(tmp_path) / file
+    assert before in changed.read_text()
+    changed.write_text(changed.read_text().replace(before, after))
+    assert said in refused(tmp_path, "urepa.train", *OWN, "head=norm")
+
+
+def test_a_part_that_nobody_declares_is_refused(work: Path) -> None:
+    """Nothing of it is imported, and a folder that is not there is said."""
+    line = refused(work, "urepa.train", "head._target_=my_parts.norm_head.NormHead")
+    assert "is no declared part: name it in a file of FOLDER/head, and give --config-dir FOLDER" in line
+    assert "there is no folder" in refused(work, "urepa.train", "--config-dir", "elsewhere")
+
+
+def test_each_part_is_declared_as_what_its_place_says(tmp_path: Path) -> None:
+    """Of any group, of what a part holds, and of a file that begins at a config's root; not of urepa, not of Hydra."""
+    classes = ["One", "Two", "Three", "Four", "Five"]
+    text = "from dataclasses import dataclass\n" + "".join(
+        f"@dataclass\nclass {name}:\n    _target_: str = 'other.parts.{name}'\n" for name in classes
+    )
+    evaluation = {"here": {"_target_": "urepa.X", "encoders": {"a": {"_target_": "other.parts.Two"}}}}
+    files = {
+        "teacher/one": {"_target_": "other.parts.One"},
+        "evaluation/two": evaluation | {"there": {"images": {"_target_": "other.parts.Three"}}},
+        "ablation/four": {"optimizer": {"_target_": "other.parts.Four"}},
+        "teacher/five": {"_target_": "urepa.Y", "teachers": {"b": {"_target_": "other.parts.Five"}}},
+        "hydra/launcher/six": {"_target_": "other.parts.Six"},
+    }
+    for name, content in files.items():
+        file = tmp_path / "configs" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(content))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "parts.py").write_text(text)
+    code = (
+        "from pathlib import Path; from urepa.config.own_package import load; from urepa.config.parts import KINDS\n"
+        "load([Path('configs').absolute()])\n"
+        "print([(k, n.rpartition('.')[2]) for k, found in KINDS.items() for n in found if n.startswith('other.')])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    expected = [("teacher", "Five"), ("teacher", "One"), ("optimizer", "Four"), ("images", "Three"), ("encoder", "Two")]
+    assert done.stdout.strip() == str(expected), done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(work: Path) -> Path:
+    """Twelve steps without the arm and with it."""
+    for folder, arm in zip(RUNS, ([], ["+ablation=norm_head"]), strict=True):
+        done = call(work, "urepa.train", *OWN, *arm, *TRAIN, f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+    return work
+
+
+@pytest.mark.slow
+def test_training_stores_the_parts(trained: Path) -> None:
+    config = yaml.safe_load((trained / RUNS[1] / "config.yaml").read_text())
+    assert config["head"] == {"_target_": "my_parts.norm_head.NormHead", "groups": 8, "eps": 1e-5}
+    assert config["evaluation"]["tap_rank"]["tap"] == "mid"
+
+
+@pytest.mark.slow
+def test_compare_has_the_metric_as_it_is_declared(trained: Path) -> None:
+    done = call(trained, "urepa.compare", *OWN)
+    assert done.returncode == 0, done.stderr
+    assert "rank of the tap\u00a0↑" in done.stdout
+    assert "head: Conv → NormHead" in done.stdout
+    rows = list(csv.DictReader((trained / "report" / "table.csv").open()))
+    assert {"baseline", "norm_head"} <= {value for row in rows for value in row.values()}
+
+
+@pytest.mark.slow
+def test_describe_and_help_show_them(trained: Path) -> None:
+    text = call(trained, "urepa.describe", *OWN, "+ablation=norm_head", "evaluation=tap_rank").stdout
+    assert "GroupNorm in 8 groups and one 1×1 convolution, on the teacher's grid" in text
+    assert "TapRank, with tap = mid" in text
+    text = call(trained, "urepa.train", *OWN, "head=norm", "--help", more="without").stdout
+    assert re.search(r"head\.groups +8 +groups of channels that are normalised together \(1 or more\)", text)
+    assert "norm_head" in text
+    assert "tap_rank" in text
+
+
+@pytest.mark.slow
+def test_a_stored_run_is_read_with_the_folder_and_refused_without(trained: Path) -> None:
+    _, arm = RUNS
+    for module, arguments in (
+        ("urepa.evaluate", [f"run={arm}"]),
+        ("urepa.export", [f"run={arm}", "out=exported"]),
+        ("urepa.train", [f"resume={arm}", "trainer.max_steps=14"]),
+    ):
+        assert "give --config-dir FOLDER, whose files name it" in refused(trained, module, *arguments, more="")
+        done = call(trained, module, *OWN, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert "give --config-dir FOLDER, whose files name them" in refused(trained, "urepa.compare", more="")
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_from_a_copy_that_has_the_folders_files(trained: Path) -> None:
+    """Each run is a process that finds the package by what the copy names."""
+    arguments = [*SMALL, "trainer.max_steps=2", "evaluation=none", "head=norm", "head.groups=4,8"]
+    done = call(trained, "urepa.train", *OWN, "-m", *arguments, "hydra/launcher=local")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done ") == 2
+    missing = call(trained, "urepa.train", *OWN, "-m", "+ablation=glob(nrm*)")
+    assert "nrm* matches no option of ablation" in missing.stderr
+    assert "did you mean 'norm_head'?" in missing.stderr
+
+
+@pytest.mark.slow
+def test_a_study_gives_its_jobs_the_folder(trained: Path) -> None:
+    arguments = ["arms=baseline,norm_head", "seeds=0", "evaluate=tap_rank", "dry_run=true", *SMALL]
+    done = call(trained, "launchers.ablation_grid", *OWN, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "2 arms x 1 seeds: 2 runs" in done.stdout
