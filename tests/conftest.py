@@ -145,7 +145,7 @@ def cache(make_track: Callable[..., Any], teacher: PatchTeacher) -> Iterator[Any
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
     """Overrides that make the quickstart tiny; its caches are there, and runs of one session share them."""
-    from urepa.training.assembly import make
+    from urepa.training.assembly import build_part, make
 
     overrides = [
         f"data.root={tmp_path_factory.mktemp('digits')}",
@@ -165,14 +165,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
         "tracking=none",
     ]
     config = compose(*overrides)
-    make(config["data"]).open(make(config["teacher"])).close()
+    make(config["data"]).open(build_part(config["teacher"])).close()
     return overrides
 
 
 @pytest.fixture(scope="session")
 def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
     """The same of repa_cifar10_pixels, on digits as 1x16x16 pixels."""
-    from urepa.training.assembly import make
+    from urepa.training.assembly import build_part, make
 
     overrides = [
         "+experiment=repa_cifar10_pixels",
@@ -196,7 +196,7 @@ def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
         "tracking=none",
     ]
     config = compose(*overrides)
-    make(config["data"]).open(make(config["teacher"])).close()
+    make(config["data"]).open(build_part(config["teacher"])).close()
     return overrides
 
 

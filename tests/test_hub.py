@@ -23,7 +23,7 @@ from urepa.data.stages.encode import vae_encoder, write_prompts
 from urepa.data.sources.image_sources import SOURCES
 from urepa.core.errors import UserError
 from urepa.prefetch import fetch
-from urepa.models.teachers.vit import ViT
+from urepa.models.teachers.vit_net import ViTNetwork
 said = {}
 def asked(what, ask):
     try:
@@ -32,7 +32,7 @@ def asked(what, ask):
         said[what] = str(error)
 for name in sys.argv[1:]:
     asked(f"{name} images", lambda: list(SOURCES["hub"](name)))
-    asked(f"{name} teacher", lambda: ViT("dinov3", name, 64, 16, [4, 4], 32).network)
+    asked(f"{name} teacher", lambda: ViTNetwork("dinov3", name, 64, 16, [4, 4], 32).network)
     asked(f"{name} vae", lambda: vae_encoder(name, moments=False))
     asked(f"{name} text", lambda: write_prompts(pathlib.Path("no"), name, []))
     asked(f"{name} backbone", lambda: _from_hub(name))

@@ -70,7 +70,10 @@ def test_hydra_is_for_what_composes(path: Path) -> None:
         assert {name for name in imports(path) if name.split(".")[0] == "hydra"} == set()
 
 
-@pytest.mark.parametrize("name", ["losses", "step_schedules", "objectives"])
+MATHEMATICS = ["losses", "step_schedules", *(f"objectives/{name}_math" for name in ("objective", "ddpm", "flow"))]
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
 def test_the_mathematics_needs_torch_alone(name: str) -> None:
     roots = {module.split(".")[0] for module in imports(ROOT / "method" / f"{name}.py")}
     assert roots <= {"__future__", "abc", "collections", "math", "numpy", "torch", "urepa"}

@@ -121,7 +121,8 @@ def test_what_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Pa
     assert set(record["files"]) == {"config.json", "model.safetensors"}  # and no pickle
     digest = hashlib.sha256(Hub.files["model.safetensors"]).hexdigest()
     assert record["files"]["model.safetensors"] == digest
-    load = "from urepa.models.teachers.vit import ViT; ViT('dinov2', '{}', 56, 14, [4, 4], 32, 'meta').network"
+    load = "from urepa.models.teachers import vit_net; "
+    load += "vit_net.ViTNetwork('dinov2', '{}', 56, 14, [4, 4], 32, 'meta').network"
     for name in ("facebook/dinov2-large", f"facebook/dinov2-large@{COMMIT}"):
         offline = run(["-c", load.format(name)], tmp_path, HF_HUB_OFFLINE="1")
         assert offline.returncode == 0, offline.stderr

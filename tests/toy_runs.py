@@ -12,7 +12,7 @@ from sd import TEACHER, write_cache
 from urepa.models.weight_files import own_memory, trainable
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import RunFolder
-from urepa.training.assembly import build_model, make
+from urepa.training.assembly import build_model, build_part, make
 
 
 def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:
@@ -20,7 +20,7 @@ def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:
     folder.mkdir(parents=True)
     RunFolder(folder).store_config(config)
     loss, track = make(config["loss"]), make(config["data"])
-    model, _ = build_model(config, track, make(config["teacher"]) if loss.taps else None, loss)
+    model, _ = build_model(config, track, build_part(config["teacher"]) if loss.taps else None, loss)
     generator = torch.Generator().manual_seed(1)
     ema = {name: (p + 0.1 * torch.randn(p.shape, generator=generator)).detach() for name, p in trainable(model).items()}
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/total": 1.5, "time": 0}\n')

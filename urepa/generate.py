@@ -18,10 +18,12 @@ from urepa.checks.combinations import check_order
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
 from urepa.config.command_schemas import Images
+from urepa.config.declared import declaration_of
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
+from urepa.core.protocols import Objective
 from urepa.data.tracks.classes import names_beside
 from urepa.inference.chosen_classes import choose_classes, names_of
 from urepa.inference.published_weights import check_name, has_effect
@@ -126,10 +128,11 @@ def check_request(asked: dict[str, Any]) -> None:
 def resolve_classes(asked: dict[str, Any], config: dict[str, Any], whose: str, kept: list[str]) -> dict[str, Any]:
     """The request with the ids of its classes, and all class names as `class_names` (`kept` if the config has none).
     UserError if a model of this config cannot fulfil it."""
-    timesteps, count = config["objective"].get("timesteps"), config["data"]["num_classes"]
-    if timesteps is not None and asked["steps"] > timesteps:
-        raise UserError(f"steps={asked['steps']}: {whose} has {timesteps} timesteps; give as many or fewer")
-    if timesteps is not None and asked["guidance_interval"] != [0, 1]:
+    objective: Objective = declaration_of(config["objective"])
+    most, count = objective.most_steps, config["data"]["num_classes"]
+    if asked["steps"] > most:
+        raise UserError(f"steps={asked['steps']}: {whose} has {most} timesteps; give as many or fewer")
+    if not objective.has_intervals and asked["guidance_interval"] != [0, 1]:
         raise UserError(f"guidance_interval has no effect on {whose}, which is no flow; drop it")
     names = names_of(config, kept)
     return asked | {"classes": choose_classes(asked["classes"], count, names, whose), "class_names": names}

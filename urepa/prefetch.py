@@ -13,11 +13,13 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hub_names import download_failure, hub_file, is_hub_id, resolve
 from urepa.core.nested_dicts import flatten
 from urepa.core.one_line_errors import one_line_mistakes
+from urepa.core.protocols import Teacher
 from urepa.runs.run_folder import remove_empty, to_plain
 
 RECORD = Path("prefetch.json")
@@ -31,7 +33,6 @@ NEEDS = {
         "diffusion_pytorch_model.safetensors",
     ],
     ("data", "text"): ["tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"],
-    ("teacher", "model"): ["config.json", "model.safetensors"],
 }
 OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer*"]  # an encoder, CLIP
 
@@ -74,9 +75,9 @@ def required_files(parts: dict[str, Any]) -> dict[str, list[str]]:
             names.setdefault(f"{file.repository}@{file.revision}", []).append(file.file)
         elif name is not None and is_hub_id(name):
             names.setdefault(name, []).extend(patterns)
-    for teacher in parts["teacher"].get("teachers", {}).values():
-        if "model" in teacher and is_hub_id(teacher["model"]):
-            names.setdefault(teacher["model"], []).extend(NEEDS["teacher", "model"])
+    teacher: Teacher = declaration_of(parts["teacher"])
+    for name, patterns in teacher.hub_files().items():
+        names.setdefault(name, []).extend(patterns)
     for key, name in flatten(parts["evaluation"]).items():
         if key.endswith(".model") and is_hub_id(name):
             names.setdefault(name, []).extend(OF_AN_EVALUATION)

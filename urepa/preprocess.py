@@ -28,13 +28,13 @@ def main(config: DictConfig) -> None:
         from urepa.data.stages.build import Build
         from urepa.data.stores.lmdb_store import Part
         from urepa.data.tracks.latents import LatentTrack
-        from urepa.training.assembly import make
+        from urepa.training.assembly import build_part, make
 
         if parts["data"]["_target_"].endswith("PixelTrack"):
-            build_pixels(parts, make)
+            build_pixels(make(parts["data"]), build_part(parts["teacher"]), parts["stage"])
             return
         track: LatentTrack = make(parts["data"])
-        Build(track, make(parts["teacher"]), Part(index, count), parts["batch_size"]).run(parts["stage"])
+        Build(track, build_part(parts["teacher"]), Part(index, count), parts["batch_size"]).run(parts["stage"])
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -45,11 +45,10 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def build_pixels(parts: dict[str, Any], make: Any) -> None:
+def build_pixels(track: Any, teacher: Any, stage: str) -> None:
     """A small track's caches are made in one go; the stages `verify` and `digest` are as for any others."""
-    track, teacher = make(parts["data"]), make(parts["teacher"])
     track.build(teacher)
-    if parts["stage"] == "digest":
+    if stage == "digest":
         from urepa.data.stores.sealing import add_digests
 
         for store in track.store_folders(teacher):
@@ -57,7 +56,7 @@ def build_pixels(parts: dict[str, Any], make: Any) -> None:
     cache = track.open(teacher)
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in cache.splits.items())
     print(f"{track.folder}: {counts}")
-    if parts["stage"] == "verify":
+    if stage == "verify":
         from urepa.data.stages.verify import verify
 
         verify(str(track.folder), cache)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from urepa.checks.sizes import check_shapes, latent_shape
-from urepa.config.part_schemas import Positions
 from urepa.core.errors import UserError
-from urepa.models.teachers.dinov2_positions import RULES
-from urepa.training.assembly import build_model, make
+from urepa.models.teachers.dino.dinov2_positions import RULES
+from urepa.models.teachers.vit import Positions
+from urepa.training.assembly import build_model, build_part, make
 
 Compose = Callable[..., dict[str, Any]]
 SIT = ("backbone=sit_tiny", "objective=flow", "~loss.taps.mid", "+loss.taps.block_1=1")
@@ -21,7 +21,7 @@ def built(config: dict[str, Any]) -> None:
     """The parts, in the trainer's order."""
     loss, trainer = make(config["loss"]), config["trainer"]
     loss.check_layout(min(trainer["batch_size"], trainer["validation_group"]), trainer["accumulation"])
-    teacher = make(config["teacher"]) if loss.taps else None
+    teacher = build_part(config["teacher"]) if loss.taps else None
     build_model(config, make(config["data"]), teacher, loss)
 
 

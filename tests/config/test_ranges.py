@@ -111,9 +111,9 @@ def test_the_last_step_has_a_checkpoint_that_is_found() -> None:
 
 
 def test_pairs_in_order(compose: Compose) -> None:
-    check_numbers({"objective": {"beta_start": 0.1, "beta_end": 0.1}})
-    with pytest.raises(UserError, match=r"objective.beta_start=0.2 is above objective.beta_end=0.1"):
-        check_numbers({"objective": {"beta_start": 0.2, "beta_end": 0.1}})
+    check_numbers(compose("objective.beta_start=0.1", "objective.beta_end=0.1"))
+    with pytest.raises(UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.1; give one that is"):
+        check_numbers(compose("objective.beta_start=0.2", "objective.beta_end=0.1"))
     config = compose("evaluation=generation")
     for interval in ([0.7, 0.1], [0.1], [0.0, 1.5], [0.0, nan]):
         put(config, "evaluation.generation.images.interval", interval)

@@ -17,7 +17,7 @@ from urepa.costs.counting import SavedBytes, flop_counter
 from urepa.costs.estimate import Device, count, example, plan
 from urepa.method.training_step import step_terms
 from urepa.plan import flops as flops_table
-from urepa.training.assembly import build_model, make, speed_up
+from urepa.training.assembly import build_model, build_part, make, speed_up
 from urepa.training.trainer import Settings
 
 H200 = Device("H200", "cuda", 790e12, 141e9)
@@ -200,7 +200,7 @@ def test_after_the_stop_a_step_costs_what_is_planned(
     assert counted == [cached.flops_per_step, cached.flops_after_stop]
     assert cached.flops_after_stop < cached.flops_per_step  # the terms that are logged are products as well
     with flop_counter() as flops:
-        make(config["teacher"]).tokens(torch.rand(1, 3, 16, 16))
+        build_part(config["teacher"]).tokens(torch.rand(1, 3, 16, 16))
     assert online.flops_per_step == counted[0] + 8 * flops.get_total_flops()
     assert online.flops_after_stop == counted[1]
     assert online.validation_flops - cached.validation_flops == 4 * 20 * flops.get_total_flops()
@@ -238,7 +238,7 @@ def test_a_real_step_of_track_a_in_bf16_saves_what_is_planned(
     model, _ = build_model(config, track, teacher, loss)
     speed_up(model, Settings(**config["trainer"]), torch.device("cpu"))
     forward = torch.autocast("cpu", torch.bfloat16)(model.train().forward)
-    objective = make(config["objective"])
+    objective = build_part(config["objective"])
     batch = example(track, teacher, objective, 4, 0.5)
     with SavedBytes(model) as saved:
         step_terms(forward, objective, loss, batch, 1, lambda x_BD: x_BD)
@@ -280,7 +280,7 @@ def test_an_online_teacher_is_part_of_the_step(compose: Compose) -> None:
 def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
     sizes = {"dinov2_s": 22.06e6, "dinov2_b": 86.58e6, "dinov2_g": 1136.48e6, "clip_l": 303.97e6}
     for name, parameters in sizes.items():
-        teacher = make(compose(f"teacher={name}")["teacher"])
+        teacher = build_part(compose(f"teacher={name}")["teacher"])
         with torch.device("meta"):
             network = teacher.build_without_weights()
         assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=1e-3), name
@@ -288,13 +288,13 @@ def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
 
 def test_the_unread_network_is_the_one_that_is_read(compose: Compose, small_run: list[str]) -> None:
     config = compose(*small_run)
-    track, teacher, loss = make(config["data"]), make(config["teacher"]), make(config["loss"])
+    track, teacher, loss = make(config["data"]), build_part(config["teacher"]), make(config["loss"])
     model, _ = build_model(config, track, teacher, loss)
     by_part = plan(config, CPU).counted.parameters
     assert sum(part["all"] for part in by_part.values()) == sum(p.numel() for p in model.parameters())
     read = sum(p.numel() for p in teacher._model.parameters())
     with torch.device("meta"):
-        assert sum(p.numel() for p in make(config["teacher"]).build_without_weights().parameters()) == read
+        assert sum(p.numel() for p in build_part(config["teacher"]).build_without_weights().parameters()) == read
 
 
 # --- against a measurement -----------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import pytest
 
 from urepa.core.errors import UserError
 from urepa.data.cache import UNKNOWN, refuse_differing, write_begun
-from urepa.models.teachers.vit import ViT
+from urepa.models.teachers.vit_net import ViTNetwork
 
 
 def of(size: int, rule: str | None, family: str = "dinov2") -> dict[str, Any]:
     """What a run expects of its token store."""
-    return {"teacher": ViT(family, "m", size, 14, [16, 16], 32, rule).manifest()}
+    return {"teacher": ViTNetwork(family, "m", size, 14, [16, 16], 32, rule).manifest()}
 
 
 def old(size: int, family: str = "dinov2") -> dict[str, Any]:

@@ -24,9 +24,9 @@ from urepa.data.stages.encode import vae_encoder
 from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.tracks.samples import read_split
-from urepa.method.objectives import DDPMVelocity
+from urepa.method.objectives.ddpm_math import VelocityMath
 
-OBJECTIVE = DDPMVelocity(0.00085, 0.012, "linear", 1000)
+OBJECTIVE = VelocityMath(0.00085, 0.012, "linear", 1000)
 
 
 def reader(cache: Cache, *, layout: Layout | None = None, seed: int = 0) -> TrainingReader:

@@ -24,12 +24,12 @@ from urepa.data.stages.vae import load_vae, vae_without_weights
 from urepa.data.stores.disk_sizes import cache_sizes
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
-from urepa.method.objectives import Flow
+from urepa.method.objectives.flow_math import FlowMath
 from urepa.runs import checkpoint
 
 ONLINE = "data.online_latents=true"
 BOTH = (ONLINE, "data.online_teacher=true")
-FLOW = Flow("linear", "uniform")
+FLOW = FlowMath("linear", "uniform")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ def with_moments(
     from photos import overrides
 
     from urepa.data.stages.build import Build
-    from urepa.training.assembly import make
+    from urepa.training.assembly import build_part, make
 
     root = Path(shutil.copytree(built_with_flips, tmp_path_factory.mktemp("moments") / "cache"))
     for folder in root.glob("vae_latents_lmdb*"):
         shutil.rmtree(folder)
     parts = compose(*overrides(material, root), "data.flip=true", "data.moments=true", root="preprocess")
-    Build(make(parts["data"]), make(parts["teacher"]), Part(), batch=8).run("latents")
+    Build(make(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("latents")
     return root
 
 

@@ -12,12 +12,12 @@ from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.data.cache import Cache
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
-from urepa.method.objectives import DDPMVelocity
+from urepa.method.objectives.ddpm_math import VelocityMath
 
 
 @pytest.fixture(scope="module")
-def objective() -> DDPMVelocity:
-    return DDPMVelocity(0.00085, 0.012, "linear", 1000)
+def objective() -> VelocityMath:
+    return VelocityMath(0.00085, 0.012, "linear", 1000)
 
 
 def joined(batches: list[Batch]) -> dict[str, Any]:

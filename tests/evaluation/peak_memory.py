@@ -17,7 +17,7 @@ from urepa.evaluation.context import Context
 from urepa.evaluation.probes import Knn, LinearProbe
 from urepa.evaluation.teacher_agreement import Alignment
 from urepa.method.heads.conv_net import ConvHead
-from urepa.method.objectives import DDPMVelocity
+from urepa.method.objectives.ddpm_math import VelocityMath
 from urepa.method.training_step import AlignedModel, AlignmentLoss
 from urepa.models.backbones.unet import tiny_unet
 
@@ -47,7 +47,7 @@ def main(name: str, folder: Path, numbers: list[int]) -> None:
     model = AlignedModel(backbone, {"mid": head}).eval().requires_grad_(False)
     context = Context(
         model=model,
-        objective=DDPMVelocity(0.00085, 0.012, "linear", 1000),
+        objective=VelocityMath(0.00085, 0.012, "linear", 1000),
         loss=AlignmentLoss(0.5, 0, 0.0, "sample", {"mid": 1.0}, 10.0),
         track=track,
         cache=track.open(Teacher),

@@ -28,7 +28,7 @@ from urepa.evaluation.segmentation import Dense
 from urepa.evaluation.spatial_structure import Spatial
 from urepa.evaluation.teacher_agreement import Alignment
 from urepa.inference.open_run import load
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part
 
 Compose = Callable[..., dict[str, Any]]
 READ: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": [], "train_images": 20, "test_images": 10}
@@ -50,7 +50,7 @@ class Linear(Inception):
 def context(tmp_path: Path, compose: Compose, small_run: list[str]) -> Iterator[Context]:
     run = write_run(tmp_path / "outputs" / "quickstart" / "seed0", compose(*small_run), 10)
     opened = load(run, "cpu")
-    cache = opened.track.open(make(opened.config["teacher"]))
+    cache = opened.track.open(build_part(opened.config["teacher"]))
     yield context_of(opened, cache, run, 10)
     cache.close()
 
@@ -75,7 +75,7 @@ def test_every_cheap_evaluation_of_a_bf16_run(
     context: Context, halves: Path, compose: Compose, small_run: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "STEPS", 5)
-    teacher = make(compose(*small_run)["teacher"])
+    teacher = build_part(compose(*small_run)["teacher"])
     asked: list[Callable[[Context], dict[str, float]]] = [
         Knn(**READ, k=3),
         LinearProbe(**READ),

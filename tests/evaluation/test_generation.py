@@ -32,7 +32,7 @@ from urepa.evaluation.segmentation import Pictures
 from urepa.generate import check_run_request
 from urepa.inference.image_request import generate
 from urepa.inference.open_run import load
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part, make
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -50,7 +50,7 @@ def opened(run: Path) -> Any:
 @pytest.fixture
 def context(run: Path, opened: Any, tmp_path: Path) -> Any:
     """The run as evaluations get it, its images in a folder of the test's own."""
-    cache = opened.track.open(make(opened.config["teacher"]))
+    cache = opened.track.open(build_part(opened.config["teacher"]))
     yield context_of(opened, cache, tmp_path, 10)
     cache.close()
 
@@ -221,8 +221,8 @@ def test_there_is_no_floor_for_more_images_than_are_held_out(
 def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
     context: Context, opened: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    teacher = make(opened.config["teacher"])
-    other_grid = make(opened.config["teacher"] | {"image_size": 32, "grid": [1, 1]})
+    teacher = build_part(opened.config["teacher"])
+    other_grid = build_part(opened.config["teacher"] | {"image_size": 32, "grid": [1, 1]})
     found = evaluation(encoders={"own": teacher, "pixels": Pixels(2), "smaller": other_grid})(context)
     assert {k for k in found if "circular" in k} == {"final/circular/own", "final/circular/smaller"}
     assert "own is the teacher that this run aligns to" in capsys.readouterr().out

@@ -28,7 +28,7 @@ from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
 from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
 from urepa.runs.run_folder import to_plain
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part, make
 from urepa.training.session import accelerate_for
 
 Rows = dict[str, dict[str, Any]]  # our own rows of earlier runs, by their names
@@ -117,12 +117,12 @@ def tokens(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
     the page cache."""
     device = accelerate_for(config["trainer"]).device
     settings, size = config["bench"], config["trainer"]["batch_size"]
-    track, teacher = make(config["data"]), make(config["teacher"])
+    track, teacher = make(config["data"]), build_part(config["teacher"])
     with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
         random = SyntheticTrack(**settings_like(track, Path(place), settings["batches"] * size))
         random.write(teacher)
         cache = random.open(teacher)
-        reader = TrainingReader(cache, make(config["objective"]), Layout(size), 0, track.cfg_dropout)
+        reader = TrainingReader(cache, build_part(config["objective"]), Layout(size), 0, track.cfg_dropout)
         count = settings["steps"] * settings["rounds"]
         alone, whole = _tokens_per_s(cache, size, count, device), _samples_per_s(reader, size, count, device)
         record = cache.tokens[ALONE].record_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def test_a_sits_export_of_another_objective_is_refused(
 
 def before_rooms(config: str) -> str:
     """As an earlier version exported it."""
-    return config.replace("urepa.method.objectives.", "urepa.objectives.")
+    return re.sub(r"urepa\.method\.objectives\.\w+\.", "urepa.objectives.", config)
 
 
 def test_how_times_were_drawn_is_nothing_to_images(

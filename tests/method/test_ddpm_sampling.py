@@ -25,7 +25,8 @@ from urepa.method.ddpm_sampling import (
     trailing,
     uneven_timesteps,
 )
-from urepa.method.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
+from urepa.method.objectives.ddpm_math import DDPMMath, EpsilonMath, VelocityMath
+from urepa.method.objectives.flow_math import FlowMath
 from urepa.models.backbones.unet import UNet
 
 LINEAR = (0.00085, 0.012, "linear", 1000)
@@ -47,10 +48,10 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> UNet:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-@pytest.mark.parametrize("objective", [DDPMVelocity(*LINEAR), DDPMEpsilon(*SCALED)])
+@pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED)])
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 5), ("dpmsolver", 6), ("euler", 6)])
 def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
-    backbone: UNet, sampler: str, steps: int, objective: DDPM, guidance: float
+    backbone: UNet, sampler: str, steps: int, objective: DDPMMath, guidance: float
 ) -> None:
     import diffusers
 
@@ -58,8 +59,8 @@ def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
     scheduler = getattr(diffusers, SCHEDULERS[sampler])(
         beta_start=0.00085,
         beta_end=0.012,
-        beta_schedule="linear" if isinstance(objective, DDPMVelocity) else "scaled_linear",
-        prediction_type="v_prediction" if isinstance(objective, DDPMVelocity) else "epsilon",
+        beta_schedule="linear" if isinstance(objective, VelocityMath) else "scaled_linear",
+        prediction_type="v_prediction" if isinstance(objective, VelocityMath) else "epsilon",
         timestep_spacing="trailing",
         steps_offset=1,
         **own,
@@ -81,10 +82,10 @@ def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
 NOBODY = Condition(torch.zeros(3).long(), 1)
 
 
-@pytest.mark.parametrize("objective", [DDPMVelocity(*LINEAR), DDPMEpsilon(*SCALED), DDPMVelocity(*LINEAR[:3], 400)])
+@pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED), VelocityMath(*LINEAR[:3], 400)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bits(
-    sampler: str, objective: DDPM
+    sampler: str, objective: DDPMMath
 ) -> None:
     model = Gaussian(objective)
     others = [] if sampler == "ddim" else [7, 30, 48, 333]  # whose timesteps are right there
@@ -101,7 +102,7 @@ def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bit
 class Knows(nn.Module):
     """Predicts exactly for data that is one point, by the objective's own definitions."""
 
-    def __init__(self, objective: DDPM, x0: Tensor) -> None:
+    def __init__(self, objective: DDPMMath, x0: Tensor) -> None:
         super().__init__()
         self.objective, self.x0 = objective, x0
 
@@ -112,9 +113,9 @@ class Knows(nn.Module):
         return Denoised(self.objective.target(x0, (x_t - signal * x0) / sigma, t_B))
 
 
-@pytest.mark.parametrize("objective", [DDPMVelocity(*LINEAR), DDPMEpsilon(*SCALED)])
+@pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_model_that_knows_the_answer_is_brought_to_it(sampler: str, objective: DDPM) -> None:
+def test_a_model_that_knows_the_answer_is_brought_to_it(sampler: str, objective: DDPMMath) -> None:
     x0 = torch.linspace(-1.5, 1.5, 256).view(1, *SHAPE)
     for steps in (8, 7, 61):
         found = sample(Knows(objective, x0), objective, noise_of(3), NOBODY, sampler, steps, 1.0)
@@ -129,7 +130,7 @@ STD = 0.5  # of the data
 class Gaussian(nn.Module):
     """Predicts E[x0 | x_t] of x0 ~ N(0, STD²), and the ε that goes with it. Keeps the timesteps that it was asked."""
 
-    def __init__(self, objective: DDPM) -> None:
+    def __init__(self, objective: DDPMMath) -> None:
         super().__init__()
         self.objective = objective
         self.asked: list[int] = []
@@ -143,7 +144,7 @@ class Gaussian(nn.Module):
         return Denoised(self.objective.target(x0, noise, t_B.long()).float())
 
 
-def alpha_bars(objective: DDPM, timesteps: list[int]) -> list[float]:
+def alpha_bars(objective: DDPMMath, timesteps: list[int]) -> list[float]:
     """ᾱ at each timestep, from β as the papers have them, and 1."""
     power = {"linear": 1, "scaled_linear": 2}[objective.beta_schedule]
     ends = objective.beta_start ** (1 / power), objective.beta_end ** (1 / power)
@@ -187,16 +188,16 @@ def of_dpmsolver(bars: list[float]) -> float:
 
 ON_PAPER = {"ddim": of_ddim, "dpmsolver": of_dpmsolver, "euler": of_euler}
 DIVIDED = [
-    (DDPMVelocity(*LINEAR), [1, 2, 7, 30, 50, 61, 150, 333, 600, 999, 1000]),
-    (DDPMEpsilon(*SCALED), [1, 7, 30, 50, 121, 150, 333, 999, 1000]),
-    (DDPMEpsilon(*LINEAR[:3], 400), [1, 7, 29, 30, 50, 150, 333, 399, 400]),
-    (DDPMVelocity(*SCALED[:3], 100), [1, 7, 29, 30, 50, 99, 100]),
+    (VelocityMath(*LINEAR), [1, 2, 7, 30, 50, 61, 150, 333, 600, 999, 1000]),
+    (EpsilonMath(*SCALED), [1, 7, 30, 50, 121, 150, 333, 999, 1000]),
+    (EpsilonMath(*LINEAR[:3], 400), [1, 7, 29, 30, 50, 150, 333, 399, 400]),
+    (VelocityMath(*SCALED[:3], 100), [1, 7, 29, 30, 50, 99, 100]),
 ]
 
 
 @pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPM, numbers: list[int]) -> None:
+def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPMMath, numbers: list[int]) -> None:
     one, condition = torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1)
     for steps in numbers:
         model = Gaussian(objective)
@@ -211,7 +212,7 @@ def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPM, numb
 def test_more_steps_are_nearer_to_the_data(sampler: str) -> None:
     """Whether they divide the timesteps or not."""
     one, condition = torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1)
-    objective = DDPMVelocity(*LINEAR)
+    objective = VelocityMath(*LINEAR)
     errors = [
         abs(float(sample_by(Gaussian(objective), objective, one, condition, [], sampler, steps, 1.0)) - STD)
         for steps in (2, 7, 20, 61, 150, 333, 600)
@@ -235,7 +236,7 @@ def test_trailing_timesteps_are_even(timesteps: int) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_more_steps_than_timesteps_are_refused_before_the_first(sampler: str) -> None:
-    objective = DDPMVelocity(*LINEAR[:3], 100)
+    objective = VelocityMath(*LINEAR[:3], 100)
     model = Gaussian(objective)
     with pytest.raises(UserError, match="steps=101: this run has 100 timesteps; give as many or fewer"):
         sample_by(model, objective, noise_of(1), Condition(torch.zeros(1).long(), 1), [], sampler, 101, 1.0)
@@ -243,10 +244,10 @@ def test_more_steps_than_timesteps_are_refused_before_the_first(sampler: str) ->
 
 
 def test_folders_state_timesteps_that_steps_do_not_divide() -> None:
-    assert uneven_timesteps(DDPMVelocity(*LINEAR), 50) == {}
-    assert uneven_timesteps(DDPMVelocity(*LINEAR), 150) == {"timesteps": 1000}
-    assert uneven_timesteps(DDPMVelocity(*LINEAR[:3], 300), 150) == {}
-    assert uneven_timesteps(Flow("linear", "uniform"), 7) == {}
+    assert uneven_timesteps(VelocityMath(*LINEAR), 50) == {}
+    assert uneven_timesteps(VelocityMath(*LINEAR), 150) == {"timesteps": 1000}
+    assert uneven_timesteps(VelocityMath(*LINEAR[:3], 300), 150) == {}
+    assert uneven_timesteps(FlowMath("linear", "uniform"), 7) == {}
 
 
 def test_noise_has_an_address() -> None:

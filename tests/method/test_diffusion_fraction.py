@@ -17,11 +17,11 @@ from urepa.core.types import Batch, Condition, no_rows
 from urepa.data.reader import Layout, TrainingReader
 from urepa.method.batch_fraction import strata
 from urepa.method.heads.conv_net import ConvHead
-from urepa.method.objectives import DDPMVelocity
+from urepa.method.objectives.ddpm_math import VelocityMath
 from urepa.method.training_step import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
 from urepa.models.backbones.unet import tiny_unet
 
-OBJECTIVE = DDPMVelocity(0.00085, 0.012, "linear", 1000)
+OBJECTIVE = VelocityMath(0.00085, 0.012, "linear", 1000)
 TAPS = ("enc_last", "mid", "dec_first")
 
 

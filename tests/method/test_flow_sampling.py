@@ -15,16 +15,17 @@ from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Denoised
 from urepa.method.ddpm_sampling import choose_sampler, sample_by, sample_images
-from urepa.method.objectives import DDPMVelocity, Flow
+from urepa.method.objectives.ddpm_math import VelocityMath
+from urepa.method.objectives.flow_math import FlowMath
 
-LINEAR = Flow("linear", "uniform")
+LINEAR = FlowMath("linear", "uniform")
 STD = 0.5  # of the data
 
 
 class Gaussian(nn.Module):
     """E[α̇·x0 + σ̇·ε | x_t] for x0 ~ N(0, STD²). Keeps what it was asked."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: FlowMath) -> None:
         super().__init__()
         self.flow = flow
         self.asked: list[tuple[float, int]] = []
@@ -49,7 +50,7 @@ class OneHot:
         return np.full(shape, value, dtype)
 
 
-def final_std(flow: Flow, sampler: str, steps: int) -> float:
+def final_std(flow: FlowMath, sampler: str, steps: int) -> float:
     """What a sampler makes of unit-variance noise: the response to each of its independent noises, squared and added.
     Image 0 answers to the first noise, image i + 1 to the one of step i."""
     first = torch.zeros(steps + 1, 1, 1, 1)
@@ -117,7 +118,7 @@ def sde_by_hand(velocity: Slope, score: Slope, steps: int) -> float:
 def test_the_odes_steps_are_those_on_paper(sampler: str, path: str) -> None:
     velocity, _ = on_paper(path)
     for steps in (1, 2, 7, 30, 333, 999):
-        found = final_std(Flow(path, "uniform"), sampler, steps)
+        found = final_std(FlowMath(path, "uniform"), sampler, steps)
         assert found == pytest.approx(ode_by_hand(velocity, sampler, steps), abs=2e-6), steps
 
 
@@ -125,19 +126,19 @@ def test_the_odes_steps_are_those_on_paper(sampler: str, path: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7, 30, 333, pytest.param(999, marks=pytest.mark.slow)])
 def test_the_sdes_steps_are_those_on_paper(steps: int, path: str) -> None:
     expected = sde_by_hand(*on_paper(path), steps)
-    assert final_std(Flow(path, "uniform"), "sde", steps) == pytest.approx(expected, abs=2e-6)
+    assert final_std(FlowMath(path, "uniform"), "sde", steps) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2)])
 def test_the_error_falls_with_the_order_of_the_method(sampler: str, order: int, path: str) -> None:
-    flow = Flow(path, "uniform")
+    flow = FlowMath(path, "uniform")
     errors = [abs(final_std(flow, sampler, n) - STD) for n in (40, 80)]
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
 
 
 def test_the_cosine_paths_sde_arrives_too() -> None:
-    assert final_std(Flow("cosine", "uniform"), "sde", 400) == pytest.approx(STD, abs=0.01)
+    assert final_std(FlowMath("cosine", "uniform"), "sde", 400) == pytest.approx(STD, abs=0.01)
 
 
 def test_steps_and_evaluations() -> None:
@@ -223,7 +224,7 @@ def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
 
 
 def test_an_objective_has_its_own_samplers() -> None:
-    ddpm = DDPMVelocity(0.00085, 0.012, "linear", 1000)
+    ddpm = VelocityMath(0.00085, 0.012, "linear", 1000)
     assert (choose_sampler(ddpm, None), choose_sampler(LINEAR, None)) == ("ddim", "euler")
     assert choose_sampler(LINEAR, "sde") == "sde"
     with pytest.raises(UserError, match="sampler=ddim is not for this run's objective, which has euler, heun, sde"):

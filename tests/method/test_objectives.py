@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from urepa.config.declared import declaration_of
+from urepa.config.parts import KINDS, target_of
+from urepa.core.descriptions import Formula
+from urepa.core.errors import UserError
+from urepa.core.protocols import Objective
 from urepa.method.losses import diffusion_loss
-from urepa.method.objectives import DDPM, DDPMEpsilon, DDPMVelocity, Flow
+from urepa.method.objectives.ddpm_math import DDPMMath, EpsilonMath, VelocityMath
+from urepa.method.objectives.flow_math import FlowMath
 
 SCHEDULES = ("linear", "scaled_linear")
 T = 1000
 
 
-def objective(kind: type[DDPM], schedule: str) -> DDPM:
+def objective(kind: type[DDPMMath], schedule: str) -> DDPMMath:
     return kind(beta_start=0.00085, beta_end=0.012, beta_schedule=schedule, timesteps=T)
 
 
@@ -40,7 +49,7 @@ def alpha_bar(schedule: str) -> np.ndarray:
 def test_corruption_and_velocity_are_diffusers(schedule: str) -> None:
     from diffusers import DDPMScheduler
 
-    ours = objective(DDPMVelocity, schedule)
+    ours = objective(VelocityMath, schedule)
     theirs = DDPMScheduler(T, beta_start=0.00085, beta_end=0.012, beta_schedule=schedule)
     x0, noise, t = at_every_timestep(1.0)
     torch.testing.assert_close(ours.corrupt(x0, noise, t), theirs.add_noise(x0, noise, t), rtol=0, atol=1e-6)
@@ -49,28 +58,28 @@ def test_corruption_and_velocity_are_diffusers(schedule: str) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_alpha_bar_is_its_definition(schedule: str) -> None:
-    np.testing.assert_allclose(objective(DDPMVelocity, schedule).alphas_cumprod, alpha_bar(schedule), rtol=2e-5)
+    np.testing.assert_allclose(objective(VelocityMath, schedule).alphas_cumprod, alpha_bar(schedule), rtol=2e-5)
 
 
 def test_alpha_bar_halfway_is_as_the_errata_say() -> None:
-    halfway = {s: round(float(objective(DDPMVelocity, s).alphas_cumprod[499]), 3) for s in SCHEDULES}
+    halfway = {s: round(float(objective(VelocityMath, s).alphas_cumprod[499]), 3) for s in SCHEDULES}
     assert halfway == {"linear": 0.162, "scaled_linear": 0.278}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("kind", [DDPMVelocity, DDPMEpsilon])
-def test_targets_lead_back_to_x0_and_velocity(kind: type[DDPM], schedule: str) -> None:
+@pytest.mark.parametrize("kind", [VelocityMath, EpsilonMath])
+def test_targets_lead_back_to_x0_and_velocity(kind: type[DDPMMath], schedule: str) -> None:
     chosen = objective(kind, schedule)
     x0, noise, t = at_every_timestep(1.0)
     x_t, target = chosen.corrupt(x0, noise, t), chosen.target(x0, noise, t)
     torch.testing.assert_close(chosen.to_x0(x_t, target, t), x0, rtol=0, atol=5e-5)
-    velocity = objective(DDPMVelocity, schedule).target(x0, noise, t)
+    velocity = objective(VelocityMath, schedule).target(x0, noise, t)
     torch.testing.assert_close(chosen.to_velocity(x_t, target, t), velocity, rtol=0, atol=5e-5)
 
 
 def test_epsilons_target_is_the_noise() -> None:
     x0, noise, t = at_every_timestep(1.0)
-    assert torch.equal(objective(DDPMEpsilon, "linear").target(x0, noise, t), noise)
+    assert torch.equal(objective(EpsilonMath, "linear").target(x0, noise, t), noise)
 
 
 @pytest.mark.parametrize("variance", [0.5, 0.8, 1.0])
@@ -80,7 +89,7 @@ def test_zero_predictors_loss_under_v(schedule: str, variance: float) -> None:
     bar = alpha_bar(schedule)
     closed_form = (bar + (1 - bar) * variance).mean()
     x0, noise, t = at_every_timestep(variance)
-    target = objective(DDPMVelocity, schedule).target(x0, noise, t)
+    target = objective(VelocityMath, schedule).target(x0, noise, t)
     drawn = diffusion_loss(torch.zeros_like(target), target).mean().item()
     assert drawn == pytest.approx(closed_form, abs=0.01)
 
@@ -92,7 +101,7 @@ def test_a_perfect_epsilon_scored_as_v(schedule: str, variance: float) -> None:
     bar = alpha_bar(schedule)
     closed_form = ((1 - np.sqrt(bar)) ** 2 + (1 - bar) * variance).mean()
     x0, noise, t = at_every_timestep(variance)
-    target = objective(DDPMVelocity, schedule).target(x0, noise, t)
+    target = objective(VelocityMath, schedule).target(x0, noise, t)
     drawn = diffusion_loss(noise, target).mean().item()
     assert drawn == pytest.approx(closed_form, abs=0.01)
     assert 0.82 <= round(closed_form, 2) <= 1.09
@@ -107,7 +116,7 @@ def test_the_erratas_range_is_reached() -> None:
 
 
 def test_timesteps_are_uniform_and_within_range() -> None:
-    chosen, rng = objective(DDPMVelocity, "linear"), np.random.default_rng(0)
+    chosen, rng = objective(VelocityMath, "linear"), np.random.default_rng(0)
     t = np.array([chosen.sample_t(rng) for _ in range(20_000)])
     assert (t.min(), t.max()) == (0, T - 1)
     tenths = np.bincount(t // 100, minlength=10) / len(t)
@@ -115,7 +124,7 @@ def test_timesteps_are_uniform_and_within_range() -> None:
 
 
 def test_the_time_fraction_is_below_one() -> None:
-    fractions = objective(DDPMVelocity, "linear").time_fraction(torch.tensor([0, 500, 999])).tolist()
+    fractions = objective(VelocityMath, "linear").time_fraction(torch.tensor([0, 500, 999])).tolist()
     assert fractions == [0.0, 0.5, 0.999]
 
 
@@ -131,7 +140,7 @@ def flow_pair() -> tuple[Tensor, Tensor]:
 
 
 def test_the_straight_line_is_what_the_spec_writes() -> None:
-    flow, (x0, noise), t = Flow("linear", "uniform"), flow_pair(), TIMES.view(-1, 1, 1, 1)
+    flow, (x0, noise), t = FlowMath("linear", "uniform"), flow_pair(), TIMES.view(-1, 1, 1, 1)
     assert torch.equal(flow.corrupt(x0, noise, TIMES), (1 - t) * x0 + t * noise)
     assert torch.equal(flow.target(x0, noise, TIMES), noise - x0)
     x_t, v = flow.corrupt(x0, noise, TIMES)[1:], (noise - x0)[1:]
@@ -141,13 +150,13 @@ def test_the_straight_line_is_what_the_spec_writes() -> None:
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_the_target_is_the_derivative_of_the_path(path: str) -> None:
     """Central differences, exact to h² for a path that is smooth."""
-    flow, (x0, noise), h = Flow(path, "uniform"), flow_pair(), 1e-5
+    flow, (x0, noise), h = FlowMath(path, "uniform"), flow_pair(), 1e-5
     slope = (flow.corrupt(x0, noise, TIMES + h) - flow.corrupt(x0, noise, TIMES - h)) / (2 * h)
     torch.testing.assert_close(flow.target(x0, noise, TIMES), slope, rtol=0, atol=1e-8)
 
 
 def test_the_quarter_circle_keeps_unit_variance() -> None:
-    signal, sigma = Flow("cosine", "uniform").signal_and_noise(TIMES)
+    signal, sigma = FlowMath("cosine", "uniform").signal_and_noise(TIMES)
     torch.testing.assert_close(signal**2 + sigma**2, torch.ones_like(signal))
     assert signal.flatten()[[0, -1]].tolist() == pytest.approx([1, 0], abs=1e-12)
     torch.testing.assert_close(sigma.flatten(), torch.sin(math.pi / 2 * TIMES))
@@ -155,7 +164,7 @@ def test_the_quarter_circle_keeps_unit_variance() -> None:
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_a_velocity_leads_back_to_x0_noise_and_score(path: str) -> None:
-    flow, (x0, noise) = Flow(path, "uniform"), flow_pair()
+    flow, (x0, noise) = FlowMath(path, "uniform"), flow_pair()
     x_t, v = flow.corrupt(x0, noise, TIMES), flow.target(x0, noise, TIMES)
     torch.testing.assert_close(flow.to_x0(x_t, v, TIMES), x0)
     torch.testing.assert_close(flow.to_noise(x_t, v, TIMES), noise)
@@ -167,7 +176,7 @@ def test_a_velocity_leads_back_to_x0_noise_and_score(path: str) -> None:
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_the_score_is_the_gradient_of_the_log_density(path: str) -> None:
     """Data N(0, s²): p_t is N(0, (αs)² + σ²), and E[v | x_t] gives its score exactly."""
-    flow, s2 = Flow(path, "uniform"), 0.25
+    flow, s2 = FlowMath(path, "uniform"), 0.25
     signal, sigma, d_signal, d_sigma = flow.path(TIMES[1:])
     variance = signal**2 * s2 + sigma**2
     x_t = torch.linspace(-2, 2, len(TIMES) - 1, dtype=torch.float64).view(-1, 1, 1, 1)
@@ -177,7 +186,7 @@ def test_the_score_is_the_gradient_of_the_log_density(path: str) -> None:
 
 
 def drawn(path: str, draw: str, count: int = 20_000) -> np.ndarray:
-    flow, rng = Flow(path, draw), np.random.default_rng(0)
+    flow, rng = FlowMath(path, draw), np.random.default_rng(0)
     return np.array([flow.sample_t(rng) for _ in range(count)])
 
 
@@ -189,7 +198,7 @@ def test_flow_times_are_uniform() -> None:
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_lognormal_times_have_a_normal_log_ratio_of_noise_to_signal(path: str) -> None:
     t = torch.from_numpy(drawn(path, "lognormal"))
-    signal, sigma = Flow(path, "lognormal").signal_and_noise(t)
+    signal, sigma = FlowMath(path, "lognormal").signal_and_noise(t)
     log_ratio = (sigma / signal).log().flatten().numpy()
     assert (log_ratio.mean(), log_ratio.std()) == pytest.approx((0, 1), abs=0.02)
     assert (np.abs(log_ratio) < 1).mean() == pytest.approx(0.6827, abs=0.01)
@@ -198,26 +207,26 @@ def test_lognormal_times_have_a_normal_log_ratio_of_noise_to_signal(path: str) -
 def test_lognormal_times_are_the_specs() -> None:
     rng = np.random.default_rng(3)
     sigma = math.exp(np.random.default_rng(3).standard_normal())
-    assert Flow("linear", "lognormal").sample_t(rng) == pytest.approx(sigma / (1 + sigma))
+    assert FlowMath("linear", "lognormal").sample_t(rng) == pytest.approx(sigma / (1 + sigma))
     rng = np.random.default_rng(3)
-    assert Flow("cosine", "lognormal").sample_t(rng) == pytest.approx(2 / math.pi * math.atan(sigma))
+    assert FlowMath("cosine", "lognormal").sample_t(rng) == pytest.approx(2 / math.pi * math.atan(sigma))
 
 
 def test_every_time_has_a_bin() -> None:
-    fractions = Flow("linear", "uniform").time_fraction(torch.tensor([0.0, 0.55, 1.0]))
+    fractions = FlowMath("linear", "uniform").time_fraction(torch.tensor([0.0, 0.55, 1.0]))
     assert (fractions * 10).long().tolist() == [0, 5, 9]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
 def test_an_objective_has_the_time_at_a_fraction(fraction: float) -> None:
-    for chosen in (objective(DDPMVelocity, "linear"), Flow("linear", "uniform")):
+    for chosen in (objective(VelocityMath, "linear"), FlowMath("linear", "uniform")):
         t = torch.tensor([chosen.time_at(fraction)])
         assert chosen.has_time(t)
         assert chosen.time_fraction(t).item() == pytest.approx(fraction, abs=1e-6)
 
 
 def test_whose_times_are_whose() -> None:
-    ddpm, flow = objective(DDPMVelocity, "linear"), Flow("linear", "uniform")
+    ddpm, flow = objective(VelocityMath, "linear"), FlowMath("linear", "uniform")
     assert [ddpm.has_time(torch.tensor([0, t])) for t in (-1, 999, 1000, 0.5)] == [False, True, False, False]
     assert [flow.has_time(torch.tensor([0.5, t])) for t in (-0.1, 0.0, 1.0, 1.1)] == [False, True, True, False]
     assert not flow.has_time(torch.tensor([0]))
@@ -229,7 +238,7 @@ def test_whose_times_are_whose() -> None:
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
 def test_on_the_straight_line_a_weight_is_a_power_of_the_way_to_the_noise(power: float) -> None:
     t = torch.rand(1000)
-    weight = Flow("linear", "uniform").towards_data(t, power)
+    weight = FlowMath("linear", "uniform").towards_data(t, power)
     torch.testing.assert_close(weight, (power + 1) * (1 - t) ** power, rtol=1e-4, atol=0)
     if power == 0:
         assert torch.equal(weight, torch.ones(1000))
@@ -238,7 +247,7 @@ def test_on_the_straight_line_a_weight_is_a_power_of_the_way_to_the_noise(power:
 @pytest.mark.parametrize("kind", ["linear uniform", "linear lognormal", "cosine uniform", "cosine lognormal", "DDPM"])
 def test_a_weight_has_mean_one_over_the_times_that_are_drawn(kind: str) -> None:
     """And equal shares of noise have equal weights but for that."""
-    own = objective(DDPMVelocity, "linear") if kind == "DDPM" else Flow(*kind.split())
+    own = objective(VelocityMath, "linear") if kind == "DDPM" else FlowMath(*kind.split())
     rng = np.random.default_rng(0)
     t = torch.tensor([own.sample_t(rng) for _ in range(20_000)])
     weight = own.towards_data(t, 2.0).double()
@@ -251,5 +260,49 @@ def test_a_weight_has_mean_one_over_the_times_that_are_drawn(kind: str) -> None:
 def test_a_lognormal_draws_mean_weight_is_the_logistic_normals() -> None:
     """E[sigmoid(N)] = 1/2, whatever the path: the weight of a sample that is all data is 2."""
     for path in ("linear", "cosine"):
-        weight = Flow(path, "lognormal").towards_data(torch.tensor([0.0, 1.0]), 1.0)
+        weight = FlowMath(path, "lognormal").towards_data(torch.tensor([0.0, 1.0]), 1.0)
         torch.testing.assert_close(weight, torch.tensor([2.0, 0.0]), rtol=1e-4, atol=1e-6)
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "timesteps": 400}
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    *(("ddpm_epsilon", BETAS), ("ddpm_velocity", BETAS | {"beta_schedule": "scaled_linear"})),
+    *(("flow", {"path": path, "draw": "uniform"}) for path in ("linear", "cosine")),
+]
+
+
+def declared(name: str, **settings: Any) -> Objective:
+    found: Objective = declaration_of({"_target_": target_of(KINDS["objective"][name])} | settings)
+    return found
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_a_declared_objective_is_what_the_protocol_says(name: str, settings: dict[str, Any]) -> None:
+    """It answers as the mathematics that it builds, which a check before torch cannot ask."""
+    own = declared(name, **settings)
+    mathematics = own.build()
+    assert own.prediction_type == getattr(mathematics, "prediction_type", "flow")
+    assert own.most_steps == mathematics.most_steps
+    assert own.time_at(0.5) == mathematics.time_at(0.5)
+    assert own.has_time(own.time_at(0.5))
+    for t in (-1, 0, 1, 0.25, 399, 400):
+        assert own.has_time(t) == mathematics.has_time(mathematics.times_of(t)), t
+    assert own.has_intervals == isinstance(mathematics, FlowMath)
+    own.check()
+    words, formula = own.description()
+    assert words.startswith("The backbone predicts ")
+    assert isinstance(formula, Formula)
+    assert own.model_card().startswith("**The model predicts ")
+
+
+def test_betas_do_not_fall() -> None:
+    for name in ("ddpm_epsilon", "ddpm_velocity"):
+        declared(name, **BETAS | {"beta_start": 0.012}).check()
+        with pytest.raises(UserError, match=r"^objective.beta_start=0.2 is above objective.beta_end=0.012; give one"):
+            declared(name, **BETAS | {"beta_start": 0.2}).check()
+
+
+def test_every_file_declares_an_objective_and_loads_without_torch() -> None:
+    assert {name for name, _ in SETTINGS} == KINDS["objective"].keys()
+    code = "import sys; from urepa.config.parts import KINDS; assert KINDS['objective'] and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

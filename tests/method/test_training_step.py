@@ -15,7 +15,7 @@ from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.method import losses
 from urepa.method.heads.conv_net import ConvHead
-from urepa.method.objectives import DDPMVelocity
+from urepa.method.objectives.ddpm_math import VelocityMath
 from urepa.method.training_step import (
     Aligned,
     AlignedModel,
@@ -48,8 +48,8 @@ def urepa_loss(**changes: Any) -> AlignmentLoss:
 
 
 @pytest.fixture(scope="module")
-def objective() -> DDPMVelocity:
-    return DDPMVelocity(0.00085, 0.012, "linear", 1000)
+def objective() -> VelocityMath:
+    return VelocityMath(0.00085, 0.012, "linear", 1000)
 
 
 @pytest.fixture(scope="module")

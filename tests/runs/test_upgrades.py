@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from urepa.config.parts import SCHEMAS
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.models.teachers.vit import ViT
+from urepa.models.teachers.vit import check_vit
 from urepa.reports.comparison.protocol import protocol
 from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
@@ -43,7 +44,7 @@ def test_an_old_teachers_positions_are_what_a_teacher_takes(changes, positions):
     """At 518 px nothing is resampled, and a run of before is comparable with one of now."""
     new = upgrade({"teacher": DINO | changes})["teacher"]
     assert new["positions"] == positions
-    ViT(new["family"], "m", new["image_size"], new["patch"], [4, 4], 32, new["positions"])
+    check_vit(new["family"], new["image_size"], new["patch"], [4, 4], new["positions"])
     flat = {f"teacher.{key}": str(value) for key, value in (DINO | changes).items()}
     assert upgrade_flat(flat, 0)["teacher.positions"] == str(positions)
 
@@ -105,6 +106,7 @@ def without(config: Any, *keys: str) -> Any:
 def called(target: str) -> str:
     """A part's name before the package had rooms."""
     module, _, name = target.rpartition(".")
+    module = module.replace("efficientnet_lite0", "efficientnet")
     before = {since: before for before, since in PLACES.items()}
     return f"{before.get(module, module)}.{name}"
 
@@ -144,6 +146,35 @@ def test_one_of_several_evaluations_is_of_before(evaluated: dict[str, Any]) -> N
 def test_facts_without_an_evaluation_stay_without() -> None:
     assert facts_of({"step": 3}) == {"step": 3}
     assert facts_in({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "since"),
+    [
+        ("DDPMEpsilon", "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"),
+        ("DDPMVelocity", "urepa.method.objectives.ddpm_velocity.DDPMVelocity"),
+        ("Flow", "urepa.method.objectives.flow.Flow"),
+    ],
+)
+def test_objectives_of_before_are_declared(before: str, since: str) -> None:
+    for number, module in ((2, "urepa.objectives"), (3, "urepa.method.objectives")):
+        stored = {KEY: number, "objective": {"_target_": f"{module}.{before}", "path": "linear"}}
+        assert upgrade(stored) == {"objective": {"_target_": since, "path": "linear"}}
+        assert upgrade_flat({"objective._target_": f"{module}.{before}"}, number) == {"objective._target_": since}
+    assert since in SCHEMAS
+
+
+@pytest.mark.parametrize("number", ["0", "2"])
+def test_efficientnets_of_before_are_declared_also_as_members_and_encoders(number: str) -> None:
+    name = f"EfficientNetLite{number}"
+    since = f"urepa.models.teachers.efficientnet_lite{number}.{name}"
+    for form, module in ((2, "urepa.teachers.efficientnet"), (3, "urepa.models.teachers.efficientnet")):
+        one = {"_target_": f"{module}.{name}"}
+        held = {"teacher": {"teachers": {"a": one}}, "evaluation": {"x": {"encoders": {"b": one}}}}
+        found = upgrade({KEY: form} | held)
+        assert found["teacher"]["teachers"]["a"]["_target_"] == since
+        assert found["evaluation"]["x"]["encoders"]["b"]["_target_"] == since
+    assert since in SCHEMAS
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -14,12 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from urepa.checks.sizes import check_shapes
 from urepa.config.conf_options import CONF
+from urepa.config.declared import declaration_of
 from urepa.config.mistyped_keys import declaration_message
 from urepa.config.parts import KINDS, SCHEMAS, parts_of
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.ema_initial_weights import FIRST_DECAY
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
+from urepa.core.protocols import Objective, Teacher
 from urepa.method.batch_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
 
@@ -218,9 +220,11 @@ def check_grid(config: dict[str, Any]) -> None:
         return
     sides = data["latent_shape"][1:] if "latent_shape" in data else 2 * [data["image_size"] // data["unshuffle"]]
     own = [side // backbone["patch"] for side in sides]
-    for key, grid in flatten(config["teacher"]).items():
-        if key.rpartition(".")[2] == "grid" and grid != own:
-            ours, teachers = ("x".join(map(str, g)) for g in (own, grid))
+    teacher: Teacher = declaration_of(config["teacher"])
+    for name, one in teacher.members().items():
+        if list(one.grid) != own:
+            ours, teachers = ("x".join(map(str, g)) for g in (own, one.grid))
+            key = f"teachers.{name}.grid" if name else "grid"
             raise UserError(
                 f"this SiT has {ours} patches and the teacher {teachers} tokens, which this head compares one by one: "
                 f"give teacher.{key}={own} (and a teacher.image_size that has them), backbone.patch=..., or head=conv"
@@ -238,23 +242,21 @@ def check_ranges(config: dict[str, Any]) -> None:
 
 
 def check_times(config: dict[str, Any]) -> None:
-    """Every time that an evaluation reads at is one of the objective's: DDPM's are whole, flow's lie in [0, 1]."""
-    steps = config["objective"].get("timesteps")
-    times = "times lie in [0, 1]" if steps is None else f"timesteps are 0 to {steps - 1}, whole numbers"
+    """Every time that an evaluation reads at is one of the objective's."""
+    objective: Objective = declaration_of(config["objective"])
     for name, settings in config["evaluation"].items():
         for key in ("timestep", "timesteps"):
             asked = settings.get(key, [])
             for t in asked if isinstance(asked, list) else [asked]:
-                is_one = 0 <= t <= 1 if steps is None else 0 <= t < steps and t == int(t)
-                if not is_one:
-                    raise UserError(f"evaluation.{name}.{key}={asked}: the objective's {times}")
+                if not objective.has_time(t):
+                    raise UserError(f"evaluation.{name}.{key}={asked}: the objective's {objective.times}")
 
 
 def check_steps(config: dict[str, Any]) -> None:
-    """An evaluation samples in at most as many steps as a DDPM has timesteps."""
-    most = config["objective"].get("timesteps")
+    """An evaluation samples in at most as many steps as the objective's samplers can take."""
+    most = declaration_of(config["objective"]).most_steps
     for key, steps in flatten(config["evaluation"]).items():
-        if most is not None and key.endswith((".sampler_steps", ".images.steps")) and steps > most:
+        if key.endswith((".sampler_steps", ".images.steps")) and steps > most:
             raise UserError(f"evaluation.{key}={steps}: the objective has {most} timesteps; give as many or fewer")
 
 

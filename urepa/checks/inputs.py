@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from urepa.checks.sizes import check_teacher, check_track, single_teachers
+from urepa.checks.sizes import check_teacher, check_track
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.core.files import check_file_target, check_folder_target
+from urepa.core.protocols import OneTeacher, Teacher
 from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.tracks.classes import class_names, folder_of
 from urepa.data.tracks.paths import (
@@ -33,7 +35,6 @@ from urepa.data.tracks.split_sizes import (
 )
 from urepa.evaluation.classifier_file import NAME, refuse_other
 from urepa.models.backbones.backbone_sizes import check_prompts
-from urepa.models.teachers.teacher_sizes import check_file, model_name, resamples
 from urepa.runs.checkpoint_folders import no_checkpoint, steps
 from urepa.runs.summary import FILE as SUMMARY
 
@@ -106,18 +107,19 @@ def _is_small(data: dict[str, Any]) -> bool:
 
 def check_teachers_files(data: dict[str, Any], teacher: dict[str, Any]) -> None:
     """UserError where a teacher is a file that is not there, and has yet to be asked for tokens."""
-    for one in single_teachers(teacher):
-        if one["_target_"].endswith(".ViT") and (data["online_teacher"] or not _has_tokens(data, one)):
-            check_file(one["model"])
+    declared: Teacher = declaration_of(teacher)
+    for one in declared.members().values():
+        if data["online_teacher"] or not _has_tokens(data, one):
+            one.check_files()
 
 
-def _has_tokens(data: dict[str, Any], vit: dict[str, Any]) -> bool:
+def _has_tokens(data: dict[str, Any], teacher: OneTeacher) -> bool:
     """Are they kept? Of a large track they are there, or their lack was said."""
     if not _is_small(data):
         return True
-    is_resampled = resamples(vit["family"], vit["image_size"], vit["patch"])
-    rule = vit["positions"] if is_resampled else None
-    return is_finished(folder_of(data) / tokens_name(model_name(vit["model"]), vit["image_size"], vit["grid"], rule))
+    known = teacher.stored_as()
+    name = tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
+    return is_finished(folder_of(data) / name)
 
 
 # --- tracks that are built in one go --------------------------------------------------------------------------

@@ -10,10 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from urepa.config.declared import declaration_of
 from urepa.config.help import help_text
 from urepa.core.errors import UserError
+from urepa.core.protocols import Objective
 from urepa.data.tracks.classes import count_of
-from urepa.runs.run_folder import find_name, no_run, require_config
+from urepa.runs.run_folder import find_name, no_run, require_config, to_plain
 
 
 def register() -> None:
@@ -59,10 +61,10 @@ def data_root(*, _root_: DictConfig) -> str:
     return str(OmegaConf.select(_run_config(_root_), "data.root"))
 
 
-def time_at(fraction: float, *, _root_: DictConfig) -> int | float:
+def time_at(fraction: float, *, _root_: DictConfig) -> float:
     """The objective's time at a share of the way from data to noise: `time_at:0.5` is DDPM's 500 of 1,000."""
-    timesteps = OmegaConf.select(_run_config(_root_), "objective.timesteps")
-    return float(fraction) if timesteps is None else round(fraction * timesteps)
+    objective: Objective = declaration_of(to_plain(_run_config(_root_).objective))
+    return objective.time_at(fraction)
 
 
 def class_folders(*, _parent_: DictConfig) -> int:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from urepa.config.declared import declaration_of
 from urepa.core.loss_settings import check_layout, check_loss
+from urepa.core.protocols import Teacher
 from urepa.data.tracks.pixel_sizes import check_pixels, unshuffled_shape
 from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, check_unet, check_unet_tap, sit_block
-from urepa.models.teachers.several_teachers import check_names
-from urepa.models.teachers.teacher_sizes import check_efficientnet, check_vit
 
 
 def check_shapes(config: dict[str, Any]) -> None:
@@ -34,18 +34,8 @@ def check_shapes(config: dict[str, Any]) -> None:
 
 def check_teacher(teacher: dict[str, Any]) -> None:
     """UserError where a teacher, or one of several, takes no images of this size, or has no such grid."""
-    if "teachers" in teacher:
-        check_names(list(teacher["teachers"]))
-    for one in single_teachers(teacher):
-        if one["_target_"].endswith((".EfficientNetLite0", ".EfficientNetLite2")):
-            check_efficientnet(one["image_size"], one["grid"], one["stride"])
-        elif one["_target_"].endswith(".ViT"):
-            check_vit(one["family"], one["image_size"], one["patch"], one["grid"], one["positions"])
-
-
-def single_teachers(teacher: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of each teacher: of several, or of the only one."""
-    return list(teacher["teachers"].values()) if "teachers" in teacher else [teacher]
+    declared: Teacher = declaration_of(teacher)
+    declared.check()
 
 
 def check_track(data: dict[str, Any]) -> None:

@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import Any
 
-from urepa.core.settings import COUNT, LARGEST, LAST_STEP, SIZE, TINY, WORKERS, part, setting
-
-
-class BetaSchedule(Enum):
-    linear = "linear"
-    scaled_linear = "scaled_linear"
+from urepa.core.settings import COUNT, LARGEST, LAST_STEP, SIZE, TINY, WORKERS, setting
 
 
 class Level(Enum):
@@ -117,85 +111,6 @@ class LoRA:
 class NoLoRA:
     _target_: str = "urepa.models.lora.no_lora"
     _partial_: bool = True
-
-
-@dataclass
-class EfficientNet:
-    _target_: str = "urepa.models.teachers.efficientnet.EfficientNetLite0"
-    image_size: int = setting("side of the image that the network sees, pixels; a multiple of 32", ge=1, le=SIZE)
-    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE)
-    stride: int = setting("pixels per cell of the map that is taken: 8, 16 or 32, the last map", ge=1, le=SIZE)
-
-
-@dataclass
-class EfficientNetLite2(EfficientNet):
-    _target_: str = "urepa.models.teachers.efficientnet.EfficientNetLite2"
-
-
-@dataclass
-class Several:
-    _target_: str = "urepa.models.teachers.several_teachers.Several"
-    teachers: dict[str, Any] = part("the teachers, by name", {})
-
-
-class Family(Enum):
-    dinov2 = "dinov2"
-    dinov2_registers = "dinov2_registers"
-    dinov3 = "dinov3"
-    clip = "clip"
-    siglip = "siglip"
-    mae = "mae"
-
-
-class Positions(Enum):
-    meta = "meta"
-    timm = "timm"
-    transformers = "transformers"
-
-
-@dataclass
-class ViT:
-    _target_: str = "urepa.models.teachers.vit.ViT"
-    family: Family = setting("whose network and preprocessing")
-    model: str = setting("a hub id, a local folder, or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded")
-    image_size: int = setting("side of the image that the network sees, pixels; a multiple of patch", ge=1, le=SIZE)
-    patch: int = setting("side of a patch, pixels", ge=1, le=SIZE)
-    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE)
-    width: int = setting("width of a token", ge=1, le=SIZE)
-    positions: Positions | None = setting(
-        "whose resampling of DINOv2's positions off 518 px; null in the other families", None
-    )
-
-
-@dataclass
-class DDPMEpsilon:
-    _target_: str = "urepa.method.objectives.DDPMEpsilon"
-    beta_start: float = setting("β of the first timestep", ge=TINY, le=1 - TINY)
-    beta_end: float = setting("β of the last timestep", ge=TINY, le=1 - TINY)
-    beta_schedule: BetaSchedule = setting("β over timesteps: linear, or linear in its square root")
-    timesteps: int = setting("number of timesteps", ge=1, le=SIZE)
-
-
-@dataclass
-class DDPMVelocity(DDPMEpsilon):
-    _target_: str = "urepa.method.objectives.DDPMVelocity"
-
-
-class FlowPath(Enum):
-    linear = "linear"
-    cosine = "cosine"
-
-
-class TimeDraw(Enum):
-    uniform = "uniform"
-    lognormal = "lognormal"
-
-
-@dataclass
-class Flow:
-    _target_: str = "urepa.method.objectives.Flow"
-    path: FlowPath = setting("from data to noise")
-    draw: TimeDraw = setting("how training times are drawn")
 
 
 @dataclass

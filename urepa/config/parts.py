@@ -1,7 +1,7 @@
 """The parts that a config may name as a `_target_`, by kind, each under the name that conf/*.yaml start from it with.
 
 A kind that has a package has a declaration in each of its files, under the file's name; what is found there is all
-there is to add. The other kinds are listed.
+there is to add. Folders inside it are not looked at. The other kinds are listed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from importlib import import_module
 from typing import Any
 
 from urepa.config import evaluation_schemas, part_schemas
-from urepa.core.protocols import Evaluation, Head
+from urepa.core.protocols import Evaluation, Head, Objective, OneTeacher
 
-PACKAGES = {"head": "urepa.method.heads"}
-PROTOCOLS: dict[str, type] = {
-    "head": Head,
-    "evaluation": Evaluation,
-}  # what a declaration of a kind has beside its settings
-NETWORKS = "_net"  # at a file's end: it has the networks of declarations and imports torch
+PACKAGES = {
+    "head": "urepa.method.heads",
+    "teacher": "urepa.models.teachers",
+    "objective": "urepa.method.objectives",
+}
+# what a declaration of a kind has beside its settings
+PROTOCOLS: dict[str, type] = {"head": Head, "teacher": OneTeacher, "objective": Objective, "evaluation": Evaluation}
+# at a file's end: it has the networks or the mathematics of declarations and imports torch
+NETWORKS = ("_net", "_math")
 
 
 @cache
@@ -30,12 +33,19 @@ def declarations(package: str) -> dict[str, type]:
     dotted name. An AssertionError for a file that has none, or several."""
     found = {}
     for file in pkgutil.iter_modules(import_module(package).__path__):
-        if not file.name.endswith(NETWORKS):
+        if not file.ispkg and not is_network(file.name):
             module = import_module(f"{package}.{file.name}")
-            own = [cls for cls in vars(module).values() if isinstance(cls, type) and _names_itself(cls)]
+            own = [
+                cls for cls in vars(module).values() if isinstance(cls, type) and _names_itself(cls, module.__name__)
+            ]
             assert len(own) == 1, f"{module.__name__} declares {len(own)} parts, not one"
             found[file.name] = own[0]
     return found
+
+
+def networks(package: str) -> list[str]:
+    """The dotted names of a package's files that are no declarations."""
+    return [f"{package}.{f.name}" for f in pkgutil.iter_modules(import_module(package).__path__) if is_network(f.name)]
 
 
 def target_of(schema: type) -> str:
@@ -43,25 +53,18 @@ def target_of(schema: type) -> str:
     return str(next(f.default for f in fields(schema) if f.name == "_target_"))
 
 
-def _names_itself(cls: type) -> bool:
-    return is_dataclass(cls) and target_of(cls) == f"{cls.__module__}.{cls.__qualname__}"
+def is_network(file: str) -> bool:
+    return file.endswith(NETWORKS)
+
+
+def _names_itself(cls: type, module: str) -> bool:
+    return cls.__module__ == module and is_dataclass(cls) and target_of(cls) == f"{module}.{cls.__qualname__}"
 
 
 KINDS: dict[str, dict[str, type]] = {
     "backbone": {"tiny_unet": part_schemas.TinyUNet, "sd15": part_schemas.SD15, "sit": part_schemas.SiT},
     "lora": {"lora": part_schemas.LoRA, "no_lora": part_schemas.NoLoRA},
     **{kind: declarations(package) for kind, package in PACKAGES.items()},
-    "teacher": {
-        "vit": part_schemas.ViT,
-        "efficientnet": part_schemas.EfficientNet,
-        "efficientnet_lite2": part_schemas.EfficientNetLite2,
-        "several": part_schemas.Several,
-    },
-    "objective": {
-        "ddpm_epsilon": part_schemas.DDPMEpsilon,
-        "ddpm_velocity": part_schemas.DDPMVelocity,
-        "flow": part_schemas.Flow,
-    },
     "loss": {"urepa_loss": part_schemas.URepaLoss, "no_loss": part_schemas.NoLoss},
     "data": {"pixel_track": part_schemas.PixelTrack, "latent_track": part_schemas.LatentTrack},
     "optimizer": {"adamw": part_schemas.AdamW},

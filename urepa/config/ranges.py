@@ -8,6 +8,7 @@ from typing import Any
 
 from urepa.config.command_schemas import Device
 from urepa.config.commands import COMMANDS
+from urepa.config.declared import declaration_of
 from urepa.config.part_schemas import Trainer
 from urepa.config.parts import parts_of
 from urepa.core.errors import UserError
@@ -22,7 +23,6 @@ OF_COMMANDS = [
 # lowest and highest value of the numbers that belong to no part, by dotted key
 RANGES = {key.name: key.range for keys in OF_COMMANDS for key in keys if key.range is not None}
 RANGES["cluster.at_once"] = (1, WORKERS)
-ASCENDING = (("objective.beta_start", "objective.beta_end"),)  # keys whose values do not fall
 
 
 def check_given(config: dict[str, Any]) -> None:
@@ -34,17 +34,16 @@ def check_given(config: dict[str, Any]) -> None:
 
 
 def check_numbers(config: dict[str, Any]) -> None:
-    """UserError on the first number of any command's config that is not finite, out of its range or above one that it
-    must not exceed. Old runs are not asked: what is checked is what a command was given."""
+    """UserError on the first number of any command's config that is not finite or out of its range, and where an
+    objective's do not go together. Old runs are not asked: what is checked is what a command was given."""
     flat, ranges = flatten(config), RANGES | dict(_ranges_of_parts(config))
     for key, value in flat.items():
         low, high = _range_of(key, ranges)
         for number in _numbers(value):
             if not low <= number <= high:  # NaN is in no range
                 raise UserError(f"{key}={value}: give {_range_text(low, high, number)}")
-    for lower, upper in ASCENDING:
-        if lower in flat and upper in flat and flat[lower] > flat[upper]:
-            raise UserError(f"{lower}={flat[lower]} is above {upper}={flat[upper]}; give one that is not")
+    if "objective" in config:
+        declaration_of(config["objective"]).check()
     for key, value in flat.items():
         if key.endswith(".interval") and (len(value) != 2 or value[0] > value[1]):
             raise UserError(f"{key}={value}: give two times, the lower one first")

@@ -17,9 +17,10 @@ NUMERICS = 2
 # Below urepa/: what reads runs, plans them or shows them. No number of a run depends on it.
 READERS = (
     *("bench.py", "bench_reading.py", "compare.py", "describe.py", "export.py", "generate.py", "plan.py"),
-    *("train_classifier.py", "costs", "reports", "runs/last_table.py", "core/escaping.py", "core/text_tables.py"),
+    *("train_classifier.py", "costs", "reports", "runs/last_table.py", "core/escaping.py"),
     *("inference/export_weights.py", "inference/image_request.py", "inference/model_card.py"),
     *("inference/load_weights.py", "inference/published_weights.py"),
+    *("core/text_tables.py", "core/descriptions.py"),
     *("config/help.py", "config/commands.py"),  # what --help prints
 )
 SOURCES = ("urepa", "launchers", "hydra_plugins", "conf")  # what "changed" speaks of

@@ -32,10 +32,10 @@ from urepa.data.reader import THREADS
 from urepa.data.stages.vae import vae_without_weights
 from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.data.tracks.split_sizes import check_batch_size
-from urepa.method.objectives import Objective
+from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel, step_terms
 from urepa.models.teachers.several_teachers import by_name
-from urepa.training.assembly import build_model, make, speed_up, without_weights
+from urepa.training.assembly import build_model, build_part, make, speed_up, without_weights
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
 
@@ -229,11 +229,11 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     config = deepcopy(config)
     settings = Settings(**config["trainer"])
     micro_batch = settings.batch_size // settings.accumulation
-    loss, objective, track = make(config["loss"]), make(config["objective"]), make(config["data"])
+    loss, objective, track = make(config["loss"]), build_part(config["objective"]), make(config["data"])
     loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
     samples = track.expected_samples()
     check_batch_size(settings.batch_size, samples["train"])
-    teacher = make(config["teacher"]) if loss.taps else None
+    teacher = build_part(config["teacher"]) if loss.taps else None
     config["backbone"] = without_weights(config["backbone"])
     with torch.device("meta"):
         model, backbone_group = build_model(config, track, teacher, loss)
@@ -315,7 +315,9 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def example(track: Any, teacher: Any | None, objective: Objective, size: int, diffusion_fraction: float = 1.0) -> Batch:
+def example(
+    track: Any, teacher: Any | None, objective: ObjectiveMath, size: int, diffusion_fraction: float = 1.0
+) -> Batch:
     """A batch of the track's shapes."""
     ids_B = torch.zeros(size, dtype=torch.long)
     t_B = torch.full((size,), objective.time_at(0.5))

@@ -19,7 +19,7 @@ from urepa.core.hub_names import download_failure, resolve
 from urepa.data.tracks.classes import class_names
 from urepa.evaluation.context import Context
 from urepa.evaluation.generated_images import GeneratedImages
-from urepa.models.teachers.vit import OPENAI
+from urepa.models.teachers.vit_net import OPENAI
 
 
 @dataclass

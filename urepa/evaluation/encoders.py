@@ -28,6 +28,11 @@ def image_features(tokens: Tokens) -> Tensor:
     return tokens.x_BND.float().mean(1) * tokens.x_BND.shape[2] ** 0.5
 
 
+def built(encoder: Any) -> Any:
+    """What a declared teacher builds; any other encoder is its own network."""
+    return encoder.build() if hasattr(encoder, "build") else encoder
+
+
 class Pixels:
     """The image averaged over a g x g grid, in [-1,1]: 3g² features.
 

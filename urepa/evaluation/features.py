@@ -18,7 +18,7 @@ from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens, no_rows
 from urepa.data.tracks.samples import Sample, Samples, fixed_subset
 from urepa.evaluation.context import Context
-from urepa.method.objectives import Objective
+from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel
 
 CHUNK = 128
@@ -108,7 +108,7 @@ def pool_chunks(
     return kept
 
 
-def time_label(objective: Objective, t: float) -> str:
+def time_label(objective: ObjectiveMath, t: float) -> str:
     """A time as a part of a metric's name: 0500 of a whole timestep, 0.280 of a flow's, whose 1 is 1.000."""
     return f"{t:.3f}" if objective.times_of(t).is_floating_point() else f"{t:04d}"
 

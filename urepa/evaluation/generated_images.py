@@ -24,7 +24,7 @@ from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, write_whole
 from urepa.evaluation.context import Context
 from urepa.method.ddpm_sampling import check_steps, choose_sampler, sample_images, uneven_timesteps
-from urepa.method.objectives import Flow
+from urepa.method.objectives.flow_math import FlowMath
 from urepa.models.weight_files import trainable
 from urepa.runs.run_folder import folder_name
 
@@ -74,7 +74,7 @@ class GeneratedImages:
         check_steps(context.objective, self.steps, "images.steps")
         if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise UserError(f"images.interval={self.interval}: give two times, from 0 to 1, the lower one first")
-        if tuple(self.interval) != ALWAYS and not isinstance(context.objective, Flow):
+        if tuple(self.interval) != ALWAYS and not isinstance(context.objective, FlowMath):
             raise UserError("images.interval has no effect on this run, which is no flow; drop it")
 
     def _make_batches(self, context: Context) -> list[Path]:

@@ -28,7 +28,7 @@ from urepa.core.files import write_whole
 from urepa.data.cache import UNKNOWN
 from urepa.data.tracks.samples import Sample, Samples, fixed_order
 from urepa.evaluation.context import Context, Incomplete
-from urepa.evaluation.encoders import Inception, image_features
+from urepa.evaluation.encoders import Inception, built, image_features
 from urepa.evaluation.frechet_and_kid import (
     FEWEST_OF_ERROR,
     Moments,
@@ -103,6 +103,9 @@ class Generation:
     kid_subsets: int
     kid_subset_size: int
     neighbours: int
+
+    def __post_init__(self) -> None:
+        self.encoders = {name: built(encoder) for name, encoder in self.encoders.items()}
 
     def __call__(self, context: Context) -> dict[str, float]:
         lacking: dict[str, str] = {}

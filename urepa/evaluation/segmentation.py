@@ -28,6 +28,7 @@ from urepa.data.sources.decoding import UNREADABLE, large_images_as_value_errors
 from urepa.data.sources.image_folder import FORMER, images_in
 from urepa.data.tracks.samples import Sample
 from urepa.evaluation.context import Context
+from urepa.evaluation.encoders import built
 from urepa.evaluation.features import CHUNK, chunks, subset
 from urepa.method.training_step import AlignedModel
 
@@ -50,6 +51,9 @@ class Dense:
     train_images: int
     test_images: int
     teacher: Any | None
+
+    def __post_init__(self) -> None:
+        self.teacher = built(self.teacher)
 
     def __call__(self, context: Context) -> dict[str, float]:
         if self.folder is None:

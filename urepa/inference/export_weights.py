@@ -24,7 +24,7 @@ from urepa.inference.model_card import model_card
 from urepa.inference.open_run import OpenedRun, given_places, open_base
 from urepa.inference.published_weights import TRAINED_ROWS
 from urepa.method.ddpm_sampling import scheduler_for
-from urepa.method.objectives import DDPM
+from urepa.method.objectives.ddpm_math import DDPMMath
 from urepa.models.backbones.sit import SiT
 from urepa.models.backbones.sit_published import EXPORTED, to_published
 from urepa.runs import checkpoint
@@ -41,7 +41,7 @@ def export(asked: dict[str, Any]) -> Path:
     if target.exists():
         raise UserError(f"{target} is there already; move it away, or give out=FOLDER, a new one")
     opened = open_base(run, torch.device("cpu"), given_places(asked))
-    if not isinstance(opened.model.backbone, SiT) and not isinstance(opened.objective, DDPM):
+    if not isinstance(opened.model.backbone, SiT) and not isinstance(opened.objective, DDPMMath):
         raise UserError(
             f"{run} trained a U-Net on a flow, which diffusers' layout has no place for; `urepa.load` opens the run"
         )
@@ -72,7 +72,7 @@ def write_parts(opened: OpenedRun, folder: Path) -> None:
         backbone.unet.save_pretrained(folder / "unet", safe_serialization=True)
         if isinstance(backbone.embedding_KLE, nn.Parameter):  # else it is the text encoder's
             save_tensors({"embedding_KLE": backbone.embedding_KLE}, folder / TRAINED_ROWS)
-    if isinstance(opened.objective, DDPM):
+    if isinstance(opened.objective, DDPMMath):
         scheduler_for(opened.objective, "ddim").save_pretrained(folder / "scheduler")
     if len(opened.model.heads):
         save_tensors(opened.model.heads.state_dict(), folder / "heads.safetensors")

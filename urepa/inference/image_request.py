@@ -28,7 +28,7 @@ from urepa.inference.load_weights import Origin, config_of, find_origin
 from urepa.inference.open_run import OpenedRun
 from urepa.method.ddpm_sampling import choose_sampler, sample_images, uneven_timesteps
 from urepa.runs.run_folder import folder_name, remove_empty
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part
 from urepa.training.session import accelerate_for
 
 SHOWN = 4  # differences that are named
@@ -84,7 +84,7 @@ class ImageSet:
     """One request's images: what they are, which of them are there, and how the others are made."""
 
     def __init__(self, asked: dict[str, Any], origin: Origin) -> None:
-        objective = make(origin.config["objective"])
+        objective = build_part(origin.config["objective"])
         self.asked, self.origin = asked | {"sampler": choose_sampler(objective, asked["sampler"])}, origin
         self.undivided = uneven_timesteps(objective, asked["steps"])
         self.request = self._request()

@@ -17,7 +17,7 @@ from urepa.models.lora import load_pipeline_lora
 from urepa.models.weight_files import read_safetensors
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part, make
 
 # of a published checkpoint's composition: where things lie, and what the request names otherwise
 NOT_OF_IMAGES = ("_target_", "_partial_", "weights", "prompts", "gradient_checkpointing", "draw")
@@ -134,7 +134,7 @@ class OfCheckpoint:
 
     def _open_backbone(self, config: dict[str, Any], device: torch.device) -> OpenedRun:
         """The composed backbone, without LoRA or heads."""
-        objective, track = make(config["objective"]), make(config["data"])
+        objective, track = build_part(config["objective"]), make(config["data"])
         backbone = make(config["backbone"])(latent_shape=track.latent_shape, num_classes=track.num_classes)
         return OpenedRun(self.published.path, 0, config, AlignedModel(backbone, {}), objective, track, device)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from urepa.config.declared import declaration_of
 from urepa.core.escaping import markdown
 from urepa.core.hub_names import is_hub_id, resolve
 from urepa.core.text_tables import Table
@@ -22,7 +23,6 @@ from urepa.training.provenance import class_names
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "conf"
 LISTED = 200  # classes
-TARGETS = {"DDPMVelocity": "v", "DDPMEpsilon": "epsilon"}
 LORA = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -74,7 +74,7 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
         f"{training_text(config)} EMA weights of step {step} of {config['trainer']['max_steps']}.",
         "## Use",
         sit_snippet(names, config) if "model.safetensors" in files else code_block(snippet(config, files), "python"),
-        prediction_text(config["objective"]),
+        declaration_of(config["objective"]).model_card(),
         *class_section(class_names(run, config["data"]["num_classes"])),
         "## Files",
         "\n".join(f"- {markdown(name)}" for name in [*files, "README.md"]),
@@ -102,24 +102,6 @@ def sit_snippet(names: Names, config: dict[str, Any]) -> str:
     return (
         f"{code_block(SIT.format(command=command), 'bash')}\n\nNames and shapes are those of the published SiT and "
         "REPA checkpoints, without projectors."
-    )
-
-
-def prediction_text(objective: dict[str, Any]) -> str:
-    """What the model predicts, for users of a sampler."""
-    kind = objective["_target_"].rpartition(".")[2]
-    if kind == "Flow":
-        return (
-            f"**The model predicts the velocity of the {markdown(objective['path'])} path**, from data at t = 0 to "
-            "noise at t = 1 (REPA's direction; SiT's own code runs the other way)."
-        )
-    return (
-        f"**The model predicts {TARGETS[kind]}**, with {markdown(objective['beta_schedule'])} β from "
-        f"{objective['beta_start']} to {objective['beta_end']} over {objective['timesteps']} timesteps. "
-        "`scheduler/` says so; another scheduler class is made from its config with `from_config`. A pipeline's own "
-        "scheduler may say otherwise, and then gives noise. Choose a number of steps that divides "
-        f"{objective['timesteps']}: for others diffusers' DDIMScheduler goes to wrong timesteps, and for a few (61 of "
-        "1,000 is one) all its schedulers take one step too many, so that images differ from `urepa.generate`'s."
     )
 
 

@@ -18,13 +18,13 @@ from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, move_paths, replace_value
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Condition, Denoised, Tokens, no_rows
-from urepa.method.objectives import Objective
+from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel
 from urepa.models.teachers.several_teachers import name_at
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
-from urepa.training.assembly import build_model, make
+from urepa.training.assembly import build_model, build_part, make
 
 # where things lie now, for a run that was trained elsewhere
 PLACES = ("data.root", "data.vae", "backbone.weights")
@@ -38,7 +38,7 @@ class OpenedRun:
     step: int
     config: dict[str, Any]
     model: AlignedModel
-    objective: Objective
+    objective: ObjectiveMath
     track: Any
     device: torch.device
 
@@ -145,8 +145,9 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
 def open_base(run: Path, device: torch.device, places: dict[str, str] | None = None) -> OpenedRun:
     """The run's model as it was before its first step: base weights, LoRA without effect."""
     config = relocate(require_config(run), {} if places is None else places)
-    loss, objective, track = (make(config[part]) for part in ("loss", "objective", "data"))
-    teacher = make(config["teacher"]) if loss.taps else None  # heads ask its width and grid; its weights stay unread
+    loss, objective, track = make(config["loss"]), build_part(config["objective"]), make(config["data"])
+    # heads ask its width and grid; its weights stay unread
+    teacher = build_part(config["teacher"]) if loss.taps else None
     model, _ = build_model(config, track, teacher, loss)
     return OpenedRun(run, 0, config, model, objective, track, device)
 

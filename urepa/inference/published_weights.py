@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from urepa.config.declared import declaration_of
+from urepa.config.parts import SCHEMAS
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
 from urepa.core.hub_names import ensure_local, hub_file
@@ -34,7 +36,6 @@ OF_DATA = (
     "data.num_classes",
     "data.class_names",
 )
-PREDICTIONS = {"DDPMVelocity": "v_prediction", "DDPMEpsilon": "epsilon", "Flow": "flow"}
 # the objective= of a scheduler's prediction and betas, and the numbers that all of them have
 OBJECTIVES = {
     ("v_prediction", "linear"): "ddpm_v",
@@ -163,7 +164,7 @@ def check_scheduler(file: Path, objective: dict[str, Any]) -> None:
     """A UserError where the weights were trained with another target or other betas than are composed."""
     stored = SCHEDULER | read_json(file)
     there = {key: stored[key] for key in SCHEDULER}
-    here: dict[str, Any] = {"prediction_type": PREDICTIONS[objective["_target_"].rpartition(".")[2]]}
+    here: dict[str, Any] = {"prediction_type": declaration_of(objective).prediction_type}
     here |= {key: objective.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
     here["num_train_timesteps"] = objective.get("timesteps")
     differing = [f"{key} {there[key]}, here {here[key]}" for key in there if there[key] != here[key]]
@@ -199,7 +200,8 @@ def check_export_config(file: Path, objective: dict[str, Any]) -> None:
     ]
     if not differing:
         return
-    prediction = str(PREDICTIONS.get(there["_target_"].rpartition(".")[2]))
+    declared = SCHEMAS.get(there["_target_"])  # another one's config may name anything: nothing of it is imported
+    prediction = getattr(declared, "prediction_type", "")
     flow = FLOWS.get(str(there.get("path"))) if prediction == "flow" else None
     option = flow or OBJECTIVES.get((prediction, str(there.get("beta_schedule"))))
     numbers = {} if flow else {key: there.get(key) for key in NUMBERS}

@@ -20,10 +20,12 @@ from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
 from urepa.method import flow_sampling
-from urepa.method.objectives import DDPM, Flow, Objective
+from urepa.method.objectives.ddpm_math import DDPMMath
+from urepa.method.objectives.flow_math import FlowMath
+from urepa.method.objectives.objective_math import ObjectiveMath
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # x_t [B,C,H,W] and a timestep [] to the guided prediction [B,C,H,W]
-Solver = Callable[[DDPM, Predict, Tensor, list[int]], Tensor]  # standard normal noise and falling timesteps to x0
+Solver = Callable[[DDPMMath, Predict, Tensor, list[int]], Tensor]  # standard normal noise and falling timesteps to x0
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",  # Song et al. 2021, η = 0
@@ -33,7 +35,7 @@ SCHEDULERS = {
 OPTIONS: dict[str, dict[str, Any]] = {"ddim": {"clip_sample": False}}  # x0 need not lie in [-1, 1]
 
 
-def scheduler_for(objective: DDPM, sampler: str) -> Any:
+def scheduler_for(objective: DDPMMath, sampler: str) -> Any:
     """diffusers' scheduler with the objective's own betas and prediction type. All three are deterministic.
 
     "trailing" steps begin at the noisiest timestep, where the noise that we start from is (Lin et al. 2024, §3.3).
@@ -67,7 +69,7 @@ def trailing(timesteps: int, steps: int) -> list[int]:
     return [int(t) - 1 for t in np.arange(timesteps, 0, -timesteps / steps)[:steps].round()]
 
 
-def ddim(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
+def ddim(objective: DDPMMath, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
     """DDIM with η = 0 (Song et al. 2021, eq. 12) from each timestep to the next, and from the last to ᾱ = 1, x0.
 
     diffusers' DDIMScheduler goes to t − T // steps, which is the next timestep only where `steps` divides T. There the
@@ -87,7 +89,7 @@ def ddim(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> 
 def diffusers_solver(sampler: str) -> Solver:
     """diffusers' scheduler as a solver: it steps between the timesteps that it is given, and then to σ = 0, x0."""
 
-    def solve(objective: DDPM, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
+    def solve(objective: DDPMMath, predict: Predict, x: Tensor, timesteps: list[int]) -> Tensor:
         scheduler = scheduler_for(objective, sampler)
         scheduler.set_timesteps(timesteps=timesteps, device=x.device)
         x = x * scheduler.init_noise_sigma
@@ -130,7 +132,7 @@ def guided_predictor(backbone: nn.Module, condition: Condition, guidance: float)
 @torch.no_grad()
 def sample(
     backbone: nn.Module,
-    objective: DDPM,
+    objective: DDPMMath,
     noise: Tensor,
     condition: Condition,
     sampler: str,
@@ -143,14 +145,14 @@ def sample(
     return SAMPLERS[sampler](objective, guided_predictor(backbone, condition, guidance), noise, timesteps)
 
 
-def check_steps(objective: Objective, steps: int, key: str = "steps") -> None:
+def check_steps(objective: ObjectiveMath, steps: int, key: str = "steps") -> None:
     """UserError where a sampler of the objective cannot take so many steps; `key` is what the user gave them as."""
     most = objective.most_steps
     if steps > most:
         raise UserError(f"{key}={steps}: this run has {most} timesteps; give as many or fewer")
 
 
-def choose_sampler(objective: Objective, name: str | None) -> str:
+def choose_sampler(objective: ObjectiveMath, name: str | None) -> str:
     """The sampler of this name (None: the objective's default). UserError if it cannot sample this objective."""
     if name is None:
         return objective.samplers[0]
@@ -159,18 +161,18 @@ def choose_sampler(objective: Objective, name: str | None) -> str:
     return name
 
 
-def uneven_timesteps(objective: Objective, steps: int) -> dict[str, int]:
+def uneven_timesteps(objective: ObjectiveMath, steps: int) -> dict[str, int]:
     """The number of timesteps if `steps` does not divide it, for names of image folders; else empty.
 
     Folders that do not state them have images of before `ddim` and `trailing`, which were others there."""
-    if not isinstance(objective, DDPM) or objective.timesteps % steps == 0:
+    if not isinstance(objective, DDPMMath) or objective.timesteps % steps == 0:
         return {}
     return {"timesteps": objective.timesteps}
 
 
 def sample_by(
     backbone: nn.Module,
-    objective: Objective,
+    objective: ObjectiveMath,
     noise: Tensor,
     condition: Condition,
     rngs: list[np.random.Generator],
@@ -183,16 +185,16 @@ def sample_by(
     add noise on the way. `interval` are the times at which a flow is guided; DDPM's are all."""
     name = choose_sampler(objective, sampler)
     check_steps(objective, steps)
-    if isinstance(objective, Flow):
+    if isinstance(objective, FlowMath):
         return flow_sampling.sample(backbone, objective, noise, condition, name, steps, guidance, interval, rngs)
-    assert isinstance(objective, DDPM)
+    assert isinstance(objective, DDPMMath)
     assert interval == (0.0, 1.0)
     return sample(backbone, objective, noise, condition, name, steps, guidance)
 
 
 def sample_images(
     backbone: nn.Module,
-    objective: Objective,
+    objective: ObjectiveMath,
     images: list[tuple[int, int]],
     shape: tuple[int, int, int],
     condition: Condition,

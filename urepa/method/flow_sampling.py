@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from urepa.core import progress, random_draws
 from urepa.core.types import Condition
-from urepa.method.objectives import Flow
+from urepa.method.objectives.flow_math import FlowMath
 
 LAST = 0.04  # where the SDE's noisy steps end; one step without noise leads from there to 0
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B,C,H,W] and t [], both fp64, to dx/dt
@@ -46,7 +46,7 @@ def uniform_times(steps: int, device: torch.device) -> Tensor:
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device)
 
 
-def euler(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
+def euler(flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Euler steps. Deterministic."""
     times = uniform_times(steps, x.device)
     for t, after in step_intervals(times, len(x)):
@@ -54,7 +54,7 @@ def euler(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.r
     return x
 
 
-def heun(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
+def heun(flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Heun steps, the last one Euler's: 2·steps − 1 evaluations. Deterministic."""
     times = uniform_times(steps, x.device)
     for t, after in step_intervals(times, len(x)):
@@ -65,7 +65,9 @@ def heun(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.ra
     return x
 
 
-def euler_maruyama(flow: Flow, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
+def euler_maruyama(
+    flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]
+) -> Tensor:
     """dx = (v − w·s/2)dt + √w dW with w = 2t (SiT, §2.4; SYSTEMS.md D): `steps` times from 1 to 0.04, then 0, the last
     step by its drift alone. Each image's noise comes from its own generator."""
     noisy = torch.linspace(1, LAST, steps, dtype=torch.float64, device=x.device)
@@ -91,7 +93,7 @@ def step_intervals(times: Tensor, images: int) -> Iterable[tuple[Tensor, Tensor]
 @torch.no_grad()
 def sample(
     backbone: nn.Module,
-    flow: Flow,
+    flow: FlowMath,
     noise: Tensor,
     condition: Condition,
     sampler: str,

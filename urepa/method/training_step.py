@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from urepa.core.loss_settings import check_layout, check_loss
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.method import losses
-from urepa.method.objectives import Objective
+from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.step_schedules import linear_warmup
 from urepa.models.teachers.several_teachers import name_at
 
@@ -229,7 +229,7 @@ def shares_of(names: Iterable[str], weights: dict[str, float]) -> dict[str, floa
 
 def step_terms(
     model: nn.Module,
-    objective: Objective,
+    objective: ObjectiveMath,
     loss: DiffusionOnly | AlignmentLoss,
     batch: Batch,
     step: int,

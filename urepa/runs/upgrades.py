@@ -82,13 +82,21 @@ HEADS = {  # declarations of heads, for the networks that a config named
 }
 
 
+OBJECTIVES = {"DDPMEpsilon": "ddpm_epsilon", "DDPMVelocity": "ddpm_velocity", "Flow": "flow"}  # files of declarations
+EFFICIENTNETS = {"EfficientNetLite0": "efficientnet_lite0", "EfficientNetLite2": "efficientnet_lite2"}
+
+
 def _to_4(config: dict[str, Any]) -> None:
-    """Heads are declared: a config names their settings, which build them."""
+    """Heads, teachers and objectives are declared: a config names their settings, which build them."""
     for part in _parts(config):
         module, _, name = str(part["_target_"]).rpartition(".")
         if module == "urepa.models.heads" and name in HEADS:
             part["_target_"] = f"urepa.method.heads.{HEADS[name]}"
             part.pop("_partial_", None)
+        elif module == "urepa.method.objectives" and name in OBJECTIVES:
+            part["_target_"] = f"{module}.{OBJECTIVES[name]}.{name}"
+        elif module == "urepa.models.teachers.efficientnet" and name in EFFICIENTNETS:
+            part["_target_"] = f"urepa.models.teachers.{EFFICIENTNETS[name]}.{name}"
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:

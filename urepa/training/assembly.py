@@ -3,9 +3,7 @@ optimiser, EMA, `accelerator.prepare`."""
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -13,10 +11,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 
-from urepa.core.errors import UserError
+from urepa.config.declared import build_errors, declaration_of
+from urepa.config.parts import PACKAGES, networks
 from urepa.core.nested_dicts import flatten
 from urepa.core.random_draws import torch_seed
 from urepa.core.teacher_names import ALONE
@@ -37,27 +35,27 @@ from urepa.training.guards import Guard
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings, Trainer
 
-# what constructors raise over settings that do not fit together
-UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)  # our own asserts stay what they are
-
 
 def load_modules(config: Any) -> None:
-    """Imports the module of every part of a config."""
+    """Imports the module of every part of a config, and of declared parts what they import when they are built."""
     for key, value in flatten(config).items():
         if key.rpartition(".")[2] == "_target_":
-            import_module(value.rpartition(".")[0])
+            module = value.rpartition(".")[0]
+            package = module.rpartition(".")[0]
+            for name in (module, *(networks(package) if package in PACKAGES.values() else ())):
+                import_module(name)
 
 
 def make(config: dict[str, Any]) -> Any:
     """The part a config describes, built with plain dicts and lists; of a part that is told more later, what builds it.
     UserError where its settings do not fit together."""
-    with _build_errors(config):
+    with build_errors(config):
         part = instantiate(config, _convert_="all")
     if not isinstance(part, partial):
         return part
 
     def build_later(*arguments: Any, **known: Any) -> Any:
-        with _build_errors(config):
+        with build_errors(config):
             return part(*arguments, **known)
 
     return build_later
@@ -66,31 +64,9 @@ def make(config: dict[str, Any]) -> Any:
 def build_part(config: dict[str, Any], **known: Any) -> Any:
     """What a declaration builds from its settings and from what is known when a run begins. UserError where these do
     not fit together."""
-    declaration = make(config)
-    with _build_errors(config):
+    declaration = declaration_of(config)
+    with build_errors(config):
         return declaration.build(**known)
-
-
-@contextlib.contextmanager
-def _build_errors(config: dict[str, Any]) -> Iterator[None]:
-    """Inside, errors that libraries raise over settings become a UserError that names these."""
-    try:
-        yield
-    except InstantiationException as error:
-        if isinstance(error.__cause__, (UserError, OSError)):  # Hydra wraps what a constructor raises
-            raise error.__cause__ from None
-        raise UserError(_build_error_text(config, error.__cause__ or error)) from error
-    except UNFIT as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(_build_error_text(config, error)) from error
-
-
-def _build_error_text(config: dict[str, Any], error: BaseException) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in config.items() if not key.startswith("_"))
-    name = str(config["_target_"]).rpartition(".")[2]
-    reason = " ".join(str(error).split())
-    return f"{name} cannot be built with {settings} ({type(error).__name__}: {reason}); give settings that fit together"
 
 
 def without_weights(backbone: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +111,8 @@ def build_untrained(config: dict[str, Any], track: Any, device: torch.device) ->
     A warm start counts as training."""
     config = config | {"evaluation": {}}  # another evaluation's tap is not asked for here
     loss = make(config["loss"])
-    teacher = make(config["teacher"]) if loss.taps else None  # heads ask its width and grid; its weights stay unread
+    # heads ask its width and grid; its weights stay unread
+    teacher = build_part(config["teacher"]) if loss.taps else None
     model, _ = build_model(config, track, teacher, loss)
     return model.to(device).eval().requires_grad_(False)
 
@@ -192,8 +169,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     layout = Layout(settings.batch_size, settings.accumulation, rank, world)
     loss = make(config["loss"])
     loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
-    objective = make(config["objective"])
-    teacher = make(config["teacher"]) if loss.taps else None
+    objective = build_part(config["objective"])
+    teacher = build_part(config["teacher"]) if loss.taps else None
     track = make(config["data"])
     if config["data"].get("build_on_first_use"):  # parts that do not fit are missed now, not after the caches are made
         build_model(config, track, teacher, loss)

@@ -53,7 +53,7 @@ from urepa.runs.summary import FILE as SUMMARY
 from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance
-from urepa.training.assembly import build, evaluate_ema, load_modules, make
+from urepa.training.assembly import build, build_part, evaluate_ema, load_modules, make
 from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.trainer import Trainer
 
@@ -332,7 +332,7 @@ class Session:
         """Of a finished run, without making or copying any cache: `urepa.training.provenance.has_same_data`."""
         data, without_work = self.config["data"], {"build_on_first_use": False, "stage_to": None}
         track = make(data | {key: value for key, value in without_work.items() if key in data})
-        teacher = make(self.config["teacher"]) if self.config["loss"].get("taps") else None
+        teacher = build_part(self.config["teacher"]) if self.config["loss"].get("taps") else None
         return provenance.has_same_data(self.folder, self.config, track, teacher)
 
     # --- what others are told ---------------------------------------------------------------------------

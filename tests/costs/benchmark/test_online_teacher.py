@@ -29,7 +29,7 @@ from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.data.cache import mean_token_file
 from urepa.data.stores.lmdb_store import write_store
 from urepa.data.stores.record_reading import Store
-from urepa.models.teachers.vit import ViT
+from urepa.models.teachers.vit_net import ViTNetwork
 
 BENCH = {"steps": 2, "rounds": 1, "batches": 2, "against": "online", "parts": False, "workers": 1, "folder": "."}
 SIZE = 4  # of a batch
@@ -159,13 +159,13 @@ def test_the_teacher_is_asked_once_a_step_and_its_flops_count(
     teacher += ["teacher=dinov2_s", f"teacher.width={WIDTH}", f"trainer.accumulation={accumulation}"]
     times = ["bench.against=online", "bench.steps=2", "bench.rounds=2", "bench.batches=2", f"bench.folder={tmp_path}"]
     asked: list[int] = []
-    tokens = ViT.tokens
+    tokens = ViTNetwork.tokens
 
-    def watched(self: ViT, images_B3HW: Tensor) -> Tokens:
+    def watched(self: ViTNetwork, images_B3HW: Tensor) -> Tokens:
         asked.append(len(images_B3HW))
         return tokens(self, images_B3HW)
 
-    monkeypatch.setattr(ViT, "tokens", watched)
+    monkeypatch.setattr(ViTNetwork, "tokens", watched)
     AcceleratorState._reset_state(reset_partial_state=True)
     rows = run(compose(*own, *teacher, *SAMPLES, *times, root="bench"))
     online, ours = rows

@@ -17,7 +17,7 @@ from records import records
 MEASURE = """
 import json, pathlib, sys
 from hydra import compose, initialize_config_dir
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part, make
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
 from urepa.cli import CONF, prepare
@@ -25,7 +25,7 @@ from urepa.runs.run_folder import to_plain
 prepare()
 with initialize_config_dir(CONF, version_base="1.3"):
     parts = to_plain(compose("preprocess", sys.argv[1:]))
-build = Build(make(parts["data"]), make(parts["teacher"]), Part(), parts["batch_size"])
+build = Build(make(parts["data"]), build_part(parts["teacher"]), Part(), parts["batch_size"])
 peaks = []
 for stage in ("manifest", "images", "latents", "tokens", "prompts", "verify"):
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far

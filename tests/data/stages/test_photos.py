@@ -179,10 +179,10 @@ def test_cifars_binary_archive(tmp_path: Path, labels: int, files: tuple[str, st
 
 
 def test_int8_tokens_lose_less_than_5e_4_of_cosine_on_real_tokens(photo: Image.Image) -> None:
-    from urepa.models.teachers.efficientnet import EfficientNetLite0
+    from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
 
     image = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
-    tokens = EfficientNetLite0(128, [4, 4], 32).tokens(image).x_BND[0]
+    tokens = EfficientNetLite0Network(128, [4, 4], 32).tokens(image).x_BND[0]
     raw = encode(tokens.numpy(), "int8")
     out = decode(np.frombuffer(raw, dtype=np.uint8).copy()[None], tuple(tokens.shape), "int8")[0]
     assert len(raw) < 0.51 * len(encode(tokens.numpy(), "float16"))

@@ -23,7 +23,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """64x64 "latents" (the photographs' colours at an eighth of 512 px) and tokens at 37x37."""
     from urepa.data.sources.decoding import square
     from urepa.data.sources.image_sources import SOURCES
-    from urepa.models.teachers.vit import ViT
+    from urepa.models.teachers.vit_net import ViTNetwork
 
     folder = tmp_path_factory.mktemp("views")
     write_photos(folder / "photos", 96, 2)
@@ -31,7 +31,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     images = torch.stack([torch.from_numpy(np.array(square(row.load(), 512))) for row in rows])
     images = images.permute(0, 3, 1, 2).float() / 255
     write_dinov2(folder / "dino", side=37)
-    teacher = ViT("dinov2", str(folder / "dino"), 518, 14, [37, 37], WIDTH, "meta")
+    teacher = ViTNetwork("dinov2", str(folder / "dino"), 518, 14, [37, 37], WIDTH, "meta")
     fine = torch.cat([teacher.tokens(chunk).to_map() for chunk in images.split(16)])
     return {"x0": F.adaptive_avg_pool2d(images, 64), "tokens": fine, "images": images, "teacher": teacher}
 

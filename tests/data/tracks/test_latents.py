@@ -18,7 +18,7 @@ from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
 from urepa.runs.mlflow_sender import NoShipper
 from urepa.training import assembly
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part, make
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_spec_003s_run_needs_no_prompts_and_trains_on_both_flips(
     parts = compose("data=cifar10_256", *overrides, root="preprocess")
     track = make(parts["data"])
     assert track.prompt_bytes == 0
-    build = Build(track, make(parts["teacher"]), Part(), batch=8)
+    build = Build(track, build_part(parts["teacher"]), Part(), batch=8)
     build.run("all")
     made = {path.name for path in (tmp_path / "track").iterdir()}
     stores = {f"{name}_lmdb{flip}" for name in ("vae_latents", "dino_tokens") for flip in ("", "_flip")}

@@ -19,9 +19,9 @@ from urepa.data.stores.record_reading import Store
 from urepa.data.tracks import pixels
 from urepa.data.tracks.paths import is_finished
 from urepa.data.tracks.pixels import PixelTrack
-from urepa.models.teachers.dinov2_positions import RULES
-from urepa.models.teachers.several_teachers import Several
-from urepa.models.teachers.vit import ViT
+from urepa.models.teachers.dino.dinov2_positions import RULES
+from urepa.models.teachers.several_teachers import SeveralTeachers
+from urepa.models.teachers.vit_net import ViTNetwork
 
 Track = Callable[..., PixelTrack]
 
@@ -312,9 +312,9 @@ def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:
 def test_each_rule_of_positions_has_a_store_of_its_own() -> None:
     """Also with several teachers at once. Stores of before, which are transformers', keep their names."""
     track = PixelTrack("digits", "x", "digits", "", None, 180, 180, 1, 8, 2, 10, 0.1, True)
-    teachers = {rule: ViT("dinov2", "dino", 224, 14, [16, 16], 32, rule) for rule in RULES}
-    names = {rule: folder.name for rule, folder in track.tokens_folders(Several(teachers)).items()}
+    teachers = {rule: ViTNetwork("dinov2", "dino", 224, 14, [16, 16], 32, rule) for rule in RULES}
+    names = {rule: folder.name for rule, folder in track.tokens_folders(SeveralTeachers(teachers)).items()}
     assert names["transformers"] == "tokens_dino_224_16x16"
     assert len(set(names.values())) == len(RULES)
-    native = ViT("dinov2", "dino", 518, 14, [16, 16], 32, "meta")
+    native = ViTNetwork("dinov2", "dino", 518, 14, [16, 16], 32, "meta")
     assert track.tokens_folders(native)[""].name == "tokens_dino_518_16x16"

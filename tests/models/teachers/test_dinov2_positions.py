@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import transformers
 
 from urepa.core.errors import UserError
-from urepa.models.teachers.dinov2_positions import RULES, resample
-from urepa.models.teachers.vit import IMAGENET, ViT
+from urepa.models.teachers.dino.dinov2_positions import RULES, resample
+from urepa.models.teachers.vit_net import IMAGENET, ViTNetwork
 
 WIDTH, PATCH = 32, 14
 
@@ -26,8 +26,8 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def teacher(model: Path, size: int, rule: str | None) -> ViT:
-    return ViT("dinov2", str(model), size, PATCH, [size // PATCH] * 2, WIDTH, rule)
+def teacher(model: Path, size: int, rule: str | None) -> ViTNetwork:
+    return ViTNetwork("dinov2", str(model), size, PATCH, [size // PATCH] * 2, WIDTH, rule)
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_with_registers_the_library_has_metas_rule() -> None:
 
 def test_the_manifest_has_the_rule_where_tokens_rest_on_it() -> None:
     def of(family: str, size: int, rule: str | None) -> Any:
-        return ViT(family, "m", size, PATCH, [16, 16], WIDTH, rule).manifest().get("positions")
+        return ViTNetwork(family, "m", size, PATCH, [16, 16], WIDTH, rule).manifest().get("positions")
 
     assert [of("dinov2", 224, rule) for rule in RULES] == list(RULES)
     assert of("dinov2", 518, "meta") is None
@@ -123,4 +123,4 @@ def test_the_manifest_has_the_rule_where_tokens_rest_on_it() -> None:
 )
 def test_a_choice_without_an_effect_is_an_error(family: str, size: int, rule: str | None, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        ViT(family, "m", size, PATCH, [16, 16], WIDTH, rule)
+        ViTNetwork(family, "m", size, PATCH, [16, 16], WIDTH, rule)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from urepa.config.part_schemas import EfficientNetLite2 as Settings
-from urepa.models.teachers.efficientnet import EfficientNetLite0, EfficientNetLite2
-from urepa.models.teachers.teacher_sizes import LITE0, LITE2
+from urepa.models.teachers.efficientnet_lite0 import LITE0
+from urepa.models.teachers.efficientnet_lite2 import LITE2
+from urepa.models.teachers.efficientnet_lite2 import EfficientNetLite2 as Settings
+from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network, EfficientNetLite2Network
 
 
-@pytest.mark.parametrize(("teacher", "maps"), [(EfficientNetLite0, LITE0), (EfficientNetLite2, LITE2)])
+@pytest.mark.parametrize(("teacher", "maps"), [(EfficientNetLite0Network, LITE0), (EfficientNetLite2Network, LITE2)])
 def test_the_table_of_maps_is_the_networks(teacher: Any, maps: dict[int, tuple[int, int]]) -> None:
     network = teacher(64, [1, 1], 32).build_without_weights()
     found, x = {}, network._swish(network._bn0(network._conv_stem(torch.rand(1, 3, 64, 64))))
@@ -26,7 +27,7 @@ def test_the_table_of_maps_is_the_networks(teacher: Any, maps: dict[int, tuple[i
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_lite2s_tokens_are_its_maps(stride: int) -> None:
-    teacher = EfficientNetLite2(64, [2, 2], stride)
+    teacher = EfficientNetLite2Network(64, [2, 2], stride)
     images = torch.rand(2, 3, 64, 64)
     tokens = teacher.tokens(images)
     assert (tokens.x_BND.shape, tokens.grid) == ((2, 4, teacher.width), (2, 2))
@@ -41,10 +42,10 @@ def test_lite2s_tokens_are_its_maps(stride: int) -> None:
 
 
 def test_it_is_no_other_network() -> None:
-    told = EfficientNetLite2(128, [4, 4], 32).manifest()
+    told = EfficientNetLite2Network(128, [4, 4], 32).manifest()
     assert (told["model"], told["width"]) == ("efficientnet-lite2", 1280)
-    assert told["weights_sha256"] != EfficientNetLite0(128, [4, 4], 32).weights_sha256()
-    assert EfficientNetLite2(128, [4, 4], 16).manifest()["model"] == "efficientnet-lite2-s16"
+    assert told["weights_sha256"] != EfficientNetLite0Network(128, [4, 4], 32).weights_sha256()
+    assert EfficientNetLite2Network(128, [4, 4], 16).manifest()["model"] == "efficientnet-lite2-s16"
 
 
 def test_its_settings_are_lite0s(compose: Any) -> None:

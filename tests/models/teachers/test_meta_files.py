@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import transformers
 
 from urepa.core.errors import UserError
-from urepa.models.teachers.vit import IMAGENET, ViT
+from urepa.models.teachers.vit_net import IMAGENET, ViTNetwork
 
 WIDTH, HEADS, SIDE = 128, 2, 4  # heads are 64 wide: the file's width or periods say how many
 
@@ -23,10 +23,10 @@ def save(path: Path, weights: metas.State) -> Path:
     return path
 
 
-def teacher(family: str, model: Path) -> ViT:
+def teacher(family: str, model: Path) -> ViTNetwork:
     patch = 16 if family == "dinov3" else 14
     rule = "meta" if family == "dinov2" else None
-    return ViT(family, str(model), patch * SIDE, patch, [SIDE, SIDE], WIDTH, rule)
+    return ViTNetwork(family, str(model), patch * SIDE, patch, [SIDE, SIDE], WIDTH, rule)
 
 
 @pytest.mark.parametrize(

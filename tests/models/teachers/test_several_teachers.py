@@ -19,14 +19,14 @@ from urepa.costs.estimate import Device, plan
 from urepa.data.stores.disk_sizes import reader_bytes
 from urepa.method import losses
 from urepa.method.training_step import Aligned, AlignmentLoss, step_terms
-from urepa.models.teachers.several_teachers import Several, by_name
+from urepa.models.teachers.several_teachers import SeveralTeachers, by_name
 from urepa.prefetch import required_files
 from urepa.reports.description.markdown_and_latex import as_markdown
 from urepa.reports.description.methodology import methodology
 from urepa.reports.description.subject import subject_of
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import teacher_name
-from urepa.training.assembly import evaluate_ema, make
+from urepa.training.assembly import build_part, evaluate_ema, make
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]
@@ -216,7 +216,7 @@ def test_evaluations_read_the_first_and_alignment_reads_each(
 
 def test_two_names_may_share_a_store(make_track: Build, teacher: Any) -> None:
     """Which LMDB opens once in a process."""
-    several = Several({"a": teacher, "b": teacher})
+    several = SeveralTeachers({"a": teacher, "b": teacher})
     cache = make_track().open(several)
     tokens = cache.teachers(cache.splits["train"])
     assert torch.equal(tokens["a"], tokens["b"])
@@ -230,7 +230,7 @@ def test_two_names_may_share_a_store(make_track: Build, teacher: Any) -> None:
 @pytest.mark.slow
 def test_it_is_planned_and_described(compose: Compose, overrides: list[str]) -> None:
     config = compose(*overrides, "+loss.teachers.fine=3")
-    planned, track, teacher = plan(config, DEVICE), make(config["data"]), make(config["teacher"])
+    planned, track, teacher = plan(config, DEVICE), make(config["data"]), build_part(config["teacher"])
     assert [cache.name for cache in planned.counted.caches] == ["latents", "tokens_fine", "tokens_coarse"]
     assert planned.counted.reader_bytes == reader_bytes(track, teacher, 8) == 2 * 4 * 8 * 16 * 1280 * 2
     head = 32 * 16 + 16 + 16 * 16 + 16 + 16 * 1280 + 1280
@@ -250,17 +250,45 @@ def test_it_is_planned_and_described(compose: Compose, overrides: list[str]) -> 
     assert online.counted.parameters["teacher"]["all"] == alone[1].counted.parameters["teacher"]["all"]
 
 
+OWN = """
+from dataclasses import dataclass
+
+from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0
+
+
+@dataclass
+class Own(EfficientNetLite0):
+    _target_: str = "teacher_of_mine.Own"
+
+    def description(self):
+        return "The teacher is of my own."
+"""
+
+
+@pytest.mark.slow
+def test_a_member_of_ones_own_is_described(
+    compose: Compose, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "teacher_of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = compose(*overrides)
+    config["teacher"]["teachers"]["coarse"]["_target_"] = "teacher_of_mine.Own"
+    text = as_markdown("", methodology(subject_of(config, plan(config, DEVICE)), "A test."))
+    assert "coarse:\n\nThe teacher is of my own. Its tokens are computed once" in text
+    assert "fine:\n\nThe teacher is EfficientNet-Lite0" in text
+
+
 def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
     both = ("teacher=several", "+teacher@teacher.teachers.d=dinov2_b_224", "+teacher@teacher.teachers.c=clip_l")
     config = compose("+experiment=repa_imagenet256", *both)
     assert teacher_name(config["teacher"]) == "dinov2-base + clip-vit-large-patch14"
     assert {"facebook/dinov2-base", "openai/clip-vit-large-patch14"} <= required_files(config).keys()
     track = make(config["data"])
-    assert [path.name for path in track.tokens_folders(make(config["teacher"])).values()] == [
+    assert [path.name for path in track.tokens_folders(build_part(config["teacher"])).values()] == [
         f"{track.tokens.name}.d",
         f"{track.tokens.name}.c",
     ]
-    assert list(by_name(make(compose("teacher=clip_l")["teacher"]))) == [""]
+    assert list(by_name(build_part(compose("teacher=clip_l")["teacher"]))) == [""]
 
 
 @pytest.mark.parametrize(
@@ -280,9 +308,9 @@ def test_weights_that_mean_nothing_are_refused(compose: Compose, more: list[str]
 
 def test_one_is_not_several(compose: Compose) -> None:
     with pytest.raises(UserError, match="needs two teachers or more"):
-        make(compose("teacher=several")["teacher"])
+        build_part(compose("teacher=several")["teacher"])
     with pytest.raises(UserError, match="made of letters and digits"):
-        Several({"a_b": None, "c": None})
+        SeveralTeachers({"a_b": None, "c": None})
     with pytest.raises(HydraException):
         compose(*BOTH, "teacher.teachers.coarse.imagesize=160")
 
@@ -290,6 +318,6 @@ def test_one_is_not_several(compose: Compose) -> None:
 def test_bench_and_adoption_take_one(compose: Compose, tmp_path: Path, overrides: list[str]) -> None:
     from urepa.costs.benchmark.random_data import SyntheticTrack
 
-    teacher = make(compose(*overrides)["teacher"])
+    teacher = build_part(compose(*overrides)["teacher"])
     with pytest.raises(UserError, match="times a step with one teacher"):
         SyntheticTrack(str(tmp_path), 2, [1, 2, 2], 2, 0.1).write(teacher)

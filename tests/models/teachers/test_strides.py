@@ -14,8 +14,8 @@ from torch import Tensor
 from urepa.checks.sizes import check_teacher
 from urepa.core.errors import UserError
 from urepa.data.tracks.pixels import PixelTrack
-from urepa.models.teachers.efficientnet import EfficientNetLite0
-from urepa.models.teachers.teacher_sizes import check_efficientnet
+from urepa.models.teachers.efficientnet_lite0 import check_efficientnet
+from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
 
 WIDTHS = {8: 40, 16: 112, 32: 1280}
 SIZE = 64
@@ -61,7 +61,7 @@ def maps(network: Any, squares: Tensor) -> dict[int, Tensor]:
 def test_tokens_are_the_last_map_of_their_stride(
     maps: dict[int, Tensor], squares: Tensor, stride: int, side: int
 ) -> None:
-    teacher = EfficientNetLite0(SIZE, [side, side], stride)
+    teacher = EfficientNetLite0Network(SIZE, [side, side], stride)
     tokens = teacher.tokens(squares)
     map_BDhw = maps[stride]
     assert teacher.width == WIDTHS[stride] == map_BDhw.shape[1] == tokens.x_BND.shape[2]
@@ -75,7 +75,7 @@ def test_tokens_are_the_last_map_of_their_stride(
 
 @pytest.mark.parametrize(("stride", "blocks"), [(8, 5), (16, 11)])
 def test_what_lies_behind_an_earlier_map_is_not_computed(squares: Tensor, stride: int, blocks: int) -> None:
-    teacher = EfficientNetLite0(SIZE, [4, 4], stride)
+    teacher = EfficientNetLite0Network(SIZE, [4, 4], stride)
     called: list[int] = []
     for i, block in enumerate(teacher._model._blocks):
         block.register_forward_hook(lambda *_, i=i: called.append(i))
@@ -85,7 +85,7 @@ def test_what_lies_behind_an_earlier_map_is_not_computed(squares: Tensor, stride
 
 def test_the_last_maps_manifest_is_as_before_there_were_others() -> None:
     """Byte for byte, so that caches of before are taken; the others' are of other names and say the stride."""
-    teacher = EfficientNetLite0(128, [4, 4], 32)
+    teacher = EfficientNetLite0Network(128, [4, 4], 32)
     before = {
         "model": "efficientnet-lite0",
         "weights_sha256": teacher.weights_sha256(),
@@ -97,14 +97,14 @@ def test_the_last_maps_manifest_is_as_before_there_were_others() -> None:
         "flip": "none",
     }
     assert json.dumps(teacher.manifest()) == json.dumps(before)
-    other = EfficientNetLite0(128, [4, 4], 16).manifest()
+    other = EfficientNetLite0Network(128, [4, 4], 16).manifest()
     assert other == before | {"model": "efficientnet-lite0-s16", "stride": 16, "width": 112}
 
 
 def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., PixelTrack]) -> None:
     """Below one root, each in a folder of its own; the last map's has the name that it had."""
     track = make_track()
-    teachers = [EfficientNetLite0(128, [g, g], stride) for stride, g in ((32, 4), (16, 4), (8, 4), (16, 8))]
+    teachers = [EfficientNetLite0Network(128, [g, g], stride) for stride, g in ((32, 4), (16, 4), (8, 4), (16, 8))]
     folders = [track.tokens_folders(teacher)[""] for teacher in teachers]
     assert [folder.name for folder in folders] == [
         "tokens_efficientnet-lite0_128_4x4",
@@ -118,7 +118,7 @@ def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., Pixel
 def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., PixelTrack]) -> None:
     """One set of latents; each teacher's tokens are made once, and open beside the other's."""
     track = make_track()
-    first, second = (EfficientNetLite0(32, [1, 1], stride) for stride in (32, 16))
+    first, second = (EfficientNetLite0Network(32, [1, 1], stride) for stride in (32, 16))
     with closing(track.open(first)) as cache:
         widths = [cache.teachers(cache.splits["val"])[""].shape[-1]]
     files = {path: path.stat().st_mtime_ns for path in track.folder.rglob("data.mdb")}
@@ -143,10 +143,10 @@ def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., Pi
     ],
 )
 def test_what_it_has_not_is_refused_in_one_sentence(size: int, grid: list[int], stride: int, words: str) -> None:
-    target = "urepa.models.teachers.efficientnet.EfficientNetLite0"
+    target = "urepa.models.teachers.efficientnet_lite0.EfficientNetLite0"
     for refuse in (
         lambda: check_efficientnet(size, grid, stride),
-        lambda: EfficientNetLite0(size, grid, stride),
+        lambda: EfficientNetLite0Network(size, grid, stride),
         lambda: check_teacher({"_target_": target, "image_size": size, "grid": grid, "stride": stride}),
     ):
         with pytest.raises(UserError) as refused:

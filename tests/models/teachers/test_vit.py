@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import transformers
 
 from urepa.core.errors import UserError
-from urepa.models.teachers.vit import FAMILIES, ViT
+from urepa.models.teachers.vit_net import FAMILIES, ViTNetwork
 
 WIDTH, LAYERS, SIDE = 32, 2, 4
 COMMON = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 64}
@@ -31,9 +31,9 @@ def network(family: str, patch: int, image_size: int, width: int = WIDTH) -> Any
     return model.eval()
 
 
-def teacher_of(family: str, folder: Path, patch: int, image_size: int, side: int = SIDE) -> ViT:
+def teacher_of(family: str, folder: Path, patch: int, image_size: int, side: int = SIDE) -> ViTNetwork:
     rule = "meta" if family == "dinov2" else None
-    return ViT(family, str(folder), image_size, patch, [side, side], WIDTH, rule)
+    return ViTNetwork(family, str(folder), image_size, patch, [side, side], WIDTH, rule)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_other_image_sizes_move_the_position_embeddings_along(family: str, tmp_p
 def test_a_grid_is_pooled_in_place(tmp_path: Path) -> None:
     """37x37 pooled to 16x16 sees the image where it is: an area of another colour stays in its corner."""
     network("dinov2", 14, 14 * 37).save_pretrained(tmp_path)
-    teacher = ViT("dinov2", str(tmp_path), 14 * 37, 14, [16, 16], WIDTH, "meta")
+    teacher = ViTNetwork("dinov2", str(tmp_path), 14 * 37, 14, [16, 16], WIDTH, "meta")
     plain = torch.full((1, 3, 74, 74), 0.5)
     marked = plain.clone()
     marked[:, :, 60:, :14] = 1.0  # bottom left
@@ -83,8 +83,8 @@ def test_a_grid_is_pooled_in_place(tmp_path: Path) -> None:
 def test_a_wrong_statement_about_the_network_is_an_error(tmp_path: Path) -> None:
     network("dinov2", 14, 56).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has width 32 and patches of 14"):
-        _ = ViT("dinov2", str(tmp_path), 56, 14, [4, 4], 64, "meta").network
+        _ = ViTNetwork("dinov2", str(tmp_path), 56, 14, [4, 4], 64, "meta").network
     with pytest.raises(UserError, match="multiple of its patch"):
-        ViT("dinov2", str(tmp_path), 57, 14, [4, 4], 32, "meta")
+        ViTNetwork("dinov2", str(tmp_path), 57, 14, [4, 4], 32, "meta")
     with pytest.raises(UserError, match="could not be loaded"):
-        _ = ViT("dinov2", str(tmp_path / "nothing"), 56, 14, [4, 4], 32, "meta").network
+        _ = ViTNetwork("dinov2", str(tmp_path / "nothing"), 56, 14, [4, 4], 32, "meta").network

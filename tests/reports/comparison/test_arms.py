@@ -35,7 +35,7 @@ def test_arms_are_configs_not_names(add: Add, study: Group) -> None:
 def test_changes_are_read_from_configs(add: Add, study: Group) -> None:
     add()
     add("lambda_08", {"loss.lambda_max": 0.8})
-    add("eps_target", {"objective._target_": "urepa.method.objectives.DDPMEpsilon"})
+    add("eps_target", {"objective._target_": "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"})
     add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}})
     found = {arm.label: [str(change) for change in arm.changes] for arm in study().arms}
     assert found == {

@@ -21,7 +21,7 @@ from urepa.reports.comparison.protocol import differences, protocol
 from urepa.reports.comparison.read_runs import as_text
 
 TERMS = ("total", "diffusion", "token", "manifold", "x0_error")
-EPSILON = "urepa.method.objectives.DDPMEpsilon"
+EPSILON = "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_holm_runs_over_the_arms_that_were_compared(add: Add, results: Summarise
             {"head.depth": 3 + i},
             values=lambda seed, s=spread: {"val/diffusion": BASE[seed] + 0.05 + s * seed},
         )
-    add("eps", {"objective._target_": "urepa.method.objectives.DDPMEpsilon"})
+    add("eps", {"objective._target_": "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"})
     by_label = rows(results())
     assert by_label["eps"].cells["val/diffusion"].why == "not comparable: another objective"
     assert "val/diffusion" not in by_label["eps"].differences

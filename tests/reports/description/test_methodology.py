@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ import torch
 from latex import assert_closed, pages, unescaped
 
 from urepa.cli import CONF
+from urepa.config.declared import declaration_of
+from urepa.config.parts import PACKAGES
+from urepa.core.descriptions import format_value
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.costs.estimate import Device, plan
-from urepa.method.objectives import DDPMEpsilon
+from urepa.method.objectives.ddpm_math import EpsilonMath
 from urepa.method.step_schedules import cosine_with_warmup
-from urepa.reports.description.markdown_and_latex import as_latex, as_markdown, format_value
+from urepa.reports.description.markdown_and_latex import as_latex, as_markdown
 from urepa.reports.description.methodology import WORDS, generic_text, methodology
 from urepa.reports.description.model import initial_weights
 from urepa.reports.description.subject import Subject, subject_of
 from urepa.runs.checkpoint import save
 from urepa.runs.run_folder import NOT_IDENTITY
-from urepa.training.assembly import build_model, make
+from urepa.training.assembly import build_model, build_part, make
 from urepa.training.optimizer import groups_of
 
 Compose = Callable[..., dict[str, Any]]
@@ -111,7 +115,7 @@ def test_the_documents_run(compose: Compose) -> None:
 
 def test_counts_are_those_of_the_model_that_trains(small: Compose) -> None:
     config = small("+loss.taps.enc_last=3", "head.depth=1", "loss.diffusion_fraction=0")
-    track, teacher, loss = make(config["data"]), make(config["teacher"]), make(config["loss"])
+    track, teacher, loss = make(config["data"]), build_part(config["teacher"]), make(config["loss"])
     model, group = build_model(config, track, teacher, loss)
     text = prose(texts(config)[0])
     trains = {name: sum(p.numel() for p in own) for name, own in groups_of(model, group).items()}
@@ -319,6 +323,20 @@ class Spoken(dict[str, Any]):
         return super().__getitem__(key)
 
 
+def read_to_describe(declared: Any) -> set[str]:
+    """The names of what a declaration's description reads of it."""
+    read: set[str] = set()
+
+    class Recording(type(declared)):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    declared.__class__ = Recording
+    declared.description()
+    return read
+
+
 @pytest.mark.slow  # SD-1.5 is counted
 @pytest.mark.parametrize(
     "overrides",
@@ -332,7 +350,10 @@ def test_words_know_every_setting_of_their_part(compose: Compose, overrides: lis
     """A part that gains a setting must say what it means, or that it does not matter here."""
     config = compose(*overrides)
     subject = subject_of(config, plan(config, H200))
-    groups = ("backbone", "lora", "head", "teacher", "objective", "loss", "data", "optimizer")
+    for kind in PACKAGES:
+        declared = declaration_of(config[kind])
+        assert {field.name for field in fields(declared) if field.name != "_target_"} <= read_to_describe(declared)
+    groups = ("backbone", "lora", "loss", "data", "optimizer")
     for part in [*(config[group] for group in groups), *config["evaluation"].values()]:
         spoken, name = Spoken(part), part["_target_"].rpartition(".")[2]
         WORDS[part["_target_"]](subject, spoken)
@@ -390,7 +411,7 @@ def test_formulas_are_the_codes(small: Compose) -> None:
     for step in range(s):
         by_hand = step / w if step < w else 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step - w) / (s - w))))
         assert cosine_with_warmup(step, s, 0.21) == pytest.approx(float(by_hand), abs=1e-6)
-    objective = DDPMEpsilon(0.00085, 0.012, "scaled_linear", 1000)
+    objective = EpsilonMath(0.00085, 0.012, "scaled_linear", 1000)
     left = float(objective.alphas_cumprod[-1])
     text = prose(texts(small("objective=ddpm_eps_scaled"))[0])
     assert f"linear in its square root over t; at the last timestep a share of {left:.2g} " in text

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.method.training_step import AlignedModel
 
+PREDICTIONS = ("epsilon", "v_prediction")  # that the document's loop has
 Store = tuple[Path, list[str], tuple[int, ...]]  # folder, keys in order, shape of a record
 
 
@@ -93,7 +95,8 @@ class DocumentedLoop:
 
     def __init__(self, config: dict[str, Any], model: AlignedModel, ema: nn.Module, device: torch.device) -> None:
         loss, objective = config["loss"], config["objective"]
-        if loss.get("taps") != {"mid": 1.0} or loss["level"] != "sample" or "DDPM" not in objective["_target_"]:
+        prediction = declaration_of(objective).prediction_type
+        if loss.get("taps") != {"mid": 1.0} or loss["level"] != "sample" or prediction not in PREDICTIONS:
             raise UserError(
                 "bench.against=documented takes what the document has: loss.taps={mid: 1.0}, loss.level=sample and a "
                 "DDPM objective"
@@ -105,7 +108,7 @@ class DocumentedLoop:
         ends = objective["beta_start"] ** (1 / power), objective["beta_end"] ** (1 / power)
         betas = torch.linspace(*ends, objective["timesteps"], device=device) ** power
         self.alpha_bar = torch.cumprod(1 - betas, dim=0)
-        self.predicts_v = objective["_target_"].endswith("Velocity")
+        self.predicts_v = prediction == "v_prediction"
         self.ema = ema
         self.optimizer, self.scheduler = self._optimizer()
         self.step_index = 0

@@ -102,7 +102,7 @@ class BenchLoops:
         settings = config["bench"]
         self.place, self.accelerator = place, accelerator
         real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
-        self.teacher = teacher = assembly.make(config["teacher"]) if loss.taps else None
+        self.teacher = teacher = assembly.build_part(config["teacher"]) if loss.taps else None
         batch_size = config["trainer"]["batch_size"]
         records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
         data = settings_like(real, place, records)
@@ -131,7 +131,7 @@ class BenchLoops:
     def build_model(self) -> AlignedModel:
         """The experiment's model once more, in fp32 and as diffusers lays it out."""
         loss = assembly.make(self.config["loss"])
-        teacher = assembly.make(self.config["teacher"]) if loss.taps else None
+        teacher = assembly.build_part(self.config["teacher"]) if loss.taps else None
         model, _ = assembly.build_model(self.config, self.track, teacher, loss)
         return model.to(self.accelerator.device)
 

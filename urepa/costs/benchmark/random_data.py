@@ -15,7 +15,7 @@ from urepa.data.online_encoders import OnlineTokens
 from urepa.data.stores.lmdb_store import write_store
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.samples import Samples
-from urepa.models.teachers.several_teachers import Several
+from urepa.models.teachers.several_teachers import SeveralTeachers
 
 PROMPT = (77, 768)  # of CLIP ViT-L/14: positions, width
 
@@ -42,7 +42,7 @@ class SyntheticTrack:
     def write(self, teacher: Any | None) -> None:
         """The stores."""
         self._write(self.latents, self.latent_shape)
-        if isinstance(teacher, Several):
+        if isinstance(teacher, SeveralTeachers):
             raise UserError("urepa.bench times a step with one teacher: give teacher=NAME")
         if teacher is not None:
             self._write(self.tokens, (teacher.grid[0] * teacher.grid[1], teacher.width))

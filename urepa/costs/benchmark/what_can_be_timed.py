@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
+from urepa.core.teacher_names import ALONE
 
 
 def check_bench(config: dict[str, Any]) -> None:
@@ -19,7 +21,7 @@ def check_bench(config: dict[str, Any]) -> None:
         raise UserError(
             "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"
         )
-    if settings["against"] == "plain" and config["teacher"]["_target_"].endswith(".Several"):
+    if settings["against"] == "plain" and ALONE not in declaration_of(config["teacher"]).members():
         raise UserError("bench.against=plain takes tokens of one teacher; choose one, or leave bench.against out")
     if settings["parts"] and config["backbone"]["_target_"].endswith(".sit"):
         raise UserError("bench.parts takes a U-Net's step apart, and this experiment has none; leave it out")

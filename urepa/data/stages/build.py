@@ -41,7 +41,7 @@ from urepa.data.tracks.paths import is_finished, no_list_error, unfinished_error
 from urepa.data.tracks.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.tracks.split_sizes import refuse_other_classes
 from urepa.models.backbones.sd15 import load_prompts
-from urepa.models.teachers.several_teachers import Several, by_name
+from urepa.models.teachers.several_teachers import SeveralTeachers, by_name
 
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
 
@@ -315,7 +315,7 @@ class Build:
         """Takes in caches that lie in the document's layout without manifests, after looking at every record and at the
         field of view: a store counts only then. What cannot be known is marked so."""
         track = self.track
-        if isinstance(self.teacher, Several):
+        if isinstance(self.teacher, SeveralTeachers):
             raise UserError("caches in the document's layout have one teacher's tokens: adopt them with teacher=NAME")
         if track.online_latents or track.online_teacher:
             raise UserError("stage=adopt takes in caches: leave data.online_latents and data.online_teacher out")

@@ -1,6 +1,5 @@
-"""Frozen encoders whose patch tokens are the target. A teacher owns its preprocessing.
+"""Frozen encoders whose patch tokens are the target: a file declares one (`urepa.core.protocols.Teacher`), and a file
+whose name ends in `_net` has networks (`urepa.core.protocols.TeacherNetwork`), which own their preprocessing.
 
-Contract: `manifest()` says what would change its tokens, without loading weights; `width` and `grid` are
-what heads need; `tokens(images)` takes RGB in [0,1], [B,3,H,W], and returns Tokens.
 Several teachers at once are one `Several`, which has no tokens of its own; `by_name` gives one's or several's members.
 """

@@ -4,17 +4,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from urepa.core.errors import UserError
+from urepa.core.protocols import OneTeacher
+from urepa.core.settings import part
 from urepa.core.teacher_names import ALONE
 
 
+@dataclass
 class Several:
-    """REPA's loss with several encoders is the mean over them (arXiv 2410.06940, §4; one projector each).
+    """REPA's loss with several encoders, the mean over them (arXiv 2410.06940, §4; one projector each)."""
+
+    _target_: str = "urepa.models.teachers.several_teachers.Several"
+    teachers: dict[str, Any] = part("the teachers, by name", {})
+
+    def members(self) -> dict[str, OneTeacher]:
+        return self.teachers
+
+    def check(self) -> None:
+        check_names(self.teachers)
+        for one in self.teachers.values():
+            one.check()
+
+    def hub_files(self) -> dict[str, list[str]]:
+        files: dict[str, list[str]] = {}
+        for one in self.teachers.values():
+            for name, patterns in one.hub_files().items():
+                files.setdefault(name, []).extend(patterns)
+        return files
+
+    def build(self) -> SeveralTeachers:
+        return SeveralTeachers({name: one.build() for name, one in self.teachers.items()})
+
+    def description(self) -> str:
+        return (
+            f"The backbone is aligned to {len(self.teachers)} teachers at once, each with heads of its own and the "
+            "shares of the alignment terms that are given above."
+        )
+
+
+class SeveralTeachers:
+    """The built ones.
 
     Args:
-        teachers: by names that heads, stores and metrics bear.
+        teachers: by the names that heads, stores and metrics have.
     """
 
     def __init__(self, teachers: dict[str, Any]) -> None:
@@ -35,10 +70,10 @@ def check_names(names: Collection[str]) -> None:
 
 
 def by_name(teacher: Any | None) -> dict[str, Any]:
-    """The teachers there are: none, the one as `ALONE`, or several by their names."""
+    """The built teachers there are: none, the one as `ALONE`, or several by their names."""
     if teacher is None:
         return {}
-    return teacher.teachers if isinstance(teacher, Several) else {ALONE: teacher}
+    return teacher.teachers if isinstance(teacher, SeveralTeachers) else {ALONE: teacher}
 
 
 def name_at(part: str, teacher: str) -> str:

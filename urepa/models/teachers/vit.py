@@ -1,191 +1,140 @@
-"""Vision transformers of the transformers library as teachers: DINOv2, DINOv3, CLIP, SigLIP, MAE.
-
-Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
-"""
+"""Vision transformers of the transformers library: DINOv2, DINOv3, CLIP, SigLIP, MAE."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from urepa.core import progress
+from urepa.core.descriptions import number, shape
 from urepa.core.errors import UserError
-from urepa.core.hub_names import download_failure, resolve
-from urepa.core.types import Tokens
-from urepa.models.teachers.dinov2_positions import resample_by
-from urepa.models.teachers.teacher_sizes import check_vit, model_name, resamples
+from urepa.core.hub_names import is_hub_id
+from urepa.core.protocols import OneTeacher
+from urepa.core.settings import SIZE, setting
+from urepa.core.teacher_names import ALONE
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+if TYPE_CHECKING:
+    from urepa.models.teachers.vit_net import ViTNetwork
 
-
-@dataclass(frozen=True)
-class Family:
-    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves."""
-
-    model_class: str
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
-    cls_tokens: int
-    resizes: bool
-
-
-FAMILIES = {
-    "dinov2": Family("Dinov2Model", IMAGENET, 1, True),
-    "dinov2_registers": Family("Dinov2WithRegistersModel", IMAGENET, 1, True),
-    "dinov3": Family("DINOv3ViTModel", IMAGENET, 1, True),
-    "clip": Family("CLIPVisionModel", OPENAI, 1, False),
-    "siglip": Family("SiglipVisionModel", HALF, 0, False),
-    "mae": Family("ViTMAEModel", IMAGENET, 1, False),
+# Rows and columns that a family's learned positions were trained on, where libraries differ in how they resample them
+# to others (`urepa.models.teachers.dino.dinov2_positions`). With registers they do not, and DINOv3 has rotary ones.
+NATIVE = {"dinov2": 37}
+RULES = {
+    "meta": "as Meta's code does (bicubic, by the factor (n + 0.1)/37)",
+    "timm": "as timm and REPA's code do (bicubic, to the size, with antialiasing)",
+    "transformers": "as the transformers library does (bicubic, to the size, without antialiasing)",
 }
 
-# Layers of the published ViTs (S, B, L, H, g) by width; a head is 64 wide in all of them
-LAYERS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
+
+class Family(Enum):
+    dinov2 = "dinov2"
+    dinov2_registers = "dinov2_registers"
+    dinov3 = "dinov3"
+    clip = "clip"
+    siglip = "siglip"
+    mae = "mae"
 
 
+class Positions(Enum):
+    meta = "meta"
+    timm = "timm"
+    transformers = "transformers"
+
+
+@dataclass
 class ViT:
-    """Patch tokens of the last layer, in their own grid, average-pooled to `grid`, of unit length.
+    """The patch tokens of a vision transformer's last layer, average-pooled."""
 
-    Spec 000 §3.3 takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
-    image; here all of them are used (spec 000's ERRATA).
+    _target_: str = "urepa.models.teachers.vit.ViT"
+    family: Family = setting("whose network and preprocessing")
+    model: str = setting("a hub id, a local folder, or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded")
+    image_size: int = setting("side of the image that the network sees, pixels; a multiple of patch", ge=1, le=SIZE)
+    patch: int = setting("side of a patch, pixels", ge=1, le=SIZE)
+    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE)
+    width: int = setting("width of a token", ge=1, le=SIZE)
+    positions: Positions | None = setting(
+        "whose resampling of DINOv2's positions off 518 px; null in the other families", None
+    )
 
-    Args:
-        family: a key of FAMILIES.
-        model: a hub id, a local folder, or Meta's own dinov2_*.pth or dinov3_vit*.pth.
-        image_size: pixels, a multiple of `patch`; 518 gives DINOv2 37x37 tokens.
-        patch: pixels. grid: rows and columns after pooling. width: D. The three are stated, so that heads can
-            be built from a cache alone, and checked when the network is loaded.
-        positions: how family=dinov2 resamples its learned positions off its native 37x37 patches, a key of
-            `urepa.models.teachers.dinov2_positions.RULES`. At 37x37 nothing is resampled, and only "meta", the default
-            in conf/, is taken; in the other families only None.
-    """
+    def members(self) -> dict[str, OneTeacher]:
+        return {ALONE: self}
 
-    def __init__(
-        self,
-        family: str,
-        model: str,
-        image_size: int,
-        patch: int,
-        grid: list[int],
-        width: int,
-        positions: str | None = None,
-    ) -> None:
-        check_vit(family, image_size, patch, grid, positions)
-        self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
-        self.grid, self.width = (grid[0], grid[1]), width
-        self.resamples, self.positions = resamples(family, image_size, patch), positions
+    def check(self) -> None:
+        check_vit(str(self.family), self.image_size, self.patch, self.grid, self._rule())
 
-    def manifest(self) -> dict[str, Any]:
-        """What its tokens depend on, as far as it can be known without the weights: `positions` where they do."""
-        positions = {"positions": self.positions} if self.resamples else {}
-        return positions | {
-            "family": self.family,
-            "model": model_name(self.model),
-            "image_size": self.image_size,
-            "grid": list(self.grid),
-            "width": self.width,
-            "crop": "center",
-            "flip": "none",
-        }
+    def check_files(self) -> None:
+        check_file(self.model)
 
-    @property
-    def is_local(self) -> bool:
-        """Do the weights lie on this disk by that name?"""
-        return Path(self.model).exists()
+    def stored_as(self) -> dict[str, Any]:
+        is_resampled = resamples(str(self.family), self.image_size, self.patch)
+        rule = {"positions": self._rule()} if is_resampled else {}
+        return {"model": model_name(self.model), "image_size": self.image_size} | rule
 
-    def weights_sha256(self) -> str:
-        """Digest of the loaded weights, whatever file they came from."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def hub_files(self) -> dict[str, list[str]]:
+        return {self.model: ["config.json", "model.safetensors"]} if is_hub_id(self.model) else {}
 
-    @cached_property
-    def network(self) -> Any:
-        """The frozen encoder, in fp32."""
-        import transformers
+    def build(self) -> ViTNetwork:
+        from urepa.models.teachers.vit_net import ViTNetwork
 
-        progress.hide_loading()
-        family = FAMILIES[self.family]
-        if self.model.endswith(".pth"):
-            from urepa.models.teachers.meta_files import load_meta
+        return ViTNetwork(
+            str(self.family), self.model, self.image_size, self.patch, self.grid, self.width, self._rule()
+        )
 
-            network: Any = load_meta(Path(self.model), self.family)
-        else:
-            try:
-                name, revision = resolve(self.model)
-                network = getattr(transformers, family.model_class).from_pretrained(
-                    name, use_safetensors=True, dtype=torch.float32, revision=revision
-                )
-            except OSError as error:
-                raise UserError(
-                    f"teacher.model={self.model} could not be loaded ({download_failure(error, self.model)}); "
-                    "or give a local folder"
-                ) from error
-        config = network.config
-        if (config.hidden_size, config.patch_size) != (self.width, self.patch):
+    def description(self) -> str:
+        size, side, rule = self.image_size, self.image_size // self.patch, self._rule()
+        positions = ""
+        if rule is not None and resamples(str(self.family), size, self.patch):
+            positions = f" Its learned positions are resampled from 37×37 {RULES[rule]}."
+        return (
+            f"The teacher is {self.model} (family {self.family}), frozen. Images are resized to {size}×{size} pixels "
+            f"(bicubic); all {side}×{side} patch tokens of its last layer, without class and register tokens, are "
+            f"average-pooled to {shape(self.grid)} tokens of width {number(self.width)}, each of unit length."
+            f"{positions}"
+        )
+
+    def _rule(self) -> str | None:
+        return None if self.positions is None else str(self.positions)
+
+
+def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], positions: str | None) -> None:
+    """UserError where a ViT's sizes do not fit together, or its rule of positions has no effect."""
+    side = image_size // patch
+    if image_size % patch or len(grid) != 2 or not all(1 <= g <= side for g in grid):
+        raise UserError(
+            f"teacher: image_size={image_size} must be a multiple of its patch of {patch} pixels, and "
+            f"grid={list(grid)} two numbers of at most image_size/{patch}"
+        )
+    rules = [rule.value for rule in Positions]
+    if family not in NATIVE:
+        if positions is not None:
             raise UserError(
-                f"teacher.model={self.model} has width {config.hidden_size} and patches of {config.patch_size}; "
-                f"teacher.width={self.width} and teacher.patch={self.patch} say otherwise"
+                f"teacher.positions={positions} has no effect with teacher.family={family}: the choice is DINOv2's "
+                "without registers; give teacher.positions=null"
             )
-        return self._freeze(network)
+    elif positions is None:
+        raise UserError(f"teacher.family={family} needs teacher.positions, one of {', '.join(rules)}")
+    elif positions not in rules:
+        raise UserError(f"teacher.positions={positions}: give one of {', '.join(rules)}")
+    elif not resamples(family, image_size, patch) and positions != "meta":
+        raise UserError(
+            f"teacher.positions={positions} has no effect at teacher.image_size={image_size}, {family}'s native size, "
+            "where nothing is resampled; leave it at meta"
+        )
 
-    def build_without_weights(self) -> Any:
-        """Builds the network from its architecture alone, on the meta device, to count costs: no weights are read or
-        fetched. The architecture is that of a local folder, or of the published model of this width. Also replaces
-        `network`."""
-        import transformers
 
-        network_class = getattr(transformers, FAMILIES[self.family].model_class)
-        if Path(self.model).is_dir():
-            config = network_class.config_class.from_pretrained(self.model)
-        elif self.width not in LAYERS:
-            known = ", ".join(map(str, LAYERS))
-            raise UserError(f"teacher.width={self.width}: no published ViT is that wide ({known}); give a local folder")
-        else:
-            config = network_class.config_class(
-                hidden_size=self.width,
-                num_hidden_layers=LAYERS[self.width],
-                num_attention_heads=self.width // 64,
-                intermediate_size=4 * self.width,
-                patch_size=self.patch,
-                image_size=self.image_size,
-            )
-            if self.width == 1536:  # DINOv2-g alone
-                config.use_swiglu_ffn = True
-        self.network = self._freeze(network_class(config))
-        return self.network
+def resamples(family: str, image_size: int, patch: int) -> bool:
+    """Are learned positions resampled, by a rule that is chosen?"""
+    return NATIVE.get(family) not in (None, image_size // patch)
 
-    def _freeze(self, network: Any) -> Any:
-        if self.family == "mae":
-            network.config.mask_ratio = 0.0  # it would drop three quarters of the patches
-        if self.positions is not None:
-            resample_by(self.positions, network.embeddings)
-        return network.eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """Square RGB in [0,1], of any size, to Tokens [B,N,D]."""
-        family = FAMILIES[self.family]
-        size, side = (self.image_size, self.image_size), self.image_size // self.patch
-        images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
-        mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in family.normalisation)
-        pixels = (images.clamp(0, 1) - mean) / std
-        options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
-        if self.family == "mae":  # its masking shuffles by noise; ascending noise keeps the order
-            options["noise"] = torch.arange(side * side, device=pixels.device).float().expand(len(pixels), -1)
-        network = self.network.to(pixels.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):
-            hidden_BND = network(pixels, **options).last_hidden_state
-        prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
-        patches = Tokens(hidden_BND[:, prefix:].float(), (side, side))
-        pooled = F.adaptive_avg_pool2d(patches.to_map(), self.grid)
-        return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), self.grid)
+def model_name(model: str) -> str:
+    """What a ViT's tokens are named by: the last part of a path or a hub id, without a revision."""
+    return Path(model).name.partition("@")[0]
+
+
+def check_file(model: str) -> None:
+    """UserError where a ViT's model is Meta's own file, and it is not there."""
+    if model.endswith(".pth") and not Path(model).is_file():
+        raise UserError(f"teacher.model={model} does not exist")

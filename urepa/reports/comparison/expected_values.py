@@ -47,7 +47,7 @@ REPORTED_LAST = (
 EXPERIMENT, ARM = "track_a", "baseline"
 SETTINGS = {
     "backbone._target_": "urepa.models.backbones.sd15.sd15",
-    "objective._target_": "urepa.method.objectives.DDPMVelocity",
+    "objective._target_": "urepa.method.objectives.ddpm_velocity.DDPMVelocity",
     "loss.lambda_max": "0.5",
     "loss.manifold_weight": "3.0",
     "loss.level": "sample",

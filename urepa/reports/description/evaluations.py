@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from urepa.reports.description.markdown_and_latex import Block, join_with_and, number
+from urepa.core.descriptions import number
+from urepa.reports.description.markdown_and_latex import Block, join_with_and
 from urepa.reports.description.subject import Subject
 
 SAMPLERS = {"ddim": "DDIM", "dpmsolver": "DPM-Solver++(2M)", "euler": "Euler", "heun": "Heun", "sde": "Euler-Maruyama"}

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
+from urepa.core.descriptions import Formula
 from urepa.core.escaping import markdown as md
 from urepa.core.escaping import tex
 from urepa.core.text_tables import Table
 
 PACKAGES = r"% \usepackage{amsmath,amssymb,booktabs,textcomp}"
-
-
-@dataclass(frozen=True)
-class Formula:
-    """A displayed formula; its text is ours, with numbers from the config at most."""
-
-    latex: str
 
 
 Block = str | Formula | Table
@@ -29,16 +21,6 @@ class Section:
 
     title: str
     blocks: tuple[Block, ...]
-
-
-def format_value(value: Any) -> str:
-    """A config's value as YAML has it: null, true, [1, 2], 0.5; text as it is."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def number(value: float) -> str:
-    """200,000 and 0.00085: whole numbers with separators, others in full."""
-    return f"{int(value):,}" if float(value).is_integer() else format_value(value)
 
 
 def join_with_and(items: list[str]) -> str:

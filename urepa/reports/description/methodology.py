@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from urepa.core.descriptions import format_value, number
 from urepa.core.nested_dicts import flatten
 from urepa.core.text_tables import Table
 from urepa.reports.description import evaluations, model, training
-from urepa.reports.description.markdown_and_latex import Block, Section, format_value, join_with_and, number
+from urepa.reports.description.markdown_and_latex import Block, Section, join_with_and
 from urepa.reports.description.subject import Subject
 from urepa.runs.run_folder import is_identity
 
@@ -20,11 +21,11 @@ def methodology(subject: Subject, origin: str) -> list[Section]:
     s, config = subject, subject.config
     adapted = [part_blocks(s, "backbone", config["backbone"]), part_blocks(s, "lora", config["lora"])]
     warm = model.warm_start(s)
-    aligned = [part_blocks(s, "head", config["head"])] if s.teacher is not None else []
-    taught = [part_blocks(s, "teacher", config["teacher"])] if s.teacher is not None else []
+    aligned = [model.head(s, config["head"])] if s.teacher is not None else []
+    taught = [model.teacher(s, config["teacher"])] if s.teacher is not None else []
     return [
         Section("Architecture", (origin, *flatten_blocks(adapted + aligned), *warm, *parameters(s))),
-        Section("Diffusion", tuple(part_blocks(s, "objective", config["objective"]))),
+        Section("Diffusion", tuple(model.objective(s, config["objective"]))),
         Section("Loss", tuple(part_blocks(s, "loss", config["loss"]))),
         Section("Data and teacher", (*part_blocks(s, "data", config["data"]), *flatten_blocks(taught))),
         Section("Training", (length(s), *part_blocks(s, "optimizer", config["optimizer"]), arithmetic(s))),

@@ -1,4 +1,5 @@
-"""Words for backbones, what trains of them, heads, teachers and objectives. Keys of WORDS are `_target_`s."""
+"""Words for backbones, what trains of them, heads, teachers and objectives. Keys of WORDS are `_target_`s; heads,
+teachers and objectives declare theirs."""
 
 from __future__ import annotations
 
@@ -7,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from urepa.config.parts import KINDS, target_of
+from urepa.config.declared import declaration_of
+from urepa.core.descriptions import Formula, number, shape
+from urepa.core.protocols import Teacher
+from urepa.core.teacher_names import ALONE
 from urepa.core.text_tables import Table
 from urepa.method.training_step import shares_of
 from urepa.models.teachers.several_teachers import by_name, name_at
-from urepa.reports.description.markdown_and_latex import Block, Formula, join_with_and, number
+from urepa.reports.description.markdown_and_latex import Block, join_with_and
 from urepa.reports.description.subject import Subject
 from urepa.runs.checkpoint import newest
-from urepa.training.assembly import make
 
 PROJECTIONS = "the query, key, value and output projections of every attention layer"
 ADAPTED = {
@@ -22,12 +25,6 @@ ADAPTED = {
     "attention_conv": f"{PROJECTIONS} and the 3×3 convolutions of every residual block",
 }
 WHERE = {"mid": "the middle block", "all": "every block"}
-VARIANTS = {"linear": "linear in t", "scaled_linear": "linear in its square root over t"}
-
-
-def shape(sizes: Any) -> str:
-    """4×64×64."""
-    return "×".join(map(str, sizes))
 
 
 def initial_weights(s: Subject, weights: str) -> str:
@@ -106,7 +103,7 @@ def add_lora(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 def head(s: Subject, part: dict[str, Any]) -> list[Block]:
     """What a head declares of its layers, and what all heads share."""
-    layers = make(part).description()
+    layers = declaration_of(part).description()
     parameters, tensors = s.planned.counted.groups["head"]
     count = len(s.loss.taps) * len(by_name(s.teacher))
     return [
@@ -130,46 +127,15 @@ def taps(s: Subject) -> Table:
     return Table("Taps and what they are compared with.", headers, tuple(rows))
 
 
-def several(s: Subject, part: dict[str, Any]) -> list[Block]:
-    blocks: list[Block] = [
-        f"The backbone is aligned to {len(part['teachers'])} teachers at once, each with heads of its own and the "
-        "shares of the alignment terms that are given above."
-    ]
-    for name, one in part["teachers"].items():
-        blocks.append(f"{name}:")
-        blocks += WORDS[one["_target_"]](replace(s, teacher=by_name(s.teacher)[name]), one)
+def teacher(s: Subject, part: dict[str, Any]) -> list[Block]:
+    """What a teacher declares of itself, or several of themselves, and where its tokens come from."""
+    declared: Teacher = declaration_of(part)
+    members, built = declared.members(), by_name(s.teacher)
+    blocks: list[Block] = [] if ALONE in members else [declared.description()]
+    for name, one in members.items():
+        blocks += [f"{name}:"] if name else []
+        blocks.append(f"{one.description()} {token_source(replace(s, teacher=built[name]))}")
     return blocks
-
-
-def efficientnet(s: Subject, part: dict[str, Any]) -> list[Block]:
-    size, stride = part["image_size"], part["stride"]
-    side, which = size // stride, "last map" if stride == 32 else f"last map at stride {stride}"
-    name = "EfficientNet-" + part["_target_"].rpartition(".EfficientNet")[2]
-    return [
-        f"The teacher is {name} with its ImageNet-1K weights, frozen. Images are resized to {size}×{size} "
-        f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(part['grid'])} tokens of width "
-        f"{number(s.teacher.width)}, each of unit length. {token_source(s)}"  # type: ignore[union-attr]
-    ]
-
-
-POSITIONS = {
-    "meta": "as Meta's code does (bicubic, by the factor (n + 0.1)/37)",
-    "timm": "as timm and REPA's code do (bicubic, to the size, with antialiasing)",
-    "transformers": "as the transformers library does (bicubic, to the size, without antialiasing)",
-}
-
-
-def vit(s: Subject, part: dict[str, Any]) -> list[Block]:
-    size, side = part["image_size"], part["image_size"] // part["patch"]
-    positions, rule = "", part["positions"]
-    if s.teacher.resamples:  # type: ignore[union-attr]
-        positions = f"Its learned positions are resampled from 37×37 {POSITIONS[rule]}. "
-    return [
-        f"The teacher is {part['model']} (family {part['family']}), frozen. Images are resized to {size}×{size} pixels "
-        f"(bicubic); all {side}×{side} patch tokens of its last layer, without class and register tokens, are "
-        f"average-pooled to {shape(part['grid'])} tokens of width {number(part['width'])}, each of unit length. "
-        f"{positions}{token_source(s)}"
-    ]
 
 
 def token_source(s: Subject) -> str:
@@ -181,60 +147,15 @@ def token_source(s: Subject) -> str:
     return f"Its tokens are computed once and kept as {precision}."
 
 
-CORRUPTION = r"x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad "
-
-
-def ddpm(s: Subject, part: dict[str, Any], name: str, target: str) -> list[Block]:
-    start, end, steps = part["beta_start"], part["beta_end"], part["timesteps"]
-    last = float(s.objective.alphas_cumprod[-1])
-    return [
-        f"The backbone predicts {name} of a variance-preserving diffusion over T = {number(steps)} timesteps, drawn "
-        f"uniformly. β rises from {number(start)} to {number(end)}, {VARIANTS[part['beta_schedule']]}; at the last "
-        f"timestep a share of {last:.2g} of the signal's variance is left.",
-        Formula(CORRUPTION + r"\bar\alpha_t = \prod_{s \le t} (1 - \beta_s), \qquad y = " + target),
-    ]
-
-
-def velocity(s: Subject, part: dict[str, Any]) -> list[Block]:
-    target = r"v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0"
-    return ddpm(s, part, "the velocity v", target)
-
-
-def epsilon(s: Subject, part: dict[str, Any]) -> list[Block]:
-    return ddpm(s, part, "the noise ε", r"\epsilon")
-
-
-FLOWS = {
-    "linear": (r"x_t = (1 - t)\, x_0 + t\, \epsilon", r"y = \epsilon - x_0"),
-    "cosine": (
-        r"x_t = \cos \frac{\pi t}{2}\, x_0 + \sin \frac{\pi t}{2}\, \epsilon",
-        r"y = \frac{\pi}{2} \Bigl( \cos \frac{\pi t}{2}\, \epsilon - \sin \frac{\pi t}{2}\, x_0 \Bigr)",
-    ),
-}
-TIMES = {"uniform": "uniformly from [0, 1]", "lognormal": "such that the noise-to-signal ratio is log-normal(0, 1)"}
-
-
-def flow(s: Subject, part: dict[str, Any]) -> list[Block]:
-    path, target = FLOWS[part["path"]]
-    return [
-        f"The backbone predicts the velocity of a {part['path']} flow from data (t = 0) to noise (t = 1); t is drawn "
-        f"{TIMES[part['draw']]}.",
-        Formula(rf"{path}, \qquad {target}"),
-    ]
+def objective(s: Subject, part: dict[str, Any]) -> list[Block]:
+    """What an objective declares of itself."""
+    return list(declaration_of(part).description())
 
 
 WORDS: dict[str, Callable[[Subject, dict[str, Any]], list[Block]]] = {
-    **{target_of(declared): head for declared in KINDS["head"].values()},
     "urepa.models.backbones.sit.sit": sit,
-    "urepa.method.objectives.Flow": flow,
     "urepa.models.backbones.unet.tiny_unet": tiny_unet,
     "urepa.models.backbones.sd15.sd15": sd15,
     "urepa.models.lora.no_lora": no_lora,
     "urepa.models.lora.add_lora": add_lora,
-    "urepa.models.teachers.efficientnet.EfficientNetLite0": efficientnet,
-    "urepa.models.teachers.efficientnet.EfficientNetLite2": efficientnet,
-    "urepa.models.teachers.vit.ViT": vit,
-    "urepa.models.teachers.several_teachers.Several": several,
-    "urepa.method.objectives.DDPMVelocity": velocity,
-    "urepa.method.objectives.DDPMEpsilon": epsilon,
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from urepa.costs.estimate import Plan
-from urepa.training.assembly import make
+from urepa.training.assembly import build_part, make
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class Subject:
 
 def subject_of(config: dict[str, Any], planned: Plan) -> Subject:
     """The parts of a config whose costs are known."""
-    loss, objective, track = (make(config[part]) for part in ("loss", "objective", "data"))
-    return Subject(config, planned, loss, objective, track, make(config["teacher"]) if loss.taps else None)
+    loss, objective, track = make(config["loss"]), build_part(config["objective"]), make(config["data"])
+    return Subject(config, planned, loss, objective, track, build_part(config["teacher"]) if loss.taps else None)

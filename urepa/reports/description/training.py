@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from urepa.core.descriptions import Formula, number, shape
 from urepa.core.text_tables import Table
 from urepa.method.batch_fraction import strata
-from urepa.reports.description.markdown_and_latex import Block, Formula, join_with_and, number
-from urepa.reports.description.model import shape
+from urepa.reports.description.markdown_and_latex import Block, join_with_and
 from urepa.reports.description.subject import Subject
 
 DIFFUSION = r"\mathcal{L}_{\mathrm{diff}} = \mathbb{E}\, \frac{1}{CHW} \lVert f_\theta(x_t, t, c) - y \rVert_2^2"

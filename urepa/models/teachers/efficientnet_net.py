@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.types import Tokens
-from urepa.models.teachers.teacher_sizes import LITE0, LITE2, check_efficientnet
+from urepa.models.teachers.efficientnet_lite0 import LITE0, check_efficientnet, model_name
+from urepa.models.teachers.efficientnet_lite2 import LITE2
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
-class EfficientNetLite0:
+class EfficientNetLite0Network:
     """A convolutional map as tokens: image_size/stride squared, average-pooled to `grid`. At stride 32 the last one
     (D = 1280); at 16 and 8 the last block's of that stride (Lite0's blocks 10 and 4, counted from 0; D = 112 and 40),
     and what lies behind it is not computed."""
@@ -46,10 +47,10 @@ class EfficientNetLite0:
         return hashlib.sha256(self._weights.read_bytes()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
-        """What its tokens depend on. The last map's are named as when there were no others."""
-        suffix, stride = ("", {}) if self.stride == 32 else (f"-s{self.stride}", {"stride": self.stride})
+        """What its tokens depend on."""
+        stride = {} if self.stride == 32 else {"stride": self.stride}
         return stride | {
-            "model": f"{self.network}{suffix}",
+            "model": model_name(self.network, self.stride),
             "weights_sha256": self.weights_sha256(),
             "image_size": self.image_size,
             "grid": list(self.grid),
@@ -96,7 +97,7 @@ class EfficientNetLite0:
         return x
 
 
-class EfficientNetLite2(EfficientNetLite0):
+class EfficientNetLite2Network(EfficientNetLite0Network):
     """The same of Lite2 (native size 260 px): its last blocks of stride 8 and 16 are 6 and 14, of 48 and 120 channels.
 
     It is Lite0's sibling, of one family and trained on the same images by the same recipe: as the judge of images of a

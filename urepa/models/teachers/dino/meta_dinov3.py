@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.models.teachers.meta_dinov2 import depth, heads
+from urepa.models.teachers.dino.meta_dinov2 import depth, heads
 
 PERIODS, QKV_MASK = "rope_embed.periods", "attn.qkv.bias_mask"
 TOP = {

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.models.teachers import meta_dinov2, meta_dinov3
-from urepa.models.teachers.teacher_sizes import check_file
+from urepa.models.teachers.dino import meta_dinov2, meta_dinov3
+from urepa.models.teachers.vit import check_file
 from urepa.models.weight_files import read_torch
 
 State = dict[str, Tensor]

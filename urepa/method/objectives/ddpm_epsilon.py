@@ -1,0 +1,85 @@
+"""DDPM that predicts the noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.descriptions import Formula, number
+from urepa.core.errors import UserError
+from urepa.core.escaping import markdown
+from urepa.core.settings import SIZE, TINY, setting
+
+if TYPE_CHECKING:
+    from urepa.method.objectives.ddpm_math import DDPMMath
+
+CORRUPTION = r"x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad "
+RISES = {"linear": "linear in t", "scaled_linear": "linear in its square root over t"}
+
+
+class BetaSchedule(Enum):
+    linear = "linear"
+    scaled_linear = "scaled_linear"
+
+
+@dataclass
+class DDPMEpsilon:
+    """A variance-preserving diffusion over whole timesteps, of which the noise ε is predicted."""
+
+    _target_: str = "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"
+    beta_start: float = setting("β of the first timestep", ge=TINY, le=1 - TINY)
+    beta_end: float = setting("β of the last timestep", ge=TINY, le=1 - TINY)
+    beta_schedule: BetaSchedule = setting("β over timesteps: linear, or linear in its square root")
+    timesteps: int = setting("number of timesteps", ge=1, le=SIZE)
+
+    prediction_type: ClassVar[str] = "epsilon"
+    has_intervals: ClassVar[bool] = False
+    predicts: ClassVar[tuple[str, str, str]] = ("epsilon", "the noise ε", r"\epsilon")  # on a card, in words, as LaTeX
+
+    @property
+    def most_steps(self) -> int:
+        return self.timesteps
+
+    @property
+    def times(self) -> str:
+        return f"timesteps are 0 to {self.timesteps - 1}, whole numbers"
+
+    def check(self) -> None:
+        if self.beta_start > self.beta_end:
+            raise UserError(
+                f"objective.beta_start={self.beta_start} is above objective.beta_end={self.beta_end}; give one that is "
+                "not"
+            )
+
+    def has_time(self, t: float) -> bool:
+        return 0 <= t < self.timesteps and t == int(t)
+
+    def time_at(self, fraction: float) -> int:
+        return round(fraction * self.timesteps)
+
+    def build(self) -> DDPMMath:
+        from urepa.method.objectives.ddpm_math import EpsilonMath
+
+        return EpsilonMath(self.beta_start, self.beta_end, str(self.beta_schedule), self.timesteps)
+
+    def description(self) -> list[str | Formula]:
+        _, name, target = self.predicts
+        start, end = number(self.beta_start), number(self.beta_end)
+        last = float(self.build().alphas_cumprod[-1])
+        return [
+            f"The backbone predicts {name} of a variance-preserving diffusion over T = {number(self.timesteps)} "
+            f"timesteps, drawn uniformly. β rises from {start} to {end}, {RISES[str(self.beta_schedule)]}; at the last "
+            f"timestep a share of {last:.2g} of the signal's variance is left.",
+            Formula(CORRUPTION + r"\bar\alpha_t = \prod_{s \le t} (1 - \beta_s), \qquad y = " + target),
+        ]
+
+    def model_card(self) -> str:
+        return (
+            f"**The model predicts {self.predicts[0]}**, with {markdown(str(self.beta_schedule))} β from "
+            f"{self.beta_start} to {self.beta_end} over {self.timesteps} timesteps. "
+            "`scheduler/` says so; another scheduler class is made from its config with `from_config`. A pipeline's "
+            "own scheduler may say otherwise, and then gives noise. Choose a number of steps that divides "
+            f"{self.timesteps}: for others diffusers' DDIMScheduler goes to wrong timesteps, and for a few (61 of "
+            "1,000 is one) all its schedulers take one step too many, so that images differ from `urepa.generate`'s."
+        )

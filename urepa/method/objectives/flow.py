@@ -1,0 +1,76 @@
+"""A flow from data to noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.descriptions import Formula
+from urepa.core.escaping import markdown
+from urepa.core.settings import setting
+
+if TYPE_CHECKING:
+    from urepa.method.objectives.flow_math import FlowMath
+
+FORMULAS = {  # by path: x_t and its velocity
+    "linear": (r"x_t = (1 - t)\, x_0 + t\, \epsilon", r"y = \epsilon - x_0"),
+    "cosine": (
+        r"x_t = \cos \frac{\pi t}{2}\, x_0 + \sin \frac{\pi t}{2}\, \epsilon",
+        r"y = \frac{\pi}{2} \Bigl( \cos \frac{\pi t}{2}\, \epsilon - \sin \frac{\pi t}{2}\, x_0 \Bigr)",
+    ),
+}
+DRAWS = {"uniform": "uniformly from [0, 1]", "lognormal": "such that the noise-to-signal ratio is log-normal(0, 1)"}
+
+
+class FlowPath(Enum):
+    linear = "linear"
+    cosine = "cosine"
+
+
+class TimeDraw(Enum):
+    uniform = "uniform"
+    lognormal = "lognormal"
+
+
+@dataclass
+class Flow:
+    """A path from data (t = 0) to noise (t = 1), of which the velocity dx_t/dt is predicted."""
+
+    _target_: str = "urepa.method.objectives.flow.Flow"
+    path: FlowPath = setting("from data to noise")
+    draw: TimeDraw = setting("how training times are drawn")
+
+    prediction_type: ClassVar[str] = "flow"
+    has_intervals: ClassVar[bool] = True
+    most_steps: ClassVar[float] = math.inf
+    times: ClassVar[str] = "times lie in [0, 1]"
+
+    def check(self) -> None:
+        """Any path goes with any draw."""
+
+    def has_time(self, t: float) -> bool:
+        return 0 <= t <= 1
+
+    def time_at(self, fraction: float) -> float:
+        return float(fraction)
+
+    def build(self) -> FlowMath:
+        from urepa.method.objectives.flow_math import FlowMath
+
+        return FlowMath(str(self.path), str(self.draw))
+
+    def description(self) -> list[str | Formula]:
+        path, target = FORMULAS[str(self.path)]
+        return [
+            f"The backbone predicts the velocity of a {self.path} flow from data (t = 0) to noise (t = 1); t is drawn "
+            f"{DRAWS[str(self.draw)]}.",
+            Formula(rf"{path}, \qquad {target}"),
+        ]
+
+    def model_card(self) -> str:
+        return (
+            f"**The model predicts the velocity of the {markdown(str(self.path))} path**, from data at t = 0 to noise "
+            "at t = 1 (REPA's direction; SiT's own code runs the other way)."
+        )

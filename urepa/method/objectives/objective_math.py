@@ -1,0 +1,83 @@
+"""What the mathematics of every objective has: how x0 is noised and what the backbone must predict.
+
+Shapes: B batch, CHW latent. Noise and times are always arguments. DDPM's timesteps are int64 in [0, T-1], flow's times
+floats in [0, 1]. x_t = α·x0 + σ·ε in both, with
+α = √ᾱ_t, σ = √(1−ᾱ_t)             for DDPM                               (Ho et al. 2020, eq. 4; spec 000 §4.2)
+α = 1−t, σ = t or cos, sin of πt/2  for flow                               (Ma et al. 2024, SiT, §3; SYSTEMS.md D)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ObjectiveMath(ABC):
+    """What every objective owns. `samplers` are those that solve its equation, by their names in
+    `urepa.method.ddpm_sampling`, the usual one first, in at most `most_steps`; `times` says in words which times there
+    are."""
+
+    samplers: tuple[str, ...]
+    most_steps: float = math.inf
+    times: str
+
+    @abstractmethod
+    def sample_t(self, rng: np.random.Generator) -> float:
+        """One time to train at."""
+
+    def times_of(self, t: float | Tensor) -> Tensor:
+        """Given times as this objective computes with them, whether it has them or not."""
+        return torch.as_tensor(t)
+
+    @abstractmethod
+    def has_time(self, t_B: Tensor) -> bool:
+        """Are these times of this objective?"""
+
+    @abstractmethod
+    def time_at(self, fraction: float) -> float:
+        """The time at a fraction in [0,1) of the way from data to noise."""
+
+    @abstractmethod
+    def time_fraction(self, t_B: Tensor) -> Tensor:
+        """Times as numbers in [0,1), for binning."""
+
+    @abstractmethod
+    def signal_and_noise(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ as [B,1,1,1]."""
+
+    def towards_data(self, t_B: Tensor, power: float) -> Tensor:
+        """A weight of samples by their times [B]: (1 − s)^power over its mean over the times that are trained at.
+
+        s = σ/(α + σ), in [0,1], is the share of noise in x_t, which is flow's own t on the linear path. 0 weighs all
+        samples alike; with a `power` of 1 and uniform t there, the weight falls from 2 at the data to 0 at the noise.
+        """
+        return self._share_of_data(t_B) ** power / (self._usual_shares**power).mean()
+
+    def _train_at(self, times: Tensor) -> None:
+        """For constructors: times that stand for those that are trained at, each as likely as any other."""
+        self._usual_shares = self._share_of_data(times)
+
+    def _share_of_data(self, t_B: Tensor) -> Tensor:
+        signal, sigma = self.signal_and_noise(t_B)
+        return (signal / (signal + sigma)).view(-1)
+
+    def corrupt(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """x_t."""
+        signal, sigma = self.signal_and_noise(t_B)
+        return signal * x0 + sigma * noise
+
+    @abstractmethod
+    def target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """What the backbone must predict."""
+
+    @abstractmethod
+    def to_x0(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
+        """The x0 that a prediction implies."""
+
+    @abstractmethod
+    def to_velocity(self, x_t: Tensor, prediction: Tensor, t_B: Tensor) -> Tensor:
+        """The v that a prediction implies: √ᾱ·ε − √(1−ᾱ)·x0 under DDPM, dx_t/dt under flow."""

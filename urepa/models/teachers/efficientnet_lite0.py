@@ -1,0 +1,87 @@
+"""EfficientNet-Lite0, whose weights are a package that is installed with this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from urepa.core.descriptions import number, shape
+from urepa.core.errors import UserError
+from urepa.core.protocols import OneTeacher
+from urepa.core.settings import SIZE, setting
+from urepa.core.teacher_names import ALONE
+
+if TYPE_CHECKING:
+    from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
+
+# By stride: the last block whose map has it, and that map's channels. At 32 it is the convolution behind the last
+# block.
+LITE0 = {8: (4, 40), 16: (10, 112), 32: (15, 1280)}
+
+
+@dataclass
+class EfficientNetLite0:
+    """A map of EfficientNet-Lite0, average-pooled."""
+
+    _target_: str = "urepa.models.teachers.efficientnet_lite0.EfficientNetLite0"
+    image_size: int = setting("side of the image that the network sees, pixels; a multiple of 32", ge=1, le=SIZE)
+    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE)
+    stride: int = setting("pixels per cell of the map that is taken: 8, 16 or 32, the last map", ge=1, le=SIZE)
+
+    network: ClassVar[str] = "efficientnet-lite0"
+    title: ClassVar[str] = "EfficientNet-Lite0"
+    maps: ClassVar[dict[int, tuple[int, int]]] = LITE0
+
+    @property
+    def width(self) -> int:
+        return self.maps[self.stride][1]
+
+    def members(self) -> dict[str, OneTeacher]:
+        return {ALONE: self}
+
+    def check(self) -> None:
+        check_efficientnet(self.image_size, self.grid, self.stride)
+
+    def check_files(self) -> None:
+        """Its weights are a package."""
+
+    def stored_as(self) -> dict[str, Any]:
+        return {"model": model_name(self.network, self.stride), "image_size": self.image_size}
+
+    def hub_files(self) -> dict[str, list[str]]:
+        return {}
+
+    def build(self) -> EfficientNetLite0Network:
+        from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
+
+        return EfficientNetLite0Network(self.image_size, self.grid, self.stride)
+
+    def description(self) -> str:
+        size, stride = self.image_size, self.stride
+        side, which = size // stride, "last map" if stride == 32 else f"last map at stride {stride}"
+        return (
+            f"The teacher is {self.title} with its ImageNet-1K weights, frozen. Images are resized to {size}×{size} "
+            f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(self.grid)} tokens of width "
+            f"{number(self.width)}, each of unit length."
+        )
+
+
+def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> None:
+    """UserError where the size in pixels, the stride of the map or the rows and columns of tokens are none that
+    an EfficientNet-Lite has."""
+    if stride not in LITE0:
+        raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, LITE0))}")
+    if image_size % 32 or image_size < 32:
+        raise UserError(f"teacher.image_size={image_size}: give a multiple of 32")
+    native = image_size // stride
+    if len(grid) != 2 or not all(1 <= g <= native for g in grid):
+        raise UserError(
+            f"teacher.grid={list(grid)}: at {image_size} px and stride {stride} this teacher has {native}x{native} "
+            "tokens to pool from; give two numbers up to that"
+        )
+
+
+def model_name(network: str, stride: int) -> str:
+    """What its tokens are named by. The last map's are named as when there were no others."""
+    return network if stride == 32 else f"{network}-s{stride}"

@@ -1,0 +1,29 @@
+"""EfficientNet-Lite2, whose weights are a package that is installed with this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0
+
+if TYPE_CHECKING:
+    from urepa.models.teachers.efficientnet_net import EfficientNetLite2Network
+
+LITE2 = {8: (6, 48), 16: (14, 120), 32: (20, 1280)}  # as Lite0's
+
+
+@dataclass
+class EfficientNetLite2(EfficientNetLite0):
+    """A map of EfficientNet-Lite2, average-pooled."""
+
+    _target_: str = "urepa.models.teachers.efficientnet_lite2.EfficientNetLite2"
+
+    network: ClassVar[str] = "efficientnet-lite2"
+    title: ClassVar[str] = "EfficientNet-Lite2"
+    maps: ClassVar[dict[int, tuple[int, int]]] = LITE2
+
+    def build(self) -> EfficientNetLite2Network:
+        from urepa.models.teachers.efficientnet_net import EfficientNetLite2Network
+
+        return EfficientNetLite2Network(self.image_size, self.grid, self.stride)

@@ -1,0 +1,191 @@
+"""Vision transformers of the transformers library as teachers: DINOv2, DINOv3, CLIP, SigLIP, MAE.
+
+Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from urepa.core import progress
+from urepa.core.errors import UserError
+from urepa.core.hub_names import download_failure, resolve
+from urepa.core.types import Tokens
+from urepa.models.teachers.dino.dinov2_positions import resample_by
+from urepa.models.teachers.vit import check_vit, model_name, resamples
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves."""
+
+    model_class: str
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    cls_tokens: int
+    resizes: bool
+
+
+FAMILIES = {
+    "dinov2": Family("Dinov2Model", IMAGENET, 1, True),
+    "dinov2_registers": Family("Dinov2WithRegistersModel", IMAGENET, 1, True),
+    "dinov3": Family("DINOv3ViTModel", IMAGENET, 1, True),
+    "clip": Family("CLIPVisionModel", OPENAI, 1, False),
+    "siglip": Family("SiglipVisionModel", HALF, 0, False),
+    "mae": Family("ViTMAEModel", IMAGENET, 1, False),
+}
+
+# Layers of the published ViTs (S, B, L, H, g) by width; a head is 64 wide in all of them
+LAYERS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
+
+
+class ViTNetwork:
+    """Patch tokens of the last layer, in their own grid, average-pooled to `grid`, of unit length.
+
+    Spec 000 §3.3 takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
+    image; here all of them are used (spec 000's ERRATA).
+
+    Args:
+        family: a key of FAMILIES.
+        model: a hub id, a local folder, or Meta's own dinov2_*.pth or dinov3_vit*.pth.
+        image_size: pixels, a multiple of `patch`; 518 gives DINOv2 37x37 tokens.
+        patch: pixels. grid: rows and columns after pooling. width: D. The three are stated, so that heads can
+            be built from a cache alone, and checked when the network is loaded.
+        positions: how family=dinov2 resamples its learned positions off its native 37x37 patches, a key of
+            `urepa.models.teachers.dino.dinov2_positions.RULES`. At 37x37 nothing is resampled, and only "meta", the
+            default in conf/, is taken; in the other families only None.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        model: str,
+        image_size: int,
+        patch: int,
+        grid: list[int],
+        width: int,
+        positions: str | None = None,
+    ) -> None:
+        check_vit(family, image_size, patch, grid, positions)
+        self.family, self.model, self.image_size, self.patch = family, model, image_size, patch
+        self.grid, self.width = (grid[0], grid[1]), width
+        self.resamples, self.positions = resamples(family, image_size, patch), positions
+
+    def manifest(self) -> dict[str, Any]:
+        """What its tokens depend on, as far as it can be known without the weights: `positions` where they do."""
+        positions = {"positions": self.positions} if self.resamples else {}
+        return positions | {
+            "family": self.family,
+            "model": model_name(self.model),
+            "image_size": self.image_size,
+            "grid": list(self.grid),
+            "width": self.width,
+            "crop": "center",
+            "flip": "none",
+        }
+
+    @property
+    def is_local(self) -> bool:
+        """Do the weights lie on this disk by that name?"""
+        return Path(self.model).exists()
+
+    def weights_sha256(self) -> str:
+        """Digest of the loaded weights, whatever file they came from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def network(self) -> Any:
+        """The frozen encoder, in fp32."""
+        import transformers
+
+        progress.hide_loading()
+        family = FAMILIES[self.family]
+        if self.model.endswith(".pth"):
+            from urepa.models.teachers.dino.meta_files import load_meta
+
+            network: Any = load_meta(Path(self.model), self.family)
+        else:
+            try:
+                name, revision = resolve(self.model)
+                network = getattr(transformers, family.model_class).from_pretrained(
+                    name, use_safetensors=True, dtype=torch.float32, revision=revision
+                )
+            except OSError as error:
+                raise UserError(
+                    f"teacher.model={self.model} could not be loaded ({download_failure(error, self.model)}); "
+                    "or give a local folder"
+                ) from error
+        config = network.config
+        if (config.hidden_size, config.patch_size) != (self.width, self.patch):
+            raise UserError(
+                f"teacher.model={self.model} has width {config.hidden_size} and patches of {config.patch_size}; "
+                f"teacher.width={self.width} and teacher.patch={self.patch} say otherwise"
+            )
+        return self._freeze(network)
+
+    def build_without_weights(self) -> Any:
+        """Builds the network from its architecture alone, on the meta device, to count costs: no weights are read or
+        fetched. The architecture is that of a local folder, or of the published model of this width. Also replaces
+        `network`."""
+        import transformers
+
+        network_class = getattr(transformers, FAMILIES[self.family].model_class)
+        if Path(self.model).is_dir():
+            config = network_class.config_class.from_pretrained(self.model)
+        elif self.width not in LAYERS:
+            known = ", ".join(map(str, LAYERS))
+            raise UserError(f"teacher.width={self.width}: no published ViT is that wide ({known}); give a local folder")
+        else:
+            config = network_class.config_class(
+                hidden_size=self.width,
+                num_hidden_layers=LAYERS[self.width],
+                num_attention_heads=self.width // 64,
+                intermediate_size=4 * self.width,
+                patch_size=self.patch,
+                image_size=self.image_size,
+            )
+            if self.width == 1536:  # DINOv2-g alone
+                config.use_swiglu_ffn = True
+        self.network = self._freeze(network_class(config))
+        return self.network
+
+    def _freeze(self, network: Any) -> Any:
+        if self.family == "mae":
+            network.config.mask_ratio = 0.0  # it would drop three quarters of the patches
+        if self.positions is not None:
+            resample_by(self.positions, network.embeddings)
+        return network.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def tokens(self, images_B3HW: Tensor) -> Tokens:
+        """Square RGB in [0,1], of any size, to Tokens [B,N,D]."""
+        family = FAMILIES[self.family]
+        size, side = (self.image_size, self.image_size), self.image_size // self.patch
+        images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
+        mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in family.normalisation)
+        pixels = (images.clamp(0, 1) - mean) / std
+        options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
+        if self.family == "mae":  # its masking shuffles by noise; ascending noise keeps the order
+            options["noise"] = torch.arange(side * side, device=pixels.device).float().expand(len(pixels), -1)
+        network = self.network.to(pixels.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):
+            hidden_BND = network(pixels, **options).last_hidden_state
+        prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
+        patches = Tokens(hidden_BND[:, prefix:].float(), (side, side))
+        pooled = F.adaptive_avg_pool2d(patches.to_map(), self.grid)
+        return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), self.grid)
