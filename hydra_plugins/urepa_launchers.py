@@ -1,7 +1,7 @@
 """urepa's launchers where Hydra looks for them: it scans this namespace package, and takes a launcher only if its class
 is defined here. There is no `__init__.py`: other distributions have plugins in the same package."""
 
-from urepa.cluster import hydra_launchers, one_by_one
+from urepa.cluster import hydra_launchers, in_turn_launcher
 
 
 class SlurmLauncher(hydra_launchers.SlurmLauncher):
@@ -12,5 +12,5 @@ class LocalLauncher(hydra_launchers.LocalLauncher):
     """hydra/launcher=local"""
 
 
-class InTurn(one_by_one.InTurn):
+class InTurn(in_turn_launcher.InTurn):
     """hydra/launcher=in_turn"""

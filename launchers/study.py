@@ -24,7 +24,6 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import open_dict
 
-from urepa.checks.combinations import check, check_trainer
 from urepa.cli import CONF
 from urepa.cluster.slurm_job import Job
 from urepa.config.conf_options import options_of
@@ -32,6 +31,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.runs.run_folder import find_name, to_plain
+from urepa.training.checks.combinations import check, check_trainer
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
 NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")

@@ -19,15 +19,15 @@ from typing import NoReturn
 import hydra
 from hydra._internal.hydra import Hydra
 
-import urepa.checks.combinations
-import urepa.checks.inputs
 import urepa.cluster.hydra_launchers
+import urepa.training.checks.combinations
+import urepa.training.checks.inputs
 
 HEAVY = ("torch", "diffusers", "mlflow", "transformers", "scipy", "sklearn")
 AT_ONCE = (
     hydra,
-    urepa.checks.combinations,
-    urepa.checks.inputs,
+    urepa.training.checks.combinations,
+    urepa.training.checks.inputs,
     urepa.cluster.hydra_launchers,
 )  # by every fork again, if they were not here
 IMPORTED, FORMATTED = 77, 78  # exit codes

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
-from urepa.checks.combinations import check
 from urepa.cli import CONF
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
+from urepa.training.checks.combinations import check
 
 Compose = Callable[..., dict[str, Any]]
 ARMS = {p.stem: p.read_text() for p in sorted((Path(CONF) / "ablation").glob("*.yaml"))}
@@ -161,7 +161,7 @@ def test_an_arm_that_the_command_line_undoes_is_refused(composed: Compose) -> No
 
 def test_a_head_that_sees_the_time_stands_in_the_place_of_repas_alone(composed: Compose) -> None:
     check(*composed("repa_cifar10", "sit_time_head", "head.hidden=64"))
-    with pytest.raises(UserError, match="give head=repa_mlp_time"):
+    with pytest.raises(UserError, match="TimeMLP needs head.hidden, which this head does not set: choose another head"):
         check(*composed("repa_cifar10", "sit_time_head", "head=irepa"))
 
 

@@ -104,9 +104,12 @@ def test_a_part_that_nobody_declares_is_refused(work: Path) -> None:
 
 def test_each_part_is_declared_as_what_its_place_says(tmp_path: Path) -> None:
     """Of any group, of what a part holds, and of a file that begins at a config's root; not of urepa, not of Hydra."""
-    classes = ["One", "Two", "Three", "Four", "Five"]
-    text = "from dataclasses import dataclass\n" + "".join(
-        f"@dataclass\nclass {name}:\n    _target_: str = 'other.parts.{name}'\n" for name in classes
+    classes = {"One": "EfficientNetLite0", "Two": "", "Three": "", "Four": "", "Five": "EfficientNetLite0"}
+    text = "from dataclasses import dataclass\n"
+    text += "from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0\n"
+    text += "".join(
+        f"@dataclass\nclass {name}({parent}):\n    _target_: str = 'other.parts.{name}'\n"
+        for name, parent in classes.items()
     )
     evaluation = {"here": {"_target_": "urepa.X", "encoders": {"a": {"_target_": "other.parts.Two"}}}}
     files = {

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from urepa.core.nested_dicts import flatten
+from urepa.reports.comparison.excluded_runs import identity
 from urepa.reports.comparison.read_mlflow import _run_from_mlflow
 from urepa.reports.comparison.read_runs import Run, as_text, find_folders
-from urepa.reports.comparison.set_apart import identity
 from urepa.runs.mlflow_run import FACTS_TAG, describe
 from urepa.runs.mlflow_store import connect
 from urepa.runs.run_folder import RunFolder, is_identity

@@ -17,12 +17,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.combinations import check
 from urepa.cli import CONF, prepare, run_command
 from urepa.core.files import check_file_target, check_folder, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.runs.run_folder import to_plain
+from urepa.training.checks.combinations import check
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
@@ -53,7 +53,7 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
 
     from urepa.costs.benchmark.loops import BenchLoops
     from urepa.costs.benchmark.timing import measure
-    from urepa.training.session import accelerate_for
+    from urepa.training.run_lifecycle import accelerate_for
 
     settings, trainer = config["bench"], config["trainer"]
     accelerator = accelerate_for(trainer)

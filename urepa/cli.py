@@ -12,7 +12,6 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.checks import resolvers
 from urepa.config import own_package, register
 from urepa.config.command_line import check_arguments, quote_argument
 from urepa.config.command_line import is_sweep as is_sweep
@@ -22,11 +21,12 @@ from urepa.config.help import HELP, without_groups
 from urepa.config.mistyped_keys import error_message
 from urepa.config.run_globs import expand_run_globs
 from urepa.core import safe_output
-from urepa.core.allocator import keep_freed_memory
 from urepa.core.errors import UserError, did_you_mean
 from urepa.core.escaping import printable
 from urepa.core.files import missing_folders, remove_new
+from urepa.core.glibc_malloc import keep_freed_memory
 from urepa.core.one_line_errors import TRACEBACKS, one_line_mistakes
+from urepa.training.checks import resolvers
 
 SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
 CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them

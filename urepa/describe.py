@@ -9,14 +9,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.combinations import check
-from urepa.checks.inputs import check_plan_inputs
 from urepa.cli import CONF, is_sweep, prepare, run_command
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.plan import check_measured, run_overrides
 from urepa.runs.run_folder import own_overrides, parse_overrides, to_plain
+from urepa.training.checks.combinations import check
+from urepa.training.checks.inputs import check_plan_inputs
 
 
 @hydra.main(config_path=CONF, config_name="describe", version_base="1.3")

@@ -11,7 +11,6 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from urepa.checks.combinations import check_chosen, check_times
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
 from urepa.config.conf_options import options_of
@@ -23,6 +22,7 @@ from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.mlflow_store import check_credentials, location, sqlite_file
 from urepa.runs.run_folder import require_config, to_plain
 from urepa.runs.summary import read_summary
+from urepa.training.checks.combinations import check_chosen, check_times
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
     with one_line_mistakes():
         asked = to_plain(config)
         settings = evaluation_config(asked)
-        from urepa.training.session import Session
+        from urepa.training.run_lifecycle import Session
 
         Session(OmegaConf.create(settings), folder=asked["run"], overrides=[], choices={}).evaluate()
 

@@ -14,7 +14,6 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.combinations import check_order
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
 from urepa.config.command_schemas import Images
@@ -29,6 +28,7 @@ from urepa.inference.chosen_classes import choose_classes, names_of
 from urepa.inference.published_weights import check_name, has_effect
 from urepa.runs.run_folder import parse_overrides, require_config, to_plain
 from urepa.training import provenance
+from urepa.training.checks.combinations import check_order
 
 REQUEST = tuple(field.name for field in fields(Images))
 ONE_OF_TWO = "python -m urepa.generate run=outputs/NAME/seed0, or checkpoint=FILE +experiment=NAME"

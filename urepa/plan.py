@@ -12,13 +12,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from urepa.checks.combinations import check
-from urepa.checks.inputs import check_plan_inputs
 from urepa.cli import CONF, prepare, run_command
 from urepa.core.files import check_file_target, write_whole
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.costs.bench_results import read_measured
 from urepa.runs.run_folder import parse_overrides, to_plain
+from urepa.training.checks.combinations import check
+from urepa.training.checks.inputs import check_plan_inputs
 
 if TYPE_CHECKING:
     from urepa.costs.estimate import Plan

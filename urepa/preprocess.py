@@ -8,12 +8,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.inputs import check_preprocess
 from urepa.cli import CONF, prepare, run_command
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.run_folder import to_plain
+from urepa.training.checks.inputs import check_preprocess
 
 
 @hydra.main(config_path=CONF, config_name="preprocess", version_base="1.3")

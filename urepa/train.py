@@ -7,13 +7,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from urepa.checks.combinations import check
-from urepa.checks.inputs import check_run_inputs
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
 from urepa.core import ranks
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.run_folder import remove_empty, to_plain
+from urepa.training.checks.combinations import check
+from urepa.training.checks.inputs import check_run_inputs
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
             parts = to_plain(config)
             check(parts, overrides)
             check_run_inputs(parts, Path(folder))
-            from urepa.training.session import Session
+            from urepa.training.run_lifecycle import Session
 
             Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()
         finally:

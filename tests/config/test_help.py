@@ -22,8 +22,8 @@ from urepa.config.commands import COMMANDS
 from urepa.config.help import KeyRow, format_value, help_text, table
 from urepa.config.parts import SCHEMAS, parts_of
 from urepa.config.ranges import RANGES
+from urepa.core.declared_keys import keys_of, part, setting
 from urepa.core.nested_dicts import flatten
-from urepa.core.settings import keys_of, part, setting
 from urepa.inference.published_weights import OF_WEIGHTS
 
 START = 'if __name__ == "__main__":'

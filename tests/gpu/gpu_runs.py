@@ -19,7 +19,6 @@ from accelerate.state import AcceleratorState
 from waits import WARM_UP, losses_without_waiting
 
 from urepa import bench
-from urepa.checks.combinations import check
 from urepa.cli import CONF, prepare
 from urepa.core.errors import UserError
 from urepa.core.teacher_names import ALONE
@@ -29,7 +28,8 @@ from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
 from urepa.runs.run_folder import to_plain
 from urepa.training.assembly import build_part, make
-from urepa.training.session import accelerate_for
+from urepa.training.checks.combinations import check
+from urepa.training.run_lifecycle import accelerate_for
 
 Rows = dict[str, dict[str, Any]]  # our own rows of earlier runs, by their names
 PACKAGE = Path(bench.__file__).parent

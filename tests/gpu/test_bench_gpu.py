@@ -14,10 +14,10 @@ import bench_gpu
 import pytest
 from bench_gpu import FULL, QUARTER, RUNS, SIT_XL, TINY_SIT, TINY_TRACK_A, Run, Worker
 
-from urepa.checks.combinations import check
 from urepa.core.nested_dicts import flatten
 from urepa.costs.estimate import Device, plan
 from urepa.plan import tables
+from urepa.training.checks.combinations import check
 
 CPU = Device("cpu", "cpu", None, None)
 NEEDS_A_GPU = "a CPU has no memory of a device to watch and nothing to wait for"

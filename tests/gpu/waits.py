@@ -45,7 +45,7 @@ def main(folder: Path, overrides: list[str]) -> None:
     from urepa.runs.mlflow_sender import NoShipper
     from urepa.runs.run_folder import to_plain
     from urepa.training import assembly
-    from urepa.training.session import accelerate_for
+    from urepa.training.run_lifecycle import accelerate_for
 
     prepare()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):

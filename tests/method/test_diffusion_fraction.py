@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.checks.combinations import check_fraction
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, no_rows
 from urepa.data.reader import Layout, TrainingReader
-from urepa.method.batch_fraction import strata
+from urepa.method.diffusion_fraction import strata
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.objectives.ddpm_math import VelocityMath
 from urepa.method.training_step import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
 from urepa.models.backbones.unet import tiny_unet
+from urepa.training.checks.combinations import check_fraction
 
 OBJECTIVE = VelocityMath(0.00085, 0.012, "linear", 1000)
 TAPS = ("enc_last", "mid", "dec_first")

@@ -140,7 +140,7 @@ def test_the_order_of_kernels_is_torchs_to_use() -> None:
 
 
 def test_bf16_weights_need_bf16_steps(compose: Callable[..., dict[str, Any]]) -> None:
-    from urepa.checks.combinations import check_trainer
+    from urepa.training.checks.combinations import check_trainer
 
     trainer = compose("+experiment=track_a")["trainer"]
     assert (trainer["precision"], trainer["frozen"]) == ("bf16", "bf16")

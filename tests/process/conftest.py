@@ -100,6 +100,6 @@ def study(slurm: Cluster, make_workspace: Callable[[], Workspace], tmp_path_fact
     here = Study(work, checkout(tmp_path_factory.mktemp("checkout")), slurm)
     grid = ("arms=baseline,lambda_0,lambda_08", "seeds=0,1", "cluster=slurm", "cluster.cpus_per_task=1")
     here.launch(*work.overrides(), *grid, "cluster.array_parallelism=2", "stages=[preprocess,train]")
-    (here.code / "urepa" / "trainer.py").write_text("this is no Python")
+    (here.code / "urepa" / "training" / "trainer.py").write_text("this is no Python")
     here.wait()
     return here

@@ -94,7 +94,7 @@ class Forks:
 
 IMPORTS = (
     *(
-        "urepa.training.session",
+        "urepa.training.run_lifecycle",
         "urepa.train",
         "urepa.evaluate",
         "torch._dynamo",

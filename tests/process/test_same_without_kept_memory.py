@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from workspace import Workspace, assert_same_run, environment
 
-from urepa.core.allocator import SWITCH
+from urepa.core.glibc_malloc import SWITCH
 
 
 def trained(folder: Path, how: str) -> Workspace:

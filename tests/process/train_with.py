@@ -40,10 +40,10 @@ def on_call(owner: Any, name: str, n: int, strike: Callable[..., None], after: b
 
 def arrange(point: str, n: int, strike: Callable[..., None]) -> None:
     """The points that tests name."""
-    from urepa.evaluation.validate import Validation
+    from urepa.evaluation.validation_loss import Validation
     from urepa.runs import checkpoint
     from urepa.runs.metrics import MetricsLog
-    from urepa.training import assembly, session, trainer
+    from urepa.training import assembly, run_lifecycle, trainer
 
     simple: dict[str, tuple[Any, str, bool]] = {
         "after_backward": (trainer, "clip_by_global_norm", False),
@@ -54,7 +54,7 @@ def arrange(point: str, n: int, strike: Callable[..., None]) -> None:
         "after_file": (checkpoint, "save_file", True),
         "after_json": (checkpoint, "write_whole", True),  # two a checkpoint: config.yaml, state.json
         "renamed": (checkpoint, "sync_folder", False),
-        "before_summary": (session, "losses_png", False),
+        "before_summary": (run_lifecycle, "losses_png", False),
     }
     if point in simple:
         owner, name, after = simple[point]

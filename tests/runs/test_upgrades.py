@@ -12,7 +12,7 @@ from urepa.config.parts import SCHEMAS
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.models.teachers.vit import check_vit
-from urepa.reports.comparison.protocol import protocol
+from urepa.reports.comparison.evaluation_protocol import protocol
 from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
 from urepa.runs.run_folder import facts_of

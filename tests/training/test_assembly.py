@@ -11,7 +11,7 @@ import torch
 from toy_runs import small_sd
 
 from urepa.core.errors import UserError
-from urepa.training.assembly import build_random, build_untrained, evaluate_ema, make, without_weights
+from urepa.training.assembly import build_part, build_random, build_untrained, evaluate_ema, make, without_weights
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -27,12 +27,16 @@ def test_parts_get_plain_lists_and_dicts(compose: Compose) -> None:
     [
         ("loss", "loss.lambda_max=-1", "^loss.lambda_max and"),
         ("data", "data.image_size=33", "^data.image_size=33 is not a multiple"),
-        ("teacher", "teacher.grid=[9,9]", "^teacher.grid="),
     ],
 )
 def test_a_constructors_user_error_is_not_wrapped(compose: Compose, part: str, override: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(compose(override)[part])
+
+
+def test_a_networks_user_error_is_not_wrapped(compose: Compose) -> None:
+    with pytest.raises(UserError, match="^teacher.grid="):
+        build_part(compose("teacher.grid=[9,9]")["teacher"])
 
 
 def test_the_untrained_model_is_the_runs_own_before_its_first_step(

@@ -1,5 +1,5 @@
 """The commands' schemas: every key with its meaning, its default and its range. `--help` and the check of numbers read
-them here (`urepa.core.settings`)."""
+them here (`urepa.core.declared_keys`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from urepa.config.evaluation_schemas import Sampler
 from urepa.config.part_schemas import DeviceKind, Precision, Trainer
-from urepa.core.settings import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
+from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
 
 
 @dataclass
 class Arm:
-    """What an ablation file states about itself. `urepa.checks.combinations` compares a run with it."""
+    """What an ablation file states about itself. `urepa.training.checks.combinations` compares a run with it."""
 
     families: list[str] = setting("backbones that the arm is for, by the last part of their _target_")
     changes: list[str] = setting("dotted keys, all and only those in which the arm differs from its baseline")

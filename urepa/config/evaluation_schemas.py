@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from urepa.core.settings import COUNT, LARGEST, SIZE, part, setting
+from urepa.core.declared_keys import COUNT, LARGEST, SIZE, part, setting
 
 
 class Sampler(Enum):

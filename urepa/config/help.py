@@ -22,8 +22,8 @@ from urepa.config.command_schemas import Train
 from urepa.config.commands import COMMANDS, OF_RUN, Command
 from urepa.config.part_schemas import Trainer
 from urepa.config.parts import parts_of
+from urepa.core.declared_keys import LARGEST, TINY, Key, keys_of
 from urepa.core.nested_dicts import flatten
-from urepa.core.settings import LARGEST, TINY, Key, keys_of
 
 HELP = {"--help", "-h"}
 WIDEST = 100  # columns

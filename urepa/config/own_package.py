@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from urepa.config import conf_options
 from urepa.config.mistyped_keys import declaration_message
 from urepa.config.parts import KINDS, PROTOCOLS, SCHEMAS
+from urepa.core.declared_keys import keys_of
 from urepa.core.errors import UserError, did_you_mean
-from urepa.core.settings import keys_of
 
 ROOT = "urepa"
 OF_RUNS = ("experiment", "ablation")  # groups whose files begin at the root of a config

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from urepa.core.settings import COUNT, LARGEST, LAST_STEP, SIZE, TINY, WORKERS, setting
+from urepa.core.declared_keys import COUNT, LARGEST, LAST_STEP, SIZE, TINY, WORKERS, setting
 
 
 class Level(Enum):

@@ -23,8 +23,9 @@ PACKAGES = {
 }
 # what a declaration of a kind has beside its settings
 PROTOCOLS: dict[str, type] = {"head": Head, "teacher": OneTeacher, "objective": Objective, "evaluation": Evaluation}
-# at a file's end: it has the networks or the mathematics of declarations and imports torch
-NETWORKS = ("_net", "_math")
+# at a file's end: it declares nothing, but has the networks or the mathematics of declarations, which import torch, or
+# what both rest on
+NETWORKS = ("_net", "_math", "_sizes")
 
 
 @cache

@@ -11,9 +11,9 @@ from urepa.config.commands import COMMANDS
 from urepa.config.declared import declaration_of
 from urepa.config.part_schemas import Trainer
 from urepa.config.parts import parts_of
+from urepa.core.declared_keys import LARGEST, TINY, WORKERS, keys_of
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.core.settings import LARGEST, TINY, WORKERS, keys_of
 
 OF_COMMANDS = [
     *(keys_of(command.schema) for command in COMMANDS.values()),

@@ -7,8 +7,8 @@ from glob import glob
 from pathlib import Path
 
 from urepa.config.commands import COMMANDS
+from urepa.core.declared_keys import keys_of
 from urepa.core.errors import UserError
-from urepa.core.settings import keys_of
 
 
 def expand_run_globs(arguments: list[str], root: str, sweeps: bool) -> list[str]:

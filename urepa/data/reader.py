@@ -21,7 +21,7 @@ from urepa.core.types import Batch, Condition
 from urepa.data.cache import Cache
 from urepa.data.tracks.samples import Sample
 from urepa.data.tracks.split_sizes import check_batch_size
-from urepa.method.batch_fraction import strata
+from urepa.method.diffusion_fraction import strata
 
 AHEAD = 3  # steps that are read before they are asked for
 THREADS = 2  # that read them
@@ -57,7 +57,7 @@ class Layout:
     world: int = 1
 
     def __post_init__(self) -> None:
-        assert self.global_batch % (self.accumulation * self.world) == 0, "urepa.checks.combinations has looked"
+        assert self.global_batch % (self.accumulation * self.world) == 0, "training.checks.combinations has looked"
 
     def positions(self, micro: int) -> range:
         """The global batch's positions that are this rank's in micro-batch `micro`."""

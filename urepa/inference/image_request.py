@@ -29,7 +29,7 @@ from urepa.inference.open_run import OpenedRun
 from urepa.method.ddpm_sampling import choose_sampler, sample_images, uneven_timesteps
 from urepa.runs.run_folder import folder_name, remove_empty
 from urepa.training.assembly import build_part
-from urepa.training.session import accelerate_for
+from urepa.training.run_lifecycle import accelerate_for
 
 SHOWN = 4  # differences that are named
 GRID_COLUMNS, GRID_CLASSES = 12, 24  # at most so many are shown

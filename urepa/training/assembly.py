@@ -21,7 +21,7 @@ from urepa.core.teacher_names import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.context import Context, Evaluated, run_each
 from urepa.evaluation.in_training import During
-from urepa.evaluation.validate import Validation
+from urepa.evaluation.validation_loss import Validation
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.models.teachers.several_teachers import by_name, name_at
@@ -31,7 +31,7 @@ from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
-from urepa.training.guards import Guard
+from urepa.training.non_finite_guard import Guard
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings, Trainer
 

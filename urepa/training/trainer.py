@@ -26,14 +26,14 @@ from urepa.core.signals import StopSignals
 from urepa.core.types import Batch
 from urepa.data.reader import TrainingReader
 from urepa.evaluation.in_training import During
-from urepa.evaluation.validate import Validation
+from urepa.evaluation.validation_loss import Validation
 from urepa.method.training_step import Aligned, AlignedModel, Terms, step_terms, tap_gradients
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
-from urepa.training.guards import Guard, non_finite, some_of
+from urepa.training.non_finite_guard import Guard, non_finite, some_of
 from urepa.training.optimizer import AdamW, clip_by_global_norm, step_unless
 
 

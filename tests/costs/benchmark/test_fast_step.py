@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from sd import SMALL, write_unet
 from torch import Tensor
 
-from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.costs.benchmark.description_loop import DocumentedLoop
@@ -24,6 +23,7 @@ from urepa.costs.benchmark.timing import measure
 from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.costs.estimate import Device, plan
 from urepa.method.training_step import step_terms
+from urepa.training.checks.combinations import check
 
 BENCH = {"steps": 1, "rounds": 1, "batches": 2, "against": "documented", "parts": True, "workers": 2, "folder": "."}
 TINY = ("trainer.batch_size=4", "trainer.validation_group=4", "loss.warmup_steps=3")

@@ -18,7 +18,6 @@ from photos import WIDTH, write_dinov2
 from torch import Tensor
 
 from urepa.bench import run, table
-from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Tokens
@@ -30,6 +29,7 @@ from urepa.data.cache import mean_token_file
 from urepa.data.stores.lmdb_store import write_store
 from urepa.data.stores.record_reading import Store
 from urepa.models.teachers.vit_net import ViTNetwork
+from urepa.training.checks.combinations import check
 
 BENCH = {"steps": 2, "rounds": 1, "batches": 2, "against": "online", "parts": False, "workers": 1, "folder": "."}
 SIZE = 4  # of a batch

@@ -316,12 +316,11 @@ def test_a_small_track_gets_digests_too(make_track: Any, teacher: Any, capsys: p
     from urepa.preprocess import build_pixels
 
     track = make_track(flip=True)
-    parts = {"stage": "digest", "shard": "0/1", "data": track, "teacher": teacher}
     track.open(teacher).close()
     expected = files_of(track.folder)
     for store in track.store_folders(teacher):
         without_digests(store)
-    build_pixels(parts, make=lambda part: part)
+    build_pixels(track, teacher, "digest")
     said = capsys.readouterr().out
     assert [said.count(f"{s.name}: every record has a digest") for s in track.store_folders(teacher)] == [1] * 4
     assert files_of(track.folder) == expected

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.checks.combinations import check_keys
 from urepa.config.parts import KINDS
 from urepa.core.errors import UserError
 from urepa.core.protocols import Head
@@ -22,6 +21,7 @@ from urepa.core.types import Tokens
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.heads.mlp_net import MLPHead, TimeMLPHead
 from urepa.method.heads.spatial_net import HiddenSpatialHead, SpatialHead
+from urepa.training.checks.combinations import check_keys
 
 T = torch.tensor([0.1, 0.9])  # the times of two samples, for heads that do not look at them
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.inputs import check_teachers_files
 from urepa.cli import CONF
 from urepa.config.declared import declaration_of
 from urepa.config.parts import KINDS, PACKAGES, networks
@@ -18,6 +17,7 @@ from urepa.core.errors import UserError
 from urepa.core.protocols import OneTeacher
 from urepa.core.teacher_names import ALONE
 from urepa.training.assembly import load_modules
+from urepa.training.checks.inputs import check_teachers_files
 
 Compose = Callable[..., dict[str, Any]]
 NAMES = sorted(file.stem for file in (Path(CONF) / "teacher").glob("*.yaml") if file.stem != "several")

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from urepa.models.teachers.efficientnet_lite0 import LITE0
-from urepa.models.teachers.efficientnet_lite2 import LITE2
 from urepa.models.teachers.efficientnet_lite2 import EfficientNetLite2 as Settings
 from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network, EfficientNetLite2Network
+from urepa.models.teachers.efficientnet_sizes import LITE0, LITE2
 
 
 @pytest.mark.parametrize(("teacher", "maps"), [(EfficientNetLite0Network, LITE0), (EfficientNetLite2Network, LITE2)])

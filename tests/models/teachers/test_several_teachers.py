@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from hydra.errors import HydraException
 from torch import Tensor
 
-from urepa.checks.combinations import check
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.costs.estimate import Device, plan
@@ -27,6 +26,7 @@ from urepa.reports.description.subject import subject_of
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import teacher_name
 from urepa.training.assembly import build_part, evaluate_ema, make
+from urepa.training.checks.combinations import check
 
 Build = Callable[..., Any]
 Compose = Callable[..., dict[str, Any]]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from urepa.checks.sizes import check_teacher
 from urepa.core.errors import UserError
 from urepa.data.tracks.pixels import PixelTrack
-from urepa.models.teachers.efficientnet_lite0 import check_efficientnet
 from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
+from urepa.models.teachers.efficientnet_sizes import check_efficientnet
+from urepa.training.checks.sizes import check_teacher
 
 WIDTHS = {8: 40, 16: 112, 32: 1280}
 SIZE = 64

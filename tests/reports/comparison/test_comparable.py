@@ -17,7 +17,7 @@ from urepa.reports.comparison.comparable import (
     reference_label,
     unpairing_keys,
 )
-from urepa.reports.comparison.protocol import differences, protocol
+from urepa.reports.comparison.evaluation_protocol import differences, protocol
 from urepa.reports.comparison.read_runs import as_text
 
 TERMS = ("total", "diffusion", "token", "manifold", "x0_error")

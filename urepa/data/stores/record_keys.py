@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from urepa.core.files import read_json
-from urepa.data.stores.lmdb_pages import has_records
+from urepa.data.stores.lmdb_pages import HIDDEN, has_records, records
 
 FLIP = "/flip"
 SUFFIX = "key_suffix"  # in a manifest
@@ -39,9 +39,12 @@ def key_suffix(manifest: Mapping[str, Any]) -> str:
 
 
 def token_key_facts(folder: Path) -> dict[str, str]:
-    """What the manifest of a token store is to say of its keys: in a new one they are sample ids; one that was begun,
-    or has records without a manifest, goes on as it is."""
+    """What the manifest of a token store is to say of its keys: in a new one they are sample ids; one that was begun
+    goes on as it is, and one that has records alone is what all their keys say."""
     for name in ("manifest.json", "begun.json"):
         if (file := folder / name).exists():
             return {key: value for key, value in read_json(file).items() if key == SUFFIX}
-    return {} if has_records(folder) else {SUFFIX: ""}
+    if not has_records(folder):
+        return {SUFFIX: ""}
+    keys = (key for key, _, _ in records(folder) if not key.startswith(HIDDEN))
+    return {} if all(key.endswith(UNSAID) for key in keys) else {SUFFIX: ""}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from urepa.core.settings import SIZE, setting
+from urepa.core.declared_keys import SIZE, setting
 
 if TYPE_CHECKING:
     from urepa.method.heads.conv_net import ConvHead

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from urepa.core.settings import SIZE, setting
+from urepa.core.declared_keys import SIZE, setting
 
 if TYPE_CHECKING:
     from urepa.method.heads.mlp_net import TimeMLPHead

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from urepa.core.declared_keys import SIZE, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
 from urepa.core.escaping import markdown
-from urepa.core.settings import SIZE, TINY, setting
 
 if TYPE_CHECKING:
     from urepa.method.objectives.ddpm_math import DDPMMath

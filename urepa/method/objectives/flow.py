@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from urepa.core.declared_keys import setting
 from urepa.core.descriptions import Formula
 from urepa.core.escaping import markdown
-from urepa.core.settings import setting
 
 if TYPE_CHECKING:
     from urepa.method.objectives.flow_math import FlowMath

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import number, shape
-from urepa.core.errors import UserError
 from urepa.core.protocols import OneTeacher
-from urepa.core.settings import SIZE, setting
 from urepa.core.teacher_names import ALONE
+from urepa.models.teachers.efficientnet_sizes import LITE0, check_efficientnet, model_name
 
 if TYPE_CHECKING:
     from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
-
-# By stride: the last block whose map has it, and that map's channels. At 32 it is the convolution behind the last
-# block.
-LITE0 = {8: (4, 40), 16: (10, 112), 32: (15, 1280)}
 
 
 @dataclass
@@ -65,23 +60,3 @@ class EfficientNetLite0:
             f"pixels (bicubic); its {which} of {side}×{side} is average-pooled to {shape(self.grid)} tokens of width "
             f"{number(self.width)}, each of unit length."
         )
-
-
-def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> None:
-    """UserError where the size in pixels, the stride of the map or the rows and columns of tokens are none that
-    an EfficientNet-Lite has."""
-    if stride not in LITE0:
-        raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, LITE0))}")
-    if image_size % 32 or image_size < 32:
-        raise UserError(f"teacher.image_size={image_size}: give a multiple of 32")
-    native = image_size // stride
-    if len(grid) != 2 or not all(1 <= g <= native for g in grid):
-        raise UserError(
-            f"teacher.grid={list(grid)}: at {image_size} px and stride {stride} this teacher has {native}x{native} "
-            "tokens to pool from; give two numbers up to that"
-        )
-
-
-def model_name(network: str, stride: int) -> str:
-    """What its tokens are named by. The last map's are named as when there were no others."""
-    return network if stride == 32 else f"{network}-s{stride}"

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from urepa.models.teachers.efficientnet_lite0 import EfficientNetLite0
+from urepa.models.teachers.efficientnet_sizes import LITE2
 
 if TYPE_CHECKING:
     from urepa.models.teachers.efficientnet_net import EfficientNetLite2Network
-
-LITE2 = {8: (6, 48), 16: (14, 120), 32: (20, 1280)}  # as Lite0's
 
 
 @dataclass

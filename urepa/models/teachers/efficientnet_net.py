@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.types import Tokens
-from urepa.models.teachers.efficientnet_lite0 import LITE0, check_efficientnet, model_name
-from urepa.models.teachers.efficientnet_lite2 import LITE2
+from urepa.models.teachers.efficientnet_sizes import LITE0, LITE2, check_efficientnet, model_name
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from urepa.core.declared_keys import part
 from urepa.core.errors import UserError
 from urepa.core.protocols import OneTeacher
-from urepa.core.settings import part
 from urepa.core.teacher_names import ALONE
 
 

@@ -20,7 +20,7 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Tokens
 from urepa.models.teachers.dino.dinov2_positions import resample_by
-from urepa.models.teachers.vit import check_vit, model_name, resamples
+from urepa.models.teachers.vit_sizes import check_vit, model_name, resamples
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations, count
 
 from urepa.core.errors import UserError
-from urepa.reports.comparison.read_runs import Run
-from urepa.reports.comparison.set_apart import (
+from urepa.reports.comparison.excluded_runs import (
     ABSENT,
     Apart,
     add_digests,
@@ -21,6 +20,7 @@ from urepa.reports.comparison.set_apart import (
     select_one_code,
     select_one_protocol,
 )
+from urepa.reports.comparison.read_runs import Run
 
 FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column
 

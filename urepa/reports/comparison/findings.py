@@ -8,8 +8,8 @@ from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_se
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
 from urepa.reports.comparison.comparable import SKIPPED
+from urepa.reports.comparison.evaluation_protocol import WEIGHTS_FILE
 from urepa.reports.comparison.number_format import delta, number
-from urepa.reports.comparison.protocol import WEIGHTS_FILE
 from urepa.reports.comparison.read_runs import Run, as_text
 from urepa.reports.comparison.results import Difference, Results, last_cell, missing_reason
 from urepa.reports.comparison.steps_saved import race_sentences

@@ -6,7 +6,7 @@ from typing import Any
 
 from urepa.core.descriptions import Formula, number, shape
 from urepa.core.text_tables import Table
-from urepa.method.batch_fraction import strata
+from urepa.method.diffusion_fraction import strata
 from urepa.reports.description.markdown_and_latex import Block, join_with_and
 from urepa.reports.description.subject import Subject
 

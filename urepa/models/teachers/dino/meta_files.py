@@ -15,7 +15,7 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.models.teachers.dino import meta_dinov2, meta_dinov3
-from urepa.models.teachers.vit import check_file
+from urepa.models.teachers.vit_sizes import check_file
 from urepa.models.weight_files import read_torch
 
 State = dict[str, Tensor]

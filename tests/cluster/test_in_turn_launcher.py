@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hydra.core.utils import JobReturn
 
-from urepa.cluster.one_by_one import InTurn
+from urepa.cluster.in_turn_launcher import InTurn
 from urepa.core.one_line_errors import ReportedError
 
 

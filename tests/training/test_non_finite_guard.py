@@ -11,7 +11,7 @@ import torch
 
 from urepa.core.errors import UserError
 from urepa.method.training_step import Terms
-from urepa.training.guards import Guard, non_finite
+from urepa.training.non_finite_guard import Guard, non_finite
 
 CPU = torch.device("cpu")
 FINE = torch.tensor(1.0)

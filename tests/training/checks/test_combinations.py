@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.combinations import check, check_effects, check_order, check_ranges, check_trainer
 from urepa.core.errors import UserError
+from urepa.training.checks.combinations import check, check_effects, check_order, check_ranges, check_trainer
 
 NO_LOSS = {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}
 A_LOSS = {"loss": {"_target_": "urepa.method.training_step.AlignmentLoss"}}

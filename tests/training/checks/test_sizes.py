@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.sizes import check_shapes, latent_shape
 from urepa.core.errors import UserError
 from urepa.models.teachers.dino.dinov2_positions import RULES
-from urepa.models.teachers.vit import Positions
+from urepa.models.teachers.vit_sizes import Positions
 from urepa.training.assembly import build_model, build_part, make
+from urepa.training.checks.sizes import check_shapes, latent_shape
 
 Compose = Callable[..., dict[str, Any]]
 SIT = ("backbone=sit_tiny", "objective=flow", "~loss.taps.mid", "+loss.taps.block_1=1")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from urepa.checks.inputs import check_run_inputs
 from urepa.core.errors import UserError
 from urepa.data.sources.image_sources import digits
 from urepa.data.tracks.split_sizes import DIGITS, check_shares
 from urepa.runs.summary import FILE as SUMMARY
+from urepa.training.checks.inputs import check_run_inputs
 
 Compose = Callable[..., dict[str, Any]]
 FOLDER = ("data=folder", "data.num_classes=3", "data.images=nowhere")

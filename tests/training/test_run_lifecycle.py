@@ -20,7 +20,7 @@ from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog, last_values, number, read_rows
 from urepa.runs.mlflow_run import points
 from urepa.runs.run_folder import RunFolder
-from urepa.training.session import Session, _drop_none, _update_owners, accelerate_for
+from urepa.training.run_lifecycle import Session, _drop_none, _update_owners, accelerate_for
 
 
 def test_what_an_evaluation_no_longer_reports_is_withdrawn() -> None:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from urepa.checks.sizes import check_teacher, check_track
 from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.core.files import check_file_target, check_folder_target
@@ -37,6 +36,7 @@ from urepa.evaluation.classifier_file import NAME, refuse_other
 from urepa.models.backbones.backbone_sizes import check_prompts
 from urepa.runs.checkpoint_folders import no_checkpoint, steps
 from urepa.runs.summary import FILE as SUMMARY
+from urepa.training.checks.sizes import check_teacher, check_track
 
 
 def check_run_inputs(config: dict[str, Any], folder: Path) -> None:

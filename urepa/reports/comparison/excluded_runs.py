@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from urepa.core.code_version import same_code
 from urepa.core.errors import UserError
-from urepa.reports.comparison.protocol import Setting, by_part, differences, protocol
+from urepa.reports.comparison.evaluation_protocol import Setting, by_part, differences, protocol
 from urepa.reports.comparison.read_runs import Run
 from urepa.runs.run_folder import is_identity
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from urepa.core.allocator import OWN, SWITCH, is_glibc, keep_freed_memory
 from urepa.core.errors import UserError
+from urepa.core.glibc_malloc import OWN, SWITCH, is_glibc, keep_freed_memory
 
 of_glibc = pytest.mark.skipif(not is_glibc(), reason="this machine's C library is not glibc, which is what is asked")
 BLOCKS, PAGES = 50, 16_384  # of 64 MiB

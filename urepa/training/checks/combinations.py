@@ -12,7 +12,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.checks.sizes import check_shapes
 from urepa.config.conf_options import CONF
 from urepa.config.declared import declaration_of
 from urepa.config.mistyped_keys import declaration_message
@@ -22,8 +21,9 @@ from urepa.core.ema_initial_weights import FIRST_DECAY
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Objective, Teacher
-from urepa.method.batch_fraction import strata
+from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
+from urepa.training.checks.sizes import check_shapes
 
 ABSENT = object()
 

@@ -1,0 +1,32 @@
+"""What an EfficientNet's settings and its network both rest on, without torch: its maps, and sizes that fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from urepa.core.errors import UserError
+
+# By stride: the last block whose map has it, and that map's channels. At 32 it is the convolution behind the last
+# block.
+LITE0 = {8: (4, 40), 16: (10, 112), 32: (15, 1280)}
+LITE2 = {8: (6, 48), 16: (14, 120), 32: (20, 1280)}
+
+
+def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> None:
+    """UserError where the size in pixels, the stride of the map or the rows and columns of tokens are none that
+    an EfficientNet-Lite has."""
+    if stride not in LITE0:
+        raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, LITE0))}")
+    if image_size % 32 or image_size < 32:
+        raise UserError(f"teacher.image_size={image_size}: give a multiple of 32")
+    native = image_size // stride
+    if len(grid) != 2 or not all(1 <= g <= native for g in grid):
+        raise UserError(
+            f"teacher.grid={list(grid)}: at {image_size} px and stride {stride} this teacher has {native}x{native} "
+            "tokens to pool from; give two numbers up to that"
+        )
+
+
+def model_name(network: str, stride: int) -> str:
+    """What its tokens are named by. The last map's are named as when there were no others."""
+    return network if stride == 32 else f"{network}-s{stride}"

@@ -1,0 +1,61 @@
+"""What a ViT's settings and its network both rest on, without torch: sizes that fit, and the rule of its positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+
+from urepa.core.errors import UserError
+
+# Rows and columns that a family's learned positions were trained on, where libraries differ in how they resample them
+# to others (`urepa.models.teachers.dino.dinov2_positions`). With registers they do not, and DINOv3 has rotary ones.
+NATIVE = {"dinov2": 37}
+
+
+class Positions(Enum):
+    meta = "meta"
+    timm = "timm"
+    transformers = "transformers"
+
+
+def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], positions: str | None) -> None:
+    """UserError where a ViT's sizes do not fit together, or its rule of positions has no effect."""
+    side = image_size // patch
+    if image_size % patch or len(grid) != 2 or not all(1 <= g <= side for g in grid):
+        raise UserError(
+            f"teacher: image_size={image_size} must be a multiple of its patch of {patch} pixels, and "
+            f"grid={list(grid)} two numbers of at most image_size/{patch}"
+        )
+    rules = [rule.value for rule in Positions]
+    if family not in NATIVE:
+        if positions is not None:
+            raise UserError(
+                f"teacher.positions={positions} has no effect with teacher.family={family}: the choice is DINOv2's "
+                "without registers; give teacher.positions=null"
+            )
+    elif positions is None:
+        raise UserError(f"teacher.family={family} needs teacher.positions, one of {', '.join(rules)}")
+    elif positions not in rules:
+        raise UserError(f"teacher.positions={positions}: give one of {', '.join(rules)}")
+    elif not resamples(family, image_size, patch) and positions != "meta":
+        raise UserError(
+            f"teacher.positions={positions} has no effect at teacher.image_size={image_size}, {family}'s native size, "
+            "where nothing is resampled; leave it at meta"
+        )
+
+
+def resamples(family: str, image_size: int, patch: int) -> bool:
+    """Are learned positions resampled, by a rule that is chosen?"""
+    return NATIVE.get(family) not in (None, image_size // patch)
+
+
+def model_name(model: str) -> str:
+    """What a ViT's tokens are named by: the last part of a path or a hub id, without a revision."""
+    return Path(model).name.partition("@")[0]
+
+
+def check_file(model: str) -> None:
+    """UserError where a ViT's model is Meta's own file, and it is not there."""
+    if model.endswith(".pth") and not Path(model).is_file():
+        raise UserError(f"teacher.model={model} does not exist")
