@@ -1,4 +1,5 @@
-"""What a key of a command or of a part says of itself where it is declared: its meaning, its default, its range.
+"""What a key of a command or of a part says of itself where it is declared: its meaning, its default, its range, and
+what may not be compared across two values of it.
 
 OmegaConf drops a field's metadata, so `keys_of` reads it from the dataclass.
 """
@@ -30,9 +31,11 @@ def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
         default: MISSING where a file of conf/ or the command line gives it.
         limits: `ge` and `le`, the lowest and the highest value of a number, or of each in a list or a mapping
             (-LARGEST and LARGEST: any finite number; inf: infinity has a meaning too); `section`, the heading in --help
-            under which this key and those after it stand.
+            under which this key and those after it stand; `alters`, the quantities that two values of it measure
+            differently (`urepa.core.comparability`); `unpairs`, True where the runs of one seed that differ in it see
+            other data, noise or times.
     """
-    unknown = limits.keys() - {"ge", "le", "section"}
+    unknown = limits.keys() - {"ge", "le", "section", "alters", "unpairs"}
     assert not unknown, f"no limit of a setting: {unknown}"
     return _field(default, {"meaning": meaning, **limits})
 
@@ -58,6 +61,8 @@ class Key:
     choices: tuple[str, ...]  # of an enum; empty: any value of its type
     range: tuple[float, float] | None  # lowest and highest value of a number
     section: str | None  # the heading that begins here
+    alters: tuple[str, ...] | None  # quantities (`urepa.core.comparability`); None: it says nothing
+    unpairs: bool
 
 
 def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
@@ -75,4 +80,6 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
         limits = (about["ge"], about.get("le", LARGEST)) if "ge" in about else None
         enums = [h for h in (hint, *get_args(hint)) if isinstance(h, type) and issubclass(h, Enum)]
         choices = tuple(choice.name for choice in enums[0]) if enums else ()
-        yield Key(name, about["meaning"], bool(about.get("is_part")), choices, limits, about.get("section"))
+        alters, unpairs = about.get("alters"), about.get("unpairs", False)
+        is_part = bool(about.get("is_part"))
+        yield Key(name, about["meaning"], is_part, choices, limits, about.get("section"), alters, unpairs)

@@ -99,6 +99,22 @@ def _to_4(config: dict[str, Any]) -> None:
             part["_target_"] = f"urepa.models.teachers.{EFFICIENTNETS[name]}.{name}"
 
 
+DECLARED: dict[str, str] = {  # declarations, for the functions and classes that a config named
+    # backbones and LoRA
+    # losses
+    # tracks, optimisers, trackers
+    # evaluations, images, encoders
+}
+
+
+def _to_5(config: dict[str, Any]) -> None:
+    """The parts of all other kinds are declared too."""
+    for part in _parts(config):
+        if part["_target_"] in DECLARED:
+            part["_target_"] = DECLARED[part["_target_"]]
+            part.pop("_partial_", None)
+
+
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
     """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
     nothing to resample, which is `meta` now."""
@@ -108,7 +124,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5)
 SCHEMA = len(STEPS)
 
 
