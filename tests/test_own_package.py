@@ -16,7 +16,7 @@ from mistakes.parts import TINY
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "own-package.md"
 FILES = dict(re.findall(r"`((?:my_parts|configs)/\S+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL))
 OWN = ("--config-dir", "configs")
-RUNS = ("outputs/base/seed0", "outputs/arm/seed0")
+RUNS = ("outputs/base/seed0", "outputs/arm/seed0", "outputs/hog/seed0")
 SMALL = [one for one in TINY if not one.startswith(("head.", "evaluation", "trainer.max_steps"))]
 TRAIN = [*SMALL, "trainer.max_steps=12", "trainer.validate_every=6", "evaluation=tap_rank"]
 
@@ -56,11 +56,11 @@ def refused(work: Path, module: str, *arguments: str, more: str = "without") -> 
 
 
 def test_the_page_has_every_file() -> None:
-    assert len(FILES) == 6
+    assert len(FILES) == 9
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"), re.findall(r"^\| `(head=[^`]+)` \| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
+    ("typed", "said"), re.findall(r"^\| `((?:head|teacher)=[^`]+)` \| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
 )
 def test_the_mistakes_of_the_page(work: Path, typed: str, said: str) -> None:
     """Each without torch. `...` stands for anything."""
@@ -140,9 +140,11 @@ def test_each_part_is_declared_as_what_its_place_says(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(work: Path) -> Path:
-    """Twelve steps without the arm and with it."""
-    for folder, arm in zip(RUNS, ([], ["+ablation=norm_head"]), strict=True):
-        done = call(work, "urepa.train", *OWN, *arm, *TRAIN, f"hydra.run.dir={folder}")
+    """Twelve steps without the arm, with it, and with the teacher."""
+    arms: tuple[list[str], ...] = ([], ["+ablation=norm_head"], ["teacher=hog"])
+    for folder, arm in zip(RUNS, arms, strict=True):
+        given = [one for one in TRAIN if not (arm == ["teacher=hog"] and one.startswith("teacher."))]
+        done = call(work, "urepa.train", *OWN, *arm, *given, f"hydra.run.dir={folder}")
         assert done.returncode == 0, done.stderr
     return work
 
@@ -173,17 +175,49 @@ def test_describe_and_help_show_them(trained: Path) -> None:
     assert re.search(r"head\.groups +8 +groups of channels that are normalised together \(1 or more\)", text)
     assert "norm_head" in text
     assert "tap_rank" in text
+    text = call(trained, "urepa.describe", *OWN, "teacher=hog").stdout
+    assert "histograms of 9 orientations of the gradient in each cell. Its tokens are computed once" in text
+
+
+@pytest.mark.slow
+def test_a_teachers_tokens_are_what_the_formula_says(trained: Path) -> None:
+    """Of the images that the run trained on, read back from its store: numpy's gradients, binned one by one."""
+    code = """
+import json, numpy as np, torch
+from my_parts.hog import Hog
+images = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0)).expand(3, 3, 64, 64)
+tokens = Hog(image_size=64, grid=[4, 4]).build().tokens(images).x_BND.numpy()
+for image, token_ND in zip(images.mean(1).double().numpy(), tokens):
+    dy, dx = np.gradient(image)
+    bins = np.minimum((np.arctan2(dy, dx) / np.pi % 1.0 * 9).astype(int), 8)
+    for place in range(16):
+        rows, columns = (slice(16 * k, 16 * k + 16) for k in divmod(place, 4))
+        sums = np.bincount(bins[rows, columns].ravel(), np.hypot(dy, dx)[rows, columns].ravel(), 9) / 256 + 1e-6
+        assert np.abs(token_ND[place] - sums / np.linalg.norm(sums)).max() < 1e-4, (place, token_ND[place], sums)
+print("agree")
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(trained), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=trained, env=environment, capture_output=True, text=True)
+    assert done.stdout == "agree\n", done.stderr
+    stores = {path.parent.name for path in trained.glob("data/*/**/hog9*")} | {p.name for p in trained.rglob("*hog9*")}
+    assert stores, "a store of its tokens, named by the teacher"
 
 
 @pytest.mark.slow
 def test_a_stored_run_is_read_with_the_folder_and_refused_without(trained: Path) -> None:
-    _, arm = RUNS
+    _, arm, hog = RUNS
     for module, arguments in (
         ("urepa.evaluate", [f"run={arm}"]),
         ("urepa.export", [f"run={arm}", "out=exported"]),
         ("urepa.train", [f"resume={arm}", "trainer.max_steps=14"]),
     ):
         assert "give --config-dir FOLDER, whose files name it" in refused(trained, module, *arguments, more="")
+        done = call(trained, module, *OWN, *arguments)
+        assert done.returncode == 0, done.stderr
+    for module, arguments in (
+        ("urepa.evaluate", [f"run={hog}", "evaluation=alignment"]),
+        ("urepa.train", [f"resume={hog}", "trainer.max_steps=14"]),
+    ):
         done = call(trained, module, *OWN, *arguments)
         assert done.returncode == 0, done.stderr
     assert "give --config-dir FOLDER, whose files name them" in refused(trained, "urepa.compare", more="")
