@@ -40,7 +40,7 @@ OTHERWISE = {
     ("track_b", "samples_100k"): "it would change backbone.prompts, data.root",
     ("track_b", "teacher_224"): "it would change backbone.prompts, data.root, data.train",
 }
-# spec 000 §12.1, §12.2, §12.3, and what a reviewer would ask
+# the description's tables, and what a reviewer would ask
 ROWS = [
     "baseline", "head_single_layer", "taps_three", "lora_16", "lora_32", "lora_conv",
     "no_warmup", "warmup_6000", "lambda_08", "no_manifold", "equal_decay",

@@ -26,7 +26,7 @@ def unit_tokens(*shape: int, seed: int = 0) -> Tensor:
 
 
 def documents_manifold_loss(pred: Tensor, target: Tensor, upper_only: bool = True) -> Tensor:
-    """Spec 000 §4.4, line by line, with the diagonal masked."""
+    """The formula line by line, with the diagonal masked."""
     pred_norm = F.normalize(pred.mean(dim=1), dim=-1)
     target_norm = F.normalize(target.mean(dim=1), dim=-1)
     diff = pred_norm @ pred_norm.T - target_norm @ target_norm.T
@@ -38,7 +38,7 @@ def documents_manifold_loss(pred: Tensor, target: Tensor, upper_only: bool = Tru
 
 
 def documents_token_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """Spec 000 §4.3."""
+    """1 - cos, token by token."""
     return (1.0 - (F.normalize(pred, dim=-1) * F.normalize(target, dim=-1)).sum(-1)).mean()
 
 

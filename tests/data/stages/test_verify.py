@@ -55,7 +55,7 @@ def test_caches_of_the_same_view_pass(views: dict[str, Any], tmp_path: Path) -> 
 @pytest.mark.parametrize("fault", ["sheared", "mirrored", "shifted", "other samples"])
 def test_caches_of_another_view_are_caught(views: dict[str, Any], tmp_path: Path, fault: str) -> None:
     x0, tokens = views["x0"], views["tokens"]
-    if fault == "sheared":  # spec 000 §3.3: the first 1,296 of 1,369 tokens viewed as 36x36
+    if fault == "sheared":  # the description's fault: the first 1,296 of 1,369 tokens viewed as 36x36
         tokens, expected = tokens.flatten(2)[:, :, :1296].unflatten(2, (36, 36)), "sheared as 36x36"
     elif fault == "mirrored":
         teacher = views["teacher"]

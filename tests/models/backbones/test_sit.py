@@ -17,7 +17,7 @@ from urepa.models.backbones.sit import SiT, sit
 from urepa.models.lora import add_lora
 from urepa.training.assembly import make
 
-# SYSTEMS.md D: millions of parameters, without the projector
+# SiT's table 1 (arXiv 2401.08740): millions of parameters, without the projector
 SIZES = {"sit_s2": 32.9, "sit_b2": 130.3, "sit_l2": 457.8, "sit_xl2": 674.8}
 
 
