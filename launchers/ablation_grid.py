@@ -25,6 +25,7 @@ from launchers.named_studies import comparisons, rows_of, runs_of_study
 from launchers.study import PlannedRun, add_arguments, runs_of, stages_of
 from launchers.study_hours import plan_configs, training_hours
 from urepa.cli import CONF, prepare
+from urepa.cluster.hydra_launchers import prepare_trackers
 from urepa.config.command_line import check_arguments, check_options, quote_argument
 from urepa.config.command_schemas import AblationGrid
 from urepa.config.help import HELP, help_text
@@ -35,7 +36,6 @@ from urepa.core import safe_output
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.mlflow_store import prepare_store
 from urepa.runs.run_folder import parse_overrides, to_plain
 
 OWN = tuple(one.name for one in fields(AblationGrid))
@@ -125,8 +125,7 @@ def main() -> None:
         print(training_hours(runs, planned))
         return
     code_copy.copy_to(code)
-    for uri in {run.config["tracking"]["uri"] for run in runs if "uri" in run.config["tracking"]}:
-        prepare_store(uri)
+    prepare_trackers([run.config["tracking"] for run in runs])
     chain.submit(stages)
 
 

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,15 @@ from omegaconf import open_dict
 from urepa.cli import CONF
 from urepa.cluster.slurm_job import Job
 from urepa.config.conf_options import options_of
+from urepa.config.declared import declaration_of
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
+from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import find_name, to_plain
 from urepa.training.checks.combinations import check, check_trainer
 
 STAGES = ("preprocess", "verify", "train", "evaluate", "compare")
-NOT_IN_CACHES = ("data.cfg_dropout", "data.stage_to", "data.build_on_first_use")
 
 
 @dataclass
@@ -80,7 +80,9 @@ def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
         chosen = (f"data={choices['data']}", f"teacher={choices['teacher']}")
         default = _preprocess_default(chosen)
     own = flatten({key: config[key] for key in ("data", "teacher")})
-    differing = [f"{k}={_hydra_literal(v)}" for k, v in own.items() if v != default[k] and k not in NOT_IN_CACHES]
+    track: Track = declaration_of(config["data"])
+    without = {f"data.{key}" for key in track.not_in_caches}
+    differing = [f"{k}={_hydra_literal(v)}" for k, v in own.items() if v != default[k] and k not in without]
     return PlannedRun(list(overrides), config, (*chosen, *differing))
 
 
@@ -169,8 +171,9 @@ def _group_by_caches(runs: Sequence[PlannedRun]) -> dict[tuple[str, ...], list[P
     it."""
 
     def size(run: PlannedRun) -> float:
-        images = run.config["data"].get("train_images", 0)
-        return inf if images is None else float(images)
+        track: Track = declaration_of(run.config["data"])
+        stages = track.stages()
+        return 0.0 if stages is None else stages.images
 
     groups: dict[tuple[str, ...], list[PlannedRun]] = {}
     for run in sorted(runs, key=size, reverse=True):
@@ -187,20 +190,19 @@ def _preprocess(
 ) -> JobGroup:
     """A small track's caches are made in one go; a latent track's in shards, once its manifest is there. Of a track
     beside a larger one only the list of images is its own, and the tokens if they lie elsewhere."""
-    if data["_target_"].endswith("PixelTrack"):
+    track: Track = declaration_of(data)
+    made = track.stages()
+    if made is None:
         stages.append(JobGroup("preprocess", [_cache_job("preprocess", caches, "all")], 1))
         return stages[-1]
-    place = (data["root"], data["latents"])
-    tokens, before = built.get(place, (set(), None))
-    first = ("manifest",) if before is not None or data["text"] is None else ("manifest", "prompts")
+    tokens, before = built.get(made.place, (set(), None))
+    first = made.first if before is None else ("manifest",)
     stages.append(JobGroup("preprocess", [_cache_job("manifest", caches, *first)], 1, before))
-    asked = {"latents": data["online_latents"], "tokens": data["online_teacher"]}  # while training
-    of_a_shard = ("images", "latents", "tokens") if before is None else ("tokens",)
-    in_shards = [stage for stage in of_a_shard if not asked.get(stage, False)]
-    if in_shards and data["tokens"] not in tokens:
+    in_shards = [stage for stage in made.sharded if before is None or stage == "tokens"]
+    if in_shards and made.tokens not in tokens:
         own = [(f"shard {i}/{shards}", (*caches, f"shard={i}/{shards}")) for i in range(shards)]
         stages.append(JobGroup("preprocess", [_cache_job(name, a, *in_shards) for name, a in own], 1, stages[-1]))
-    built[place] = (tokens | {data["tokens"]}, stages[-1])
+    built[made.place] = (tokens | {made.tokens}, stages[-1])
     return stages[-1]
 
 

@@ -91,8 +91,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_track(images: Path, tmp_path: Path) -> Callable[..., Any]:
-    """A PixelTrack over `images`: 12x4x4 latents, 6 validation and 6 test images, 3 classes."""
-    from urepa.data.tracks.pixels import PixelTrack
+    """The caches of a PixelTrack over `images`: 12x4x4 latents, 6 validation and 6 test images, 3 classes."""
+    from urepa.data.tracks.pixel_track import PixelTrack
 
     defaults = {
         "name": "tiny",
@@ -105,11 +105,12 @@ def make_track(images: Path, tmp_path: Path) -> Callable[..., Any]:
         "channels": 3,
         "image_size": 8,
         "unshuffle": 2,
+        "scale": 1.0,
         "num_classes": 3,
         "cfg_dropout": 0.1,
         "build_on_first_use": True,
     }
-    return lambda **changes: PixelTrack(**(defaults | changes))
+    return lambda **changes: PixelTrack(**(defaults | changes)).build()
 
 
 class PatchTeacher:
@@ -145,7 +146,7 @@ def cache(make_track: Callable[..., Any], teacher: PatchTeacher) -> Iterator[Any
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
     """Overrides that make the quickstart tiny; its caches are there, and runs of one session share them."""
-    from urepa.training.assembly import build_part, make
+    from urepa.training.assembly import build_part
 
     overrides = [
         f"data.root={tmp_path_factory.mktemp('digits')}",
@@ -165,14 +166,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
         "tracking=none",
     ]
     config = compose(*overrides)
-    make(config["data"]).open(build_part(config["teacher"])).close()
+    build_part(config["data"]).open(build_part(config["teacher"])).close()
     return overrides
 
 
 @pytest.fixture(scope="session")
 def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., dict[str, Any]]) -> list[str]:
     """The same of repa_cifar10_pixels, on digits as 1x16x16 pixels."""
-    from urepa.training.assembly import build_part, make
+    from urepa.training.assembly import build_part
 
     overrides = [
         "+experiment=repa_cifar10_pixels",
@@ -196,7 +197,7 @@ def small_sit(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., d
         "tracking=none",
     ]
     config = compose(*overrides)
-    make(config["data"]).open(build_part(config["teacher"])).close()
+    build_part(config["data"]).open(build_part(config["teacher"])).close()
     return overrides
 
 
@@ -216,11 +217,11 @@ def sit_file(
     import torch
     from safetensors.torch import save_file
 
-    from urepa.training.assembly import make
+    from urepa.training.assembly import build_backbone, build_part
 
     config = compose(*small_sit)
-    track = make(config["data"])
-    backbone = make(config["backbone"])(latent_shape=track.latent_shape, num_classes=track.num_classes)
+    track = build_part(config["data"])
+    backbone = build_backbone(config, track)
     generator = torch.Generator().manual_seed(0)
     values = {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in backbone.state_dict().items()}
     file = tmp_path_factory.mktemp("published") / "sit.safetensors"
@@ -247,7 +248,7 @@ def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterat
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from urepa.runs.mlflow_sender import NoShipper
+    from urepa.runs.trackers.no_tracking import NoShipper
     from urepa.training import assembly
 
     built: list[Any] = []
@@ -260,7 +261,7 @@ def trainer_of(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterat
         close()
         folder = tmp_path / f"run{len(built)}"
         folder.mkdir()
-        shipper = NoShipper(folder=folder, name="", params={}, run_tags={})
+        shipper = NoShipper()
         trainer, _ = assembly.build(compose(*overrides), folder, Accelerator(cpu=True), shipper)
         built.append(trainer)
         return trainer

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from urepa.data.cache import mean_token_file
+from urepa.data.lists.samples import Sample, write_split
 from urepa.data.stores.lmdb_store import write_store
-from urepa.data.tracks.samples import Sample, write_split
 
 # SD-1.5's layout at a size for tests: three resolutions with cross-attention, one without, like the real one
 SMALL: dict[str, Any] = {

@@ -11,7 +11,19 @@ from typing import Any
 
 SECRET = "UREPA_TEST_SECRET"  # of the environment
 VALUE = "the secret's value"
-PARTS = ("backbone", "lora", "head", "teacher", "objective", "loss", "data", "optimizer", "tracking", "evaluation")
+PARTS = (
+    "backbone",
+    "lora",
+    "head",
+    "teacher",
+    "objective",
+    "loss",
+    "schedule",
+    "data",
+    "optimizer",
+    "tracking",
+    "evaluation",
+)
 
 
 def payload(marker: Path) -> dict[str, Any]:
@@ -41,11 +53,10 @@ def forms(config: dict[str, Any], marker: Path) -> Iterator[tuple[str, str]]:
         yield f"a _target_ in {key}", _put(config, f"{key}._target_", "builtins.breakpoint")
     yield "in a list", _put(config, "optimizer.betas", [bad, 0.9])
     yield "in a list of lists", _put(config, "backbone.block_out_channels", [[bad]])
-    for schema in ("Generation", "InceptionScore", "ClipScore"):
-        module = {"ClipScore": "clip_score"}.get(schema, "generation")
-        part = {"_target_": f"urepa.evaluation.{module}.{schema}", "images": bad}
+    for schema in ("generation.Generation", "inception_score.InceptionScore", "clip_score.ClipScore"):
+        part = {"_target_": f"urepa.evaluation.measures.{schema}", "images": bad}
         yield f"images of {schema}", _put(config, "evaluation.x", part)
-    part = {"_target_": "urepa.evaluation.image_distances.Generation", "encoders": {"x": bad}}
+    part = {"_target_": "urepa.evaluation.measures.generation.Generation", "encoders": {"x": bad}}
     yield "an encoder", _put(config, "evaluation.x", part)
     yield (
         "one of several teachers",

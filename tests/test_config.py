@@ -15,7 +15,19 @@ from omegaconf.errors import OmegaConfBaseException
 from urepa.cli import CONF
 
 Compose = Callable[..., dict[str, Any]]
-GROUPS = ("backbone", "lora", "head", "teacher", "objective", "loss", "data", "optimizer", "trainer", "tracking")
+GROUPS = (
+    "backbone",
+    "lora",
+    "head",
+    "teacher",
+    "objective",
+    "loss",
+    "schedule",
+    "data",
+    "optimizer",
+    "trainer",
+    "tracking",
+)
 ROOTS = sorted(p.stem for p in Path(CONF).glob("*.yaml"))
 
 
@@ -33,13 +45,13 @@ def parts(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_targets(config: dict[str, Any]) -> None:
-    """Each target exists and takes exactly what it is given (the rest, if partial, at run time)."""
+    """Each target exists and takes exactly what it is given."""
     for part in parts(config):
         target = get_object(part["_target_"])
-        given = {k: v for k, v in part.items() if k not in ("_target_", "_partial_")}
+        given = {k: v for k, v in part.items() if k != "_target_"}
         signature = inspect.signature(target)
         assert not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()), part["_target_"]
-        (signature.bind_partial if part.get("_partial_") else signature.bind)(**given)
+        signature.bind(**given)
 
 
 @pytest.mark.parametrize("root", ROOTS)

@@ -6,12 +6,11 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from math import isclose
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +106,7 @@ def test_compare_makes_these_tables_of_the_stored_runs(table: str, tmp_path: Pat
     names = ",".join(f"'{arm}={arm}'" for arm in arms)
     order = ",".join(arms)
     arguments = ["runs=runs", f"names=[{names}]", f"order=[{order}]", f"baseline={control}"]
-    subprocess.run([sys.executable, "-m", "urepa.compare", *arguments], cwd=tmp_path, check=True, capture_output=True)
+    forks.run(["-m", "urepa.compare", *arguments], tmp_path).check_returncode()
     made, stored = rows_of(tmp_path / "report" / "table.csv"), rows_of(POSITIONS / table)
     assert list(made) == list(stored) == arms
     for arm, row in stored.items():

@@ -18,7 +18,7 @@ import pytest
 # every place that asks the hub for something; prints what each says
 ASK = """
 import json, pathlib, sys
-from urepa.models.backbones.sd15 import _from_hub
+from urepa.models.backbones.sd15_net import _from_hub
 from urepa.data.stages.encode import vae_encoder, write_prompts
 from urepa.data.sources.image_sources import SOURCES
 from urepa.core.errors import UserError

@@ -71,7 +71,11 @@ def test_hydra_is_for_what_composes(path: Path) -> None:
         assert {name for name in imports(path) if name.split(".")[0] == "hydra"} == set()
 
 
-MATHEMATICS = ["losses", "step_schedules", *(f"objectives/{name}_math" for name in ("objective", "ddpm", "flow"))]
+MATHEMATICS = [
+    "losses/loss_math",
+    "step_schedules",
+    *(f"objectives/{name}_math" for name in ("objective", "ddpm", "flow")),
+]
 
 
 @pytest.mark.parametrize("name", MATHEMATICS)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WORLD_SIZE", "RANK")} | {
@@ -17,7 +18,10 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERRO
 }  # else a hub that is away is asked for 40 s
 
 
-def run(folder: Path, *arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, python: tuple[str, ...] | None = None) -> subprocess.CompletedProcess[str]:
+    """`python`: what Python itself is given, in a process that has imported nothing, also not how to reach the hub."""
+    if python is None:
+        return forks.run(["-m", "urepa.plan", *arguments], folder, env=ENVIRONMENT)
     command = [sys.executable, *python, "-m", "urepa.plan", *arguments]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
@@ -121,6 +125,6 @@ def test_a_mistake_that_only_the_parts_know(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: measured=nowhere.json: there is no such file")
     assert len(done.stderr.splitlines()) == 1
-    again = run(tmp_path, "-m", "data=cifar10", "data.images=someone/pictures", "data.limit=null,100")
+    again = run(tmp_path, "-m", "data=cifar10", "data.images=someone/pictures", "data.limit=null,100", python=())
     assert again.returncode == 1
     assert "error: how many images someone/pictures has is not known" in again.stderr

@@ -12,14 +12,14 @@ from sd import TEACHER, write_cache
 from urepa.models.weight_files import own_memory, trainable
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import RunFolder
-from urepa.training.assembly import build_model, build_part, make
+from urepa.training.assembly import build_loss, build_model, build_part
 
 
 def write_run(folder: Path, config: dict[str, Any], step: int) -> Path:
     """A run's folder with a checkpoint at `step`: its EMA weights are its first weights, well shaken."""
     folder.mkdir(parents=True)
     RunFolder(folder).store_config(config)
-    loss, track = make(config["loss"]), make(config["data"])
+    loss, track = build_loss(config), build_part(config["data"])
     model, _ = build_model(config, track, build_part(config["teacher"]) if loss.taps else None, loss)
     generator = torch.Generator().manual_seed(1)
     ema = {name: (p + 0.1 * torch.randn(p.shape, generator=generator)).detach() for name, p in trainable(model).items()}

@@ -1,6 +1,6 @@
 """`python -m urepa.bench [+experiment=...]`: how long a step of an experiment takes, over random data.
 
-In one process and in turns with another loop: with `bench.against=documented` the document's (spec 000, appendix B),
+In one process and in turns with another loop: with `bench.against=documented` the description's (docs/errata.md),
 with `bench.against=online` the same step that asks the teacher about the batch's images, with `bench.against=plain` the
 loop as one writes it first; with `bench.parts=true` also without each part of the fast step. No caches and no teacher's
 weights are needed; `backbone.weights=random` spares the backbone's. `python -m urepa.bench_reading` is the same for

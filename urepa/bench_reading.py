@@ -1,8 +1,8 @@
 """`python -m urepa.bench_reading`: how fast tokens and latents are read, as ratios in one run.
 
-Against the document's loader (spec 000 §6.2: LMDB get per item, 8 workers, readahead off), against plain preadv of the
-same bytes and against our own reader without its check of each record's crc32; warm and cold. The stores are made for
-the purpose, of the documented record sizes. What the check costs is also said as a share of a core.
+Against the description's loader (docs/data.md: LMDB get per item, 8 workers, readahead off), against plain preadv of
+the same bytes and against our own reader without its check of each record's crc32; warm and cold. The stores are made
+for the purpose, of the description's record sizes. What the check costs is also said as a share of a core.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
 
 
 def description_loader(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
-    """Spec 000 §6.2's loader over one store."""
+    """The description's loader over one store."""
     from urepa.costs.benchmark.description_loop import loader
 
     keys = [key for batch in batches for key in batch]

@@ -18,6 +18,7 @@ from urepa.config.command_line import is_sweep as is_sweep
 from urepa.config.commands import COMMANDS
 from urepa.config.conf_options import CONF as CONF
 from urepa.config.help import HELP, without_groups
+from urepa.config.hydra_mode import composed_once
 from urepa.config.mistyped_keys import error_message
 from urepa.config.run_globs import expand_run_globs
 from urepa.core import safe_output
@@ -48,7 +49,7 @@ def run_command(main: Callable[[], None], root: str) -> None:
     shown = contextlib.nullcontext() if HELP.isdisjoint(sys.argv[1:]) else without_groups()
     if TRACEBACKS:
         keep_freed_memory()
-        with shown:
+        with shown, composed_once():
             _read_arguments(root)
             main()
         return
@@ -56,7 +57,7 @@ def run_command(main: Callable[[], None], root: str) -> None:
     with one_line_mistakes(), _remove_records_on_error():
         try:
             keep_freed_memory()  # before torch takes any
-            with shown:
+            with shown, composed_once():
                 _read_arguments(root)
                 main()
         except (HydraException, OmegaConfBaseException) as error:

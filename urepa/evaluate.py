@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.cli import CONF, prepare, run_command
 from urepa.cluster.conf_copy import with_conf_copy
 from urepa.config.conf_options import options_of
+from urepa.config.declared import declaration_of
 from urepa.config.ranges import check_numbers
 from urepa.core.errors import UserError
-from urepa.core.files import read_json
 from urepa.core.nested_dicts import move_paths
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.mlflow_store import check_credentials, location, sqlite_file
+from urepa.core.run_protocols import Tracker
+from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import require_config, to_plain
 from urepa.runs.summary import read_summary
 from urepa.training.checks.combinations import check_chosen, check_times
@@ -58,26 +59,14 @@ def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
         )
     if asked["data"]["root"] is not None:
         config = move_paths(config, config["data"]["root"], asked["data"]["root"])
-    if "build_on_first_use" in config["data"]:
-        config["data"]["build_on_first_use"] = False  # the caches that it was trained on, or none
+    track: Track = declaration_of(config["data"])
+    config["data"] |= track.without_making  # the caches that it was trained on, or none
     check_times(config)
-    check_store(path, config["tracking"])
+    tracker: Tracker = declaration_of(config["tracking"])
+    tracker.check_place(path)
     if asked["tracking"] is None:
-        check_credentials(path, config["tracking"].get("uri", ""))
+        tracker.check_trusted(path)
     return config
-
-
-def check_store(path: Path, tracking: dict[str, Any]) -> None:
-    """UserError where a sqlite file, named from the folder in which the run was trained, is asked for from another. One
-    that was removed is made again."""
-    uri = tracking.get("uri", "")
-    file, cursors = sqlite_file(uri), path / "mlflow.json"
-    known = (read_json(cursors) if cursors.exists() else {}).get(uri)
-    if known is not None and file is not None and not file.exists() and known.get("store") != location(uri):
-        raise UserError(
-            f"there is no {file} here, which has this run: evaluate from the folder in which it was trained, or give "
-            "tracking=none"
-        )
 
 
 if __name__ == "__main__":

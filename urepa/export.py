@@ -9,6 +9,8 @@ import hydra
 from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
+from urepa.config.declared import declaration_of
+from urepa.core.backbone_protocols import LoRA
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
@@ -33,8 +35,8 @@ def check(asked: dict[str, Any]) -> None:
     if asked["out"] is not None and not Path(asked["out"]).exists():
         check_folder_target("out", Path(asked["out"]))
     config = require_config(Path(asked["run"]))
-    with_lora = config["lora"]["_target_"].endswith("add_lora")
-    if with_lora and config["backbone"].get("weights", "random") == "random":
+    lora: LoRA = declaration_of(config["lora"])
+    if lora.has_adapters and declaration_of(config["backbone"]).base is None:
         raise UserError("this run's LoRA changes random weights that are nowhere else: there is nothing to export")
 
 

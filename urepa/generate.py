@@ -23,7 +23,7 @@ from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.core.protocols import Objective
-from urepa.data.tracks.classes import names_beside
+from urepa.data.lists.classes import names_beside
 from urepa.inference.chosen_classes import choose_classes, names_of
 from urepa.inference.published_weights import check_name, has_effect
 from urepa.runs.run_folder import parse_overrides, require_config, to_plain
@@ -80,7 +80,7 @@ def check_run_request(asked: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"say which run or checkpoint: {ONE_OF_TWO}")
     check_request(asked)
     config = require_config(Path(asked["run"]))
-    if asked["against"] is not None and config["backbone"].get("weights", "random") == "random":
+    if asked["against"] is not None and declaration_of(config["backbone"]).base is None:
         raise UserError("against=base: this run's backbone began with random weights, so there is no base model")
     kept = provenance.class_names(Path(asked["run"]), config["data"]["num_classes"])
     return resolve_classes(asked, config, "this run", kept)

@@ -14,26 +14,17 @@ from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
 from urepa.config.declared import declaration_of
+from urepa.core.backbone_protocols import Backbone
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
-from urepa.core.hub_names import download_failure, hub_file, is_hub_id, resolve
+from urepa.core.hub_names import download_failure, is_hub_id, resolve
 from urepa.core.nested_dicts import flatten
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.core.protocols import Teacher
+from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import remove_empty, to_plain
 
 RECORD = Path("prefetch.json")
-# what each key's repository is read for
-NEEDS = {
-    ("backbone", "weights"): ["unet/config.json", "unet/*.safetensors", "unet/*.safetensors.index.json"],
-    ("data", "vae"): [  # a pipeline's, or by itself
-        "vae/config.json",
-        "vae/*.safetensors",
-        "config.json",
-        "diffusion_pytorch_model.safetensors",
-    ],
-    ("data", "text"): ["tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"],
-}
 OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer*"]  # an encoder, CLIP
 
 
@@ -57,27 +48,24 @@ def main(config: DictConfig) -> None:
             record[name] = found
             write_whole(RECORD, json.dumps(record, indent=1))
             print(f"{name}: {len(found['files'])} files; pinned: {name.partition('@')[0]}@{found['revision']}")
-        if parts["data"].get("source") == "hub":
+        track: Track = declaration_of(parts["data"])
+        if track.source == "hub":
             from urepa.data.sources.image_sources import SOURCES
 
-            rows = sum(1 for _ in SOURCES["hub"](parts["data"]["images"]))
-            print(f"{parts['data']['images']}: {rows} images")
+            rows = sum(1 for _ in SOURCES["hub"](track.images))
+            print(f"{track.images}: {rows} images")
         print("jobs may now run with HF_HUB_OFFLINE=1")
 
 
 def required_files(parts: dict[str, Any]) -> dict[str, list[str]]:
     """The hub repositories in the config, with the files that are read from each."""
     names: dict[str, list[str]] = {}
-    for (group, key), patterns in NEEDS.items():
-        name = parts[group].get(key)
-        file = hub_file(name) if parts[group]["_target_"].endswith(".sit") else None  # which alone is one file
-        if file is not None:
-            names.setdefault(f"{file.repository}@{file.revision}", []).append(file.file)
-        elif name is not None and is_hub_id(name):
-            names.setdefault(name, []).extend(patterns)
+    backbone: Backbone = declaration_of(parts["backbone"])
+    track: Track = declaration_of(parts["data"])
     teacher: Teacher = declaration_of(parts["teacher"])
-    for name, patterns in teacher.hub_files().items():
-        names.setdefault(name, []).extend(patterns)
+    for part in (backbone, track, teacher):
+        for name, patterns in part.hub_files().items():
+            names.setdefault(name, []).extend(patterns)
     for key, name in flatten(parts["evaluation"]).items():
         if key.endswith(".model") and is_hub_id(name):
             names.setdefault(name, []).extend(OF_AN_EVALUATION)

@@ -30,9 +30,9 @@ def main(config: DictConfig) -> None:
         check_numbers(parts)
         out: Path = check_classifier(parts)
         from urepa.evaluation.classifier_training import train_classifier
-        from urepa.training.assembly import make
+        from urepa.training.assembly import build_part
 
-        train_classifier(make(parts["data"]), parts["epochs"], parts["seed"], out)
+        train_classifier(build_part(parts["data"]), parts["epochs"], parts["seed"], out)
 
 
 if __name__ == "__main__":

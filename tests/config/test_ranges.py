@@ -13,6 +13,7 @@ from urepa.config import command_schemas
 from urepa.config.parts import SCHEMAS
 from urepa.config.ranges import RANGES, check_numbers
 from urepa.core.errors import UserError
+from urepa.training.optimizers.adamw import AdamW
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -123,9 +124,10 @@ def test_pairs_in_order(compose: Compose) -> None:
 
 def test_an_update_does_not_take_more_than_a_weight_off() -> None:
     """AdamW multiplies each weight by 1 - lr*decay: below -1 it grows without any gradient."""
-    check_numbers({"optimizer": {"lr": {"head": 0.1}, "weight_decay": {"head": 10.0, "lora": 1e9}}})
+    rest = {"betas": [0.9, 0.999], "eps": 1e-8, "warmup_ratio": 0.1}
+    AdamW(lr={"head": 0.1}, weight_decay={"head": 10.0, "lora": 1e9}, **rest).check()
     with pytest.raises(UserError, match=r"optimizer.lr.head=0.1 x optimizer.weight_decay.head=11.0 .*at most 1$"):
-        check_numbers({"optimizer": {"lr": {"head": 0.1}, "weight_decay": {"head": 11.0}}})
+        AdamW(lr={"head": 0.1}, weight_decay={"head": 11.0}, **rest).check()
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -47,7 +47,12 @@ def commits(tmp_path: Path, git: Git) -> dict[str, str]:
         git("commit", "-m", file)
         return git("rev-parse", "HEAD")
 
-    files = ("urepa/training/trainer.py", "README.md", "urepa/reports/comparison/tables.py", "urepa/method/losses.py")
+    files = (
+        "urepa/training/trainer.py",
+        "README.md",
+        "urepa/reports/comparison/tables.py",
+        "urepa/method/losses/loss_math.py",
+    )
     return {file: commit(file) for file in files}
 
 
@@ -76,7 +81,10 @@ def test_a_digest_decides_whatever_the_commits_are(tmp_path: Path, commits: dict
         digests[file] = code_version.code_state()["code_digest"]
     trainer, compare, tables, commands, new = digests.values()
     assert trainer == compare == tables == commands != new, "what reads runs changes none"
-    one, other = Code(commits["README.md"], "clean", trainer), Code(commits["urepa/method/losses.py"], "clean", trainer)
+    one, other = (
+        Code(commits["README.md"], "clean", trainer),
+        Code(commits["urepa/method/losses/loss_math.py"], "clean", trainer),
+    )
     assert same_code(one, other)
     assert not same_code(one, one._replace(digest=new))
     assert not same_code(one._replace(digest="unknown"), Code("unknown", "unknown", trainer))
@@ -101,7 +109,7 @@ def test_the_environment_names_no_other_repository(
     git("commit", "--allow-empty", "-m", "theirs", folder=other)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
-    assert code_version.code_state()["git_commit"] == commits["urepa/method/losses.py"]
+    assert code_version.code_state()["git_commit"] == commits["urepa/method/losses/loss_math.py"]
 
 
 def test_a_package_inside_of_another_repository_has_no_commit(

@@ -67,7 +67,18 @@ def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
 def test_help_lists_the_groups_without_loading_torch(tmp_path: Path) -> None:
     done = run(["urepa.train", "--help"], tmp_path, "-X", "importtime")
     assert done.returncode == 0
-    for group in ("backbone", "head", "teacher", "objective", "loss", "data", "optimizer", "trainer", "experiment"):
+    for group in (
+        "backbone",
+        "head",
+        "teacher",
+        "objective",
+        "loss",
+        "schedule",
+        "data",
+        "optimizer",
+        "trainer",
+        "experiment",
+    ):
         assert re.search(rf"^  \+?{group}  ", done.stdout, re.MULTILINE)
     assert "+experiment=NAME" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A plan against the document's numbers, a real step, a real optimiser and a measurement's file."""
+"""A plan against the description's numbers, a real step, a real optimiser and a measurement's file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urepa.costs.counting import SavedBytes, flop_counter
 from urepa.costs.estimate import Device, count, example, plan
 from urepa.method.training_step import step_terms
 from urepa.plan import flops as flops_table
-from urepa.training.assembly import build_model, build_part, make, speed_up
+from urepa.training.assembly import build_loss, build_model, build_part, speed_up
 from urepa.training.trainer import Settings
 
 H200 = Device("H200", "cuda", 790e12, 141e9)
@@ -29,7 +29,7 @@ Compose = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def track_a(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The document's run, planned where nothing is: neither weights nor prompts, images or caches."""
+    """The description's run, planned where nothing is: neither weights nor prompts, images or caches."""
     config = compose("+experiment=track_a", f"data.root={tmp_path_factory.mktemp('empty') / 'nothing'}")
     return plan(config, H200)
 
@@ -234,7 +234,7 @@ def test_a_real_step_of_track_a_in_bf16_saves_what_is_planned(
         f"trainer.frozen={switches[0]}",
         f"trainer.channels_last={switches[1]}",
     )
-    track, teacher, loss = (make(config[part]) for part in ("data", "teacher", "loss"))
+    track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)
     model, _ = build_model(config, track, teacher, loss)
     speed_up(model, Settings(**config["trainer"]), torch.device("cpu"))
     forward = torch.autocast("cpu", torch.bfloat16)(model.train().forward)
@@ -288,7 +288,7 @@ def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
 
 def test_the_unread_network_is_the_one_that_is_read(compose: Compose, small_run: list[str]) -> None:
     config = compose(*small_run)
-    track, teacher, loss = make(config["data"]), build_part(config["teacher"]), make(config["loss"])
+    track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)
     model, _ = build_model(config, track, teacher, loss)
     by_part = plan(config, CPU).counted.parameters
     assert sum(part["all"] for part in by_part.values()) == sum(p.numel() for p in model.parameters())

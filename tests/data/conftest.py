@@ -11,7 +11,7 @@ from photos import TRAIN, VAL, overrides, write_dinov2, write_photos, write_sd
 
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def build_of(material: Path, compose: Any) -> Any:
 
     def build(root: Path, *more: str, part: Part | None = None) -> Build:
         parts = compose(*overrides(material, root), *more, root="preprocess")
-        return Build(make(parts["data"]), build_part(parts["teacher"]), Part() if part is None else part, batch=8)
+        return Build(build_part(parts["data"]), build_part(parts["teacher"]), Part() if part is None else part, batch=8)
 
     return build
 
@@ -41,7 +41,7 @@ def built(material: Path, compose: Any, tmp_path_factory: pytest.TempPathFactory
     """An undisturbed build."""
     root = tmp_path_factory.mktemp("built") / "cache"
     parts = compose(*overrides(material, root), root="preprocess")
-    Build(make(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("all")
+    Build(build_part(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("all")
     return root
 
 
@@ -50,5 +50,5 @@ def built_with_flips(built: Path, material: Path, compose: Any, tmp_path_factory
     """The undisturbed build, to which flips were added."""
     root = Path(shutil.copytree(built, tmp_path_factory.mktemp("flips") / "cache"))
     parts = compose(*overrides(material, root), "data.flip=true", root="preprocess")
-    Build(make(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("all")
+    Build(build_part(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("all")
     return root

@@ -20,7 +20,7 @@ from urepa.data import local_copies
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.stores.record_reading import Store
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 
 
 def copy_of(built: Path, tmp_path: Path) -> Path:
@@ -105,7 +105,7 @@ def test_several_teachers_have_a_store_each(
         values = {"model": material / "dino", "image_size": size, "grid": "[4,4]", "width": WIDTH}
         own += [f"+teacher@{place}=dinov2_l_224", *(f"{place}.{key}={value}" for key, value in values.items())]
     parts = compose(*own, "teacher=several", root="preprocess")
-    several = Build(make(parts["data"]), build_part(parts["teacher"]), Part(), batch=8)
+    several = Build(build_part(parts["data"]), build_part(parts["teacher"]), Part(), batch=8)
     several.run("tokens")
     several.run("verify")
     assert {p.name for p in root.glob("dino_tokens_lmdb*")} == {f"dino_tokens_lmdb{n}" for n in ("", ".near", ".far")}
@@ -118,7 +118,7 @@ def test_several_teachers_have_a_store_each(
     assert list(tokens) == ["near", "far"]
     assert not torch.allclose(tokens["near"].float(), tokens["far"].float(), atol=0.01)
     assert torch.equal(cache.mean_token("far"), cache.tokens["far"].mean_token())
-    single = Build(make(parts["data"]), several.teacher.teachers["far"], Part(), batch=8)
+    single = Build(build_part(parts["data"]), several.teacher.teachers["far"], Part(), batch=8)
     alone = single.track.open(single.teacher)
     torch.testing.assert_close(alone.teacher_BND(samples).float(), tokens["far"].float(), rtol=0, atol=2e-3)
     with pytest.raises(UserError, match="adopt them with teacher=NAME"):

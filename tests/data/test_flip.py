@@ -18,12 +18,12 @@ from earlier import without_digests
 from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.data.cache import Cache, mirrored_folder
+from urepa.data.lists.samples import read_split
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.data.stages import verify
 from urepa.data.stages.encode import vae_encoder
 from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stores.lmdb_store import Part, StoreWriter
-from urepa.data.tracks.samples import read_split
 from urepa.method.objectives.ddpm_math import VelocityMath
 
 OBJECTIVE = VelocityMath(0.00085, 0.012, "linear", 1000)

@@ -40,13 +40,13 @@ def with_moments(
     from photos import overrides
 
     from urepa.data.stages.build import Build
-    from urepa.training.assembly import build_part, make
+    from urepa.training.assembly import build_part
 
     root = Path(shutil.copytree(built_with_flips, tmp_path_factory.mktemp("moments") / "cache"))
     for folder in root.glob("vae_latents_lmdb*"):
         shutil.rmtree(folder)
     parts = compose(*overrides(material, root), "data.flip=true", "data.moments=true", root="preprocess")
-    Build(make(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("latents")
+    Build(build_part(parts["data"]), build_part(parts["teacher"]), Part(), batch=8).run("latents")
     return root
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from urepa.data.cache import Cache
 from urepa.evaluation.context import Context
 from urepa.inference.open_run import OpenedRun
-from urepa.training.assembly import make
+from urepa.training.assembly import build_loss
 
 
 def context_of(opened: OpenedRun, cache: Cache, folder: Path, step: int) -> Context:
@@ -17,7 +19,7 @@ def context_of(opened: OpenedRun, cache: Cache, folder: Path, step: int) -> Cont
     return Context(
         model=opened.model,
         objective=opened.objective,
-        loss=make(opened.config["loss"]),
+        loss=build_loss(opened.config),
         track=opened.track,
         cache=cache,
         folder=folder,
@@ -26,3 +28,13 @@ def context_of(opened: OpenedRun, cache: Cache, folder: Path, step: int) -> Cont
         step=step,
         untrained=lambda: opened.model,
     )
+
+
+@dataclass
+class Built:
+    """A declaration of what is built already."""
+
+    network: Any
+
+    def build(self) -> Any:
+        return self.network

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.hashing import file_sha256
-from urepa.evaluation.cifar_cnn import CifarCNN, Classifier
 from urepa.evaluation.classifier_training import augment, fit, read_split, train_classifier
-from urepa.evaluation.encoders import image_features
+from urepa.evaluation.encoders.cifar_cnn_net import CifarCNNNetwork, Classifier
+from urepa.evaluation.measures.image_distances_math import image_features
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def by_hand(file: Path, images_B3SS: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 def test_features_are_those_of_the_files_tensors(weights: Path) -> None:
     images = torch.rand(5, 3, 8, 8)
-    encoder = CifarCNN(str(weights))
+    encoder = CifarCNNNetwork(str(weights))
     tokens = encoder.tokens(images)
     assert (tokens.x_BND.shape, tokens.grid) == ((5, 1, 128), (1, 1))
     features, _ = by_hand(weights, images)
@@ -174,14 +174,14 @@ def test_images_are_moved_by_their_own_address() -> None:
 
 
 def test_a_missing_or_foreign_file_is_said(tmp_path: Path) -> None:
-    missing = CifarCNN(str(tmp_path / "x.safetensors"))
+    missing = CifarCNNNetwork(str(tmp_path / "x.safetensors"))
     with pytest.raises(UserError, match=r"there is no .*x\.safetensors: .*make it with `python -m urepa.train_classif"):
         missing.weights_sha256()
     with pytest.raises(UserError, match="there is no"):
         missing.tokens(torch.rand(1, 3, 8, 8))
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="is not what `python -m urepa.train_classifier` writes"):
-        CifarCNN(str(tmp_path / "foreign.safetensors")).tokens(torch.rand(1, 3, 8, 8))
+        CifarCNNNetwork(str(tmp_path / "foreign.safetensors")).tokens(torch.rand(1, 3, 8, 8))
     (tmp_path / "cut.safetensors").write_bytes(b"x" * 5)
     with pytest.raises(UserError, match="is no whole safetensors file"):
-        CifarCNN(str(tmp_path / "cut.safetensors")).tokens(torch.rand(1, 3, 8, 8))
+        CifarCNNNetwork(str(tmp_path / "cut.safetensors")).tokens(torch.rand(1, 3, 8, 8))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from urepa.evaluation.context import Context
-from urepa.evaluation.encoders import Pixels
-from urepa.evaluation.image_distances import is_circular
+from urepa.evaluation.encoders.pixels_net import PixelsNetwork
+from urepa.evaluation.measures.image_distances_math import is_circular
 
 
-class Named(Pixels):
+class Named(PixelsNetwork):
     """A ViT of some name, as far as its manifest and weights say."""
 
     def __init__(self, model: str, weights: str, width: int = 768) -> None:

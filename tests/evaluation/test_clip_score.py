@@ -14,12 +14,12 @@ from photos import write_sd
 from toy_runs import write_run
 
 from urepa.core.errors import UserError
-from urepa.evaluation.clip_score import ClipScore
 from urepa.evaluation.context import Context
-from urepa.evaluation.generated_images import GeneratedImages
+from urepa.evaluation.images.generated_images import GeneratedImages
+from urepa.evaluation.measures.clip_score import ClipScore
 from urepa.inference.open_run import load
 
-IMAGES = GeneratedImages(12, "ddim", 2, 1.0, 5)
+IMAGES = GeneratedImages(count=12, sampler="ddim", steps=2, guidance=1.0, batch_size=5)
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -57,7 +57,7 @@ def context(tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., Any
 def test_the_score_is_transformers_own(folder: Path, context: Context) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
-    found = ClipScore(IMAGES, str(folder / "clip"), str(folder / "names.txt"))(context)
+    found = ClipScore(images=IMAGES, model=str(folder / "clip"), class_names=str(folder / "names.txt"))(context)
     clip: Any = CLIPModel.from_pretrained(folder / "clip")
     names = (folder / "names.txt").read_text().split()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "clip")
@@ -76,6 +76,6 @@ def test_the_score_is_transformers_own(folder: Path, context: Context) -> None:
 
 def test_what_is_missing_is_said(folder: Path, context: Context, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the CLIP score's model=.*nowhere could not be loaded"):
-        ClipScore(IMAGES, str(tmp_path / "nowhere"), str(folder / "names.txt"))(context)
+        ClipScore(images=IMAGES, model=str(tmp_path / "nowhere"), class_names=str(folder / "names.txt"))(context)
     with pytest.raises(UserError, match="class_names=imagenet has 1000 names; this run has 10 classes"):
-        ClipScore(IMAGES, str(folder / "clip"), "imagenet")(context)
+        ClipScore(images=IMAGES, model=str(folder / "clip"), class_names="imagenet")(context)

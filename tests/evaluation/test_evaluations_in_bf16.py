@@ -12,30 +12,40 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contexts import context_of
+from contexts import Built, context_of
 from PIL import Image
 from toy_runs import small_sd, write_run
 
 from urepa.core.png import grid_png
 from urepa.evaluation import attention
 from urepa.evaluation.context import Context
-from urepa.evaluation.encoders import Inception, Pixels
-from urepa.evaluation.generated_images import GeneratedImages, decode_rgb
-from urepa.evaluation.image_distances import Generation, InceptionScore
-from urepa.evaluation.probes import Knn, LinearProbe, TapProbe
-from urepa.evaluation.sample_grid import SampleGrid, samples_of
-from urepa.evaluation.segmentation import Dense
-from urepa.evaluation.spatial_structure import Spatial
-from urepa.evaluation.teacher_agreement import Alignment
+from urepa.evaluation.encoders.inception_net import InceptionNetwork
+from urepa.evaluation.encoders.pixels import Pixels
+from urepa.evaluation.images.generated_images import GeneratedImages
+from urepa.evaluation.images.generated_images_math import decode_rgb
+from urepa.evaluation.measures.dense import Dense
+from urepa.evaluation.measures.generation import Generation
+from urepa.evaluation.measures.inception_score import InceptionScore
+from urepa.evaluation.measures.knn import Knn
+from urepa.evaluation.measures.linear_probe import LinearProbe
+from urepa.evaluation.measures.sample_grid import SampleGrid
+from urepa.evaluation.measures.sample_grid_math import samples_of
+from urepa.evaluation.measures.spatial import Spatial
+from urepa.evaluation.measures.tap_probe import TapProbe
+from urepa.evaluation.measures.teacher_alignment import TeacherAlignment
 from urepa.inference.open_run import load
 from urepa.training.assembly import build_part
 
 Compose = Callable[..., dict[str, Any]]
 READ: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": [], "train_images": 20, "test_images": 10}
-IMAGES = GeneratedImages(10, "ddim", 2, 1.0, 5)
+IMAGES = GeneratedImages(count=10, sampler="ddim", steps=2, guidance=1.0, batch_size=5)
+AT: dict[str, Any] = {"tap": "mid", "timestep": 500}
+FEW: dict[str, Any] = {"train_images": 20, "test_images": 10}
+GRID: dict[str, Any] = {"per_class": 1, "shown_per_class": 1, "sampler_steps": 2, "guidance": 1.0}
+DISTANCES: dict[str, Any] = {"subset": 10, "kid_subsets": 2, "kid_subset_size": 5, "neighbours": 3}
 
 
-class Linear(Inception):
+class Linear(InceptionNetwork):
     """Ten classes by one matrix product, which autocast would round."""
 
     def weights_sha256(self) -> str:
@@ -79,13 +89,13 @@ def test_every_cheap_evaluation_of_a_bf16_run(
     asked: list[Callable[[Context], dict[str, float]]] = [
         Knn(**READ, k=3),
         LinearProbe(**READ),
-        TapProbe("mid", 500, 3, 20, 10),
-        SampleGrid(1, 1, 10, 2, 1.0, 3),
-        Alignment("mid", 500, [], 3, 10),
-        Spatial("mid", 500, 10, 0.2, 0.27),
-        Generation(IMAGES, {"pixels": Pixels(2)}, None, 10, 2, 5, 3),
-        InceptionScore(IMAGES, Linear("unread"), 2),
-        Dense("mid", 500, str(halves), 20, 20, teacher),
+        TapProbe(**AT, **FEW, knn=3),
+        SampleGrid(**GRID, max_classes=10, knn=3),
+        TeacherAlignment(**AT, timesteps=[], neighbours=3, images=10),
+        Spatial(**AT, images=10, far=0.2, decay=0.27),
+        Generation(images=IMAGES, encoders={"pixels": Pixels(grid=2)}, reference_images=None, **DISTANCES),
+        InceptionScore(images=IMAGES, encoder=Built(Linear("unread")), splits=2),
+        Dense(**AT, folder=str(halves), train_images=20, test_images=20, teacher=Built(teacher)),
     ]
     in_bf16: dict[str, float] = {}
     for one in asked:
@@ -112,7 +122,7 @@ def test_a_latent_tracks_samples_are_decoded_in_fp32(tmp_path: Path, compose: Co
     cache = opened.track.open(None)
     context = context_of(opened, cache, run, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        SampleGrid(1, 1, 2, 2, 1.0, None)(context)
+        SampleGrid(**GRID, max_classes=2, knn=None)(context)
         x0 = samples_of(context, [0, 1], 2, 1.0)
     assert (run / "samples" / "step_00000004.png").read_bytes() == grid_png(decode_rgb(context, x0), 1)
     cache.close()

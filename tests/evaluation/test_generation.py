@@ -13,26 +13,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contexts import context_of
+from contexts import Built, context_of
 from PIL import Image
 from scipy import linalg
 from toy_runs import small_sd, write_run
 
 from urepa.core.errors import UserError
-from urepa.data.tracks.samples import Sample
-from urepa.evaluation import image_distances
-from urepa.evaluation.cifar_cnn import CifarCNN
+from urepa.data.lists.samples import Sample
 from urepa.evaluation.classifier_training import train_classifier
 from urepa.evaluation.context import Context, run_each
-from urepa.evaluation.encoders import Inception, Pixels, image_features
+from urepa.evaluation.encoders.cifar_cnn import CifarCNN
+from urepa.evaluation.encoders.inception import Inception
+from urepa.evaluation.encoders.inception_net import InceptionNetwork
+from urepa.evaluation.encoders.pixels import Pixels
+from urepa.evaluation.encoders.pixels_net import PixelsNetwork
 from urepa.evaluation.frechet_and_kid import Moments, frechet_distance
-from urepa.evaluation.generated_images import GeneratedImages
-from urepa.evaluation.image_distances import FeatureSet, Generation, InceptionScore, real_features
-from urepa.evaluation.segmentation import Pictures
+from urepa.evaluation.images.generated_images import GeneratedImages
+from urepa.evaluation.images.generated_images_math import batches_of
+from urepa.evaluation.measures import image_distances_math as image_distances
+from urepa.evaluation.measures.dense_math import Pictures
+from urepa.evaluation.measures.generation import Generation
+from urepa.evaluation.measures.image_distances_math import FeatureSet, image_features, real_features
+from urepa.evaluation.measures.inception_score import InceptionScore
 from urepa.generate import check_run_request
 from urepa.inference.image_request import generate
 from urepa.inference.open_run import load
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -64,13 +70,13 @@ def _features_of_its_own(opened: Any) -> Any:
 
 
 def images(count: int = 20, batch_size: int = 8) -> GeneratedImages:
-    return GeneratedImages(count, "ddim", 2, 1.0, batch_size)
+    return GeneratedImages(count=count, sampler="ddim", steps=2, guidance=1.0, batch_size=batch_size)
 
 
 def evaluation(**changes: Any) -> Generation:
     settings: dict[str, Any] = {
         "images": images(),
-        "encoders": {"pixels": Pixels(2)},
+        "encoders": {"pixels": Pixels(grid=2)},
         "reference_images": None,
         "subset": 20,
         "kid_subsets": 5,
@@ -88,7 +94,7 @@ def test_the_images_are_those_of_the_generate_door(
 ) -> None:
     ours: dict[tuple[int, int], np.ndarray] = {}
     made = images(count=15)
-    for batch, (ids, rgb) in zip(made._batches(10), made.rgb(context), strict=True):
+    for batch, (ids, rgb) in zip(batches_of(made, 10), made.rgb(context), strict=True):
         assert ids == [class_id for class_id, _ in batch]
         ours |= dict(zip(batch, np.rint(rgb.numpy() * 255).astype(int), strict=True))
     assert sorted(ours) == [(c, i) for c in range(10) for i in range(2 - c % 2)]
@@ -101,7 +107,7 @@ def test_the_images_are_those_of_the_generate_door(
 
 @pytest.mark.parametrize(("count", "classes"), [(50_000, 1000), (1000, 10), (7, 10), (25, 10)])
 def test_classes_have_equal_shares_in_any_order(count: int, classes: int) -> None:
-    batches = images(count, 100)._batches(classes)
+    batches = batches_of(images(count, 100), classes)
     every = [image for batch in batches for image in batch]
     assert len(set(every)) == len(every) == count
     assert {len(batch) for batch in batches[:-1]} <= {100}
@@ -144,14 +150,14 @@ def test_images_of_steps_that_do_not_divide_the_timesteps_have_folders_of_their_
     """Those of before are other images."""
     for steps, named in ((2, "ddim2,n=4"), (3, "ddim3,timesteps=1000,n=4")):
         before = set((context.folder / "generated").glob("*"))
-        list(GeneratedImages(4, "ddim", steps, 1.5, 4).rgb(context))
+        list(GeneratedImages(count=4, sampler="ddim", steps=steps, guidance=1.5, batch_size=4).rgb(context))
         (folder,) = set((context.folder / "generated").iterdir()) - before
         assert f",{named},guidance=1.5," in folder.name
 
 
 def test_more_steps_than_timesteps_are_refused(context: Context) -> None:
     with pytest.raises(UserError, match=r"images\.steps=1001: this run has 1000 timesteps"):
-        list(GeneratedImages(4, "ddim", 1001, 1.0, 4).rgb(context))
+        list(GeneratedImages(count=4, sampler="ddim", steps=1001, guidance=1.0, batch_size=4).rgb(context))
 
 
 # --- numbers ------------------------------------------------------------------------------------------------
@@ -189,9 +195,9 @@ def test_metrics_are_those_of_the_images_by_hand(context: Context, capsys: pytes
 
 def test_a_track_s_own_classifier_is_an_encoder(context: Context, opened: Any, tmp_path: Path) -> None:
     weights = tmp_path / "cifar_cnn.safetensors"
-    train_classifier(make(opened.config["data"]), epochs=1, seed=0, out=weights)
-    found = evaluation(encoders={"cifar_cnn": CifarCNN(str(weights))})(context)
-    splits, encoder = context.cache.splits, CifarCNN(str(weights))
+    train_classifier(build_part(opened.config["data"]), epochs=1, seed=0, out=weights)
+    found = evaluation(encoders={"cifar_cnn": CifarCNN(weights=str(weights))})(context)
+    splits, encoder = context.cache.splits, CifarCNN(weights=str(weights)).build()
 
     def features(rgb: torch.Tensor) -> np.ndarray:
         return image_features(encoder.tokens((rgb * 255).round() / 255)).double().numpy()
@@ -223,11 +229,13 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
 ) -> None:
     teacher = build_part(opened.config["teacher"])
     other_grid = build_part(opened.config["teacher"] | {"image_size": 32, "grid": [1, 1]})
-    found = evaluation(encoders={"own": teacher, "pixels": Pixels(2), "smaller": other_grid})(context)
+    found = evaluation(encoders={"own": Built(teacher), "pixels": Pixels(grid=2), "smaller": Built(other_grid)})(
+        context
+    )
     assert {k for k in found if "circular" in k} == {"final/circular/own", "final/circular/smaller"}
     assert "own is the teacher that this run aligns to" in capsys.readouterr().out
     without = replace(context, cache=replace(context.cache, tokens={}))
-    assert "final/circular/own" not in evaluation(encoders={"own": teacher})(without)
+    assert "final/circular/own" not in evaluation(encoders={"own": Built(teacher)})(without)
 
 
 @pytest.mark.parametrize(
@@ -237,9 +245,12 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
         ({"kid_subset_size": 21}, "kid_subset_size needs 21 images; give subset=21"),
         ({"neighbours": 20}, "neighbours needs 21 images"),
         ({"reference_images": 41}, "reference_images=41: the track has 40 training images"),
-        ({"encoders": {"a/b": Pixels(2)}}, "'a/b' is no name for a column"),
-        ({"encoders": {"inception": Inception("nowhere.pth")}}, "there is no nowhere.pth"),
-        ({"encoders": {"cnn": CifarCNN("x.safetensors")}}, "there is no x.safetensors: .*urepa.train_classifier data="),
+        ({"encoders": {"a/b": Pixels(grid=2)}}, "'a/b' is no name for a column"),
+        ({"encoders": {"inception": Inception(weights="nowhere.pth")}}, "there is no nowhere.pth"),
+        (
+            {"encoders": {"cnn": CifarCNN(weights="x.safetensors")}},
+            "there is no x.safetensors: .*urepa.train_classifier data=",
+        ),
     ],
 )
 def test_what_cannot_be_asked_for_is_said_before_anything_is_made(
@@ -251,14 +262,14 @@ def test_what_cannot_be_asked_for_is_said_before_anything_is_made(
 
 
 def test_an_encoder_that_cannot_be_had_costs_no_other(context: Context) -> None:
-    asked = {"generation": {"pixels": Pixels(2), "inception": Inception("nowhere.pth")}}
+    asked = {"generation": {"pixels": Pixels(grid=2), "inception": Inception(weights="nowhere.pth")}}
     found = run_each(context, asked, lambda encoders: evaluation(encoders=encoders))
-    assert found.metrics == evaluation(encoders={"pixels": Pixels(2)})(context)
+    assert found.metrics == evaluation(encoders={"pixels": Pixels(grid=2)})(context)
     assert list(found.failures) == ["generation.encoders.inception"]
     assert found.failures["generation.encoders.inception"].startswith("there is no nowhere.pth")
 
 
-class BrightestPixel(Inception):
+class BrightestPixel(InceptionNetwork):
     """Ten classes: the place of the brightest among an image's first pixels."""
 
     def weights_sha256(self) -> str:
@@ -270,7 +281,7 @@ class BrightestPixel(Inception):
 
 def test_inception_score_of_the_runs_images(context: Context) -> None:
     encoder = BrightestPixel("unread")
-    found = InceptionScore(images(), encoder, splits=1)(context)
+    found = InceptionScore(images=images(), encoder=Built(encoder), splits=1)(context)
     p = torch.cat([encoder.probabilities(rgb) for _, rgb in images().rgb(context)]).double()
     expected = (p * (p / p.mean(0)).log()).nan_to_num().sum(1).mean().exp()
     assert found["final/inception_score"] == pytest.approx(float(expected), rel=1e-4)
@@ -279,7 +290,7 @@ def test_inception_score_of_the_runs_images(context: Context) -> None:
 
 def test_an_inception_score_without_weights_is_refused_before_sampling(context: Context) -> None:
     with pytest.raises(UserError, match="there is no nowhere.pth"):
-        InceptionScore(images(), Inception("nowhere.pth"), splits=1)(context)
+        InceptionScore(images=images(), encoder=Inception(weights="nowhere.pth"), splits=1)(context)
     assert not (context.folder / "generated").exists()
 
 
@@ -290,7 +301,8 @@ def test_a_latent_track_is_decoded_for_both_sides(tmp_path: Path, compose: Compo
     opened = load(run, "cpu")
     cache = opened.track.open(None)
     context = context_of(opened, cache, run, 4)
-    changes = {"subset": 2, "kid_subset_size": 2, "neighbours": 1, "encoders": {"pixels": Pixels(2)}}
+    changes = {"subset": 2, "kid_subset_size": 2, "neighbours": 1, "encoders": {"pixels": Pixels(grid=2)}}
+    networks = {"pixels": PixelsNetwork(2)}
     found = evaluation(images=images(count=2, batch_size=2), **changes)(context)
     fake = torch.cat([rgb for _, rgb in images(count=2, batch_size=2).rgb(context)])
     assert fake.shape == (2, 3, 64, 64)
@@ -298,16 +310,16 @@ def test_a_latent_track_is_decoded_for_both_sides(tmp_path: Path, compose: Compo
     assert found["final/fd/pixels"] == pytest.approx(frechet(real, by_hand(fake)), rel=1e-2)
     assert found["floor/fd/pixels"] == pytest.approx(frechet(real, held_out), rel=1e-2)
     features = cache.latents.folder.parent / "features"
-    real_features(context, changes["encoders"], cache.splits["train"], 2)
+    real_features(context, networks, cache.splits["train"], 2)
     before = set(features.iterdir())
     with torch.no_grad():
         opened.track.autoencoder.encoder.conv_in.bias.add_(0.1)  # has no part in decoding
-        real_features(context, changes["encoders"], cache.splits["train"], 2)
+        real_features(context, networks, cache.splits["train"], 2)
         opened.track.autoencoder.encoder.conv_in.bias.sub_(0.1)
     assert set(features.iterdir()) == before
     with torch.no_grad():
         opened.track.autoencoder.decoder.conv_in.bias.add_(0.1)  # another VAE of the same latents
-    moved = real_features(context, changes["encoders"], cache.splits["train"], 2)["pixels"].moments.mean_D
+    moved = real_features(context, networks, cache.splits["train"], 2)["pixels"].moments.mean_D
     assert len(set(features.iterdir())) == len(before) + 1
     now = by_hand(opened.track.to_rgb(cache.x0(cache.splits["train"])))
     np.testing.assert_allclose(moved, now.mean(0), atol=1e-6)
@@ -327,7 +339,7 @@ def test_a_latent_track_is_decoded_for_both_sides(tmp_path: Path, compose: Compo
 
 def test_features_of_real_images_are_made_once_for_all_runs(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = context.cache.splits["train"]
-    encoders = {"pixels": Pixels(2)}
+    encoders = {"pixels": PixelsNetwork(2)}
     first = real_features(context, encoders, samples, 12)["pixels"]
     expected = by_hand(context.track.to_rgb(context.cache.x0(samples)))
     np.testing.assert_allclose(first.moments.covariance_DD, np.cov(expected, rowvar=False), atol=1e-6)
@@ -341,7 +353,7 @@ def test_features_of_real_images_are_made_once_for_all_runs(context: Context, mo
     def files() -> int:
         return len(list((context.cache.latents.folder.parent / "features").iterdir()))
 
-    for other in (({"pixels": Pixels(4)}, samples, 12), (encoders, samples[1:], 12), (encoders, samples, 13)):
+    for other in (({"pixels": PixelsNetwork(4)}, samples, 12), (encoders, samples[1:], 12), (encoders, samples, 13)):
         before = files()
         real_features(context, *other)
         assert files() == before + 1
@@ -353,7 +365,7 @@ def test_features_of_real_images_are_made_once_for_all_runs(context: Context, mo
 def test_a_kill_among_real_images_changes_nothing(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_distances, "CHUNK", 4)
     monkeypatch.setattr(image_distances, "KEPT_EVERY", 8)
-    samples, encoders = context.cache.splits["train"], {"pixels": Pixels(2), "other": Pixels(4)}
+    samples, encoders = context.cache.splits["train"], {"pixels": PixelsNetwork(2), "other": PixelsNetwork(4)}
     whole = real_features(context, encoders, samples, 12)
     _remove(context)
     plain, seen = image_distances.decode_rgb, []
@@ -387,7 +399,7 @@ def test_a_track_that_is_read_only_costs_the_keeping_alone(
         folder.rmdir()
     folder.write_text("in the way")
     try:
-        found = real_features(context, {"pixels": Pixels(2)}, context.cache.splits["val"], 12)
+        found = real_features(context, {"pixels": PixelsNetwork(2)}, context.cache.splits["val"], 12)
     finally:
         folder.unlink()
     assert found["pixels"].count == 20

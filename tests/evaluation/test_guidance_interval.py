@@ -13,11 +13,13 @@ from toy_runs import write_run
 
 from urepa.core.errors import UserError
 from urepa.evaluation.context import Context
-from urepa.evaluation.generated_images import GeneratedImages
+from urepa.evaluation.images.generated_images import GeneratedImages
+from urepa.evaluation.images.generated_images_math import batches_of
 from urepa.inference.open_run import load
 from urepa.method.ddpm_sampling import sample_images
 
 Compose = Callable[..., dict[str, Any]]
+TEN: dict[str, Any] = {"count": 10, "sampler": "euler", "steps": 4, "guidance": 1.8, "batch_size": 10}
 
 
 def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
@@ -29,12 +31,12 @@ def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: 
     context = Context(**parts, untrained=lambda: flow.model)
 
     def made(interval: list[float]) -> torch.Tensor:
-        return torch.cat([rgb for _, rgb in GeneratedImages(10, "euler", 4, 1.8, 10, interval).rgb(context)])
+        return torch.cat([rgb for _, rgb in GeneratedImages(**TEN, interval=interval).rgb(context)])
 
     inside, always = made([0.0, 0.7]), made([0.0, 1.0])
     assert len(list((run / "generated").iterdir())) == 2
     assert not torch.equal(inside, always)
-    (batch,) = GeneratedImages(10, "euler", 4, 1.8, 10)._batches(10)
+    (batch,) = batches_of(GeneratedImages(**TEN), 10)
     asked: dict[str, Any] = {"sampler": "euler", "steps": 4, "guidance": 1.8, "seed": 0, "interval": (0.0, 0.7)}
     shape, condition = flow.track.latent_shape, flow.condition([class_id for class_id, _ in batch])
     x0 = sample_images(flow.model.backbone, flow.objective, batch, shape, condition, **asked)
@@ -45,5 +47,5 @@ def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: 
 
 def test_an_interval_is_for_flows(context: Context) -> None:
     with pytest.raises(UserError, match=r"images\.interval has no effect on this run, which is no flow"):
-        list(GeneratedImages(4, "ddim", 2, 1.8, 4, [0.0, 0.7]).rgb(context))
+        list(GeneratedImages(**TEN | {"sampler": "ddim", "interval": [0.0, 0.7]}).rgb(context))
     assert not (context.folder / "generated").exists()

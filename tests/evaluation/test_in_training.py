@@ -12,7 +12,7 @@ import torch
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.in_training import During
 from urepa.reports.comparison.by_clock import clock_of
-from urepa.reports.comparison.comparable import RATE
+from urepa.reports.comparison.metric_columns import RATE
 from urepa.reports.comparison.read_runs import Run
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves

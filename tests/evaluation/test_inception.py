@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.evaluation.encoders import Inception, image_features
-from urepa.evaluation.inception import InceptionV3, read
+from urepa.evaluation.encoders.inception_net import InceptionNetwork, InceptionV3, read
+from urepa.evaluation.measures.image_distances_math import image_features
 
 MEANS = [[2, 2.5, 3], [3.5, 4, 4.5], [5, 5.5, 6]]  # of 0 to 8 on a 3x3 grid: over 4 places in a corner, 6 at an edge
 MAXIMA = [[4, 5, 5], [7, 8, 8], [7, 8, 8]]
@@ -210,7 +210,7 @@ def test_a_file_that_holds_no_weights_or_more_than_weights(tmp_path: Path, name:
     for content in (b"no network", b"hello", b""):  # each is another error of torch's
         file.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as weights alone; give pt_inception"):
-            Inception(str(file)).tokens(torch.rand(1, 3, 8, 8))
+            InceptionNetwork(str(file)).tokens(torch.rand(1, 3, 8, 8))
     torch.save({"fc.bias": Anything()}, file)
     with pytest.raises(UserError, match="cannot be read as weights alone"):
         read(file)
@@ -222,7 +222,7 @@ def test_a_file_that_holds_no_weights_or_more_than_weights(tmp_path: Path, name:
 
 def test_a_file_that_is_missing() -> None:
     with pytest.raises(UserError, match=r"there is no nowhere\.pth: FID and the Inception Score need pt_inception"):
-        Inception("nowhere.pth").weights_sha256()
+        InceptionNetwork("nowhere.pth").weights_sha256()
 
 
 # --- the encoder --------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_file_that_is_missing() -> None:
 
 def test_features_and_probabilities_are_the_networks(network: InceptionV3, published: Path) -> None:
     levels = torch.randint(0, 256, (1, 3, 299, 299))
-    encoder = Inception(str(published))
+    encoder = InceptionNetwork(str(published))
     features = network(levels / 127.5 - 1)
     found = image_features(encoder.tokens(levels / 255 + 0.001))  # quantised to the nearest level
     torch.testing.assert_close(found, features, rtol=1e-3, atol=1e-3)
@@ -241,7 +241,7 @@ def test_features_and_probabilities_are_the_networks(network: InceptionV3, publi
 
 
 def test_images_are_quantised_and_resized_between_the_centres_of_pixels() -> None:
-    encoder = Inception("unread")
+    encoder = InceptionNetwork("unread")
     encoder.__dict__["_network"] = nn.Identity()  # what the network would be given
     given = encoder._features(torch.tensor([0.1, 0.9]).expand(1, 3, 5, 2))
     assert given.shape == (1, 3, 299, 299)

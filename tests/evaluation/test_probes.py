@@ -20,7 +20,9 @@ from urepa.core.types import Condition
 from urepa.evaluation import attention
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out_samples, labels_of, pool_chunks, subset, tap_pool
-from urepa.evaluation.probes import Knn, LinearProbe, TapProbe
+from urepa.evaluation.measures.knn import Knn
+from urepa.evaluation.measures.linear_probe import LinearProbe
+from urepa.evaluation.measures.tap_probe import TapProbe
 
 
 def by_hand(context: Context, samples: list[Any], ids: list[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from contexts import Built
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
@@ -20,8 +21,9 @@ from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens
 from urepa.evaluation.context import Context
-from urepa.evaluation.segmentation import Dense, Pictures, _pairs, _shares, mean_iou, read_folder, read_mask
-from urepa.training.assembly import make
+from urepa.evaluation.measures.dense import Dense
+from urepa.evaluation.measures.dense_math import Pictures, _pairs, _shares, mean_iou, read_folder, read_mask
+from urepa.training.assembly import build_part
 
 DARK, LIGHT = 3, 7  # class ids
 
@@ -38,7 +40,7 @@ class Brightness:
 @pytest.fixture
 def seen(context: Context, compose: Callable[..., Any], small_run: list[str]) -> Context:
     """The small model with its track: grey images of 16x16."""
-    return replace(context, track=make(compose(*small_run)["data"]))
+    return replace(context, track=build_part(compose(*small_run)["data"]))
 
 
 def write(folder: Path, name: str, image_HW: np.ndarray, mask_HW: np.ndarray, palette: bool = False) -> None:
@@ -69,7 +71,7 @@ def probe(folder: Path | None, **changes: Any) -> Dense:
 
 
 def test_where_the_answer_is_in_the_tokens_it_is_found(halves: Path, seen: Context) -> None:
-    found = probe(halves, teacher=Brightness())(seen)
+    found = probe(halves, teacher=Built(Brightness()))(seen)
     assert found.keys() == {f"final/dense/{what}" for what in ("tap", "head", "untrained_tap", "teacher")}
     assert found["final/dense/teacher"] > 0.99  # halves end where tokens do: enlarged logits cross there
     assert found["final/dense/tap"] == found["final/dense/untrained_tap"] < 0.95, "nothing has trained here"
@@ -147,7 +149,7 @@ def test_more_classes_than_two(tmp_path: Path, seen: Context) -> None:
     for i in range(40):
         mask = np.repeat(np.repeat(rng.choice([0, 1, 2], (2, 2)), 16, 0), 16, 1)
         write(tmp_path / "three", f"{i}", mask * 100 + 20, mask)
-    assert probe(tmp_path / "three", teacher=Brightness())(seen)["final/dense/teacher"] > 0.7
+    assert probe(tmp_path / "three", teacher=Built(Brightness()))(seen)["final/dense/teacher"] > 0.7
 
 
 def test_a_token_counts_for_what_it_covers() -> None:

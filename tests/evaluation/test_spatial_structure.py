@@ -15,7 +15,8 @@ from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import chunks, held_out_samples, subset, teacher_tokens
-from urepa.evaluation.spatial_structure import Spatial, contrast, decay_slope, local_distant
+from urepa.evaluation.measures.spatial import Spatial
+from urepa.evaluation.measures.spatial_math import _measures, contrast, decay_slope, local_distant
 
 SPATIAL = Spatial(tap="mid", timestep=100, images=15, far=0.2, decay=0.27)
 
@@ -108,4 +109,4 @@ def test_without_a_teacher_there_is_the_tap_alone(make_context: Callable[..., Co
 
 def test_a_grid_without_distances_is_refused() -> None:
     with pytest.raises(UserError, match="a grid of 1x2 tokens is too small"):
-        SPATIAL._measures(Tokens(torch.ones(1, 2, 3), (1, 2)))
+        _measures(SPATIAL, Tokens(torch.ones(1, 2, 3), (1, 2)))

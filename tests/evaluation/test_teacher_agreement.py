@@ -16,8 +16,8 @@ from torch import Tensor
 from urepa.core.errors import UserError
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import chunks, held_out_samples, subset
+from urepa.evaluation.measures.teacher_alignment import TeacherAlignment
 from urepa.evaluation.similarity import cknna, linear_cka
-from urepa.evaluation.teacher_agreement import Alignment
 
 SETTINGS: dict[str, Any] = {"tap": "mid", "timestep": 500, "timesteps": [900], "neighbours": 3, "images": 12}
 
@@ -35,7 +35,7 @@ def nearest(x_ND: Tensor) -> np.ndarray:
 
 def test_values_are_those_of_the_models_output(make_context: Callable[..., Context]) -> None:
     context = make_context("+loss.taps.dec_first=1.0")
-    found = Alignment(**SETTINGS)(context)
+    found = TeacherAlignment(**SETTINGS)(context)
     samples = subset(held_out_samples(context), 12)
     teacher = context.cache.teacher_BND(samples)
     constant = context.cache.mean_token()
@@ -72,7 +72,7 @@ def test_values_are_those_of_the_models_output(make_context: Callable[..., Conte
 
 def test_heads_are_measured_by_what_the_loss_compares_them_with(make_context: Callable[..., Context]) -> None:
     context = make_context("loss.spatial_norm=0.8", "loss.manifold_weight=0")
-    found = Alignment(**SETTINGS | {"timesteps": []})(context)
+    found = TeacherAlignment(**SETTINGS | {"timesteps": []})(context)
     samples = subset(held_out_samples(context), 12)
     teacher = context.cache.teacher_BND(samples)
     assert teacher is not None
@@ -97,9 +97,9 @@ def test_heads_are_measured_by_what_the_loss_compares_them_with(make_context: Ca
 @pytest.mark.slow
 def test_the_floor_is_the_untrained_models(context: Context, make_context: Callable[..., Context]) -> None:
     other = make_context("seed=1")
-    found = Alignment(**SETTINGS)(replace(other, untrained=lambda: context.model))
+    found = TeacherAlignment(**SETTINGS)(replace(other, untrained=lambda: context.model))
     assert found["final/untrained_cka"] != pytest.approx(found["final/cka"], abs=1e-6)
-    first = Alignment(**SETTINGS)(replace(other, model=context.model))
+    first = TeacherAlignment(**SETTINGS)(replace(other, model=context.model))
     assert found["final/untrained_cka"] == pytest.approx(first["final/cka"])
 
 
@@ -119,11 +119,11 @@ def test_whole_numbers_are_times_of_a_flow(whole: int, trainer_of: Any, small_si
     )
     (tap,) = trainer.model.taps
     settings = SETTINGS | {"tap": tap, "timestep": 0.5}
-    found = Alignment(**settings | {"timesteps": [whole, 0.5]})(context)
-    assert found == Alignment(**settings | {"timesteps": [float(whole)]})(context)
+    found = TeacherAlignment(**settings | {"timesteps": [whole, 0.5]})(context)
+    assert found == TeacherAlignment(**settings | {"timesteps": [float(whole)]})(context)
     assert f"final/cka_by_t/{tap}/{whole}.000" in found
     with pytest.raises(UserError, match="2 is no time of this run's objective"):
-        Alignment(**settings | {"timesteps": [2]})(context)
+        TeacherAlignment(**settings | {"timesteps": [2]})(context)
 
 
 def test_shuffled_labels_change_no_value(context: Context) -> None:
@@ -131,7 +131,7 @@ def test_shuffled_labels_change_no_value(context: Context) -> None:
         name: [replace(s, class_id=(s.class_id + 3) % 10) for s in v] for name, v in context.cache.splits.items()
     }
     other = replace(context, cache=replace(context.cache, splits=shuffled))
-    assert Alignment(**SETTINGS)(context) == Alignment(**SETTINGS)(other)
+    assert TeacherAlignment(**SETTINGS)(context) == TeacherAlignment(**SETTINGS)(other)
 
 
 def test_mistakes_are_named(make_context: Callable[..., Context]) -> None:
@@ -142,6 +142,6 @@ def test_mistakes_are_named(make_context: Callable[..., Context]) -> None:
         ({"timesteps": [1000]}, "1000 is no time"),
     ):
         with pytest.raises(UserError, match=why):
-            Alignment(**(SETTINGS | changes))(context)
+            TeacherAlignment(**(SETTINGS | changes))(context)
     with pytest.raises(UserError, match="reads no teacher tokens"):
-        Alignment(**SETTINGS)(make_context("loss=none"))
+        TeacherAlignment(**SETTINGS)(make_context("loss=none"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from urepa.core.errors import UserError
-from urepa.method import losses
+from urepa.method.losses import loss_math
 
 Build = Callable[..., Any]
 
@@ -31,8 +31,8 @@ def by_hand(trainer: Any, group: int, lam: float) -> dict[str, float]:
             implied = objective.to_x0(x_t, out.prediction_RCHW, batch.t_B)
             x0_error += (implied - batch.x0).pow(2).flatten(1).mean(1).tolist()
             if len(batch.ids) == group:
-                pair = losses.pool_tokens(student), losses.pool_tokens(teacher)
-                manifold.append(float(losses.manifold_loss_sample(*pair)))
+                pair = loss_math.pool_tokens(student), loss_math.pool_tokens(teacher)
+                manifold.append(float(loss_math.manifold_loss_sample(*pair)))
     mean = {
         k: sum(v) / len(v) for k, v in locals().items() if k in ("diffusion", "token", "x0_error", "manifold", "zero")
     }

@@ -1,7 +1,7 @@
 """A training step on one H100 or H200, in under 8 minutes: `python tests/gpu/bench_gpu.py [--dry-run] [FOLDER]`.
 
-Random weights and data; nothing is fetched. Track A's step: alone, beside the document's loop, beside one that asks its
-teacher, and with each speed switch turned over; SiT-XL/2 with REPA beside a step that asks DINOv2-B; peak memory
+Random weights and data; nothing is fetched. Track A's step: alone, beside the description's loop, beside one that asks
+its teacher, and with each speed switch turned over; SiT-XL/2 with REPA beside a step that asks DINOv2-B; peak memory
 beside the plan's; does a step wait for the device, and do tokens come fast enough? FOLDER gets bench.json, which
 `python -m urepa.plan measured=FILE` takes, and bench.md. --dry-run: the same with tiny sizes on a CPU.
 """
@@ -66,7 +66,7 @@ class Run:
 RUNS = (  # the most important ones first
     Run(FULL, seconds=150),  # libraries are loaded in it
     Run(QUARTER, ("loss.diffusion_fraction=0.25",)),
-    Run("beside the document's loop", ("bench.against=documented",), seconds=120),
+    Run("beside the description's loop", ("bench.against=documented",), seconds=120),
     Run(SIT_XL, ("bench.against=online",), model="sit", seconds=120),
     Run("waiting for the device", kind="waits"),
     Run(f"memory, {FULL}", kind="memory", of=(FULL,)),

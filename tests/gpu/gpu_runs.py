@@ -27,7 +27,7 @@ from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
 from urepa.costs.estimate import Device, plan
 from urepa.data.reader import Layout, Slot, TrainingReader
 from urepa.runs.run_folder import to_plain
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 from urepa.training.checks.combinations import check
 from urepa.training.run_lifecycle import accelerate_for
 
@@ -117,7 +117,7 @@ def tokens(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
     the page cache."""
     device = accelerate_for(config["trainer"]).device
     settings, size = config["bench"], config["trainer"]["batch_size"]
-    track, teacher = make(config["data"]), build_part(config["teacher"])
+    track, teacher = build_part(config["data"]), build_part(config["teacher"])
     with tempfile.TemporaryDirectory(dir=settings["folder"]) as place:
         random = SyntheticTrack(**settings_like(track, Path(place), settings["batches"] * size))
         random.write(teacher)

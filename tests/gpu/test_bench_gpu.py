@@ -32,7 +32,7 @@ REASONS = {  # of what a CPU cannot show
     "compiled blocks": "a dry run compiles nothing",
 }
 LOOPS = {
-    "beside the document's loop": ["documented", "urepa"],
+    "beside the description's loop": ["documented", "urepa"],
     "beside an online teacher": ["online teacher", "urepa"],
     SIT_XL: ["online teacher", "urepa"],
 }

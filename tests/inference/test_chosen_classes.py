@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,13 @@ def test_what_is_no_class_is_one_sentence(asked: Any, names: list[str], words: s
         choose_classes(asked, 5, names, "this run")
 
 
-def test_names_that_the_config_says_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_the_config_says_come_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], compose: Callable[..., Any]
+) -> None:
     (tmp_path / "names.txt").write_text("one\ntwo\n")
-    assert names_of({"data": {"class_names": str(tmp_path / "names.txt")}}, ["kept"]) == ["one", "two"]
-    assert names_of({"data": {"class_names": None}}, ["kept"]) == names_of({"data": {}}, ["kept"]) == ["kept"]
-    assert names_of({"data": {"class_names": "gone.txt"}}, []) == []
+    digits, latents = compose(), compose("+experiment=track_a")
+    assert names_of(digits, ["kept"]) == ["kept"], "a track of pixels has no file of names"
+    for file, names in ((f"{tmp_path}/names.txt", ["one", "two"]), (None, ["kept"]), ("gone.txt", [])):
+        latents["data"]["class_names"] = file
+        assert names_of(latents, ["kept"]) == names
     assert "the classes have no names here" in capsys.readouterr().out

@@ -114,7 +114,7 @@ def test_lora_through_a_pipeline_gives_the_same_pixels(root: Path, overrides: li
     assert "aligned at mid to dinov2-large with λ = 0.5 and w = 3." in card
     assert "- representation-alignment" in card
     assert "| train/total | 1.5 |" in card
-    assert "> Claim: the document's run" in card
+    assert "> Claim: the description's run" in card
     assert "tracking" not in (folder / "config.yaml").read_text()
 
 

@@ -19,8 +19,8 @@ from urepa.inference.export_weights import export
 from urepa.inference.image_request import generate
 from urepa.inference.load_weights import find_origin
 from urepa.inference.published_weights import OBJECTIVES, check_scheduler
-from urepa.models.backbones.sd15 import sd15
-from urepa.models.lora import load_pipeline_lora
+from urepa.models.backbones.sd15_net import sd15
+from urepa.models.lora.lora_net import load_pipeline_lora
 
 
 @pytest.fixture(scope="module")

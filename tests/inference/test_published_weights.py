@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from toy_runs import write_run
 
 import urepa
+from urepa.core.backbone_protocols import WeightsKind
 from urepa.core.errors import UserError
 from urepa.inference.export_weights import export
 from urepa.inference.image_request import generate
-from urepa.inference.published_weights import Published, WeightsKind, digest_of, find
-from urepa.training.assembly import make
+from urepa.inference.published_weights import Published, digest_of, find
+from urepa.training.assembly import build_part
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_a_sit_trains_on_from_its_export(
     sit_run: Path, sit_export: Path, compose: Compose, small_sit: list[str]
 ) -> None:
     config = compose(*small_sit, f"backbone.weights='{sit_export}/model.safetensors'")
-    backbone = make(config["backbone"])(latent_shape=(1, 16, 16), num_classes=10)
+    backbone = build_part(config["backbone"], latent_shape=(1, 16, 16), num_classes=10)
     ema = urepa.load(sit_run, device="cpu").model.backbone.state_dict()
     assert all(torch.equal(value, ema[name]) for name, value in backbone.state_dict().items())
 

@@ -75,9 +75,9 @@ WHICH_CHOICE: dict[str, dict[str, Any]] = {
 }
 LOSS, HEAD = "loss._target_", "head._target_"
 EXCHANGED = {
-    "control": {LOSS: "urepa.method.training_step.DiffusionOnly"},
-    "class_control": {LOSS: "urepa.method.training_step.DiffusionOnly", "data.cfg_dropout": 0.1},
-    "uniform_t_control": {LOSS: "urepa.method.training_step.DiffusionOnly", "objective.draw": "uniform"},
+    "control": {LOSS: "urepa.method.losses.no_loss.NoLoss"},
+    "class_control": {LOSS: "urepa.method.losses.no_loss.NoLoss", "data.cfg_dropout": 0.1},
+    "uniform_t_control": {LOSS: "urepa.method.losses.no_loss.NoLoss", "objective.draw": "uniform"},
     "head_linear": {HEAD: "urepa.method.heads.conv.Conv", "head.depth": 1},
     "head_mlp": {HEAD: "urepa.method.heads.mlp.MLP"},
     "head_3x3": {HEAD: "urepa.method.heads.spatial.Spatial"},

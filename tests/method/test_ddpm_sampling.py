@@ -27,7 +27,7 @@ from urepa.method.ddpm_sampling import (
 )
 from urepa.method.objectives.ddpm_math import DDPMMath, EpsilonMath, VelocityMath
 from urepa.method.objectives.flow_math import FlowMath
-from urepa.models.backbones.unet import UNet
+from urepa.models.backbones.unet_net import UNet
 
 LINEAR = (0.00085, 0.012, "linear", 1000)
 SCALED = (0.00085, 0.012, "scaled_linear", 1000)

@@ -16,9 +16,13 @@ from urepa.core.types import Batch, Condition, no_rows
 from urepa.data.reader import Layout, TrainingReader
 from urepa.method.diffusion_fraction import strata
 from urepa.method.heads.conv_net import ConvHead
+from urepa.method.losses.no_loss import NoLoss
+from urepa.method.losses.urepa_loss import URepaLoss
+from urepa.method.losses.urepa_loss_math import AlignmentLoss
 from urepa.method.objectives.ddpm_math import VelocityMath
-from urepa.method.training_step import AlignedModel, AlignmentLoss, DiffusionOnly, Terms, step_terms, tap_gradients
-from urepa.models.backbones.unet import tiny_unet
+from urepa.method.schedules.constant import Constant
+from urepa.method.training_step import AlignedModel, Terms, step_terms, tap_gradients
+from urepa.models.backbones.unet_net import tiny_unet
 from urepa.training.checks.combinations import check_fraction
 
 OBJECTIVE = VelocityMath(0.00085, 0.012, "linear", 1000)
@@ -30,7 +34,7 @@ def alone(x: Tensor) -> Tensor:
 
 
 def loss_with(fraction: float, taps: tuple[str, ...] = ("mid",)) -> AlignmentLoss:
-    return AlignmentLoss(
+    settings = URepaLoss(
         lambda_max=0.5,
         warmup_steps=0,
         manifold_weight=3.0,
@@ -39,6 +43,7 @@ def loss_with(fraction: float, taps: tuple[str, ...] = ("mid",)) -> AlignmentLos
         spike_threshold=0.1,
         diffusion_fraction=fraction,
     )
+    return settings.build(schedule=Constant(), max_steps=100)
 
 
 def model_with(taps: tuple[str, ...]) -> AlignedModel:
@@ -232,8 +237,9 @@ def test_strata(fraction: float, pq: tuple[int, int]) -> None:
 def test_fractions_that_cannot_be_are_user_errors() -> None:
     with pytest.raises(UserError, match="give p/q"):
         strata(0.2503)
-    config = {"loss": {"diffusion_fraction": 0.25}, "trainer": {"batch_size": 12, "accumulation": 1}}
+    loss = {"_target_": "urepa.method.losses.urepa_loss.URepaLoss", "diffusion_fraction": 0.25}
+    config = {"loss": loss, "trainer": {"batch_size": 12, "accumulation": 1}}
     check_fraction(config, 1)
     with pytest.raises(UserError, match="multiple of 8"):
         check_fraction(config, 2)
-    assert DiffusionOnly.diffusion_fraction == 1.0
+    assert NoLoss.diffusion_fraction == 1.0

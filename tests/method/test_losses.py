@@ -1,4 +1,4 @@
-"""The loss terms against the document's worked numbers and against slow references."""
+"""The loss terms against the description's worked numbers and against slow references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.method import losses
+from urepa.method.losses import loss_math
+from urepa.method.losses.urepa_loss import MANIFOLD_LEVELS
 
 G_PREDICTED = torch.tensor(
     [[1.00, 0.92, 0.31, 0.08], [0.92, 1.00, 0.28, 0.12], [0.31, 0.28, 1.00, 0.05], [0.08, 0.12, 0.05, 1.00]],
@@ -49,52 +50,54 @@ def documents_token_loss(pred: Tensor, target: Tensor) -> Tensor:
 def test_token_loss_of_the_documents_three_angles(cosine: float, loss: float) -> None:
     teacher = torch.tensor([2.0, 0.0]).expand(3, 5, 2)
     student = torch.tensor([cosine, math.sqrt(1 - cosine**2)]).expand(3, 5, 2) * 7
-    assert losses.token_loss(student, teacher).tolist() == pytest.approx([loss] * 3, abs=1e-6)
+    assert loss_math.token_loss(student, teacher).tolist() == pytest.approx([loss] * 3, abs=1e-6)
 
 
 def test_token_loss_is_the_documents() -> None:
     student, teacher = 3 * unit_tokens(4, 6, 8), 5 * unit_tokens(4, 6, 8, seed=1)
-    torch.testing.assert_close(losses.token_loss(student, teacher).mean(), documents_token_loss(student, teacher))
+    torch.testing.assert_close(loss_math.token_loss(student, teacher).mean(), documents_token_loss(student, teacher))
 
 
 def test_token_loss_is_per_sample() -> None:
     student, teacher = unit_tokens(3, 4, 8), unit_tokens(3, 4, 8, seed=1)
-    one_by_one = [losses.token_loss(s[None], t[None]).item() for s, t in zip(student, teacher, strict=True)]
-    assert losses.token_loss(student, teacher).tolist() == pytest.approx(one_by_one, abs=1e-6)
+    one_by_one = [loss_math.token_loss(s[None], t[None]).item() for s, t in zip(student, teacher, strict=True)]
+    assert loss_math.token_loss(student, teacher).tolist() == pytest.approx(one_by_one, abs=1e-6)
 
 
 def test_token_loss_counts_only_what_the_mask_keeps() -> None:
     student, teacher = unit_tokens(2, 5, 8), unit_tokens(2, 5, 8, seed=1)
     mask = torch.tensor([[True, True, False, False, True], [False, True, True, True, True]])
-    kept = [losses.token_loss(student[b, mask[b]][None], teacher[b, mask[b]][None]).item() for b in range(2)]
-    assert losses.token_loss(student, teacher, mask).tolist() == pytest.approx(kept, abs=1e-6)
+    kept = [loss_math.token_loss(student[b, mask[b]][None], teacher[b, mask[b]][None]).item() for b in range(2)]
+    assert loss_math.token_loss(student, teacher, mask).tolist() == pytest.approx(kept, abs=1e-6)
     everything = torch.ones(2, 5, dtype=torch.bool)
-    torch.testing.assert_close(losses.token_loss(student, teacher, everything), losses.token_loss(student, teacher))
+    torch.testing.assert_close(
+        loss_math.token_loss(student, teacher, everything), loss_math.token_loss(student, teacher)
+    )
 
 
 def test_token_loss_refuses_to_broadcast() -> None:
     with pytest.raises(AssertionError, match="against"):
-        losses.token_loss(unit_tokens(2, 4, 8), unit_tokens(2, 1, 8))
+        loss_math.token_loss(unit_tokens(2, 4, 8), unit_tokens(2, 1, 8))
 
 
 # --- manifold loss ------------------------------------------------------------------------------------------
 
 
 def test_the_documents_gram_example() -> None:
-    assert losses.off_diagonal_mean(DIFFERENCE).item() == pytest.approx(0.0076 / 6, rel=1e-12)
-    assert round(losses.off_diagonal_mean(DIFFERENCE).item(), 5) == 0.00127
+    assert loss_math.off_diagonal_mean(DIFFERENCE).item() == pytest.approx(0.0076 / 6, rel=1e-12)
+    assert round(loss_math.off_diagonal_mean(DIFFERENCE).item(), 5) == 0.00127
 
 
 def test_the_documents_gram_example_from_vectors() -> None:
-    """Vectors whose similarity matrices are the document's: rows of their Cholesky factors."""
+    """Vectors whose similarity matrices are the description's: rows of their Cholesky factors."""
     student, teacher = (torch.linalg.cholesky(g) for g in (G_PREDICTED, G_PREDICTED - DIFFERENCE))
-    assert losses.manifold_loss_sample(student, teacher).item() == pytest.approx(0.0076 / 6, rel=1e-9)
+    assert loss_math.manifold_loss_sample(student, teacher).item() == pytest.approx(0.0076 / 6, rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_sample_manifold_is_the_documents_with_mask_and_triangle(size: int) -> None:
     student, teacher = unit_tokens(size, 6, 8), unit_tokens(size, 6, 8, seed=1)
-    ours = losses.manifold_loss_sample(losses.pool_tokens(student), losses.pool_tokens(teacher))
+    ours = loss_math.manifold_loss_sample(loss_math.pool_tokens(student), loss_math.pool_tokens(teacher))
     torch.testing.assert_close(ours, documents_manifold_loss(student, teacher))
     untriangled = documents_manifold_loss(student, teacher, upper_only=False)
     torch.testing.assert_close(ours * (size - 1) / size, untriangled)
@@ -102,15 +105,17 @@ def test_sample_manifold_is_the_documents_with_mask_and_triangle(size: int) -> N
 
 def test_the_diagonal_never_counts() -> None:
     torch.testing.assert_close(
-        losses.off_diagonal_mean(DIFFERENCE + torch.diag(torch.arange(4.0, dtype=torch.float64))),
-        losses.off_diagonal_mean(DIFFERENCE),
+        loss_math.off_diagonal_mean(DIFFERENCE + torch.diag(torch.arange(4.0, dtype=torch.float64))),
+        loss_math.off_diagonal_mean(DIFFERENCE),
     )
 
 
 def test_pooling_ignores_the_length_of_tokens() -> None:
     tokens = unit_tokens(3, 4, 8)
-    torch.testing.assert_close(losses.pool_tokens(tokens * torch.rand(3, 4, 1).add(0.1)), losses.pool_tokens(tokens))
-    torch.testing.assert_close(losses.pool_tokens(tokens).norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(
+        loss_math.pool_tokens(tokens * torch.rand(3, 4, 1).add(0.1)), loss_math.pool_tokens(tokens)
+    )
+    torch.testing.assert_close(loss_math.pool_tokens(tokens).norm(dim=-1), torch.ones(3))
 
 
 def test_token_manifold_is_the_naive_loop() -> None:
@@ -127,7 +132,9 @@ def test_token_manifold_is_the_naive_loop() -> None:
         for j in range(4)
         if i != j
     ]
-    assert losses.manifold_loss_token(student, teacher).item() == pytest.approx(sum(squares) / len(squares), abs=1e-6)
+    assert loss_math.manifold_loss_token(student, teacher).item() == pytest.approx(
+        sum(squares) / len(squares), abs=1e-6
+    )
 
 
 def test_token_manifold_does_not_compare_samples() -> None:
@@ -136,20 +143,20 @@ def test_token_manifold_does_not_compare_samples() -> None:
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(2)))[0]
     turned = torch.cat([student[:1] @ rotation, student[1:]])
     torch.testing.assert_close(
-        losses.manifold_loss_token(turned, teacher), losses.manifold_loss_token(student, teacher)
+        loss_math.manifold_loss_token(turned, teacher), loss_math.manifold_loss_token(student, teacher)
     )
 
 
 def test_a_manifold_of_one_raises() -> None:
-    one = losses.pool_tokens(unit_tokens(1, 4, 8))
+    one = loss_math.pool_tokens(unit_tokens(1, 4, 8))
     with pytest.raises(ValueError, match="at least 2"):
-        losses.manifold_loss_sample(one, one)
+        loss_math.manifold_loss_sample(one, one)
     with pytest.raises(ValueError, match="at least 2"):
-        losses.manifold_loss_token(unit_tokens(4, 1, 8), unit_tokens(4, 1, 8))
+        loss_math.manifold_loss_token(unit_tokens(4, 1, 8), unit_tokens(4, 1, 8))
 
 
 def test_both_levels_keep_the_meaning_of_w() -> None:
-    assert {level: sum(weights.values()) for level, weights in losses.MANIFOLD_LEVELS.items()} == {
+    assert {level: sum(weights.values()) for level, weights in MANIFOLD_LEVELS.items()} == {
         "sample": 1.0,
         "token": 1.0,
         "both": 1.0,
@@ -159,7 +166,7 @@ def test_both_levels_keep_the_meaning_of_w() -> None:
 # --- all of them --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", [losses.token_loss, losses.manifold_loss_token])
+@pytest.mark.parametrize("loss", [loss_math.token_loss, loss_math.manifold_loss_token])
 def test_bf16_tokens_are_compared_in_fp32(loss: object) -> None:
     student, teacher = unit_tokens(3, 4, 64).bfloat16(), unit_tokens(3, 4, 64, seed=1).bfloat16()
     value = loss(student, teacher)  # type: ignore[operator]
@@ -169,37 +176,37 @@ def test_bf16_tokens_are_compared_in_fp32(loss: object) -> None:
 
 def test_bf16_tokens_are_pooled_in_fp32() -> None:
     tokens = unit_tokens(3, 4, 64).bfloat16()
-    assert losses.pool_tokens(tokens).dtype == torch.float32
-    assert torch.equal(losses.pool_tokens(tokens), losses.pool_tokens(tokens.float()))
+    assert loss_math.pool_tokens(tokens).dtype == torch.float32
+    assert torch.equal(loss_math.pool_tokens(tokens), loss_math.pool_tokens(tokens.float()))
 
 
 def test_diffusion_loss_is_each_samples_mean_square_in_fp32() -> None:
     prediction, target = torch.randn(3, 2, 4, 4).bfloat16(), torch.randn(3, 2, 4, 4).bfloat16()
     by_hand = [F.mse_loss(p.double(), t.double()).item() for p, t in zip(prediction, target, strict=True)]
-    value = losses.diffusion_loss(prediction, target)
+    value = loss_math.diffusion_loss(prediction, target)
     assert value.dtype == torch.float32
     assert value.tolist() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_total_loss_is_the_documents_sum() -> None:
     diffusion, token, manifold = (torch.tensor(x) for x in (2.0, 0.66, 0.02))
-    assert losses.total_loss(diffusion, token, manifold, 0.5, 3.0).item() == pytest.approx(2 + 0.5 * (0.66 + 0.06))
-    assert losses.total_loss(diffusion, token, manifold, 0.0, 3.0).item() == 2.0
+    assert loss_math.total_loss(diffusion, token, manifold, 0.5, 3.0).item() == pytest.approx(2 + 0.5 * (0.66 + 0.06))
+    assert loss_math.total_loss(diffusion, token, manifold, 0.0, 3.0).item() == 2.0
 
 
 def test_spatially_normalised_tokens_tell_places_apart() -> None:
     """On paper: channel 0 is 1, 3, 5 over the image (mean 3, deviation 2), channel 1 is 4 everywhere."""
     tokens = torch.tensor([[[1.0, 4.0], [3.0, 4.0], [5.0, 4.0]]], dtype=torch.float64)
-    whole = losses.normalise_spatially(tokens, 1.0)
+    whole = loss_math.normalise_spatially(tokens, 1.0)
     torch.testing.assert_close(whole, torch.tensor([[[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), atol=1e-5, rtol=0)
-    part = losses.normalise_spatially(tokens, 0.6)[0, :, 0]
+    part = loss_math.normalise_spatially(tokens, 0.6)[0, :, 0]
     torch.testing.assert_close(part, torch.tensor([-0.4, 0.6, 1.6]), atol=1e-5, rtol=0)
 
 
 def test_spatial_normalisation_is_each_images_own() -> None:
     tokens = unit_tokens(3, 8, 5)
-    together = losses.normalise_spatially(tokens, 0.6)
+    together = loss_math.normalise_spatially(tokens, 0.6)
     assert together.dtype == torch.float32
-    torch.testing.assert_close(together[1:2], losses.normalise_spatially(tokens[1:2], 0.6))
-    shifted = losses.normalise_spatially(tokens + torch.randn(3, 1, 5), 1.0)
-    torch.testing.assert_close(shifted, losses.normalise_spatially(tokens, 1.0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together[1:2], loss_math.normalise_spatially(tokens[1:2], 0.6))
+    shifted = loss_math.normalise_spatially(tokens + torch.randn(3, 1, 5), 1.0)
+    torch.testing.assert_close(shifted, loss_math.normalise_spatially(tokens, 1.0), atol=1e-4, rtol=1e-4)

@@ -17,7 +17,7 @@ from urepa.config.parts import KINDS, target_of
 from urepa.core.descriptions import Formula
 from urepa.core.errors import UserError
 from urepa.core.protocols import Objective
-from urepa.method.losses import diffusion_loss
+from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.ddpm_math import DDPMMath, EpsilonMath, VelocityMath
 from urepa.method.objectives.flow_math import FlowMath
 

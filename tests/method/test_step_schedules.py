@@ -1,4 +1,4 @@
-"""λ and the learning rate at the document's own steps."""
+"""λ and the learning rate at the description's own steps."""
 
 from __future__ import annotations
 

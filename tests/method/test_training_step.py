@@ -13,19 +13,22 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, Tokens
-from urepa.method import losses
 from urepa.method.heads.conv_net import ConvHead
+from urepa.method.losses import loss_math
+from urepa.method.losses.no_loss import NoLoss
+from urepa.method.losses.no_loss_math import DiffusionOnly
+from urepa.method.losses.urepa_loss import URepaLoss
+from urepa.method.losses.urepa_loss_math import AlignmentLoss
 from urepa.method.objectives.ddpm_math import VelocityMath
+from urepa.method.schedules.constant import Constant
 from urepa.method.training_step import (
     Aligned,
     AlignedModel,
-    AlignmentLoss,
-    DiffusionOnly,
     Terms,
     step_terms,
     tap_gradients,
 )
-from urepa.models.backbones.unet import tiny_unet
+from urepa.models.backbones.unet_net import tiny_unet
 
 Build = Callable[..., Any]
 
@@ -34,8 +37,8 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
-def urepa_loss(**changes: Any) -> AlignmentLoss:
-    defaults = {
+def declared(**changes: Any) -> URepaLoss:
+    defaults: dict[str, Any] = {
         "lambda_max": 0.5,
         "warmup_steps": 4,
         "manifold_weight": 3.0,
@@ -44,7 +47,11 @@ def urepa_loss(**changes: Any) -> AlignmentLoss:
         "spike_threshold": 0.1,
         "manifold_clip": None,
     }
-    return AlignmentLoss(**(defaults | changes))
+    return URepaLoss(**(defaults | changes))
+
+
+def urepa_loss(**changes: Any) -> AlignmentLoss:
+    return declared(**changes).build(schedule=Constant(), max_steps=100)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +92,8 @@ def made_up(seed: int) -> tuple[Tensor, Aligned]:
 
 
 def manifold_by_hand(student: Tensor, teacher: Tensor, level: str) -> Tensor:
-    sample = losses.manifold_loss_sample(losses.pool_tokens(student), losses.pool_tokens(teacher))
-    token = losses.manifold_loss_token(student, teacher)
+    sample = loss_math.manifold_loss_sample(loss_math.pool_tokens(student), loss_math.pool_tokens(teacher))
+    token = loss_math.manifold_loss_token(student, teacher)
     return {"sample": sample, "token": token, "both": (sample + token) / 2}[level]
 
 
@@ -100,13 +107,13 @@ def test_the_total_is_the_documents_sum_with_weighted_taps(batch: Batch, level: 
     token, manifold = torch.zeros(()), torch.zeros(())
     for tap, share in (("mid", 0.75), ("dec_first", 0.25)):
         student = output.tokens[tap].x_BND
-        token = token + share * losses.token_loss(student, teacher).mean()
+        token = token + share * loss_math.token_loss(student, teacher).mean()
         manifold = manifold + share * manifold_by_hand(student, teacher, level)
     assert terms.manifold is not None
     torch.testing.assert_close(terms.manifold, manifold)
     torch.testing.assert_close(terms.per_sample["token"].mean(), token)
     torch.testing.assert_close(terms.alignment, token + 3 * manifold)
-    expected = losses.total_loss(diffusion.mean(), token, manifold, lam=0.25, weight=3.0)  # step 2 of 4
+    expected = loss_math.total_loss(diffusion.mean(), token, manifold, lam=0.25, weight=3.0)  # step 2 of 4
     torch.testing.assert_close(terms.total, expected)
 
 
@@ -134,7 +141,7 @@ def test_the_sample_manifold_compares_the_gathered_batch(batch: Batch) -> None:
     assert teacher is not None
     student = output.tokens["mid"].x_BND
     whole = urepa_loss()(diffusion, output, batch, 9, alone).manifold
-    rest = [losses.pool_tokens(x[2:]) for x in (student, teacher)]
+    rest = [loss_math.pool_tokens(x[2:]) for x in (student, teacher)]
     half = Aligned(output.prediction_RCHW, {}, {"mid": Tokens(student[:2], (2, 3))})
     gathered = urepa_loss()(
         diffusion[:2], half, replace(batch, teachers={"": teacher[:2]}), 9, lambda x: torch.cat([x, rest.pop(0)])
@@ -201,18 +208,20 @@ def test_spikes_are_looked_for_after_the_warm_up() -> None:
 )
 def test_weights_that_cannot_be_are_user_errors(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
+        declared(**change).check()
+    with pytest.raises(UserError, match=words):
         urepa_loss(**change)
 
 
 @pytest.mark.parametrize("level", ["sample", "both"])
 def test_a_layout_that_cannot_hold_the_gram_group_is_a_user_error(level: str) -> None:
     with pytest.raises(UserError, match="a batch has 1"):
-        urepa_loss(level=level).check_layout(1, 1)
+        declared(level=level).check_layout(1, 1)
     with pytest.raises(UserError, match=r"trainer\.accumulation=2"):
-        urepa_loss(level=level).check_layout(8, 2)
-    urepa_loss(level=level).check_layout(2, 1)
-    urepa_loss(level="token").check_layout(1, 4)
-    DiffusionOnly().check_layout(1, 4)
+        declared(level=level).check_layout(8, 2)
+    declared(level=level).check_layout(2, 1)
+    declared(level="token").check_layout(1, 4)
+    NoLoss().check_layout(1, 4)
 
 
 # --- gradients ----------------------------------------------------------------------------------------------

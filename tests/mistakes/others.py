@@ -246,7 +246,10 @@ LAUNCHERS = [
         ("arms=lambda_0 cluster=foo", "cluster has no option 'foo'"),
         ("arms=lambda_0 cluster.foo=1", "no key 'cluster.foo'"),
         ("arms=lambda_0 cluster.at_once=0 dry_run=true", "at_once=0"),
-        ("arms=lambda_0 cluster=slurm cluster.gpus=9 trainer.batch_size=72 dry_run=true", "gpus=9: a run takes 1 to 8"),
+        (
+            "arms=lambda_0 cluster=slurm cluster.gpus=9 trainer.batch_size=72 dry_run=true",
+            "cluster.gpus=9: give 1 or more, at most 8",
+        ),
         ("arms=lambda_0 evaluate=foo dry_run=true", "evaluat.*foo"),
         ("arms=lambda_0 dry_run=true measured=nowhere", "measured=nowhere: there is no such file"),
         ("arms=lambda_0 dry_run=true scripts=file", "scripts=file", "", FILE),

@@ -15,8 +15,8 @@ from urepa.core.types import Condition
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
-from urepa.models.backbones.unet import UNet, tiny_unet
-from urepa.models.lora import add_lora
+from urepa.models.backbones.unet_net import UNet, tiny_unet
+from urepa.models.lora.lora_net import add_lora
 
 INPUTS = (
     torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)),
@@ -157,4 +157,4 @@ def test_the_switches_reach_the_model(build_trainer: Callable[..., Any]) -> None
     assert any(isinstance(m, speed_switches.GroupNorm) for m in backbone.modules())
     assert backbone.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     compiled = {type(m).__name__ for m in backbone.modules() if m._compiled_call_impl is not None}
-    assert compiled == {"ResnetBlock2D", "BasicTransformerBlock"} == set(speed_switches.REGIONS) - {"SiTBlock"}
+    assert compiled == {"ResnetBlock2D", "BasicTransformerBlock"} == set(backbone.regions)

@@ -19,6 +19,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 SYSTEM_PATH = "/usr/sbin:/sbin"
 HANGS = 60.0
+INTERVAL = 0.3  # seconds
 
 CONF = """\
 ClusterName=tests
@@ -53,6 +54,19 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=64 RealMemo
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=64 RealMemory=512000 Gres=gpu:h200:8
 PartitionName=main Nodes=n[1-2] Default=YES State=UP
 """
+
+
+def seldom(ask: Callable[[], bool]) -> Callable[[], bool]:
+    """For waits: each question is a process and work for the daemons, so between two of them the last answer stands."""
+    last, answer = -INTERVAL, False
+
+    def asked() -> bool:
+        nonlocal last, answer
+        if time.monotonic() - last >= INTERVAL:
+            answer, last = ask(), time.monotonic()
+        return answer
+
+    return asked
 
 
 def what_is_missing() -> str | None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster import Cluster
+from cluster import Cluster, seldom
 from workspace import Workspace, environment, wait_for
 
 from urepa.cluster.slurm_job import Book
@@ -57,7 +57,12 @@ class Study:
         assert cluster is not None
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
         mine = self.ids()
-        wait_for(lambda: {cluster.jobs()[job]["state"] for job in mine} <= over, None, "the study's end")
+
+        def ended() -> bool:
+            jobs = cluster.jobs()
+            return {jobs[job]["state"] for job in mine} <= over
+
+        wait_for(seldom(ended), None, "the study's end")
 
     def ids(self) -> list[str]:
         """All jobs that were ever submitted."""

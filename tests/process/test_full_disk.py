@@ -52,7 +52,7 @@ def test_full_for_two_ranks(work: Workspace, reference: Workspace) -> None:
     """Rank 0 writes; the other one must not wait for it for ever."""
     outputs = work.folder / "outputs"
     with small_disk(outputs, int(1.5 * checkpoint_bytes(reference.run))):
-        done = work.train("tracking=none", ranks=2, code=1)
+        done = work.train("tracking=none", ranks=2, fresh=True, code=1)
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, done.stderr
         assert "could not be written" in lines[0]

@@ -45,7 +45,7 @@ def test_one_fresh_sqlite_file(work: Workspace) -> None:
 def test_a_server_that_is_away_for_20_seconds(work: Workspace) -> None:
     port = free_port()
     with server(work, port):
-        writers = begin(work, f"http://127.0.0.1:{port}", 0.3)
+        writers = begin(work, f"http://127.0.0.1:{port}", 0.15)
         wait_for(lambda: len(query(work.db, "select distinct run_uuid from metrics")) == WRITERS, None, "all to write")
     before = query(work.db, "select count(*) from metrics")[0][0]
     assert before < WRITERS * 500

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from workspace import Workspace, last_checkpoint, one_line_error, steps, without_timings
 
 from urepa.core import random_draws
-from urepa.data.tracks.samples import read_split
+from urepa.data.lists.samples import read_split
 
 STEPS = 20
 LONGER = (f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.checkpoint_every=10", "tracking=none")
@@ -53,7 +53,7 @@ def alone(make_workspace) -> Workspace:  # type: ignore[no-untyped-def]
 
 def test_two_are_as_one(work: Workspace, alone: Workspace) -> None:
     dump = work.folder / "dump"
-    done = work.train(*LONGER, arranged=("--dump", str(dump)), ranks=2)
+    done = work.train(*LONGER, arranged=("--dump", str(dump)), ranks=2, fresh=True)
     assert done.stdout.count("folder   ") == 1, "rank 0 alone reports"
     assert_same_losses(work.run, alone.run)
     assert_same_gradients(dumped(dump, "gradients"), dumped(alone.folder / "dump", "gradients"))
@@ -152,7 +152,7 @@ def test_too_many_in_a_row_stop_the_run(work: Workspace) -> None:
 def test_a_batch_that_does_not_divide(late: str, work: Workspace) -> None:
     """torchrun stops both ranks where one has ended: the sentence is said once, whichever comes to it first."""
     arranged = ("--late", f"{late}:4")
-    done = work.train("trainer.batch_size=9", "tracking=none", arranged=arranged, ranks=2, code=1)
+    done = work.train("trainer.batch_size=9", "tracking=none", arranged=arranged, ranks=2, fresh=True, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
         "error: trainer.batch_size=9 does not divide into 2 processes x trainer.accumulation=1; give a multiple of 2"

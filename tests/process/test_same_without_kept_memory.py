@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from workspace import Workspace, assert_same_run, environment
+from workspace import HANGS, Workspace, assert_same_run
 
 from urepa.core.glibc_malloc import SWITCH
 
@@ -15,9 +13,9 @@ from urepa.core.glibc_malloc import SWITCH
 def trained(folder: Path, how: str) -> Workspace:
     """A tiny run from nothing, in a process of its own."""
     work = Workspace(folder, folder / "data")
-    command = [sys.executable, *work.command(*work.overrides("tracking=none", "trainer.max_steps=4"))]
     folder.mkdir()
-    subprocess.run(command, cwd=folder, env=environment() | {SWITCH: how}, check=True, capture_output=True)
+    process = work.start("tracking=none", "trainer.max_steps=4", **{SWITCH: how})
+    assert process.wait(HANGS) == 0, (folder / "stderr.txt").read_text()
     return work
 
 

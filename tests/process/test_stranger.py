@@ -28,7 +28,7 @@ def hostile(run: Path, form: str, marker: Path) -> None:
         file.write_text(text + f', "resume": !!python/object/apply:builtins.open ["{marker}", w]}}')
     else:
         config["data"]["name"] = f"${{oc.env:{SECRET}}}"
-        config["tracking"] = {"_target_": "urepa.runs.mlflow_sender.NoShipper", "_partial_": True}
+        config["tracking"] = {"_target_": "urepa.runs.trackers.no_tracking.NoTracking"}
         file.write_text(json.dumps(config))
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
+import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forks import Forked, Forks
+from forks import HANGS as HANGS
+from forks import Forked, environment, forks, run
 
 from urepa.runs.metrics import TIMINGS, read_rows
 
 TRAIN_WITH = str(Path(__file__).with_name("train_with.py"))
 PARTS = ("weights", "ema", "optimizer")
+WORLD = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
 TINY = (
     "backbone.block_out_channels=[32,32,32]",
     "backbone.cross_attention_dim=32",
@@ -53,14 +53,6 @@ EVALUATED = (
     "evaluation.samples.sampler_steps=2",
     "evaluation.samples.knn=1",
 )
-HANGS = 300  # seconds after which a process is taken to hang; nothing asserts on time
-
-
-def environment() -> dict[str, str]:
-    """Ours, without what would change a run, and with one thread so that sums round the same."""
-    odd = ("MLFLOW_", "HYDRA_", "OMP_", "SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(odd)}
-    return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def ended(
@@ -73,27 +65,12 @@ def ended(
         return subprocess.run(
             command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
         )
-    with tempfile.TemporaryDirectory() as place:
-        out, err = (Path(place) / name for name in ("out", "err"))
-        process = start(what, folder, out, err)
-        try:
-            code = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        return subprocess.CompletedProcess(what, code, out.read_text(), err.read_text())
+    return run(what, folder, timeout)
 
 
 def make_cache(folder: Path) -> None:
     """The caches of the tiny configuration, made by the door that makes caches."""
-    command = [sys.executable, "-m", "urepa.preprocess", *CACHE, f"data.root={folder}"]
-    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
-
-
-@functools.cache
-def forks() -> Forks:
-    """One for all tests of this process."""
-    return Forks(environment())
+    run(["-m", "urepa.preprocess", *CACHE, f"data.root={folder}"], folder).check_returncode()
 
 
 def start(what: list[str], folder: Path, out: Path, err: Path, **variables: str) -> Forked:
@@ -132,15 +109,31 @@ class Workspace:
         bare: bool = False,
         fresh: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs it to its end and checks the exit code (None: any). `bare`: only the overrides given."""
+        """Runs it to its end and checks the exit code (None: any). `bare`: only the overrides given. Several ranks are
+        forks with torchrun's variables; `fresh`: torchrun itself starts them."""
         overrides = list(more) if bare else self.overrides(*more)
-        command = self.command(*overrides, arranged=arranged, ranks=ranks)
-        done = ended(command, self.folder, fresh=fresh or ranks > 1)
+        command = self.command(*overrides, arranged=arranged, ranks=ranks if fresh else 1)
+        done = self._ranks(command, ranks) if ranks > 1 and not fresh else ended(command, self.folder, fresh=fresh)
         said = f"\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
         assert code is None or done.returncode == code, f"exit code {done.returncode}, not {code}{said}"
         for word in ("terminate called", "core dumped", "Fatal Python error"):
             assert word not in done.stderr, said
         return done
+
+    def _ranks(self, command: list[str], count: int) -> subprocess.CompletedProcess[str]:
+        """The command in as many ranks, to the end of all; the exit code is that of the first that did not end well."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        same = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | dict.fromkeys(WORLD, str(count))
+        processes, files = [], []
+        for rank in map(str, range(count)):
+            out, err = (self.folder / f"{name}_of_rank_{rank}.txt" for name in ("stdout", "stderr"))
+            files.append((out, err))
+            processes.append(start(command, self.folder, out, err, RANK=rank, LOCAL_RANK=rank, **same))
+        codes = [process.wait(HANGS) for process in processes]
+        said = ("".join(file.read_text() for file in side) for side in zip(*files, strict=True))
+        return subprocess.CompletedProcess(command, next(filter(None, codes), 0), *said)
 
     def start(self, *more: str, arranged: tuple[str, ...] = (), **variables: str) -> Forked:
         """Starts it, with more environment variables; what it says goes to files beside outputs/."""

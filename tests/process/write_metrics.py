@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from urepa.runs.metrics import MetricsLog
-from urepa.runs.mlflow_sender import MLflowShipper
+from urepa.runs.trackers.mlflow_sender import MLflowShipper
 
 ROWS, KEYS = 100, ("train/total", "train/diffusion", "train/token", "train/manifold", "lr")
 

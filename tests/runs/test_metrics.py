@@ -214,7 +214,7 @@ def test_times_of_rows_ascend_where_the_clock_is_set_back(tmp_path: Path, monkey
 
 def test_no_duration_is_a_difference_of_the_wall_clock() -> None:
     """It may be set back. What is stored as a moment is named here."""
-    users = {"urepa/runs/metrics.py", "urepa/cluster/slurm_job.py", "urepa/runs/mlflow_sender.py"}
+    users = {"urepa/runs/metrics.py", "urepa/cluster/slurm_job.py", "urepa/runs/trackers/mlflow_sender.py"}
     found = set()
     for folder in ("urepa", "launchers"):
         for file in (ROOT / folder).rglob("*.py"):

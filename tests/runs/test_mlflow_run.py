@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
-from urepa.evaluate import check_store
 from urepa.runs.metrics import MetricsLog, read_rows
 from urepa.runs.mlflow_run import KIND, end_tags, facts_in, invalid_name_reason, page
-from urepa.runs.mlflow_sender import METRICS_A_BATCH, MLflowShipper
 from urepa.runs.mlflow_store import connect
+from urepa.runs.trackers.mlflow import MLflow
+from urepa.runs.trackers.mlflow_sender import METRICS_A_BATCH, MLflowShipper
 
 pytestmark = pytest.mark.slow
 
@@ -381,9 +381,9 @@ def test_evaluating_where_the_database_was_removed(here: Path, monkeypatch: pyte
     """Made again where the run was trained, refused elsewhere: there it would be another one."""
     send()
     (here / "mlflow.db").unlink()
-    check_store(RUN, {"uri": URI})
+    MLflow(uri=URI).check_place(RUN)
     folder = RUN.absolute()
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
     with pytest.raises(UserError, match=r"there is no mlflow.db here, which has this run"):
-        check_store(folder, {"uri": URI})
+        MLflow(uri=URI).check_place(folder)

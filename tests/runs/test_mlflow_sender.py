@@ -13,7 +13,7 @@ import pytest
 from urepa.core import json_lines
 from urepa.core.errors import UserError
 from urepa.runs.metrics import MetricsLog, read_rows
-from urepa.runs.mlflow_sender import MLflowShipper, positions
+from urepa.runs.trackers.mlflow_sender import MLflowShipper, positions
 
 ROWS: list[dict[str, Any]] = [
     {"step": 5, "train/total": 2.0},
@@ -82,7 +82,7 @@ def test_everything_else_is_sent_once(file: Path) -> None:
 @pytest.mark.slow
 def test_rows_that_come_while_it_sends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that come while it sends arrive once and in order. A clock that is set back ends no run before it began."""
-    monkeypatch.setattr("urepa.runs.mlflow_sender.time", SimpleNamespace(time=lambda: 0.0))
+    monkeypatch.setattr("urepa.runs.trackers.mlflow_sender.time", SimpleNamespace(time=lambda: 0.0))
     sending, log = shipper(file), MetricsLog(file)
     sending.start({})
     for step in range(11, 40):

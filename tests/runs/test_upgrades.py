@@ -16,7 +16,7 @@ from urepa.reports.comparison.evaluation_protocol import protocol
 from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.mlflow_run import FACTS_TAG, end_tags, facts_in
 from urepa.runs.run_folder import facts_of
-from urepa.runs.upgrades import KEY, PLACES, SCHEMA, STEPS, add_schema_number, upgrade, upgrade_flat
+from urepa.runs.upgrades import DECLARED, KEY, PLACES, SCHEMA, STEPS, add_schema_number, upgrade, upgrade_flat
 
 VIT = "urepa.teachers.vit.ViT"
 DINO = {"_target_": VIT, "family": "dinov2", "image_size": 224, "patch": 14}
@@ -105,7 +105,8 @@ def without(config: Any, *keys: str) -> Any:
 
 def called(target: str) -> str:
     """A part's name before the package had rooms."""
-    module, _, name = target.rpartition(".")
+    undeclared = {since: before for before, since in DECLARED.items()}
+    module, _, name = undeclared.get(target, target).rpartition(".")
     module = module.replace("efficientnet_lite0", "efficientnet")
     before = {since: before for before, since in PLACES.items()}
     return f"{before.get(module, module)}.{name}"
@@ -164,6 +165,25 @@ def test_objectives_of_before_are_declared(before: str, since: str) -> None:
     assert since in SCHEMAS
 
 
+@pytest.mark.parametrize(
+    ("before", "since"),
+    [
+        ("AlignmentLoss", "urepa.method.losses.urepa_loss.URepaLoss"),
+        ("DiffusionOnly", "urepa.method.losses.no_loss.NoLoss"),
+    ],
+)
+def test_losses_of_before_are_declared_and_their_lambda_stayed_at_its_peak(before: str, since: str) -> None:
+    constant = {"_target_": "urepa.method.schedules.constant.Constant"}
+    for number, module in ((2, "urepa.alignment"), (4, "urepa.method.training_step")):
+        loss = {"_target_": f"{module}.{before}", "lambda_max": 0.5}
+        assert upgrade({KEY: number, "loss": loss}) == {"loss": loss | {"_target_": since}, "schedule": constant}
+        found = upgrade_flat({"loss._target_": f"{module}.{before}"}, number)
+        assert found == {"loss._target_": since, "schedule._target_": constant["_target_"]}
+    assert {since, constant["_target_"]} <= SCHEMAS.keys()
+    cosine = {"_target_": "urepa.method.schedules.cosine.Cosine", "final": 0.1}
+    assert upgrade({KEY: 4, "loss": loss, "schedule": cosine})["schedule"] == cosine
+
+
 @pytest.mark.parametrize("number", ["0", "2"])
 def test_efficientnets_of_before_are_declared_also_as_members_and_encoders(number: str) -> None:
     name = f"EfficientNetLite{number}"
@@ -177,9 +197,62 @@ def test_efficientnets_of_before_are_declared_also_as_members_and_encoders(numbe
     assert since in SCHEMAS
 
 
+@pytest.mark.parametrize(
+    ("kind", "earliest", "before", "since"),
+    [
+        ("backbone", "urepa.backbones.sit", "sit", "urepa.models.backbones.sit.SiT"),
+        ("backbone", "urepa.backbones.sd15", "sd15", "urepa.models.backbones.sd15.SD15"),
+        ("backbone", "urepa.backbones.unet", "tiny_unet", "urepa.models.backbones.tiny_unet.TinyUNet"),
+        ("lora", "urepa.lora", "add_lora", "urepa.models.lora.adapters.LoRA"),
+        ("lora", "urepa.lora", "no_lora", "urepa.models.lora.no_lora.NoLoRA"),
+    ],
+)
+def test_backbones_and_lora_of_before_are_declared(kind: str, earliest: str, before: str, since: str) -> None:
+    for number, module in ((2, earliest), (4, PLACES[earliest])):
+        stored = {KEY: number, kind: {"_target_": f"{module}.{before}", "_partial_": True, "weights": "random"}}
+        assert upgrade(stored) == {kind: {"_target_": since, "weights": "random"}}
+        flat = upgrade_flat({f"{kind}._target_": f"{module}.{before}", f"{kind}._partial_": "True"}, number)
+        assert flat[f"{kind}._target_"] == since
+        assert f"{kind}._partial_" not in flat
+    assert since in SCHEMAS
+
+
+OF_EVALUATIONS = {
+    "urepa.evaluation.generation.Generation": "urepa.evaluation.measures.generation.Generation",
+    "urepa.evaluation.generated.GeneratedImages": "urepa.evaluation.images.generated_images.GeneratedImages",
+    "urepa.evaluation.encoders.Pixels": "urepa.evaluation.encoders.pixels.Pixels",
+    "urepa.evaluation.cifar_cnn.CifarCNN": "urepa.evaluation.encoders.cifar_cnn.CifarCNN",
+    "urepa.evaluation.encoders.Inception": "urepa.evaluation.encoders.inception.Inception",
+    "urepa.evaluation.alignment.Alignment": "urepa.evaluation.measures.teacher_alignment.TeacherAlignment",
+    "urepa.evaluation.probe.LinearProbe": "urepa.evaluation.measures.linear_probe.LinearProbe",
+}
+
+
+@pytest.mark.parametrize(("before", "since"), OF_EVALUATIONS.items())
+def test_evaluations_of_before_are_declared_with_what_they_hold(before: str, since: str) -> None:
+    for number in (0, 2):
+        found = upgrade({KEY: number, "evaluation": {"x": {"encoders": {"a": {"_target_": before, "grid": 8}}}}})
+        assert found == {"evaluation": {"x": {"encoders": {"a": {"_target_": since, "grid": 8}}}}}
+    assert facts_of({"evaluation": {"x": {"_target_": before}}})["evaluation"]["x"]["_target_"] == since
+    assert since in SCHEMAS
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_leaves_the_present_form_alone(evaluated: dict[str, Any], step: Callable[..., None]) -> None:
     """Facts have no number, so that each step is taken on what this version wrote."""
     config = without(evaluated)
     step(config)
     assert config == evaluated
+
+
+@pytest.mark.parametrize("before", sorted(DECLARED))
+def test_what_is_declared_since_is_there(before: str) -> None:
+    """Also from the names that the modules had before the package had rooms."""
+    assert DECLARED[before] in SCHEMAS
+    assert upgrade({KEY: 4, "part": {"_target_": before, "_partial_": True}}) == {
+        "part": {"_target_": DECLARED[before]}
+    }
+    earlier = {since: module for module, since in PLACES.items()}
+    module, _, name = before.rpartition(".")
+    if module in earlier:
+        assert upgrade({"part": {"_target_": f"{earlier[module]}.{name}"}})["part"]["_target_"] == DECLARED[before]

@@ -10,16 +10,17 @@ import pytest
 import torch
 from toy_runs import small_sd
 
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
-from urepa.training.assembly import build_part, build_random, build_untrained, evaluate_ema, make, without_weights
+from urepa.training.assembly import build_loss, build_part, build_random, build_untrained, evaluate_ema
 
 Compose = Callable[..., dict[str, Any]]
 
 
 def test_parts_get_plain_lists_and_dicts(compose: Compose) -> None:
-    loss = make(compose()["loss"])
+    loss = build_loss(compose())
     assert type(loss.taps) is dict
-    assert type(make(compose()["optimizer"]).betas) is list
+    assert type(declaration_of(compose()["optimizer"]).betas) is list
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,10 @@ def test_parts_get_plain_lists_and_dicts(compose: Compose) -> None:
     ],
 )
 def test_a_constructors_user_error_is_not_wrapped(compose: Compose, part: str, override: str, words: str) -> None:
+    config = compose(override)
+    build = {"loss": lambda: build_loss(config), "data": lambda: build_part(config["data"])}[part]
     with pytest.raises(UserError, match=words):
-        make(compose(override)[part])
+        build()
 
 
 def test_a_networks_user_error_is_not_wrapped(compose: Compose) -> None:
@@ -48,7 +51,7 @@ def test_the_untrained_model_is_the_runs_own_before_its_first_step(
     trainer.fit(0)
     config = compose(*small_run, "seed=3", "evaluation=cifar10", "evaluation.probe.tap=midd")
     state = torch.get_rng_state()
-    model = build_untrained(config, make(config["data"]), torch.device("cpu"))
+    model = build_untrained(config, build_part(config["data"]), torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state), "training draws as if nothing had been built"
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -59,7 +62,7 @@ def test_the_untrained_model_is_the_runs_own_before_its_first_step(
 def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, compose: Compose) -> None:
     """Of its own architecture and prompts, drawn by the run's seed."""
     config = compose(*small_sd(tmp_path))
-    track, cpu = make(config["data"]), torch.device("cpu")
+    track, cpu = build_part(config["data"]), torch.device("cpu")
     own = build_untrained(config, track, cpu)
     random = build_random(config, track, cpu, own)
     again = build_random(config, track, cpu, own)
@@ -76,23 +79,6 @@ def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, comp
     assert all(torch.equal(value, prompts[name]) for name, value in random.named_buffers())
 
 
-def test_a_users_own_backbone_names_what_builds_it_without_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose: Compose
-) -> None:
-    """Whatever that is called, and wherever it lies; a backbone that reads none is built as it is."""
-    (tmp_path / "own_shapes.py").write_text("def drawn(width): return ['drawn', width]\n")
-    (tmp_path / "own_network.py").write_text(
-        "from own_shapes import drawn\nfrom urepa.core.types import reads_weights\n"
-        "@reads_weights(drawn)\ndef network(width): return ['read', width]\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    own = {"_target_": "own_network.network", "width": 3}
-    assert make(own) == ["read", 3]
-    assert make(without_weights(own)) == ["drawn", 3]
-    reads_nothing = compose("backbone=tiny_unet")["backbone"]
-    assert without_weights(reads_nothing) == reads_nothing
-
-
 @pytest.mark.parametrize("has_weights", [False, True])
 def test_floors_are_what_the_backbone_began_with_and_a_random_one(
     has_weights: bool, trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str], sit_file: Path
@@ -100,7 +86,7 @@ def test_floors_are_what_the_backbone_began_with_and_a_random_one(
     own = [f"backbone.weights={sit_file}"] if has_weights else []
     asked = [*small_sit, *own, "evaluation=spatial", "evaluation.spatial.images=5"]
     trainer, config = trainer_of(*asked), compose(*asked)
-    found = evaluate_ema(config, trainer, make(config["data"]), 0)
+    found = evaluate_ema(config, trainer, build_part(config["data"]), 0)
     assert not found.failures
     assert found.metrics["final/rmsc/untrained_tap"] == found.metrics["final/rmsc/tap"], "nothing has trained here"
     random = found.metrics.get("final/rmsc/random_tap")

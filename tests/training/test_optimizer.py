@@ -18,7 +18,8 @@ from urepa.method.training_step import AlignedModel
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.training.ema import EMA
-from urepa.training.optimizer import AdamW, clip_by_global_norm, groups_of, step_unless
+from urepa.training.optimizer import clip_by_global_norm, groups_of, step_unless
+from urepa.training.optimizers.adamw import AdamW
 
 GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
 

@@ -13,44 +13,29 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from urepa.cluster import conf_copy
 from urepa.cluster.slurm_and_local import LocalQueue, Outcome, SlurmQueue, print_outcome
 from urepa.cluster.slurm_job import Job
+from urepa.config.launcher_schemas import Local, Slurm
 from urepa.core.errors import UserError
 from urepa.core.one_line_errors import one_line_mistakes
-from urepa.runs.mlflow_store import prepare_store
+from urepa.runs.run_folder import to_plain
 
-PLUGINS = "hydra_plugins.urepa_launchers"  # Hydra takes launchers of this namespace alone: subclasses of those below
 OURS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.run", "hydra.mode")
-
-
-@dataclass
-class Slurm(SlurmQueueConf):
-    """submitit_slurm's fields, and how many GPUs a run takes."""
-
-    _target_: str = f"{PLUGINS}.SlurmLauncher"
-    gpus: int = MISSING  # of a run, 1 to 8 of one node, each with its process
-
-
-@dataclass
-class Local:
-    _target_: str = f"{PLUGINS}.LocalLauncher"
-    at_once: int | None = MISSING  # runs at a time; null: one per GPU, or one
-    gpus: list[int] | None = MISSING  # to hand out, one to a run; null: all there are
-    folder: str = MISSING  # of logs
 
 
 class JobLauncher(Launcher):
     """Base of both launchers: one command per run; waits for all of them."""
+
+    schema: ClassVar[type[Slurm] | type[Local]]
 
     def __post_init__(self) -> None:
         """The fields of the config become `settings`; one of them, `setup`, would hide Hydra's method of that name."""
@@ -66,12 +51,14 @@ class JobLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra's sweeper."""
+        from urepa.config.ranges import check_numbers
+
         with one_line_mistakes():
+            check_numbers({"hydra": {"launcher": self.settings | {"_target_": self.schema._target_}}})
             configs = [self.context.config_loader.load_sweep_config(self.config, list(o)) for o in job_overrides]
             same = set.intersection(*(set(own) for own in job_overrides))
             jobs = [self._job(config, own, same) for config, own in zip(configs, job_overrides, strict=True)]
-            for uri in {tracking["uri"] for config in configs if "uri" in (tracking := config.tracking)}:
-                prepare_store(uri)
+            prepare_trackers([config.tracking for config in configs])
             failed = [outcome for outcome in self.outcomes(jobs) if not print_outcome(outcome)]
             if failed:
                 names = ", ".join(sorted(outcome.entry.job.name for outcome in failed))
@@ -95,9 +82,23 @@ class JobLauncher(Launcher):
         return Job(own if own else f"{folder.parent.name}/{folder.name}", (command,), str(folder.absolute()))
 
 
+def prepare_trackers(settings: Sequence[Any]) -> None:
+    """Makes what the trackers of runs that begin side by side share, each once."""
+    from urepa.config.declared import declaration_of  # Hydra imports this module for every command, to find launchers
+
+    seen: list[Any] = []
+    for one in settings:
+        tracker = declaration_of(to_plain(one) if OmegaConf.is_config(one) else one)
+        if tracker not in seen:
+            seen.append(tracker)
+            tracker.prepare()
+
+
 @dataclass
-class SlurmLauncher(JobLauncher, Slurm):
+class SlurmLauncher(JobLauncher, Slurm):  # type: ignore[misc]  # a setting has the name of Hydra's method
     """Submits the runs as one array."""
+
+    schema = Slurm
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         queue = SlurmQueue(self.settings)
@@ -120,6 +121,8 @@ class SlurmLauncher(JobLauncher, Slurm):
 @dataclass
 class LocalLauncher(JobLauncher, Local):
     """Runs them on this machine, a few at a time."""
+
+    schema = Local
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         queue = LocalQueue(**self.settings)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from urepa.config.evaluation_schemas import Sampler
 from urepa.config.part_schemas import DeviceKind, Precision, Trainer
 from urepa.core.declared_keys import LARGEST, LAST_SEED, SIZE, WORKERS, part, setting
+from urepa.core.samplers import Sampler
 
 
 @dataclass
 class Arm:
     """What an ablation file states about itself. `urepa.training.checks.combinations` compares a run with it."""
 
-    families: list[str] = setting("backbones that the arm is for, by the last part of their _target_")
+    families: list[str] = setting("families of the backbones that the arm is for")
     changes: list[str] = setting("dotted keys, all and only those in which the arm differs from its baseline")
 
 
@@ -34,6 +34,7 @@ class Train:
     teacher: Any = part("the frozen encoder whose tokens are the target")
     objective: Any = part("how x0 is noised and what the backbone predicts")
     loss: Any = part("the alignment terms, their weights and the taps")
+    schedule: Any = part("the shape of λ after its warm-up")
     data: Any = part("the track: images and their caches")
     optimizer: Any = part("learning rates, weight decay and their schedule")
     trainer: Trainer = part("steps, batch, precision, validation, checkpoints")
@@ -103,12 +104,12 @@ class BenchSettings:
     rounds: int = setting("times are medians of so many rounds, in which the loops take turns", 3, ge=1, le=SIZE)
     batches: int = setting("batches of random records, in the experiment's own stores", 8, ge=1, le=SIZE)
     against: Against | None = setting(
-        "also times, in turns: the document's loop; the same step with the teacher (random weights) asked in it; the "
-        "loop as one writes it first, over the same batches",
+        "also times, in turns: the description's loop; the same step with the teacher (random weights) asked in it; "
+        "the loop as one writes it first, over the same batches",
         None,
     )
     parts: bool = setting("also times the step without each part that makes it fast", False)
-    workers: int = setting("worker processes of the document's loader", 8, ge=1, le=WORKERS)
+    workers: int = setting("worker processes of the description's loader", 8, ge=1, le=WORKERS)
     folder: str = setting("a folder on the disk to read from", ".")
 
 
@@ -143,10 +144,10 @@ class Describe(Plan):
 @dataclass
 class BenchReading:
     folder: str = setting("a folder on the disk to measure; the stores take half a megabyte a sample", ".")
-    # many more than the documented loader holds ready (2 batches a worker)
+    # many more than the description's loader holds ready (2 batches a worker)
     samples: int = setting("records in each store", 6000, ge=1, le=SIZE)
     batch_size: int = setting("records that are read at a time", 128, ge=1, le=SIZE)
-    workers: int = setting("worker processes of the document's loader", 8, ge=1, le=WORKERS)
+    workers: int = setting("worker processes of the description's loader", 8, ge=1, le=WORKERS)
     rounds: int = setting("rates are medians of so many rounds", 3, ge=1, le=SIZE)
     out: str | None = setting("a file for the table as JSON", None)
 

@@ -180,13 +180,13 @@ COMMANDS = {
         (
             ("", "the quickstart's step"),
             ("+experiment=track_a backbone.weights=random out=bench.json", "without weights or caches, into a file"),
-            ("+experiment=track_a bench.against=documented bench.parts=true", "beside the document's loop"),
+            ("+experiment=track_a bench.against=documented bench.parts=true", "beside the description's loop"),
             ("+experiment=repa_imagenet256 bench.against=online", "beside a step that asks the teacher for its tokens"),
         ),
     ),
     "bench_reading": Command(
         "urepa.bench_reading",
-        "measures how fast tokens and latents are read, beside plain preadv and the document's loader",
+        "measures how fast tokens and latents are read, beside plain preadv and the description's loader",
         command_schemas.BenchReading,
         ("[KEY=VALUE...]",),
         (("", "the disk of this folder"), ("folder=DIR samples=8000 rounds=1 out=FILE", "another disk, into a file")),

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from urepa.config.parts import SCHEMAS
 from urepa.core.errors import UserError
 
 # what constructors raise over settings that do not fit together
@@ -23,7 +24,8 @@ def declaration_of(part: Any) -> Any:
         raise UserError(f"{part} is no part: choose one of conf/ in its place, GROUP=NAME")
     with build_errors(part):
         found = instantiate(part, _convert_="all")
-    if not hasattr(found, "build"):
+    is_declared = type(found) in SCHEMAS.values()  # an evaluation measures without being built
+    if not hasattr(found, "build") and not is_declared:
         raise UserError(f"{part['_target_']} declares no part: it has no build, as urepa/core/protocols.py says")
     return found
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.command_schemas import Train
 from urepa.config.commands import COMMANDS, OF_RUN, Command
+from urepa.config.launcher_schemas import launchers_of
 from urepa.config.part_schemas import Trainer
 from urepa.config.parts import parts_of
 from urepa.core.declared_keys import LARGEST, TINY, Key, keys_of
@@ -117,6 +118,7 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow
         (own.setdefault(title, []) if not of_run else groups if options else run).append(row)
         if key.name not in inherited and options:
             chosen |= _rows_of_chosen(key.name, config)
+    chosen |= _rows_of_chosen("hydra/launcher", config)
     if groups:
         plus = [name for name in OF_RUN if command.takes is None or name in command.takes]
         groups = [
@@ -135,10 +137,12 @@ def _rows_of_chosen(group: str, config: DictConfig) -> dict[str, list[KeyRow]]:
     here: list[tuple[str, dict[str, Any], type]] = list(parts_of(content.get(group), group))
     if group == "trainer":
         here = [(group, content[group], Trainer)]
+    of_parts = [(part, list(keys_of(schema, f"{place}."))) for place, part, schema in here]
+    of_launchers = [(part, keys) for place, part, keys in launchers_of(content) if place == group.replace("/", ".")]
     rows = [
         KeyRow(key.name, format_value(part.get(key.name.rpartition(".")[2])), _meaning(key))
-        for place, part, schema in here
-        for key in keys_of(schema, f"{place}.")
+        for part, keys in (*of_parts, *of_launchers)
+        for key in keys
         if not key.is_part
     ]
     return {f"Keys of {group}={format_value(_values(config).get(group))}": rows}

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from urepa.config.conf_options import compose_anew, is_group, options_of, options_with
+from urepa.config.launcher_schemas import launcher_keys
 from urepa.core.errors import did_you_mean
 from urepa.core.nested_dicts import flatten
 from urepa.core.one_line_errors import RAISED
@@ -105,6 +106,8 @@ def unknown_key_message(key: str, config: DictConfig) -> str:
 
 
 def _unknown_key_message(key: str, known: list[str]) -> str:
+    if of_launchers := launcher_keys(key):
+        return f"there is no key '{key}'{_did_you_mean_key(key, of_launchers)}"
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if group == "evaluation" and name in options_of(group) and f"evaluation.{name}" not in known:
@@ -150,4 +153,4 @@ def _keys_of(config: DictConfig) -> list[str]:
     """Dotted, with those of the groups; Hydra's instructions are left out."""
     keys = list(flatten(OmegaConf.to_container(config, enum_to_str=True)))
     parents = {key.rpartition(".")[0] for key in keys} - {""}
-    return [k for k in [*keys, *sorted(parents)] if "_target_" not in k and "_partial_" not in k]
+    return [k for k in [*keys, *sorted(parents)] if "_target_" not in k]

@@ -154,7 +154,8 @@ def _check_declaration(cls: Any, kind: str, target: str) -> None:
         )
     protocol = PROTOCOLS.get(kind)
     needed = set() if protocol is None else _members(protocol)
-    if missing := sorted(name for name in needed if not any(name in vars(base) for base in cls.__mro__)):
+    there = {f.name for f in fields(cls)}.union(*map(vars, cls.__mro__))  # a field may have no value in its class
+    if missing := sorted(needed - there):
         assert protocol is not None
         place = f"{protocol.__module__}.{protocol.__name__}"
         raise UserError(f"{target} is no {kind}, as it has no {' and no '.join(missing)}; {place} says what it needs")

@@ -13,19 +13,46 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from urepa.config import evaluation_schemas, part_schemas
-from urepa.core.protocols import Evaluation, Head, Objective, OneTeacher
+from urepa.core.backbone_protocols import Backbone, LoRA
+from urepa.core.declared_keys import keys_of
+from urepa.core.evaluation_protocols import Encoder, Evaluation, Images
+from urepa.core.protocols import Head, Loss, Objective, OneTeacher, Schedule
+from urepa.core.run_protocols import Optimizer, Tracker
+from urepa.core.track_protocols import Track
 
 PACKAGES = {
+    "backbone": "urepa.models.backbones",
+    "lora": "urepa.models.lora",
     "head": "urepa.method.heads",
     "teacher": "urepa.models.teachers",
     "objective": "urepa.method.objectives",
+    "loss": "urepa.method.losses",
+    "schedule": "urepa.method.schedules",
+    "data": "urepa.data.tracks",
+    "optimizer": "urepa.training.optimizers",
+    "tracking": "urepa.runs.trackers",
+    "evaluation": "urepa.evaluation.measures",
+    "images": "urepa.evaluation.images",
+    "encoder": "urepa.evaluation.encoders",
 }
 # what a declaration of a kind has beside its settings
-PROTOCOLS: dict[str, type] = {"head": Head, "teacher": OneTeacher, "objective": Objective, "evaluation": Evaluation}
-# at a file's end: it declares nothing, but has the networks or the mathematics of declarations, which import torch, or
-# what both rest on
-NETWORKS = ("_net", "_math", "_sizes")
+PROTOCOLS: dict[str, type] = {
+    "backbone": Backbone,
+    "lora": LoRA,
+    "head": Head,
+    "teacher": OneTeacher,
+    "objective": Objective,
+    "loss": Loss,
+    "schedule": Schedule,
+    "data": Track,
+    "optimizer": Optimizer,
+    "tracking": Tracker,
+    "evaluation": Evaluation,
+    "images": Images,
+    "encoder": Encoder,
+}
+# at a file's end: it declares nothing, but has what declarations build, which imports torch, or what both rest on
+NETWORKS = ("_net", "_math", "_sizes", "_caches", "_sender")
 
 
 @cache
@@ -54,6 +81,12 @@ def target_of(schema: type) -> str:
     return str(next(f.default for f in fields(schema) if f.name == "_target_"))
 
 
+def family_of(backbone: dict[str, Any]) -> str:
+    """The family of a declared backbone, by its settings: "sd15", "sit", "tiny_unet", or a user's own."""
+    declared: Any = SCHEMAS[backbone["_target_"]]
+    return str(declared.family)
+
+
 def is_network(file: str) -> bool:
     return file.endswith(NETWORKS)
 
@@ -63,31 +96,7 @@ def _names_itself(cls: type, module: str) -> bool:
 
 
 KINDS: dict[str, dict[str, type]] = {
-    "backbone": {"tiny_unet": part_schemas.TinyUNet, "sd15": part_schemas.SD15, "sit": part_schemas.SiT},
-    "lora": {"lora": part_schemas.LoRA, "no_lora": part_schemas.NoLoRA},
     **{kind: declarations(package) for kind, package in PACKAGES.items()},
-    "loss": {"urepa_loss": part_schemas.URepaLoss, "no_loss": part_schemas.NoLoss},
-    "data": {"pixel_track": part_schemas.PixelTrack, "latent_track": part_schemas.LatentTrack},
-    "optimizer": {"adamw": part_schemas.AdamW},
-    "tracking": {"mlflow": part_schemas.MLflow, "no_tracking": part_schemas.NoTracking},
-    "evaluation": {
-        "sample_grid": evaluation_schemas.SampleGrid,
-        "tap_probe": evaluation_schemas.TapProbe,
-        "knn": evaluation_schemas.Knn,
-        "linear_probe": evaluation_schemas.LinearProbe,
-        "teacher_alignment": evaluation_schemas.TeacherAlignment,
-        "generation": evaluation_schemas.Generation,
-        "inception_score": evaluation_schemas.InceptionScore,
-        "clip_score": evaluation_schemas.ClipScore,
-        "spatial": evaluation_schemas.Spatial,
-        "dense": evaluation_schemas.Dense,
-    },
-    "images": {"generated_images": evaluation_schemas.GeneratedImages},
-    "encoder": {
-        "pixels": evaluation_schemas.Pixels,
-        "cifar_cnn": evaluation_schemas.CifarCNN,
-        "inception": evaluation_schemas.Inception,
-    },
 }
 SCHEMAS = {target_of(schema): schema for schemas in KINDS.values() for schema in schemas.values()}
 
@@ -101,3 +110,12 @@ def parts_of(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]
         yield place, config, SCHEMAS[target]
     for name, value in config.items():
         yield from parts_of(value, f"{place}.{name}" if place else str(name))
+
+
+def settings_that_are(is_a: str, config: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a config's parts that are declared to be this of a run (TAP, TIME and so on of
+    `urepa.core.declared_keys`), by their dotted keys; null is none."""
+    for part_place, part, schema in parts_of(config, place):
+        for key in keys_of(schema):
+            if key.is_a == is_a and part.get(key.name) is not None:
+                yield f"{part_place}.{key.name}", part[key.name]

@@ -9,9 +9,10 @@ from typing import Any
 from urepa.config.command_schemas import Device
 from urepa.config.commands import COMMANDS
 from urepa.config.declared import declaration_of
+from urepa.config.launcher_schemas import launchers_of
 from urepa.config.part_schemas import Trainer
-from urepa.config.parts import parts_of
-from urepa.core.declared_keys import LARGEST, TINY, WORKERS, keys_of
+from urepa.config.parts import parts_of, settings_that_are
+from urepa.core.declared_keys import INTERVAL, LARGEST, TINY, keys_of
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 
@@ -22,7 +23,6 @@ OF_COMMANDS = [
 ]
 # lowest and highest value of the numbers that belong to no part, by dotted key
 RANGES = {key.name: key.range for keys in OF_COMMANDS for key in keys if key.range is not None}
-RANGES["cluster.at_once"] = (1, WORKERS)
 
 
 def check_given(config: dict[str, Any]) -> None:
@@ -35,7 +35,8 @@ def check_given(config: dict[str, Any]) -> None:
 
 def check_numbers(config: dict[str, Any]) -> None:
     """UserError on the first number of any command's config that is not finite or out of its range, and where an
-    objective's do not go together. Old runs are not asked: what is checked is what a command was given."""
+    objective's or an optimiser's do not go together. Old runs are not asked: what is checked is what a command was
+    given."""
     flat, ranges = flatten(config), RANGES | dict(_ranges_of_parts(config))
     for key, value in flat.items():
         low, high = _range_of(key, ranges)
@@ -44,21 +45,11 @@ def check_numbers(config: dict[str, Any]) -> None:
                 raise UserError(f"{key}={value}: give {_range_text(low, high, number)}")
     if "objective" in config:
         declaration_of(config["objective"]).check()
-    for key, value in flat.items():
-        if key.endswith(".interval") and (len(value) != 2 or value[0] > value[1]):
+    for key, value in settings_that_are(INTERVAL, config):
+        if len(value) != 2 or value[0] > value[1]:
             raise UserError(f"{key}={value}: give two times, the lower one first")
-    _check_decay(config.get("optimizer", {}))
-
-
-def _check_decay(optimizer: dict[str, Any]) -> None:
-    """AdamW takes lr·weight_decay off every weight at each update (Loshchilov & Hutter 2019, Algorithm 2)."""
-    for part, decay in optimizer.get("weight_decay", {}).items():
-        lr = optimizer["lr"].get(part, 0.0)
-        if lr * decay > 1:
-            raise UserError(
-                f"optimizer.lr.{part}={lr} x optimizer.weight_decay.{part}={decay} is the share of every weight that "
-                "an update takes off; give values whose product is at most 1"
-            )
+    if "_target_" in config.get("optimizer", {}):
+        declaration_of(config["optimizer"]).check()
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -69,9 +60,10 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _ranges_of_parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
-    """The range of each number that a part of the config declares."""
-    for place, _, schema in parts_of(config):
-        yield from ((key.name, key.range) for key in keys_of(schema, f"{place}.") if key.range is not None)
+    """The range of each number that a part of the config, or a launcher, declares."""
+    declared = [list(keys_of(schema, f"{place}.")) for place, _, schema in parts_of(config)]
+    for keys in (*declared, *(keys for _, _, keys in launchers_of(config))):
+        yield from ((key.name, key.range) for key in keys if key.range is not None)
 
 
 def _range_of(key: str, ranges: dict[str, tuple[float, float]]) -> tuple[float, float]:

@@ -21,6 +21,9 @@ COUNT = 10**9  # more images than any data set has
 LAST_STEP = 10**8 - 1  # a checkpoint's name has eight digits
 WORKERS = 1024  # more threads or processes than a machine has cores; some 10,000 more end in a segmentation fault
 LAST_SEED = 2**63 - 1
+# what a setting's value is of a run: a name of the backbone's taps, one or several of the objective's times, steps of
+# its sampler, and two times of which the first is not the later one
+TAP, TIME, SAMPLER_STEPS, INTERVAL = "tap", "time", "sampler steps", "interval"
 
 
 def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
@@ -33,9 +36,10 @@ def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
             (-LARGEST and LARGEST: any finite number; inf: infinity has a meaning too); `section`, the heading in --help
             under which this key and those after it stand; `alters`, the quantities that two values of it measure
             differently (`urepa.core.comparability`); `unpairs`, True where the runs of one seed that differ in it see
-            other data, noise or times.
+            other data, noise or times; `is_a`, what the value is of a run (TAP, TIME, SAMPLER_STEPS, INTERVAL), by
+            which an evaluation's is checked before anything is built.
     """
-    unknown = limits.keys() - {"ge", "le", "section", "alters", "unpairs"}
+    unknown = limits.keys() - {"ge", "le", "section", "alters", "unpairs", "is_a"}
     assert not unknown, f"no limit of a setting: {unknown}"
     return _field(default, {"meaning": meaning, **limits})
 
@@ -63,6 +67,7 @@ class Key:
     section: str | None  # the heading that begins here
     alters: tuple[str, ...] | None  # quantities (`urepa.core.comparability`); None: it says nothing
     unpairs: bool
+    is_a: str | None  # what its value is of a run
 
 
 def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
@@ -82,4 +87,5 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
         choices = tuple(choice.name for choice in enums[0]) if enums else ()
         alters, unpairs = about.get("alters"), about.get("unpairs", False)
         is_part = bool(about.get("is_part"))
-        yield Key(name, about["meaning"], is_part, choices, limits, about.get("section"), alters, unpairs)
+        section, is_a = about.get("section"), about.get("is_a")
+        yield Key(name, about["meaning"], is_part, choices, limits, section, alters, unpairs, is_a)

@@ -4,9 +4,13 @@ there."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from urepa.core.samplers import TITLES
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,56 @@ class Formula:
     """A displayed formula; its text is ours, with numbers from the config at most."""
 
     latex: str
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What a backbone is described with beside its settings.
+
+    Args:
+        latent_shape: of x0, [C,H,W].
+        are_replaced: whether a warm start replaces all weights before training.
+    """
+
+    latent_shape: tuple[int, ...]
+    num_classes: int
+    are_replaced: bool
+
+    def initial_weights(self, base: str | None) -> str:
+        """The clause on the initial weights: those of `base`, or random ones; empty if all of these are replaced before
+        training."""
+        if base is not None:
+            return f", with the weights of {base}"
+        return "" if self.are_replaced else ", with random initial weights"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card of exported weights says beside the backbone's settings.
+
+    Args:
+        files: of the export's folder, relative to it.
+        command: what of the training's command composes the weights again, as a shell has it.
+        latent_shape: of x0, [C,H,W].
+        timesteps: of the objective; None where times are continuous.
+    """
+
+    files: tuple[str, ...]
+    command: str
+    latent_shape: tuple[int, int, int]
+    timesteps: int | None
+
+
+def code_block(code: str, language: str) -> str:
+    """A fenced Markdown code block, with a fence longer than any in the code."""
+    longest = max((len(ticks) for ticks in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code.rstrip()}\n{fence}"
+
+
+def join_with_and(items: list[str]) -> str:
+    """Joins names: `a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(items[:-1])] if items[1:] else []), *items[-1:]])
 
 
 def format_value(value: Any) -> str:
@@ -29,3 +83,29 @@ def number(value: float) -> str:
 def shape(sizes: Iterable[int]) -> str:
     """4×64×64."""
     return "×".join(map(str, sizes))
+
+
+# --- evaluations ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """What an evaluation's description needs of the run that it measures."""
+
+    num_classes: int
+    sampler: str  # the objective's usual one
+    is_aligned: bool  # does it have a teacher and heads?
+
+
+def sampling_text(run: EvaluatedRun, sampler: str | None, steps: int, guidance: float) -> str:
+    """DDIM in 25 steps without guidance. A sampler of None is the objective's usual one."""
+    name = run.sampler if sampler is None else sampler
+    guided = "without guidance" if guidance == 1 else f"at guidance {number(guidance)}"
+    return f"{TITLES.get(name, name)} in {steps} steps {guided}"
+
+
+def encoder_text(encoder: Any) -> str:
+    """A declared encoder by its class, with the file or model of its weights if it has such a setting."""
+    name = type(encoder).__name__
+    weights = next((Path(getattr(encoder, key)).name for key in ("model", "weights") if hasattr(encoder, key)), None)
+    return name if weights is None else f"{name}, {weights}"

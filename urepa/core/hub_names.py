@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from urepa.core.errors import UserError
 
-# the repository that spec 000 names has left the hub
+# the repository that the description names has left the hub
 ALIASES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 
 FILE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)")

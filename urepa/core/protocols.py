@@ -1,35 +1,22 @@
 """What a part of each kind declares of itself, one commented class for each kind.
 
 A declaration is a dataclass in a file of its own, in the folder of its kind. Its fields are the keys of its config, and
-`_target_` is its own dotted name. It loads without torch: `build` imports the network or the mathematics.
+`_target_` is its own dotted name. It loads without torch: `build` imports the network or the mathematics. Backbones and
+LoRA are in `urepa.core.backbone_protocols`. What two settings, or two parts of a kind, measure differently is said in
+the words of `urepa.core.comparability`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from urepa.core.descriptions import Formula
-    from urepa.core.types import Tokens
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of a comparison: the logged key, what it is called, and which way is better ("↑", "↓", or "" where
-    nobody can say)."""
-
-    key: str
-    label: str
-    better: str = ""
-
-    @property
-    def title(self) -> str:
-        """The label with an arrow."""
-        return f"{self.label}\u00a0{self.better}" if self.better else self.label
+    from urepa.core.evaluation_protocols import Metric
+    from urepa.core.types import Batch, Tokens
 
 
 class HeadNetwork(Protocol):
@@ -102,6 +89,123 @@ class Objective(Protocol):
         ...
 
 
+class LossMath(Protocol):
+    """The terms of a step: called with the diffusion term of each row [R], what the model returned, the batch, the step
+    (the index of the update), what gathers [B,D] over the ranks to [G,D] with gradient, and the weights [B] of the
+    samples' alignment by their times; gives `urepa.method.training_step.Terms`.
+
+    A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
+    `spatial_norm` and `targets(teacher_BND)`, what the student's tokens are compared with.
+    """
+
+    taps: Mapping[str, float]
+    lambda_max: float
+    diffusion_fraction: float  # 0: nothing after the deepest tap trains
+    aligned_steps: float  # updates that the teacher is asked for; inf: all
+    time_power: float  # of a sample's weight by its time
+
+    def lam(self, step: int) -> float:
+        """λ of the update with this index."""
+        ...
+
+    def is_at_peak(self, step: int) -> bool:
+        """Does a validation here count for the best checkpoint: λ's warm-up is over, and nothing has cut it off?"""
+        ...
+
+    def is_spike(self, terms: Any, step: int) -> Tensor | None:
+        """Is a term far above what it should be by now? A boolean scalar; None: nobody looks."""
+        ...
+
+    def __call__(
+        self,
+        diffusion_R: Tensor,
+        output: Any,
+        batch: Batch,
+        step: int,
+        gather: Callable[[Tensor], Tensor],
+        weight_B: Tensor | float = 1.0,
+    ) -> Any: ...
+
+
+class Loss(Protocol):
+    """What a step is trained on beside the objective's target (urepa/method/losses/)."""
+
+    # Columns of a comparison for its own terms. Total, diffusion loss and x0 error are columns of every loss.
+    metrics: ClassVar[tuple[Metric, ...]]
+
+    @property
+    def taps(self) -> Mapping[str, float]:
+        """The aligned taps and their weights; without one there is neither teacher nor head."""
+        ...
+
+    @property
+    def lambda_max(self) -> float:
+        """λ after its warm-up, by which the best checkpoint is chosen."""
+        ...
+
+    @property
+    def diffusion_fraction(self) -> float:
+        """The share of samples with a diffusion term."""
+        ...
+
+    @property
+    def stop_step(self) -> int | None:
+        """From this update on nothing is aligned; None: there is no such step."""
+        ...
+
+    def check(self) -> None:
+        """UserError where settings that are each in their range do not go together."""
+        ...
+
+    def check_teachers(self, names: Collection[str]) -> None:
+        """UserError where its settings do not fit the names of several teachers; without names there is one."""
+        ...
+
+    def check_layout(self, smallest_group: int, accumulation: int) -> None:
+        """UserError where a term cannot be computed: `smallest_group` are the samples in the smaller of a training and
+        a validation batch, `accumulation` the micro-batches of an update."""
+        ...
+
+    def check_length(self, max_steps: int) -> None:
+        """UserError where a setting has no effect in a run of so many updates."""
+        ...
+
+    def idle_keys(self) -> Mapping[str, str]:
+        """Keys, groups or patterns of keys that have no effect with it, each with the reason as it follows "has no
+        effect with": giving one is a mistake."""
+        ...
+
+    def build(self, *, schedule: Schedule, max_steps: int) -> Any:
+        """The `LossMath` of a run of so many updates."""
+        ...
+
+    def description(self, *, schedule: Schedule, max_steps: int) -> list[str | Formula]:
+        """Terms, weights and λ over the run, as `describe` writes them."""
+        ...
+
+    def model_card(self) -> str:
+        """The weights of its alignment terms, for users of published weights: "λ = 0.5 and w = 3"."""
+        ...
+
+
+class Schedule(Protocol):
+    """The shape of λ after its warm-up (urepa/method/schedules/). The peak is `loss.lambda_max`, the linear warm-up
+    `loss.warmup_steps`."""
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The share of the peak, in [0, 1], at an update after the warm-up.
+
+        Args:
+            step: updates since the warm-up's end; 0 during the warm-up.
+            max_steps: how many there are from there to the run's end, 1 or more.
+        """
+        ...
+
+    def description(self) -> str:
+        """What λ does after its warm-up, following "λ rises to 0.5 and "; empty where it stays at its peak."""
+        ...
+
+
 class TeacherNetwork(Protocol):
     """A frozen encoder with its preprocessing. Everything but its weights is known before they are read."""
 
@@ -166,17 +270,4 @@ class OneTeacher(Teacher, Protocol):
 
     def stored_as(self) -> dict[str, Any]:
         """What names its store of tokens on a small track: `model`, `image_size` and, where they count, `positions`."""
-        ...
-
-
-class Evaluation(Protocol):
-    """What is measured of a model after training. A class may also have `metrics: ClassVar[tuple[Metric, ...]]`, the
-    columns of `compare` for its keys; a key without one is its own label, without a direction."""
-
-    def __call__(self, context: Any) -> dict[str, float]:
-        """Values by key, `final/MEASURE/WHAT`. A UserError for what cannot be measured.
-
-        Args:
-            context: `urepa.evaluation.context.Context`.
-        """
         ...

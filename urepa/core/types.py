@@ -6,9 +6,8 @@ D width, C channels, H/W spatial.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,7 +68,7 @@ class Condition:
         return Condition(self.ids_B.to(device, non_blocking=True), self.null_id)
 
     def drop(self, mask_B: Tensor) -> "Condition":
-        """Without the condition where `mask_B` is True (classifier-free guidance, spec 000 §3.4)."""
+        """Without the condition where `mask_B` is True (classifier-free guidance, Ho & Salimans 2022)."""
         return Condition(torch.where(mask_B, self.null_id, self.ids_B), self.null_id)
 
 
@@ -80,18 +79,6 @@ class Denoised:
 
     prediction_RCHW: Tensor
     features: dict[str, Tokens] = field(default_factory=dict)
-
-
-def reads_weights(build_without_weights: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Decorates a backbone's function, the one that its config's `_target_` names, if that reads files: the argument
-    takes the same settings, and builds the same module at random weights, also on the meta device, without reading any.
-    The decorated function has it as its attribute `build_without_weights`; a backbone without one reads nothing."""
-
-    def with_it(build: Any) -> Any:
-        build.build_without_weights = build_without_weights
-        return build
-
-    return with_it
 
 
 def no_rows(device: torch.device) -> Tensor:

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from urepa.config.declared import declaration_of
 from urepa.core.nested_dicts import flatten
+from urepa.core.protocols import Loss
+from urepa.core.run_protocols import Optimizer
 from urepa.core.types import Batch, Condition
 from urepa.costs.bench_results import read_measured
 from urepa.costs.counting import (
@@ -27,15 +30,21 @@ from urepa.costs.counting import (
     norm_as_on_cuda,
     on_fake_cpu,
 )
+from urepa.data.lists.split_sizes import check_batch_size
 from urepa.data.online_encoders import AT_ONCE
 from urepa.data.reader import THREADS
 from urepa.data.stages.vae import vae_without_weights
 from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
-from urepa.data.tracks.split_sizes import check_batch_size
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel, step_terms
 from urepa.models.teachers.several_teachers import by_name
-from urepa.training.assembly import build_model, build_part, make, speed_up, without_weights
+from urepa.training.assembly import (
+    build_backbone_without_weights,
+    build_loss,
+    build_model,
+    build_part,
+    speed_up,
+)
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
 
@@ -45,7 +54,7 @@ SAME_FLOPS_WITHIN = 0.02  # relative difference of two counts of one step's FLOP
 SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
 # keys that change no count; what is below them neither
 NOT_COUNTED = (
-    *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "device", "measured", "out"),
+    *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "schedule", "device", "measured", "out"),
     *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps", "loss.stop_step"),
     *("objective.beta_start", "objective.beta_end", "objective.beta_schedule"),
 )
@@ -212,16 +221,22 @@ def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -
     """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
     counted = _count_cached(config, device.kind)
     rows = [] if measured is None else read_measured(measured, device.name)
-    return Plan(device, Settings(**config["trainer"]), counted, rows, config["loss"].get("stop_step"))
+    return Plan(device, Settings(**config["trainer"]), counted, rows, declaration_of(config["loss"]).stop_step)
 
 
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
     """Counts a config once for all arms and seeds with the same costs."""
     costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
-    key = json.dumps([kind, costly])
+    key = json.dumps([kind, costly, _states(config)])
     if key not in _COUNTED:
         _COUNTED[key] = count(config, kind)
     return _COUNTED[key]
+
+
+def _states(config: dict[str, Any]) -> int:
+    """Copies of what trains that the optimiser keeps."""
+    optimizer: Optimizer = declaration_of(config["optimizer"])
+    return optimizer.states
 
 
 def count(config: dict[str, Any], kind: str) -> Counted:
@@ -229,17 +244,17 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     config = deepcopy(config)
     settings = Settings(**config["trainer"])
     micro_batch = settings.batch_size // settings.accumulation
-    loss, objective, track = make(config["loss"]), build_part(config["objective"]), make(config["data"])
-    loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
+    loss, objective, track = build_loss(config), build_part(config["objective"]), build_part(config["data"])
+    declared: Loss = declaration_of(config["loss"])
+    declared.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
     samples = track.expected_samples()
     check_batch_size(settings.batch_size, samples["train"])
     teacher = build_part(config["teacher"]) if loss.taps else None
-    config["backbone"] = without_weights(config["backbone"])
     with torch.device("meta"):
-        model, backbone_group = build_model(config, track, teacher, loss)
+        model, backbone_group = build_model(config, track, teacher, loss, build_backbone_without_weights)
     # compiled blocks cannot be counted, and kernels do not change the counts
     speed_up(model, replace(settings, compile=False, attention=None), torch.device("cpu"))
-    parameters, weights = parameters_by_part(model), weight_bytes(model)
+    parameters, weights = parameters_by_part(model), weight_bytes(model, _states(config))
     groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
     mode = on_fake_cpu(model)
 
@@ -301,16 +316,16 @@ def parameters_by_part(model: AlignedModel) -> dict[str, dict[str, int]]:
     return {part: n for part, n in counts.items() if n["all"]}
 
 
-def weight_bytes(model: nn.Module) -> dict[str, int]:
-    """What lies on the device from the first step to the last. AdamW keeps two moments and EMA one copy of
-    whatever trains, in its precision."""
+def weight_bytes(model: nn.Module, states: int) -> dict[str, int]:
+    """What lies on the device from the first step to the last. The optimiser keeps `states` copies of whatever trains
+    (AdamW two moments) and EMA one, in its precision."""
     trains = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return {
         "frozen weights": sum(p.nbytes for p in model.parameters() if not p.requires_grad),
         "buffers": sum(b.nbytes for b in model.buffers()),
         "trainable weights": trains,
         "gradients": trains,
-        "optimiser": 2 * trains,
+        "optimiser": states * trains,
         "EMA": trains,
     }
 

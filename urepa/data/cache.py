@@ -25,14 +25,14 @@ from urepa.core.nested_dicts import flatten
 from urepa.core.random_draws import normal
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Condition
+from urepa.data.lists.content import Identity
+from urepa.data.lists.paths import lost_list_error
+from urepa.data.lists.samples import Keys, Sample, Samples
 from urepa.data.online_encoders import OnlineLatents, OnlineTokens
 from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.stores.record_keys import SUFFIX
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks.content import Identity
-from urepa.data.tracks.paths import lost_list_error
-from urepa.data.tracks.samples import Keys, Sample, Samples
 from urepa.models.teachers.several_teachers import by_name
 
 SPLITS = ("train", "val", "test")

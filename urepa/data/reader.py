@@ -19,8 +19,8 @@ from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition
 from urepa.data.cache import Cache
-from urepa.data.tracks.samples import Sample
-from urepa.data.tracks.split_sizes import check_batch_size
+from urepa.data.lists.samples import Sample
+from urepa.data.lists.split_sizes import check_batch_size
 from urepa.method.diffusion_fraction import strata
 
 AHEAD = 3  # steps that are read before they are asked for
@@ -167,7 +167,7 @@ class TrainingReader:
 
 class ValidationReader:
     """The validation split in fixed groups: one shuffle, and draws from the sample ids alone, so that every
-    arm, seed and number of GPUs sees the same (spec 000 §7.1, with a shuffle in place of class order)."""
+    arm, seed and number of GPUs sees the same (docs/errata.md: a shuffle in place of class order)."""
 
     def __init__(self, cache: Cache, objective: Any, group: int) -> None:
         self.cache, self.objective = cache, objective

@@ -1,5 +1,6 @@
-"""Training of the classifier whose features `urepa.evaluation.cifar_cnn` gives: AdamW over a cosine, images flipped and
-shifted at random, every draw by its address, so that a machine with as many threads makes the same weights again.
+"""Training of the classifier whose features `urepa.evaluation.encoders.cifar_cnn` gives: AdamW over a cosine, images
+flipped and shifted at random, every draw by its address, so that a machine with as many threads makes the same weights
+again.
 
 Shapes: R images, B batch, S image size.
 """
@@ -20,11 +21,11 @@ from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.core.hashing import file_sha256
 from urepa.data.cache import Cache
+from urepa.data.lists.content import Identity
+from urepa.data.lists.samples import digests_of
 from urepa.data.online_encoders import own_device
-from urepa.data.tracks.content import Identity
-from urepa.data.tracks.samples import digests_of
-from urepa.evaluation.cifar_cnn import Classifier
 from urepa.evaluation.classifier_file import as_metadata, refuse_other
+from urepa.evaluation.encoders.cifar_cnn_net import Classifier
 from urepa.method.step_schedules import cosine_with_warmup
 
 BATCH = 128

@@ -71,16 +71,16 @@ class Incomplete(UserError):
         self.metrics, self.failures = metrics, failures
 
 
-def run_each(context: Context, evaluations: dict[str, Any], make: Callable[[Any], Any]) -> Evaluated:
-    """Every evaluation of a config's `evaluation`, built by `make`. One that cannot be had costs none of the others,
-    whatever it raises; what is no user's mistake and no full disk leaves its traceback on stderr."""
+def run_each(context: Context, evaluations: dict[str, Any], declaration_of: Callable[[Any], Any]) -> Evaluated:
+    """Every evaluation of a config's `evaluation`, each from its settings by `declaration_of`. If one fails, the others
+    still run, whatever it raises; what is no user's mistake and no full disk leaves its traceback on stderr."""
     metrics: dict[str, float] = {}
     failures: dict[str, str] = {}
     keys: dict[str, list[str]] = {}
     for name, settings in evaluations.items():
         try:
             with progress.prefix_bars(name):
-                found = make(settings)(context)
+                found = declaration_of(settings)(context)
         except Incomplete as partly:
             failures |= {f"{name}.{key}": why for key, why in partly.failures.items()}
             found = partly.metrics

@@ -1,6 +1,6 @@
 """What a run's model makes of images, chunk by chunk: taps, heads' tokens and the teacher's, under the null condition.
 
-Spec 000 §11.1, but never with the class: it would leak the label. Shapes: B samples of a chunk, N tokens, D width.
+Never with the class, which would leak the label. Shapes: B samples of a chunk, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Condition, Tokens, no_rows
-from urepa.data.tracks.samples import Sample, Samples, fixed_subset
+from urepa.data.lists.samples import Sample, Samples, fixed_subset
 from urepa.evaluation.context import Context
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel

@@ -17,7 +17,7 @@ ROWS = 1024  # of features that are widened to fp64 at once
 
 
 def similarity_mae(x_ND: Tensor, y_NE: Tensor) -> float:
-    """Mean |cos(x_i, x_j) − cos(y_i, y_j)| over i ≠ j (spec 000 §11.2)."""
+    """Mean |cos(x_i, x_j) − cos(y_i, y_j)| over i ≠ j."""
     n, total = len(x_ND), 0.0
     for (_, x_bN), (_, y_bN) in zip(_cosines(x_ND), _cosines(y_NE), strict=True):
         total += x_bN.sub_(y_bN).abs_().sum(dtype=torch.float64).item()  # the diagonal is 1 on both sides
@@ -47,8 +47,8 @@ def _cosines(x_ND: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def neighbour_recall(x_ND: Tensor, y_NE: Tensor, k: int) -> float:
-    """The share of y's k nearest neighbours that are among x's k nearest: in [0,1], k / (N − 1) by chance (spec 000
-    §11.2, which leaves k open; with one k on both sides it is Huh et al.'s mutual k-NN, arXiv 2405.07987)."""
+    """The share of y's k nearest neighbours that are among x's k nearest: in [0,1], k / (N − 1) by chance.
+    With one k on both sides it is Huh et al.'s mutual k-NN (arXiv 2405.07987)."""
     mine, theirs = _graph(neighbours(x_ND, k)), _graph(neighbours(y_NE, k))
     return float(mine.multiply(theirs).sum()) / mine.nnz
 

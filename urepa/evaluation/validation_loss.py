@@ -5,7 +5,7 @@ Shapes: G groups, B samples of a group, T timestep bins, K per-sample terms, N t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from urepa.core.collectives import sum_over_ranks
 from urepa.core.types import Batch
 from urepa.data.reader import Layout, ValidationReader
-from urepa.method import losses
+from urepa.method.losses import loss_math
 from urepa.method.training_step import shares_of, step_terms
 
 BINS = 10
@@ -30,6 +30,7 @@ class Validation:
     mean_tokens: dict[str, Tensor]  # [D], by teacher
     layout: Layout
     device: torch.device
+    total_at_peak: float = field(init=False)  # of the last call: `val/total` if λ were λ_max, for the best checkpoint
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -70,8 +71,8 @@ class Validation:
         columns = {
             "count": torch.ones(len(batch.ids), device=self.device),
             **terms.per_sample,
-            "x0_error": losses.diffusion_loss(implied_x0, batch.x0),
-            "zero_predictor": losses.diffusion_loss(torch.zeros_like(target), target),
+            "x0_error": loss_math.diffusion_loss(implied_x0, batch.x0),
+            "zero_predictor": loss_math.diffusion_loss(torch.zeros_like(target), target),
         }
         if terms.weighted_B is not None:
             columns["weighted"] = terms.weighted_B
@@ -84,7 +85,7 @@ class Validation:
         by_teacher = {}
         for name, tokens_BND in batch.teachers.items():
             constant_BND = self.mean_tokens[name].to(self.device).expand_as(tokens_BND)
-            by_teacher[name] = losses.token_loss(constant_BND, tokens_BND)
+            by_teacher[name] = loss_math.token_loss(constant_BND, tokens_BND)
         shares = shares_of(by_teacher, self.loss.teachers)
         mean_B = torch.stack([share * by_teacher[name] for name, share in shares.items()]).sum(0)
         return {"constant_token": mean_B} | {f"constant_token/{name}": x for name, x in by_teacher.items() if name}
@@ -97,11 +98,14 @@ class Validation:
         floors = {f"floor/{k}": means.pop(k) for k in of_floors}
         metrics = {f"val/{name}": value for name, value in means.items()}
         metrics["val/total"] = means["diffusion"] if self.loss.diffusion_fraction else 0.0
+        self.total_at_peak = metrics["val/total"]
         if "token" in means:
             manifold = float(manifold_G.sum() / sum(self.reader.full))
             lam = self.loss.lam(step)
             metrics |= {"val/cosine": 1 - means["token"], "val/manifold": manifold, "val/lambda": lam}
-            metrics["val/total"] += lam * (weighted + self.loss.manifold_weight * manifold)
+            alignment = weighted + self.loss.manifold_weight * manifold
+            metrics["val/total"] += lam * alignment
+            self.total_at_peak += self.loss.lambda_max * alignment
         for i, row in enumerate(table_TK.tolist()):
             by_name = dict(zip(names, row, strict=True))
             for name in ("diffusion", "token", "x0_error"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError, did_you_mean
 from urepa.core.escaping import printable
 from urepa.core.ranks import is_first
-from urepa.data.tracks.classes import class_names
+from urepa.core.track_protocols import Track
+from urepa.data.lists.classes import class_names
 
 SHOWN = 10  # names in a sentence
 
@@ -16,7 +18,8 @@ SHOWN = 10  # names in a sentence
 def names_of(config: dict[str, Any], kept: list[str]) -> list[str]:
     """The names of a model's classes by id: those of `data.class_names`, else those that were kept with the run or the
     export. [] where there are none."""
-    named = config["data"].get("class_names")
+    track: Track = declaration_of(config["data"])
+    named = track.class_names
     if named is None:
         return kept
     try:

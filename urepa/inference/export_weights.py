@@ -1,4 +1,5 @@
-"""A run's EMA weights as others load them: LoRA as diffusers' pipelines do, the whole U-Net, or a SiT as published.
+"""A run's EMA weights as others load them, in the layout that the backbone writes: LoRA as diffusers' pipelines do, the
+whole U-Net, or a SiT as published.
 
 Layout: pytorch_lora_weights.safetensors or unet/ (and embedding.safetensors where it was trained) beside
 scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml, classes.json
@@ -14,19 +15,17 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
+from urepa.config.declared import declaration_of
+from urepa.core.backbone_protocols import Backbone
 from urepa.core.errors import UserError
 from urepa.core.files import raise_full_disk_as_oserror, sync_folder, write_whole
-from urepa.data.tracks.classes import write_names
+from urepa.data.lists.classes import write_names
 from urepa.inference.model_card import model_card
 from urepa.inference.open_run import OpenedRun, given_places, open_base
-from urepa.inference.published_weights import TRAINED_ROWS
 from urepa.method.ddpm_sampling import scheduler_for
 from urepa.method.objectives.ddpm_math import DDPMMath
-from urepa.models.backbones.sit import SiT
-from urepa.models.backbones.sit_published import EXPORTED, to_published
+from urepa.models.weight_files import save_tensors
 from urepa.runs import checkpoint
 from urepa.training.provenance import class_names
 
@@ -41,7 +40,8 @@ def export(asked: dict[str, Any]) -> Path:
     if target.exists():
         raise UserError(f"{target} is there already; move it away, or give out=FOLDER, a new one")
     opened = open_base(run, torch.device("cpu"), given_places(asked))
-    if not isinstance(opened.model.backbone, SiT) and not isinstance(opened.objective, DDPMMath):
+    declared: Backbone = declaration_of(opened.config["backbone"])
+    if declared.is_diffusers_unet and not isinstance(opened.objective, DDPMMath):
         raise UserError(
             f"{run} trained a U-Net on a flow, which diffusers' layout has no place for; `urepa.load` opens the run"
         )
@@ -64,14 +64,7 @@ def export(asked: dict[str, Any]) -> Path:
 def write_parts(opened: OpenedRun, folder: Path) -> None:
     """Weights, scheduler, heads, config and card."""
     backbone: Any = opened.model.backbone
-    if isinstance(backbone, SiT):
-        save_tensors(to_published(backbone), folder / EXPORTED)
-    elif has_lora(backbone):
-        write_lora(backbone.unet, folder)
-    else:
-        backbone.unet.save_pretrained(folder / "unet", safe_serialization=True)
-        if isinstance(backbone.embedding_KLE, nn.Parameter):  # else it is the text encoder's
-            save_tensors({"embedding_KLE": backbone.embedding_KLE}, folder / TRAINED_ROWS)
+    backbone.export(folder)
     if isinstance(opened.objective, DDPMMath):
         scheduler_for(opened.objective, "ddim").save_pretrained(folder / "scheduler")
     if len(opened.model.heads):
@@ -82,26 +75,3 @@ def write_parts(opened: OpenedRun, folder: Path) -> None:
     write_names(folder, class_names(opened.folder, opened.config["data"]["num_classes"]))
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     write_whole(folder / "README.md", model_card(opened.folder, opened.step, public, config, files))
-
-
-def has_lora(backbone: nn.Module) -> bool:
-    """Has peft been here?"""
-    return bool(getattr(backbone.unet, "peft_config", None))
-
-
-def write_lora(unet: Any, folder: Path) -> None:
-    """As `pipe.load_lora_weights` reads it. The metadata carry α, without which α ≠ r would be lost."""
-    from diffusers import StableDiffusionPipeline
-    from peft.utils import get_peft_model_state_dict
-
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=get_peft_model_state_dict(unet),
-        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
-        safe_serialization=True,
-    )
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """As safetensors."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)

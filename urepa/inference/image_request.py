@@ -19,11 +19,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image as Picture
 
+from urepa.config.declared import declaration_of
 from urepa.core import progress
 from urepa.core.collectives import on_main
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, read_json, write_whole
 from urepa.core.png import labelled_grid, to_pixels, to_png
+from urepa.core.track_protocols import Track
 from urepa.inference.load_weights import Origin, config_of, find_origin
 from urepa.inference.open_run import OpenedRun
 from urepa.method.ddpm_sampling import choose_sampler, sample_images, uneven_timesteps
@@ -99,7 +101,8 @@ class ImageSet:
         """All that the images depend on, but for rounding."""
         keys = ("classes", "n", "sampler", "steps", "guidance", "seed", "precision")
         config = self.origin.config
-        parts = {"base": config["backbone"].get("weights"), "vae": config["data"].get("vae")}
+        track: Track = declaration_of(config["data"])
+        parts = {"base": config["backbone"].get("weights"), "vae": track.vae}
         names = {part: None if name is None else Path(name).name for part, name in parts.items()}
         request = self.origin.weights | names | {key: self.asked[key] for key in keys}
         interval = self.asked["guidance_interval"]

@@ -8,20 +8,20 @@ from typing import Any, Protocol
 
 import torch
 
+from urepa.config.declared import declaration_of
+from urepa.core.backbone_protocols import WeightsKind
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, replace_value
+from urepa.core.track_protocols import Track
 from urepa.inference.open_run import OpenedRun, given_places, open_base, relocate
-from urepa.inference.published_weights import TRAINED_ROWS, Published, WeightsKind, find
+from urepa.inference.published_weights import Published, find
 from urepa.method.training_step import AlignedModel
-from urepa.models.lora import load_pipeline_lora
-from urepa.models.weight_files import read_safetensors
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_backbone, build_part
 
 # of a published checkpoint's composition: where things lie, and what the request names otherwise
-NOT_OF_IMAGES = ("_target_", "_partial_", "weights", "prompts", "gradient_checkpointing", "draw")
-SHAPES = ("latent_shape", "image_size", "channels", "unshuffle", "scale", "num_classes")
+NOT_OF_IMAGES = ("_target_", "weights", "prompts", "gradient_checkpointing", "draw")
 
 
 class Origin(Protocol):
@@ -110,7 +110,8 @@ class OfCheckpoint:
     @property
     def weights(self) -> dict[str, Any]:
         parts = {part: self.config[part] for part in ("backbone", "objective")}
-        shapes = {key: value for key, value in self.config["data"].items() if key in SHAPES}
+        track: Track = declaration_of(self.config["data"])
+        shapes = {key: value for key, value in self.config["data"].items() if key in track.of_images}
         settings = flatten(parts | {"data": shapes}).items()
         kept = {k: v for k, v in settings if k.rpartition(".")[2] not in NOT_OF_IMAGES}
         target = {"objective": self.config["objective"]["_target_"].rpartition(".")[2]}
@@ -126,27 +127,18 @@ class OfCheckpoint:
         opened = self.open_base(device) if base is None else base
         backbone: Any = opened.model.backbone
         if kind == WeightsKind.lora:
-            load_pipeline_lora(backbone.unet, self.published.files[0])
+            backbone.load_adapters(self.published.files[0])
             opened.model.to(device).eval().requires_grad_(False)
         else:
-            load_whole_unet(backbone, self.published)
+            values = backbone.read_values(self.published.files)
+            checkpoint.load_named(dict(backbone.named_parameters()), values, str(path))
         return opened
 
     def _open_backbone(self, config: dict[str, Any], device: torch.device) -> OpenedRun:
         """The composed backbone, without LoRA or heads."""
-        objective, track = build_part(config["objective"]), make(config["data"])
-        backbone = make(config["backbone"])(latent_shape=track.latent_shape, num_classes=track.num_classes)
-        return OpenedRun(self.published.path, 0, config, AlignedModel(backbone, {}), objective, track, device)
-
-
-def load_whole_unet(backbone: Any, published: Published) -> None:
-    """A small U-Net's values and those of its classes, as an export has them."""
-    found: dict[str, torch.Tensor] = {}
-    for file in published.files:
-        if file.suffix == ".safetensors":
-            prefix = "" if file.name == TRAINED_ROWS else "unet."
-            found |= {prefix + name: value for name, value in read_safetensors(file).items()}
-    checkpoint.load_named(dict(backbone.named_parameters()), found, str(published.path))
+        objective, track = build_part(config["objective"]), build_part(config["data"])
+        model = AlignedModel(build_backbone(config, track), {})
+        return OpenedRun(self.published.path, 0, config, model, objective, track, device)
 
 
 def config_of(asked: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +155,7 @@ def find_origin(asked: dict[str, Any]) -> Origin:
         return OfRun(run, relocate(config_of(asked), places), places, found)
     config = asked["config"]
     published = find(asked["checkpoint"], config)
-    has_base = config["backbone"].get("weights", "random") != "random"
+    has_base = declaration_of(config["backbone"]).base is not None
     if asked["against"] is not None and not has_base:
         raise UserError("against=base: these are all of the backbone's weights, and no others are composed beside them")
     if published.kind == WeightsKind.lora and not has_base:

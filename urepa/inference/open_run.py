@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from urepa.config.declared import declaration_of
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, move_paths, replace_value
@@ -24,7 +25,7 @@ from urepa.models.teachers.several_teachers import name_at
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
-from urepa.training.assembly import build_model, build_part, make
+from urepa.training.assembly import build_loss, build_model, build_part
 
 # where things lie now, for a run that was trained elsewhere
 PLACES = ("data.root", "data.vae", "backbone.weights")
@@ -47,7 +48,7 @@ class OpenedRun:
         self.model.to(self.device).eval().requires_grad_(False)
 
     def __repr__(self) -> str:
-        taps = ", ".join(self.config["loss"].get("taps", ())) or "none"
+        taps = ", ".join(declaration_of(self.config["loss"]).taps) or "none"
         return f"OpenedRun('{self.folder}', step {self.step}, aligned taps: {taps})"
 
     @property
@@ -67,7 +68,7 @@ class OpenedRun:
 
         Args:
             images: [B,C,S,S] in [0,1], of the track's channels and size; a VAE encodes them where the track has one.
-            t: a time of the run's objective, or one per image. None: half way, 500 of 1,000 (spec 000 §11.1).
+            t: a time of the run's objective, or one per image. None: half way, 500 of 1,000.
             tap: None: the one that the run aligns, the first of several.
             noise: standard normal, of the latents' shape. None: the same fixed noise for every image, so that an
                 image's features depend on nothing beside it.
@@ -114,7 +115,7 @@ class OpenedRun:
 
     def _tap(self, tap: str | None) -> str:
         """The one that is asked for, or that the run aligns."""
-        aligned = tuple(self.config["loss"].get("taps", ()))
+        aligned = tuple(declaration_of(self.config["loss"]).taps)
         if tap is None and not aligned:
             raise UserError("this run aligns no tap (loss=none): say which one is read, tap=NAME")
         return aligned[0] if tap is None else tap
@@ -145,7 +146,7 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
 def open_base(run: Path, device: torch.device, places: dict[str, str] | None = None) -> OpenedRun:
     """The run's model as it was before its first step: base weights, LoRA without effect."""
     config = relocate(require_config(run), {} if places is None else places)
-    loss, objective, track = make(config["loss"]), build_part(config["objective"]), make(config["data"])
+    loss, objective, track = build_loss(config), build_part(config["objective"]), build_part(config["data"])
     # heads ask its width and grid; its weights stay unread
     teacher = build_part(config["teacher"]) if loss.taps else None
     model, _ = build_model(config, track, teacher, loss)

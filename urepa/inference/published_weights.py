@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.config.parts import SCHEMAS
+from urepa.core.backbone_protocols import Backbone, WeightsKind
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
 from urepa.core.hub_names import ensure_local, hub_file
@@ -20,8 +21,6 @@ from urepa.runs.run_folder import parse_overrides
 from urepa.runs.stored_config import read_plain
 from urepa.runs.upgrades import upgrade
 
-LORA = "pytorch_lora_weights.safetensors"
-TRAINED_ROWS = "embedding.safetensors"  # of a U-Net whose classes were trained with it
 # What of a composition says what weights are of; the rest of a training has no effect on their images.
 OF_WEIGHTS = ("experiment", "backbone", "objective", "data", "trainer.threads")
 OF_DATA = (
@@ -55,14 +54,6 @@ SCHEDULER: dict[str, Any] = {
 }
 
 
-class WeightsKind(Enum):
-    """How the weights meet what is composed."""
-
-    backbone = "all weights of a backbone that reads them itself, as backbone.weights="
-    lora = "adapters on the composed base weights"
-    unet = "all weights of a small U-Net, and its classes' embedding"
-
-
 @dataclass(frozen=True)
 class Published:
     """Weights, and all that their images depend on."""
@@ -92,11 +83,6 @@ def training_command(experiment: str, overrides: tuple[str, ...]) -> list[str]:
     return first + [o for o in overrides if has_effect(next(iter(parse_overrides([o]))))]
 
 
-def family(config: dict[str, Any]) -> str:
-    """Of the backbone: sit, sd15 or tiny_unet."""
-    return str(config["backbone"]["_target_"].rpartition(".")[2])
-
-
 def check_name(name: str) -> None:
     """UserError if the name is neither a local path nor a file on the hub."""
     if hub_file(name) is None and not Path(name).exists():
@@ -106,50 +92,18 @@ def check_name(name: str) -> None:
 def find(name: str, config: dict[str, Any]) -> Published:
     """What `checkpoint=name` is for a composed config. UserError where it is not for its backbone or its objective."""
     path = ensure_local(name, "checkpoint")
-    kind, files = {"sit": _of_sit, "sd15": _of_sd15, "tiny_unet": _of_unet}[family(config)](path)
+    backbone: Backbone = declaration_of(config["backbone"])
+    found = backbone.find_weights(path)
     beside = path.parent if path.is_file() or path.name == "unet" else path
     scheduler, exported = beside / "scheduler" / "scheduler_config.json", beside / "config.yaml"
     if scheduler.is_file():
         check_scheduler(scheduler, config["objective"])
     if exported.is_file():
         check_export_config(exported, config["objective"])
-    return Published(kind, path, tuple(files), digest_of(files))
+    return Published(found.kind, path, found.files, digest_of(found.files))
 
 
-def _of_sit(path: Path) -> tuple[WeightsKind, list[Path]]:
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"checkpoint={path} has no model.safetensors, as an export of a SiT has; give the file itself")
-    return WeightsKind.backbone, [file]
-
-
-def _of_sd15(path: Path) -> tuple[WeightsKind, list[Path]]:
-    if path.is_file():
-        return WeightsKind.lora, [path]
-    if (path / LORA).is_file():
-        return WeightsKind.lora, [path / LORA]
-    return WeightsKind.backbone, _unet_files(path, f"neither {LORA} nor unet/config.json nor config.json")
-
-
-def _of_unet(path: Path) -> tuple[WeightsKind, list[Path]]:
-    rows = path / TRAINED_ROWS
-    if not rows.is_file():
-        raise UserError(
-            f"checkpoint={path} has no {TRAINED_ROWS}, as an export of a small U-Net has; "
-            "for weights of another backbone say which: +experiment=NAME"
-        )
-    return WeightsKind.unet, [rows, *_unet_files(path, "no unet/config.json")]
-
-
-def _unet_files(path: Path, missing: str) -> list[Path]:
-    """Configuration and weights of the U-Net in a folder, its own or a pipeline's."""
-    for folder in (path / "unet", path):
-        if (folder / "config.json").is_file():
-            return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    raise UserError(f"checkpoint={path} has {missing}: give the weights, or compose the backbone that they are of")
-
-
-def digest_of(files: list[Path]) -> str:
+def digest_of(files: Sequence[Path]) -> str:
     """SHA-256 of a file, or of several files' names and digests."""
     digests = {}
     for path in files:

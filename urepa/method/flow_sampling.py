@@ -68,7 +68,7 @@ def heun(flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[n
 def euler_maruyama(
     flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]
 ) -> Tensor:
-    """dx = (v − w·s/2)dt + √w dW with w = 2t (SiT, §2.4; SYSTEMS.md D): `steps` times from 1 to 0.04, then 0, the last
+    """dx = (v − w·s/2)dt + √w dW with w = 2t (SiT, §2.4, and its code): `steps` times from 1 to 0.04, then 0, the last
     step by its drift alone. Each image's noise comes from its own generator."""
     noisy = torch.linspace(1, LAST, steps, dtype=torch.float64, device=x.device)
     times = torch.cat([noisy, noisy.new_zeros(1)])

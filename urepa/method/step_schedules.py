@@ -6,7 +6,7 @@ import math
 
 
 def linear_warmup(step: int, maximum: float, warmup_steps: int) -> float:
-    """λ(step): linear from 0 to `maximum` over `warmup_steps`, then constant (spec 000 §4.5)."""
+    """λ(step): linear from 0 to `maximum` over `warmup_steps`, then constant."""
     if step >= warmup_steps:
         return maximum
     return maximum * step / warmup_steps
@@ -14,7 +14,7 @@ def linear_warmup(step: int, maximum: float, warmup_steps: int) -> float:
 
 def cosine_with_warmup(step: int, max_steps: int, warmup_ratio: float, final_ratio: float = 0.0) -> float:
     """The factor of the peak learning rate, in [0,1]: linear over the first `warmup_ratio` of the run, then half a
-    cosine down to `final_ratio` at `max_steps` (0 in spec 000 §5.2; at 1 it stays where it is)."""
+    cosine down to `final_ratio` at `max_steps` (at 1 it stays where it is)."""
     warmup_steps = round(warmup_ratio * max_steps)
     if step < warmup_steps:
         return step / warmup_steps

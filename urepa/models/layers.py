@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """Xavier-uniform, its bias 0: what the published SiT and REPA do to every dense layer (SYSTEMS.md D)."""
+    """Xavier-uniform, its bias 0: what the published SiT and REPA do to every dense layer (arXiv 2410.06940)."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

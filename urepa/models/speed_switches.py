@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 
-# the blocks that repeat, diffusers' and SiT's; each is compiled by itself, once per shape
-REGIONS = ("ResnetBlock2D", "BasicTransformerBlock", "SiTBlock")
-SHAPES = 64  # of one region: SD-1.5 has about 20
+SHAPES = 64  # of one region, which is compiled once per shape: SD-1.5 has about 20
 
 
 class GroupNorm(nn.GroupNorm):
@@ -76,8 +74,10 @@ def attention(first: str | None, device: torch.device) -> Callable[[], contextli
 
 
 def compile_blocks(backbone: nn.Module) -> None:
-    """Compiles the repeated blocks, each by itself: the first step takes a minute or two. In place."""
+    """Compiles the repeated blocks that a backbone names (`BackboneNetwork.regions`), each by itself: the first step
+    takes a minute or two. In place."""
+    regions: Any = backbone.regions
     torch._dynamo.config.recompile_limit = SHAPES
     for module in backbone.modules():
-        if type(module).__name__ in REGIONS:
+        if type(module).__name__ in regions:
             module.compile()

@@ -27,6 +27,13 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is no whole safetensors file ({error}); copy it again") from error
 
 
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """As safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+
+
 def read_torch(file: Path) -> Any:
     """What a torch file holds of tensors and the settings beside them: nothing else is unpickled. UserError where there
     is more, or where it is damaged."""

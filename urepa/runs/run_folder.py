@@ -16,6 +16,8 @@ from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig, OmegaConf
 
+from urepa.config.declared import declaration_of
+from urepa.config.parts import family_of
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, write_whole
 from urepa.core.nested_dicts import flatten, replace_value
@@ -254,8 +256,8 @@ def tags_of(names: Names, config: dict[str, Any]) -> dict[str, str]:
         "ablation": names.ablation,
         "arm": names.arm,
         "seed": str(config["seed"]),
-        "backbone": _last_word(config["backbone"]),
-        "lora_rank": str(config["lora"].get("rank", "none")),
+        "backbone": family_of(config["backbone"]),
+        "lora_rank": declaration_of(config["lora"]).tag,
         "teacher": teacher if aligned else "none",
         "head_depth": str(config["head"].get("depth", "none")) if aligned else "none",
         "lambda": f"{loss['lambda_max']:g}" if aligned else "none",

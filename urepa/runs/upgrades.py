@@ -101,18 +101,47 @@ def _to_4(config: dict[str, Any]) -> None:
 
 DECLARED: dict[str, str] = {  # declarations, for the functions and classes that a config named
     # backbones and LoRA
+    "urepa.models.backbones.sd15.sd15": "urepa.models.backbones.sd15.SD15",
+    "urepa.models.backbones.sit.sit": "urepa.models.backbones.sit.SiT",
+    "urepa.models.backbones.unet.tiny_unet": "urepa.models.backbones.tiny_unet.TinyUNet",
+    "urepa.models.lora.add_lora": "urepa.models.lora.adapters.LoRA",
+    "urepa.models.lora.no_lora": "urepa.models.lora.no_lora.NoLoRA",
     # losses
+    "urepa.method.training_step.AlignmentLoss": "urepa.method.losses.urepa_loss.URepaLoss",
+    "urepa.method.training_step.DiffusionOnly": "urepa.method.losses.no_loss.NoLoss",
     # tracks, optimisers, trackers
+    "urepa.data.tracks.pixels.PixelTrack": "urepa.data.tracks.pixel_track.PixelTrack",
+    "urepa.data.tracks.latents.LatentTrack": "urepa.data.tracks.latent_track.LatentTrack",
+    "urepa.training.optimizer.AdamW": "urepa.training.optimizers.adamw.AdamW",
+    "urepa.runs.mlflow_sender.MLflowShipper": "urepa.runs.trackers.mlflow.MLflow",
+    "urepa.runs.mlflow_sender.NoShipper": "urepa.runs.trackers.no_tracking.NoTracking",
     # evaluations, images, encoders
+    "urepa.evaluation.sample_grid.SampleGrid": "urepa.evaluation.measures.sample_grid.SampleGrid",
+    "urepa.evaluation.probes.TapProbe": "urepa.evaluation.measures.tap_probe.TapProbe",
+    "urepa.evaluation.probes.Knn": "urepa.evaluation.measures.knn.Knn",
+    "urepa.evaluation.probes.LinearProbe": "urepa.evaluation.measures.linear_probe.LinearProbe",
+    "urepa.evaluation.teacher_agreement.Alignment": "urepa.evaluation.measures.teacher_alignment.TeacherAlignment",
+    "urepa.evaluation.image_distances.Generation": "urepa.evaluation.measures.generation.Generation",
+    "urepa.evaluation.image_distances.InceptionScore": "urepa.evaluation.measures.inception_score.InceptionScore",
+    "urepa.evaluation.clip_score.ClipScore": "urepa.evaluation.measures.clip_score.ClipScore",
+    "urepa.evaluation.spatial_structure.Spatial": "urepa.evaluation.measures.spatial.Spatial",
+    "urepa.evaluation.segmentation.Dense": "urepa.evaluation.measures.dense.Dense",
+    "urepa.evaluation.generated_images.GeneratedImages": "urepa.evaluation.images.generated_images.GeneratedImages",
+    "urepa.evaluation.encoders.Pixels": "urepa.evaluation.encoders.pixels.Pixels",
+    "urepa.evaluation.cifar_cnn.CifarCNN": "urepa.evaluation.encoders.cifar_cnn.CifarCNN",
+    "urepa.evaluation.encoders.Inception": "urepa.evaluation.encoders.inception.Inception",
 }
 
 
 def _to_5(config: dict[str, Any]) -> None:
-    """The parts of all other kinds are declared too."""
+    """The parts of all other kinds are declared too. λ stayed at its peak."""
     for part in _parts(config):
-        if part["_target_"] in DECLARED:
-            part["_target_"] = DECLARED[part["_target_"]]
+        target = str(part["_target_"])  # a stranger's may be anything
+        if target in DECLARED:
+            part["_target_"] = DECLARED[target]
             part.pop("_partial_", None)
+    if "loss" in config:
+        config.setdefault("schedule", {"_target_": "urepa.method.schedules.constant.Constant"})
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:

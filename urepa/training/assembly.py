@@ -4,19 +4,22 @@ optimiser, EMA, `accelerator.prepare`."""
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from hydra.utils import get_method, instantiate
 
 from urepa.config.declared import build_errors, declaration_of
-from urepa.config.parts import PACKAGES, networks
+from urepa.config.parts import PACKAGES, networks, settings_that_are
+from urepa.core.backbone_protocols import Backbone, LoRA
+from urepa.core.declared_keys import TAP
 from urepa.core.nested_dicts import flatten
+from urepa.core.protocols import Loss, Schedule
 from urepa.core.random_draws import torch_seed
+from urepa.core.run_protocols import Optimizer
 from urepa.core.teacher_names import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.context import Context, Evaluated, run_each
@@ -46,21 +49,6 @@ def load_modules(config: Any) -> None:
                 import_module(name)
 
 
-def make(config: dict[str, Any]) -> Any:
-    """The part a config describes, built with plain dicts and lists; of a part that is told more later, what builds it.
-    UserError where its settings do not fit together."""
-    with build_errors(config):
-        part = instantiate(config, _convert_="all")
-    if not isinstance(part, partial):
-        return part
-
-    def build_later(*arguments: Any, **known: Any) -> Any:
-        with build_errors(config):
-            return part(*arguments, **known)
-
-    return build_later
-
-
 def build_part(config: dict[str, Any], **known: Any) -> Any:
     """What a declaration builds from its settings and from what is known when a run begins. UserError where these do
     not fit together."""
@@ -69,25 +57,43 @@ def build_part(config: dict[str, Any], **known: Any) -> Any:
         return declaration.build(**known)
 
 
-def without_weights(backbone: dict[str, Any]) -> dict[str, Any]:
-    """The config of the same backbone built without reading weights (`urepa.core.types.reads_weights`); of one that
-    reads none its own."""
-    build = get_method(backbone["_target_"])
-    build = getattr(build, "build_without_weights", build)
-    return backbone | {"_target_": f"{build.__module__}.{build.__qualname__}"}
+def build_loss(config: dict[str, Any]) -> Any:
+    """The loss of a run (`urepa.core.protocols.LossMath`), with its schedule."""
+    schedule: Schedule = declaration_of(config["schedule"])
+    return build_part(config["loss"], schedule=schedule, max_steps=config["trainer"]["max_steps"])
 
 
-def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: Any) -> tuple[AlignedModel, str]:
+def build_backbone(config: dict[str, Any], track: Any) -> Any:
+    """A config's backbone (`urepa.core.backbone_protocols.BackboneNetwork`) with its base weights."""
+    return build_part(config["backbone"], latent_shape=track.latent_shape, num_classes=track.num_classes)
+
+
+def build_backbone_without_weights(config: dict[str, Any], track: Any) -> Any:
+    """The same at random weights: no weights are read."""
+    declared: Backbone = declaration_of(config["backbone"])
+    with build_errors(config["backbone"]):
+        return declared.build_without_weights(latent_shape=track.latent_shape, num_classes=track.num_classes)
+
+
+BuildBackbone = Callable[[dict[str, Any], Any], Any]  # from a config and its track
+
+
+def build_model(
+    config: dict[str, Any],
+    track: Any,
+    teacher: Any | None,
+    loss: Any,
+    backbone_from: BuildBackbone = build_backbone,
+) -> tuple[AlignedModel, str]:
     """Backbone, LoRA and heads, each initialised from (seed, part). Returns the backbone's optimiser group."""
     seed = config["seed"]
     with torch_seed(seed, "backbone"):
-        make_backbone = make(config["backbone"])
-        backbone = make_backbone(latent_shape=track.latent_shape, num_classes=track.num_classes)
-    with torch_seed(seed, "lora"):
-        group = make(config["lora"])(backbone)
-    for settings in config["evaluation"].values():  # now, not after the whole training
-        if "tap" in settings:
-            backbone.tap_width(settings["tap"])
+        backbone = backbone_from(config, track)
+    lora: LoRA = declaration_of(config["lora"])
+    with torch_seed(seed, "lora"), build_errors(config["lora"]):
+        lora.build(backbone)
+    for _, tap in settings_that_are(TAP, config["evaluation"]):  # now, not after the whole training
+        backbone.tap_width(tap)
     heads = {}
     for tap in loss.taps:
         width = backbone.tap_width(tap)
@@ -103,24 +109,26 @@ def build_model(config: dict[str, Any], track: Any, teacher: Any | None, loss: A
                 heads[name] = build_part(config["head"], in_width=width, out_width=one.width, grid=one.grid)
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
-    return AlignedModel(backbone, heads), group
+    return AlignedModel(backbone, heads), lora.group
 
 
-def build_untrained(config: dict[str, Any], track: Any, device: torch.device) -> AlignedModel:
+def build_untrained(
+    config: dict[str, Any], track: Any, device: torch.device, backbone_from: BuildBackbone = build_backbone
+) -> AlignedModel:
     """The run's model before any training: as its seed draws it, or as its base weights say, with LoRA without effect.
     A warm start counts as training."""
     config = config | {"evaluation": {}}  # another evaluation's tap is not asked for here
-    loss = make(config["loss"])
+    loss = build_loss(config)
     # heads ask its width and grid; its weights stay unread
     teacher = build_part(config["teacher"]) if loss.taps else None
-    model, _ = build_model(config, track, teacher, loss)
+    model, _ = build_model(config, track, teacher, loss, backbone_from)
     return model.to(device).eval().requires_grad_(False)
 
 
 def build_random(config: dict[str, Any], track: Any, device: torch.device, like: AlignedModel) -> AlignedModel:
     """The same as if its backbone began at random weights, drawn by the run's seed; what no seed draws (a U-Net's
     prompts) is `like`'s. For a backbone with weights."""
-    model = build_untrained(config | {"backbone": without_weights(config["backbone"])}, track, device)
+    model = build_untrained(config, track, device, build_backbone_without_weights)
     buffers = dict(like.named_buffers())
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
@@ -131,7 +139,7 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
     """Runs the config's `evaluation` on the EMA weights after `step` updates. Changes neither weights nor random draws.
     With several teachers the first one is used; only evaluation.alignment uses each."""
     device = trainer.accelerator.device
-    has_weights = config["backbone"].get("weights", "random") != "random"
+    backbone: Backbone = declaration_of(config["backbone"])
     context = Context(
         model=trainer.model,
         objective=trainer.objective,
@@ -143,12 +151,12 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
         seed=config["seed"],
         step=step,
         untrained=lambda: build_untrained(config, track, device),
-        random=(lambda: build_random(config, track, device, trainer.model)) if has_weights else None,
+        random=(lambda: build_random(config, track, device, trainer.model)) if backbone.base is not None else None,
         teacher=next(iter(trainer.reader.cache.tokens), ALONE),
     )
     trainer.model.eval()
     with trainer.ema.use_averages(), trainer.accelerator.autocast():
-        return run_each(context, config["evaluation"], make)
+        return run_each(context, config["evaluation"], declaration_of)
 
 
 def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
@@ -167,12 +175,13 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     settings = Settings(**config["trainer"])
     world, rank = accelerator.num_processes, accelerator.process_index
     layout = Layout(settings.batch_size, settings.accumulation, rank, world)
-    loss = make(config["loss"])
-    loss.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
+    loss = build_loss(config)
+    declared: Loss = declaration_of(config["loss"])
+    declared.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
     objective = build_part(config["objective"])
     teacher = build_part(config["teacher"]) if loss.taps else None
-    track = make(config["data"])
-    if config["data"].get("build_on_first_use"):  # parts that do not fit are missed now, not after the caches are made
+    track = build_part(config["data"])
+    if track.build_on_first_use:  # parts that do not fit are missed now, not after the caches are made
         build_model(config, track, teacher, loss)
     with accelerator.main_process_first():  # it builds the caches where they are missing
         cache = track.open(teacher)
@@ -180,7 +189,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
-    adamw = make(config["optimizer"])
+    declared_optimizer: Optimizer = declaration_of(config["optimizer"])
     parts = (loss.diffusion_fraction, loss.aligned_steps)
     reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout, *parts)
     validation_reader = ValidationReader(cache, objective, settings.validation_group)
@@ -190,7 +199,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     in_groups = [p for parameters in groups.values() for p in parameters]
     assert {id(p) for p in in_groups} == {id(p) for p in trainable(model).values()}
     assert len({id(p) for p in in_groups}) == len(in_groups)
-    optimizer = adamw.build(groups)
+    optimizer = declared_optimizer.build(groups)
     ema = EMA(model, settings.ema_decay, settings.ema_warmup)
     prepared = accelerator.prepare(model)
     mean_tokens = {name: tokens.mean_token() for name, tokens in cache.tokens.items()}
@@ -206,7 +215,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         prepared=prepared,
         objective=objective,
         loss=loss,
-        adamw=adamw,
+        declared_optimizer=declared_optimizer,
         optimizer=optimizer,
         ema=ema,
         reader=reader,

@@ -18,7 +18,7 @@ from urepa.models.weight_files import trainable
 
 
 class EMA:
-    """θ_ema ← d·θ_ema + (1−d)·θ over trainables (spec 000 §5.5); with warm-up, the update after n applied ones has the
+    """θ_ema ← d·θ_ema + (1−d)·θ over trainables; with warm-up, the update after n applied ones has the
     decay min(d, (1 + n) / (10 + n)), see `urepa.core.ema_initial_weights`.
 
     `updates` [] int64 counts the applied updates on the device, so that skipped steps need no answer from it.

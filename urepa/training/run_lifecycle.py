@@ -21,23 +21,24 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from omegaconf import DictConfig, OmegaConf
 
+from urepa.config.declared import declaration_of
 from urepa.core.code_version import code_of, code_state
 from urepa.core.collectives import on_main
 from urepa.core.errors import NotEvaluated, UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.nested_dicts import flatten
+from urepa.core.run_protocols import Optimizer, Tracker
+from urepa.core.track_protocols import Track
 from urepa.data.stores.build_seconds import teacher_cache_seconds
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.encoder_weights import with_digests
 from urepa.evaluation.plots import DRAWN, losses_png
-from urepa.method.step_schedules import cosine_with_warmup
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves
 from urepa.runs.environment import remove_accelerate_variables
 from urepa.runs.last_table import print_report
 from urepa.runs.metrics import Rows, checkpoint_rows, is_final, last_values, storable
 from urepa.runs.mlflow_run import end_tags
-from urepa.runs.mlflow_store import check_credentials
 from urepa.runs.run_folder import (
     Names,
     RunFolder,
@@ -53,7 +54,7 @@ from urepa.runs.summary import FILE as SUMMARY
 from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance
-from urepa.training.assembly import build, build_part, evaluate_ema, load_modules, make
+from urepa.training.assembly import build, build_part, evaluate_ema, load_modules
 from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.trainer import Trainer
 
@@ -169,7 +170,8 @@ class Session:
                 )
             OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)
         if not any(key == "tracking" or key.startswith("tracking.") for key in self.given):
-            check_credentials(self.folder.path, stored["tracking"].get("uri", ""))
+            tracker: Tracker = declaration_of(stored["tracking"])
+            tracker.check_trusted(self.folder.path)
         before, after = stored["trainer"]["max_steps"], config.trainer.max_steps
         if after < before:
             raise UserError(f"trainer.max_steps={after} is before the end of that run ({before}); give a later one")
@@ -178,8 +180,8 @@ class Session:
             found = checkpoint.require(self.folder.path)
             rows = found.state["metrics_rows"]  # refused before anything is stored
             checkpoint_rows(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
-            ratios = [stored["optimizer"].get(key, 0.0) for key in ("warmup_ratio", "final_ratio")]
-            old, new = (cosine_with_warmup(found.step, n, *ratios) for n in (before, after))
+            optimizer: Optimizer = declaration_of(stored["optimizer"])
+            old, new = (optimizer.rate(found.step, n) for n in (before, after))
             print(
                 f"extending {self.folder.path} from {before} to {after} steps. The learning rate follows the "
                 f"schedule of a {after}-step run from here on: at step {found.step} it goes from {old:.1%} of "
@@ -196,7 +198,7 @@ class Session:
         load_modules(self.config)  # now, so that a file that is edited during the run does not enter it
         shipper = self._shipper(code)
         found = checkpoint.newest(self.folder.path / "checkpoints")
-        on_main(lambda: provenance.check_images(make(self.config["data"]), is_new=found is None))
+        on_main(lambda: provenance.check_images(build_part(self.config["data"]), is_new=found is None))
         trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
         done = found.step if found else 0
         on_main(lambda: provenance.begin(self.folder, self.config, trainer.reader.cache, code, done))
@@ -330,9 +332,9 @@ class Session:
 
     def _has_same_data(self) -> bool:
         """Of a finished run, without making or copying any cache: `urepa.training.provenance.has_same_data`."""
-        data, without_work = self.config["data"], {"build_on_first_use": False, "stage_to": None}
-        track = make(data | {key: value for key, value in without_work.items() if key in data})
-        teacher = build_part(self.config["teacher"]) if self.config["loss"].get("taps") else None
+        declared: Track = declaration_of(self.config["data"])
+        track = build_part(self.config["data"] | {**declared.without_making, **declared.without_copies})
+        teacher = build_part(self.config["teacher"]) if declaration_of(self.config["loss"]).taps else None
         return provenance.has_same_data(self.folder, self.config, track, teacher)
 
     # --- what others are told ---------------------------------------------------------------------------
@@ -361,16 +363,14 @@ class Session:
         lineage = self._lineage()
         if lineage is not None:
             tags["warm_start"] = f"{lineage['folder']} at step {lineage['step']}"
-        connect = make(self.config["tracking"])
-        return connect(
-            folder=path, name=self.names.title(self.config["seed"]), params=flatten(self.config), run_tags=tags
-        )
+        known = {"name": self.names.title(self.config["seed"]), "params": flatten(self.config)}
+        return build_part(self.config["tracking"], folder=path, run_tags=tags, **known)
 
     def _next_command(self) -> str:
         if self.names.experiment == "quickstart" and not set(self.given) - {"seed"}:
             return "python -m urepa.train -m loss.lambda_max=0,0.5 head.depth=1,2 trainer.max_steps=50"
-        uri = self.config["tracking"].get("uri")
-        return f"mlflow ui --backend-store-uri {uri}" if uri else "python -m urepa.train --help"
+        tracker: Tracker = declaration_of(self.config["tracking"])
+        return tracker.show_command() or "python -m urepa.train --help"
 
 
 def _drop_none(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from urepa.core import ema_initial_weights, progress
 from urepa.core.collectives import all_objects, gather_with_gradient, mean_over_ranks, on_main, sum_over_ranks
 from urepa.core.errors import UserError
 from urepa.core.random_draws import digest64
+from urepa.core.run_protocols import Optimizer
 from urepa.core.signals import StopSignals
 from urepa.core.types import Batch
 from urepa.data.reader import TrainingReader
@@ -34,7 +35,7 @@ from urepa.runs.metrics import MetricsLog
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard, non_finite, some_of
-from urepa.training.optimizer import AdamW, clip_by_global_norm, step_unless
+from urepa.training.optimizer import clip_by_global_norm, step_unless
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Trainer:
     prepared: torch.nn.Module  # the same, behind DDP and autocast: for training
     objective: Any
     loss: Any
-    adamw: AdamW
+    declared_optimizer: Optimizer
     optimizer: torch.optim.Optimizer
     ema: EMA
     reader: TrainingReader
@@ -122,7 +123,7 @@ class Trainer:
                     if step % s.validate_every == 0 or step == s.max_steps:
                         row |= self.validate(step)
                         self.require_defined(step, row)
-                        improved = self.is_best(step, row["val/total"])
+                        improved = self.is_best(step, self.validation.total_at_peak)
                     if self.during.is_due(step, s.max_steps) and not signals.received_on_any_rank():
                         row |= self.evaluate(step)
                     if row and self.accelerator.is_main_process:
@@ -156,7 +157,7 @@ class Trainer:
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
         bad = self.guard.judge(step, [i for b in batches for i in b.ids], done, norms["all"])
         self.guard.count_spike(self.loss.is_spike(done[-1], step), bad)
-        self.adamw.set_lr(self.optimizer, step, self.settings.max_steps)
+        self.declared_optimizer.set_lr(self.optimizer, step, self.settings.max_steps)
         step_unless(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(bad)
@@ -235,8 +236,8 @@ class Trainer:
         return step >= self.settings.max_steps / 10
 
     def is_best(self, step: int, total: float) -> bool:
-        """Lowest validation total at λ_max, remembered."""
-        if self.loss.lam(step) < self.loss.lambda_max or not total < (self.best or {"total": torch.inf})["total"]:
+        """Lowest validation total at λ_max after the warm-up, whatever the schedule has made of λ; remembered."""
+        if not self.loss.is_at_peak(step) or not total < (self.best or {"total": torch.inf})["total"]:
             return False
         self.best = {"step": step, "total": total}
         return True

@@ -1,14 +1,13 @@
-"""The fast step is the document's step: staged and plain bit for bit, the document's loop to fp32 rounding."""
+"""The fast step is the description's step: staged and plain bit for bit, the description's loop to fp32 rounding."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from accelerate import Accelerator
@@ -152,9 +151,11 @@ def test_what_the_document_has_not_cannot_be_measured_against_it(bench_of: Any) 
 def test_a_sits_step_is_timed_alone(
     bench_of: Any, compose: Callable[..., dict[str, Any]], small_sit: list[str]
 ) -> None:
-    """The document's loop and its parts are a U-Net's; what is counted of a real step is what is planned."""
+    """The description's loop and its parts are a U-Net's; what is counted of a real step is what is planned."""
     bench: BenchLoops = bench_of(*small_sit)
-    with pytest.raises(UserError, match=r"bench\.against=documented takes what the document has: .* a DDPM objective"):
+    with pytest.raises(
+        UserError, match=r"bench\.against=documented takes what the description has: .* a DDPM objective"
+    ):
         bench.description_loop()
     with pytest.raises(UserError, match=r"bench\.parts takes a U-Net's step apart"):
         check_bench(compose(*small_sit) | {"bench": BENCH})
@@ -169,13 +170,8 @@ def test_a_sits_step_is_timed_alone(
 def test_the_door_tells_ratios_of_one_run(tmp_path: Path) -> None:
     command = ["trainer.batch_size=4", "trainer.validation_group=4", "trainer.threads=1", "bench.against=documented"]
     command += ["bench.parts=true", "bench.steps=2", "bench.rounds=3", "bench.batches=2", "bench.workers=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "urepa.bench", *command, "out=rows.json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = forks.run(["-m", "urepa.bench", *command, "out=rows.json"], tmp_path)
+    assert done.returncode == 0, done.stderr
     rows = {row["path"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert list(rows) == ["documented", "urepa", "without stages", "deepcopy EMA", "documented reader"]
     ours, documented = rows["urepa"], rows["documented"]
@@ -190,7 +186,7 @@ def test_the_door_tells_ratios_of_one_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("room_for_sd15")
 def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
-    """At batch 2 and 32x32 latents: staged bit for bit as plain, and the document's loop to fp32 rounding."""
+    """At batch 2 and 32x32 latents: staged bit for bit as plain, and the description's loop to fp32 rounding."""
     bench: BenchLoops = bench_of(
         "+experiment=track_a",
         "backbone.weights=random",
@@ -213,7 +209,7 @@ def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
         plain = torch.autograd.grad(plain_loss, trains)
     assert torch.equal(staged_loss, plain_loss)
     assert all(torch.equal(a, b) for a, b in zip(staged, plain, strict=True))
-    with use_nchw(model):  # the same weights serve the document's loop
+    with use_nchw(model):  # the same weights serve the description's loop
         documented = DocumentedLoop(bench.config, model, torch.nn.Module(), torch.device("cpu"))
         assert batch.teacher_BND is not None
         loss = documented.loss(batch.x0, batch.noise, batch.t_B, batch.condition.ids_B, batch.teacher_BND.float(), 0)

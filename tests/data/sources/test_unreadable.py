@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
+from urepa.data.lists.paths import is_finished
 from urepa.data.sources.unreadable import report
-from urepa.data.tracks.paths import is_finished
 
 
 def damage(root: Path, *places: str) -> Path:

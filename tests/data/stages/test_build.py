@@ -19,13 +19,13 @@ from photos import TRAIN, VAL, WIDTH
 from records import records
 
 from urepa.core.errors import UserError
+from urepa.data.lists.classes import class_names
+from urepa.data.lists.samples import read_split
 from urepa.data.sources.source_identity import Listing
 from urepa.data.stages.encode import Output
 from urepa.data.stages.image_archives import part_folder, read_images
 from urepa.data.stores.lmdb_store import Part, StoreWriter, only_writer
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks.classes import class_names
-from urepa.data.tracks.samples import read_split
 
 
 def copy_of(built: Path, tmp_path: Path) -> Path:

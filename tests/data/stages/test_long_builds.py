@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 from photos import TRAIN, VAL, overrides, write_photos
 from records import records
@@ -17,7 +18,7 @@ from records import records
 MEASURE = """
 import json, pathlib, sys
 from hydra import compose, initialize_config_dir
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
 from urepa.cli import CONF, prepare
@@ -25,7 +26,7 @@ from urepa.runs.run_folder import to_plain
 prepare()
 with initialize_config_dir(CONF, version_base="1.3"):
     parts = to_plain(compose("preprocess", sys.argv[1:]))
-build = Build(make(parts["data"]), build_part(parts["teacher"]), Part(), parts["batch_size"])
+build = Build(build_part(parts["data"]), build_part(parts["teacher"]), Part(), parts["batch_size"])
 peaks = []
 for stage in ("manifest", "images", "latents", "tokens", "prompts", "verify"):
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
@@ -76,8 +77,7 @@ def test_a_build_killed_at_random_moments_equals_an_undisturbed_one(
         killed += process.returncode == -signal.SIGKILL
         print(f"{process.returncode}: {when}, in {said.read_text().splitlines()[-1:]}")
     assert killed > kills / 2
-    command = [sys.executable, "-m", "urepa.preprocess", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = forks.run(["-m", "urepa.preprocess", *arguments], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = records(root), records(built_with_flips)
     assert ours.keys() == theirs.keys()
@@ -87,7 +87,7 @@ def test_a_build_killed_at_random_moments_equals_an_undisturbed_one(
 @pytest.mark.slow
 def test_training_runs_on_the_built_caches(built: Path, material: Path, tmp_path: Path) -> None:
     """200 steps of track A on what the stages made of photographs."""
-    command = [sys.executable, "-m", "urepa.train", "+experiment=track_a", f"data.root={built}"]
+    command = ["-m", "urepa.train", "+experiment=track_a", f"data.root={built}"]
     command += [o for o in overrides(material, built)[2:] if not o.startswith("data.images")]
     command += [
         f"backbone.weights={material / 'sd'}",
@@ -97,7 +97,7 @@ def test_training_runs_on_the_built_caches(built: Path, material: Path, tmp_path
     ]
     command += ["trainer.batch_size=8", "trainer.validation_group=8", "loss.warmup_steps=20"]
     command += ["optimizer.lr.head=1e-3", "trainer.ema_decay=0.9"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = forks.run(command, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     (summary,) = tmp_path.glob("outputs/*/seed42/summary.json")
     written = json.loads(summary.read_text())
@@ -117,8 +117,7 @@ def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> 
     commands = [["preprocess", *track], ["preprocess", *track, "stage=verify"], ["train", *track, *small]]
     said = []
     for door, *arguments in commands:
-        command = [sys.executable, "-m", f"urepa.{door}", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = forks.run(["-m", f"urepa.{door}", *arguments], tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         said.append(done.stdout)
     assert "360 train, 40 val, 20 test" in said[0]
@@ -135,9 +134,9 @@ def test_a_folder_of_photographs_from_files_to_a_trained_run(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(material: Path, tmp_path: Path) -> None:
-    """Peak memory of each stage over 200 and over 2,000 images: 88 MB of pixels more, were they kept.
+    """Peak memory of each stage over 200 and over 1,200 images: 49 MB of pixels more, were they kept.
     UREPA_MEMORY_IMAGES=1000,10000 measures the table of docs/data.md."""
-    few, many = (int(n) for n in os.environ.get("UREPA_MEMORY_IMAGES", "200,2000").split(","))
+    few, many = (int(n) for n in os.environ.get("UREPA_MEMORY_IMAGES", "200,1200").split(","))
     peaks: dict[int, list[int]] = {}
     for count in (few, many):
         photos = write_photos(tmp_path / str(count), count, 2)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from urepa.core.errors import UserError
+from urepa.data.lists.samples import Sample
 from urepa.data.sources import decoding
 from urepa.data.sources.decoding import read, square, to_rgb
 from urepa.data.sources.image_sources import SOURCES
@@ -22,7 +23,6 @@ from urepa.data.stages.image_archives import is_complete, read_images, skipped_i
 from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.stores.record_format import decode, encode
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks.samples import Sample
 
 
 @pytest.fixture(scope="module")

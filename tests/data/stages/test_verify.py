@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from photos import WIDTH, write_dinov2, write_photos
 
 from urepa.core.errors import UserError
+from urepa.data.lists.samples import Sample
 from urepa.data.stages import verify
 from urepa.data.stores.lmdb_store import write_store
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks.samples import Sample
 
 
 @pytest.fixture(scope="module")

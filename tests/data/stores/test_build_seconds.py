@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from urepa.data.stores.build_seconds import FILE, BuildTime, teacher_cache_seconds
-from urepa.data.tracks import pixels
-from urepa.data.tracks.pixels import PixelTrack
+from urepa.data.tracks import pixel_caches
+from urepa.data.tracks.pixel_caches import PixelTrackCaches
 
-Track = Callable[..., PixelTrack]
+Track = Callable[..., PixelTrackCaches]
 BATCH_TAKES = 1000.0
 
 
@@ -23,7 +23,7 @@ def timed(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A teacher whose batches take 1,000 seconds; `after` of them its process is interrupted."""
     real, batches = time.monotonic, [0]
     monkeypatch.setattr(time, "monotonic", lambda: real() + BATCH_TAKES * batches[0])
-    monkeypatch.setattr(pixels, "CHUNK", 8)
+    monkeypatch.setattr(pixel_caches, "CHUNK", 8)
 
     class Timed(type(teacher)):  # type: ignore[misc]
         after: int | None = None
@@ -37,7 +37,7 @@ def timed(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return Timed()
 
 
-def seconds(track: PixelTrack, teacher: Any) -> float | None:
+def seconds(track: PixelTrackCaches, teacher: Any) -> float | None:
     cache = track.open(teacher)
     cache.close()
     return teacher_cache_seconds(cache.tokens)

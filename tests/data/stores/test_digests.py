@@ -17,13 +17,14 @@ from earlier import without_digests
 
 from urepa.core.errors import UserError
 from urepa.core.random_draws import digest64
+from urepa.data.lists.samples import Keys, Samples
 from urepa.data.stages import verify
 from urepa.data.stores.lmdb_pages import Index, key_digests
 from urepa.data.stores.lmdb_store import Part, StoreWriter, part_of, write_store
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import add_digests, digests_file
-from urepa.data.tracks.pixels import PixelTrack
-from urepa.data.tracks.samples import Keys, Samples
+from urepa.data.tracks.pixel_caches import PixelTrackCaches
+from urepa.data.tracks.pixel_track import PixelTrack
 
 Damage = Callable[[Path], None]
 OF_CRC = np.frombuffer((0x1DB710641).to_bytes(5, "little"), np.uint8)  # the polynomial: XOR with it keeps a crc
@@ -111,10 +112,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def digits_below(root: Path) -> PixelTrack:
-    return PixelTrack(
-        "digits", str(root), "digits", "scikit-learn", None, 180, 180, 1, 8, 2, 10, 0.1, True, online_teacher=True
-    )
+def digits_below(root: Path) -> PixelTrackCaches:
+    settings = ("digits", str(root), "digits", "scikit-learn", None, 180, 180, 1, 8, 2, 1.0, 10, 0.1, True)
+    return PixelTrack("", *settings, online_teacher=True).build()
 
 
 LATENTS = {
@@ -143,7 +143,7 @@ def test_damaged_latents_are_found(
     assert "whole" not in capsys.readouterr().out
 
 
-def look(track: PixelTrack, teacher: Any) -> None:
+def look(track: PixelTrackCaches, teacher: Any) -> None:
     cache = track.open(teacher)
     try:
         verify.verify("this", cache)
@@ -313,14 +313,12 @@ def test_stores_of_an_earlier_version_are_read_and_get_the_digests_that_they_wou
 
 
 def test_a_small_track_gets_digests_too(make_track: Any, teacher: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from urepa.preprocess import build_pixels
-
     track = make_track(flip=True)
     track.open(teacher).close()
     expected = files_of(track.folder)
     for store in track.store_folders(teacher):
         without_digests(store)
-    build_pixels(track, teacher, "digest")
+    track.make(teacher, "digest")
     said = capsys.readouterr().out
     assert [said.count(f"{s.name}: every record has a digest") for s in track.store_folders(teacher)] == [1] * 4
     assert files_of(track.folder) == expected

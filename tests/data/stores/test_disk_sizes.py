@@ -14,7 +14,7 @@ from urepa.core.errors import UserError
 from urepa.data.stores.disk_sizes import cache_sizes, lmdb_bytes, reader_bytes
 from urepa.data.stores.lmdb_store import StoreWriter
 from urepa.data.stores.record_format import record_bytes
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_documents_overheads() -> None:
 
 def test_the_digits_caches_are_predicted(compose: Callable[..., dict[str, Any]], small_run: list[str]) -> None:
     config = compose(*small_run)
-    track, teacher = make(config["data"]), build_part(config["teacher"])
+    track, teacher = build_part(config["data"]), build_part(config["teacher"])
     sizes = {size.name: size for size in cache_sizes(track, teacher)}
     cache = track.open(teacher)
     assert {split: len(samples) for split, samples in cache.splits.items()} == track.expected_samples()
@@ -58,7 +58,7 @@ def test_the_digits_caches_are_predicted(compose: Callable[..., dict[str, Any]],
 
 def test_flips_are_kept_of_the_training_images_alone(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("+experiment=repa_imagenet256")
-    sizes = {size.name: size.records for size in cache_sizes(make(config["data"]), build_part(config["teacher"]))}
+    sizes = {size.name: size.records for size in cache_sizes(build_part(config["data"]), build_part(config["teacher"]))}
     train, both = 1_281_167, 1_331_167
     assert sizes == {"latents": both, "latents_flip": train, "tokens": both, "tokens_flip": train}
 
@@ -83,7 +83,7 @@ def test_samples_are_known_before_anything_is_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert make(compose(*overrides)["data"]).expected_samples() == expected
+    assert build_part(compose(*overrides)["data"]).expected_samples() == expected
 
 
 def test_a_folder_of_images_is_counted(make_track: Callable[..., Any], teacher: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_track_that_is_there_has_the_samples_it_has(
     material: Path, built: Path, compose: Callable[..., dict[str, Any]]
 ) -> None:
     config = compose(*overrides(material, built), "data.train_images=5", root="preprocess")
-    assert make(config["data"]).expected_samples() == {"train": TRAIN, "val": VAL}
+    assert build_part(config["data"]).expected_samples() == {"train": TRAIN, "val": VAL}
 
 
 def test_an_unknown_hub_data_set_must_be_limited(make_track: Callable[..., Any]) -> None:
@@ -112,13 +112,13 @@ def test_track_b_takes_what_the_document_says(compose: Callable[..., dict[str, A
     """672 GB of fp16 tokens for the training images, 341 GB in int8."""
     for dtype, gigabytes in (("float16", 672), ("int8", 341)):
         config = compose("data=track_b", f"data.token_dtype={dtype}")
-        track, teacher = make(config["data"]), build_part(config["teacher"])
+        track, teacher = build_part(config["data"]), build_part(config["teacher"])
         tokens = next(size for size in cache_sizes(track, teacher) if size.name == "tokens")
         assert tokens.record_bytes * 1_281_167 / 1e9 == pytest.approx(gigabytes, rel=0.002)
 
 
 def test_the_reader_holds_four_batches_of_tokens(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("data=track_a")
-    track, teacher = make(config["data"]), build_part(config["teacher"])
+    track, teacher = build_part(config["data"]), build_part(config["teacher"])
     assert reader_bytes(track, teacher, 128) == 4 * 128 * 256 * 1024 * 2
     assert reader_bytes(track, None, 128) == 0

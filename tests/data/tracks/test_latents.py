@@ -1,4 +1,4 @@
-"""A track whose backbone takes class ids: CIFAR-10 at 256 px as the document of SiT with REPA has it, here of a few
+"""A track whose backbone takes class ids: CIFAR-10 at 256 px as the description of SiT with REPA has it, here of a few
 photographs and a small random VAE."""
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from photos import TRAIN, VAL, WIDTH
 from urepa.core.errors import UserError
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
-from urepa.runs.mlflow_sender import NoShipper
+from urepa.runs.trackers.no_tracking import NoShipper
 from urepa.training import assembly
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_spec_003s_run_needs_no_prompts_and_trains_on_both_flips(
     compose: Callable[..., dict[str, Any]], overrides: list[str], tmp_path: Path
 ) -> None:
     parts = compose("data=cifar10_256", *overrides, root="preprocess")
-    track = make(parts["data"])
+    track = build_part(parts["data"])
     assert track.prompt_bytes == 0
     build = Build(track, build_part(parts["teacher"]), Part(), batch=8)
     build.run("all")
@@ -55,7 +55,7 @@ def test_spec_003s_run_needs_no_prompts_and_trains_on_both_flips(
     shutil.rmtree(tmp_path / "track" / "images")  # training needs the stores alone
     small = ["backbone.depth=8", "backbone.width=32", "backbone.heads=2", "head.hidden=16", "trainer.precision=fp32"]
     config = compose("+experiment=repa_cifar10", *overrides, *small, "trainer.validation_group=8", "tracking=none")
-    shipper = NoShipper(folder=tmp_path, name="", params={}, run_tags={})
+    shipper = NoShipper()
     trainer, _ = assembly.build(config, tmp_path, Accelerator(cpu=True), shipper)
     batches = trainer.reader.read(0)
     assert (len(batches[0].ids), TRAIN, VAL) == (

@@ -15,22 +15,31 @@ import torch
 
 from urepa.core.errors import UserError
 from urepa.data.cache import SPLITS, Cache
+from urepa.data.lists.paths import is_finished
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks import pixels
-from urepa.data.tracks.paths import is_finished
-from urepa.data.tracks.pixels import PixelTrack
+from urepa.data.tracks import pixel_caches
+from urepa.data.tracks.pixel_caches import PixelTrackCaches
+from urepa.data.tracks.pixel_track import PixelTrack
 from urepa.models.teachers.dino.dinov2_positions import RULES
 from urepa.models.teachers.several_teachers import SeveralTeachers
 from urepa.models.teachers.vit_net import ViTNetwork
 
-Track = Callable[..., PixelTrack]
+Track = Callable[..., PixelTrackCaches]
 
 
 def ids(cache: Cache, split: str) -> list[str]:
     return [s.sample_id for s in cache.splits[split]]
 
 
-def opened(track: PixelTrack, teacher: Any = None) -> Cache:
+def digits_track(root: str) -> PixelTrackCaches:
+    """Of scikit-learn's digits at 8 px, as 4x4x4."""
+    sizes: dict[str, Any] = {"channels": 1, "image_size": 8, "unshuffle": 2, "scale": 1.0, "num_classes": 10}
+    held_out = {"limit": None, "validation_images": 180, "test_images": 180}
+    source: dict[str, Any] = {"name": "digits", "root": root, "source": "digits", "images": "scikit-learn"}
+    return PixelTrack(**source, **held_out, **sizes, cfg_dropout=0.1, build_on_first_use=True).build()
+
+
+def opened(track: PixelTrackCaches, teacher: Any = None) -> Cache:
     cache = track.open(teacher)
     cache.close()
     return cache
@@ -40,7 +49,7 @@ def opened(track: PixelTrack, teacher: Any = None) -> Cache:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """All of scikit-learn's digits, split as the quickstart splits them."""
     root = str(tmp_path_factory.mktemp("digits"))
-    track = PixelTrack("digits", root, "digits", "scikit-learn", None, 180, 180, 1, 8, 2, 10, 0.1, True)
+    track = digits_track(root)
     cache = track.open(None)
     yield cache
     cache.close()
@@ -157,7 +166,7 @@ def test_latents_are_the_images(make_track: Track, cache: Cache, images: Path) -
 
 
 def test_grey_images_reach_the_teacher_as_rgb(digits: Cache) -> None:
-    track = PixelTrack("digits", "x", "digits", "", None, 180, 180, 1, 8, 2, 10, 0.1, True)
+    track = digits_track("x")
     rgb = track.to_rgb(digits.x0(digits.splits["val"][:3]))
     assert rgb.shape == (3, 3, 8, 8)
     assert torch.equal(rgb[:, 0], rgb[:, 2])
@@ -183,7 +192,7 @@ def test_the_mean_token_is_the_training_sets(cache: Cache) -> None:
 
 def test_the_mean_token_is_the_best_constant_answer(cache: Cache) -> None:
     """Over unit tokens, 1 − cos to a constant is least along their mean m, and is then 1 − ‖m‖."""
-    from urepa.method.losses import token_loss
+    from urepa.method.losses.loss_math import token_loss
 
     tokens, mean = cache.teacher_BND(cache.splits["train"]), cache.mean_token()
     assert tokens is not None
@@ -260,7 +269,7 @@ def test_a_build_that_breaks_off_goes_on_where_it_was(
             seen.append(len(images))
             return super().tokens(images)
 
-    monkeypatch.setattr(pixels, "CHUNK", 8)
+    monkeypatch.setattr(pixel_caches, "CHUNK", 8)
     track = make_track(flip=True)
     with pytest.raises(KeyboardInterrupt):
         track.open(Watched())
@@ -311,7 +320,7 @@ def test_one_process_after_another_gets_the_lock(make_track: Track) -> None:
 
 def test_each_rule_of_positions_has_a_store_of_its_own() -> None:
     """Also with several teachers at once. Stores of before, which are transformers', keep their names."""
-    track = PixelTrack("digits", "x", "digits", "", None, 180, 180, 1, 8, 2, 10, 0.1, True)
+    track = digits_track("x")
     teachers = {rule: ViTNetwork("dinov2", "dino", 224, 14, [16, 16], 32, rule) for rule in RULES}
     names = {rule: folder.name for rule, folder in track.tokens_folders(SeveralTeachers(teachers)).items()}
     assert names["transformers"] == "tokens_dino_224_16x16"

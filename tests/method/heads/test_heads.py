@@ -1,4 +1,4 @@
-"""The convolutional head: the document's parameter counts, and grids that keep their order."""
+"""The convolutional head: the description's parameter counts, and grids that keep their order."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from sd import LATENT, SMALL, small_parts, write_unet
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
 from urepa.method.heads.conv_net import ConvHead
-from urepa.models.backbones.sd15 import ARCHITECTURE, sd15
-from urepa.models.backbones.unet import UNet
-from urepa.models.lora import add_lora
+from urepa.models.backbones.sd15_net import ARCHITECTURE, sd15
+from urepa.models.backbones.unet_net import UNet
+from urepa.models.lora.lora_net import add_lora
 
 
 @pytest.fixture(scope="module")

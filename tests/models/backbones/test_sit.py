@@ -13,9 +13,10 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.core.types import no_rows
-from urepa.models.backbones.sit import SiT, sit
-from urepa.models.lora import add_lora
-from urepa.training.assembly import make
+from urepa.models.backbones.sit import SiT
+from urepa.models.backbones.sit_net import SiTNetwork
+from urepa.models.lora.lora_net import add_lora
+from urepa.training.assembly import build_part
 
 # SiT's table 1 (arXiv 2401.08740): millions of parameters, without the projector
 SIZES = {"sit_s2": 32.9, "sit_b2": 130.3, "sit_l2": 457.8, "sit_xl2": 674.8}
@@ -112,7 +113,7 @@ def test_learned_positions_change_no_other_weight_at_the_start() -> None:
     begun = []
     for positions in ("sincos", "learned"):
         torch.manual_seed(0)
-        begun.append(sit(**(SMALL | {"positions": positions}), **sizes).state_dict())
+        begun.append(SiT(**(SMALL | {"positions": positions})).build(**sizes).state_dict())
     fixed, learned = begun
     drawn = learned.pop("pos_embed")
     assert learned.keys() == fixed.keys()
@@ -123,15 +124,15 @@ def test_learned_positions_change_no_other_weight_at_the_start() -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_the_published_ones(compose: Callable[..., dict[str, Any]], name: str) -> None:
-    build = make(compose("+experiment=repa_imagenet256", f"backbone={name}")["backbone"])
+    config = compose("+experiment=repa_imagenet256", f"backbone={name}")
     with torch.device("meta"):
-        backbone = build(latent_shape=(4, 32, 32), num_classes=1000)
+        backbone = build_part(config["backbone"], latent_shape=(4, 32, 32), num_classes=1000)
     assert round(sum(p.numel() for p in backbone.parameters()) / 1e6, 1) == SIZES[name]
 
 
 def test_at_the_start_blocks_are_the_identity_and_the_prediction_is_zero(inputs: Any) -> None:
     torch.manual_seed(0)
-    backbone = sit(**SMALL, latent_shape=SHAPE, num_classes=5)
+    backbone = SiT(**SMALL).build(latent_shape=SHAPE, num_classes=5)
     denoised = backbone(*inputs, taps=("block_0", "block_2"))
     assert torch.equal(denoised.features["block_0"].x_BND, denoised.features["block_2"].x_BND)
     assert torch.equal(denoised.prediction_RCHW, torch.zeros(3, *SHAPE))
@@ -219,7 +220,7 @@ def test_the_null_row_is_the_last(inputs: Any) -> None:
 )
 def test_sizes_that_do_not_fit_are_user_errors(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        sit(**(SMALL | changes), latent_shape=SHAPE, num_classes=5)
+        SiT(**(SMALL | changes)).build(latent_shape=SHAPE, num_classes=5)
 
 
 # --- LoRA ---------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_sizes_that_do_not_fit_are_user_errors(changes: dict[str, Any], words: s
 def test_lora_adapts_attention_and_is_nothing_at_first(inputs: Any) -> None:
     backbone = small()
     plain = backbone(*inputs).prediction_RCHW
-    assert add_lora(backbone, 2, None, 0.0, "attention", "all") == "lora"
+    add_lora(backbone, 2, None, 0.0, "attention", "all")
     assert torch.equal(backbone(*inputs).prediction_RCHW, plain)
     trains = {n: p.numel() for n, p in backbone.named_parameters() if p.requires_grad}
     assert len(trains) == 3 * 2 * 2
@@ -246,7 +247,7 @@ def test_lora_adapts_attention_and_is_nothing_at_first(inputs: Any) -> None:
 
 def test_lora_on_sit_b_has_its_size() -> None:
     with torch.device("meta"):
-        backbone = SiT((4, 32, 32), 1000, 2, 12, 768, 12, False, "sincos")
+        backbone = SiTNetwork((4, 32, 32), 1000, 2, 12, 768, 12, False, "sincos")
         add_lora(backbone, 8, None, 0.0, "attention", "all")
     assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == 442_368
 

@@ -14,8 +14,9 @@ from tiny_sit import SHAPE, SMALL, small
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.models.backbones.sit import SiT, sit
-from urepa.models.backbones.sit_published import load_published, to_published
+from urepa.models.backbones.sit import SiT
+from urepa.models.backbones.sit_net import SiTNetwork
+from urepa.models.backbones.sit_published_net import load_published, to_published
 
 # one name of each kind, as the published files have them
 NAMES = {
@@ -25,7 +26,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def published(backbone: SiT) -> dict[str, Tensor]:
+def published(backbone: SiTNetwork) -> dict[str, Tensor]:
     """Its values in another order, with what the published files have beside them."""
     values = dict(reversed(backbone.state_dict().items()))
     return values | {"pos_embed": backbone.pos_embed.clone(), "projectors.0.0.weight": torch.zeros(7, 16)}
@@ -62,7 +63,7 @@ def test_published_checkpoints_load_by_name(tmp_path: Path, form: str) -> None:
     else:
         torch.save(values, file, _use_new_zipfile_serialization=form == "plain")
     file = tmp_path if form == "export" else file
-    loaded = sit(**(SMALL | {"weights": str(file)}), latent_shape=SHAPE, num_classes=5)
+    loaded = SiT(**(SMALL | {"weights": str(file)})).build(latent_shape=SHAPE, num_classes=5)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), source.parameters(), strict=True))
 
 
@@ -77,12 +78,12 @@ def averaged(values: Tensor, updates: int) -> Tensor:
 def test_positions_may_have_drifted_in_the_ema(tmp_path: Path) -> None:
     """As the published training code leaves them: 3,000 updates are past the old bound of 1e-4."""
     size = SMALL | {"width": 64}
-    source = sit(**size, latent_shape=(3, 32, 32), num_classes=5)
+    source = SiT(**size).build(latent_shape=(3, 32, 32), num_classes=5)
     ours = source.pos_embed
     drifted = averaged(ours, 3000)
     assert 1e-4 < (drifted - ours).abs().max() < 1e-3
     torch.save({"ema": published(source) | {"pos_embed": drifted}}, tmp_path / "sit.pt")
-    loaded = sit(**(size | {"weights": str(tmp_path / "sit.pt")}), latent_shape=(3, 32, 32), num_classes=5)
+    loaded = SiT(**(size | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=(3, 32, 32), num_classes=5)
     assert torch.equal(loaded.pos_embed, ours)  # the fixed ones, not the drifted
 
 
@@ -90,21 +91,21 @@ def test_learned_positions_are_weights_like_others(tmp_path: Path) -> None:
     source = small(positions="learned")
     torch.save(published(source), tmp_path / "sit.pt")
     size = SMALL | {"weights": str(tmp_path / "sit.pt"), "positions": "learned"}
-    loaded = sit(**size, latent_shape=SHAPE, num_classes=5)
+    loaded = SiT(**size).build(latent_shape=SHAPE, num_classes=5)
     assert torch.equal(loaded.pos_embed, source.pos_embed)
     assert loaded.pos_embed.requires_grad
     assert to_published(source).keys() == published(source).keys() - {"projectors.0.0.weight"}
     with pytest.raises(UserError, match=r"or learned its positions; for these give backbone\.positions=learned"):
-        sit(**(size | {"positions": "sincos"}), latent_shape=SHAPE, num_classes=5)
+        SiT(**(size | {"positions": "sincos"})).build(latent_shape=SHAPE, num_classes=5)
     torch.save({k: v for k, v in published(source).items() if k != "pos_embed"}, tmp_path / "sit.pt")
     with pytest.raises(UserError, match=r"1 of its weights differ by name or shape \(pos_embed\)"):
-        sit(**size, latent_shape=SHAPE, num_classes=5)
+        SiT(**size).build(latent_shape=SHAPE, num_classes=5)
 
 
 def test_another_grid_of_as_many_tokens_is_refused(tmp_path: Path) -> None:
     torch.save(published(small()), tmp_path / "sit.pt")
     with pytest.raises(UserError, match="was trained on another grid than 3x2"):
-        sit(**(SMALL | {"weights": str(tmp_path / "sit.pt")}), latent_shape=(3, 6, 4), num_classes=5)
+        SiT(**(SMALL | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=(3, 6, 4), num_classes=5)
 
 
 def doubled(values: dict[str, Tensor], second: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -129,10 +130,10 @@ def test_files_in_half_precision_load(tmp_path: Path, dtype: torch.dtype, form: 
         save_file(stored, file)
     else:
         torch.save(stored, file)
-    loaded = sit(**(SMALL | {"weights": str(file)}), latent_shape=SHAPE, num_classes=5).state_dict()
+    loaded = SiT(**(SMALL | {"weights": str(file)})).build(latent_shape=SHAPE, num_classes=5).state_dict()
     if form == "other_way":
         torch.save({k: v.float() for k, v in stored.items()}, file)
-        rounded = sit(**(SMALL | {"weights": str(file)}), latent_shape=SHAPE, num_classes=5).state_dict()
+        rounded = SiT(**(SMALL | {"weights": str(file)})).build(latent_shape=SHAPE, num_classes=5).state_dict()
     else:
         rounded = {k: stored[k].float() for k in loaded}
     assert {v.dtype for v in loaded.values()} == {torch.float32}
@@ -143,7 +144,7 @@ def test_sits_own_checkpoints_run_the_other_way(tmp_path: Path, inputs: Any) -> 
     """There x_t = t·data + (1 − t)·noise, the velocity is data − noise, and the half that is thrown away is 0."""
     theirs, (x_t, t_B, condition) = small(), inputs
     torch.save(doubled(published(theirs), torch.zeros_like), tmp_path / "sit.pt")
-    ours = sit(**(SMALL | {"weights": str(tmp_path / "sit.pt")}), latent_shape=SHAPE, num_classes=5)
+    ours = SiT(**(SMALL | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=SHAPE, num_classes=5)
     velocity = theirs(x_t, 1 - t_B, condition).prediction_RCHW
     torch.testing.assert_close(ours(x_t, t_B, condition).prediction_RCHW, -velocity, rtol=1e-4, atol=1e-4)
     assert (ours(x_t, 1 - t_B, condition).prediction_RCHW + velocity).abs().max() > 0.1
@@ -156,7 +157,7 @@ def test_a_dit_is_refused(tmp_path: Path, part: str) -> None:
     values[f"final_layer.linear.{part}"].unflatten(0, (2, 2, 6))[1, 0, 5] = 1e-3  # the last variance of the third place
     torch.save({"ema": values}, tmp_path / "dit.pt")
     with pytest.raises(UserError, match=r"dit.pt has learned variances .*: a DiT's, which predicts the noise"):
-        sit(**(SMALL | {"weights": str(tmp_path / "dit.pt")}), latent_shape=SHAPE, num_classes=5)
+        SiT(**(SMALL | {"weights": str(tmp_path / "dit.pt")})).build(latent_shape=SHAPE, num_classes=5)
 
 
 def test_a_file_that_is_not_whole_or_not_weights_is_said(tmp_path: Path) -> None:
@@ -175,9 +176,9 @@ def test_a_file_that_is_not_whole_or_not_weights_is_said(tmp_path: Path) -> None
         ("text.pt", "or no weights at all"),
     ):
         with pytest.raises(UserError, match=words):
-            sit(**(SMALL | {"weights": str(tmp_path / name)}), latent_shape=SHAPE, num_classes=5)
+            SiT(**(SMALL | {"weights": str(tmp_path / name)})).build(latent_shape=SHAPE, num_classes=5)
     with pytest.raises(UserError, match=r"has no model\.safetensors: give a file in the published layout"):
-        sit(**(SMALL | {"weights": str(tmp_path)}), latent_shape=SHAPE, num_classes=5)
+        SiT(**(SMALL | {"weights": str(tmp_path)})).build(latent_shape=SHAPE, num_classes=5)
 
 
 def test_weights_without_a_null_condition_are_refused(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_weights_without_a_null_condition_are_refused(tmp_path: Path) -> None:
     values["y_embedder.embedding_table.weight"] = values["y_embedder.embedding_table.weight"][:5].clone()
     save_file(values, tmp_path / "sit.safetensors")
     with pytest.raises(UserError, match="has 5 rows of classes and data.num_classes=5 needs one more"):
-        sit(**(SMALL | {"weights": str(tmp_path / "sit.safetensors")}), latent_shape=SHAPE, num_classes=5)
+        SiT(**(SMALL | {"weights": str(tmp_path / "sit.safetensors")})).build(latent_shape=SHAPE, num_classes=5)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             load_published(
-                sit(**(SMALL | changes), latent_shape=SHAPE, num_classes=classes), tmp_path / "sit.safetensors"
+                SiT(**(SMALL | changes)).build(latent_shape=SHAPE, num_classes=classes), tmp_path / "sit.safetensors"
             )
 
 
@@ -210,7 +211,7 @@ class Anything:
 def test_a_file_with_more_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"ema": published(small()), "hook": Anything()}, tmp_path / "sit.pt")
     with pytest.raises(UserError, match="holds more than tensors"):
-        sit(**(SMALL | {"weights": str(tmp_path / "sit.pt")}), latent_shape=SHAPE, num_classes=5)
+        SiT(**(SMALL | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=SHAPE, num_classes=5)
     (tmp_path / "sit.pt").write_bytes(b"hello")
     with pytest.raises(UserError, match="is no whole torch file"):
-        sit(**(SMALL | {"weights": str(tmp_path / "sit.pt")}), latent_shape=SHAPE, num_classes=5)
+        SiT(**(SMALL | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=SHAPE, num_classes=5)

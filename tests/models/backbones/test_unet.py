@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from urepa.core.errors import UserError
 from urepa.core.types import Condition
 from urepa.models.backbones.backbone_sizes import UNET_TAPS as TAPS
-from urepa.models.backbones.unet import UNet, tiny_unet
+from urepa.models.backbones.unet_net import UNet, tiny_unet
 
 SMALL = {
     "block_out_channels": [32, 64],

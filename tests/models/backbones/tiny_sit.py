@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from urepa.models.backbones.sit import SiT, sit
+from urepa.models.backbones.sit import SiT
+from urepa.models.backbones.sit_net import SiTNetwork
 
 SHAPE = (3, 4, 6)
 SMALL: dict[str, Any] = {
@@ -20,10 +21,10 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small(**changes: Any) -> SiT:
+def small(**changes: Any) -> SiTNetwork:
     """Every weight away from its start: at the start the blocks do nothing."""
     torch.manual_seed(0)
-    backbone = sit(**(SMALL | changes), latent_shape=SHAPE, num_classes=5)
+    backbone = SiT(**(SMALL | changes)).build(latent_shape=SHAPE, num_classes=5)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.normal_(std=0.3)

@@ -51,7 +51,7 @@ def test_members_answer_for_themselves(compose: Compose, tmp_path: Path) -> None
     assert list(several.members()) == ["a", "b"]
     assert several.hub_files() == {"facebook/dinov2-base": ["config.json", "model.safetensors"]}
     with pytest.raises(UserError, match=r"^teacher.model=.*lost.pth does not exist$"):
-        check_teachers_files(config["data"] | {"root": str(tmp_path)}, config["teacher"])
+        check_teachers_files(declaration_of(config["data"] | {"root": str(tmp_path)}), config["teacher"])
     config["teacher"]["teachers"]["b"]["patch"] = 15
     with pytest.raises(UserError, match="must be a multiple of its patch of 15 pixels"):
         declaration_of(config["teacher"]).check()
@@ -71,7 +71,7 @@ def test_declarations_load_without_torch_and_a_run_loads_what_they_build_with(co
     code = "import sys; from urepa.config.parts import KINDS; assert KINDS['teacher'] and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     load_modules(compose())
-    for kind in ("head", "teacher", "objective"):
+    for kind in ("head", "teacher", "objective", "loss"):
         assert networks(PACKAGES[kind])
         assert all(name in sys.modules for name in networks(PACKAGES[kind]))
         assert not any(name.endswith(("_net", "_math")) for name in KINDS[kind])

@@ -16,8 +16,11 @@ from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition, Tokens
 from urepa.costs.estimate import Device, plan
 from urepa.data.stores.disk_sizes import reader_bytes
-from urepa.method import losses
-from urepa.method.training_step import Aligned, AlignmentLoss, step_terms
+from urepa.method.losses import loss_math
+from urepa.method.losses.urepa_loss import URepaLoss
+from urepa.method.losses.urepa_loss_math import AlignmentLoss
+from urepa.method.schedules.constant import Constant
+from urepa.method.training_step import Aligned, step_terms
 from urepa.models.teachers.several_teachers import SeveralTeachers, by_name
 from urepa.prefetch import required_files
 from urepa.reports.description.markdown_and_latex import as_markdown
@@ -25,7 +28,7 @@ from urepa.reports.description.methodology import methodology
 from urepa.reports.description.subject import subject_of
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import teacher_name
-from urepa.training.assembly import build_part, evaluate_ema, make
+from urepa.training.assembly import build_part, evaluate_ema
 from urepa.training.checks.combinations import check
 
 Build = Callable[..., Any]
@@ -68,7 +71,8 @@ def made_up(**teachers: Tensor) -> Batch:
 
 
 def urepa_loss(taps: dict[str, float], **changes: Any) -> AlignmentLoss:
-    return AlignmentLoss(0.5, 0, 3.0, "both", taps, 0.1, **changes)
+    settings: dict[str, Any] = {"lambda_max": 0.5, "warmup_steps": 0, "manifold_weight": 3.0, "spike_threshold": 0.1}
+    return URepaLoss(**settings, level="both", taps=taps, **changes).build(schedule=Constant(), max_steps=100)
 
 
 def test_the_terms_are_means_over_taps_and_teachers_by_their_weights() -> None:
@@ -86,8 +90,8 @@ def test_the_terms_are_means_over_taps_and_teachers_by_their_weights() -> None:
         for name, share in (("a", 0.2), ("b", 0.8)):
             student, teacher = students[f"{tap}/{name}"], teachers[name]
             token[name] += tap_share * (1 - F.cosine_similarity(student, teacher, dim=-1).mean().item())
-            pair = losses.pool_tokens(student), losses.pool_tokens(teacher)
-            both = (losses.manifold_loss_sample(*pair) + losses.manifold_loss_token(student, teacher)) / 2
+            pair = loss_math.pool_tokens(student), loss_math.pool_tokens(teacher)
+            both = (loss_math.manifold_loss_sample(*pair) + loss_math.manifold_loss_token(student, teacher)) / 2
             manifold += tap_share * share * both.item()
     means = {name: value.item() for name, value in terms.means().items()}
     assert means["token/a"] == pytest.approx(token["a"])
@@ -202,7 +206,7 @@ def test_evaluations_read_the_first_and_alignment_reads_each(
         *(o for o in overrides if o != "evaluation=none"), *more, *times, "evaluation.spatial.timestep=0.5"
     )
     config["evaluation"]["alignment"] |= {"images": 20, "neighbours": 3}
-    found = evaluate_ema(config, trainer, make(config["data"]), 0)
+    found = evaluate_ema(config, trainer, build_part(config["data"]), 0)
     found.require_all()
     each = [{k: v for k, v in found.metrics.items() if k.endswith(f"/{name}")} for name in ("fine", "coarse")]
     assert [k.rpartition("/")[0] for k in each[0]] == [k.rpartition("/")[0] for k in each[1]]
@@ -230,7 +234,7 @@ def test_two_names_may_share_a_store(make_track: Build, teacher: Any) -> None:
 @pytest.mark.slow
 def test_it_is_planned_and_described(compose: Compose, overrides: list[str]) -> None:
     config = compose(*overrides, "+loss.teachers.fine=3")
-    planned, track, teacher = plan(config, DEVICE), make(config["data"]), build_part(config["teacher"])
+    planned, track, teacher = plan(config, DEVICE), build_part(config["data"]), build_part(config["teacher"])
     assert [cache.name for cache in planned.counted.caches] == ["latents", "tokens_fine", "tokens_coarse"]
     assert planned.counted.reader_bytes == reader_bytes(track, teacher, 8) == 2 * 4 * 8 * 16 * 1280 * 2
     head = 32 * 16 + 16 + 16 * 16 + 16 + 16 * 1280 + 1280
@@ -283,7 +287,7 @@ def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
     config = compose("+experiment=repa_imagenet256", *both)
     assert teacher_name(config["teacher"]) == "dinov2-base + clip-vit-large-patch14"
     assert {"facebook/dinov2-base", "openai/clip-vit-large-patch14"} <= required_files(config).keys()
-    track = make(config["data"])
+    track = build_part(config["data"])
     assert [path.name for path in track.tokens_folders(build_part(config["teacher"])).values()] == [
         f"{track.tokens.name}.d",
         f"{track.tokens.name}.c",

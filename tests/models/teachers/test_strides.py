@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.data.tracks.pixels import PixelTrack
+from urepa.data.tracks.pixel_caches import PixelTrackCaches
 from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
 from urepa.models.teachers.efficientnet_sizes import check_efficientnet
 from urepa.training.checks.sizes import check_teacher
@@ -101,7 +101,7 @@ def test_the_last_maps_manifest_is_as_before_there_were_others() -> None:
     assert other == before | {"model": "efficientnet-lite0-s16", "stride": 16, "width": 112}
 
 
-def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., PixelTrack]) -> None:
+def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., PixelTrackCaches]) -> None:
     """Below one root, each in a folder of its own; the last map's has the name that it had."""
     track = make_track()
     teachers = [EfficientNetLite0Network(128, [g, g], stride) for stride, g in ((32, 4), (16, 4), (8, 4), (16, 8))]
@@ -115,7 +115,7 @@ def test_tokens_of_several_maps_lie_side_by_side(make_track: Callable[..., Pixel
     assert {folder.parent for folder in folders} == {track.folder}
 
 
-def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., PixelTrack]) -> None:
+def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., PixelTrackCaches]) -> None:
     """One set of latents; each teacher's tokens are made once, and open beside the other's."""
     track = make_track()
     first, second = (EfficientNetLite0Network(32, [1, 1], stride) for stride in (32, 16))

@@ -115,7 +115,7 @@ def write_run(
 
 def without_alignment(add: Callable[..., None], tmp_path: Path) -> None:
     """A control that logs no term of alignment, and arms of two grids."""
-    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}, name="none")
+    add("none", {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}}, name="none")
     for file in (tmp_path / "outputs" / "none").rglob("metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         aligned = ("token", "manifold", "cosine", "grad_cosine")

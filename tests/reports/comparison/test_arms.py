@@ -36,13 +36,13 @@ def test_changes_are_read_from_configs(add: Add, study: Group) -> None:
     add()
     add("lambda_08", {"loss.lambda_max": 0.8})
     add("eps_target", {"objective._target_": "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"})
-    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}})
+    add("none", {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}})
     found = {arm.label: [str(change) for change in arm.changes] for arm in study().arms}
     assert found == {
         "baseline": [],
         "eps_target": ["objective: DDPMVelocity → DDPMEpsilon"],
         "lambda_08": ["loss.lambda_max: 0.5 → 0.8"],
-        "none": ["loss: AlignmentLoss → DiffusionOnly"],
+        "none": ["loss: URepaLoss → NoLoss"],
     }
 
 
@@ -50,7 +50,7 @@ def test_every_arm_has_a_label_of_its_own(add: Add, results: Callable[..., Resul
     """Two aligned arms with other taps beside one without alignment: what only comes with a part is hidden, and nothing
     else. Each arm's numbers are its own."""
     moved = config["loss"] | {"taps": {"enc_last": 1.0}}
-    none = {"_target_": "urepa.method.training_step.DiffusionOnly"}
+    none = {"_target_": "urepa.method.losses.no_loss.NoLoss"}
     for loss, error in ((config["loss"], 0.5), (moved, 0.3), (none, 0.1)):
         way = {300: {"val/x0_error": error + 0.05}}
         last = {"val/x0_error": error}
@@ -58,16 +58,16 @@ def test_every_arm_has_a_label_of_its_own(add: Add, results: Callable[..., Resul
     found = results(baseline="loss.taps.mid=1.0")
     labels = [row.arm.label for row in found.rows]
     assert labels == [
-        "loss=AlignmentLoss, enc_last=—, mid=1",
-        "loss=AlignmentLoss, enc_last=1, mid=—",
-        "loss=DiffusionOnly",
+        "loss=URepaLoss, enc_last=—, mid=1",
+        "loss=NoLoss",
+        "loss=URepaLoss, enc_last=1, mid=—",
     ]
     (course,) = [c for c in found.courses if c.metric.key == "val/x0_error"]
-    ends = {label: pytest.approx(error) for label, error in zip(labels, (0.5, 0.3, 0.1), strict=True)}
+    ends = {label: pytest.approx(error) for label, error in zip(labels, (0.5, 0.1, 0.3), strict=True)}
     assert {label: cells[-1].mean for label, cells in course.cells.items()} == ends
-    moved, without = ([str(change) for change in row.arm.changes] for row in found.rows[1:])
+    without, moved = ([str(change) for change in row.arm.changes] for row in found.rows[1:])
     assert moved == ["loss.taps.enc_last: — → 1", "loss.taps.mid: 1 → —"]
-    assert without == ["loss: AlignmentLoss → DiffusionOnly"]
+    assert without == ["loss: URepaLoss → NoLoss"]
 
 
 def test_labels_that_would_be_the_same_are_numbered(add: Add, study: Group) -> None:
@@ -318,7 +318,7 @@ def test_a_grid_with_a_hole(add: Add, study: Group) -> None:
     assert [sweep.keys for sweep in sweeps(study())] == [("loss.lambda_max",)], "0.8 has one arm alone: a line"
     add(changes={"loss.lambda_max": 0.8, "head.depth": 3}, name="0.8,3", seeds=(0,))
     add(changes={"loss.lambda_max": 0.5, "head.depth": 3}, name="0.5,3", seeds=(0,))
-    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}, seeds=(0,))
+    add("none", {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}}, seeds=(0,))
     found = study(baseline="none")
     (grid,) = sweeps(found)
     assert grid.values == ((0.25, 0.5, 0.8), (1.0, 2.0, 3.0)) or grid.keys[0] == "head.depth"
@@ -327,11 +327,11 @@ def test_a_grid_with_a_hole(add: Add, study: Group) -> None:
 
 
 def test_beside_a_baseline_without_alignment_every_arm_says_its_own(add: Add, study: Group) -> None:
-    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}})
+    add("none", {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}})
     for lam in (0.25, 0.5):
         add("urepa", {"loss.lambda_max": lam}, name=f"{lam}")
     found = {arm.label: [str(change) for change in arm.changes] for arm in study(baseline="none").arms[1:]}
-    part = "loss: DiffusionOnly → AlignmentLoss"
+    part = "loss: NoLoss → URepaLoss"
     assert found == {f"urepa, lambda_max={lam}": [part, f"loss.lambda_max: — → {lam}"] for lam in (0.25, 0.5)}
 
 
@@ -346,7 +346,7 @@ def test_runs_measured_with_other_weights_are_set_apart_and_the_report_names_the
 ) -> None:
     def measured(path: str, digest: str) -> dict[str, Any]:
         file = {"sha256": digest, "accuracy": "0.7031"}
-        encoder = {"_target_": "urepa.evaluation.cifar_cnn.CifarCNN", "weights": path, "weights_file": file}
+        encoder = {"_target_": "urepa.evaluation.encoders.cifar_cnn.CifarCNN", "weights": path, "weights_file": file}
         return {"evaluation": {"generation": {"encoders": {"cifar_cnn": encoder}}}}
 
     add(summary=measured("a/cnn", "1" * 64))

@@ -16,10 +16,10 @@ from urepa.reports.comparison.as_csv import as_csv
 from urepa.reports.comparison.as_json import as_json
 from urepa.reports.comparison.by_clock import clock_of, minutes_at, why_no_clock
 from urepa.reports.comparison.by_step import NEVER
-from urepa.reports.comparison.comparable import RATE
 from urepa.reports.comparison.draw_panels import Panel, draw
 from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.findings import findings
+from urepa.reports.comparison.metric_columns import RATE
 from urepa.reports.comparison.page import page
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import Results

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from made_up import changed
 
-from urepa.reports.comparison.comparable import (
-    incomparable_keys,
+from urepa.core.evaluation_protocols import PIXELS, RANDOM, TEACHER, UNTRAINED, Metric
+from urepa.reports.comparison.comparable import differing_keys, incomparable_keys, noise_schedule_keys, unpairing_keys
+from urepa.reports.comparison.evaluation_protocol import differences, protocol
+from urepa.reports.comparison.metric_columns import (
     is_reference,
+    metric_of,
     metrics_of,
-    noise_schedule_keys,
     reference_key,
     reference_label,
-    unpairing_keys,
+    rests_on,
 )
-from urepa.reports.comparison.evaluation_protocol import differences, protocol
 from urepa.reports.comparison.read_runs import as_text
 
 TERMS = ("total", "diffusion", "token", "manifold", "x0_error")
@@ -31,13 +32,13 @@ EPSILON = "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"
         ({"loss.manifold_weight": 0.0}, "diffusion token manifold x0_error"),
         ({"objective._target_": EPSILON}, "token manifold x0_error"),
         ({"objective.beta_schedule": "scaled_linear"}, "token manifold x0_error"),
-        ({"teacher._target_": "another.Teacher"}, "diffusion x0_error"),
+        ({"teacher._target_": "urepa.models.teachers.efficientnet_lite2.EfficientNetLite2"}, "diffusion x0_error"),
         ({"teacher.grid": [2, 2]}, "diffusion x0_error"),
         ({"teacher.image_size": 64}, "diffusion x0_error"),
-        ({"teacher.positions": "timm"}, "diffusion x0_error"),
+        ({"teacher": {"_target_": "urepa.models.teachers.vit.ViT", "positions": "timm"}}, "diffusion x0_error"),
         ({"loss.taps": {"mid": 1.0, "enc_last": 1.0}}, "diffusion x0_error"),
         ({"loss.level": "token"}, "diffusion token x0_error"),
-        ({"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}, "diffusion x0_error"),
+        ({"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}}, "diffusion x0_error"),
         ({"head.depth": 1}, "total diffusion token manifold x0_error"),
         ({"loss.warmup_steps": 0, "data.limit": 4000}, "total diffusion token manifold x0_error"),
         ({"data.root": "elsewhere"}, "total diffusion token manifold x0_error"),
@@ -70,10 +71,13 @@ def test_what_is_measured_against_the_teacher_rests_on_it(
     for name in ("token_cosine", "token_cosine_above_constant", "similarity_mae", "neighbour_recall"):
         for ending in ("", "/enc_last", "/enc_last/dino"):
             assert incomparable_keys(f"final/{name}{ending}", arm, baseline) == fit
+            assert differing_keys(arm, baseline, rests_on(f"final/{name}{ending}")) == fit, "as it is declared"
     for name in ("cka", "cknna", "cka/enc_last", "cknna/dino"):
         assert incomparable_keys(f"final/{name}", arm, baseline) == tap
+        assert differing_keys(arm, baseline, rests_on(f"final/{name}")) == tap
     for name in ("tap_knn", "knn/tap", "knn/head", "linear_probe/tap_attention", "dense/tap", "fd/pixels"):
         assert incomparable_keys(f"final/{name}", arm, baseline) == []
+        assert rests_on(f"final/{name}") == ()
 
 
 @pytest.mark.parametrize(
@@ -225,21 +229,21 @@ def test_readings_have_an_order_and_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "kind", "reference"),
+    ("key", "row", "reference"),
     [
-        ("final/tap_knn", "teacher", "final/teacher_knn"),
-        ("final/tap_knn", "pixel", "final/pixel_knn"),
-        ("final/knn/head_attention_top5", "teacher", "final/knn/teacher_attention_top5"),
-        ("final/knn/head_attention_top5", "untrained", "final/knn/untrained_head_attention_top5"),
-        ("final/cka", "untrained", "final/untrained_cka"),
-        ("final/cka", "random", "final/random_cka"),
-        ("final/knn/tap", "random", "final/knn/random_tap"),
-        ("final/cka", "teacher", ""),
-        ("val/token", "teacher", ""),
+        ("final/tap_knn", TEACHER, "final/teacher_knn"),
+        ("final/tap_knn", PIXELS, "final/pixel_knn"),
+        ("final/knn/head_attention_top5", TEACHER, "final/knn/teacher_attention_top5"),
+        ("final/knn/head_attention_top5", UNTRAINED, "final/knn/untrained_head_attention_top5"),
+        ("final/cka", UNTRAINED, "final/untrained_cka"),
+        ("final/cka", RANDOM, "final/random_cka"),
+        ("final/knn/tap", RANDOM, "final/knn/random_tap"),
+        ("final/cka", TEACHER, ""),
+        ("val/token", TEACHER, ""),
     ],
 )
-def test_what_is_read_in_the_same_way(key: str, kind: str, reference: str) -> None:
-    assert reference_key(key, kind) == reference
+def test_what_is_read_in_the_same_way(key: str, row: str, reference: str) -> None:
+    assert reference_key(metric_of(key) or Metric(key, key), row) == reference
     assert not reference or is_reference(reference)
 
 
@@ -248,9 +252,8 @@ def test_measures_of_tokens_have_their_teacher_and_untrained_model_beside_them()
     titles = ["mIoU: tap\u00a0↑", "mIoU: head\u00a0↑", "LDS: tap", "LDS: head"]
     assert [metric.title for metric in metrics_of(keys)] == titles
     assert {k for k in keys if is_reference(k)} == {f"final/{m}/{w}" for m in ("dense", "lds") for w in BESIDE}
-    assert [reference_key("final/lds/tap", kind) for kind in ("teacher", "untrained")] == [
-        f"final/lds/{what}" for what in BESIDE
-    ]
+    (lds,) = metrics_of({"final/lds/tap"})
+    assert [reference_key(lds, row) for row in (TEACHER, UNTRAINED)] == [f"final/lds/{what}" for what in BESIDE]
 
 
 BESIDE = ("teacher", "untrained_tap")
@@ -262,7 +265,7 @@ BESIDE = ("teacher", "untrained_tap")
 def measured_with(config: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
     """What a protocol says of a run that was measured in the features of these weights."""
     file = {} if digest is None else {"weights_file": {"sha256": digest, "accuracy": "0.7"}}
-    encoder = {"_target_": "urepa.evaluation.cifar_cnn.CifarCNN", "weights": path} | file
+    encoder = {"_target_": "urepa.evaluation.encoders.cifar_cnn.CifarCNN", "weights": path} | file
     evaluation = {"generation": {"encoders": {"cifar_cnn": encoder}}}
     return protocol(as_text(config), {"evaluation": evaluation})
 

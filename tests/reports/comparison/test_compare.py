@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import run
 
 from urepa.cli import CONF
 from urepa.compare import remove_old_figures
@@ -19,12 +18,10 @@ from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.page import page
 
 Add = Callable[..., None]
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "WORLD_SIZE", "RANK")}
 
 
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "urepa.compare", *arguments]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return run(["-m", "urepa.compare", *arguments], folder)
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:

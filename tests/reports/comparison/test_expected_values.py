@@ -1,4 +1,4 @@
-"""The document's expected values, beside its own experiment alone."""
+"""The description's expected values, beside its own experiment alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECTION = "Reported and measured"
 
 @pytest.fixture
 def track_a(compose: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., None]:
-    """track_a(ablation, **changes): a made-up run of the document's experiment."""
+    """track_a(ablation, **changes): a made-up run of the description's experiment."""
     config = compose("+experiment=track_a")
 
     def added(ablation: str = "baseline", experiment: str = "track_a", **changes: Any) -> None:
@@ -57,7 +57,7 @@ def test_beside_the_documents_own(track_a: Callable[..., None], results: Summari
 def test_beside_that_arm_and_not_the_baseline_of_the_comparison(
     track_a: Callable[..., None], results: Summarise
 ) -> None:
-    """A control with λ = 0 is the baseline; its losses are not what the document expects."""
+    """A control with λ = 0 is the baseline; its losses are not what the description expects."""
     track_a()
     track_a("lambda_0", **{"loss.lambda_max": 0.0})
     found = results(baseline="lambda_0")
@@ -81,4 +81,4 @@ def test_not_beside_an_experiment_that_builds_on_it(track_a: Callable[..., None]
 
 def test_another_length_is_said(track_a: Callable[..., None], results: Summarise) -> None:
     track_a(**{"trainer.max_steps": 1000})
-    assert "The document's run has 62,480 steps and this one 1,000: epochs are shares of its own" in words(results())
+    assert "The description's run has 62,480 steps and this one 1,000: epochs are shares of its own" in words(results())

@@ -87,11 +87,11 @@ def test_a_heat_map_says_why_a_cell_is_empty(add: Add, results: Summarise) -> No
 
 
 def test_long_labels_keep_where_arms_of_a_sweep_differ() -> None:
-    labels = [f"depth={d}, loss=AlignmentLoss, lambda_max={lam}" for d in (1, 2) for lam in (0.25, 0.5)]
+    labels = [f"depth={d}, loss=URepaLoss, lambda_max={lam}" for d in (1, 2) for lam in (0.25, 0.5)]
     short = [shorten(label) for label in labels]
     assert len(set(short)) == len(labels)
     assert {len(label) for label in short} == {34}
-    assert short[0] == "depth=1, lo…tLoss, lambda_max=0.25"
+    assert short[0] == "depth=1, lo…aLoss, lambda_max=0.25"
     assert shorten("lambda_0\n") == "lambda_0"
 
 

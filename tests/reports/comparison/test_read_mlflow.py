@@ -32,9 +32,9 @@ from urepa.reports.comparison.read_runs import Run, find_folders, load_curves
 from urepa.reports.comparison.results import summarise
 from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 from urepa.reports.comparison.tables import markdown
-from urepa.runs.mlflow_sender import MLflowShipper
 from urepa.runs.mlflow_store import connect, open_existing
 from urepa.runs.run_folder import facts_of
+from urepa.runs.trackers.mlflow_sender import MLflowShipper
 
 pytestmark = pytest.mark.slow  # a fresh MLflow database takes seconds
 

@@ -219,5 +219,5 @@ def test_the_title_names_data_backbone_and_teacher(
 
 
 def test_a_title_without_a_teacher(add: Callable[..., None], results: Summarise) -> None:
-    add("none", {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}, seeds=(0,))
+    add("none", {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}}, seeds=(0,))
     assert "<h1>cifar10 · tiny_unet · no teacher</h1>" in page(results(), [], [])

@@ -15,19 +15,21 @@ from latex import assert_closed, pages, unescaped
 from urepa.cli import CONF
 from urepa.config.declared import declaration_of
 from urepa.config.parts import PACKAGES
-from urepa.core.descriptions import format_value
+from urepa.core.descriptions import BackboneFacts, EvaluatedRun, format_value
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.costs.estimate import Device, plan
 from urepa.method.objectives.ddpm_math import EpsilonMath
+from urepa.method.schedules.constant import Constant
+from urepa.method.schedules.cosine import Cosine
 from urepa.method.step_schedules import cosine_with_warmup
 from urepa.reports.description.markdown_and_latex import as_latex, as_markdown
-from urepa.reports.description.methodology import WORDS, generic_text, methodology
-from urepa.reports.description.model import initial_weights
+from urepa.reports.description.methodology import generic_text, methodology
+from urepa.reports.description.model import backbone
 from urepa.reports.description.subject import Subject, subject_of
 from urepa.runs.checkpoint import save
 from urepa.runs.run_folder import NOT_IDENTITY
-from urepa.training.assembly import build_model, build_part, make
+from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.optimizer import groups_of
 
 Compose = Callable[..., dict[str, Any]]
@@ -77,7 +79,7 @@ def test_of_every_experiment(compose: Compose, experiment: str) -> None:
     expected = {
         key: format_value(value)
         for key, value in flatten(config).items()
-        if not any(f"{key}.".startswith(f"{k}.") for k in (*NOT_IDENTITY, "arm")) and not key.endswith("_partial_")
+        if not any(f"{key}.".startswith(f"{k}.") for k in (*NOT_IDENTITY, "arm"))
     }
     assert shown == expected
     for part, counts in planned.counted.parameters.items():
@@ -115,7 +117,7 @@ def test_the_documents_run(compose: Compose) -> None:
 
 def test_counts_are_those_of_the_model_that_trains(small: Compose) -> None:
     config = small("+loss.taps.enc_last=3", "head.depth=1", "loss.diffusion_fraction=0")
-    track, teacher, loss = make(config["data"]), build_part(config["teacher"]), make(config["loss"])
+    track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)
     model, group = build_model(config, track, teacher, loss)
     text = prose(texts(config)[0])
     trains = {name: sum(p.numel() for p in own) for name, own in groups_of(model, group).items()}
@@ -205,10 +207,14 @@ def test_a_warm_start_in_words(small: Compose, tmp_path: Path) -> None:
 
 def test_adapters_that_start_warm_leave_the_base_as_it_is(compose: Compose) -> None:
     overrides = ("+experiment=repa_cifar10_pixels", "lora=all_attention", "optimizer=adamw_lora", "warm_start=there")
+    config: Any = compose(*overrides)
     whole: Any = None  # what is counted of it has no part in this
-    subject = Subject(compose(*overrides), whole, whole, whole, whole, None)
-    assert initial_weights(subject, "random") == ", with random initial weights"
-    assert initial_weights(subject, "sit.pt") == ", with the weights of sit.pt"
+    subject = Subject(config, whole, whole, whole, build_part(config["data"]), None)
+    assert "adaLN-Zero, with random initial weights: 6 blocks" in str(backbone(subject, config["backbone"]))
+    loaded = config["backbone"] | {"weights": "sit.pt"}
+    assert "adaLN-Zero, with the weights of sit.pt: 6 blocks" in str(backbone(subject, loaded))
+    subject.config["lora"] = compose()["lora"]
+    assert "adaLN-Zero: 6 blocks" in str(backbone(subject, config["backbone"]))
 
 
 def test_a_batch_that_is_larger_than_the_data_is_refused(small: Compose) -> None:
@@ -298,33 +304,19 @@ def test_hours_are_expected_only_from_a_measurement(small: Compose, tmp_path: Pa
 
 # settings that the words leave to the tables at the end, by the last word of the part's _target_
 UNSPOKEN = {
-    "AlignmentLoss": "spike_threshold level taps teachers",  # only counted; the loss itself says levels and shares
+    "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
     "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped",
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
     "prompts latent_shape online_teacher stage_to",
-    "sd15": "prompts",
-    "SampleGrid": "shown_per_class",
-    "Dense": "folder",
+    "SD15": "prompts",
 }
 
 
 EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,clip_score]"
 
 
-class Spoken(dict[str, Any]):
-    """Knows which of its keys were asked for."""
-
-    def __init__(self, part: dict[str, Any]) -> None:
-        super().__init__(part)
-        self.asked: set[str] = set()
-
-    def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
-        return super().__getitem__(key)
-
-
-def read_to_describe(declared: Any) -> set[str]:
-    """The names of what a declaration's description reads of it."""
+def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
+    """The names of what a declaration's description reads of it; `facts` and `known` are what it is handed."""
     read: set[str] = set()
 
     class Recording(type(declared)):  # type: ignore[misc]
@@ -333,7 +325,7 @@ def read_to_describe(declared: Any) -> set[str]:
             return super().__getattribute__(name)
 
     declared.__class__ = Recording
-    declared.description()
+    declared.description(*facts, **known)
     return read
 
 
@@ -350,15 +342,33 @@ def test_words_know_every_setting_of_their_part(compose: Compose, overrides: lis
     """A part that gains a setting must say what it means, or that it does not matter here."""
     config = compose(*overrides)
     subject = subject_of(config, plan(config, H200))
-    for kind in PACKAGES:
+    latent_shape, classes = subject.track.latent_shape, subject.track.num_classes
+    facts = {
+        "backbone": (BackboneFacts(latent_shape, classes, False),),
+        "lora": (1, 1),
+        "data": ("8 training images",),
+        "optimizer": (dict.fromkeys(config["optimizer"]["lr"], 1), 100, 1.0),
+    }
+    of_loss = {"schedule": Constant(), "max_steps": 100}
+    for kind in PACKAGES.keys() & config.keys() - {"tracking", "evaluation"}:
         declared = declaration_of(config[kind])
-        assert {field.name for field in fields(declared) if field.name != "_target_"} <= read_to_describe(declared)
-    groups = ("backbone", "lora", "loss", "data", "optimizer")
-    for part in [*(config[group] for group in groups), *config["evaluation"].values()]:
-        spoken, name = Spoken(part), part["_target_"].rpartition(".")[2]
-        WORDS[part["_target_"]](subject, spoken)
-        unspoken = {k for k in part if not k.endswith(("_target_", "_partial_"))} - spoken.asked
-        assert unspoken <= set(UNSPOKEN.get(name, "").split()), name
+        known = of_loss if kind == "loss" else {}
+        unspoken = set(UNSPOKEN.get(type(declared).__name__, "").split())
+        settings = {field.name for field in fields(declared) if field.name != "_target_"}
+        assert settings - unspoken <= read_to_describe(declared, *facts.get(kind, ()), **known), kind
+    assert "final" in read_to_describe(Cosine(final=0.5))
+
+
+UNSPOKEN_OF_EVALUATIONS = {"SampleGrid": {"shown_per_class"}, "Dense": {"folder"}, "GeneratedImages": {"batch_size"}}
+
+
+def test_an_evaluation_speaks_of_every_setting(compose: Compose) -> None:
+    run = EvaluatedRun(num_classes=10, sampler="ddim", is_aligned=True)
+    evaluations = {name: declaration_of(part) for name, part in compose(EVERY)["evaluation"].items()}
+    for declared in [*evaluations.values(), evaluations["generation"].images]:
+        own = {field.name for field in fields(declared) if field.name != "_target_"}
+        name = type(declared).__name__
+        assert own - read_to_describe(declared, run) == UNSPOKEN_OF_EVALUATIONS.get(name, set()), name
 
 
 EVALUATIONS = {
@@ -384,22 +394,14 @@ EVALUATIONS = {
 )  # which reads a SiT's tap, with the parts of cifar10
 def test_every_evaluation_has_words(small: Compose, name: str) -> None:
     config = small(f"evaluation={name}")
-    assert all(part["_target_"] in WORDS for part in config["evaluation"].values())
+    assert all(hasattr(declaration_of(part), "description") for part in config["evaluation"].values())
     assert EVALUATIONS.get(name, "all losses are computed on the 180 validation images") in prose(texts(config)[0])
 
 
 def test_a_part_without_words_is_named_with_its_settings() -> None:
-    assert "nowhere.DiT" not in WORDS
-    part = {"_target_": "nowhere.DiT", "_partial_": True, "depth": 12, "patch": {"size": 2}, "base": None}
+    part = {"_target_": "nowhere.DiT", "depth": 12, "patch": {"size": 2}, "base": None}
     assert generic_text("backbone", part) == "The backbone is DiT, with depth = 12, patch.size = 2 and base = null."
     assert generic_text("lora", {"_target_": "nowhere.simple"}) == "The lora is simple."
-
-
-def test_words_are_of_parts_that_are_there() -> None:
-    """A part that was renamed would silently lose its words."""
-    from hydra.utils import get_object
-
-    assert all(callable(get_object(target)) for target in WORDS)
 
 
 @pytest.mark.slow

@@ -10,8 +10,12 @@ import pytest
 from urepa.core.errors import UserError
 from urepa.training.checks.combinations import check, check_effects, check_order, check_ranges, check_trainer
 
-NO_LOSS = {"loss": {"_target_": "urepa.method.training_step.DiffusionOnly"}}
-A_LOSS = {"loss": {"_target_": "urepa.method.training_step.AlignmentLoss"}}
+TRAINER = {"trainer": {"max_steps": 10}}
+NO_LOSS = {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}} | TRAINER
+A_LOSS = {"loss": {"_target_": "urepa.method.losses.urepa_loss.URepaLoss"}} | TRAINER
+PROBE: dict[str, Any] = {"_target_": "urepa.evaluation.measures.tap_probe.TapProbe"}
+CURVES: dict[str, Any] = {"_target_": "urepa.evaluation.measures.knn.Knn"}
+IMAGES: dict[str, Any] = {"_target_": "urepa.evaluation.images.generated_images.GeneratedImages"}
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +45,25 @@ def test_the_quickstart_passes(compose: Callable[..., dict[str, Any]]) -> None:
         ("data.cfg_dropout", 1.5, "give 0 or more, at most 1"),
         ("backbone.head_dim", 0, "give 1 or more"),
         ("evaluation.samples.sampler_steps", 0, "give 1 or more"),
-        ("evaluation.probe", {"timestep": 5000}, "timestep=5000: the objective's timesteps are 0 to 999"),
-        ("evaluation.probe", {"timesteps": [500, -1]}, "timesteps=.500, -1.: the objective's timesteps are 0 to 999"),
+        ("evaluation.probe", PROBE | {"timestep": 5000}, "timestep=5000: the objective's timesteps are 0 to 999"),
+        (
+            "evaluation.probe",
+            CURVES | {"timesteps": [500, -1]},
+            "timesteps=.500, -1.: the objective's timesteps are 0 to 999",
+        ),
         ("evaluation.samples.sampler_steps", 1001, "the objective has 1000 timesteps; give as many or fewer"),
-        ("evaluation.generation", {"images": {"steps": 1001}}, "images.steps=1001: the objective has 1000 timesteps"),
+        (
+            "evaluation.generation",
+            {"images": IMAGES | {"steps": 1001}},
+            "images.steps=1001: the objective has 1000 timesteps",
+        ),
         ("trainer.evaluate_every", 0, "give 1 or more"),
         ("trainer.evaluation_share", -0.1, "give 0 or more"),
-        ("evaluation.probe", {"timestep": 0.5}, "timestep=0.5: the objective's timesteps are 0 to 999, whole numbers"),
+        (
+            "evaluation.probe",
+            PROBE | {"timestep": 0.5},
+            "timestep=0.5: the objective's timesteps are 0 to 999, whole numbers",
+        ),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(
@@ -66,9 +82,9 @@ def test_numbers_that_cannot_be_are_refused(
 
 def test_a_probes_time_is_its_objectives(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("objective=flow")
-    config["evaluation"]["probe"] = {"timestep": 0.5}
+    config["evaluation"]["probe"] = PROBE | {"timestep": 0.5}
     check_ranges(config)
-    config["evaluation"]["probe"] = {"timestep": 100}
+    config["evaluation"]["probe"] = PROBE | {"timestep": 100}
     with pytest.raises(UserError, match=r"timestep=100: the objective's times lie in \[0, 1\]"):
         check_ranges(config)
 
@@ -189,12 +205,26 @@ def test_what_is_asked_in_training_has_no_cache(
         check(compose(*given, *overrides), [*given, *overrides])
 
 
-@pytest.mark.parametrize("key", ["head", "head.depth", "teacher", "teacher.grid", "optimizer.lr.head"])
+@pytest.mark.parametrize(
+    "key", ["head", "head.depth", "teacher", "teacher.grid", "schedule", "schedule.final", "optimizer.lr.head"]
+)
 def test_keys_without_effect_are_refused_where_there_is_no_loss(key: str) -> None:
     with pytest.raises(UserError, match=f"{key} has no effect with loss=none"):
         check_effects(NO_LOSS, [key])
     check_effects(A_LOSS, [key])
     check_effects(NO_LOSS, ["optimizer.lr.backbone", "headless", "seed"])
+
+
+@pytest.mark.parametrize(("lam", "typed"), [(0, ["schedule=cosine"]), (0, ["schedule=cosine", "schedule.final=0.1"])])
+def test_a_schedule_of_a_lambda_that_is_0_is_refused(
+    compose: Callable[..., dict[str, Any]], lam: float, typed: list[str]
+) -> None:
+    check(compose(*typed), typed)
+    overrides = [f"loss.lambda_max={lam}", *typed]
+    with pytest.raises(
+        UserError, match=r"^schedule has no effect with loss\.lambda_max=0, which it multiplies; drop it$"
+    ):
+        check(compose(*overrides), overrides)
 
 
 def test_an_arm_before_its_experiment_is_refused() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from urepa.core.errors import UserError
+from urepa.data.lists.split_sizes import DIGITS, check_shares
 from urepa.data.sources.image_sources import digits
-from urepa.data.tracks.split_sizes import DIGITS, check_shares
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.training.checks.inputs import check_run_inputs
 

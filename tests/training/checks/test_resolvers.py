@@ -53,7 +53,10 @@ def test_a_run_is_evaluated_at_its_own(compose: Compose, tmp_path: Path) -> None
 
 def test_a_track_s_classifier_lies_in_the_run_s_own_root(compose: Compose, tmp_path: Path) -> None:
     config = compose("+experiment=repa_cifar10_pixels", "data.root=/there/it was", "evaluation=cifar10_fd")
-    place = {"_target_": "urepa.evaluation.cifar_cnn.CifarCNN", "weights": "/there/it was/cifar_cnn.safetensors"}
+    place = {
+        "_target_": "urepa.evaluation.encoders.cifar_cnn.CifarCNN",
+        "weights": "/there/it was/cifar_cnn.safetensors",
+    }
     assert config["evaluation"]["generation"]["encoders"]["cifar_cnn"] == place
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     found = of_run(f"run={tmp_path}", "evaluation=cifar10_fd")["evaluation"]["generation"]

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.models.teachers.dino.dinov2_positions import RULES
 from urepa.models.teachers.vit_sizes import Positions
-from urepa.training.assembly import build_model, build_part, make
-from urepa.training.checks.sizes import check_shapes, latent_shape
+from urepa.training.assembly import build_loss, build_model, build_part
+from urepa.training.checks.sizes import check_shapes
 
 Compose = Callable[..., dict[str, Any]]
 SIT = ("backbone=sit_tiny", "objective=flow", "~loss.taps.mid", "+loss.taps.block_1=1")
@@ -19,10 +20,12 @@ SIT = ("backbone=sit_tiny", "objective=flow", "~loss.taps.mid", "+loss.taps.bloc
 
 def built(config: dict[str, Any]) -> None:
     """The parts, in the trainer's order."""
-    loss, trainer = make(config["loss"]), config["trainer"]
-    loss.check_layout(min(trainer["batch_size"], trainer["validation_group"]), trainer["accumulation"])
+    loss, trainer = build_loss(config), config["trainer"]
+    declaration_of(config["loss"]).check_layout(
+        min(trainer["batch_size"], trainer["validation_group"]), trainer["accumulation"]
+    )
     teacher = build_part(config["teacher"]) if loss.taps else None
-    build_model(config, make(config["data"]), teacher, loss)
+    build_model(config, build_part(config["data"]), teacher, loss)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,6 @@ def built(config: dict[str, Any]) -> None:
         (*SIT, "backbone.patch=3"),
         (*SIT, "backbone.width=66"),
         (*SIT, "+loss.taps.block_99=1"),
-        (*SIT, "lora=mid_attention"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_the_same_words(compose: Compose, overrides: tuple[str, ...]) -> None:
@@ -66,7 +68,7 @@ def test_what_can_be_built_is_not_refused(compose: Compose, overrides: tuple[str
     config = compose(*overrides)
     check_shapes(config)
     built(config)
-    assert latent_shape(config["data"]) == make(config["data"]).latent_shape
+    assert declaration_of(config["data"]).latent_shape == build_part(config["data"]).latent_shape
 
 
 def test_positions_have_the_rules_that_can_be_chosen() -> None:

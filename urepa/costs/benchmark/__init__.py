@@ -1,1 +1,1 @@
-"""What `python -m urepa.bench` times: this project's step, the document's, and what lies between."""
+"""What `python -m urepa.bench` times: this project's step, the description's, and what lies between."""

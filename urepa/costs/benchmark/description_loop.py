@@ -1,4 +1,4 @@
-"""The document's training loop, faithfully (spec 000 §4 to §6 and appendix B), to be timed and compared with.
+"""The description's training loop (docs/errata.md), faithfully, to be timed and compared with.
 
 Autocast over fp32 weights, a hook on the middle block, EMA by deepcopy over all parameters, a DataLoader that
 gets every record by itself, PyTorch's attention in place of xFormers.
@@ -23,7 +23,7 @@ from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.method.training_step import AlignedModel
 
-PREDICTIONS = ("epsilon", "v_prediction")  # that the document's loop has
+PREDICTIONS = ("epsilon", "v_prediction")  # that the description's loop has
 Store = tuple[Path, list[str], tuple[int, ...]]  # folder, keys in order, shape of a record
 
 
@@ -87,10 +87,10 @@ def manifold_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
 
 
 class DocumentedLoop:
-    """The document's model, loss and update around the same backbone and head.
+    """The description's model, loss and update around the same backbone and head.
 
     `config` is the composed experiment, `model` in fp32 with its LoRA, `ema` a deepcopy of it. Raises UserError
-    where the experiment is not of the document's kind.
+    where the experiment is not of the description's kind.
     """
 
     def __init__(self, config: dict[str, Any], model: AlignedModel, ema: nn.Module, device: torch.device) -> None:
@@ -98,8 +98,8 @@ class DocumentedLoop:
         prediction = declaration_of(objective).prediction_type
         if loss.get("taps") != {"mid": 1.0} or loss["level"] != "sample" or prediction not in PREDICTIONS:
             raise UserError(
-                "bench.against=documented takes what the document has: loss.taps={mid: 1.0}, loss.level=sample and a "
-                "DDPM objective"
+                "bench.against=documented takes what the description has: loss.taps={mid: 1.0}, loss.level=sample and "
+                "a DDPM objective"
             )
         self.model, self.device, self.config = model, device, config
         self.backbone: Any = model.backbone

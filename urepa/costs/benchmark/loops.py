@@ -1,4 +1,4 @@
-"""What is timed: loops that make one update when called, and this project's with one part taken from the document.
+"""What is timed: loops that make one update when called, and this project's with one part taken from the description.
 
 Shapes: B batch, CHW latent, N tokens, D width.
 """
@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from urepa.config.declared import declaration_of
+from urepa.core.backbone_protocols import Backbone
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Batch, Condition, Denoised, Tokens
 from urepa.costs.benchmark.description_loop import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.costs.benchmark.online_teacher import OnlineTeacher, RandomImages
 from urepa.costs.benchmark.plain_loop import PlainLoop
-from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like, write_prompts
+from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
-from urepa.runs.mlflow_sender import NoShipper
+from urepa.runs.trackers.no_tracking import NoShipper
 from urepa.training import assembly
 
 FOREVER = 10**9  # steps
@@ -80,7 +82,7 @@ class HookedUNet(nn.Module):
 
 
 class DeepcopyEMA:
-    """The document's EMA in the trainer's place."""
+    """The description's EMA in the trainer's place."""
 
     def __init__(self, model: nn.Module, shadow: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
@@ -94,14 +96,14 @@ class DeepcopyEMA:
 class BenchLoops:
     """The experiment's own trainer over random records in `place`, and loops around it.
 
-    The documented loader's workers start before any model is there: a forked worker would keep a copy of every
+    The description's loader's workers start before any model is there: a forked worker would keep a copy of every
     page that training changes later.
     """
 
     def __init__(self, config: dict[str, Any], place: Path, accelerator: Any) -> None:
         settings = config["bench"]
         self.place, self.accelerator = place, accelerator
-        real, loss = assembly.make(config["data"]), assembly.make(config["loss"])
+        real, loss = assembly.build_part(config["data"]), assembly.build_loss(config)
         self.teacher = teacher = assembly.build_part(config["teacher"]) if loss.taps else None
         batch_size = config["trainer"]["batch_size"]
         records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
@@ -111,10 +113,9 @@ class BenchLoops:
         compares = teacher is not None and (settings["against"] == "documented" or settings["parts"])
         self.items = self._description_items(teacher, batch_size, settings["workers"]) if compares else iter(())
         self.config = config | {"data": data | {"_target_": TRACK}, "evaluation": {}, "warm_start": None}
-        if "prompts" in config["backbone"]:
-            write_prompts(place / "prompts.pt", real.num_classes)
-            self.config["backbone"] = config["backbone"] | {"prompts": str(place / "prompts.pt")}
-        shipper = NoShipper(folder=place, name="", params={}, run_tags={})
+        backbone: Backbone = declaration_of(config["backbone"])
+        self.config["backbone"] = config["backbone"] | backbone.write_stand_ins(place, real.num_classes)
+        shipper = NoShipper()
         self.trainer, _ = assembly.build(self.config, place, accelerator, shipper)
         self.step_index = 0
 
@@ -130,14 +131,14 @@ class BenchLoops:
 
     def build_model(self) -> AlignedModel:
         """The experiment's model once more, in fp32 and as diffusers lays it out."""
-        loss = assembly.make(self.config["loss"])
+        loss = assembly.build_loss(self.config)
         teacher = assembly.build_part(self.config["teacher"]) if loss.taps else None
         model, _ = assembly.build_model(self.config, self.track, teacher, loss)
         return model.to(self.accelerator.device)
 
     @cached_property
     def shadow(self) -> nn.Module:
-        """A deepcopy of the model, as the document's EMA."""
+        """A deepcopy of the model, as the description's EMA."""
         return deepcopy(self.trainer.model).requires_grad_(False)
 
     def training_loop(self) -> Loop:
@@ -170,7 +171,7 @@ class BenchLoops:
         return loops
 
     def description_loop(self) -> Loop:
-        """The document's loop over a model in fp32: the trainer's own where that is one (two of SD-1.5 and their
+        """The description's loop over a model in fp32: the trainer's own where that is one (two of SD-1.5 and their
         copies take 14 GB)."""
         model, shadow = self.trainer.model, self.shadow
         if self.trainer.settings.frozen != "fp32":
@@ -217,7 +218,7 @@ class BenchLoops:
         yield from self.trainer.reader.stream(0, FOREVER)
 
     def _batch(self, item: tuple[Tensor, Tensor, Tensor]) -> list[Batch]:
-        """What the documented loader gives, as the trainer takes it; noise and timesteps drawn on the device."""
+        """What the description's loader gives, as the trainer takes it; noise and timesteps drawn on the device."""
         index_B, x0, teacher_BND = item
         classes, device = self.track.num_classes, self.accelerator.device
         fraction = self.trainer.loss.diffusion_fraction

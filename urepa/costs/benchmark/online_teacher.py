@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from urepa.core.types import Batch
-from urepa.data.tracks.samples import Samples
+from urepa.data.lists.samples import Samples
 
 
 class RandomImages:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.types import Batch
-from urepa.method import losses
+from urepa.method.losses import loss_math
 from urepa.models.weight_files import trainable
 
 
@@ -62,7 +62,7 @@ class PlainLoop:
         total = F.mse_loss(output.prediction_RCHW.float(), target if batch.rows_R is None else target[batch.rows_R])
         for tokens in output.tokens.values():
             (teacher_BND,) = batch.teachers.values()
-            aligned = losses.token_loss(tokens.x_BND, self.loss.targets(teacher_BND)).mean()
+            aligned = loss_math.token_loss(tokens.x_BND, self.loss.targets(teacher_BND)).mean()
             if self.loss.manifold_weight:
                 manifold = self.loss.manifold(tokens.x_BND, teacher_BND, lambda x: x)
                 aligned = aligned + self.loss.manifold_weight * manifold

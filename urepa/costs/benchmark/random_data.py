@@ -6,28 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from urepa.core.errors import UserError
 from urepa.core.teacher_names import ALONE
 from urepa.data.cache import Cache, mean_token_file
+from urepa.data.lists.samples import Samples
 from urepa.data.online_encoders import OnlineTokens
 from urepa.data.stores.lmdb_store import write_store
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks.samples import Samples
 from urepa.models.teachers.several_teachers import SeveralTeachers
-
-PROMPT = (77, 768)  # of CLIP ViT-L/14: positions, width
 
 
 class SyntheticTrack:
     """`records` random fp16 latents and tokens below `root`. The same ones serve training and validation."""
+
+    build_on_first_use = False
 
     def __init__(self, root: str, records: int, latent_shape: list[int], num_classes: int, cfg_dropout: float) -> None:
         self.folder, self.records = Path(root), records
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
         self.samples = Samples.of_rows((f"n{i:08d}", i % num_classes, "", "train") for i in range(records))
+
+    def build(self) -> SyntheticTrack:
+        """Itself, which a config names in a track's place."""
+        return self
 
     @property
     def latents(self) -> Path:
@@ -69,8 +72,3 @@ def settings_like(track: Any, root: Path, records: int) -> dict[str, Any]:
         "num_classes": track.num_classes,
         "cfg_dropout": track.cfg_dropout,
     }
-
-
-def write_prompts(path: Path, num_classes: int) -> None:
-    """Random text embeddings in the form of the prompts stage's file."""
-    torch.save(torch.randn(num_classes + 1, *PROMPT).half(), path)

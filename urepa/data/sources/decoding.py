@@ -71,7 +71,7 @@ def to_rgb(image: Any) -> np.ndarray:
 
 
 def square(pixels: np.ndarray, size: int) -> Any:
-    """Shorter side to `size` (bicubic), then the centre: a PIL image (spec 000 §3.1)."""
+    """Shorter side to `size` (bicubic), then the centre: a PIL image."""
     from PIL import Image
 
     image = Image.fromarray(pixels)

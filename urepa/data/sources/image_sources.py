@@ -18,9 +18,9 @@ import numpy as np
 
 from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
+from urepa.data.lists.split_sizes import DIGITS
 from urepa.data.sources.decoding import large_images_as_value_errors, read, to_rgb
 from urepa.data.sources.image_folder import class_places, images_in, readable
-from urepa.data.tracks.split_sizes import DIGITS
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 HELD_OUT = ("test", "validation")  # what publishers call it; the first that has labels

@@ -1,4 +1,4 @@
-"""The stages that make a LatentTrack's caches. Each goes on where it was; parts of a stage run side by side."""
+"""The stages that make a latent track's caches. Each goes on where it was; parts of a stage run side by side."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ from urepa.data.cache import (
     refuse_changed,
     write_begun,
 )
+from urepa.data.lists.classes import class_names, names_at, write_names
+from urepa.data.lists.paths import is_finished, no_list_error, unfinished_error
+from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
+from urepa.data.lists.split_sizes import refuse_other_classes
 from urepa.data.sources import source_changes
 from urepa.data.sources.image_sources import SourceImage, refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
@@ -35,12 +39,8 @@ from urepa.data.stores.lmdb_store import Part, batches_of
 from urepa.data.stores.record_format import GROUP
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import add_digests, digests_file
-from urepa.data.tracks.classes import class_names, names_at, write_names
-from urepa.data.tracks.latents import LatentTrack
-from urepa.data.tracks.paths import is_finished, no_list_error, unfinished_error
-from urepa.data.tracks.samples import Keys, Sample, Samples, digest_of, read_split, write_split
-from urepa.data.tracks.split_sizes import refuse_other_classes
-from urepa.models.backbones.sd15 import load_prompts
+from urepa.data.tracks.latent_caches import LatentTrackCaches
+from urepa.models.backbones.sd15_net import load_prompts
 from urepa.models.teachers.several_teachers import SeveralTeachers, by_name
 
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
@@ -50,7 +50,7 @@ STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
 class Build:
     """A track, its teacher, and the part of the samples that this process is for."""
 
-    track: LatentTrack
+    track: LatentTrackCaches
     teacher: Any
     part: Part
     batch: int
@@ -312,11 +312,13 @@ class Build:
             add_digests(store)
 
     def stage_adopt(self) -> None:
-        """Takes in caches that lie in the document's layout without manifests, after looking at every record and at the
-        field of view: a store counts only then. What cannot be known is marked so."""
+        """Takes in caches that lie in the description's layout without manifests, after looking at every record and at
+        the field of view: a store counts only then. What cannot be known is marked so."""
         track = self.track
         if isinstance(self.teacher, SeveralTeachers):
-            raise UserError("caches in the document's layout have one teacher's tokens: adopt them with teacher=NAME")
+            raise UserError(
+                "caches in the description's layout have tokens of one teacher: adopt them with teacher=NAME"
+            )
         if track.online_latents or track.online_teacher:
             raise UserError("stage=adopt takes in caches: leave data.online_latents and data.online_teacher out")
         samples = track.samples()

@@ -25,6 +25,7 @@ from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hub_names import download_failure, resolve
 from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, write_begun
+from urepa.data.lists.samples import Sample
 from urepa.data.online_encoders import own_device
 from urepa.data.stages.vae import load_vae
 from urepa.data.stores.build_seconds import BuildTime
@@ -33,7 +34,6 @@ from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.stores.record_keys import key_suffix, token_key_facts
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import digests_file
-from urepa.data.tracks.samples import Sample
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
 Todo = Callable[[Sequence[Sample]], list[Sample]]  # those of a batch that are still to be made
@@ -143,7 +143,7 @@ def _token_sum(tokens_BND: np.ndarray) -> np.ndarray:
 
 
 def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
-    """Images to latents × the VAE's scaling factor (spec 000 §3.2), and what the manifest says of it.
+    """Images to latents × the VAE's scaling factor, and what the manifest says of it.
 
     The posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling.
     """
@@ -185,7 +185,7 @@ def prompt_facts(text: str, names: list[str]) -> dict[str, str]:
 
 
 def write_prompts(path: Path, weights: str, class_names: list[str], batch: int = 64) -> None:
-    """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16 (spec 000 §3.4)."""
+    """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     progress.hide_loading()

@@ -26,11 +26,11 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.random_draws import digest64
+from urepa.data.lists.samples import Keys, Sample
 from urepa.data.sources import unreadable
 from urepa.data.sources.decoding import UNREADABLE, square
 from urepa.data.stores.lmdb_pages import key_digests, last_rows, rows_of
 from urepa.data.stores.lmdb_store import Part, batches_of, only_writer
-from urepa.data.tracks.samples import Keys, Sample
 
 CHUNK = 256  # images a ZIP file: what a kill may cost at most
 QUALITY = 95

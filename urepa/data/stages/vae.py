@@ -60,7 +60,7 @@ def load_vae(weights: str) -> Any:
 
 @torch.no_grad()
 def encode(vae: Any, images_B3SS: Tensor) -> Tensor:
-    """Images in [0,1] to the posterior's mode × the VAE's scaling factor (spec 000 §3.2)."""
+    """Images in [0,1] to the posterior's mode × the VAE's scaling factor."""
     return vae.encode(images_B3SS * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
 
 

@@ -20,11 +20,11 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.data.cache import FAULT, UNKNOWN, Cache
+from urepa.data.lists.paths import is_finished
+from urepa.data.lists.samples import Keys, Sample, fixed_subset
 from urepa.data.online_encoders import OnlineLatents
 from urepa.data.stores.lmdb_store import batches_of
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks.paths import is_finished
-from urepa.data.tracks.samples import Keys, Sample, fixed_subset
 
 CHUNK = 128  # records looked at together
 SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens
@@ -219,7 +219,7 @@ def views(cells: int) -> dict[str, Moved]:
 
 
 def shear(x0: Tensor) -> Tensor:
-    """The first 1,296 of 37x37 places read as 36x36 (spec 000 §3.3), back at the latent's size."""
+    """The first 1,296 of 37x37 places read as 36x36 (docs/errata.md), back at the latent's size."""
     fine = F.adaptive_avg_pool2d(x0, (37, 37)).flatten(2)[:, :, :1296].unflatten(2, (36, 36))
     return F.interpolate(fine, size=x0.shape[-2:], mode="bilinear", align_corners=False)
 

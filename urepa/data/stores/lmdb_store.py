@@ -1,6 +1,6 @@
 """LMDB stores of equally shaped tensors, keyed by sample id, each with a manifest beside it.
 
-Layout: FOLDER/manifest.json and FOLDER/data.mdb (spec 000 §3.2, §3.3), or FOLDER/part-<i>of<n>/data.mdb where
+Layout: FOLDER/manifest.json and FOLDER/data.mdb, or FOLDER/part-<i>of<n>/data.mdb where
 several workers wrote one store: a record's part follows from its key, so parts are never merged. A store
 counts once its manifest is there. The bytes of a record: `urepa.data.stores.record_format`.
 

@@ -22,12 +22,12 @@ import torch
 
 from urepa.core.errors import UserError
 from urepa.core.files import DAMAGED, read_json
+from urepa.data.lists.samples import Keys
 from urepa.data.stores.digests import MEAN_TOKEN, Digests, blake2b
 from urepa.data.stores.lmdb_pages import HIDDEN, SUM_KEY, Index, hidden_rows, key_digests, records, rows_of
 from urepa.data.stores.lmdb_store import Part, part_of
 from urepa.data.stores.record_format import decode, record_bytes
 from urepa.data.stores.record_keys import is_mirrored, key_suffix, sample_id_of
-from urepa.data.tracks.samples import Keys
 
 PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open file; -1 without a digest
 

@@ -14,14 +14,14 @@ from urepa.models.layers import Resize
 
 
 class ConvHead(nn.Module):
-    """`depth` 1x1 convolutions with GELU between them (spec 000 §2.2; §12.1 for depth 1).
+    """`depth` 1x1 convolutions with GELU between them.
 
     The first has a bias, the others none. At 1280 → 1024 depth 2 has 2,360,320 parameters, depth 1
     1,311,744. Output tokens have unit length, in fp32.
 
     Args:
         depth: at least 1.
-        upsample: "after" projecting (the document's, cheaper) or "before".
+        upsample: "after" projecting (the description's, docs/errata.md; cheaper) or "before".
         in_width, out_width: D and E. grid: the teacher's.
     """
 

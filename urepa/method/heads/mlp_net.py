@@ -15,7 +15,7 @@ from urepa.models.time_embedding import SINUSOID, sinusoid
 
 
 class MLPHead(nn.Module):
-    """REPA's projector: three dense layers with SiLU between them, on each token by itself (SYSTEMS.md D; arXiv
+    """REPA's projector: three dense layers with SiLU between them, on each token by itself (arXiv
     2410.06940, §3.2). Its first weights are Xavier-uniform, as in the authors' code. Output tokens have unit length,
     in fp32.
 

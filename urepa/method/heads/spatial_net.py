@@ -13,7 +13,7 @@ from urepa.models.layers import Resize
 
 
 class SpatialHead(nn.Module):
-    """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025; SYSTEMS.md C), then bilinear to
+    """iREPA's projector: one 3x3 convolution over the tap's grid (Singh et al. 2025), then bilinear to
     the teacher's. Output tokens have unit length, in fp32.
 
     Args:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from urepa.core.comparability import DIFFUSION, NOISE_LEVELS, TOTAL
 from urepa.core.declared_keys import SIZE, TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
@@ -14,6 +15,7 @@ from urepa.core.escaping import markdown
 if TYPE_CHECKING:
     from urepa.method.objectives.ddpm_math import DDPMMath
 
+OF_NOISE = (DIFFUSION, TOTAL, NOISE_LEVELS)
 CORRUPTION = r"x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad "
 RISES = {"linear": "linear in t", "scaled_linear": "linear in its square root over t"}
 
@@ -28,10 +30,13 @@ class DDPMEpsilon:
     """A variance-preserving diffusion over whole timesteps, of which the noise ε is predicted."""
 
     _target_: str = "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"
-    beta_start: float = setting("β of the first timestep", ge=TINY, le=1 - TINY)
-    beta_end: float = setting("β of the last timestep", ge=TINY, le=1 - TINY)
-    beta_schedule: BetaSchedule = setting("β over timesteps: linear, or linear in its square root")
-    timesteps: int = setting("number of timesteps", ge=1, le=SIZE)
+    beta_start: float = setting("β of the first timestep", ge=TINY, le=1 - TINY, alters=OF_NOISE)
+    beta_end: float = setting("β of the last timestep", ge=TINY, le=1 - TINY, alters=OF_NOISE)
+    beta_schedule: BetaSchedule = setting("β over timesteps: linear, or linear in its square root", alters=OF_NOISE)
+    timesteps: int = setting("number of timesteps", ge=1, le=SIZE, alters=OF_NOISE, unpairs=True)
+
+    # The diffusion loss has the scale of what is predicted; the error of the implied x0 is the same quantity.
+    alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
 
     prediction_type: ClassVar[str] = "epsilon"
     has_intervals: ClassVar[bool] = False

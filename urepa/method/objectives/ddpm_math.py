@@ -1,6 +1,6 @@
 """The mathematics of `ddpm_epsilon` and `ddpm_velocity`.
 
-Shapes: B batch. x_t = α·x0 + σ·ε with α = √ᾱ_t, σ = √(1−ᾱ_t) (Ho et al. 2020, eq. 4; spec 000 §4.2); timesteps are
+Shapes: B batch. x_t = α·x0 + σ·ε with α = √ᾱ_t, σ = √(1−ᾱ_t) (Ho et al. 2020, eq. 4); timesteps are
 int64 in [0, T-1].
 """
 
@@ -20,7 +20,7 @@ class DDPMMath(ObjectiveMath):
 
     Args:
         beta_start, beta_end: end points of β, in (0,1).
-        beta_schedule: "linear" in β (spec 000 §4.2) or "scaled_linear", linear in √β (SD-1.5's own).
+        beta_schedule: "linear" in β or "scaled_linear", linear in √β (SD-1.5's own).
         timesteps: T.
     """
 
@@ -68,7 +68,7 @@ class DDPMMath(ObjectiveMath):
 
 
 class VelocityMath(DDPMMath):
-    """v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022, §4; spec 000 §4.2)."""
+    """v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022, §4)."""
 
     prediction_type = "v_prediction"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, NOISE_LEVELS, TOTAL
 from urepa.core.declared_keys import setting
 from urepa.core.descriptions import Formula
 from urepa.core.escaping import markdown
@@ -39,8 +40,11 @@ class Flow:
     """A path from data (t = 0) to noise (t = 1), of which the velocity dx_t/dt is predicted."""
 
     _target_: str = "urepa.method.objectives.flow.Flow"
-    path: FlowPath = setting("from data to noise")
-    draw: TimeDraw = setting("how training times are drawn")
+    path: FlowPath = setting("from data to noise", alters=(DIFFUSION, TOTAL, NOISE_LEVELS))
+    draw: TimeDraw = setting("how training times are drawn", alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True)
+
+    # The diffusion loss has the scale of what is predicted; the error of the implied x0 is the same quantity.
+    alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
 
     prediction_type: ClassVar[str] = "flow"
     has_intervals: ClassVar[bool] = True

@@ -1,6 +1,6 @@
 """The mathematics of `flow`.
 
-Shapes: B batch. x_t = α·x0 + σ·ε with α = 1−t, σ = t or cos, sin of πt/2 (Ma et al. 2024, SiT, §3; SYSTEMS.md D); times
+Shapes: B batch. x_t = α·x0 + σ·ε with α = 1−t, σ = t or cos, sin of πt/2 (Ma et al. 2024, SiT, §3); times
 are floats in [0, 1].
 """
 
@@ -46,7 +46,7 @@ class FlowMath(ObjectiveMath):
     Args:
         path: a key of PATHS.
         draw: how t is drawn: "uniform", or "lognormal", where σ/α = e^N with N standard normal. On the linear path
-            that is logit-normal (SYSTEMS.md D; REPA, arXiv 2410.06940, trains on the uniform one).
+            that is logit-normal (REPA, arXiv 2410.06940, trains on the uniform one).
     """
 
     samplers = ("euler", "heun", "sde")

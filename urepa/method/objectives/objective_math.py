@@ -2,8 +2,8 @@
 
 Shapes: B batch, CHW latent. Noise and times are always arguments. DDPM's timesteps are int64 in [0, T-1], flow's times
 floats in [0, 1]. x_t = α·x0 + σ·ε in both, with
-α = √ᾱ_t, σ = √(1−ᾱ_t)             for DDPM                               (Ho et al. 2020, eq. 4; spec 000 §4.2)
-α = 1−t, σ = t or cos, sin of πt/2  for flow                               (Ma et al. 2024, SiT, §3; SYSTEMS.md D)
+α = √ᾱ_t, σ = √(1−ᾱ_t)             for DDPM                               (Ho et al. 2020, eq. 4)
+α = 1−t, σ = t or cos, sin of πt/2  for flow                               (Ma et al. 2024, SiT, §3)
 """
 
 from __future__ import annotations

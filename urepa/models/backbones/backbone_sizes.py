@@ -7,6 +7,10 @@ from pathlib import Path
 
 from urepa.core.errors import UserError, did_you_mean
 
+RANDOM = "random"  # backbone.weights of a backbone that may have others
+EXPORTED = "model.safetensors"  # the file of a SiT's exported folder
+LORA = "pytorch_lora_weights.safetensors"  # of a U-Net's, as diffusers' pipelines read it
+TRAINED_ROWS = "embedding.safetensors"  # of a U-Net whose classes were trained with it
 UNET_TAPS = ("mid", "enc_last", "dec_first")
 
 
@@ -31,11 +35,31 @@ def check_unet(block_out_channels: Sequence[int], attention: Sequence[bool], lat
         raise UserError(f"backbone.block_out_channels={list(block_out_channels)}: each must be a multiple of 32")
 
 
+def check_head_width(block_out_channels: Sequence[int], attention: Sequence[bool], head_dim: int) -> None:
+    """UserError where heads of attention do not divide a level's channels: diffusers would take another width in
+    silence."""
+    attending = [*attention[:-1], True]  # the middle block has it always, at the last width
+    odd = [c for c, has_heads in zip(block_out_channels, attending, strict=False) if has_heads and c % head_dim]
+    if odd:
+        raise UserError(
+            f"backbone.head_dim={head_dim} does not divide the {odd[0]} channels of a level with attention (of "
+            f"backbone.block_out_channels={block_out_channels}); give a width that divides them all"
+        )
+
+
 def check_unet_tap(tap: str) -> None:
     """UserError for a tap that a U-Net has not."""
     if tap not in UNET_TAPS:
         near = did_you_mean(tap, UNET_TAPS)
         raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(UNET_TAPS)}{near}")
+
+
+def unet_files(path: Path, missing: str) -> list[Path]:
+    """Configuration and weights of the U-Net in a folder, its own or a pipeline's."""
+    for folder in (path / "unet", path):
+        if (folder / "config.json").is_file():
+            return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    raise UserError(f"checkpoint={path} has {missing}: give the weights, or compose the backbone that they are of")
 
 
 def check_prompts(path: Path) -> None:

@@ -1,173 +1,98 @@
-"""SD-1.5's U-Net from diffusers' own files: a hub id, a local folder, or random weights on request.
-
-Shapes: K prompts (the last is the null prompt), L = 77 text positions, E = 768 text width.
-"""
+"""Stable Diffusion 1.5's U-Net."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from urepa.core.backbone_protocols import FoundWeights, WeightsKind
+from urepa.core.declared_keys import setting
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, number, shape
+from urepa.core.hub_names import is_hub_id
+from urepa.models.backbones.backbone_sizes import LORA, RANDOM, check_prompts, check_unet_tap, unet_files
+from urepa.models.diffusers_cards import diffusers_card
 
-from urepa.core.errors import UserError
-from urepa.core.files import read_json
-from urepa.core.hub_names import download_failure, resolve
-from urepa.core.types import reads_weights
-from urepa.models.backbones.backbone_sizes import check_prompts
-from urepa.models.backbones.unet import UNet
-from urepa.models.weight_files import own_memory, read_torch
+if TYPE_CHECKING:
+    from urepa.models.backbones.unet_net import UNet
 
-# SD-1.5's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
-ARCHITECTURE: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-POSITIONS = 77  # of a prompt
-WEIGHTS = "diffusion_pytorch_model"
+PROMPTS = "prompts.pt"
 
 
-def sd15_without_weights(
-    weights: str,
-    prompts: str,
-    gradient_checkpointing: bool,
-    *,
-    latent_shape: tuple[int, int, int],
-    num_classes: int,
-) -> UNet:
-    """The same module at random weights and without the prompts' values: neither is read or fetched. The architecture
-    is that of a local folder's config.json, else SD-1.5's own."""
-    from diffusers import UNet2DConditionModel
+@dataclass
+class SD15:
+    """Stable Diffusion 1.5's U-Net (Rombach et al. 2022, arXiv 2112.10752), conditioned on the frozen text embeddings
+    of the classes' prompts."""
 
-    architecture = ARCHITECTURE
-    if Path(weights).is_dir():
-        architecture = read_json(_unet_folder(Path(weights)) / "config.json")
-        _check_config(architecture, weights)
-    unet: Any = UNet2DConditionModel.from_config(architecture)
-    prompts_KLE = torch.empty(num_classes + 1, POSITIONS, unet.config.cross_attention_dim)
-    _check_fit(unet, latent_shape, prompts_KLE, weights)
-    if gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return UNet(unet, prompts_KLE)
+    _target_: str = "urepa.models.backbones.sd15.SD15"
+    weights: str = setting('a hub id, a local diffusers folder, or "random"')
+    prompts: str = setting("the .pt file of text embeddings, the null prompt last")
+    gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
+    family: ClassVar[str] = "sd15"
+    noun: ClassVar[str] = "U-Net"
+    is_diffusers_unet: ClassVar[bool] = True
 
+    @property
+    def base(self) -> str | None:
+        return None if self.weights == RANDOM else self.weights
 
-@reads_weights(sd15_without_weights)
-def sd15(
-    weights: str,
-    prompts: str,
-    gradient_checkpointing: bool,
-    *,
-    latent_shape: tuple[int, int, int],
-    num_classes: int,
-) -> UNet:
-    """The U-Net and its prompts.
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        """The files of the weights have its sizes, which are compared when they are read."""
 
-    Args:
-        weights: a hub id, a local diffusers folder (of the pipeline or of the U-Net), or "random".
-        prompts: the .pt file of text embeddings [K,77,768], K = num_classes + 1 (spec 000 §3.4).
-        gradient_checkpointing: recompute blocks in the backward pass to save memory.
+    def check_tap(self, tap: str) -> None:
+        check_unet_tap(tap)
 
-    Raises UserError where the files are not those of an SD-1.5 U-Net.
-    """
-    from diffusers import UNet2DConditionModel
+    def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
+        """Taps have grids of their own: the head says which does not fit, when it is built."""
 
-    prompts_KLE = load_prompts(Path(prompts), num_classes)
-    if weights == "random":
-        unet: Any = UNet2DConditionModel(**ARCHITECTURE)
-    elif Path(weights).is_dir():
-        unet = _from_folder(_unet_folder(Path(weights)))
-    else:
-        unet = _from_hub(weights)
-    _check_fit(unet, latent_shape, prompts_KLE, weights)
-    if gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return UNet(unet, prompts_KLE)
+    def check_adapters(self, targets: str, blocks: str) -> None:
+        """Its middle block and its convolutions can be adapted, and random weights too."""
 
+    def check_files(self) -> None:
+        check_prompts(Path(self.prompts))
 
-def load_prompts(path: Path, num_classes: int) -> Tensor:
-    """Frozen text embeddings [K,L,E] in fp32; only tensors are unpickled."""
-    check_prompts(path)
-    prompts = read_torch(path)
-    if not isinstance(prompts, Tensor) or prompts.ndim != 3 or len(prompts) != num_classes + 1:
-        found = tuple(prompts.shape) if isinstance(prompts, Tensor) else type(prompts).__name__
-        raise UserError(f"{path} holds {found}; expected [{num_classes + 1}, positions, width], the null prompt last")
-    return prompts.float()
+    def hub_files(self) -> dict[str, list[str]]:
+        files = ["unet/config.json", "unet/*.safetensors", "unet/*.safetensors.index.json"]
+        return {self.weights: files} if is_hub_id(self.weights) else {}
 
+    def find_weights(self, path: Path) -> FoundWeights:
+        if path.is_file():
+            return FoundWeights(WeightsKind.lora, (path,))
+        if (path / LORA).is_file():
+            return FoundWeights(WeightsKind.lora, (path / LORA,))
+        missing = f"neither {LORA} nor unet/config.json nor config.json"
+        return FoundWeights(WeightsKind.backbone, tuple(unet_files(path, missing)))
 
-def _unet_folder(folder: Path) -> Path:
-    """The folder with the U-Net's config.json, given that one or the pipeline's."""
-    for candidate in (folder / "unet", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise UserError(f"backbone.weights={folder} has neither unet/config.json nor config.json: not a diffusers folder")
+    def write_stand_ins(self, folder: Path, num_classes: int) -> dict[str, Any]:
+        from urepa.models.backbones.sd15_net import write_random_prompts
 
+        write_random_prompts(folder / PROMPTS, num_classes)
+        return {"prompts": str(folder / PROMPTS)}
 
-def _from_folder(folder: Path) -> Any:
-    config = read_json(folder / "config.json")
-    _check_config(config, str(folder))
-    index = folder / f"{WEIGHTS}.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        missing = [name for name in shards if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"{folder} lacks {len(missing)} of its {len(shards)} shards ({missing[0]}); copy it again")
-    elif not (folder / f"{WEIGHTS}.safetensors").is_file():
-        if (folder / f"{WEIGHTS}.bin").is_file():
-            raise UserError(
-                f"{folder} holds its weights as a pickle ({WEIGHTS}.bin), which could run code when it is read; "
-                "save them with safe_serialization=True"
-            )
-        raise UserError(f"{folder} has no {WEIGHTS}.safetensors")
-    try:
-        return _load(str(folder), local_files_only=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({str(error).splitlines()[0]}); copy it again") from error
+    def build(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> UNet:
+        from urepa.models.backbones.sd15_net import sd15
 
+        known = {"latent_shape": latent_shape, "num_classes": num_classes}
+        return sd15(self.weights, self.prompts, self.gradient_checkpointing, **known)  # type: ignore[arg-type]
 
-def _from_hub(weights: str) -> Any:
-    from diffusers import UNet2DConditionModel
+    def build_without_weights(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> UNet:
+        """The architecture is that of a local folder's config.json, else SD-1.5's own; the prompts have no values."""
+        from urepa.models.backbones.sd15_net import sd15_without_weights
 
-    name, revision = resolve(weights)
-    try:
-        config = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
-        _check_config(dict(config), name)
-        return _load(name, subfolder="unet", revision=revision)
-    except OSError as error:
-        raise UserError(
-            f"backbone.weights={name} is no local folder and could not be fetched from the hub "
-            f"({download_failure(error, weights)}); "
-            "give backbone.weights=FOLDER"
-        ) from error
+        known = {"latent_shape": latent_shape, "num_classes": num_classes}
+        return sd15_without_weights(self.weights, self.gradient_checkpointing, **known)  # type: ignore[arg-type]
 
+    def description(self, facts: BackboneFacts) -> list[str | Formula]:
+        recomputed = " Its blocks are computed again in the backward pass." if self.gradient_checkpointing else ""
+        return [
+            f"The backbone is the U-Net of Stable Diffusion 1.5{facts.initial_weights(self.base)}, on latents of "
+            f"{shape(facts.latent_shape)}. The condition is the frozen text embedding of a class's prompt, one of "
+            f"{number(facts.num_classes)}, or of the null prompt.{recomputed}"
+        ]
 
-def _load(name: str, **where: Any) -> Any:
-    """diffusers' loader, which only warns about weights that are missing: here they are an error."""
-    from diffusers import UNet2DConditionModel
-    from safetensors import SafetensorError
+    def model_card(self, facts: CardFacts) -> str:
+        return diffusers_card(facts, self.base)
 
-    try:
-        unet, info = UNet2DConditionModel.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32, **where
-        )
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name} does not load as a U-Net: {str(error).splitlines()[0]}") from error
-    odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if odd:
-        raise UserError(f"{name} does not hold a whole U-Net: {len(odd)} weights are missing or do not fit ({odd[0]})")
-    return own_memory(unet)
-
-
-def _check_config(config: dict[str, Any], where: str) -> None:
-    if config.get("_class_name") != "UNet2DConditionModel":
-        raise UserError(f"{where} holds a {config.get('_class_name')}, not a UNet2DConditionModel")
-    if config.get("addition_embed_type") is not None:
-        raise UserError(
-            f"{where} is a U-Net with added conditions ({config['addition_embed_type']}), as SDXL's is; "
-            "backbone=sd15 takes SD-1.5's"
-        )
-
-
-def _check_fit(unet: Any, latent_shape: tuple[int, int, int], prompts_KLE: Tensor, weights: str) -> None:
-    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
-    if channels != latent_shape[0]:
-        raise UserError(f"the U-Net of {weights} takes {channels} latent channels; the track has {latent_shape[0]}")
-    if width != prompts_KLE.shape[2]:
-        raise UserError(f"the U-Net of {weights} takes text of width {width}; the prompts have {prompts_KLE.shape[2]}")
+    def hub_metadata(self) -> dict[str, Any]:
+        return {"library_name": "diffusers", "tags": ["urepa"]}

@@ -1,304 +1,130 @@
-"""SiT: a transformer over latent patches, conditioned by adaLN-Zero (Ma et al. 2024, arXiv 2401.08740; Peebles & Xie
-2023, arXiv 2212.09748; SYSTEMS.md D). Its parameters bear the names of the published checkpoints.
-
-Shapes: B batch, R rows of it, C channels, H/W latent, p patch, h/w grid of patches, N = h·w tokens, D width, A heads,
-E = D/A width of a head, S sinusoid.
-
-diffusers has no SiT: its DiT has an embedding of time and class in each block, other names and no tap. The published
-repositories are no packages.
-"""
+"""SiT: a transformer over latent patches."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from urepa.core.backbone_protocols import FoundWeights, WeightsKind
+from urepa.core.declared_keys import SIZE, setting
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number, shape
+from urepa.core.errors import UserError
+from urepa.core.hub_names import ensure_local, hub_file
+from urepa.models.backbones.backbone_sizes import EXPORTED, RANDOM, check_sit, check_sit_adapters, sit_block
 
-from urepa.core.hub_names import ensure_local
-from urepa.core.types import Condition, Denoised, Tokens, reads_weights
-from urepa.models.backbones.backbone_sizes import check_sit, check_sit_adapters, sit_block
-from urepa.models.backbones.sit_published import load_published
-from urepa.models.layers import linear
-from urepa.models.time_embedding import SINUSOID, sinusoid
+if TYPE_CHECKING:
+    from urepa.models.backbones.sit_net import SiTNetwork
 
-EPS = 1e-6  # of the LayerNorms without weights
-SPREAD = 0.02  # of embeddings at the start
-
-
-def sine_cosine(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed sine-cosine positions [1,N,D], row by row: the column's sine and cosine, then the row's."""
-    frequencies = 10_000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles = [place.reshape(-1, 1) * frequencies for place in (columns, rows)]
-    parts = [part for angle in angles for part in (angle.sin(), angle.cos())]
-    return torch.cat(parts, dim=1).float()[None]
+POSITIONS = {"sincos": "fixed sine-cosine positions", "learned": "learned positions"}
+USE = """\
+python -m urepa.generate checkpoint=FOLDER {command} guidance=1.8          # this folder
+python -m urepa.train {command} backbone.weights=FOLDER/model.safetensors  # a run that begins with it
+"""
 
 
-def modulate(x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
-    """x·(1 + scale) + shift, the same for all of a sample's tokens."""
-    return x_BND * (1 + scale_BD[:, None]) + shift_BD[:, None]
+class SiTPositions(Enum):
+    sincos = "sincos"
+    learned = "learned"
 
 
-def modulation(width: int, parts: int) -> nn.Sequential:
-    """From the condition to `parts` vectors, all 0 at the start."""
-    linear = nn.Linear(width, parts * width)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.SiLU(), linear)
+@dataclass
+class SiT:
+    """A class-conditional SiT (Ma et al. 2024, arXiv 2401.08740); the last row of its class embedding is the null
+    condition."""
 
+    _target_: str = "urepa.models.backbones.sit.SiT"
+    weights: str = setting('"random", or a file in the layout of the published checkpoints')
+    patch: int = setting("side of a patch, in latent pixels", ge=1, le=SIZE)
+    depth: int = setting("number of blocks", ge=1, le=SIZE)
+    width: int = setting("width of a token", ge=1, le=SIZE)
+    heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
+    qk_norm: bool = setting("LayerNorm on queries and keys")
+    positions: SiTPositions = setting("added to the embedded patches: fixed sine-cosine ones, or learned ones")
+    family: ClassVar[str] = "sit"
+    noun: ClassVar[str] = "transformer"
+    is_diffusers_unet: ClassVar[bool] = False
 
-class PatchEmbedder(nn.Module):
-    """p×p patches to tokens, row by row."""
+    @property
+    def base(self) -> str | None:
+        return None if self.weights == RANDOM else self.weights
 
-    def __init__(self, channels: int, patch: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
-        nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
-        assert self.proj.bias is not None
-        nn.init.zeros_(self.proj.bias)
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        check_sit(self.patch, self.width, self.heads, latent_shape)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.proj(x_BCHW).flatten(2).transpose(1, 2)
+    def check_tap(self, tap: str) -> None:
+        sit_block(tap, self.depth)
 
+    def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
+        own = [side // self.patch for side in latent_shape[1:]]
+        for key, grid in grids.items():
+            if list(grid) != own:
+                ours, teachers = ("x".join(map(str, g)) for g in (own, grid))
+                raise UserError(
+                    f"this SiT has {ours} patches and the teacher {teachers} tokens, which this head compares one by "
+                    f"one: give {key}={own} (and a teacher.image_size that has them), backbone.patch=..., or head=conv"
+                )
 
-class TimeEmbedder(nn.Module):
-    """t in [0,1] to a vector."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        first, last = linear(SINUSOID, width), linear(width, width)
-        for layer in (first, last):
-            nn.init.normal_(layer.weight, std=SPREAD)
-        self.mlp = nn.Sequential(first, nn.SiLU(), last)
-
-    def forward(self, t_B: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t_B))
-
-
-class ClassEmbedder(nn.Module):
-    """A row for each class, and the null row after them."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
-        nn.init.normal_(self.embedding_table.weight, std=SPREAD)
-
-    def forward(self, ids_B: Tensor) -> Tensor:
-        return self.embedding_table(ids_B)
-
-
-class Attention(nn.Module):
-    """Self-attention through torch's fused kernels; with `qk_norm` queries and keys pass a LayerNorm of a head's
-    width first."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
-        self.q_norm, self.k_norm = (nn.LayerNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        q_BANE, k_BANE, v_BANE = self.qkv(x_BND).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BANE = F.scaled_dot_product_attention(self.q_norm(q_BANE), self.k_norm(k_BANE), v_BANE)
-        return self.proj(out_BANE.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    """Four times as wide inside, GELU by its tanh formula."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = linear(width, 4 * width), linear(4 * width, width)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BND), approximate="tanh"))
-
-
-class SiTBlock(nn.Module):
-    """Attention and MLP, each behind a LayerNorm that the condition shifts and scales and a gate that it opens: the
-    identity at the start."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
-        self.attn = Attention(width, heads, qk_norm)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
-        self.mlp = MLP(width)
-        self.adaLN_modulation = modulation(width, 6)
-
-    def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=1)
-        x_BND = x_BND + gate1[:, None] * self.attn(modulate(self.norm1(x_BND), shift1, scale1))
-        return x_BND + gate2[:, None] * self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
-
-
-class FinalLayer(nn.Module):
-    """Tokens to patches; 0 at the start."""
-
-    def __init__(self, width: int, outputs: int) -> None:
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
-        self.linear = nn.Linear(width, outputs)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        self.adaLN_modulation = modulation(width, 2)
-
-    def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
-        return self.linear(modulate(self.norm_final(x_BND), *self.adaLN_modulation(c_BD).chunk(2, dim=1)))
-
-
-class SiT(nn.Module):
-    """The transformer. Taps: `block_k`, the output of block k, counted from 0: what REPA calls depth 8 is `block_7`.
-
-    Args:
-        latent_shape: C, H, W. patch: p, which divides H and W. width: D, a multiple of 4 and of `heads`.
-        positions: what is added to the embedded patches: "sincos", fixed sine-cosine ones, or "learned", which begin
-            as N(0, 0.02²).
-    """
-
-    stages = ("embedding", "blocks", "output")
-
-    def __init__(
-        self,
-        latent_shape: tuple[int, int, int],
-        num_classes: int,
-        patch: int,
-        depth: int,
-        width: int,
-        heads: int,
-        qk_norm: bool,
-        positions: str,
-    ) -> None:
-        super().__init__()
-        channels, height, columns = latent_shape
-        self.patch, self.width, self.grid = patch, width, (height // patch, columns // patch)
-        self.x_embedder = PatchEmbedder(channels, patch, width)
-        self.t_embedder = TimeEmbedder(width)
-        self.y_embedder = ClassEmbedder(num_classes, width)
-        self.blocks = nn.ModuleList(SiTBlock(width, heads, qk_norm) for _ in range(depth))
-        self.final_layer = FinalLayer(width, channels * patch**2)
-        self.positions = positions
-        self.pos_embed: Tensor  # [1,N,D], under its name in the published checkpoints
-        if positions == "learned":  # drawn last: all else begins as it does with fixed ones
-            self.pos_embed = nn.Parameter(SPREAD * torch.randn(1, self.grid[0] * self.grid[1], width))
-        else:
-            self.register_buffer("pos_embed", sine_cosine(self.grid, width), persistent=False)
-
-    def index_of(self, tap: str) -> int:
-        """The block of a tap. A tap that does not exist is a UserError."""
-        return sit_block(tap, len(self.blocks))
-
-    def tap_width(self, tap: str) -> int:
-        """D, for every tap that there is."""
-        self.index_of(tap)
-        return self.width
-
-    def trains_before(self, tap: str) -> bool:
-        """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
-        last = self.index_of(tap)
-        parts = [self.x_embedder, self.t_embedder, self.y_embedder, *self.blocks[: last + 1]]
-        return self.pos_embed.requires_grad or any(p.requires_grad for part in parts for p in part.parameters())
-
-    def freeze_after(self, taps: tuple[str, ...]) -> None:
-        """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
-        deepest = max(self.index_of(tap) for tap in taps)
-        for part in (*self.blocks[deepest + 1 :], self.final_layer):
-            part.requires_grad_(False)
-
-    def lora_modules(self, targets: str, blocks: str) -> str:
-        """A regular expression for the names of the modules to adapt; UserError for what a U-Net alone has."""
+    def check_adapters(self, targets: str, blocks: str) -> None:
+        """Those of random weights would train nothing: its gates are 0 and frozen, so that nothing reaches them."""
+        if self.weights == RANDOM:
+            raise UserError(
+                "lora on a SiT of random weights would train nothing: give backbone.weights=FILE, or lora=none"
+            )
         check_sit_adapters(targets, blocks)
-        return r"blocks\.\d+\.attn\.(?:qkv|proj)"
 
-    def add_adapter(self, config: Any) -> None:
-        """peft's adapters."""
-        from peft import inject_adapter_in_model
+    def check_files(self) -> None:
+        """It needs none beside its weights."""
 
-        inject_adapter_in_model(config, self)
+    def hub_files(self) -> dict[str, list[str]]:
+        file = hub_file(self.weights)
+        return {} if file is None else {f"{file.repository}@{file.revision}": [file.file]}
 
-    def stage_of(self, name: str) -> str:
-        """Where a module or parameter of this name works: one of `stages`."""
-        return {"blocks": "blocks", "final_layer": "output"}.get(name.partition(".")[0], "embedding")
+    def find_weights(self, path: Path) -> FoundWeights:
+        file = path / EXPORTED if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(
+                f"checkpoint={path} has no model.safetensors, as an export of a SiT has; give the file itself"
+            )
+        return FoundWeights(WeightsKind.backbone, (file,))
 
-    def forward(
-        self,
-        x_t: Tensor,
-        t_B: Tensor,
-        condition: Condition,
-        taps: tuple[str, ...] = (),
-        rows_R: Tensor | None = None,
-    ) -> Denoised:
-        """x_t [B,C,H,W], t [B] in [0,1].
+    def write_stand_ins(self, folder: Path, num_classes: int) -> dict[str, Any]:
+        return {}
 
-        rows_R [R] are the samples whose prediction is asked for (None: all): the blocks after the deepest tap see only
-        them, and with none at all the forward stops there. Taps always hold the whole batch.
-        """
-        tap_of = {self.index_of(tap): tap for tap in taps}
-        deepest = max(tap_of, default=-1)
-        features: dict[str, Tokens] = {}
-        x_BND = self.x_embedder(x_t) + self.pos_embed
-        c_BD = self.t_embedder(t_B) + self.y_embedder(condition.ids_B)
-        for k, block in enumerate(self.blocks[: deepest + 1]):
-            x_BND = block(x_BND, c_BD)
-            if k in tap_of:
-                features[tap_of[k]] = Tokens(x_BND, self.grid)
-        if rows_R is not None:
-            if len(rows_R) == 0:
-                return Denoised(x_t[:0], features)
-            x_BND, c_BD = x_BND[rows_R], c_BD[rows_R]
-        for block in self.blocks[deepest + 1 :]:
-            x_BND = block(x_BND, c_BD)
-        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD)), features)
+    def build(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> SiTNetwork:
+        """UserError where sizes do not fit each other or the file of the weights: one in the layout of the published
+        SiT and REPA checkpoints, here or on the hub (`urepa.core.hub_names`), or the folder of an export."""
+        from urepa.models.backbones.sit_published_net import load_published
 
-    def _unpatchify(self, x_RNO: Tensor) -> Tensor:
-        """Tokens of p·p·C numbers, channels last, to [R,C,H,W]."""
-        h, w = self.grid
-        patches = x_RNO.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, (h, w))
-        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        network = self.build_without_weights(latent_shape=latent_shape, num_classes=num_classes)
+        if self.weights != RANDOM:
+            load_published(network, ensure_local(self.weights, "backbone.weights"))
+        return network
 
+    def build_without_weights(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> SiTNetwork:
+        from urepa.models.backbones.sit_net import SiTNetwork
 
-def sit_without_weights(
-    weights: str,
-    patch: int,
-    depth: int,
-    width: int,
-    heads: int,
-    qk_norm: bool,
-    positions: str,
-    *,
-    latent_shape: tuple[int, int, int],
-    num_classes: int,
-) -> SiT:
-    """A SiT with its initial values, whatever `weights` is; used to count costs. UserError if sizes do not fit."""
-    check_sit(patch, width, heads, latent_shape)
-    return SiT(latent_shape, num_classes, patch, depth, width, heads, qk_norm, positions)
+        check_sit(self.patch, self.width, self.heads, latent_shape)
+        sizes = (self.patch, self.depth, self.width, self.heads)
+        return SiTNetwork(latent_shape, num_classes, *sizes, self.qk_norm, str(self.positions))
 
+    def description(self, facts: BackboneFacts) -> list[str | Formula]:
+        normed = " Queries and keys pass a LayerNorm." if self.qk_norm else ""
+        return [
+            f"The backbone is a SiT, a transformer with adaLN-Zero{facts.initial_weights(self.base)}: "
+            f"{self.depth} blocks of width {self.width} with {self.heads} attention heads over "
+            f"{self.patch}×{self.patch} patches "
+            f"of x0 of {shape(facts.latent_shape)}, with {POSITIONS[str(self.positions)]}.{normed} The condition is "
+            f"one of {number(facts.num_classes + 1)} vectors, a class each and the null condition."
+        ]
 
-@reads_weights(sit_without_weights)
-def sit(
-    weights: str,
-    patch: int,
-    depth: int,
-    width: int,
-    heads: int,
-    qk_norm: bool,
-    positions: str,
-    *,
-    latent_shape: tuple[int, int, int],
-    num_classes: int,
-) -> SiT:
-    """A class-conditional SiT; the last row of its class embedding is the null condition.
+    def model_card(self, facts: CardFacts) -> str:
+        return (
+            f"{code_block(USE.format(command=facts.command), 'bash')}\n\nNames and shapes are those of the published "
+            "SiT and REPA checkpoints, without projectors."
+        )
 
-    Args:
-        weights: "random", or a file in the layout of the published SiT and REPA checkpoints, here or on the hub
-            (`urepa.core.hub_names`), or the folder of an export.
-
-    Raises UserError where sizes do not fit each other or the file.
-    """
-    shapes = {"latent_shape": latent_shape, "num_classes": num_classes}
-    backbone = sit_without_weights(weights, patch, depth, width, heads, qk_norm, positions, **shapes)  # type: ignore[arg-type]
-    if weights != "random":
-        load_published(backbone, ensure_local(weights, "backbone.weights"))
-    return backbone
+    def hub_metadata(self) -> dict[str, Any]:
+        return {"tags": ["urepa", "sit"]}

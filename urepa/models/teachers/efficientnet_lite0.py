@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from urepa.core.comparability import ALIGNMENT
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import number, shape
 from urepa.core.protocols import OneTeacher
@@ -20,10 +21,15 @@ class EfficientNetLite0:
     """A map of EfficientNet-Lite0, average-pooled."""
 
     _target_: str = "urepa.models.teachers.efficientnet_lite0.EfficientNetLite0"
-    image_size: int = setting("side of the image that the network sees, pixels; a multiple of 32", ge=1, le=SIZE)
-    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE)
-    stride: int = setting("pixels per cell of the map that is taken: 8, 16 or 32, the last map", ge=1, le=SIZE)
+    image_size: int = setting(
+        "side of the image that the network sees, pixels; a multiple of 32", ge=1, le=SIZE, alters=ALIGNMENT
+    )
+    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE, alters=ALIGNMENT)
+    stride: int = setting(
+        "pixels per cell of the map that is taken: 8, 16 or 32, the last map", ge=1, le=SIZE, alters=ALIGNMENT
+    )
 
+    alters: ClassVar[tuple[str, ...]] = ALIGNMENT
     network: ClassVar[str] = "efficientnet-lite0"
     title: ClassVar[str] = "EfficientNet-Lite0"
     maps: ClassVar[dict[int, tuple[int, int]]] = LITE0

@@ -100,7 +100,7 @@ class EfficientNetLite2Network(EfficientNetLite0Network):
     """The same of Lite2 (native size 260 px): its last blocks of stride 8 and 16 are 6 and 14, of 48 and 120 channels.
 
     It is Lite0's sibling, of one family and trained on the same images by the same recipe: as the judge of images of a
-    run that is aligned to Lite0 it is no stranger, and less neutral than `urepa.evaluation.cifar_cnn`.
+    run that is aligned to Lite0 it is no stranger, and less neutral than `urepa.evaluation.encoders.cifar_cnn`.
     """
 
     network, maps = "efficientnet-lite2", LITE2

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from urepa.core.comparability import ALIGNMENT
 from urepa.core.declared_keys import part
 from urepa.core.errors import UserError
 from urepa.core.protocols import OneTeacher
@@ -19,6 +20,8 @@ class Several:
 
     _target_: str = "urepa.models.teachers.several_teachers.Several"
     teachers: dict[str, Any] = part("the teachers, by name", {})
+
+    alters: ClassVar[tuple[str, ...]] = ALIGNMENT
 
     def members(self) -> dict[str, OneTeacher]:
         return self.teachers

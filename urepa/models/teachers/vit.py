@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from urepa.core.comparability import ALIGNMENT
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import number, shape
 from urepa.core.hub_names import is_hub_id
@@ -37,15 +38,23 @@ class ViT:
     """The patch tokens of a vision transformer's last layer, average-pooled."""
 
     _target_: str = "urepa.models.teachers.vit.ViT"
-    family: Family = setting("whose network and preprocessing")
-    model: str = setting("a hub id, a local folder, or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded")
-    image_size: int = setting("side of the image that the network sees, pixels; a multiple of patch", ge=1, le=SIZE)
-    patch: int = setting("side of a patch, pixels", ge=1, le=SIZE)
-    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE)
-    width: int = setting("width of a token", ge=1, le=SIZE)
-    positions: Positions | None = setting(
-        "whose resampling of DINOv2's positions off 518 px; null in the other families", None
+    family: Family = setting("whose network and preprocessing", alters=ALIGNMENT)
+    model: str = setting(
+        "a hub id, a local folder, or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded", alters=ALIGNMENT
     )
+    image_size: int = setting(
+        "side of the image that the network sees, pixels; a multiple of patch", ge=1, le=SIZE, alters=ALIGNMENT
+    )
+    patch: int = setting("side of a patch, pixels", ge=1, le=SIZE, alters=ALIGNMENT)
+    grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE, alters=ALIGNMENT)
+    width: int = setting("width of a token", ge=1, le=SIZE, alters=ALIGNMENT)
+    positions: Positions | None = setting(
+        "whose resampling of DINOv2's positions off 518 px; null in the other families",
+        None,
+        alters=ALIGNMENT,
+    )
+
+    alters: ClassVar[tuple[str, ...]] = ALIGNMENT
 
     def members(self) -> dict[str, OneTeacher]:
         return {ALONE: self}

@@ -53,8 +53,8 @@ LAYERS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
 class ViTNetwork:
     """Patch tokens of the last layer, in their own grid, average-pooled to `grid`, of unit length.
 
-    Spec 000 §3.3 takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
-    image; here all of them are used (spec 000's ERRATA).
+    The description takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
+    image; here all of them are used (docs/errata.md).
 
     Args:
         family: a key of FAMILIES.

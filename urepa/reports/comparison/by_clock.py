@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from urepa.reports.comparison.arms import Arm, ComparedArms
 from urepa.reports.comparison.by_step import Course
-from urepa.reports.comparison.comparable import RATE
+from urepa.reports.comparison.metric_columns import RATE
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.seed_cells import Cell, over_seeds
 from urepa.runs.curves import Curve

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from urepa.core.evaluation_protocols import Metric
 from urepa.reports.comparison.arms import Arm, ComparedArms
-from urepa.reports.comparison.comparable import DURING, Metric, incomparable_keys
+from urepa.reports.comparison.comparable import incomparable_keys
+from urepa.reports.comparison.metric_columns import DURING
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.seed_cells import Cell, not_comparable, over_seeds
 from urepa.runs.curves import Curve

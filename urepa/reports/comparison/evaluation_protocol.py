@@ -6,30 +6,16 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
+from urepa.config.alterations import alters
+from urepa.config.parts import SCHEMAS
+from urepa.core.comparability import EVERYTHING
+from urepa.core.declared_keys import TAP, TIME, keys_of
+from urepa.reports.comparison.comparable import CONTENT_OF_TRAINING
 from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.run_folder import is_identity
 
-# Of `data`, what is for training alone; all else says what is validated on.
-TRAINING_DATA = (
-    "data.name",
-    "data.limit",
-    "data.train_images",
-    "data.train",
-    "data.cfg_dropout",
-    "data.flip",
-    "data.content.train",
-    "data.content.samples",
-    "data.content.latents",
-    "data.online_teacher",
-    "data.online_latents",
-    "data.token_dtype",
-    "data.tokens",
-    "data.moments",
-    "data.max_skipped",
-)
 TAPS = "loss.taps."
 WEIGHTS_FILE = ".weights_file."  # what a summary tells of weights, beside where they lie
-TIMES = ("timestep", "timesteps")
 ROUNDING = 1e-9
 
 
@@ -65,28 +51,36 @@ def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, Setting
     than the config: which images validated, and how a finished run was evaluated since."""
     evaluation = as_text({"evaluation": facts["evaluation"]}) if "evaluation" in facts else {}
     told = {k: v for k, v in config.items() if not k.startswith("evaluation")} | evaluation if evaluation else config
+    declared = _declared_values(told)
     kept = {
-        key: _setting(key, value, config, told.get(f"{key}_file.sha256", ""))
+        key: _setting(key, value, config, told.get(f"{key}_file.sha256", ""), declared.get(key))
         for key, value in told.items()
         if is_identity(key)
         and WEIGHTS_FILE not in key
-        and (key == "trainer.validation_group" or key.startswith(("data.", "evaluation")))
-        and key not in TRAINING_DATA
+        and key not in CONTENT_OF_TRAINING
+        and (key.startswith("evaluation") or EVERYTHING in alters(key, told))
     }
     images = facts.get("validation_set", f"those of {config.get('data.name')}")
     return kept | {"validation images": Setting(images)}
 
 
-def _setting(key: str, value: str, config: dict[str, str], digest: str) -> Setting:
-    last = key.rpartition(".")[2]
-    if not key.startswith("evaluation."):
-        return Setting(value)
-    if last == "weights":
+def _declared_values(told: dict[str, str]) -> dict[str, str]:
+    """What the settings of evaluations are declared to be of a run (`is_a`), by their keys."""
+    found: dict[str, str] = {}
+    for place, target in told.items():
+        part, _, last = place.rpartition(".")
+        if last == "_target_" and part.startswith("evaluation.") and target in SCHEMAS:
+            found |= {key.name: key.is_a for key in keys_of(SCHEMAS[target], f"{part}.") if key.is_a is not None}
+    return found
+
+
+def _setting(key: str, value: str, config: dict[str, str], digest: str, is_a: str | None) -> Setting:
+    if key.startswith("evaluation.") and key.endswith(".weights"):
         return Setting(value, digest=digest)
-    if last == "tap":
+    if is_a == TAP:
         first = next((k.removeprefix(TAPS) for k in config if k.startswith(TAPS)), None)
         return Setting(value, aligned=value == first)
-    if last in TIMES:
+    if is_a == TIME:
         whole = config.get("objective.timesteps")  # a flow's time is a share already
         last_time = 1.0 if whole is None else float(whole)
         shares = tuple(time / last_time for time in _numbers(value))

@@ -1,4 +1,4 @@
-"""What the document expects of its own experiment (spec 000 §10 and §11.2), beside what that experiment reached."""
+"""What the description expects of its own experiment (docs/errata.md), beside what that experiment reached."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REPORTED_LAST = (
 # The experiment that the values are of, and what of its settings an arm must have for its losses to be those quantities
 EXPERIMENT, ARM = "track_a", "baseline"
 SETTINGS = {
-    "backbone._target_": "urepa.models.backbones.sd15.sd15",
+    "backbone._target_": "urepa.models.backbones.sd15.SD15",
     "objective._target_": "urepa.method.objectives.ddpm_velocity.DDPMVelocity",
     "loss.lambda_max": "0.5",
     "loss.manifold_weight": "3.0",
@@ -56,7 +56,7 @@ STEPS = 62_480  # 40 epochs
 
 
 def documents_arm(results: Results) -> Arm | None:
-    """The arm that is the document's experiment; of several, as of one with other data, the first."""
+    """The arm that is the description's experiment; of several, as of one with other data, the first."""
     return next((row.arm for row in results.rows if _is_the_documents(row.arm)), None)
 
 
@@ -78,11 +78,11 @@ def reported_rows(arm: Arm) -> list[tuple[str, str, str, str]]:
 
 
 def of_steps(arm: Arm) -> str:
-    """A sentence where the arm is of another length than the document's run; else nothing."""
+    """A sentence where the arm is of another length than the description's run; else nothing."""
     steps = int(arm.config["trainer.max_steps"])
     if steps == STEPS:
         return ""
-    return f"The document's run has {STEPS:,} steps and this one {steps:,}: epochs are shares of its own steps."
+    return f"The description's run has {STEPS:,} steps and this one {steps:,}: epochs are shares of its own steps."
 
 
 def _at(run: Run, key: str, when: str) -> float | None:

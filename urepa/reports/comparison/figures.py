@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from urepa.core.evaluation_protocols import Metric
 from urepa.reports.comparison.arms import Arm, Sweep, sweeps
 from urepa.reports.comparison.at_a_glance import at_a_glance
 from urepa.reports.comparison.by_clock import INCLUDED, arm_minutes, clock_of, minutes_at
 from urepa.reports.comparison.by_step import curve_of, incomparable
-from urepa.reports.comparison.comparable import GRADIENT_COSINE, Metric, bins_of, unpairing_keys
+from urepa.reports.comparison.comparable import unpairing_keys
 from urepa.reports.comparison.draw_panels import COLOURS, INK, MUTED, Panel, marker_of, shorten, style_of
+from urepa.reports.comparison.metric_columns import GRADIENT_COSINE, bins_of
 from urepa.reports.comparison.number_format import number
 from urepa.reports.comparison.overlapping_lines import Line, Place, overlap
 from urepa.reports.comparison.results import Difference, Results, last_cell

@@ -1,4 +1,4 @@
-"""Findings in words: what each metric says, and what the document's rules say."""
+"""Findings in words: what each metric says, and what the description's rules say."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from math import isfinite
 from urepa.core.ema_initial_weights import LAGGING, SHARE, initial_share, lag_sentence
 from urepa.reports.comparison.arms import Arm
 from urepa.reports.comparison.by_clock import unlike_machines
-from urepa.reports.comparison.comparable import SKIPPED
 from urepa.reports.comparison.evaluation_protocol import WEIGHTS_FILE
+from urepa.reports.comparison.metric_columns import SKIPPED
 from urepa.reports.comparison.number_format import delta, number
 from urepa.reports.comparison.read_runs import Run, as_text
 from urepa.reports.comparison.results import Difference, Results, last_cell, missing_reason
@@ -22,7 +22,7 @@ MARKS = (
 )
 CHANCE = "were there no difference at all, about one in 20 would still show one"
 NAMED_AT_MOST = 4  # arms, in a sentence
-MUCH_HIGHER = 1.10  # spec 000 §7.2: up to 10 % is "normal and healthy"
+MUCH_HIGHER = 1.10  # of the description: up to 10 % is "normal and healthy"
 
 
 # --- findings -----------------------------------------------------------------------------------------------
@@ -122,21 +122,21 @@ def ema_lag_sentences(results: Results) -> list[str]:
     return [f"{_arm_names(labels)}: {sentence}" for sentence, labels in arms.items()]
 
 
-# --- the document's rules -----------------------------------------------------------------------------------
+# --- the description's rules -----------------------------------------------------------------------------------
 
 OVERFITTING = (
-    ("total", "val/total is well above train/total: overfitting; the document advises more weight decay"),
+    ("total", "val/total is well above train/total: overfitting; the description advises more weight decay"),
     ("token", "val/token is well above train/token: the head overfits"),
     (
         "manifold",
-        "val/manifold is well above train/manifold: other samples share a batch; the document calls it normal",
+        "val/manifold is well above train/manifold: other samples share a batch; the description calls it normal",
     ),
 )
 
 
 def overfitting_sentences(results: Results) -> list[str]:
-    """Spec 000 §7.2, "Tracking Overfitting". Validation is of the EMA weights: where those lag, its distance to the
-    training loss is the lag, and the arm is not judged."""
+    """The description's rule of overfitting (docs/errata.md). Validation is of the EMA weights: where those
+    lag, its distance to the training loss is the lag, and the arm is not judged."""
     remarks = []
     measured = [row for row in results.rows if any(_ratio(row.arm, term) is not None for term, _ in OVERFITTING)]
     judged = [row for row in measured if not has_ema_lag(row.arm)]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from math import isfinite
 
-from urepa.reports.comparison.comparable import Metric
+from urepa.core.evaluation_protocols import Metric
 from urepa.reports.comparison.results import PAIRED, ArmRow, Difference, Results, fewest_seeds
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.statistics import detection_power, factor_of_two_seeds

@@ -9,13 +9,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from urepa.config.parts import SCHEMAS
 from urepa.reports.comparison.by_clock import unlike_machines
-from urepa.reports.comparison.comparable import reference_label
 from urepa.reports.comparison.draw_panels import Drawn
 from urepa.reports.comparison.expected_values import documents_arm, of_steps, reported_rows
 from urepa.reports.comparison.figures import CAPTIONS
 from urepa.reports.comparison.findings import findings, other_remarks, overfitting_sentences
 from urepa.reports.comparison.first_sentence import cautions, verdict
+from urepa.reports.comparison.metric_columns import reference_label
 from urepa.reports.comparison.number_format import delta, interval, mean_sd, p_value
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.results import ArmRow, Results, difference_metrics, other_references, reference_rows
@@ -282,7 +283,7 @@ def _grids(grids: Grids | None) -> dict[str, Any] | None:
 
 
 def _expected_values(results: Results) -> dict[str, Any]:
-    """The document's expected values, if an arm is the document's experiment."""
+    """The description's expected values, if an arm is the description's experiment."""
     arm = documents_arm(results)
     if arm is None:
         return {"reported": []}
@@ -304,8 +305,12 @@ def _title(results: Results) -> str:
 
 def _part(run: Run, kind: str) -> str:
     """What the run's data, backbone or teacher is called: its tag, which a run of an earlier version may lack."""
-    config = run.config["data.name"] if kind == "data" else run.config[f"{kind}._target_"].rpartition(".")[2]
-    return run.tags.get(kind, config)
+    if kind in run.tags:
+        return run.tags[kind]
+    if kind == "data":
+        return run.config["data.name"]
+    target = run.config[f"{kind}._target_"]
+    return str(getattr(SCHEMAS.get(target), "family", target.rpartition(".")[2]))
 
 
 def _join_names(names: list[str], kind: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.reports.comparison.arms import ComparedArms
-from urepa.reports.comparison.comparable import is_compared
+from urepa.reports.comparison.metric_columns import is_compared
 from urepa.reports.comparison.read_runs import Run, printable_path
 from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.sample_grids import FOLDER, Grids, by_step, grids_of, read_file

@@ -18,7 +18,7 @@ from urepa.core.code_version import Code, code_of
 from urepa.core.errors import UserError, did_you_mean
 from urepa.core.files import read_json
 from urepa.core.nested_dicts import flatten
-from urepa.reports.comparison.comparable import is_compared
+from urepa.reports.comparison.metric_columns import is_compared
 from urepa.runs.curves import Curve, read_curves
 from urepa.runs.metrics import Rows
 from urepa.runs.run_folder import facts_of, stored_names, tags_of

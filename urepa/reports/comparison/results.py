@@ -11,26 +11,18 @@ from math import isfinite, nan
 
 import numpy as np
 
+from urepa.core.evaluation_protocols import TEACHER, Metric
 from urepa.reports.comparison.arms import Arm, ComparedArms
 from urepa.reports.comparison.by_clock import ByClock, by_clock
 from urepa.reports.comparison.by_step import Course, courses, incomparable
-from urepa.reports.comparison.comparable import (
-    OF_TEACHER,
-    READ_BESIDE,
-    Metric,
-    bins_of,
-    differing_keys,
-    is_reference,
-    metrics_of,
-    noise_schedule_keys,
-    reference_key,
-    unpairing_keys,
-)
+from urepa.reports.comparison.comparable import differing_keys, noise_schedule_keys, unpairing_keys
+from urepa.reports.comparison.metric_columns import bins_of, is_reference, metrics_of, reference_key, row_labels
 from urepa.reports.comparison.read_runs import Run
 from urepa.reports.comparison.seed_cells import Cell, over_seeds
 from urepa.reports.comparison.statistics import bootstrap, holm, paired_interval, welch_interval
 
 SIGNIFICANT = 0.05
+TEACHERS_TOKENS = ("teacher", "data.token_dtype")  # what sets one teacher's tokens apart from another's
 PAIRED, SAME_SEEDS, OTHER_SEEDS = "paired", "same seed, not paired", "other seeds, not paired"
 
 
@@ -176,11 +168,11 @@ def _reference(study: ComparedArms, key: str) -> Cell:
 def reference_rows(results: Results) -> dict[str, dict[str, Cell]]:
     """The rows below the arms: reference values that were measured in the same way, by label and metric."""
     rows: dict[str, dict[str, Cell]] = {}
-    for kind, label in READ_BESIDE.items():
+    for label in row_labels(results.metrics):
         for metric in results.metrics:
-            key = reference_key(metric.key, kind)
+            key = reference_key(metric, label)
             if key in results.references:
-                whose = _whose(results.study, key) if kind == "teacher" else ""
+                whose = _whose(results.study, key) if label == TEACHER else ""
                 rows.setdefault(f"{label}{whose}", {})[metric.key] = results.references[key]
     return rows
 
@@ -188,14 +180,14 @@ def reference_rows(results: Results) -> dict[str, dict[str, Cell]]:
 def _whose(study: ComparedArms, key: str) -> str:
     """Whose teacher's score it is that `_reference` shows, where the arms that have one have several."""
     having = [arm for arm in study.arms if last_cell(arm, key).has_value]
-    if not any(differing_keys(arm.config, having[0].config, OF_TEACHER) for arm in having):
+    if not any(differing_keys(arm.config, having[0].config, TEACHERS_TOKENS) for arm in having):
         return ""
     return f" (of {having[0].label}'s teacher)"
 
 
 def other_references(results: Results) -> dict[str, Cell]:
     """The reference values that have no row."""
-    placed = {reference_key(metric.key, kind) for metric in results.metrics for kind in READ_BESIDE}
+    placed = {one.key for metric in results.metrics for one in metric.beside if one.row}
     return {key: cell for key, cell in results.references.items() if key not in placed}
 
 

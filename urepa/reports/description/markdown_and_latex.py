@@ -23,11 +23,6 @@ class Section:
     blocks: tuple[Block, ...]
 
 
-def join_with_and(items: list[str]) -> str:
-    """Joins names: `a`, `a and b`, `a, b and c`."""
-    return " and ".join([*([", ".join(items[:-1])] if items[1:] else []), *items[-1:]])
-
-
 # --- Markdown -----------------------------------------------------------------------------------------------
 
 

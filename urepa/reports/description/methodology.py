@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from urepa.core.descriptions import format_value, number
+from urepa.config.declared import declaration_of
+from urepa.core.descriptions import EvaluatedRun, format_value, join_with_and, number
+from urepa.core.evaluation_protocols import evaluation_description
 from urepa.core.nested_dicts import flatten
 from urepa.core.text_tables import Table
-from urepa.reports.description import evaluations, model, training
-from urepa.reports.description.markdown_and_latex import Block, Section, join_with_and
+from urepa.reports.description import model, training
+from urepa.reports.description.markdown_and_latex import Block, Section
 from urepa.reports.description.subject import Subject
 from urepa.runs.run_folder import is_identity
 
-WORDS = model.WORDS | training.WORDS | evaluations.WORDS
 PRECISIONS = {"fp32": "fp32", "bf16": "bf16 by autocast"}
 
 
 def methodology(subject: Subject, origin: str) -> list[Section]:
     """Everything that the config and the counts say. `origin`: the sentence that says where the text is from."""
     s, config = subject, subject.config
-    adapted = [part_blocks(s, "backbone", config["backbone"]), part_blocks(s, "lora", config["lora"])]
+    adapted = [model.backbone(s, config["backbone"]), model.lora(s, config["lora"])]
     warm = model.warm_start(s)
     aligned = [model.head(s, config["head"])] if s.teacher is not None else []
     taught = [model.teacher(s, config["teacher"])] if s.teacher is not None else []
     return [
         Section("Architecture", (origin, *flatten_blocks(adapted + aligned), *warm, *parameters(s))),
         Section("Diffusion", tuple(model.objective(s, config["objective"]))),
-        Section("Loss", tuple(part_blocks(s, "loss", config["loss"]))),
-        Section("Data and teacher", (*part_blocks(s, "data", config["data"]), *flatten_blocks(taught))),
-        Section("Training", (length(s), *part_blocks(s, "optimizer", config["optimizer"]), arithmetic(s))),
+        Section("Loss", tuple(training.loss(s))),
+        Section("Data and teacher", (*training.data(s, config["data"]), *flatten_blocks(taught))),
+        Section("Training", (length(s), *training.optimizer(s, config["optimizer"]), arithmetic(s))),
         Section(
             "Evaluation",
-            (validation(s), *flatten_blocks([part_blocks(s, n, c) for n, c in config["evaluation"].items()])),
+            (validation(s), *(evaluation(s, n, c) for n, c in config["evaluation"].items())),
         ),
         Section("Cost", tuple(cost(s))),
         Section("Settings", tuple(settings(s))),
@@ -42,15 +43,16 @@ def flatten_blocks(lists: list[list[Block]]) -> list[Block]:
     return [block for blocks in lists for block in blocks]
 
 
-def part_blocks(s: Subject, name: str, part: dict[str, Any]) -> list[Block]:
-    """The description of a part; for a part without one, its name and settings."""
-    target = part["_target_"]
-    return WORDS[target](s, part) if target in WORDS else [generic_text(name, part)]
+def evaluation(s: Subject, name: str, part: dict[str, Any]) -> str:
+    """What an evaluation declares of itself; of one without a description, its name and settings."""
+    run = EvaluatedRun(s.track.num_classes, s.objective.samplers[0], bool(s.loss.taps))
+    text = evaluation_description(declaration_of(part), run)
+    return generic_text(name, part) if text is None else text
 
 
 def generic_text(name: str, part: dict[str, Any]) -> str:
     """The sentence on a part that has no description of its own."""
-    values = {key: value for key, value in flatten(part).items() if not key.endswith(("_target_", "_partial_"))}
+    values = {key: value for key, value in flatten(part).items() if not key.endswith("_target_")}
     set_to = [f"{key} = {format_value(value)}" for key, value in values.items()]
     with_these = f", with {join_with_and(set_to)}" if set_to else ""
     return f"The {name} is {part['_target_'].rpartition('.')[2]}{with_these}."
@@ -152,7 +154,13 @@ def hours(s: Subject) -> str:
 # --- all settings -------------------------------------------------------------------------------------------
 
 NOT_SETTINGS = ("arm", "device", "measured", "out")  # a plan's, and what an ablation file says of itself
-UNALIGNED = ("teacher", "head", "optimizer.lr.head", "optimizer.weight_decay.head")  # no effect without a tap
+UNALIGNED = (
+    "teacher",
+    "head",
+    "schedule",
+    "optimizer.lr.head",
+    "optimizer.weight_decay.head",
+)  # no effect without a tap
 
 
 def settings(s: Subject) -> list[Block]:
@@ -160,7 +168,7 @@ def settings(s: Subject) -> list[Block]:
     idle = NOT_SETTINGS if s.loss.taps else (*NOT_SETTINGS, *UNALIGNED)
     groups: dict[str, list[tuple[str, str]]] = {}
     for key, value in flatten(s.config).items():
-        if not is_identity(key) or key.endswith("_partial_") or any(f"{key}.".startswith(f"{k}.") for k in idle):
+        if not is_identity(key) or any(f"{key}.".startswith(f"{k}.") for k in idle):
             continue
         group = key.partition(".")[0] if "." in key else "run"
         groups.setdefault(group, []).append((key, format_value(value)))

@@ -1,38 +1,22 @@
-"""Words for backbones, what trains of them, heads, teachers and objectives. Keys of WORDS are `_target_`s; heads,
-teachers and objectives declare theirs."""
+"""What backbones, LoRA, heads, teachers and objectives declare of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from urepa.config.declared import declaration_of
-from urepa.core.descriptions import Formula, number, shape
+from urepa.core.backbone_protocols import LoRA
+from urepa.core.descriptions import BackboneFacts, number, shape
 from urepa.core.protocols import Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.text_tables import Table
 from urepa.method.training_step import shares_of
 from urepa.models.teachers.several_teachers import by_name, name_at
-from urepa.reports.description.markdown_and_latex import Block, join_with_and
+from urepa.reports.description.markdown_and_latex import Block
 from urepa.reports.description.subject import Subject
 from urepa.runs.checkpoint import newest
-
-PROJECTIONS = "the query, key, value and output projections of every attention layer"
-ADAPTED = {
-    "attention": PROJECTIONS,
-    "attention_conv": f"{PROJECTIONS} and the 3×3 convolutions of every residual block",
-}
-WHERE = {"mid": "the middle block", "all": "every block"}
-
-
-def initial_weights(s: Subject, weights: str) -> str:
-    """The clause on the backbone's initial weights; empty if all of them are replaced before training."""
-    if weights != "random":
-        return f", with the weights of {weights}"
-    replaced = s.config["warm_start"] is not None and s.config["lora"]["_target_"].endswith("no_lora")
-    return "" if replaced else ", with random initial weights"
 
 
 def warm_start(s: Subject) -> list[Block]:
@@ -45,60 +29,17 @@ def warm_start(s: Subject) -> list[Block]:
     return [f"Training begins at the EMA weights of the run {folder}{step}: all that trains takes their values."]
 
 
-def tiny_unet(s: Subject, part: dict[str, Any]) -> list[Block]:
-    channels, attention = part["block_out_channels"], part["attention"]
-    side = s.track.latent_shape[1:]
-    attending = [shape(n // 2**level for n in side) for level, here in enumerate(attention) if here]
-    heads = (
-        f" Cross-attention, in heads {part['head_dim']} wide, acts at {join_with_and(attending)}." if attending else ""
-    )
-    return [
-        "The backbone is a class-conditional U-Net (UNet2DConditionModel of diffusers)"
-        f"{initial_weights(s, 'random')}, on x0 of {shape(s.track.latent_shape)}. Its {len(channels)} resolutions have "
-        f"{join_with_and(list(map(str, channels)))} channels, and {part['layers_per_block']} residual block(s) each on "
-        f"the way down.{heads} The condition is one of {number(s.track.num_classes + 1)} trainable vectors of width "
-        f"{part['cross_attention_dim']}, a class each and the null condition."
-    ]
+def backbone(s: Subject, part: dict[str, Any]) -> list[Block]:
+    """What a backbone declares of itself. A warm start replaces all weights where the backbone itself trains."""
+    declared, lora = declaration_of(part), declaration_of(s.config["lora"])
+    are_replaced = s.config["warm_start"] is not None and not lora.has_adapters
+    return list(declared.description(BackboneFacts(s.track.latent_shape, s.track.num_classes, are_replaced)))
 
 
-def sd15(s: Subject, part: dict[str, Any]) -> list[Block]:
-    recomputed = " Its blocks are computed again in the backward pass." if part["gradient_checkpointing"] else ""
-    return [
-        f"The backbone is the U-Net of Stable Diffusion 1.5{initial_weights(s, part['weights'])}, on latents of "
-        f"{shape(s.track.latent_shape)}. The condition is the frozen text embedding of a class's prompt, one of "
-        f"{number(s.track.num_classes)}, or of the null prompt.{recomputed}"
-    ]
-
-
-SIT_POSITIONS = {"sincos": "fixed sine-cosine positions", "learned": "learned positions"}
-
-
-def sit(s: Subject, part: dict[str, Any]) -> list[Block]:
-    normed = " Queries and keys pass a LayerNorm." if part["qk_norm"] else ""
-    return [
-        f"The backbone is a SiT, a transformer with adaLN-Zero{initial_weights(s, part['weights'])}: "
-        f"{part['depth']} blocks of width {part['width']} with {part['heads']} attention heads over "
-        f"{part['patch']}×{part['patch']} patches "
-        f"of x0 of {shape(s.track.latent_shape)}, with {SIT_POSITIONS[part['positions']]}.{normed} The condition is "
-        f"one of {number(s.track.num_classes + 1)} vectors, a class each and the null condition."
-    ]
-
-
-def no_lora(s: Subject, part: dict[str, Any]) -> list[Block]:
-    return ["The backbone itself is trained; there are no adapters."]
-
-
-def add_lora(s: Subject, part: dict[str, Any]) -> list[Block]:
-    rank = part["rank"]
-    alpha = rank if part["alpha"] is None else part["alpha"]
-    parameters, tensors = s.planned.counted.groups["lora"]
-    dropout = f" with dropout {number(part['dropout'])} on their input" if part["dropout"] else ""
-    return [
-        f"The backbone is frozen. Low-rank adapters (LoRA) of rank r = {rank} and α = {alpha}, scale "
-        f"{number(alpha / rank)}, stand beside {ADAPTED[part['targets']]} in {WHERE[part['blocks']]}{dropout}: "
-        f"{number(parameters)} parameters in {tensors} tensors.",
-        Formula(r"W' = W + \frac{\alpha}{r}\, B A"),
-    ]
+def lora(s: Subject, part: dict[str, Any]) -> list[Block]:
+    """What is declared of which weights train."""
+    declared: LoRA = declaration_of(part)
+    return list(declared.description(*s.planned.counted.groups[declared.group]))
 
 
 def head(s: Subject, part: dict[str, Any]) -> list[Block]:
@@ -150,12 +91,3 @@ def token_source(s: Subject) -> str:
 def objective(s: Subject, part: dict[str, Any]) -> list[Block]:
     """What an objective declares of itself."""
     return list(declaration_of(part).description())
-
-
-WORDS: dict[str, Callable[[Subject, dict[str, Any]], list[Block]]] = {
-    "urepa.models.backbones.sit.sit": sit,
-    "urepa.models.backbones.unet.tiny_unet": tiny_unet,
-    "urepa.models.backbones.sd15.sd15": sd15,
-    "urepa.models.lora.no_lora": no_lora,
-    "urepa.models.lora.add_lora": add_lora,
-}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from urepa.config.declared import declaration_of
 from urepa.costs.estimate import Plan
-from urepa.training.assembly import build_part, make
+from urepa.training.assembly import build_part
 
 
 @dataclass(frozen=True)
@@ -30,5 +31,5 @@ class Subject:
 
 def subject_of(config: dict[str, Any], planned: Plan) -> Subject:
     """The parts of a config whose costs are known."""
-    loss, objective, track = make(config["loss"]), build_part(config["objective"]), make(config["data"])
+    loss, objective, track = declaration_of(config["loss"]), build_part(config["objective"]), build_part(config["data"])
     return Subject(config, planned, loss, objective, track, build_part(config["teacher"]) if loss.taps else None)

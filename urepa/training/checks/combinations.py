@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
@@ -15,15 +16,19 @@ from omegaconf.errors import OmegaConfBaseException
 from urepa.config.conf_options import CONF
 from urepa.config.declared import declaration_of
 from urepa.config.mistyped_keys import declaration_message
-from urepa.config.parts import KINDS, SCHEMAS, parts_of
+from urepa.config.parts import KINDS, SCHEMAS, family_of, parts_of, settings_that_are
 from urepa.config.ranges import check_given, check_numbers
+from urepa.core.backbone_protocols import Backbone, LoRA
+from urepa.core.declared_keys import SAMPLER_STEPS, TIME
 from urepa.core.ema_initial_weights import FIRST_DECAY
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.core.protocols import Objective, Teacher
+from urepa.core.protocols import Loss, Objective, Teacher
+from urepa.core.teacher_names import ALONE
+from urepa.core.track_protocols import Track
 from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
-from urepa.training.checks.sizes import check_shapes
+from urepa.training.checks.sizes import check_shapes, latent_shape
 
 ABSENT = object()
 
@@ -36,14 +41,13 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
     check_given(config)
     check_arm(config, overrides)
     given = list(parse_overrides(overrides))
+    check_keys(config)
     check_effects(config, given)
     check_teachers(config)
-    check_keys(config)
     check_turns(config, given)
     check_online(config, given)
     check_lora(config)
     check_ranges(config)
-    check_width(config)
     check_grid(config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check_trainer(config["trainer"], world)
@@ -77,7 +81,7 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
     name = parse_overrides(overrides).get("ablation")
     if name is None:
         raise UserError("arm is what ablation files say of themselves: give +ablation=NAME on the command line")
-    family = config["backbone"]["_target_"].rpartition(".")[2]
+    family = family_of(config["backbone"])
     if family not in arm["families"]:
         raise UserError(f"+ablation={name} is for the backbone {' or '.join(arm['families'])}, not for {family}")
     baseline = without_arm(overrides)
@@ -113,30 +117,24 @@ def _compose_cached(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def check_effects(config: dict[str, Any], given: list[str]) -> None:
     """A key that was given but changes nothing in this composition is a mistake, not a no-op."""
-    stop, end = config["loss"].get("stop_step"), config.get("trainer", {}).get("max_steps")
-    if stop is not None and stop >= end:
-        raise UserError(f"loss.stop_step={stop} has no effect in a run of {end} steps; give fewer, or null")
-    without_loss = config["loss"]["_target_"].endswith("DiffusionOnly")
-    idle = ("head", "teacher", "optimizer.lr.head", "optimizer.weight_decay.head") if without_loss else ()
+    loss: Loss = declaration_of(config["loss"])
+    loss.check_length(config["trainer"]["max_steps"])
     if "loss.taps" in given:
         raise UserError(
             "loss.taps={...} would only add to the taps there are: write +loss.taps.NAME=WEIGHT to add one, "
             "~loss.taps.NAME to drop one"
         )
     for key in given:
-        if any(key == k or key.startswith(f"{k}.") for k in idle):
-            raise UserError(f"{key} has no effect with loss=none, which has neither teacher nor head; drop it")
+        for idle, reason in loss.idle_keys().items():
+            if key.startswith(f"{idle}.") or fnmatchcase(key, idle):
+                raise UserError(f"{key} has no effect with {reason}; drop it")
 
 
 def check_teachers(config: dict[str, Any]) -> None:
-    """Every weight belongs to one of several teachers, and not all are 0."""
-    weights, names = config["loss"].get("teachers", {}), config["teacher"].get("teachers", {})
-    for name in weights:
-        if name not in names:
-            there = f"these are {', '.join(names)}" if names else "there are no several teachers, whose names it takes"
-            raise UserError(f"loss.teachers.{name} has no effect: {there}")
-    if names and not any(weights.get(name, 1.0) for name in names):
-        raise UserError("loss.teachers: give weights that are not all 0; to train without alignment, loss.lambda_max=0")
+    """What the loss says of several teachers fits those that there are."""
+    teacher: Teacher = declaration_of(config["teacher"])
+    loss: Loss = declaration_of(config["loss"])
+    loss.check_teachers([name for name in teacher.members() if name != ALONE])
 
 
 def check_keys(config: dict[str, Any]) -> None:
@@ -166,18 +164,9 @@ def check_declared(config: dict[str, Any]) -> None:
 
 
 def check_online(config: dict[str, Any], given: list[str]) -> None:
-    """What is asked of a network in training has no cache, and nobody is asked for nothing."""
-    data, without_loss = config["data"], config["loss"]["_target_"].endswith("DiffusionOnly")
-    latents, teacher = (data.get(f"online_{what}", False) for what in ("latents", "teacher"))
-    if teacher and without_loss:
-        raise UserError("data.online_teacher has no effect with loss=none, which has no teacher; drop it")
-    idle = {"data.latents": "data.online_latents"} if latents else {}
-    idle |= {"data.tokens": "data.online_teacher", "data.token_dtype": "data.online_teacher"} if teacher else {}
-    for key in given:
-        if key in idle:
-            raise UserError(f"{key} has no effect with {idle[key]}=true, which reads no such cache; drop one of them")
-    if data.get("stage_to") is not None and latents and (teacher or without_loss):
-        raise UserError("data.stage_to has no effect here: there is no cache to copy; drop it")
+    """Keys of the track that have no effect: what is asked of a network in training has no cache, say."""
+    track: Track = declaration_of(config["data"])
+    track.check_given(given, has_teacher=bool(declaration_of(config["loss"]).taps))
 
 
 def check_turns(config: dict[str, Any], given: list[str]) -> None:
@@ -189,54 +178,26 @@ def check_turns(config: dict[str, Any], given: list[str]) -> None:
 
 
 def check_lora(config: dict[str, Any]) -> None:
-    """Adapters of a SiT that begins at random: its gates are 0 and frozen, so nothing would ever reach them."""
-    backbone = config["backbone"]
-    if "rank" in config["lora"] and backbone["_target_"].endswith(".sit") and backbone["weights"] == "random":
-        raise UserError("lora on a SiT of random weights would train nothing: give backbone.weights=FILE, or lora=none")
-
-
-def check_width(config: dict[str, Any]) -> None:
-    """Heads of attention that do not divide a level's channels: the library would take another width in silence."""
-    backbone = config["backbone"]
-    channels, width = backbone.get("block_out_channels", []), backbone.get("head_dim", 1)
-    attention = [*backbone.get("attention", [])[:-1], True]  # the middle block has it always, at the last width
-    odd = [c for c, has_heads in zip(channels, attention, strict=False) if has_heads and c % width]
-    if odd:
-        raise UserError(
-            f"backbone.head_dim={width} does not divide the {odd[0]} channels of a level with attention (of "
-            f"backbone.block_out_channels={channels}); give a width that divides them all"
-        )
+    """Adapters that the backbone has no layers for, or that would train nothing."""
+    lora: LoRA = declaration_of(config["lora"])
+    lora.check(declaration_of(config["backbone"]))
 
 
 def check_grid(config: dict[str, Any]) -> None:
-    """Where a head does not resize, a SiT has as many patches as the teacher has tokens, in rows and in columns."""
-    backbone, data = config["backbone"], config["data"]
+    """Where a head does not resize, the taps have the teacher's rows and columns."""
     head: Any = SCHEMAS[config["head"]["_target_"]]
-    if (
-        head.resizes
-        or not backbone["_target_"].endswith(".sit")
-        or config["loss"]["_target_"].endswith("DiffusionOnly")
-    ):
+    if head.resizes or not declaration_of(config["loss"]).taps:
         return
-    sides = data["latent_shape"][1:] if "latent_shape" in data else 2 * [data["image_size"] // data["unshuffle"]]
-    own = [side // backbone["patch"] for side in sides]
+    backbone: Backbone = declaration_of(config["backbone"])
+    track: Track = declaration_of(config["data"])
     teacher: Teacher = declaration_of(config["teacher"])
-    for name, one in teacher.members().items():
-        if list(one.grid) != own:
-            ours, teachers = ("x".join(map(str, g)) for g in (own, one.grid))
-            key = f"teachers.{name}.grid" if name else "grid"
-            raise UserError(
-                f"this SiT has {ours} patches and the teacher {teachers} tokens, which this head compares one by one: "
-                f"give teacher.{key}={own} (and a teacher.image_size that has them), backbone.patch=..., or head=conv"
-            )
+    keys = {name: f"teacher.teachers.{name}.grid" if name else "teacher.grid" for name in teacher.members()}
+    backbone.check_grids(latent_shape(track), {keys[name]: one.grid for name, one in teacher.members().items()})
 
 
 def check_ranges(config: dict[str, Any]) -> None:
     """Numbers that cannot be."""
     check_numbers(config)
-    betas = config["optimizer"]["betas"]
-    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-        raise UserError(f"optimizer.betas={betas}: give two numbers from 0 up to, but not including, 1")
     check_times(config)
     check_steps(config)
 
@@ -244,20 +205,18 @@ def check_ranges(config: dict[str, Any]) -> None:
 def check_times(config: dict[str, Any]) -> None:
     """Every time that an evaluation reads at is one of the objective's."""
     objective: Objective = declaration_of(config["objective"])
-    for name, settings in config["evaluation"].items():
-        for key in ("timestep", "timesteps"):
-            asked = settings.get(key, [])
-            for t in asked if isinstance(asked, list) else [asked]:
-                if not objective.has_time(t):
-                    raise UserError(f"evaluation.{name}.{key}={asked}: the objective's {objective.times}")
+    for key, asked in settings_that_are(TIME, config["evaluation"], "evaluation"):
+        for t in asked if isinstance(asked, list) else [asked]:
+            if not objective.has_time(t):
+                raise UserError(f"{key}={asked}: the objective's {objective.times}")
 
 
 def check_steps(config: dict[str, Any]) -> None:
     """An evaluation samples in at most as many steps as the objective's samplers can take."""
     most = declaration_of(config["objective"]).most_steps
-    for key, steps in flatten(config["evaluation"]).items():
-        if key.endswith((".sampler_steps", ".images.steps")) and steps > most:
-            raise UserError(f"evaluation.{key}={steps}: the objective has {most} timesteps; give as many or fewer")
+    for key, steps in settings_that_are(SAMPLER_STEPS, config["evaluation"], "evaluation"):
+        if steps > most:
+            raise UserError(f"{key}={steps}: the objective has {most} timesteps; give as many or fewer")
 
 
 def check_trainer(trainer: dict[str, Any], world: int) -> None:
@@ -278,18 +237,14 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
 
 
 def check_validation(config: dict[str, Any]) -> None:
-    """A validation batch is full: said now where the track knows how many images it will have."""
-    group, images = config["trainer"]["validation_group"], config["data"].get("validation_images")
-    if images is not None and group > images:
-        raise UserError(
-            f"trainer.validation_group={group} is more than data.validation_images={images}; give "
-            f"trainer.validation_group={images} or fewer"
-        )
+    """A validation batch is full: said now where the track's settings say how many images it will have."""
+    track: Track = declaration_of(config["data"])
+    track.check_validation(config["trainer"]["validation_group"])
 
 
 def check_fraction(config: dict[str, Any], world: int) -> None:
     """A part of the batch that not every process can take the same share of."""
-    fraction, trainer = config["loss"].get("diffusion_fraction", 1.0), config["trainer"]
+    fraction, trainer = declaration_of(config["loss"]).diffusion_fraction, config["trainer"]
     p, q = strata(fraction)
     share = trainer["batch_size"] // (world * trainer["accumulation"])
     if share % q:

@@ -3,6 +3,8 @@ where nothing else is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from urepa.config.declared import declaration_of
 from urepa.config.help import help_text
 from urepa.core.errors import UserError
-from urepa.core.protocols import Objective
-from urepa.data.tracks.classes import count_of
+from urepa.core.protocols import Loss, Objective
+from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import find_name, no_run, require_config, to_plain
 
 
@@ -36,7 +38,7 @@ def run_name_of(*, _root_: DictConfig) -> str:
 
 def aligned_tap(*, _root_: DictConfig) -> str:
     """The tap that the run aligns; the first of several. UserError where there is none."""
-    taps = OmegaConf.select(_run_config(_root_), "loss.taps")
+    taps = _taps(_run_config(_root_))
     if not taps:
         raise UserError(
             "loss=none aligns no tap: say which one is read, evaluation.NAME.tap=TAP, as the run beside it does"
@@ -47,13 +49,18 @@ def aligned_tap(*, _root_: DictConfig) -> str:
 def own_teacher(*, _root_: DictConfig) -> Any:
     """The teacher that the run aligns to; the first of several. UserError where there is none."""
     run = _run_config(_root_)
-    if not OmegaConf.select(run, "loss.taps"):
+    if not _taps(run):
         raise UserError(
             "loss=none has no teacher: say which encoder is the ceiling, +teacher@evaluation.dense.teacher=NAME as the "
             "run beside it has it, or leave it out, evaluation.dense.teacher=null"
         )
     teacher: Any = OmegaConf.to_container(run.teacher, resolve=True, enum_to_str=True)
     return next(iter(teacher["teachers"].values())) if "teachers" in teacher else teacher
+
+
+def _taps(run: DictConfig) -> Mapping[str, float]:
+    loss: Loss = declaration_of(to_plain(run.loss))
+    return loss.taps
 
 
 def data_root(*, _root_: DictConfig) -> str:
@@ -74,8 +81,10 @@ def class_folders(*, _parent_: DictConfig) -> int:
             "say where your images are, data.images=FOLDER with a folder per class in it, or how many classes there "
             "are, data.num_classes=N"
         )
-    data = {str(key): _parent_[key] for key in _parent_ if key != "num_classes"}
-    return count_of(data | {"source": getattr(data["source"], "name", data["source"])})
+    known = {str(key): _parent_[key] for key in _parent_ if key != "num_classes"}
+    known = {key: value.name if isinstance(value, Enum) else value for key, value in known.items()}
+    track: Track = declaration_of(known | {"num_classes": 0})
+    return track.count_classes()
 
 
 def help_of(*, _root_: DictConfig) -> str:

@@ -1,0 +1,228 @@
+"""What backbones declare without torch is what they build: each, at a size for tests, is asked everything that the
+protocols have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_sit import SMALL as SMALL_SIT
+
+from urepa.config.declared import declaration_of
+from urepa.config.own_package import _members
+from urepa.config.parts import KINDS, PACKAGES, networks
+from urepa.core.backbone_protocols import Backbone, BackboneNetwork, WeightsKind
+from urepa.core.descriptions import BackboneFacts, CardFacts
+from urepa.core.errors import UserError
+from urepa.core.types import Condition, no_rows
+from urepa.models.backbones import sd15_net
+from urepa.training.assembly import load_modules
+
+LATENT, CLASSES = (4, 8, 8), 5
+SMALL_SD = {"sample_size": 8, "cross_attention_dim": 16, "attention_head_dim": 2, "block_out_channels": (32, 64)}
+SMALL_SD |= {
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings of a small one, and what it is to answer."""
+
+    settings: dict[str, Any]
+    taps: tuple[str, ...]
+    noun: str
+    kind: WeightsKind
+    card: str
+    exported: set[str]
+    base: str | None = None
+    hub: dict[str, list[str]] = field(default_factory=dict)  # for weights of `named`
+    named: str = "owner/name"
+
+
+UNET_TAPS = ("enc_last", "mid", "dec_first")
+WHOLE = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+CASES = {
+    "tiny_unet": Case(
+        {
+            "block_out_channels": [32, 64],
+            "attention": [False, True],
+            "layers_per_block": 1,
+            "cross_attention_dim": 16,
+            "head_dim": 32,
+        },
+        UNET_TAPS,
+        "U-Net",
+        WeightsKind.unet,
+        "x = torch.randn(1, 4, 8, 8)",
+        WHOLE | {"embedding.safetensors"},
+    ),
+    "sd15": Case(
+        {"weights": "random", "prompts": "", "gradient_checkpointing": True},
+        UNET_TAPS,
+        "U-Net",
+        WeightsKind.backbone,
+        "StableDiffusionPipeline.from_pretrained(",
+        WHOLE,
+        hub={"owner/name": ["unet/config.json", "unet/*.safetensors", "unet/*.safetensors.index.json"]},
+    ),
+    "sit": Case(
+        SMALL_SIT,
+        ("block_0", "block_1", "block_2"),
+        "transformer",
+        WeightsKind.backbone,
+        "python -m urepa.generate checkpoint=FOLDER +experiment=mine guidance=1.8",
+        {"model.safetensors"},
+        hub={"owner/name@v1": ["sit/xl.pt"]},
+        named="owner/name@v1/sit/xl.pt",
+    ),
+}
+
+
+def settings_of(name: str, folder: Path) -> dict[str, Any]:
+    """With the files that it needs."""
+    cls = KINDS["backbone"][name]
+    settings = {"_target_": cls._target_, **CASES[name].settings}  # type: ignore[attr-defined]
+    return settings | declaration_of(settings).write_stand_ins(folder, CLASSES)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Case, Any, Path]:
+    monkeypatch.setattr(sd15_net, "ARCHITECTURE", SMALL_SD)
+    return CASES[request.param], declaration_of(settings_of(request.param, tmp_path)), tmp_path
+
+
+every = pytest.mark.parametrize("case", CASES, indirect=True)
+
+
+def test_every_backbone_is_asked() -> None:
+    assert CASES.keys() == KINDS["backbone"].keys()
+
+
+@every
+def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None:
+    expected, declared, _ = case
+    assert not {name for name in _members(Backbone) if not hasattr(declared, name)}
+    assert (declared.noun, declared.base) == (expected.noun, expected.base)
+    assert declared.family in ("tiny_unet", "sd15", "sit")
+    declared.check(LATENT)
+    declared.check_files()
+    assert declared.hub_files() == {}
+    torch.manual_seed(0)
+    network = declared.build(latent_shape=LATENT, num_classes=CLASSES)
+    assert not {name for name in _members(BackboneNetwork) if not hasattr(network, name)}
+    assert declared.is_diffusers_unet == hasattr(network, "unet")
+    for tap in expected.taps:
+        declared.check_tap(tap)
+        assert network.tap_width(tap) > 0
+        assert network.trains_before(tap)
+    for ask in (declared.check_tap, network.tap_width):
+        with pytest.raises(UserError, match="^this backbone has no tap 'midd'; it has "):
+            ask("midd")
+    torch.manual_seed(0)
+    again = declared.build_without_weights(latent_shape=LATENT, num_classes=CLASSES)
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), network.parameters(), strict=True))
+    with torch.device("meta"):
+        meta = declared.build_without_weights(latent_shape=LATENT, num_classes=CLASSES)
+    assert all(p.is_meta for p in meta.parameters())
+
+
+@every
+def test_the_network_is_what_the_protocol_says(case: tuple[Case, Any, Path]) -> None:
+    expected, declared, _ = case
+    torch.manual_seed(0)
+    network = declared.build(latent_shape=LATENT, num_classes=CLASSES)
+    inputs = (torch.randn(2, *LATENT), torch.tensor([0.25, 0.5]), Condition(torch.tensor([0, CLASSES]), CLASSES))
+    denoised = network(*inputs, taps=expected.taps)
+    assert denoised.prediction_RCHW.shape == (2, *LATENT)
+    for tap in expected.taps:
+        tokens = denoised.features[tap]
+        assert tokens.x_BND.shape == (2, tokens.grid[0] * tokens.grid[1], network.tap_width(tap))
+    none = network(*inputs, taps=expected.taps[:1], rows_R=no_rows(torch.device("cpu")))
+    assert none.prediction_RCHW.shape == (0, *LATENT)
+    assert list(none.features) == list(expected.taps[:1])
+    assert {network.stage_of(name) for name, _ in network.named_parameters()} <= set(network.stages)
+    assert set(network.regions) & {type(module).__name__ for module in network.modules()}
+    network.freeze_after(expected.taps[:1])
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert network.trains_before(expected.taps[0])
+    network.requires_grad_(False)
+    assert not any(network.trains_before(tap) for tap in expected.taps)
+
+
+@every
+def test_its_exports_are_what_it_finds(case: tuple[Case, Any, Path]) -> None:
+    expected, declared, folder = case
+    network = declared.build(latent_shape=LATENT, num_classes=CLASSES)
+    (folder / "out").mkdir()
+    network.export(folder / "out")
+    files = {str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*") if p.is_file()}
+    assert files == expected.exported
+    found = declared.find_weights(folder / "out")
+    assert found.kind == expected.kind
+    assert {str(file.relative_to(folder / "out")) for file in found.files} == expected.exported
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^checkpoint=.*empty has n"):
+        declared.find_weights(folder / "empty")
+    facts = CardFacts(tuple(sorted(files)), "+experiment=mine", LATENT, 1000)
+    assert expected.card in declared.model_card(facts)
+    assert "urepa" in declared.hub_metadata()["tags"]
+
+
+@every
+def test_it_says_what_it_is(case: tuple[Case, Any, Path]) -> None:
+    _, declared, _ = case
+    (text,) = declared.description(BackboneFacts(LATENT, CLASSES, False))
+    assert "4×8×8" in text
+    assert ", with random initial weights" in text
+    (replaced,) = declared.description(BackboneFacts(LATENT, CLASSES, True))
+    assert replaced == text.replace(", with random initial weights", "")
+
+
+@pytest.mark.parametrize("name", ["sd15", "sit"])
+def test_weights_have_a_name(name: str, tmp_path: Path) -> None:
+    expected = CASES[name]
+    declared = declaration_of(settings_of(name, tmp_path) | {"weights": expected.named})
+    assert declared.base == expected.named
+    assert declared.hub_files() == expected.hub
+    (text,) = declared.description(BackboneFacts(LATENT, CLASSES, True))
+    assert f", with the weights of {expected.named}" in text
+
+
+def test_missing_files_are_said(tmp_path: Path) -> None:
+    declared = declaration_of(settings_of("sd15", tmp_path) | {"prompts": str(tmp_path / "lost.pt")})
+    with pytest.raises(UserError, match=r"^there are no prompt embeddings at .*lost.pt"):
+        declared.check_files()
+
+
+def test_a_transformers_patches_are_compared_with_the_teachers_tokens(tmp_path: Path) -> None:
+    declared = declaration_of(settings_of("sit", tmp_path))
+    declared.check_grids(LATENT, {"teacher.grid": [4, 4]})
+    with pytest.raises(
+        UserError, match=r"^this SiT has 4x4 patches and the teacher 4x5 tokens.*give teacher.teachers.b.grid=\[4, 4\]"
+    ):
+        declared.check_grids(LATENT, {"teacher.teachers.a.grid": [4, 4], "teacher.teachers.b.grid": [4, 5]})
+
+
+def test_declarations_load_without_torch_and_a_run_loads_what_they_build_with(
+    compose: Callable[..., dict[str, Any]],
+) -> None:
+    code = (
+        "import sys; from urepa.config.parts import KINDS; assert KINDS['backbone'] and KINDS['lora'] "
+        "and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    load_modules(compose())
+    for kind in ("backbone", "lora"):
+        assert networks(PACKAGES[kind])
+        assert all(name in sys.modules for name in networks(PACKAGES[kind]))

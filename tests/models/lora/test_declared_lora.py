@@ -1,0 +1,87 @@
+"""What is declared of adapters, and of training without them, is what is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from urepa.config.declared import declaration_of
+from urepa.config.own_package import _members
+from urepa.config.parts import KINDS
+from urepa.core.backbone_protocols import LoRA
+from urepa.core.descriptions import Formula
+from urepa.core.errors import UserError
+from urepa.models.backbones.tiny_unet import TinyUNet
+
+UNET: Any = TinyUNet(
+    block_out_channels=[32, 64], attention=[False, True], layers_per_block=1, cross_attention_dim=16, head_dim=32
+)
+ADAPTERS = {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "attention", "blocks": "mid"}
+SIT = {"patch": 2, "depth": 2, "width": 8, "heads": 2, "qk_norm": False, "positions": "sincos"}
+SETTINGS: dict[str, dict[str, Any]] = {"adapters": ADAPTERS, "no_lora": {}}
+
+
+def declared(name: str, **changes: Any) -> Any:
+    cls: Any = KINDS["lora"][name]
+    return declaration_of({"_target_": cls._target_, **SETTINGS[name], **changes})
+
+
+def built(lora: Any) -> Any:
+    torch.manual_seed(0)
+    backbone = UNET.build(latent_shape=(4, 8, 8), num_classes=3)
+    lora.build(backbone)
+    return backbone
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_it_answers_everything(name: str) -> None:
+    lora = declared(name)
+    assert not {member for member in _members(LoRA) if not hasattr(lora, member)}
+    lora.check(UNET)
+    trained = {n: p for n, p in built(lora).named_parameters() if p.requires_grad}
+    assert trained
+    assert all(("lora" in parameter) == lora.has_adapters for parameter in trained)
+    text = lora.description(sum(p.numel() for p in trained.values()), len(trained))
+    assert str(text[0]).endswith(".")
+    assert lora.trained("U-Net").endswith(" was trained")
+
+
+def test_every_choice_is_asked() -> None:
+    assert SETTINGS.keys() == KINDS["lora"].keys()
+
+
+def test_without_adapters_everything_trains() -> None:
+    lora = declared("no_lora")
+    backbone = built(lora)
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert (lora.group, lora.tag, lora.trained("U-Net")) == ("backbone", "none", "The whole U-Net was trained")
+
+
+def test_adapters_are_what_the_backbone_says_that_their_settings_mean() -> None:
+    """In the middle block, of 64 channels: query, key, value and output of two attentions, in text 16 wide one."""
+    lora = declared("adapters")
+    trained = [(n, p) for n, p in built(lora).named_parameters() if p.requires_grad]
+    assert all(".mid_block." in n for n, _ in trained)
+    within, across = 4 * 2 * (64 + 64), 2 * 2 * (64 + 64) + 2 * 2 * (64 + 16)
+    assert sum(p.numel() for _, p in trained) == within + across
+    assert (lora.group, lora.tag) == ("lora", "2")
+    text, formula = lora.description(within + across, 16)
+    assert "rank r = 2 and α = 4, scale 2, stand beside the query, key, value and output projections" in str(text)
+    assert f"in the middle block with dropout 0.1 on their input: {within + across:,} parameters in 16 " in str(text)
+    assert isinstance(formula, Formula)
+    assert lora.trained("U-Net") == "LoRA of rank 2 (attention, blocks: mid) was trained"
+    as_rank = declared("adapters", alpha=None, targets="attention_conv", blocks="all", dropout=0.0)
+    assert "r = 2 and α = 2, scale 1," in str(as_rank.description(1, 1)[0])
+    assert "every residual block in every block: 1 parameters" in str(as_rank.description(1, 1)[0])
+    assert as_rank.trained("") == r"LoRA of rank 2 (attention\_conv, blocks: all) was trained"
+
+
+def test_a_backbone_refuses_what_it_has_not_or_what_nothing_reaches() -> None:
+    sit: Any = KINDS["backbone"]["sit"]
+    with pytest.raises(UserError, match="^lora on a SiT of random weights would train nothing: give"):
+        declared("adapters", blocks="all").check(sit(weights="random", **SIT))
+    declared("adapters", blocks="all").check(sit(weights="sit.pt", **SIT))
+    with pytest.raises(UserError, match="^lora.targets=attention lora.blocks=mid: a transformer has neither"):
+        declared("adapters").check(sit(weights="sit.pt", **SIT))

@@ -1,0 +1,203 @@
+"""What a backbone declares of itself, and what its module answers; what LoRA declares (see `urepa.core.protocols`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from urepa.core.descriptions import BackboneFacts, CardFacts, Formula
+    from urepa.core.types import Condition, Denoised
+
+
+class WeightsKind(Enum):
+    """How published weights meet the backbone that is composed."""
+
+    backbone = "all weights of a backbone that reads them itself, as backbone.weights="
+    lora = "adapters on the composed base weights, which the network's load_adapters(file) reads"
+    unet = "all that trains in a backbone without base weights, which the network's read_values(files) names"
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """Published weights on this disk, and the files that are read of them."""
+
+    kind: WeightsKind
+    files: tuple[Path, ...]
+
+
+class BackboneNetwork(Protocol):
+    """The module. Taps are handed out as they are: the backbone projects nothing."""
+
+    # its parts in the order of the forward pass, for tables of costs
+    stages: tuple[str, ...]
+    # names of the classes of its repeated blocks, each of which trainer.compile compiles by itself
+    regions: tuple[str, ...]
+
+    def tap_width(self, tap: str) -> int:
+        """D of a tap's tokens. UserError for a tap that it has not."""
+        ...
+
+    def trains_before(self, tap: str) -> bool:
+        """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
+        ...
+
+    def freeze_after(self, taps: tuple[str, ...]) -> None:
+        """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
+        ...
+
+    def lora_modules(self, targets: str, blocks: str) -> str:
+        """A regular expression for the names of the modules that have adapters (`urepa.models.lora.adapters.LoRA`).
+        UserError for layers that it has not."""
+        ...
+
+    def add_adapter(self, config: Any) -> None:
+        """Adds peft's adapters.
+
+        Args:
+            config: `peft.LoraConfig`.
+        """
+        ...
+
+    def stage_of(self, name: str) -> str:
+        """In which of `stages` a module or parameter of this name works."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Writes its weights as others load them, with the adapters that it has."""
+        ...
+
+    def forward(
+        self, x_t: Tensor, t_B: Tensor, condition: Condition, taps: tuple[str, ...] = (), rows_R: Tensor | None = None
+    ) -> Denoised:
+        """The prediction for x_t [B,C,H,W] at the objective's times t [B], and the tapped states of the whole batch.
+
+        Args:
+            rows_R: the samples [R] whose prediction is asked for (None: all). With none the pass may stop after the
+                deepest tap.
+        """
+        ...
+
+
+class Backbone(Protocol):
+    """The denoiser (urepa/models/backbones/). `urepa.models.drawn_backbone.DrawnBackbone` answers for one that reads no
+    files."""
+
+    # What `arm.families`, tags of runs and tables call it. Several declarations may be of one family.
+    family: ClassVar[str]
+    # What a sentence calls its network: "The whole U-Net was trained".
+    noun: ClassVar[str]
+    # Whether the module has diffusers' UNet2DConditionModel as `unet` and its conditions as `embedding_KLE`: what bench
+    # can take apart, and whose exports have diffusers' layout.
+    is_diffusers_unet: ClassVar[bool]
+
+    @property
+    def base(self) -> str | None:
+        """The name of the weights that it begins with; None: random ones."""
+        ...
+
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        """UserError where its settings do not fit together, or x0 [C,H,W]."""
+        ...
+
+    def check_tap(self, tap: str) -> None:
+        """UserError for a tap that it has not."""
+        ...
+
+    def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
+        """UserError where a head that does not resize meets a teacher of another grid than the taps have, as far as
+        settings tell.
+
+        Args:
+            grids: rows and columns of each teacher's tokens, by its key in the config.
+        """
+        ...
+
+    def check_adapters(self, targets: str, blocks: str) -> None:
+        """UserError where it has no such layers to adapt, or adapters would train nothing."""
+        ...
+
+    def check_files(self) -> None:
+        """UserError where a file that a run needs beside the weights is not there."""
+        ...
+
+    def hub_files(self) -> dict[str, list[str]]:
+        """What `prefetch` fetches: patterns of files by the name of a repository on the hub, with its revision."""
+        ...
+
+    def find_weights(self, path: Path) -> FoundWeights:
+        """What `generate checkpoint=` finds at a path that is there. UserError where it is not for this backbone."""
+        ...
+
+    def write_stand_ins(self, folder: Path, num_classes: int) -> dict[str, Any]:
+        """Writes random stand-ins of the files that a run needs beside the weights, to time steps without data. Returns
+        the settings that name them."""
+        ...
+
+    def build(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """The network (`BackboneNetwork`), its weights read, or drawn from torch's generator.
+
+        Args:
+            latent_shape: of x0, [C,H,W].
+            num_classes: classes have the ids from 0; the id after the last one is the null condition.
+        """
+        ...
+
+    def build_without_weights(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """The same module at random weights, also on the meta device: no weights are read or fetched."""
+        ...
+
+    def description(self, facts: BackboneFacts) -> list[str | Formula]:
+        """Its network, initial weights and condition as `describe` writes them."""
+        ...
+
+    def model_card(self, facts: CardFacts) -> str:
+        """How the files of an export are used, as Markdown."""
+        ...
+
+    def hub_metadata(self) -> dict[str, Any]:
+        """What the head of a model card begins with, for model hubs: `tags`, and `library_name` where there is one."""
+        ...
+
+
+class LoRA(Protocol):
+    """Which weights of the backbone train (urepa/models/lora/)."""
+
+    # Of what trains in the backbone: its key in optimizer.lr and optimizer.weight_decay.
+    group: ClassVar[str]
+    # Whether it freezes the backbone's own weights, and adapters beside them train.
+    has_adapters: ClassVar[bool]
+
+    @property
+    def tag(self) -> str:
+        """What runs are found by: the rank, or "none"."""
+        ...
+
+    def check(self, backbone: Backbone) -> None:
+        """UserError where it does not go with this backbone."""
+        ...
+
+    def build(self, backbone: nn.Module) -> None:
+        """Sets what trains in a `BackboneNetwork`, in place, and adds adapters, drawn from torch's generator."""
+        ...
+
+    def description(self, parameters: int, tensors: int) -> list[str | Formula]:
+        """What trains of the backbone, as `describe` writes it.
+
+        Args:
+            parameters, tensors: how many train.
+        """
+        ...
+
+    def trained(self, noun: str) -> str:
+        """The clause on what was trained, for users of published weights, as Markdown.
+
+        Args:
+            noun: `Backbone.noun`.
+        """
+        ...

@@ -1,0 +1,195 @@
+"""What a track declares of itself, and what it builds. See `urepa.core.protocols`, which has the kinds of parts beside
+data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from urepa.core.protocols import OneTeacher
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How the caches of a large track are made: `first` in one job, then `sharded` in several side by side."""
+
+    place: tuple[str, str]  # the folder and its latents: tracks that have the same are parts of the largest of them
+    tokens: str  # the store of tokens there
+    images: float  # training images; inf: all there are
+    first: tuple[str, ...]  # stages of `urepa.preprocess`, "manifest" before others
+    sharded: tuple[str, ...]
+
+
+class TrackCaches(Protocol):
+    """The caches of a track: how they are made and opened, and how images become what is trained on, and back.
+
+    Shapes: B batch, C channels, H and W rows and columns of x0, S side of an image in pixels.
+    """
+
+    name: str
+    folder: Path  # of the caches
+    num_classes: int
+    cfg_dropout: float
+    latent_shape: tuple[int, int, int]  # C, H and W of x0
+    image_shape: tuple[int, int, int]  # channels, S and S
+    image_size: int  # S
+    flip: bool  # whether mirrored training images are cached too
+    online_latents: bool  # whether x0 is computed while training, by the autoencoder of its attribute `vae`
+    online_teacher: bool  # whether the teacher is asked while training
+    build_on_first_use: bool  # whether `open` makes what is missing
+    prompt_bytes: int  # of a class's text embedding; 0: conditions are class ids
+
+    @property
+    def autoencoder(self) -> Any:
+        """The network between images and x0; None where x0 is the image itself."""
+        ...
+
+    def open(self, teacher: Any | None) -> Any:
+        """The caches (`urepa.data.cache.Cache`). A UserError where one is missing or made of other settings.
+
+        Args:
+            teacher: whose tokens are read (`TeacherNetwork`, or several); None: no tokens.
+        """
+        ...
+
+    def has_caches(self, teacher: Any | None) -> bool:
+        """Is everything cached that training reads?"""
+        ...
+
+    def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each cache's records, by the cache's name: "latents", "tokens", with several teachers
+        "tokens_NAME"."""
+        ...
+
+    def reads_squares(self, teacher: Any | None) -> bool:
+        """Are images decoded in training?"""
+        ...
+
+    def expected_samples(self) -> dict[str, int]:
+        """How many samples the splits have or will have: "train", "val" and, where there is one, "test"."""
+        ...
+
+    def source_changes(self) -> str | None:
+        """In what the images are not those that the caches were made from; None where they are, or nobody can say."""
+        ...
+
+    def to_rgb(self, x0: Tensor) -> Tensor:
+        """x0 [B,C,H,W] to images [B,3,S,S] in [0,1]."""
+        ...
+
+    def to_x0(self, images_BCSS: Tensor) -> Tensor:
+        """Images in [0,1] to x0."""
+        ...
+
+
+class Track(Protocol):
+    """A data set with its caches (urepa/data/tracks/). `urepa.data.track_defaults.TrackDefaults` has the answers that
+    most give."""
+
+    name: str  # in reports
+    root: str  # the folder of its caches
+    images: str  # where the images are: a run is found again by the last part of it
+    source: Any  # how they are stored, of `urepa.data.sources`; None: otherwise
+    num_classes: int
+    class_names: str | None  # "imagenet", or a file with a name a line; None: the names lie with the caches, if any do
+    cfg_dropout: float  # probability that a training sample loses its class
+    vae: str | None  # the autoencoder between images and x0, a hub id or a folder; None: x0 is the image itself
+    online_teacher: bool  # whether the teacher is asked while training
+    online_latents: bool  # whether x0 is computed while training
+
+    # Keys that change nothing in the caches.
+    not_in_caches: ClassVar[tuple[str, ...]]
+    # Keys that images sampled from a model depend on.
+    of_images: ClassVar[tuple[str, ...]]
+    # Values of keys with which opening it makes no cache, and copies none.
+    without_making: ClassVar[Mapping[str, Any]]
+    without_copies: ClassVar[Mapping[str, Any]]
+
+    @property
+    def latent_shape(self) -> Sequence[int]:
+        """Channels, rows and columns of x0."""
+        ...
+
+    def check(self) -> None:
+        """UserError where its settings do not go together."""
+        ...
+
+    def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
+        """UserError for a key that has no effect.
+
+        Args:
+            given: dotted keys of the command line, `data.KEY` among them.
+            has_teacher: whether the loss has one.
+        """
+        ...
+
+    def check_validation(self, group: int) -> None:
+        """UserError where its settings say that the validation set has fewer than `group` images."""
+        ...
+
+    def check_inputs(self, batch_size: int) -> None:
+        """UserError where a run that begins lacks a list, a cache or an image, or would fill no batch, as far as files'
+        names tell."""
+        ...
+
+    def check_makeable(self) -> None:
+        """UserError where its caches are not there and cannot be made, as far as files' names tell."""
+        ...
+
+    def check_stage(self, stage: str, shard: str) -> None:
+        """UserError where `urepa.preprocess` cannot do this stage, or this shard ("0/8") of it."""
+        ...
+
+    def has_latents(self) -> bool:
+        """Are the lists and x0 cached?"""
+        ...
+
+    def has_tokens(self, teacher: OneTeacher) -> bool:
+        """Are this teacher's tokens cached? Asked after `check_inputs`."""
+        ...
+
+    def expected_samples(self) -> dict[str, int] | None:
+        """How many samples the splits will have, by settings and the source's files; None where lists that are there
+        say it."""
+        ...
+
+    def count_classes(self) -> int:
+        """The number of classes of caches or images that are there, whatever `num_classes` is. UserError where neither
+        tells."""
+        ...
+
+    def hub_files(self) -> dict[str, list[str]]:
+        """What `prefetch` fetches beside the images: patterns of files by the name of a repository on the hub."""
+        ...
+
+    def stages(self) -> Stages | None:
+        """How the caches are made side by side; None: in one go."""
+        ...
+
+    def make_caches(self, teacher: Any, stage: str, shard: tuple[int, int], batch_size: int) -> None:
+        """What `urepa.preprocess` does.
+
+        Args:
+            teacher: the built one (`TeacherNetwork`).
+            stage: "all", or one of `urepa.config.command_schemas.Stage`.
+            shard: the number of this process's part, from 0, and how many parts there are.
+            batch_size: images that a network sees at once.
+        """
+        ...
+
+    def build(self) -> Any:
+        """Its caches (`TrackCaches`)."""
+        ...
+
+    def description(self, images: str) -> str:
+        """Images, classes and x0 as `describe` writes them.
+
+        Args:
+            images: how many are in which split, as "100 training images and 20 validation images".
+        """
+        ...

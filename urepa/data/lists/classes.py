@@ -1,0 +1,85 @@
+"""The classes of a track: how many there are, and their names, which lie beside its lists.
+
+FOLDER/classes.json: the names as a list, in the order of the class ids. Tracks of earlier versions have none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
+from urepa.core.hashing import digest64
+from urepa.data.sources.image_folder import class_places, readable
+
+FILE = "classes.json"
+
+
+def class_names(name: str) -> list[str]:
+    """`imagenet` (shipped with the package) or a text file with a name a line, in the order of the class ids."""
+    file = Path(__file__).with_name("imagenet_classes.txt") if name == "imagenet" else Path(name)
+    if not file.is_file():
+        raise UserError(f"data.class_names={name} is neither 'imagenet' nor a file with a name a line")
+    return file.read_text().splitlines()
+
+
+def names_at(source: str, images: str, suffixes: frozenset[str]) -> list[str]:
+    """What a source calls its classes: the names of a folder's class folders. [] of a source that has no names."""
+    return class_places(Path(images), suffixes)[0] if source == "folder" else []
+
+
+def write_names(folder: Path, names: list[str]) -> None:
+    """FOLDER/classes.json, where there are names."""
+    if names:
+        write_whole(folder / FILE, json.dumps(names, indent=1))
+
+
+def read_names(folder: Path, num_classes: int) -> list[str]:
+    """The names in a folder's classes.json; [] where there is none. UserError where they are not those of so many
+    classes."""
+    file = folder / FILE
+    if not file.is_file():
+        return []
+    names: list[str] = read_json(file, list)
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file} is no list of the names of {num_classes} classes; delete it, or put it back")
+    return names
+
+
+def names_beside(weights: Path, num_classes: int) -> list[str]:
+    """The same of exported weights: their folder, or a file in it."""
+    folder = weights if weights.is_dir() else weights.parent
+    return read_names(folder, num_classes) if (folder / "config.yaml").is_file() else []
+
+
+def pixel_folder(
+    root: str,
+    source: str,
+    images: str,
+    limit: int | None,
+    validation_images: int,
+    test_images: int,
+    channels: int,
+    image_size: int,
+) -> Path:
+    """Where a small track's caches lie."""
+    size = "all" if limit is None else limit
+    place = f"{digest64(images):016x}"[:6]  # two image folders have two caches
+    return Path(root) / f"{source}-{place}_{size}_{validation_images}_{test_images}_{channels}x{image_size}"
+
+
+def count_classes(source: str, images: str, caches: Path) -> int:
+    """The classes of finished caches in this folder, which are what counts once they are there; else the class folders
+    of `images`. UserError where there is neither."""
+    manifest = caches / "latents" / "manifest.json"
+    if manifest.is_file():
+        return int(read_json(manifest)["num_classes"])
+    if source != "folder":
+        raise UserError(f"the classes of data.source={source} are not counted; give data.num_classes=N")
+    if not Path(images).is_dir():
+        raise UserError(
+            f"data.images={images} is not a folder here, so its classes cannot be counted; give data.images=FOLDER, or "
+            "data.num_classes=N"
+        )
+    return len(class_places(Path(images), readable())[0])

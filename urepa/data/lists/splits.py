@@ -1,0 +1,41 @@
+"""Train, validation and test of a small track, with nothing shared: each image's place is drawn from its id alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from urepa.core.random_draws import unit_interval
+from urepa.data.cache import SPLITS
+from urepa.data.lists.split_sizes import check_shares, refuse_other_classes, share_of
+from urepa.data.sources.image_sources import SourceImage
+
+
+def split_rows(
+    rows: Sequence[SourceImage], num_classes: int, held_out: dict[str, int], limit: int | None
+) -> dict[str, list[SourceImage]]:
+    """The rows of each split, class-balanced; where the publisher kept test images apart they stay apart. `held_out`
+    says how many validation and test images there are to be, `limit` how many training images (None: all that are
+    left). A row that is left out of `rows` gives its place to the next of its class. UserError where the images are
+    too few, or of another number of classes."""
+    rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
+    by_class: list[dict[str, list[SourceImage]]] = [{"train": [], "test": []} for _ in range(num_classes)]
+    there = {row.class_id for row in rows}
+    refuse_other_classes(there, num_classes)
+    for row in rows:
+        by_class[row.class_id]["test" if row.split == "test" else "train"].append(row)
+    check_shares([(len(pools["train"]), len(pools["test"])) for pools in by_class], held_out, limit)
+    splits: dict[str, list[SourceImage]] = {split: [] for split in SPLITS}
+    for class_id, pools in enumerate(by_class):
+        train, test = pools["train"], pools["test"] or pools["train"]
+        for split, pool in (("test", test), ("val", train)):
+            splits[split] += _take(pool, share_of(held_out[split], class_id, num_classes))
+        wanted = len(train) if limit is None else share_of(limit, class_id, num_classes)
+        splits["train"] += _take(train, wanted)
+    return splits
+
+
+def _take(pool: list[SourceImage], n: int) -> list[SourceImage]:
+    """The first `n` rows, removed from the pool."""
+    assert n <= len(pool), "the shares were checked"
+    taken, pool[:n] = pool[:n], []
+    return taken

@@ -1,0 +1,164 @@
+"""A track of small images: x0 is the image itself, pixel-unshuffled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from urepa.core.comparability import NOTHING
+from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TINY, setting
+from urepa.core.descriptions import number, shape
+from urepa.core.errors import UserError
+from urepa.core.files import check_folder_target
+from urepa.core.protocols import OneTeacher
+from urepa.data.lists.classes import count_classes, pixel_folder
+from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text, tokens_name
+from urepa.data.lists.split_sizes import (
+    DIGITS,
+    check_batch_size,
+    check_shares,
+    expected_samples,
+    refuse_other_classes,
+)
+from urepa.data.sources.image_folder import class_places, readable
+from urepa.data.sources.source_files import Source, check_images, count_source_images
+from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
+from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled_shape
+
+if TYPE_CHECKING:
+    from urepa.data.tracks.pixel_caches import PixelTrackCaches
+
+
+@dataclass
+class PixelTrack(TrackDefaults):
+    """Small images with their caches, made in one go: no VAE."""
+
+    _target_: str = "urepa.data.tracks.pixel_track.PixelTrack"
+    name: str = setting("the track's name", alters=NOTHING)
+    root: str = setting("the track's folder; its caches go below it")
+    source: Source = setting("how the images are stored")
+    images: str = setting("where the images are: a folder, or a repository's name for source=hub")
+    limit: int | None = setting(
+        "training images, class-balanced; null: all", ge=1, le=COUNT, alters=NOTHING, unpairs=True
+    )
+    validation_images: int = setting("images of the validation set", ge=1, le=COUNT)
+    test_images: int = setting("images of the test set", ge=1, le=COUNT)
+    channels: int = setting("1 for grey images, 3 for colour", ge=1, le=SIZE)
+    image_size: int = setting("side of the squares, pixels", ge=1, le=SIZE)
+    unshuffle: int = setting("x0 has channels·unshuffle² channels at image_size / unshuffle", ge=1, le=SIZE)
+    scale: float = setting(
+        "of x0; chosen so that its variance is about 1, as a VAE's scaling factor does", ge=TINY, le=LARGEST
+    )
+    num_classes: int = setting(
+        "number of classes; data=folder counts the class folders where none is given", ge=1, le=SIZE
+    )
+    cfg_dropout: float = setting("probability that a training sample loses its class", ge=0, le=1, alters=NOTHING)
+    build_on_first_use: bool = setting("make the caches when a run first needs them")
+    flip: bool = setting(
+        "train on mirror images as often; the caches then hold both", False, alters=NOTHING, unpairs=True
+    )
+    online_teacher: bool = setting("ask the teacher while training instead of reading its cache", False, alters=NOTHING)
+    max_skipped: float = setting(
+        "the share of images that may be unreadable; 0: none may", 0.0, ge=0, le=1, alters=NOTHING, unpairs=True
+    )
+
+    not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "build_on_first_use")
+    of_images: ClassVar[tuple[str, ...]] = ("image_size", "channels", "unshuffle", "scale", "num_classes")
+    without_making: ClassVar[Mapping[str, Any]] = {"build_on_first_use": False}
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return unshuffled_shape(self.channels, self.image_size, self.unshuffle)
+
+    @property
+    def folder(self) -> Path:
+        """Where the caches lie."""
+        held_out = (self.validation_images, self.test_images)
+        sizes = (self.limit, *held_out, self.channels, self.image_size)
+        return pixel_folder(self.root, str(self.source), self.images, *sizes)
+
+    @property
+    def held_out(self) -> dict[str, int]:
+        """How many validation and test images there are to be."""
+        return {"val": self.validation_images, "test": self.test_images}
+
+    def check(self) -> None:
+        check_pixels(str(self.source), self.image_size, self.unshuffle, self.flip)
+
+    def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
+        refuse_idle_teacher(self.online_teacher, has_teacher)
+
+    def check_validation(self, group: int) -> None:
+        images = self.validation_images
+        if group > images:
+            raise UserError(
+                f"trainer.validation_group={group} is more than data.validation_images={images}; give "
+                f"trainer.validation_group={images} or fewer"
+            )
+
+    def check_inputs(self, batch_size: int) -> None:
+        if not self.has_latents():
+            if not self.build_on_first_use:
+                raise no_cache_error(self.folder / "latents", remake_pixels_text(self.name))
+            self._check_images()
+        if self.limit is not None or self.source == "digits":  # the settings say how many there will be
+            check_batch_size(batch_size, self.expected_samples()["train"])
+
+    def check_makeable(self) -> None:
+        if not self.has_latents():
+            self._check_images()
+
+    def _check_images(self) -> None:
+        """UserError where the caches have no place, or the images are of other classes or channels, or too few, as far
+        as files' names tell: of a folder its classes, of the digits everything."""
+        if not Path(self.root).is_dir():
+            check_folder_target("data.root", Path(self.root))
+        check_images(str(self.source), self.images)
+        if self.source == "folder":
+            classes = class_places(Path(self.images), readable())[0]
+            refuse_other_classes(set(range(len(classes))), self.num_classes)
+        if self.source == "digits":
+            refuse_other_classes(set(range(len(DIGITS))), self.num_classes)
+            check_shares([(number, 0) for number in DIGITS], self.held_out, self.limit)
+            check_channels(self.channels, 1)
+
+    def check_stage(self, stage: str, shard: str) -> None:
+        if stage not in ("all", "verify", "digest") or shard != "0/1":
+            raise UserError(f"data={self.name} is built in one go: leave stage and shard out")
+        self.check_makeable()
+
+    def has_latents(self) -> bool:
+        return is_finished(self.folder / "latents")
+
+    def has_tokens(self, teacher: OneTeacher) -> bool:
+        known = teacher.stored_as()
+        name = tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
+        return is_finished(self.folder / name)
+
+    def expected_samples(self) -> dict[str, int]:
+        count = partial(count_source_images, str(self.source), self.images)
+        return expected_samples(self.limit, self.held_out, count)
+
+    def count_classes(self) -> int:
+        return count_classes(str(self.source), self.images, self.folder)
+
+    def make_caches(self, teacher: Any, stage: str, shard: tuple[int, int], batch_size: int) -> None:
+        self.build().make(teacher, stage)
+
+    def build(self) -> PixelTrackCaches:
+        from urepa.data.tracks.pixel_caches import PixelTrackCaches
+
+        return PixelTrackCaches(self)
+
+    def description(self, images: str) -> str:
+        size, f = self.image_size, self.unshuffle
+        cut = "is" if f == 1 else f"is pixel-unshuffled by {f} to"
+        return (
+            f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes, each split "
+            f"class-balanced. The central square at {size}×{size} pixels with {self.channels} channel(s) {cut} "
+            f"x0 of {shape(self.latent_shape)} in [−{number(self.scale)}, {number(self.scale)}]. "
+            f"{tell_draws(self.cfg_dropout, self.flip)}"
+        )

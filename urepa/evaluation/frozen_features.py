@@ -1,0 +1,62 @@
+"""The settings that readers of frozen features share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from urepa.core.declared_keys import COUNT, LARGEST, TAP, TIME, setting
+from urepa.core.descriptions import EvaluatedRun, join_with_and, number
+from urepa.core.evaluation_protocols import RANDOM, TEACHER, UNTRAINED, Metric, Reference
+
+
+@dataclass
+class FrozenFeatures:
+    """The whole reading, which `Knn` and `LinearProbe` share: of the tap and of its head's output, of the teacher's own
+    tokens as ceiling, and as floor of the model before any training; where that has weights, of random ones too. A run
+    without a teacher has the tap and its floors. Vectors are mean tokens (plain names) and attention-pooled tokens
+    (`_attention`)."""
+
+    tap: str = setting("read with its head's output, the teacher's tokens and the untrained model's", is_a=TAP)
+    timestep: int | float = setting(
+        "of the objective: DDPM's are whole, a flow's lie in [0, 1]", ge=0, le=LARGEST, is_a=TIME
+    )
+    timesteps: list[int | float] = setting(
+        "more of them, as curves over t; []: none", ge=-LARGEST, le=LARGEST, is_a=TIME
+    )
+    train_images: int = setting("training images that readers are fitted to", ge=1, le=COUNT)
+    test_images: int = setting("held-out images", ge=1, le=COUNT)
+
+    def reading_text(self, run: EvaluatedRun, reader: str) -> str:
+        """The sentence of `describe` on this reader."""
+        read = f"the tap {self.tap}" + (" and its head, below the teacher's own tokens" if run.is_aligned else "")
+        return (
+            f"A {reader} of {read} and above the model before training, mean- and attention-pooled, at "
+            f"{times_text(self.timestep, self.timesteps)} under the null condition: fitted to "
+            f"{number(self.train_images)} training images at most and read on {number(self.test_images)} held-out ones "
+            "at most."
+        )
+
+
+def times_text(timestep: float, timesteps: list[int | float]) -> str:
+    """t = 500, or t = 50, 200 and 500."""
+    return f"t = {join_with_and(list(map(str, sorted({timestep, *timesteps}))))}"
+
+
+def reading_metrics(reader: str, title: str, place: int) -> Iterator[Metric]:
+    """The columns of a reader, with the teacher's tokens and models before training beside them."""
+    for what in ("tap", "head"):
+        for pooling in ("", "_attention"):
+            for top, rank in (("", ""), ("_top5", ", top 5")):
+                vectors = f"{pooling}{top}"
+                yield Metric(
+                    f"final/{reader}/{what}{vectors}",
+                    f"{title}: {what}{', attention' * bool(pooling)}{rank}",
+                    "↑",
+                    place=place,
+                    beside=(
+                        Reference(f"final/{reader}/teacher{vectors}", TEACHER),
+                        Reference(f"final/{reader}/untrained_{what}{vectors}", UNTRAINED),
+                        Reference(f"final/{reader}/random_{what}{vectors}", RANDOM),
+                    ),
+                )

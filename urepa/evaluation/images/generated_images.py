@@ -1,0 +1,51 @@
+"""Images that the run generates for its evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from urepa.core.declared_keys import INTERVAL, LARGEST, SAMPLER_STEPS, SIZE, setting
+from urepa.core.descriptions import EvaluatedRun, number, sampling_text
+from urepa.core.samplers import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from urepa.evaluation.context import Context
+
+
+@dataclass
+class GeneratedImages:
+    """Images of all classes, as many of each as can be."""
+
+    _target_: str = "urepa.evaluation.images.generated_images.GeneratedImages"
+    count: int = setting("images in all, as many of each class as can be", ge=2, le=SIZE)
+    sampler: Sampler | None = setting("null: the objective's usual one")
+    steps: int = setting("of the sampler", ge=1, le=SIZE, is_a=SAMPLER_STEPS)
+    guidance: float = setting("classifier-free guidance; 1: none", ge=0, le=LARGEST)
+    interval: list[float] = setting(
+        "a flow's times (1 is noise) at which guidance holds; of others it is [0, 1]",
+        [0.0, 1.0],
+        ge=0,
+        le=1,
+        is_a=INTERVAL,
+    )
+    batch_size: int = setting("images computed and kept together; another size rounds otherwise", ge=1, le=SIZE)
+
+    def rgb(self, context: Context) -> Iterator[tuple[list[int], Tensor]]:
+        """Class ids and RGB [B,3,S,S] in whole 255ths, batch by batch; what is missing is made first."""
+        from urepa.evaluation.images.generated_images_math import rgb_batches
+
+        return rgb_batches(self, context)
+
+    def sampler_name(self) -> str | None:
+        """None: the objective's usual one."""
+        return None if self.sampler is None else str(self.sampler)
+
+    def description(self, run: EvaluatedRun) -> str:
+        how = sampling_text(run, self.sampler_name(), self.steps, self.guidance)
+        low, high = self.interval
+        at = "" if (low, high) == (0, 1) else f" for t from {number(low)} to {number(high)}"
+        return f"{number(self.count)} by {how}{at}"

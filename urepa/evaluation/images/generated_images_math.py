@@ -1,0 +1,120 @@
+"""Images of the run as evaluations look at them: made once, batch by batch, and found again after a kill.
+
+They are those of `python -m urepa.generate` with the run's seed, the same sampler, steps and guidance. What lies in
+the run's folder is x0, before any decoding: RUN/generated/evaluation_STEP-WEIGHTS,.../batch_*.safetensors. A batch is
+there whole or not at all, and is always computed as a whole, so that any number of kills gives the same images.
+
+Shapes: B images of a batch, CHW latent, S image size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from urepa.core import progress, random_draws
+from urepa.core.errors import UserError
+from urepa.core.files import clear_leftovers, write_whole
+from urepa.evaluation.context import Context
+from urepa.evaluation.images.generated_images import GeneratedImages
+from urepa.method.ddpm_sampling import check_steps, choose_sampler, sample_images, uneven_timesteps
+from urepa.method.objectives.flow_math import FlowMath
+from urepa.models.weight_files import trainable
+from urepa.runs.run_folder import folder_name
+
+ALWAYS = (0.0, 1.0)  # the times at which guidance holds where nothing else is asked for
+
+
+def rgb_batches(asked: GeneratedImages, context: Context) -> Iterator[tuple[list[int], Tensor]]:
+    """Class ids and RGB [B,3,S,S] in whole 255ths, batch by batch; what is missing is made first."""
+    files = _make_batches(asked, context)
+    for file, batch in zip(files, batches_of(asked, context.track.num_classes), strict=True):
+        x0 = load_file(file)["x0"]
+        yield [class_id for class_id, _ in batch], decode_rgb(context, x0)
+
+
+def batches_of(asked: GeneratedImages, num_classes: int) -> list[list[tuple[int, int]]]:
+    """(class, index of the class) of every image: as many of each class as can be, in a fixed random order, so
+    that any first part of them is a fair one."""
+    classes = [i * num_classes // asked.count for i in range(asked.count)]
+    images = [(c, i - -(-c * asked.count // num_classes)) for i, c in enumerate(classes)]  # less its class's first
+    mixed = [images[i] for i in random_draws.generator(0, "generation").permutation(asked.count)]
+    return [mixed[start : start + asked.batch_size] for start in range(0, asked.count, asked.batch_size)]
+
+
+def _folder(asked: GeneratedImages, context: Context) -> Path:
+    """Named by all that the images depend on."""
+    name = [
+        f"evaluation_step_{context.step:08d}-{_digest(context)}",
+        f"{choose_sampler(context.objective, asked.sampler_name())}{asked.steps}",
+        *(f"{key}={value}" for key, value in uneven_timesteps(context.objective, asked.steps).items()),
+    ]
+    name += [f"n={asked.count}", f"guidance={asked.guidance:g}", f"batch={asked.batch_size}"]
+    if tuple(asked.interval) != ALWAYS:
+        name.append("interval={:g}-{:g}".format(*asked.interval))
+    return context.folder / "generated" / folder_name(name)
+
+
+def _check(asked: GeneratedImages, context: Context) -> None:
+    """UserError on what this run cannot be asked for."""
+    check_steps(context.objective, asked.steps, "images.steps")
+    if len(asked.interval) != 2 or not 0 <= asked.interval[0] <= asked.interval[1] <= 1:
+        raise UserError(f"images.interval={asked.interval}: give two times, from 0 to 1, the lower one first")
+    if tuple(asked.interval) != ALWAYS and not isinstance(context.objective, FlowMath):
+        raise UserError("images.interval has no effect on this run, which is no flow; drop it")
+
+
+def _make_batches(asked: GeneratedImages, context: Context) -> list[Path]:
+    """Generates the batches that are missing. Returns the files of all batches."""
+    _check(asked, context)
+    _ = context.track.autoencoder  # missed now, not after all the steps
+    folder = _folder(asked, context)
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    batches = batches_of(asked, context.track.num_classes)
+    files = [folder / f"batch_{i:06d}.safetensors" for i in range(len(batches))]
+    with progress.bar(total=asked.count, desc=f"{asked.count:,} images", unit="image") as bar:
+        for file, batch in zip(files, batches, strict=True):
+            if file.exists():
+                progress.skip_done(bar, len(batch))
+                continue
+            write_whole(file, save({"x0": _sample(asked, context, batch)}))
+            bar.update(len(batch))
+    return files
+
+
+def _sample(asked: GeneratedImages, context: Context, batch: list[tuple[int, int]]) -> Tensor:
+    condition = context.cache.condition([class_id for class_id, _ in batch]).to(context.device)
+    how: dict[str, Any] = {"sampler": asked.sampler_name(), "steps": asked.steps, "guidance": asked.guidance}
+    x0 = sample_images(
+        context.model.backbone,
+        context.objective,
+        batch,
+        context.track.latent_shape,
+        condition,
+        seed=context.seed,
+        interval=(asked.interval[0], asked.interval[1]),
+        **how,
+    )
+    return x0.cpu().contiguous()
+
+
+def decode_rgb(context: Context, x0: Tensor) -> Tensor:
+    """Decodes latents to RGB [B,3,S,S] on the run's device, rounded to multiples of 1/255 as image files have them."""
+    with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
+        return (context.track.to_rgb(x0.to(context.device)) * 255).round() / 255
+
+
+def _digest(context: Context) -> str:
+    """Of the weights that made the images, as far as they were trained."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(trainable(context.model).items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,67 @@
+"""How far generated images are from real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from urepa.core.declared_keys import COUNT, SIZE, part, setting
+from urepa.core.descriptions import EvaluatedRun, encoder_text, join_with_and, number
+from urepa.core.evaluation_protocols import Metric, Reference
+
+if TYPE_CHECKING:
+    from urepa.evaluation.context import Context
+
+
+CIRCULAR = "final/circular/{}"  # the encoder is the run's own teacher
+ERROR = "standard error of FD({}) over resamplings of"
+
+
+def _distance(kind: str, title: str, better: str, *more: Reference) -> Metric:
+    """A column for each encoder, with the same of held-out images beside it."""
+    held_out = Reference(f"floor/{kind}/{{}}", label=f"{title}({{}}) of held-out images")
+    key, label = f"final/{kind}/{{}}", f"{title}({{}})"
+    return Metric(key, label, better, place=100, beside=(held_out, *more), circular=CIRCULAR)
+
+
+@dataclass
+class Generation:
+    """Fréchet distance, KID, precision and recall, in the features of each encoder."""
+
+    _target_: str = "urepa.evaluation.measures.generation.Generation"
+    images: Any = part("which images are generated")
+    encoders: dict[str, Any] = part("by the name that their columns have")
+    reference_images: int | None = setting("training images to compare with; null: all", ge=2, le=COUNT)
+    subset: int = setting(
+        "images of either kind for KID, precision and recall; the Fréchet distance takes all", ge=2, le=COUNT
+    )
+    kid_subsets: int = setting("subsets that KID is averaged over", ge=1, le=SIZE)
+    kid_subset_size: int = setting("images in each of them", ge=2, le=SIZE)
+    neighbours: int = setting("k of the balls of precision and recall", ge=1, le=SIZE)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        _distance(
+            "fd",
+            "FD",
+            "↓",
+            Reference("final/fd_se/{}", label=f"{ERROR} one run's images"),
+            Reference("floor/fd_se/{}", label=f"{ERROR} held-out images"),
+        ),
+        _distance("kid", "KID", "↓"),
+        _distance("precision", "precision", "↑"),
+        _distance("recall", "recall", "↑"),
+    )
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        from urepa.evaluation.measures.image_distances_math import measure_distances
+
+        return measure_distances(self, context)
+
+    def description(self, run: EvaluatedRun) -> str:
+        encoders = join_with_and([f"{name} ({encoder_text(encoder)})" for name, encoder in self.encoders.items()])
+        real = "all" if self.reference_images is None else number(self.reference_images)
+        return (
+            f"Generated images: {self.images.description(run)}, compared with {real} training images in the features "
+            f"of {encoders}. Fréchet distance over all of them, with its standard error by a jackknife over tenths of "
+            f"{number(self.subset)} of the images; on {number(self.subset)} of either kind KID ({self.kid_subsets} "
+            f"subsets of {number(self.kid_subset_size)}), precision and recall ({self.neighbours} neighbours)."
+        )

@@ -1,0 +1,275 @@
+"""How far the run's images are from real ones, in the features of encoders that are named in each result.
+
+Real images are the track's latents decoded, as the run's own images are: with a VAE, what it makes of photographs, so
+that its errors count for neither side. `final/fd/NAME` and the others are against training images; `floor/...` are the
+same numbers of held-out real images. `final/fd_se/NAME` and `floor/fd_se/NAME` are the standard errors of the Fréchet
+distances over resamplings of the generated or the held-out images; of fewer than 20 images there are none.
+
+Shapes: B images, S image size, n rows, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from urepa.core import progress, random_draws
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.core.types import Tokens
+from urepa.data.cache import UNKNOWN
+from urepa.data.lists.samples import Sample, Samples, fixed_order
+from urepa.evaluation.context import Context, Incomplete
+from urepa.evaluation.frechet_and_kid import (
+    FEWEST_OF_ERROR,
+    Moments,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from urepa.evaluation.images.generated_images_math import decode_rgb
+from urepa.evaluation.measures.generation import Generation
+from urepa.evaluation.measures.inception_score import InceptionScore
+
+CHUNK = 64  # real images decoded and encoded at a time
+KEPT_EVERY = 32 * CHUNK  # what a kill may cost at most
+NAME = re.compile(r"[\w.-]+")  # what MLflow takes between slashes
+
+
+class FeatureSet:
+    """Features of images that come batch by batch: moments of all, and the first `subset` rows. Memory grows with
+    `subset` alone."""
+
+    def __init__(self, subset: int) -> None:
+        self.subset, self.count = subset, 0
+        self._moments: Moments | None = None
+        self._kept: list[np.ndarray] = []
+
+    def add(self, x_BD: np.ndarray) -> None:
+        """Takes another batch in."""
+        if self._moments is None:
+            self._moments = Moments(x_BD.shape[1])
+        self.moments.add(x_BD)
+        if self.count < self.subset:
+            self._kept.append(x_BD[: self.subset - self.count].copy())
+        self.count += len(x_BD)
+
+    @property
+    def moments(self) -> Moments:
+        """Of all rows."""
+        assert self._moments is not None, "nothing was added"
+        return self._moments
+
+    @property
+    def rows_nD(self) -> np.ndarray:
+        """The rows that were kept."""
+        return np.concatenate(self._kept)
+
+    def save(self, file: Path) -> None:
+        """As it is now."""
+        tensors = {"mean": self.moments.mean_D, "scatter": self.moments.scatter_DD, "rows": self.rows_nD}
+        write_whole(file, save(tensors | {"count": np.array(self.count)}))
+
+    @staticmethod
+    def load(file: Path, subset: int) -> "FeatureSet":
+        """As it was saved; an empty one if it was not."""
+        found = FeatureSet(subset)
+        if file.exists():
+            tensors = load_file(file)
+            found.count = int(tensors["count"])
+            moments = Moments(len(tensors["mean"]))
+            moments.count, moments.mean_D, moments.scatter_DD = found.count, tensors["mean"], tensors["scatter"]
+            found._moments, found._kept = moments, [tensors["rows"]]
+        return found
+
+
+def measure_distances(asked: Generation, context: Context) -> dict[str, float]:
+    """The distances in the features of every encoder that is to be had; `Incomplete` where one is not."""
+    encoders = {name: encoder.build() for name, encoder in asked.encoders.items()}
+    lacking: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        try:
+            encoder.weights_sha256()  # missed now, not after all the sampling
+        except UserError as error:
+            lacking[name] = str(error)
+    if lacking and len(lacking) == len(encoders):
+        raise UserError("; ".join(lacking.values()))
+    metrics = _measure(asked, context, {name: e for name, e in encoders.items() if name not in lacking})
+    if lacking:
+        raise Incomplete(metrics, {f"encoders.{name}": why for name, why in lacking.items()})
+    return metrics
+
+
+def _measure(asked: Generation, context: Context, encoders: dict[str, Any]) -> dict[str, float]:
+    reference, held_out = _real(asked, context)
+    _check(asked, len(reference))
+    generated = {name: FeatureSet(asked.subset) for name in encoders}
+    for _, rgb in asked.images.rgb(context):
+        for name, encoder in encoders.items():
+            generated[name].add(encode_images(context, encoder, rgb))
+    real = real_features(context, encoders, reference, asked.subset)
+    floor = real_features(context, encoders, held_out, asked.subset)
+    metrics: dict[str, float] = {}
+    for name, encoder in encoders.items():
+        metrics |= _distances(asked, "final", name, real[name], generated[name])
+        if held_out:
+            beside = _distances(asked, "floor", name, real[name], floor[name])
+            metrics |= {key: value for key, value in beside.items() if not key.startswith("floor/kid_sd/")}
+        if is_circular(context, encoder):
+            metrics[f"final/circular/{name}"] = 1.0
+            print(f"{name} is the teacher that this run aligns to: distances in its features are circular")
+    return metrics
+
+
+def _check(asked: Generation, reference: int) -> None:
+    """UserError on what cannot be asked for."""
+    for name in asked.encoders:
+        if NAME.fullmatch(name) is None:
+            raise UserError(f"encoders: '{name}' is no name for a column; take letters, digits, '.', '_' and '-'")
+    there = min(asked.images.count, reference)
+    if asked.subset > there:
+        raise UserError(f"subset={asked.subset}: there are {there} images of a kind; give as many or fewer")
+    for key, value in (("kid_subset_size", asked.kid_subset_size), ("neighbours", asked.neighbours + 1)):
+        if value > asked.subset:
+            raise UserError(f"{key} needs {value} images; give subset={value} or more")
+
+
+def _real(asked: Generation, context: Context) -> tuple[Samples, Samples]:
+    """Training images to compare with, and as many held-out ones as images are made; none if there are fewer."""
+    train = _shuffle(context.cache.splits["train"])
+    wanted = len(train) if asked.reference_images is None else asked.reference_images
+    if wanted > len(train):
+        raise UserError(f"reference_images={wanted}: the track has {len(train)} training images; null takes all")
+    splits = context.cache.splits
+    held_out = _shuffle(Samples.concatenate(splits[split] for split in ("val", "test") if split in splits))
+    if len(held_out) < asked.images.count:
+        print(f"{len(held_out)} held-out images give no floor for {asked.images.count} generated ones")
+        held_out = held_out[:0]
+    return train[:wanted], held_out[: asked.images.count]
+
+
+def _distances(asked: Generation, kind: str, name: str, real: FeatureSet, other: FeatureSet) -> dict[str, float]:
+    rng = random_draws.generator(0, "kid")
+    kid = kernel_distance(real.rows_nD, other.rows_nD, asked.kid_subsets, asked.kid_subset_size, rng)
+    precision, recall = precision_recall(real.rows_nD, other.rows_nD, asked.neighbours)
+    has_error = len(other.rows_nD) >= FEWEST_OF_ERROR
+    error = {f"{kind}/fd_se/{name}": frechet_error(real.moments, other.rows_nD, other.count)} if has_error else {}
+    return error | {
+        f"{kind}/fd/{name}": frechet_distance(real.moments, other.moments),
+        f"{kind}/kid/{name}": kid.mean,
+        f"{kind}/kid_sd/{name}": kid.sd,
+        f"{kind}/precision/{name}": precision,
+        f"{kind}/recall/{name}": recall,
+    }
+
+
+def score_classes(asked: InceptionScore, context: Context) -> dict[str, float]:
+    """The Inception Score, and its standard deviation over parts of the images."""
+    encoder = asked.encoder.build()
+    encoder.weights_sha256()  # missed now, not after all the sampling
+    batches = []
+    for _, rgb in asked.images.rgb(context):
+        with torch.autocast(context.device.type, enabled=False):  # an encoder has a precision of its own
+            batches.append(encoder.probabilities(rgb).cpu().numpy())
+    score = inception_score(np.concatenate(batches), asked.splits)
+    return {"final/inception_score": score.mean, "final/inception_score_sd": score.sd}
+
+
+def image_features(tokens: Tokens) -> Tensor:
+    """An image's features [B,D]: √D × the mean of its tokens. A teacher's tokens have unit length; in these units they
+    have a mean square of 1 per dimension, which the kernel of KID, (x·y / D + 1)³, is made for."""
+    return tokens.x_BND.float().mean(1) * tokens.x_BND.shape[2] ** 0.5
+
+
+def encode_images(context: Context, encoder: Any, rgb_B3SS: Tensor) -> np.ndarray:
+    """Features [B,D], float32. An encoder has a precision of its own, not the run's."""
+    with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
+        return image_features(encoder.tokens(rgb_B3SS)).cpu().numpy()
+
+
+def is_circular(context: Context, encoder: Any) -> bool:
+    """Is the encoder a network that the run is aligned to? By name, or by weights, which may lie under several names;
+    where the teacher's are not known and it could be, that is said."""
+    own = encoder.manifest()
+    for teacher in (tokens.manifest["teacher"] for tokens in context.cache.tokens.values()):
+        if all(teacher.get(key) == own.get(key) for key in ("family", "model")):
+            return True
+        if teacher.get("weights_sha256", UNKNOWN) != UNKNOWN:
+            if teacher["weights_sha256"] == encoder.weights_sha256():
+                return True
+        elif "family" in own and all(teacher.get(key) in (own[key], UNKNOWN) for key in ("family", "width")):
+            names = f"{own['model']} and the teacher {teacher.get('model')}"
+            print(
+                f"warning: {names} may be one network: the teacher's weights are not known. Distances may be circular"
+            )
+    return False
+
+
+def real_features(
+    context: Context, encoders: dict[str, Any], samples: Sequence[Sample], subset: int
+) -> dict[str, FeatureSet]:
+    """Features of real images in each encoder: computed once for all the runs of a track and kept beside its latents,
+    also what a kill interrupts."""
+    files = {name: _features_file(context, name, encoder, samples, subset) for name, encoder in encoders.items()}
+    found = {name: FeatureSet.load(file, subset) for name, file in files.items()}
+    with progress.bar(
+        total=len(samples), desc=f"features of {len(samples):,} real images", unit="image", leave=False
+    ) as bar:
+        for start in range(0, len(samples), CHUNK):
+            part = samples[start : start + CHUNK]
+            missing = [name for name in encoders if found[name].count <= start]
+            if not missing:
+                progress.skip_done(bar, len(part))
+                continue
+            rgb = decode_rgb(context, context.cache.x0(part))
+            done = start + len(part)
+            for name in missing:
+                found[name].add(encode_images(context, encoders[name], rgb))
+                if done % KEPT_EVERY == 0 or done == len(samples):
+                    _save_features(found[name], files[name])
+            bar.update(len(part))
+    return found
+
+
+def _features_file(context: Context, name: str, encoder: Any, samples: Sequence[Sample], subset: int) -> Path:
+    """Named by all that the features depend on."""
+    latents = context.cache.latents
+    facts: tuple[Any, ...] = (encoder.manifest(), encoder.weights_sha256(), context.device.type, subset)
+    if context.track.autoencoder is not None:
+        facts += (_decoder_sha256(context.track.autoencoder),)
+    made = latents.mark.stat().st_mtime_ns  # latents that are made anew count as others
+    digest = random_draws.digest64("features", facts, latents.manifest, made, *(s.sample_id for s in samples))
+    return latents.folder.parent / "features" / f"{name}-{len(samples)}-{digest:016x}.safetensors"
+
+
+def _decoder_sha256(vae: Any) -> str:
+    """Digest of what turns latents into images."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        if not name.startswith(("encoder.", "quant_conv.")):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save_features(found: FeatureSet, file: Path) -> None:
+    try:
+        file.parent.mkdir(exist_ok=True)
+        found.save(file)
+    except OSError as error:  # a track that belongs to others, or a full disk
+        print(f"warning: the features of the real images are not kept for later runs: {error}")
+
+
+def _shuffle(samples: Samples) -> Samples:
+    """The samples in a pseudo-random order that depends only on their ids."""
+    return samples[fixed_order(samples, "generation")]

@@ -1,0 +1,43 @@
+"""Class-conditional samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.declared_keys import LARGEST, SAMPLER_STEPS, SIZE, setting
+from urepa.core.descriptions import EvaluatedRun, number, sampling_text
+from urepa.core.evaluation_protocols import Metric
+
+if TYPE_CHECKING:
+    from urepa.evaluation.context import Context
+
+
+@dataclass
+class SampleGrid:
+    """A grid of class-conditional samples to look at, and what a k-NN on real images calls them. Rows of the grid are
+    classes, named where the track has names."""
+
+    _target_: str = "urepa.evaluation.measures.sample_grid.SampleGrid"
+    per_class: int = setting("images of each class", ge=1, le=SIZE)
+    shown_per_class: int = setting("of these, how many the picture shows", ge=1, le=SIZE)
+    max_classes: int = setting("classes that are sampled at most", ge=1, le=SIZE)
+    sampler_steps: int = setting("of the sampler", ge=1, le=SIZE, is_a=SAMPLER_STEPS)
+    guidance: float = setting("classifier-free guidance; 1: none", ge=0, le=LARGEST)
+    knn: int | None = setting(
+        "neighbours among training images that name a sample's class; null: not asked", ge=1, le=SIZE
+    )
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("final/samples_named_rightly", "samples named rightly", "↑", place=70),
+    )
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        from urepa.evaluation.measures.sample_grid_math import sample
+
+        return sample(self, context)
+
+    def description(self, run: EvaluatedRun) -> str:
+        classes = min(self.max_classes, run.num_classes)
+        how = sampling_text(run, None, self.sampler_steps, self.guidance)
+        named = f" A k-NN (k = {self.knn}) fitted to the training images names them." if self.knn is not None else ""
+        return f"Samples: {self.per_class} images of each of {number(classes)} classes by {how}.{named}"

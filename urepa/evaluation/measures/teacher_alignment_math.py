@@ -1,0 +1,151 @@
+"""How near a run has come to its teacher, against t.
+
+Shapes: B samples of a chunk, N tokens, D widths.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.data.lists.samples import Sample
+from urepa.evaluation.context import Context
+from urepa.evaluation.features import (
+    CHUNK,
+    Chunk,
+    Pool,
+    held_out_samples,
+    pool_chunks,
+    require_head,
+    subset,
+    tap_pool,
+    teacher_tokens,
+    time_label,
+)
+from urepa.evaluation.measures.teacher_alignment import TeacherAlignment
+from urepa.evaluation.plots import curves_png
+from urepa.evaluation.similarity import cknna, linear_cka, neighbour_recall, similarity_mae
+from urepa.method.losses import loss_math
+from urepa.models.teachers.several_teachers import name_at
+
+TITLES = {
+    "token_cosine": "token cosine with the teacher",
+    "token_cosine_above_constant": "token cosine above the best constant",
+    "similarity_mae": "MAE of sample similarities",
+    "neighbour_recall": "nearest-neighbour recall",
+    "cka": "linear CKA of the tap",
+    "cknna": "CKNNA of the tap",
+}
+FEWEST = 4  # samples that the unbiased HSIC needs
+
+
+def align(asked: TeacherAlignment, context: Context) -> dict[str, float]:
+    """The values of every aligned tap against every teacher."""
+    samples = subset(held_out_samples(context), asked.images)
+    if len(samples) < max(FEWEST, asked.neighbours + 1):
+        raise UserError(f"{len(samples)} images are too few for {asked.neighbours} neighbours; give fewer neighbours")
+    metrics: dict[str, float] = {}
+    for name in context.cache.tokens or (context.teacher,):
+        metrics |= _teacher_values(asked, replace(context, teacher=name), samples)
+    return metrics
+
+
+def _teacher_values(asked: TeacherAlignment, context: Context, samples: list[Sample]) -> dict[str, float]:
+    teacher = _teacher_vectors(context, samples)
+    require_head(context, asked.tap)
+    taps = list(context.model.taps)
+    grid = sorted({asked.timestep, *asked.timesteps})
+    by_t = {t: _values_at(context, samples, teacher, taps, t, asked.neighbours) for t in grid}
+    metrics: dict[str, float] = {}
+    for tap in taps:
+        ending, label = "" if tap == asked.tap else f"/{tap}", name_at(tap, context.teacher)
+        here = by_t[asked.timestep][tap].items()
+        metrics |= {name_at(f"final/{name}{ending}", context.teacher): value for name, value in here}
+        if len(grid) > 1:
+            for t in grid:
+                at = f"{label}/{time_label(context.objective, t)}"
+                metrics |= {f"final/{name}_by_t/{at}": v for name, v in by_t[t][tap].items()}
+    for floor, build in context.floors.items():
+        own = pool_chunks(context, samples, (asked.tap,), asked.timestep, {"tap": tap_pool(asked.tap)}, build())
+        found = _tap_values(torch.from_numpy(own["tap"]), teacher["mean"], asked.neighbours)
+        metrics |= {name_at(f"final/{floor}_{name}", context.teacher): v for name, v in found.items()}
+    folder = context.folder / "evaluation"
+    folder.mkdir(exist_ok=True)
+    whose = f"_{context.teacher}" if context.teacher else ""
+    write_whole(folder / f"alignment{whose}_step_{context.step:08d}.png", _figure(by_t))
+    return metrics
+
+
+def _values_at(
+    context: Context, samples: list[Sample], teacher: dict[str, Tensor], taps: list[str], t: float, neighbours: int
+) -> dict[str, dict[str, float]]:
+    """All values by tap at one timestep, in one pass."""
+    pools: dict[str, Pool] = {}
+    for tap in taps:
+        pools[f"{tap} tap"] = tap_pool(tap)
+        pools[f"{tap} head"] = partial(_unit_mean, tap)
+        pools[f"{tap} cosine"] = partial(_cosine, context, tap)
+    kept = {name: torch.from_numpy(v) for name, v in pool_chunks(context, samples, taps, t, pools).items()}
+    values: dict[str, dict[str, float]] = {}
+    for tap in taps:
+        cosine, head = kept[f"{tap} cosine"].double().mean().item(), kept[f"{tap} head"]
+        values[tap] = {"token_cosine": cosine}
+        if "constant_cosine" in teacher:
+            constant = teacher["constant_cosine"].double().mean().item()
+            values[tap]["token_cosine_above_constant"] = cosine - constant
+        values[tap] |= {
+            "similarity_mae": similarity_mae(head, teacher["pooled"]),
+            "neighbour_recall": neighbour_recall(head, teacher["pooled"], neighbours),
+        } | _tap_values(kept[f"{tap} tap"], teacher["mean"], neighbours)
+    return values
+
+
+def _tap_values(tap_ND: Tensor, teacher_NE: Tensor, neighbours: int) -> dict[str, float]:
+    return {"cka": linear_cka(tap_ND, teacher_NE), "cknna": cknna(tap_ND, teacher_NE, neighbours)}
+
+
+def _teacher_vectors(context: Context, samples: list[Sample]) -> dict[str, Tensor]:
+    """The teacher's mean tokens, the pooled unit vectors of the loss's targets and, where those are its
+    tokens, the best constant token's cosine with them: a row a sample."""
+    kept: dict[str, list[Tensor]] = defaultdict(list)
+    for start in range(0, len(samples), CHUNK):
+        tokens_BND = teacher_tokens(context, samples[start : start + CHUNK]).x_BND
+        kept["mean"].append(tokens_BND.mean(1))
+        kept["pooled"].append(loss_math.pool_tokens(context.loss.targets(tokens_BND)))
+        if context.loss.spatial_norm is None:  # else the mean token is another one
+            constant_D = context.cache.mean_token(context.teacher)
+            assert constant_D is not None
+            kept["constant_cosine"].append(1 - loss_math.token_loss(constant_D.expand_as(tokens_BND), tokens_BND))
+    return {name: torch.cat(rows) for name, rows in kept.items()}
+
+
+def _unit_mean(tap: str, chunk: Chunk) -> Tensor:
+    """The pooled unit vectors of a head's tokens."""
+    return loss_math.pool_tokens(chunk.heads[tap].x_BND)
+
+
+def _cosine(context: Context, tap: str, chunk: Chunk) -> Tensor:
+    """The mean cosine of each sample's tokens with the loss's targets [B]."""
+    tokens_BND = chunk.heads[tap].x_BND
+    target_BND = context.loss.targets(teacher_tokens(context, chunk.samples).x_BND)
+    return 1 - loss_math.token_loss(tokens_BND, target_BND.to(tokens_BND.device))
+
+
+def _figure(by_t: dict[float, dict[str, dict[str, float]]]) -> bytes:
+    """Each value against t, a line a tap."""
+    first = next(iter(by_t.values()))
+    taps = list(first)
+    return curves_png(
+        {
+            title: {tap: [(t, found[tap][name]) for t, found in by_t.items()] for tap in taps}
+            for name, title in TITLES.items()
+            if name in first[taps[0]]
+        },
+        xlabel="timestep t",
+    )

@@ -1,0 +1,292 @@
+"""The alignment loss of REPA and U-REPA: token and manifold terms beside the diffusion term."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.comparability import ALIGNMENT, MANIFOLD, NOTHING, TOTAL, TOTAL_BY_STEP
+from urepa.core.declared_keys import LARGEST, setting
+from urepa.core.descriptions import Formula, number
+from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import Metric
+from urepa.core.protocols import Schedule
+from urepa.method.diffusion_fraction import strata
+from urepa.method.losses.no_loss import DIFFUSION
+from urepa.method.step_schedules import linear_warmup
+
+if TYPE_CHECKING:
+    from urepa.method.losses.urepa_loss_math import AlignmentLoss
+
+# What `level` means: the weight of each manifold term. "both" keeps the meaning of w by averaging.
+MANIFOLD_LEVELS = {"sample": {"sample": 1.0}, "token": {"token": 1.0}, "both": {"sample": 0.5, "token": 0.5}}
+
+
+class Level(Enum):
+    sample = "sample"
+    token = "token"
+    both = "both"
+
+
+@dataclass
+class URepaLoss:
+    """L_diff + λ(step)·[L_token + w·L_manifold] (REPA, arXiv 2410.06940, eq. 8 and 9; U-REPA, arXiv 2503.18414, eq. 6),
+    averaged over taps and teachers with their weights."""
+
+    _target_: str = "urepa.method.losses.urepa_loss.URepaLoss"
+    lambda_max: float = setting(
+        "λ after its warm-up: the weight of the alignment terms", ge=0, le=LARGEST, alters=(TOTAL,)
+    )
+    warmup_steps: int = setting("updates over which λ rises from 0", ge=0, le=LARGEST, alters=(TOTAL_BY_STEP,))
+    manifold_weight: float = setting(
+        "w: the weight of the manifold loss beside the token loss", ge=0, le=LARGEST, alters=(TOTAL,)
+    )
+    level: Level = setting(
+        "of the manifold loss: similarities between samples, between the tokens of each, or the mean of both losses",
+        alters=(MANIFOLD, TOTAL),
+    )
+    taps: dict[str, float] = setting(
+        "the aligned taps, each with its weight in the mean of the alignment terms",
+        ge=0,
+        le=LARGEST,
+        alters=ALIGNMENT,
+    )
+    teachers: dict[str, float] = setting(
+        "with teacher=several: weights by a teacher's name; 1 where none is given",
+        {},
+        ge=0,
+        le=LARGEST,
+        alters=ALIGNMENT,
+    )
+    spike_threshold: float = setting(
+        "a larger manifold loss after the warm-up counts as a spike", ge=0, le=inf, alters=NOTHING
+    )
+    manifold_clip: float | None = setting(
+        "caps the manifold loss (no gradient above it); null: no cap", None, ge=0, le=LARGEST, alters=(TOTAL,)
+    )
+    spatial_norm: float | None = setting(
+        "share of an image's mean token that is subtracted from the teacher's tokens; null: left as they are",
+        None,
+        ge=0,
+        le=1,
+        alters=ALIGNMENT,
+    )
+    stop_step: int | None = setting(
+        "from this update on λ is 0 and only validations ask the teacher; null: never",
+        None,
+        ge=1,
+        le=LARGEST,
+        alters=(TOTAL,),
+    )
+    time_power: float = setting(
+        "a sample's λ falls with its share of noise s as (1 - s)^power, mean 1; 0: all have one λ",
+        0.0,
+        ge=0,
+        le=LARGEST,
+        alters=(TOTAL,),
+    )
+    diffusion_fraction: float = setting(
+        "p/q: p random samples of every q have a diffusion term; 0: none has", 1.0, ge=0, le=1, alters=(TOTAL,)
+    )
+
+    alters: ClassVar[tuple[str, ...]] = ALIGNMENT
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("val/token", "token loss", "↓"),
+        Metric("val/manifold", "manifold loss", "↓"),
+    )
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """The manifold terms with their weights."""
+        return MANIFOLD_LEVELS[str(self.level)]
+
+    @property
+    def aligned_steps(self) -> float:
+        """How many updates the teacher is asked for (HASTE, Wang et al. 2025)."""
+        return inf if self.stop_step is None else self.stop_step
+
+    def peak(self, step: int) -> float:
+        """What the schedule multiplies: λ's warm-up, `lambda_max` after it, and 0 from `stop_step` on."""
+        return 0.0 if step >= self.aligned_steps else linear_warmup(step, self.lambda_max, self.warmup_steps)
+
+    def lam(self, step: int, schedule: Schedule, max_steps: int) -> float:
+        """λ of the update with this index in a run of so many."""
+        since, of = max(0, step - self.warmup_steps), max(1, max_steps - self.warmup_steps)
+        return self.peak(step) * schedule.factor(since, of)
+
+    # --- checks -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        if not self.taps or sum(self.taps.values()) <= 0 or min(self.taps.values()) < 0:
+            raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
+        if self.lambda_max < 0 or self.manifold_weight < 0:
+            raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
+        if self.stop_step is not None and self.diffusion_fraction < 1:
+            raise UserError("loss.stop_step leaves the diffusion term alone: give loss.diffusion_fraction=1")
+        if self.time_power > 0 and self.manifold_weight > 0:
+            raise UserError(
+                "loss.time_power weighs each sample by its time, and the manifold term is one number for samples of "
+                "many times: give loss.manifold_weight=0 with it"
+            )
+
+    def check_teachers(self, names: Collection[str]) -> None:
+        for name in self.teachers:
+            if name not in names:
+                there = (
+                    f"these are {', '.join(names)}" if names else "there are no several teachers, whose names it takes"
+                )
+                raise UserError(f"loss.teachers.{name} has no effect: {there}")
+        if names and not any(self.teachers.get(name, 1.0) for name in names):
+            raise UserError(
+                "loss.teachers: give weights that are not all 0; to train without alignment, loss.lambda_max=0"
+            )
+
+    def check_layout(self, smallest_group: int, accumulation: int) -> None:
+        """The sample-level manifold compares the global batch: it must be there at once, and hold 2."""
+        if str(self.level) == "token":
+            return
+        if smallest_group < 2:
+            raise UserError(
+                f"loss.level={self.level} compares samples with each other, but a batch has {smallest_group}; "
+                "give trainer.batch_size and trainer.validation_group of 2 or more, or loss.level=token"
+            )
+        if accumulation > 1:
+            raise UserError(
+                f"loss.level={self.level} compares all samples of a batch, which trainer.accumulation="
+                f"{accumulation} never holds at once; give trainer.accumulation=1 or loss.level=token"
+            )
+
+    def check_length(self, max_steps: int) -> None:
+        if self.stop_step is not None and self.stop_step >= max_steps:
+            raise UserError(
+                f"loss.stop_step={self.stop_step} has no effect in a run of {max_steps} steps; give fewer, or null"
+            )
+
+    def idle_keys(self) -> dict[str, str]:
+        return {"schedule": "loss.lambda_max=0, which it multiplies"} if self.lambda_max == 0 else {}
+
+    def build(self, *, schedule: Schedule, max_steps: int) -> AlignmentLoss:
+        from urepa.method.losses.urepa_loss_math import AlignmentLoss
+
+        self.check()
+        return AlignmentLoss(self, schedule, max_steps)
+
+    # --- words --------------------------------------------------------------------------------------------------
+
+    def description(self, *, schedule: Schedule, max_steps: int) -> list[str | Formula]:
+        """The formulas of `urepa.method.losses.loss_math`, weighted as the loss weighs them."""
+        has_diffusion, levels = self.diffusion_fraction > 0, self.levels
+        terms = r"\mathcal{L}_{\mathrm{diff}} + " if has_diffusion else ""
+        manifold = r"\mathcal{L}_{\mathrm{manifold}}"
+        if self.manifold_clip is not None:
+            manifold = rf"\min(\mathcal{{L}}_{{\mathrm{{manifold}}}}, {number(self.manifold_clip)})"
+        total = rf"\mathcal{{L}} = {terms}\lambda(s) \bigl[ \mathcal{{L}}_{{\mathrm{{token}}}} + w\, {manifold} \bigr]"
+        weighted = [
+            FORMULAS[level] if weight == 1 else rf"{number(weight)} \cdot {FORMULAS[level]}"
+            for level, weight in levels.items()
+        ]
+        return [
+            f"The loss adds alignment terms with the weight λ at update s and w = {number(self.manifold_weight)}; h(z) "
+            "are a tap's tokens behind its head, τ the teacher's, and over several taps the alignment terms are "
+            "averaged with their shares.",
+            Formula(total),
+            *([Formula(DIFFUSION)] if has_diffusion else []),
+            Formula(TOKEN),
+            Formula(rf"\mathcal{{L}}_{{\mathrm{{manifold}}}} = {' + '.join(weighted)}"),
+            f"The manifold term compares {' and '.join(COMPARED[level] for level in levels)}."
+            + (" As w = 0, it is logged and not trained on." if self.manifold_weight == 0 else ""),
+            *token_normalisation(self.spatial_norm),
+            self._weight_over_the_run(schedule, max_steps),
+            *after_stop(self.stop_step),
+            *by_time(self.time_power),
+            *fraction(self.diffusion_fraction),
+        ]
+
+    def _weight_over_the_run(self, schedule: Schedule, max_steps: int) -> str:
+        """λ over the run."""
+        warmup, last, lam = self.warmup_steps, max_steps - 1, number(self.lambda_max)
+        until = "" if self.stop_step is None else f" until update {number(self.stop_step)}, from which on it is 0"
+        if self.lambda_max == 0:
+            return (
+                "λ = 0 throughout: the control, which computes and logs the alignment terms and learns nothing from "
+                "them."
+            )
+        shape = schedule.description()
+        if warmup == 0:
+            return f"λ = {lam} {f'at first and {shape}' if shape else 'from the first update on'}{until}."
+        rises = f"λ rises linearly from 0 to {lam} over the first {number(warmup)} updates"
+        if last < warmup:
+            ends = self.lam(last, schedule, max_steps)
+            return f"{rises}, of which this run makes {number(last + 1)}: it ends at λ = {ends:.4g}{until}."
+        return f"{rises} and {shape or 'stays there'}{until}."
+
+    def model_card(self) -> str:
+        return f"λ = {self.lambda_max:g} and w = {self.manifold_weight:g}"
+
+
+TOKEN = (
+    r"\mathcal{L}_{\mathrm{token}} = \mathbb{E}\, \Bigl[ 1 - \frac{1}{N} \sum_{n=1}^{N}"
+    r" \cos\bigl( h(z)_n, \tau_n \bigr) \Bigr]"
+)
+FORMULAS = {  # by level
+    "sample": (
+        r"\frac{1}{B (B - 1)} \sum_{i \ne j} \bigl( \hat h_i \cdot \hat h_j"
+        r" - \hat\tau_i \cdot \hat\tau_j \bigr)^2"
+    ),
+    "token": (
+        r"\mathbb{E}\, \frac{1}{N (N - 1)} \sum_{m \ne n} \bigl( h(z)_m \cdot h(z)_n - \tau_m \cdot \tau_n \bigr)^2"
+    ),
+}
+COMPARED = {
+    "sample": "the pooled tokens (hats: unit vectors along a sample's mean token) of all samples of the global batch",
+    "token": "the tokens within each sample",
+}
+
+
+def token_normalisation(share: float | None) -> list[str | Formula]:
+    """How the teacher's tokens are normalised, if at all."""
+    if share is None:
+        return []
+    return [
+        f"The teacher's tokens are normalised over each image's places first, channel by channel: less {number(share)} "
+        "of their mean, over their standard deviation."
+    ]
+
+
+def after_stop(stop: int | None) -> list[str | Formula]:
+    """What is left of the alignment then."""
+    if stop is None:
+        return []
+    return [
+        f"From update {number(stop)} on training neither asks the teacher nor computes the alignment terms; "
+        "validations still do both, to see whether the alignment lasts."
+    ]
+
+
+def by_time(power: float) -> list[str | Formula]:
+    """λ over a sample's time."""
+    if power == 0:
+        return []
+    return [
+        "In the loss, though not in the token loss that is reported, λ is multiplied for each sample by g(t) with "
+        "α and σ the shares of x0 and noise in x_t, and the mean over the times that are trained at:",
+        Formula(
+            rf"g(t) = u(t)^{{{number(power)}}} / \operatorname{{E}}[u(t)^{{{number(power)}}}], \qquad "
+            r"u(t) = \frac{\alpha(t)}{\alpha(t) + \sigma(t)}"
+        ),
+    ]
+
+
+def fraction(share: float) -> list[str | Formula]:
+    """Which samples have a diffusion term."""
+    p, q = strata(share)
+    if p == q:
+        return []
+    if p == 0:
+        return [
+            "No sample has a diffusion term: the forward pass ends at the deepest tap, and what follows it is frozen."
+        ]
+    return [f"{p} of every {q} samples, drawn anew at each update, have a diffusion term; all are aligned."]

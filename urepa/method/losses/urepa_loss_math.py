@@ -1,0 +1,98 @@
+"""The mathematics of `urepa_loss`. Shapes: B batch, R rows of it that have a diffusion term, G gathered (global) batch,
+N tokens, D widths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from urepa.core.protocols import Schedule
+from urepa.core.types import Batch
+from urepa.method.losses import loss_math
+from urepa.method.losses.urepa_loss import URepaLoss
+from urepa.method.training_step import Aligned, Gather, Terms, shares_of
+from urepa.models.teachers.several_teachers import name_at
+
+
+class AlignmentLoss:
+    """L_diff + λ(step)·[L_token + w·L_manifold], with the formulas of `loss_math`.
+
+    Args:
+        settings: of the loss.
+        schedule: the shape of λ after its warm-up.
+        max_steps: updates of the whole run.
+    """
+
+    def __init__(self, settings: URepaLoss, schedule: Schedule, max_steps: int) -> None:
+        self.settings, self.schedule, self.max_steps = settings, schedule, max_steps
+        self.taps, self.teachers, self.levels = settings.taps, settings.teachers, settings.levels
+        self.lambda_max, self.manifold_weight = settings.lambda_max, settings.manifold_weight
+        self.diffusion_fraction, self.time_power = settings.diffusion_fraction, settings.time_power
+        self.spatial_norm, self.aligned_steps = settings.spatial_norm, settings.aligned_steps
+
+    def lam(self, step: int) -> float:
+        """λ of the update with this index."""
+        return self.settings.lam(step, self.schedule, self.max_steps)
+
+    def is_at_peak(self, step: int) -> bool:
+        """Are warm-up and cut-off without effect at this step?"""
+        return self.settings.peak(step) >= self.lambda_max
+
+    def targets(self, teacher_BND: Tensor) -> Tensor:
+        """What the student's tokens are compared with."""
+        if self.spatial_norm is None:
+            return teacher_BND
+        return loss_math.normalise_spatially(teacher_BND, self.spatial_norm)
+
+    def is_spike(self, terms: Terms, step: int) -> Tensor | None:
+        """After the warm-up: is the manifold loss above the threshold?"""
+        if step < self.settings.warmup_steps or terms.manifold is None:
+            return None
+        return (terms.manifold > self.settings.spike_threshold).detach()
+
+    def manifold(self, student_BND: Tensor, teacher_BND: Tensor, gather: Gather) -> Tensor:
+        """The weighted levels of the manifold loss."""
+        value = student_BND.new_zeros(())
+        for level, weight in self.levels.items():
+            if level == "sample":
+                pooled = (gather(loss_math.pool_tokens(x)) for x in (student_BND, teacher_BND))
+                value = value + weight * loss_math.manifold_loss_sample(*pooled)
+            else:
+                value = value + weight * loss_math.manifold_loss_token(student_BND, teacher_BND)
+        return value
+
+    def __call__(
+        self,
+        diffusion_R: Tensor,
+        output: Aligned,
+        batch: Batch,
+        step: int,
+        gather: Gather,
+        weight_B: Tensor | float = 1.0,
+    ) -> Terms:
+        """`weight_B` is g(t) of each sample."""
+        if not batch.teachers:  # no more; heads stay in the graph, as every rank must have the same one
+            unused = sum((tokens.x_BND.sum() for tokens in output.tokens.values()), diffusion_R.new_zeros(()))
+            return Terms(diffusion_R.mean() + 0.0 * unused, {"diffusion": diffusion_R})
+        targets = {name: self.targets(tokens_BND) for name, tokens_BND in batch.teachers.items()}
+        shares, weight_sum = shares_of(targets, self.teachers), sum(self.taps.values())
+        manifold = diffusion_R.new_zeros(())
+        token_B = diffusion_R.new_zeros(len(next(iter(targets.values()))))
+        by_teacher = {name: torch.zeros_like(token_B) for name in targets}
+        for tap, weight in self.taps.items():
+            for name, teacher_BND in targets.items():
+                student_BND = output.tokens[name_at(tap, name)].x_BND
+                own_B, share = loss_math.token_loss(student_BND, teacher_BND), weight / weight_sum * shares[name]
+                by_teacher[name] = by_teacher[name] + weight / weight_sum * own_B.detach()
+                token_B = token_B + share * own_B
+                # what has no weight is logged, and asks for no gradient
+                trained_BND = student_BND if self.manifold_weight else student_BND.detach()
+                manifold = manifold + share * self.manifold(trained_BND, teacher_BND, gather)
+        clipped = manifold if self.settings.manifold_clip is None else manifold.clamp(max=self.settings.manifold_clip)
+        weighted_B = weight_B * token_B
+        alignment = weighted_B.mean() + self.manifold_weight * clipped
+        diffusion = diffusion_R.mean() if self.diffusion_fraction else diffusion_R.new_zeros(())
+        total = loss_math.total_loss(diffusion, weighted_B.mean(), clipped, self.lam(step), self.manifold_weight)
+        per_sample = {"diffusion": diffusion_R, "token": token_B}
+        per_sample |= {f"token/{name}": own_B for name, own_B in by_teacher.items() if name}
+        return Terms(total, per_sample, alignment, manifold, batch.rows_R, weighted_B)

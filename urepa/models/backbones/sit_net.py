@@ -1,0 +1,265 @@
+"""SiT: a transformer over latent patches, conditioned by adaLN-Zero (Ma et al. 2024, arXiv 2401.08740; Peebles & Xie
+2023, arXiv 2212.09748). Its parameters have the names of the published checkpoints.
+
+Shapes: B batch, R rows of it, C channels, H/W latent, p patch, h/w grid of patches, N = h·w tokens, D width, A heads,
+E = D/A width of a head, S sinusoid.
+
+diffusers has no SiT: its DiT has an embedding of time and class in each block, other names and no tap. The published
+repositories are no packages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urepa.core.types import Condition, Denoised, Tokens
+from urepa.models.backbones.backbone_sizes import EXPORTED, check_sit_adapters, sit_block
+from urepa.models.backbones.sit_published_net import to_published
+from urepa.models.layers import linear
+from urepa.models.time_embedding import SINUSOID, sinusoid
+from urepa.models.weight_files import save_tensors
+
+EPS = 1e-6  # of the LayerNorms without weights
+SPREAD = 0.02  # of embeddings at the start
+
+
+def sine_cosine(grid: tuple[int, int], width: int) -> Tensor:
+    """Fixed sine-cosine positions [1,N,D], row by row: the column's sine and cosine, then the row's."""
+    frequencies = 10_000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequencies for place in (columns, rows)]
+    parts = [part for angle in angles for part in (angle.sin(), angle.cos())]
+    return torch.cat(parts, dim=1).float()[None]
+
+
+def modulate(x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    """x·(1 + scale) + shift, the same for all of a sample's tokens."""
+    return x_BND * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+def modulation(width: int, parts: int) -> nn.Sequential:
+    """From the condition to `parts` vectors, all 0 at the start."""
+    linear = nn.Linear(width, parts * width)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.SiLU(), linear)
+
+
+class PatchEmbedder(nn.Module):
+    """p×p patches to tokens, row by row."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
+        assert self.proj.bias is not None
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.proj(x_BCHW).flatten(2).transpose(1, 2)
+
+
+class TimeEmbedder(nn.Module):
+    """t in [0,1] to a vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, last = linear(SINUSOID, width), linear(width, width)
+        for layer in (first, last):
+            nn.init.normal_(layer.weight, std=SPREAD)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t_B))
+
+
+class ClassEmbedder(nn.Module):
+    """A row for each class, and the null row after them."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.embedding_table.weight, std=SPREAD)
+
+    def forward(self, ids_B: Tensor) -> Tensor:
+        return self.embedding_table(ids_B)
+
+
+class Attention(nn.Module):
+    """Self-attention through torch's fused kernels; with `qk_norm` queries and keys pass a LayerNorm of a head's
+    width first."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
+        self.q_norm, self.k_norm = (nn.LayerNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q_BANE, k_BANE, v_BANE = self.qkv(x_BND).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out_BANE = F.scaled_dot_product_attention(self.q_norm(q_BANE), self.k_norm(k_BANE), v_BANE)
+        return self.proj(out_BANE.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Four times as wide inside, GELU by its tanh formula."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = linear(width, 4 * width), linear(4 * width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BND), approximate="tanh"))
+
+
+class SiTBlock(nn.Module):
+    """Attention and MLP, each behind a LayerNorm that the condition shifts and scales and a gate that it opens: the
+    identity at the start."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
+        self.attn = Attention(width, heads, qk_norm)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
+        self.mlp = MLP(width)
+        self.adaLN_modulation = modulation(width, 6)
+
+    def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=1)
+        x_BND = x_BND + gate1[:, None] * self.attn(modulate(self.norm1(x_BND), shift1, scale1))
+        return x_BND + gate2[:, None] * self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches; 0 at the start."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
+        self.linear = nn.Linear(width, outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.adaLN_modulation = modulation(width, 2)
+
+    def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
+        return self.linear(modulate(self.norm_final(x_BND), *self.adaLN_modulation(c_BD).chunk(2, dim=1)))
+
+
+class SiTNetwork(nn.Module):
+    """The transformer. Taps: `block_k`, the output of block k, counted from 0: what REPA calls depth 8 is `block_7`.
+
+    Args:
+        latent_shape: C, H, W. patch: p, which divides H and W. width: D, a multiple of 4 and of `heads`.
+        positions: what is added to the embedded patches: "sincos", fixed sine-cosine ones, or "learned", which begin
+            as N(0, 0.02²).
+    """
+
+    stages = ("embedding", "blocks", "output")
+    regions = ("SiTBlock",)
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        patch: int,
+        depth: int,
+        width: int,
+        heads: int,
+        qk_norm: bool,
+        positions: str,
+    ) -> None:
+        super().__init__()
+        channels, height, columns = latent_shape
+        self.patch, self.width, self.grid = patch, width, (height // patch, columns // patch)
+        self.x_embedder = PatchEmbedder(channels, patch, width)
+        self.t_embedder = TimeEmbedder(width)
+        self.y_embedder = ClassEmbedder(num_classes, width)
+        self.blocks = nn.ModuleList(SiTBlock(width, heads, qk_norm) for _ in range(depth))
+        self.final_layer = FinalLayer(width, channels * patch**2)
+        self.positions = positions
+        self.pos_embed: Tensor  # [1,N,D], under its name in the published checkpoints
+        if positions == "learned":  # drawn last: all else begins as it does with fixed ones
+            self.pos_embed = nn.Parameter(SPREAD * torch.randn(1, self.grid[0] * self.grid[1], width))
+        else:
+            self.register_buffer("pos_embed", sine_cosine(self.grid, width), persistent=False)
+
+    def index_of(self, tap: str) -> int:
+        """The block of a tap. A tap that does not exist is a UserError."""
+        return sit_block(tap, len(self.blocks))
+
+    def tap_width(self, tap: str) -> int:
+        """D, for every tap that there is."""
+        self.index_of(tap)
+        return self.width
+
+    def trains_before(self, tap: str) -> bool:
+        """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
+        last = self.index_of(tap)
+        parts = [self.x_embedder, self.t_embedder, self.y_embedder, *self.blocks[: last + 1]]
+        return self.pos_embed.requires_grad or any(p.requires_grad for part in parts for p in part.parameters())
+
+    def freeze_after(self, taps: tuple[str, ...]) -> None:
+        """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
+        deepest = max(self.index_of(tap) for tap in taps)
+        for part in (*self.blocks[deepest + 1 :], self.final_layer):
+            part.requires_grad_(False)
+
+    def lora_modules(self, targets: str, blocks: str) -> str:
+        """A regular expression for the names of the modules to adapt; UserError for what a U-Net alone has."""
+        check_sit_adapters(targets, blocks)
+        return r"blocks\.\d+\.attn\.(?:qkv|proj)"
+
+    def add_adapter(self, config: Any) -> None:
+        """peft's adapters."""
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(config, self)
+
+    def export(self, folder: Path) -> None:
+        """Its values in the layout of the published checkpoints; adapters are added to what they adapt, in place."""
+        save_tensors(to_published(self), folder / EXPORTED)
+
+    def stage_of(self, name: str) -> str:
+        """Where a module or parameter of this name works: one of `stages`."""
+        return {"blocks": "blocks", "final_layer": "output"}.get(name.partition(".")[0], "embedding")
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t_B: Tensor,
+        condition: Condition,
+        taps: tuple[str, ...] = (),
+        rows_R: Tensor | None = None,
+    ) -> Denoised:
+        """x_t [B,C,H,W], t [B] in [0,1].
+
+        rows_R [R] are the samples whose prediction is asked for (None: all): the blocks after the deepest tap see only
+        them, and with none at all the forward stops there. Taps always hold the whole batch.
+        """
+        tap_of = {self.index_of(tap): tap for tap in taps}
+        deepest = max(tap_of, default=-1)
+        features: dict[str, Tokens] = {}
+        x_BND = self.x_embedder(x_t) + self.pos_embed
+        c_BD = self.t_embedder(t_B) + self.y_embedder(condition.ids_B)
+        for k, block in enumerate(self.blocks[: deepest + 1]):
+            x_BND = block(x_BND, c_BD)
+            if k in tap_of:
+                features[tap_of[k]] = Tokens(x_BND, self.grid)
+        if rows_R is not None:
+            if len(rows_R) == 0:
+                return Denoised(x_t[:0], features)
+            x_BND, c_BD = x_BND[rows_R], c_BD[rows_R]
+        for block in self.blocks[deepest + 1 :]:
+            x_BND = block(x_BND, c_BD)
+        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD)), features)
+
+    def _unpatchify(self, x_RNO: Tensor) -> Tensor:
+        """Tokens of p·p·C numbers, channels last, to [R,C,H,W]."""
+        h, w = self.grid
+        patches = x_RNO.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, (h, w))
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

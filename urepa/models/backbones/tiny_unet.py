@@ -1,0 +1,92 @@
+"""The class-conditional U-Net of the small tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from urepa.core.backbone_protocols import FoundWeights, WeightsKind
+from urepa.core.declared_keys import SIZE, setting
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, join_with_and, number, shape
+from urepa.core.errors import UserError
+from urepa.models.backbones.backbone_sizes import TRAINED_ROWS, check_head_width, check_unet, check_unet_tap, unet_files
+from urepa.models.diffusers_cards import diffusers_card
+from urepa.models.drawn_backbone import DrawnBackbone
+
+if TYPE_CHECKING:
+    from urepa.models.backbones.unet_net import UNet
+
+
+@dataclass
+class TinyUNet(DrawnBackbone):
+    """diffusers' UNet2DConditionModel from random weights, with a trained vector for each class."""
+
+    _target_: str = "urepa.models.backbones.tiny_unet.TinyUNet"
+    block_out_channels: list[int] = setting(
+        "channels of each resolution, the finest first; multiples of 32", ge=1, le=SIZE
+    )
+    attention: list[bool] = setting("whether each resolution has cross-attention")
+    layers_per_block: int = setting("residual blocks of each resolution on the way down", ge=1, le=SIZE)
+    cross_attention_dim: int = setting("width of the vector of a class", ge=1, le=SIZE)
+    head_dim: int = setting("width of a head of attention", ge=1, le=SIZE)
+    family: ClassVar[str] = "tiny_unet"
+    noun: ClassVar[str] = "U-Net"
+    is_diffusers_unet: ClassVar[bool] = True
+
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        check_unet(self.block_out_channels, self.attention, latent_shape)
+        check_head_width(self.block_out_channels, self.attention, self.head_dim)
+
+    def check_tap(self, tap: str) -> None:
+        check_unet_tap(tap)
+
+    def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
+        """Taps have grids of their own: the head says which does not fit, when it is built."""
+
+    def check_adapters(self, targets: str, blocks: str) -> None:
+        """Its middle block and its convolutions can be adapted, and random weights too."""
+
+    def find_weights(self, path: Path) -> FoundWeights:
+        rows = path / TRAINED_ROWS
+        if not rows.is_file():
+            raise UserError(
+                f"checkpoint={path} has no {TRAINED_ROWS}, as an export of a small U-Net has; "
+                "for weights of another backbone say which: +experiment=NAME"
+            )
+        return FoundWeights(WeightsKind.unet, (rows, *unet_files(path, "no unet/config.json")))
+
+    def build(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> UNet:
+        from urepa.models.backbones.unet_net import tiny_unet
+
+        return tiny_unet(
+            self.block_out_channels,
+            self.attention,
+            self.layers_per_block,
+            self.cross_attention_dim,
+            self.head_dim,
+            latent_shape=latent_shape,
+            num_classes=num_classes,
+        )
+
+    def description(self, facts: BackboneFacts) -> list[str | Formula]:
+        channels, side = self.block_out_channels, facts.latent_shape[1:]
+        attending = [shape(n // 2**level for n in side) for level, here in enumerate(self.attention) if here]
+        heads = (
+            f" Cross-attention, in heads {self.head_dim} wide, acts at {join_with_and(attending)}." if attending else ""
+        )
+        return [
+            "The backbone is a class-conditional U-Net (UNet2DConditionModel of diffusers)"
+            f"{facts.initial_weights(self.base)}, on x0 of {shape(facts.latent_shape)}. Its {len(channels)} "
+            f"resolutions have {join_with_and(list(map(str, channels)))} channels, and {self.layers_per_block} "
+            f"residual block(s) each on the way down.{heads} The condition is one of "
+            f"{number(facts.num_classes + 1)} trainable vectors of width {self.cross_attention_dim}, a class each and "
+            "the null condition."
+        ]
+
+    def model_card(self, facts: CardFacts) -> str:
+        return diffusers_card(facts, self.base)
+
+    def hub_metadata(self) -> dict[str, Any]:
+        return {"library_name": "diffusers", "tags": ["urepa"]}

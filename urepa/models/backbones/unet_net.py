@@ -1,0 +1,260 @@
+"""diffusers' UNet2DConditionModel as a backbone: the tiny one and SD-1.5 are the same class.
+
+Shapes: B batch, R rows of it, C channels, H/W latent, h/w a block's map, L condition tokens, E condition width,
+T time embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.core.types import Condition, Denoised, Tokens
+from urepa.models.backbones.backbone_sizes import LORA, TRAINED_ROWS, check_unet, check_unet_tap
+from urepa.models.lora.lora_net import load_pipeline_lora, write_pipeline_lora
+from urepa.models.weight_files import read_safetensors, save_tensors
+
+ENCODER = ("embedding_KLE", "unet.conv_in.", "unet.time_embedding.", "unet.down_blocks.")
+BEFORE = {
+    "enc_last": ENCODER,
+    "mid": (*ENCODER, "unet.mid_block."),
+    "dec_first": (*ENCODER, "unet.mid_block.", "unet.up_blocks.0."),
+}
+
+# Module names for LoRA, anchored at the top: a bare "to_q" would reach every block and put gradients into the frozen
+# encoder.
+LORA_BLOCKS = {"mid": r"mid_block\.", "all": r"(?:down_blocks|mid_block|up_blocks)\."}
+LORA_TARGETS = {
+    "attention": r".*\.(?:to_q|to_k|to_v|to_out\.0)",
+    "attention_conv": r"(?:.*\.(?:to_q|to_k|to_v|to_out\.0)|(?:\d+\.)?resnets\.\d+\.conv[12])",
+}
+DECODER = ("unet.up_blocks.", "unet.conv_norm_out", "unet.conv_act", "unet.conv_out")
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What one stage of the U-Net hands to the next."""
+
+    map_BChw: Tensor
+    skips: tuple[Tensor, ...]  # [B,c,h,w] each, the last one is used first
+    temb_BT: Tensor
+    text_BLE: Tensor
+
+    def rows(self, rows_R: Tensor) -> "StageState":
+        """The same of some samples."""
+        skips = tuple(skip[rows_R] for skip in self.skips)
+        return StageState(self.map_BChw[rows_R], skips, self.temb_BT[rows_R], self.text_BLE[rows_R])
+
+
+class UNet(nn.Module):
+    """A U-Net in stages over diffusers' own modules, and its condition embedding [ids, L, E]: a trainable
+    parameter or a frozen buffer.
+
+    Taps: `mid` (the middle block's output), `enc_last` (the last down block's), `dec_first` (the first up
+    block's, after its upsampling).
+    """
+
+    stages = ("down", "mid", "up")
+    regions = ("ResnetBlock2D", "BasicTransformerBlock")
+
+    def __init__(self, unet: Any, embedding_KLE: Tensor) -> None:
+        super().__init__()
+        self.unet: Any = unet
+        if isinstance(embedding_KLE, nn.Parameter):
+            self.embedding_KLE = embedding_KLE
+        else:
+            self.register_buffer("embedding_KLE", embedding_KLE, persistent=False)
+
+    def tap_width(self, tap: str) -> int:
+        """D of a tap's tokens. A tap that does not exist is a UserError."""
+        check_unet_tap(tap)
+        return int(self.unet.config.block_out_channels[-1])
+
+    def trains_before(self, tap: str) -> bool:
+        """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
+        return any(p.requires_grad for name, p in self.named_parameters() if name.startswith(BEFORE[tap]))
+
+    def freeze_after(self, taps: tuple[str, ...]) -> None:
+        """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
+        before = tuple(prefix for tap in taps for prefix in BEFORE[tap])
+        for name, parameter in self.named_parameters():
+            if not name.startswith(before):
+                parameter.requires_grad_(False)
+
+    def lora_modules(self, targets: str, blocks: str) -> str:
+        """A regular expression for the names of the modules to adapt."""
+        return LORA_BLOCKS[blocks] + LORA_TARGETS[targets]
+
+    def add_adapter(self, config: Any) -> None:
+        """peft's adapters, as diffusers' own loaders know them."""
+        self.unet.add_adapter(config)
+
+    def load_adapters(self, file: Path) -> None:
+        """A LoRA file for diffusers' pipelines, on top of its weights."""
+        load_pipeline_lora(self.unet, file)
+
+    def read_values(self, files: Sequence[Path]) -> dict[str, Tensor]:
+        """The values of the parameters that a small U-Net has, by name: its own and those of its classes, as an export
+        has them."""
+        found: dict[str, Tensor] = {}
+        for file in files:
+            if file.suffix == ".safetensors":
+                prefix = "" if file.name == TRAINED_ROWS else "unet."
+                found |= {prefix + name: value for name, value in read_safetensors(file).items()}
+        return found
+
+    def export(self, folder: Path) -> None:
+        """In diffusers' layout: adapters alone, as its pipelines read them, or the whole U-Net and, where they were
+        trained with it, its conditions."""
+        if getattr(self.unet, "peft_config", None):
+            write_pipeline_lora(self.unet, folder / LORA)
+            return
+        self.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        if isinstance(self.embedding_KLE, nn.Parameter):  # else it is the text encoder's
+            save_tensors({"embedding_KLE": self.embedding_KLE}, folder / TRAINED_ROWS)
+
+    def stage_of(self, name: str) -> str:
+        """Where in the U-Net a module or parameter of this name works: one of `stages`."""
+        if name.startswith("unet.mid_block"):
+            return "mid"
+        return "up" if name.startswith(DECODER) else "down"
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t_B: Tensor,
+        condition: Condition,
+        taps: tuple[str, ...] = (),
+        rows_R: Tensor | None = None,
+    ) -> Denoised:
+        """x_t [B,C,H,W], integer t [B]. Bit for bit diffusers' own prediction.
+
+        rows_R [R] are the samples whose prediction is asked for (None: all): the decoder sees only them, and
+        with none at all the forward stops after the deepest tap. Taps always hold the whole batch.
+        """
+        for tap in taps:
+            self.tap_width(tap)
+        features: dict[str, Tokens] = {}
+
+        def hand_out(tap: str, map_BChw: Tensor) -> Tensor:
+            """Hands a map out as tokens and passes the same tokens on (views both ways, no copy), so that they
+            lie on the path of the diffusion loss too and its gradient at the tap can be asked for."""
+            if tap not in taps:
+                return map_BChw
+            features[tap] = Tokens.from_map(map_BChw)
+            return features[tap].to_map()
+
+        stops = rows_R is not None and len(rows_R) == 0
+        stage = self._encoder(x_t, t_B, condition)
+        map_BChw = hand_out("enc_last", stage.map_BChw)
+        skips = tuple(map_BChw if skip is stage.map_BChw else skip for skip in stage.skips)
+        stage = replace(stage, map_BChw=map_BChw, skips=skips)
+        if not (stops and set(taps) <= {"enc_last"}):
+            stage = replace(stage, map_BChw=hand_out("mid", self._middle(stage)))
+        sizes = self._upsample_sizes(x_t, stage.skips)
+        first = 0
+        if "dec_first" in taps:
+            stage = self._up(stage, 0, sizes)
+            stage = replace(stage, map_BChw=hand_out("dec_first", stage.map_BChw))
+            first = 1
+        if stops:
+            return Denoised(x_t[:0], features)
+        if rows_R is not None:
+            stage = stage.rows(rows_R)
+        for index in range(first, len(self.unet.up_blocks)):
+            stage = self._up(stage, index, sizes)
+        return Denoised(self._out(stage.map_BChw), features)
+
+    # --- diffusers' forward, cut where the taps are -----------------------------------------------------
+
+    def _encoder(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> StageState:
+        """Time embedding, first convolution and down blocks; no graph where nothing in them trains."""
+        unet, text_BLE = self.unet, self.embedding_KLE[condition.ids_B]
+        trains = any(p.requires_grad for n, p in self.named_parameters() if n.startswith(ENCODER)) or x_t.requires_grad
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            temb_BT = unet.time_embedding(unet.get_time_embed(sample=x_t, timestep=t_B))
+            if unet.time_embed_act is not None:
+                temb_BT = unet.time_embed_act(temb_BT)
+            hidden = unet.conv_in(x_t)
+            skips: tuple[Tensor, ...] = (hidden,)
+            for block in unet.down_blocks:
+                hidden, more = block(hidden_states=hidden, temb=temb_BT, **_text(block, text_BLE))
+                skips += tuple(more)
+        return StageState(hidden, skips, temb_BT, text_BLE)
+
+    def _middle(self, stage: StageState) -> Tensor:
+        block = self.unet.mid_block
+        return block(stage.map_BChw, stage.temb_BT, **_text(block, stage.text_BLE))
+
+    def _up(self, stage: StageState, index: int, sizes: list[Any]) -> StageState:
+        block = self.unet.up_blocks[index]
+        used = len(block.resnets)
+        hidden = block(
+            hidden_states=stage.map_BChw,
+            temb=stage.temb_BT,
+            res_hidden_states_tuple=stage.skips[-used:],
+            upsample_size=sizes[index],
+            **_text(block, stage.text_BLE),
+        )
+        return replace(stage, map_BChw=hidden, skips=stage.skips[:-used])
+
+    def _out(self, map_BChw: Tensor) -> Tensor:
+        unet = self.unet
+        if unet.conv_norm_out:
+            map_BChw = unet.conv_act(unet.conv_norm_out(map_BChw))
+        return unet.conv_out(map_BChw)
+
+    def _upsample_sizes(self, x_t: Tensor, skips: tuple[Tensor, ...]) -> list[Any]:
+        """The size each up block ends with, where the latent does not halve evenly; else None, as diffusers."""
+        unet = self.unet
+        if all(side % 2**unet.num_upsamplers == 0 for side in x_t.shape[-2:]):
+            return [None] * len(unet.up_blocks)
+        sizes: list[Any] = []
+        for block in unet.up_blocks:
+            skips = skips[: -len(block.resnets)]
+            sizes.append(skips[-1].shape[2:] if skips else None)
+        return sizes
+
+
+def _text(block: Any, text_BLE: Tensor) -> dict[str, Tensor]:
+    """Blocks without cross-attention take no text."""
+    return {"encoder_hidden_states": text_BLE} if getattr(block, "has_cross_attention", False) else {}
+
+
+def tiny_unet(
+    block_out_channels: list[int],
+    attention: list[bool],
+    layers_per_block: int,
+    cross_attention_dim: int,
+    head_dim: int,
+    *,
+    latent_shape: tuple[int, int, int],
+    num_classes: int,
+) -> UNet:
+    """A class-conditional U-Net with random weights; the last row of its embedding is the null condition.
+
+    Raises UserError where the latent's size or the widths do not fit.
+    """
+    from diffusers import UNet2DConditionModel
+
+    channels, height, width = latent_shape
+    check_unet(block_out_channels, attention, latent_shape)
+    unet = UNet2DConditionModel(
+        sample_size=(height, width),
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        block_out_channels=tuple(block_out_channels),
+        layers_per_block=layers_per_block,
+        cross_attention_dim=cross_attention_dim,
+        # diffusers calls it attention_head_dim and means the number of heads, per resolution
+        attention_head_dim=tuple(c // head_dim for c in block_out_channels),
+    )
+    embedding = nn.Parameter(torch.randn(num_classes + 1, 1, cross_attention_dim))
+    return UNet(unet, embedding)

@@ -1,0 +1,60 @@
+"""How exports in diffusers' layout are used, for model cards."""
+
+from __future__ import annotations
+
+import json
+
+from urepa.core.descriptions import CardFacts, code_block
+from urepa.core.hub_names import is_hub_id, resolve
+from urepa.models.backbones.backbone_sizes import LORA, TRAINED_ROWS
+
+WITH_LORA = """\
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+folder = "."  # this one
+pipe = StableDiffusionPipeline.from_pretrained({base}, safety_checker=None)
+pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+pipe.load_lora_weights(folder)
+image = pipe("a photo of a golden retriever", negative_prompt="", guidance_scale=4.0).images[0]
+"""
+FULL = """\
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+folder = "."  # this one
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+pipe = StableDiffusionPipeline.from_pretrained({base}, unet=unet, safety_checker=None)
+pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+image = pipe("a photo of a golden retriever", negative_prompt="", guidance_scale=4.0).images[0]
+"""
+BY_CLASS = """\
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+
+folder = "."  # this one
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+rows = load_file(f"{{folder}}/embedding.safetensors")["embedding_KLE"]  # one a class, the null condition last
+x = torch.randn(1, {shape})
+scheduler.set_timesteps({steps})
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(x, t, rows[:1]).sample, t, x).prev_sample
+"""
+
+
+def diffusers_card(facts: CardFacts, base: str | None) -> str:
+    """Code that loads a U-Net's export and makes an image, as Markdown.
+
+    Args:
+        base: the weights that training began with; None: random ones.
+    """
+    name = json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
+    if LORA in facts.files:
+        return code_block(WITH_LORA.format(base=name), "python")
+    if TRAINED_ROWS not in facts.files:
+        return code_block(FULL.format(base=name), "python")
+    timesteps = facts.timesteps
+    assert timesteps is not None, "there is no export of a U-Net on a flow"
+    steps = max(n for n in range(1, min(50, timesteps) + 1) if timesteps % n == 0)
+    return code_block(BY_CLASS.format(shape=", ".join(map(str, facts.latent_shape)), steps=steps), "python")

@@ -1,0 +1,2 @@
+"""Which weights of the backbone train: a file declares a choice (`urepa.core.backbone_protocols.LoRA`), and `lora_net`
+adds adapters."""

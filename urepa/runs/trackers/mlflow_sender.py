@@ -1,0 +1,340 @@
+"""MLflow as a copy of metrics.jsonl: sent by a thread, with a cursor on disk, each row once.
+
+MLflow may be down, slow or killed; training never waits for it. What could not be sent is sent when the
+same command runs again. A run, experiment or database that is gone there is restored or made again, in one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from urepa.core.errors import UserError
+from urepa.core.files import read_json, write_whole
+from urepa.core.json_lines import BEGINNING, Line
+from urepa.runs import mlflow_run, mlflow_store
+from urepa.runs.metrics import is_final, row_lines
+
+METRICS_A_BATCH = 900  # MLflow takes 1,000 in one transaction
+RETRY_SECONDS = 5.0
+
+End = tuple[str, list[Path], dict[str, str]]  # a run's status, its artifacts, its last tags
+
+
+class Position(NamedTuple):
+    """A line of metrics.jsonl and its place in the rows' order: its step, and at one step its own row, then the
+    evaluations'. Counted by step, so that another trainer.log_every sends none twice."""
+
+    line: Line
+    step: int
+    evaluations: int
+
+    @property
+    def place(self) -> list[int]:
+        return [self.step, self.evaluations]
+
+
+START = Position(BEGINNING, -1, 0)
+
+
+class MLflowShipper:
+    """Sends a run's rows to `uri`. Fields after the star are the run's; the others are config."""
+
+    def __init__(
+        self,
+        uri: str,
+        experiment_name: str,
+        tags: dict[str, str],
+        patience: float,
+        *,
+        folder: Path,
+        name: str,
+        params: dict[str, Any],
+        run_tags: dict[str, str],
+    ) -> None:
+        self.uri, self.experiment_name, self.patience = uri, experiment_name, patience
+        self.metrics_file, self.cursor_file = folder / "metrics.jsonl", folder / "mlflow.json"
+        self.folder, self.name, self.params = folder, name, params
+        self.tags = run_tags | tags | mlflow_run.page_tags(run_tags)
+        self._data: dict[str, Any] = {}
+        self._final: End | None = None
+        self._wake = threading.Event()
+        self._done = threading.Event()
+        self._imported = threading.Event()
+        self._warned: set[str] = set()
+        self._handled = START  # up to here all is sent, or cannot be: this process need not read it again
+        self._client: Any = None
+        self._store: tuple[int, int] | None = None  # the one that the client has open
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    @property
+    def where(self) -> str:
+        """The experiment and, once it is known, the address of its page."""
+        known = self._cursor()["experiment"]
+        page = f" ({mlflow_run.page(self.uri, known)})" if known else ""
+        return f"{self.experiment_name} at {self.uri}{page}"
+
+    def start(self, data: dict[str, Any]) -> None:
+        """Begins to send in the background. `data`: the fingerprint of the data set. UserError if mlflow.json is
+        damaged."""
+        self._data = data
+        self._save(self._cursor() | {"finished": False})
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There are new rows."""
+        self._wake.set()
+
+    def has_all(self) -> bool:
+        """Is this a finished run of which nothing is left to send, to a store that has it still?"""
+        cursor = self._cursor()
+        return (
+            bool(cursor["finished"])
+            and next(self._unsent_rows(cursor), None) is None
+            and self._original_folder(cursor) is None
+            and mlflow_store.has_run(self.uri, cursor["run_id"])
+        )
+
+    def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
+        """Sends the rest, waiting `patience` seconds at most, and says so if some could not be sent. A short run on a
+        busy machine ends before the library itself is imported, which is no fault of the store: that is waited for."""
+        self._final = (status, artifacts, tags)
+        self._wake.set()
+        self._imported.wait()
+        if not self._done.wait(self.patience):
+            unsent = sum(1 for _ in self._unsent_rows(self._cursor()))
+            warnings.warn(
+                f"MLflow ({self.uri}) did not take {unsent} rows in time; they are in {self.metrics_file} "
+                "and are sent when the same command runs again"
+                if unsent
+                else f"MLflow ({self.uri}) did not take the end of {self.folder} in time (its status, tags and files); "
+                "it is sent when the same command runs again",
+                stacklevel=2,
+            )
+            self._done.set()  # a sweep's next run goes on without this thread
+
+    # --- the thread -------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        with contextlib.suppress(ImportError):  # said below, as any failure
+            importlib.import_module("mlflow")
+        self._imported.set()
+        while not self._done.is_set():
+            self._wake.wait(RETRY_SECONDS)
+            self._wake.clear()
+            final = self._final
+            try:
+                self._try_twice(final)
+            except Exception as error:  # noqa: BLE001  whatever MLflow raises must not stop training
+                self._client = None
+                self._warn_of_failure(error)
+                if final is not None and not self._done.wait(1.0):
+                    self._wake.set()
+
+    def _try_twice(self, final: End | None) -> None:
+        """What was open may be gone since (a database that was removed, a run that was deleted): then all is opened
+        again, which says so."""
+        if self._client is not None and mlflow_store.identity(self.uri) == self._store:
+            try:
+                self._send_all(final)
+                return
+            except Exception:  # noqa: BLE001  what lasts is raised below
+                self._client = None
+        self._client, self._store = self._open(), mlflow_store.identity(self.uri)
+        self._send_all(final)
+
+    def _warn_once(self, sentence: str) -> None:
+        """Prints a warning the first time that it occurs."""
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            warnings.warn(f"{self.folder}: {sentence}", stacklevel=2)
+
+    def _warn_of_failure(self, error: Exception) -> None:
+        if isinstance(error, UserError):
+            self._warn_once(f"MLflow gets nothing for now: {error}. All rows are in {self.metrics_file}")
+        elif "failure" not in self._warned:
+            self._warned.add("failure")
+            warnings.warn(f"MLflow ({self.uri}) is not answering, will try again: {error}", stacklevel=2)
+
+    # --- the cursor -------------------------------------------------------------------------------------
+
+    def _cursor(self) -> dict[str, Any]:
+        """Where this store stands: the `experiment` and `run_id` there, and the `key` by which the run is found; the
+        place of the last row `sent`, what `part` of a longer row behind it was (its place, and how many values), the
+        `last` value of both, the batch that was under way, if any (`sending`), and whether the run was `finished`; the
+        absolute `folder` and `store` that all this was said of."""
+        cursors = read_json(self.cursor_file) if self.cursor_file.exists() else {}
+        return _new_cursor() | cursors.get(self.uri, {})
+
+    def _save(self, cursor: dict[str, Any]) -> None:
+        cursors = read_json(self.cursor_file) if self.cursor_file.exists() else {}
+        write_whole(self.cursor_file, json.dumps(cursors | {self.uri: cursor}, indent=1))
+
+    def _unsent_rows(self, cursor: dict[str, Any]) -> Iterator[Position]:
+        """The rows after the cursor, one at a time. A damaged line has nothing to send."""
+        for position in positions(self.metrics_file, self._handled):
+            if not position.line.damage and position.place > cursor["sent"]:
+                yield position
+
+    def _original_folder(self, cursor: dict[str, Any], noted: str | None = None) -> Path | None:
+        """The folder that this one is a copy of, if it is still there with the same MLflow run: both would write into
+        that. A folder that was moved is no copy, nor is one that was copied with its store. `noted`: where the folder
+        lay by its MLflow run, for the cursor of an earlier version does not say."""
+        before = noted if cursor["folder"] is None else cursor["folder"]
+        if before is None or cursor["store"] not in (None, mlflow_store.location(self.uri)):
+            return None
+        file = Path(before) / self.cursor_file.name
+        if not file.is_file() or file.resolve() == self.cursor_file.resolve():
+            return None
+        return Path(before) if read_json(file).get(self.uri, {}).get("key") == cursor["key"] else None
+
+    # --- its run there ----------------------------------------------------------------------------------
+
+    def _open(self) -> Any:
+        """A client, with this run's MLflow run there to be sent to. UserError if the store cannot be used."""
+        client, cursor = mlflow_store.connect(self.uri), self._cursor()
+        run = mlflow_run.find(client, cursor["run_id"])
+        if lost := self._missing_reason(client, cursor, run):
+            self._warn_once(f"{lost}; everything is sent again, into a new one")
+            cursor, run = _new_cursor() | ({"key": cursor["key"]} if run is None else {}), None
+            self._handled = START
+        cursor |= {"folder": str(self.folder.absolute()), "store": mlflow_store.location(self.uri)}
+        self._save(cursor)  # with the key, before there is a run that has it
+        if run is None:
+            run = mlflow_run.begin(client, self.experiment_name, self.name, cursor["key"], self._warn_once)
+        else:
+            mlflow_run.revive(client, run, self._warn_once)
+        cursor |= {"run_id": run.info.run_id, "experiment": run.info.experiment_id, "finished": False}
+        self._save(cursor)
+        mlflow_run.describe(client, run, self.params, self.tags, self._warn_once)
+        mlflow_run.log_data(client, run, self.params, self._data)
+        client.update_run(cursor["run_id"], status="RUNNING")
+        if cursor["sending"] is not None:
+            self._resolve_pending(client, cursor)
+        return client
+
+    def _missing_reason(self, client: Any, cursor: dict[str, Any], run: Any) -> str:
+        """Why the store does not have the run that the cursor names, or not for this folder; "" if it has."""
+        run_id = cursor["run_id"]
+        if run_id is None:
+            return ""
+        if run is None:
+            return f"MLflow ({self.uri}) does not have its run {run_id} any more"
+        if run.data.tags.get("urepa.key") != cursor["key"]:  # a stranger's mlflow.json may name any
+            return f"the MLflow run {run_id} is not this folder's"
+        original = self._original_folder(cursor, run.data.tags.get("folder"))
+        if original is not None:
+            return f"this is a copy of {original}, which goes on with the MLflow run {run_id}"
+        if cursor["last"] is not None and not _is_there(client, run_id, cursor["last"]):
+            if run.info.lifecycle_stage == "active":
+                client.delete_run(run_id)
+            return f"its MLflow run {run_id} lacks what was sent before (an older copy of the database?) and is deleted"
+        return ""
+
+    def _resolve_pending(self, client: Any, cursor: dict[str, Any]) -> None:
+        """Finds out whether the batch that was being sent when the process died arrived: it is one transaction, so one
+        metric tells."""
+        sending = cursor["sending"]
+        if _is_there(client, cursor["run_id"], sending):
+            cursor |= {"sent": sending["upto"], "part": sending.get("part"), "last": sending}
+        cursor["sending"] = None
+        self._save(cursor)
+
+    # --- what is sent -----------------------------------------------------------------------------------
+
+    def _send_all(self, final: End | None) -> None:
+        """Every row after the cursor, and the run's end if it has come."""
+        cursor = self._cursor()
+        waiting: list[Any] = []
+        seen = upto = self._handled
+        for seen in positions(self.metrics_file, self._handled):
+            if self._done.is_set():
+                return
+            if seen.line.damage:
+                self._warn_of_damage(seen.line)
+                continue
+            if seen.place > cursor["sent"]:
+                points = mlflow_run.points(seen.line.value, self._warn_once)
+                if waiting and len(waiting) + len(points) > METRICS_A_BATCH:
+                    self._send(cursor, waiting, upto)
+                    waiting = []
+                waiting += self._send_parts(cursor, points, upto, seen.place)
+            upto = seen
+        if waiting:
+            self._send(cursor, waiting, upto)
+        elif upto.place > cursor["sent"]:  # of which MLflow takes nothing
+            self._save(cursor | {"sent": upto.place})
+        self._handled = seen
+        if final is not None:
+            self._finish(cursor["run_id"], *final)
+            self._done.set()
+
+    def _send_parts(self, cursor: dict[str, Any], points: list[Any], upto: Position, place: list[int]) -> list[Any]:
+        """Sends as much of a row as is longer than a batch; returns the rest of what was not sent before."""
+        part = cursor["part"]
+        sent = part[2] if part is not None and part[:2] == place else 0
+        while len(points) - sent > METRICS_A_BATCH:
+            here = points[sent : sent + METRICS_A_BATCH]
+            sent += len(here)
+            self._send(cursor, here, upto, [*place, sent])
+        return points[sent:]
+
+    def _send(self, cursor: dict[str, Any], metrics: list[Any], upto: Position, part: list[int] | None = None) -> None:
+        first = metrics[0]
+        mark = {"metric": first.key, "at": [first.step, first.timestamp]}
+        there = {"sent": max(upto.place, cursor["sent"]), "part": part}
+        cursor["sending"] = mark | {"upto": there["sent"], "part": part}
+        self._save(cursor)
+        self._client.log_batch(cursor["run_id"], metrics=metrics)
+        cursor |= there | {"sending": None, "last": mark}
+        self._save(cursor)
+        self._handled = upto
+
+    def _warn_of_damage(self, line: Line) -> None:
+        self._warn_once(
+            f"line {line.number} of {self.metrics_file} {line.damage}: it is not in MLflow ({self.uri}) unless it was "
+            "sent before"
+        )
+
+    def _finish(self, run_id: str, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
+        mlflow_run.set_tags(self._client, run_id, tags, self._warn_once)
+        for path in artifacts:
+            below = path.parent.relative_to(self.folder).as_posix()
+            self._client.log_artifact(run_id, str(path), None if below == "." else below)
+        begun = self._client.get_run(run_id).info.start_time
+        self._client.set_terminated(run_id, status, max(int(time.time() * 1000), begun))  # the clock may be set back
+        self._save(self._cursor() | {"finished": status == "FINISHED"})
+
+
+def _new_cursor() -> dict[str, Any]:
+    """The cursor of a store to which nothing was sent."""
+    unknown = dict.fromkeys(("experiment", "run_id", "part", "last", "sending", "folder", "store"))
+    return {"key": uuid.uuid4().hex, "sent": [-1, 0], "finished": False} | unknown
+
+
+def _is_there(client: Any, run_id: str, mark: dict[str, Any]) -> bool:
+    """Has the run this metric at this step and time?"""
+    history = client.get_metric_history(run_id, mark["metric"])
+    return any([point.step, point.timestamp] == mark["at"] for point in history)
+
+
+def positions(metrics_file: Path, after: Position = START) -> Iterator[Position]:
+    """The lines of metrics.jsonl behind a position. A damaged one counts as an evaluation at the step before: if it was
+    one, those after it keep their places, and if not, nothing depends on it."""
+    step, evaluations = after.step, after.evaluations
+    for line in row_lines(metrics_file, after.line):
+        if line.damage:
+            evaluations += 1
+        elif line.value["step"] != step:
+            step, evaluations = line.value["step"], int(is_final(line.value))
+        else:
+            evaluations += is_final(line.value)
+        yield Position(line, step, evaluations)
