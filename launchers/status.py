@@ -6,7 +6,6 @@ and the log; for one that failed, why.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -24,11 +23,16 @@ from urepa.runs.metrics import Rows, number
 from urepa.runs.run_folder import RunFolder
 
 
+def is_in_slurm(entry: Entry) -> bool:
+    """Was the job sent to SLURM, whose state the book does not hold?"""
+    return not entry.state
+
+
 def state_of(entry: Entry, folder: Path, active: dict[str, str]) -> str:
     """In SLURM's words while it is there; then done or failed."""
     if entry.state == "running" and not entry.is_running():  # its launcher was killed, and it has ended since
         return "done" if entry.job.run is not None and entry.job.is_finished() else "failed"
-    if entry.state:
+    if not is_in_slurm(entry):
         return entry.state
     if entry.id in active:
         return active[entry.id].lower()
@@ -56,7 +60,8 @@ def lines(folder: Path) -> list[str]:
     last = {entry.job.identity: entry for entry in entries}
     if not last and not damage:
         raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl; give the FOLDER that has it")
-    active = active_jobs() if shutil.which("squeue") else {}
+    # local jobs are listed where there is no SLURM, or one that does not answer
+    active = active_jobs() if any(is_in_slurm(entry) for entry in last.values()) else {}
     table = [f"damaged: {damage}"] if damage else []
     for entry in last.values():
         state = state_of(entry, folder, active)

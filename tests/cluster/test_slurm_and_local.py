@@ -286,5 +286,5 @@ def test_a_run_that_was_not_evaluated_is_done_and_says_so(
     (outcome,) = queue.run([Job("arm", (("unevaluated",),), str(tmp_path / "run"))])
     assert print_outcome(outcome)
     said = capsys.readouterr().out
-    assert said.startswith(f"done    arm ({UNEVALUATED})\n        no tap\n")
+    assert said.startswith(f"begun   arm\ndone    arm ({UNEVALUATED})\n        no tap\n")
     assert [entry.state for entry in Book(tmp_path / "jobs").entries()] == ["done"]

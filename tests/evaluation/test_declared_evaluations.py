@@ -103,6 +103,7 @@ def test_an_evaluation_measures_what_it_declares(
         "subset": 4,
         "kid_subsets": 1,
         "kid_subset_size": 3,
+        "splits": 2,
         "timesteps": [],
         "reference_images": None,
     }

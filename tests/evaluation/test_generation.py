@@ -241,10 +241,13 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"subset": 21}, "subset=21: there are 20 images of a kind"),
-        ({"kid_subset_size": 21}, "kid_subset_size needs 21 images; give subset=21"),
-        ({"neighbours": 20}, "neighbours needs 21 images"),
-        ({"reference_images": 41}, "reference_images=41: the track has 40 training images"),
+        ({"subset": 21}, "20 generated ones are too few for subset=21: give subset=20$"),
+        ({"kid_subset_size": 21}, "20 generated ones are too few for kid_subset_size=21: give kid_subset_size=10$"),
+        ({"neighbours": 20}, "too few for neighbours=20: give neighbours=19$"),
+        (
+            {"reference_images": 41},
+            "40 training images .* are too few for reference_images=41: give reference_images=null$",
+        ),
         ({"encoders": {"a/b": Pixels(grid=2)}}, "'a/b' is no name for a column"),
         ({"encoders": {"inception": Inception(weights="nowhere.pth")}}, "there is no nowhere.pth"),
         (

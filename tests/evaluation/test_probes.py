@@ -154,5 +154,5 @@ def test_labels_reach_the_readers_alone(context: Context) -> None:
 
 
 def test_more_neighbours_than_images_is_a_mistake(context: Context) -> None:
-    with pytest.raises(UserError, match="k=41 neighbours of 40 training images"):
+    with pytest.raises(UserError, match="40 training images are too few for k=41: give k=40$"):
         Knn(**READ | {"train_images": 1000}, k=41)(context)

@@ -138,7 +138,7 @@ def test_mistakes_are_named(make_context: Callable[..., Context]) -> None:
     context = make_context()
     for changes, why in (
         ({"tap": "enc_last"}, "no head on 'enc_last'; it has mid"),
-        ({"neighbours": 12}, "12 images are too few for 12 neighbours"),
+        ({"neighbours": 12}, "12 held-out images are too few for neighbours=12: give neighbours=11$"),
         ({"timesteps": [1000]}, "1000 is no time"),
     ):
         with pytest.raises(UserError, match=why):

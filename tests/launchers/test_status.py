@@ -11,6 +11,7 @@ import pytest
 
 from launchers.status import lines
 from urepa.cluster.slurm_job import Book, Entry, Job, mark_running
+from urepa.core.errors import UserError
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import RunFolder
 
@@ -75,3 +76,17 @@ def test_what_is_damaged_is_said_beside_what_is_not(run: tuple[Path, BinaryIO], 
     said, _, progress, _ = lines(tmp_path)
     assert said == f"damaged: line 1 of {book} is not JSON"
     assert progress.strip().startswith("step 20/60  total 0.5  (damaged: line 1 of metrics.jsonl is not JSON; put")
+
+
+def test_local_jobs_need_no_slurm(run: tuple[Path, BinaryIO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A squeue whose SLURM is down matters to jobs of SLURM alone."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    assert lines(tmp_path)[0].split() == ["local-1", "running", "quickstart"]
+    Book(tmp_path).add([Entry(Job("other", (("urepa.train",),)), "12", str(tmp_path / "log"))])
+    with pytest.raises(UserError, match="squeue does not answer: Unable to contact slurm controller"):
+        lines(tmp_path)
+    squeue.unlink()
+    with pytest.raises(UserError, match="there is no squeue here"):
+        lines(tmp_path)

@@ -169,6 +169,9 @@ def test_a_run_that_cannot_be_evaluated_is_said_in_one_line(copied: Workspace, e
     assert "run=nowhere does not exist" in said("nowhere")
     assert not (copied.folder / "nowhere").exists()
     assert "was trained with evaluation=none: choose some, evaluation=[NAME,...], of " in said(run)
+    assert said(run, "evaluation=knn", "evaluation.knn.k=101") == (
+        "evaluation.knn: 100 training images are too few for k=101: give evaluation.knn.k=100"
+    )
     assert "evaluation.samples.per_class=0: give 1 or more" in said(run, *EVALUATED, "evaluation.samples.per_class=0")
     gone = said(own, "data.root=gone")
     assert "there is no cache at gone/" in gone
@@ -215,7 +218,14 @@ def test_values_whose_rows_are_gone_stay_in_the_summary(copied: Workspace) -> No
 
 def test_a_run_whose_evaluation_failed_is_finished(work: Workspace) -> None:
     """It says so by an exit code of its own; the same command trains nothing again."""
-    more = ("evaluation=inception", "tracking=none", "trainer.max_steps=2")
+    part, more = "evaluation.inception", ("evaluation=inception", "tracking=none", "trainer.max_steps=2")
+    refused = one_line_error(work.train(*more, code=1))
+    more += (f"{part}.reference_images=null", f"{part}.subset=100", f"{part}.kid_subset_size=50")
+    assert refused == (
+        f"{part}: 100 training images and 50,000 generated ones are too few for reference_images=10000 and "
+        f"subset=10000 and kid_subset_size=1000: give {' '.join(more[3:])}"
+    ), "before its first step"
+    assert not list((work.folder / "outputs").rglob("config.yaml"))
     said = one_line_error(work.train(*more, code=NOT_EVALUATED))
     assert said.startswith("evaluation.inception: there is no pt_inception-2015-12-05-6726825d.pth")
     assert Job("arm", (), str(work.run)).is_finished()

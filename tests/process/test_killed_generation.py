@@ -37,6 +37,9 @@ SMALL = (
     "evaluation.generation.subset=20",
     "evaluation.generation.kid_subsets=5",
     "evaluation.generation.kid_subset_size=10",
+    "evaluation.inception.reference_images=20",
+    "evaluation.inception.subset=20",
+    "evaluation.inception.kid_subset_size=10",
     "evaluation.generation.encoders.efficientnet_lite0.image_size=64",
     "evaluation.generation.encoders.efficientnet_lite0.grid=[2,2]",
 )

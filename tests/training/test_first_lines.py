@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,7 +16,7 @@ from urepa.training.first_lines import classes, device, parameters, start_lines
 
 def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> None:
     """20 of 40 digits validate, so 40 train: 5 steps of 8 an epoch."""
-    trainer = build_trainer("trainer.max_steps=12")
+    trainer = build_trainer("trainer.max_steps=12", "trainer.ema_warmup=true")
     said = dict(line.split(maxsplit=1) for line in start_lines(trainer).splitlines())
     trainer.reader.cache.close()
     assert list(said) == ["device", "parameters", "samples", "classes"]
@@ -26,6 +27,23 @@ def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> 
     assert said["parameters"] == f"backbone {backbone:,} (all trainable), no LoRA, heads {head:,} (all trainable)"
     assert said["samples"] == "40 training, 20 validation, 20 test; 12 steps of 8 are 2.4 epochs"
     assert said["classes"].startswith("10")
+
+
+@pytest.mark.parametrize(("steps", "says"), [(150, "22 %"), (298, "5 %"), (299, "")])
+def test_averages_that_will_lag_are_said_before_the_first_step(
+    build_trainer: Callable[..., Any], steps: int, says: str
+) -> None:
+    """0.99^150 = 0.22 is more than 5 %, as 0.99^298 = 0.0500 is; the next power is not."""
+    trainer = build_trainer(f"trainer.max_steps={steps}", "trainer.ema_decay=0.99")
+    said = dict(line.split(maxsplit=1) for line in start_lines(trainer).splitlines())
+    trainer.reader.cache.close()
+    assert ("averages" in said) == bool(says)
+    if says:
+        assert said["averages"] == (
+            f"at the last step, the EMA weights, which validation and evaluations use, will still hold {says} of the "
+            f"initial weights (trainer.ema_decay=0.99 over {steps} updates): train longer, lower trainer.ema_decay, or "
+            "set trainer.ema_warmup=true"
+        )
 
 
 class Adapted(nn.Module):

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
+from urepa.cluster.progress_lines import ProgressLines
 from urepa.cluster.slurm_job import (
     AGAIN,
     NO_ERROR_MESSAGE,
@@ -178,7 +179,10 @@ def _import_path(code: Path) -> str:
 
 
 def active_jobs() -> dict[str, str]:
-    """State of every job of this user that SLURM still has to do with, by the id that it shows."""
+    """State of every job of this user that SLURM still has to do with, by the id that it shows. UserError without a
+    SLURM that answers."""
+    if shutil.which("squeue") is None:
+        raise UserError("there is no squeue here: ask on a machine that belongs to the SLURM cluster of these jobs")
     user = str(os.getuid())
     done = subprocess.run(
         ["squeue", "-h", "-r", "-u", user, "-o", "%i|%T|%r"], capture_output=True, text=True, timeout=120
@@ -239,10 +243,10 @@ class LocalQueue:
         entries.sort(key=lambda entry: earlier[entry.id] is None)  # what runs already takes its place first
         slots = self._slots([earlier[entry.id] for entry in entries[: self.at_once]])
         free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        with _sigterm_as_interrupt(), ThreadPoolExecutor(self.at_once) as pool:
+        with _sigterm_as_interrupt(), ProgressLines() as told, ThreadPoolExecutor(self.at_once) as pool:
             try:
                 futures = [
-                    pool.submit(self._run_entry, entry, free, slots[i : i + 1]) for i, entry in enumerate(entries)
+                    pool.submit(self._run_entry, entry, free, slots[i : i + 1], told) for i, entry in enumerate(entries)
                 ]
                 for future in as_completed(futures):
                     yield future.result()
@@ -263,7 +267,13 @@ class LocalQueue:
         own = [left.pop(left.index(e.gpu)) if e is not None and e.gpu in left else None for e in earlier]
         return [left.pop(0) if gpu is None and left else gpu for gpu in own]
 
-    def _run_entry(self, entry: Entry, free: queue.SimpleQueue[str | None], slot: Sequence[str | None]) -> Outcome:
+    def _run_entry(
+        self,
+        entry: Entry,
+        free: queue.SimpleQueue[str | None],
+        slot: Sequence[str | None],
+        told: ProgressLines,
+    ) -> Outcome:
         gpu = slot[0] if slot else free.get()
         entry = replace(entry, gpu=gpu)
         book = Book(self.folder)
@@ -274,8 +284,10 @@ class LocalQueue:
             with open(entry.log, "ab+") as log:
                 mark_running(log)
                 book.add([replace(entry, state="running")])
+                told.begin(entry.job)
                 error = self._run_with_retries(entry, gpu, log)
         finally:
+            told.end(entry.job)
             free.put(gpu)
         book.add([replace(entry, state="done" if error is None else "failed")])
         return Outcome(entry, error)

@@ -22,10 +22,18 @@ def initial_share(decay: float, updates: int, warmup: bool) -> float:
     return float(decay ** (updates - warm)) / comb(warm + 9, 9)
 
 
-def lag_sentence(share: float, decay: float, updates: int, warmup: bool) -> str:
-    """A sentence on EMA weights with this share of initial weights, and what to do about it."""
+def lag_sentence(share: float, decay: float, updates: int, warmup: bool, *, ahead: bool = False) -> str:
+    """A sentence on EMA weights with this share of initial weights, and what to do about it. `ahead`: they will have it
+    after these updates, none of which was made."""
     advice = "train longer" if warmup else "train longer, lower trainer.ema_decay, or set trainer.ema_warmup=true"
+    hold = "will still hold" if ahead else "still hold"
     return (
-        f"the EMA weights, which validation and evaluations use, still hold {100 * share:.0f} % of the initial weights "
+        f"the EMA weights, which validation and evaluations use, {hold} {100 * share:.0f} % of the initial weights "
         f"(trainer.ema_decay={decay:g} over {updates:,} updates): {advice}"
     )
+
+
+def lag_ahead(decay: float, updates: int, warmup: bool) -> str:
+    """The sentence on the last step, said before the first one; "" where the share is not `LAGGING` by then."""
+    share = initial_share(decay, updates, warmup)
+    return lag_sentence(share, decay, updates, warmup, ahead=True) if share > LAGGING else ""

@@ -20,6 +20,7 @@ LAST = 1000  # the place of a column that declares none
 TEACHER, UNTRAINED = "the teacher's tokens", "the untrained model"
 RANDOM, PIXELS = "the same of random weights", "pixels"
 ROWS = (TEACHER, UNTRAINED, RANDOM, PIXELS)
+OF_HEADS = ("loss.lambda_max",)  # `trained_by` of what is read from a head's output, which λ alone trains
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Metric:
         place: columns stand by their places; those of one place by their names and in declared order; those of `LAST`
             by their keys.
         beside: what is read beside it.
+        trained_by: config keys that weigh this quantity, or the fit of what it is read from, in the training loss. In
+            runs that differ in one of them it differs by construction: it is compared, but the first sentence of a
+            report does not count it.
         circular: a key; if a run has logged it, the name in the label is marked as circular.
     """
 
@@ -59,11 +63,21 @@ class Metric:
     place: int = LAST
     beside: tuple[Reference, ...] = ()
     circular: str = ""
+    trained_by: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         """The label with an arrow."""
         return f"{self.label}\u00a0{self.better}" if self.better else self.label
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """How many images a run's evaluations have: for training, held out (test, or validation without one); classes."""
+
+    train: int
+    held_out: int
+    classes: int
 
 
 class EncoderNetwork(Protocol):
@@ -117,6 +131,9 @@ class Evaluation(Protocol):
 
     - `metrics: ClassVar[tuple[Metric, ...]]`, the columns of `compare` for its keys; a key without one is its own
       label, without a direction;
+    - `check_images(there: ImageCounts, place: str) -> None`, a UserError where it asks for more images than there are,
+      with all values to give instead, behind `place` ("evaluation.NAME."): asked before step 0 of a run, and before
+      `urepa.evaluate` computes anything;
     - `description(run: EvaluatedRun) -> str`, its sentences in `describe`, without which its settings are listed.
 
     Keys with `_by_t/` in them (a value at each of several times) and those whose second part ends in `_sd` (a standard

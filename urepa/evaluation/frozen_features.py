@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from urepa.core.declared_keys import COUNT, LARGEST, TAP, TIME, setting
 from urepa.core.descriptions import EvaluatedRun, join_with_and, number
-from urepa.core.evaluation_protocols import RANDOM, TEACHER, UNTRAINED, Metric, Reference
+from urepa.core.evaluation_protocols import OF_HEADS, RANDOM, TEACHER, UNTRAINED, Metric, Reference
 
 
 @dataclass
@@ -54,6 +54,7 @@ def reading_metrics(reader: str, title: str, place: int) -> Iterator[Metric]:
                     f"{title}: {what}{', attention' * bool(pooling)}{rank}",
                     "↑",
                     place=place,
+                    trained_by=OF_HEADS if what == "head" else (),
                     beside=(
                         Reference(f"final/{reader}/teacher{vectors}", TEACHER),
                         Reference(f"final/{reader}/untrained_{what}{vectors}", UNTRAINED),

@@ -23,6 +23,7 @@ from urepa.core.run_protocols import Optimizer
 from urepa.core.teacher_names import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.context import Context, Evaluated, run_each
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.in_training import During
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.training_step import AlignedModel
@@ -32,6 +33,7 @@ from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
+from urepa.training.checks.inputs import check_evaluations
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
@@ -185,6 +187,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         build_model(config, track, teacher, loss)
     with accelerator.main_process_first():  # it builds the caches where they are missing
         cache = track.open(teacher)
+    if checkpoint.newest(folder / "checkpoints") is None:  # a run that resumes goes on, and is told at its end
+        check_evaluations(config["evaluation"], cache_counts(cache))
     model, backbone_group = build_model(config, track, teacher, loss)
     if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         source = checkpoint.require(Path(config["warm_start"]))

@@ -1,4 +1,4 @@
-"""The lines that a run begins with: device, parameters, samples, classes."""
+"""The lines that a run begins with: device, parameters, samples, classes, and averages that would lag."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from urepa.core.ema_initial_weights import lag_ahead
 from urepa.core.escaping import printable
 from urepa.training.trainer import Trainer
 
@@ -24,6 +25,9 @@ def start_lines(trainer: Trainer) -> str:
         "samples": samples(trainer),
         "classes": classes(cache.num_classes, cache.class_names),
     }
+    ema = trainer.ema
+    if lag := lag_ahead(ema.decay, trainer.settings.max_steps, ema.warmup):
+        lines["averages"] = f"at the last step, {lag}"
     return "\n".join(f"{name:<11} {line}" for name, line in lines.items())
 
 

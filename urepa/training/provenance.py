@@ -7,6 +7,7 @@ step, compared before others.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,9 @@ def record(folder: Path, here: dict[str, Any], code: dict[str, Any], step: int) 
         f"warning: up to step {step} this run was trained by other code ({code_of(before[-1])}; now {code_of(code)}; "
         f"numerics {numerics}): compare will set it apart"
     )
+
+
+def validation_set(cache: Any) -> str:
+    """A digest of the validation samples' ids: the same in two runs that were validated on the same images."""
+    ids = sorted(sample.sample_id for sample in cache.splits["val"])
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

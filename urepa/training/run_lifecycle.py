@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ from urepa.core.track_protocols import Track
 from urepa.data.stores.build_seconds import teacher_cache_seconds
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.encoder_weights import with_digests
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves
@@ -55,7 +55,9 @@ from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance
 from urepa.training.assembly import build, build_part, evaluate_ema, load_modules
+from urepa.training.checks.inputs import check_evaluations
 from urepa.training.first_lines import parameters_by_part, start_lines
+from urepa.training.next_command import next_command
 from urepa.training.trainer import Trainer
 
 PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it
@@ -146,7 +148,9 @@ class Session:
             shipper.close("FINISHED", self._artifacts(), end_tags(guard, summary))
         unchecked = "" if checked else " (data not checked: there is nothing here to compare its samples with)"
         print(f"{self.folder.path} is finished: {summary['step']} steps{unchecked}. Its results:")
-        print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
+        print_report(
+            summary, self.config["trainer"], self.folder.path, shipper.where, next_command(self.names, self.config)
+        )
         return True, self.config
 
     def _finished_step(self) -> int | None:
@@ -202,8 +206,7 @@ class Session:
         trainer, track = build(self.config, self.folder.path, self.accelerator, shipper)
         done = found.step if found else 0
         on_main(lambda: provenance.begin(self.folder, self.config, trainer.reader.cache, code, done))
-        step = trainer.restore(found, self._finished_step())
-        if step:
+        if step := trainer.restore(found, self._finished_step()):
             self.accelerator.print(f"resuming {self.folder.path} at step {step}")
         is_main = self.accelerator.is_main_process
         if is_main:
@@ -226,7 +229,9 @@ class Session:
                 tags = end_tags(trainer.guard.state(), summary)
                 shipper.close(status, self._artifacts() if finished else [], tags)
         if summary is not None:
-            print_report(summary, self.config["trainer"], self.folder.path, shipper.where, self._next_command())
+            print_report(
+                summary, self.config["trainer"], self.folder.path, shipper.where, next_command(self.names, self.config)
+            )
         trainer.during.wait()  # for the last evaluation, which may take hours
         if is_main:
             results.require_all(NotEvaluated)
@@ -256,6 +261,7 @@ class Session:
                 print(provenance.UNCHECKED)
             checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))
             try:
+                check_evaluations(self.config["evaluation"], cache_counts(trainer.reader.cache))
                 results = evaluate_ema(self.config, trainer, track, end)
             finally:
                 trainer.reader.cache.close()
@@ -325,7 +331,7 @@ class Session:
             "threads": torch.get_num_threads(),
             "device": str(self.accelerator.device),
             "data": trainer.reader.cache.fingerprint(),
-            "validation_set": validation_set(trainer.reader.cache),
+            "validation_set": provenance.validation_set(trainer.reader.cache),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "code": stretches,
         } | {key: value for key, value in stretches[-1].items() if key != "from_step"}
@@ -367,10 +373,7 @@ class Session:
         return build_part(self.config["tracking"], folder=path, run_tags=tags, **known)
 
     def _next_command(self) -> str:
-        if self.names.experiment == "quickstart" and not set(self.given) - {"seed"}:
-            return "python -m urepa.train -m loss.lambda_max=0,0.5 head.depth=1,2 trainer.max_steps=50"
-        tracker: Tracker = declaration_of(self.config["tracking"])
-        return tracker.show_command() or "python -m urepa.train --help"
+        return next_command(self.names, self.config)
 
 
 def _drop_none(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -391,9 +394,3 @@ def _code_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The code that a finished run was trained with."""
     keys = ("git_commit", "code_state", "code_digest", "numerics")
     return {key: summary[key] for key in keys if key in summary}
-
-
-def validation_set(cache: Any) -> str:
-    """A digest of the validation samples' ids: the same in two runs that were validated on the same images."""
-    ids = sorted(sample.sample_id for sample in cache.splits["val"])
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

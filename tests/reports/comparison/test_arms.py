@@ -244,6 +244,25 @@ def test_the_baseline(add: Add, study: Group) -> None:
         study(baseline="nobody")
 
 
+def test_the_baseline_as_it_was_typed(add: Add, study: Group, config: dict[str, Any]) -> None:
+    """A choice of a part is in no config, but in the folder's name and in the summary: also one with a list."""
+    mlp = {"_target_": "urepa.method.heads.mlp.MLP", "hidden": 64}
+    for head, part in (("conv", config["head"]), ("repa_mlp_small", mlp)):
+        for lam in (0, 0.5):
+            typed = f"evaluation=[knn,samples],head={head},loss.lambda_max={lam}"
+            summary = {"overrides": ["evaluation=[knn,samples]", f"head={head}", f"loss.lambda_max={lam}"]}
+            changes = {"head": part, "loss.lambda_max": lam}
+            # one of each by its folder's name alone, as an unfinished run; the other as a name cut short has it
+            add(changes=changes, name=f"cifar10,{typed}", seeds=(0,))
+            add(changes=changes, name=f"cut-{head}-{lam}", seeds=(1,), summary=summary)
+    for wanted in ("head=conv,loss.lambda_max=0.5", "loss.lambda_max=0.50, +head='conv',evaluation=[knn,samples]"):
+        assert study(baseline=wanted).baseline.label == "head=Conv, lambda_max=0.5"
+    with pytest.raises(UserError, match=r"baseline=head=conv fits several arms: head=Conv, lambda_max=0; head=Conv, l"):
+        study(baseline="head=conv")
+    with pytest.raises(UserError, match=r"baseline=head=irepa names no arm: "):
+        study(baseline="head=irepa")
+
+
 def test_the_arm_in_the_middle_is_the_baseline_if_none_is_named(add: Add, study: Group) -> None:
     for ablation, changes in (("a", {"head.depth": 1}), ("b", {}), ("c", {"loss.lambda_max": 0.8})):
         add(ablation, changes, seeds=(0,))

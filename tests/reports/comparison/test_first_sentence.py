@@ -42,9 +42,13 @@ def study(add: Add, arms: dict[str, dict[str, float]], seeds: tuple[int, ...] = 
 
 def test_one_arm_that_differs_in_one_metric(add: Add, results: Summarise) -> None:
     add(changes={"loss.lambda_max": 0.0}, seeds=(0, 1), values=values(0), name="a")
-    add(changes={"loss.lambda_max": 0.5}, seeds=(0, 1), values=values(1, val_token=-0.1), name="b")
+    add(changes={"loss.lambda_max": 0.5}, seeds=(0, 1), values=values(1, val_diffusion=-0.1), name="b")
     found = results()
-    said = "λ=0.5 lowers the token loss, which is better; nothing else differs beyond noise; 2 seeds."
+    said = (
+        "Two seeds, which can hardly tell an effect from chance, suggest that λ=0.5 lowers the diffusion loss, which "
+        "is better; nothing else differs beyond noise; the token loss and the manifold loss are not counted for λ=0.5, "
+        "which trains with another weight on them."
+    )
     assert verdict(found) == said
     assert markdown(found).startswith(said)
     assert terminal(found, 100).startswith(said)
@@ -124,7 +128,9 @@ def test_seeds_that_are_no_pairs_are_said(add: Add, results: Summarise) -> None:
     study(add, {"arm": {"val_token": -0.1}}, **{"data.limit": 4000})
     assert verdict(results()).endswith("; 3 seeds, not paired.")
     add("paired", {"head.depth": 9}, seeds=(0, 1), values=values(8))
-    assert verdict(results()).endswith("; 2 to 3 seeds, not all paired.")
+    assert verdict(results()).endswith(
+        "; 2 to 3 seeds, not all paired, of which two can hardly tell an effect from chance."
+    )
     (caution,) = cautions(results())
     assert caution.startswith("Two seeds (paired) can hardly tell")
 
@@ -198,7 +204,72 @@ def test_an_arm_that_is_the_baseline_itself_and_one_that_diverged(add: Add, resu
 
 def test_an_arm_that_is_a_list_is_quoted(add: Add, results: Summarise) -> None:
     for lam, depth, effect in ((0.0, 2, 0.0), (0.5, 3, -0.1), (0.5, 2, -0.1)):
-        own = values(depth + int(2 * lam), val_token=effect)
+        own = values(depth + int(2 * lam), val_diffusion=effect)
         add(changes={"loss.lambda_max": lam, "head.depth": depth}, name=f"{lam},{depth}", values=own)
     said = verdict(results(baseline="loss.lambda_max=0,head.depth=2"))
-    assert said.startswith("“depth=2, λ=0.5” and “depth=3, λ=0.5” lower the token loss, which is better")
+    assert said.startswith("“depth=2, λ=0.5” and “depth=3, λ=0.5” lower the diffusion loss, which is better")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "left_out"),
+    [
+        (
+            "loss.lambda_max",
+            0.0,
+            "the token loss, the manifold loss and k-NN: head are not counted for b, which trains with",
+        ),
+        (
+            "loss.lambda_max",
+            0.8,
+            "the token loss, the manifold loss and k-NN: head are not counted for b, which trains with",
+        ),
+        ("loss.manifold_weight", 0, "the manifold loss is not counted for b, which trains with another weight on it"),
+    ],
+)
+def test_what_an_arm_trains_with_another_weight_is_in_tables_alone(
+    add: Add, results: Summarise, key: str, value: float, left_out: str
+) -> None:
+    """A control's head never trains towards the teacher. Another arm, of the same weights, is judged as ever."""
+    worse = {"val_token": 0.1, "val_manifold": 0.2}
+    of = {name: values(i, **effects) for i, (name, effects) in enumerate((("a", {}), ("b", worse), ("c", worse)))}
+    for i, (name, changes) in enumerate((("a", {}), ("b", {key: value}), ("c", {"head.depth": 3}))):
+        effect = 0.3 * (i > 0)
+        add(name, changes, values=lambda s, n=name, e=effect: of[n](s) | {"final/knn/head": 0.5 - e * (1 + s / 100)})
+    found = results(baseline="a")
+    row = {row.arm.label: row for row in found.rows}["b"]
+    assert {row.differences[k].mark for k in ("val/token", "val/manifold", "final/knn/head")} == {"●"}
+    said = verdict(found)
+    assert left_out in said
+    if key == "loss.manifold_weight":
+        judged = (
+            "b and c lower k-NN: head, which is worse, and raise the token loss, which is worse; c raises the manifold"
+        )
+    else:
+        judged = "c lowers k-NN: head, which is worse, and raises the token loss and the manifold loss, which is worse;"
+    assert said.startswith(judged)
+    assert "nothing else differs" in said
+
+
+def test_nothing_but_what_is_trained_with_another_weight(add: Add, results: Summarise) -> None:
+    """The other differences are the same in every seed, to the last bit: none has an interval."""
+    keys = ("val/diffusion", "val/x0_error", "final/tap_knn")
+    for lam in (0.0, 0.5):
+        own = dict.fromkeys(keys, 0.25 + lam)
+        add(str(lam), {"loss.lambda_max": lam}, values=lambda s, x=lam, o=own: o | {"val/token": 0.5 - x + s * x / 99})
+    said = verdict(results(baseline="0.0"))
+    assert said.startswith("Nothing is held against noise: the token loss")
+
+
+def test_of_two_and_more_seeds_the_two_are_said(add: Add, results: Summarise) -> None:
+    study(add, {"arm": {"val_diffusion": -0.1}})
+    assert verdict(results()).endswith("; 3 seeds.")
+    add("short", {"head.depth": 9}, seeds=(0, 1), values=values(8))
+    assert verdict(results()).endswith("; 2 to 3 seeds, of which two can hardly tell an effect from chance.")
+
+
+def test_no_difference_of_two_seeds_is_no_equality(add: Add, results: Summarise) -> None:
+    study(add, {"arm": {}}, seeds=(0, 1))
+    assert verdict(results()) == (
+        "arm does not differ from the baseline beyond noise in any of 8 metrics; 2 seeds, which can hardly tell an "
+        "effect from chance."
+    )

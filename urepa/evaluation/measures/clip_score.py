@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.declared_keys import part, setting
 from urepa.core.descriptions import EvaluatedRun
-from urepa.core.evaluation_protocols import Metric
+from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import ImageCounts, Metric
+from urepa.data.lists.classes import class_names
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
@@ -28,6 +30,14 @@ class ClipScore:
         from urepa.evaluation.measures.clip_score_math import score_prompts
 
         return score_prompts(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "") -> None:
+        names = len(class_names(self.class_names))
+        if names != there.classes:
+            raise UserError(
+                f"class_names={self.class_names} has {names} names; this run has {there.classes} classes: give "
+                f"{place}class_names=FILE, a file with a name a line"
+            )
 
     def description(self, run: EvaluatedRun) -> str:
         asked = f"the prompts of the classes named in {Path(self.class_names).name}"

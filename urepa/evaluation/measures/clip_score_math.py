@@ -17,16 +17,15 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.data.lists.classes import class_names
 from urepa.evaluation.context import Context
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.measures.clip_score import ClipScore
 from urepa.models.teachers.vit_net import OPENAI
 
 
 def score_prompts(asked: ClipScore, context: Context) -> dict[str, float]:
     """The mean CLIP score of the images, each with the prompt of its class."""
+    asked.check_images(cache_counts(context.cache))
     names = class_names(asked.class_names)
-    if len(names) != context.track.num_classes:
-        classes = context.track.num_classes
-        raise UserError(f"class_names={asked.class_names} has {len(names)} names; this run has {classes} classes")
     clip, tokenizer = _load(asked.model)
     clip = clip.to(context.device)
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.declared_keys import COUNT, LARGEST, TAP, TIME, part, setting
 from urepa.core.descriptions import EvaluatedRun, encoder_text, number
-from urepa.core.evaluation_protocols import RANDOM, TEACHER, UNTRAINED, Metric, Reference
+from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import OF_HEADS, RANDOM, TEACHER, UNTRAINED, ImageCounts, Metric, Reference
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
@@ -34,6 +36,7 @@ class Dense:
             f"mIoU: {what}",
             "↑",
             place=50,
+            trained_by=OF_HEADS if what == "head" else (),
             beside=(
                 Reference("final/dense/teacher", TEACHER),
                 Reference(f"final/dense/untrained_{what}", UNTRAINED),
@@ -47,6 +50,13 @@ class Dense:
         from urepa.evaluation.measures.dense_math import segment_linearly
 
         return segment_linearly(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "evaluation.dense.") -> None:
+        """Its images are in a folder of their own, which is to be given."""
+        if self.folder is None:
+            raise UserError(f"give {place}folder=FOLDER with images/NAME.jpg and masks/NAME.png")
+        if not Path(self.folder).is_dir():
+            raise UserError(f"{self.folder} is no folder: give {place}folder=FOLDER with images/ and masks/")
 
     def description(self, run: EvaluatedRun) -> str:
         above = "" if self.teacher is None else f", below {encoder_text(self.teacher)}"

@@ -29,6 +29,7 @@ from urepa.data.sources.decoding import UNREADABLE, large_images_as_value_errors
 from urepa.data.sources.image_folder import FORMER, images_in
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import CHUNK, chunks, subset
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.measures.dense import Dense
 from urepa.method.training_step import AlignedModel
 
@@ -41,8 +42,8 @@ Walk = Callable[[list[Sample]], Iterator[tuple[list[Sample], Tokens]]]  # tokens
 
 def segment_linearly(asked: Dense, context: Context) -> dict[str, float]:
     """mIoU of a linear probe on every kind of tokens."""
-    if asked.folder is None:
-        raise UserError("give evaluation.dense.folder=FOLDER with images/NAME.jpg and masks/NAME.png")
+    asked.check_images(cache_counts(context.cache))
+    assert asked.folder is not None, "it was checked"
     train, test = read_folder(Path(asked.folder))
     parts = subset(train, asked.train_images), subset(test, asked.test_images)
     pictures = Pictures(context)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.declared_keys import COUNT, SIZE, part, setting
 from urepa.core.descriptions import EvaluatedRun, encoder_text, join_with_and, number
-from urepa.core.evaluation_protocols import Metric, Reference
+from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import ImageCounts, Metric, Reference
+from urepa.evaluation.image_counts import refuse_numbers
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
 
 
+NAME = re.compile(r"[\w.-]+")  # what MLflow takes between slashes
 CIRCULAR = "final/circular/{}"  # the encoder is the run's own teacher
 ERROR = "standard error of FD({}) over resamplings of"
 
@@ -55,6 +59,25 @@ class Generation:
         from urepa.evaluation.measures.image_distances_math import measure_distances
 
         return measure_distances(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "") -> None:
+        """Also names of encoders that could be no column's."""
+        for name in self.encoders:
+            if NAME.fullmatch(name) is None:
+                raise UserError(f"encoders: '{name}' is no name for a column; take letters, digits, '.', '_' and '-'")
+        count = self.images.count
+        fitting: dict[str, int | None] = {}
+        reference = there.train if self.reference_images is None else min(self.reference_images, there.train)
+        if self.reference_images is not None and self.reference_images > there.train:
+            fitting["reference_images"] = None
+        subset = min(self.subset, count, reference)
+        if subset < self.subset:
+            fitting["subset"] = subset
+        if self.kid_subset_size > subset:
+            fitting["kid_subset_size"] = max(2, subset // 2)
+        if self.neighbours + 1 > subset:
+            fitting["neighbours"] = subset - 1
+        refuse_numbers(f"{reference:,} training images and {count:,} generated ones", self, fitting, place)
 
     def description(self, run: EvaluatedRun) -> str:
         encoders = join_with_and([f"{name} ({encoder_text(encoder)})" for name, encoder in self.encoders.items()])

@@ -11,7 +11,6 @@ Shapes: B images, S image size, n rows, D features.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,13 @@ from urepa.evaluation.frechet_and_kid import (
     kernel_distance,
     precision_recall,
 )
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.images.generated_images_math import decode_rgb
 from urepa.evaluation.measures.generation import Generation
 from urepa.evaluation.measures.inception_score import InceptionScore
 
 CHUNK = 64  # real images decoded and encoded at a time
 KEPT_EVERY = 32 * CHUNK  # what a kill may cost at most
-NAME = re.compile(r"[\w.-]+")  # what MLflow takes between slashes
 
 
 class FeatureSet:
@@ -95,6 +94,7 @@ class FeatureSet:
 
 def measure_distances(asked: Generation, context: Context) -> dict[str, float]:
     """The distances in the features of every encoder that is to be had; `Incomplete` where one is not."""
+    asked.check_images(cache_counts(context.cache))
     encoders = {name: encoder.build() for name, encoder in asked.encoders.items()}
     lacking: dict[str, str] = {}
     for name, encoder in encoders.items():
@@ -112,7 +112,6 @@ def measure_distances(asked: Generation, context: Context) -> dict[str, float]:
 
 def _measure(asked: Generation, context: Context, encoders: dict[str, Any]) -> dict[str, float]:
     reference, held_out = _real(asked, context)
-    _check(asked, len(reference))
     generated = {name: FeatureSet(asked.subset) for name in encoders}
     for _, rgb in asked.images.rgb(context):
         for name, encoder in encoders.items():
@@ -131,25 +130,10 @@ def _measure(asked: Generation, context: Context, encoders: dict[str, Any]) -> d
     return metrics
 
 
-def _check(asked: Generation, reference: int) -> None:
-    """UserError on what cannot be asked for."""
-    for name in asked.encoders:
-        if NAME.fullmatch(name) is None:
-            raise UserError(f"encoders: '{name}' is no name for a column; take letters, digits, '.', '_' and '-'")
-    there = min(asked.images.count, reference)
-    if asked.subset > there:
-        raise UserError(f"subset={asked.subset}: there are {there} images of a kind; give as many or fewer")
-    for key, value in (("kid_subset_size", asked.kid_subset_size), ("neighbours", asked.neighbours + 1)):
-        if value > asked.subset:
-            raise UserError(f"{key} needs {value} images; give subset={value} or more")
-
-
 def _real(asked: Generation, context: Context) -> tuple[Samples, Samples]:
     """Training images to compare with, and as many held-out ones as images are made; none if there are fewer."""
     train = _shuffle(context.cache.splits["train"])
     wanted = len(train) if asked.reference_images is None else asked.reference_images
-    if wanted > len(train):
-        raise UserError(f"reference_images={wanted}: the track has {len(train)} training images; null takes all")
     splits = context.cache.splits
     held_out = _shuffle(Samples.concatenate(splits[split] for split in ("val", "test") if split in splits))
     if len(held_out) < asked.images.count:
@@ -175,6 +159,7 @@ def _distances(asked: Generation, kind: str, name: str, real: FeatureSet, other:
 
 def score_classes(asked: InceptionScore, context: Context) -> dict[str, float]:
     """The Inception Score, and its standard deviation over parts of the images."""
+    asked.check_images(cache_counts(context.cache))
     encoder = asked.encoder.build()
     encoder.weights_sha256()  # missed now, not after all the sampling
     batches = []

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.declared_keys import SIZE, part, setting
 from urepa.core.descriptions import EvaluatedRun, encoder_text
-from urepa.core.evaluation_protocols import Metric
+from urepa.core.evaluation_protocols import ImageCounts, Metric
+from urepa.evaluation.image_counts import refuse_numbers
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
@@ -27,6 +28,10 @@ class InceptionScore:
         from urepa.evaluation.measures.image_distances_math import score_classes
 
         return score_classes(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "") -> None:
+        fitting = {"splits": self.images.count} if self.splits > self.images.count else {}
+        refuse_numbers(f"{self.images.count:,} generated images", self, fitting, place)
 
     def description(self, run: EvaluatedRun) -> str:
         name = encoder_text(self.encoder)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import EvaluatedRun
-from urepa.core.evaluation_protocols import Metric
+from urepa.core.evaluation_protocols import ImageCounts, Metric
 from urepa.evaluation.frozen_features import FrozenFeatures, reading_metrics
+from urepa.evaluation.image_counts import refuse_numbers
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
@@ -26,6 +27,10 @@ class Knn(FrozenFeatures):
         from urepa.evaluation.measures.probes_math import read_neighbours
 
         return read_neighbours(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "") -> None:
+        images = min(self.train_images, there.train)
+        refuse_numbers(f"{images:,} training images", self, {"k": images} if self.k > images else {}, place)
 
     def description(self, run: EvaluatedRun) -> str:
         return self.reading_text(run, f"k-NN (k = {self.k}, cosine)")

@@ -10,7 +10,6 @@ from functools import partial
 
 from torch import Tensor
 
-from urepa.core.errors import UserError
 from urepa.core.types import Tokens
 from urepa.data.lists.samples import Sample
 from urepa.evaluation import attention
@@ -30,6 +29,7 @@ from urepa.evaluation.features import (
     time_label,
 )
 from urepa.evaluation.frozen_features import FrozenFeatures
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.knn_and_linear import Labels, Vectors, knn_scores, linear_scores
 from urepa.evaluation.measures.knn import Knn
 from urepa.evaluation.measures.linear_probe import LinearProbe
@@ -47,6 +47,7 @@ def _parts(context: Context, train_images: int, test_images: int) -> Parts:
 
 def probe_tap(asked: TapProbe, context: Context) -> dict[str, float]:
     """The quick look."""
+    asked.check_images(cache_counts(context.cache))
     parts = _parts(context, asked.train_images, asked.test_images)
     labels = labels_of(parts[0]), labels_of(parts[1])
     pools = {"tap": tap_pool(asked.tap)}
@@ -65,14 +66,13 @@ def probe_tap(asked: TapProbe, context: Context) -> dict[str, float]:
 
 def read_neighbours(asked: Knn, context: Context) -> dict[str, float]:
     """The whole reading by k-NN."""
-    there = min(asked.train_images, len(context.cache.splits["train"]))
-    if asked.k > there:
-        raise UserError(f"k={asked.k} neighbours of {there} training images; give a smaller k or more train_images")
+    asked.check_images(cache_counts(context.cache))
     return _read(asked, context, "knn", partial(knn_scores, k=asked.k))
 
 
 def read_linearly(asked: LinearProbe, context: Context) -> dict[str, float]:
     """The whole reading by logistic regression."""
+    asked.check_images(cache_counts(context.cache))
     return _read(asked, context, "linear_probe", linear_scores)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import LARGEST, SAMPLER_STEPS, SIZE, setting
 from urepa.core.descriptions import EvaluatedRun, number, sampling_text
-from urepa.core.evaluation_protocols import Metric
+from urepa.core.evaluation_protocols import ImageCounts, Metric
+from urepa.evaluation.image_counts import refuse_numbers
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
@@ -35,6 +36,10 @@ class SampleGrid:
         from urepa.evaluation.measures.sample_grid_math import sample
 
         return sample(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "") -> None:
+        fitting = {"knn": there.train} if self.knn is not None and self.knn > there.train else {}
+        refuse_numbers(f"{there.train:,} training images", self, fitting, place)
 
     def description(self, run: EvaluatedRun) -> str:
         classes = min(self.max_classes, run.num_classes)

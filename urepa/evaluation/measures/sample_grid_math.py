@@ -16,6 +16,7 @@ from urepa.core import random_draws
 from urepa.core.files import write_whole
 from urepa.core.png import grid_png, labelled_grid, to_pixels
 from urepa.evaluation.context import Context
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.images.generated_images_math import decode_rgb
 from urepa.evaluation.measures.sample_grid import SampleGrid
 from urepa.method.ddpm_sampling import sample_by
@@ -38,6 +39,7 @@ def samples_of(context: Context, class_ids: list[int], steps: int, guidance: flo
 
 def sample(asked: SampleGrid, context: Context) -> dict[str, float]:
     """Samples by class: a picture in the run's folder and, where asked, what a k-NN calls them."""
+    asked.check_images(cache_counts(context.cache))
     classes = min(asked.max_classes, context.track.num_classes)
     ids = [c for c in range(classes) for _ in range(asked.per_class)]
     x0 = samples_of(context, ids, asked.sampler_steps, asked.guidance)

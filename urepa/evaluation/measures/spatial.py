@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import COUNT, LARGEST, TAP, TIME, setting
 from urepa.core.descriptions import EvaluatedRun, number
-from urepa.core.evaluation_protocols import RANDOM, TEACHER, UNTRAINED, Metric, Reference
+from urepa.core.evaluation_protocols import OF_HEADS, RANDOM, TEACHER, UNTRAINED, Metric, Reference
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
@@ -19,7 +19,8 @@ def _column(measure: str, title: str, what: str) -> Metric:
         Reference(f"final/{measure}/untrained_{what}", UNTRAINED),
         Reference(f"final/{measure}/random_{what}", RANDOM),
     )
-    return Metric(f"final/{measure}/{what}", f"{title}: {what}", place=60, beside=beside)
+    trained_by = OF_HEADS if what == "head" else ()
+    return Metric(f"final/{measure}/{what}", f"{title}: {what}", place=60, beside=beside, trained_by=trained_by)
 
 
 @dataclass

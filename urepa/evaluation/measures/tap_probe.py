@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TAP, TIME, setting
 from urepa.core.descriptions import EvaluatedRun, number
-from urepa.core.evaluation_protocols import PIXELS, TEACHER, Metric, Reference
+from urepa.core.evaluation_protocols import PIXELS, TEACHER, ImageCounts, Metric, Reference
+from urepa.evaluation.image_counts import refuse_numbers, refuse_one_class
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
@@ -44,6 +45,11 @@ class TapProbe:
         from urepa.evaluation.measures.probes_math import probe_tap
 
         return probe_tap(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "") -> None:
+        refuse_one_class(there)
+        images = min(self.train_images, there.train)
+        refuse_numbers(f"{images:,} training images", self, {"knn": images} if self.knn > images else {}, place)
 
     def description(self, run: EvaluatedRun) -> str:
         return (

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TAP, TIME, setting
 from urepa.core.descriptions import EvaluatedRun, number
-from urepa.core.evaluation_protocols import RANDOM, UNTRAINED, Metric, Reference
+from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import OF_HEADS, RANDOM, UNTRAINED, ImageCounts, Metric, Reference
 from urepa.evaluation.frozen_features import times_text
+from urepa.evaluation.image_counts import refuse_numbers
 
 if TYPE_CHECKING:
     from urepa.evaluation.context import Context
 
 
+FEWEST = 4  # samples that the unbiased HSIC needs
 # What is measured against the teacher's own tokens, at whatever tap, rests on these; a head's fit also on what the
 # loss made of them.
 OF_TEACHER = ("teacher", "data.token_dtype")
 OF_FIT = (*OF_TEACHER, "loss.spatial_norm")
+OF_SIMILARITIES = (*OF_HEADS, "loss.manifold_weight")  # the manifold loss trains them
 
 
 def _floors(measure: str) -> tuple[Reference, ...]:
@@ -27,16 +31,23 @@ def _floors(measure: str) -> tuple[Reference, ...]:
     return (*beside, *(Reference(f"final/{floor}_{measure}/{{}}") for floor, _ in rows))
 
 
+def _fit(name: str, label: str, better: str, trained_by: tuple[str, ...]) -> Metric:
+    """A column on the fit of the heads."""
+    return Metric(f"final/{name}", label, better, OF_FIT, place=40, trained_by=trained_by)
+
+
 AT_THE_TAP = (
-    Metric("final/token_cosine", "token cosine", "↑", OF_FIT, place=40),
-    Metric("final/token_cosine_above_constant", "token cosine above the best constant", "↑", OF_FIT, place=40),
-    Metric("final/similarity_mae", "MAE of sample similarities", "↓", OF_FIT, place=40),
-    Metric("final/neighbour_recall", "nearest-neighbour recall", "↑", OF_FIT, place=40),
+    _fit("token_cosine", "token cosine", "↑", OF_HEADS),
+    _fit("token_cosine_above_constant", "token cosine above the best constant", "↑", OF_HEADS),
+    _fit("similarity_mae", "MAE of sample similarities", "↓", OF_SIMILARITIES),
+    _fit("neighbour_recall", "nearest-neighbour recall", "↑", OF_SIMILARITIES),
     Metric("final/cka", "CKA of the tap", "↑", OF_TEACHER, place=40, beside=_floors("cka")),
     Metric("final/cknna", "CKNNA of the tap", "↑", OF_TEACHER, place=40, beside=_floors("cknna")),
 )
 # at the other aligned taps, or of one of several teachers
-ELSEWHERE = tuple(Metric(f"{m.key}/{{}}", f"{m.label} ({{}})", m.better, m.rests_on) for m in AT_THE_TAP)
+ELSEWHERE = tuple(
+    Metric(f"{m.key}/{{}}", f"{m.label} ({{}})", m.better, m.rests_on, trained_by=m.trained_by) for m in AT_THE_TAP
+)
 
 
 @dataclass
@@ -64,6 +75,13 @@ class TeacherAlignment:
         from urepa.evaluation.measures.teacher_alignment_math import align
 
         return align(self, context)
+
+    def check_images(self, there: ImageCounts, place: str = "") -> None:
+        images, fewest = min(self.images, there.held_out), max(FEWEST, self.neighbours + 1)
+        if images < FEWEST:
+            raise UserError(f"{images} held-out images are too few: it needs {FEWEST}, for the unbiased HSIC")
+        fitting = {"neighbours": images - 1} if images < fewest else {}
+        refuse_numbers(f"{images:,} held-out images", self, fitting, place)
 
     def description(self, run: EvaluatedRun) -> str:
         return (

@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 from urepa.data.lists.samples import Sample
 from urepa.evaluation.context import Context
@@ -28,6 +27,7 @@ from urepa.evaluation.features import (
     teacher_tokens,
     time_label,
 )
+from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.measures.teacher_alignment import TeacherAlignment
 from urepa.evaluation.plots import curves_png
 from urepa.evaluation.similarity import cknna, linear_cka, neighbour_recall, similarity_mae
@@ -42,14 +42,12 @@ TITLES = {
     "cka": "linear CKA of the tap",
     "cknna": "CKNNA of the tap",
 }
-FEWEST = 4  # samples that the unbiased HSIC needs
 
 
 def align(asked: TeacherAlignment, context: Context) -> dict[str, float]:
     """The values of every aligned tap against every teacher."""
+    asked.check_images(cache_counts(context.cache))
     samples = subset(held_out_samples(context), asked.images)
-    if len(samples) < max(FEWEST, asked.neighbours + 1):
-        raise UserError(f"{len(samples)} images are too few for {asked.neighbours} neighbours; give fewer neighbours")
     metrics: dict[str, float] = {}
     for name in context.cache.tokens or (context.teacher,):
         metrics |= _teacher_values(asked, replace(context, teacher=name), samples)

@@ -94,8 +94,8 @@ class URepaLoss:
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("val/token", "token loss", "↓"),
-        Metric("val/manifold", "manifold loss", "↓"),
+        Metric("val/token", "token loss", "↓", trained_by=("loss.lambda_max",)),
+        Metric("val/manifold", "manifold loss", "↓", trained_by=("loss.lambda_max", "loss.manifold_weight")),
     )
 
     @property

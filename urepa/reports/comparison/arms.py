@@ -5,6 +5,7 @@ A study has one validation set and protocol, one version of the code, and one ba
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, count
@@ -21,7 +22,9 @@ from urepa.reports.comparison.excluded_runs import (
     select_one_protocol,
 )
 from urepa.reports.comparison.read_runs import Run
+from urepa.runs.run_folder import parse_overrides
 
+BETWEEN_PAIRS = re.compile(r",\s*(?=[+~]*[\w./@]+=)")  # of KEY=VALUE,KEY=VALUE, whose values may be lists
 FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column
 
 
@@ -250,12 +253,16 @@ def _number_or_text(part: str) -> tuple[int, float, str]:
 
 
 def _matches_name(run: Run, wanted: str, given: dict[str, str]) -> bool:
-    """True if `wanted` is the label given to this run's folder, its ablation, or a list KEY=VALUE,... that its config
-    fulfils."""
+    """True if `wanted` is the label given to this run's folder, its ablation, or a list KEY=VALUE,... of which each was
+    typed in its command or stands in its config."""
     if wanted in (given.get(_folder(run)), run.ablation):
         return True
-    pairs = [pair.partition("=") for pair in wanted.split(",")]
-    return all(equals and _equal(value.strip(), run.config.get(key.strip(), ABSENT)) for key, equals, value in pairs)
+    typed = parse_overrides(BETWEEN_PAIRS.split(run.tags.get("arm", "")))
+    pairs = BETWEEN_PAIRS.split(wanted)
+    return all("=" in pair for pair in pairs) and all(
+        any(_equal(value.strip(), there.get(key.strip(), ABSENT)) for there in (typed, run.config))
+        for key, value in parse_overrides(pairs).items()
+    )
 
 
 def _equal(wanted: str, value: str) -> bool:
@@ -288,13 +295,13 @@ def _choose_baseline(
 ) -> tuple[list[Run], str]:
     """The group of runs that `baseline=` names."""
     found = [g for g in groups if labels[g[0].id] == wanted] or [
-        g for g in groups if _matches_name(g[0], wanted, given)
+        g for g in groups if any(_matches_name(run, wanted, given) for run in g)
     ]
     if len(found) == 1:
         return found[0], "chosen with baseline="
     there = "; ".join(labels[g[0].id] for g in (found or groups)[:12])
     problem = "fits several arms" if found else "names no arm"
-    raise UserError(f"baseline={wanted} {problem}: {there}; give an ablation's name or KEY=VALUE,KEY=VALUE")
+    raise UserError(f"baseline={wanted} {problem}: {there}; give an ablation's name, or KEY=VALUE,KEY=VALUE as typed")
 
 
 def _find_baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], str]:

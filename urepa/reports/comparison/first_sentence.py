@@ -8,23 +8,26 @@ from collections.abc import Iterable
 from math import isfinite
 
 from urepa.core.evaluation_protocols import Metric
+from urepa.reports.comparison.comparable import differing_keys
 from urepa.reports.comparison.results import PAIRED, ArmRow, Difference, Results, fewest_seeds
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.statistics import detection_power, factor_of_two_seeds
 
 NAMED_AT_MOST = 3  # arms, metrics and clauses
+HARDLY = "can hardly tell an effect from chance"  # of two seeds
 TYPICAL = 2.0  # an effect in standard deviations over seeds, to say how often one is found
 Effect = tuple[Metric, bool]  # a metric, and is it raised?
 
 
 def verdict(results: Results) -> str:
-    """One sentence with its full stop."""
+    """One sentence with its full stop. It leaves out what differs by construction: metrics whose weight in training an
+    arm changes (`Metric.trained_by`)."""
     runs = sum(len(row.arm.runs) for row in results.rows)
     if runs == 1:
         return "There is one run only, so nothing is compared: its values are shown as they are."
     if len(results.rows) == 1:
         return f"There is one arm only, of {runs} seeds: its values are shown, nothing is compared."
-    tested = {row.arm.label: _tested_differences(row) for row in results.rows[1:]}
+    tested = {row.arm.label: _counted_differences(results, row) for row in results.rows[1:]}
     if not any(tested.values()):
         return _untested_sentence(results)
     effects = _effects(results)
@@ -39,8 +42,49 @@ def verdict(results: Results) -> str:
         said.append("nothing else differs beyond noise")
     if left_out := [label for label, found in tested.items() if not found]:
         said.append(f"{_arm_names(left_out)} could not be tested")
-    said.append(_seeds([d for found in tested.values() for d in found.values()]))
-    return f"{_capitalise('; '.join(said))}."
+    said += _by_construction(results)
+    return _with_seeds(said, [d for found in tested.values() for d in found.values()], claims=bool(effects))
+
+
+def _with_seeds(said: list[str], differences: list[Difference], claims: bool) -> str:
+    """The clauses as one sentence, with the seeds they rest on. Two seeds alone only suggest what differs."""
+    seeds, fewest = _seeds(differences), min(d.n for d in differences)
+    if fewest > 2:
+        return f"{_capitalise('; '.join([*said, seeds]))}."
+    if claims and all(d.n == 2 for d in differences):
+        return f"{seeds.replace('2', 'Two', 1)}, which {HARDLY}, suggest that {'; '.join(said)}."
+    which = "which" if all(d.n == 2 for d in differences) else "of which two"
+    return f"{_capitalise('; '.join([*said, f'{seeds}, {which} {HARDLY}']))}."
+
+
+def _by_construction(results: Results) -> list[str]:
+    """A clause on the tested metrics that are left out, and of which arms; none where there are none."""
+    left_out = [
+        (metric, row.arm.label)
+        for metric in results.metrics
+        for row in results.rows[1:]
+        if metric.key in _tested_differences(row) and _is_by_construction(results, row, metric)
+    ]
+    if not left_out:
+        return []
+    names, arms = (list(dict.fromkeys(found)) for found in zip(*left_out, strict=True))
+    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    train = "trains" if len(arms) == 1 else "train"
+    return [
+        f"{_first_names(map(_metric_name, names))} {are} not counted for {_arm_names(arms)}, which {train} with "
+        f"another weight on {them}"
+    ]
+
+
+def _is_by_construction(results: Results, row: ArmRow, metric: Metric) -> bool:
+    """Do the arm and the baseline differ in the weight with which the metric's quantity is trained?"""
+    return bool(differing_keys(row.arm.config, results.study.baseline.config, metric.trained_by))
+
+
+def _counted_differences(results: Results, row: ArmRow) -> dict[str, Difference]:
+    """The differences that have an interval and are not there by construction, by metric."""
+    by_construction = {metric.key for metric in results.metrics if _is_by_construction(results, row, metric)}
+    return {key: d for key, d in _tested_differences(row).items() if key not in by_construction}
 
 
 def _tested_differences(row: ArmRow) -> dict[str, Difference]:
@@ -52,6 +96,8 @@ def _untested_sentence(results: Results) -> str:
     differences = [d for row in results.rows for d in row.differences.values()]
     if not differences:
         return "Nothing is compared: the baseline and the other arms have no metric that is one and the same quantity."
+    if any(_tested_differences(row) for row in results.rows):
+        return f"Nothing is held against noise: {_by_construction(results)[0]}."
     if max(d.n for d in differences) < 2:
         seeds = "One seed an arm" if fewest_seeds(results) == 1 else "One shared seed"
         return f"{seeds}: no difference can be told from noise, so none is claimed."
@@ -72,7 +118,10 @@ def _effects(results: Results) -> dict[Effect, tuple[str, ...]]:
             arms = tuple(
                 row.arm.label
                 for row in results.rows[1:]
-                if (d := row.differences.get(metric.key)) and d.mark == "●" and (d.mean > 0) == raised
+                if (d := row.differences.get(metric.key))
+                and d.mark == "●"
+                and (d.mean > 0) == raised
+                and not _is_by_construction(results, row, metric)
             )
             if arms:
                 effects[metric, raised] = arms
@@ -192,7 +241,7 @@ def _two_seeds_caution(results: Results) -> list[str]:
     who = (
         "" if len(arms) == len([row for row in results.rows if _tested_differences(row)]) else f" ({_arm_names(arms)})"
     )
-    said = [f"Two seeds{who} can hardly tell an effect from chance."]
+    said = [f"Two seeds{who} {HARDLY}."]
     if any(d.how == PAIRED for d in two):
         factor = factor_of_two_seeds()
         said.append(

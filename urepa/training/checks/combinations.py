@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -104,6 +105,16 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
 def without_arm(overrides: list[str]) -> dict[str, Any]:
     """The config of the same command without its ablation."""
     return _compose_cached(tuple(o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation"))
+
+
+def composed(overrides: list[str]) -> dict[str, Any] | None:
+    """The config of a command without an ablation; None where it does not compose or would be refused."""
+    try:
+        config = without_arm(overrides)
+        check(config, overrides)
+    except (UserError, HydraException, OmegaConfBaseException):
+        return None
+    return config
 
 
 @lru_cache

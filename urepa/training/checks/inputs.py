@@ -9,11 +9,13 @@ from typing import Any
 from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import Backbone
 from urepa.core.errors import UserError
+from urepa.core.evaluation_protocols import ImageCounts
 from urepa.core.files import check_file_target, check_folder_target
 from urepa.core.protocols import Teacher
 from urepa.core.track_protocols import Track
 from urepa.data.lists.split_sizes import check_batch_size
 from urepa.evaluation.classifier_file import NAME, refuse_other
+from urepa.evaluation.image_counts import image_counts
 from urepa.runs.checkpoint_folders import no_checkpoint, steps
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.training.checks.sizes import check_teacher
@@ -29,10 +31,27 @@ def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
         raise no_checkpoint(Path(source))
     track: Track = declaration_of(config["data"])
     track.check_inputs(config["trainer"]["batch_size"])
+    samples = None if track.has_latents() else track.expected_samples()
+    if samples is not None:  # else the caches say it, before step 0
+        check_evaluations(config["evaluation"], image_counts(samples, config["data"]["num_classes"]))
     if declaration_of(config["loss"]).taps:
         check_teachers_files(track, config["teacher"])
     backbone: Backbone = declaration_of(config["backbone"])
     backbone.check_files()
+
+
+def check_evaluations(evaluations: dict[str, Any], there: ImageCounts) -> None:
+    """UserError, in one line for all of them, where evaluations of a config ask for more than there is."""
+    told = []
+    for name, settings in evaluations.items():
+        evaluation = declaration_of(settings)
+        try:
+            if hasattr(evaluation, "check_images"):
+                evaluation.check_images(there, f"evaluation.{name}.")
+        except UserError as error:
+            told.append(f"evaluation.{name}: {error}")
+    if told:
+        raise UserError("; ".join(told))
 
 
 def check_plan_inputs(config: dict[str, Any]) -> None:

@@ -1,0 +1,55 @@
+"""What a local queue prints while its jobs run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from urepa.cluster.progress_lines import ProgressLines, step_text
+from urepa.cluster.slurm_job import Job
+from urepa.runs.metrics import MetricsLog
+from urepa.runs.run_folder import RunFolder
+
+
+@pytest.fixture
+def job(tmp_path: Path, compose: Callable[..., dict[str, Any]]) -> Job:
+    """Of a run of 60 steps that has logged nothing yet."""
+    folder = tmp_path / "quickstart" / "seed0"
+    folder.mkdir(parents=True)
+    RunFolder(folder).store_config(compose("tracking=none", "trainer.max_steps=60"))
+    return Job("head=conv", (("urepa.train", "seed=0"),), str(folder))
+
+
+def test_how_far_a_job_is(job: Job, tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "quickstart" / "seed0" / "metrics.jsonl")
+    assert step_text(job) == "no step logged yet"
+    log.append({"step": 20, "train/total": 0.5})
+    assert step_text(job) == "step 20 of 60"
+    log.append({"step": 60, "train/total": 0.4})
+    assert step_text(job) == "all 60 steps trained, not evaluated yet"
+    assert step_text(Job("not claimed", (), str(tmp_path / "no"))) == "no step logged yet"
+    assert step_text(Job("preprocess", (("urepa.preprocess",),))) == "at work"
+
+
+def test_a_line_on_all_that_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Job("preprocess", (("urepa.preprocess",),))
+    with ProgressLines(every=0.05) as told:
+        assert told.line() == ""
+        told.begin(job)
+        told.begin(other)
+        line = "running head=conv: no step logged yet, 0 min; preprocess: at work, 0 min"
+        assert told.line() == line
+        said, end = "", time.monotonic() + 60
+        while line not in said:
+            assert time.monotonic() < end
+            said += capsys.readouterr().out
+        assert re.match(r"begun   head=conv\n(running.*\n)*begun   preprocess\n", said)
+        told.end(job)
+        assert told.line() == "running preprocess: at work, 0 min"
+        told.end(other)
+        assert told.line() == ""
