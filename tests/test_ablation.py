@@ -90,7 +90,7 @@ def composed(compose: Compose) -> Compose:
 
 
 def test_every_row_of_the_tables_is_there() -> None:
-    assert sorted(ARMS) == sorted(ROWS)
+    assert set(ROWS) <= set(ARMS)
 
 
 # of each family one is enough in the fast part: an arm is composed, and is checked against the same command without it

@@ -32,6 +32,10 @@ class Head(Protocol):
     # Whether it takes a tap of any grid to the teacher's. One that does not is refused where the grids differ.
     resizes: ClassVar[bool]
 
+    def check(self) -> None:
+        """UserError where settings that are each in their range do not go together."""
+        ...
+
     def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> nn.Module:
         """The network (`HeadNetwork`) for one tap and one teacher, its weights drawn from torch's generator.
 
@@ -192,6 +196,10 @@ class Schedule(Protocol):
     """The shape of λ after its warm-up (urepa/method/schedules/). The peak is `loss.lambda_max`, the linear warm-up
     `loss.warmup_steps`."""
 
+    def check(self) -> None:
+        """UserError where settings that are each in their range do not go together."""
+        ...
+
     def factor(self, step: int, max_steps: int) -> float:
         """The share of the peak, in [0, 1], at an update after the warm-up.
 
@@ -223,7 +231,7 @@ class TeacherNetwork(Protocol):
         ...
 
     def weights_sha256(self) -> str:
-        """Digest of its weights."""
+        """Digest of its weights; "none" where it has none."""
         ...
 
     def tokens(self, images_B3HW: Tensor) -> Tokens:

@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from urepa.config.parts import KINDS
+from urepa.config.conf_options import CONF
+from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.core.protocols import Head
 from urepa.core.types import Tokens
@@ -242,10 +243,10 @@ def test_a_head_scales_and_shifts_by_the_time(t_B: Tensor) -> None:
     assert not torch.allclose(out.x_BND, head(Tokens(x, (2, 3)), t_B.flip(0)).x_BND, atol=0.05)
 
 
-@pytest.mark.parametrize("declared", KINDS["head"].values(), ids=KINDS["head"])
-def test_a_declared_head_is_what_the_protocol_says(declared: type) -> None:
-    settings = {one.name: 2 if one.type == "int" else "after" for one in fields(declared) if one.name != "_target_"}
-    head: Head = declared(**settings)
+@pytest.mark.parametrize("name", sorted(file.stem for file in (Path(CONF) / "head").glob("*.yaml")))
+def test_a_declared_head_is_what_the_protocol_says(compose: Callable[..., dict[str, Any]], name: str) -> None:
+    head: Head = declaration_of(compose(f"head={name}")["head"])
+    head.check()
     network = head.build(in_width=6, out_width=5, grid=(2, 3))
     for grid in [(2, 3), (4, 6)] if head.resizes else [(2, 3)]:
         tapped = Tokens(torch.randn(2, grid[0] * grid[1], 6, generator=torch.Generator().manual_seed(0)), grid)

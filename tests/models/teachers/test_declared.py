@@ -34,7 +34,7 @@ def test_a_declared_teacher_is_what_the_protocol_says(compose: Compose, name: st
     assert declared.stored_as().items() <= network.manifest().items()
     assert declared.stored_as().get("positions") == network.manifest().get("positions")
     assert declared.description().endswith(".")
-    assert f" {network.width:,}," in declared.description()
+    assert f"{network.width:,}" in declared.description()
 
 
 def test_positions_that_are_resampled_name_a_store(compose: Compose) -> None:

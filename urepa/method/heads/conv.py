@@ -26,6 +26,9 @@ class Conv:
     upsample: Upsample = setting("to the teacher's grid: after or before projecting")
     resizes: ClassVar[bool] = True
 
+    def check(self) -> None:
+        """Any settings in their ranges go together."""
+
     def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> ConvHead:
         from urepa.method.heads.conv_net import ConvHead
 

@@ -19,6 +19,9 @@ class HiddenSpatial:
     hidden: int = setting("width between the two layers", ge=1, le=SIZE)
     resizes: ClassVar[bool] = True
 
+    def check(self) -> None:
+        """Any settings in their ranges go together."""
+
     def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> HiddenSpatialHead:
         from urepa.method.heads.spatial_net import HiddenSpatialHead
 

@@ -16,6 +16,9 @@ class Spatial:
     _target_: str = "urepa.method.heads.spatial.Spatial"
     resizes: ClassVar[bool] = True
 
+    def check(self) -> None:
+        """Any settings in their ranges go together."""
+
     def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> SpatialHead:
         from urepa.method.heads.spatial_net import SpatialHead
 

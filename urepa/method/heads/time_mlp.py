@@ -19,6 +19,9 @@ class TimeMLP:
     hidden: int = setting("width of the two inner layers", ge=1, le=SIZE)
     resizes: ClassVar[bool] = False
 
+    def check(self) -> None:
+        """Any settings in their ranges go together."""
+
     def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> TimeMLPHead:
         from urepa.method.heads.mlp_net import TimeMLPHead
 

@@ -217,7 +217,8 @@ class URepaLoss:
         shape = schedule.description()
         if warmup == 0:
             return f"λ = {lam} {f'at first and {shape}' if shape else 'from the first update on'}{until}."
-        rises = f"λ rises linearly from 0 to {lam} over the first {number(warmup)} updates"
+        first = "first update" if warmup == 1 else f"first {number(warmup)} updates"
+        rises = f"λ rises linearly from 0 to {lam} over the {first}"
         if last < warmup:
             ends = self.lam(last, schedule, max_steps)
             return f"{rises}, of which this run makes {number(last + 1)}: it ends at λ = {ends:.4g}{until}."

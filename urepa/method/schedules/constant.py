@@ -11,6 +11,9 @@ class Constant:
 
     _target_: str = "urepa.method.schedules.constant.Constant"
 
+    def check(self) -> None:
+        """Any settings in their ranges go together."""
+
     def factor(self, step: int, max_steps: int) -> float:
         return 1.0
 

@@ -18,6 +18,9 @@ class Cosine:
     _target_: str = "urepa.method.schedules.cosine.Cosine"
     final: float = setting("share of loss.lambda_max that is left at trainer.max_steps", ge=0, le=1, alters=(TOTAL,))
 
+    def check(self) -> None:
+        """Any settings in their ranges go together."""
+
     def factor(self, step: int, max_steps: int) -> float:
         if step >= max_steps:
             return self.final

@@ -19,8 +19,10 @@ def check_shapes(config: dict[str, Any]) -> None:
     loss: Loss = declaration_of(config["loss"])
     loss.check()
     loss.check_layout(min(trainer["batch_size"], trainer["validation_group"]), trainer["accumulation"])
-    if loss.taps:  # without, no teacher is made
+    if loss.taps:  # without, there is neither teacher nor head
         check_teacher(config["teacher"])
+        declaration_of(config["head"]).check()
+        declaration_of(config["schedule"]).check()
     track: Track = declaration_of(data)
     track.check()
     backbone: Backbone = declaration_of(config["backbone"])
