@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import yaml
 from hydra.errors import HydraException
 
 from urepa.cli import CONF
+from urepa.config import conf_options
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
-from urepa.training.checks.combinations import check
+from urepa.training.checks.combinations import check, without_arm
 
 Compose = Callable[..., dict[str, Any]]
 ARMS = {p.stem: p.read_text() for p in sorted((Path(CONF) / "ablation").glob("*.yaml"))}
@@ -157,6 +158,42 @@ def test_an_arm_that_the_command_line_undoes_is_refused(composed: Compose) -> No
     for override in ("lora.rank=8", "lora=mid_attention"):
         with pytest.raises(UserError, match=r"does not change lora\.rank here"):
             check(*composed("track_a", "lora_16", override))
+
+
+@pytest.fixture
+def own_arms(tmp_path: Path) -> Iterator[None]:
+    """A folder beside conf/: an arm that exchanges the head, and one without which there are no images."""
+    arms = tmp_path / "ablation"
+    arms.mkdir()
+    said = "arm: {families: [sit], changes: [head._target_, head.hidden, head.depth, head.upsample]}"
+    (arms / "conv.yaml").write_text(f"# @package _global_\ndefaults: [override /head: conv]\n{said}\n")
+    said = "arm: {families: [tiny_unet], changes: [data.images]}"
+    (arms / "images.yaml").write_text(f"# @package _global_\ndata: {{images: {tmp_path}, num_classes: 2}}\n{said}\n")
+    conf_options.ADDED.append(tmp_path)
+    yield
+    conf_options.ADDED.remove(tmp_path)
+
+
+@pytest.mark.usefixtures("own_arms")
+def test_keys_of_the_arms_part_alone_are_the_arms(composed: Compose) -> None:
+    """The head that it replaces has no depth. What both commands can have is compared, and what the arm does not name
+    is refused."""
+    check(*composed("repa_cifar10", "conv", "loss.lambda_max=0.25", "head.depth=1", "head.upsample=before"))
+    without = without_arm(["+experiment=repa_cifar10", "head.depth=1", "loss.lambda_max=0.25", "+ablation=conv"])
+    assert without["head"]["hidden"] == 2048
+    assert without["loss"]["lambda_max"] == 0.25
+    check(*composed("track_a", "taps_three", "loss.taps.enc_last=0.5"))
+    with pytest.raises(UserError, match=r"does not change lora\.rank here"):
+        check(*composed("track_a", "lora_16", "lora.rank=8"))
+    with pytest.raises(UserError, match=r"does not change loss\.taps\.dec_first, loss\.taps\.enc_last here"):
+        check(*composed("track_a", "taps_three", "~loss.taps.dec_first", "~loss.taps.enc_last"))
+
+
+@pytest.mark.usefixtures("own_arms")
+def test_an_arm_without_which_there_is_no_command_is_refused_in_one_line(composed: Compose) -> None:
+    said = "^this command without its .ablation, which an arm is compared with, fails: say where your images are.*$"
+    with pytest.raises(UserError, match=said):
+        check(*composed("", "images", "data=folder"))
 
 
 def test_a_head_that_sees_the_time_stands_in_the_place_of_repas_alone(composed: Compose) -> None:

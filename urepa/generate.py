@@ -28,7 +28,7 @@ from urepa.inference.chosen_classes import choose_classes, names_of
 from urepa.inference.published_weights import check_name, has_effect
 from urepa.runs.run_folder import parse_overrides, require_config, to_plain
 from urepa.training import provenance
-from urepa.training.checks.combinations import check_order
+from urepa.training.checks.combinations import check_declared, check_order
 
 REQUEST = tuple(field.name for field in fields(Images))
 ONE_OF_TWO = "python -m urepa.generate run=outputs/NAME/seed0, or checkpoint=FILE +experiment=NAME"
@@ -102,6 +102,7 @@ def check_checkpoint_request(composed: dict[str, Any], overrides: list[str]) -> 
     check_request(asked)
     config = {key: value for key, value in composed.items() if key not in REQUEST}
     config["data"] |= {"images": "none"}  # of a training; no key of what is asked here
+    check_declared({part: config[part] for part in ("backbone", "objective", "data")})
     check_given({part: config[part] for part in ("backbone", "objective", "data")})
     check_numbers({part: config[part] for part in ("backbone", "objective", "data")})
     check_name(asked["checkpoint"])

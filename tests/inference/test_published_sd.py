@@ -18,7 +18,7 @@ from urepa.core.errors import UserError
 from urepa.inference.export_weights import export
 from urepa.inference.image_request import generate
 from urepa.inference.load_weights import find_origin
-from urepa.inference.published_weights import OBJECTIVES, check_scheduler
+from urepa.inference.published_weights import check_scheduler
 from urepa.models.backbones.sd15_net import sd15
 from urepa.models.lora.lora_net import load_pipeline_lora
 
@@ -75,18 +75,23 @@ def test_a_scheduler_beside_the_weights_is_heard(
 ) -> None:
     with pytest.raises(UserError, match=r"prediction_type v_prediction, here epsilon: give objective=ddpm_v$"):
         find_origin(ask(f"checkpoint='{lora_export}'", *sd_parts, "objective=ddpm_eps", *REQUEST))
-    for (prediction, betas), option in OBJECTIVES.items():
+    file = lora_export / "other.json"
+    for option in ("ddpm_eps", "ddpm_eps_scaled", "ddpm_v", "ddpm_v_scaled"):
+        prediction = "epsilon" if "eps" in option else "v_prediction"
+        betas = "scaled_linear" if "scaled" in option else "linear"
         scheduler = {"prediction_type": prediction, "beta_schedule": betas, "beta_start": 0.00085, "beta_end": 0.012}
-        file = lora_export / "other.json"
         file.write_text(json.dumps(scheduler))
         check_scheduler(file, compose(f"objective={option}")["objective"])
+        with pytest.raises(UserError, match=f"prediction_type {prediction}, here flow; .*: give objective={option}$"):
+            check_scheduler(file, compose("objective=flow")["objective"])
     file.write_text(json.dumps({"beta_schedule": "scaled_linear", "beta_start": 0.001, "beta_end": 0.012}))
     said = "give objective=ddpm_eps_scaled objective.beta_start=0.001$"
     with pytest.raises(UserError, match=said):
         check_scheduler(file, compose("objective=ddpm_v")["objective"])
-    file.write_text(json.dumps({"prediction_type": "sample"}))
-    with pytest.raises(UserError, match="no objective here has that"):
-        check_scheduler(file, compose("objective=flow")["objective"])
+    for other in ({"prediction_type": "sample"}, {"beta_schedule": "squaredcos_cap_v2"}, {"beta_end": 2.0}):
+        file.write_text(json.dumps(other))
+        with pytest.raises(UserError, match="no objective here has that"):
+            check_scheduler(file, compose("objective=flow")["objective"])
     file.unlink()
 
 

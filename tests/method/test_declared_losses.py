@@ -172,7 +172,9 @@ def test_a_loss_of_another_package_may_have_a_field_without_a_default() -> None:
         _check_declaration(Mine, "loss", "mine.Mine")
     assert "mine.Mine is no loss, as it has no build and no check and " in str(error.value)
     assert "taps" not in str(error.value)
-    with pytest.raises(UserError, match="mine.Mine is no schedule, as it has no check and no description and no factor; "):
+    with pytest.raises(
+        UserError, match="mine.Mine is no schedule, as it has no check and no description and no factor; "
+    ):
         _check_declaration(Mine, "schedule", "mine.Mine")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from urepa.config import own_package
+from urepa.config.conf_options import options_of
 from urepa.config.declared import declaration_of
 from urepa.config.parts import KINDS, target_of
+from urepa.core.declared_keys import keys_of
 from urepa.core.descriptions import Formula
 from urepa.core.errors import UserError
 from urepa.core.protocols import Objective
+from urepa.method.ddpm_sampling import scheduler_for
 from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.ddpm_math import DDPMMath, EpsilonMath, VelocityMath
 from urepa.method.objectives.flow_math import FlowMath
@@ -265,10 +270,6 @@ def test_a_lognormal_draws_mean_weight_is_the_logistic_normals() -> None:
 
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "timesteps": 400}
-SETTINGS: list[tuple[str, dict[str, Any]]] = [
-    *(("ddpm_epsilon", BETAS), ("ddpm_velocity", BETAS | {"beta_schedule": "scaled_linear"})),
-    *(("flow", {"path": path, "draw": "uniform"}) for path in ("linear", "cosine")),
-]
 
 
 def declared(name: str, **settings: Any) -> Objective:
@@ -276,23 +277,32 @@ def declared(name: str, **settings: Any) -> Objective:
     return found
 
 
-@pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_a_declared_objective_is_what_the_protocol_says(name: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("option", options_of("objective"))
+def test_a_declared_objective_is_what_the_protocol_says(compose: Callable[..., Any], option: str) -> None:
     """It answers as the mathematics that it builds, which a check before torch cannot ask."""
-    own = declared(name, **settings)
+    own: Objective = declaration_of(compose(f"objective={option}")["objective"])
+    assert own_package._members(Objective) <= set(dir(own))
     mathematics = own.build()
     assert own.prediction_type == getattr(mathematics, "prediction_type", "flow")
     assert own.most_steps == mathematics.most_steps
     assert own.time_at(0.5) == mathematics.time_at(0.5)
     assert own.has_time(own.time_at(0.5))
-    for t in (-1, 0, 1, 0.25, 399, 400):
+    for t in (-1, 0, 1, 0.25, 999, 1000):
         assert own.has_time(t) == mathematics.has_time(mathematics.times_of(t)), t
     assert own.has_intervals == isinstance(mathematics, FlowMath)
+    assert {*own.training_only} <= {key.name for key in keys_of(type(own))}
+    assert bool(own.scheduler) == isinstance(mathematics, DDPMMath)
+    if own.scheduler:
+        theirs = scheduler_for(mathematics, "ddim").config
+        for key, name in own.scheduler.items():
+            assert theirs[key] == getattr(own, name)
+        assert own.scheduler.keys() == {"beta_start", "beta_end", "beta_schedule", "num_train_timesteps"}
+        assert theirs["prediction_type"] == own.prediction_type
     own.check()
-    words, formula = own.description()
-    assert words.startswith("The backbone predicts ")
-    assert isinstance(formula, Formula)
-    assert own.model_card().startswith("**The model predicts ")
+    words, *more = own.description()
+    assert isinstance(words, str)
+    assert all(isinstance(one, str | Formula) for one in more)
+    assert own.model_card().startswith("**")
 
 
 def test_betas_do_not_fall() -> None:
@@ -302,7 +312,10 @@ def test_betas_do_not_fall() -> None:
             declared(name, **BETAS | {"beta_start": 0.2}).check()
 
 
-def test_every_file_declares_an_objective_and_loads_without_torch() -> None:
-    assert {name for name, _ in SETTINGS} == KINDS["objective"].keys()
+def test_every_file_declares_an_objective_that_can_be_chosen_and_loads_without_torch(
+    compose: Callable[..., Any],
+) -> None:
+    asked = {compose(f"objective={option}")["objective"]["_target_"] for option in options_of("objective")}
+    assert asked == {target_of(one) for one in KINDS["objective"].values()}
     code = "import sys; from urepa.config.parts import KINDS; assert KINDS['objective'] and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

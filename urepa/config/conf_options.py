@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from urepa.config.parts import SCHEMAS
 
@@ -54,6 +58,31 @@ def _names_in(group: str, option: str) -> set[str]:
                 schema = f"{source.removeprefix('/').removesuffix('@_here_')}/{name}.yaml"
                 names |= ConfigStore.instance().load(schema).node.keys()
     return names
+
+
+def settings_of(group: str) -> dict[str, dict[str, Any]]:
+    """The options of a group with the settings that each gives to the quickstart's run: plain data, enums as their
+    names, interpolations as they are. One that the quickstart cannot have is left out."""
+    found = {option: _settings_of(group, option, tuple(folders())) for option in options_of(group)}
+    return {option: settings for option, settings in found.items() if settings is not None}
+
+
+@lru_cache
+def _settings_of(group: str, option: str, _folders: tuple[Path, ...]) -> dict[str, Any] | None:
+    try:
+        chosen = compose_here("train", [f"{group}={option}"])[group]
+    except (HydraException, OmegaConfBaseException):
+        return None
+    plain: Any = OmegaConf.to_container(chosen, enum_to_str=True)
+    return plain if isinstance(plain, dict) else None
+
+
+def compose_here(root: str, overrides: list[str]) -> DictConfig:
+    """A root of conf/ with these overrides, inside a command of Hydra's or outside."""
+    if GlobalHydra.instance().is_initialized():
+        return compose(root, overrides)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(root, overrides)
 
 
 def compose_anew(root: str, overrides: list[str]) -> DictConfig:

@@ -55,6 +55,11 @@ class Objective(Protocol):
 
     # What the scheduler of a diffusers pipeline is told to take the prediction for; "flow": there is no such scheduler.
     prediction_type: ClassVar[str]
+    # The attributes that say what the config of a diffusers scheduler says, by its keys: beta_start, beta_end,
+    # beta_schedule and num_train_timesteps; {}: there is no such scheduler.
+    scheduler: ClassVar[Mapping[str, str]]
+    # Settings of the training alone: published weights are sampled alike whatever they are.
+    training_only: ClassVar[tuple[str, ...]]
     # Whether its samplers take guidance at some times only.
     has_intervals: ClassVar[bool]
 

@@ -6,14 +6,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from urepa.config.conf_options import settings_of
 from urepa.config.declared import declaration_of
-from urepa.config.parts import SCHEMAS
+from urepa.config.parts import KINDS, target_of
+from urepa.config.ranges import check_numbers
 from urepa.core.backbone_protocols import Backbone, WeightsKind
+from urepa.core.declared_keys import keys_of
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
 from urepa.core.hub_names import ensure_local, hub_file
@@ -35,15 +41,6 @@ OF_DATA = (
     "data.num_classes",
     "data.class_names",
 )
-# the objective= of a scheduler's prediction and betas, and the numbers that all of them have
-OBJECTIVES = {
-    ("v_prediction", "linear"): "ddpm_v",
-    ("v_prediction", "scaled_linear"): "ddpm_v_scaled",
-    ("epsilon", "linear"): "ddpm_eps",
-    ("epsilon", "scaled_linear"): "ddpm_eps_scaled",
-}
-FLOWS = {"linear": "flow", "cosine": "flow_cosine"}  # of a flow's path
-NUMBERS = {"beta_start": 0.00085, "beta_end": 0.012, "timesteps": 1000}
 # diffusers leaves out of scheduler_config.json what has its default
 SCHEDULER: dict[str, Any] = {
     "prediction_type": "epsilon",
@@ -117,24 +114,51 @@ def digest_of(files: Sequence[Path]) -> str:
 def check_scheduler(file: Path, objective: dict[str, Any]) -> None:
     """A UserError where the weights were trained with another target or other betas than are composed."""
     stored = SCHEDULER | read_json(file)
-    there = {key: stored[key] for key in SCHEDULER}
-    here: dict[str, Any] = {"prediction_type": declaration_of(objective).prediction_type}
-    here |= {key: objective.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
-    here["num_train_timesteps"] = objective.get("timesteps")
+    there, here = {key: stored[key] for key in SCHEDULER}, scheduler_of(objective)
     differing = [f"{key} {there[key]}, here {here[key]}" for key in there if there[key] != here[key]]
     if not differing:
         return
-    option = OBJECTIVES.get((there["prediction_type"], there["beta_schedule"]))
-    numbers = {key: there["num_train_timesteps" if key == "timesteps" else key] for key in NUMBERS}
-    raise UserError(f"{file} says {'; '.join(differing)}: {objective_advice(option, numbers)}")
+
+    def changes(option: dict[str, Any]) -> dict[str, Any] | None:
+        ours, names = scheduler_of(option), objectives()[option["_target_"]].scheduler
+        other = [key for key in there if ours[key] != there[key]]
+        return {names[key]: there[key] for key in other} if names.keys() >= set(other) else None
+
+    raise UserError(f"{file} says {'; '.join(differing)}: {objective_advice(changes)}")
 
 
-def objective_advice(option: str | None, numbers: dict[str, Any]) -> str:
-    """How to compose an objective with these numbers, for an error message."""
-    if option is None:
-        return "no objective here has that"
-    more = [f"objective.{key}={value}" for key, value in numbers.items() if value != NUMBERS[key]]
-    return f"give {' '.join([f'objective={option}', *more])}"
+def objectives() -> dict[str, Any]:
+    """The declared objectives, the user's own among them, by their `_target_`."""
+    return {target_of(declared): declared for declared in KINDS["objective"].values()}
+
+
+def scheduler_of(objective: dict[str, Any]) -> dict[str, Any]:
+    """What the config of its diffusers scheduler says; None of what there is none for."""
+    declared = objectives()[objective["_target_"]]
+    values = {key: objective.get(name, getattr(declared, name, None)) for key, name in declared.scheduler.items()}
+    return dict.fromkeys(SCHEDULER) | values | {"prediction_type": declared.prediction_type}
+
+
+def objective_advice(changes: Callable[[dict[str, Any]], dict[str, Any] | None]) -> str:
+    """How to compose the objective that is asked for, for an error message: of the choices, the one that the fewest
+    settings are changed of. `changes` says which, by the settings of a choice; None: it cannot be that objective."""
+    offered: list[list[str]] = []
+    for option, settings in settings_of("objective").items():
+        changed = changes(settings) if settings.get("_target_") in objectives() else None
+        if changed is not None and is_possible(settings | changed):
+            offered.append([f"objective={option}", *(f"objective.{key}={value}" for key, value in changed.items())])
+    offered.sort(key=len)
+    return f"give {' '.join(offered[0])}" if offered else "no objective here has that"
+
+
+def is_possible(objective: dict[str, Any]) -> bool:
+    """Are there such settings, of such values?"""
+    try:
+        OmegaConf.merge(OmegaConf.structured(objectives()[objective["_target_"]]), objective)
+        check_numbers({"objective": objective})
+    except (UserError, OmegaConfBaseException):
+        return False
+    return True
 
 
 def check_export_config(file: Path, objective: dict[str, Any]) -> None:
@@ -145,18 +169,23 @@ def check_export_config(file: Path, objective: dict[str, Any]) -> None:
     except UserError as error:
         raise UserError(f"{error}; it lies beside the weights: copy it again or move it away") from None
     there = stored.get("objective") if isinstance(stored, dict) else None
-    if not isinstance(there, dict) or not str(there.get("_target_")).startswith("urepa."):
+    target = str(there.get("_target_")) if isinstance(there, dict) else ""
+    if (
+        not target.startswith("urepa.") and target not in objectives()
+    ):  # a declared one may be of the user's own package
         return
     there = upgrade(stored)["objective"]
-    keys = ["path", *NUMBERS, "beta_schedule"] if there["_target_"] == objective["_target_"] else ["_target_"]
+    declared = objectives().get(there["_target_"])  # it may name anything: nothing of it is imported
+    names = [] if declared is None else [k.name for k in keys_of(declared) if k.name not in declared.training_only]
+    keys = names if there["_target_"] == objective["_target_"] else ["_target_"]
     differing = [
         f"objective.{k}={there.get(k)}, here {objective.get(k)}" for k in keys if there.get(k) != objective.get(k)
     ]
     if not differing:
         return
-    declared = SCHEMAS.get(there["_target_"])  # another one's config may name anything: nothing of it is imported
-    prediction = getattr(declared, "prediction_type", "")
-    flow = FLOWS.get(str(there.get("path"))) if prediction == "flow" else None
-    option = flow or OBJECTIVES.get((prediction, str(there.get("beta_schedule"))))
-    numbers = {} if flow else {key: there.get(key) for key in NUMBERS}
-    raise UserError(f"{file} says {'; '.join(differing)}: {objective_advice(option, numbers)}")
+
+    def changes(option: dict[str, Any]) -> dict[str, Any] | None:
+        is_same = option["_target_"] == there["_target_"]
+        return {k: there.get(k) for k in names if there.get(k) != option.get(k)} if is_same else None
+
+    raise UserError(f"{file} says {'; '.join(differing)}: {objective_advice(changes)}")

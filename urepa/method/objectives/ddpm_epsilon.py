@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
@@ -39,6 +40,11 @@ class DDPMEpsilon:
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
 
     prediction_type: ClassVar[str] = "epsilon"
+    scheduler: ClassVar[Mapping[str, str]] = {
+        **{name: name for name in ("beta_start", "beta_end", "beta_schedule")},
+        "num_train_timesteps": "timesteps",
+    }
+    training_only: ClassVar[tuple[str, ...]] = ()
     has_intervals: ClassVar[bool] = False
     predicts: ClassVar[tuple[str, str, str]] = ("epsilon", "the noise ε", r"\epsilon")  # on a card, in words, as LaTeX
 

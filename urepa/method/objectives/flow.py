@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
@@ -47,6 +48,8 @@ class Flow:
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
 
     prediction_type: ClassVar[str] = "flow"
+    scheduler: ClassVar[Mapping[str, str]] = {}
+    training_only: ClassVar[tuple[str, ...]] = ("draw",)
     has_intervals: ClassVar[bool] = True
     most_steps: ClassVar[float] = math.inf
     times: ClassVar[str] = "times lie in [0, 1]"

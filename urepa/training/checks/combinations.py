@@ -8,15 +8,13 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from urepa.config.conf_options import CONF
+from urepa.config.conf_options import compose_here, is_group
 from urepa.config.declared import declaration_of
-from urepa.config.mistyped_keys import declaration_message
+from urepa.config.mistyped_keys import declaration_message, error_message
 from urepa.config.parts import KINDS, SCHEMAS, family_of, parts_of, settings_that_are
 from urepa.config.ranges import check_given, check_numbers
 from urepa.core.backbone_protocols import Backbone, LoRA
@@ -103,14 +101,54 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def without_arm(overrides: list[str]) -> dict[str, Any]:
-    """The config of the same command without its ablation."""
-    return _compose_cached(tuple(o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation"))
+    """The config of the same command without its ablation, and without the overrides that only the arm's parts can
+    have: keys of a part that it exchanges, or keys that it adds. UserError where there is no such config."""
+    others = tuple(o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation")
+    try:
+        return _compose_baseline(others)
+    except (HydraException, OmegaConfBaseException) as error:
+        said = error_message(error, "train", list(others))
+        raise UserError(f"this command without its +ablation, which an arm is compared with, fails: {said}") from error
+
+
+@lru_cache
+def _compose_baseline(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The same, whose ablation is left out already. The choices of groups come first: it is they that keys are of."""
+    if _composes(overrides):
+        return _compose_cached(overrides)
+    chosen = [o for o in overrides if _is_choice(o)]
+    possible = _add_possible(chosen, [o for o in overrides if o not in chosen])
+    return _compose_cached(tuple(o for o in overrides if o in possible))
+
+
+def _add_possible(given: list[str], more: list[str]) -> list[str]:
+    """What is given, and of more what a command can have beside it: the halves of what fails are tried on."""
+    if _composes((*given, *more)):
+        return [*given, *more]
+    if len(more) < 2:
+        return given
+    half = len(more) // 2
+    return _add_possible(_add_possible(given, more[:half]), more[half:])
+
+
+def _is_choice(override: str) -> bool:
+    """Does it choose of a group?"""
+    return is_group(override.lstrip("+~").partition("=")[0].partition("@")[0])
+
+
+def _composes(overrides: tuple[str, ...]) -> bool:
+    """Can a run have these keys and values? Interpolations are left as they are."""
+    try:
+        _compose(overrides)
+    except (HydraException, OmegaConfBaseException):
+        return False
+    return True
 
 
 def composed(overrides: list[str]) -> dict[str, Any] | None:
     """The config of a command without an ablation; None where it does not compose or would be refused."""
     try:
-        config = without_arm(overrides)
+        config = _compose_cached(tuple(overrides))
         check(config, overrides)
     except (UserError, HydraException, OmegaConfBaseException):
         return None
@@ -120,10 +158,12 @@ def composed(overrides: list[str]) -> dict[str, Any] | None:
 @lru_cache
 def _compose_cached(overrides: tuple[str, ...]) -> dict[str, Any]:
     """Composes a run once for all arms of a study. The result must not be modified."""
-    if GlobalHydra.instance().is_initialized():  # inside a door
-        return to_plain(compose("train", list(overrides)))
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return to_plain(compose("train", list(overrides)))
+    return to_plain(_compose(overrides))
+
+
+@lru_cache(maxsize=1)  # `_composes` asks whether there is one, and `_compose_cached` takes it
+def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    return compose_here("train", list(overrides))
 
 
 def check_effects(config: dict[str, Any], given: list[str]) -> None:
