@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ from latex import assert_closed, pages, unescaped
 
 from urepa.cli import CONF
 from urepa.config.declared import declaration_of
-from urepa.config.parts import PACKAGES
-from urepa.core.descriptions import BackboneFacts, EvaluatedRun, format_value
+from urepa.core.descriptions import format_value
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.costs.estimate import Device, plan
 from urepa.method.objectives.ddpm_math import EpsilonMath
-from urepa.method.schedules.constant import Constant
-from urepa.method.schedules.cosine import Cosine
 from urepa.method.step_schedules import cosine_with_warmup
 from urepa.reports.description.markdown_and_latex import as_latex, as_markdown
 from urepa.reports.description.methodology import generic_text, methodology
@@ -300,75 +296,6 @@ def test_hours_are_expected_only_from_a_measurement(small: Compose, tmp_path: Pa
     text = prose(texts(config, cpu, tmp_path / "bench.json")[0])
     hours = plan(config, cpu).run_flops / 0.05e12 / 3600
     assert f"0.05 TFLOP/s of an update measured on cpu (batch 48, 0.2 s; measured) {hours:.3g} hours" in text
-
-
-# settings that the words leave to the tables at the end, by the last word of the part's _target_
-UNSPOKEN = {
-    "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
-    "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped",
-    "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
-    "prompts latent_shape online_teacher stage_to",
-    "SD15": "prompts",
-}
-
-
-EVERY = "evaluation=[digits,knn,linear_probe,alignment,generation,spatial,dense,clip_score]"
-
-
-def read_to_describe(declared: Any, *facts: Any, **known: Any) -> set[str]:
-    """The names of what a declaration's description reads of it; `facts` and `known` are what it is handed."""
-    read: set[str] = set()
-
-    class Recording(type(declared)):  # type: ignore[misc]
-        def __getattribute__(self, name: str) -> Any:
-            read.add(name)
-            return super().__getattribute__(name)
-
-    declared.__class__ = Recording
-    declared.description(*facts, **known)
-    return read
-
-
-@pytest.mark.slow  # SD-1.5 is counted
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [EVERY],
-        ["+experiment=track_a"],
-        ["+experiment=repa_cifar10"],
-    ],
-)
-def test_words_know_every_setting_of_their_part(compose: Compose, overrides: list[str]) -> None:
-    """A part that gains a setting must say what it means, or that it does not matter here."""
-    config = compose(*overrides)
-    subject = subject_of(config, plan(config, H200))
-    latent_shape, classes = subject.track.latent_shape, subject.track.num_classes
-    facts = {
-        "backbone": (BackboneFacts(latent_shape, classes, False),),
-        "lora": (1, 1),
-        "data": ("8 training images",),
-        "optimizer": (dict.fromkeys(config["optimizer"]["lr"], 1), 100, 1.0),
-    }
-    of_loss = {"schedule": Constant(), "max_steps": 100}
-    for kind in PACKAGES.keys() & config.keys() - {"tracking", "evaluation"}:
-        declared = declaration_of(config[kind])
-        known = of_loss if kind == "loss" else {}
-        unspoken = set(UNSPOKEN.get(type(declared).__name__, "").split())
-        settings = {field.name for field in fields(declared) if field.name != "_target_"}
-        assert settings - unspoken <= read_to_describe(declared, *facts.get(kind, ()), **known), kind
-    assert "final" in read_to_describe(Cosine(final=0.5))
-
-
-UNSPOKEN_OF_EVALUATIONS = {"SampleGrid": {"shown_per_class"}, "Dense": {"folder"}, "GeneratedImages": {"batch_size"}}
-
-
-def test_an_evaluation_speaks_of_every_setting(compose: Compose) -> None:
-    run = EvaluatedRun(num_classes=10, sampler="ddim", is_aligned=True)
-    evaluations = {name: declaration_of(part) for name, part in compose(EVERY)["evaluation"].items()}
-    for declared in [*evaluations.values(), evaluations["generation"].images]:
-        own = {field.name for field in fields(declared) if field.name != "_target_"}
-        name = type(declared).__name__
-        assert own - read_to_describe(declared, run) == UNSPOKEN_OF_EVALUATIONS.get(name, set()), name
 
 
 EVALUATIONS = {
