@@ -137,16 +137,18 @@ def training_reader(opened: Callable[[], Any], batches: list[list[str]]) -> Gene
     from urepa.data.reader import AHEAD, THREADS, Slot
 
     store = opened()
-    slots = [Slot(len(batches[0]), {"": store.record_bytes}) for _ in range(AHEAD + 1)]
+    sizes = {"": store.record_bytes}
+    slots = [Slot(len(batches[0]), sizes) for _ in range(AHEAD + 1)]
     with ThreadPoolExecutor(THREADS) as pool:
         for slot in slots:  # training touches this memory once, in its first steps
-            store.tensor(batches[0], slot.raw[""])
+            store.tensor(batches[0], slot.rows(0, len(batches[0]), sizes)[""])
         yield
         ahead: list[Future] = []
         for i, keys in enumerate(batches[1:]):
             if len(ahead) == AHEAD:
                 ahead.pop(0).result()
-            ahead.append(pool.submit(store.tensor, keys, slots[i % len(slots)].raw[""][: len(keys)]))
+            memory = slots[i % len(slots)].rows(0, len(keys), sizes)[""]
+            ahead.append(pool.submit(store.tensor, keys, memory))
         for future in ahead:
             future.result()
     store.close()

@@ -147,7 +147,9 @@ def _tokens_per_s(cache: Any, size: int, count: int, device: torch.device) -> fl
     def go(step: int) -> torch.Tensor:
         slot = slots[step % 2]
         slot.wait()
-        moved: torch.Tensor = store.tensor(groups[step % len(groups)], slot.raw[ALONE]).to(device, non_blocking=True)
+        moved: torch.Tensor = store.tensor(
+            groups[step % len(groups)], slot.rows(0, size, {ALONE: store.record_bytes})[ALONE]
+        ).to(device, non_blocking=True)
         if device.type == "cuda":
             slot.copied = torch.cuda.Event()
             slot.copied.record()

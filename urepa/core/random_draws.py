@@ -29,9 +29,9 @@ def normal(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of `n` samples in one epoch."""
-    return generator(seed, "order", step=epoch).permutation(n)
+def permutation(seed: int, epoch: int, n: int, purpose: str = "order") -> np.ndarray:
+    """The order of `n` things in one epoch: of samples, or another purpose's."""
+    return generator(seed, purpose, step=epoch).permutation(n)
 
 
 def unit_interval(purpose: str, sample_id: str) -> float:

@@ -35,8 +35,10 @@ class TrackCaches(Protocol):
     folder: Path  # of the caches
     num_classes: int
     cfg_dropout: float
-    latent_shape: tuple[int, int, int]  # C, H and W of x0
-    image_shape: tuple[int, int, int]  # channels, S and S
+    latent_shapes: Sequence[tuple[int, int, int]]  # C, H and W of x0, in each bucket that there may be
+    image_shapes: Sequence[tuple[int, int, int]]  # channels, rows and columns in pixels, likewise
+    latent_shape: tuple[int, int, int]  # the first of these, by which the backbone is built
+    image_shape: tuple[int, int, int]  # likewise
     image_size: int  # S
     flip: bool  # whether mirrored training images are cached too
     online_latents: bool  # whether x0 is computed while training, by the autoencoder of its attribute `vae`
@@ -111,8 +113,13 @@ class Track(Protocol):
     without_copies: ClassVar[Mapping[str, Any]]
 
     @property
+    def latent_shapes(self) -> Sequence[Sequence[int]]:
+        """Channels, rows and columns of x0, in each bucket that there may be."""
+        ...
+
+    @property
     def latent_shape(self) -> Sequence[int]:
-        """Channels, rows and columns of x0."""
+        """The first of these, by which the backbone is built."""
         ...
 
     def check(self) -> None:

@@ -33,7 +33,6 @@ from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.stores.record_keys import SUFFIX
 from urepa.data.stores.record_reading import Store
-from urepa.models.teachers.several_teachers import by_name
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"
@@ -52,7 +51,8 @@ def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
 
 @dataclass
 class Cache:
-    """Open stores. `tokens` and `grids` are by teacher, and empty where the loss needs none."""
+    """Open stores of samples of one shape: a whole track, or one of its buckets (`urepa.data.bucketed_cache`).
+    `tokens` and `grids` are by teacher, and empty where the loss needs none."""
 
     splits: Mapping[str, Samples]
     latents: Store | OnlineLatents
@@ -63,6 +63,21 @@ class Cache:
     cfg_dropout: float
     images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
     class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
+    bucket: str = ""  # rows and columns of its images in pixels, "64x96", where the track has several buckets
+
+    @property
+    def buckets(self) -> tuple[Cache, ...]:
+        """The caches of one shape that it consists of: itself."""
+        return (self,)
+
+    def bucket_of(self, sample: Sample) -> Cache:
+        """The one of `buckets` that has a sample."""
+        return self
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Of the teachers whose tokens are read; ALONE of one that is the only one."""
+        return tuple(self.tokens)
 
     @property
     def flips(self) -> bool:
@@ -141,11 +156,11 @@ class Cache:
         return content
 
 
-def token_stores(teacher: Any | None, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
+def token_stores(teachers: Mapping[str, Any], dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of the records of each teacher's store."""
     return {
         f"tokens_{name}" if name else "tokens": ((one.grid[0] * one.grid[1], one.width), dtype)
-        for name, one in by_name(teacher).items()
+        for name, one in teachers.items()
     }
 
 

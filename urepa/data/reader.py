@@ -12,15 +12,17 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.types import Batch, Condition
+from urepa.data.bucketed_cache import Caches
 from urepa.data.cache import Cache
 from urepa.data.lists.samples import Sample
-from urepa.data.lists.split_sizes import check_batch_size
+from urepa.data.sample_order import SampleOrder
 from urepa.method.diffusion_fraction import strata
 
 AHEAD = 3  # steps that are read before they are asked for
@@ -32,19 +34,33 @@ class Slot:
     """Memory for the tokens of one step, by teacher, allocated once and pinned where there is a GPU: fresh memory for
     every batch costs more than reading does."""
 
-    def __init__(self, records: int, record_bytes: dict[str, int]) -> None:
+    def __init__(self, records: int, largest: dict[str, int]) -> None:
+        """For so many records of each teacher, each of at most so many bytes."""
         pinned = torch.cuda.is_available()
-        self.raw = {
-            name: torch.zeros((records, size), dtype=torch.uint8, pin_memory=pinned).numpy()
-            for name, size in record_bytes.items()
+        self._raw = {
+            name: torch.zeros(records * size, dtype=torch.uint8, pin_memory=pinned).numpy()
+            for name, size in largest.items()
         }
         self.copied: torch.cuda.Event | None = None
+
+    def rows(self, first: int, count: int, record_bytes: dict[str, int]) -> dict[str, np.ndarray]:
+        """Memory [count, bytes of a record] by teacher, where the records before it are `first` of the same size."""
+        return {
+            name: raw[first * size : (first + count) * size].reshape(count, size)
+            for name, raw in self._raw.items()
+            for size in (record_bytes[name],)
+        }
 
     def wait(self) -> None:
         """Until the device has what lay here."""
         if self.copied is not None:
             self.copied.synchronize()
             self.copied = None
+
+
+def record_bytes(bucket: Cache) -> dict[str, int]:
+    """Of a bucket's tokens, by teacher."""
+    return {name: tokens.record_bytes for name, tokens in bucket.tokens.items()}
 
 
 @dataclass(frozen=True)
@@ -67,11 +83,11 @@ class Layout:
 
 
 class TrainingReader:
-    """Training batches: a permutation per (seed, epoch), floor(N/B) steps each, the tail dropped."""
+    """Training batches, each of one bucket, in the order of `SampleOrder`."""
 
     def __init__(
         self,
-        cache: Cache,
+        cache: Caches,
         objective: Any,
         layout: Layout,
         seed: int,
@@ -83,38 +99,31 @@ class TrainingReader:
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.cfg_dropout, self.diffusion_fraction = seed, cfg_dropout, diffusion_fraction
         self.aligned_steps = aligned_steps
-        self.samples = cache.splits["train"]
-        self.steps_per_epoch = len(self.samples) // layout.global_batch
-        check_batch_size(layout.global_batch, len(self.samples))
-        self._order: tuple[int, list[int]] = (-1, [])
+        counts = {bucket.bucket: len(bucket.splits["train"]) for bucket in cache.buckets}
+        self.order = SampleOrder(counts, layout.global_batch, seed)
 
-    def _epoch_order(self, epoch: int) -> list[int]:
-        known, order = self._order  # read once: another thread may be in the next epoch already
-        if known != epoch:
-            order = random_draws.permutation(self.seed, epoch, len(self.samples)).tolist()
-            self._order = (epoch, order)
-        return order
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in which all samples but the tails are seen once."""
+        return self.order.steps_per_epoch
 
     def read(self, step: int, slot: Slot | None = None) -> list[Batch]:
         """This rank's micro-batches of the update with index `step`, in fresh memory or in the slot's."""
         if slot is not None:
             slot.wait()
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = self._epoch_order(epoch)
-        offset = within * self.layout.global_batch
+        bucket_index, indices = self.order.read(step)
+        bucket = self.cache.buckets[bucket_index]
         batches = []
         for micro in range(self.layout.accumulation):
             positions = self.layout.positions(micro)
-            samples = [self._sample(order[offset + p], step, p) for p in positions]
+            samples = [self._sample(bucket.splits["train"][indices[p]], step, p) for p in positions]
             drop = [random_draws.generator(self.seed, "drop", step, p).random() < self.cfg_dropout for p in positions]
             noise = [random_draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [random_draws.generator(self.seed, "t", step, p) for p in positions]
             posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
-            size = len(positions)
-            rows = slice(micro * size, (micro + 1) * size)
-            raw = {} if slot is None else {name: raw_RB[rows] for name, raw_RB in slot.raw.items()}
-            teachers = self.cache.teachers(samples, raw) if step < self.aligned_steps else {}
-            batch = _batch(self.cache, self.objective, samples, noise, times, posterior, teachers)
+            raw = {} if slot is None else slot.rows(micro * len(positions), len(positions), record_bytes(bucket))
+            teachers = bucket.teachers(samples, raw) if step < self.aligned_steps else {}
+            batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers)
             condition = batch.condition.drop(torch.tensor(drop))
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
@@ -135,9 +144,8 @@ class TrainingReader:
             chosen += sorted((first - positions.start + rng.permutation(q)[:p]).tolist())
         return torch.tensor(chosen, dtype=torch.long)
 
-    def _sample(self, index: int, step: int, position: int) -> Sample:
+    def _sample(self, sample: Sample, step: int, position: int) -> Sample:
         """A training sample; half of them mirrored where there are flips: one draw for image and tokens."""
-        sample = self.samples[index]
         if self.cache.flips and random_draws.generator(self.seed, "flip", step, position).random() < 0.5:
             return replace(sample, mirrored=True)
         return sample
@@ -146,8 +154,9 @@ class TrainingReader:
         """The batches of steps start..stop-1, read ahead by threads. A step's batches are overwritten once the
         next one's are asked for. Close it (a generator) when done."""
         local = self.layout.global_batch // self.layout.world
-        sizes = {name: tokens.record_bytes for name, tokens in self.cache.tokens.items()}
-        slots = [Slot(local, sizes) for _ in range(AHEAD + 1)]
+        sizes = [record_bytes(bucket) for bucket in self.cache.buckets]
+        largest = {name: max(size[name] for size in sizes) for name in sizes[0]}
+        slots = [Slot(local, largest) for _ in range(AHEAD + 1)]
         with ThreadPoolExecutor(THREADS, thread_name_prefix="reader") as pool:
 
             def submit(step: int) -> Future[list[Batch]]:
@@ -166,34 +175,41 @@ class TrainingReader:
 
 
 class ValidationReader:
-    """The validation split in fixed groups: one shuffle, and draws from the sample ids alone, so that every
-    arm, seed and number of GPUs sees the same (docs/errata.md: a shuffle in place of class order)."""
+    """The validation split in fixed groups, each of one bucket: one shuffle, and draws from the sample ids alone, so
+    that every arm, seed and number of GPUs sees the same (docs/errata.md: a shuffle in place of class order)."""
 
-    def __init__(self, cache: Cache, objective: Any, group: int) -> None:
+    def __init__(self, cache: Caches, objective: Any, group: int) -> None:
         self.cache, self.objective = cache, objective
-        samples = cache.splits["val"]
-        order = random_draws.permutation(VALIDATION_SEED, 0, len(samples)).tolist()
-        self.groups = [[samples[i] for i in order[at : at + group]] for at in range(0, len(order), group)]
+        self.groups: list[list[Sample]] = []
+        self.buckets: list[Cache] = []  # of each group
+        for bucket in cache.buckets:
+            samples = bucket.splits["val"]
+            order = random_draws.permutation(VALIDATION_SEED, 0, len(samples)).tolist()
+            groups = [[samples[i] for i in order[at : at + group]] for at in range(0, len(order), group)]
+            self.groups += groups
+            self.buckets += [bucket] * len(groups)
         self.full = [len(g) == group for g in self.groups]
         if not any(self.full):
+            most = max(len(bucket.splits["val"]) for bucket in cache.buckets)
+            where = " of the largest bucket" if len(cache.buckets) > 1 else ""
             raise UserError(
-                f"trainer.validation_group={group} is more than the {len(samples)} validation samples; give "
-                f"trainer.validation_group={len(samples)} or fewer"
+                f"trainer.validation_group={group} is more than the {most} validation samples{where}; give "
+                f"trainer.validation_group={most} or fewer"
             )
 
     def read(self, index: int) -> Batch:
         """One group as a batch. Conditions are not dropped, unless training withholds all of them."""
-        samples = self.groups[index]
+        samples, bucket = self.groups[index], self.buckets[index]
         key = [random_draws.digest64("val", s.sample_id) for s in samples]
         noise = [random_draws.generator(k, "noise") for k in key]
         times = [random_draws.generator(k, "t") for k in key]
-        teachers = self.cache.teachers(samples)
-        batch = _batch(self.cache, self.objective, samples, noise, times, posterior=None, teachers=teachers)
+        teachers = bucket.teachers(samples)
+        batch = _batch(bucket, self.objective, samples, noise, times, posterior=None, teachers=teachers)
         return replace(batch, condition=self.cache.condition([s.class_id for s in samples]))
 
 
 def _batch(
-    cache: Cache,
+    bucket: Cache,
     objective: Any,
     samples: list[Sample],
     noise: list[Any],
@@ -201,13 +217,13 @@ def _batch(
     posterior: list[Any] | None,
     teachers: dict[str, Tensor],
 ) -> Batch:
-    x0 = cache.x0(samples, posterior)
+    x0 = bucket.x0(samples, posterior)
     shape = tuple(x0.shape[1:])
     return Batch(
         ids=[s.key for s in samples],
         x0=x0,
         noise=torch.stack([random_draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
-        condition=Condition(torch.tensor([s.class_id for s in samples]), cache.null_id),
+        condition=Condition(torch.tensor([s.class_id for s in samples]), bucket.null_id),
         teachers=teachers,
     )

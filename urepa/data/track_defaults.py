@@ -15,6 +15,7 @@ class TrackDefaults:
     """A track whose caches the user has, or makes in one go: of class ids without names, with nothing on the hub and
     no network that is asked in training."""
 
+    latent_shape: Any
     source: Any = None
     vae: Any = None
     class_names: Any = None
@@ -25,6 +26,11 @@ class TrackDefaults:
     of_images: ClassVar[tuple[str, ...]] = ("num_classes",)
     without_making: ClassVar[Mapping[str, Any]] = {}
     without_copies: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def latent_shapes(self) -> Sequence[Sequence[int]]:
+        """One, of all samples."""
+        return [self.latent_shape]
 
     def check(self) -> None:
         """Its sizes go together."""

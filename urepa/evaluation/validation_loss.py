@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from urepa.core.collectives import sum_over_ranks
 from urepa.core.types import Batch
 from urepa.data.reader import Layout, ValidationReader
+from urepa.evaluation.buckets import bucket_key
 from urepa.method.losses import loss_math
 from urepa.method.training_step import shares_of, step_terms
 
@@ -58,7 +59,21 @@ class Validation:
         model.train(was_training)
         table_GTK = sum_over_ranks(table_GTK.to(self.device)).cpu()
         manifold_G = sum_over_ranks(manifold_G.to(self.device)).cpu()
-        return self._metrics(names, table_GTK.sum(0), manifold_G, step)
+        return self._metrics(names, table_GTK.sum(0), manifold_G, step) | self._by_bucket(names, table_GTK.sum(1))
+
+    def _by_bucket(self, names: list[str], table_GK: Tensor) -> dict[str, float]:
+        """The means over each bucket's samples, where there are several."""
+        buckets = [bucket.bucket for bucket in self.reader.buckets]
+        metrics: dict[str, float] = {}
+        for bucket in dict.fromkeys(name for name in buckets if name):
+            rows = [i for i, name in enumerate(buckets) if name == bucket]
+            sums = dict(zip(names, table_GK[rows].sum(0).tolist(), strict=True))
+            metrics |= {
+                bucket_key(bucket, f"val/{name}"): sums[name] / sums["count"]
+                for name in ("diffusion", "token", "x0_error")
+                if name in sums
+            }
+        return metrics
 
     def _group(self, model: nn.Module, batch: Batch, step: int, full: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """Per-sample terms [B] of a group, a column of ones first, and its manifold loss. A remainder has none:

@@ -22,7 +22,8 @@ from urepa.core.random_draws import torch_seed
 from urepa.core.run_protocols import Optimizer
 from urepa.core.teacher_names import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
-from urepa.evaluation.context import Context, Evaluated, run_each
+from urepa.evaluation.buckets import bucket_folder, in_bucket, run_in_buckets
+from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.in_training import During
 from urepa.evaluation.validation_loss import Validation
@@ -138,27 +139,30 @@ def build_random(config: dict[str, Any], track: Any, device: torch.device, like:
 
 
 def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
-    """Runs the config's `evaluation` on the EMA weights after `step` updates. Changes neither weights nor random draws.
-    With several teachers the first one is used; only evaluation.alignment uses each."""
+    """Runs the config's `evaluation` on the EMA weights after `step` updates, in each bucket by itself. Changes neither
+    weights nor random draws. With several teachers the first one is used; only evaluation.alignment uses each."""
     device = trainer.accelerator.device
     backbone: Backbone = declaration_of(config["backbone"])
-    context = Context(
-        model=trainer.model,
-        objective=trainer.objective,
-        loss=trainer.loss,
-        track=track,
-        cache=trainer.reader.cache,
-        folder=trainer.folder,
-        device=device,
-        seed=config["seed"],
-        step=step,
-        untrained=lambda: build_untrained(config, track, device),
-        random=(lambda: build_random(config, track, device, trainer.model)) if backbone.base is not None else None,
-        teacher=next(iter(trainer.reader.cache.tokens), ALONE),
-    )
+    contexts = [
+        Context(
+            model=trainer.model,
+            objective=trainer.objective,
+            loss=trainer.loss,
+            track=track.of_bucket(bucket.bucket) if bucket.bucket else track,
+            cache=bucket,
+            folder=bucket_folder(trainer.folder, bucket),
+            device=device,
+            seed=config["seed"],
+            step=step,
+            untrained=lambda: build_untrained(config, track, device),
+            random=(lambda: build_random(config, track, device, trainer.model)) if backbone.base is not None else None,
+            teacher=next(iter(bucket.teacher_names), ALONE),
+        )
+        for bucket in trainer.reader.cache.buckets
+    ]
     trainer.model.eval()
     with trainer.ema.use_averages(), trainer.accelerator.autocast():
-        return run_each(context, config["evaluation"], declaration_of)
+        return run_in_buckets(contexts, config["evaluation"], declaration_of)
 
 
 def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
@@ -188,7 +192,9 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     with accelerator.main_process_first():  # it builds the caches where they are missing
         cache = track.open(teacher)
     if checkpoint.newest(folder / "checkpoints") is None:  # a run that resumes goes on, and is told at its end
-        check_evaluations(config["evaluation"], cache_counts(cache))
+        for bucket in cache.buckets:
+            with in_bucket(bucket.bucket):
+                check_evaluations(config["evaluation"], cache_counts(bucket))
     model, backbone_group = build_model(config, track, teacher, loss)
     if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         source = checkpoint.require(Path(config["warm_start"]))
@@ -206,7 +212,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     optimizer = declared_optimizer.build(groups)
     ema = EMA(model, settings.ema_decay, settings.ema_warmup)
     prepared = accelerator.prepare(model)
-    mean_tokens = {name: tokens.mean_token() for name, tokens in cache.tokens.items()}
+    mean_tokens = {name: mean for name in cache.teacher_names if (mean := cache.mean_token(name)) is not None}
     validation = Validation(validation_reader, objective, loss, mean_tokens, layout, accelerator.device)
 
     def evaluate(step: int) -> Evaluated:

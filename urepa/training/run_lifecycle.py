@@ -324,7 +324,7 @@ class Session:
             "seconds": {
                 "training": trainer.seconds,
                 "this_process": seconds,
-                "teacher_cache": teacher_cache_seconds(trainer.reader.cache.tokens),
+                "teacher_cache": teacher_cache_seconds(trainer.reader.cache),
             },
             "peak_memory_bytes": peak,
             "processes": self.accelerator.num_processes,

@@ -40,8 +40,8 @@ def test_finished_caches_are_what_counts(compose: Compose, images: Path, make_tr
     shutil.rmtree(root)
     config = compose(*command)
     assert config["data"]["num_classes"] == 3
-    asked = {key: config["data"][key] for key in ("root", "source", "images", "limit", "channels", "image_size")}
-    assert pixel_folder(**asked, validation_images=6, test_images=6) == track.folder
+    asked = {key: config["data"][key] for key in ("root", "source", "images", "limit", "channels")}
+    assert pixel_folder(**asked, sizes=["8"], validation_images=6, test_images=6) == track.folder
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ def test_content_is_of_samples_and_records(make_track: Any, teacher: Any) -> Non
     tokens, every = track.tokens_folders(teacher)[""], ["train", "val", "test"]
     assert cache.content() == {
         "samples": content_by_hand(cache, every, None),
-        "latents": content_by_hand(cache, every, track.latents),
-        "latents.held_out": content_by_hand(cache, ["val", "test"], track.latents),
-        "latents.flip": content_by_hand(cache, ["train"], mirrored_folder(track.latents)),
+        "latents": content_by_hand(cache, every, track.folder / "latents"),
+        "latents.held_out": content_by_hand(cache, ["val", "test"], track.folder / "latents"),
+        "latents.flip": content_by_hand(cache, ["train"], mirrored_folder(track.folder / "latents")),
         "tokens": content_by_hand(cache, every, tokens),
         "tokens.flip": content_by_hand(cache, ["train"], mirrored_folder(tokens)),
     }

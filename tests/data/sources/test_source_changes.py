@@ -150,7 +150,7 @@ def test_what_a_killed_build_made_of_other_images_goes(
 ) -> None:
     track = make_track(images=str(source))
     track.open(None).close()
-    (track.latents / "manifest.json").unlink()  # as a build that was killed before its end
+    (track.folder / "latents" / "manifest.json").unlink()  # as a build that was killed before its end
     picture(source / "train" / "cat" / "00.png", 7)
     track.open(None).close()
     other = make_track(images=str(source), root=str(tmp_path / "other"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from urepa.data.stores.build_seconds import FILE, BuildTime, teacher_cache_seconds
-from urepa.data.tracks import pixel_caches
+from urepa.data.tracks import pixel_bucket_caches
 from urepa.data.tracks.pixel_caches import PixelTrackCaches
 
 Track = Callable[..., PixelTrackCaches]
@@ -23,7 +23,7 @@ def timed(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A teacher whose batches take 1,000 seconds; `after` of them its process is interrupted."""
     real, batches = time.monotonic, [0]
     monkeypatch.setattr(time, "monotonic", lambda: real() + BATCH_TAKES * batches[0])
-    monkeypatch.setattr(pixel_caches, "CHUNK", 8)
+    monkeypatch.setattr(pixel_bucket_caches, "CHUNK", 8)
 
     class Timed(type(teacher)):  # type: ignore[misc]
         after: int | None = None
@@ -40,7 +40,7 @@ def timed(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def seconds(track: PixelTrackCaches, teacher: Any) -> float | None:
     cache = track.open(teacher)
     cache.close()
-    return teacher_cache_seconds(cache.tokens)
+    return teacher_cache_seconds(cache)
 
 
 def test_builds_that_were_interrupted_count(make_track: Track, timed: Any) -> None:
@@ -67,7 +67,7 @@ def test_it_is_no_part_of_what_a_store_is(make_track: Track, timed: Any) -> None
     again = track.open(timed)
     again.close()
     assert json.dumps(again.fingerprint()) == before
-    assert teacher_cache_seconds(again.tokens) is None, "not known, as of a store that an earlier version made"
+    assert teacher_cache_seconds(again) is None, "not known, as of a store that an earlier version made"
 
 
 def test_what_an_earlier_version_has_begun_stays_unknown(make_track: Track, timed: Any) -> None:

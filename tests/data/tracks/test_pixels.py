@@ -17,7 +17,7 @@ from urepa.core.errors import UserError
 from urepa.data.cache import SPLITS, Cache
 from urepa.data.lists.paths import is_finished
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks import pixel_caches
+from urepa.data.tracks import pixel_bucket_caches
 from urepa.data.tracks.pixel_caches import PixelTrackCaches
 from urepa.data.tracks.pixel_track import PixelTrack
 from urepa.models.teachers.dino.dinov2_positions import RULES
@@ -131,7 +131,7 @@ def test_what_the_images_cannot_give_is_a_user_error(make_track: Track, change: 
     track = make_track(**change)
     with pytest.raises(UserError, match=words):
         track.open(None)
-    assert not is_finished(track.latents)
+    assert not is_finished(track.folder / "latents")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_build_that_breaks_off_goes_on_where_it_was(
             seen.append(len(images))
             return super().tokens(images)
 
-    monkeypatch.setattr(pixel_caches, "CHUNK", 8)
+    monkeypatch.setattr(pixel_bucket_caches, "CHUNK", 8)
     track = make_track(flip=True)
     with pytest.raises(KeyboardInterrupt):
         track.open(Watched())

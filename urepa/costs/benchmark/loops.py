@@ -190,7 +190,8 @@ class BenchLoops:
         asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
         reader = copy(self.trainer.reader)
         images: Any = RandomImages(self.track.samples, asks.teacher.image_size)
-        reader.cache = replace(reader.cache, tokens={ALONE: images})
+        (bucket,) = reader.cache.buckets
+        reader.cache = replace(bucket, tokens={ALONE: images})
 
         def update(batches: list[Batch]) -> None:
             self._update(asks.add_tokens(batches))

@@ -6,6 +6,7 @@ FOLDER/classes.json: the names as a list, in the order of the class ids. Tracks 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from urepa.core.errors import UserError
@@ -61,12 +62,13 @@ def pixel_folder(
     validation_images: int,
     test_images: int,
     channels: int,
-    image_size: int,
+    sizes: Sequence[str],
 ) -> Path:
-    """Where a small track's caches lie."""
+    """Where a small track's caches lie. `sizes` are the image sizes that they are cut to: "64", or "64x64" and others
+    where there are buckets."""
     size = "all" if limit is None else limit
     place = f"{digest64(images):016x}"[:6]  # two image folders have two caches
-    return Path(root) / f"{source}-{place}_{size}_{validation_images}_{test_images}_{channels}x{image_size}"
+    return Path(root) / f"{source}-{place}_{size}_{validation_images}_{test_images}_{channels}x{'+'.join(sizes)}"
 
 
 def count_classes(source: str, images: str, caches: Path) -> int:

@@ -15,6 +15,7 @@ from PIL.Image import DecompressionBombError, DecompressionBombWarning
 # Nearly all cameras have fewer; decoded, 0.36 GB. Pillow alone would warn from 89 million on and refuse 179.
 MOST_PIXELS = 120_000_000
 TOO_MANY = f"more than the {MOST_PIXELS // 10**6} megapixels that are read; reduce it"
+ORIENTATION, QUARTER_TURNED = 0x0112, 5  # EXIF's tag, and the first of its values whose rows are columns
 UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what PIL raises for damaged files
 
 
@@ -41,6 +42,15 @@ def read(file: str | Path) -> np.ndarray:
 
     with large_images_as_value_errors(), Image.open(file) as image:
         return to_rgb(image)
+
+
+def dimensions(file: str | Path) -> tuple[int, int]:
+    """Rows and columns of an image file as `read` gives it, turned as its EXIF says; its pixels are not decoded."""
+    from PIL import Image
+
+    with large_images_as_value_errors(), Image.open(file) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= QUARTER_TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def to_rgb(image: Any) -> np.ndarray:

@@ -45,9 +45,11 @@ def seconds_of(store: Store) -> float | None:
     return None if own is None or mirror is None else own + mirror
 
 
-def teacher_cache_seconds(tokens: dict[str, Any]) -> float | None:
-    """The same of all token stores of a cache, 0 without one; tokens that are made while training take no time of
-    their own."""
-    stores = {one.folder: one for one in tokens.values() if isinstance(one, Store)}  # teachers may share one
+def teacher_cache_seconds(cache: Any) -> float | None:
+    """The same of all token stores of a track's caches, 0 without one; tokens that are made while training take no
+    time of their own."""
+    stores = {
+        one.folder: one for bucket in cache.buckets for one in bucket.tokens.values() if isinstance(one, Store)
+    }  # teachers may share one
     found = [seconds_of(store) for store in stores.values()]
     return None if None in found else sum(seconds for seconds in found if seconds is not None)

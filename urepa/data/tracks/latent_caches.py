@@ -69,6 +69,7 @@ class LatentTrackCaches:
         self.online_teacher, self.online_latents = settings.online_teacher, settings.online_latents
         self.remake = settings.remake
         self.image_shape = (3, self.image_size, self.image_size)
+        self.latent_shapes, self.image_shapes = [self.latent_shape], [self.image_shape]
 
     @property
     def prompt_bytes(self) -> int:
@@ -94,7 +95,7 @@ class LatentTrackCaches:
         stores: dict[str, tuple[tuple[int, ...], str]] = {}
         if not self.online_latents:
             stores["latents"] = (tuple(self.record_shape()), "float16")
-        return stores | ({} if self.online_teacher else token_stores(teacher, self.token_dtype))
+        return stores | ({} if self.online_teacher else token_stores(by_name(teacher), self.token_dtype))
 
     def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
         """Where each teacher's tokens lie, if they are kept: in `data.tokens`, with several in `data.tokens`.NAME."""

@@ -26,7 +26,14 @@ from urepa.data.lists.split_sizes import (
 from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.sources.source_files import Source, check_images, count_source_images
 from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
-from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled_shape
+from urepa.data.tracks.pixel_sizes import (
+    AUTO,
+    bucket_sizes,
+    check_bucket_list,
+    check_channels,
+    check_pixels,
+    unshuffled_shape,
+)
 
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_caches import PixelTrackCaches
@@ -47,7 +54,7 @@ class PixelTrack(TrackDefaults):
     validation_images: int = setting("images of the validation set", ge=1, le=COUNT)
     test_images: int = setting("images of the test set", ge=1, le=COUNT)
     channels: int = setting("1 for grey images, 3 for colour", ge=1, le=SIZE)
-    image_size: int = setting("side of the squares, pixels", ge=1, le=SIZE)
+    image_size: int = setting("side of the squares, pixels; with buckets=auto, the root of their pixels", ge=1, le=SIZE)
     unshuffle: int = setting("x0 has channels·unshuffle² channels at image_size / unshuffle", ge=1, le=SIZE)
     scale: float = setting(
         "of x0; chosen so that its variance is about 1, as a VAE's scaling factor does", ge=TINY, le=LARGEST
@@ -61,24 +68,43 @@ class PixelTrack(TrackDefaults):
         "train on mirror images as often; the caches then hold both", False, alters=NOTHING, unpairs=True
     )
     online_teacher: bool = setting("ask the teacher while training instead of reading its cache", False, alters=NOTHING)
+    buckets: Any = setting(
+        "shapes that images are cut to, as [[48,80],[64,64]]: rows and columns in pixels; auto: a square, and a lying "
+        "and a standing rectangle of nearly as many pixels; null: squares alone",
+        None,
+        unpairs=True,
+    )
     max_skipped: float = setting(
         "the share of images that may be unreadable; 0: none may", 0.0, ge=0, le=1, alters=NOTHING, unpairs=True
     )
 
     not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "build_on_first_use")
-    of_images: ClassVar[tuple[str, ...]] = ("image_size", "channels", "unshuffle", "scale", "num_classes")
+    of_images: ClassVar[tuple[str, ...]] = ("image_size", "buckets", "channels", "unshuffle", "scale", "num_classes")
     without_making: ClassVar[Mapping[str, Any]] = {"build_on_first_use": False}
 
     @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns in pixels of each bucket's images, by its name; one without a name where there are none."""
+        return bucket_sizes(self.buckets, self.image_size)
+
+    def shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Of x0 of images of a size in pixels."""
+        return unshuffled_shape(self.channels, size, self.unshuffle)
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        return [self.shape_of(size) for size in self.sizes.values()]
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
-        return unshuffled_shape(self.channels, self.image_size, self.unshuffle)
+        return self.latent_shapes[0]
 
     @property
     def folder(self) -> Path:
         """Where the caches lie."""
         held_out = (self.validation_images, self.test_images)
-        sizes = (self.limit, *held_out, self.channels, self.image_size)
-        return pixel_folder(self.root, str(self.source), self.images, *sizes)
+        sizes = [str(self.image_size)] if self.buckets is None else list(self.sizes)
+        return pixel_folder(self.root, str(self.source), self.images, self.limit, *held_out, self.channels, sizes)
 
     @property
     def held_out(self) -> dict[str, int]:
@@ -86,9 +112,18 @@ class PixelTrack(TrackDefaults):
         return {"val": self.validation_images, "test": self.test_images}
 
     def check(self) -> None:
-        check_pixels(str(self.source), self.image_size, self.unshuffle, self.flip)
+        if self.buckets is None:
+            check_pixels(str(self.source), self.image_size, self.unshuffle, self.flip)
+            return
+        check_bucket_list(self.buckets, self.image_size, self.unshuffle)
+        if self.source != "folder":
+            raise UserError(
+                f"data.buckets needs data.source=folder; data.source={self.source} has images of one shape, so drop it"
+            )
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
+        if "data.image_size" in given and self.buckets not in (None, AUTO):
+            raise UserError("data.image_size has no effect beside the sizes of data.buckets; drop one of the two")
         refuse_idle_teacher(self.online_teacher, has_teacher)
 
     def check_validation(self, group: int) -> None:

@@ -49,7 +49,7 @@ def align(asked: TeacherAlignment, context: Context) -> dict[str, float]:
     asked.check_images(cache_counts(context.cache))
     samples = subset(held_out_samples(context), asked.images)
     metrics: dict[str, float] = {}
-    for name in context.cache.tokens or (context.teacher,):
+    for name in context.cache.teacher_names or (context.teacher,):
         metrics |= _teacher_values(asked, replace(context, teacher=name), samples)
     return metrics
 

@@ -3,6 +3,7 @@ loads. Each rule is written once, in the module that a part imports too."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from urepa.config.declared import declaration_of
@@ -26,7 +27,8 @@ def check_shapes(config: dict[str, Any]) -> None:
     track: Track = declaration_of(data)
     track.check()
     backbone: Backbone = declaration_of(config["backbone"])
-    backbone.check(latent_shape(track))
+    for shape in track.latent_shapes:
+        backbone.check(as_shape(shape))
     evaluated = [tap for _, tap in settings_that_are(TAP, config["evaluation"])]
     for tap in (*evaluated, *loss.taps):
         backbone.check_tap(tap)
@@ -34,7 +36,12 @@ def check_shapes(config: dict[str, Any]) -> None:
 
 def latent_shape(track: Track) -> tuple[int, int, int]:
     """Of x0, [C,H,W], as a track that was checked has it."""
-    channels, height, width = track.latent_shape
+    return as_shape(track.latent_shape)
+
+
+def as_shape(latent_shape: Sequence[int]) -> tuple[int, int, int]:
+    """The same as three numbers."""
+    channels, height, width = latent_shape
     return channels, height, width
 
 

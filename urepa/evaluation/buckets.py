@@ -1,0 +1,73 @@
+"""Evaluations of a run whose images have several shapes: each is done in every bucket by itself, with its images.
+
+A value's key in a bucket is `bucket/HxW/KEY`; `KEY` itself is the mean over the buckets, weighted by their training
+images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from urepa.core.errors import UserError
+from urepa.data.cache import Cache
+from urepa.evaluation.context import Context, Evaluated, run_each
+
+
+def bucket_key(bucket: str, key: str) -> str:
+    """Of a value in one bucket."""
+    return f"bucket/{bucket}/{key}"
+
+
+def bucket_folder(folder: Path, bucket: Cache) -> Path:
+    """Where evaluations in a bucket write their files: the run's folder, or one of the bucket's in it."""
+    return folder / "buckets" / bucket.bucket if bucket.bucket else folder
+
+
+@contextlib.contextmanager
+def in_bucket(name: str) -> Iterator[None]:
+    """Inside, a UserError says in which bucket; nothing is added where there are none."""
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        raise UserError(f"in bucket {name}: {error}") from error
+
+
+def run_in_buckets(
+    contexts: Sequence[Context], evaluations: dict[str, Any], declaration_of: Callable[[Any], Any]
+) -> Evaluated:
+    """Every evaluation of a config's `evaluation` in each bucket: `contexts` has one for each."""
+    if len(contexts) == 1:
+        return run_each(contexts[0], evaluations, declaration_of)
+    found: dict[str, Evaluated] = {}
+    for context in contexts:
+        context.folder.mkdir(parents=True, exist_ok=True)
+        found[context.cache.bucket] = run_each(context, evaluations, declaration_of)
+    weights = {context.cache.bucket: len(context.cache.splits["train"]) for context in contexts}
+    metrics = mean_over_buckets({name: one.metrics for name, one in found.items()}, weights)
+    keys: dict[str, list[str]] = {}
+    failures: dict[str, str] = {}
+    for name, one in found.items():
+        metrics |= {bucket_key(name, key): value for key, value in one.metrics.items()}
+        for evaluation, own in one.keys.items():
+            keys.setdefault(evaluation, []).extend(bucket_key(name, key) for key in own)
+        for evaluation, why in one.failures.items():
+            failures.setdefault(evaluation, f"in bucket {name}: {why}")
+    for evaluation, own in found[contexts[0].cache.bucket].keys.items():
+        keys[evaluation] = sorted([*keys[evaluation], *(key for key in own if key in metrics)])
+    return Evaluated(metrics, failures, keys)
+
+
+def mean_over_buckets(metrics: dict[str, dict[str, float]], weights: dict[str, int]) -> dict[str, float]:
+    """Of the values that every bucket has, by key."""
+    total = sum(weights.values())
+    shared = set.intersection(*(set(values) for values in metrics.values()))
+    return {
+        key: sum(weights[name] * values[key] for name, values in metrics.items()) / total
+        for key in next(iter(metrics.values()))
+        if key in shared
+    }
