@@ -79,7 +79,7 @@ def test_a_mirrored_image_comes_with_the_mirrored_images_tokens(both: Any, onlin
     for batch, usual in zip(flipped, plain, strict=True):
         assert batch.teacher_BND is not None
         assert usual.teacher_BND is not None
-        images, before = (F.pixel_shuffle(x, track.unshuffle) for x in (batch.x0, usual.x0))
+        images, before = (F.pixel_shuffle(x, track.settings.unshuffle) for x in (batch.x0, usual.x0))
         grids, grids_before = (x.float().unflatten(1, (2, 2)) for x in (batch.teacher_BND, usual.teacher_BND))
         for mirrored, at in by_orientation(batch).items():
             seen[mirrored] += len(at)
@@ -234,11 +234,11 @@ def test_a_small_tracks_flips_are_verified_too(
     verify.verify("tiny", cache)
     assert "30 mirrored samples are whole" in capsys.readouterr().out
     cache.close()
-    with StoreWriter(mirrored_folder(track.latents)) as writer:
+    with StoreWriter(mirrored_folder(track.folder / "latents")) as writer:
         for s in read_split(track.folder / "train.csv"):
             writer.put([(s.sample_id, cache.x0([s])[0].numpy())])
     cache.close()
-    without_digests(mirrored_folder(track.latents))
+    without_digests(mirrored_folder(track.folder / "latents"))
     cache = track.open(teacher)
     with pytest.raises(UserError, match="latents_flip does not hold the mirror images of"):
         verify.verify("tiny", cache)

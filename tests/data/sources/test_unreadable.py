@@ -13,6 +13,7 @@ import pytest
 from urepa.core.errors import UserError
 from urepa.data.lists.paths import is_finished
 from urepa.data.sources.unreadable import report
+from urepa.data.tracks.pixel_bucket_caches import PixelBucket
 
 
 def damage(root: Path, *places: str) -> Path:
@@ -39,7 +40,7 @@ def test_all_are_listed_before_the_teacher_is_asked(
     track = make_track(images=str(damaged), test_images=12)  # all: which are drawn does not matter
     with pytest.raises(UserError, match=r"^3 of 48 images cannot be read \(first: .*\): mend them, take them away"):
         track.open(Asked())
-    assert not is_finished(track.latents)
+    assert not is_finished(track.folder / "latents")
     said = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert sorted(said) == sorted(BAD)
     listed = json.loads((track.folder / "unreadable.json").read_text())
@@ -77,7 +78,7 @@ def test_a_build_that_was_killed_beside_a_damaged_image_ends_as_another(
     """The image that took the place of one is no part of the track once that one can be read."""
     track = make_track(images=str(damaged), limit=27, max_skipped=0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(type(track), "_seal_latents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(PixelBucket, "seal_latents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             track.open(None)
     (track.folder / "source_files.npz").unlink()  # as if only its permissions had been mended

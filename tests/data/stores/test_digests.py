@@ -136,9 +136,9 @@ def test_damaged_latents_are_found(
     track = digits_below(Path(shutil.copytree(digits, tmp_path / "digits")))
     look(track, teacher)
     assert "1797 latents are whole" in capsys.readouterr().out
-    LATENTS[damage](track.latents)
+    LATENTS[damage](track.folder / "latents")
     words = "digests.npy is gone or not the one that" if "digests" in damage else "record 'digits_.*' has changed since"
-    with pytest.raises(UserError, match=f"{track.latents}.*{words}"):
+    with pytest.raises(UserError, match=f"{track.folder}/latents.*{words}"):
         look(track, teacher)
     assert "whole" not in capsys.readouterr().out
 
@@ -181,12 +181,12 @@ def test_training_refuses_what_verify_found(built: Path, build_of: Any, tmp_path
 def test_a_record_that_has_changed_is_not_read(digits: Path, tmp_path: Path) -> None:
     """The reader's check; the other records are read."""
     track = digits_below(Path(shutil.copytree(digits, tmp_path / "digits")))
-    changed("digits_0003", one_bit)(track.latents)
+    changed("digits_0003", one_bit)(track.folder / "latents")
     cache = track.open(None)
     every = [s for rows in cache.splits.values() for s in rows]
     cache.x0([s for s in every if s.sample_id != "digits_0003"])
     with pytest.raises(
-        UserError, match=f"{track.latents}: record 'digits_0003' has changed .*copy the store again, or"
+        UserError, match=f"{track.folder}/latents: record 'digits_0003' has changed .*copy the store again, or"
     ):
         cache.x0(every)
     cache.close()
@@ -373,17 +373,17 @@ def test_lost_digests_are_made_again_of_records_that_are_the_same(tmp_path: Path
 def test_records_that_were_added_and_not_sealed_are_refused_until_they_are(make_track: Any) -> None:
     track = make_track()
     track.open(None).close()
-    expected = files_of(track.latents)
-    rows = np.load(track.latents / "digests.npy")
+    expected = files_of(track.folder / "latents")
+    rows = np.load((track.folder / "latents") / "digests.npy")
     for removed in range(rows.shape[1]):  # as if the last put had come after the seal
         if rows[0, removed] == key_digests(["train_dog_09"])[0]:
             break
     content = np.delete(rows, removed, axis=1)
-    np.save(track.latents / "digests.npy", np.ascontiguousarray(content))
-    manifest = json.loads((track.latents / "manifest.json").read_text())
-    digest = hashlib.sha256((track.latents / "digests.npy").read_bytes()).hexdigest()
-    (track.latents / "manifest.json").write_text(json.dumps(manifest | {"digests_sha256": digest}, indent=1))
+    np.save((track.folder / "latents") / "digests.npy", np.ascontiguousarray(content))
+    manifest = json.loads((track.folder / "latents" / "manifest.json").read_text())
+    digest = hashlib.sha256(((track.folder / "latents") / "digests.npy").read_bytes()).hexdigest()
+    (track.folder / "latents" / "manifest.json").write_text(json.dumps(manifest | {"digests_sha256": digest}, indent=1))
     with pytest.raises(UserError, match=r"lacks digests of 1 of 42 records \(first: 'train_dog_09'\), so it is"):
         track.open(None)
-    add_digests(track.latents)
-    assert files_of(track.latents) == expected
+    add_digests(track.folder / "latents")
+    assert files_of(track.folder / "latents") == expected

@@ -60,7 +60,7 @@ def test_spec_003s_run_needs_no_prompts_and_trains_on_both_flips(
     batches = trainer.reader.read(0)
     assert (len(batches[0].ids), TRAIN, VAL) == (
         32,
-        len(trainer.reader.samples),
+        len(trainer.reader.cache.splits["train"]),
         len(trainer.validation.reader.cache.splits["val"]),
     )
     assert 0 < sum(name.endswith("/flip") for name in batches[0].ids) < 32

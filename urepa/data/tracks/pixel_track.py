@@ -27,7 +27,6 @@ from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.sources.source_files import Source, check_images, count_source_images
 from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
 from urepa.data.tracks.pixel_sizes import (
-    AUTO,
     bucket_sizes,
     check_bucket_list,
     check_channels,
@@ -54,7 +53,7 @@ class PixelTrack(TrackDefaults):
     validation_images: int = setting("images of the validation set", ge=1, le=COUNT)
     test_images: int = setting("images of the test set", ge=1, le=COUNT)
     channels: int = setting("1 for grey images, 3 for colour", ge=1, le=SIZE)
-    image_size: int = setting("side of the squares, pixels; with buckets=auto, the root of their pixels", ge=1, le=SIZE)
+    image_size: int = setting("side of the squares, pixels; with buckets, of a square on which a teacher has `teacher.grid`", ge=1, le=SIZE)
     unshuffle: int = setting("x0 has channels·unshuffle² channels at image_size / unshuffle", ge=1, le=SIZE)
     scale: float = setting(
         "of x0; chosen so that its variance is about 1, as a VAE's scaling factor does", ge=TINY, le=LARGEST
@@ -122,8 +121,6 @@ class PixelTrack(TrackDefaults):
             )
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
-        if "data.image_size" in given and self.buckets not in (None, AUTO):
-            raise UserError("data.image_size has no effect beside the sizes of data.buckets; drop one of the two")
         refuse_idle_teacher(self.online_teacher, has_teacher)
 
     def check_validation(self, group: int) -> None:
