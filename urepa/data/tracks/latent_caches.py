@@ -9,7 +9,7 @@ With data.online_latents or data.online_teacher images/ stays and is read in tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,13 +203,16 @@ class LatentTrackCaches:
         encode, facts = vae_encoder(self.vae, self.moments)
         facts |= self._image_facts() | {"shape": self.record_shape()}
         latents = OnlineLatents(encode, archive.pixels, facts, self.folder / "images" / "begun.json", self.flip)
-        found = tuple(latents.tensor([splits["train"][0].sample_id]).shape[-3:])
-        if found != self.latent_shape:
+        self.require_shape(latents.tensor([splits["train"][0].sample_id]).shape[-3:])
+        return latents
+
+    def require_shape(self, encoded: Sequence[int]) -> None:
+        """A UserError where the VAE makes latents of another shape than `data.latent_shape`."""
+        if tuple(encoded) != self.latent_shape:
             raise UserError(
-                f"data.vae={self.vae} makes latents of {list(found)} of these images; data.latent_shape="
+                f"data.vae={self.vae} makes latents of {list(encoded)} of these images; data.latent_shape="
                 f"{list(self.latent_shape)}"
             )
-        return latents
 
     @cached_property
     def autoencoder(self) -> Any:
