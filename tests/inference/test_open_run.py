@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,27 @@ def test_latents_come_from_the_tracks_vae(sd_run: Path, sd_root: Path) -> None:
     with torch.no_grad():
         decoded = (torch.cat([vae.decode(x / 0.18215).sample for x in latents.split(1)]) / 2 + 0.5).clamp(0, 1)
     assert torch.equal(opened.track.to_rgb(latents), decoded)
+
+
+def test_a_vae_of_other_constants_than_a_finished_run_records_is_refused(sd_run: Path, tmp_path: Path) -> None:
+    """Without its caches: what summary.json has of their manifest."""
+    run = Path(shutil.copytree(sd_run, tmp_path / "sd" / "seed0"))
+    images = torch.rand(1, 3, 64, 64)
+    facts = {"experiment": "x", "ablation": "", "seed": 0, "step": 3, "metrics": {}, "seconds": {}}
+    for latents, said in (
+        ({"scaling_factor": 0.18215, "shift_factor": 0.1}, "shift_factor: 0.1 there, 0.0 here"),
+        ({"scaling_factor": 0.5}, "scaling_factor: 0.5 there, 0.18215 here"),
+        ({"scaling_factor": 0.18215}, None),
+        ({"adopted": True}, None),
+    ):
+        (run / "summary.json").write_text(json.dumps(facts | {"data": {"latents": latents}}))
+        opened = urepa.load(run, device="cpu")
+        if said is None:
+            opened.features(images, 999, tap="dec_first")
+            continue
+        for use in (lambda: opened.autoencoder, lambda: opened.features(images, 999, tap="dec_first")):  # noqa: B023
+            with pytest.raises(UserError, match=f"the latents of {run} were made otherwise .*{said}"):
+                use()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from urepa.data.lists.paths import lost_list_error
 from urepa.data.lists.samples import Keys, Sample, Samples
 from urepa.data.online_encoders import OnlineLatents, OnlineTokens
 from urepa.data.stages.image_archives import ImageArchive
+from urepa.data.stages.vae_config import NEUTRAL
 from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN
 from urepa.data.stores.record_keys import SUFFIX
 from urepa.data.stores.record_reading import Store
@@ -178,10 +179,11 @@ def mirrored_facts(facts: dict[str, Any]) -> dict[str, Any]:
 def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str, Any], remake: str) -> None:
     """A UserError that names what differs, unless the folder's manifest says what is expected. It may know more
     (a teacher's weights, say) than what is asked of it."""
-    there = _earlier_defaults(manifest.get("teacher", {})) | flatten(manifest)
+    there = NEUTRAL | _earlier_defaults(manifest.get("teacher", {})) | flatten(manifest)
+    asked = (NEUTRAL if "scaling_factor" in expected else {}) | flatten(expected)
     differing = [
         f"{k}: {there.get(k)!r} there, {v!r} here"
-        for k, v in flatten(expected).items()
+        for k, v in asked.items()
         if there.get(k) != v and UNKNOWN not in (there.get(k), v)  # adopted caches do not know everything
     ]
     if differing:

@@ -172,7 +172,7 @@ class ImageSet:
                     continue
                 device = accelerator.device
                 opened = self.origin.open_tuned(device, opened) if variant == TUNED else self.origin.open_base(device)
-                _ = opened.track.autoencoder  # missed now, not after all the steps
+                _ = opened.autoencoder  # missed now, not after all the steps
                 if bar is None:
                     bar = stack.enter_context(progress.bar(total=total, desc="images", unit="image"))
                 for i in batches:

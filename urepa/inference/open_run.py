@@ -6,7 +6,8 @@ Shapes: B images, C channels, S image size, N tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, move_paths, replace_value
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Condition, Denoised, Tokens, no_rows
+from urepa.data.stages.vae import scaling_of
+from urepa.data.stages.vae_config import refuse_other_scaling
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel
 from urepa.models.teachers.several_teachers import name_at
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
+from urepa.runs.summary import read_summary
 from urepa.training.assembly import build_loss, build_model, build_part
 
 # where things lie now, for a run that was trained elsewhere
@@ -42,6 +46,7 @@ class OpenedRun:
     objective: ObjectiveMath
     track: Any
     device: torch.device
+    made_latents: dict[str, Any] = field(default_factory=dict)  # the manifest of a finished run's latents
 
     def __post_init__(self) -> None:
         self._trained = trainable(self.model)
@@ -55,6 +60,15 @@ class OpenedRun:
     def null_id(self) -> int:
         """The id of "no class"."""
         return int(self.track.num_classes)
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        """The network between images and x0; None where there is none. UserError where its weights are not to be had,
+        or the run was trained on latents with other constants."""
+        vae = self.track.autoencoder
+        if "scaling_factor" in self.made_latents:
+            refuse_other_scaling(self.folder, self.made_latents, scaling_of(vae), self.track.vae)
+        return vae
 
     def condition(self, class_ids: Sequence[int]) -> Condition:
         """Of these classes, on the device; the null condition where no sample ever had a class in training."""
@@ -102,6 +116,7 @@ class OpenedRun:
         self, images: Tensor, t: float | Tensor | None, taps: tuple[str, ...], noise: Tensor | None
     ) -> Denoised:
         check_images(images, self.track.image_shape)
+        _ = self.autoencoder  # compared with what the run records
         images = images.to(self.device, torch.float32)
         t_B = self._times(t, len(images))
         shape = self.track.latent_shape
@@ -150,7 +165,9 @@ def open_base(run: Path, device: torch.device, places: dict[str, str] | None = N
     # heads ask its width and grid; its weights stay unread
     teacher = build_part(config["teacher"]) if loss.taps else None
     model, _ = build_model(config, track, teacher, loss)
-    return OpenedRun(run, 0, config, model, objective, track, device)
+    recorded = (read_summary(run) or {}).get("data") or {}
+    made_latents = recorded.get("latents") or {}
+    return OpenedRun(run, 0, config, model, objective, track, device, made_latents)
 
 
 def load(run: str | Path, device: str | torch.device | None = None, places: dict[str, str] | None = None) -> OpenedRun:

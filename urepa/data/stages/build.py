@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from urepa.core import progress
 from urepa.core.errors import UserError
@@ -222,6 +223,7 @@ class Build:
         """VAE latents."""
         track, _ = self.track, self._listed_samples()  # missed now, not after the weights are read
         encoder, facts = encode.vae_encoder(track.vae, track.moments)
+        track.require_shape(encoder(torch.zeros(1, *track.image_shape, dtype=torch.uint8)).shape[-3:])
         facts |= {"kind": "latents", "shape": track.record_shape(), "dtype": "float16"}
         facts |= {"image_size": track.image_size, "crop": "center"}
         self._encode(Output(track.latents, facts), encoder)

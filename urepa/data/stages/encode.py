@@ -27,7 +27,8 @@ from urepa.core.hub_names import download_failure, resolve
 from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, write_begun
 from urepa.data.lists.samples import Sample
 from urepa.data.online_encoders import own_device
-from urepa.data.stages.vae import load_vae
+from urepa.data.stages.vae import load_vae, mode_of
+from urepa.data.stages.vae_config import DC, LatentScaling
 from urepa.data.stores.build_seconds import BuildTime
 from urepa.data.stores.digests import in_manifest
 from urepa.data.stores.lmdb_store import Part, StoreWriter
@@ -143,24 +144,28 @@ def _token_sum(tokens_BND: np.ndarray) -> np.ndarray:
 
 
 def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
-    """Images to latents × the VAE's scaling factor, and what the manifest says of it.
+    """Images to x0 (`LatentScaling`), and what the manifest says of it.
 
-    The posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling.
+    The posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling. UserError
+    for moments of a VAE without a posterior.
     """
     device, dtype = device_and_dtype()
     vae = load_vae(weights)
+    if moments and type(vae).__name__ == DC:
+        raise UserError(f"data.vae={weights} is an {DC}, which has no posterior; give data.moments=false")
+    scaling = LatentScaling.of(vae.config, weights)
     torch.nn.Module.to(vae, device, dtype)  # diffusers' own would warn of nothing
-    scale = float(vae.config.scaling_factor)
 
     @torch.inference_mode()
     def encode(images: Tensor) -> np.ndarray:
         pixels = images.to(device, dtype) / 127.5 - 1
-        posterior = vae.encode(pixels).latent_dist
+        encoded = vae.encode(pixels)
         if moments:
-            return torch.stack([posterior.mean, posterior.std], dim=1).float().mul(scale).cpu().numpy()
-        return posterior.mode().float().mul(scale).cpu().numpy()
+            mean, std = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+            return torch.stack([scaling.to_x0(mean), scaling.std_to_x0(std)], dim=1).cpu().numpy()
+        return scaling.to_x0(mode_of(encoded).float()).cpu().numpy()
 
-    return encode, {"vae": short_name(weights), "scaling_factor": scale, "moments": moments}
+    return encode, {"vae": short_name(weights)} | scaling.facts() | {"moments": moments}
 
 
 def token_encoder(teacher: Any) -> Encode:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.core.files import read_json
 from urepa.core.hub_names import download_failure, resolve
+from urepa.data.stages.vae_config import KL, LatentScaling, class_name, known_config
 from urepa.models.weight_files import own_memory
 
 # of SD's VAEs, sd-vae-ft-mse and SDXL's: 83,653,863 parameters with four latent channels
@@ -26,19 +26,22 @@ ARCHITECTURE = {
 
 
 def vae_without_weights(weights: str, latent_channels: int) -> Any:
-    """The same module without values, on the meta device: nothing is read or fetched. The architecture is that of a
-    local folder's config.json, or SD's."""
-    from diffusers import AutoencoderKL
+    """The same module without values, on the meta device: no weights are read and nothing is fetched. The architecture
+    is that of the config.json in a local folder or the hub's cache, or else SD's."""
+    config = known_config(weights)
+    architecture = ARCHITECTURE | {"latent_channels": latent_channels} if config is None else config
+    return _class(class_name(architecture, weights)).from_config(architecture)
 
-    found = [file for place in ("vae", ".") if (file := Path(weights) / place / "config.json").is_file()]
-    architecture = read_json(found[0]) if found else ARCHITECTURE | {"latent_channels": latent_channels}
-    return AutoencoderKL.from_config(architecture)
+
+def _class(name: str) -> Any:
+    """Of `CLASSES`."""
+    from diffusers import AutoencoderDC, AutoencoderKL
+
+    return AutoencoderKL if name == KL else AutoencoderDC
 
 
 def load_vae(weights: str) -> Any:
-    """The frozen AutoencoderKL in fp32, on the CPU."""
-    from diffusers import AutoencoderKL
-
+    """The frozen VAE in fp32, on the CPU, of the class that its config names: one of `CLASSES`."""
     name, revision = resolve(weights)
     local, options = Path(name), {"use_safetensors": True, "torch_dtype": torch.float32, "revision": revision}
     places: list[dict[str, str]] = [{"subfolder": "vae"}, {}]  # of a pipeline; of a VAE by itself
@@ -47,10 +50,12 @@ def load_vae(weights: str) -> Any:
     reasons: list[OSError] = []
     for place in places:
         try:
-            vae: Any = AutoencoderKL.from_pretrained(name, **options, **place)
+            config = _class(KL).load_config(name, revision=revision, **place)
+            vae: Any = _class(class_name(config, weights)).from_pretrained(name, **options, **place)
         except OSError as error:
             reasons.append(error)
         else:
+            LatentScaling.of(vae.config, weights)  # refused now, not when something is decoded
             return own_memory(vae).eval().requires_grad_(False)
     raise UserError(
         f"data.vae={weights} could not be loaded ({download_failure(reasons[0], weights)}); or give a local diffusers "
@@ -58,15 +63,26 @@ def load_vae(weights: str) -> Any:
     ) from reasons[0]
 
 
+def scaling_of(vae: Any) -> LatentScaling:
+    """The constants between its latents and x0."""
+    return LatentScaling.of(vae.config, vae.config.get("_name_or_path", KL))
+
+
+def mode_of(encoded: Any) -> Tensor:
+    """Of what a VAE's `encode` gives: its posterior's mode, or the latent where it has no posterior."""
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+
+
 @torch.no_grad()
 def encode(vae: Any, images_B3SS: Tensor) -> Tensor:
-    """Images in [0,1] to the posterior's mode × the VAE's scaling factor."""
-    return vae.encode(images_B3SS * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+    """Images in [0,1] to x0 of the posterior's mode."""
+    return scaling_of(vae).to_x0(mode_of(vae.encode(images_B3SS * 2 - 1)))
 
 
 @torch.no_grad()
 def decode(vae: Any, x0: Tensor) -> Tensor:
     """Latents to images [B,3,S,S] in [0,1]. One at a time: memory does not grow with B, nor does rounding depend
     on it."""
-    images = [vae.decode(latent / vae.config.scaling_factor).sample for latent in x0.split(1)]
+    scaling = scaling_of(vae)
+    images = [vae.decode(scaling.to_z(latent)).sample for latent in x0.split(1)]
     return (torch.cat(images) / 2 + 0.5).clamp(0, 1)

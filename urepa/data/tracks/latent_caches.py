@@ -9,7 +9,7 @@ With data.online_latents or data.online_teacher images/ stays and is read in tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from urepa.data.sources import source_changes
 from urepa.data.stages import vae
 from urepa.data.stages.encode import prompt_facts, short_name, vae_encoder
 from urepa.data.stages.image_archives import ImageArchive, skipped_ids
+from urepa.data.stages.vae_config import known_scaling, refuse_other_scaling
 from urepa.data.stores.record_reading import Store
 from urepa.models.teachers.several_teachers import by_name
 
@@ -159,7 +160,9 @@ class LatentTrackCaches:
             shape = {"shape": self.record_shape(), "flip": "none"}
             latents = opened(self.latents, shape | self._image_facts())
             if "vae" in latents.manifest:  # an adopted store does not know
-                refuse_differing(self.latents, latents.manifest, {"vae": short_name(self.vae)}, self.remake)
+                scaling = known_scaling(self.vae)
+                facts = {"vae": short_name(self.vae)} | ({} if scaling is None else scaling.facts())
+                refuse_differing(self.latents, latents.manifest, facts, self.remake)
         tokens: dict[str, Store | OnlineTokens] = {
             name: opened(folder, {"teacher": teachers[name].manifest()})
             for name, folder in self.tokens_folders(teacher).items()
@@ -201,18 +204,25 @@ class LatentTrackCaches:
         encode, facts = vae_encoder(self.vae, self.moments)
         facts |= self._image_facts() | {"shape": self.record_shape()}
         latents = OnlineLatents(encode, archive.pixels, facts, self.folder / "images" / "begun.json", self.flip)
-        found = tuple(latents.tensor([splits["train"][0].sample_id]).shape[-3:])
-        if found != self.latent_shape:
+        self.require_shape(latents.tensor([splits["train"][0].sample_id]).shape[-3:])
+        return latents
+
+    def require_shape(self, encoded: Sequence[int]) -> None:
+        """A UserError where the VAE makes latents of another shape than `data.latent_shape`."""
+        if tuple(encoded) != self.latent_shape:
             raise UserError(
-                f"data.vae={self.vae} makes latents of {list(found)} of these images; data.latent_shape="
+                f"data.vae={self.vae} makes latents of {list(encoded)} of these images; data.latent_shape="
                 f"{list(self.latent_shape)}"
             )
-        return latents
 
     @cached_property
     def autoencoder(self) -> Any:
-        """The VAE between images and latents; a UserError where its weights are not to be had."""
-        return vae.load_vae(self.vae)
+        """The VAE between images and latents; a UserError where its weights are not to be had, or where the latents
+        that lie here are a VAE's of this name with other constants."""
+        loaded, file = vae.load_vae(self.vae), self.latents / "manifest.json"
+        if file.is_file() and (manifest := read_json(file)).get("vae") == short_name(self.vae):
+            refuse_other_scaling(self.latents, manifest, vae.scaling_of(loaded), self.vae)
+        return loaded
 
     def to_rgb(self, x0: Tensor) -> Tensor:
         """Latents to images [B,3,S,S] in [0,1]."""

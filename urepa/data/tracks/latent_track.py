@@ -28,6 +28,7 @@ from urepa.data.lists.paths import (
 )
 from urepa.data.lists.split_sizes import expected_latent_samples
 from urepa.data.sources.source_files import Source, check_images, count_source_images
+from urepa.data.stages.vae_config import DC, known_config, known_scaling
 from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
 
 if TYPE_CHECKING:
@@ -219,11 +220,15 @@ class LatentTrack(TrackDefaults):
     def description(self, images: str) -> str:
         size = self.image_size
         posterior = "a sample of its posterior, drawn anew in training" if self.moments else "its posterior's mode"
+        config, scaling = known_config(self.vae), known_scaling(self.vae)
+        if config is not None and config.get("_class_name") == DC:  # moments of it are refused
+            posterior = "which have no posterior"
+        scaled = "shifted and scaled as its config says" if scaling is None else scaling.words
         when = "in training, anew each time," if self.online_latents else "once"
         text = "" if self.text is None else f", and the classes' prompts by the text encoder of {self.text}"
         return (
             f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes. Central "
             f"squares at {size}×{size} pixels are encoded {when} by the VAE of {self.vae} to latents of "
-            f"{shape(self.latent_shape)} ({posterior}, times its scaling factor){text}. "
+            f"{shape(self.latent_shape)} ({posterior}, {scaled}){text}. "
             f"{tell_draws(self.cfg_dropout, self.flip)}"
         )

@@ -26,6 +26,8 @@ from urepa.core.files import write_whole
 from urepa.core.types import Tokens
 from urepa.data.cache import UNKNOWN
 from urepa.data.lists.samples import Sample, Samples, fixed_order
+from urepa.data.stages.vae import scaling_of
+from urepa.data.stages.vae_config import NEUTRAL
 from urepa.evaluation.context import Context, Incomplete
 from urepa.evaluation.frechet_and_kid import (
     FEWEST_OF_ERROR,
@@ -239,7 +241,8 @@ def _features_file(context: Context, name: str, encoder: Any, samples: Sequence[
 
 def _decoder_sha256(vae: Any) -> str:
     """Digest of what turns latents into images."""
-    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    scaling = {key: value for key, value in scaling_of(vae).facts().items() if key in NEUTRAL}
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode() + (str(scaling).encode() if scaling else b""))
     for name, tensor in sorted(vae.state_dict().items()):
         if not name.startswith(("encoder.", "quant_conv.")):
             digest.update(name.encode())
