@@ -30,6 +30,7 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.classes import names_at, read_names, write_names
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text, tokens_name
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
@@ -70,7 +71,8 @@ class PixelTrackCaches:
         self.source, self.images = str(settings.source), settings.images
         self.held_out = settings.held_out
         self.channels, self.image_size, self.unshuffle = settings.channels, settings.image_size, settings.unshuffle
-        self.num_classes, self.cfg_dropout, self.scale = settings.num_classes, settings.cfg_dropout, settings.scale
+        self.num_classes, self.scale = settings.num_classes, settings.scale
+        self.conditions = ClassConditions.withheld_with(settings.cfg_dropout)
         self.max_skipped, self.flip, self.online_teacher = settings.max_skipped, settings.flip, settings.online_teacher
         self.build_on_first_use = settings.build_on_first_use
         self.image_shape = (self.channels, self.image_size, self.image_size)
@@ -126,8 +128,7 @@ class PixelTrackCaches:
             tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         names = read_names(self.folder, self.num_classes)
-        classes = self.num_classes
-        return Cache(splits, latents, tokens, grids, classes, classes, self.cfg_dropout, class_names=names)
+        return Cache(splits, latents, tokens, grids, self.num_classes, self.conditions, class_names=names)
 
     def has_caches(self, teacher: Any | None) -> bool:
         """Is everything cached that training reads? A teacher that is asked online has no tokens to compare."""
