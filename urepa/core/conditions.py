@@ -184,7 +184,7 @@ def covered_parts(name: str, parts: Sequence[str]) -> list[str]:
     """The parts that are given or withheld together under a name: `image` covers `image` and all that begins with
     `image.` (`image.cls`, `image.patches`); `text+image` covers what `text` and what `image` cover."""
     covered, unknown = _find_parts(name, parts)
-    assert not unknown, f"'{name}' names no part of a condition that has {', '.join(parts)}"
+    assert not unknown, f"'{unknown[0]}' names no part of a condition that has {', '.join(parts)}"
     return covered
 
 

@@ -38,7 +38,7 @@ class ConditionMaker(Protocol):
         ...
 
     def of_samples(self, samples: Sequence[Any]) -> Condition:
-        """The samples' conditions [B] (`urepa.data.lists.samples.Sample`), every part given: training drops from them."""
+        """The samples' conditions [B] (`urepa.data.lists.samples.Sample`), all given: training drops from them."""
         ...
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:

@@ -53,8 +53,8 @@ class StageState:
 
 
 class UNet(nn.Module):
-    """A U-Net in stages over diffusers' own modules, and its condition embedding [ids, L, E], whose last row is the null
-    condition: a trainable parameter or a frozen buffer.
+    """A U-Net in stages over diffusers' own modules, and its condition embedding [ids, L, E], whose last row is the
+    null condition: a trainable parameter or a frozen buffer.
 
     Taps: `mid` (the middle block's output), `enc_last` (the last down block's), `dec_first` (the first up
     block's, after its upsampling).
