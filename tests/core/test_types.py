@@ -1,11 +1,11 @@
-"""Tokens are views, conditions are values."""
+"""Tokens are views."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from urepa.core.types import Condition, Tokens
+from urepa.core.types import Tokens
 
 
 def test_a_round_trip_through_tokens_is_a_view() -> None:
@@ -41,12 +41,3 @@ def test_tokens_that_do_not_fill_their_grid_are_refused() -> None:
 
 def test_a_mask_may_leave_some_of_the_grid_out() -> None:
     Tokens(torch.zeros(1, 12, 2), (4, 4), torch.ones(1, 12, dtype=torch.bool))
-
-
-def test_conditions_are_dropped_where_the_mask_says() -> None:
-    condition = Condition(torch.tensor([0, 1, 2]), null_id=9)
-    assert condition.drop(torch.tensor([False, True, False])).ids_B.tolist() == [0, 9, 2]
-    assert condition.null().ids_B.tolist() == [9, 9, 9]
-    assert condition.ids_B.tolist() == [0, 1, 2]
-    assert condition.null().null_id == condition.drop(torch.tensor([True] * 3)).null_id == 9
-    assert condition.drop(torch.tensor([True] * 3)).ids_B.dtype == torch.int64

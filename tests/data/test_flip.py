@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from class_ids import ids_of
 from earlier import without_digests
 
 from urepa.core.errors import UserError
 from urepa.core.types import Batch
 from urepa.data.cache import Cache, mirrored_folder
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.samples import read_split
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.data.stages import verify
@@ -30,14 +32,15 @@ OBJECTIVE = VelocityMath(0.00085, 0.012, "linear", 1000)
 
 
 def reader(cache: Cache, *, layout: Layout | None = None, seed: int = 0) -> TrainingReader:
-    return TrainingReader(cache, OBJECTIVE, Layout(8) if layout is None else layout, seed, cfg_dropout=0.5)
+    cache = replace(cache, conditions=ClassConditions.withheld_with(0.5))
+    return TrainingReader(cache, OBJECTIVE, Layout(8) if layout is None else layout, seed)
 
 
 def joined(batches: list[Batch]) -> dict[str, Any]:
     tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("x0", "noise", "t_B", "teacher_BND")}
     return tensors | {
         "ids": [i for b in batches for i in b.ids],
-        "classes": torch.cat([b.condition.ids_B for b in batches]),
+        "classes": torch.cat([ids_of(b.condition, 3) for b in batches]),
     }
 
 

@@ -70,7 +70,7 @@ def test_steps_are_the_caches_to_its_rounding(
         build = build_of(root, "data.flip=true", f"data.moments={moments}", f"data.online_latents={online}")
         cache = build.track.open(build.teacher)
         assert (cache.flips, cache.has_moments, cache.latents.mark.is_file()) == (True, moments, True)
-        reader = TrainingReader(cache, FLOW, Layout(16), seed=0, cfg_dropout=0.1)
+        reader = TrainingReader(cache, FLOW, Layout(16), seed=0)
         batches = [reader.read(step)[0] for step in range(3)]
         if online == "true":
             streamed = [parts[0].x0 for parts in reader.stream(0, 3)]
@@ -91,7 +91,7 @@ def test_a_sample_of_the_posterior_is_drawn_by_its_address(with_moments: Path, m
     """mean + std·ε of the mirrored photograph, as diffusers has them, with ε of (seed, step, position)."""
     build = build_of(with_moments, "data.flip=true", "data.moments=true", *BOTH)
     cache = build.track.open(build.teacher)
-    (batch,) = TrainingReader(cache, FLOW, Layout(16), seed=3, cfg_dropout=0.1).read(2)
+    (batch,) = TrainingReader(cache, FLOW, Layout(16), seed=3).read(2)
     vae = load_vae(str(material / "sd"))
     images = ImageArchive(with_moments)([i.removesuffix("/flip") for i in batch.ids])
     mirrored = [i.endswith("/flip") for i in batch.ids]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from class_ids import of_ids
 
 from urepa.core import random_draws
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Tokens
+from urepa.core.types import Tokens
 from urepa.evaluation import features
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import (
@@ -44,10 +45,10 @@ def test_chunks_hold_what_the_model_says_under_the_null_condition(context: Conte
             for s in samples
         ]
     )
-    t_B, null = torch.full((6,), 500), context.cache.null_id
+    t_B, null = torch.full((6,), 500), context.cache.num_classes
     with torch.no_grad():
         x_t = context.objective.corrupt(x0, noise, t_B)
-        output = context.model(x_t, t_B, Condition(torch.full((6,), null), null))
+        output = context.model(x_t, t_B, of_ids(torch.full((6,), null), null))
     assert torch.equal(chunk.taps["mid"].x_BND, output.features["mid"].x_BND)
     assert torch.equal(chunk.heads["mid"].x_BND, output.tokens["mid"].x_BND)
     assert chunk.heads["mid"].grid == (2, 2)

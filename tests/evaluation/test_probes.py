@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from class_ids import of_ids
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -16,7 +17,6 @@ from sklearn.preprocessing import StandardScaler
 
 from urepa.core import random_draws
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
 from urepa.evaluation import attention
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import held_out_samples, labels_of, pool_chunks, subset, tap_pool
@@ -32,7 +32,7 @@ def by_hand(context: Context, samples: list[Any], ids: list[int]) -> np.ndarray:
     noise = torch.stack([random_draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
     t_B = torch.full((len(samples),), 100)
     with torch.no_grad():
-        condition = Condition(torch.tensor(ids), context.cache.null_id)
+        condition = of_ids(torch.tensor(ids), context.cache.num_classes)
         denoised: Any = context.model.backbone(context.objective.corrupt(x0, noise, t_B), t_B, condition, taps=("mid",))
     return denoised.features["mid"].x_BND.mean(1).numpy()
 
@@ -44,7 +44,7 @@ def mid_taps(context: Context, samples: list[Any]) -> np.ndarray:
 def test_features_are_those_of_the_null_condition(context: Context) -> None:
     samples = context.cache.splits["train"][:12]
     features = mid_taps(context, samples)
-    null = [context.cache.null_id] * len(samples)
+    null = [context.cache.num_classes] * len(samples)
     assert np.array_equal(features, by_hand(context, samples, null))
     classes = [s.class_id for s in samples]
     assert not np.allclose(features, by_hand(context, samples, classes), atol=1e-3), "the condition reaches the tap"
@@ -84,7 +84,7 @@ def rotated(context: Context) -> Context:
 def test_the_quick_look_is_scikit_learns(context: Context) -> None:
     found = TapProbe(tap="mid", timestep=100, knn=3, train_images=30, test_images=15)(context)
     parts = subset(context.cache.splits["train"], 30), subset(context.cache.splits["test"], 15)
-    train, test = (by_hand(context, part, [context.cache.null_id] * len(part)) for part in parts)
+    train, test = (by_hand(context, part, [context.cache.num_classes] * len(part)) for part in parts)
     labels = [labels_of(part) for part in parts]
     knn = KNeighborsClassifier(3, metric="cosine").fit(train, labels[0])
     assert found["final/tap_knn"] == knn.score(test, labels[1])

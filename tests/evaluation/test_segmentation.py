@@ -18,8 +18,9 @@ from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
 from urepa.core import random_draws
+from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Tokens
+from urepa.core.types import Tokens
 from urepa.evaluation.context import Context
 from urepa.evaluation.measures.dense import Dense
 from urepa.evaluation.measures.dense_math import Pictures, _pairs, _shares, mean_iou, read_folder, read_mask
@@ -102,7 +103,7 @@ def test_the_probe_of_the_tap_is_sklearns(halves: Path, seen: Context) -> None:
             masks.append(square(np.asarray(Image.open(halves / "masks" / f"{s.sample_id}.png"))))
         t_B = torch.full((len(samples),), 100)
         x_t = seen.objective.corrupt(seen.track.to_x0(torch.stack(images)), torch.stack(noise), t_B)
-        null = Condition(torch.full((len(samples),), seen.cache.null_id), seen.cache.null_id)
+        null = Condition.of_classes(torch.tensor([s.class_id for s in samples])).null()
         backbone: Any = seen.model.backbone
         with torch.no_grad():
             return backbone(x_t, t_B, null, ("mid",)).features["mid"].to_map(), masks

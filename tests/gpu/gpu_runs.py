@@ -122,7 +122,7 @@ def tokens(config: dict[str, Any], rows: Rows) -> dict[str, Any]:
         random = SyntheticTrack(**settings_like(track, Path(place), settings["batches"] * size))
         random.write(teacher)
         cache = random.open(teacher)
-        reader = TrainingReader(cache, build_part(config["objective"]), Layout(size), 0, track.cfg_dropout)
+        reader = TrainingReader(cache, build_part(config["objective"]), Layout(size), 0)
         count = settings["steps"] * settings["rounds"]
         alone, whole = _tokens_per_s(cache, size, count, device), _samples_per_s(reader, size, count, device)
         record = cache.tokens[ALONE].record_bytes

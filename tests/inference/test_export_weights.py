@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from class_ids import of_ids
 from PIL import Image
 from safetensors.torch import load_file
 from toy_runs import small_pipeline, small_sd, write_run
 
 import urepa
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
 from urepa.inference import export_weights
 from urepa.inference.export_weights import export
 from urepa.inference.image_request import generate
@@ -149,7 +149,7 @@ def test_a_small_unets_card_says_how_to_sample(
     opened = urepa.load(run, device="cpu")
     torch.manual_seed(0)
     noise = torch.randn(1, *opened.track.latent_shape)
-    condition = Condition(torch.tensor([0]), 10)
+    condition = of_ids(torch.tensor([0]), 10)
     ours = sample(opened.model.backbone, opened.objective, noise, condition, "ddim", 4, 1)
     assert torch.equal(found["x"], ours)
 

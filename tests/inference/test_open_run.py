@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from class_ids import ids_of, of_ids
 from safetensors.torch import load_file
 from toy_runs import small_sd, write_run
 
 import urepa
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
+from urepa.data.class_conditions import ClassConditions
 from urepa.inference.open_run import OpenedRun, open_base
 from urepa.models.weight_files import own_memory
 
@@ -75,7 +76,7 @@ def test_the_weights_are_the_newest_checkpoints_ema(digits_run: Path, opened: Op
 def test_features_are_the_taps_under_the_null_condition(opened: OpenedRun, images: torch.Tensor) -> None:
     noise = torch.randn(3, *opened.track.latent_shape)
     x_t = opened.objective.corrupt(opened.track.to_x0(images), noise, torch.tensor([100, 100, 100]))
-    null = Condition(torch.full((3,), 10), 10)
+    null = of_ids(torch.full((3,), 10), 10)
     expected = opened.model.backbone(x_t, torch.tensor([100] * 3), null, ("mid",)).features["mid"]
     found = opened.features(images, 100, noise=noise)
     assert torch.equal(found.x_BND, expected.x_BND)
@@ -99,9 +100,9 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def test_images_are_made_under_what_was_learnt(opened: OpenedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert opened.condition([1, 3]).ids_B.tolist() == [1, 3]
-    monkeypatch.setattr(opened.track, "cfg_dropout", 1.0)  # no sample ever had a class
-    assert opened.condition([1, 3]).ids_B.tolist() == [opened.null_id] * 2
+    assert ids_of(opened.condition([1, 3]), 10).tolist() == [1, 3]
+    monkeypatch.setattr(opened.track, "conditions", ClassConditions.withheld_with(1.0))  # no sample ever had a class
+    assert ids_of(opened.condition([1, 3]), 10).tolist() == [10, 10]
 
 
 def test_an_images_features_depend_on_nothing_beside_it(opened: OpenedRun, images: torch.Tensor) -> None:

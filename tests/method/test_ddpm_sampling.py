@@ -9,12 +9,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from class_ids import of_ids
 from sd import SMALL, write_unet
 from torch import Tensor, nn
 from toy_runs import small_pipeline
 
+from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Denoised
+from urepa.core.types import Denoised
 from urepa.method.ddpm_sampling import (
     SAMPLERS,
     SCHEDULERS,
@@ -75,11 +77,11 @@ def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
         num_inference_steps=steps,
         output_type="latent",
     ).images
-    ours = sample(backbone, objective, noise_of(2), Condition(ids, 10), sampler, steps, guidance)
+    ours = sample(backbone, objective, noise_of(2), of_ids(ids, 10), sampler, steps, {"class": guidance})
     assert torch.equal(ours, theirs)
 
 
-NOBODY = Condition(torch.zeros(3).long(), 1)
+NOBODY = of_ids(torch.zeros(3).long(), 1)
 
 
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED), VelocityMath(*LINEAR[:3], 400)])
@@ -96,7 +98,7 @@ def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bit
         for t in scheduler.timesteps:
             prediction = model(scheduler.scale_model_input(x, t), t.expand(3), NOBODY).prediction_RCHW
             x = scheduler.step(prediction, t, x).prev_sample
-        assert torch.equal(sample(model, objective, noise_of(3), NOBODY, sampler, steps, 1.0), x), steps
+        assert torch.equal(sample(model, objective, noise_of(3), NOBODY, sampler, steps, {}), x), steps
 
 
 class Knows(nn.Module):
@@ -118,7 +120,7 @@ class Knows(nn.Module):
 def test_a_model_that_knows_the_answer_is_brought_to_it(sampler: str, objective: DDPMMath) -> None:
     x0 = torch.linspace(-1.5, 1.5, 256).view(1, *SHAPE)
     for steps in (8, 7, 61):
-        found = sample(Knows(objective, x0), objective, noise_of(3), NOBODY, sampler, steps, 1.0)
+        found = sample(Knows(objective, x0), objective, noise_of(3), NOBODY, sampler, steps, {})
         torch.testing.assert_close(found, x0.expand(3, -1, -1, -1), atol=1e-5, rtol=0)
 
 
@@ -198,7 +200,7 @@ DIVIDED = [
 @pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPMMath, numbers: list[int]) -> None:
-    one, condition = torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1)
+    one, condition = torch.ones(1, 1, 1, 1), of_ids(torch.zeros(1).long(), 1)
     for steps in numbers:
         model = Gaussian(objective)
         found = float(sample_by(model, objective, one, condition, [], sampler, steps, 1.0))
@@ -211,7 +213,7 @@ def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPMMath, 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_more_steps_are_nearer_to_the_data(sampler: str) -> None:
     """Whether they divide the timesteps or not."""
-    one, condition = torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1)
+    one, condition = torch.ones(1, 1, 1, 1), of_ids(torch.zeros(1).long(), 1)
     objective = VelocityMath(*LINEAR)
     errors = [
         abs(float(sample_by(Gaussian(objective), objective, one, condition, [], sampler, steps, 1.0)) - STD)
@@ -239,7 +241,7 @@ def test_more_steps_than_timesteps_are_refused_before_the_first(sampler: str) ->
     objective = VelocityMath(*LINEAR[:3], 100)
     model = Gaussian(objective)
     with pytest.raises(UserError, match="steps=101: this run has 100 timesteps; give as many or fewer"):
-        sample_by(model, objective, noise_of(1), Condition(torch.zeros(1).long(), 1), [], sampler, 101, 1.0)
+        sample_by(model, objective, noise_of(1), of_ids(torch.zeros(1).long(), 1), [], sampler, 101, 1.0)
     assert model.asked == []
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from class_ids import ids_of, of_ids
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.core.types import Batch, Condition, no_rows
+from urepa.core.types import Batch, no_rows
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.reader import Layout, TrainingReader
 from urepa.method.diffusion_fraction import strata
 from urepa.method.heads.conv_net import ConvHead
@@ -62,7 +64,7 @@ def batch() -> Batch:
         x0=torch.randn(4, 4, 8, 8),
         noise=torch.randn(4, 4, 8, 8),
         t_B=torch.tensor([10, 300, 600, 999]),
-        condition=Condition(torch.tensor([0, 1, 2, 3]), 3),
+        condition=of_ids(torch.tensor([0, 1, 2, 3]), 3),
         teachers={"": F.normalize(torch.randn(4, 6, 5), dim=-1)},
     )
 
@@ -187,7 +189,7 @@ def rows_of(cache: Any, fraction: float, step: int, world: int = 1, accumulation
     chosen: list[int] = []
     for rank in range(world):
         layout = Layout(8, accumulation, rank, world)
-        reader = TrainingReader(cache, OBJECTIVE, layout, seed, 0.1, fraction)
+        reader = TrainingReader(cache, OBJECTIVE, layout, seed, fraction)
         for micro, batch in enumerate(reader.read(step)):
             assert batch.rows_R is not None
             chosen += (layout.positions(micro).start + batch.rows_R).tolist()
@@ -220,10 +222,11 @@ def test_pairs_within_a_stratum_are_all_drawn(cache: Any) -> None:
 
 
 def test_a_fraction_changes_no_other_draw(cache: Any) -> None:
-    whole, part = (TrainingReader(cache, OBJECTIVE, Layout(8), 0, 0.5, f).read(3)[0] for f in (1.0, 0.25))
+    cache = replace(cache, conditions=ClassConditions.withheld_with(0.5))
+    whole, part = (TrainingReader(cache, OBJECTIVE, Layout(8), 0, f).read(3)[0] for f in (1.0, 0.25))
     assert whole.rows_R is None
     assert part.ids == whole.ids
-    assert torch.equal(part.condition.ids_B, whole.condition.ids_B)
+    assert torch.equal(ids_of(part.condition, 10), ids_of(whole.condition, 10))
     assert all(torch.equal(getattr(part, name), getattr(whole, name)) for name in ("x0", "noise", "t_B"))
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from class_ids import ids_of, of_ids
 from torch import Tensor, nn
 
 from urepa.core import random_draws
+from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Denoised
+from urepa.core.types import Denoised
 from urepa.method.ddpm_sampling import choose_sampler, sample_by, sample_images
 from urepa.method.objectives.ddpm_math import VelocityMath
 from urepa.method.objectives.flow_math import FlowMath
@@ -56,7 +58,7 @@ def final_std(flow: FlowMath, sampler: str, steps: int) -> float:
     first = torch.zeros(steps + 1, 1, 1, 1)
     first[0] = 1.0
     rngs: list[Any] = [OneHot(None), *(OneHot(i) for i in range(steps))]
-    condition = Condition(torch.zeros(steps + 1).long(), 1)
+    condition = of_ids(torch.zeros(steps + 1).long(), 1)
     x0 = sample_by(Gaussian(flow), flow, first, condition, rngs, sampler, steps, 1.0)
     return float(x0.double().square().sum().sqrt())
 
@@ -149,7 +151,7 @@ def test_steps_and_evaluations() -> None:
     ):
         model = Gaussian(LINEAR)
         rngs: list[Any] = [np.random.default_rng(0)]
-        sample_by(model, LINEAR, torch.ones(1, 1, 2, 2), Condition(torch.zeros(1).long(), 1), rngs, sampler, 4, 1.0)
+        sample_by(model, LINEAR, torch.ones(1, 1, 2, 2), of_ids(torch.zeros(1).long(), 1), rngs, sampler, 4, 1.0)
         assert [t for t, _ in model.asked] == pytest.approx(times), sampler
 
 
@@ -162,7 +164,7 @@ class ByClass(nn.Module):
 
     def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Denoised:
         self.batches.append((float(t_B[0]), len(x_t)))
-        ids = torch.where(condition.ids_B == condition.null_id, 0, condition.ids_B).float()
+        ids = ids_of(condition, 0).float()
         return Denoised((1 + ids).view(-1, 1, 1, 1).expand_as(x_t))
 
 
@@ -172,7 +174,7 @@ class ByClass(nn.Module):
 def test_guidance_holds_within_its_interval(interval: tuple[float, float], guided_steps: int) -> None:
     """Each quarter step adds a quarter of v: 1 + id, or 1 + 3·id where it is guided."""
     model, ids = ByClass(), torch.tensor([1, 2])
-    x0 = sample_by(model, LINEAR, torch.zeros(2, 1, 1, 1), Condition(ids, 9), [], "euler", 4, 3.0, interval)
+    x0 = sample_by(model, LINEAR, torch.zeros(2, 1, 1, 1), of_ids(ids, 9), [], "euler", 4, 3.0, interval)
     expected = [-sum(1 + (3 if i < guided_steps else 1) * c for i in range(4)) / 4 for c in (1, 2)]
     assert x0.flatten().tolist() == pytest.approx(expected)
     assert [n for _, n in model.batches].count(4) == guided_steps
@@ -181,7 +183,7 @@ def test_guidance_holds_within_its_interval(interval: tuple[float, float], guide
 
 def test_without_guidance_the_null_pass_is_left_out() -> None:
     model = ByClass()
-    sample_by(model, LINEAR, torch.zeros(2, 1, 1, 1), Condition(torch.tensor([1, 2]), 9), [], "heun", 2, 1.0)
+    sample_by(model, LINEAR, torch.zeros(2, 1, 1, 1), of_ids(torch.tensor([1, 2]), 9), [], "heun", 2, 1.0)
     assert {n for _, n in model.batches} == {2}
 
 
@@ -192,7 +194,7 @@ def test_the_state_is_kept_in_double_precision() -> None:
         def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> Denoised:
             return Denoised(torch.full_like(x_t, 1e-5))
 
-    x0 = sample_by(Slow(), LINEAR, torch.ones(1, 1, 1, 1), Condition(torch.zeros(1).long(), 1), [], "euler", 1000, 1.0)
+    x0 = sample_by(Slow(), LINEAR, torch.ones(1, 1, 1, 1), of_ids(torch.zeros(1).long(), 1), [], "euler", 1000, 1.0)
     assert float(x0) == pytest.approx(1 - 1e-5, abs=2e-7)
 
 
@@ -201,7 +203,7 @@ def test_an_image_is_its_own_whatever_it_is_made_beside(sampler: str) -> None:
     how: dict[str, Any] = {"sampler": sampler, "steps": 5, "guidance": 1.0}
 
     def made(images: list[tuple[int, int]], seed: int) -> Tensor:
-        condition = Condition(torch.tensor([class_id for class_id, _ in images]), 9)
+        condition = of_ids(torch.tensor([class_id for class_id, _ in images]), 9)
         return sample_images(Gaussian(LINEAR), LINEAR, images, (1, 4, 4), condition, seed=seed, **how)
 
     together, alone = made([(3, 0), (1, 5), (1, 0)], 2), made([(1, 5)], 2)
@@ -216,7 +218,7 @@ def test_the_sdes_noise_is_not_the_noise_it_begins_with() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(random_draws, "normal", keep)
         sample_images(
-            Gaussian(LINEAR), LINEAR, [(0, 0)], (1, 4, 4), Condition(torch.zeros(1).long(), 9),
+            Gaussian(LINEAR), LINEAR, [(0, 0)], (1, 4, 4), of_ids(torch.zeros(1).long(), 9),
             sampler="sde", steps=4, guidance=1.0, seed=0,
         )  # fmt: skip
     assert len(drawn) == 1 + 3  # the last step has none

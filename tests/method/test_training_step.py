@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from class_ids import ids_of, of_ids
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.core.types import Batch, Condition, Tokens
+from urepa.core.types import Batch, Tokens
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.losses import loss_math
 from urepa.method.losses.no_loss import NoLoss
@@ -77,7 +78,7 @@ def batch() -> Batch:
         x0=torch.randn(4, 4, 8, 8),
         noise=torch.randn(4, 4, 8, 8),
         t_B=torch.tensor([10, 300, 600, 999]),
-        condition=Condition(torch.tensor([0, 1, 2, 3]), 3),
+        condition=of_ids(torch.tensor([0, 1, 2, 3]), 3),
         teachers={"": F.normalize(torch.randn(4, 6, 5), dim=-1)},
     )
 
@@ -242,7 +243,7 @@ def test_tap_gradients_are_autograds_own(model: AlignedModel, batch: Batch, obje
         for tap, block in blocks.items()
     ]
     x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
-    text = model.backbone.embedding_KLE[batch.condition.ids_B]
+    text = model.backbone.embedding_KLE[ids_of(batch.condition, 3)]
     prediction = unet(x_t, batch.t_B, encoder_hidden_states=text).sample
     for handle in handles:
         handle.remove()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from class_ids import of_ids
 from torch import Tensor, nn
 
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
@@ -21,7 +21,7 @@ from urepa.models.lora.lora_net import add_lora
 INPUTS = (
     torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)),
     torch.tensor([100, 900]),
-    Condition(torch.tensor([0, 3]), 3),
+    of_ids(torch.tensor([0, 3]), 3),
 )
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from urepa.core.conditions import Condition
     from urepa.core.descriptions import BackboneFacts, CardFacts, Formula
-    from urepa.core.types import Condition, Denoised
+    from urepa.core.types import Denoised
 
 
 class WeightsKind(Enum):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from urepa.core.conditions import Condition
     from urepa.core.protocols import OneTeacher
 
 
@@ -25,6 +26,30 @@ class Stages:
     sharded: tuple[str, ...]
 
 
+class ConditionMaker(Protocol):
+    """Makes the conditions of a track's samples. `urepa.data.class_conditions.ClassConditions` is that of classes.
+
+    Shapes: B samples.
+    """
+
+    @property
+    def dropout(self) -> Mapping[str, float]:
+        """What training withholds from a sample, each with its probability (`urepa.core.conditions.draw_withheld`)."""
+        ...
+
+    def of_samples(self, samples: Sequence[Any]) -> Condition:
+        """The samples' conditions [B] (`urepa.data.lists.samples.Sample`), all given: training drops from them."""
+        ...
+
+    def of_classes(self, class_ids: Sequence[int]) -> Condition:
+        """The conditions [B] under which images of these classes are made, without what training never gave."""
+        ...
+
+    def null(self, count: int) -> Condition:
+        """Conditions [count] with every part withheld."""
+        ...
+
+
 class TrackCaches(Protocol):
     """The caches of a track: how they are made and opened, and how images become what is trained on, and back.
 
@@ -34,7 +59,7 @@ class TrackCaches(Protocol):
     name: str
     folder: Path  # of the caches
     num_classes: int
-    cfg_dropout: float
+    conditions: ConditionMaker
     latent_shapes: Sequence[tuple[int, int, int]]  # C, H and W of x0, in each bucket that there may be
     image_shapes: Sequence[tuple[int, int, int]]  # channels, rows and columns in pixels, likewise
     latent_shape: tuple[int, int, int]  # the first of these, by which the backbone is built

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from urepa.core.conditions import Condition
 from urepa.core.teacher_names import ALONE
 
 
@@ -43,33 +44,6 @@ class Tokens:
     def float(self) -> "Tokens":
         """In fp32."""
         return replace(self, x_BND=self.x_BND.float())
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Class ids [B] (int64) and the id that means "no condition"."""
-
-    ids_B: Tensor
-    null_id: int
-
-    @staticmethod
-    def of_classes(ids_B: Tensor, num_classes: int, cfg_dropout: float) -> "Condition":
-        """What a model is asked under outside of training: the classes; the null condition where training withheld
-        every class (`cfg_dropout` of 1), so that no other was ever learnt."""
-        given = Condition(ids_B, num_classes)
-        return given.null() if cfg_dropout == 1 else given
-
-    def null(self) -> "Condition":
-        """The same batch without its condition."""
-        return Condition(torch.full_like(self.ids_B, self.null_id), self.null_id)
-
-    def to(self, device: torch.device) -> "Condition":
-        """The same there."""
-        return Condition(self.ids_B.to(device, non_blocking=True), self.null_id)
-
-    def drop(self, mask_B: Tensor) -> "Condition":
-        """Without the condition where `mask_B` is True (classifier-free guidance, Ho & Salimans 2022)."""
-        return Condition(torch.where(mask_B, self.null_id, self.ids_B), self.null_id)
 
 
 @dataclass(frozen=True)
@@ -131,5 +105,4 @@ class Batch:
             for name in ("x0", "noise", "t_B", "rows_R")
             if (value := getattr(self, name)) is not None
         }
-        condition = Condition(self.condition.ids_B.pin_memory(), self.condition.null_id)
-        return replace(self, condition=condition, **pin)
+        return replace(self, condition=self.condition.pin(), **pin)

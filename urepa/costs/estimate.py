@@ -19,7 +19,7 @@ from urepa.config.declared import declaration_of
 from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Loss
 from urepa.core.run_protocols import Optimizer
-from urepa.core.types import Batch, Condition
+from urepa.core.types import Batch
 from urepa.costs.bench_results import read_measured
 from urepa.costs.counting import (
     AFTER_THE_MODEL,
@@ -334,7 +334,6 @@ def example(
     track: Any, teacher: Any | None, objective: ObjectiveMath, size: int, diffusion_fraction: float = 1.0
 ) -> Batch:
     """A batch of the track's shapes."""
-    ids_B = torch.zeros(size, dtype=torch.long)
     t_B = torch.full((size,), objective.time_at(0.5))
     x0 = torch.zeros(size, *track.latent_shape)
     stored, teachers = track.stores(teacher), {}
@@ -342,9 +341,8 @@ def example(
         kept = stored.get(f"tokens_{name}" if name else "tokens", (None, "float32"))[1]
         dtype = torch.float16 if kept == "float16" else torch.float32
         teachers[name] = torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype)
-    condition = Condition(ids_B, track.num_classes)
     rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
-    return Batch([], x0, torch.zeros_like(x0), t_B, condition, teachers, rows_R)
+    return Batch([], x0, torch.zeros_like(x0), t_B, track.conditions.null(size), teachers, rows_R)
 
 
 @dataclass(frozen=True)

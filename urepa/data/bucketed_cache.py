@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from urepa.core.teacher_names import ALONE
-from urepa.core.types import Condition
 from urepa.data.cache import Cache
 from urepa.data.lists.content import Identity
 from urepa.data.lists.samples import Sample, Samples
@@ -30,7 +29,7 @@ class BucketedCache:
         self.splits: Mapping[str, Samples] = {
             split: Samples.concatenate(bucket.splits[split] for bucket in self.buckets) for split in first.splits
         }
-        self.num_classes, self.null_id, self.cfg_dropout = first.num_classes, first.null_id, first.cfg_dropout
+        self.num_classes, self.conditions = first.num_classes, first.conditions
         self.class_names, self.teacher_names, self.flips = first.class_names, first.teacher_names, first.flips
 
     @cached_property
@@ -51,10 +50,6 @@ class BucketedCache:
         found = {self._places[s.sample_id] for s in samples}
         assert len(found) == 1, "samples that are read together have one shape"
         return self.buckets[found.pop()]
-
-    def condition(self, class_ids: Sequence[int]) -> Condition:
-        """Outside of training."""
-        return self.buckets[0].condition(class_ids)
 
     def x0(self, samples: Sequence[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
         """As `Cache.x0`: [B,C,H,W]."""

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.nested_dicts import flatten
 from urepa.core.random_draws import normal
 from urepa.core.teacher_names import ALONE
-from urepa.core.types import Condition
+from urepa.core.track_protocols import ConditionMaker
 from urepa.data.lists.content import Identity
 from urepa.data.lists.paths import lost_list_error
 from urepa.data.lists.samples import Keys, Sample, Samples
@@ -60,8 +61,7 @@ class Cache:
     tokens: dict[str, Store | OnlineTokens]
     grids: dict[str, tuple[int, int]]
     num_classes: int
-    null_id: int
-    cfg_dropout: float
+    conditions: ConditionMaker
     images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
     class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
     bucket: str = ""  # rows and columns of its images in pixels, "64x96", where the track has several buckets
@@ -91,8 +91,8 @@ class Cache:
         return len(self.latents.shape) == 4
 
     def condition(self, class_ids: Sequence[int]) -> Condition:
-        """Outside of training."""
-        return Condition.of_classes(torch.tensor(class_ids), self.num_classes, self.cfg_dropout)
+        """Of images of these classes, outside of training."""
+        return self.conditions.of_classes(class_ids)
 
     def x0(self, samples: Sequence[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
         """Latents [B,C,H,W], float32. Moments are sampled with the generators, or give their mean without."""

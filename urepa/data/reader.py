@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from urepa.core import random_draws
+from urepa.core.conditions import check_dropout, draw_withheld, without_never_given
 from urepa.core.errors import UserError
-from urepa.core.types import Batch, Condition
+from urepa.core.types import Batch
 from urepa.data.bucketed_cache import Caches
 from urepa.data.cache import Cache
 from urepa.data.lists.samples import Sample
@@ -91,16 +92,16 @@ class TrainingReader:
         objective: Any,
         layout: Layout,
         seed: int,
-        cfg_dropout: float,
         diffusion_fraction: float = 1.0,
         aligned_steps: float = inf,
     ) -> None:
         """From the step `aligned_steps` on no tokens are read."""
         self.cache, self.objective, self.layout = cache, objective, layout
-        self.seed, self.cfg_dropout, self.diffusion_fraction = seed, cfg_dropout, diffusion_fraction
+        self.seed, self.diffusion_fraction = seed, diffusion_fraction
         self.aligned_steps = aligned_steps
         counts = {bucket.bucket: len(bucket.splits["train"]) for bucket in cache.buckets}
         self.order = SampleOrder(counts, layout.global_batch, seed)
+        check_dropout(cache.conditions.dropout, cache.conditions.null(1).names, "the track's dropout of conditions")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,14 +118,15 @@ class TrainingReader:
         for micro in range(self.layout.accumulation):
             positions = self.layout.positions(micro)
             samples = [self._sample(bucket.splits["train"][indices[p]], step, p) for p in positions]
-            drop = [random_draws.generator(self.seed, "drop", step, p).random() < self.cfg_dropout for p in positions]
+            drop = [random_draws.generator(self.seed, "drop", step, p).random() for p in positions]
             noise = [random_draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [random_draws.generator(self.seed, "t", step, p) for p in positions]
             posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
             raw = {} if slot is None else slot.rows(micro * len(positions), len(positions), record_bytes(bucket))
             teachers = bucket.teachers(samples, raw) if step < self.aligned_steps else {}
             batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers)
-            condition = batch.condition.drop(torch.tensor(drop))
+            withheld = draw_withheld(self.cache.conditions.dropout, torch.tensor(drop, dtype=torch.float64))
+            condition = batch.condition.drop(withheld)
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
 
@@ -205,7 +207,7 @@ class ValidationReader:
         times = [random_draws.generator(k, "t") for k in key]
         teachers = bucket.teachers(samples)
         batch = _batch(bucket, self.objective, samples, noise, times, posterior=None, teachers=teachers)
-        return replace(batch, condition=self.cache.condition([s.class_id for s in samples]))
+        return replace(batch, condition=without_never_given(batch.condition, self.cache.conditions.dropout))
 
 
 def _batch(
@@ -224,6 +226,6 @@ def _batch(
         x0=x0,
         noise=torch.stack([random_draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
-        condition=Condition(torch.tensor([s.class_id for s in samples]), bucket.null_id),
+        condition=bucket.conditions.of_samples(samples),
         teachers=teachers,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Tokens, no_rows
+from urepa.core.types import Tokens, no_rows
 from urepa.data.lists.samples import Sample, Samples, fixed_subset
 from urepa.evaluation.context import Context
 from urepa.method.objectives.objective_math import ObjectiveMath
@@ -75,9 +75,8 @@ def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tens
     noise = torch.stack([random_draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
     t_B = time.repeat(len(part))
     x_t, t_B = (x.to(context.device) for x in (context.objective.corrupt(x0, noise, t_B), t_B))
-    null_B = torch.full((len(part),), context.cache.null_id, device=context.device)
-    condition = Condition(null_B, context.cache.null_id)
-    denoised = model.backbone(x_t, t_B, condition, tuple(taps), no_rows(context.device))
+    null = context.cache.conditions.null(len(part)).to(context.device)
+    denoised = model.backbone(x_t, t_B, null, tuple(taps), no_rows(context.device))
     tapped = {tap: denoised.features[tap].float() for tap in taps}
     with torch.autocast(context.device.type, enabled=False):  # as in training: heads are fp32
         names = {tap: name for tap in taps if (name := context.head_at(tap)) is not None}

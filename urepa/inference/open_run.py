@@ -16,10 +16,11 @@ from torch import Tensor
 
 from urepa.config.declared import declaration_of
 from urepa.core import random_draws
+from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, move_paths, replace_value
 from urepa.core.teacher_names import ALONE
-from urepa.core.types import Condition, Denoised, Tokens, no_rows
+from urepa.core.types import Denoised, Tokens, no_rows
 from urepa.data.stages.vae import scaling_of
 from urepa.data.stages.vae_config import refuse_other_scaling
 from urepa.method.objectives.objective_math import ObjectiveMath
@@ -56,11 +57,6 @@ class OpenedRun:
         taps = ", ".join(declaration_of(self.config["loss"]).taps) or "none"
         return f"OpenedRun('{self.folder}', step {self.step}, aligned taps: {taps})"
 
-    @property
-    def null_id(self) -> int:
-        """The id of "no class"."""
-        return int(self.track.num_classes)
-
     @cached_property
     def autoencoder(self) -> Any:
         """The network between images and x0; None where there is none. UserError where its weights are not to be had,
@@ -72,8 +68,7 @@ class OpenedRun:
 
     def condition(self, class_ids: Sequence[int]) -> Condition:
         """Of these classes, on the device; the null condition where no sample ever had a class in training."""
-        ids_B = torch.tensor(class_ids, device=self.device)
-        return Condition.of_classes(ids_B, self.null_id, self.track.cfg_dropout)
+        return self.track.conditions.of_classes(class_ids).to(self.device)
 
     def features(
         self, images: Tensor, t: float | Tensor | None = None, tap: str | None = None, noise: Tensor | None = None
@@ -125,7 +120,7 @@ class OpenedRun:
         elif noise.shape != (len(images), *shape):
             raise UserError(f"noise is {list(noise.shape)}; give {[len(images), *shape]}")
         x_t = self.objective.corrupt(self.track.to_x0(images), noise.to(self.device), t_B)
-        null = Condition(torch.full((len(images),), self.null_id, device=self.device), self.null_id)
+        null = self.track.conditions.null(len(images)).to(self.device)
         return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
 
     def _tap(self, tap: str | None) -> str:

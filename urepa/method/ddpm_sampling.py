@@ -8,7 +8,7 @@ elsewhere both give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core import progress, random_draws
+from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
 from urepa.method import flow_sampling
+from urepa.method.guidance import Guidance, guided_predictor, scales_of
 from urepa.method.objectives.ddpm_math import DDPMMath
 from urepa.method.objectives.flow_math import FlowMath
 from urepa.method.objectives.objective_math import ObjectiveMath
@@ -113,22 +114,6 @@ def iterate_timesteps(timesteps: Tensor, images: int) -> Any:
     return progress.bar(timesteps, desc=f"sampling {images:,} images", unit="step", leave=False)
 
 
-def guided_predictor(backbone: nn.Module, condition: Condition, guidance: float) -> Predict:
-    """The backbone's prediction; with guidance g it is u + g·(c − u) (Ho & Salimans 2022), u under the null condition
-    in the same batch. At 1 the null pass is left out."""
-    ids_B, null_id = condition.ids_B, condition.null_id
-    both = Condition(torch.cat([condition.null().ids_B, ids_B]), null_id)
-
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        if guidance == 1:
-            return backbone(x_t, t.expand(len(x_t)), condition).prediction_RCHW.float()
-        twice = torch.cat([x_t, x_t])
-        null, given = backbone(twice, t.expand(len(twice)), both).prediction_RCHW.float().chunk(2)
-        return null + guidance * (given - null)
-
-    return predict
-
-
 @torch.no_grad()
 def sample(
     backbone: nn.Module,
@@ -137,12 +122,13 @@ def sample(
     condition: Condition,
     sampler: str,
     steps: int,
-    guidance: float,
+    scales: Mapping[str, float],
 ) -> Tensor:
-    """x0 [B,C,H,W] from standard normal noise, on its device. Where `steps` divides the timesteps, these are the steps
-    of diffusers' pipelines, bit for bit."""
+    """x0 [B,C,H,W] from standard normal noise, on its device. `scales` are of guidance, by name. Where
+    `steps` divides the timesteps, these are the steps of diffusers' pipelines, bit for bit."""
     timesteps = trailing(objective.timesteps, steps)
-    return SAMPLERS[sampler](objective, guided_predictor(backbone, condition, guidance), noise, timesteps)
+    predict = guided_predictor(backbone, condition, scales, torch.float32)
+    return SAMPLERS[sampler](objective, predict, noise, timesteps)
 
 
 def check_steps(objective: ObjectiveMath, steps: int, key: str = "steps") -> None:
@@ -178,18 +164,20 @@ def sample_by(
     rngs: list[np.random.Generator],
     sampler: str | None,
     steps: int,
-    guidance: float,
+    guidance: Guidance,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """x0 [B,C,H,W] by a sampler of the objective's (None: its usual one). `rngs`, one per image, are for samplers that
-    add noise on the way. `interval` are the times at which a flow is guided; DDPM's are all."""
+    add noise on the way. `guidance` is one scale for all parts of the condition together (1: none), or one by name.
+    `interval` are the times at which a flow is guided; DDPM's are all."""
     name = choose_sampler(objective, sampler)
     check_steps(objective, steps)
+    scales = scales_of(guidance, condition.names)
     if isinstance(objective, FlowMath):
-        return flow_sampling.sample(backbone, objective, noise, condition, name, steps, guidance, interval, rngs)
+        return flow_sampling.sample(backbone, objective, noise, condition, name, steps, scales, interval, rngs)
     assert isinstance(objective, DDPMMath)
     assert interval == (0.0, 1.0)
-    return sample(backbone, objective, noise, condition, name, steps, guidance)
+    return sample(backbone, objective, noise, condition, name, steps, scales)
 
 
 def sample_images(
@@ -201,12 +189,12 @@ def sample_images(
     *,
     sampler: str | None,
     steps: int,
-    guidance: float,
+    guidance: Guidance,
     seed: int,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """x0 [B,C,H,W] of images (class id, index), each from its own addressed noise, on the condition's device."""
     noise = torch.stack([image_noise(seed, class_id, index, shape) for class_id, index in images])
     rngs = [random_draws.generator(seed, "image on the way", class_id, index) for class_id, index in images]
-    noise = noise.to(condition.ids_B.device)
+    noise = noise.to(condition.device)
     return sample_by(backbone, objective, noise, condition, rngs, sampler, steps, guidance, interval)

@@ -7,7 +7,7 @@ diffusers' flow schedulers compute in fp32, and have neither a guidance interval
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from urepa.core import progress, random_draws
-from urepa.core.types import Condition
+from urepa.core.conditions import Condition
+from urepa.method.guidance import guided_predictor
 from urepa.method.objectives.flow_math import FlowMath
 
 LAST = 0.04  # where the SDE's noisy steps end; one step without noise leads from there to 0
@@ -23,20 +24,14 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B,C,H,W] and t [], both fp64
 
 
 def guided_velocity(
-    backbone: nn.Module, condition: Condition, guidance: float, interval: tuple[float, float]
+    backbone: nn.Module, condition: Condition, scales: Mapping[str, float], interval: tuple[float, float]
 ) -> Velocity:
-    """The backbone's velocity v; at times inside `interval` u + g·(v − u), with u under the null condition in the same
-    batch (Ho & Salimans 2022; Kynkäänniemi et al. 2024 for the interval)."""
+    """The backbone's velocity, guided at times inside `interval` (Kynkäänniemi et al. 2024)."""
     low, high = interval
-    ids_B, null = condition.ids_B, condition.null()
-    both = Condition(torch.cat([null.ids_B, ids_B]), condition.null_id)
+    predict = guided_predictor(backbone, condition, scales, torch.float64)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        if guidance == 1 or not low <= float(t) <= high:
-            return backbone(x.float(), t.float().expand(len(x)), condition).prediction_RCHW.double()
-        twice = torch.cat([x, x]).float()
-        u, v = backbone(twice, t.float().expand(len(twice)), both).prediction_RCHW.double().chunk(2)
-        return u + guidance * (v - u)
+        return predict(x.float(), t.float(), guided=low <= float(t) <= high)
 
     return velocity
 
@@ -98,10 +93,11 @@ def sample(
     condition: Condition,
     sampler: str,
     steps: int,
-    guidance: float,
+    scales: Mapping[str, float],
     interval: tuple[float, float],
     rngs: list[np.random.Generator],
 ) -> Tensor:
-    """x0 [B,C,H,W] from standard normal noise, on its device. `rngs`, one per image, are for the SDE's noise."""
-    velocity = guided_velocity(backbone, condition, guidance, interval)
+    """x0 [B,C,H,W] from standard normal noise, on its device. `scales` are of guidance, by name; `rngs`, one per image,
+    are for the SDE's noise."""
+    velocity = guided_velocity(backbone, condition, scales, interval)
     return SAMPLERS[sampler](flow, velocity, noise.double(), steps, rngs).float()

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
-from urepa.core.types import Batch, Condition, Tokens
+from urepa.core.types import Batch, Tokens
 from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.objective_math import ObjectiveMath
 

@@ -201,7 +201,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
     declared_optimizer: Optimizer = declaration_of(config["optimizer"])
     parts = (loss.diffusion_fraction, loss.aligned_steps)
-    reader = TrainingReader(cache, objective, layout, config["seed"], track.cfg_dropout, *parts)
+    reader = TrainingReader(cache, objective, layout, config["seed"], *parts)
     validation_reader = ValidationReader(cache, objective, settings.validation_group)
     model.to(accelerator.device)
     speed_up(model, settings, accelerator.device)

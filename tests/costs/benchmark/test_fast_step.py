@@ -11,6 +11,7 @@ import forks
 import pytest
 import torch
 from accelerate import Accelerator
+from class_ids import ids_of
 from sd import SMALL, write_unet
 from torch import Tensor
 
@@ -87,7 +88,12 @@ def test_gradients_are_those_of_the_documents_loop(bench_of: Any, tmp_path: Path
         batch = bench.trainer.reader.read(step)[0]
         assert batch.teacher_BND is not None
         theirs = documented.loss(
-            batch.x0, batch.noise, batch.t_B, batch.condition.ids_B, batch.teacher_BND.float(), step
+            batch.x0,
+            batch.noise,
+            batch.t_B,
+            ids_of(batch.condition, bench.track.num_classes),
+            batch.teacher_BND.float(),
+            step,
         )
         ours = own_loss(bench, batch, step)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
@@ -212,6 +218,13 @@ def test_sd15s_own_architecture_agrees_too(bench_of: Any) -> None:
     with use_nchw(model):  # the same weights serve the description's loop
         documented = DocumentedLoop(bench.config, model, torch.nn.Module(), torch.device("cpu"))
         assert batch.teacher_BND is not None
-        loss = documented.loss(batch.x0, batch.noise, batch.t_B, batch.condition.ids_B, batch.teacher_BND.float(), 0)
+        loss = documented.loss(
+            batch.x0,
+            batch.noise,
+            batch.t_B,
+            ids_of(batch.condition, bench.track.num_classes),
+            batch.teacher_BND.float(),
+            0,
+        )
         theirs = flat(list(torch.autograd.grad(loss, trains)))
     assert (flat(list(staged)) - theirs).norm() / theirs.norm() < 1e-4

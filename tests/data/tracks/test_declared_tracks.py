@@ -58,7 +58,8 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
     built = track.build()
     assert own_package._members(TrackCaches) <= set(dir(built))
     assert tuple(track.latent_shape) == built.latent_shape
-    assert (built.name, built.num_classes, built.cfg_dropout) == (track.name, track.num_classes, track.cfg_dropout)
+    assert (built.name, built.num_classes) == (track.name, track.num_classes)
+    assert built.conditions.dropout == {"class": track.cfg_dropout}
     assert built.expected_samples() == samples
     assert not built.has_caches(None)
     assert track.vae is not None or built.autoencoder is None
@@ -119,6 +120,7 @@ OWN = '''
 from dataclasses import dataclass
 
 from urepa.core.declared_keys import SIZE, setting
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.track_defaults import TrackDefaults
 
 
@@ -159,7 +161,8 @@ class NoiseCaches:
     online_latents = online_teacher = build_on_first_use = False
 
     def __init__(self, settings):
-        self.name, self.num_classes, self.cfg_dropout = settings.name, settings.num_classes, settings.cfg_dropout
+        self.name, self.num_classes = settings.name, settings.num_classes
+        self.conditions = ClassConditions.withheld_with(settings.cfg_dropout)
         self.latent_shape, self.image_shape = settings.latent_shape, (4, settings.side, settings.side)
         self.image_size, self.expected_samples = settings.side, settings.expected_samples
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from class_ids import of_ids
 from tiny_sit import SMALL as SMALL_SIT
 
 from urepa.config.declared import declaration_of
@@ -20,7 +21,7 @@ from urepa.config.parts import KINDS, PACKAGES, networks
 from urepa.core.backbone_protocols import Backbone, BackboneNetwork, WeightsKind
 from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, no_rows
+from urepa.core.types import no_rows
 from urepa.models.backbones import sd15_net
 from urepa.training.assembly import load_modules
 
@@ -141,7 +142,7 @@ def test_the_network_is_what_the_protocol_says(case: tuple[Case, Any, Path]) -> 
     expected, declared, _ = case
     torch.manual_seed(0)
     network = declared.build(latent_shape=LATENT, num_classes=CLASSES)
-    inputs = (torch.randn(2, *LATENT), torch.tensor([0.25, 0.5]), Condition(torch.tensor([0, CLASSES]), CLASSES))
+    inputs = (torch.randn(2, *LATENT), torch.tensor([0.25, 0.5]), of_ids(torch.tensor([0, CLASSES]), CLASSES))
     denoised = network(*inputs, taps=expected.taps)
     assert denoised.prediction_RCHW.shape == (2, *LATENT)
     for tap in expected.taps:

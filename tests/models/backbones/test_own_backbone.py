@@ -11,15 +11,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from class_ids import of_ids
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from urepa.config import own_package
 from urepa.config.parts import KINDS, SCHEMAS
+from urepa.core.conditions import CLASS, Condition
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, shape
 from urepa.core.errors import UserError
-from urepa.core.types import Condition, Denoised, Tokens
+from urepa.core.types import Denoised, Tokens
 from urepa.costs.estimate import Device, plan
 from urepa.models.drawn_backbone import DrawnBackbone
 from urepa.models.speed_switches import compile_blocks
@@ -83,7 +85,9 @@ class PixelwiseNetwork(nn.Module):
         taps: tuple[str, ...] = (),
         rows_R: Tensor | None = None,
     ) -> Denoised:
-        middle = F.relu(self.before(x_t) + self.rows(condition.ids_B)[:, :, None, None])
+        classes = condition[CLASS]
+        rows_BD = self.rows(classes.where_given(classes.ids_B, self.rows.num_embeddings - 1))
+        middle = F.relu(self.before(x_t) + rows_BD[:, :, None, None])
         features = {tap: Tokens.from_map(middle) for tap in taps}
         return Denoised(self.after(middle if rows_R is None else middle[rows_R]), features)
 
@@ -183,7 +187,7 @@ def test_it_is_built_and_exported(own: dict[str, Any], tmp_path: Path) -> None:
     model, group = build_model(own, track, build_part(own["teacher"]), build_loss(own))
     backbone: Any = model.backbone
     assert group == "backbone"
-    x_t, condition = torch.randn(2, *track.latent_shape), Condition(torch.tensor([0, 10]), 10)
+    x_t, condition = torch.randn(2, *track.latent_shape), of_ids(torch.tensor([0, 10]), 10)
     denoised = model(x_t, torch.tensor([1, 2]), condition)
     assert denoised.prediction_RCHW.shape == x_t.shape
     compile_blocks(backbone)

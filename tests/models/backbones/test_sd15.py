@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from class_ids import of_ids
 from sd import LATENT, SMALL, small_parts, write_unet
 
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
 from urepa.method.heads.conv_net import ConvHead
 from urepa.models.backbones.sd15_net import ARCHITECTURE, sd15
 from urepa.models.backbones.unet_net import UNet
@@ -81,9 +81,9 @@ def test_alpha_follows_the_rank_unless_given(small: dict[str, Path]) -> None:
 def test_the_prediction_is_diffusers_own_bit_for_bit(small: dict[str, Path], taps: tuple[str, ...]) -> None:
     backbone = load_small(small).eval()
     x, t = torch.randn(2, *LATENT), torch.tensor([3, 900])
-    condition = Condition(torch.tensor([1, 1000]), 1000)
+    condition = of_ids(torch.tensor([1, 1000]), 1000)
     ours = backbone(x, t, condition, taps)
-    theirs = backbone.unet(x, t, backbone.embedding_KLE[condition.ids_B]).sample
+    theirs = backbone.unet(x, t, backbone.embedding_KLE[[1, 1000]]).sample
     assert torch.equal(ours.prediction_RCHW, theirs)
     grids = {"mid": (1, 1), "enc_last": (1, 1), "dec_first": (2, 2)}
     assert {tap: f.grid for tap, f in ours.features.items()} == {tap: grids[tap] for tap in taps}
@@ -93,7 +93,7 @@ def test_taps_have_the_documents_shapes() -> None:
     backbone = real_architecture()
     with torch.device("meta"):
         t, ids = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-        denoised = backbone(torch.empty(1, 4, 64, 64), t, Condition(ids, 1000), ("mid", "enc_last", "dec_first"))
+        denoised = backbone(torch.empty(1, 4, 64, 64), t, of_ids(ids, 1000), ("mid", "enc_last", "dec_first"))
     shapes = {tap: (f.x_BND.shape[2], f.grid) for tap, f in denoised.features.items()}
     assert shapes == {"mid": (1280, (8, 8)), "enc_last": (1280, (8, 8)), "dec_first": (1280, (16, 16))}
 

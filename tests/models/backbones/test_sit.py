@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from class_ids import ids_of
 from tiny_sit import SHAPE, SMALL, small
 from torch import Tensor
 
@@ -102,7 +103,7 @@ def test_the_forward_pass_is_the_written_definition(inputs: Any, qk_norm: bool, 
     backbone, (x_t, t_B, condition) = small(qk_norm=qk_norm, positions=positions), inputs
     taps = ("block_0", "block_1", "block_2")
     denoised = backbone(x_t, t_B, condition, taps)
-    expected = by_the_formulas(backbone.state_dict(), x_t, t_B, condition.ids_B, SMALL | {"qk_norm": qk_norm})
+    expected = by_the_formulas(backbone.state_dict(), x_t, t_B, ids_of(condition, 5), SMALL | {"qk_norm": qk_norm})
     found = [*(denoised.features[tap].x_BND for tap in taps), denoised.prediction_RCHW]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=5e-5)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from class_ids import ids_of, of_ids
 from torch import Tensor, nn
 
+from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
 from urepa.models.backbones.backbone_sizes import UNET_TAPS as TAPS
 from urepa.models.backbones.unet_net import UNet, tiny_unet
 
@@ -33,12 +34,12 @@ def backbone() -> UNet:
 @pytest.fixture(scope="module")
 def inputs() -> tuple[Tensor, Tensor, Condition]:
     torch.manual_seed(1)
-    return torch.randn(3, 4, 8, 16), torch.tensor([0, 500, 999]), Condition(torch.tensor([0, 2, 3]), null_id=3)
+    return torch.randn(3, 4, 8, 16), torch.tensor([0, 500, 999]), of_ids(torch.tensor([0, 2, 3]), null_id=3)
 
 
 def diffusers_alone(backbone: UNet, inputs: tuple[Tensor, Tensor, Condition]) -> Tensor:
     x_t, t_B, condition = inputs
-    return backbone.unet(x_t, t_B, encoder_hidden_states=backbone.embedding_KLE[condition.ids_B]).sample
+    return backbone.unet(x_t, t_B, encoder_hidden_states=backbone.embedding_KLE[ids_of(condition, 3)]).sample
 
 
 @pytest.mark.parametrize("taps", [(), ("mid",), ("enc_last",), ("dec_first",), TAPS])

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from class_ids import of_ids
 from hydra.errors import HydraException
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.core.types import Batch, Condition, Tokens
+from urepa.core.types import Batch, Tokens
 from urepa.costs.estimate import Device, plan
 from urepa.data.stores.disk_sizes import reader_bytes
 from urepa.method.losses import loss_math
@@ -67,7 +68,7 @@ def weights(trainer: Any, part: str = "") -> dict[str, Tensor]:
 
 def made_up(**teachers: Tensor) -> Batch:
     x0 = torch.zeros(4, 1, 2, 2)
-    return Batch(list("abcd"), x0, x0, torch.zeros(4), Condition(torch.zeros(4, dtype=torch.long), 3), teachers)
+    return Batch(list("abcd"), x0, x0, torch.zeros(4), of_ids(torch.zeros(4, dtype=torch.long), 3), teachers)
 
 
 def urepa_loss(taps: dict[str, float], **changes: Any) -> AlignmentLoss:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import Backbone
+from urepa.core.conditions import Condition
 from urepa.core.teacher_names import ALONE
-from urepa.core.types import Batch, Condition, Denoised, Tokens
+from urepa.core.types import Batch, Denoised, Tokens
 from urepa.costs.benchmark.description_loop import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.costs.benchmark.online_teacher import OnlineTeacher, RandomImages
 from urepa.costs.benchmark.plain_loop import PlainLoop
@@ -75,7 +76,7 @@ class HookedUNet(nn.Module):
             return passed_on, tuple(passed_on if skip is hidden else skip for skip in output[1])
 
         handles = [blocks[tap].register_forward_hook(partial(hand_out, tap)) for tap in taps]
-        prediction = unet(x_t, t_B, encoder_hidden_states=self.backbone.embedding_KLE[condition.ids_B]).sample
+        prediction = unet(x_t, t_B, encoder_hidden_states=self.backbone.text_of(condition)).sample
         for handle in handles:
             handle.remove()
         return Denoised(prediction if rows_R is None else prediction[rows_R], features)
@@ -221,15 +222,16 @@ class BenchLoops:
     def _batch(self, item: tuple[Tensor, Tensor, Tensor]) -> list[Batch]:
         """What the description's loader gives, as the trainer takes it; noise and timesteps drawn on the device."""
         index_B, x0, teacher_BND = item
-        classes, device = self.track.num_classes, self.accelerator.device
+        samples = [self.track.samples[int(i)] for i in index_B]
+        device = self.accelerator.device
         fraction = self.trainer.loss.diffusion_fraction
         rows_R = None if fraction == 1 else torch.arange(round(fraction * len(x0)))
         batch = Batch(
-            ids=[self.track.samples[int(i)].sample_id for i in index_B],
+            ids=[s.sample_id for s in samples],
             x0=x0.float(),
             noise=torch.randn(x0.shape, device=device),
             t_B=torch.randint(self.trainer.objective.timesteps, (len(x0),), device=device),
-            condition=Condition(index_B % classes, classes),
+            condition=self.track.conditions.of_samples(samples),
             teachers={ALONE: teacher_BND},
             rows_R=rows_R,
         )

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from urepa.core.conditions import CLASS
 from urepa.core.errors import UserError
 from urepa.core.teacher_names import ALONE
 from urepa.data.cache import Cache, mean_token_file
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.samples import Samples
 from urepa.data.online_encoders import OnlineTokens
 from urepa.data.stores.lmdb_store import write_store
@@ -25,7 +27,7 @@ class SyntheticTrack:
     def __init__(self, root: str, records: int, latent_shape: list[int], num_classes: int, cfg_dropout: float) -> None:
         self.folder, self.records = Path(root), records
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
-        self.num_classes, self.cfg_dropout = num_classes, cfg_dropout
+        self.num_classes, self.conditions = num_classes, ClassConditions.withheld_with(cfg_dropout)
         self.samples = Samples.of_rows((f"n{i:08d}", i % num_classes, "", "train") for i in range(records))
 
     def build(self) -> SyntheticTrack:
@@ -55,7 +57,7 @@ class SyntheticTrack:
         tokens: dict[str, Store | OnlineTokens] = {} if teacher is None else {ALONE: Store(self.tokens)}
         splits = dict.fromkeys(("train", "val", "test"), self.samples)
         grids = {} if teacher is None else {ALONE: teacher.grid}
-        return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, self.num_classes, self.cfg_dropout)
+        return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, self.conditions)
 
     def _write(self, store: Path, shape: tuple[int, ...]) -> None:
         rng = np.random.default_rng(0)
@@ -70,5 +72,5 @@ def settings_like(track: Any, root: Path, records: int) -> dict[str, Any]:
         "records": records,
         "latent_shape": list(track.latent_shape),
         "num_classes": track.num_classes,
-        "cfg_dropout": track.cfg_dropout,
+        "cfg_dropout": track.conditions.dropout[CLASS],
     }

@@ -28,6 +28,7 @@ from urepa.data.cache import (
     refuse_faulty,
     token_stores,
 )
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.classes import class_names, read_names
 from urepa.data.lists.paths import no_cache_error
 from urepa.data.lists.samples import Keys, Samples, read_split
@@ -65,7 +66,8 @@ class LatentTrackCaches:
         self.prompt_record = self.prompts.with_suffix(".json")
         channels, height, width = settings.latent_shape
         self.latent_shape = (channels, height, width)
-        self.num_classes, self.cfg_dropout = settings.num_classes, settings.cfg_dropout
+        self.num_classes = settings.num_classes
+        self.conditions = ClassConditions.withheld_with(settings.cfg_dropout)
         self.flip, self.stage_to = settings.flip, settings.stage_to
         self.online_teacher, self.online_latents = settings.online_teacher, settings.online_latents
         self.remake = settings.remake
@@ -173,7 +175,7 @@ class LatentTrackCaches:
         grids = {name: one.grid for name, one in teachers.items()}
         names = [] if self.class_names is not None else read_names(self.folder, self.num_classes)
         known: dict[str, Any] = {"images": archive, "class_names": names}
-        return Cache(splits, latents, tokens, grids, self.num_classes, self.num_classes, self.cfg_dropout, **known)
+        return Cache(splits, latents, tokens, grids, self.num_classes, self.conditions, **known)
 
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""

@@ -33,6 +33,7 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.paths import is_finished, remake_pixels_text, tokens_name
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.online_encoders import OnlineTokens
@@ -44,6 +45,7 @@ from urepa.data.stores.lmdb_pages import has_records
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks.pixel_sizes import check_channels, cut_to_aspect
+from urepa.models.teachers.rectangle_sizes import grid_for, teacher_on_grid
 from urepa.models.teachers.several_teachers import by_name
 
 if TYPE_CHECKING:
@@ -98,8 +100,8 @@ class PixelBucket:
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
         """The teachers by name, each as it sees images of this shape. UserError for one that cannot."""
-        teachers = by_name(teacher)
-        return {name: one.for_size(self.size) for name, one in teachers.items()} if self.name else teachers
+        side = self.settings.image_size
+        return {name: teacher_on_grid(one, grid_for(one, self.size, side)) for name, one in by_name(teacher).items()}
 
     def _folder_of(self, teacher: Any) -> Path:
         known = teacher.manifest()
@@ -121,7 +123,8 @@ class PixelBucket:
             tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         known: dict[str, Any] = {"class_names": class_names, "bucket": self.name}
-        return Cache(splits, latents, tokens, grids, s.num_classes, s.num_classes, s.cfg_dropout, **known)
+        conditions = ClassConditions.withheld_with(s.cfg_dropout)
+        return Cache(splits, latents, tokens, grids, s.num_classes, conditions, **known)
 
     def has_caches(self, teacher: Any | None) -> bool:
         """Is everything cached that training reads?"""

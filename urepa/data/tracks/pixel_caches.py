@@ -18,6 +18,7 @@ from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import lock_folder, missing_folders, read_json, remove_new, write_whole
 from urepa.data.bucketed_cache import Caches, caches_of
+from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.classes import names_at, read_names, write_names
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text
 from urepa.data.lists.samples import Samples
@@ -51,8 +52,8 @@ class PixelTrackCaches:
         self.name, self.limit = settings.name, settings.limit
         self.source, self.images = str(settings.source), settings.images
         self.held_out = settings.held_out
-        self.image_size = settings.image_size
-        self.num_classes, self.cfg_dropout = settings.num_classes, settings.cfg_dropout
+        self.image_size, self.num_classes = settings.image_size, settings.num_classes
+        self.conditions = ClassConditions.withheld_with(settings.cfg_dropout)
         self.max_skipped, self.flip, self.online_teacher = settings.max_skipped, settings.flip, settings.online_teacher
         self.build_on_first_use = settings.build_on_first_use
         self.all_buckets = [PixelBucket(settings, name, size) for name, size in settings.sizes.items()]

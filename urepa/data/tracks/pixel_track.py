@@ -53,7 +53,11 @@ class PixelTrack(TrackDefaults):
     validation_images: int = setting("images of the validation set", ge=1, le=COUNT)
     test_images: int = setting("images of the test set", ge=1, le=COUNT)
     channels: int = setting("1 for grey images, 3 for colour", ge=1, le=SIZE)
-    image_size: int = setting("side of the squares, pixels; with buckets, of a square on which a teacher has `teacher.grid`", ge=1, le=SIZE)
+    image_size: int = setting(
+        
+        "side of the squares, pixels; with buckets, of the square for which `teacher.grid` is given", ge=1, le=SIZE
+    
+    )
     unshuffle: int = setting("x0 has channels·unshuffle² channels at image_size / unshuffle", ge=1, le=SIZE)
     scale: float = setting(
         "of x0; chosen so that its variance is about 1, as a VAE's scaling factor does", ge=TINY, le=LARGEST

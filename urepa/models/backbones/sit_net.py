@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from urepa.core.types import Condition, Denoised, Tokens
+from urepa.core.conditions import CLASS, Condition, Part
+from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import EXPORTED, check_sit_adapters, sit_block
 from urepa.models.backbones.sit_published_net import to_published
 from urepa.models.layers import linear
@@ -86,7 +87,8 @@ class ClassEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.embedding_table.weight, std=SPREAD)
 
-    def forward(self, ids_B: Tensor) -> Tensor:
+    def forward(self, classes: Part) -> Tensor:
+        ids_B = classes.where_given(classes.ids_B, self.embedding_table.num_embeddings - 1)
         return self.embedding_table(ids_B)
 
 
@@ -245,7 +247,7 @@ class SiTNetwork(nn.Module):
         deepest = max(tap_of, default=-1)
         features: dict[str, Tokens] = {}
         x_BND = self.x_embedder(x_t) + self.pos_embed
-        c_BD = self.t_embedder(t_B) + self.y_embedder(condition.ids_B)
+        c_BD = self.t_embedder(t_B) + self.y_embedder(condition[CLASS])
         for k, block in enumerate(self.blocks[: deepest + 1]):
             x_BND = block(x_BND, c_BD)
             if k in tap_of:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from urepa.core.types import Condition, Denoised, Tokens
+from urepa.core.conditions import CLASS, Condition
+from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import LORA, TRAINED_ROWS, check_unet, check_unet_tap
 from urepa.models.lora.lora_net import load_pipeline_lora, write_pipeline_lora
 from urepa.models.weight_files import read_safetensors, save_tensors
@@ -52,8 +53,8 @@ class StageState:
 
 
 class UNet(nn.Module):
-    """A U-Net in stages over diffusers' own modules, and its condition embedding [ids, L, E]: a trainable
-    parameter or a frozen buffer.
+    """A U-Net in stages over diffusers' own modules, and its condition embedding [ids, L, E], whose last row is the
+    null condition: a trainable parameter or a frozen buffer.
 
     Taps: `mid` (the middle block's output), `enc_last` (the last down block's), `dec_first` (the first up
     block's, after its upsampling).
@@ -170,11 +171,16 @@ class UNet(nn.Module):
             stage = self._up(stage, index, sizes)
         return Denoised(self._out(stage.map_BChw), features)
 
+    def text_of(self, condition: Condition) -> Tensor:
+        """The rows [B,L,E] of the samples' classes, and the last row where the class is withheld."""
+        classes = condition[CLASS]
+        return self.embedding_KLE[classes.where_given(classes.ids_B, len(self.embedding_KLE) - 1)]
+
     # --- diffusers' forward, cut where the taps are -----------------------------------------------------
 
     def _encoder(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> StageState:
         """Time embedding, first convolution and down blocks; no graph where nothing in them trains."""
-        unet, text_BLE = self.unet, self.embedding_KLE[condition.ids_B]
+        unet, text_BLE = self.unet, self.text_of(condition)
         trains = any(p.requires_grad for n, p in self.named_parameters() if n.startswith(ENCODER)) or x_t.requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             temb_BT = unet.time_embedding(unet.get_time_embed(sample=x_t, timestep=t_B))

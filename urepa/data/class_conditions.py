@@ -1,0 +1,35 @@
+"""The conditions of tracks whose samples have a class each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from urepa.core.conditions import CLASS, Condition, without_never_given
+from urepa.data.lists.samples import Sample
+
+
+@dataclass(frozen=True)
+class ClassConditions:
+    """The class's id is the only part (`ConditionMaker` of urepa/core/track_protocols.py)."""
+
+    dropout: Mapping[str, float]
+
+    @staticmethod
+    def withheld_with(probability: float) -> ClassConditions:
+        """Those of a track that withholds the class from a training sample with this probability."""
+        return ClassConditions({CLASS: probability})
+
+    def of_samples(self, samples: Sequence[Sample]) -> Condition:
+        """Of the samples' classes, all given."""
+        return Condition.of_classes(torch.tensor([s.class_id for s in samples]))
+
+    def of_classes(self, class_ids: Sequence[int]) -> Condition:
+        """Of these classes; withheld where no sample ever had a class in training."""
+        return without_never_given(Condition.of_classes(torch.tensor(class_ids)), self.dropout)
+
+    def null(self, count: int) -> Condition:
+        """Without a class."""
+        return Condition.of_classes(torch.zeros(count, dtype=torch.long)).null()
