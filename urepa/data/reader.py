@@ -17,7 +17,7 @@ from torch import Tensor
 
 from urepa.core import random_draws
 from urepa.core.errors import UserError
-from urepa.core.types import Batch, Condition
+from urepa.core.types import Batch, Condition, Tokens
 from urepa.data.cache import Cache
 from urepa.data.lists.samples import Sample
 from urepa.data.lists.split_sizes import check_batch_size
@@ -199,7 +199,7 @@ def _batch(
     noise: list[Any],
     times: list[Any],
     posterior: list[Any] | None,
-    teachers: dict[str, Tensor],
+    teachers: dict[str, Tokens],
 ) -> Batch:
     x0 = cache.x0(samples, posterior)
     shape = tuple(x0.shape[1:])

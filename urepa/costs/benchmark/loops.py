@@ -189,8 +189,9 @@ class BenchLoops:
         """The same updates with an online teacher: images are read instead of tokens."""
         asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
         reader = copy(self.trainer.reader)
-        images: Any = RandomImages(self.track.samples, asks.teacher.image_size)
-        reader.cache = replace(reader.cache, tokens={ALONE: images})
+        side = asks.teacher.image_size
+        images: Any = RandomImages(self.track.samples, side)
+        reader.cache = replace(reader.cache, tokens={ALONE: images}, grids={ALONE: (side, side)})
 
         def update(batches: list[Batch]) -> None:
             self._update(asks.add_tokens(batches))
@@ -229,7 +230,7 @@ class BenchLoops:
             noise=torch.randn(x0.shape, device=device),
             t_B=torch.randint(self.trainer.objective.timesteps, (len(x0),), device=device),
             condition=Condition(index_B % classes, classes),
-            teachers={ALONE: teacher_BND},
+            teachers={ALONE: Tokens(teacher_BND, self.trainer.reader.cache.grids[ALONE])},
             rows_R=rows_R,
         )
         return [batch]
