@@ -8,7 +8,7 @@ the words of `urepa.core.comparability`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -242,11 +242,34 @@ class TeacherNetwork(Protocol):
         ...
 
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """RGB in [0,1] of any size to tokens [B,N,D] of unit length on `grid`, without gradients."""
+        """RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] of unit length on `grid`, without
+        gradients."""
         ...
 
     def build_without_weights(self) -> Any:
         """The network from its architecture alone, to count costs; `tokens` then goes through it."""
+        ...
+
+
+class RectangleTeacher(Protocol):
+    """What a `TeacherNetwork` and its declaration have beside where they answer for images that are not square too. One
+    without `grid_at` is for squares (`urepa.models.teachers.rectangle_sizes.grid_for` asks).
+
+    Without a grid, `tokens` and `manifest` are those of a square image.
+    """
+
+    def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of `shape`, where a square one of `side` has `grid`: tokens see as
+        many pixels. Any unit of length will do, pixels of a latent too. Both the network and the declaration have it.
+        """
+        ...
+
+    def manifest(self, grid: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What tokens on this grid depend on. Of the network alone, as `tokens`."""
+        ...
+
+    def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
+        """The same for images that are resized to the proportions of this grid, with tokens as large as on a square."""
         ...
 
 
