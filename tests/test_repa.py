@@ -130,7 +130,8 @@ def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> N
     noised = trainer.objective.corrupt(batch.x0, batch.noise, batch.t_B)
     aligned = trainer.model.eval()(noised, batch.t_B, batch.condition)
     tapped = aligned.features["block_3"]
-    again, otherwise = (trainer.model.heads["block_3"](tapped, t).x_BND for t in (batch.t_B, 1 - batch.t_B))
+    head = trainer.model.heads["block_3"]
+    again, otherwise = (head(tapped, t, tapped.grid).x_BND for t in (batch.t_B, 1 - batch.t_B))
     assert torch.equal(again, aligned.tokens["block_3"].x_BND)
     assert not torch.allclose(again, otherwise)
 

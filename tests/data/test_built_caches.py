@@ -116,11 +116,11 @@ def test_several_teachers_have_a_store_each(
     samples = cache.splits["train"][:5]
     tokens = cache.teachers(samples)
     assert list(tokens) == ["near", "far"]
-    assert not torch.allclose(tokens["near"].float(), tokens["far"].float(), atol=0.01)
+    assert not torch.allclose(tokens["near"].x_BND.float(), tokens["far"].x_BND.float(), atol=0.01)
     assert torch.equal(cache.mean_token("far"), cache.tokens["far"].mean_token())
     single = Build(build_part(parts["data"]), several.teacher.teachers["far"], Part(), batch=8)
     alone = single.track.open(single.teacher)
-    torch.testing.assert_close(alone.teacher_BND(samples).float(), tokens["far"].float(), rtol=0, atol=2e-3)
+    torch.testing.assert_close(alone.teacher_BND(samples).float(), tokens["far"].x_BND.float(), rtol=0, atol=2e-3)
     with pytest.raises(UserError, match="adopt them with teacher=NAME"):
         several.run("adopt")
     for opened in (cache, alone):

@@ -48,7 +48,7 @@ def main(name: str, folder: Path, numbers: list[int]) -> None:
     track = SyntheticTrack(str(folder), max(numbers), [4, SIZE, SIZE], 10, 0.1)
     track.write(Teacher)
     backbone = tiny_unet([32], [False], 1, 16, 8, latent_shape=(4, SIZE, SIZE), num_classes=10)
-    head = ConvHead(1, "after", in_width=32, out_width=WIDTH, grid=(SIZE, SIZE))
+    head = ConvHead(1, "after", in_width=32, out_width=WIDTH)
     model = AlignedModel(backbone, {"mid": head}).eval().requires_grad_(False)
     loss = URepaLoss(
         lambda_max=0.5, warmup_steps=0, manifold_weight=0.0, level="sample", taps={"mid": 1.0}, spike_threshold=10.0

@@ -62,6 +62,19 @@ def test_tokens_that_turn_evenly_along_a_line_have_a_closed_form() -> None:
     assert float(decay_slope(tokens, 0.27)) == pytest.approx(-slope, abs=1e-6)
 
 
+@pytest.mark.parametrize(("h", "w"), [(3, 7), (6, 4)])
+def test_stripes_on_a_rectangle_have_a_closed_form(h: int, w: int) -> None:
+    """Columns of opposite tokens in turn: a step down keeps the token, a step to the right turns it. At the largest
+    distance there are opposite corners alone."""
+    sign = torch.tensor([(-1.0) ** (i % w) for i in range(h * w)])
+    tokens = Tokens(torch.stack([sign, 0 * sign], dim=1)[None], (h, w))
+    down, right = (h - 1) * w, h * (w - 1)
+    expected = (down - right) / (down + right) - (-1) ** (w - 1)
+    assert float(local_distant(tokens, 1.0)) == pytest.approx(expected, abs=1e-12)
+    mean = 1 / w if w % 2 else 0  # of the signs
+    assert float(contrast(tokens)) == pytest.approx((1 - mean**2) ** 0.5, abs=1e-12)
+
+
 def test_tokens_that_are_all_alike_have_no_structure() -> None:
     tokens = Tokens(torch.tensor([1.0, 2.0, 3.0]).expand(2, 64, 3), (8, 8))
     for value in (local_distant(tokens, 0.2), decay_slope(tokens, 0.27), contrast(tokens)):

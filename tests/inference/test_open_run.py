@@ -82,7 +82,7 @@ def test_features_are_the_taps_under_the_null_condition(opened: OpenedRun, image
     assert torch.equal(found.x_BND, expected.x_BND)
     assert found.grid == expected.grid == (4, 4)
     head = opened.aligned(images, 100, noise=noise)
-    assert torch.equal(head.x_BND, opened.model.heads["mid"](expected, torch.tensor([500])).x_BND)
+    assert torch.equal(head.x_BND, opened.model.heads["mid"](expected, torch.tensor([500]), head.grid).x_BND)
     assert head.grid == (2, 2)
     with torch.no_grad():
         rows = opened.model.backbone.embedding_KLE

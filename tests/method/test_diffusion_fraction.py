@@ -13,7 +13,7 @@ from class_ids import ids_of, of_ids
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.core.types import Batch, no_rows
+from urepa.core.types import Batch, Tokens, no_rows
 from urepa.data.class_conditions import ClassConditions
 from urepa.data.reader import Layout, TrainingReader
 from urepa.method.diffusion_fraction import strata
@@ -53,7 +53,7 @@ def model_with(taps: tuple[str, ...]) -> AlignedModel:
     backbone = tiny_unet(
         [32, 64], [False, True], 1, cross_attention_dim=32, head_dim=32, latent_shape=(4, 8, 8), num_classes=3
     )
-    return AlignedModel(backbone, {tap: ConvHead(2, "after", in_width=64, out_width=5, grid=(2, 3)) for tap in taps})
+    return AlignedModel(backbone, {tap: ConvHead(2, "after", in_width=64, out_width=5) for tap in taps})
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def batch() -> Batch:
         noise=torch.randn(4, 4, 8, 8),
         t_B=torch.tensor([10, 300, 600, 999]),
         condition=of_ids(torch.tensor([0, 1, 2, 3]), 3),
-        teachers={"": F.normalize(torch.randn(4, 6, 5), dim=-1)},
+        teachers={"": Tokens(F.normalize(torch.randn(4, 6, 5), dim=-1), (2, 3))},
     )
 
 

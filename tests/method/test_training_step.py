@@ -67,7 +67,7 @@ def model() -> AlignedModel:
         [32, 64], [False, True], 1, cross_attention_dim=32, head_dim=32, latent_shape=(4, 8, 8), num_classes=3
     )
     taps = ("mid", "dec_first")
-    return AlignedModel(backbone, {tap: ConvHead(2, "after", in_width=64, out_width=5, grid=(2, 3)) for tap in taps})
+    return AlignedModel(backbone, {tap: ConvHead(2, "after", in_width=64, out_width=5) for tap in taps})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def batch() -> Batch:
         noise=torch.randn(4, 4, 8, 8),
         t_B=torch.tensor([10, 300, 600, 999]),
         condition=of_ids(torch.tensor([0, 1, 2, 3]), 3),
-        teachers={"": F.normalize(torch.randn(4, 6, 5), dim=-1)},
+        teachers={"": Tokens(F.normalize(torch.randn(4, 6, 5), dim=-1), (2, 3))},
     )
 
 
@@ -144,9 +144,8 @@ def test_the_sample_manifold_compares_the_gathered_batch(batch: Batch) -> None:
     whole = urepa_loss()(diffusion, output, batch, 9, alone).manifold
     rest = [loss_math.pool_tokens(x[2:]) for x in (student, teacher)]
     half = Aligned(output.prediction_RCHW, {}, {"mid": Tokens(student[:2], (2, 3))})
-    gathered = urepa_loss()(
-        diffusion[:2], half, replace(batch, teachers={"": teacher[:2]}), 9, lambda x: torch.cat([x, rest.pop(0)])
-    )
+    halved = replace(batch, teachers={"": Tokens(teacher[:2], (2, 3))})
+    gathered = urepa_loss()(diffusion[:2], half, halved, 9, lambda x: torch.cat([x, rest.pop(0)]))
     torch.testing.assert_close(gathered.manifold, whole)
 
 
@@ -252,7 +251,7 @@ def test_tap_gradients_are_autograds_own(model: AlignedModel, batch: Batch, obje
     assert teacher is not None
     alignment = torch.zeros(())
     for tap, share in (("mid", 0.25), ("dec_first", 0.75)):
-        student = model.heads[tap](Tokens.from_map(states[tap]), batch.t_B).x_BND
+        student = model.heads[tap](Tokens.from_map(states[tap]), batch.t_B, (2, 3)).x_BND
         token = 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
         alignment = alignment + share * (token + 3 * manifold_by_hand(student, teacher, level))
     assert set(measured) == set(blocks)

@@ -39,7 +39,7 @@ def backbone_with_lora() -> UNet:
 
 def model_with(backbone: UNet) -> AlignedModel:
     torch.manual_seed(1)
-    return AlignedModel(backbone, {"mid": ConvHead(2, "after", in_width=64, out_width=5, grid=(2, 3))})
+    return AlignedModel(backbone, {"mid": ConvHead(2, "after", in_width=64, out_width=5)})
 
 
 def gradient(model: AlignedModel, **autocast: Any) -> Tensor:

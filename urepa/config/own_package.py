@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from urepa.core.declared_keys import keys_of
 from urepa.core.errors import UserError, did_you_mean
 
 ROOT = "urepa"
+NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 OF_RUNS = ("experiment", "ablation")  # groups whose files begin at the root of a config
 # the kind of the parts below a key of a part
 HELD = {"teacher": "teacher", "teachers": "teacher", "encoder": "encoder", "encoders": "encoder", "images": "images"}
@@ -159,11 +161,21 @@ def _check_declaration(cls: Any, kind: str, target: str) -> None:
         assert protocol is not None
         place = f"{protocol.__module__}.{protocol.__name__}"
         raise UserError(f"{target} is no {kind}, as it has no {' and no '.join(missing)}; {place} says what it needs")
+    if protocol is not None and (odd := _asked_in_vain(cls, protocol)):
+        place = f"{protocol.__module__}.{protocol.__name__}"
+        raise UserError(f"{target}.build asks for {', '.join(odd)}, which {place}.build is not given; see there")
     try:
         OmegaConf.structured(cls)
         list(keys_of(cls))
     except (OmegaConfBaseException, AssertionError, NameError, TypeError) as error:
         raise UserError(f"{target} cannot have settings of a config: {str(error).splitlines()[0]}") from error
+
+
+def _asked_in_vain(cls: Any, protocol: Any) -> list[str]:
+    """Arguments that a declaration's `build` cannot do without and nobody hands over."""
+    given = signature(protocol.build).parameters if hasattr(protocol, "build") else {}
+    asked = signature(cls.build).parameters.values() if given else ()
+    return [p.name for p in asked if p.name not in given and p.default is p.empty and p.kind in NAMED]
 
 
 def _members(protocol: type) -> set[str]:

@@ -166,6 +166,15 @@ class Backbone(Protocol):
         ...
 
 
+class ChangingLatents(Protocol):
+    """What a `Backbone` has beside where x_t may have other rows and columns from step to step. One without takes x0 of
+    one shape a run."""
+
+    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """UserError where one run cannot have x0 of all these shapes [C,H,W]. Each has passed `check`."""
+        ...
+
+
 class LoRA(Protocol):
     """Which weights of the backbone train (urepa/models/lora/)."""
 

@@ -8,7 +8,7 @@ the words of `urepa.core.comparability`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 
 class HeadNetwork(Protocol):
-    """`forward(tapped, t_B)`: the state [B,N,D] of a tap, and the times of its samples as the objective has them, to
-    tokens [B,N,E] on the teacher's grid, of unit length, in fp32. Heads run in fp32 also under bf16."""
+    """`forward(tapped, t_B, grid)`: the state [B,N,D] of a tap, and the times of its samples as the objective has them,
+    to tokens [B,h·w,E] on the teacher's grid (h, w), of unit length, in fp32. Heads run in fp32 also under bf16.
 
-    def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens: ...
+    The grids of tap and teacher may be others at every step. Where the tap's tokens have a mask, the tokens that are
+    made of masked ones alone or in part are masked too."""
+
+    def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens: ...
 
 
 class Head(Protocol):
@@ -36,12 +39,11 @@ class Head(Protocol):
         """UserError where settings that are each in their range do not go together."""
         ...
 
-    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> nn.Module:
+    def build(self, *, in_width: int, out_width: int) -> nn.Module:
         """The network (`HeadNetwork`) for one tap and one teacher, its weights drawn from torch's generator.
 
         Args:
             in_width, out_width: D of the tap and E of the teacher.
-            grid: rows and columns of the teacher's tokens.
         """
         ...
 
@@ -104,7 +106,7 @@ class LossMath(Protocol):
     samples' alignment by their times; gives `urepa.method.training_step.Terms`.
 
     A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
-    `spatial_norm` and `targets(teacher_BND)`, what the student's tokens are compared with.
+    `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them.
     """
 
     taps: Mapping[str, float]
@@ -240,11 +242,34 @@ class TeacherNetwork(Protocol):
         ...
 
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """RGB in [0,1] of any size to tokens [B,N,D] of unit length on `grid`, without gradients."""
+        """RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] of unit length on `grid`, without
+        gradients."""
         ...
 
     def build_without_weights(self) -> Any:
         """The network from its architecture alone, to count costs; `tokens` then goes through it."""
+        ...
+
+
+class RectangleTeacher(Protocol):
+    """What a `TeacherNetwork` and its declaration have beside where they answer for images that are not square too. One
+    without `grid_at` is for squares (`urepa.models.teachers.rectangle_sizes.grid_for` asks).
+
+    Without a grid, `tokens` and `manifest` are those of a square image.
+    """
+
+    def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of `shape`, where a square one of `side` has `grid`: tokens see as
+        many pixels. Any unit of length will do, pixels of a latent too. Both the network and the declaration have it.
+        """
+        ...
+
+    def manifest(self, grid: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What tokens on this grid depend on. Of the network alone, as `tokens`."""
+        ...
+
+    def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
+        """The same for images that are resized to the proportions of this grid, with tokens as large as on a square."""
         ...
 
 

@@ -45,6 +45,12 @@ class Tokens:
         """In fp32."""
         return replace(self, x_BND=self.x_BND.float())
 
+    def to(self, device: torch.device) -> "Tokens":
+        """On the device, without waiting for it, in the precision they have."""
+        x_BND, mask_BN = (None if x is None else x.to(device, non_blocking=True) for x in (self.x_BND, self.mask_BN))
+        assert x_BND is not None
+        return replace(self, x_BND=x_BND, mask_BN=mask_BN)
+
 
 @dataclass(frozen=True)
 class Denoised:
@@ -75,7 +81,7 @@ class Batch:
     noise: Tensor
     t_B: Tensor
     condition: Condition
-    teachers: dict[str, Tensor]  # each one's tokens [B,N,D]; none where no teacher is asked (any more)
+    teachers: dict[str, Tokens]  # each one's, on its grid for this batch; none where no teacher is asked (any more)
     rows_R: Tensor | None = None  # the samples that have a diffusion term; None: all
     slot: "Slot | None" = None  # the memory that the batch lies in
 
@@ -86,7 +92,7 @@ class Batch:
             for name in ("x0", "noise", "t_B", "rows_R")
             if (value := getattr(self, name)) is not None
         }
-        teachers = {name: tokens_BND.to(device, non_blocking=True) for name, tokens_BND in self.teachers.items()}
+        teachers = {name: tokens.to(device) for name, tokens in self.teachers.items()}
         condition = self.condition.to(device)
         if self.slot is not None and device.type == "cuda":
             self.slot.copied = torch.cuda.Event()
@@ -96,7 +102,12 @@ class Batch:
     @property
     def teacher_BND(self) -> Tensor | None:
         """The tokens of a teacher that is the only one."""
-        return self.teachers.get(ALONE)
+        return self.teachers[ALONE].x_BND if ALONE in self.teachers else None
+
+    @property
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each teacher's tokens in this batch, which its heads are called with."""
+        return {name: tokens.grid for name, tokens in self.teachers.items()}
 
     def pin_memory(self) -> "Batch":
         """The batch in pinned memory. Tokens are in pinned memory already."""

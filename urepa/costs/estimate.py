@@ -19,7 +19,7 @@ from urepa.config.declared import declaration_of
 from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Loss
 from urepa.core.run_protocols import Optimizer
-from urepa.core.types import Batch
+from urepa.core.types import Batch, Tokens
 from urepa.costs.bench_results import read_measured
 from urepa.costs.counting import (
     AFTER_THE_MODEL,
@@ -274,7 +274,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
         counts = count_step(model, lambda name: part_of(model, name), step)
         one = example(track, teacher, objective, 1)
         with torch.no_grad(), flop_counter() as forward:
-            seen = run(one.x0, one.t_B, one.condition)
+            seen = run(one.x0, one.t_B, one.condition, None, one.grids)
     taps = {tap: (*tokens.grid, tokens.x_BND.shape[2]) for tap, tokens in seen.features.items()}
     asked = _online_costs(track, teacher, kind)
     for name, network in asked.items():
@@ -340,7 +340,7 @@ def example(
     for name, one in by_name(teacher).items():
         kept = stored.get(f"tokens_{name}" if name else "tokens", (None, "float32"))[1]
         dtype = torch.float16 if kept == "float16" else torch.float32
-        teachers[name] = torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype)
+        teachers[name] = Tokens(torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype), one.grid)
     rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
     return Batch([], x0, torch.zeros_like(x0), t_B, track.conditions.null(size), teachers, rows_R)
 

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from urepa.core.teacher_names import ALONE
+from urepa.core.types import Tokens
 from urepa.data.cache import Cache
 from urepa.data.lists.content import Identity
 from urepa.data.lists.samples import Sample, Samples
@@ -55,7 +56,7 @@ class BucketedCache:
         """As `Cache.x0`: [B,C,H,W]."""
         return self._bucket_of_all(samples).x0(samples, posterior)
 
-    def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tensor]:
+    def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tokens]:
         """As `Cache.teachers`: [B,N,D] by teacher."""
         return self._bucket_of_all(samples).teachers(samples, raw)
 

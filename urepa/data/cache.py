@@ -26,6 +26,7 @@ from urepa.core.nested_dicts import flatten
 from urepa.core.random_draws import normal
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import ConditionMaker
+from urepa.core.types import Tokens
 from urepa.data.lists.content import Identity
 from urepa.data.lists.paths import lost_list_error
 from urepa.data.lists.samples import Keys, Sample, Samples
@@ -104,10 +105,12 @@ class Cache:
             return mean
         return mean + std * torch.stack([normal(tuple(mean.shape[1:]), rng) for rng in posterior])
 
-    def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tensor]:
-        """Every teacher's tokens [B,N,D] as they are stored (fp16; float32 from int8), in the memory `raw` if given."""
+    def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tokens]:
+        """Every teacher's tokens as they are stored (fp16; float32 from int8), in the memory `raw` if given."""
         memory, keys = {} if raw is None else raw, [s.key for s in samples]
-        return {name: tokens.tensor(keys, memory.get(name)) for name, tokens in self.tokens.items()}
+        return {
+            name: Tokens(store.tensor(keys, memory.get(name)), self.grids[name]) for name, store in self.tokens.items()
+        }
 
     def teacher_BND(self, samples: Sequence[Sample], teacher: str = ALONE) -> Tensor | None:
         """One teacher's; None where there is none."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from urepa.core import random_draws
 from urepa.core.conditions import check_dropout, draw_withheld, without_never_given
 from urepa.core.errors import UserError
-from urepa.core.types import Batch
+from urepa.core.types import Batch, Tokens
 from urepa.data.bucketed_cache import Caches
 from urepa.data.cache import Cache
 from urepa.data.lists.samples import Sample
@@ -217,7 +217,7 @@ def _batch(
     noise: list[Any],
     times: list[Any],
     posterior: list[Any] | None,
-    teachers: dict[str, Tensor],
+    teachers: dict[str, Tokens],
 ) -> Batch:
     x0 = bucket.x0(samples, posterior)
     shape = tuple(x0.shape[1:])

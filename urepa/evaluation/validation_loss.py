@@ -98,9 +98,9 @@ class Validation:
     def _constant(self, batch: Batch) -> dict[str, Tensor]:
         """The token loss of the best constant token [B]: of each teacher's where there are several, and their mean."""
         by_teacher = {}
-        for name, tokens_BND in batch.teachers.items():
-            constant_BND = self.mean_tokens[name].to(self.device).expand_as(tokens_BND)
-            by_teacher[name] = loss_math.token_loss(constant_BND, tokens_BND)
+        for name, tokens in batch.teachers.items():
+            constant_BND = self.mean_tokens[name].to(self.device).expand_as(tokens.x_BND)
+            by_teacher[name] = loss_math.token_loss(constant_BND, tokens.x_BND, tokens.mask_BN)
         shares = shares_of(by_teacher, self.loss.teachers)
         mean_B = torch.stack([share * by_teacher[name] for name, share in shares.items()]).sum(0)
         return {"constant_token": mean_B} | {f"constant_token/{name}": x for name, x in by_teacher.items() if name}

@@ -19,6 +19,7 @@ from urepa.core import random_draws
 from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten, move_paths, replace_value
+from urepa.core.protocols import Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.types import Denoised, Tokens, no_rows
 from urepa.data.stages.vae import scaling_of
@@ -102,9 +103,11 @@ class OpenedRun:
         if head not in self.model.heads:
             heads = ", ".join(self.model.heads)
             raise UserError(f"this run has no head on '{head}'; it has {heads if heads else 'none: loss=none'}")
+        declared: Teacher = declaration_of(self.config["teacher"])
+        rows, columns = declared.members()[teacher].grid
         denoised = self._denoise(images, t, (tap,), noise)
         with torch.no_grad():
-            return self.model.heads[head](denoised.features[tap].float(), self._times(t, len(images)))
+            return self.model.heads[head](denoised.features[tap].float(), self._times(t, len(images)), (rows, columns))
 
     @torch.no_grad()
     def _denoise(

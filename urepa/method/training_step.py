@@ -8,7 +8,7 @@ weights. With `time_power` λ is λ(step)·g(t) for each sample, where g depends
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.objective_math import ObjectiveMath
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
+NO_GRIDS: Mapping[str, tuple[int, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,29 @@ class AlignedModel(nn.Module):
         self.taps = tuple(dict.fromkeys(name.partition("/")[0] for name in heads))
         self.attention: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
-    def forward(self, x_t: Tensor, t_B: Tensor, condition: Condition, rows_R: Tensor | None = None) -> Aligned:
+    def forward(
+        self,
+        x_t: Tensor,
+        t_B: Tensor,
+        condition: Condition,
+        rows_R: Tensor | None = None,
+        grids: Mapping[str, tuple[int, int]] = NO_GRIDS,
+    ) -> Aligned:
+        """
+        Args:
+            grids: rows and columns of each teacher's tokens in this batch, by its name. A teacher that has no tokens in
+                it has none, and its heads are called with the tap's own grid: they stay in the graph.
+        """
         with self.attention():
             denoised = self.backbone(x_t, t_B, condition, taps=self.taps, rows_R=rows_R)
         with torch.autocast(x_t.device.type, enabled=False):  # heads are small, and feed the losses: fp32
             tapped = {tap: denoised.features[tap].float() for tap in self.taps}
-            tokens = {name: head(tapped[name.partition("/")[0]], t_B) for name, head in self.heads.items()}
+            tokens = {}
+            for name, head in self.heads.items():
+                tap, _, teacher = name.partition("/")
+                grid = grids.get(teacher, tapped[tap].grid)
+                tokens[name] = head(tapped[tap], t_B, grid)
+                assert tokens[name].grid == grid, f"the head {name} gives {tokens[name].grid} tokens, not {grid}"
         return Aligned(denoised.prediction_RCHW, denoised.features, tokens)
 
 
@@ -102,7 +120,7 @@ def step_terms(
     """The losses of one micro-batch: corrupt, predict, compare. Where the batch names rows, only they have a
     diffusion term, an unbiased estimate of the batch's: each row is as likely as any other."""
     x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
-    output = model(x_t, batch.t_B, batch.condition, batch.rows_R)
+    output = model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids)
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     target_RCHW = target if batch.rows_R is None else target[batch.rows_R]
     diffusion_R = diffusion_loss(output.prediction_RCHW, target_RCHW)

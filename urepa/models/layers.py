@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from urepa.core.types import Tokens
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -14,14 +18,23 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-class Resize(nn.Module):
-    """A map [B,D,h,w] bilinearly to another grid, half-pixel centres."""
+def resize(map_BDhw: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A map bilinearly to a grid, half-pixel centres."""
+    if tuple(map_BDhw.shape[-2:]) == grid:
+        return map_BDhw
+    return F.interpolate(map_BDhw, size=grid, mode="bilinear", align_corners=False)
 
-    def __init__(self, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.grid = grid
 
-    def forward(self, map_BDhw: Tensor) -> Tensor:
-        if tuple(map_BDhw.shape[-2:]) == self.grid:
-            return map_BDhw
-        return F.interpolate(map_BDhw, size=self.grid, mode="bilinear", align_corners=False)
+def masked_map(tokens: Tokens) -> Tensor:
+    """A map [B,D,h,w] of the tokens, 0 where they are masked, as a convolution sees what lies outside of the map."""
+    if tokens.mask_BN is None:
+        return tokens.to_map()
+    return replace(tokens, x_BND=tokens.x_BND.masked_fill(~tokens.mask_BN[..., None], 0)).to_map()
+
+
+def resize_mask(tokens: Tokens, grid: tuple[int, int]) -> Tensor | None:
+    """The mask [B,h·w] of what `resize` makes of the tokens: True where all that it is interpolated from counts."""
+    if tokens.mask_BN is None or tokens.grid == grid:
+        return tokens.mask_BN
+    masked_B1hw = (~tokens.mask_BN).unflatten(1, tokens.grid)[:, None].float()
+    return (resize(masked_B1hw, grid) == 0).flatten(1)

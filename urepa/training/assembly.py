@@ -3,6 +3,7 @@ optimiser, EMA, `accelerator.prepare`."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -16,6 +17,7 @@ from urepa.config.declared import build_errors, declaration_of
 from urepa.config.parts import PACKAGES, networks, settings_that_are
 from urepa.core.backbone_protocols import Backbone, LoRA
 from urepa.core.declared_keys import TAP
+from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Loss, Schedule
 from urepa.core.random_draws import torch_seed
@@ -109,10 +111,22 @@ def build_model(
         for teacher_name, one in by_name(teacher).items():
             name = name_at(tap, teacher_name)
             with torch_seed(seed, f"head/{name}"):
-                heads[name] = build_part(config["head"], in_width=width, out_width=one.width, grid=one.grid)
+                heads[name] = build_part(config["head"], in_width=width, out_width=one.width)
+                check_takes_grid(config["head"]["_target_"], heads[name])
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
     return AlignedModel(backbone, heads), lora.group
+
+
+def check_takes_grid(target: str, head: Any) -> None:
+    """UserError for a network whose `forward` has no place for the teacher's grid."""
+    try:
+        inspect.signature(head.forward).bind(None, None, None)
+    except TypeError:
+        raise UserError(
+            f"head._target_={target}: its network is called as forward(tapped, t_B, grid), with the rows and columns "
+            "of the teacher's tokens in this batch; give its forward these arguments (urepa.core.protocols.HeadNetwork)"
+        ) from None
 
 
 def build_untrained(

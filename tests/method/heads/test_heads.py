@@ -30,22 +30,22 @@ T = torch.tensor([0.1, 0.9])  # the times of two samples, for heads that do not 
 @pytest.mark.parametrize(("depth", "parameters"), [(1, 1_311_744), (2, 2_360_320), (3, 3_408_896)])
 def test_parameter_counts_are_the_documents(depth: int, parameters: int) -> None:
     with torch.device("meta"):
-        head = ConvHead(depth, "after", in_width=1280, out_width=1024, grid=(16, 16))
+        head = ConvHead(depth, "after", in_width=1280, out_width=1024)
     assert sum(p.numel() for p in head.parameters()) == parameters
 
 
 @pytest.mark.parametrize("depth", [0, -1])
 def test_a_head_without_layers_is_an_error(depth: int) -> None:
     with pytest.raises(UserError, match=f"head.depth={depth}.*loss=none"):
-        ConvHead(depth, "after", in_width=4, out_width=4, grid=(2, 2))
+        ConvHead(depth, "after", in_width=4, out_width=4)
 
 
-def by_hand(head: ConvHead, map_BDhw: Tensor, upsample: str) -> Tensor:
+def by_hand(head: ConvHead, map_BDhw: Tensor, upsample: str, grid: tuple[int, int]) -> Tensor:
     """The head as matrix products over pixels."""
     convolutions = [layer for layer in head.layers if isinstance(layer, torch.nn.Conv2d)]
 
     def resized(x: Tensor) -> Tensor:
-        return F.interpolate(x, size=head.grid, mode="bilinear", align_corners=False)
+        return F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
 
     x = resized(map_BDhw) if upsample == "before" else map_BDhw
     for i, layer in enumerate(convolutions):
@@ -59,27 +59,27 @@ def by_hand(head: ConvHead, map_BDhw: Tensor, upsample: str) -> Tensor:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_head_projects_and_resizes_in_the_order_asked_for(depth: int, upsample: str) -> None:
     torch.manual_seed(0)
-    head = ConvHead(depth, upsample, in_width=6, out_width=5, grid=(4, 6))
+    head = ConvHead(depth, upsample, in_width=6, out_width=5)
     map_BDhw = torch.randn(2, 6, 2, 3)
-    out = head(Tokens.from_map(map_BDhw), T)
+    out = head(Tokens.from_map(map_BDhw), T, (4, 6))
     assert out.grid == (4, 6)
-    torch.testing.assert_close(out.x_BND, by_hand(head, map_BDhw, upsample))
+    torch.testing.assert_close(out.x_BND, by_hand(head, map_BDhw, upsample, (4, 6)))
 
 
 def test_the_two_orders_differ_from_depth_2_on() -> None:
     """A single 1x1 convolution commutes with the resizing; GELU does not."""
     tapped = Tokens.from_map(torch.randn(2, 6, 2, 3))
     for depth, alike in ((1, True), (2, False)):
-        heads = [ConvHead(depth, u, in_width=6, out_width=5, grid=(4, 6)) for u in ("after", "before")]
+        heads = [ConvHead(depth, u, in_width=6, out_width=5) for u in ("after", "before")]
         convolutions = [[m for m in head.layers if isinstance(m, torch.nn.Conv2d)] for head in heads]
         for one, other in zip(*convolutions, strict=True):
             other.load_state_dict(one.state_dict())
-        after, before = (head(tapped, T).x_BND for head in heads)
+        after, before = (head(tapped, T, (4, 6)).x_BND for head in heads)
         assert torch.allclose(after, before, atol=1e-5) == alike
 
 
-def identity_head(width: int, grid: tuple[int, int]) -> ConvHead:
-    head = ConvHead(1, "after", in_width=width, out_width=width, grid=grid)
+def identity_head(width: int) -> ConvHead:
+    head = ConvHead(1, "after", in_width=width, out_width=width)
     with torch.no_grad():
         head.layers[0].weight.copy_(torch.eye(width)[:, :, None, None])
         head.layers[0].bias.zero_()
@@ -88,14 +88,14 @@ def identity_head(width: int, grid: tuple[int, int]) -> ConvHead:
 
 def test_equal_grids_are_not_resized() -> None:
     tapped = Tokens.from_map(torch.randn(2, 5, 2, 3))
-    torch.testing.assert_close(identity_head(5, (2, 3))(tapped, T).x_BND, F.normalize(tapped.x_BND, dim=-1))
+    torch.testing.assert_close(identity_head(5)(tapped, T, (2, 3)).x_BND, F.normalize(tapped.x_BND, dim=-1))
 
 
 def test_resizing_to_a_grid_that_is_not_square_keeps_the_rows() -> None:
     """A map that says where it is, (row, column, 1), read again on a 4x6 grid: half-pixel centres."""
     rows, columns = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
     where = torch.stack([rows, columns, torch.ones(2, 3)])[None]
-    out = identity_head(3, (4, 6))(Tokens.from_map(where), T).x_BND[0]
+    out = identity_head(3)(Tokens.from_map(where), T, (4, 6)).x_BND[0]
     read = out[:, :2] / out[:, 2:]
     expected = [
         [min(max((r + 0.5) / 2 - 0.5, 0), 1), min(max((c + 0.5) / 2 - 0.5, 0), 2)] for r in range(4) for c in range(6)
@@ -104,9 +104,9 @@ def test_resizing_to_a_grid_that_is_not_square_keeps_the_rows() -> None:
 
 
 def test_tokens_have_unit_length_in_fp32_under_autocast() -> None:
-    head = ConvHead(2, "after", in_width=6, out_width=5, grid=(4, 6))
+    head = ConvHead(2, "after", in_width=6, out_width=5)
     with torch.autocast("cpu", torch.bfloat16):
-        tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3)), T).x_BND
+        tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3)), T, (4, 6)).x_BND
     assert tokens.dtype == torch.float32
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 24))
 
@@ -116,7 +116,7 @@ def test_tokens_have_unit_length_in_fp32_under_autocast() -> None:
 
 def test_repas_head_is_three_dense_layers_with_silu() -> None:
     torch.manual_seed(0)
-    head = MLPHead(7, in_width=6, out_width=5, grid=(2, 3))
+    head = MLPHead(7, in_width=6, out_width=5)
     weights = list(head.parameters())
     assert [tuple(w.shape) for w in weights] == [(7, 6), (7,), (7, 7), (7,), (5, 7), (5,)]
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_repas_head_is_three_dense_layers_with_silu() -> None:
     x = tapped.x_BND
     for i in (0, 2, 4):
         x = torch.einsum("bnd,ed->bne", x if i == 0 else x * torch.sigmoid(x), weights[i]) + weights[i + 1]
-    out = head(tapped, T)
+    out = head(tapped, T, (2, 3))
     assert out.grid == (2, 3)
     torch.testing.assert_close(out.x_BND, x / x.norm(dim=-1, keepdim=True))
 
@@ -134,7 +134,7 @@ def test_repas_head_is_three_dense_layers_with_silu() -> None:
 def test_repas_head_begins_xavier_uniform_without_biases() -> None:
     """As REPA's initialize_weights leaves it: bound √(6 / (in + out)), where torch's own is 1/√in."""
     torch.manual_seed(0)
-    for layer in MLPHead(512, in_width=64, out_width=32, grid=(2, 3)).layers[::2]:
+    for layer in MLPHead(512, in_width=64, out_width=32).layers[::2]:
         bound = math.sqrt(6 / sum(layer.weight.shape))
         assert 0.99 * bound < layer.weight.abs().max().item() <= bound
         assert not layer.bias.any()
@@ -143,27 +143,27 @@ def test_repas_head_begins_xavier_uniform_without_biases() -> None:
 def test_repas_head_has_the_papers_size() -> None:
     """SiT-XL to DINOv2-B: 1152·2048 + 2048² + 2048·768 and the biases."""
     with torch.device("meta"):
-        head = MLPHead(2048, in_width=1152, out_width=768, grid=(16, 16))
+        head = MLPHead(2048, in_width=1152, out_width=768)
     assert sum(p.numel() for p in head.parameters()) == 8_131_328
 
 
 def test_repas_head_resizes_nothing() -> None:
-    head = MLPHead(4, in_width=6, out_width=5, grid=(4, 4))
+    head = MLPHead(4, in_width=6, out_width=5)
     with pytest.raises(UserError, match=r"the tap has 2x8 tokens and the teacher 4x4, .*head=conv"):
-        head(Tokens(torch.randn(2, 16, 6), (2, 8)), T)
+        head(Tokens(torch.randn(2, 16, 6), (2, 8)), T, (4, 4))
 
 
 def test_repas_tokens_have_unit_length_in_fp32_under_autocast() -> None:
-    head = MLPHead(4, in_width=6, out_width=5, grid=(2, 3))
+    head = MLPHead(4, in_width=6, out_width=5)
     with torch.autocast("cpu", torch.bfloat16):
-        tokens = head(Tokens(torch.randn(2, 6, 6), (2, 3)), T).x_BND
+        tokens = head(Tokens(torch.randn(2, 6, 6), (2, 3)), T, (2, 3)).x_BND
     assert tokens.dtype == torch.float32
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 6))
 
 
 def test_irepas_head_is_one_convolution_over_the_grid() -> None:
     torch.manual_seed(0)
-    head = SpatialHead(in_width=6, out_width=5, grid=(2, 3))
+    head = SpatialHead(in_width=6, out_width=5)
     weight, bias = head.parameters()
     assert tuple(weight.shape) == (5, 6, 3, 3)
     map_BDhw = torch.randn(2, 6, 2, 3)
@@ -173,16 +173,15 @@ def test_irepas_head_is_one_convolution_over_the_grid() -> None:
         for column in range(3):
             seen = padded[:, :, row : row + 2, column : column + 3]
             expected = expected + torch.einsum("bdhw,ed->behw", seen, weight[:, :, row, column])
-    out = head(Tokens.from_map(map_BDhw), T)
+    out = head(Tokens.from_map(map_BDhw), T, (2, 3))
     torch.testing.assert_close(out.x_BND, F.normalize(expected.flatten(2).transpose(1, 2), dim=-1))
-    resized = SpatialHead(in_width=6, out_width=5, grid=(4, 6))
-    assert resized(Tokens.from_map(map_BDhw), T).x_BND.shape == (2, 24, 5)
+    assert head(Tokens.from_map(map_BDhw), T, (4, 6)).x_BND.shape == (2, 24, 5)
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (4, 6), (1, 2)])
 def test_irepas_head_with_a_hidden_layer_is_two_convolutions_and_then_the_teachers_grid(grid: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    head = HiddenSpatialHead(7, in_width=6, out_width=5, grid=grid)
+    head = HiddenSpatialHead(7, in_width=6, out_width=5)
     first, first_bias, last, last_bias = head.parameters()
     assert [tuple(w.shape) for w in (first, first_bias, last, last_bias)] == [(7, 6, 3, 3), (7,), (5, 7, 1, 1), (5,)]
     map_BDhw = torch.randn(2, 6, 2, 3)
@@ -191,15 +190,15 @@ def test_irepas_head_with_a_hidden_layer_is_two_convolutions_and_then_the_teache
     projected = torch.einsum("bhyx,eh->beyx", hidden, last[:, :, 0, 0]) + last_bias[:, None, None]
     if grid != (2, 3):
         projected = F.interpolate(projected, size=grid, mode="bilinear", align_corners=False)
-    out = head(Tokens.from_map(map_BDhw), T)
+    out = head(Tokens.from_map(map_BDhw), T, grid)
     assert out.grid == grid
     torch.testing.assert_close(out.x_BND, F.normalize(projected.flatten(2).transpose(1, 2), dim=-1))
 
 
 def test_its_tokens_have_unit_length_in_fp32_under_autocast() -> None:
-    head = HiddenSpatialHead(7, in_width=6, out_width=5, grid=(4, 6))
+    head = HiddenSpatialHead(7, in_width=6, out_width=5)
     with torch.autocast("cpu", torch.bfloat16):
-        tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3)), T).x_BND
+        tokens = head(Tokens.from_map(torch.randn(2, 6, 2, 3)), T, (4, 6)).x_BND
     assert tokens.dtype == torch.float32
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 24))
 
@@ -212,19 +211,19 @@ def test_a_head_that_sees_the_time_begins_as_the_plain_one() -> None:
     made = []
     for kind in (MLPHead, TimeMLPHead):
         torch.manual_seed(0)
-        made.append(kind(7, in_width=6, out_width=5, grid=(2, 3)))
+        made.append(kind(7, in_width=6, out_width=5))
     plain, timed = made
     tapped = Tokens(torch.randn(2, 6, 6), (2, 3))
-    assert torch.equal(timed(tapped, T).x_BND, plain(tapped, T).x_BND)
+    assert torch.equal(timed(tapped, T, (2, 3)).x_BND, plain(tapped, T, (2, 3)).x_BND)
     assert timed.state_dict().keys() > plain.state_dict().keys()
-    timed(tapped, T).x_BND[..., 0].sum().backward()
+    timed(tapped, T, (2, 3)).x_BND[..., 0].sum().backward()
     assert timed.time[2].weight.grad.abs().sum() > 0  # what is zero learns from the first step on
 
 
 @pytest.mark.parametrize("t_B", [torch.tensor([0.1, 0.9]), torch.tensor([3, 990])], ids=["flow", "DDPM"])
 def test_a_head_scales_and_shifts_by_the_time(t_B: Tensor) -> None:
     torch.manual_seed(0)
-    head = TimeMLPHead(7, in_width=6, out_width=5, grid=(2, 3))
+    head = TimeMLPHead(7, in_width=6, out_width=5)
     for p in head.parameters():
         torch.nn.init.normal_(p)
     w = {name: p.detach().double() for name, p in head.named_parameters()}
@@ -238,26 +237,26 @@ def test_a_head_scales_and_shifts_by_the_time(t_B: Tensor) -> None:
         own = F.silu(own @ w["layers.0.weight"].T + w["layers.0.bias"]) * (1 + scale_1) + shift_1
         own = F.silu(own @ w["layers.2.weight"].T + w["layers.2.bias"]) * (1 + scale_2) + shift_2
         expected.append(F.normalize(own @ w["layers.4.weight"].T + w["layers.4.bias"], dim=-1))
-    out = head(Tokens(x, (2, 3)), t_B)
+    out = head(Tokens(x, (2, 3)), t_B, (2, 3))
     torch.testing.assert_close(out.x_BND.double(), torch.stack(expected), rtol=0, atol=2e-4)
-    assert not torch.allclose(out.x_BND, head(Tokens(x, (2, 3)), t_B.flip(0)).x_BND, atol=0.05)
+    assert not torch.allclose(out.x_BND, head(Tokens(x, (2, 3)), t_B.flip(0), (2, 3)).x_BND, atol=0.05)
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (Path(CONF) / "head").glob("*.yaml")))
 def test_a_declared_head_is_what_the_protocol_says(compose: Callable[..., dict[str, Any]], name: str) -> None:
     head: Head = declaration_of(compose(f"head={name}")["head"])
     head.check()
-    network = head.build(in_width=6, out_width=5, grid=(2, 3))
+    network = head.build(in_width=6, out_width=5)
     for grid in [(2, 3), (4, 6)] if head.resizes else [(2, 3)]:
         tapped = Tokens(torch.randn(2, grid[0] * grid[1], 6, generator=torch.Generator().manual_seed(0)), grid)
-        tokens = network(tapped, torch.tensor([0.1, 0.9]))
+        tokens = network(tapped, torch.tensor([0.1, 0.9]), (2, 3))
         assert tokens.grid == (2, 3)
         assert tokens.x_BND.shape == (2, 6, 5)
         assert tokens.x_BND.dtype == torch.float32
         torch.testing.assert_close(tokens.x_BND.norm(dim=-1), torch.ones(2, 6))
     if not head.resizes:
         with pytest.raises(UserError, match="resizes neither"):
-            network(Tokens(torch.randn(2, 24, 6), (4, 6)), torch.zeros(2))
+            network(Tokens(torch.randn(2, 24, 6), (4, 6)), torch.zeros(2), (2, 3))
     assert not head.description()[0].isupper()  # it stands within a sentence
     assert not head.description().endswith(".")
 

@@ -68,7 +68,8 @@ def weights(trainer: Any, part: str = "") -> dict[str, Tensor]:
 
 def made_up(**teachers: Tensor) -> Batch:
     x0 = torch.zeros(4, 1, 2, 2)
-    return Batch(list("abcd"), x0, x0, torch.zeros(4), of_ids(torch.zeros(4, dtype=torch.long), 3), teachers)
+    tokens = {name: Tokens(x_BND, {6: (2, 3), 9: (3, 3)}[x_BND.shape[1]]) for name, x_BND in teachers.items()}
+    return Batch(list("abcd"), x0, x0, torch.zeros(4), of_ids(torch.zeros(4, dtype=torch.long), 3), tokens)
 
 
 def urepa_loss(taps: dict[str, float], **changes: Any) -> AlignmentLoss:
@@ -128,10 +129,10 @@ def test_a_step_compares_each_head_with_its_own_teacher(train: Build) -> None:
     assert not torch.equal(fine, coarse)
     steps(trainer, 0, 2)
     (batch,) = trainer.reader.read(2)
-    assert not torch.equal(batch.teachers["fine"], batch.teachers["coarse"])
+    assert not torch.equal(batch.teachers["fine"].x_BND, batch.teachers["coarse"].x_BND)
     terms, output = step_terms(trainer.model, trainer.objective, trainer.loss, batch, 2, lambda x: x)
     cosine = {
-        name: F.cosine_similarity(output.tokens[f"block_3/{name}"].x_BND, own.float(), dim=-1).mean()
+        name: F.cosine_similarity(output.tokens[f"block_3/{name}"].x_BND, own.x_BND.float(), dim=-1).mean()
         for name, own in batch.teachers.items()
     }
     pull = 0.75 * (1 - cosine["fine"]) + 0.25 * (1 - cosine["coarse"])
@@ -147,7 +148,7 @@ def test_it_reads_ahead_what_it_reads_at_once(train: Build) -> None:
     with torch.no_grad():
         for step, (batch,) in enumerate(trainer.reader.stream(0, 6)):
             (own,) = trainer.reader.read(step)
-            assert all(torch.equal(batch.teachers[name], own.teachers[name]) for name in ("fine", "coarse"))
+            assert all(torch.equal(batch.teachers[name].x_BND, own.teachers[name].x_BND) for name in ("fine", "coarse"))
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_online_teachers_are_asked_for_what_their_caches_hold(train: Build) -> N
     (asked,) = train("data.online_teacher=true").reader.read(0)
     assert list(asked.teachers) == ["fine", "coarse"]
     for name, tokens in cached.teachers.items():
-        torch.testing.assert_close(asked.teachers[name], tokens.float(), rtol=0, atol=2e-3)
+        torch.testing.assert_close(asked.teachers[name].x_BND, tokens.x_BND.float(), rtol=0, atol=2e-3)
 
 
 @pytest.mark.slow
@@ -224,7 +225,7 @@ def test_two_names_may_share_a_store(make_track: Build, teacher: Any) -> None:
     several = SeveralTeachers({"a": teacher, "b": teacher})
     cache = make_track().open(several)
     tokens = cache.teachers(cache.splits["train"])
-    assert torch.equal(tokens["a"], tokens["b"])
+    assert torch.equal(tokens["a"].x_BND, tokens["b"].x_BND)
     assert torch.equal(cache.mean_token("a"), cache.mean_token("b"))
     cache.close()
 

@@ -120,10 +120,10 @@ def test_a_second_maps_tokens_leave_the_first_alone(make_track: Callable[..., Pi
     track = make_track()
     first, second = (EfficientNetLite0Network(32, [1, 1], stride) for stride in (32, 16))
     with closing(track.open(first)) as cache:
-        widths = [cache.teachers(cache.splits["val"])[""].shape[-1]]
+        widths = [cache.teachers(cache.splits["val"])[""].x_BND.shape[-1]]
     files = {path: path.stat().st_mtime_ns for path in track.folder.rglob("data.mdb")}
     with closing(track.open(second)) as cache:
-        widths.append(cache.teachers(cache.splits["val"])[""].shape[-1])
+        widths.append(cache.teachers(cache.splits["val"])[""].x_BND.shape[-1])
     assert widths == [1280, 112]
     later = {path: path.stat().st_mtime_ns for path in track.folder.rglob("data.mdb")}
     assert files.items() <= later.items()

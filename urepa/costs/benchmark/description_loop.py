@@ -102,6 +102,8 @@ class DocumentedLoop:
                 "a DDPM objective"
             )
         self.model, self.device, self.config = model, device, config
+        rows, columns = declaration_of(config["teacher"]).grid
+        self.grid = rows, columns
         self.backbone: Any = model.backbone
         self.bf16 = config["trainer"]["precision"] == "bf16"
         power = {"linear": 1, "scaled_linear": 2}[objective["beta_schedule"]]
@@ -150,7 +152,7 @@ class DocumentedLoop:
             hook = unet.mid_block.register_forward_hook(lambda module, inputs, output: mid.append(output))
             prediction = unet(x_t, t_B, encoder_hidden_states=self.backbone.embedding_KLE[ids_B]).sample
             hook.remove()  # the model may be shared with other loops
-            tokens_BND = self.model.heads["mid"](Tokens.from_map(mid[0]), t_B).x_BND
+            tokens_BND = self.model.heads["mid"](Tokens.from_map(mid[0]), t_B, self.grid).x_BND
         warm = settings["warmup_steps"]
         lam = settings["lambda_max"] * (min(1.0, step / warm) if warm else 1.0)
         teacher_BND = teacher_BND.float()

@@ -190,9 +190,10 @@ class BenchLoops:
         """The same updates with an online teacher: images are read instead of tokens."""
         asks = OnlineTeacher(self.teacher, self.accelerator.device, self.accelerator.autocast)
         reader = copy(self.trainer.reader)
-        images: Any = RandomImages(self.track.samples, asks.teacher.image_size)
+        side = asks.teacher.image_size
+        images: Any = RandomImages(self.track.samples, side)
         (bucket,) = reader.cache.buckets
-        reader.cache = replace(bucket, tokens={ALONE: images})
+        reader.cache = replace(bucket, tokens={ALONE: images}, grids={ALONE: (side, side)})
 
         def update(batches: list[Batch]) -> None:
             self._update(asks.add_tokens(batches))
@@ -232,7 +233,7 @@ class BenchLoops:
             noise=torch.randn(x0.shape, device=device),
             t_B=torch.randint(self.trainer.objective.timesteps, (len(x0),), device=device),
             condition=self.track.conditions.of_samples(samples),
-            teachers={ALONE: teacher_BND},
+            teachers={ALONE: Tokens(teacher_BND, self.trainer.reader.cache.buckets[0].grids[ALONE])},
             rows_R=rows_R,
         )
         return [batch]

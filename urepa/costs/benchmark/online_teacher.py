@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.core.types import Batch
+from urepa.core.types import Batch, Tokens
 from urepa.data.lists.samples import Samples
 
 
 class RandomImages:
     """Random uint8 RGB [R,3,S,S] in memory, one for each sample, read as a token store is: ahead of the step, by the
-    reader's threads, into memory from which a GPU copies by itself."""
+    reader's threads, into memory from which a GPU copies by itself. Its tokens are pixels, of a grid of SxS."""
 
     def __init__(self, samples: Samples, image_size: int) -> None:
         self.rows = {sample.key: row for row, sample in enumerate(samples)}
@@ -32,12 +32,12 @@ class RandomImages:
         self.pixels_R = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
-        """The images of these records, in the memory `raw_RB` if given."""
+        """The pixels [B,S·S,3] of these records, a view of the images in the memory `raw_RB` if given."""
         rows = torch.tensor([self.rows[key] for key in keys])
         out = (
             torch.empty(len(keys), self.record_bytes, dtype=torch.uint8) if raw_RB is None else torch.from_numpy(raw_RB)
         )
-        return torch.index_select(self.pixels_R, 0, rows, out=out).view(-1, *self.shape)
+        return torch.index_select(self.pixels_R, 0, rows, out=out).view(len(keys), 3, -1).mT
 
     def close(self) -> None:
         """Nothing is open."""
@@ -63,17 +63,17 @@ class OnlineTeacher:
         finally:
             self.network.to("cpu")
 
-    def tokens(self, images_B3SS: Tensor) -> Tensor:
-        """uint8 to [B,N,D] without gradient: scaled to [0,1], then as the teacher prepares and sees images."""
+    def tokens(self, images_B3SS: Tensor) -> Tokens:
+        """uint8 to tokens without gradient: scaled to [0,1], then as the teacher prepares and sees images."""
         with self.autocast():
             tokens = self.teacher.tokens(images_B3SS.float() / 255)
         # out of inference mode, since the loss saves them for its backward pass, and laid out as in a store
-        return tokens.x_BND.clone(memory_format=torch.contiguous_format)
+        return replace(tokens, x_BND=tokens.x_BND.clone(memory_format=torch.contiguous_format))
 
     def add_tokens(self, batches: list[Batch]) -> list[Batch]:
         """Micro-batches with tokens instead of images."""
         moved = [batch.to(self.device) for batch in batches]
         return [
-            replace(batch, teachers={name: self.tokens(images) for name, images in batch.teachers.items()})
+            replace(batch, teachers={name: self.tokens(pixels.to_map()) for name, pixels in batch.teachers.items()})
             for batch in moved
         ]

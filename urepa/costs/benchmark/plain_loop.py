@@ -57,14 +57,14 @@ class PlainLoop:
         """The loss of one micro-batch."""
         x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
         with self.autocast():
-            output = self.model(x_t, batch.t_B, batch.condition, batch.rows_R)
+            output = self.model(x_t, batch.t_B, batch.condition, batch.rows_R, batch.grids)
         target = self.objective.target(batch.x0, batch.noise, batch.t_B)
         total = F.mse_loss(output.prediction_RCHW.float(), target if batch.rows_R is None else target[batch.rows_R])
         for tokens in output.tokens.values():
-            (teacher_BND,) = batch.teachers.values()
-            aligned = loss_math.token_loss(tokens.x_BND, self.loss.targets(teacher_BND)).mean()
+            (teacher,) = batch.teachers.values()
+            aligned = loss_math.token_loss(tokens.x_BND, self.loss.targets(teacher).x_BND).mean()
             if self.loss.manifold_weight:
-                manifold = self.loss.manifold(tokens.x_BND, teacher_BND, lambda x: x)
+                manifold = self.loss.manifold(tokens.x_BND, teacher.x_BND, lambda x: x)
                 aligned = aligned + self.loss.manifold_weight * manifold
             total = total + self.loss.lambda_max * aligned / len(output.tokens)
         return total

@@ -180,7 +180,7 @@ def spatial_check(
     x0 = torch.from_numpy(latents.read([s.key for s in chosen]))
     x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
     reader = Reader(torch.from_numpy(tokens.read([s.key for s in chosen])))
-    moves = views(x0.shape[-2] // grid[0])
+    moves = views((x0.shape[-2] // grid[0], x0.shape[-1] // grid[1]))
     findings = [Finding(name, reader.explained_variance(patches(moved(x0), grid))) for name, moved in moves.items()]
     findings.sort(key=lambda f: -f.r2)
     own = next(f for f in findings if f.name == "as stored")
@@ -201,9 +201,9 @@ def spatial_check(
     return findings
 
 
-def views(cells: int) -> dict[str, Moved]:
-    """The ways in which caches are known to go wrong; shifts by half a token and by a whole one. A token is
-    `cells` wide. Less than half a token is within what padding shifts a network's own features by."""
+def views(cells: tuple[int, int]) -> dict[str, Moved]:
+    """The ways in which caches are known to go wrong; shifts by half a token and by a whole one. A token has so many
+    rows and columns of `cells`. Less than half a token is within what padding shifts a network's own features by."""
     moves: dict[str, Moved] = {
         "as stored": lambda x: x,
         "mirrored": lambda x: x.flip(-1),
@@ -212,9 +212,9 @@ def views(cells: int) -> dict[str, Moved]:
         "of another sample": lambda x: x.roll(1, 0),
         "sheared as 36x36": shear,
     }
-    for share, by in (("half a token", max(cells // 2, 1)), ("a token", cells)):
+    for share, (high, wide) in (("half a token", [max(n // 2, 1) for n in cells]), ("a token", cells)):
         for name, dy, dx in (("right", 0, -1), ("left", 0, 1), ("down", -1, 0), ("up", 1, 0)):
-            moves[f"shifted {name} by {share}"] = partial(torch.roll, shifts=(dy * by, dx * by), dims=(-2, -1))
+            moves[f"shifted {name} by {share}"] = partial(torch.roll, shifts=(dy * high, dx * wide), dims=(-2, -1))
     return moves
 
 

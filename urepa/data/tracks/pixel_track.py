@@ -54,9 +54,7 @@ class PixelTrack(TrackDefaults):
     test_images: int = setting("images of the test set", ge=1, le=COUNT)
     channels: int = setting("1 for grey images, 3 for colour", ge=1, le=SIZE)
     image_size: int = setting(
-        
         "side of the squares, pixels; with buckets, of the square for which `teacher.grid` is given", ge=1, le=SIZE
-    
     )
     unshuffle: int = setting("x0 has channels·unshuffle² channels at image_size / unshuffle", ge=1, le=SIZE)
     scale: float = setting(

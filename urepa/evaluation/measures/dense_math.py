@@ -47,7 +47,7 @@ def segment_linearly(asked: Dense, context: Context) -> dict[str, float]:
     train, test = read_folder(Path(asked.folder))
     parts = subset(train, asked.train_images), subset(test, asked.test_images)
     pictures = Pictures(context)
-    seen = replace(context, cache=pictures)  # type: ignore[arg-type]  # of a cache, a walk reads x0 and the null condition
+    seen = replace(context, cache=pictures)  # type: ignore[arg-type]  # of a cache, a walk reads these three
     walks = {"tap": _tap_walk(asked, seen, context.model)}
     if context.head_at(asked.tap) is not None:
         walks["head"] = _head_walk(asked, seen)
@@ -83,7 +83,7 @@ class Pictures:
     """A folder's pictures where the backbone reads a track's cache: central squares of the track's size."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.conditions = context, context.cache.conditions
+        self.context, self.conditions, self.grids = context, context.cache.conditions, context.cache.grids
         # by path, as splits may share names. A VAE costs more than the backbone's taps, and several walks ask
         self._x0: dict[str, Tensor] = {}
 

@@ -1,9 +1,10 @@
 """Spatial self-similarity of tokens: iREPA's measures (arXiv 2512.10794) of how much near tokens are more alike than
 distant ones, and how different the tokens of an image are at all.
 
-All rest on cosines within an image. Distances are Manhattan distances d in steps of the grid. iREPA measures on 16x16
-grids, with d >= 6 as distant and a slope over d = 1 to 8; here both are shares of a grid's largest distance, because
-taps and teachers have grids of different sizes: 0.2 and 0.27 of 30 give 6 and 8.
+All rest on cosines within an image. Distances are Manhattan distances d in steps of the grid, |Δrow| + |Δcolumn|, a
+step down as long as a step to the right; on a grid of h x w tokens the largest is (h − 1) + (w − 1). iREPA measures on
+16x16 grids, with d >= 6 as distant and a slope over d = 1 to 8; here both are shares of a grid's largest distance,
+because taps and teachers have grids of different sizes, and images other proportions: 0.2 and 0.27 of 30 give 6 and 8.
 
 Shapes: B images, N tokens, D features.
 """

@@ -20,6 +20,7 @@ from urepa.evaluation.features import (
     Chunk,
     Pool,
     held_out_samples,
+    mean_token,
     pool_chunks,
     require_head,
     subset,
@@ -113,26 +114,30 @@ def _teacher_vectors(context: Context, samples: list[Sample]) -> dict[str, Tenso
     tokens, the best constant token's cosine with them: a row a sample."""
     kept: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, len(samples), CHUNK):
-        tokens_BND = teacher_tokens(context, samples[start : start + CHUNK]).x_BND
-        kept["mean"].append(tokens_BND.mean(1))
-        kept["pooled"].append(loss_math.pool_tokens(context.loss.targets(tokens_BND)))
+        tokens = teacher_tokens(context, samples[start : start + CHUNK])
+        target, tokens_BND = context.loss.targets(tokens), tokens.x_BND
+        kept["mean"].append(mean_token(tokens))
+        kept["pooled"].append(loss_math.pool_tokens(target.x_BND, target.mask_BN))
         if context.loss.spatial_norm is None:  # else the mean token is another one
             constant_D = context.cache.mean_token(context.teacher)
             assert constant_D is not None
-            kept["constant_cosine"].append(1 - loss_math.token_loss(constant_D.expand_as(tokens_BND), tokens_BND))
+            constant_BND = constant_D.expand_as(tokens_BND)
+            kept["constant_cosine"].append(1 - loss_math.token_loss(constant_BND, tokens_BND, tokens.mask_BN))
     return {name: torch.cat(rows) for name, rows in kept.items()}
 
 
 def _unit_mean(tap: str, chunk: Chunk) -> Tensor:
     """The pooled unit vectors of a head's tokens."""
-    return loss_math.pool_tokens(chunk.heads[tap].x_BND)
+    tokens = chunk.heads[tap]
+    return loss_math.pool_tokens(tokens.x_BND, tokens.mask_BN)
 
 
 def _cosine(context: Context, tap: str, chunk: Chunk) -> Tensor:
     """The mean cosine of each sample's tokens with the loss's targets [B]."""
-    tokens_BND = chunk.heads[tap].x_BND
-    target_BND = context.loss.targets(teacher_tokens(context, chunk.samples).x_BND)
-    return 1 - loss_math.token_loss(tokens_BND, target_BND.to(tokens_BND.device))
+    tokens = chunk.heads[tap]
+    target = context.loss.targets(teacher_tokens(context, chunk.samples)).to(tokens.x_BND.device)
+    mask_BN = loss_math.both_masks(tokens.mask_BN, target.mask_BN)
+    return 1 - loss_math.token_loss(tokens.x_BND, target.x_BND, mask_BN)
 
 
 def _figure(by_t: dict[float, dict[str, dict[str, float]]]) -> bytes:

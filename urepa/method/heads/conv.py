@@ -29,10 +29,10 @@ class Conv:
     def check(self) -> None:
         """Any settings in their ranges go together."""
 
-    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> ConvHead:
+    def build(self, *, in_width: int, out_width: int) -> ConvHead:
         from urepa.method.heads.conv_net import ConvHead
 
-        return ConvHead(self.depth, str(self.upsample), in_width=in_width, out_width=out_width, grid=grid)
+        return ConvHead(self.depth, str(self.upsample), in_width=in_width, out_width=out_width)
 
     def description(self) -> str:
         one = self.depth == 1

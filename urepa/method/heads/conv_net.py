@@ -1,6 +1,7 @@
 """The network of `conv`.
 
-Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w the tap's grid.
+Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w grid of the tap or
+the teacher.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
-from urepa.models.layers import Resize
+from urepa.models.layers import masked_map, resize, resize_mask
 
 
 class ConvHead(nn.Module):
@@ -22,21 +23,23 @@ class ConvHead(nn.Module):
     Args:
         depth: at least 1.
         upsample: "after" projecting (the description's, docs/errata.md; cheaper) or "before".
-        in_width, out_width: D and E. grid: the teacher's.
+        in_width, out_width: D and E.
     """
 
-    def __init__(self, depth: int, upsample: str, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, depth: int, upsample: str, *, in_width: int, out_width: int) -> None:
         super().__init__()
         if depth < 1:
             raise UserError(f"head.depth={depth}: a head has at least 1 layer; to train without one, loss=none")
         layers: list[nn.Module] = [nn.Conv2d(in_width, out_width, 1)]
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Conv2d(out_width, out_width, 1, bias=False)]
-        self.grid = grid
-        layers.insert(0 if upsample == "before" else len(layers), Resize(grid))
+        self.before = upsample == "before"
+        if self.before:
+            layers.insert(0, nn.Identity())  # stored weights count from 1: the first layer did the resizing
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
-        map_BEhw = self.layers(tapped.to_map())
+    def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
+        map_BDhw = masked_map(tapped)
+        map_BEhw = self.layers(resize(map_BDhw, grid)) if self.before else resize(self.layers(map_BDhw), grid)
         tokens_BNE = map_BEhw.flatten(2).transpose(1, 2).float()
-        return Tokens(F.normalize(tokens_BNE, dim=-1), self.grid)
+        return Tokens(F.normalize(tokens_BNE, dim=-1), grid, resize_mask(tapped, grid))

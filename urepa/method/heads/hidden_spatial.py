@@ -22,10 +22,10 @@ class HiddenSpatial:
     def check(self) -> None:
         """Any settings in their ranges go together."""
 
-    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> HiddenSpatialHead:
+    def build(self, *, in_width: int, out_width: int) -> HiddenSpatialHead:
         from urepa.method.heads.spatial_net import HiddenSpatialHead
 
-        return HiddenSpatialHead(self.hidden, in_width=in_width, out_width=out_width, grid=grid)
+        return HiddenSpatialHead(self.hidden, in_width=in_width, out_width=out_width)
 
     def description(self) -> str:
         layers = f"a 3×3 convolution to width {self.hidden}, SiLU, and a dense layer on each token by itself"

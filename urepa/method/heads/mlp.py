@@ -22,10 +22,10 @@ class MLP:
     def check(self) -> None:
         """Any settings in their ranges go together."""
 
-    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> MLPHead:
+    def build(self, *, in_width: int, out_width: int) -> MLPHead:
         from urepa.method.heads.mlp_net import MLPHead
 
-        return MLPHead(self.hidden, in_width=in_width, out_width=out_width, grid=grid)
+        return MLPHead(self.hidden, in_width=in_width, out_width=out_width)
 
     def description(self) -> str:
         return f"three dense layers, {self.hidden} wide within, with SiLU between them, on each token by itself"

@@ -23,12 +23,11 @@ class MLPHead(nn.Module):
 
     Args:
         hidden: width of the two inner layers; REPA's is 2048.
-        in_width, out_width: D and E. grid: the teacher's.
+        in_width, out_width: D and E.
     """
 
-    def __init__(self, hidden: int, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, hidden: int, *, in_width: int, out_width: int) -> None:
         super().__init__()
-        self.grid = grid
         self.layers = nn.Sequential(
             linear(in_width, hidden),
             nn.SiLU(),
@@ -37,14 +36,14 @@ class MLPHead(nn.Module):
             linear(hidden, out_width),
         )
 
-    def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
-        if tapped.grid != self.grid:
-            own, teachers = ("x".join(map(str, grid)) for grid in (tapped.grid, self.grid))
+    def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
+        if tapped.grid != grid:
+            own, teachers = ("x".join(map(str, sides)) for sides in (tapped.grid, grid))
             raise UserError(
                 f"the tap has {own} tokens and the teacher {teachers}, and head=repa_mlp resizes neither: give a "
                 "teacher.grid (and image_size) or backbone.patch that fits, or head=conv"
             )
-        return Tokens(F.normalize(self.project(tapped.x_BND, t_B).float(), dim=-1), self.grid)
+        return Tokens(F.normalize(self.project(tapped.x_BND, t_B).float(), dim=-1), grid, tapped.mask_BN)
 
     def project(self, x_BND: Tensor, t_B: Tensor) -> Tensor:
         """[B,N,E], of any length."""
@@ -60,8 +59,8 @@ class TimeMLPHead(MLPHead):
     Args: those of `MLPHead`.
     """
 
-    def __init__(self, hidden: int, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
-        super().__init__(hidden, in_width=in_width, out_width=out_width, grid=grid)
+    def __init__(self, hidden: int, *, in_width: int, out_width: int) -> None:
+        super().__init__(hidden, in_width=in_width, out_width=out_width)
         last = nn.Linear(SINUSOID, 4 * hidden)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

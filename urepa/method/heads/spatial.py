@@ -19,10 +19,10 @@ class Spatial:
     def check(self) -> None:
         """Any settings in their ranges go together."""
 
-    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> SpatialHead:
+    def build(self, *, in_width: int, out_width: int) -> SpatialHead:
         from urepa.method.heads.spatial_net import SpatialHead
 
-        return SpatialHead(in_width=in_width, out_width=out_width, grid=grid)
+        return SpatialHead(in_width=in_width, out_width=out_width)
 
     def description(self) -> str:
         return "one 3×3 convolution, and where the grids differ bilinear interpolation to the teacher's after it"

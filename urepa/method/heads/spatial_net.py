@@ -1,6 +1,7 @@
 """The networks of `spatial` and `hidden_spatial`.
 
-Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w the tap's grid.
+Shapes: B batch, N tokens, D width of the tap, H within a head, E width of the teacher, h/w grid of the tap or
+the teacher.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urepa.core.types import Tokens
-from urepa.models.layers import Resize
+from urepa.models.layers import masked_map, resize, resize_mask
 
 
 class SpatialHead(nn.Module):
@@ -17,17 +18,17 @@ class SpatialHead(nn.Module):
     the teacher's. Output tokens have unit length, in fp32.
 
     Args:
-        in_width, out_width: D and E. grid: the teacher's.
+        in_width, out_width: D and E.
     """
 
-    def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, *, in_width: int, out_width: int) -> None:
         super().__init__()
-        self.grid = grid
-        self.layers = nn.Sequential(nn.Conv2d(in_width, out_width, 3, padding=1), Resize(grid))
+        self.layers = nn.Sequential(nn.Conv2d(in_width, out_width, 3, padding=1))
 
-    def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
-        tokens_BNE = self.layers(tapped.to_map()).flatten(2).transpose(1, 2).float()
-        return Tokens(F.normalize(tokens_BNE, dim=-1), self.grid)
+    def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
+        map_BEhw = resize(self.layers(masked_map(tapped)), grid)
+        tokens_BNE = map_BEhw.flatten(2).transpose(1, 2).float()
+        return Tokens(F.normalize(tokens_BNE, dim=-1), grid, resize_mask(tapped, grid))
 
 
 class HiddenSpatialHead(SpatialHead):
@@ -35,10 +36,9 @@ class HiddenSpatialHead(SpatialHead):
 
     Args:
         hidden: width between the two.
-        in_width, out_width: D and E. grid: the teacher's.
+        in_width, out_width: D and E.
     """
 
-    def __init__(self, hidden: int, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
-        super().__init__(in_width=in_width, out_width=hidden, grid=grid)
-        convolution, resize = self.layers
-        self.layers = nn.Sequential(convolution, nn.SiLU(), nn.Conv2d(hidden, out_width, 1), resize)
+    def __init__(self, hidden: int, *, in_width: int, out_width: int) -> None:
+        super().__init__(in_width=in_width, out_width=hidden)
+        self.layers.extend([nn.SiLU(), nn.Conv2d(hidden, out_width, 1)])

@@ -22,10 +22,10 @@ class TimeMLP:
     def check(self) -> None:
         """Any settings in their ranges go together."""
 
-    def build(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> TimeMLPHead:
+    def build(self, *, in_width: int, out_width: int) -> TimeMLPHead:
         from urepa.method.heads.mlp_net import TimeMLPHead
 
-        return TimeMLPHead(self.hidden, in_width=in_width, out_width=out_width, grid=grid)
+        return TimeMLPHead(self.hidden, in_width=in_width, out_width=out_width)
 
     def description(self) -> str:
         return (

@@ -2,6 +2,9 @@
 
 Shapes: B batch, N tokens, D width, G group of samples whose similarities are compared.
 L_total = L_diff + λ(step) · [L_token + w · L_manifold]
+
+`mask_BN` is True where a token counts (None: all do). A masked term is the one of the tokens that count, computed by
+themselves, and has no gradient at the others, whatever these hold. Each sample has tokens that count: ValueError.
 """
 
 from __future__ import annotations
@@ -18,21 +21,27 @@ def diffusion_loss(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 def token_loss(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     """1 − cos(student, teacher), averaged over each sample's tokens: [B], in [0,2] (REPA eq. 8,
-    arXiv 2410.06940, with an added 1). `mask_BN` is True where a token counts."""
+    arXiv 2410.06940, with an added 1)."""
     assert student_BND.shape == teacher_BND.shape, f"{student_BND.shape} against {teacher_BND.shape}"
+    student_BND, teacher_BND = (_without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
     cosine_BN = (F.normalize(student_BND.float(), dim=-1) * F.normalize(teacher_BND.float(), dim=-1)).sum(-1)
     if mask_BN is None:
         return 1.0 - cosine_BN.mean(1)
-    weight_BN = mask_BN.float()
-    return 1.0 - (cosine_BN * weight_BN).sum(1) / weight_BN.sum(1)
+    return 1.0 - cosine_BN.sum(1) / _counts(mask_BN)
 
 
-def normalise_spatially(tokens_BND: Tensor, share: float) -> Tensor:
+def normalise_spatially(tokens_BND: Tensor, share: float, mask_BN: Tensor | None = None) -> Tensor:
     """(x − share·mean)/(std + 1e-6) over an image's tokens, channel by channel: what tells its places apart (iREPA).
-    The standard deviation divides by N − 1."""
+    The standard deviation divides by N − 1. A masked token becomes 0."""
     tokens_BND = tokens_BND.float()
-    mean_B1D, std_B1D = tokens_BND.mean(1, keepdim=True), tokens_BND.std(1, keepdim=True)
-    return (tokens_BND - share * mean_B1D) / (std_B1D + 1e-6)
+    if mask_BN is None:
+        mean_B1D, std_B1D = tokens_BND.mean(1, keepdim=True), tokens_BND.std(1, keepdim=True)
+        return (tokens_BND - share * mean_B1D) / (std_B1D + 1e-6)
+    count_B11 = _counts(mask_BN, at_least=2)[:, None, None]
+    mean_B1D = _without_masked(tokens_BND, mask_BN).sum(1, keepdim=True) / count_B11
+    squares_B1D = _without_masked(tokens_BND - mean_B1D, mask_BN).pow(2).sum(1, keepdim=True)
+    std_B1D = (squares_B1D / (count_B11 - 1)).sqrt()
+    return _without_masked((tokens_BND - share * mean_B1D) / (std_B1D + 1e-6), mask_BN)
 
 
 def off_diagonal_mean(difference_XNN: Tensor) -> Tensor:
@@ -45,9 +54,11 @@ def off_diagonal_mean(difference_XNN: Tensor) -> Tensor:
     return difference_XNN.pow(2).mul(off_diagonal).sum() / (difference_XNN.numel() / n * (n - 1))
 
 
-def pool_tokens(tokens_BND: Tensor) -> Tensor:
+def pool_tokens(tokens_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     """A sample's vector [B,D]: the unit vector along its mean token."""
-    return F.normalize(F.normalize(tokens_BND.float(), dim=-1).mean(1), dim=-1)
+    unit_BND = F.normalize(_without_masked(tokens_BND, mask_BN).float(), dim=-1)
+    mean_BD = unit_BND.mean(1) if mask_BN is None else unit_BND.sum(1) / _counts(mask_BN)[:, None]
+    return F.normalize(mean_BD, dim=-1)
 
 
 def manifold_loss_sample(student_GD: Tensor, teacher_GD: Tensor) -> Tensor:
@@ -56,11 +67,41 @@ def manifold_loss_sample(student_GD: Tensor, teacher_GD: Tensor) -> Tensor:
     return off_diagonal_mean(student_GD @ student_GD.mT - teacher_GD @ teacher_GD.mT)
 
 
-def manifold_loss_token(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
+def manifold_loss_token(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     """The paper's form: similarity matrices of tokens within each sample (U-REPA, arXiv 2503.18414,
-    eq. 6), here without the diagonal, which is 1 on both sides."""
+    eq. 6), here without the diagonal, which is 1 on both sides. With a mask the mean over a sample's pairs first, then
+    over samples, which count alike however many tokens they have; each has two that count, or it is a ValueError."""
+    student_BND, teacher_BND = (_without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
     student_BND, teacher_BND = (F.normalize(x.float(), dim=-1) for x in (student_BND, teacher_BND))
-    return off_diagonal_mean(student_BND @ student_BND.mT - teacher_BND @ teacher_BND.mT)
+    difference_BNN = student_BND @ student_BND.mT - teacher_BND @ teacher_BND.mT
+    if mask_BN is None:
+        return off_diagonal_mean(difference_BNN)
+    count_B = _counts(mask_BN, at_least=2)
+    off_diagonal = ~torch.eye(mask_BN.shape[1], dtype=torch.bool, device=mask_BN.device)
+    sum_B = difference_BNN.pow(2).mul(off_diagonal).sum((1, 2))  # masked tokens are 0 on both sides
+    return (sum_B / (count_B * (count_B - 1))).mean()
+
+
+def both_masks(one_BN: Tensor | None, other_BN: Tensor | None) -> Tensor | None:
+    """Where tokens of both sides count; None: everywhere."""
+    if one_BN is None or other_BN is None:
+        return other_BN if one_BN is None else one_BN
+    return one_BN & other_BN
+
+
+def _without_masked(x_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
+    """0 at masked tokens, which have no gradient."""
+    return x_BND if mask_BN is None else x_BND.masked_fill(~mask_BN[..., None], 0)
+
+
+def _counts(mask_BN: Tensor, at_least: int = 1) -> Tensor:
+    """How many of each sample's tokens count [B], fp32."""
+    assert mask_BN.dtype == torch.bool, "a mask is True where a token counts"
+    count_B = mask_BN.sum(1)
+    fewest = int(count_B.min())
+    if fewest < at_least:
+        raise ValueError(f"a sample of the batch has {fewest} tokens that count; this term needs {at_least} or more")
+    return count_B.float()
 
 
 def total_loss(diffusion: Tensor, token: Tensor, manifold: Tensor, lam: float, weight: float) -> Tensor:

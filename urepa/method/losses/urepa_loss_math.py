@@ -1,13 +1,20 @@
 """The mathematics of `urepa_loss`. Shapes: B batch, R rows of it that have a diffusion term, G gathered (global) batch,
-N tokens, D widths."""
+N tokens, D widths.
+
+A token counts where neither the student's mask nor the teacher's hides it: in the token loss, in both levels of the
+manifold loss and in what is logged of them. Only `spatial_norm` looks at the teacher's mask alone: targets do not
+depend on the student.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from urepa.core.protocols import Schedule
-from urepa.core.types import Batch
+from urepa.core.types import Batch, Tokens
 from urepa.method.losses import loss_math
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.training_step import Aligned, Gather, Terms, shares_of
@@ -38,11 +45,12 @@ class AlignmentLoss:
         """Are warm-up and cut-off without effect at this step?"""
         return self.settings.peak(step) >= self.lambda_max
 
-    def targets(self, teacher_BND: Tensor) -> Tensor:
-        """What the student's tokens are compared with."""
+    def targets(self, tokens: Tokens) -> Tokens:
+        """A teacher's tokens as the student's are compared with them."""
         if self.spatial_norm is None:
-            return teacher_BND
-        return loss_math.normalise_spatially(teacher_BND, self.spatial_norm)
+            return tokens
+        x_BND = loss_math.normalise_spatially(tokens.x_BND, self.spatial_norm, tokens.mask_BN)
+        return replace(tokens, x_BND=x_BND)
 
     def is_spike(self, terms: Terms, step: int) -> Tensor | None:
         """After the warm-up: is the manifold loss above the threshold?"""
@@ -50,15 +58,17 @@ class AlignmentLoss:
             return None
         return (terms.manifold > self.settings.spike_threshold).detach()
 
-    def manifold(self, student_BND: Tensor, teacher_BND: Tensor, gather: Gather) -> Tensor:
-        """The weighted levels of the manifold loss."""
+    def manifold(
+        self, student_BND: Tensor, teacher_BND: Tensor, gather: Gather, mask_BN: Tensor | None = None
+    ) -> Tensor:
+        """The weighted levels of the manifold loss, of tokens that count."""
         value = student_BND.new_zeros(())
         for level, weight in self.levels.items():
             if level == "sample":
-                pooled = (gather(loss_math.pool_tokens(x)) for x in (student_BND, teacher_BND))
+                pooled = (gather(loss_math.pool_tokens(x, mask_BN)) for x in (student_BND, teacher_BND))
                 value = value + weight * loss_math.manifold_loss_sample(*pooled)
             else:
-                value = value + weight * loss_math.manifold_loss_token(student_BND, teacher_BND)
+                value = value + weight * loss_math.manifold_loss_token(student_BND, teacher_BND, mask_BN)
         return value
 
     def __call__(
@@ -74,20 +84,24 @@ class AlignmentLoss:
         if not batch.teachers:  # no more; heads stay in the graph, as every rank must have the same one
             unused = sum((tokens.x_BND.sum() for tokens in output.tokens.values()), diffusion_R.new_zeros(()))
             return Terms(diffusion_R.mean() + 0.0 * unused, {"diffusion": diffusion_R})
-        targets = {name: self.targets(tokens_BND) for name, tokens_BND in batch.teachers.items()}
+        targets = {name: self.targets(tokens) for name, tokens in batch.teachers.items()}
         shares, weight_sum = shares_of(targets, self.teachers), sum(self.taps.values())
         manifold = diffusion_R.new_zeros(())
-        token_B = diffusion_R.new_zeros(len(next(iter(targets.values()))))
+        token_B = diffusion_R.new_zeros(len(next(iter(targets.values())).x_BND))
         by_teacher = {name: torch.zeros_like(token_B) for name in targets}
         for tap, weight in self.taps.items():
-            for name, teacher_BND in targets.items():
-                student_BND = output.tokens[name_at(tap, name)].x_BND
-                own_B, share = loss_math.token_loss(student_BND, teacher_BND), weight / weight_sum * shares[name]
+            for name, target in targets.items():
+                student = output.tokens[name_at(tap, name)]
+                assert student.grid == target.grid, f"{student.grid} tokens of the student, {target.grid} of {name}"
+                student_BND, teacher_BND = student.x_BND, target.x_BND
+                mask_BN = loss_math.both_masks(student.mask_BN, target.mask_BN)
+                own_B = loss_math.token_loss(student_BND, teacher_BND, mask_BN)
+                share = weight / weight_sum * shares[name]
                 by_teacher[name] = by_teacher[name] + weight / weight_sum * own_B.detach()
                 token_B = token_B + share * own_B
                 # what has no weight is logged, and asks for no gradient
                 trained_BND = student_BND if self.manifold_weight else student_BND.detach()
-                manifold = manifold + share * self.manifold(trained_BND, teacher_BND, gather)
+                manifold = manifold + share * self.manifold(trained_BND, teacher_BND, gather, mask_BN)
         clipped = manifold if self.settings.manifold_clip is None else manifold.clamp(max=self.settings.manifold_clip)
         weighted_B = weight_B * token_B
         alignment = weighted_B.mean() + self.manifold_weight * clipped

@@ -40,11 +40,14 @@ class SD15:
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         """The files of the weights have its sizes, which are compared when they are read."""
 
+    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """A U-Net takes any."""
+
     def check_tap(self, tap: str) -> None:
         check_unet_tap(tap)
 
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
-        """Taps have grids of their own: the head says which does not fit, when it is built."""
+        """Taps have grids of their own: the head says which does not fit, when it is called."""
 
     def check_adapters(self, targets: str, blocks: str) -> None:
         """Its middle block and its convolutions can be adapted, and random weights too."""

@@ -54,6 +54,14 @@ class SiT:
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         check_sit(self.patch, self.width, self.heads, latent_shape)
 
+    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        if len(shapes) > 1 and str(self.positions) == "learned":
+            sides = ", ".join(f"{height}x{width}" for _, height, width in shapes)
+            raise UserError(
+                f"backbone.positions=learned learns the positions of one grid, and x0 has the shapes {sides}; give "
+                "backbone.positions=sincos, or data of one shape"
+            )
+
     def check_tap(self, tap: str) -> None:
         sit_block(tap, self.depth)
 

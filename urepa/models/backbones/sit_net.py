@@ -155,6 +155,9 @@ class FinalLayer(nn.Module):
 class SiTNetwork(nn.Module):
     """The transformer. Taps: `block_k`, the output of block k, counted from 0: what REPA calls depth 8 is `block_7`.
 
+    With fixed positions x_t may have other rows and columns than `latent_shape`, multiples of p, at every step: its
+    patches get the sines and cosines of their own row and column, counted from 0 as on the grid that it was built for.
+
     Args:
         latent_shape: C, H, W. patch: p, which divides H and W. width: D, a multiple of 4 and of `heads`.
         positions: what is added to the embedded patches: "sincos", fixed sine-cosine ones, or "learned", which begin
@@ -189,6 +192,7 @@ class SiTNetwork(nn.Module):
             self.pos_embed = nn.Parameter(SPREAD * torch.randn(1, self.grid[0] * self.grid[1], width))
         else:
             self.register_buffer("pos_embed", sine_cosine(self.grid, width), persistent=False)
+        self._positions: dict[tuple[int, int], Tensor] = {}  # of other grids, where x_t had them
 
     def index_of(self, tap: str) -> int:
         """The block of a tap. A tap that does not exist is a UserError."""
@@ -246,22 +250,33 @@ class SiTNetwork(nn.Module):
         tap_of = {self.index_of(tap): tap for tap in taps}
         deepest = max(tap_of, default=-1)
         features: dict[str, Tokens] = {}
-        x_BND = self.x_embedder(x_t) + self.pos_embed
+        grid = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
+        x_BND = self.x_embedder(x_t) + self.positions_of(grid)
         c_BD = self.t_embedder(t_B) + self.y_embedder(condition[CLASS])
         for k, block in enumerate(self.blocks[: deepest + 1]):
             x_BND = block(x_BND, c_BD)
             if k in tap_of:
-                features[tap_of[k]] = Tokens(x_BND, self.grid)
+                features[tap_of[k]] = Tokens(x_BND, grid)
         if rows_R is not None:
             if len(rows_R) == 0:
                 return Denoised(x_t[:0], features)
             x_BND, c_BD = x_BND[rows_R], c_BD[rows_R]
         for block in self.blocks[deepest + 1 :]:
             x_BND = block(x_BND, c_BD)
-        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD)), features)
+        return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features)
 
-    def _unpatchify(self, x_RNO: Tensor) -> Tensor:
+    def positions_of(self, grid: tuple[int, int]) -> Tensor:
+        """[1,h·w,D], for the rows and columns of patches that x_t has. Learned ones are for one grid."""
+        if grid == self.grid:
+            return self.pos_embed
+        assert self.positions != "learned", f"positions were learned for {self.grid} patches, and x_t has {grid}"
+        known = self._positions.get(grid)
+        if known is None or (known.device, known.dtype) != (self.pos_embed.device, self.pos_embed.dtype):
+            known = sine_cosine(grid, self.width).to(self.pos_embed)
+            self._positions[grid] = known
+        return known
+
+    def _unpatchify(self, x_RNO: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens of p·p·C numbers, channels last, to [R,C,H,W]."""
-        h, w = self.grid
-        patches = x_RNO.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, (h, w))
+        patches = x_RNO.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, grid)
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -39,11 +39,14 @@ class TinyUNet(DrawnBackbone):
         check_unet(self.block_out_channels, self.attention, latent_shape)
         check_head_width(self.block_out_channels, self.attention, self.head_dim)
 
+    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """A U-Net takes any that halves evenly, which `check` says of each."""
+
     def check_tap(self, tap: str) -> None:
         check_unet_tap(tap)
 
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
-        """Taps have grids of their own: the head says which does not fit, when it is built."""
+        """Taps have grids of their own: the head says which does not fit, when it is called."""
 
     def check_adapters(self, targets: str, blocks: str) -> None:
         """Its middle block and its convolutions can be adapted, and random weights too."""

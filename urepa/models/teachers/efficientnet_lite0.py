@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from urepa.core.descriptions import number, shape
 from urepa.core.protocols import OneTeacher
 from urepa.core.teacher_names import ALONE
 from urepa.models.teachers.efficientnet_sizes import LITE0, check_efficientnet, model_name
+from urepa.models.teachers.rectangle_sizes import proportional_grid
 
 if TYPE_CHECKING:
     from urepa.models.teachers.efficientnet_net import EfficientNetLite0Network
@@ -49,6 +51,9 @@ class EfficientNetLite0:
 
     def stored_as(self) -> dict[str, Any]:
         return {"model": model_name(self.network, self.stride), "image_size": self.image_size}
+
+    def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
+        return proportional_grid(self.grid, shape, side)
 
     def hub_files(self) -> dict[str, list[str]]:
         return {}

@@ -6,6 +6,7 @@ Real pretrained encoders that need no hub and no account. Shapes: B batch, N tok
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from urepa.core.types import Tokens
 from urepa.models.teachers.efficientnet_sizes import LITE0, LITE2, check_efficientnet, model_name
+from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
 
 # The Lite models were trained on (pixel - 127) / 128, not on ImageNet's mean and deviation: with the latter a
 # k-NN on its tokens loses 10 of 80 points on CIFAR-10.
@@ -45,14 +47,22 @@ class EfficientNetLite0Network:
         """Digest of the weights' file."""
         return hashlib.sha256(self._weights.read_bytes()).hexdigest()
 
-    def manifest(self) -> dict[str, Any]:
-        """What its tokens depend on."""
+    def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of `shape`, where a square one of `side` has `grid`."""
+        return proportional_grid(self.grid, shape, side)
+
+    def manifest(self, grid: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What its tokens depend on.
+
+        Args:
+            grid: of the tokens; None: of a square image.
+        """
         stride = {} if self.stride == 32 else {"stride": self.stride}
         return stride | {
             "model": model_name(self.network, self.stride),
             "weights_sha256": self.weights_sha256(),
             "image_size": self.image_size,
-            "grid": list(self.grid),
+            "grid": list(self.grid if grid is None else grid),
             "width": self.width,
             "normalisation": "127/128",
             "crop": "none",
@@ -76,13 +86,16 @@ class EfficientNetLite0Network:
         return self._model
 
     @torch.inference_mode()
-    def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """RGB in [0,1] of any size to Tokens [B,N,D] of unit length."""
-        size = (self.image_size, self.image_size)
+    def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
+        """RGB in [0,1] of any size to Tokens [B,N,D] of unit length. Images are resized to a square, or to the
+        proportions of `grid` with tokens as large as on the square."""
+        grid = self.grid if grid is None else grid
+        rows, columns = map_size(grid, self.grid, self.image_size // self.stride)
+        size = (rows * self.stride, columns * self.stride)
         images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
         mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, STD))
-        map_BDhw = F.adaptive_avg_pool2d(self._map((images.clamp(0, 1) - mean) / std), self.grid)
-        return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), self.grid)
+        map_BDhw = F.adaptive_avg_pool2d(self._map((images.clamp(0, 1) - mean) / std), grid)
+        return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), grid)
 
     def _map(self, images_B3HW: Tensor) -> Tensor:
         """[B,D,h,w], as far as the network is needed. Outside of training its blocks drop nothing."""

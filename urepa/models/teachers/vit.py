@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from urepa.core.descriptions import number, shape
 from urepa.core.hub_names import is_hub_id
 from urepa.core.protocols import OneTeacher
 from urepa.core.teacher_names import ALONE
+from urepa.models.teachers.rectangle_sizes import proportional_grid
 from urepa.models.teachers.vit_sizes import Positions, check_file, check_vit, model_name, resamples
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ class ViT:
         is_resampled = resamples(str(self.family), self.image_size, self.patch)
         rule = {"positions": self._rule()} if is_resampled else {}
         return {"model": model_name(self.model), "image_size": self.image_size} | rule
+
+    def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
+        return proportional_grid(self.grid, shape, side)
 
     def hub_files(self) -> dict[str, list[str]]:
         return {self.model: ["config.json", "model.safetensors"]} if is_hub_id(self.model) else {}

@@ -6,6 +6,7 @@ Shapes: B batch, P prefix tokens (CLS, registers), N patch tokens, D width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.core.types import Tokens
 from urepa.models.teachers.dino.dinov2_positions import resample_by
-from urepa.models.teachers.vit_sizes import check_vit, model_name, resamples
+from urepa.models.teachers.rectangle_sizes import map_size, proportional_grid
+from urepa.models.teachers.vit_sizes import check_vit, model_name, resamples, resamples_map
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -82,14 +84,23 @@ class ViTNetwork:
         self.grid, self.width = (grid[0], grid[1]), width
         self.resamples, self.positions = resamples(family, image_size, patch), positions
 
-    def manifest(self) -> dict[str, Any]:
-        """What its tokens depend on, as far as it can be known without the weights: `positions` where they do."""
-        positions = {"positions": self.positions} if self.resamples else {}
+    def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of `shape`, where a square one of `side` has `grid`."""
+        return proportional_grid(self.grid, shape, side)
+
+    def manifest(self, grid: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What its tokens depend on, as far as it can be known without the weights: `positions` where they do.
+
+        Args:
+            grid: of the tokens; None: of a square image.
+        """
+        is_resampled = self.resamples if grid is None else resamples_map(self.family, self._map_of(grid))
+        positions = {"positions": self.positions} if is_resampled else {}
         return positions | {
             "family": self.family,
             "model": model_name(self.model),
             "image_size": self.image_size,
-            "grid": list(self.grid),
+            "grid": list(self.grid if grid is None else grid),
             "width": self.width,
             "crop": "center",
             "flip": "none",
@@ -171,21 +182,28 @@ class ViTNetwork:
             resample_by(self.positions, network.embeddings)
         return network.eval().requires_grad_(False)
 
+    def _map_of(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the patches that are pooled to a grid."""
+        return map_size(grid, self.grid, self.image_size // self.patch)
+
     @torch.inference_mode()
-    def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """Square RGB in [0,1], of any size, to Tokens [B,N,D]."""
-        family = FAMILIES[self.family]
-        size, side = (self.image_size, self.image_size), self.image_size // self.patch
+    def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
+        """RGB in [0,1], of any size, to Tokens [B,N,D]. Images are resized to a square, or to the proportions of `grid`
+        with tokens as large as on the square; positions then follow the image, by the rule `positions` where there is
+        one."""
+        family, grid = FAMILIES[self.family], self.grid if grid is None else grid
+        rows, columns = self._map_of(grid)
+        size = (rows * self.patch, columns * self.patch)
         images = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
         mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in family.normalisation)
         pixels = (images.clamp(0, 1) - mean) / std
         options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
         if self.family == "mae":  # its masking shuffles by noise; ascending noise keeps the order
-            options["noise"] = torch.arange(side * side, device=pixels.device).float().expand(len(pixels), -1)
+            options["noise"] = torch.arange(rows * columns, device=pixels.device).float().expand(len(pixels), -1)
         network = self.network.to(pixels.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):
             hidden_BND = network(pixels, **options).last_hidden_state
         prefix = family.cls_tokens + getattr(self.network.config, "num_register_tokens", 0)
-        patches = Tokens(hidden_BND[:, prefix:].float(), (side, side))
-        pooled = F.adaptive_avg_pool2d(patches.to_map(), self.grid)
-        return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), self.grid)
+        patches = Tokens(hidden_BND[:, prefix:].float(), (rows, columns))
+        pooled = F.adaptive_avg_pool2d(patches.to_map(), grid)
+        return Tokens(F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1), grid)

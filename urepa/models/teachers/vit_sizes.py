@@ -47,7 +47,12 @@ def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], pos
 
 def resamples(family: str, image_size: int, patch: int) -> bool:
     """Are learned positions resampled, by a rule that is chosen?"""
-    return NATIVE.get(family) not in (None, image_size // patch)
+    return resamples_map(family, (image_size // patch, image_size // patch))
+
+
+def resamples_map(family: str, patches: tuple[int, int]) -> bool:
+    """The same of an image of so many rows and columns of patches."""
+    return family in NATIVE and patches != (NATIVE[family], NATIVE[family])
 
 
 def model_name(model: str) -> str:

@@ -10,6 +10,7 @@ from urepa.config.declared import declaration_of
 from urepa.config.parts import settings_that_are
 from urepa.core.backbone_protocols import Backbone
 from urepa.core.declared_keys import TAP
+from urepa.core.errors import UserError
 from urepa.core.protocols import Loss, Teacher
 from urepa.core.track_protocols import Track
 
@@ -27,11 +28,25 @@ def check_shapes(config: dict[str, Any]) -> None:
     track: Track = declaration_of(data)
     track.check()
     backbone: Backbone = declaration_of(config["backbone"])
-    for shape in track.latent_shapes:
-        backbone.check(as_shape(shape))
+    check_latents(backbone, [as_shape(shape) for shape in track.latent_shapes])
     evaluated = [tap for _, tap in settings_that_are(TAP, config["evaluation"])]
     for tap in (*evaluated, *loss.taps):
         backbone.check_tap(tap)
+
+
+def check_latents(backbone: Any, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """UserError where a declared backbone cannot take x0 of each of these shapes [C,H,W] in one run."""
+    for shape in shapes:
+        backbone.check(shape)
+    if len(shapes) < 2:
+        return
+    if not hasattr(backbone, "check_latents"):
+        sides = ", ".join(f"{height}x{width}" for _, height, width in shapes)
+        raise UserError(
+            f"backbone._target_={backbone._target_}: it takes x0 of one shape a run, and here are {sides}; choose "
+            "another backbone, or data of one shape"
+        )
+    backbone.check_latents(shapes)
 
 
 def latent_shape(track: Track) -> tuple[int, int, int]:
