@@ -255,6 +255,9 @@ class Images:
         "published weights instead: a file or folder, or OWNER/NAME[@REVISION]/FILE on the hub", None
     )
     classes: Any = setting("ids and names, one or a list; null: all", None, section="the images")
+    bucket: str | None = setting(
+        "of a model of several shapes the one that the images have, as 48x80; null: the first", None
+    )
     n: int = setting("images of each class", 4, ge=1, le=SIZE)
     sampler: Sampler | None = setting(
         "null: ddim, or of a flow euler; dpmsolver is for DDPM, heun and sde for a flow", None

@@ -105,6 +105,10 @@ class TrackCaches(Protocol):
         """In what the images are not those that the caches were made from; None where they are, or nobody can say."""
         ...
 
+    def of_bucket(self, name: str) -> TrackCaches:
+        """The track as if one of its buckets were all of it. Not asked of a track without names of buckets."""
+        ...
+
     def to_rgb(self, x0: Tensor) -> Tensor:
         """x0 [B,C,H,W] to images [B,3,S,S] in [0,1]."""
         ...
@@ -140,6 +144,12 @@ class Track(Protocol):
     @property
     def latent_shapes(self) -> Sequence[Sequence[int]]:
         """Channels, rows and columns of x0, in each bucket that there may be."""
+        ...
+
+    @property
+    def bucket_names(self) -> Sequence[str]:
+        """The buckets that there may be, in the same order: "48x80", rows and columns in pixels. [""] where all samples
+        have one shape without a name."""
         ...
 
     @property

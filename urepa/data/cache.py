@@ -129,11 +129,13 @@ class Cache:
     def fingerprint(self) -> dict[str, Any]:
         """What a run records about its data."""
         manifests = {name: tokens.manifest for name, tokens in self.tokens.items()}
+        samples = {split: len(own) for split, own in self.splits.items()}
         return {
             "latents": self.latents.manifest,
             "tokens": manifests.get(ALONE, manifests) if manifests else None,
             "flip": self.flips,
-            "samples": {split: len(samples) for split, samples in self.splits.items()},
+            "samples": samples,
+            **({"buckets": {self.bucket: samples}} if self.bucket else {}),
             "content": self.content(),
         }
 

@@ -32,6 +32,11 @@ class TrackDefaults:
         """One, of all samples."""
         return [self.latent_shape]
 
+    @property
+    def bucket_names(self) -> Sequence[str]:
+        """One without a name, of all samples."""
+        return [""]
+
     def check(self) -> None:
         """Its sizes go together."""
 

@@ -41,11 +41,12 @@ def run_in_buckets(
     contexts: Sequence[Context], evaluations: dict[str, Any], declaration_of: Callable[[Any], Any]
 ) -> Evaluated:
     """Every evaluation of a config's `evaluation` in each bucket: `contexts` has one for each."""
+    for context in contexts:
+        context.folder.mkdir(parents=True, exist_ok=True)
     if len(contexts) == 1:
         return run_each(contexts[0], evaluations, declaration_of)
     found: dict[str, Evaluated] = {}
     for context in contexts:
-        context.folder.mkdir(parents=True, exist_ok=True)
         found[context.cache.bucket] = run_each(context, evaluations, declaration_of)
     weights = {context.cache.bucket: len(context.cache.splits["train"]) for context in contexts}
     metrics = mean_over_buckets({name: one.metrics for name, one in found.items()}, weights)

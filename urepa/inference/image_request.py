@@ -106,6 +106,7 @@ class ImageSet:
         names = {part: None if name is None else Path(name).name for part, name in parts.items()}
         request = self.origin.weights | names | {key: self.asked[key] for key in keys}
         interval = self.asked["guidance_interval"]
+        request |= {} if self.asked["bucket"] is None else {"bucket": self.asked["bucket"]}
         return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
 
     def _default_folder(self) -> Path:
@@ -117,6 +118,7 @@ class ImageSet:
         name += [f"guidance={asked['guidance']:g}", f"seed={asked['seed']}"]
         low, high = asked["guidance_interval"]
         name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
+        name += [] if asked["bucket"] is None else [f"bucket={asked['bucket']}"]
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
         if len(asked["classes"]) < self.origin.config["data"]["num_classes"]:
             name.append("classes=" + "+".join(map(str, asked["classes"])))
@@ -178,13 +180,13 @@ class ImageSet:
                 for i in batches:
                     with accelerator.autocast():
                         x0 = self._sample(opened, self.batches[i])
-                    bar.update(self._write(variant, self.batches[i], opened.track.to_rgb(x0)))
+                    bar.update(self._write(variant, self.batches[i], opened.track_of(self.asked["bucket"]).to_rgb(x0)))
 
     def _sample(self, opened: OpenedRun, batch: list[Image]) -> torch.Tensor:
         how = {key: self.asked[key] for key in ("sampler", "steps", "guidance", "seed")}
         how["interval"] = tuple(self.asked["guidance_interval"])
         images = [(image.class_id, image.index) for image in batch]
-        backbone, shape = opened.model.backbone, opened.track.latent_shape
+        backbone, shape = opened.model.backbone, opened.track_of(self.asked["bucket"]).latent_shape
         condition = opened.condition([image.class_id for image in batch])
         return sample_images(backbone, opened.objective, images, shape, condition, **how)
 

@@ -138,7 +138,8 @@ class OfCheckpoint:
         """The composed backbone, without LoRA or heads."""
         objective, track = build_part(config["objective"]), build_part(config["data"])
         model = AlignedModel(build_backbone(config, track), {})
-        return OpenedRun(self.published.path, 0, config, model, objective, track, device)
+        buckets = declaration_of(config["data"]).bucket_names
+        return OpenedRun(self.published.path, 0, config, model, objective, track, device, buckets=buckets)
 
 
 def config_of(asked: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import warnings
@@ -22,8 +23,8 @@ from urepa.inference.published_weights import training_command
 from urepa.runs.metrics import Rows
 from urepa.runs.run_folder import Names, stored_names, teacher_name
 from urepa.runs.summary import read_summary
-from urepa.training.checks.sizes import latent_shape
-from urepa.training.provenance import class_names
+from urepa.training.checks.sizes import as_shape
+from urepa.training.provenance import bucket_names, class_names
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "conf"
 LISTED = 200  # classes
@@ -40,8 +41,9 @@ def model_card(run: Path, step: int, config: dict[str, Any], config_yaml: str, f
         *config_comments(names.experiment, names.ablation),
         f"{training_text(config)} EMA weights of step {step} of {config['trainer']['max_steps']}.",
         "## Use",
-        backbone.model_card(card_facts(names, config, files)),
+        backbone.model_card(card_facts(names, config, files, bucket_shapes(run, config))),
         declaration_of(config["objective"]).model_card(),
+        *shape_section(bucket_shapes(run, config)),
         *class_section(class_names(run, config["data"]["num_classes"])),
         "## Files",
         "\n".join(f"- {markdown(name)}" for name in [*files, "README.md"]),
@@ -60,14 +62,35 @@ def class_section(names: list[str]) -> list[str]:
     return ["## Classes", "\n".join(lines + rest)] if names else []
 
 
-def card_facts(names: Names, config: dict[str, Any], files: list[str]) -> CardFacts:
-    """What the backbone's own section is made of."""
+def bucket_shapes(run: Path, config: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Of x0, [C,H,W], in each bucket that the run's data have, by its name; one without a name where there are none."""
+    track: Track = declaration_of(config["data"])
+    shapes = dict(zip(track.bucket_names, map(as_shape, track.latent_shapes), strict=True))
+    return {name: shapes[name] for name in bucket_names(run, track.bucket_names)}
+
+
+def shape_section(shapes: dict[str, tuple[int, int, int]]) -> list[str]:
+    """A section with the shapes that were trained on; none where there are no buckets."""
+    if "" in shapes:
+        return []
+    lines = [f"- `bucket={name}`: {name} pixels, x0 of {'×'.join(map(str, x0))}" for name, x0 in shapes.items()]
+    said = "Trained on images of these shapes, rows and columns. Without `bucket=`, `urepa.generate` makes the first."
+    return ["## Shapes", said, "\n".join(lines)]
+
+
+def card_facts(
+    names: Names, config: dict[str, Any], files: list[str], shapes: dict[str, tuple[int, int, int]]
+) -> CardFacts:
+    """What the backbone's own section is made of. `shapes`: of `bucket_shapes`."""
     parts = training_command(names.experiment, names.overrides)
     track: Track = declaration_of(config["data"])
+    if "" not in shapes:  # those that the data have, also of data.buckets=auto
+        sizes = json.dumps([list(map(int, name.split("x"))) for name in shapes], separators=(",", ":"))
+        parts = [part for part in parts if not part.startswith("data.buckets=")] + [f"data.buckets={sizes}"]
     if track.source == "folder" and not any(part.startswith("data.num_classes=") for part in parts):
         parts.append(f"data.num_classes={config['data']['num_classes']}")  # it was counted where the images lay
     command = " ".join(shlex.quote(part) for part in parts)
-    return CardFacts(tuple(files), command, latent_shape(track), config["objective"].get("timesteps"))
+    return CardFacts(tuple(files), command, next(iter(shapes.values())), config["objective"].get("timesteps"))
 
 
 def front_matter(config: dict[str, Any], files: list[str]) -> str:

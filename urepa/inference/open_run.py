@@ -1,6 +1,6 @@
 """A run opened for use: its model under EMA weights, its objective and its track. No cache is needed.
 
-Shapes: B images, C channels, S image size, N tokens, D width.
+Shapes: B images, C channels, H and W rows and columns of an image in pixels, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from urepa.data.stages.vae import scaling_of
 from urepa.data.stages.vae_config import refuse_other_scaling
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel
+from urepa.models.teachers.rectangle_sizes import grid_for
 from urepa.models.teachers.several_teachers import name_at
 from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.run_folder import require_config
 from urepa.runs.summary import read_summary
 from urepa.training.assembly import build_loss, build_model, build_part
+from urepa.training.provenance import bucket_names
 
 # where things lie now, for a run that was trained elsewhere
 PLACES = ("data.root", "data.vae", "backbone.weights")
@@ -49,6 +51,7 @@ class OpenedRun:
     track: Any
     device: torch.device
     made_latents: dict[str, Any] = field(default_factory=dict)  # the manifest of a finished run's latents
+    buckets: Sequence[str] = ("",)  # names of those that its data have; one empty name where all have one shape
 
     def __post_init__(self) -> None:
         self._trained = trainable(self.model)
@@ -67,6 +70,10 @@ class OpenedRun:
             refuse_other_scaling(self.folder, self.made_latents, scaling_of(vae), self.track.vae)
         return vae
 
+    def track_of(self, bucket: str | None) -> Any:
+        """The track as images of a bucket see it; `bucket` None or empty: of a track without buckets."""
+        return self.track.of_bucket(bucket) if bucket else self.track
+
     def condition(self, class_ids: Sequence[int]) -> Condition:
         """Of these classes, on the device; the null condition where no sample ever had a class in training."""
         return self.track.conditions.of_classes(class_ids).to(self.device)
@@ -77,7 +84,8 @@ class OpenedRun:
         """The tap's tokens [B,N,D] under the null condition: a class would leak the label.
 
         Args:
-            images: [B,C,S,S] in [0,1], of the track's channels and size; a VAE encodes them where the track has one.
+            images: [B,C,H,W] in [0,1], of the track's channels and size, or of one of its buckets'; a VAE encodes them
+                where the track has one.
             t: a time of the run's objective, or one per image. None: half way, 500 of 1,000.
             tap: None: the one that the run aligns, the first of several.
             noise: standard normal, of the latents' shape. None: the same fixed noise for every image, so that an
@@ -104,25 +112,27 @@ class OpenedRun:
             heads = ", ".join(self.model.heads)
             raise UserError(f"this run has no head on '{head}'; it has {heads if heads else 'none: loss=none'}")
         declared: Teacher = declaration_of(self.config["teacher"])
-        rows, columns = declared.members()[teacher].grid
         denoised = self._denoise(images, t, (tap,), noise)
+        grid = grid_for(declared.members()[teacher], images.shape[2:], self.track.image_size)
         with torch.no_grad():
-            return self.model.heads[head](denoised.features[tap].float(), self._times(t, len(images)), (rows, columns))
+            return self.model.heads[head](denoised.features[tap].float(), self._times(t, len(images)), grid)
 
     @torch.no_grad()
     def _denoise(
         self, images: Tensor, t: float | Tensor | None, taps: tuple[str, ...], noise: Tensor | None
     ) -> Denoised:
-        check_images(images, self.track.image_shape)
+        tracks = [self.track_of(bucket) for bucket in self.buckets]
+        check_images(images, [track.image_shape for track in tracks])
+        (track,) = (track for track in tracks if tuple(images.shape[1:]) == tuple(track.image_shape))
         _ = self.autoencoder  # compared with what the run records
         images = images.to(self.device, torch.float32)
         t_B = self._times(t, len(images))
-        shape = self.track.latent_shape
+        shape = track.latent_shape
         if noise is None:
             noise = random_draws.normal(shape, random_draws.generator(0, "features")).expand(len(images), *shape)
         elif noise.shape != (len(images), *shape):
             raise UserError(f"noise is {list(noise.shape)}; give {[len(images), *shape]}")
-        x_t = self.objective.corrupt(self.track.to_x0(images), noise.to(self.device), t_B)
+        x_t = self.objective.corrupt(track.to_x0(images), noise.to(self.device), t_B)
         null = self.track.conditions.null(len(images)).to(self.device)
         return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
 
@@ -147,11 +157,11 @@ class OpenedRun:
         self.step = found.step
 
 
-def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
-    """Are they [B,C,S,S] in [0,1]?"""
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape or not len(images):
-        expected = ",".join(map(str, shape))
-        raise UserError(f"images are {list(images.shape)}; this run's are [B,{expected}]: resize them first")
+def check_images(images: Tensor, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Are they [B,C,H,W] of one of these shapes [C,H,W], in [0,1]?"""
+    if images.ndim != 4 or tuple(images.shape[1:]) not in shapes or not len(images):
+        expected = " or ".join(f"[B,{','.join(map(str, shape))}]" for shape in shapes)
+        raise UserError(f"images are {list(images.shape)}; this run's are {expected}: resize them first")
     if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
         raise UserError(f"images are {images.dtype} in [{images.min()}, {images.max()}]; give floats in [0, 1]")
 
@@ -165,7 +175,8 @@ def open_base(run: Path, device: torch.device, places: dict[str, str] | None = N
     model, _ = build_model(config, track, teacher, loss)
     recorded = (read_summary(run) or {}).get("data") or {}
     made_latents = recorded.get("latents") or {}
-    return OpenedRun(run, 0, config, model, objective, track, device, made_latents)
+    buckets = bucket_names(run, declaration_of(config["data"]).bucket_names)
+    return OpenedRun(run, 0, config, model, objective, track, device, made_latents, buckets)
 
 
 def load(run: str | Path, device: str | torch.device | None = None, places: dict[str, str] | None = None) -> OpenedRun:

@@ -35,6 +35,7 @@ OF_DATA = (
     "data.vae",
     "data.latent_shape",
     "data.image_size",
+    "data.buckets",
     "data.channels",
     "data.unshuffle",
     "data.scale",

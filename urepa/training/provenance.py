@@ -1,7 +1,7 @@
 """What a run rests on beside its config: the samples that it was trained on, and the code of each stretch of its steps.
 
-FOLDER/provenance.json: {"data": digests of the samples, how many there are, where they lay and what the classes are
-called, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"}, ...]}. Written before the first
+FOLDER/provenance.json: {"data": digests of the samples, how many there are, also in each bucket where there are some,
+where they lay and what the classes are called, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"}, ...]}. Written before the first
 step, compared before others.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def class_names(folder: Path, num_classes: int) -> list[str]:
     if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
         raise UserError(f"{folder / FILE} does not hold the names of {num_classes} classes; put it back from a copy")
     return list(names)
+
+
+def bucket_names(folder: Path, declared: Sequence[str]) -> list[str]:
+    """Of the buckets that a run's track may have, those that its data have; all of them where that is not recorded."""
+    if len(declared) == 1:
+        return list(declared)
+    known = read(folder).get("data", {}).get("buckets", declared)
+    return [name for name in declared if name in known]
 
 
 def check_images(track: Any, is_new: bool) -> None:
@@ -97,7 +106,8 @@ def _places(config: dict[str, Any]) -> dict[str, str]:
 
 def data_facts(fingerprint: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
     """Of a cache's fingerprint what says which samples they are; `places` is where they lie."""
-    return {"content": content_of(fingerprint), "samples": fingerprint.get("samples", {}), "places": places}
+    facts = {"content": content_of(fingerprint), "samples": fingerprint.get("samples", {}), "places": places}
+    return facts | ({"buckets": fingerprint["buckets"]} if "buckets" in fingerprint else {})
 
 
 def data_difference(known: dict[str, Any], here: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -360,7 +361,8 @@ class Session:
     def _artifacts(self) -> list[Path]:
         """The files that MLflow gets."""
         path = self.folder.path  # not generated/*/*.png, of which there may be thousands
-        return [self.folder.config_file, *sorted([*path.glob("*.png"), *path.glob("*/*.png")])]
+        own = [path.glob(below + png) for below in ("", "buckets/*/") for png in ("*.png", "*/*.png")]
+        return [self.folder.config_file, *sorted(chain(*own))]
 
     def _shipper(self, code: dict[str, Any]) -> Any:
         path = self.folder.path

@@ -80,7 +80,7 @@ class PixelTrack(TrackDefaults):
     )
 
     not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "build_on_first_use")
-    of_images: ClassVar[tuple[str, ...]] = ("image_size", "buckets", "channels", "unshuffle", "scale", "num_classes")
+    of_images: ClassVar[tuple[str, ...]] = ("image_size", "channels", "unshuffle", "scale", "num_classes")
     without_making: ClassVar[Mapping[str, Any]] = {"build_on_first_use": False}
 
     @property
@@ -95,6 +95,10 @@ class PixelTrack(TrackDefaults):
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         return [self.shape_of(size) for size in self.sizes.values()]
+
+    @property
+    def bucket_names(self) -> list[str]:
+        return list(self.sizes)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -279,7 +279,7 @@ def _grids(grids: Grids | None) -> dict[str, Any] | None:
         {"label": grid.label, "run": grid.run, "uri": f"data:image/png;base64,{b64encode(grid.png).decode()}"}
         for grid in grids.shown
     ]
-    return {"seed": grids.seed, "step": grids.step, "shown": shown, "note": grids.note}
+    return {"seed": grids.seed, "step": grids.step, "bucket": grids.bucket, "shown": shown, "note": grids.note}
 
 
 def _expected_values(results: Results) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.metric_columns import is_compared
 from urepa.reports.comparison.read_runs import Run, printable_path
 from urepa.reports.comparison.results import Results
-from urepa.reports.comparison.sample_grids import FOLDER, Grids, by_step, grids_of, read_file
+from urepa.reports.comparison.sample_grids import BUCKETS, FOLDER, Grids, Place, by_place, grids_of, read_file
 from urepa.reports.comparison.tables import markdown
 from urepa.runs.curves import Curve, curves_of
 from urepa.runs.mlflow_run import experiment_id, facts_in
@@ -60,8 +60,9 @@ def stored_grids(client: Any, study: ComparedArms) -> tuple[Grids | None, str]:
     a server's own disk."""
     from mlflow.exceptions import MlflowException
 
-    def find(run: Run) -> dict[int, str]:
-        return by_step(item.path for item in client.list_artifacts(run.id, FOLDER))
+    def find(run: Run) -> dict[Place, str]:
+        buckets = [f"{item.path}/{FOLDER}" for item in client.list_artifacts(run.id, BUCKETS)]
+        return by_place(item.path for below in (FOLDER, *buckets) for item in client.list_artifacts(run.id, below))
 
     def read(run: Run, place: str) -> bytes:
         with TemporaryDirectory() as folder:

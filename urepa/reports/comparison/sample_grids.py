@@ -1,5 +1,5 @@
-"""The arms' grids of samples side by side: of one seed, whose images begin with the same noise in every arm, and of one
-step."""
+"""The arms' grids of samples side by side: of one seed, whose images begin with the same noise in every arm, of one step
+and, of runs whose images have several shapes, of one bucket."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pathlib import Path
 from urepa.reports.comparison.arms import ComparedArms
 from urepa.reports.comparison.read_runs import Run
 
-FOLDER = "samples"
+FOLDER, BUCKETS = "samples", "buckets"  # RUN/samples, or RUN/buckets/HxW/samples
 NAME = re.compile(r"step_(\d+)\.png")
 SHOWN_AT_MOST = 12  # grids
 LARGEST = 640  # pixels of a grid's longer side in the report; a larger one is made smaller
 MOST_BYTES = 50_000_000  # of a file that is opened; of how many pixels, Pillow limits
 
-Find = Callable[[Run], dict[int, str]]  # the places of a run's grids, by step
+Place = tuple[int, str]  # a step, and a bucket's name; "" where there are none
+Find = Callable[[Run], dict[Place, str]]  # where a run's grids lie
 Read = Callable[[Run, str], bytes]  # the file at such a place
 
 
@@ -35,17 +36,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class Grids:
-    """Grids of one seed and step, and a sentence on the arms that have none to show ("" if all have)."""
+    """Grids of one seed, step and bucket ("" where there are none), and a sentence on the arms that have none to show ("" if
+    all have)."""
 
     seed: int
     step: int
+    bucket: str
     shown: tuple[Grid, ...]
     note: str
 
 
-def find_in_folder(run: Run) -> dict[int, str]:
+def find_in_folder(run: Run) -> dict[Place, str]:
     """Of a run that is a folder."""
-    return by_step(str(path) for path in (Path(run.id) / FOLDER).glob("step_*.png"))
+    folder = Path(run.id)
+    return by_place(str(path) for below in (FOLDER, f"{BUCKETS}/*/{FOLDER}") for path in folder.glob(f"{below}/*.png"))
 
 
 def read_file(run: Run, place: str) -> bytes:
@@ -54,28 +58,38 @@ def read_file(run: Run, place: str) -> bytes:
         return file.read(MOST_BYTES + 1)
 
 
-def by_step(places: Iterable[str]) -> dict[int, str]:
-    """Those of the places that are called `step_<number>.png`, by the number."""
-    found = ((NAME.fullmatch(Path(place).name), place) for place in places)
-    return {int(match[1]): place for match, place in found if match}
+def by_place(files: Iterable[str]) -> dict[Place, str]:
+    """Those of the files that are called `step_<number>.png`, by the number and the bucket whose folder they lie in."""
+    found = ((NAME.fullmatch(Path(file).name), file) for file in files)
+    return {(int(match[1]), _bucket_of(Path(file))): file for match, file in found if match}
+
+
+def _bucket_of(file: Path) -> str:
+    """Of RUN/buckets/HxW/samples/FILE."""
+    folder = file.parent.parent
+    return folder.name if folder.parent.name == BUCKETS else ""
 
 
 def grids_of(study: ComparedArms, find: Find, read: Read) -> Grids | None:
-    """Of the seed that most arms have and that has any, and of the last of the steps that most of them have; None where
-    there is no grid. Of many arms the first `SHOWN_AT_MOST`."""
+    """Of the seed that most arms have and that has any, of the last of the steps that most of them have and of the first
+    bucket, by name, that most have at it; None where there is no grid. Of many arms the first `SHOWN_AT_MOST`."""
     seeds = Counter(seed for arm in study.arms for seed in arm.runs)
     for seed, _ in sorted(seeds.items(), key=lambda item: (-item[1], item[0])):
         runs = {arm.label: arm.runs[seed] for arm in study.arms if seed in arm.runs}
         runs = dict(list(runs.items())[:SHOWN_AT_MOST])
         places = {label: find(run) for label, run in runs.items()}
-        steps = Counter(step for found in places.values() for step in found)
+        steps = Counter(step for found in places.values() for step in {step for step, _ in found})
         if steps:
             step = max(steps, key=lambda s: (steps[s], s))
-            there = {label: read(runs[label], found[step]) for label, found in places.items() if step in found}
+            buckets = Counter(bucket for found in places.values() for at, bucket in found if at == step)
+            place = step, min(buckets, key=lambda name: (-buckets[name], name))
+            there = {label: read(runs[label], found[place]) for label, found in places.items() if place in found}
             pngs = {label: png for label, content in there.items() if (png := small_png(content)) is not None}
             shown = tuple(Grid(label, runs[label].name, png) for label, png in pngs.items())
             unreadable = [label for label in there if label not in pngs]
-            return Grids(seed, step, shown, _note(study, [label for label in places if label not in there], unreadable))
+            return Grids(
+                seed, *place, shown, _note(study, [label for label in places if label not in there], unreadable)
+            )
     return None
 
 
