@@ -73,8 +73,8 @@ def shape_section(shapes: dict[str, tuple[int, int, int]]) -> list[str]:
     """A section with the shapes that were trained on; none where there are no buckets."""
     if "" in shapes:
         return []
-    lines = [f"- `bucket={name}`: {name} pixels, x0 of {'×'.join(map(str, x0))}" for name, x0 in shapes.items()]
-    said = "Trained on images of these shapes, rows and columns. Without `bucket=`, `urepa.generate` makes the first."
+    lines = [f"- `bucket={name}`: x0 of {'×'.join(map(str, x0))}" for name, x0 in shapes.items()]
+    said = "Trained on images of these shapes, rows and columns in pixels. Without `bucket=`, `urepa.generate` makes the first."
     return ["## Shapes", said, "\n".join(lines)]
 
 

@@ -1,8 +1,8 @@
 """What a run rests on beside its config: the samples that it was trained on, and the code of each stretch of its steps.
 
 FOLDER/provenance.json: {"data": digests of the samples, how many there are, also in each bucket where there are some,
-where they lay and what the classes are called, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"}, ...]}. Written before the first
-step, compared before others.
+where they lay and what the classes are called, "code": [{"from_step", "git_commit", "code_state", "code_digest",
+"numerics"}, ...]}. Written before the first step, compared before others.
 """
 
 from __future__ import annotations

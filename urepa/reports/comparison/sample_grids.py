@@ -1,5 +1,5 @@
-"""The arms' grids of samples side by side: of one seed, whose images begin with the same noise in every arm, of one step
-and, of runs whose images have several shapes, of one bucket."""
+"""The arms' grids of samples side by side: of one seed, whose images begin with the same noise in every arm, of one
+step and, of runs whose images have several shapes, of one bucket."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Grids:
-    """Grids of one seed, step and bucket ("" where there are none), and a sentence on the arms that have none to show ("" if
-    all have)."""
+    """Grids of one seed, step and bucket ("" where there are none), and a sentence on the arms that have none to show
+    ("" if all have)."""
 
     seed: int
     step: int
@@ -71,8 +71,9 @@ def _bucket_of(file: Path) -> str:
 
 
 def grids_of(study: ComparedArms, find: Find, read: Read) -> Grids | None:
-    """Of the seed that most arms have and that has any, of the last of the steps that most of them have and of the first
-    bucket, by name, that most have at it; None where there is no grid. Of many arms the first `SHOWN_AT_MOST`."""
+    """Of the seed that most arms have and that has any, of the last of the steps that most of them have and of the
+    bucket that most have at it, the first by name; None where there is no grid. Of many arms the first
+    `SHOWN_AT_MOST`."""
     seeds = Counter(seed for arm in study.arms for seed in arm.runs)
     for seed, _ in sorted(seeds.items(), key=lambda item: (-item[1], item[0])):
         runs = {arm.label: arm.runs[seed] for arm in study.arms if seed in arm.runs}
@@ -87,9 +88,8 @@ def grids_of(study: ComparedArms, find: Find, read: Read) -> Grids | None:
             pngs = {label: png for label, content in there.items() if (png := small_png(content)) is not None}
             shown = tuple(Grid(label, runs[label].name, png) for label, png in pngs.items())
             unreadable = [label for label in there if label not in pngs]
-            return Grids(
-                seed, *place, shown, _note(study, [label for label in places if label not in there], unreadable)
-            )
+            without = [label for label in places if label not in there]
+            return Grids(seed, *place, shown, _note(study, without, unreadable))
     return None
 
 
