@@ -51,6 +51,7 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
     request = {"classes": CLASSES, "n": 2, "sampler": "dpmsolver", "steps": 4, "guidance": 3.0, "seed": 5}
     request |= {
         "against": None,
+        "bucket": None,
         "batch_size": 16,
         "precision": "fp32",
         "guidance_interval": [0.0, 1.0],

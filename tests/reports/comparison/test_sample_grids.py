@@ -30,10 +30,10 @@ from urepa.reports.comparison.sample_grids import (
 Add, Summarise = Callable[..., None], Callable[..., Results]
 
 
-def put(tmp_path: Path, name: str, step: int, level: int, side: int = 20) -> Path:
+def put(tmp_path: Path, name: str, step: int, level: int, side: int = 20, bucket: str = "") -> Path:
     """A grid of one grey level in a run's folder."""
-    folder = tmp_path / "outputs" / name / "samples"
-    folder.mkdir(exist_ok=True)
+    folder = tmp_path / "outputs" / name / (f"buckets/{bucket}/samples" if bucket else "samples")
+    folder.mkdir(exist_ok=True, parents=True)
     file = folder / f"step_{step:08d}.png"
     Image.fromarray(np.full((side, side, 3), level, np.uint8)).save(file)
     return file
@@ -65,6 +65,31 @@ def test_grids_are_of_one_seed_and_the_last_step_that_most_arms_have(
     assert (found.seed, found.step) == (1, 300)
     assert [(grid.label, level(grid.png)) for grid in found.shown] == [("baseline", 10), ("arm", 11), ("late", 12)]
     assert found.note == "Without one of this step: without."
+
+
+def test_grids_of_runs_with_buckets_are_of_the_bucket_that_most_arms_have(
+    add: Add, results: Summarise, tmp_path: Path
+) -> None:
+    """At the last step; 48x80 comes first by name, and one arm lacks it."""
+    for i, name in enumerate(("baseline", "arm", "square", "other")):
+        add(name, {"head.depth": i + 1}, seeds=(0,))
+        put(tmp_path, f"cifar10+{name}/seed0", 300, 90, bucket="16x16")
+        if name != "square":
+            put(tmp_path, f"cifar10+{name}/seed0", 600, 10 + i, bucket="64x64")
+    for name, level in (("baseline", 20), ("arm", 21)):
+        put(tmp_path, f"cifar10+{name}/seed0", 600, level, bucket="48x80")
+    put(tmp_path, "cifar10+square/seed0", 600, 30)
+    study = results().study
+    found = of_folders(study)
+    assert found is not None
+    assert (found.step, found.bucket) == (600, "64x64")
+    assert [(grid.label, level(grid.png)) for grid in found.shown] == [("baseline", 10), ("arm", 11), ("other", 13)]
+    assert found.note == "Without one of this step: square."
+    put(tmp_path, "cifar10+other/seed0", 600, 23, bucket="48x80")
+    found = of_folders(study)
+    assert found is not None
+    assert (found.bucket, level(found.shown[0].png)) == ("48x80", 20), "of two that as many have the first by name"
+    assert "Step 600, seed 0, bucket 48x80 of every arm" in page(results(), [], [], found)
 
 
 def test_nothing_where_there_are_none(add: Add, results: Summarise) -> None:
