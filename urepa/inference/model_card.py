@@ -74,9 +74,7 @@ def shape_section(shapes: dict[str, tuple[int, int, int]]) -> list[str]:
     if "" in shapes:
         return []
     lines = [f"- `bucket={name}`: x0 of {'×'.join(map(str, x0))}" for name, x0 in shapes.items()]
-    said = (
-        "Trained on images of these rows and columns in pixels. `urepa.generate` makes the first by default."
-    )
+    said = "Trained on images of these rows and columns in pixels. `urepa.generate` makes the first by default."
     return ["## Shapes", said, "\n".join(lines)]
 
 

@@ -179,21 +179,22 @@ def test_a_report_is_published(place: Path) -> None:
     assert {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} == {"index.html", "figures/a.png"}
 
 
-def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str) -> None:
+@pytest.mark.parametrize(("below", "step", "bucket"), [("samples", 600, ""), ("buckets/48x80/samples", 900, "48x80")])
+def test_grids_of_samples_come_from_the_artifacts(place: Path, server: str, below: str, step: int, bucket: str) -> None:
     """The same as from the folders, from the database's store and through a server."""
     folders = load_curves(find_folders(str(place / "outputs")))
     for run in folders:
         if run.name in ("cifar10/seed0", "cifar10+arm/seed0"):
-            samples = Path(run.id) / "samples"
-            samples.mkdir(exist_ok=True)
-            Image.new("RGB", (6, 4), "teal").save(samples / "step_00000600.png")
+            samples = Path(run.id) / below
+            samples.mkdir(exist_ok=True, parents=True)
+            Image.new("RGB", (6, 4), "teal").save(samples / f"step_{step:08d}.png")
             client = connect(f"sqlite:///{place}/mlflow.db")
             (stored,) = [other for other in from_store(client.tracking_uri) if other.name == run.name]
             with contextlib.chdir(place):
-                client.log_artifact(stored.id, str(samples / "step_00000600.png"), "samples")
+                client.log_artifact(stored.id, str(samples / f"step_{step:08d}.png"), below)
     expected = grids_of(group_runs(folders, [], None), find_in_folder, read_file)
     assert expected is not None
-    assert len(expected.shown) == 2
+    assert (len(expected.shown), expected.step, expected.bucket) == (2, step, bucket)
     with contextlib.chdir(place):
         for uri in (f"sqlite:///{place}/mlflow.db", server):
             study = group_runs(sorted(from_store(uri), key=lambda run: run.name), [], None)

@@ -76,8 +76,8 @@ def test_grids_of_runs_with_buckets_are_of_the_bucket_that_most_arms_have(
         put(tmp_path, f"cifar10+{name}/seed0", 300, 90, bucket="16x16")
         if name != "square":
             put(tmp_path, f"cifar10+{name}/seed0", 600, 10 + i, bucket="64x64")
-    for name, level in (("baseline", 20), ("arm", 21)):
-        put(tmp_path, f"cifar10+{name}/seed0", 600, level, bucket="48x80")
+    for name, grey in (("baseline", 20), ("arm", 21)):
+        put(tmp_path, f"cifar10+{name}/seed0", 600, grey, bucket="48x80")
     put(tmp_path, "cifar10+square/seed0", 600, 30)
     study = results().study
     found = of_folders(study)

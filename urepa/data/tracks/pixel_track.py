@@ -181,6 +181,8 @@ class PixelTrack(TrackDefaults):
         return expected_samples(self.limit, self.held_out, count)
 
     def count_classes(self) -> int:
+        if self.buckets is not None:  # they name the folder
+            check_bucket_list(self.buckets, self.image_size, self.unshuffle)
         return count_classes(str(self.source), self.images, self.folder)
 
     def make_caches(self, teacher: Any, stage: str, shard: tuple[int, int], batch_size: int) -> None:
