@@ -153,8 +153,10 @@ def test_set_apart(add: Add, study: Group) -> None:
     add(seeds=(8,), summary={"validation_set": W})
     add(seeds=(0,), name="again", start=1_700_000_000_000)
     add("slow", {"head.depth": 1}, seeds=(0, 1), name="cifar10+slow")
+    add("buckets", {"data.buckets": [[32, 32], [24, 40]]}, seeds=(0,))
     found = study()
     assert reasons(found) == {
+        "cifar10+buckets/seed0": "another validation set or protocol: data.buckets is [[32, 32], [24, 40]], not None",
         "cifar10+baseline/seed3": "unfinished: its last logged step is 300",
         "cifar10+baseline/seed4": "extended from 300 steps: its learning rate is not that of a run in one go",
         "cifar10+baseline/seed5": "another version of the code: bbbbbbbbb, not aaaaaaaaa",

@@ -44,7 +44,6 @@ EPSILON = "urepa.method.objectives.ddpm_epsilon.DDPMEpsilon"
         ({"data.root": "elsewhere"}, "total diffusion token manifold x0_error"),
         ({"data.cfg_dropout": 0.5}, "total diffusion token manifold x0_error"),
         ({"data.cfg_dropout": 1.0}, ""),
-        ({"data.buckets": [[32, 32], [24, 40]]}, ""),
     ],
 )
 def test_only_what_is_the_same_quantity(config: dict[str, Any], changes: dict[str, Any], comparable: str) -> None:
