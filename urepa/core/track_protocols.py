@@ -105,10 +105,6 @@ class TrackCaches(Protocol):
         """In what the images are not those that the caches were made from; None where they are, or nobody can say."""
         ...
 
-    def of_bucket(self, name: str) -> TrackCaches:
-        """The track as if one of its buckets were all of it. Not asked of a track without names of buckets."""
-        ...
-
     def to_rgb(self, x0: Tensor) -> Tensor:
         """x0 [B,C,H,W] to images [B,3,S,S] in [0,1]."""
         ...

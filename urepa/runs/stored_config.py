@@ -120,10 +120,8 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[
 def _walk_parts(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
     schema = _declared_schema(part, kinds, key)
     yield key, kinds, part
-    for held in (f for f in fields(schema) if f.type in HOLDERS and part.get(f.name) is not None):
-        value, place = part[held.name], f"{key}.{held.name}"
-        if not isinstance(value, dict) and "meaning" in held.metadata and not held.metadata.get("is_part"):
-            continue  # a setting of several types, as data.buckets
+    for name in (f.name for f in fields(schema) if f.type in HOLDERS and part.get(f.name) is not None):
+        value, place = part[name], f"{key}.{name}"
         if isinstance(value, dict) and "_target_" not in value:
             for one in value:
                 yield from _walk_parts(value[one], BELOW, f"{place}.{one}")
