@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from shapes import SHAPES, write_shapes
 
 from urepa.core.errors import UserError
 from urepa.data.bucketed_cache import BucketedCache
@@ -20,26 +21,13 @@ from urepa.data.stages.verify import Fault, verify
 from urepa.data.tracks.pixel_caches import BUCKETS
 from urepa.data.tracks.pixel_sizes import bucket_sizes, check_bucket_list, cut_to_aspect, nearest
 
-SHAPES = {"square": (20, 20), "lying": (18, 36), "standing": (40, 19)}
 LISTED = [[8, 8], [6, 10], [10, 6]]
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """photos/{cat,dog}/SHAPE_NN.png: eight of each shape in either class, smooth and all different. The last of each
-    shape is stored a quarter turned, with the EXIF tag that turns it back."""
-    root, rng = tmp_path_factory.mktemp("shapes") / "photos", np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / name).mkdir(parents=True)
-        for shape, (height, width) in SHAPES.items():
-            for i in range(8):
-                small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-                image = small.resize((width, height), Image.Resampling.BICUBIC)
-                file, exif = root / name / f"{shape}_{i:02d}.png", Image.Exif()
-                if i == 7:
-                    image, exif[0x0112] = image.transpose(Image.Transpose.ROTATE_90), 6
-                image.save(file, exif=exif)
-    return root
+    """Eight of each shape in either class."""
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "photos", 8)
 
 
 class Pooled:
