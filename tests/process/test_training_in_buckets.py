@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from shapes import write_shapes
 from workspace import Workspace, assert_same_checkpoint, assert_same_end, steps, without_timings
 
-STEPS = 100
+STEPS = 40
 SHAPES = {"square": (80, 80), "lying": (72, 132), "standing": (140, 76)}
 
 
@@ -24,7 +24,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     data += ["data.buckets=auto", "data.limit=null", "data.validation_images=10", "data.test_images=8"]
     teacher = ["teacher=efficientnet_lite0_s16", "teacher.image_size=64", "teacher.grid=[4,4]"]
     trainer = [f"trainer.max_steps={STEPS}", "trainer.validation_group=3", "trainer.log_every=10"]
-    trainer += ["trainer.validate_every=50", "trainer.checkpoint_every=30", "tracking=none"]
+    trainer += ["trainer.validate_every=20", "trainer.checkpoint_every=15", "tracking=none"]
     return [*data, *teacher, *trainer]
 
 
@@ -37,7 +37,7 @@ def alone(make_workspace: Callable[[], Workspace], overrides: list[str]) -> Work
 
 def test_every_bucket_is_validated_by_itself(alone: Workspace) -> None:
     rows = [row for row in without_timings(alone.run) if "val/diffusion" in row]
-    assert [row["step"] for row in rows] == [50, 100]
+    assert [row["step"] for row in rows] == [20, 40]
     for row in rows:
         for name in ("diffusion", "token", "x0_error"):
             by_bucket = {key: value for key, value in row.items() if key.endswith(f"/val/{name}")}
@@ -61,8 +61,8 @@ def test_two_processes_are_as_one(work: Workspace, alone: Workspace, overrides: 
 
 
 def test_killed_and_resumed_it_is_the_same_run(work: Workspace, alone: Workspace, overrides: list[str]) -> None:
-    work.train(*overrides, arranged=("--kill", "after_backward:45"), code=-signal.SIGKILL)
-    assert steps(work.run)[-1] == 30
+    work.train(*overrides, arranged=("--kill", "after_backward:23"), code=-signal.SIGKILL)
+    assert steps(work.run)[-1] == 15
     work.train(*overrides)
     assert_same_end(work.run, alone.run)
-    assert_same_checkpoint(work.run, alone.run, 90)
+    assert_same_checkpoint(work.run, alone.run, 30)
