@@ -87,6 +87,12 @@ YAML_MISTAKES = [
         "def built",
         "NormHead is no head, as it has no build; urepa.core.protocols",
     ),
+    (
+        "my_parts/norm_head.py",
+        "in_width, out_width):",
+        "in_width, out_width, grid):",
+        "NormHead.build asks for grid, which urepa.core.protocols.Head.build is not given; see there",
+    ),
     ("my_parts/norm_head.py", "import ClassVar", "import ClasVar", "cannot be imported: ImportError"),
     ("my_parts/norm_head.py", 'setting("added to the variance", 1e-5, ge=0, le=1)', "1e-5", "says no meaning"),
 ]

@@ -134,7 +134,7 @@ def test_a_condition_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", lambda x: pinned.append(x.clone()) or pinned[-1])
     whole = condition().pin()
     assert same(whole, condition())
-    assert [id(t) for t in tensors(whole)] == [id(t) for t in pinned]
+    assert {id(t) for t in tensors(whole)} == {id(t) for t in pinned}
 
 
 def test_parts_are_what_their_shapes_say() -> None:

@@ -48,7 +48,7 @@ def test_chunks_hold_what_the_model_says_under_the_null_condition(context: Conte
     t_B, null = torch.full((6,), 500), context.cache.num_classes
     with torch.no_grad():
         x_t = context.objective.corrupt(x0, noise, t_B)
-        output = context.model(x_t, t_B, of_ids(torch.full((6,), null), null))
+        output = context.model(x_t, t_B, of_ids(torch.full((6,), null), null), None, {"": (2, 2)})
     assert torch.equal(chunk.taps["mid"].x_BND, output.features["mid"].x_BND)
     assert torch.equal(chunk.heads["mid"].x_BND, output.tokens["mid"].x_BND)
     assert chunk.heads["mid"].grid == (2, 2)

@@ -22,7 +22,7 @@ def by_hand(trainer: Any, group: int, lam: float) -> dict[str, float]:
     with torch.no_grad():
         for batch in batches:
             x_t = objective.corrupt(batch.x0, batch.noise, batch.t_B)
-            out = trainer.model.eval()(x_t, batch.t_B, batch.condition)
+            out = trainer.model.eval()(x_t, batch.t_B, batch.condition, None, batch.grids)
             target = objective.target(batch.x0, batch.noise, batch.t_B)
             student, teacher = out.tokens["mid"].x_BND, batch.teacher_BND.float()
             diffusion += (out.prediction_RCHW - target).pow(2).flatten(1).mean(1).tolist()

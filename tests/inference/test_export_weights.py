@@ -151,7 +151,7 @@ def test_a_small_unets_card_says_how_to_sample(
     torch.manual_seed(0)
     noise = torch.randn(1, *opened.track.latent_shape)
     condition = of_ids(torch.tensor([0]), 10)
-    ours = sample(opened.model.backbone, opened.objective, noise, condition, "ddim", 4, 1)
+    ours = sample(opened.model.backbone, opened.objective, noise, condition, "ddim", 4, {})
     assert torch.equal(found["x"], ours)
 
 

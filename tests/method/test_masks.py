@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from class_ids import of_ids
 from torch import Tensor
 
-from urepa.core.types import Batch, Condition, Tokens
+from urepa.core.types import Batch, Tokens
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.heads.mlp_net import MLPHead
@@ -119,7 +120,7 @@ def urepa_loss(**changes: Any) -> Any:
 @pytest.mark.parametrize("masks", [(STUDENT, TEACHER), (BOTH, None), (None, BOTH)])
 def test_a_token_counts_where_neither_mask_hides_it(masks: tuple[Tensor | None, Tensor | None]) -> None:
     student, teacher, x0 = made_up(0).requires_grad_(), made_up(1), torch.zeros(3, 1, 2, 2)
-    batch = Batch([], x0, x0, T, Condition(torch.zeros(3, dtype=torch.long), 3), {"": Tokens(teacher, GRID, masks[1])})
+    batch = Batch([], x0, x0, T, of_ids(torch.zeros(3, dtype=torch.long), 3), {"": Tokens(teacher, GRID, masks[1])})
     output = Aligned(x0, {}, {"mid": Tokens(student, GRID, masks[0])})
     terms = urepa_loss()(torch.rand(3), output, batch, 5, lambda x: x)
     of = student.detach(), teacher
@@ -141,7 +142,7 @@ def test_targets_are_normalised_over_the_teachers_own_mask() -> None:
 
 def test_the_best_constant_is_measured_where_tokens_count() -> None:
     teacher, mean_D, x0 = made_up(1), torch.randn(5), torch.zeros(3, 1, 2, 2)
-    batch = Batch([], x0, x0, T, Condition(torch.zeros(3, dtype=torch.long), 3), {"": Tokens(teacher, GRID, BOTH)})
+    batch = Batch([], x0, x0, T, of_ids(torch.zeros(3, dtype=torch.long), 3), {"": Tokens(teacher, GRID, BOTH)})
     settings: Any = {"reader": None, "objective": None, "layout": None, "device": torch.device("cpu")}
     validation = Validation(loss=urepa_loss(), mean_tokens={"": mean_D}, **settings)
     found = validation._constant(batch)["constant_token"]

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from urepa.core.collectives import gather_with_gradient
-from urepa.core.types import Batch, Condition, Tokens
+from urepa.core.conditions import Condition
+from urepa.core.types import Batch, Tokens
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.heads.mlp_net import MLPHead
 from urepa.method.losses.urepa_loss import URepaLoss
@@ -57,7 +58,7 @@ def batch_of(step: int, latent: tuple[int, int, int], grid: tuple[int, int], who
     t_B = torch.rand(GLOBAL, generator=random)
     teacher_BND = torch.randn(GLOBAL, grid[0] * grid[1], WIDTH, generator=random)
     own = slice(RANK * GLOBAL // WORLD, (RANK + 1) * GLOBAL // WORLD)
-    condition = Condition(torch.tensor([0, 1, 2, 3])[own], 3)
+    condition = Condition.of_classes(torch.tensor([0, 1, 2, 2])[own])
     times_B = (1000 * t_B).long() if whole_times else t_B
     return Batch([], x0[own], noise[own], times_B[own], condition, {"": Tokens(teacher_BND[own], grid)})
 

@@ -117,8 +117,8 @@ def mean_token(tokens: Tokens) -> Tensor:
     """The mean token of each sample [B,D]."""
     if tokens.mask_BN is None:
         return tokens.x_BND.float().mean(1)
-    weight_BN1 = tokens.mask_BN.float().unsqueeze(-1)
-    return (tokens.x_BND.float() * weight_BN1).sum(1) / weight_BN1.sum(1)
+    counted_BND = tokens.x_BND.float().masked_fill(~tokens.mask_BN[..., None], 0)
+    return counted_BND.sum(1) / tokens.mask_BN.sum(1, keepdim=True)
 
 
 def tap_pool(tap: str) -> Pool:

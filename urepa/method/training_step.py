@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
-from urepa.core.types import Batch, Tokens
+from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.objective_math import ObjectiveMath
 
@@ -69,6 +69,22 @@ class AlignedModel(nn.Module):
                 tokens[name] = head(tapped[tap], t_B, grid)
                 assert tokens[name].grid == grid, f"the head {name} gives {tokens[name].grid} tokens, not {grid}"
         return Aligned(denoised.prediction_RCHW, denoised.features, tokens)
+
+    @torch.no_grad()
+    def check_shapes(
+        self,
+        shapes: Iterable[tuple[tuple[int, int, int], Mapping[str, tuple[int, int]]]],
+        t_B: Tensor,
+        condition: Condition,
+    ) -> None:
+        """UserError of a head that cannot take a tap to a teacher's grid, before the step at which these would meet.
+
+        Args:
+            shapes: of x_t [C,H,W] that batches have, each with the teachers' grids there.
+            t_B, condition: of one sample, on the model's device.
+        """
+        for shape, grids in shapes:
+            self(torch.zeros(1, *shape, device=t_B.device), t_B, condition, no_rows(t_B.device), grids)
 
 
 @dataclass(frozen=True)

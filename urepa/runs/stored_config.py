@@ -7,7 +7,7 @@ interpolated, so that no variable of the environment is read. All of that is che
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ LARGEST_FILE = 2**20  # bytes; a run's config has some 5,000
 DEEPEST = 20  # levels of mappings and lists; a run's config has 5
 PLAIN = (str, int, float, bool, type(None))
 BELOW = ("teacher", "images", "encoder")  # kinds of the parts that parts hold
-HOLDERS = ("Any", "dict[str, Any]")  # annotations of the fields that hold them
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -120,13 +119,18 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[
 def _walk_parts(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
     schema = _declared_schema(part, kinds, key)
     yield key, kinds, part
-    for name in (f.name for f in fields(schema) if f.type in HOLDERS and part.get(f.name) is not None):
+    for name in (f.name for f in fields(schema) if _holds_parts(f) and part.get(f.name) is not None):
         value, place = part[name], f"{key}.{name}"
         if isinstance(value, dict) and "_target_" not in value:
             for one in value:
                 yield from _walk_parts(value[one], BELOW, f"{place}.{one}")
         else:
             yield from _walk_parts(value, BELOW, place)
+
+
+def _holds_parts(one: Field[Any]) -> bool:
+    """Is a field of a schema declared to hold a part, or several by name?"""
+    return bool(one.metadata.get("is_part"))
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:
@@ -167,7 +171,7 @@ def _refuse_specials(config: dict[str, Any], schema: type, key: str) -> None:
     """Keys with an underscore are Hydra's instructions. A part has those of its schema, a mapping of numbers none, and
     a list no mappings at all."""
     own = {f.name: f.default for f in fields(schema)}
-    held = {f.name for f in fields(schema) if f.type in HOLDERS}
+    held = {f.name for f in fields(schema) if _holds_parts(f)}
     for name, value in config.items():
         found = [name] if name.startswith("_") and (name not in own or value != own[name]) else []
         found += [] if name in held and isinstance(value, dict) else list(_specials(value, name))

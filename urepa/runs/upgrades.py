@@ -144,6 +144,13 @@ def _to_5(config: dict[str, Any]) -> None:
         config.setdefault("schedule", {"_target_": "urepa.method.schedules.constant.Constant"})
 
 
+def _to_6(config: dict[str, Any]) -> None:
+    """Images of a small track were squares alone."""
+    for part in _parts(config):
+        if part["_target_"] == "urepa.data.tracks.pixel_track.PixelTrack":
+            part.setdefault("buckets", None)
+
+
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
     """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
     nothing to resample, which is `meta` now."""
@@ -153,7 +160,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6)
 SCHEMA = len(STEPS)
 
 

@@ -74,10 +74,12 @@ def store_the_teachers_own(bench: BenchLoops, folder: Path) -> None:
 
     bench.teacher.tokens = rounded
     samples = bench.track.samples
-    pixels = RandomImages(samples, bench.teacher.image_size)
+    side = bench.teacher.image_size
+    pixels = RandomImages(samples, side)
     keys = [s.key for s in samples]
     groups = [keys[i : i + SIZE] for i in range(0, len(keys), SIZE)]  # a kernel may round by the size of its batch
-    tokens = torch.cat([bench.teacher.tokens(pixels.tensor(group).float() / 255).x_BND for group in groups])
+    images = [Tokens(pixels.tensor(group), (side, side)).to_map() for group in groups]
+    tokens = torch.cat([bench.teacher.tokens(images_B3SS.float() / 255).x_BND for images_B3SS in images])
     records = zip(keys, tokens.numpy(), strict=True)
     write_store(folder, records, {}, lambda: mean_token_file(np.ones(tokens.shape[-1])))
     reader = bench.trainer.reader

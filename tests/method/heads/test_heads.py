@@ -22,6 +22,7 @@ from urepa.core.types import Tokens
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.heads.mlp_net import MLPHead, TimeMLPHead
 from urepa.method.heads.spatial_net import HiddenSpatialHead, SpatialHead
+from urepa.training.assembly import check_takes_grid
 from urepa.training.checks.combinations import check_keys
 
 T = torch.tensor([0.1, 0.9])  # the times of two samples, for heads that do not look at them
@@ -276,3 +277,28 @@ def test_a_target_in_the_place_of_another_needs_its_keys(compose: Callable[..., 
     with pytest.raises(UserError, match="head.hidden is no key of urepa.method.heads.spatial.Spatial: choose another"):
         check_keys(config)
     check_keys(compose("head=repa_mlp", f"head._target_={time}"))
+
+
+def test_a_network_without_a_place_for_the_grid_is_refused() -> None:
+    """As those of own packages were, which got the grid when they were built."""
+
+    class Former(torch.nn.Module):
+        def forward(self, tapped: Tokens, t_B: Tensor) -> Tokens:
+            return tapped
+
+    with pytest.raises(UserError, match=r"^head._target_=mine.Former: .* called as forward\(tapped, t_B, grid\)"):
+        check_takes_grid("mine.Former", Former())
+    for head in (ConvHead(1, "after", in_width=4, out_width=4), MLPHead(4, in_width=4, out_width=4)):
+        check_takes_grid("ours", head)
+
+
+def test_names_of_weights_are_those_of_stored_runs() -> None:
+    """Where a layer did the resizing, its number stays free."""
+    names = {
+        ConvHead(2, "after", in_width=6, out_width=5): "0.weight 0.bias 2.weight",
+        ConvHead(2, "before", in_width=6, out_width=5): "1.weight 1.bias 3.weight",
+        SpatialHead(in_width=6, out_width=5): "0.weight 0.bias",
+        HiddenSpatialHead(7, in_width=6, out_width=5): "0.weight 0.bias 2.weight 2.bias",
+    }
+    for head, expected in names.items():
+        assert list(head.state_dict()) == [f"layers.{name}" for name in expected.split()]

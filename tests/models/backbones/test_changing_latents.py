@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from class_ids import of_ids
 from tiny_sit import SHAPE, SMALL, small
 
 from urepa.core.errors import UserError
-from urepa.core.types import Condition
+from urepa.method.heads.conv_net import ConvHead
+from urepa.method.heads.mlp_net import MLPHead
+from urepa.method.training_step import AlignedModel
 from urepa.models.backbones.sit import SiT
 from urepa.models.backbones.tiny_unet import TinyUNet
 from urepa.training.checks.sizes import check_latents
@@ -20,7 +23,7 @@ OTHERS = [(3, 6, 4), (3, 8, 10)]
 
 def inputs_of(shape: tuple[int, int, int]) -> tuple[Any, ...]:
     x_t = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
-    return x_t, torch.tensor([0.2, 0.7]), Condition(torch.tensor([0, 5]), 5)
+    return x_t, torch.tensor([0.2, 0.7]), of_ids(torch.tensor([0, 5]), 5)
 
 
 @pytest.mark.parametrize("shape", OTHERS)
@@ -77,3 +80,14 @@ def test_a_backbone_that_does_not_say_takes_one_shape() -> None:
     check_latents(own, [SHAPE])
     with pytest.raises(UserError, match="^backbone._target_=mine.Own: it takes x0 of one shape a run, .* 4x6, 6x4"):
         check_latents(own, [SHAPE, OTHERS[0]])
+
+
+def test_heads_are_asked_for_every_shape_before_a_step_meets_it() -> None:
+    model = AlignedModel(small(), {"block_1": MLPHead(8, in_width=16, out_width=5)})
+    at = torch.tensor([0.5]), of_ids(torch.tensor([5]), 5)
+    fits: list[Any] = [(SHAPE, {"": (2, 3)}), ((3, 8, 10), {"": (4, 5)})]
+    model.check_shapes(fits, *at)
+    with pytest.raises(UserError, match="the tap has 3x2 tokens and the teacher 3x3, .*resizes neither"):
+        model.check_shapes([*fits, ((3, 6, 4), {"": (3, 3)})], *at)
+    resizes = AlignedModel(small(), {"block_1": ConvHead(1, "after", in_width=16, out_width=5)})
+    resizes.check_shapes([((3, 6, 4), {"": (3, 3)})], *at)

@@ -48,7 +48,7 @@ class Spatial:
     def description(self, run: EvaluatedRun) -> str:
         return (
             f"Spatial structure of the tap {self.tap} and its head at t = {self.timestep} on {number(self.images)} "
-            "held-out images at most, between the teacher and the model before training: LDS (slope up to "
-            f"{number(self.decay)} of the grid's largest distance), CDS (tokens are distant from {number(self.far)} of "
-            "it on) and RMSC."
+            "held-out images at most, between the teacher and the model before training: LDS (tokens "
+            f"are distant from {number(self.far)} of the grid's largest Manhattan distance on), CDS (slope up to "
+            f"{number(self.decay)} of it) and RMSC."
         )
