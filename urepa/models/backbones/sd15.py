@@ -90,7 +90,7 @@ class SD15:
         recomputed = " Its blocks are computed again in the backward pass." if self.gradient_checkpointing else ""
         return [
             f"The backbone is the U-Net of Stable Diffusion 1.5{facts.initial_weights(self.base)}, on latents of "
-            f"{shape(facts.latent_shape)}. The condition is the frozen text embedding of a class's prompt, one of "
+            f"{facts.x0_shape}. The condition is the frozen text embedding of a class's prompt, one of "
             f"{number(facts.num_classes)}, or of the null prompt.{recomputed}"
         ]
 

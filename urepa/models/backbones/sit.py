@@ -124,7 +124,7 @@ class SiT:
             f"The backbone is a SiT, a transformer with adaLN-Zero{facts.initial_weights(self.base)}: "
             f"{self.depth} blocks of width {self.width} with {self.heads} attention heads over "
             f"{self.patch}×{self.patch} patches "
-            f"of x0 of {shape(facts.latent_shape)}, with {POSITIONS[str(self.positions)]}.{normed} The condition is "
+            f"of x0 of {facts.x0_shape}, with {POSITIONS[str(self.positions)]}.{normed} The condition is "
             f"one of {number(facts.num_classes + 1)} vectors, a class each and the null condition."
         ]
 
