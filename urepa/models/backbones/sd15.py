@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.declared_keys import setting
-from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, number, shape
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, number
 from urepa.core.hub_names import is_hub_id
 from urepa.models.backbones.backbone_sizes import LORA, RANDOM, check_prompts, check_unet_tap, unet_files
 from urepa.models.diffusers_cards import diffusers_card

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.declared_keys import SIZE, setting
-from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number, shape
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number
 from urepa.core.errors import UserError
 from urepa.core.hub_names import ensure_local, hub_file
 from urepa.models.backbones.backbone_sizes import EXPORTED, RANDOM, check_sit, check_sit_adapters, sit_block

@@ -120,7 +120,8 @@ def cost(s: Subject) -> list[Block]:
     lines.append(("sum", sum(forward.values()), sum(backward.values())))
     rows = tuple((p, f"{f / size / 1e9:.3f}", f"{b / size / 1e9:.3f}", f"{(f + b) / 1e12:.3f}") for p, f, b in lines)
     return [
-        f"An update takes {planned.flops_per_step / 1e12:.4g} TFLOP{after_stop(s)}{over_buckets(s)}, the run with its validations "
+        f"An update takes {planned.flops_per_step / 1e12:.4g} TFLOP{after_stop(s)}{over_buckets(s)}, the run with its "
+        "validations "
         f"{planned.run_flops / 1e15:.4g} PFLOP, counted operation by operation (two FLOPs a multiply-add).",
         Table("FLOPs (counted).", ("part", "forward, GFLOP a sample", "backward", "TFLOP an update"), rows),
         hours(s),
