@@ -7,6 +7,7 @@ from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.costs.estimate import Plan
+from urepa.data.stores.bucket_views import bucket_views
 from urepa.training.assembly import build_part
 
 
@@ -38,7 +39,7 @@ class Subject:
 
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Of x0, where it has several."""
-        shapes = tuple(bucket.latent_shape for bucket in self.planned.counted.buckets.values())
+        shapes = tuple(view.latent_shape for view in bucket_views(self.track).values())
         return shapes if len(shapes) > 1 else ()
 
 
