@@ -32,6 +32,18 @@ class TrackDefaults:
         """One, of all samples."""
         return [self.latent_shape]
 
+    @property
+    def bucket_names(self) -> Sequence[str]:
+        """One without a name."""
+        return [""]
+
+    def bucket_samples(self) -> Mapping[str, Mapping[str, int]] | None:
+        return None
+
+    def teacher_grids(self, teacher: OneTeacher) -> Sequence[Sequence[int]]:
+        """That of square images."""
+        return [teacher.grid]
+
     def check(self) -> None:
         """Its sizes go together."""
 
