@@ -4,7 +4,7 @@ In one process and in turns with another loop: with `bench.against=documented` t
 with `bench.against=online` the same step that asks the teacher about the batch's images, with `bench.against=plain` the
 loop as one writes it first; with `bench.parts=true` also without each part of the fast step. No caches and no teacher's
 weights are needed; `backbone.weights=random` spares the backbone's. `python -m urepa.bench_reading` is the same for
-reading alone.
+reading alone. Of data with buckets every step is of the largest bucket, as the output says.
 """
 
 from __future__ import annotations
@@ -73,13 +73,14 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
             settings["rounds"],
         )
         bench.trainer.reader.cache.close()
+        bucket = {"bucket": bench.bucket} if bench.bucket else {}
         del bench, loops, others
         gc.collect()
     names = ("torch", "diffusers", "accelerate")
     about = {"precision": trainer["precision"], "frozen": trainer["frozen"], "attention": trainer["attention"]}
     about |= {"channels_last": trainer["channels_last"], "compile": trainer["compile"]}
     about |= {"versions": {name: version(name) for name in names}, "cuda": torch.version.cuda}
-    return [row | about for row in rows]
+    return [row | about | bucket for row in rows]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -87,7 +88,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     titles = {"s/step": 9, "images/s": 10, "TFLOP/s": 9, "peak GiB": 10, "saved MiB": 11, "waits": 8}
     titles |= {"faults": 10, "speed": 8}
     head = f"{'loop':<24}" + "".join(f"{title:>{width}}" for title, width in titles.items())
-    lines = [f"{rows[0]['device']}, batch {rows[0]['batch_size']}, {rows[0]['precision']}", head]
+    bucket = f", all of bucket {rows[0]['bucket']} (the largest)" if "bucket" in rows[0] else ""
+    lines = [f"{rows[0]['device']}, batch {rows[0]['batch_size']}, {rows[0]['precision']}{bucket}", head]
     for row in rows:
         peak = row["peak_memory_bytes"]
         memory = "-" if peak is None else f"{peak / 2**30:.1f}"

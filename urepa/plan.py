@@ -130,6 +130,7 @@ def tables(planned: "Plan") -> list[str]:
     accumulated = f" in {s.accumulation} parts" if s.accumulation > 1 else ""
     head = f"{s.max_steps:,} steps of {s.batch_size} samples{accumulated}, {s.precision}, on one {planned.device.name}"
     shown = [head, parameters(planned), flops(planned), memory(planned), caches(planned), time(planned)]
+    shown += [buckets(planned)] if len(planned.counted.buckets) > 1 else []
     return shown + ([measured_table(planned)] if planned.measured else [])
 
 
@@ -185,6 +186,29 @@ def caches(planned: "Plan") -> str:
     if counted.squares:
         rows.append(f"  {'images':<10}{counted.squares:>13,}   JPEG squares, read in training; their size is not known")
     rows.append(f"  {'reader':<10}{'':>36}{counted.reader_bytes / 1e9:>20.2f}   needed; warm is only faster")
+    return "\n".join(rows)
+
+
+def buckets(planned: "Plan") -> str:
+    """A step in each bucket: what the FLOPs above are the mean of, and which of them the memory is of."""
+    from urepa.costs.bucket_costs import is_weighted, largest
+
+    by_name, s = planned.counted.buckets, planned.settings
+    titles = f"{'x0':>15}{'steps an epoch':>16}{'TFLOP a step':>14}{'step, GiB':>11}"
+    rows = [f"{'buckets':<12}{titles}   training images"]
+    for name, one in by_name.items():
+        steps, images = one.steps_an_epoch(s.batch_size), "not known yet"
+        if one.samples is not None:
+            images = f"{one.samples['train']:,}"
+        flops = sum(one.step.forward.values()) + sum(one.step.backward.values())
+        rows.append(
+            f"  {name:<10}{'x'.join(map(str, one.latent_shape)):>15}{PENDING if steps is None else f'{steps:,}':>16}"
+            f"{flops * s.accumulation / 1e12:>14.3f}{one.step.peak / GIB:>11.3f}   {images}"
+        )
+    how = "weighted by their steps" if is_weighted(by_name) else "unweighted, as no list says yet what each has"
+    rows.append(f"  FLOPs above are the mean over the buckets, {how}; memory is that of {largest(by_name)}")
+    if not is_weighted(by_name):
+        rows.append("  caches are as if all images were of the bucket with the largest records")
     return "\n".join(rows)
 
 

@@ -25,13 +25,20 @@ class BackboneFacts:
     """What a backbone is described with beside its settings.
 
     Args:
-        latent_shape: of x0, [C,H,W].
+        latent_shape: of x0, [C,H,W]; where x0 has several shapes the first, which no sentence may name alone.
         are_replaced: whether a warm start replaces all weights before training.
+        latent_shapes: all of them where there are several.
     """
 
     latent_shape: tuple[int, ...]
     num_classes: int
     are_replaced: bool
+    latent_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def x0_shape(self) -> str:
+        """The shape of x0 as a sentence has it, "4×32×32", or its shapes."""
+        return " or ".join(map(shape, self.latent_shapes or (self.latent_shape,)))
 
     def initial_weights(self, base: str | None) -> str:
         """The clause on the initial weights: those of `base`, or random ones; empty if all of these are replaced before

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 NOT_EVALUATED = 76  # exit code of `train` where training is done and an evaluation failed: not to be done again
 
@@ -25,3 +26,14 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     lower = {option.lower(): option for option in options}
     near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     return f" (did you mean '{lower[near[0]]}'?)" if near else ""
+
+
+@contextlib.contextmanager
+def in_bucket(name: str) -> Iterator[None]:
+    """Inside, a UserError says in which bucket; nothing is added where there are none."""
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        raise UserError(f"in bucket {name}: {error}") from error

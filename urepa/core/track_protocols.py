@@ -114,6 +114,24 @@ class TrackCaches(Protocol):
         ...
 
 
+class BucketTrackCaches(Protocol):
+    """What `TrackCaches` has beside where its images may have several shapes."""
+
+    buckets: Sequence[Any]  # those that have images, as far as that is known; each has a `name`
+
+    def bucket_samples(self) -> Mapping[str, Mapping[str, int]] | None:
+        """As `Track.bucket_samples`."""
+        ...
+
+    def teachers(self, teacher: Any | None) -> Mapping[str, Any]:
+        """The built teachers by name (`TeacherNetwork`), each with its grid for images of the first bucket."""
+        ...
+
+    def of_bucket(self, name: str) -> Any:
+        """The track as if one of its buckets were all of it."""
+        ...
+
+
 class Track(Protocol):
     """A data set with its caches (urepa/data/tracks/). `urepa.data.track_defaults.TrackDefaults` has the answers that
     most give."""
@@ -143,14 +161,23 @@ class Track(Protocol):
         ...
 
     @property
-    def bucket_names(self) -> Sequence[str]:
-        """The buckets that there may be, in the same order: "48x80", rows and columns in pixels. [""] where all samples
-        have one shape without a name."""
+    def latent_shape(self) -> Sequence[int]:
+        """The first of these, by which the backbone is built."""
         ...
 
     @property
-    def latent_shape(self) -> Sequence[int]:
-        """The first of these, by which the backbone is built."""
+    def bucket_names(self) -> Sequence[str]:
+        """Of each of these, "48x80": rows and columns in pixels; one alone may be empty."""
+        ...
+
+    def bucket_samples(self) -> Mapping[str, Mapping[str, int]] | None:
+        """How many samples of each split are in each bucket that has some, by its name; None where there is one bucket,
+        or no list says it yet."""
+        ...
+
+    def teacher_grids(self, teacher: OneTeacher) -> Sequence[Sequence[int]]:
+        """Rows and columns of a teacher's tokens, in each bucket that there may be. UserError where it takes no images
+        of that shape."""
         ...
 
     def check(self) -> None:

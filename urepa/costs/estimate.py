@@ -7,6 +7,7 @@ and FLOPs are predictions; hours come from a device's stated rate (a floor) or f
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,25 +20,25 @@ from urepa.config.declared import declaration_of
 from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Loss
 from urepa.core.run_protocols import Optimizer
+from urepa.core.track_protocols import Track
 from urepa.core.types import Batch, Tokens
 from urepa.costs.bench_results import read_measured
+from urepa.costs.bucket_costs import BucketCost, is_weighted, largest, mean_forward, mean_step
 from urepa.costs.counting import (
     AFTER_THE_MODEL,
-    LiveBytes,
     StepCount,
     count_step,
     flop_counter,
     norm_as_on_cuda,
     on_fake_cpu,
 )
-from urepa.data.lists.split_sizes import check_batch_size
-from urepa.data.online_encoders import AT_ONCE
+from urepa.costs.online_costs import TEACHER, VAE, OnlineCost, online_costs
+from urepa.data.lists.split_sizes import check_batch_size, check_buckets
 from urepa.data.reader import THREADS
-from urepa.data.stages.vae import vae_without_weights
+from urepa.data.stores.bucket_views import bucket_samples, bucket_views, teachers_of
 from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel, step_terms
-from urepa.models.teachers.several_teachers import by_name
 from urepa.training.assembly import (
     build_backbone_without_weights,
     build_loss,
@@ -48,7 +49,6 @@ from urepa.training.assembly import (
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
 
-TEACHER = "teacher"  # one that is asked in training
 SAME_FLOPS_WITHIN = 0.02  # relative difference of two counts of one step's FLOPs
 # switches that change what the same FLOPs need in time and memory; older rows do not say them
 SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
@@ -72,11 +72,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Counted:
-    """What follows from the config alone. FLOPs and bytes are a micro-batch's."""
+    """What follows from the config, and of a track with buckets from its lists where they are there. FLOPs and bytes
+    are a micro-batch's: FLOPs the mean over the buckets, bytes of the bucket that needs most."""
 
     parameters: dict[str, dict[str, int]]  # by part: "all" and "trainable"
     groups: dict[str, tuple[int, int]]  # by optimiser group: parameters that train, in so many tensors
-    taps: dict[str, tuple[int, int, int]]  # rows, columns and width of a tap's tokens
+    buckets: dict[str, BucketCost]  # by name; one without a name where all images have one shape
     weights: dict[str, int]  # bytes that lie on the device all the time
     step: StepCount
     forward_per_sample: int  # of a whole forward pass, as validation makes it
@@ -84,6 +85,11 @@ class Counted:
     caches: list[CacheSize]
     reader_bytes: int
     squares: int  # images that are read as JPEG in training; how large they are is not known
+
+    @property
+    def taps(self) -> dict[str, tuple[int, int, int]]:
+        """Rows, columns and width of a tap's tokens, in the first bucket."""
+        return next(iter(self.buckets.values())).taps
 
 
 _COUNTED: dict[str, Counted] = {}
@@ -214,6 +220,17 @@ class Plan:
             "gpu_hours_floor": self.floor_hours,
             "gpu_hours_expected": self.expected_hours,
             "measured": self.measured,
+        } | self._buckets()
+
+    def _buckets(self) -> dict[str, Any]:
+        """Of several, for JSON."""
+        buckets = self.counted.buckets
+        if len(buckets) == 1:
+            return {}
+        return {
+            "buckets": {name: one.as_dict(self.settings.batch_size) for name, one in buckets.items()},
+            "flops_are": "the mean over the buckets' steps" if is_weighted(buckets) else "the mean over the buckets",
+            "memory_is_of": largest(buckets),
         }
 
 
@@ -227,7 +244,8 @@ def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
     """Counts a config once for all arms and seeds with the same costs."""
     costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
-    key = json.dumps([kind, costly, _states(config)])
+    track: Track = declaration_of(config["data"])
+    key = json.dumps([kind, costly, _states(config), track.bucket_samples()])
     if key not in _COUNTED:
         _COUNTED[key] = count(config, kind)
     return _COUNTED[key]
@@ -243,12 +261,14 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     """Counts a config's step, on a device of this kind."""
     config = deepcopy(config)
     settings = Settings(**config["trainer"])
-    micro_batch = settings.batch_size // settings.accumulation
     loss, objective, track = build_loss(config), build_part(config["objective"]), build_part(config["data"])
     declared: Loss = declaration_of(config["loss"])
     declared.check_layout(min(settings.batch_size, settings.validation_group), settings.accumulation)
-    samples = track.expected_samples()
+    by_bucket = bucket_samples(track)
+    samples = track.expected_samples() if by_bucket is None else _sums(by_bucket)
     check_batch_size(settings.batch_size, samples["train"])
+    if by_bucket is not None and len(by_bucket) > 1:
+        check_buckets({name: own["train"] for name, own in by_bucket.items()}, settings.batch_size)
     teacher = build_part(config["teacher"]) if loss.taps else None
     with torch.device("meta"):
         model, backbone_group = build_model(config, track, teacher, loss, build_backbone_without_weights)
@@ -257,44 +277,79 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     parameters, weights = parameters_by_part(model), weight_bytes(model, _states(config))
     groups = {name: (sum(p.numel() for p in own), len(own)) for name, own in groups_of(model, backbone_group).items()}
     mode = on_fake_cpu(model)
-
-    def prepared_model(*inputs: Any) -> Any:  # by accelerate
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-            return model(*inputs)
-
-    run: Any = prepared_model
-
-    def step() -> Tensor:
-        batch = example(track, teacher, objective, micro_batch, loss.diffusion_fraction)
-        return step_terms(run, objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
-
     if kind == "cuda":
         norm_as_on_cuda(model)
-    with mode:
-        counts = count_step(model, lambda name: part_of(model, name), step)
-        one = example(track, teacher, objective, 1)
-        with torch.no_grad(), flop_counter() as forward:
-            seen = run(one.x0, one.t_B, one.condition, None, one.grids)
-    taps = {tap: (*tokens.grid, tokens.x_BND.shape[2]) for tap, tokens in seen.features.items()}
-    asked = _online_costs(track, teacher, kind)
+    step, buckets, asked = CountedStep(model, objective, loss, teacher, settings, mode), {}, {}
+    for name, view in bucket_views(track).items():
+        asked = online_costs(view, teacher, kind)
+        buckets[name] = step.cost_in(view, None if by_bucket is None else by_bucket[name], asked)
     for name, network in asked.items():
-        counts.forward[name] = network.flops * micro_batch
         parameters[name] = {"all": network.parameters, "trainable": 0}
         weights[name] = network.bytes
-    if "VAE" in asked:
-        weights["VAE, at work"] = THREADS * asked["VAE"].at_work
+    if VAE in asked:
+        weights["VAE, at work"] = THREADS * asked[VAE].at_work
     return Counted(
         parameters=parameters,
         groups=groups,
-        taps=taps,
+        buckets=buckets,
         weights=weights,
-        step=counts,
-        forward_per_sample=forward.get_total_flops() + sum(network.flops for network in asked.values()),
+        step=mean_step(buckets, settings.batch_size),
+        forward_per_sample=mean_forward(buckets),
         samples=samples,
         caches=cache_sizes(track, teacher),
         reader_bytes=reader_bytes(track, teacher, settings.batch_size),
         squares=sum(samples.values()) if track.reads_squares(teacher) else 0,
     )
+
+
+@dataclass(frozen=True)
+class CountedStep:
+    """A step of a model whose parameters are fake (`mode`), counted in one bucket after another."""
+
+    model: AlignedModel
+    objective: ObjectiveMath
+    loss: Any
+    teacher: Any | None
+    settings: Settings
+    mode: Any
+
+    def cost_in(self, view: Any, samples: Mapping[str, int] | None, asked: dict[str, OnlineCost]) -> BucketCost:
+        """In a bucket (`urepa.data.stores.bucket_views`) with so many samples; `asked`: networks beside the model."""
+        model, loss, settings = self.model, self.loss, self.settings
+        micro_batch = settings.batch_size // settings.accumulation
+
+        def prepared_model(*inputs: Any) -> Any:  # by accelerate
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+                return model(*inputs)
+
+        run: Any = prepared_model
+
+        def step() -> Tensor:
+            batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
+            return step_terms(run, self.objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
+
+        model.zero_grad()  # gradients of the bucket before
+        with self.mode:
+            counts = count_step(model, lambda name: part_of(model, name), step)
+            one = example(view, self.teacher, self.objective, 1)
+            with torch.no_grad(), flop_counter() as forward:
+                seen = run(one.x0, one.t_B, one.condition, None, one.grids)
+        counts.forward.update({name: network.flops * micro_batch for name, network in asked.items()})
+        return BucketCost(
+            latent_shape=view.latent_shape,
+            image_shape=view.image_shape[1:],
+            samples=samples,
+            step=counts,
+            forward_per_sample=forward.get_total_flops() + sum(network.flops for network in asked.values()),
+            taps={tap: (*tokens.grid, tokens.x_BND.shape[2]) for tap, tokens in seen.features.items()},
+            grids=one.grids,
+        )
+
+
+def _sums(by_bucket: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Samples of each split in all buckets."""
+    splits = next(iter(by_bucket.values()))
+    return {split: sum(own[split] for own in by_bucket.values()) for split in splits}
 
 
 def part_of(model: AlignedModel, name: str) -> str:
@@ -333,51 +388,13 @@ def weight_bytes(model: nn.Module, states: int) -> dict[str, int]:
 def example(
     track: Any, teacher: Any | None, objective: ObjectiveMath, size: int, diffusion_fraction: float = 1.0
 ) -> Batch:
-    """A batch of the track's shapes."""
+    """A batch of the shapes of a track, or of one of its buckets (`urepa.data.stores.bucket_views`)."""
     t_B = torch.full((size,), objective.time_at(0.5))
     x0 = torch.zeros(size, *track.latent_shape)
     stored, teachers = track.stores(teacher), {}
-    for name, one in by_name(teacher).items():
+    for name, one in teachers_of(track, teacher).items():
         kept = stored.get(f"tokens_{name}" if name else "tokens", (None, "float32"))[1]
         dtype = torch.float16 if kept == "float16" else torch.float32
         teachers[name] = Tokens(torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype), one.grid)
     rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
     return Batch([], x0, torch.zeros_like(x0), t_B, track.conditions.null(size), teachers, rows_R)
-
-
-@dataclass(frozen=True)
-class OnlineCost:
-    """The cost per image of a network that runs during training, and the size of the network."""
-
-    flops: int
-    parameters: int
-    bytes: int
-    at_work: int = 0  # bytes that one batch of its images needs at once
-
-    @classmethod
-    def of(cls, network: nn.Module, flops: int, at_work: int = 0) -> "OnlineCost":
-        parameters = list(network.parameters())
-        return cls(flops, sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters), at_work)
-
-
-def _online_costs(track: Any, teacher: Any | None, kind: str) -> dict[str, OnlineCost]:
-    """The costs of networks that run during training instead of reading a cache."""
-    asked: dict[str, OnlineCost] = {}
-    size = track.image_size
-    with torch.device("meta"):
-        for one in by_name(teacher).values() if track.online_teacher else ():
-            network = one.build_without_weights()
-            with flop_counter() as counter:
-                one.tokens(torch.empty(1, 3, size, size))
-            own, others = OnlineCost.of(network, counter.get_total_flops()), asked.get(TEACHER, OnlineCost(0, 0, 0))
-            asked[TEACHER] = OnlineCost(
-                own.flops + others.flops, own.parameters + others.parameters, own.bytes + others.bytes
-            )
-        if track.online_latents:
-            dtype = torch.bfloat16 if kind == "cuda" else torch.float32
-            vae = vae_without_weights(track.vae, track.latent_shape[0])
-            nn.Module.to(vae, dtype)  # diffusers' own would warn of nothing
-            with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
-                vae.encode(torch.empty(AT_ONCE, 3, size, size, dtype=dtype))
-            asked["VAE"] = OnlineCost.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
-    return asked

@@ -97,12 +97,12 @@ class BucketedCache:
 
     def content(self) -> dict[str, str]:
         """What the data are, as `Cache.content`: of the ids, classes and splits over all buckets; of the records one
-        digest of those of the buckets and the buckets' names."""
+        digest of those of the buckets and the buckets' names, in the order of the names."""
         found = {bucket.bucket: bucket.content() for bucket in self.buckets}
         kinds = [kind for kind in next(iter(found.values())) if kind != "samples"]
         content = {"samples": Identity(*self.splits.values()).of()}
         for kind in kinds:
-            parts = [text for name, one in found.items() if kind in one for text in (name, one[kind])]
+            parts = [text for name, one in sorted(found.items()) if kind in one for text in (name, one[kind])]
             content[kind] = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
         return content
 

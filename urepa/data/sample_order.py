@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from urepa.core import random_draws
-from urepa.core.errors import UserError
-from urepa.data.lists.split_sizes import check_batch_size
+from urepa.data.lists.split_sizes import check_batch_size, check_buckets
 
 
 @dataclass(frozen=True)
@@ -70,18 +69,3 @@ class SampleOrder:
             for name, count in self.samples.items()
         ]
         return Epoch(number, bucket_of_step, place_of_step, orders)
-
-
-def check_buckets(samples: Mapping[str, int], batch_size: int) -> None:
-    """UserError where some of several buckets have fewer training samples than a global batch: they would never be
-    trained on."""
-    small = {name: count for name, count in samples.items() if count < batch_size}
-    if small:
-        counted = ", ".join(f"{name} has {count}" for name, count in small.items())
-        rest = [name.split("x") for name in samples if name not in small]
-        kept = "[" + ",".join(f"[{height},{width}]" for height, width in rest) + "]"
-        advice = f"leave them out (data.buckets='{kept}'), or" if rest else ""
-        raise UserError(
-            f"buckets with fewer training images than trainer.batch_size={batch_size} would never be trained on: "
-            f"{counted}; {advice} give a smaller trainer.batch_size".replace("  ", " ")
-        )

@@ -34,8 +34,15 @@ class TrackDefaults:
 
     @property
     def bucket_names(self) -> Sequence[str]:
-        """One without a name, of all samples."""
+        """One without a name."""
         return [""]
+
+    def bucket_samples(self) -> Mapping[str, Mapping[str, int]] | None:
+        return None
+
+    def teacher_grids(self, teacher: OneTeacher) -> Sequence[Sequence[int]]:
+        """That of square images."""
+        return [teacher.grid]
 
     def check(self) -> None:
         """Its sizes go together."""

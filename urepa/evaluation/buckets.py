@@ -6,12 +6,10 @@ images.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from urepa.core.errors import UserError
 from urepa.data.cache import Cache
 from urepa.evaluation.context import Context, Evaluated, run_each
 
@@ -24,17 +22,6 @@ def bucket_key(bucket: str, key: str) -> str:
 def bucket_folder(folder: Path, bucket: Cache) -> Path:
     """Where evaluations in a bucket write their files: the run's folder, or one of the bucket's in it."""
     return folder / "buckets" / bucket.bucket if bucket.bucket else folder
-
-
-@contextlib.contextmanager
-def in_bucket(name: str) -> Iterator[None]:
-    """Inside, a UserError says in which bucket; nothing is added where there are none."""
-    try:
-        yield
-    except UserError as error:
-        if not name:
-            raise
-        raise UserError(f"in bucket {name}: {error}") from error
 
 
 def run_in_buckets(

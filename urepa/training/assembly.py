@@ -17,14 +17,14 @@ from urepa.config.declared import build_errors, declaration_of
 from urepa.config.parts import PACKAGES, networks, settings_that_are
 from urepa.core.backbone_protocols import Backbone, LoRA
 from urepa.core.declared_keys import TAP
-from urepa.core.errors import UserError
+from urepa.core.errors import UserError, in_bucket
 from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Loss, Schedule
 from urepa.core.random_draws import torch_seed
 from urepa.core.run_protocols import Optimizer
 from urepa.core.teacher_names import ALONE
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
-from urepa.evaluation.buckets import bucket_folder, in_bucket, run_in_buckets
+from urepa.evaluation.buckets import bucket_folder, run_in_buckets
 from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.in_training import During

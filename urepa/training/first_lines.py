@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from urepa.core.ema_initial_weights import lag_ahead
 from urepa.core.escaping import printable
+from urepa.data.cache import Cache
 from urepa.training.trainer import Trainer
 
 NAMED = 5  # names of classes that are shown
@@ -54,13 +56,20 @@ def parameters(model: nn.Module) -> str:
 
 
 def samples(trainer: Trainer) -> str:
-    """By split, and how often the run sees each training sample."""
+    """By split, how often the run sees each training sample and, of several buckets, how many of these each has."""
     names = {"train": "training", "val": "validation", "test": "test"}
     splits = trainer.reader.cache.splits.items()
     steps, size = trainer.settings.max_steps, trainer.settings.batch_size
     epochs = f"{steps / trainer.reader.steps_per_epoch:.3g}"
     counts = ", ".join(f"{len(found):,} {names[split]}" for split, found in splits)
-    return f"{counts}; {count_text(steps, 'step', 'steps')} of {size:,} are {epochs} epoch{'s' * (epochs != '1')}"
+    length = f"{count_text(steps, 'step', 'steps')} of {size:,} are {epochs} epoch{'s' * (epochs != '1')}"
+    return f"{counts}; {length}{bucket_text(trainer.reader.cache.buckets)}"
+
+
+def bucket_text(buckets: Sequence[Cache]) -> str:
+    """The training samples of each of several buckets, with what comes before; empty for one."""
+    named = [f"{len(bucket.splits['train']):,} of {bucket.bucket}" for bucket in buckets]
+    return f"; training images {', '.join(named)}" if len(named) > 1 else ""
 
 
 def classes(count: int, names: Any) -> str:

@@ -26,7 +26,7 @@ from urepa.core.types import Batch, Denoised, Tokens
 from urepa.costs.benchmark.description_loop import DocumentedLoop, Store, forever, loader, update_ema
 from urepa.costs.benchmark.online_teacher import OnlineTeacher, RandomImages
 from urepa.costs.benchmark.plain_loop import PlainLoop
-from urepa.costs.benchmark.random_data import SyntheticTrack, settings_like
+from urepa.costs.benchmark.random_data import SyntheticTrack, largest_bucket, settings_like
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.runs.trackers.no_tracking import NoShipper
@@ -95,7 +95,8 @@ class DeepcopyEMA:
 
 
 class BenchLoops:
-    """The experiment's own trainer over random records in `place`, and loops around it.
+    """The experiment's own trainer over random records in `place`, and loops around it. Of a track with buckets the
+    records are those of the largest, whose name is `bucket`.
 
     The description's loader's workers start before any model is there: a forked worker would keep a copy of every
     page that training changes later.
@@ -108,7 +109,8 @@ class BenchLoops:
         self.teacher = teacher = assembly.build_part(config["teacher"]) if loss.taps else None
         batch_size = config["trainer"]["batch_size"]
         records = max(settings["batches"] * batch_size, config["trainer"]["validation_group"])
-        data = settings_like(real, place, records)
+        self.bucket = largest_bucket(real)[0] if len(real.latent_shapes) > 1 else ""
+        data = settings_like(real, place, records, teacher)
         self.track = SyntheticTrack(**data)
         self.track.write(teacher)
         compares = teacher is not None and (settings["against"] == "documented" or settings["parts"])
@@ -122,7 +124,7 @@ class BenchLoops:
 
     def _description_items(self, teacher: Any, batch_size: int, workers: int) -> Iterator[Any]:
         """The items of the description's loader, without end."""
-        ids, grid = [s.sample_id for s in self.track.samples], teacher.grid
+        ids, grid = [s.sample_id for s in self.track.samples], self.track.grid_of(teacher)
         stores: list[Store] = [
             (self.track.latents, ids, self.track.latent_shape),
             (self.track.tokens, ids, (grid[0] * grid[1], teacher.width)),

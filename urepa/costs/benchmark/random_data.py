@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,28 @@ from urepa.data.cache import Cache, mean_token_file
 from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.samples import Samples
 from urepa.data.online_encoders import OnlineTokens
+from urepa.data.stores.bucket_views import bucket_views, teachers_of
 from urepa.data.stores.lmdb_store import write_store
 from urepa.data.stores.record_reading import Store
 from urepa.models.teachers.several_teachers import SeveralTeachers
 
 
 class SyntheticTrack:
-    """`records` random fp16 latents and tokens below `root`. The same ones serve training and validation."""
+    """`records` random fp16 latents and tokens below `root`, of one shape. The same ones serve training and validation.
+    `grid` is that of the tokens where it is not the teacher's own."""
 
     build_on_first_use = False
 
-    def __init__(self, root: str, records: int, latent_shape: list[int], num_classes: int, cfg_dropout: float) -> None:
-        self.folder, self.records = Path(root), records
+    def __init__(
+        self,
+        root: str,
+        records: int,
+        latent_shape: list[int],
+        num_classes: int,
+        cfg_dropout: float,
+        grid: list[int] | None = None,
+    ) -> None:
+        self.folder, self.records, self.grid = Path(root), records, grid
         self.latent_shape = (latent_shape[0], latent_shape[1], latent_shape[2])
         self.num_classes, self.conditions = num_classes, ClassConditions.withheld_with(cfg_dropout)
         self.samples = Samples.of_rows((f"n{i:08d}", i % num_classes, "", "train") for i in range(records))
@@ -50,13 +61,19 @@ class SyntheticTrack:
         if isinstance(teacher, SeveralTeachers):
             raise UserError("urepa.bench times a step with one teacher: give teacher=NAME")
         if teacher is not None:
-            self._write(self.tokens, (teacher.grid[0] * teacher.grid[1], teacher.width))
+            rows, columns = self.grid_of(teacher)
+            self._write(self.tokens, (rows * columns, teacher.width))
+
+    def grid_of(self, teacher: Any) -> tuple[int, int]:
+        """Rows and columns of the tokens."""
+        rows, columns = teacher.grid if self.grid is None else self.grid
+        return rows, columns
 
     def open(self, teacher: Any | None) -> Cache:
         """The stores, as any track's."""
         tokens: dict[str, Store | OnlineTokens] = {} if teacher is None else {ALONE: Store(self.tokens)}
         splits = dict.fromkeys(("train", "val", "test"), self.samples)
-        grids = {} if teacher is None else {ALONE: teacher.grid}
+        grids = {} if teacher is None else {ALONE: self.grid_of(teacher)}
         return Cache(splits, Store(self.latents), tokens, grids, self.num_classes, self.conditions)
 
     def _write(self, store: Path, shape: tuple[int, ...]) -> None:
@@ -65,12 +82,21 @@ class SyntheticTrack:
         write_store(store, records, {}, lambda: mean_token_file(np.ones(shape[-1])))
 
 
-def settings_like(track: Any, root: Path, records: int) -> dict[str, Any]:
-    """A SyntheticTrack's settings with the shapes and classes of a track."""
+def largest_bucket(track: Any) -> tuple[str, Any]:
+    """Of the buckets that a track has or may have the one with the largest x0, and its name; a track of one shape is
+    its own."""
+    return max(bucket_views(track).items(), key=lambda item: math.prod(item[1].latent_shape))
+
+
+def settings_like(track: Any, root: Path, records: int, teacher: Any | None = None) -> dict[str, Any]:
+    """A SyntheticTrack's settings with the shapes and classes of a track; of several shapes the largest."""
+    _, view = largest_bucket(track)
+    grids = [one.grid for one in teachers_of(view, teacher).values()]
     return {
         "root": str(root),
         "records": records,
-        "latent_shape": list(track.latent_shape),
+        "latent_shape": list(view.latent_shape),
+        "grid": list(grids[0]) if len(grids) == 1 else None,
         "num_classes": track.num_classes,
         "cfg_dropout": track.conditions.dropout[CLASS],
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import Backbone
+from urepa.core.descriptions import format_value
 from urepa.core.errors import UserError
 from urepa.core.teacher_names import ALONE
 
@@ -22,6 +23,13 @@ def check_bench(config: dict[str, Any]) -> None:
         raise UserError(
             "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"
         )
+    has_rectangles = any(height != width for _, height, width in track.latent_shapes)
+    for key, value in (("against", "online"), ("against", "documented"), ("parts", True)):
+        if settings[key] == value and has_rectangles:
+            raise UserError(
+                f"bench.{key}={format_value(value)} times a step over squares, and this track has other shapes; leave "
+                "data.buckets out"
+            )
     if settings["against"] == "plain" and ALONE not in declaration_of(config["teacher"]).members():
         raise UserError("bench.against=plain takes tokens of one teacher; choose one, or leave bench.against out")
     backbone: Backbone = declaration_of(config["backbone"])

@@ -48,6 +48,21 @@ def check_batch_size(batch_size: int, training_samples: int) -> None:
         )
 
 
+def check_buckets(samples: Mapping[str, int], batch_size: int) -> None:
+    """UserError where some of several buckets have fewer training samples than a global batch: they would never be
+    trained on."""
+    small = {name: count for name, count in samples.items() if count < batch_size}
+    if small:
+        counted = ", ".join(f"{name} has {count}" for name, count in small.items())
+        rest = [name.split("x") for name in samples if name not in small]
+        kept = "[" + ",".join(f"[{height},{width}]" for height, width in rest) + "]"
+        advice = f"leave them out (data.buckets='{kept}'), or" if rest else ""
+        raise UserError(
+            f"buckets with fewer training images than trainer.batch_size={batch_size} would never be trained on: "
+            f"{counted}; {advice} give a smaller trainer.batch_size".replace("  ", " ")
+        )
+
+
 def expected_samples(
     limit: int | None, held_out: Mapping[str, int], count: Callable[[], Mapping[str, int]]
 ) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from urepa.data.reader import AHEAD
+from urepa.data.stores.bucket_views import bucket_samples, bucket_views
 from urepa.data.stores.record_format import record_bytes
 
 PAGE = 4096
@@ -15,7 +16,7 @@ KEY = 20  # characters of a sample id with its suffix: ImageNet's have 14 to 27
 @dataclass(frozen=True)
 class CacheSize:
     """One cache: how many records of how many bytes, and what they take on disk. As much memory again keeps
-    it in the page cache."""
+    it in the page cache. Where images have several shapes, `record_bytes` are the largest record's."""
 
     name: str
     records: int
@@ -25,13 +26,23 @@ class CacheSize:
 
 def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
     """What the track's build leaves for training, in the order in which it is made. Without a teacher (or with
-    one that is asked online) there are no tokens."""
-    samples = track.expected_samples()
-    counts = {"": sum(samples.values())} | ({"_flip": samples["train"]} if track.flip else {})
+    one that is asked online) there are no tokens. Where images have several shapes, the disk is the sum over the
+    buckets or, before lists say what each has, that of records as large as the largest bucket's."""
+    views, samples = bucket_views(track), bucket_samples(track)
+    stores = {name: view.stores(teacher) for name, view in views.items()}
+    lengths = {
+        name: {bucket: record_bytes(*own[name]) for bucket, own in stores.items()}
+        for name in next(iter(stores.values()))
+    }
+    if samples is None:  # then all records may be of the bucket with the largest
+        lengths = {name: {"": max(own.values())} for name, own in lengths.items()}
+        samples = {"": track.expected_samples()}
     sizes = []
-    for name, (shape, dtype) in track.stores(teacher).items():
-        length = record_bytes(shape, dtype)
-        sizes += [CacheSize(name + kind, n, length, lmdb_bytes(n, length)) for kind, n in counts.items()]
+    for name, own in lengths.items():
+        for kind in ("", "_flip") if track.flip else ("",):
+            counts = {bucket: n["train"] if kind else sum(n.values()) for bucket, n in samples.items()}
+            disk = sum(lmdb_bytes(n, own[bucket]) for bucket, n in counts.items())
+            sizes.append(CacheSize(name + kind, sum(counts.values()), max(own.values()), disk))
     if track.prompt_bytes:
         sizes.append(
             CacheSize(
@@ -54,6 +65,11 @@ def lmdb_bytes(records: int, length: int) -> int:
 
 
 def reader_bytes(track: Any, teacher: Any | None, batch_size: int) -> int:
-    """Memory that the training reader holds tokens in: the steps it reads ahead and the one in use."""
-    tokens = [store for name, store in track.stores(teacher).items() if name != "latents"]
-    return sum((AHEAD + 1) * batch_size * record_bytes(*store) for store in tokens)
+    """Memory that the training reader holds tokens in: the steps it reads ahead and the one in use, each as large as
+    the largest records need."""
+    largest: dict[str, int] = {}
+    for view in bucket_views(track).values():
+        for name, store in view.stores(teacher).items():
+            if name != "latents":
+                largest[name] = max(largest.get(name, 0), record_bytes(*store))
+    return sum((AHEAD + 1) * batch_size * size for size in largest.values())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from urepa.core import progress
 from urepa.core.errors import UserError
-from urepa.core.files import lock_folder, missing_folders, read_json, remove_new, write_whole
+from urepa.core.files import lock_folder, missing_folders, remove_new, write_whole
 from urepa.data.bucketed_cache import Caches, caches_of
 from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.classes import names_at, read_names, write_names
@@ -30,12 +30,11 @@ from urepa.data.sources.source_identity import Listing
 from urepa.data.stages.verify import verify
 from urepa.data.stores.sealing import add_digests
 from urepa.data.tracks.pixel_bucket_caches import PixelBucket
-from urepa.data.tracks.pixel_sizes import AUTO, Size, nearest
+from urepa.data.tracks.pixel_sizes import AUTO, BUCKETS, Size, nearest
 
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_track import PixelTrack
 
-BUCKETS = "buckets.json"  # how many samples of each split each bucket has; where there are several
 Lists = dict[str, Samples]  # by split
 
 
@@ -71,9 +70,12 @@ class PixelTrackCaches:
     @property
     def buckets(self) -> list[PixelBucket]:
         """Those that have images, as far as lists are there that say it."""
-        file = self.folder / BUCKETS
-        known = read_json(file) if file.is_file() else dict.fromkeys(bucket.name for bucket in self.all_buckets)
-        return [bucket for bucket in self.all_buckets if bucket.name in known]
+        known = self.bucket_samples()
+        return [bucket for bucket in self.all_buckets if known is None or bucket.name in known]
+
+    def bucket_samples(self) -> dict[str, dict[str, int]] | None:
+        """How many samples of each split each bucket has, by its name; None where no list says it, or there is one."""
+        return self.settings.bucket_samples()
 
     def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
         """Where each teacher's tokens lie, as far as they are kept, in the first bucket."""
@@ -270,6 +272,10 @@ class PixelTrackCaches:
             own = {s.sample_id: rows[key] for s in samples if (key := (s.sample_id, s.path)) in rows}
             unreadable.report(bucket.encode_latents(samples, own), len(samples), 0, self.folder)
             bucket.seal_latents(samples)
+
+    def teachers(self, teacher: Any | None) -> dict[str, Any]:
+        """The teachers by name, each as it sees images of the first bucket."""
+        return self.buckets[0].teachers(teacher)
 
     def of_bucket(self, name: str) -> PixelTrackCaches:
         """The track as if one of its buckets were all of it: what has one shape at a time is asked of this."""

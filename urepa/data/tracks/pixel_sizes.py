@@ -13,6 +13,7 @@ from urepa.core.errors import UserError
 
 MOST_BUCKETS = 16
 AUTO = "auto"
+BUCKETS = "buckets.json"  # how many samples of each split each bucket has; where there are several
 Size = tuple[int, int]
 
 

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.comparability import NOTHING
 from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TINY, setting
-from urepa.core.descriptions import number, shape
+from urepa.core.descriptions import join_with_and, number, shape
 from urepa.core.errors import UserError
-from urepa.core.files import check_folder_target
+from urepa.core.files import check_folder_target, read_json
 from urepa.core.protocols import OneTeacher
 from urepa.data.lists.classes import count_classes, pixel_folder
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text, tokens_name
 from urepa.data.lists.split_sizes import (
     DIGITS,
     check_batch_size,
+    check_buckets,
     check_shares,
     expected_samples,
     refuse_other_classes,
@@ -27,12 +28,14 @@ from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.sources.source_files import Source, check_images, count_source_images
 from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
 from urepa.data.tracks.pixel_sizes import (
+    BUCKETS,
     bucket_sizes,
     check_bucket_list,
     check_channels,
     check_pixels,
     unshuffled_shape,
 )
+from urepa.models.teachers.rectangle_sizes import Grid, grid_for
 
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_caches import PixelTrackCaches
@@ -104,6 +107,16 @@ class PixelTrack(TrackDefaults):
     def latent_shape(self) -> tuple[int, int, int]:
         return self.latent_shapes[0]
 
+    def bucket_samples(self) -> dict[str, dict[str, int]] | None:
+        file = self.folder / BUCKETS
+        if len(self.sizes) == 1 or not file.is_file():
+            return None
+        known: dict[str, dict[str, int]] = read_json(file)
+        return {name: known[name] for name in self.sizes if name in known}
+
+    def teacher_grids(self, teacher: OneTeacher) -> list[Grid]:
+        return [grid_for(teacher, size, self.image_size) for size in self.sizes.values()]
+
     @property
     def folder(self) -> Path:
         """Where the caches lie."""
@@ -144,6 +157,8 @@ class PixelTrack(TrackDefaults):
             self._check_images()
         if self.limit is not None or self.source == "digits":  # the settings say how many there will be
             check_batch_size(batch_size, self.expected_samples()["train"])
+        if (known := self.bucket_samples()) is not None:
+            check_buckets({name: counts["train"] for name, counts in known.items()}, batch_size)
 
     def check_makeable(self) -> None:
         if not self.has_latents():
@@ -169,12 +184,22 @@ class PixelTrack(TrackDefaults):
         self.check_makeable()
 
     def has_latents(self) -> bool:
-        return is_finished(self.folder / "latents")
+        there = self._bucket_folders()
+        return bool(there) and all(is_finished(folder / "latents") for folder in there.values())
 
     def has_tokens(self, teacher: OneTeacher) -> bool:
-        known = teacher.stored_as()
-        name = tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
-        return is_finished(self.folder / name)
+        known, grids = teacher.stored_as(), dict(zip(self.sizes, self.teacher_grids(teacher), strict=True))
+        names = {
+            bucket: tokens_name(known["model"], known["image_size"], grid, known.get("positions"))
+            for bucket, grid in grids.items()
+        }
+        return all(is_finished(folder / names[bucket]) for bucket, folder in self._bucket_folders().items())
+
+    def _bucket_folders(self) -> dict[str, Path]:
+        """Where the caches of each bucket with images lie, by its name; {} where it is not known which have some."""
+        if len(self.sizes) == 1:
+            return {name: self.folder / name for name in self.sizes}
+        return {name: self.folder / name for name in self.bucket_samples() or {}}
 
     def expected_samples(self) -> dict[str, int]:
         count = partial(count_source_images, str(self.source), self.images)
@@ -196,9 +221,28 @@ class PixelTrack(TrackDefaults):
     def description(self, images: str) -> str:
         size, f = self.image_size, self.unshuffle
         cut = "is" if f == 1 else f"is pixel-unshuffled by {f} to"
+        if self.buckets is not None:
+            return f"{self._describe_buckets(images, cut)} {tell_draws(self.cfg_dropout, self.flip)}"
         return (
             f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes, each split "
             f"class-balanced. The central square at {size}×{size} pixels with {self.channels} channel(s) {cut} "
             f"x0 of {shape(self.latent_shape)} in [−{number(self.scale)}, {number(self.scale)}]. "
             f"{tell_draws(self.cfg_dropout, self.flip)}"
+        )
+
+    def _describe_buckets(self, images: str, cut: str) -> str:
+        """What `description` says of images of several shapes, or of one that was asked for by its sides."""
+        whole = (
+            f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes, each split "
+            f"class-balanced. Of an image the largest central rectangle of {{aspect}} is resized once, for backbone "
+            f"and teacher alike; with {self.channels} channel(s) it {cut} x0 in [−{number(self.scale)}, "
+            f"{number(self.scale)}]"
+        )
+        named = [shape(size) for size in self.sizes.values()]
+        if len(named) == 1:
+            return f"{whole.format(aspect=f'the aspect of {named[0]} pixels')}, of {shape(self.latent_shape)}."
+        return (
+            f"{whole.format(aspect='the nearest aspect')}. There are buckets of {join_with_and(named)} pixels. A "
+            "global batch is of one bucket: in every epoch each has one permutation, the order of the buckets' batches "
+            "is drawn, and what does not fill a batch of its bucket is left out."
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.declared_keys import setting
-from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, number, shape
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, number
 from urepa.core.hub_names import is_hub_id
 from urepa.models.backbones.backbone_sizes import LORA, RANDOM, check_prompts, check_unet_tap, unet_files
 from urepa.models.diffusers_cards import diffusers_card
@@ -90,7 +90,7 @@ class SD15:
         recomputed = " Its blocks are computed again in the backward pass." if self.gradient_checkpointing else ""
         return [
             f"The backbone is the U-Net of Stable Diffusion 1.5{facts.initial_weights(self.base)}, on latents of "
-            f"{shape(facts.latent_shape)}. The condition is the frozen text embedding of a class's prompt, one of "
+            f"{facts.x0_shape}. The condition is the frozen text embedding of a class's prompt, one of "
             f"{number(facts.num_classes)}, or of the null prompt.{recomputed}"
         ]
 

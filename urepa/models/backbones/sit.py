@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.declared_keys import SIZE, setting
-from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number, shape
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number
 from urepa.core.errors import UserError
 from urepa.core.hub_names import ensure_local, hub_file
 from urepa.models.backbones.backbone_sizes import EXPORTED, RANDOM, check_sit, check_sit_adapters, sit_block
@@ -124,7 +124,7 @@ class SiT:
             f"The backbone is a SiT, a transformer with adaLN-Zero{facts.initial_weights(self.base)}: "
             f"{self.depth} blocks of width {self.width} with {self.heads} attention heads over "
             f"{self.patch}×{self.patch} patches "
-            f"of x0 of {shape(facts.latent_shape)}, with {POSITIONS[str(self.positions)]}.{normed} The condition is "
+            f"of x0 of {facts.x0_shape}, with {POSITIONS[str(self.positions)]}.{normed} The condition is "
             f"one of {number(facts.num_classes + 1)} vectors, a class each and the null condition."
         ]
 

@@ -74,14 +74,18 @@ class TinyUNet(DrawnBackbone):
         )
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
-        channels, side = self.block_out_channels, facts.latent_shape[1:]
-        attending = [shape(n // 2**level for n in side) for level, here in enumerate(self.attention) if here]
+        channels, shapes = self.block_out_channels, facts.latent_shapes or (facts.latent_shape,)
+        attending = [
+            " or ".join(shape(n // 2**level for n in sides) for _, *sides in shapes)
+            for level, here in enumerate(self.attention)
+            if here
+        ]
         heads = (
             f" Cross-attention, in heads {self.head_dim} wide, acts at {join_with_and(attending)}." if attending else ""
         )
         return [
             "The backbone is a class-conditional U-Net (UNet2DConditionModel of diffusers)"
-            f"{facts.initial_weights(self.base)}, on x0 of {shape(facts.latent_shape)}. Its {len(channels)} "
+            f"{facts.initial_weights(self.base)}, on x0 of {facts.x0_shape}. Its {len(channels)} "
             f"resolutions have {join_with_and(list(map(str, channels)))} channels, and {self.layers_per_block} "
             f"residual block(s) each on the way down.{heads} The condition is one of "
             f"{number(facts.num_classes + 1)} trainable vectors of width {self.cross_attention_dim}, a class each and "

@@ -9,6 +9,7 @@ from urepa.core.descriptions import EvaluatedRun, format_value, join_with_and, n
 from urepa.core.evaluation_protocols import evaluation_description
 from urepa.core.nested_dicts import flatten
 from urepa.core.text_tables import Table
+from urepa.costs.bucket_costs import is_weighted, largest
 from urepa.reports.description import model, training
 from urepa.reports.description.markdown_and_latex import Block, Section
 from urepa.reports.description.subject import Subject
@@ -98,10 +99,11 @@ def arithmetic(s: Subject) -> str:
 
 def validation(s: Subject) -> str:
     settings = s.planned.settings
+    of_bucket = ", each of one bucket," if len(s.planned.counted.buckets) > 1 else ""
     return (
         f"Every {number(settings.validate_every)} updates and after the last one, all losses are computed on the "
         f"{number(s.planned.counted.samples['val'])} validation images, in fixed groups of "
-        f"{number(settings.validation_group)} and with noise and timesteps that depend on the image alone."
+        f"{number(settings.validation_group)}{of_bucket} and with noise and timesteps that depend on the image alone."
     )
 
 
@@ -110,20 +112,30 @@ def validation(s: Subject) -> str:
 
 def cost(s: Subject) -> list[Block]:
     """What `urepa.costs.estimate` counts, and which of it is an estimate."""
-    planned = s.planned
+    planned, buckets = s.planned, s.planned.counted.buckets
+    most_of = f"; of bucket {largest(buckets)}" if len(buckets) > 1 else ""
     forward, backward = planned.flops("forward"), planned.flops("backward")
     size = planned.settings.batch_size
     lines = [(part, forward[part], backward[part]) for part in forward]
     lines.append(("sum", sum(forward.values()), sum(backward.values())))
     rows = tuple((p, f"{f / size / 1e9:.3f}", f"{b / size / 1e9:.3f}", f"{(f + b) / 1e12:.3f}") for p, f, b in lines)
     return [
-        f"An update takes {planned.flops_per_step / 1e12:.4g} TFLOP{after_stop(s)}, the run with its validations "
+        f"An update takes {planned.flops_per_step / 1e12:.4g} TFLOP{after_stop(s)}{over_buckets(s)}, the run with its "
+        "validations "
         f"{planned.run_flops / 1e15:.4g} PFLOP, counted operation by operation (two FLOPs a multiply-add).",
         Table("FLOPs (counted).", ("part", "forward, GFLOP a sample", "backward", "TFLOP an update"), rows),
         hours(s),
         f"Memory on the device: {planned.peak_bytes / 2**30:.1f} GiB at its peak (est., without the workspaces of "
-        f"kernels); caches on disk: {sum(c.disk_bytes for c in planned.counted.caches) / 1e9:.2f} GB (est.).",
+        f"kernels{most_of}); caches on disk: {sum(c.disk_bytes for c in planned.counted.caches) / 1e9:.2f} GB (est.).",
     ]
+
+
+def over_buckets(s: Subject) -> str:
+    """Of which buckets an update is the mean."""
+    buckets = s.planned.counted.buckets
+    if len(buckets) == 1:
+        return ""
+    return " on average over the buckets' updates" if is_weighted(buckets) else " on average over the buckets"
 
 
 def after_stop(s: Subject) -> str:

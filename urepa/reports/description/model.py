@@ -33,7 +33,8 @@ def backbone(s: Subject, part: dict[str, Any]) -> list[Block]:
     """What a backbone declares of itself. A warm start replaces all weights where the backbone itself trains."""
     declared, lora = declaration_of(part), declaration_of(s.config["lora"])
     are_replaced = s.config["warm_start"] is not None and not lora.has_adapters
-    return list(declared.description(BackboneFacts(s.track.latent_shape, s.track.num_classes, are_replaced)))
+    facts = BackboneFacts(s.track.latent_shape, s.track.num_classes, are_replaced, s.latent_shapes())
+    return list(declared.description(facts))
 
 
 def lora(s: Subject, part: dict[str, Any]) -> list[Block]:
@@ -58,12 +59,14 @@ def taps(s: Subject) -> Table:
     """Where the backbone is aligned, from the tap's tokens to the teacher's."""
     total, teachers = sum(s.loss.taps.values()), by_name(s.teacher)
     shares = shares_of(teachers, s.loss.teachers)
-    rows = []
+    rows, buckets = [], s.planned.counted.buckets.values()
     for tap, weight in s.loss.taps.items():
-        *grid, width = s.planned.counted.taps[tap]
+        width = s.planned.counted.taps[tap][2]
+        grids = " or ".join(shape(bucket.taps[tap][:2]) for bucket in buckets)
         for name, teacher in teachers.items():
-            out, share = f"{shape(teacher.grid)}, {teacher.width}", weight / total * shares[name]
-            rows.append((name_at(tap, name), f"{shape(grid)}, {width}", out, f"{share:.4g}"))
+            asked = " or ".join(shape(bucket.grids[name]) for bucket in buckets)
+            out, share = f"{asked}, {teacher.width}", weight / total * shares[name]
+            rows.append((name_at(tap, name), f"{grids}, {width}", out, f"{share:.4g}"))
     headers = ("tap", "its grid, width", "teacher's grid, width", "share of the alignment terms")
     return Table("Taps and what they are compared with.", headers, tuple(rows))
 
@@ -73,6 +76,11 @@ def teacher(s: Subject, part: dict[str, Any]) -> list[Block]:
     declared: Teacher = declaration_of(part)
     members, built = declared.members(), by_name(s.teacher)
     blocks: list[Block] = [] if ALONE in members else [declared.description()]
+    if s.has_rectangles():
+        blocks.append(
+            "What follows on the size of images, maps and grids holds for a square image. An image of another shape is "
+            "resized so that a token covers as many pixels, and its grid is in the table of buckets."
+        )
     for name, one in members.items():
         blocks += [f"{name}:"] if name else []
         blocks.append(f"{one.description()} {token_source(replace(s, teacher=built[name]))}")

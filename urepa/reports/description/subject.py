@@ -7,6 +7,7 @@ from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.costs.estimate import Plan
+from urepa.data.stores.bucket_views import bucket_views
 from urepa.training.assembly import build_part
 
 
@@ -25,8 +26,21 @@ class Subject:
         return sum(n["trainable"] for n in self.planned.counted.parameters.values())
 
     def steps_an_epoch(self) -> int:
-        """Whole batches; a remainder is dropped."""
-        return self.planned.counted.samples["train"] // self.planned.settings.batch_size
+        """Whole batches, each of one bucket; remainders are dropped."""
+        size = self.planned.settings.batch_size
+        steps = [bucket.steps_an_epoch(size) for bucket in self.planned.counted.buckets.values()]
+        known = [n for n in steps if n is not None]
+        return sum(known) if len(known) == len(steps) else self.planned.counted.samples["train"] // size
+
+    def has_rectangles(self) -> bool:
+        """Are there images that are not square, or of several shapes?"""
+        shapes = [bucket.image_shape for bucket in self.planned.counted.buckets.values()]
+        return len(shapes) > 1 or any(height != width for height, width in shapes)
+
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Of x0, where it has several."""
+        shapes = tuple(view.latent_shape for view in bucket_views(self.track).values())
+        return shapes if len(shapes) > 1 else ()
 
 
 def subject_of(config: dict[str, Any], planned: Plan) -> Subject:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from urepa.config.declared import declaration_of
-from urepa.core.descriptions import join_with_and, number
+from urepa.core.descriptions import join_with_and, number, shape
 from urepa.core.protocols import Schedule
 from urepa.core.run_protocols import Optimizer
+from urepa.core.text_tables import Table
 from urepa.core.track_protocols import Track
+from urepa.models.teachers.several_teachers import by_name
 from urepa.reports.description.markdown_and_latex import Block
 from urepa.reports.description.subject import Subject
 
@@ -26,7 +28,20 @@ def data(s: Subject, part: dict[str, Any]) -> list[Block]:
     """What a track declares of itself."""
     track: Track = declaration_of(part)
     samples = s.planned.counted.samples
-    return [track.description(join_with_and([f"{number(n)} {SPLITS[split]} images" for split, n in samples.items()]))]
+    told = track.description(join_with_and([f"{number(n)} {SPLITS[split]} images" for split, n in samples.items()]))
+    return [told, *([buckets(s)] if s.has_rectangles() else [])]
+
+
+def buckets(s: Subject) -> Table:
+    """The shapes of images, x0 and the teachers' grids, and how many training images have each, where that is known."""
+    counted, teachers = s.planned.counted.buckets, list(by_name(s.teacher))
+    rows = []
+    for bucket in counted.values():
+        images = "not known yet" if bucket.samples is None else number(bucket.samples["train"])
+        grids = [shape(bucket.grids[name]) for name in teachers]
+        rows.append((shape(bucket.image_shape), shape(bucket.latent_shape), *grids, images))
+    titles = [f"grid of {name}" if name else "teacher's grid" for name in teachers]
+    return Table("Buckets.", ("pixels", "x0", *titles, "training images"), tuple(rows))
 
 
 def optimizer(s: Subject, part: dict[str, Any]) -> list[Block]:

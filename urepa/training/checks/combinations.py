@@ -20,14 +20,14 @@ from urepa.config.ranges import check_given, check_numbers
 from urepa.core.backbone_protocols import Backbone, LoRA
 from urepa.core.declared_keys import SAMPLER_STEPS, TIME
 from urepa.core.ema_initial_weights import FIRST_DECAY
-from urepa.core.errors import UserError
+from urepa.core.errors import UserError, in_bucket
 from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Loss, Objective, Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import Track
 from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
-from urepa.training.checks.sizes import check_shapes, latent_shape
+from urepa.training.checks.sizes import as_shape, check_shapes
 
 ABSENT = object()
 
@@ -235,15 +235,20 @@ def check_lora(config: dict[str, Any]) -> None:
 
 
 def check_grid(config: dict[str, Any]) -> None:
-    """Where a head does not resize, the taps have the teacher's rows and columns."""
+    """Where a head does not resize, the taps have the teacher's rows and columns, in every bucket."""
     head: Any = SCHEMAS[config["head"]["_target_"]]
     if head.resizes or not declaration_of(config["loss"]).taps:
         return
     backbone: Backbone = declaration_of(config["backbone"])
     track: Track = declaration_of(config["data"])
     teacher: Teacher = declaration_of(config["teacher"])
-    keys = {name: f"teacher.teachers.{name}.grid" if name else "teacher.grid" for name in teacher.members()}
-    backbone.check_grids(latent_shape(track), {keys[name]: one.grid for name, one in teacher.members().items()})
+    track.check()
+    members = teacher.members()
+    keys = {name: f"teacher.teachers.{name}.grid" if name else "teacher.grid" for name in members}
+    grids = {keys[name]: track.teacher_grids(one) for name, one in members.items()}
+    for i, (bucket, shape) in enumerate(zip(track.bucket_names, track.latent_shapes, strict=True)):
+        with in_bucket(bucket):
+            backbone.check_grids(as_shape(shape), {key: of_buckets[i] for key, of_buckets in grids.items()})
 
 
 def check_ranges(config: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ def check_shapes(config: dict[str, Any]) -> None:
         declaration_of(config["schedule"]).check()
     track: Track = declaration_of(data)
     track.check()
+    if loss.taps:
+        check_rectangles(track, config["teacher"])
     backbone: Backbone = declaration_of(config["backbone"])
     check_latents(backbone, [as_shape(shape) for shape in track.latent_shapes])
     evaluated = [tap for _, tap in settings_that_are(TAP, config["evaluation"])]
@@ -58,6 +60,13 @@ def as_shape(latent_shape: Sequence[int]) -> tuple[int, int, int]:
     """The same as three numbers."""
     channels, height, width = latent_shape
     return channels, height, width
+
+
+def check_rectangles(track: Track, teacher: dict[str, Any]) -> None:
+    """UserError where a teacher, or one of several, takes no images of a shape that the track has."""
+    declared: Teacher = declaration_of(teacher)
+    for one in declared.members().values():
+        track.teacher_grids(one)
 
 
 def check_teacher(teacher: dict[str, Any]) -> None:

@@ -1,0 +1,59 @@
+"""What networks cost that run during training instead of reading a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from urepa.costs.counting import LiveBytes, flop_counter
+from urepa.data.online_encoders import AT_ONCE
+from urepa.data.stages.vae import vae_without_weights
+from urepa.data.stores.bucket_views import teachers_of
+from urepa.models.teachers.several_teachers import by_name
+
+TEACHER = "teacher"  # one that is asked in training
+VAE = "VAE"
+
+
+@dataclass(frozen=True)
+class OnlineCost:
+    """The cost per image of a network that runs during training, and the size of the network."""
+
+    flops: int
+    parameters: int
+    bytes: int
+    at_work: int = 0  # bytes that one batch of its images needs at once
+
+    @classmethod
+    def of(cls, network: nn.Module, flops: int, at_work: int = 0) -> OnlineCost:
+        parameters = list(network.parameters())
+        return cls(flops, sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters), at_work)
+
+
+def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineCost]:
+    """Of each such network, for images of one bucket (`urepa.data.stores.bucket_views`)."""
+    asked: dict[str, OnlineCost] = {}
+    if not (view.online_teacher or view.online_latents):
+        return asked
+    height, width = view.image_shape[1:]
+    seen = teachers_of(view, teacher)
+    with torch.device("meta"):
+        for name, one in by_name(teacher).items() if view.online_teacher else ():
+            network = one.build_without_weights()
+            with flop_counter() as counter:
+                seen[name].tokens(torch.empty(1, 3, height, width))
+            own, others = OnlineCost.of(network, counter.get_total_flops()), asked.get(TEACHER, OnlineCost(0, 0, 0))
+            asked[TEACHER] = OnlineCost(
+                own.flops + others.flops, own.parameters + others.parameters, own.bytes + others.bytes
+            )
+        if view.online_latents:
+            dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+            vae = vae_without_weights(view.vae, view.latent_shape[0])
+            nn.Module.to(vae, dtype)  # diffusers' own would warn of nothing
+            with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
+                vae.encode(torch.empty(AT_ONCE, 3, height, width, dtype=dtype))
+            asked[VAE] = OnlineCost.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
+    return asked
