@@ -100,12 +100,12 @@ class PixelTrack(TrackDefaults):
         return [self.shape_of(size) for size in self.sizes.values()]
 
     @property
-    def bucket_names(self) -> list[str]:
-        return list(self.sizes)
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.latent_shapes[0]
+
+    @property
+    def bucket_names(self) -> list[str]:
+        return list(self.sizes)
 
     def bucket_samples(self) -> dict[str, dict[str, int]] | None:
         file = self.folder / BUCKETS
