@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from urepa.config.declared import declaration_of
 from urepa.core.nested_dicts import flatten
-from urepa.core.protocols import Loss
+from urepa.core.protocols import Loss, Schedule
 from urepa.core.run_protocols import Optimizer
 from urepa.core.types import Batch, Tokens
 from urepa.costs.bench_results import read_measured
@@ -55,7 +55,7 @@ SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
 # keys that change no count; what is below them neither
 NOT_COUNTED = (
     *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "schedule", "device", "measured", "out"),
-    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps", "loss.stop_step"),
+    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps"),
     *("objective.beta_start", "objective.beta_end", "objective.beta_schedule"),
 )
 
@@ -221,7 +221,19 @@ def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -
     """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
     counted = _count_cached(config, device.kind)
     rows = [] if measured is None else read_measured(measured, device.name)
-    return Plan(device, Settings(**config["trainer"]), counted, rows, declaration_of(config["loss"]).stop_step)
+    return Plan(device, Settings(**config["trainer"]), counted, rows, _stop_step(config))
+
+
+def _stop_step(config: dict[str, Any]) -> int | None:
+    """The update from which on the teacher is not asked, as far as it is known before the run; None: it always is, or
+    there is none."""
+    loss: Loss = declaration_of(config["loss"])
+    max_steps = config["trainer"]["max_steps"]
+    if not loss.taps:
+        return None
+    schedule: Schedule = declaration_of(config["schedule"])
+    steps = schedule.teacher_steps(warmup_steps=config["loss"].get("warmup_steps", 0), max_steps=max_steps)
+    return int(steps) if steps < max_steps else None
 
 
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
@@ -266,7 +278,7 @@ def count(config: dict[str, Any], kind: str) -> Counted:
 
     def step() -> Tensor:
         batch = example(track, teacher, objective, micro_batch, loss.diffusion_fraction)
-        return step_terms(run, objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
+        return step_terms(run, objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
     if kind == "cuda":
         norm_as_on_cuda(model)

@@ -144,6 +144,22 @@ def _to_5(config: dict[str, Any]) -> None:
         config.setdefault("schedule", {"_target_": "urepa.method.schedules.constant.Constant"})
 
 
+SHAPES = ("urepa.method.schedules.constant.Constant", "urepa.method.schedules.cosine.Cosine")
+
+
+def _to_6(config: dict[str, Any]) -> None:
+    """The step from which on λ is 0 was a key of the loss, and a decay of λ lasted to the run's end."""
+    loss, schedule = config.get("loss"), config.get("schedule")
+    stop = loss.pop("stop_step", None) if isinstance(loss, dict) else None
+    if not isinstance(schedule, dict):
+        return
+    target = schedule.get("_target_")
+    if target in SHAPES or str(stop) != "None":  # MLflow has null as text
+        schedule.setdefault("stop_step", stop)
+    if target == SHAPES[1]:
+        schedule.setdefault("decay_steps", None)
+
+
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
     """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
     nothing to resample, which is `meta` now."""
@@ -153,7 +169,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6)
 SCHEMA = len(STEPS)
 
 
