@@ -108,7 +108,7 @@ NUMBERS = of(
     ("loss.lambda_max=-1", "loss.lambda_max=-1.0: give 0 or more"),
     ("loss.diffusion_fraction=2", "loss.diffusion_fraction=2.0: give 0 or more, at most 1"),
     ("loss.diffusion_fraction=0.3", "loss.diffusion_fraction=0.3 takes 3 of every 10"),
-    ("loss.stop_step=900", "loss.stop_step=900 has no effect in a run of 900 steps"),
+    ("schedule.stop_step=900", "schedule.stop_step=900 has no effect in a run of 900 steps"),
     ("objective.beta_start=0", "objective.beta_start=0.0: give more than 0"),
     ("objective.beta_start=0.5", "objective.beta_start=0.5 is above objective.beta_end"),
     ("data.cfg_dropout=1.5", "data.cfg_dropout=1.5: give 0 or more, at most 1"),
