@@ -49,7 +49,7 @@ ROWS = [
     "lambda_0", "eps_target", "scaled_beta", "native", "manifold_token", "manifold_both", "upsample_before",
     "teacher_224", "taps_three_lora_all", "quarter_diffusion",
     "sit_irepa", "sit_irepa_head", "sit_spatial_norm", "sit_stop_50k", "sit_tap_depth_4",
-    "sit_lambda_t", "sit_time_head",
+    "sit_lambda_t", "sit_time_head", "sit_lambda_linear", "sit_similarity_cutoff",
 ]  # fmt: skip
 
 

@@ -213,6 +213,10 @@ def test_after_the_stop_a_step_costs_what_is_planned(
     last = flops_table(online).splitlines()[-1]
     assert last.split() == ["from", "step", "4", "on", f"{counted[1] / 1e12:.3f}"]
     assert "from step" not in flops_table(throughout)
+    decay = {"_target_": "urepa.method.schedules.linear.Linear", "final": 0.0, "decay_steps": 4, "stop_step": None}
+    decayed = plan(asking | {"schedule": decay}, CPU)
+    assert (decayed.stop_step, decayed.run_flops) == (4, online.run_flops)
+    assert plan(asking | {"schedule": decay | {"final": 0.1}}, CPU).run_flops == throughout.run_flops
 
 
 @pytest.mark.slow

@@ -227,6 +227,11 @@ def test_a_schedule_of_a_lambda_that_is_0_is_refused(
         check(compose(*overrides), overrides)
 
 
+def test_a_stop_spares_the_teacher_of_a_control_too(compose: Callable[..., dict[str, Any]]) -> None:
+    overrides = ["loss.lambda_max=0", "schedule.stop_step=50"]
+    check(compose(*overrides), overrides)
+
+
 def test_an_arm_before_its_experiment_is_refused() -> None:
     with pytest.raises(UserError, match=r"write \+experiment=... first"):
         check_order(["+ablation=x", "seed=1", "+experiment=y"])
