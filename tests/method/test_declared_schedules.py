@@ -193,6 +193,18 @@ def test_it_acts_as_many_updates_later_as_it_says(recoverable: bool, seed: int) 
         assert asked == (recoverable or not closed)
 
 
+def test_one_update_above_the_threshold_is_enough_for_good() -> None:
+    """What the next ones measure, before it acts, does not undo it."""
+    similarities = [0.1] * 5 + [0.9] + [0.1] * 30
+    first = 5 + DELAY
+    for recoverable, after in ((False, (0.0, False)), (True, (1.0, True))):
+        built = cutoff(recoverable=recoverable, ema_decay=0.0).build(warmup_steps=0, max_steps=36)
+        found = drive(built, similarities)
+        assert found[:first] == [(1.0, True)] * first
+        assert found[first] == (0.0, recoverable)
+        assert found[first + 1 :] == [after] * (36 - first - 1)
+
+
 def test_the_logged_average_has_all_that_is_measured() -> None:
     similarities = [0.1, 0.4, 0.2, 0.9, 0.3, 0.6, 0.1, 0.2, 0.5, 0.7, 0.4]
     built = cutoff(recoverable=True).build(warmup_steps=0, max_steps=100)
