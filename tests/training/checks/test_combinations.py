@@ -11,8 +11,9 @@ from urepa.core.errors import UserError
 from urepa.training.checks.combinations import check, check_effects, check_order, check_ranges, check_trainer
 
 TRAINER = {"trainer": {"max_steps": 10}}
-NO_LOSS = {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}} | TRAINER
-A_LOSS = {"loss": {"_target_": "urepa.method.losses.urepa_loss.URepaLoss"}} | TRAINER
+SCHEDULE = {"schedule": {"_target_": "urepa.method.schedules.constant.Constant"}}
+NO_LOSS = {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}} | SCHEDULE | TRAINER
+A_LOSS = {"loss": {"_target_": "urepa.method.losses.urepa_loss.URepaLoss"}} | SCHEDULE | TRAINER
 PROBE: dict[str, Any] = {"_target_": "urepa.evaluation.measures.tap_probe.TapProbe"}
 CURVES: dict[str, Any] = {"_target_": "urepa.evaluation.measures.knn.Knn"}
 IMAGES: dict[str, Any] = {"_target_": "urepa.evaluation.images.generated_images.GeneratedImages"}

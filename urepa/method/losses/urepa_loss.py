@@ -146,7 +146,7 @@ class URepaLoss:
             )
 
     def idle_keys(self) -> dict[str, str | None]:
-        if self.lambda_max > 0:
+        if self.lambda_max != 0:
             return {}
         return {"schedule.stop_step": None, "schedule": "loss.lambda_max=0, which it multiplies"}
 
