@@ -181,7 +181,8 @@ def test_losses_of_before_are_declared_and_their_lambda_stayed_at_its_peak(befor
         assert found == {"loss._target_": since} | {f"schedule.{key}": str(value) for key, value in constant.items()}
     assert {since, constant["_target_"]} <= SCHEMAS.keys()
     cosine = {"_target_": "urepa.method.schedules.cosine.Cosine", "final": 0.1}
-    assert upgrade({KEY: 4, "loss": loss, "schedule": cosine})["schedule"] == cosine
+    added = {"stop_step": None, "decay_steps": None}
+    assert upgrade({KEY: 4, "loss": loss, "schedule": cosine})["schedule"] == cosine | added
 
 
 @pytest.mark.parametrize("number", ["0", "2"])

@@ -109,18 +109,12 @@ def find_name(overrides: list[str], seed: int, below: Path = Path("outputs")) ->
     name = run_name(overrides, seed)
     if (below / name / "config.yaml").is_file():
         return name
-    before = [_before_it_moved(o) for o in overrides]
+    former = {now: before for before, now in MOVED.items()}
+    pairs = (override.partition("=") for override in overrides)
+    before = [f"{former.get(key, key)}{equals}{value}" for key, equals, value in pairs]
     if before != overrides and (below / (found := _find_name(before, seed, below)) / "config.yaml").is_file():
         return found
     return _find_name(overrides, seed, below)
-
-
-def _before_it_moved(override: str) -> str:
-    """The same with the key of an earlier version."""
-    return next(
-        (override.replace(f"{now}=", f"{old}=", 1) for old, now in MOVED.items() if now in parse_overrides([override])),
-        override,
-    )
 
 
 def _find_name(overrides: list[str], seed: int, below: Path) -> str:
