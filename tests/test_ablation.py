@@ -31,11 +31,11 @@ OTHERWISE = {
     ("track_a_native", "native"): "does not change objective._target_, objective.beta_schedule here",
     ("repa_cifar10_cpu", "sit_irepa"): "does not change loss.spatial_norm here",
     ("repa_cifar10_cpu", "sit_spatial_norm"): "does not change loss.spatial_norm here",
-    ("repa_cifar10_cpu", "sit_stop_50k"): "loss.stop_step=50000 has no effect in a run of 1000 steps",
+    ("repa_cifar10_cpu", "sit_stop_50k"): "schedule.stop_step=50000 has no effect in a run of 1000 steps",
     ("repa_cifar10_cpu", "sit_tap_depth_4"): "besides loss.taps.block_3, loss.taps.block_7 it would change",
-    ("repa_cifar10_pixels", "sit_stop_50k"): "loss.stop_step=50000 has no effect in a run of 2000 steps",
+    ("repa_cifar10_pixels", "sit_stop_50k"): "schedule.stop_step=50000 has no effect in a run of 2000 steps",
     ("repa_cifar10_pixels", "sit_tap_depth_4"): "does not change loss.taps.block_3, loss.taps.block_7 here",
-    ("repa_smoke", "sit_stop_50k"): "loss.stop_step=50000 has no effect in a run of 500 steps",
+    ("repa_smoke", "sit_stop_50k"): "schedule.stop_step=50000 has no effect in a run of 500 steps",
     ("repa_smoke", "sit_tap_depth_4"): "does not change loss.taps.block_3, loss.taps.block_7 here",
     ("track_b", "full_data"): "does not change data.name",
     ("track_b", "samples_100k"): "it would change backbone.prompts, data.root",
@@ -49,7 +49,7 @@ ROWS = [
     "lambda_0", "eps_target", "scaled_beta", "native", "manifold_token", "manifold_both", "upsample_before",
     "teacher_224", "taps_three_lora_all", "quarter_diffusion",
     "sit_irepa", "sit_irepa_head", "sit_spatial_norm", "sit_stop_50k", "sit_tap_depth_4",
-    "sit_lambda_t", "sit_time_head",
+    "sit_lambda_t", "sit_time_head", "sit_lambda_linear", "sit_similarity_cutoff",
 ]  # fmt: skip
 
 

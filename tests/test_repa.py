@@ -137,7 +137,7 @@ def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> N
 
 
 def test_after_the_stop_the_teacher_is_not_asked_and_training_goes_on(train: Build) -> None:
-    trainer = train("loss.stop_step=2")
+    trainer = train("schedule.stop_step=2")
     assert [trainer.loss.lam(step) for step in (0, 1, 2, 9)] == [0.5, 0.5, 0.0, 0.0]
     asked, read = [], trainer.reader.cache.tokens[""].tensor
     trainer.reader.cache.tokens[""].tensor = lambda keys, raw=None: asked.append(len(keys)) or read(keys, raw)
@@ -161,7 +161,7 @@ def test_after_the_stop_the_teacher_is_not_asked_and_training_goes_on(train: Bui
 
 def test_the_first_steps_are_those_of_a_run_that_does_not_stop(train: Build) -> None:
     ends = []
-    for override in ("loss.stop_step=2", "loss.stop_step=null"):
+    for override in ("schedule.stop_step=2", "schedule.stop_step=null"):
         trainer = train(override)
         steps(trainer, 0, 2)
         ends.append(weights(trainer, ""))
@@ -169,7 +169,7 @@ def test_the_first_steps_are_those_of_a_run_that_does_not_stop(train: Build) -> 
 
 
 def test_a_run_resumed_before_at_or_after_the_stop_ends_the_same(train: Build) -> None:
-    overrides = ("loss.stop_step=2", "trainer.keep_last=3")
+    overrides = ("schedule.stop_step=2", "trainer.keep_last=3")
     trainer = train(*overrides)
     saved = {}
     for step in (1, 2, 3):

@@ -185,7 +185,7 @@ def test_after_the_stop_a_step_costs_what_is_planned(
     trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str]
 ) -> None:
     """What a real step computes then; an online teacher is paid for until then, and at every validation."""
-    overrides = [*small_sit, "loss.stop_step=4", "trainer.validate_every=3"]
+    overrides = [*small_sit, "schedule.stop_step=4", "trainer.validate_every=3"]
     trainer = trainer_of(*overrides)
     trainer.prepared.train()
     counted = []
@@ -205,7 +205,7 @@ def test_after_the_stop_a_step_costs_what_is_planned(
     assert online.flops_after_stop == counted[1]
     assert online.validation_flops - cached.validation_flops == 4 * 20 * flops.get_total_flops()
     assert online.run_flops == 4 * online.flops_per_step + 6 * counted[1] + online.validation_flops
-    throughout = plan(asking | {"loss": config["loss"] | {"stop_step": None}}, CPU)
+    throughout = plan(asking | {"schedule": config["schedule"] | {"stop_step": None}}, CPU)
     assert throughout.run_flops == 10 * online.flops_per_step + online.validation_flops
     assert throughout.counted is online.counted
     measured = [row(device="cpu", tflops_per_s=0.05)]
@@ -213,6 +213,10 @@ def test_after_the_stop_a_step_costs_what_is_planned(
     last = flops_table(online).splitlines()[-1]
     assert last.split() == ["from", "step", "4", "on", f"{counted[1] / 1e12:.3f}"]
     assert "from step" not in flops_table(throughout)
+    decay = {"_target_": "urepa.method.schedules.linear.Linear", "final": 0.0, "decay_steps": 4, "stop_step": None}
+    decayed = plan(asking | {"schedule": decay}, CPU)
+    assert (decayed.stop_step, decayed.run_flops) == (4, online.run_flops)
+    assert plan(asking | {"schedule": decay | {"final": 0.1}}, CPU).run_flops == throughout.run_flops
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ SCENES: dict[str, list[list[str]]] = {
             *NO_EVALUATION,
             "head=repa_mlp_time",
             "loss.time_power=1",
-            "loss.stop_step=9",
+            "schedule.stop_step=9",
             "objective=flow_cosine",
         ]
     ],

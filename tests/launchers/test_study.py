@@ -168,7 +168,7 @@ def test_a_sits_arms_are_its_own_even_where_others_do_not_compose(capsys: pytest
     assert not {"full_data", "lora_16", "sit_stop_50k", "upsample_before"} & arms
     said = capsys.readouterr().out
     assert "left out: +ablation=full_data does not fit this command: Could not override 'data.limit'" in said
-    assert "left out: loss.stop_step=50000 has no effect in a run of 2000 steps" in said
+    assert "left out: schedule.stop_step=50000 has no effect in a run of 2000 steps" in said
     made, verify, train, _evaluate, compare = stages(runs, gpus=1)
     assert commands(made) == [
         "urepa.preprocess data=cifar10_pixels teacher=efficientnet_lite0_256 data.limit=100 stage=all"

@@ -66,6 +66,22 @@ def test_a_run_of_before_images_were_in_its_name_is_found(tmp_path: Path, config
     assert find_name(overrides, 0, tmp_path) == f"{named.name}/seed0"
 
 
+def test_a_run_with_a_key_of_before_is_found_and_is_the_same_arm(tmp_path: Path, config: dict[str, Any]) -> None:
+    overrides = ["data=folder", "data.images=photos", "schedule.stop_step=50", "loss.lambda_max=0.1"]
+    name = "quickstart,data=folder,data.images=photos,loss.lambda_max=0.1,schedule.stop_step=50"
+    former = name.replace(",schedule.stop_step", ",loss.stop_step")
+    without_images = former.replace(",data.images=photos", "")
+    assert find_name(overrides, 0, tmp_path) == f"{name}/seed0"
+    for found in (without_images, former, name):  # each of a later version than the one before
+        (tmp_path / found / "seed0").mkdir(parents=True)
+        RunFolder(tmp_path / found / "seed0").store_config(replace_value(config, "data.images", "photos"))
+        assert find_name(overrides, 0, tmp_path) == f"{found}/seed0"
+        assert find_name(overrides[:2], 0, tmp_path) == "quickstart,data=folder,data.images=photos/seed0"
+    arms = [stored_names(tmp_path / found / "seed0") for found in (former, name)]
+    assert arms[0] == arms[1]
+    assert "schedule.stop_step=50" in arms[0].overrides
+
+
 def test_the_order_of_overrides_does_not_matter() -> None:
     one = ["+experiment=cifar10", "loss.lambda_max=0", "head.depth=1", "seed=3"]
     assert run_name(one, 3) == run_name(one[::-1], 3) == "cifar10,head.depth=1,loss.lambda_max=0/seed3"

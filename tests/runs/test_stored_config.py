@@ -77,11 +77,13 @@ def test_every_config_of_ours_is_read_as_it_was_stored(compose: Compose, tmp_pat
 
 def test_types_are_the_schemas_and_defaults_mean_what_the_code_did(config: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    without = {k: v for k, v in config["loss"].items() if k not in ("time_power", "stop_step")}
-    file.write_text(json.dumps(config | {"loss": without | {"lambda_max": "0.5"}, "seed": "3"}))
+    without = {k: v for k, v in config["loss"].items() if k != "time_power"}
+    constant = {"_target_": config["schedule"]["_target_"]}
+    changed = {"loss": without | {"lambda_max": "0.5"}, "seed": "3", "schedule": constant}
+    file.write_text(json.dumps(config | changed))
     read = read_config(file)
     assert (read["seed"], read["loss"]["lambda_max"]) == (3, 0.5)
-    assert (read["loss"]["time_power"], read["loss"]["stop_step"]) == (0.0, None)
+    assert (read["loss"]["time_power"], read["schedule"]["stop_step"]) == (0.0, None)
 
 
 @pytest.mark.parametrize(

@@ -173,15 +173,16 @@ def test_objectives_of_before_are_declared(before: str, since: str) -> None:
     ],
 )
 def test_losses_of_before_are_declared_and_their_lambda_stayed_at_its_peak(before: str, since: str) -> None:
-    constant = {"_target_": "urepa.method.schedules.constant.Constant"}
+    constant = {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": None}
     for number, module in ((2, "urepa.alignment"), (4, "urepa.method.training_step")):
         loss = {"_target_": f"{module}.{before}", "lambda_max": 0.5}
         assert upgrade({KEY: number, "loss": loss}) == {"loss": loss | {"_target_": since}, "schedule": constant}
         found = upgrade_flat({"loss._target_": f"{module}.{before}"}, number)
-        assert found == {"loss._target_": since, "schedule._target_": constant["_target_"]}
+        assert found == {"loss._target_": since} | {f"schedule.{key}": str(value) for key, value in constant.items()}
     assert {since, constant["_target_"]} <= SCHEMAS.keys()
     cosine = {"_target_": "urepa.method.schedules.cosine.Cosine", "final": 0.1}
-    assert upgrade({KEY: 4, "loss": loss, "schedule": cosine})["schedule"] == cosine
+    added = {"stop_step": None, "decay_steps": None}
+    assert upgrade({KEY: 4, "loss": loss, "schedule": cosine})["schedule"] == cosine | added
 
 
 @pytest.mark.parametrize("number", ["0", "2"])
@@ -257,3 +258,20 @@ def test_what_is_declared_since_is_there(before: str) -> None:
     module, _, name = before.rpartition(".")
     if module in earlier:
         assert upgrade({"part": {"_target_": f"{earlier[module]}.{name}"}})["part"]["_target_"] == DECLARED[before]
+
+
+@pytest.mark.parametrize("stop", [None, 50])
+@pytest.mark.parametrize("shape", ["Constant", "Cosine"])
+def test_the_step_that_ends_the_alignment_was_the_losss(shape, stop):
+    target = f"urepa.method.schedules.{shape.lower()}.{shape}"
+    schedule = {"_target_": target} | ({"final": 0.1} if shape == "Cosine" else {})
+    old = {"loss": {"lambda_max": 0.5, "stop_step": stop}, "schedule": schedule}
+    decay = {"decay_steps": None} if shape == "Cosine" else {}
+    assert upgrade({KEY: 5} | old) == {"loss": {"lambda_max": 0.5}, "schedule": schedule | {"stop_step": stop} | decay}
+    flat = {key: str(value) for key, value in flatten(old).items()}
+    assert upgrade_flat(flat, 5) == {key: str(value) for key, value in flatten(upgrade({KEY: 5} | old)).items()}
+    own = {"_target_": "mine.Mine"}  # another package's has the key only where it means something
+    expected = own if stop is None else own | {"stop_step": stop}
+    assert upgrade({KEY: 5} | old | {"schedule": own})["schedule"] == expected
+    before_schedules = upgrade({KEY: 4, "loss": {"stop_step": stop}})
+    assert before_schedules["schedule"] == {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": stop}

@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from urepa.config.conf_options import compose_anew, is_group, options_of, options_with
 from urepa.config.launcher_schemas import launcher_keys
+from urepa.core.declared_keys import MOVED
 from urepa.core.errors import did_you_mean
 from urepa.core.nested_dicts import flatten
 from urepa.core.one_line_errors import RAISED
@@ -72,6 +73,8 @@ def declaration_message(place: str, error: OmegaConfBaseException, known: Sequen
     """
     name = str(error.full_key or "").removeprefix(f"{place}.")
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        if f"{place}.{name}" in MOVED:
+            return _unknown_key_message(f"{place}.{name}", [])
         return (
             f"there is no key '{place}.{name}'{_did_you_mean_key(f'{place}.{name}', [f'{place}.{k}' for k in known])}"
         )
@@ -106,6 +109,8 @@ def unknown_key_message(key: str, config: DictConfig) -> str:
 
 
 def _unknown_key_message(key: str, known: list[str]) -> str:
+    if key in MOVED:
+        return f"{key} is called {MOVED[key]} now: write {MOVED[key]}=..."
     if of_launchers := launcher_keys(key):
         return f"there is no key '{key}'{_did_you_mean_key(key, of_launchers)}"
     group, _, rest = key.partition(".")

@@ -25,6 +25,8 @@ LAST_SEED = 2**63 - 1
 # its sampler, and two times of which the first is not the later one
 TAP, TIME, SAMPLER_STEPS, INTERVAL = "tap", "time", "sampler steps", "interval"
 
+MOVED = {"loss.stop_step": "schedule.stop_step"}  # keys of an earlier version, and what they are called now
+
 
 def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
     """A dataclass's field that is a key.

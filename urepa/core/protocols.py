@@ -112,8 +112,8 @@ class LossMath(Protocol):
     taps: Mapping[str, float]
     lambda_max: float
     diffusion_fraction: float  # 0: nothing after the deepest tap trains
-    aligned_steps: float  # updates that the teacher is asked for; inf: all
     time_power: float  # of a sample's weight by its time
+    schedule: ScheduleMath  # of this run, with its state
 
     def lam(self, step: int) -> float:
         """λ of the update with this index."""
@@ -159,11 +159,6 @@ class Loss(Protocol):
         """The share of samples with a diffusion term."""
         ...
 
-    @property
-    def stop_step(self) -> int | None:
-        """From this update on nothing is aligned; None: there is no such step."""
-        ...
-
     def check(self) -> None:
         """UserError where settings that are each in their range do not go together."""
         ...
@@ -177,13 +172,13 @@ class Loss(Protocol):
         a validation batch, `accumulation` the micro-batches of an update."""
         ...
 
-    def check_length(self, max_steps: int) -> None:
-        """UserError where a setting has no effect in a run of so many updates."""
+    def check_schedule(self, schedule: Schedule, max_steps: int) -> None:
+        """UserError where the schedule does not go with it, or a setting has no effect in a run of so many updates."""
         ...
 
-    def idle_keys(self) -> Mapping[str, str]:
+    def idle_keys(self) -> Mapping[str, str | None]:
         """Keys, groups or patterns of keys that have no effect with it, each with the reason as it follows "has no
-        effect with": giving one is a mistake."""
+        effect with": giving one is a mistake. The first that fits a key counts; with None it has an effect."""
         ...
 
     def build(self, *, schedule: Schedule, max_steps: int) -> Any:
@@ -199,25 +194,83 @@ class Loss(Protocol):
         ...
 
 
+class ScheduleMath(Protocol):
+    """The shape of λ in one run, with what it has measured there. The same on all ranks.
+
+    `observe` is called once for every update, in order. What an update measured acts `delay` updates later, so that
+    `value` and `asks_teacher` are known for an update when its batch is read: `delay` is more than the reader reads
+    ahead (asserted there).
+    """
+
+    delay: int | None  # None: nothing depends on what is measured, and `observe` is not called
+
+    def value(self, step: int) -> float:
+        """The share of the peak, in [0, 1], at the update with this index. During the warm-up, which is the loss's, it
+        is multiplied by both."""
+        ...
+
+    def asks_teacher(self, step: int) -> bool:
+        """Are the teacher's tokens read for this update? Not where λ is 0 from it on to the end."""
+        ...
+
+    def is_stopped(self, step: int) -> bool:
+        """Is this update at or after `stop_step`? Validations there do not count for the best checkpoint."""
+        ...
+
+    def observe(self, step: int, similarity: Tensor | None) -> None:
+        """Takes the mean similarity of an update over all ranks, a scalar on the device, which is not waited for; None
+        where the teacher was not asked."""
+        ...
+
+    def logged(self) -> Mapping[str, float]:
+        """What it has measured, by name, for a logging step; waits for the device."""
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after so many updates has of it, as JSON; waits for the device."""
+        ...
+
+    def load(self, step: int, state: dict[str, Any]) -> None:
+        """From the checkpoint after so many updates."""
+        ...
+
+
 class Schedule(Protocol):
     """The shape of λ after its warm-up (urepa/method/schedules/). The peak is `loss.lambda_max`, the linear warm-up
-    `loss.warmup_steps`."""
+    `loss.warmup_steps`. `urepa.method.schedules.shape_math` has what most share: a shape gives `factor` and
+    `description`, a decay `factor` and `words`."""
 
     def check(self) -> None:
         """UserError where settings that are each in their range do not go together."""
         ...
 
-    def factor(self, step: int, max_steps: int) -> float:
-        """The share of the peak, in [0, 1], at an update after the warm-up.
+    def check_length(self, *, warmup_steps: int, max_steps: int) -> None:
+        """UserError where a setting has no effect in a run of so many updates."""
+        ...
 
-        Args:
-            step: updates since the warm-up's end; 0 during the warm-up.
-            max_steps: how many there are from there to the run's end, 1 or more.
-        """
+    def share(self, step: int, *, warmup_steps: int, max_steps: int) -> float:
+        """The share of the peak, in [0, 1], at the update with this index, as far as it is known before the run: where
+        nothing that is measured lowers it."""
+        ...
+
+    def teacher_steps(self, *, warmup_steps: int, max_steps: int) -> float:
+        """How many updates ask the teacher at most; inf: all."""
+        ...
+
+    def may_stop(self, *, warmup_steps: int, max_steps: int) -> bool:
+        """May there be updates that do not ask the teacher?"""
+        ...
+
+    def build(self, *, warmup_steps: int, max_steps: int) -> Any:
+        """The `ScheduleMath` of a run."""
         ...
 
     def description(self) -> str:
         """What λ does after its warm-up, following "λ rises to 0.5 and "; empty where it stays at its peak."""
+        ...
+
+    def formulas(self, *, peak: float, warmup_steps: int, max_steps: int) -> list[str | Formula]:
+        """The same as formulas with their sentences; empty where the description says all."""
         ...
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from urepa.config.declared import declaration_of
 from urepa.core.nested_dicts import flatten
-from urepa.core.protocols import Loss
 from urepa.core.run_protocols import Optimizer
 from urepa.core.track_protocols import Track
 from urepa.core.types import Batch, Tokens
+from urepa.costs.asked_teacher import stop_step
 from urepa.costs.bench_results import read_measured
 from urepa.costs.bucket_costs import BucketCost, is_weighted, largest, mean_forward, mean_step
 from urepa.costs.counting import (
@@ -55,7 +55,7 @@ SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
 # keys that change no count; what is below them neither
 NOT_COUNTED = (
     *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "schedule", "device", "measured", "out"),
-    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps", "loss.stop_step"),
+    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps"),
     *("objective.beta_start", "objective.beta_end", "objective.beta_schedule"),
 )
 
@@ -238,7 +238,7 @@ def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -
     """The costs of a composed config (`train`'s or `plan`'s) on a device; `measured` is a file of `urepa.bench`."""
     counted = _count_cached(config, device.kind)
     rows = [] if measured is None else read_measured(measured, device.name)
-    return Plan(device, Settings(**config["trainer"]), counted, rows, declaration_of(config["loss"]).stop_step)
+    return Plan(device, Settings(**config["trainer"]), counted, rows, stop_step(config))
 
 
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
@@ -326,7 +326,7 @@ class CountedStep:
 
         def step() -> Tensor:
             batch = example(view, self.teacher, self.objective, micro_batch, loss.diffusion_fraction)
-            return step_terms(run, self.objective, loss, batch, settings.max_steps, lambda x_BD: x_BD)[0].total
+            return step_terms(run, self.objective, loss, batch, 0, lambda x_BD: x_BD)[0].total
 
         model.zero_grad()  # gradients of the bucket before
         with self.mode:

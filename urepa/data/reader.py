@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from urepa.core import random_draws
 from urepa.core.conditions import check_dropout, draw_withheld, without_never_given
 from urepa.core.errors import UserError
+from urepa.core.protocols import ScheduleMath
 from urepa.core.types import Batch, Tokens
 from urepa.data.bucketed_cache import Caches
 from urepa.data.cache import Cache
@@ -93,12 +93,13 @@ class TrainingReader:
         layout: Layout,
         seed: int,
         diffusion_fraction: float = 1.0,
-        aligned_steps: float = inf,
+        schedule: ScheduleMath | None = None,
     ) -> None:
-        """From the step `aligned_steps` on no tokens are read."""
+        """Tokens are read for the steps at which the schedule asks the teacher; None: for all."""
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.diffusion_fraction = seed, diffusion_fraction
-        self.aligned_steps = aligned_steps
+        self.schedule = schedule
+        assert schedule is None or schedule.delay is None or schedule.delay > AHEAD, "it would decide after the reading"
         counts = {bucket.bucket: len(bucket.splits["train"]) for bucket in cache.buckets}
         self.order = SampleOrder(counts, layout.global_batch, seed)
         check_dropout(cache.conditions.dropout, cache.conditions.null(1).names, "the track's dropout of conditions")
@@ -108,8 +109,16 @@ class TrainingReader:
         """Updates in which all samples but the tails are seen once."""
         return self.order.steps_per_epoch
 
-    def read(self, step: int, slot: Slot | None = None) -> list[Batch]:
-        """This rank's micro-batches of the update with index `step`, in fresh memory or in the slot's."""
+    def asks_teacher(self, step: int) -> bool:
+        """Are tokens read for this step?"""
+        return self.schedule is None or self.schedule.asks_teacher(step)
+
+    def read(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of the update with index `step`, in fresh memory."""
+        return self._read(step, self.asks_teacher(step))
+
+    def _read(self, step: int, asks_teacher: bool, slot: Slot | None = None) -> list[Batch]:
+        """The same, also in the slot's memory."""
         if slot is not None:
             slot.wait()
         bucket_index, indices = self.order.read(step)
@@ -123,15 +132,15 @@ class TrainingReader:
             times = [random_draws.generator(self.seed, "t", step, p) for p in positions]
             posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
             raw = {} if slot is None else slot.rows(micro * len(positions), len(positions), record_bytes(bucket))
-            teachers = bucket.teachers(samples, raw) if step < self.aligned_steps else {}
+            teachers = bucket.teachers(samples, raw) if asks_teacher else {}
             batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers)
             withheld = draw_withheld(self.cache.conditions.dropout, torch.tensor(drop, dtype=torch.float64))
             condition = batch.condition.drop(withheld)
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
 
-    def _read_ahead(self, step: int, slot: Slot) -> list[Batch]:
-        batches = self.read(step, slot)
+    def _read_ahead(self, step: int, asks_teacher: bool, slot: Slot) -> list[Batch]:
+        batches = self._read(step, asks_teacher, slot)
         return [b.pin_memory() for b in batches] if torch.cuda.is_available() else batches
 
     def _rows(self, step: int, positions: range) -> Tensor | None:
@@ -162,7 +171,8 @@ class TrainingReader:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="reader") as pool:
 
             def submit(step: int) -> Future[list[Batch]]:
-                return pool.submit(self._read_ahead, step, slots[step % len(slots)])
+                # the schedule is asked here: its state belongs to this thread
+                return pool.submit(self._read_ahead, step, self.asks_teacher(step), slots[step % len(slots)])
 
             ahead = [submit(step) for step in range(start, min(start + AHEAD, stop))]
             try:

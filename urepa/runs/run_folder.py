@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from urepa.config.declared import declaration_of
 from urepa.config.parts import family_of
+from urepa.core.declared_keys import MOVED
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, write_whole
 from urepa.core.nested_dicts import flatten, replace_value
@@ -103,7 +104,21 @@ def run_name(overrides: list[str], seed: int) -> str:
 
 
 def find_name(overrides: list[str], seed: int, below: Path = Path("outputs")) -> str:
-    """`run_name`, or the name without `data.images` where an earlier version, whose names lacked it, began this run."""
+    """`run_name`, or the name that an earlier version gave this run when it began it: with the keys of then, or without
+    `data.images`."""
+    name = run_name(overrides, seed)
+    if (below / name / "config.yaml").is_file():
+        return name
+    former = {now: before for before, now in MOVED.items()}
+    pairs = (override.partition("=") for override in overrides)
+    before = [f"{former.get(key, key)}{equals}{value}" for key, equals, value in pairs]
+    if before != overrides and (below / (found := _find_name(before, seed, below)) / "config.yaml").is_file():
+        return found
+    return _find_name(overrides, seed, below)
+
+
+def _find_name(overrides: list[str], seed: int, below: Path) -> str:
+    """`run_name`, or the name without `data.images`."""
     name = run_name(overrides, seed)
     former = run_name([o for o in overrides if IMAGES not in parse_overrides([o])], seed)
     if former == name or (below / name / "config.yaml").is_file():
@@ -233,12 +248,18 @@ def stored_names(path: Path) -> Names:
     """The names of a run that is named by its folder, from its summary or from that name."""
     name, *overrides = re.split(r",(?=[\w./@]+=)", unquote(path.resolve().parent.name))
     experiment, _, ablation = name.partition("+")
-    there = Names(experiment, ablation if ablation else "baseline", tuple(overrides))
+    there = Names(experiment, ablation if ablation else "baseline", _as_now(overrides))
     summary = read_summary(path)
     if summary is None:
         return there
     of_this = tuple(summary.get("overrides", there.overrides))
-    return Names(summary["experiment"], summary["ablation"], of_this)
+    return Names(summary["experiment"], summary["ablation"], _as_now(of_this))
+
+
+def _as_now(overrides: Iterable[str]) -> tuple[str, ...]:
+    """The overrides of a run of an earlier version, with their present keys, so that it is the arm that it is now."""
+    pairs = (override.partition("=") for override in overrides)
+    return tuple(sorted(f"{MOVED.get(key, key)}{equals}{value}" for key, equals, value in pairs))
 
 
 def extend_names(names: Names, max_steps: int) -> Names:

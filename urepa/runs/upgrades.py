@@ -144,11 +144,24 @@ def _to_5(config: dict[str, Any]) -> None:
         config.setdefault("schedule", {"_target_": "urepa.method.schedules.constant.Constant"})
 
 
+SHAPES = ("urepa.method.schedules.constant.Constant", "urepa.method.schedules.cosine.Cosine")
+
+
 def _to_6(config: dict[str, Any]) -> None:
-    """Images of a small track were squares alone."""
+    """Images of a small track were squares alone. The step from which on λ is 0 was a key of the loss, and a decay of λ
+    lasted to the run's end."""
     for part in _parts(config):
         if part["_target_"] == "urepa.data.tracks.pixel_track.PixelTrack":
             part.setdefault("buckets", None)
+    loss, schedule = config.get("loss"), config.get("schedule")
+    stop = loss.pop("stop_step", None) if isinstance(loss, dict) else None
+    if not isinstance(schedule, dict):
+        return
+    target = schedule.get("_target_")
+    if target in SHAPES or str(stop) != "None":  # MLflow has null as text
+        schedule.setdefault("stop_step", stop)
+    if target == SHAPES[1]:
+        schedule.setdefault("decay_steps", None)
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:

@@ -157,11 +157,15 @@ class Trainer:
         norms = clip_by_global_norm(self.optimizer, self.settings.clip_norm)
         bad = self.guard.judge(step, [i for b in batches for i in b.ids], done, norms["all"])
         self.guard.count_spike(self.loss.is_spike(done[-1], step), bad)
+        terms = _merge_terms(done)
+        if self.loss.schedule.delay is not None:
+            similarity = terms.means().get("cosine")
+            self.loss.schedule.observe(step, None if similarity is None else mean_over_ranks(similarity.float()))
         self.declared_optimizer.set_lr(self.optimizer, step, self.settings.max_steps)
         step_unless(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(bad)
-        return Update(_merge_terms(done), norms, tap_sums)
+        return Update(terms, norms, tap_sums)
 
     def forward(self, batch: Batch, step: int) -> tuple[Terms, Aligned]:
         """Through the prepared model: the raw one would give ranks different gradients."""
@@ -175,6 +179,7 @@ class Trainer:
         values = mean_over_ranks(torch.stack([v.float() for v in means.values()])).tolist()
         row: dict[str, Any] = {f"train/{k}": v for k, v in zip(means, values, strict=True)}
         row["train/lambda"] = self.loss.lam(step - 1)
+        row |= {f"train/{k}": v for k, v in self.loss.schedule.logged().items()}
         row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         for name, norm in update.norms.items():
             row["grad_norm" if name == "all" else f"grad_norm/{name}"] = norm.item()
@@ -260,6 +265,7 @@ class Trainer:
             state = {
                 "best": self.best,
                 "guard": self.guard.state(),
+                "schedule": self.loss.schedule.state(step),
                 "ema_updates": int(self.ema.updates),
                 "metrics_rows": self.metrics.rows,
                 "seconds": self.seconds,
@@ -300,6 +306,7 @@ class Trainer:
                 "the same command goes on from the checkpoint before it"
             )
         self.guard.load(found.state["guard"])
+        self.loss.schedule.load(found.step, found.state.get("schedule", {}))  # older checkpoints have none
         applied = found.step - int(found.state["guard"]["skipped"])  # older checkpoints do not count them
         self.ema.updates.fill_(found.state.get("ema_updates", applied))
         self.best, self.seconds = found.state["best"], found.state["seconds"]

@@ -84,7 +84,7 @@ def test_what_is_measured_against_the_teacher_rests_on_it(
     ("changes", "comparable", "unpaired"),
     [
         ({"loss.lambda_max": 0.0}, "diffusion token manifold x0_error", []),
-        ({"loss.stop_step": 100}, "diffusion token manifold x0_error", []),
+        ({"schedule.stop_step": 100}, "diffusion token manifold x0_error", []),
         ({"loss.spatial_norm": 0.6}, "diffusion x0_error", []),
         ({"loss.taps": {"block_2": 1.0}}, "diffusion x0_error", []),
         ({"head": {"_target_": "urepa.method.heads.spatial.Spatial"}}, "total diffusion token manifold x0_error", []),

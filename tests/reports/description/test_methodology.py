@@ -164,8 +164,14 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         (["loss.manifold_clip=0.1"], r"\min(\mathcal{L}_{\mathrm{manifold}}, 0.1)"),
         (["loss.spatial_norm=0.6"], "channel by channel: less 0.6 of their mean"),
         (["loss.time_power=2", "loss.manifold_weight=0"], "g(t) = u(t)^{2} / \\operatorname{E}[u(t)^{2}]"),
-        (["loss.stop_step=300"], "stays there until update 300, from which on it is 0."),
-        (["loss.stop_step=300"], "validations still do both, to see whether the alignment lasts."),
+        (["schedule.stop_step=300"], "stays there until update 300, from which on it is 0."),
+        (["schedule.stop_step=300"], "validations still do both, to see whether the alignment lasts."),
+        (["schedule=linear"], "and falls in a straight line to 0 at the last update."),
+        (["schedule=linear"], r"\lambda(s) = 0.5 \bigl[ (1 - p) \bigr], \qquad p = \min\Bigl( \frac{s - 60}{840}, 1"),
+        (["schedule=linear", "schedule.decay_steps=300"], "From update 300 on training neither asks the teacher nor"),
+        (["schedule=similarity_cutoff"], "and stays there, unless the similarity cuts it off."),
+        (["schedule=similarity_cutoff"], r"m_{s-d} \ge 0.8, \qquad m_s = 0.99\, m_{s-1} + 0.01\, \bigl( 1 - "),
+        (["schedule=similarity_cutoff", "schedule.recoverable=true"], "λ is 0 where it holds and returns where it"),
         (["optimizer.final_ratio=1"], "over the first 90 updates and stay at their peaks"),
         (["optimizer.final_ratio=1"], r"\begin{cases} s / W & s < W \ 1 & s \ge W \end{cases}, \qquad W = 90"),
         (["optimizer.warmup_ratio=0"], r"1 + \cos \frac{\pi s}{S} \bigr) \Bigr], \qquad S = 900, \quad r = 0"),
@@ -179,7 +185,7 @@ def test_the_loss_in_words(small: Compose, overrides: list[str], words: str) -> 
 
 
 def test_the_cost_of_an_update_after_the_stop(small: Compose) -> None:
-    config = small("loss.stop_step=300", "data.online_teacher=true")
+    config = small("schedule.stop_step=300", "data.online_teacher=true")
     planned = plan(config, H200)
     before, after, whole = planned.flops_per_step / 1e12, planned.flops_after_stop / 1e12, planned.run_flops / 1e15
     assert after < 0.9 * before

@@ -11,8 +11,9 @@ from urepa.core.errors import UserError
 from urepa.training.checks.combinations import check, check_effects, check_order, check_ranges, check_trainer
 
 TRAINER = {"trainer": {"max_steps": 10}}
-NO_LOSS = {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}} | TRAINER
-A_LOSS = {"loss": {"_target_": "urepa.method.losses.urepa_loss.URepaLoss"}} | TRAINER
+SCHEDULE = {"schedule": {"_target_": "urepa.method.schedules.constant.Constant"}}
+NO_LOSS = {"loss": {"_target_": "urepa.method.losses.no_loss.NoLoss"}} | SCHEDULE | TRAINER
+A_LOSS = {"loss": {"_target_": "urepa.method.losses.urepa_loss.URepaLoss"}} | SCHEDULE | TRAINER
 PROBE: dict[str, Any] = {"_target_": "urepa.evaluation.measures.tap_probe.TapProbe"}
 CURVES: dict[str, Any] = {"_target_": "urepa.evaluation.measures.knn.Knn"}
 IMAGES: dict[str, Any] = {"_target_": "urepa.evaluation.images.generated_images.GeneratedImages"}
@@ -225,6 +226,11 @@ def test_a_schedule_of_a_lambda_that_is_0_is_refused(
         UserError, match=r"^schedule has no effect with loss\.lambda_max=0, which it multiplies; drop it$"
     ):
         check(compose(*overrides), overrides)
+
+
+def test_a_stop_spares_the_teacher_of_a_control_too(compose: Callable[..., dict[str, Any]]) -> None:
+    overrides = ["loss.lambda_max=0", "schedule.stop_step=50"]
+    check(compose(*overrides), overrides)
 
 
 def test_an_arm_before_its_experiment_is_refused() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from urepa.config.declared import declaration_of
+from urepa.config.parts import target_of
 from urepa.core.backbone_protocols import Backbone
 from urepa.core.conditions import Condition
 from urepa.core.teacher_names import ALONE
@@ -27,6 +28,7 @@ from urepa.costs.benchmark.description_loop import DocumentedLoop, Store, foreve
 from urepa.costs.benchmark.online_teacher import OnlineTeacher, RandomImages
 from urepa.costs.benchmark.plain_loop import PlainLoop
 from urepa.costs.benchmark.random_data import SyntheticTrack, largest_bucket, settings_like
+from urepa.method.schedules.constant import Constant
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.runs.trackers.no_tracking import NoShipper
@@ -94,6 +96,10 @@ class DeepcopyEMA:
         update_ema(self.shadow, self.model, self.decay)
 
 
+# the steps that are timed ask the teacher, whatever the schedule; the size of λ takes no time
+ALIGNED_THROUGHOUT = {"_target_": target_of(Constant)}
+
+
 class BenchLoops:
     """The experiment's own trainer over random records in `place`, and loops around it. Of a track with buckets the
     records are those of the largest, whose name is `bucket`.
@@ -104,6 +110,7 @@ class BenchLoops:
 
     def __init__(self, config: dict[str, Any], place: Path, accelerator: Any) -> None:
         settings = config["bench"]
+        config = config | {"schedule": ALIGNED_THROUGHOUT}
         self.place, self.accelerator = place, accelerator
         real, loss = assembly.build_part(config["data"]), assembly.build_loss(config)
         self.teacher = teacher = assembly.build_part(config["teacher"]) if loss.taps else None

@@ -29,7 +29,6 @@ class NoLoss:
     taps: ClassVar[Mapping[str, float]] = {}
     lambda_max: ClassVar[float] = 0.0
     diffusion_fraction: ClassVar[float] = 1.0
-    stop_step: ClassVar[int | None] = None
 
     def check(self) -> None:
         """It has no settings."""
@@ -40,10 +39,10 @@ class NoLoss:
     def check_layout(self, smallest_group: int, accumulation: int) -> None:
         """Samples are not compared with each other."""
 
-    def check_length(self, max_steps: int) -> None:
-        """It is the same at every step."""
+    def check_schedule(self, schedule: Schedule, max_steps: int) -> None:
+        """It has no λ."""
 
-    def idle_keys(self) -> dict[str, str]:
+    def idle_keys(self) -> dict[str, str | None]:
         return dict.fromkeys(IDLE, "loss=none, which has neither teacher nor head")
 
     def build(self, *, schedule: Schedule, max_steps: int) -> DiffusionOnly:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from urepa.core.types import Batch
+from urepa.method.schedules.shape_math import KnownSchedule, Shape
 from urepa.method.training_step import Aligned, Gather, Terms
+
+
+class NoAlignment(Shape):
+    """λ is 0, and there is no teacher to ask."""
+
+    def factor(self, step: int, steps: int) -> float:
+        return 0.0
+
+    def teacher_steps(self, *, warmup_steps: int, max_steps: int) -> float:
+        return 0
 
 
 class DiffusionOnly:
@@ -14,8 +25,10 @@ class DiffusionOnly:
     taps: dict[str, float] = {}
     lambda_max = 0.0
     diffusion_fraction = 1.0
-    aligned_steps = 0.0
     time_power = 0.0
+
+    def __init__(self) -> None:
+        self.schedule = KnownSchedule(NoAlignment(), 0, 0)
 
     def lam(self, step: int) -> float:
         return 0.0

@@ -74,13 +74,6 @@ class URepaLoss:
         le=1,
         alters=ALIGNMENT,
     )
-    stop_step: int | None = setting(
-        "from this update on λ is 0 and only validations ask the teacher; null: never",
-        None,
-        ge=1,
-        le=LARGEST,
-        alters=(TOTAL,),
-    )
     time_power: float = setting(
         "a sample's λ falls with its share of noise s as (1 - s)^power, mean 1; 0: all have one λ",
         0.0,
@@ -103,20 +96,6 @@ class URepaLoss:
         """The manifold terms with their weights."""
         return MANIFOLD_LEVELS[str(self.level)]
 
-    @property
-    def aligned_steps(self) -> float:
-        """How many updates the teacher is asked for (HASTE, Wang et al. 2025)."""
-        return inf if self.stop_step is None else self.stop_step
-
-    def peak(self, step: int) -> float:
-        """What the schedule multiplies: λ's warm-up, `lambda_max` after it, and 0 from `stop_step` on."""
-        return 0.0 if step >= self.aligned_steps else linear_warmup(step, self.lambda_max, self.warmup_steps)
-
-    def lam(self, step: int, schedule: Schedule, max_steps: int) -> float:
-        """λ of the update with this index in a run of so many."""
-        since, of = max(0, step - self.warmup_steps), max(1, max_steps - self.warmup_steps)
-        return self.peak(step) * schedule.factor(since, of)
-
     # --- checks -------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -124,8 +103,6 @@ class URepaLoss:
             raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
         if self.lambda_max < 0 or self.manifold_weight < 0:
             raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
-        if self.stop_step is not None and self.diffusion_fraction < 1:
-            raise UserError("loss.stop_step leaves the diffusion term alone: give loss.diffusion_fraction=1")
         if self.time_power > 0 and self.manifold_weight > 0:
             raise UserError(
                 "loss.time_power weighs each sample by its time, and the manifold term is one number for samples of "
@@ -159,20 +136,26 @@ class URepaLoss:
                 f"{accumulation} never holds at once; give trainer.accumulation=1 or loss.level=token"
             )
 
-    def check_length(self, max_steps: int) -> None:
-        if self.stop_step is not None and self.stop_step >= max_steps:
+    def check_schedule(self, schedule: Schedule, max_steps: int) -> None:
+        schedule.check()
+        schedule.check_length(warmup_steps=self.warmup_steps, max_steps=max_steps)
+        if self.diffusion_fraction < 1 and schedule.may_stop(warmup_steps=self.warmup_steps, max_steps=max_steps):
             raise UserError(
-                f"loss.stop_step={self.stop_step} has no effect in a run of {max_steps} steps; give fewer, or null"
+                "this schedule ends the alignment before the run's end and leaves the diffusion term alone: give "
+                "loss.diffusion_fraction=1 with it"
             )
 
-    def idle_keys(self) -> dict[str, str]:
-        return {"schedule": "loss.lambda_max=0, which it multiplies"} if self.lambda_max == 0 else {}
+    def idle_keys(self) -> dict[str, str | None]:
+        if self.lambda_max != 0:
+            return {}
+        return {"schedule.stop_step": None, "schedule": "loss.lambda_max=0, which it multiplies"}
 
     def build(self, *, schedule: Schedule, max_steps: int) -> AlignmentLoss:
         from urepa.method.losses.urepa_loss_math import AlignmentLoss
 
         self.check()
-        return AlignmentLoss(self, schedule, max_steps)
+        self.check_schedule(schedule, max_steps)
+        return AlignmentLoss(self, schedule.build(warmup_steps=self.warmup_steps, max_steps=max_steps))
 
     # --- words --------------------------------------------------------------------------------------------------
 
@@ -200,7 +183,7 @@ class URepaLoss:
             + (" As w = 0, it is logged and not trained on." if self.manifold_weight == 0 else ""),
             *token_normalisation(self.spatial_norm),
             self._weight_over_the_run(schedule, max_steps),
-            *after_stop(self.stop_step),
+            *self._by_step(schedule, max_steps),
             *by_time(self.time_power),
             *fraction(self.diffusion_fraction),
         ]
@@ -208,7 +191,6 @@ class URepaLoss:
     def _weight_over_the_run(self, schedule: Schedule, max_steps: int) -> str:
         """λ over the run."""
         warmup, last, lam = self.warmup_steps, max_steps - 1, number(self.lambda_max)
-        until = "" if self.stop_step is None else f" until update {number(self.stop_step)}, from which on it is 0"
         if self.lambda_max == 0:
             return (
                 "λ = 0 throughout: the control, which computes and logs the alignment terms and learns nothing from "
@@ -216,13 +198,22 @@ class URepaLoss:
             )
         shape = schedule.description()
         if warmup == 0:
-            return f"λ = {lam} {f'at first and {shape}' if shape else 'from the first update on'}{until}."
+            return f"λ = {lam} {f'at first and {shape}' if shape else 'from the first update on'}."
         first = "first update" if warmup == 1 else f"first {number(warmup)} updates"
         rises = f"λ rises linearly from 0 to {lam} over the {first}"
         if last < warmup:
-            ends = self.lam(last, schedule, max_steps)
-            return f"{rises}, of which this run makes {number(last + 1)}: it ends at λ = {ends:.4g}{until}."
-        return f"{rises} and {shape or 'stays there'}{until}."
+            ends = linear_warmup(last, self.lambda_max, warmup)
+            ends *= schedule.share(last, warmup_steps=warmup, max_steps=max_steps)
+            return f"{rises}, of which this run makes {number(last + 1)}: it ends at λ = {ends:.4g}."
+        return f"{rises} and {shape or 'stays there'}."
+
+    def _by_step(self, schedule: Schedule, max_steps: int) -> list[str | Formula]:
+        """The schedule's formulas, and what is left of the alignment at its end."""
+        of_run = {"warmup_steps": self.warmup_steps, "max_steps": max_steps}
+        after_warmup = self.lambda_max > 0 and self.warmup_steps < max_steps
+        formulas = schedule.formulas(peak=self.lambda_max, **of_run) if after_warmup else []
+        steps = schedule.teacher_steps(**of_run)
+        return [*formulas, *(after_stop(int(steps)) if steps < max_steps else [])]
 
     def model_card(self) -> str:
         return f"λ = {self.lambda_max:g} and w = {self.manifold_weight:g}"
@@ -257,10 +248,8 @@ def token_normalisation(share: float | None) -> list[str | Formula]:
     ]
 
 
-def after_stop(stop: int | None) -> list[str | Formula]:
-    """What is left of the alignment then."""
-    if stop is None:
-        return []
+def after_stop(stop: int) -> list[str | Formula]:
+    """What is left of the alignment then (as in HASTE, Wang et al. 2025)."""
     return [
         f"From update {number(stop)} on training neither asks the teacher nor computes the alignment terms; "
         "validations still do both, to see whether the alignment lasts."

@@ -13,10 +13,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from urepa.core.protocols import Schedule
+from urepa.core.protocols import ScheduleMath
 from urepa.core.types import Batch, Tokens
 from urepa.method.losses import loss_math
 from urepa.method.losses.urepa_loss import URepaLoss
+from urepa.method.step_schedules import linear_warmup
 from urepa.method.training_step import Aligned, Gather, Terms, shares_of
 from urepa.models.teachers.several_teachers import name_at
 
@@ -26,24 +27,24 @@ class AlignmentLoss:
 
     Args:
         settings: of the loss.
-        schedule: the shape of λ after its warm-up.
-        max_steps: updates of the whole run.
+        schedule: the shape of λ after its warm-up, with its state in this run.
     """
 
-    def __init__(self, settings: URepaLoss, schedule: Schedule, max_steps: int) -> None:
-        self.settings, self.schedule, self.max_steps = settings, schedule, max_steps
+    def __init__(self, settings: URepaLoss, schedule: ScheduleMath) -> None:
+        self.settings, self.schedule = settings, schedule
         self.taps, self.teachers, self.levels = settings.taps, settings.teachers, settings.levels
         self.lambda_max, self.manifold_weight = settings.lambda_max, settings.manifold_weight
         self.diffusion_fraction, self.time_power = settings.diffusion_fraction, settings.time_power
-        self.spatial_norm, self.aligned_steps = settings.spatial_norm, settings.aligned_steps
+        self.spatial_norm = settings.spatial_norm
 
     def lam(self, step: int) -> float:
         """λ of the update with this index."""
-        return self.settings.lam(step, self.schedule, self.max_steps)
+        return linear_warmup(step, self.lambda_max, self.settings.warmup_steps) * self.schedule.value(step)
 
     def is_at_peak(self, step: int) -> bool:
-        """Are warm-up and cut-off without effect at this step?"""
-        return self.settings.peak(step) >= self.lambda_max
+        """Is the warm-up over, and `stop_step` not reached? Where λ is always 0, both make no difference."""
+        peak = linear_warmup(step, self.lambda_max, self.settings.warmup_steps)
+        return (0.0 if self.schedule.is_stopped(step) else peak) >= self.lambda_max
 
     def targets(self, tokens: Tokens) -> Tokens:
         """A teacher's tokens as the student's are compared with them."""

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from urepa.method.schedules.shape_math import Shape
+
 
 @dataclass
-class Constant:
-    """λ = loss.lambda_max from the end of the warm-up on."""
+class Constant(Shape):
+    """λ = loss.lambda_max from the end of the warm-up on, until `stop_step`."""
 
     _target_: str = "urepa.method.schedules.constant.Constant"
-
-    def check(self) -> None:
-        """Any settings in their ranges go together."""
-
-    def factor(self, step: int, max_steps: int) -> float:
-        return 1.0
-
-    def description(self) -> str:
-        return ""

@@ -169,16 +169,18 @@ def _compose(overrides: tuple[str, ...]) -> DictConfig:
 def check_effects(config: dict[str, Any], given: list[str]) -> None:
     """A key that was given but changes nothing in this composition is a mistake, not a no-op."""
     loss: Loss = declaration_of(config["loss"])
-    loss.check_length(config["trainer"]["max_steps"])
+    loss.check_schedule(declaration_of(config["schedule"]), config["trainer"]["max_steps"])
     if "loss.taps" in given:
         raise UserError(
             "loss.taps={...} would only add to the taps there are: write +loss.taps.NAME=WEIGHT to add one, "
             "~loss.taps.NAME to drop one"
         )
     for key in given:
-        for idle, reason in loss.idle_keys().items():
-            if key.startswith(f"{idle}.") or fnmatchcase(key, idle):
-                raise UserError(f"{key} has no effect with {reason}; drop it")
+        fitting = (
+            why for idle, why in loss.idle_keys().items() if key.startswith(f"{idle}.") or fnmatchcase(key, idle)
+        )
+        if (reason := next(fitting, None)) is not None:
+            raise UserError(f"{key} has no effect with {reason}; drop it")
 
 
 def check_teachers(config: dict[str, Any]) -> None:

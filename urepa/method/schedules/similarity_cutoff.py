@@ -1,0 +1,97 @@
+"""λ is 0 once the tokens are similar enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from urepa.core.comparability import TOTAL
+from urepa.core.declared_keys import part, setting
+from urepa.core.descriptions import Formula, number
+from urepa.core.errors import UserError
+from urepa.core.protocols import Schedule
+from urepa.method.schedules.shape_math import Shape
+
+if TYPE_CHECKING:
+    from urepa.method.schedules.similarity_cutoff_math import SimilaritySchedule
+
+
+@dataclass
+class SimilarityCutoff(Shape):
+    """`shape` until the exponential moving average of the similarity (`train/cosine` of every update, over all ranks,
+    taps and teachers) reaches `threshold`; then 0. What an update measures acts `delay` updates later: batches are read
+    ahead, and the device is not waited for."""
+
+    _target_: str = "urepa.method.schedules.similarity_cutoff.SimilarityCutoff"
+    threshold: float = setting("λ is 0 where the average similarity is this or more", ge=-1, le=1, alters=(TOTAL,))
+    ema_decay: float = setting(
+        "share of the average that an update keeps; the first update's similarity begins it",
+        ge=0,
+        le=1 - 1e-9,
+        alters=(TOTAL,),
+    )
+    recoverable: bool = setting(
+        "true: the teacher is still asked, and λ returns where the average falls below the threshold; false: the first "
+        "cut-off is for good, and the teacher is no longer asked",
+        alters=(TOTAL,),
+    )
+    shape: Any = part("λ until then")
+
+    # more than what is read ahead and than what the device may be behind
+    delay: ClassVar[int] = 8
+
+    def check(self) -> None:
+        if isinstance(self.shape, SimilarityCutoff):
+            raise UserError("schedule.shape: a cut-off in a cut-off would never act alone; choose another shape")
+        self.shape.check()
+        if getattr(self.shape, "stop_step", None) is not None:
+            raise UserError("schedule.shape.stop_step: give schedule.stop_step instead")
+
+    def check_length(self, *, warmup_steps: int, max_steps: int) -> None:
+        super().check_length(warmup_steps=warmup_steps, max_steps=max_steps)
+        self.shape.check_length(warmup_steps=warmup_steps, max_steps=max_steps)
+        if self.delay >= max_steps:
+            raise UserError(
+                f"schedule=similarity_cutoff has no effect in a run of {max_steps} steps: what an update measures acts "
+                f"{self.delay} updates later; choose another schedule"
+            )
+
+    def share(self, step: int, *, warmup_steps: int, max_steps: int) -> float:
+        if self.is_stopped(step):
+            return 0.0
+        shape: Schedule = self.shape
+        return shape.share(step, warmup_steps=warmup_steps, max_steps=max_steps)
+
+    def teacher_steps(self, *, warmup_steps: int, max_steps: int) -> float:
+        of_shape: float = self.shape.teacher_steps(warmup_steps=warmup_steps, max_steps=max_steps)
+        return min(of_shape, inf if self.stop_step is None else self.stop_step)
+
+    def may_stop(self, *, warmup_steps: int, max_steps: int) -> bool:
+        return not self.recoverable or super().may_stop(warmup_steps=warmup_steps, max_steps=max_steps)
+
+    def build(self, *, warmup_steps: int, max_steps: int) -> SimilaritySchedule:
+        from urepa.method.schedules.similarity_cutoff_math import SimilaritySchedule
+
+        return SimilaritySchedule(self, warmup_steps, max_steps)
+
+    def description(self) -> str:
+        return self.until(f"{self.shape.description() or 'stays there'}, unless the similarity cuts it off")
+
+    def formulas(self, *, peak: float, warmup_steps: int, max_steps: int) -> list[str | Formula]:
+        kept, new = number(self.ema_decay), number(round(1 - self.ema_decay, 12))
+        if self.recoverable:
+            then = "λ is 0 where it holds and returns where it does not; the teacher is asked all the time."
+        else:
+            then = "From the first update on at which it holds, λ is 0, and training no longer asks the teacher."
+        return [
+            *self.shape.formulas(peak=peak, warmup_steps=warmup_steps, max_steps=max_steps),
+            f"A moving average m of the similarity cuts λ off at update s (the index d is {number(self.delay)}, the "
+            "updates that a measurement takes to act):",
+            Formula(
+                rf"m_{{s-d}} \ge {number(self.threshold)}, \qquad m_s = {kept}\, m_{{s-1}} + {new}\, "
+                r"\bigl( 1 - \mathcal{L}_{\mathrm{token}}(s) \bigr), \qquad "
+                r"m_0 = 1 - \mathcal{L}_{\mathrm{token}}(0)"
+            ),
+            then,
+        ]

@@ -1,0 +1,114 @@
+"""The state of `similarity_cutoff`. All of it is numbers of Python, the same on all ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urepa.method.schedules.shape_math import KnownSchedule
+from urepa.method.schedules.similarity_cutoff import SimilarityCutoff
+
+
+@dataclass(frozen=True)
+class Average:
+    """The moving average of the similarity, and whether it has cut λ off."""
+
+    ema: float | None = None  # None: nothing is measured yet
+    is_closed: bool = False
+
+    def after(self, similarity: float | None, declared: SimilarityCutoff) -> Average:
+        """With the similarity of one more update. One that measured nothing finite leaves the average as it was."""
+        ema = self.ema
+        if similarity is not None and math.isfinite(similarity):
+            ema = similarity if ema is None else declared.ema_decay * ema + (1.0 - declared.ema_decay) * similarity
+        is_above = ema is not None and ema >= declared.threshold
+        return Average(ema, is_above or (self.is_closed and not declared.recoverable))
+
+
+class Measured:
+    """A number on its way from the device: copied beside the work there, and waited for when it is read."""
+
+    def __init__(self, value: Tensor | float) -> None:
+        self._value, self._copied = value, None
+        if isinstance(value, Tensor) and value.is_cuda:
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> float:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._value)
+
+
+class SimilaritySchedule(KnownSchedule):
+    """A shape with a cut-off (`urepa.core.protocols.ScheduleMath`). The update s is decided by what the updates up to
+    s - delay measured; asked for the first time, the last of these is read, which the device has long finished."""
+
+    def __init__(self, declared: SimilarityCutoff, warmup_steps: int, max_steps: int) -> None:
+        super().__init__(declared, warmup_steps, max_steps)
+        self.cutoff, self.delay = declared, declared.delay
+        self._measured: dict[int, Measured | None] = {}  # of the updates that have not acted yet
+        self._next = 0  # the update that is observed next
+        # of the last updates that are decided: at most these are asked for again, or kept
+        self._decided: dict[int, Average] = {-1: Average()}
+
+    def _at(self, step: int) -> Average:
+        """What decides over an update: of the present, or of the next ones as far as is measured."""
+        last = max(self._decided)
+        while last < step:
+            measured = last + 1 - self._delay
+            assert measured < self._next, f"update {last + 1} depends on what update {measured} measures"
+            self._decided[last + 1] = self._after(self._decided[last], measured)
+            last += 1
+            self._decided.pop(last - 2 * self._delay, None)
+        for old in [update for update in self._measured if update <= last - 2 * self._delay]:
+            del self._measured[old]
+        return self._decided[step]
+
+    @property
+    def _delay(self) -> int:
+        return self.cutoff.delay
+
+    def _after(self, average: Average, update: int) -> Average:
+        """With what an update measured; before the first one there is nothing."""
+        measured = self._measured.get(update)
+        return average.after(None if measured is None else measured.read(), self.cutoff)
+
+    def value(self, step: int) -> float:
+        return 0.0 if self._at(step).is_closed else super().value(step)
+
+    def asks_teacher(self, step: int) -> bool:
+        return super().asks_teacher(step) and (self.cutoff.recoverable or not self._at(step).is_closed)
+
+    def observe(self, step: int, similarity: Any) -> None:
+        assert step == self._next, f"update {step} is observed, and {self._next} is the next one"
+        self._measured[step] = None if similarity is None else Measured(similarity)
+        self._next += 1
+
+    def logged(self) -> dict[str, float]:
+        """The average with all that is measured; it acts later. Waits for the device."""
+        average = self._at(self._next - 1)
+        for update in range(self._next - self._delay, self._next):
+            average = self._after(average, update)
+        return {} if average.ema is None else {"similarity_ema": average.ema}
+
+    def state(self, step: int) -> dict[str, Any]:
+        """After `step` updates: what decided over the last of them, and what was measured since."""
+        assert step == self._next
+        average = self._at(step - 1)
+        pending = {}
+        for update in range(max(0, step - self._delay), step):
+            measured = self._measured.get(update)
+            if measured is not None and math.isfinite(value := measured.read()):
+                pending[str(update)] = value
+        return {"ema": average.ema, "is_closed": average.is_closed, "measured": pending}
+
+    def load(self, step: int, state: dict[str, Any]) -> None:
+        self._decided = {step - 1: Average(state["ema"], state["is_closed"])}
+        self._measured = {int(update): Measured(value) for update, value in state["measured"].items()}
+        self._next = step
