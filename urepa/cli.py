@@ -11,8 +11,9 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from urepa.config import own_package, register
+from urepa.config import own_package, quick_composition, register
 from urepa.config.command_line import check_arguments, quote_argument
 from urepa.config.command_line import is_sweep as is_sweep
 from urepa.config.commands import COMMANDS
@@ -34,9 +35,10 @@ CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them
 
 
 def prepare() -> None:
-    """The schema, the launchers and the resolvers; once per process, before Hydra composes."""
+    """The schema, the launchers, the resolvers and a quick composition; once per process, before Hydra composes."""
     from urepa.cluster import hydra_launchers
 
+    quick_composition.install()
     register()
     hydra_launchers.register()
     resolvers.register()
@@ -60,7 +62,7 @@ def run_command(main: Callable[[], None], root: str) -> None:
             with shown, composed_once():
                 _read_arguments(root)
                 main()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise UserError(error_message(error, root, sys.argv[1:])) from error
 
 

@@ -115,6 +115,15 @@ def test_seeds_cost_the_same_and_are_counted_once(compose: Compose) -> None:
     assert a.counted is b.counted
 
 
+def test_evaluations_cost_no_step_and_are_counted_once(compose: Compose, small_run: list[str]) -> None:
+    a, b = (plan(compose(*small_run, f"evaluation={name}"), H200) for name in ("none", "spatial"))
+    assert a.counted is b.counted
+    config = compose(*small_run, "evaluation=spatial")
+    config["evaluation"]["spatial"]["tap"] = "block_7"
+    with pytest.raises(UserError, match="block_7"):
+        plan(config, H200)
+
+
 @pytest.mark.slow
 def test_what_is_left_out_of_the_count_changes_none(compose: Compose, small_run: list[str]) -> None:
     """At zero too, where a term could be thought to fall away."""

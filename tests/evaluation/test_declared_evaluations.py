@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,17 @@ OF_FILES = sorted(file.stem for file in (Path(CONF) / "evaluation").glob("*.yaml
 RUN = EvaluatedRun(num_classes=10, sampler="ddim", is_aligned=True)
 
 
-def parts(compose: Compose, kind: str) -> dict[str, dict[str, Any]]:
+@pytest.fixture(scope="module")
+def composed(compose: Compose) -> list[dict[str, Any]]:
+    """Every choice of conf/evaluation."""
+    return [compose(f"evaluation={name}")["evaluation"] for name in OF_FILES]
+
+
+def parts(composed: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     """The settings of every part of a kind that conf/evaluation has, by its class."""
     found = {}
-    for name in OF_FILES:
-        for _, part, schema in parts_of(compose(f"evaluation={name}")["evaluation"]):
+    for evaluation in deepcopy(composed):
+        for _, part, schema in parts_of(evaluation):
             if schema in KINDS[kind].values():
                 found[target_of(schema)] = part
     return found
@@ -46,14 +53,14 @@ def classes(kind: str) -> Iterator[Any]:
     return (pytest.param(schema, id=name) for name, schema in KINDS[kind].items())
 
 
-def test_conf_has_a_choice_of_each(compose: Compose) -> None:
+def test_conf_has_a_choice_of_each(composed: list[dict[str, Any]]) -> None:
     for kind in ("evaluation", "images", "encoder"):
-        assert parts(compose, kind).keys() == {target_of(schema) for schema in KINDS[kind].values()}
+        assert parts(composed, kind).keys() == {target_of(schema) for schema in KINDS[kind].values()}
 
 
 @pytest.mark.parametrize("schema", classes("evaluation"))
-def test_an_evaluation_is_what_the_protocol_says(compose: Compose, schema: type) -> None:
-    declared = declaration_of(parts(compose, "evaluation")[target_of(schema)])
+def test_an_evaluation_is_what_the_protocol_says(composed: list[dict[str, Any]], schema: type) -> None:
+    declared = declaration_of(parts(composed, "evaluation")[target_of(schema)])
     assert isinstance(declared, schema)
     text = evaluation_description(declared, RUN)
     assert text is not None
@@ -90,7 +97,7 @@ def seen(context: Context, compose: Compose, small_run: list[str]) -> Context:
 @pytest.mark.slow
 @pytest.mark.parametrize("schema", classes("evaluation"))
 def test_an_evaluation_measures_what_it_declares(
-    seen: Context, compose: Compose, schema: type, monkeypatch: pytest.MonkeyPatch
+    seen: Context, composed: list[dict[str, Any]], schema: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the small model with very few images; what needs weights or a folder says so."""
     from urepa.evaluation import attention
@@ -107,7 +114,7 @@ def test_an_evaluation_measures_what_it_declares(
         "timesteps": [],
         "reference_images": None,
     }
-    part = dict(parts(compose, "evaluation")[target_of(schema)])
+    part = dict(parts(composed, "evaluation")[target_of(schema)])
     part |= {key: value for key, value in small.items() if key in part}
     if "images" in part:
         few = {"count": 4, "steps": 2}
@@ -135,8 +142,8 @@ NEEDS = {
 
 
 @pytest.mark.parametrize("schema", classes("images"))
-def test_images_are_what_the_protocol_says(seen: Context, compose: Compose, schema: type) -> None:
-    images = declaration_of_images(parts(compose, "images")[target_of(schema)] | {"count": 5, "steps": 2})
+def test_images_are_what_the_protocol_says(seen: Context, composed: list[dict[str, Any]], schema: type) -> None:
+    images = declaration_of_images(parts(composed, "images")[target_of(schema)] | {"count": 5, "steps": 2})
     batches = list(images.rgb(seen))
     assert sum(len(ids) for ids, _ in batches) == images.count == 5
     for ids, rgb in batches:
@@ -151,8 +158,8 @@ def declaration_of_images(part: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("schema", classes("encoder"))
-def test_an_encoder_is_what_the_protocol_says(compose: Compose, tmp_path: Path, schema: type) -> None:
-    part = dict(parts(compose, "encoder")[target_of(schema)])
+def test_an_encoder_is_what_the_protocol_says(composed: list[dict[str, Any]], tmp_path: Path, schema: type) -> None:
+    part = dict(parts(composed, "encoder")[target_of(schema)])
     if "weights" in part:
         part["weights"] = str(tmp_path / "weights.safetensors")
         write_weights(schema.__name__, tmp_path / "weights.safetensors")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from urepa.config.conf_options import compose_anew, is_group, options_of, options_with
 from urepa.config.launcher_schemas import launcher_keys
@@ -33,6 +34,8 @@ SHOWN = 16  # options that a line names at most
 
 def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
     """One line that names the wrong key and a valid alternative."""
+    if isinstance(error, YAMLError):
+        return _malformed_file_message(error)
     cause = error.__cause__
     text = f"{error}\n{'' if cause is None else cause}"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
@@ -79,6 +82,14 @@ def declaration_message(place: str, error: OmegaConfBaseException, known: Sequen
             f"there is no key '{place}.{name}'{_did_you_mean_key(f'{place}.{name}', [f'{place}.{k}' for k in known])}"
         )
     return f"{place}.{name}: {_advice(error)}"
+
+
+def _malformed_file_message(error: YAMLError) -> str:
+    """Which file is not YAML, where and why; PyYAML says so in several lines."""
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _advice(error: BaseException) -> str:

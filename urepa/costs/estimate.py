@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from urepa.config.declared import declaration_of
+from urepa.config.parts import settings_that_are
+from urepa.core.backbone_protocols import Backbone
+from urepa.core.declared_keys import TAP
 from urepa.core.nested_dicts import flatten
 from urepa.core.run_protocols import Optimizer
 from urepa.core.track_protocols import Track
@@ -39,13 +42,7 @@ from urepa.data.stores.bucket_views import bucket_samples, bucket_views, teacher
 from urepa.data.stores.disk_sizes import CacheSize, cache_sizes, reader_bytes
 from urepa.method.objectives.objective_math import ObjectiveMath
 from urepa.method.training_step import AlignedModel, step_terms
-from urepa.training.assembly import (
-    build_backbone_without_weights,
-    build_loss,
-    build_model,
-    build_part,
-    speed_up,
-)
+from urepa.training.assembly import build_backbone_without_weights, build_loss, build_model, build_part, speed_up
 from urepa.training.optimizer import groups_of
 from urepa.training.trainer import Settings
 
@@ -55,7 +52,7 @@ SWITCHES = ("precision", "frozen", "channels_last", "attention", "compile")
 # keys that change no count; what is below them neither
 NOT_COUNTED = (
     *("seed", "resume", "warm_start", "tracking", "arm", "optimizer", "schedule", "device", "measured", "out"),
-    *("data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps"),
+    *("evaluation", "data.cfg_dropout", "loss.lambda_max", "loss.warmup_steps"),
     *("objective.beta_start", "objective.beta_end", "objective.beta_schedule"),
 )
 
@@ -242,9 +239,12 @@ def plan(config: dict[str, Any], device: Device, measured: Path | None = None) -
 
 
 def _count_cached(config: dict[str, Any], kind: str) -> Counted:
-    """Counts a config once for all arms and seeds with the same costs."""
+    """Counts a config once for all arms and seeds with the same costs; evaluations cost no step."""
     costly = {k: v for k, v in flatten(config).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_COUNTED)}
     track: Track = declaration_of(config["data"])
+    backbone: Backbone = declaration_of(config["backbone"])
+    for _, tap in settings_that_are(TAP, config["evaluation"]):
+        backbone.check_tap(tap)
     key = json.dumps([kind, costly, _states(config), track.bucket_samples()])
     if key not in _COUNTED:
         _COUNTED[key] = count(config, kind)

@@ -1,0 +1,150 @@
+"""The quick composition gives what Hydra gives by itself, and refuses what it refuses, in one line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import edge
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, _utils
+from yaml import YAMLError
+
+from urepa.cli import CONF, prepare
+from urepa.config import quick_composition
+from urepa.config.commands import COMMANDS
+from urepa.config.conf_options import options_of
+
+MALFORMED = {
+    "seed: 1\nseed: 2\n": "line 2, column 1: found duplicate key seed",
+    "trainer:\n  max_steps: 1\n  max_steps: 2\n": "line 3, column 3: found duplicate key max_steps",
+    "seed: a: b\n": "line 1, column 8: mapping values are not allowed here",
+    "seed: [1, 2\n": "line 2, column 1: expected ',' or ']', but got '<stream end>'",
+    "trainer:\n\tmax_steps: 1\n": "line 2, column 1: found character '\\t' that cannot start any token",
+    "seed: *other\n": "line 1, column 7: found undefined alias 'other'",
+    "seed: !!python/object/apply:os.getpid []\n": "line 1, column 7: could not determine a constructor for the tag"
+    " 'tag:yaml.org,2002:python/object/apply:os.getpid'",
+}
+VALUES = "{a: 1e-4, b: 010, c: 1:30, d: 2026-11-29, e: yes, f: ~, g: .5, h: '1', i: 1_000, j: [.inf, 0x1f], 5: on}"
+
+
+@pytest.fixture(autouse=True)
+def _prepared() -> None:
+    prepare()
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], tuple[Any, Any]]:
+    """both(work): what work returns by Hydra's and OmegaConf's own code, and by ours."""
+
+    def twice(work: Callable[[], Any]) -> tuple[Any, Any]:
+        ours = work()
+        with monkeypatch.context() as patched:
+            for (holder, name), original in zip(quick_composition.PARTS, quick_composition.ORIGINALS, strict=True):
+                assert getattr(holder, name) is not original
+                patched.setattr(holder, name, original)
+            return work(), ours
+
+    return twice
+
+
+def composed(root: str, *overrides: str) -> tuple[str, Any]:
+    """As text, which has the order of keys, and as plain data with Hydra's own settings."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = hydra_compose(root, list(overrides), return_hydra_config=True)
+    return OmegaConf.to_yaml(config), OmegaConf.to_container(config)
+
+
+@pytest.mark.parametrize("experiment", options_of("experiment"))
+def test_every_experiment_is_composed_as_by_hydra(experiment: str, both: Callable[..., Any]) -> None:
+    theirs, ours = both(lambda: composed("train", f"+experiment={experiment}", "seed=3"))
+    assert ours == theirs
+    assert ours[1]["hydra"]["runtime"]["choices"]["experiment"] == experiment
+
+
+@pytest.mark.parametrize("root", sorted(root for root in COMMANDS if (Path(CONF) / f"{root}.yaml").is_file()))
+def test_every_command_is_composed_as_by_hydra(root: str, both: Callable[..., Any]) -> None:
+    theirs, ours = both(lambda: composed(root))
+    assert ours == theirs
+
+
+def test_a_choice_that_names_another_is_resolved(both: Callable[..., Any], tmp_path: Path) -> None:
+    """An interpolation in a defaults list, and one of a group that there is not."""
+    for name, text in {
+        "main": "defaults:\n- small\n- head: ${small}\n- optional other: ${small}_${small}\n- _self_\n",
+        "broken": "defaults:\n- small\n- head: ${large}\n- _self_\n",
+        "small": "width: 3\n",
+        "head/conv": "depth: 2\n",
+        "other/conv_conv": "both: 1\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text.replace("- small", "- small: conv"))
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small.yaml").rename(tmp_path / "small" / "conv.yaml")
+
+    def chosen() -> tuple[Any, str]:
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            config = OmegaConf.to_container(hydra_compose("main"))
+            with pytest.raises(HydraException) as refused:
+                hydra_compose("broken")
+        return config, str(refused.value)
+
+    theirs, ours = both(chosen)
+    assert ours == theirs
+    assert ours[0] == {"small": {"width": 3}, "head": {"depth": 2}, "other": {"both": 1}}
+    assert "${large}" in ours[1]
+
+
+def test_every_file_is_read_as_by_omegaconf(both: Callable[..., Any]) -> None:
+    files = sorted(Path(CONF).rglob("*.yaml"))
+    assert len(files) > 100
+    theirs, ours = both(lambda: {file: OmegaConf.to_yaml(OmegaConf.load(file)) for file in files})
+    assert ours == theirs
+
+
+def test_values_have_the_types_of_omegaconf(both: Callable[..., Any]) -> None:
+    theirs, ours = both(lambda: repr(OmegaConf.to_container(OmegaConf.create(VALUES))))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_is_malformed_is_refused_in_the_same_words(text: str, as_file: bool, both: Callable[..., Any]) -> None:
+    def refusal() -> str:
+        with pytest.raises(YAMLError) as refused:
+            OmegaConf.load(io.StringIO(text)) if as_file else OmegaConf.create(text)
+        return str(refused.value)
+
+    theirs, ours = both(refusal)
+    assert ours == theirs
+
+
+def test_one_class_loads_all_files() -> None:
+    """OmegaConf makes one for each."""
+    assert _utils.get_yaml_loader() is _utils.get_yaml_loader()
+
+
+@pytest.mark.parametrize(("text", "reason"), MALFORMED.items())
+def test_a_malformed_file_of_the_user_is_one_line(
+    text: str, reason: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "own" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    done = edge.run(capfd, "urepa.train", ["--config-dir", "own", "+experiment=mine"], tmp_path)
+    assert (done.code, done.err) == (1, f"error: {file}, {reason}\n")
+
+
+def test_a_file_that_is_not_text_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "own" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("seed: \x01\n")
+    done = edge.run(capfd, "urepa.train", ["--config-dir", "own", "+experiment=mine"], tmp_path)
+    assert done.code == 1
+    assert done.err.splitlines()[1:] == []
+    assert f'special characters are not allowed in "{file}"' in done.err
