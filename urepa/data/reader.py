@@ -122,9 +122,10 @@ class TrainingReader:
             noise = [random_draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [random_draws.generator(self.seed, "t", step, p) for p in positions]
             posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
+            captions = [random_draws.generator(self.seed, "caption", step, p) for p in positions]
             raw = {} if slot is None else slot.rows(micro * len(positions), len(positions), record_bytes(bucket))
             teachers = bucket.teachers(samples, raw) if step < self.aligned_steps else {}
-            batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers)
+            batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers, captions)
             withheld = draw_withheld(self.cache.conditions.dropout, torch.tensor(drop, dtype=torch.float64))
             condition = batch.condition.drop(withheld)
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
@@ -218,6 +219,7 @@ def _batch(
     times: list[Any],
     posterior: list[Any] | None,
     teachers: dict[str, Tokens],
+    captions: list[Any] | None = None,
 ) -> Batch:
     x0 = bucket.x0(samples, posterior)
     shape = tuple(x0.shape[1:])
@@ -226,6 +228,6 @@ def _batch(
         x0=x0,
         noise=torch.stack([random_draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
-        condition=bucket.conditions.of_samples(samples),
+        condition=bucket.conditions.of_samples(samples, captions),
         teachers=teachers,
     )
