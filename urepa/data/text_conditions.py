@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class TextConditions:
     encoder: TextEncoder
     records: Store | None = None
     captions: Captions = field(default_factory=dict)
+    weights_sha256: str | None = None  # of the encoder that made the records; None: not known
     networks: list[TextEncoderNetwork] = field(default_factory=list)  # the encoder's, once it was asked
 
     @staticmethod
@@ -40,7 +42,11 @@ class TextConditions:
 
     def opened(self, records: Store, captions: Captions) -> TextConditions:
         """The same with the samples' captions and their records."""
-        return replace(self, records=records, captions=captions)
+        return replace(self.made_by(records.manifest), records=records, captions=captions)
+
+    def made_by(self, manifest: Mapping[str, Any]) -> TextConditions:
+        """The same, which encodes prompts with the weights alone that made the records with this manifest."""
+        return replace(self, weights_sha256=manifest["encoder"]["weights_sha256"])
 
     @property
     def shape(self) -> TextShape:
@@ -79,7 +85,13 @@ class TextConditions:
 
     def _network(self) -> TextEncoderNetwork:
         if not self.networks:
-            self.networks.append(self.encoder.build())
+            network = self.encoder.build()
+            if self.weights_sha256 not in (None, network.weights_sha256()):
+                raise UserError(
+                    "the text encoder has other weights here than the one that encoded the captions of the training; "
+                    "put that one back"
+                )
+            self.networks.append(network)
         return self.networks[0]
 
     def _of_records(self, records_BV: Tensor) -> Condition:

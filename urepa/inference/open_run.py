@@ -49,6 +49,7 @@ class OpenedRun:
     track: Any
     device: torch.device
     made_latents: dict[str, Any] = field(default_factory=dict)  # the manifest of a finished run's latents
+    made_text: dict[str, Any] | None = None  # likewise of its captions' records
 
     def __post_init__(self) -> None:
         self._trained = trainable(self.model)
@@ -70,6 +71,17 @@ class OpenedRun:
     def condition(self, class_ids: Sequence[int]) -> Condition:
         """Of these classes, on the device; the null condition where no sample ever had a class in training."""
         return self.track.conditions.of_classes(class_ids).to(self.device)
+
+    def prompt_condition(self, prompts: Sequence[str]) -> Condition:
+        """Of these texts, on the device; an empty one is the null condition. UserError where the run's conditions are
+        no texts."""
+        conditions = self.track.conditions
+        if not hasattr(conditions, "of_prompts"):
+            raise UserError("this run's conditions are classes, not texts: give classes")
+        if self.made_text is not None:
+            conditions = conditions.made_by(self.made_text)
+        condition: Condition = conditions.of_prompts(prompts)
+        return condition.to(self.device)
 
     def features(
         self, images: Tensor, t: float | Tensor | None = None, tap: str | None = None, noise: Tensor | None = None
@@ -165,7 +177,7 @@ def open_base(run: Path, device: torch.device, places: dict[str, str] | None = N
     model, _ = build_model(config, track, teacher, loss)
     recorded = (read_summary(run) or {}).get("data") or {}
     made_latents = recorded.get("latents") or {}
-    return OpenedRun(run, 0, config, model, objective, track, device, made_latents)
+    return OpenedRun(run, 0, config, model, objective, track, device, made_latents, recorded.get("text"))
 
 
 def load(run: str | Path, device: str | torch.device | None = None, places: dict[str, str] | None = None) -> OpenedRun:

@@ -43,7 +43,7 @@ def read_captions(root: Path, rows: Sequence[SourceImage]) -> dict[str, list[str
                 f"{printable(row.path)} has captions in {printable(beside.name)} and in a metadata file; keep one of "
                 "the two"
             )
-        captions = listed if beside is None else _lines(beside)
+        captions = listed if beside is None else read_lines(beside)
         if captions is None:
             without.append(row.path)
         elif not captions or not all(captions):
@@ -117,8 +117,8 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, object, list[object]]]:
         yield f"row {number}", row["file_name"], [row["text"]]
 
 
-def _lines(file: Path) -> list[str]:
-    """The captions of a text file; its empty lines are none."""
+def read_lines(file: Path) -> list[str]:
+    """The texts of a file with one a line; empty lines are none. UserError where it is no text."""
     return [text for line in LINE_ENDS.split(_text(file)) if (text := _clean(line, str(file)))]
 
 
