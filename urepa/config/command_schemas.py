@@ -255,7 +255,9 @@ class Images:
         "published weights instead: a file or folder, or OWNER/NAME[@REVISION]/FILE on the hub", None
     )
     classes: Any = setting("ids and names, one or a list; null: all", None, section="the images")
-    prompt: str | None = setting("instead of classes, of a run that was trained on captions: what the images show", None)
+    prompt: str | None = setting(
+        "instead of classes, of a run that was trained on captions: what the images show", None
+    )
     prompts: str | None = setting("a text file with a prompt a line, instead of one", None)
     n: int = setting("images of each class, or prompt", 4, ge=1, le=SIZE)
     sampler: Sampler | None = setting(

@@ -102,7 +102,15 @@ class ImageSet:
 
     def _request(self) -> dict[str, Any]:
         """All that the images depend on, but for rounding."""
-        keys = ("classes" if self.asked["prompts"] is None else "prompts", "n", "sampler", "steps", "guidance", "seed", "precision")
+        keys = (
+            "classes" if self.asked["prompts"] is None else "prompts",
+            "n",
+            "sampler",
+            "steps",
+            "guidance",
+            "seed",
+            "precision",
+        )
         config = self.origin.config
         track: Track = declaration_of(config["data"])
         parts = {"base": config["backbone"].get("weights"), "vae": track.vae}

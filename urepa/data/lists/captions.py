@@ -35,11 +35,6 @@ def read_written(file: Path) -> dict[str, tuple[str, ...]]:
         raise UserError(f"{file} is damaged ({error}); put it back, or delete it where the images are") from error
 
 
-def file_sha256(file: Path) -> str:
-    """Of a file's bytes."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def caption_key(text: str) -> str:
     """The key of a caption's record: its digest."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
 """Captions that lie beside the images of a folder.
 
 NAME.txt beside NAME.jpg has one caption a line. A metadata.jsonl or metadata.csv, in a class folder or in a folder
-above it up to the images' root, has `file_name` (relative to its own folder) and `text`, as `datasets` reads a folder of
-images; several rows of one file, or a list as `text`, are several captions.
+above it up to the images' root, has `file_name` (relative to its own folder) and `text`, as `datasets` reads a folder
+of images; several rows of one file, or a list as `text`, are several captions.
 """
 
 from __future__ import annotations

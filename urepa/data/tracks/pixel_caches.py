@@ -114,7 +114,10 @@ class PixelTrackCaches:
 
     def source_changes(self) -> str | None:
         """In what the images are not those that the caches were made from; None where they are, or nobody can say."""
-        return source_changes.changes(self.source, self.images, self.folder) if self._are_finished() else None
+        if not self._are_finished():
+            return None
+        changed = source_changes.changes(self.source, self.images, self.folder)
+        return changed if changed is not None or self.text is None else self.text.changes()
 
     def _are_finished(self) -> bool:
         return all(is_finished(bucket.latents) for bucket in self.buckets)
@@ -158,6 +161,8 @@ class PixelTrackCaches:
             print(f"{self.folder / bucket.bucket}: {counts}")
             if stage == "verify":
                 verify(str(self.folder / bucket.bucket), bucket)
+        if self.text is not None and stage == "verify":
+            self.text.verify(cache.buckets[0].text)
         cache.close()
 
     def _has_results(self) -> bool:
@@ -183,6 +188,8 @@ class PixelTrackCaches:
         if source_changes.record(self.source, self.images, self.folder):
             for bucket in self.all_buckets:
                 shutil.rmtree(bucket.latents, ignore_errors=True)
+            if self.text is not None:
+                self.text.remove()
         (self.folder / unreadable.FILE).unlink(missing_ok=True)
         listing = Listing(self.source, self.images, {})
         rows = list(listing)
@@ -196,7 +203,8 @@ class PixelTrackCaches:
             total = sum(map(len, splits.values()))
             if not skipped:
                 unused = sum(row.split == "test" for row in rows) - len(splits["test"])
-                listing.print_left_out(max(0, unused), f"data.test_images={self.held_out['test']}")
+                asked = f"data.test_images={self.held_out['test']}"
+                listing.print_left_out(max(0, unused), asked, frozenset() if self.text is None else self.text.suffixes)
             found = self._read_sizes(splits, sizes)
             if not found:
                 lists = self._lists_by_bucket(splits, sizes)

@@ -6,6 +6,7 @@ Shapes: B captions, L positions, V values of a record.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +16,26 @@ import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
+from urepa.core.hashing import file_sha256
 from urepa.data.cache import open_store
 from urepa.data.lists.captions import (
     PROMPT,
     Captions,
     as_rows,
     distinct,
-    file_sha256,
     read_written,
     write_captions,
 )
 from urepa.data.lists.classes import names_at
 from urepa.data.lists.paths import is_finished, remake_pixels_text
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of
-from urepa.data.sources.caption_files import read_captions
+from urepa.data.sources.caption_files import SUFFIXES, read_captions
 from urepa.data.sources.image_folder import readable
 from urepa.data.sources.image_sources import SOURCES, SourceImage
 from urepa.data.stages.encode import Output, Todo, device_and_dtype, encode_part, seal
+from urepa.data.stages.verify import Fault, check_records, count_check, state_of
 from urepa.data.stores.lmdb_store import Part
+from urepa.data.stores.record_format import record_bytes
 from urepa.data.stores.record_reading import Store
 from urepa.data.text_conditions import TextConditions
 
@@ -51,7 +54,7 @@ class PixelCaptions:
         self.mode = str(settings.captions)
         ending = "" if self.mode == "files" else f"_{self.mode}"
         self.file = settings.folder / f"captions{ending}.jsonl"
-        self.folder = settings.folder / f"text_{self.encoder.stored_as()}{ending}"
+        self.folder = settings.text_folder
         self.conditions = TextConditions.withheld_with(settings.cfg_dropout, self.encoder)
         self.remake = remake_pixels_text(settings.name)
 
@@ -96,6 +99,28 @@ class PixelCaptions:
             )
         return captions
 
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Of the files that are read beside the images."""
+        return SUFFIXES if self.mode == "files" else frozenset()
+
+    def changes(self) -> str | None:
+        """In what the images' captions are not those that are written down; None where they are, or nobody can say."""
+        if self.mode != "files" or not self.file.is_file() or not Path(self.settings.images).is_dir():
+            return None
+        try:
+            now = self._read(None)
+        except UserError as error:
+            return str(error)
+        written = read_written(self.file)
+        other = [sample_id for sample_id, texts in written.items() if tuple(now.get(sample_id, ())) != texts]
+        return f"other captions of {len(other)} images (first: '{other[0]}')" if other else None
+
+    def remove(self) -> None:
+        """Takes away what was made of captions of other images."""
+        self.file.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     # --- records ----------------------------------------------------------------------------------------
 
     def _expected(self) -> dict[str, Any]:
@@ -104,6 +129,15 @@ class PixelCaptions:
         facts = {"kind": "text", "track": self.settings.name, "captions": self.mode, "encoder": known}
         sizes = {"length": shape.length, "width": shape.width, "pooled_width": shape.pooled_width}
         return facts | sizes | {"captions_sha256": file_sha256(self.file)}
+
+    def expected_records(self) -> tuple[int, int]:
+        """How many records there are or will be, and the bytes of one; one for each image, and the empty caption's,
+        before the captions are written down."""
+        if self.file.is_file():
+            count = sum(1 for _ in distinct(read_written(self.file).values()))
+        else:
+            count = 1 + sum(self.settings.expected_samples().values())
+        return count, record_bytes((self.conditions.shape.values,), "float16")
 
     def build(self, samples: Samples) -> None:
         """Writes the records that are missing. What the tokenizer cuts is counted and printed."""
@@ -147,9 +181,20 @@ class PixelCaptions:
         keys = Keys([as_rows(distinct(captions.values()))])
         return self.conditions.opened(open_store(self.folder, self._expected(), keys, self.remake), captions)
 
-    def keys(self, store: Store) -> Keys:
-        """Of all records, for `stage=verify`."""
-        return Keys([as_rows(distinct(read_written(self.file).values()))])
+    def verify(self, store: Store | None) -> None:
+        """Checks every record of the open store, and its encoder; a Fault on the first one that is not whole."""
+        assert store is not None, "the track was opened with it"
+        keys = Keys([as_rows(distinct(read_written(self.file).values()))])
+        count_check(store)
+        check_records(store, keys, unit_length=False)
+        known, here = store.manifest["encoder"]["weights_sha256"], self.encoder.build().weights_sha256()
+        if known != here:
+            raise Fault(
+                store.folder,
+                f"{store.folder} was made with other weights of {store.manifest['encoder']['model']} than the text "
+                "encoder has here; give those, or make it again",
+            )
+        print(f"{store.folder}: the records of {len(keys) - 1} captions and the empty one {state_of([store])}")
 
 
 def _texts(texts: Samples, start: int) -> list[str]:

@@ -195,7 +195,15 @@ class PixelTrack(TrackDefaults):
                 f"trainer.validation_group={images} or fewer"
             )
 
+    @property
+    def text_folder(self) -> Path:
+        """Where the records of the captions lie."""
+        ending = "" if str(self.captions) == "files" else f"_{self.captions}"
+        return self.folder / f"text_{self.text_encoder.stored_as()}{ending}"
+
     def check_inputs(self, batch_size: int) -> None:
+        if self.text_encoder is not None and not is_finished(self.text_folder):
+            self.text_encoder.check_files()
         if not self.has_latents():
             if not self.build_on_first_use:
                 raise no_cache_error(self.folder / "latents", remake_pixels_text(self.name))
@@ -206,6 +214,8 @@ class PixelTrack(TrackDefaults):
             check_buckets({name: counts["train"] for name, counts in known.items()}, batch_size)
 
     def check_makeable(self) -> None:
+        if self.text_encoder is not None:
+            self.text_encoder.check_files()
         if not self.has_latents():
             self._check_images()
 
@@ -265,13 +275,26 @@ class PixelTrack(TrackDefaults):
         size, f = self.image_size, self.unshuffle
         cut = "is" if f == 1 else f"is pixel-unshuffled by {f} to"
         if self.buckets is not None:
-            return f"{self._describe_buckets(images, cut)} {tell_draws(self.cfg_dropout, self.flip)}"
+            return f"{self._describe_buckets(images, cut)} {self._describe_draws()}"
         return (
             f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes, each split "
             f"class-balanced. The central square at {size}×{size} pixels with {self.channels} channel(s) {cut} "
             f"x0 of {shape(self.latent_shape)} in [−{number(self.scale)}, {number(self.scale)}]. "
-            f"{tell_draws(self.cfg_dropout, self.flip)}"
+            f"{self._describe_draws()}"
         )
+
+    def _describe_draws(self) -> str:
+        """What is drawn of a sample, and of its caption how it is encoded."""
+        if self.text_encoder is None:
+            return tell_draws(self.cfg_dropout, self.flip)
+        made = (
+            "A caption is `a photo of a NAME`, of its class"
+            if str(self.captions) == "classes"
+            else (
+                "Every image has one or several captions, of which each update draws one, and validation takes the first"
+            )
+        )
+        return f"{made}. {self.text_encoder.description()} {tell_draws(self.cfg_dropout, self.flip, 'caption')}"
 
     def _describe_buckets(self, images: str, cut: str) -> str:
         """What `description` says of images of several shapes, or of one that was asked for by its sides."""
