@@ -156,13 +156,13 @@ class PixelTrackCaches:
             for store in self.store_folders(teacher):
                 add_digests(store)
         cache = self.open(teacher)
+        if self.text is not None and stage == "verify":
+            self.text.verify(cache.buckets[0].text)
         for bucket in cache.buckets:
             counts = ", ".join(f"{len(samples)} {split}" for split, samples in bucket.splits.items())
             print(f"{self.folder / bucket.bucket}: {counts}")
             if stage == "verify":
                 verify(str(self.folder / bucket.bucket), bucket)
-        if self.text is not None and stage == "verify":
-            self.text.verify(cache.buckets[0].text)
         cache.close()
 
     def _has_results(self) -> bool:

@@ -290,9 +290,7 @@ class PixelTrack(TrackDefaults):
         made = (
             "A caption is `a photo of a NAME`, of its class"
             if str(self.captions) == "classes"
-            else (
-                "Every image has one or several captions, of which each update draws one, and validation takes the first"
-            )
+            else ("Each update draws one of an image's captions; validation takes the first")
         )
         return f"{made}. {self.text_encoder.description()} {tell_draws(self.cfg_dropout, self.flip, 'caption')}"
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from urepa.core.backbone_protocols import FoundWeights
-from urepa.core.descriptions import BackboneFacts
+from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
 from urepa.models.backbones.tiny_unet import TinyUNet
+from urepa.models.diffusers_cards import BY_TEXT, diffusers_card
 
 if TYPE_CHECKING:
     from urepa.models.backbones.text_unet_net import TextUNet as Network
@@ -29,9 +28,6 @@ class TextUNet(TinyUNet):
         super().check(latent_shape)
         if not any(self.attention):
             raise UserError("backbone.attention is false at all resolutions, so captions would have no effect; set one")
-
-    def find_weights(self, path: Path) -> FoundWeights:
-        raise UserError(f"checkpoint={path}: images of prompts are made of a run; give run=FOLDER prompt=TEXT")
 
     def build(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
@@ -56,3 +52,6 @@ class TextUNet(TinyUNet):
             "added to the time embedding. Where the caption is withheld, a trainable token and a trainable vector "
             "stand in its place."
         )
+
+    def model_card(self, facts: CardFacts) -> str:
+        return diffusers_card(facts, self.base, BY_TEXT)
