@@ -147,7 +147,7 @@ class PixelCaptions:
         network, shape = self.encoder.build(), self.conditions.shape
         facts = self._expected() | {"shape": [shape.values], "dtype": "float16"}
         facts["encoder"] |= {"weights_sha256": network.weights_sha256()}
-        output = Output(self.folder, facts)
+        output = Output(self.folder, facts, unit="caption")
         device, _ = device_and_dtype()
 
         def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
