@@ -3,7 +3,7 @@ data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -39,12 +39,12 @@ class ConditionMaker(Protocol):
         """What training withholds from a sample, each with its probability (`urepa.core.conditions.draw_withheld`)."""
         ...
 
-    def of_samples(self, samples: Sequence[Any], draws: Sequence[Any] | None = None) -> Condition:
+    def of_samples(self, samples: Sequence[Any], draw: Callable[[int], Any] | None = None) -> Condition:
         """The samples' conditions [B] (`urepa.data.lists.samples.Sample`), all given: training drops from them.
 
         Args:
-            draws: a generator (`numpy.random.Generator`) for each training sample, by which one of several conditions
-                that it may have is drawn; None: its first one.
+            draw: the generator (`numpy.random.Generator`) of a training sample, by its place in `samples`, with which
+                one of several conditions that it may have is drawn; None: its first one.
         """
         ...
 

@@ -5,7 +5,7 @@ Shapes: B samples, L positions, D width of a token, P width of the pooled vector
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,13 +53,15 @@ class TextConditions:
         """Of a caption's record."""
         return TextShape(self.encoder.length, self.encoder.width, self.encoder.pooled_width)
 
-    def of_samples(self, samples: Sequence[Sample], draws: Sequence[np.random.Generator] | None = None) -> Condition:
+    def of_samples(
+        self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
+    ) -> Condition:
         """Of one caption of each sample, all given: drawn by its generator, or the first one without."""
         assert self.records is not None, "the track is open"
         texts = []
         for i, sample in enumerate(samples):
             own = self.captions[sample.sample_id]
-            texts.append(own[0 if draws is None else int(draws[i].integers(len(own)))])
+            texts.append(own[0 if draw is None else int(draw(i).integers(len(own)))])
         return self._of_records(self.records.tensor([caption_key(text) for text in texts]))
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from urepa.core import random_draws
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
+from urepa.costs.benchmark.what_can_be_timed import check_bench
 from urepa.data.lists.captions import caption_key
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.data.stages.verify import Fault
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks import pixel_caption_caches
+from urepa.evaluation.image_conditions import condition_of_images
+from urepa.evaluation.measures.clip_score_math import score_prompts
 from urepa.method.objectives.flow_math import FlowMath
 from urepa.models.text_encoders.text_transformer_net import TextTransformer
+from urepa.runs.stored_config import check_config
 from urepa.training.assembly import build_part
 
 OBJECTIVE = FlowMath("linear", "uniform")
@@ -365,11 +370,34 @@ def test_a_run_learns_from_captions(trainer_of: Callable[..., Any], place: Path,
 
 def test_a_part_of_a_config_holds_the_encoder(compose: Callable[..., Any], place: Path, tmp_path: Path) -> None:
     """As it is stored and read again, of this kind alone."""
-    from urepa.runs.stored_config import check_config
-
     config = compose(*overrides(place / "images", tmp_path, place / "clip"))
     checked = check_config({key: value for key, value in config.items() if key != "arm"})
     assert build_part(checked["data"]).text.encoder == clip_at(place)
     config["data"]["text_encoder"] = {"_target_": "urepa.models.backbones.text_unet.TextUNet"}
     with pytest.raises(UserError, match=r"data.text_encoder names .* which is no"):
         check_config(config)
+
+
+def test_what_is_for_classes_alone_says_so(
+    compose: Callable[..., Any], opened: Any, place: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="bench times steps under class ids, and this experiment has captions"):
+        check_bench(compose(*overrides(place / "images", tmp_path, place / "clip"), root="bench"))
+    _, cache = opened
+    asked: Any = SimpleNamespace(check_images=lambda there: None)
+    with pytest.raises(UserError, match="this run was trained on captions; leave this evaluation out"):
+        score_prompts(asked, SimpleNamespace(cache=cache))  # type: ignore[arg-type]
+
+
+def test_generated_images_are_under_captions_of_validation_images(opened: Any) -> None:
+    """Of the same class, each once before any comes again."""
+    _, cache = opened
+    val = list(cache.splits["val"])
+    images = [(1, 0), (0, 0), (1, 1), (1, 2), (0, 3)]
+    own = {c: [s for s in val if s.class_id == c] for c in (0, 1)}
+    expected = cache.conditions.of_samples([own[c][i % len(own[c])] for c, i in images])
+    found = condition_of_images(cache, images)
+    for name in (TEXT, POOLED):
+        assert torch.equal(found[name].value, expected[name].value)
+    with pytest.raises(UserError, match="class 7 has no validation image whose caption"):
+        condition_of_images(cache, [(7, 0)])
