@@ -133,6 +133,18 @@ def test_a_run_is_asked_with_the_text_encoder_of_its_training(run: Path) -> None
         opened.prompt_condition(["red"])
 
 
+def test_the_text_encoder_may_have_moved(run: Path, ask: Ask, tmp_path: Path) -> None:
+    """For a run that was trained elsewhere; one of another kind has no such place."""
+    place = write_clip_text(tmp_path / "moved", seed=0)
+    opened = load(run, "cpu", {"data.text_encoder.model": str(place)})
+    assert opened.track.conditions.encoder.model == str(place)
+    generate(ask(run, "prompt=red", "n=1", f"data.text_encoder.model={place}", f"out={tmp_path}/out"))
+    assert list(pixels(tmp_path / "out")) == ["p0000_00000.png"]
+    with pytest.raises(UserError, match=r"lost has no config\.json; give a local folder with tokenizer/"):
+        generate(ask(run, "prompt=red", "n=1", "data.text_encoder.model=lost", f"out={tmp_path}/other"))
+    assert not (tmp_path / "other").exists()
+
+
 def test_features_are_read_without_a_caption(run: Path) -> None:
     opened = load(run, "cpu")
     tokens = opened.features(torch.rand(2, 3, 64, 64), tap="mid")

@@ -218,6 +218,11 @@ class Baseline(Enum):
 
 
 @dataclass
+class TextEncoderPlaces:
+    model: str | None = setting("the same for the folder of a text encoder", None)
+
+
+@dataclass
 class DataPlaces:
     root: str | None = setting(
         "where the track's files lie now; null: where they lay in training",
@@ -225,6 +230,7 @@ class DataPlaces:
         section="for a run that was trained elsewhere",
     )
     vae: str | None = setting("the same for the VAE", None)
+    text_encoder: TextEncoderPlaces = field(default_factory=TextEncoderPlaces)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from urepa.runs.summary import read_summary
 from urepa.training.assembly import build_loss, build_model, build_part
 
 # where things lie now, for a run that was trained elsewhere
-PLACES = ("data.root", "data.vae", "backbone.weights")
+PLACES = ("data.root", "data.vae", "data.text_encoder.model", "backbone.weights")
 
 
 @dataclass(repr=False)
@@ -202,8 +202,8 @@ def load(run: str | Path, device: str | torch.device | None = None, places: dict
 
 def given_places(asked: dict[str, Any]) -> dict[str, str]:
     """The places that a door was given."""
-    given = {key: asked[key.split(".")[0]][key.split(".")[1]] for key in PLACES}
-    return {key: place for key, place in given.items() if place is not None}
+    given = flatten({group: asked[group] for group in ("data", "backbone")})
+    return {key: given[key] for key in PLACES if given.get(key) is not None}
 
 
 def relocate(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
