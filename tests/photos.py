@@ -34,7 +34,6 @@ def write_photos(root: Path, train: int, val: int) -> Path:
 def write_sd(folder: Path) -> Path:
     """A diffusers pipeline's folder: unet, vae, text_encoder, tokenizer, all small and random."""
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     write_unet(folder, **SMALL)
     torch.manual_seed(0)
@@ -51,6 +50,15 @@ def write_sd(folder: Path) -> Path:
             if isinstance(module, torch.nn.Conv2d):
                 module.weight.abs_()
     vae.save_pretrained(folder / "vae")
+    return write_clip_text(folder)
+
+
+def write_clip_text(folder: Path, seed: int | None = None) -> Path:
+    """tokenizer/ and text_encoder/ of a small CLIP of width 16, a token a letter. `seed` None: torch's own draws."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if seed is not None:
+        torch.manual_seed(seed)
     words = ["<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
     words += list("abcdefghijklmnopqrstuvwxyz")
     tokenizer = folder / "tokenizer"

@@ -218,6 +218,11 @@ class Baseline(Enum):
 
 
 @dataclass
+class TextEncoderPlaces:
+    model: str | None = setting("the same for the folder of a text encoder", None)
+
+
+@dataclass
 class DataPlaces:
     root: str | None = setting(
         "where the track's files lie now; null: where they lay in training",
@@ -225,6 +230,7 @@ class DataPlaces:
         section="for a run that was trained elsewhere",
     )
     vae: str | None = setting("the same for the VAE", None)
+    text_encoder: TextEncoderPlaces = field(default_factory=TextEncoderPlaces)
 
 
 @dataclass
@@ -255,10 +261,14 @@ class Images:
         "published weights instead: a file or folder, or OWNER/NAME[@REVISION]/FILE on the hub", None
     )
     classes: Any = setting("ids and names, one or a list; null: all", None, section="the images")
+    prompt: str | None = setting(
+        "instead of classes, of a run that was trained on captions: what the images show", None
+    )
+    prompts: str | None = setting("a text file with a prompt a line, instead of one", None)
     bucket: str | None = setting(
         "of a model of several shapes the one that the images have, as 48x80; null: the first", None
     )
-    n: int = setting("images of each class", 4, ge=1, le=SIZE)
+    n: int = setting("images of each class, or prompt", 4, ge=1, le=SIZE)
     sampler: Sampler | None = setting(
         "null: ddim, or of a flow euler; dpmsolver is for DDPM, heun and sde for a flow", None
     )

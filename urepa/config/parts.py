@@ -18,6 +18,7 @@ from urepa.core.declared_keys import keys_of
 from urepa.core.evaluation_protocols import Encoder, Evaluation, Images
 from urepa.core.protocols import Head, Loss, Objective, OneTeacher, Schedule
 from urepa.core.run_protocols import Optimizer, Tracker
+from urepa.core.text_protocols import TextEncoder
 from urepa.core.track_protocols import Track
 
 PACKAGES = {
@@ -34,6 +35,7 @@ PACKAGES = {
     "evaluation": "urepa.evaluation.measures",
     "images": "urepa.evaluation.images",
     "encoder": "urepa.evaluation.encoders",
+    "text_encoder": "urepa.models.text_encoders",
 }
 # what a declaration of a kind has beside its settings
 PROTOCOLS: dict[str, type] = {
@@ -50,6 +52,7 @@ PROTOCOLS: dict[str, type] = {
     "evaluation": Evaluation,
     "images": Images,
     "encoder": Encoder,
+    "text_encoder": TextEncoder,
 }
 # at a file's end: it declares nothing, but has what declarations build, which imports torch, or what both rest on
 NETWORKS = ("_net", "_math", "_sizes", "_caches", "_sender")

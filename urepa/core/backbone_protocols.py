@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from urepa.core.part_names import CLASS
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -164,6 +166,19 @@ class Backbone(Protocol):
     def hub_metadata(self) -> dict[str, Any]:
         """What the head of a model card begins with, for model hubs: `tags`, and `library_name` where there is one."""
         ...
+
+
+class ConditionedBackbone(Protocol):
+    """What a `Backbone` has beside where its condition is not a class id. `build` and `build_without_weights` take one
+    more argument, `widths`: the width of each part, by its name (0 of ids)."""
+
+    condition_parts: ClassVar[tuple[str, ...]]  # the names of the parts that it takes, all and only those
+
+
+def condition_parts(backbone: Any) -> tuple[str, ...]:
+    """The parts that a declared backbone takes."""
+    parts: tuple[str, ...] = getattr(backbone, "condition_parts", (CLASS,))
+    return parts
 
 
 class ChangingLatents(Protocol):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
+from urepa.core.part_names import CLASS
 
-CLASS = "class"  # the part of class-conditional models
 JOIN = "+"  # between names of parts that are given or withheld together: "text+image"
 ROUNDING = 1e-9  # of a sum of probabilities that was written in decimals
 

@@ -3,10 +3,12 @@ data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from urepa.core.part_names import CLASS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +39,13 @@ class ConditionMaker(Protocol):
         """What training withholds from a sample, each with its probability (`urepa.core.conditions.draw_withheld`)."""
         ...
 
-    def of_samples(self, samples: Sequence[Any]) -> Condition:
-        """The samples' conditions [B] (`urepa.data.lists.samples.Sample`), all given: training drops from them."""
+    def of_samples(self, samples: Sequence[Any], draw: Callable[[int], Any] | None = None) -> Condition:
+        """The samples' conditions [B] (`urepa.data.lists.samples.Sample`), all given: training drops from them.
+
+        Args:
+            draw: the generator (`numpy.random.Generator`) of a training sample, by its place in `samples`, with which
+                one of several conditions that it may have is drawn; None: its first one.
+        """
         ...
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:
@@ -114,6 +121,15 @@ class TrackCaches(Protocol):
         ...
 
 
+class PromptConditions(ConditionMaker, Protocol):
+    """What a `ConditionMaker` has beside where its conditions are texts."""
+
+    def of_prompts(self, prompts: Sequence[str]) -> Condition:
+        """The conditions [B] under which images of these texts are made, without what training never gave. The empty
+        one is the null condition."""
+        ...
+
+
 class BucketTrackCaches(Protocol):
     """What `TrackCaches` has beside where its images may have several shapes."""
 
@@ -130,6 +146,21 @@ class BucketTrackCaches(Protocol):
     def of_bucket(self, name: str) -> Any:
         """The track as if one of its buckets were all of it."""
         ...
+
+
+class ConditionedTrack(Protocol):
+    """What a `Track`, and its caches, have beside where its conditions are not class ids alone."""
+
+    @property
+    def condition_widths(self) -> Mapping[str, int]:
+        """The width of each part of its conditions, by name; 0 of ids."""
+        ...
+
+
+def condition_widths(track: Any) -> Mapping[str, int]:
+    """The parts of the conditions of a track, declared or built, with their widths."""
+    widths: Mapping[str, int] = getattr(track, "condition_widths", {CLASS: 0})
+    return widths
 
 
 class Track(Protocol):

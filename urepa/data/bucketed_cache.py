@@ -93,7 +93,7 @@ class BucketedCache:
             "samples": {split: len(samples) for split, samples in self.splits.items()},
             "buckets": {name: one["samples"] for name, one in prints.items()},
             "content": self.content(),
-        }
+        } | ({"text": first["text"]} if "text" in first else {})
 
     def content(self) -> dict[str, str]:
         """What the data are, as `Cache.content`: of the ids, classes and splits over all buckets; of the records one

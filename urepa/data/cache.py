@@ -65,6 +65,7 @@ class Cache:
     conditions: ConditionMaker
     images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
     class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
+    text: Store | None = None  # the records of the samples' captions, which `conditions` reads
     bucket: str = ""  # rows and columns of its images in pixels, "64x96", where the track has several buckets
 
     @property
@@ -125,6 +126,8 @@ class Cache:
         self.latents.close()
         for tokens in self.tokens.values():
             tokens.close()
+        if self.text is not None:
+            self.text.close()
 
     def fingerprint(self) -> dict[str, Any]:
         """What a run records about its data."""
@@ -137,7 +140,7 @@ class Cache:
             "samples": samples,
             **({"buckets": {self.bucket: samples}} if self.bucket else {}),
             "content": self.content(),
-        }
+        } | ({} if self.text is None else {"text": self.text.manifest})
 
     def content(self) -> dict[str, str]:
         """What the data are, wherever they lie and in whatever order they are listed: a digest of the samples' ids,
@@ -157,9 +160,17 @@ class Cache:
             held_out = [samples for split, samples in self.splits.items() if split != "train"]
             digests = self.latents.record_digests(Keys(held_out))  # type: ignore[union-attr]
             content["latents.held_out"] = Identity(*held_out).of(digests)
+        if self.text is not None:
+            content["text"] = text_content(self.text)
         if self.images is not None:
             content["images"] = identities[""].of(self.images.crc32(Keys(lists[""])))
         return content
+
+
+def text_content(text: Store) -> str:
+    """What the captions of the samples and their records are: of the list's and the records' digests."""
+    parts = (text.manifest["captions_sha256"], text.manifest["digests_sha256"])
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def token_stores(teachers: Mapping[str, Any], dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from urepa.core.conditions import CLASS, Condition, without_never_given
@@ -22,7 +23,9 @@ class ClassConditions:
         """Those of a track that withholds the class from a training sample with this probability."""
         return ClassConditions({CLASS: probability})
 
-    def of_samples(self, samples: Sequence[Sample]) -> Condition:
+    def of_samples(
+        self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
+    ) -> Condition:
         """Of the samples' classes, all given."""
         return Condition.of_classes(torch.tensor([s.class_id for s in samples]))
 

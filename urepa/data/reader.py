@@ -6,9 +6,10 @@ the global batch, so that any number of ranks and micro-batches sees the same st
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,13 +132,18 @@ class TrainingReader:
             noise = [random_draws.generator(self.seed, "noise", step, p) for p in positions]
             times = [random_draws.generator(self.seed, "t", step, p) for p in positions]
             posterior = [random_draws.generator(self.seed, "posterior", step, p) for p in positions]
+            draw = partial(self._caption_draw, step, positions)
             raw = {} if slot is None else slot.rows(micro * len(positions), len(positions), record_bytes(bucket))
             teachers = bucket.teachers(samples, raw) if asks_teacher else {}
-            batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers)
+            batch = _batch(bucket, self.objective, samples, noise, times, posterior, teachers, draw)
             withheld = draw_withheld(self.cache.conditions.dropout, torch.tensor(drop, dtype=torch.float64))
             condition = batch.condition.drop(withheld)
             batches.append(replace(batch, condition=condition, rows_R=self._rows(step, positions), slot=slot))
         return batches
+
+    def _caption_draw(self, step: int, positions: range, i: int) -> np.random.Generator:
+        """With which one of several conditions is drawn of the sample at the i-th of these positions."""
+        return random_draws.generator(self.seed, "caption", step, positions[i])
 
     def _read_ahead(self, step: int, asks_teacher: bool, slot: Slot) -> list[Batch]:
         batches = self._read(step, asks_teacher, slot)
@@ -228,6 +234,7 @@ def _batch(
     times: list[Any],
     posterior: list[Any] | None,
     teachers: dict[str, Tokens],
+    draw: Callable[[int], Any] | None = None,
 ) -> Batch:
     x0 = bucket.x0(samples, posterior)
     shape = tuple(x0.shape[1:])
@@ -236,6 +243,6 @@ def _batch(
         x0=x0,
         noise=torch.stack([random_draws.normal(shape, rng) for rng in noise]),
         t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
-        condition=bucket.conditions.of_samples(samples),
+        condition=bucket.conditions.of_samples(samples, draw),
         teachers=teachers,
     )

@@ -84,7 +84,7 @@ def refuse_idle_teacher(online_teacher: bool, has_teacher: bool) -> None:
         raise UserError("data.online_teacher has no effect with loss=none, which has no teacher; drop it")
 
 
-def tell_draws(cfg_dropout: float, flip: bool) -> str:
+def tell_draws(cfg_dropout: float, flip: bool, condition: str = "class") -> str:
     """What is drawn anew of a sample at each update, as `describe` writes it."""
     flipped = " Training images are mirrored with probability 0.5, for backbone and teacher alike." if flip else ""
-    return f"A training sample loses its class with probability {number(cfg_dropout)}.{flipped}"
+    return f"A training sample loses its {condition} with probability {number(cfg_dropout)}.{flipped}"

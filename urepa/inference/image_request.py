@@ -24,6 +24,7 @@ from urepa.core import progress
 from urepa.core.collectives import on_main
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, read_json, write_whole
+from urepa.core.hashing import digest64
 from urepa.core.png import labelled_grid, to_pixels, to_png
 from urepa.core.track_protocols import Track
 from urepa.inference.load_weights import Origin, config_of, find_origin
@@ -43,12 +44,13 @@ EVERYWHERE = [0.0, 1.0]  # the interval of times in which guidance holds, by def
 class Image:
     """One image of the request."""
 
-    class_id: int
+    class_id: int  # or the number of the prompt
     index: int
+    letter: str = "c"  # p: of a prompt
 
     @property
     def name(self) -> str:
-        return f"c{self.class_id:04d}_{self.index:05d}.png"
+        return f"{self.letter}{self.class_id:04d}_{self.index:05d}.png"
 
 
 def generate(asked: dict[str, Any]) -> None:
@@ -91,7 +93,8 @@ class ImageSet:
         self.undivided = uneven_timesteps(objective, asked["steps"])
         self.request = self._request()
         self.folder = self._default_folder() if asked["out"] is None else Path(asked["out"])
-        images = [Image(c, i) for c in asked["classes"] for i in range(asked["n"])]
+        self.letter = "c" if asked["prompts"] is None else "p"
+        images = [Image(c, i, self.letter) for c in asked["classes"] for i in range(asked["n"])]
         size = asked["batch_size"]
         self.batches = [images[start : start + size] for start in range(0, len(images), size)]
         self.new = 0
@@ -99,7 +102,15 @@ class ImageSet:
 
     def _request(self) -> dict[str, Any]:
         """All that the images depend on, but for rounding."""
-        keys = ("classes", "n", "sampler", "steps", "guidance", "seed", "precision")
+        keys = (
+            "classes" if self.asked["prompts"] is None else "prompts",
+            "n",
+            "sampler",
+            "steps",
+            "guidance",
+            "seed",
+            "precision",
+        )
         config = self.origin.config
         track: Track = declaration_of(config["data"])
         parts = {"base": config["backbone"].get("weights"), "vae": track.vae}
@@ -120,7 +131,9 @@ class ImageSet:
         name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
         name += [] if asked["bucket"] is None else [f"bucket={asked['bucket']}"]
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
-        if len(asked["classes"]) < self.origin.config["data"]["num_classes"]:
+        if asked["prompts"] is not None:
+            name.append(f"prompts={digest64(*asked['prompts']):016x}")
+        elif len(asked["classes"]) < self.origin.config["data"]["num_classes"]:
             name.append("classes=" + "+".join(map(str, asked["classes"])))
         return parent / folder_name(name)
 
@@ -187,7 +200,10 @@ class ImageSet:
         how["interval"] = tuple(self.asked["guidance_interval"])
         images = [(image.class_id, image.index) for image in batch]
         backbone, shape = opened.model.backbone, opened.track_of(self.asked["bucket"]).latent_shape
-        condition = opened.condition([image.class_id for image in batch])
+        numbers, prompts = [image.class_id for image in batch], self.asked["prompts"]
+        condition = (
+            opened.condition(numbers) if prompts is None else opened.prompt_condition([prompts[i] for i in numbers])
+        )
         return sample_images(backbone, opened.objective, images, shape, condition, **how)
 
     def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:
@@ -209,12 +225,12 @@ class ImageSet:
             for variant in self.variants:
                 label = self._label(class_id)
                 label += f" · {titles.get(variant, variant)}" if len(self.variants) > 1 else ""
-                files = [self.folder / variant / Image(class_id, i).name for i in columns]
+                files = [self.folder / variant / Image(class_id, i, self.letter).name for i in columns]
                 rows.append((label, [Picture.open(file).convert("RGB") for file in files]))
         write_whole(self.folder / "grid.png", labelled_grid(rows))
 
     def _label(self, class_id: int) -> str:
-        """The class's id, and its name where there is one."""
+        """The class's id, and its name where there is one; a prompt's number, and the prompt."""
         names = self.asked["class_names"]
         return f"{class_id} {names[class_id]}" if class_id < len(names) else f"class {class_id}"
 

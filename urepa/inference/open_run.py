@@ -36,7 +36,7 @@ from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.provenance import bucket_names
 
 # where things lie now, for a run that was trained elsewhere
-PLACES = ("data.root", "data.vae", "backbone.weights")
+PLACES = ("data.root", "data.vae", "data.text_encoder.model", "backbone.weights")
 
 
 @dataclass(repr=False)
@@ -52,6 +52,7 @@ class OpenedRun:
     device: torch.device
     made_latents: dict[str, Any] = field(default_factory=dict)  # the manifest of a finished run's latents
     buckets: Sequence[str] = ("",)  # names of those that its data have; one empty name where all have one shape
+    made_text: dict[str, Any] | None = None  # as `made_latents`, of its captions' records
 
     def __post_init__(self) -> None:
         self._trained = trainable(self.model)
@@ -77,6 +78,17 @@ class OpenedRun:
     def condition(self, class_ids: Sequence[int]) -> Condition:
         """Of these classes, on the device; the null condition where no sample ever had a class in training."""
         return self.track.conditions.of_classes(class_ids).to(self.device)
+
+    def prompt_condition(self, prompts: Sequence[str]) -> Condition:
+        """Of these texts, on the device; an empty one is the null condition. UserError where the run's conditions are
+        no texts."""
+        conditions = self.track.conditions
+        if not hasattr(conditions, "of_prompts"):
+            raise UserError("this run's conditions are classes, not texts: give classes")
+        if self.made_text is not None:
+            conditions = conditions.made_by(self.made_text)
+        condition: Condition = conditions.of_prompts(prompts)
+        return condition.to(self.device)
 
     def features(
         self, images: Tensor, t: float | Tensor | None = None, tap: str | None = None, noise: Tensor | None = None
@@ -176,7 +188,8 @@ def open_base(run: Path, device: torch.device, places: dict[str, str] | None = N
     recorded = (read_summary(run) or {}).get("data") or {}
     made_latents = recorded.get("latents") or {}
     buckets = bucket_names(run, declaration_of(config["data"]).bucket_names)
-    return OpenedRun(run, 0, config, model, objective, track, device, made_latents, buckets)
+    known: dict[str, Any] = {"made_latents": made_latents, "buckets": buckets, "made_text": recorded.get("text")}
+    return OpenedRun(run, 0, config, model, objective, track, device, **known)
 
 
 def load(run: str | Path, device: str | torch.device | None = None, places: dict[str, str] | None = None) -> OpenedRun:
@@ -201,8 +214,8 @@ def load(run: str | Path, device: str | torch.device | None = None, places: dict
 
 def given_places(asked: dict[str, Any]) -> dict[str, str]:
     """The places that a door was given."""
-    given = {key: asked[key.split(".")[0]][key.split(".")[1]] for key in PLACES}
-    return {key: place for key, place in given.items() if place is not None}
+    given = flatten({group: asked[group] for group in ("data", "backbone")})
+    return {key: given[key] for key in PLACES if given.get(key) is not None}
 
 
 def relocate(config: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:

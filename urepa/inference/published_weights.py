@@ -41,6 +41,12 @@ OF_DATA = (
     "data.scale",
     "data.num_classes",
     "data.class_names",
+    "data.captions",
+    "data.text_encoder",
+    "data.text_encoder.model",
+    "data.text_encoder.width",
+    "data.text_encoder.layer",
+    "data.text_encoder.length",
 )
 # diffusers leaves out of scheduler_config.json what has its default
 SCHEDULER: dict[str, Any] = {

@@ -42,12 +42,32 @@ with torch.no_grad():
         x = scheduler.step(unet(x, t, rows[:1]).sample, t, x).prev_sample
 """
 
+BY_TEXT = """\
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 
-def diffusers_card(facts: CardFacts, base: str | None) -> str:
+folder = "."  # this one
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+null = load_file(f"{{folder}}/embedding.safetensors")
+# of a caption instead: the tokens [1, L, D], mask [1, L] and vector [1, P] of `data.text_encoder` in the config below
+tokens, mask, vector = null["null_D"][None, None], torch.ones(1, 1, dtype=torch.bool), null["null_P"][None]
+x = torch.randn(1, {shape})
+scheduler.set_timesteps({steps})
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        out = unet(x, t, tokens, class_labels=vector, encoder_attention_mask=mask).sample
+        x = scheduler.step(out, t, x).prev_sample
+"""
+
+
+def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CLASS) -> str:
     """Code that loads a U-Net's export and makes an image, as Markdown.
 
     Args:
         base: the weights that training began with; None: random ones.
+        by_condition: the code for a U-Net whose conditions were trained with it.
     """
     name = json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
     if LORA in facts.files:
@@ -57,4 +77,4 @@ def diffusers_card(facts: CardFacts, base: str | None) -> str:
     timesteps = facts.timesteps
     assert timesteps is not None, "there is no export of a U-Net on a flow"
     steps = max(n for n in range(1, min(50, timesteps) + 1) if timesteps % n == 0)
-    return code_block(BY_CLASS.format(shape=", ".join(map(str, facts.latent_shape)), steps=steps), "python")
+    return code_block(by_condition.format(shape=", ".join(map(str, facts.latent_shape)), steps=steps), "python")

@@ -33,8 +33,10 @@ class DrawnBackbone:
     def write_stand_ins(self, folder: Path, num_classes: int) -> dict[str, Any]:
         return {}
 
-    def build_without_weights(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> Any:
-        return self.build(latent_shape=latent_shape, num_classes=num_classes)
+    def build_without_weights(
+        self, *, latent_shape: tuple[int, int, int], num_classes: int, **of_condition: Any
+    ) -> Any:
+        return self.build(latent_shape=latent_shape, num_classes=num_classes, **of_condition)
 
     def model_card(self, facts: CardFacts) -> str:
         return "`urepa.load` opens the run that these weights are of; its config is below."

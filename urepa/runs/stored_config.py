@@ -24,7 +24,7 @@ from urepa.runs.upgrades import upgrade
 LARGEST_FILE = 2**20  # bytes; a run's config has some 5,000
 DEEPEST = 20  # levels of mappings and lists; a run's config has 5
 PLAIN = (str, int, float, bool, type(None))
-BELOW = ("teacher", "images", "encoder", "schedule")  # kinds of the parts that parts hold
+BELOW = ("teacher", "images", "encoder", "schedule", "text_encoder")  # kinds of the parts that parts hold
 
 
 def read_config(file: Path) -> dict[str, Any]:

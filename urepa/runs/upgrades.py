@@ -148,11 +148,12 @@ SHAPES = ("urepa.method.schedules.constant.Constant", "urepa.method.schedules.co
 
 
 def _to_6(config: dict[str, Any]) -> None:
-    """Images of a small track were squares alone. The step from which on λ is 0 was a key of the loss, and a decay of λ
-    lasted to the run's end."""
+    """Images of a small track were squares alone, and had classes and no captions. The step from which on λ is 0 was a
+    key of the loss, and a decay of λ lasted to the run's end."""
     for part in _parts(config):
         if part["_target_"] == "urepa.data.tracks.pixel_track.PixelTrack":
-            part.setdefault("buckets", None)
+            for key in ("buckets", "captions", "text_encoder"):
+                part.setdefault(key, None)
     loss, schedule = config.get("loss"), config.get("schedule")
     stop = loss.pop("stop_step", None) if isinstance(loss, dict) else None
     if not isinstance(schedule, dict):

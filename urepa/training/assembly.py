@@ -19,10 +19,12 @@ from urepa.core.backbone_protocols import Backbone, LoRA
 from urepa.core.declared_keys import TAP
 from urepa.core.errors import UserError, in_bucket
 from urepa.core.nested_dicts import flatten
+from urepa.core.part_names import CLASS
 from urepa.core.protocols import Loss, Schedule
 from urepa.core.random_draws import torch_seed
 from urepa.core.run_protocols import Optimizer
 from urepa.core.teacher_names import ALONE
+from urepa.core.track_protocols import condition_widths
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.buckets import bucket_folder, run_in_buckets
 from urepa.evaluation.context import Context, Evaluated
@@ -70,14 +72,21 @@ def build_loss(config: dict[str, Any]) -> Any:
 
 def build_backbone(config: dict[str, Any], track: Any) -> Any:
     """A config's backbone (`urepa.core.backbone_protocols.BackboneNetwork`) with its base weights."""
-    return build_part(config["backbone"], latent_shape=track.latent_shape, num_classes=track.num_classes)
+    return build_part(config["backbone"], **_known_to_backbones(track))
 
 
 def build_backbone_without_weights(config: dict[str, Any], track: Any) -> Any:
     """The same at random weights: no weights are read."""
     declared: Backbone = declaration_of(config["backbone"])
     with build_errors(config["backbone"]):
-        return declared.build_without_weights(latent_shape=track.latent_shape, num_classes=track.num_classes)
+        return declared.build_without_weights(**_known_to_backbones(track))
+
+
+def _known_to_backbones(track: Any) -> dict[str, Any]:
+    """What a backbone is built with; the widths of a condition's parts where it is not a class id."""
+    known = {"latent_shape": track.latent_shape, "num_classes": track.num_classes}
+    widths = condition_widths(track)
+    return known if tuple(widths) == (CLASS,) else known | {"widths": dict(widths)}
 
 
 BuildBackbone = Callable[[dict[str, Any], Any], Any]  # from a config and its track

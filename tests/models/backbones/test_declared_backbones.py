@@ -19,8 +19,10 @@ from urepa.config.declared import declaration_of
 from urepa.config.own_package import _members
 from urepa.config.parts import KINDS, PACKAGES, networks
 from urepa.core.backbone_protocols import Backbone, BackboneNetwork, WeightsKind
+from urepa.core.conditions import Condition, Part
 from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
+from urepa.core.part_names import POOLED, TEXT
 from urepa.core.types import no_rows
 from urepa.models.backbones import sd15_net
 from urepa.training.assembly import load_modules
@@ -47,19 +49,44 @@ class Case:
     base: str | None = None
     hub: dict[str, list[str]] = field(default_factory=dict)  # for weights of `named`
     named: str = "owner/name"
+    widths: dict[str, int] | None = None  # of the parts of its condition; None: a class id
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What it is built with."""
+        return {"latent_shape": LATENT, "num_classes": CLASSES} | ({"widths": self.widths} if self.widths else {})
+
+    @property
+    def condition(self) -> Condition:
+        """Of two samples, one of them withheld."""
+        if self.widths is None:
+            return of_ids(torch.tensor([0, CLASSES]), CLASSES)
+        tokens = Part.of(torch.randn(2, 3, self.widths[TEXT]), torch.ones(2, 3, dtype=torch.bool))
+        whole = Condition({TEXT: tokens, POOLED: Part.of(torch.randn(2, self.widths[POOLED]))})
+        return whole.drop({TEXT: torch.tensor([False, True])})
 
 
+SMALL_UNET = {
+    "block_out_channels": [32, 64],
+    "attention": [False, True],
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+    "head_dim": 32,
+}
 UNET_TAPS = ("enc_last", "mid", "dec_first")
 WHOLE = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
 CASES = {
+    "text_unet": Case(
+        SMALL_UNET,
+        UNET_TAPS,
+        "U-Net",
+        WeightsKind.unet,
+        "class_labels=vector, encoder_attention_mask=mask",
+        WHOLE | {"embedding.safetensors"},
+        widths={TEXT: 24, POOLED: 20},
+    ),
     "tiny_unet": Case(
-        {
-            "block_out_channels": [32, 64],
-            "attention": [False, True],
-            "layers_per_block": 1,
-            "cross_attention_dim": 16,
-            "head_dim": 32,
-        },
+        SMALL_UNET,
         UNET_TAPS,
         "U-Net",
         WeightsKind.unet,
@@ -118,7 +145,7 @@ def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None
     declared.check_files()
     assert declared.hub_files() == {}
     torch.manual_seed(0)
-    network = declared.build(latent_shape=LATENT, num_classes=CLASSES)
+    network = declared.build(**expected.known)
     assert not {name for name in _members(BackboneNetwork) if not hasattr(network, name)}
     assert declared.is_diffusers_unet == hasattr(network, "unet")
     for tap in expected.taps:
@@ -129,11 +156,11 @@ def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None
         with pytest.raises(UserError, match="^this backbone has no tap 'midd'; it has "):
             ask("midd")
     torch.manual_seed(0)
-    again = declared.build_without_weights(latent_shape=LATENT, num_classes=CLASSES)
+    again = declared.build_without_weights(**expected.known)
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), network.parameters(), strict=True))
     with torch.device("meta"):
-        meta = declared.build_without_weights(latent_shape=LATENT, num_classes=CLASSES)
+        meta = declared.build_without_weights(**expected.known)
     assert all(p.is_meta for p in meta.parameters())
 
 
@@ -141,8 +168,8 @@ def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None
 def test_the_network_is_what_the_protocol_says(case: tuple[Case, Any, Path]) -> None:
     expected, declared, _ = case
     torch.manual_seed(0)
-    network = declared.build(latent_shape=LATENT, num_classes=CLASSES)
-    inputs = (torch.randn(2, *LATENT), torch.tensor([0.25, 0.5]), of_ids(torch.tensor([0, CLASSES]), CLASSES))
+    network = declared.build(**expected.known)
+    inputs = (torch.randn(2, *LATENT), torch.tensor([0.25, 0.5]), expected.condition)
     denoised = network(*inputs, taps=expected.taps)
     assert denoised.prediction_RCHW.shape == (2, *LATENT)
     for tap in expected.taps:
@@ -164,7 +191,7 @@ def test_the_network_is_what_the_protocol_says(case: tuple[Case, Any, Path]) -> 
 @every
 def test_its_exports_are_what_it_finds(case: tuple[Case, Any, Path]) -> None:
     expected, declared, folder = case
-    network = declared.build(latent_shape=LATENT, num_classes=CLASSES)
+    network = declared.build(**expected.known)
     (folder / "out").mkdir()
     network.export(folder / "out")
     files = {str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*") if p.is_file()}

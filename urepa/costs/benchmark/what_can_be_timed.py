@@ -8,7 +8,9 @@ from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import Backbone
 from urepa.core.descriptions import format_value
 from urepa.core.errors import UserError
+from urepa.core.part_names import CLASS
 from urepa.core.teacher_names import ALONE
+from urepa.core.track_protocols import condition_widths
 
 
 def check_bench(config: dict[str, Any]) -> None:
@@ -19,6 +21,8 @@ def check_bench(config: dict[str, Any]) -> None:
             "bench times a step over records: leave data.online_latents and data.online_teacher out; what they add "
             "is counted by `python -m urepa.plan`, and bench.against=online times a teacher that is asked"
         )
+    if tuple(condition_widths(track)) != (CLASS,):
+        raise UserError("bench times steps under class ids, and this experiment has captions; leave data.captions out")
     if settings["against"] == "online" and not declaration_of(config["loss"]).taps:
         raise UserError(
             "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"

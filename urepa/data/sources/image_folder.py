@@ -152,8 +152,9 @@ class LeftOut:
     empty: list[str] = field(default_factory=list)  # class folders without an image
     loose: int = 0  # images beside the class folders
 
-    def look_into(self, folder: Path, suffixes: frozenset[str]) -> None:
-        """Counts what is left out of a class folder. Hidden entries are not meant to be seen."""
+    def look_into(self, folder: Path, suffixes: frozenset[str], beside: frozenset[str] = frozenset()) -> None:
+        """Counts what is left out of a class folder, but for files with the suffixes `beside`. Hidden entries are not
+        meant to be seen."""
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -161,7 +162,7 @@ class LeftOut:
                 kind, suffix = kind_of(entry), suffix_of(entry.name)
                 if kind != EntryKind.file:
                     self.kinds[kind] += 1
-                elif suffix not in suffixes:
+                elif suffix not in suffixes | beside:
                     self.formats[suffix] += 1
 
     def __bool__(self) -> bool:
@@ -199,9 +200,9 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(every[:SHOWN]) + (", ..." if len(every) > SHOWN else "")
 
 
-def count_left_out(root: Path, suffixes: frozenset[str]) -> LeftOut:
-    """Counts the files that are not read, in the class folders of all splits or beside them. UserError as
-    `class_places`."""
+def count_left_out(root: Path, suffixes: frozenset[str], beside: frozenset[str] = frozenset()) -> LeftOut:
+    """Counts the files that are not read, in the class folders of all splits or beside them; `beside` are suffixes of
+    those that are read beside the images. UserError as `class_places`."""
     classes, places = class_places(root, suffixes)
     found = LeftOut()
     for place in places.values():
@@ -211,5 +212,5 @@ def count_left_out(root: Path, suffixes: frozenset[str]) -> LeftOut:
                 if folder.name.startswith("."):
                     continue
                 found.empty.append(str(folder.relative_to(root)))
-            found.look_into(folder, suffixes)
+            found.look_into(folder, suffixes, beside)
     return found

@@ -29,10 +29,11 @@ class Listing:
             self._count += 1
             yield row
 
-    def print_left_out(self, unused: int, asked: str) -> None:
+    def print_left_out(self, unused: int, asked: str, beside: frozenset[str] = frozenset()) -> None:
         """One line of what lies there and is not read, by reason, with `unused` held-out images that are more than
-        `asked` for (KEY=N); nothing where nothing is left out."""
-        others = str(count_left_out(Path(self.images), self.suffixes)) if self.source == "folder" else ""
+        `asked` for (KEY=N); nothing where nothing is left out. Files with the suffixes `beside` are read for captions.
+        """
+        others = str(count_left_out(Path(self.images), self.suffixes, beside)) if self.source == "folder" else ""
         more = f"{unused} held-out image{'s' * (unused != 1)} ({asked} are taken)" if unused else ""
         if others or more:
             print(f"left out: {', '.join(filter(None, (others, more)))}")

@@ -55,6 +55,7 @@ class Output:
     folder: Path
     facts: dict[str, Any]
     mirrored: bool = False
+    unit: str = "image"  # what a record is of
 
     def holds(self, sample: Sample) -> bool:
         """Validation and test images are never mirrored."""
@@ -90,7 +91,7 @@ def encode_part(
     with (
         StoreWriter(output.folder, output.facts["dtype"], part) as writer,
         ThreadPoolExecutor(1) as pool,
-        progress.bar(total=sum(map(output.holds, samples)), desc=output.folder.name, unit="image") as bar,
+        progress.bar(total=sum(map(output.holds, samples)), desc=output.folder.name, unit=output.unit) as bar,
     ):
 
         def todo(batch: Sequence[Sample]) -> list[Sample]:

@@ -49,6 +49,9 @@ def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
                 "prompts", track.num_classes + 1, track.prompt_bytes, (track.num_classes + 1) * track.prompt_bytes
             )
         )
+    if (text := getattr(track, "text", None)) is not None:
+        records, length = text.expected_records()
+        sizes.append(CacheSize("text", records, length, lmdb_bytes(records, length)))
     return sizes
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core.files import missing_folders, read_json, remove_new
+from urepa.core.track_protocols import ConditionMaker
 from urepa.data.cache import (
     SPLITS,
     Cache,
@@ -33,7 +34,6 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
-from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.paths import is_finished, remake_pixels_text, tokens_name
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.online_encoders import OnlineTokens
@@ -107,8 +107,8 @@ class PixelBucket:
         known = teacher.manifest()
         return self.folder / tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
 
-    def open(self, teacher: Any | None, class_names: Sequence[str]) -> Cache:
-        """The caches, which are there. `teacher` None: no tokens."""
+    def open(self, teacher: Any | None, class_names: Sequence[str], conditions: ConditionMaker) -> Cache:
+        """The caches, which are there, with the track's conditions. `teacher` None: no tokens."""
         folders, teachers, s = self.tokens_folders(teacher), self.teachers(teacher), self.settings
         splits = self.splits()
         latents = self._store(self.latents, self._manifest(), splits)
@@ -123,7 +123,7 @@ class PixelBucket:
             tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         known: dict[str, Any] = {"class_names": class_names, "bucket": self.name}
-        conditions = ClassConditions.withheld_with(s.cfg_dropout)
+        known["text"] = getattr(conditions, "records", None)
         return Cache(splits, latents, tokens, grids, s.num_classes, conditions, **known)
 
     def has_caches(self, teacher: Any | None) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.files import lock_folder, missing_folders, remove_new, write_whole
+from urepa.core.track_protocols import ConditionMaker
 from urepa.data.bucketed_cache import Caches, caches_of
 from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.classes import names_at, read_names, write_names
@@ -30,6 +31,7 @@ from urepa.data.sources.source_identity import Listing
 from urepa.data.stages.verify import verify
 from urepa.data.stores.sealing import add_digests
 from urepa.data.tracks.pixel_bucket_caches import PixelBucket
+from urepa.data.tracks.pixel_caption_caches import PixelCaptions
 from urepa.data.tracks.pixel_sizes import AUTO, BUCKETS, Size, nearest
 
 if TYPE_CHECKING:
@@ -52,7 +54,11 @@ class PixelTrackCaches:
         self.source, self.images = str(settings.source), settings.images
         self.held_out = settings.held_out
         self.image_size, self.num_classes = settings.image_size, settings.num_classes
-        self.conditions = ClassConditions.withheld_with(settings.cfg_dropout)
+        self.text = None if settings.text_encoder is None else PixelCaptions(settings)
+        self.conditions: ConditionMaker = (
+            ClassConditions.withheld_with(settings.cfg_dropout) if self.text is None else self.text.conditions
+        )
+        self.condition_widths = settings.condition_widths
         self.max_skipped, self.flip, self.online_teacher = settings.max_skipped, settings.flip, settings.online_teacher
         self.build_on_first_use = settings.build_on_first_use
         self.all_buckets = [PixelBucket(settings, name, size) for name, size in settings.sizes.items()]
@@ -83,7 +89,8 @@ class PixelTrackCaches:
 
     def store_folders(self, teacher: Any | None) -> list[Path]:
         """The folders of what is cached."""
-        return [path for bucket in self.buckets for path in bucket.store_folders(teacher)]
+        of_text = [] if self.text is None else [self.text.folder]
+        return [path for bucket in self.buckets for path in bucket.store_folders(teacher)] + of_text
 
     def open(self, teacher: Any | None) -> Caches:
         """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""
@@ -93,16 +100,24 @@ class PixelTrackCaches:
         if missing:
             self.build(teacher)
         names = read_names(self.folder, self.num_classes)
-        return caches_of([bucket.open(teacher, names) for bucket in self.buckets])
+        conditions = self.conditions if self.text is None else self.text.open(self._listed())
+        return caches_of([bucket.open(teacher, names, conditions) for bucket in self.buckets])
+
+    def _listed(self) -> Samples:
+        return Samples.concatenate(bucket.listed() for bucket in self.buckets)
 
     def has_caches(self, teacher: Any | None) -> bool:
         """Is everything cached that training reads? A teacher that is asked online has no tokens to compare."""
         online = teacher is not None and self.online_teacher
-        return not online and all(bucket.has_caches(teacher) for bucket in self.buckets)
+        has_text = self.text is None or is_finished(self.text.folder)
+        return not online and has_text and all(bucket.has_caches(teacher) for bucket in self.buckets)
 
     def source_changes(self) -> str | None:
         """In what the images are not those that the caches were made from; None where they are, or nobody can say."""
-        return source_changes.changes(self.source, self.images, self.folder) if self._are_finished() else None
+        if not self._are_finished():
+            return None
+        changed = source_changes.changes(self.source, self.images, self.folder)
+        return changed if changed is not None or self.text is None else self.text.changes()
 
     def _are_finished(self) -> bool:
         return all(is_finished(bucket.latents) for bucket in self.buckets)
@@ -141,6 +156,8 @@ class PixelTrackCaches:
             for store in self.store_folders(teacher):
                 add_digests(store)
         cache = self.open(teacher)
+        if self.text is not None and stage == "verify":
+            self.text.verify(cache.buckets[0].text)
         for bucket in cache.buckets:
             counts = ", ".join(f"{len(samples)} {split}" for split, samples in bucket.splits.items())
             print(f"{self.folder / bucket.bucket}: {counts}")
@@ -154,10 +171,14 @@ class PixelTrackCaches:
 
     def _build(self, teacher: Any | None) -> None:
         source_changes.refuse_changes(self)
+        captions = None if self.text is None else self.text.read_missing()
         if self._are_finished():
             self._complete_latents()
         else:
             self._list_and_build_latents()
+        if self.text is not None:
+            self.text.write(captions, self._listed())
+            self.text.build(self._listed())
         for bucket in self.buckets:
             bucket.build_others(teacher)
 
@@ -167,6 +188,8 @@ class PixelTrackCaches:
         if source_changes.record(self.source, self.images, self.folder):
             for bucket in self.all_buckets:
                 shutil.rmtree(bucket.latents, ignore_errors=True)
+            if self.text is not None:
+                self.text.remove()
         (self.folder / unreadable.FILE).unlink(missing_ok=True)
         listing = Listing(self.source, self.images, {})
         rows = list(listing)
@@ -180,7 +203,8 @@ class PixelTrackCaches:
             total = sum(map(len, splits.values()))
             if not skipped:
                 unused = sum(row.split == "test" for row in rows) - len(splits["test"])
-                listing.print_left_out(max(0, unused), f"data.test_images={self.held_out['test']}")
+                asked = f"data.test_images={self.held_out['test']}"
+                listing.print_left_out(max(0, unused), asked, frozenset() if self.text is None else self.text.suffixes)
             found = self._read_sizes(splits, sizes)
             if not found:
                 lists = self._lists_by_bucket(splits, sizes)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.comparability import NOTHING
-from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TINY, setting
+from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TINY, part, setting
 from urepa.core.descriptions import join_with_and, number, shape
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target, read_json
+from urepa.core.part_names import CLASS, POOLED, TEXT
 from urepa.core.protocols import OneTeacher
 from urepa.data.lists.classes import count_classes, pixel_folder
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text, tokens_name
@@ -41,6 +43,11 @@ if TYPE_CHECKING:
     from urepa.data.tracks.pixel_caches import PixelTrackCaches
 
 
+class CaptionSource(Enum):
+    files = "files"
+    classes = "classes"
+
+
 @dataclass
 class PixelTrack(TrackDefaults):
     """Small images with their caches, made in one go: no VAE."""
@@ -66,7 +73,9 @@ class PixelTrack(TrackDefaults):
     num_classes: int = setting(
         "number of classes; data=folder counts the class folders where none is given", ge=1, le=SIZE
     )
-    cfg_dropout: float = setting("probability that a training sample loses its class", ge=0, le=1, alters=NOTHING)
+    cfg_dropout: float = setting(
+        "probability that a training sample loses its class, or its caption", ge=0, le=1, alters=NOTHING
+    )
     build_on_first_use: bool = setting("make the caches when a run first needs them")
     flip: bool = setting(
         "train on mirror images as often; the caches then hold both", False, alters=NOTHING, unpairs=True
@@ -78,6 +87,13 @@ class PixelTrack(TrackDefaults):
         None,
         unpairs=True,
     )
+    captions: CaptionSource | None = setting(
+        "conditions are captions, of source=folder: those in files beside the images, or `a photo of a NAME` of the "
+        "classes; null: conditions are class ids",
+        None,
+        unpairs=True,
+    )
+    text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: there are none", None)
     max_skipped: float = setting(
         "the share of images that may be unreadable; 0: none may", 0.0, ge=0, le=1, alters=NOTHING, unpairs=True
     )
@@ -129,7 +145,14 @@ class PixelTrack(TrackDefaults):
         """How many validation and test images there are to be."""
         return {"val": self.validation_images, "test": self.test_images}
 
+    @property
+    def condition_widths(self) -> dict[str, int]:
+        if self.text_encoder is None:
+            return {CLASS: 0}
+        return {TEXT: self.text_encoder.width, POOLED: self.text_encoder.pooled_width}
+
     def check(self) -> None:
+        self._check_captions()
         if self.buckets is None:
             check_pixels(str(self.source), self.image_size, self.unshuffle, self.flip)
             return
@@ -138,6 +161,20 @@ class PixelTrack(TrackDefaults):
             raise UserError(
                 f"data.buckets needs data.source=folder; data.source={self.source} has images of one shape, so drop it"
             )
+
+    def _check_captions(self) -> None:
+        if self.captions is None and self.text_encoder is not None:
+            raise UserError("data.text_encoder has no effect without data.captions=files (or classes); give that too")
+        if self.captions is None:
+            return
+        if self.text_encoder is None:
+            raise UserError(
+                f"data.captions={self.captions} needs a text encoder; give data=captions, or "
+                "+text_encoder@data.text_encoder=minilm"
+            )
+        if self.source != "folder":
+            raise UserError(f"data.captions needs data.source=folder; drop it with data.source={self.source}")
+        self.text_encoder.check()
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
         refuse_idle_teacher(self.online_teacher, has_teacher)
@@ -150,7 +187,15 @@ class PixelTrack(TrackDefaults):
                 f"trainer.validation_group={images} or fewer"
             )
 
+    @property
+    def text_folder(self) -> Path:
+        """Where the records of the captions lie."""
+        ending = "" if str(self.captions) == "files" else f"_{self.captions}"
+        return self.folder / f"text_{self.text_encoder.stored_as()}{ending}"
+
     def check_inputs(self, batch_size: int) -> None:
+        if self.text_encoder is not None and not is_finished(self.text_folder):
+            self.text_encoder.check_files()
         if not self.has_latents():
             if not self.build_on_first_use:
                 raise no_cache_error(self.folder / "latents", remake_pixels_text(self.name))
@@ -161,6 +206,8 @@ class PixelTrack(TrackDefaults):
             check_buckets({name: counts["train"] for name, counts in known.items()}, batch_size)
 
     def check_makeable(self) -> None:
+        if self.text_encoder is not None:
+            self.text_encoder.check_files()
         if not self.has_latents():
             self._check_images()
 
@@ -222,13 +269,24 @@ class PixelTrack(TrackDefaults):
         size, f = self.image_size, self.unshuffle
         cut = "is" if f == 1 else f"is pixel-unshuffled by {f} to"
         if self.buckets is not None:
-            return f"{self._describe_buckets(images, cut)} {tell_draws(self.cfg_dropout, self.flip)}"
+            return f"{self._describe_buckets(images, cut)} {self._describe_draws()}"
         return (
             f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes, each split "
             f"class-balanced. The central square at {size}×{size} pixels with {self.channels} channel(s) {cut} "
             f"x0 of {shape(self.latent_shape)} in [−{number(self.scale)}, {number(self.scale)}]. "
-            f"{tell_draws(self.cfg_dropout, self.flip)}"
+            f"{self._describe_draws()}"
         )
+
+    def _describe_draws(self) -> str:
+        """What is drawn of a sample, and of its caption how it is encoded."""
+        if self.text_encoder is None:
+            return tell_draws(self.cfg_dropout, self.flip)
+        made = (
+            "A caption is `a photo of a NAME`, of its class"
+            if str(self.captions) == "classes"
+            else ("Each update draws one of an image's captions; validation takes the first")
+        )
+        return f"{made}. {self.text_encoder.description()} {tell_draws(self.cfg_dropout, self.flip, 'caption')}"
 
     def _describe_buckets(self, images: str, cut: str) -> str:
         """What `description` says of images of several shapes, or of one that was asked for by its sides."""

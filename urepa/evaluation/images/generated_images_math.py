@@ -22,6 +22,7 @@ from urepa.core import progress, random_draws
 from urepa.core.errors import UserError
 from urepa.core.files import clear_leftovers, write_whole
 from urepa.evaluation.context import Context
+from urepa.evaluation.image_conditions import condition_of_images
 from urepa.evaluation.images.generated_images import GeneratedImages
 from urepa.method.ddpm_sampling import check_steps, choose_sampler, sample_images, uneven_timesteps
 from urepa.method.objectives.flow_math import FlowMath
@@ -90,7 +91,7 @@ def _make_batches(asked: GeneratedImages, context: Context) -> list[Path]:
 
 
 def _sample(asked: GeneratedImages, context: Context, batch: list[tuple[int, int]]) -> Tensor:
-    condition = context.cache.condition([class_id for class_id, _ in batch]).to(context.device)
+    condition = condition_of_images(context.cache, batch).to(context.device)
     how: dict[str, Any] = {"sampler": asked.sampler_name(), "steps": asked.steps, "guidance": asked.guidance}
     x0 = sample_images(
         context.model.backbone,

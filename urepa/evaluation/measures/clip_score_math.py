@@ -25,6 +25,11 @@ from urepa.models.teachers.vit_net import OPENAI
 def score_prompts(asked: ClipScore, context: Context) -> dict[str, float]:
     """The mean CLIP score of the images, each with the prompt of its class."""
     asked.check_images(cache_counts(context.cache))
+    if hasattr(context.cache.conditions, "of_prompts"):
+        raise UserError(
+            "the CLIP score compares images with prompts of their classes, and this run was trained on captions; leave "
+            "this evaluation out"
+        )
     names = class_names(asked.class_names)
     clip, tokenizer = _load(asked.model)
     clip = clip.to(context.device)

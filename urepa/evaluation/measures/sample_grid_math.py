@@ -1,10 +1,11 @@
-"""Class-conditional samples: a grid to look at, and what a k-NN on real images calls them.
+"""Conditional samples: a grid to look at, and what a k-NN on real images calls them.
 
 Shapes: B samples, CHW latent.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from urepa.core import random_draws
 from urepa.core.files import write_whole
 from urepa.core.png import grid_png, labelled_grid, to_pixels
 from urepa.evaluation.context import Context
+from urepa.evaluation.image_conditions import condition_of_images
 from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.images.generated_images_math import decode_rgb
 from urepa.evaluation.measures.sample_grid import SampleGrid
@@ -26,12 +28,16 @@ CHUNK = 100
 
 def samples_of(context: Context, class_ids: list[int], steps: int, guidance: float) -> Tensor:
     """By the objective's usual sampler, from addressed noise: [B,C,H,W] on the CPU."""
-    out = []
+    out, numbers = [], Counter[int]()
+    images = []
+    for class_id in class_ids:
+        images.append((class_id, numbers[class_id]))
+        numbers[class_id] += 1
     for start in range(0, len(class_ids), CHUNK):
-        part = class_ids[start : start + CHUNK]
+        part = images[start : start + CHUNK]
         rngs = [random_draws.generator(context.seed, "sample", 0, start + i) for i in range(len(part))]
         noise = torch.stack([random_draws.normal(context.track.latent_shape, rng) for rng in rngs]).to(context.device)
-        condition = context.cache.condition(part).to(context.device)
+        condition = condition_of_images(context.cache, part).to(context.device)
         x0 = sample_by(context.model.backbone, context.objective, noise, condition, rngs, None, steps, guidance)
         out.append(x0.cpu())
     return torch.cat(out)

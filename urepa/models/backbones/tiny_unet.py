@@ -16,7 +16,7 @@ from urepa.models.diffusers_cards import diffusers_card
 from urepa.models.drawn_backbone import DrawnBackbone
 
 if TYPE_CHECKING:
-    from urepa.models.backbones.unet_net import UNet
+    from urepa.models.backbones.unet_net import StagedUNet
 
 
 @dataclass
@@ -34,6 +34,7 @@ class TinyUNet(DrawnBackbone):
     family: ClassVar[str] = "tiny_unet"
     noun: ClassVar[str] = "U-Net"
     is_diffusers_unet: ClassVar[bool] = True
+    conditioned_on: ClassVar[str] = "class"
 
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         check_unet(self.block_out_channels, self.attention, latent_shape)
@@ -60,7 +61,9 @@ class TinyUNet(DrawnBackbone):
             )
         return FoundWeights(WeightsKind.unet, (rows, *unet_files(path, "no unet/config.json")))
 
-    def build(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> UNet:
+    def build(
+        self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
+    ) -> StagedUNet:
         from urepa.models.backbones.unet_net import tiny_unet
 
         return tiny_unet(
@@ -84,13 +87,18 @@ class TinyUNet(DrawnBackbone):
             f" Cross-attention, in heads {self.head_dim} wide, acts at {join_with_and(attending)}." if attending else ""
         )
         return [
-            "The backbone is a class-conditional U-Net (UNet2DConditionModel of diffusers)"
+            f"The backbone is a {self.conditioned_on}-conditional U-Net (UNet2DConditionModel of diffusers)"
             f"{facts.initial_weights(self.base)}, on x0 of {facts.x0_shape}. Its {len(channels)} "
             f"resolutions have {join_with_and(list(map(str, channels)))} channels, and {self.layers_per_block} "
-            f"residual block(s) each on the way down.{heads} The condition is one of "
-            f"{number(facts.num_classes + 1)} trainable vectors of width {self.cross_attention_dim}, a class each and "
-            "the null condition."
+            f"residual block(s) each on the way down.{heads} {self.describe_condition(facts)}"
         ]
+
+    def describe_condition(self, facts: BackboneFacts) -> str:
+        """The last sentence of `description`."""
+        return (
+            f"The condition is one of {number(facts.num_classes + 1)} trainable vectors of width "
+            f"{self.cross_attention_dim}, a class each and the null condition."
+        )
 
     def model_card(self, facts: CardFacts) -> str:
         return diffusers_card(facts, self.base)

@@ -20,7 +20,10 @@ from urepa.models.backbones.backbone_sizes import LORA, TRAINED_ROWS, check_unet
 from urepa.models.lora.lora_net import load_pipeline_lora, write_pipeline_lora
 from urepa.models.weight_files import read_safetensors, save_tensors
 
-ENCODER = ("embedding_KLE", "unet.conv_in.", "unet.time_embedding.", "unet.down_blocks.")
+ENCODER = (
+    *("embedding_KLE", "null_D", "null_P", "unet.encoder_hid_proj.", "unet.class_embedding."),
+    *("unet.conv_in.", "unet.time_embedding.", "unet.down_blocks."),
+)
 BEFORE = {
     "enc_last": ENCODER,
     "mid": (*ENCODER, "unet.mid_block."),
@@ -45,16 +48,17 @@ class StageState:
     skips: tuple[Tensor, ...]  # [B,c,h,w] each, the last one is used first
     temb_BT: Tensor
     text_BLE: Tensor
+    bias_B1L: Tensor | None = None  # of the attention to the text, where some of its tokens are masked
 
     def rows(self, rows_R: Tensor) -> "StageState":
         """The same of some samples."""
         skips = tuple(skip[rows_R] for skip in self.skips)
-        return StageState(self.map_BChw[rows_R], skips, self.temb_BT[rows_R], self.text_BLE[rows_R])
+        bias_R1L = None if self.bias_B1L is None else self.bias_B1L[rows_R]
+        return StageState(self.map_BChw[rows_R], skips, self.temb_BT[rows_R], self.text_BLE[rows_R], bias_R1L)
 
 
-class UNet(nn.Module):
-    """A U-Net in stages over diffusers' own modules, and its condition embedding [ids, L, E], whose last row is the
-    null condition: a trainable parameter or a frozen buffer.
+class StagedUNet(nn.Module):
+    """A U-Net in stages over diffusers' own modules.
 
     Taps: `mid` (the middle block's output), `enc_last` (the last down block's), `dec_first` (the first up
     block's, after its upsampling).
@@ -63,13 +67,22 @@ class UNet(nn.Module):
     stages = ("down", "mid", "up")
     regions = ("ResnetBlock2D", "BasicTransformerBlock")
 
-    def __init__(self, unet: Any, embedding_KLE: Tensor) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet: Any = unet
-        if isinstance(embedding_KLE, nn.Parameter):
-            self.embedding_KLE = embedding_KLE
-        else:
-            self.register_buffer("embedding_KLE", embedding_KLE, persistent=False)
+
+    def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        """What cross-attention sees of a condition: tokens [B,L,E], and a bias [B,1,L] of its scores where some are
+        masked."""
+        raise NotImplementedError
+
+    def added_to_time(self, condition: Condition) -> Tensor | None:
+        """What is added to the time embedding [B,T] of a condition, if anything."""
+        return None
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What trains beside diffusers' modules, as an export has it."""
+        return {}
 
     def tap_width(self, tap: str) -> int:
         """D of a tap's tokens. A tap that does not exist is a UserError."""
@@ -116,8 +129,8 @@ class UNet(nn.Module):
             write_pipeline_lora(self.unet, folder / LORA)
             return
         self.unet.save_pretrained(folder / "unet", safe_serialization=True)
-        if isinstance(self.embedding_KLE, nn.Parameter):  # else it is the text encoder's
-            save_tensors({"embedding_KLE": self.embedding_KLE}, folder / TRAINED_ROWS)
+        if own := self.own_tensors():
+            save_tensors(own, folder / TRAINED_ROWS)
 
     def stage_of(self, name: str) -> str:
         """Where in the U-Net a module or parameter of this name works: one of `stages`."""
@@ -171,31 +184,29 @@ class UNet(nn.Module):
             stage = self._up(stage, index, sizes)
         return Denoised(self._out(stage.map_BChw), features)
 
-    def text_of(self, condition: Condition) -> Tensor:
-        """The rows [B,L,E] of the samples' classes, and the last row where the class is withheld."""
-        classes = condition[CLASS]
-        return self.embedding_KLE[classes.where_given(classes.ids_B, len(self.embedding_KLE) - 1)]
-
     # --- diffusers' forward, cut where the taps are -----------------------------------------------------
 
     def _encoder(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> StageState:
         """Time embedding, first convolution and down blocks; no graph where nothing in them trains."""
-        unet, text_BLE = self.unet, self.text_of(condition)
+        unet, (text_BLE, bias_B1L) = self.unet, self.attended(condition)
+        added_BT = self.added_to_time(condition)
         trains = any(p.requires_grad for n, p in self.named_parameters() if n.startswith(ENCODER)) or x_t.requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             temb_BT = unet.time_embedding(unet.get_time_embed(sample=x_t, timestep=t_B))
+            if added_BT is not None:
+                temb_BT = temb_BT + added_BT
             if unet.time_embed_act is not None:
                 temb_BT = unet.time_embed_act(temb_BT)
             hidden = unet.conv_in(x_t)
             skips: tuple[Tensor, ...] = (hidden,)
             for block in unet.down_blocks:
-                hidden, more = block(hidden_states=hidden, temb=temb_BT, **_text(block, text_BLE))
+                hidden, more = block(hidden_states=hidden, temb=temb_BT, **_text(block, text_BLE, bias_B1L))
                 skips += tuple(more)
-        return StageState(hidden, skips, temb_BT, text_BLE)
+        return StageState(hidden, skips, temb_BT, text_BLE, bias_B1L)
 
     def _middle(self, stage: StageState) -> Tensor:
         block = self.unet.mid_block
-        return block(stage.map_BChw, stage.temb_BT, **_text(block, stage.text_BLE))
+        return block(stage.map_BChw, stage.temb_BT, **_text(block, stage.text_BLE, stage.bias_B1L))
 
     def _up(self, stage: StageState, index: int, sizes: list[Any]) -> StageState:
         block = self.unet.up_blocks[index]
@@ -205,7 +216,7 @@ class UNet(nn.Module):
             temb=stage.temb_BT,
             res_hidden_states_tuple=stage.skips[-used:],
             upsample_size=sizes[index],
-            **_text(block, stage.text_BLE),
+            **_text(block, stage.text_BLE, stage.bias_B1L),
         )
         return replace(stage, map_BChw=hidden, skips=stage.skips[:-used])
 
@@ -227,9 +238,36 @@ class UNet(nn.Module):
         return sizes
 
 
-def _text(block: Any, text_BLE: Tensor) -> dict[str, Tensor]:
+def _text(block: Any, text_BLE: Tensor, bias_B1L: Tensor | None) -> dict[str, Tensor]:
     """Blocks without cross-attention take no text."""
-    return {"encoder_hidden_states": text_BLE} if getattr(block, "has_cross_attention", False) else {}
+    if not getattr(block, "has_cross_attention", False):
+        return {}
+    masked = {} if bias_B1L is None else {"encoder_attention_mask": bias_B1L}
+    return {"encoder_hidden_states": text_BLE} | masked
+
+
+class UNet(StagedUNet):
+    """With a condition embedding [ids, L, E], whose last row is the null condition: a trainable parameter or a frozen
+    buffer."""
+
+    def __init__(self, unet: Any, embedding_KLE: Tensor) -> None:
+        super().__init__(unet)
+        if isinstance(embedding_KLE, nn.Parameter):
+            self.embedding_KLE = embedding_KLE
+        else:
+            self.register_buffer("embedding_KLE", embedding_KLE, persistent=False)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        # a buffer is the text encoder's
+        return {"embedding_KLE": self.embedding_KLE} if isinstance(self.embedding_KLE, nn.Parameter) else {}
+
+    def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        return self.text_of(condition), None
+
+    def text_of(self, condition: Condition) -> Tensor:
+        """The rows [B,L,E] of the samples' classes, and the last row where the class is withheld."""
+        classes = condition[CLASS]
+        return self.embedding_KLE[classes.where_given(classes.ids_B, len(self.embedding_KLE) - 1)]
 
 
 def tiny_unet(
@@ -246,11 +284,33 @@ def tiny_unet(
 
     Raises UserError where the latent's size or the widths do not fit.
     """
+    unet = diffusers_unet(
+        block_out_channels, attention, layers_per_block, cross_attention_dim, head_dim, latent_shape=latent_shape
+    )
+    embedding = nn.Parameter(torch.randn(num_classes + 1, 1, cross_attention_dim))
+    return UNet(unet, embedding)
+
+
+def diffusers_unet(
+    block_out_channels: list[int],
+    attention: list[bool],
+    layers_per_block: int,
+    cross_attention_dim: int,
+    head_dim: int,
+    *,
+    latent_shape: tuple[int, int, int],
+    **of_text: Any,
+) -> Any:
+    """UNet2DConditionModel with random weights. UserError where the latent's size or the widths do not fit.
+
+    Args:
+        of_text: its settings for a condition of text.
+    """
     from diffusers import UNet2DConditionModel
 
     channels, height, width = latent_shape
     check_unet(block_out_channels, attention, latent_shape)
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=(height, width),
         in_channels=channels,
         out_channels=channels,
@@ -261,6 +321,5 @@ def tiny_unet(
         cross_attention_dim=cross_attention_dim,
         # diffusers calls it attention_head_dim and means the number of heads, per resolution
         attention_head_dim=tuple(c // head_dim for c in block_out_channels),
+        **of_text,
     )
-    embedding = nn.Parameter(torch.randn(num_classes + 1, 1, cross_attention_dim))
-    return UNet(unet, embedding)

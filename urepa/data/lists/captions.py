@@ -1,0 +1,51 @@
+"""The captions of a track's samples, beside its lists.
+
+FOLDER/captions.jsonl: a line {"id": SAMPLE_ID, "captions": [TEXT, ...]} a sample. Of prompts that were made of the
+classes' names it is FOLDER/captions_classes.jsonl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from urepa.core.errors import UserError
+from urepa.core.files import write_whole
+from urepa.data.lists.samples import Samples
+
+Captions = Mapping[str, Sequence[str]]  # by sample id
+PROMPT = "a photo of a {}"  # of a class, where its name is the caption
+EMPTY = ""  # the caption that says nothing; no image has it
+
+
+def write_captions(file: Path, captions: Captions) -> None:
+    """The whole file or none."""
+    lines = (json.dumps({"id": sample_id, "captions": list(texts)}) for sample_id, texts in captions.items())
+    write_whole(file, "".join(f"{line}\n" for line in lines))
+
+
+def read_written(file: Path) -> dict[str, tuple[str, ...]]:
+    """What `write_captions` wrote. UserError where it is damaged."""
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {str(row["id"]): tuple(map(str, row["captions"])) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}); put it back, or delete it where the images are") from error
+
+
+def caption_key(text: str) -> str:
+    """The key of a caption's record: its digest."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def distinct(captions: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Every caption once, the empty one first, then in the order of the samples."""
+    yield from dict.fromkeys([EMPTY, *(text for texts in captions for text in texts)])
+
+
+def as_rows(texts: Iterable[str]) -> Samples:
+    """Captions as the rows of a list, so that a store of them is made and checked as every other: their keys are the
+    sample ids."""
+    return Samples.of_rows((caption_key(text), 0, text, "train") for text in texts)

@@ -1,0 +1,108 @@
+"""The conditions of tracks whose samples have captions: `text`, tokens with a mask, and `text.pooled`, a vector.
+
+Shapes: B samples, L positions, D width of a token, P width of the pooled vector, V values of a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.core.conditions import Condition, Part, without_never_given
+from urepa.core.errors import UserError
+from urepa.core.part_names import POOLED, TEXT
+from urepa.core.text_protocols import TextEncoder, TextEncoderNetwork
+from urepa.data.lists.captions import EMPTY, Captions, as_rows, caption_key
+from urepa.data.lists.samples import Keys, Sample
+from urepa.data.stores.record_reading import Store
+from urepa.data.stores.text_records import TextShape
+
+
+@dataclass(frozen=True)
+class TextConditions:
+    """Of captions (`ConditionMaker` of urepa/core/track_protocols.py). Without `records` and `captions`, which a track
+    that is open has, it answers for prompts alone."""
+
+    dropout: Mapping[str, float]
+    encoder: TextEncoder
+    records: Store | None = None
+    captions: Captions = field(default_factory=dict)
+    weights_sha256: str | None = None  # of the encoder that made the records; None: not known
+    networks: list[TextEncoderNetwork] = field(default_factory=list)  # the encoder's, once it was asked
+
+    @staticmethod
+    def withheld_with(probability: float, encoder: TextEncoder) -> TextConditions:
+        """Those of a track that withholds the caption from a training sample with this probability."""
+        return TextConditions({TEXT: probability}, encoder)
+
+    def opened(self, records: Store, captions: Captions) -> TextConditions:
+        """The same with the samples' captions and their records."""
+        return replace(self.made_by(records.manifest), records=records, captions=captions)
+
+    def made_by(self, manifest: Mapping[str, Any]) -> TextConditions:
+        """The same, which encodes prompts with the weights alone that made the records with this manifest."""
+        return replace(self, weights_sha256=manifest["encoder"]["weights_sha256"])
+
+    @property
+    def shape(self) -> TextShape:
+        """Of a caption's record."""
+        return TextShape(self.encoder.length, self.encoder.width, self.encoder.pooled_width)
+
+    def of_samples(
+        self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
+    ) -> Condition:
+        """Of one caption of each sample, all given: drawn by its generator, or the first one without."""
+        assert self.records is not None, "the track is open"
+        texts = []
+        for i, sample in enumerate(samples):
+            own = self.captions[sample.sample_id]
+            texts.append(own[0 if draw is None else int(draw(i).integers(len(own)))])
+        return self._of_records(self.records.tensor([caption_key(text) for text in texts]))
+
+    def of_classes(self, class_ids: Sequence[int]) -> Condition:
+        raise UserError("this run's conditions are captions, not classes: say what to make by prompts")
+
+    def of_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Of these texts, from their records where there are some, else by the encoder, each by itself. The empty one
+        is the null condition; so are all where no sample ever had a caption in training."""
+        texts = [prompt.strip() for prompt in prompts]
+        given = Condition.cat([self._of_text(text) for text in texts])
+        is_empty_B = torch.tensor([text == EMPTY for text in texts])
+        return without_never_given(given.drop({TEXT: is_empty_B}), self.dropout)
+
+    def null(self, count: int) -> Condition:
+        """Without a caption."""
+        return self._of_records(torch.zeros(count, self.shape.values)).null()
+
+    def _of_text(self, text: str) -> Condition:
+        key = caption_key(text)
+        if self.records is not None and not self.records.missing(Keys([as_rows([text])])):
+            return self._of_records(self.records.tensor([key]))
+        return self._of_records(encode_texts(self._network(), self.shape, [text]))
+
+    def _network(self) -> TextEncoderNetwork:
+        if not self.networks:
+            network = self.encoder.build()
+            if self.weights_sha256 not in (None, network.weights_sha256()):
+                raise UserError(
+                    "the text encoder has other weights here than the one that encoded the captions of the training; "
+                    "put that one back"
+                )
+            self.networks.append(network)
+        return self.networks[0]
+
+    def _of_records(self, records_BV: Tensor) -> Condition:
+        tokens_BLD, mask_BL, pooled_BP = self.shape.unpack(records_BV)
+        return Condition({TEXT: Part.of(tokens_BLD, mask_BL), POOLED: Part.of(pooled_BP)})
+
+
+def encode_texts(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
+    """Records [B,V] of texts as their store would hold them, fp16."""
+    found = network.tokenize(texts)
+    tokens_BLD, pooled_BP = network.encode(found.ids_BL, found.mask_BL)
+    return shape.pack(tokens_BLD, found.mask_BL, pooled_BP).half()

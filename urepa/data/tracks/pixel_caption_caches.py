@@ -1,0 +1,201 @@
+"""The captions of a small track and their records: FOLDER/captions.jsonl and the store FOLDER/text_ENCODER, which has
+one record for each different caption, and one for the empty one.
+
+Shapes: B captions, L positions, V values of a record.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.core.errors import UserError
+from urepa.core.hashing import file_sha256
+from urepa.data.cache import open_store
+from urepa.data.lists.captions import (
+    PROMPT,
+    Captions,
+    as_rows,
+    distinct,
+    read_written,
+    write_captions,
+)
+from urepa.data.lists.classes import names_at
+from urepa.data.lists.paths import is_finished, remake_pixels_text
+from urepa.data.lists.samples import Keys, Sample, Samples, digest_of
+from urepa.data.sources.caption_files import SUFFIXES, read_captions
+from urepa.data.sources.image_folder import readable
+from urepa.data.sources.image_sources import SOURCES, SourceImage
+from urepa.data.stages.encode import Output, Todo, device_and_dtype, encode_part, seal
+from urepa.data.stages.verify import Fault, check_records, count_check, state_of
+from urepa.data.stores.lmdb_store import Part
+from urepa.data.stores.record_format import record_bytes
+from urepa.data.stores.record_reading import Store
+from urepa.data.text_conditions import TextConditions
+
+if TYPE_CHECKING:
+    from urepa.data.tracks.pixel_track import PixelTrack
+
+CHUNK = 64  # captions that are encoded together: one transaction
+
+
+class PixelCaptions:
+    """Makes and opens what a small track has of its samples' captions."""
+
+    def __init__(self, settings: PixelTrack) -> None:
+        assert settings.captions is not None, "PixelTrack.check has looked"
+        self.settings, self.encoder = settings, settings.text_encoder
+        self.mode = str(settings.captions)
+        ending = "" if self.mode == "files" else f"_{self.mode}"
+        self.file = settings.folder / f"captions{ending}.jsonl"
+        self.folder = settings.text_folder
+        self.conditions = TextConditions.withheld_with(settings.cfg_dropout, self.encoder)
+        self.remake = remake_pixels_text(settings.name)
+
+    # --- captions ---------------------------------------------------------------------------------------
+
+    def read_missing(self, rows: Sequence[SourceImage] | None = None) -> Captions | None:
+        """The captions of all images, where they are not written down yet; None where they are. UserError where an
+        image has none.
+
+        Args:
+            rows: the images; None: they are listed.
+        """
+        return None if self.file.is_file() else self._read(rows)
+
+    def _read(self, rows: Sequence[SourceImage] | None) -> Captions:
+        root = Path(self.settings.images)
+        if rows is None:
+            if not root.is_dir():
+                raise UserError(
+                    f"there is no {self.file}, and data.images={root} is not a folder here to read captions from; put "
+                    "one of the two back"
+                )
+            rows = list(SOURCES[str(self.settings.source)](self.settings.images))
+        if self.mode == "files":
+            return read_captions(root, rows)
+        names = names_at(str(self.settings.source), self.settings.images, readable())
+        return {row.name: [PROMPT.format(names[row.class_id])] for row in rows}
+
+    def write(self, read: Captions | None, samples: Samples) -> None:
+        """Writes the captions of the track's samples, where `read_missing` has read them."""
+        if read is not None:
+            write_captions(self.file, {sample_id: read[sample_id] for sample_id in samples.ids()})
+
+    def written(self, samples: Sequence[Sample] | Samples) -> dict[str, tuple[str, ...]]:
+        """The captions as they are written down. UserError where some of the samples have none there."""
+        captions = read_written(self.file)
+        lacking = [s.sample_id for s in samples if not captions.get(s.sample_id)]
+        if lacking:
+            raise UserError(
+                f"{self.file} has no captions of {len(lacking)} samples (first: '{lacking[0]}'); put it back, or "
+                f"delete it where the images are and {self.remake}"
+            )
+        return captions
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Of the files that are read beside the images."""
+        return SUFFIXES if self.mode == "files" else frozenset()
+
+    def changes(self) -> str | None:
+        """In what the images' captions are not those that are written down; None where they are, or nobody can say."""
+        if self.mode != "files" or not self.file.is_file() or not Path(self.settings.images).is_dir():
+            return None
+        try:
+            now = self._read(None)
+        except UserError as error:
+            return str(error)
+        written = read_written(self.file)
+        other = [sample_id for sample_id, texts in written.items() if tuple(now.get(sample_id, ())) != texts]
+        return f"other captions of {len(other)} images (first: '{other[0]}')" if other else None
+
+    def remove(self) -> None:
+        """Takes away what was made of captions of other images."""
+        self.file.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- records ----------------------------------------------------------------------------------------
+
+    def _expected(self) -> dict[str, Any]:
+        """What the store's manifest says but for the weights."""
+        shape, known = self.conditions.shape, self.encoder.build().manifest()
+        facts = {"kind": "text", "track": self.settings.name, "captions": self.mode, "encoder": known}
+        sizes = {"length": shape.length, "width": shape.width, "pooled_width": shape.pooled_width}
+        return facts | sizes | {"captions_sha256": file_sha256(self.file)}
+
+    def expected_records(self) -> tuple[int, int]:
+        """How many records there are or will be, and the bytes of one; one for each image, and the empty caption's,
+        before the captions are written down."""
+        if self.file.is_file():
+            count = sum(1 for _ in distinct(read_written(self.file).values()))
+        else:
+            count = 1 + sum(self.settings.expected_samples().values())
+        return count, record_bytes((self.conditions.shape.values,), "float16")
+
+    def build(self, samples: Samples) -> None:
+        """Writes the records that are missing. What the tokenizer cuts is counted and printed."""
+        texts = as_rows(distinct(self.written(samples).values()))
+        if is_finished(self.folder):
+            return
+        network, shape = self.encoder.build(), self.conditions.shape
+        facts = self._expected() | {"shape": [shape.values], "dtype": "float16"}
+        facts["encoder"] |= {"weights_sha256": network.weights_sha256()}
+        output = Output(self.folder, facts, unit="caption")
+        device, _ = device_and_dtype()
+
+        def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
+            for start in range(0, len(texts), CHUNK):
+                if chosen := todo(texts[start : start + CHUNK]):
+                    found = network.tokenize([s.path for s in chosen])
+                    yield chosen, torch.stack([found.ids_BL, found.mask_BL.long()], dim=1)
+
+        def encode(ids_B2L: Tensor) -> np.ndarray:
+            ids_BL, mask_BL = ids_B2L.to(device).unbind(1)
+            tokens_BLD, pooled_BP = network.encode(ids_BL, mask_BL.bool())
+            records_BV: np.ndarray = shape.pack(tokens_BLD, mask_BL, pooled_BP).cpu().numpy()
+            return records_BV
+
+        encode_part(output, Part(), texts, read, encode, self.remake, digest_of(texts))
+        seal(output, digest_of(texts))
+        self._print_cut(network, texts)
+
+    def _print_cut(self, network: Any, texts: Samples) -> None:
+        cut = [n for start in range(0, len(texts), CHUNK) for n in network.tokenize(_texts(texts, start)).cut]
+        if any(cut):
+            longest = max(cut) + self.encoder.length
+            print(
+                f"{sum(map(bool, cut))} of {len(texts) - 1} captions are longer than data.text_encoder.length="
+                f"{self.encoder.length} tokens and are cut; the longest has {longest}"
+            )
+
+    def open(self, samples: Samples) -> TextConditions:
+        """The conditions of the track's samples."""
+        captions = self.written(samples)
+        keys = Keys([as_rows(distinct(captions.values()))])
+        return self.conditions.opened(open_store(self.folder, self._expected(), keys, self.remake), captions)
+
+    def verify(self, store: Store | None) -> None:
+        """Checks every record of the open store, and its encoder; a Fault on the first one that is not whole."""
+        assert store is not None, "the track was opened with it"
+        keys = Keys([as_rows(distinct(read_written(self.file).values()))])
+        count_check(store)
+        check_records(store, keys, unit_length=False)
+        known, here = store.manifest["encoder"]["weights_sha256"], self.encoder.build().weights_sha256()
+        if known != here:
+            raise Fault(
+                store.folder,
+                f"{store.folder} was made with other weights of {store.manifest['encoder']['model']} than the text "
+                "encoder has here; give those, or make it again",
+            )
+        print(f"{store.folder}: the records of {len(keys) - 1} captions and the empty one {state_of([store])}")
+
+
+def _texts(texts: Samples, start: int) -> list[str]:
+    return [s.path for s in texts[start : start + CHUNK]]

@@ -1,0 +1,41 @@
+"""The prompts of a request for images, of a model that was trained on captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from urepa.config.declared import declaration_of
+from urepa.core.errors import UserError
+from urepa.core.part_names import TEXT
+from urepa.core.track_protocols import condition_widths
+from urepa.data.sources.caption_files import read_lines
+
+HOW = "prompt=TEXT, or prompts=FILE with one a line"
+
+
+def choose_prompts(asked: dict[str, Any], config: dict[str, Any], whose: str) -> list[str] | None:
+    """The texts that are asked for, in order; None of a model of classes. UserError for prompts that it does not take,
+    and where it takes some and none is given.
+
+    Args:
+        asked: the request (`urepa.config.command_schemas.Images`).
+        whose: of the model, as "this run".
+    """
+    given = [key for key in ("prompt", "prompts") if asked[key] is not None]
+    if TEXT not in condition_widths(declaration_of(config["data"])):
+        if given:
+            raise UserError(f"{given[0]} has no effect on {whose}, whose conditions are classes; give classes instead")
+        return None
+    if asked["classes"] is not None:
+        raise UserError(f"classes has no effect on {whose}, whose conditions are captions; give {HOW}")
+    if len(given) != 1:
+        raise UserError(f"say what the images of {whose} are to show by one of the two: {HOW}")
+    if asked["prompt"] is not None:
+        return [asked["prompt"].strip()]
+    file = Path(asked["prompts"])
+    if not file.is_file():
+        raise UserError(f"prompts={file} is no file; give one with a prompt a line")
+    if not (prompts := read_lines(file)):
+        raise UserError(f"prompts={file} has no text; write a prompt a line")
+    return prompts

@@ -1,0 +1,74 @@
+"""The small U-Net that cross-attends to text: diffusers' UNet2DConditionModel with its own projections of tokens and of
+a pooled vector.
+
+Shapes: B batch, L positions, D width of a token, P width of the pooled vector, E width of cross-attention, T time
+embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.core.conditions import Condition
+from urepa.core.part_names import POOLED, TEXT
+from urepa.models.backbones.unet_net import StagedUNet, diffusers_unet
+
+MASKED = -10000.0  # diffusers' score of a masked token, whose weight is then 0 exactly
+
+
+class TextUNet(StagedUNet):
+    """Where the text is withheld it sees a learned token of the text's width, at all positions alike, and a learned
+    pooled vector."""
+
+    def __init__(self, unet: Any, widths: Mapping[str, int]) -> None:
+        super().__init__(unet)
+        self.null_D = nn.Parameter(torch.randn(widths[TEXT]))
+        self.null_P = nn.Parameter(torch.randn(widths[POOLED]))
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        return {"null_D": self.null_D, "null_P": self.null_P}
+
+    def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        text = condition[TEXT]
+        assert text.mask_BL is not None, "tokens have a mask"
+        tokens_BLD = text.where_given(text.tokens_BLD, self.null_D)
+        project = self.unet.encoder_hid_proj
+        text_BLE = tokens_BLD if project is None else project(tokens_BLD)
+        return text_BLE, torch.where(text.mask_BL, 0.0, MASKED).unsqueeze(1)
+
+    def added_to_time(self, condition: Condition) -> Tensor | None:
+        pooled = condition[POOLED]
+        added_BT: Tensor = self.unet.class_embedding(pooled.where_given(pooled.vector_BD, self.null_P))
+        return added_BT
+
+
+def text_unet(
+    block_out_channels: list[int],
+    attention: list[bool],
+    layers_per_block: int,
+    cross_attention_dim: int,
+    head_dim: int,
+    *,
+    latent_shape: tuple[int, int, int],
+    widths: Mapping[str, int],
+) -> TextUNet:
+    """A U-Net for text of these widths, by the names of the condition's parts, with random weights.
+
+    Raises UserError where the latent's size or the widths do not fit.
+    """
+    of_text: dict[str, Any] = {
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": widths[POOLED],
+    }
+    if widths[TEXT] != cross_attention_dim:
+        of_text |= {"encoder_hid_dim": widths[TEXT], "encoder_hid_dim_type": "text_proj"}
+    unet = diffusers_unet(
+        *(block_out_channels, attention, layers_per_block, cross_attention_dim, head_dim),
+        latent_shape=latent_shape,
+        **of_text,
+    )
+    return TextUNet(unet, widths)
