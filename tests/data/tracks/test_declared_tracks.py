@@ -59,7 +59,9 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
     assert own_package._members(TrackCaches) <= set(dir(built))
     assert tuple(track.latent_shape) == built.latent_shape
     assert (built.name, built.num_classes) == (track.name, track.num_classes)
-    assert built.conditions.dropout == {"class": track.cfg_dropout}
+    (part,) = built.conditions.dropout
+    assert part in track.condition_widths
+    assert built.conditions.dropout[part] == track.cfg_dropout
     assert built.expected_samples() == samples
     assert not built.has_caches(None)
     assert track.vae is not None or built.autoencoder is None
@@ -103,14 +105,14 @@ def test_what_is_asked_online_has_no_cache(declared_from: Callable[..., Track]) 
 def test_settings_say_what_they_alter() -> None:
     """The rest says nothing, which is everything: runs that differ in it are not compared."""
     for name, unpairs in (
-        ("pixel_track", {"limit", "flip", "max_skipped", "buckets"}),
+        ("pixel_track", {"limit", "flip", "max_skipped", "buckets", "captions"}),
         ("latent_track", {"train_images", "train", "moments", "max_skipped", "flip"}),
     ):
         keys = list(keys_of(KINDS["data"][name]))
         assert {key.name for key in keys if key.unpairs} == unpairs
         free = {key.name for key in keys if key.alters == NOTHING}
         more = {"online_latents", "tokens"} if name == "latent_track" else set()
-        assert free == {"name", "cfg_dropout", "online_teacher", *unpairs - {"buckets"}, *more}
+        assert free == {"name", "cfg_dropout", "online_teacher", *unpairs - {"buckets", "captions"}, *more}
         assert {key.name for key in keys if key.alters == ALIGNMENT} == (set() if not more else {"token_dtype"})
 
 
