@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captioned import clip_at
 
 from urepa.cli import CONF
 from urepa.config import own_package
@@ -30,6 +31,9 @@ def declared_from(compose: Compose, images: Path, tmp_path: Path) -> Callable[..
     def declare(name: str, *overrides: str) -> Track:
         at_images = ["data.source=folder", f"data.images={images}", "data.num_classes=3"]
         more = [f"data.root={tmp_path}/track", *(at_images if name != "digits" else ())]
+        if name == "captions":
+            clip = clip_at(tmp_path)
+            more += ["text_encoder@data.text_encoder=clip", f"data.text_encoder.model={clip.model}"]
         settings = compose(f"data={name}", *more, *overrides)["data"]
         few = {key: value for key, value in FEW.items() if key in settings and name != "digits"}
         again = [f"data.{key}={value}" for key, value in few.items()]
@@ -59,7 +63,7 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
     assert own_package._members(TrackCaches) <= set(dir(built))
     assert tuple(track.latent_shape) == built.latent_shape
     assert (built.name, built.num_classes) == (track.name, track.num_classes)
-    assert built.conditions.dropout == {"class": track.cfg_dropout}
+    assert built.conditions.dropout == {"text" if name == "captions" else "class": track.cfg_dropout}
     assert built.expected_samples() == samples
     assert not built.has_caches(None)
     assert track.vae is not None or built.autoencoder is None
