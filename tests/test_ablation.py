@@ -20,10 +20,16 @@ from urepa.training.checks.combinations import check, without_arm
 Compose = Callable[..., dict[str, Any]]
 ARMS = {p.stem: p.read_text() for p in sorted((Path(CONF) / "ablation").glob("*.yaml"))}
 GONE = "gone"
-FAMILIES = {"cifar10": "tiny_unet", "track": "sd15", "repa": "sit"}  # by the first word of the experiment
+FAMILIES = {
+    "cifar10": "tiny_unet",
+    "captions": "tiny_unet",
+    "track": "sd15",
+    "repa": "sit",
+}  # by the first word of the experiment
 EXPERIMENTS = {"": "tiny_unet"} | {
     p.stem: FAMILIES[p.stem.split("_")[0]] for p in (Path(CONF) / "experiment").glob("*.yaml")
 }
+BESIDE = {"captions_smoke": ["data.images=DIR", "data.num_classes=2"]}  # of a folder that is not here
 # the backbone is the arm's, and yet it would not be the arm's change there
 OTHERWISE = {
     ("track_a_native", "eps_target"): "besides objective._target_ it would change objective.beta_schedule",
@@ -85,6 +91,7 @@ def composed(compose: Compose) -> Compose:
     def both(experiment: str, arm: str | None = None, *more: str) -> tuple[dict[str, Any], list[str]]:
         overrides = [f"+experiment={experiment}"] if experiment else []
         overrides += [f"+ablation={arm}"] if arm else []
+        overrides += BESIDE.get(experiment, [])
         return compose(*overrides, *more), [*overrides, *more]
 
     return both

@@ -59,13 +59,15 @@ def test_every_root_composes(compose: Compose, root: str) -> None:
     check_targets(compose(root=root))
 
 
+# options that only make sense beside others
+COUNTED = ["data.num_classes=2"]  # of a folder that is not here
+BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): COUNTED}
+BESIDE |= {("data", "captions"): COUNTED, ("experiment", "captions_smoke"): COUNTED}
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_composes(compose: Compose, experiment: str) -> None:
-    check_targets(compose(f"+experiment={experiment}"))
-
-
-# options that only make sense beside others
-BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): ["data.num_classes=2"]}
+    check_targets(compose(f"+experiment={experiment}", *BESIDE.get(("experiment", experiment), [])))
 
 
 @pytest.mark.parametrize(

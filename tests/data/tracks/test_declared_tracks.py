@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captioned import clip_at
 
 from urepa.cli import CONF
 from urepa.config import own_package
@@ -17,7 +18,7 @@ from urepa.config.parts import KINDS, SCHEMAS
 from urepa.core.comparability import ALIGNMENT, NOTHING
 from urepa.core.declared_keys import keys_of
 from urepa.core.errors import UserError
-from urepa.core.track_protocols import Track, TrackCaches, condition_widths
+from urepa.core.track_protocols import Track, TrackCaches
 
 Compose = Callable[..., dict[str, Any]]
 NAMES = sorted(file.stem for file in (Path(CONF) / "data").glob("*.yaml"))
@@ -31,6 +32,9 @@ def declared_from(compose: Compose, images: Path, tmp_path: Path) -> Callable[..
     def declare(name: str, *overrides: str) -> Track:
         at_images = ["data.source=folder", f"data.images={images}", "data.num_classes=3"]
         more = [f"data.root={tmp_path}/track", *(at_images if name != "digits" else ())]
+        if name == "captions":
+            clip = clip_at(tmp_path)
+            more += ["text_encoder@data.text_encoder=clip", f"data.text_encoder.model={clip.model}"]
         settings = compose(f"data={name}", *more, *overrides)["data"]
         few = {key: value for key, value in FEW.items() if key in settings and name != "digits"}
         again = [f"data.{key}={value}" for key, value in few.items()]
@@ -62,9 +66,7 @@ def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[...,
     assert own_package._members(TrackCaches) <= set(dir(built))
     assert tuple(track.latent_shape) == built.latent_shape
     assert (built.name, built.num_classes) == (track.name, track.num_classes)
-    (part,) = built.conditions.dropout
-    assert part in condition_widths(track)
-    assert built.conditions.dropout[part] == track.cfg_dropout
+    assert built.conditions.dropout == {"text" if name == "captions" else "class": track.cfg_dropout}
     assert built.expected_samples() == samples
     assert not built.has_caches(None)
     assert track.vae is not None or built.autoencoder is None

@@ -49,8 +49,8 @@ def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
                 "prompts", track.num_classes + 1, track.prompt_bytes, (track.num_classes + 1) * track.prompt_bytes
             )
         )
-    if (text := getattr(track, "text", None)) is not None:
-        records, length = text.expected_records()
+    if hasattr(track, "caption_records") and (found := track.caption_records()) is not None:
+        records, length = found
         sizes.append(CacheSize("text", records, length, lmdb_bytes(records, length)))
     return sizes
 

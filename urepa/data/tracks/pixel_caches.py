@@ -134,6 +134,10 @@ class PixelTrackCaches:
         """Shape and type of each cache's records, in the first bucket."""
         return self.buckets[0].stores(teacher)
 
+    def caption_records(self) -> tuple[int, int] | None:
+        """How many records the captions have or will have, and the bytes of one; None without captions."""
+        return None if self.text is None else self.text.expected_records()
+
     # --- what is made -----------------------------------------------------------------------------------
 
     def build(self, teacher: Any | None) -> None:

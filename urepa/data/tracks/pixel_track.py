@@ -91,7 +91,6 @@ class PixelTrack(TrackDefaults):
         "conditions are captions, of source=folder: those in files beside the images, or `a photo of a NAME` of the "
         "classes; null: conditions are class ids",
         None,
-        unpairs=True,
     )
     text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: there are none", None)
     max_skipped: float = setting(
