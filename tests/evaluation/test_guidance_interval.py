@@ -25,7 +25,7 @@ TEN: dict[str, Any] = {"count": 10, "sampler": "euler", "steps": 4, "guidance": 
 def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
     run = write_run(tmp_path / "outputs" / "sit" / "seed0", compose(*small_sit), 10)
     flow = load(run, "cpu")
-    cache: Any = SimpleNamespace(condition=flow.condition)
+    cache: Any = SimpleNamespace(condition=flow.condition, conditions=flow.track.conditions)
     parts: dict[str, Any] = {"model": flow.model, "objective": flow.objective, "track": flow.track, "cache": cache}
     parts |= {"loss": None, "folder": run, "device": torch.device("cpu"), "seed": 0, "step": 10}
     context = Context(**parts, untrained=lambda: flow.model)

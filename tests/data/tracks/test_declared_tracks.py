@@ -110,14 +110,14 @@ def test_what_is_asked_online_has_no_cache(declared_from: Callable[..., Track]) 
 def test_settings_say_what_they_alter() -> None:
     """The rest says nothing, which is everything: runs that differ in it are not compared."""
     for name, unpairs in (
-        ("pixel_track", {"limit", "flip", "max_skipped", "buckets", "captions"}),
+        ("pixel_track", {"limit", "flip", "max_skipped", "buckets"}),
         ("latent_track", {"train_images", "train", "moments", "max_skipped", "flip"}),
     ):
         keys = list(keys_of(KINDS["data"][name]))
         assert {key.name for key in keys if key.unpairs} == unpairs
         free = {key.name for key in keys if key.alters == NOTHING}
         more = {"online_latents", "tokens"} if name == "latent_track" else set()
-        assert free == {"name", "cfg_dropout", "online_teacher", *unpairs - {"buckets", "captions"}, *more}
+        assert free == {"name", "cfg_dropout", "online_teacher", *unpairs - {"buckets"}, *more}
         assert {key.name for key in keys if key.alters == ALIGNMENT} == (set() if not more else {"token_dtype"})
 
 
