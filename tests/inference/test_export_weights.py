@@ -56,7 +56,6 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
         "batch_size": 16,
         "precision": "fp32",
         "guidance_interval": [0.0, 1.0],
-        "prompts": None,
         "class_names": [],
     }
     generate(asked_of(run, out=str(out)) | request | more)
