@@ -40,15 +40,16 @@ def on_call(owner: Any, name: str, n: int, strike: Callable[..., None], after: b
 
 def arrange(point: str, n: int, strike: Callable[..., None]) -> None:
     """The points that tests name."""
+    from urepa.evaluation import buckets
     from urepa.evaluation.validation_loss import Validation
     from urepa.runs import checkpoint
     from urepa.runs.metrics import MetricsLog
-    from urepa.training import assembly, run_lifecycle, trainer
+    from urepa.training import run_lifecycle, trainer
 
     simple: dict[str, tuple[Any, str, bool]] = {
         "after_backward": (trainer, "clip_by_global_norm", False),
         "in_validation": (Validation, "_group", False),
-        "in_evaluation": (assembly, "run_each", False),
+        "in_evaluation": (buckets, "run_each", False),
         "validated": (Validation, "__call__", True),
         "before_file": (checkpoint, "save_file", False),  # three files a checkpoint: weights, ema, optimizer
         "after_file": (checkpoint, "save_file", True),

@@ -31,6 +31,8 @@ from urepa.training.optimizer import groups_of
 Compose = Callable[..., dict[str, Any]]
 H200 = Device("H200", "cuda", 790e12, 141e9)
 EXPERIMENTS = sorted(p.stem for p in (Path(CONF) / "experiment").glob("*.yaml"))
+# of a folder that is not here
+BESIDE = {"captions_smoke": ["data.images=DIR", "data.num_classes=2", "data.limit=100"]}
 HOSTILE = "a_b%$<script>&#{x}^~\\y|z`"
 SMALL = ("backbone.block_out_channels=[32,32]", "backbone.attention=[false,true]", "backbone.cross_attention_dim=32")
 
@@ -68,7 +70,7 @@ def small(compose: Compose) -> Compose:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_of_every_experiment(compose: Compose, experiment: str) -> None:
     """Every setting with its value, every counted parameter, what trains by group; both texts are whole."""
-    config = compose(f"+experiment={experiment}")
+    config = compose(f"+experiment={experiment}", *BESIDE.get(experiment, ()))
     planned = plan(config, H200)
     markdown, latex = texts(config)
     text, shown = prose(markdown), settings(markdown)

@@ -22,7 +22,8 @@ H200 = Device("H200", "cuda", 790e12, 141e9)
 # settings that the words leave to the tables at the end, by the last word of the part's _target_
 UNSPOKEN = {
     "URepaLoss": "spike_threshold taps teachers",  # only counted; shares are told with the taps
-    "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped",
+    "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped "
+    "captions",
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
     "prompts latent_shape online_teacher stage_to",
     "SD15": "prompts",
