@@ -7,6 +7,7 @@ Rank 0 writes each step's gradients, after the mean over ranks, to FILE. Each pr
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Any
@@ -92,7 +93,10 @@ def main(kind: str, file: str, is_compiled: bool) -> None:
         optimizer.step()
     if RANK == 0:
         save_file(gradients, file)
-    if WORLD > 1:
+    if WORLD > 1:  # to end with a live DDP wrapper hangs at times
+        del prepared, terms, output, optimizer
+        gc.collect()
+        dist.barrier()
         dist.destroy_process_group()
 
 
