@@ -1,7 +1,5 @@
-"""Captions of a small track: what is written down, the store of their records, and the conditions of its samples.
-
-Shapes: B samples, L positions, D width.
-"""
+"""Captions of a small track: what is written down, the store of their records, and the conditions of its samples
+(B samples, L positions, D width)."""
 
 from __future__ import annotations
 
@@ -384,20 +382,18 @@ def test_what_is_for_classes_alone_says_so(
     with pytest.raises(UserError, match="bench times steps under class ids, and this experiment has captions"):
         check_bench(compose(*overrides(place / "images", tmp_path, place / "clip"), root="bench"))
     _, cache = opened
-    asked: Any = SimpleNamespace(check_images=lambda there: None)
+    asked, context = SimpleNamespace(check_images=lambda there: None), SimpleNamespace(cache=cache)
     with pytest.raises(UserError, match="this run was trained on captions; leave this evaluation out"):
-        score_prompts(asked, SimpleNamespace(cache=cache))  # type: ignore[arg-type]
+        score_prompts(asked, context)  # type: ignore[arg-type]
 
 
 def test_generated_images_are_under_captions_of_validation_images(opened: Any) -> None:
     """Of the same class, each once before any comes again."""
     _, cache = opened
-    val = list(cache.splits["val"])
     images = [(1, 0), (0, 0), (1, 1), (1, 2), (0, 3)]
-    own = {c: [s for s in val if s.class_id == c] for c in (0, 1)}
+    own = {c: [s for s in cache.splits["val"] if s.class_id == c] for c in (0, 1)}
     expected = cache.conditions.of_samples([own[c][i % len(own[c])] for c, i in images])
-    found = condition_of_images(cache, images)
     for name in (TEXT, POOLED):
-        assert torch.equal(found[name].value, expected[name].value)
+        assert torch.equal(condition_of_images(cache, images)[name].value, expected[name].value)
     with pytest.raises(UserError, match="class 7 has no validation image whose caption"):
         condition_of_images(cache, [(7, 0)])
