@@ -83,8 +83,11 @@ class AlignedModel(nn.Module):
             shapes: of x_t [C,H,W] that batches have, each with the teachers' grids there.
             t_B, condition: of one sample, on the model's device.
         """
+        was_training = self.training
+        self.eval()
         for shape, grids in shapes:
             self(torch.zeros(1, *shape, device=t_B.device), t_B, condition, no_rows(t_B.device), grids)
+        self.train(was_training)
 
 
 @dataclass(frozen=True)

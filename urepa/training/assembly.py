@@ -25,6 +25,7 @@ from urepa.core.random_draws import torch_seed
 from urepa.core.run_protocols import Optimizer
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import condition_widths
+from urepa.data.bucketed_cache import Caches
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.buckets import bucket_folder, run_in_buckets
 from urepa.evaluation.context import Context, Evaluated
@@ -39,6 +40,7 @@ from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
 from urepa.training.checks.inputs import check_evaluations
+from urepa.training.checks.sizes import as_shape
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
 from urepa.training.non_finite_guard import Guard
@@ -138,6 +140,18 @@ def check_takes_grid(target: str, head: Any) -> None:
         ) from None
 
 
+def check_heads(config: dict[str, Any], model: AlignedModel, cache: Caches, objective: Any) -> None:
+    """UserError where heads that do not resize meet, in any bucket, a tap of another grid than the teacher's: a U-Net's
+    taps have grids that only it tells."""
+    if not model.heads or declaration_of(config["head"]).resizes:
+        return
+    time_1 = objective.times_of(objective.time_at(0.5)).reshape(1)
+    for bucket in cache.buckets:
+        shape = as_shape(bucket.latents.shape[-3:])
+        with in_bucket(bucket.bucket):
+            model.check_shapes([(shape, bucket.grids)], time_1, cache.conditions.null(1))
+
+
 def build_untrained(
     config: dict[str, Any], track: Any, device: torch.device, backbone_from: BuildBackbone = build_backbone
 ) -> AlignedModel:
@@ -219,6 +233,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
             with in_bucket(bucket.bucket):
                 check_evaluations(config["evaluation"], cache_counts(bucket))
     model, backbone_group = build_model(config, track, teacher, loss)
+    check_heads(config, model, cache, objective)
     if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
