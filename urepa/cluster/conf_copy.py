@@ -1,7 +1,7 @@
-"""A sweep's runs are all composed from conf/ as it was when the sweep began, whatever is edited meanwhile.
+"""Composes all runs of a sweep from the state of conf/ at the sweep's start, even if files are edited meanwhile.
 
-Hydra composes a run when it begins, in a launcher's case in another process, hours later. So a sweep composes from a
-copy of conf/, in a folder that is named by its content.
+Hydra composes a run when the run begins. With a launcher that is in another process and possibly hours later. So a
+sweep composes from a copy of conf/, in a folder that is named by a hash of its content.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urepa.config.own_package import given_folders
 from urepa.core.files import sync_folder
 
 PLACE = Path(FOLDER) / "conf"  # below the working folder
-FLAG = "--config-path"  # Hydra's
+FLAG = "--config-path"  # Hydra's option
 
 
 def with_conf_copy(main: Callable[[], None]) -> Callable[[], None]:
@@ -40,11 +40,11 @@ def with_conf_copy(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def copy_configs(folders: Sequence[Path]) -> Path:
-    """Copies the configs of all folders into one, atomically; of two files with the same name the first folder's is
-    taken."""
+    """Copies the configs of all folders into one, atomically. If two files have the same name, the first folder's is
+    used."""
     files = {name: content for folder in reversed(folders) for name, content in _read_configs(folder).items()}
     if not files:
-        return folders[0]  # Hydra says what is wrong with it
+        return folders[0]  # Hydra reports the error in it
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -57,11 +57,11 @@ def copy_configs(folders: Sequence[Path]) -> Path:
             file = temporary / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-        shutil.rmtree(place, ignore_errors=True)  # a damaged one
+        shutil.rmtree(place, ignore_errors=True)  # a damaged copy
         os.replace(temporary, place)
         sync_folder(place.parent)
     except OSError:
-        if not place.is_dir():  # another sweep that began at the same moment has made it
+        if not place.is_dir():  # unless a sweep that began at the same moment has made it
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -69,6 +69,6 @@ def copy_configs(folders: Sequence[Path]) -> Path:
 
 
 def _read_configs(folder: Path) -> dict[str, bytes]:
-    """The YAML files of a folder, by relative path."""
+    """The contents of the folder's YAML files, by relative path."""
     every = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in every if file.suffix == ".yaml"}

@@ -1,10 +1,10 @@
 """Hydra's launchers for `-m`: `hydra/launcher=slurm_h200` and `hydra/launcher=local`.
 
-Each run of a sweep is the command that a user would type, in a process of its own, so its folder, its mistakes,
-its signals and its resume are the same. All runs are waited for: a bad one stops no other.
+Each run of a sweep is the command that a user would type, in a process of its own. So its folder, error messages,
+signals and resuming are the same. The launcher waits for all runs; if one fails, the others still run.
 
-hydra-submitit-launcher shows COMPLETED for a job that raised, pickles the composed application instead of a command,
-and waits for sacct; its settings and submitit's batch scripts are used here.
+hydra-submitit-launcher is not used: it shows COMPLETED for a job that raised, pickles the composed application instead
+of a command, and waits for sacct. Its settings and submitit's batch scripts are used.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ OURS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "h
 
 
 class JobLauncher(Launcher):
-    """Base of both launchers: one command per run; waits for all of them."""
+    """Base class of both launchers: one command per run. Waits for all runs."""
 
     schema: ClassVar[type[Slurm] | type[Local]]
 
     def __post_init__(self) -> None:
-        """The fields of the config become `settings`; one of them, `setup`, would hide Hydra's method of that name."""
+        """Moves the config's fields into `settings`: an attribute `setup` would hide Hydra's method of that name."""
         assert is_dataclass(self)
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_target_"}
         self.settings: dict[str, Any] = {
@@ -50,7 +50,7 @@ class JobLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by Hydra's sweeper."""
+        """Launches the runs of a sweep and waits for them. Called by Hydra's sweeper."""
         from urepa.config.ranges import check_numbers
 
         with one_line_mistakes():
@@ -69,10 +69,10 @@ class JobLauncher(Launcher):
 
     @abstractmethod
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Starts them, and yields each as it ends."""
+        """Starts the jobs, and yields the outcome of each as it ends."""
 
     def _job(self, config: DictConfig, overrides: Sequence[str], same: set[str]) -> Job:
-        """Named by what tells it from the others of its sweep."""
+        """A job that is named by the overrides that differ within its sweep."""
         module = f"urepa.{config.hydra.job.config_name}"
         passed_on = [o for o in config.hydra.overrides.hydra if not o.lstrip("+~").startswith(OURS)]
         folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
@@ -83,8 +83,8 @@ class JobLauncher(Launcher):
 
 
 def prepare_trackers(settings: Sequence[Any]) -> None:
-    """Makes what the trackers of runs that begin side by side share, each once."""
-    from urepa.config.declared import declaration_of  # Hydra imports this module for every command, to find launchers
+    """Prepares the resources that trackers of simultaneous runs share, each once."""
+    from urepa.config.declared import declaration_of  # Hydra imports this module for every command
 
     seen: list[Any] = []
     for one in settings:
@@ -96,7 +96,7 @@ def prepare_trackers(settings: Sequence[Any]) -> None:
 
 @dataclass
 class SlurmLauncher(JobLauncher, Slurm):  # type: ignore[misc]  # a setting has the name of Hydra's method
-    """Submits the runs as one array."""
+    """Submits the runs as one SLURM array."""
 
     schema = Slurm
 
@@ -120,7 +120,7 @@ class SlurmLauncher(JobLauncher, Slurm):  # type: ignore[misc]  # a setting has 
 
 @dataclass
 class LocalLauncher(JobLauncher, Local):
-    """Runs them on this machine, a few at a time."""
+    """Runs the jobs on this machine, a few at a time."""
 
     schema = Local
 
@@ -131,7 +131,7 @@ class LocalLauncher(JobLauncher, Local):
 
 
 def register() -> None:
-    """The schemas of their settings; the launchers themselves Hydra finds in `hydra_plugins/`."""
+    """Stores the schemas of the launchers' settings. Hydra finds the launchers themselves in `hydra_plugins/`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="slurm_launcher", node=Slurm)
     store.store(group="schema", name="local_launcher", node=Local)

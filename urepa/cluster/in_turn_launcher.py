@@ -1,4 +1,4 @@
-"""Hydra's launcher of commands that take run=FOLDER: with `-m` they do one run after the other in this process."""
+"""Hydra's launcher for commands that take run=FOLDER: with `-m` it runs one job after another in this process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from urepa.core.one_line_errors import ReportedError, print_error
 
 
 class InTurn(Launcher):
-    """As Hydra's basic launcher, but one that fails stops no other: failures are listed at the end, and the exit code
-    is 1 if there is one."""
+    """Like Hydra's basic launcher, except that the others still run if one fails. Failures are listed at the end, and
+    the exit code is then 1."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by Hydra's sweeper."""
+        """Runs the jobs in order. Called by Hydra's sweeper."""
         setup_globals()
         done: list[JobReturn] = []
         failures: list[str] = []
@@ -34,7 +34,7 @@ class InTurn(Launcher):
                 done.append(self._run(overrides, initial_job_idx + i))
             except ReportedError as said:
                 failures.append(f"{name}: {said.text}")
-            except Exception as error:  # noqa: BLE001  the other runs are as good as without this one
+            except Exception as error:  # noqa: BLE001  the other runs do not depend on this one
                 traceback.print_exc()
                 failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
         if failures:
@@ -45,7 +45,7 @@ class InTurn(Launcher):
         return done
 
     def _run(self, overrides: Sequence[str], number: int) -> JobReturn:
-        """Raises what the task raised."""
+        """Runs one job. Raises any exception of its task."""
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number

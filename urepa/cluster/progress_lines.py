@@ -1,4 +1,4 @@
-"""The lines that tell how far the jobs of a local queue are, while they run."""
+"""Prints lines on the progress of a local queue's jobs while they run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from urepa.cluster.slurm_job import Job
 from urepa.core.json_lines import last_value
 from urepa.runs.run_folder import RunFolder
 
-EVERY, LATER = 60.0, 600.0  # seconds between two lines: in the first ten minutes, and from then on
+EVERY, LATER = 60.0, 600.0  # seconds between two lines: during the first ten minutes, and afterwards
 
 
 class ProgressLines:
-    """A line when a job starts, and now and then one on all that run. As a context manager: while they run.
+    """Prints a line when a job starts, and a line on all running jobs at intervals. As a context manager, it prints
+    while the block runs.
 
     Args:
-        every: seconds between two lines on all that run; None: `EVERY`, then `LATER`.
+        every: seconds between two lines on all running jobs; None: `EVERY`, then `LATER`.
     """
 
     def __init__(self, every: float | None = None) -> None:
@@ -36,18 +37,18 @@ class ProgressLines:
         self._thread.join()
 
     def begin(self, job: Job) -> None:
-        """Prints that the job starts."""
+        """Prints that the job starts, and adds it to the lines that follow."""
         with self._lock:
             self._begun[job] = time.monotonic()
         print(f"begun   {job.name}", flush=True)
 
     def end(self, job: Job) -> None:
-        """It is no longer told of."""
+        """Removes the job from the lines that follow."""
         with self._lock:
             self._begun.pop(job, None)
 
     def line(self) -> str:
-        """On all jobs that run; "" if none does."""
+        """One line on all running jobs; "" if none runs."""
         with self._lock:
             begun = dict(self._begun)
         now = time.monotonic()
@@ -67,7 +68,7 @@ class ProgressLines:
 
 
 def step_text(job: Job) -> str:
-    """`step 200 of 600`, from the last row that its run has logged and its config; of other jobs that they run."""
+    """`step 200 of 600`, from the config and the last logged row of the job's run; for other jobs, that they run."""
     if job.run is None:
         return "at work"
     config = RunFolder(Path(job.run)).stored_config()

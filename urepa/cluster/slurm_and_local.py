@@ -1,7 +1,7 @@
-"""Where jobs go: a SLURM cluster, through submitit, or this machine's GPUs, a few at a time.
+"""Queues that run jobs: a SLURM cluster, through submitit, or this machine's GPUs, a few jobs at a time.
 
-Beside submitit: its own monitoring calls sacct, which a cluster may lack, and its local executor starts all jobs at
-once on the first GPUs; here jobs are waited for by squeue, and local ones get a free GPU each and are retried.
+Two parts of submitit are not used. Its monitoring calls sacct, which a cluster may lack; here squeue is asked. Its
+local executor starts all jobs at once on the first GPUs; here each local job gets a free GPU and is retried.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from urepa.cluster.slurm_job import (
 from urepa.core.errors import UserError
 
 POLL_SECONDS = 2.0
-MISSED = 3  # polls in a row in which SLURM does not know a job that left no result: it is over
-NOT_SBATCH = ("_target_", "submitit_folder", "gpus", "max_num_timeout")  # fields of the config that sbatch is not told
+MISSED = 3  # a job without a result is over once SLURM does not list it in so many polls in a row
+NOT_SBATCH = ("_target_", "submitit_folder", "gpus", "max_num_timeout")  # not passed to sbatch
 
 
 @dataclass
 class Outcome:
-    """How a job ended."""
+    """The end of a job."""
 
     entry: Entry
-    error: str | None  # one line; None: it is done
+    error: str | None  # one line; None: the job finished
 
 
 def print_outcome(outcome: Outcome) -> bool:
-    """Prints how a run ended; True if it finished."""
+    """Prints how a job ended. Returns whether it finished."""
     name = outcome.entry.job.name
     if outcome.error is None:
         log = Path(outcome.entry.log)
@@ -73,7 +73,7 @@ def print_outcome(outcome: Outcome) -> bool:
 class SlurmQueue:
     """Submits jobs with the settings of `conf/hydra/launcher/slurm_h200.yaml`.
 
-    `code`: the checkout whose urepa they run; None: the one that is installed."""
+    `code`: the checkout from which the jobs import urepa; None: the installed package."""
 
     def __init__(self, settings: dict[str, Any], code: Path | None = None) -> None:
         self.settings = settings
@@ -83,14 +83,14 @@ class SlurmQueue:
             raise UserError(f"gpus={settings['gpus']}: a run takes 1 to 8 GPUs of a node")
 
     def script(self, jobs: Sequence[Job], gpus: int, label: str) -> str:
-        """The batch script of these jobs: several are one array."""
+        """The batch script of these jobs; several jobs become one array."""
         executor = self._executor(gpus, label, None)._executor
         if len(jobs) > 1:
             executor.parameters["map_count"] = len(jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
     def submit(self, jobs: Sequence[Job], gpus: int, label: str, dependency: str | None = None) -> list[Entry]:
-        """Submits them, several as one array, and notes them in the book."""
+        """Submits the jobs, several as one array, and records them in the book."""
         from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
         executor = self._executor(gpus, label, dependency)
@@ -106,7 +106,7 @@ class SlurmQueue:
         return entries
 
     def find_queued(self, jobs: Sequence[Job]) -> list[Entry]:
-        """The submissions of exactly these jobs that are still in SLURM's queue, from an earlier call."""
+        """The submissions of exactly these jobs by an earlier call that are still in SLURM's queue."""
         last = {entry.job.commands: entry for entry in Book(self.folder).entries()}
         known = [last[job.commands] for job in jobs if job.commands in last]
         if not known or shutil.which("squeue") is None:
@@ -115,7 +115,7 @@ class SlurmQueue:
         return [entry for entry in known if entry.id in active]
 
     def wait(self, entries: Sequence[Entry]) -> Iterator[Outcome]:
-        """Each as it ends. Asks squeue alone: a cluster may have no accounting."""
+        """Yields the outcome of each job as it ends. Only squeue is asked, because a cluster may have no accounting."""
         missed = {entry.id: 0 for entry in entries}
         waiting = list(entries)
         while waiting:
@@ -130,7 +130,7 @@ class SlurmQueue:
                 time.sleep(POLL_SECONDS)
 
     def outcome(self, entry: Entry) -> Outcome:
-        """Of a job that has ended: submitit leaves a result only of one that came to its end."""
+        """The outcome of a job that has ended. A finished job has a result file of submitit."""
         done = (self.folder / f"{entry.id}_0_result.pkl").exists()
         return Outcome(entry, None if done else last_error(Path(entry.log)))
 
@@ -149,19 +149,19 @@ class SlurmQueue:
             own["gres"] = f"{own['gres'].rpartition(':')[0]}:{gpus}"
         if dependency is not None:
             own["dependency"] = dependency
-        shared = {field.name for field in fields(BaseQueueConf)}  # by all of submitit's executors
+        shared = {field.name for field in fields(BaseQueueConf)}  # fields that all of submitit's executors have
         executor.update_parameters(**{k if k in shared else f"slurm_{k}": v for k, v in own.items()})
         return executor
 
     def _setup(self) -> list[str]:
-        """PYTHONSAFEPATH: otherwise the working folder, the checkout, would come before the code's copy."""
+        """Sets PYTHONSAFEPATH, because otherwise the working folder would come before the copy of the code."""
         if self.code is None:
             return []
         return [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(_import_path(self.code))}"]
 
     def _teardown(self) -> list[str]:
-        """A task that ended badly leaves its note: the job goes back into the queue, and on from there. By the id that
-        SLURM shows: an array's last task has the array's number, and would take all the others with it."""
+        """Requeues a job whose task failed and left its note, so that it resumes. The id is the one that SLURM shows:
+        the last task of an array has the array's number, and requeueing that number would requeue all of its tasks."""
         return [
             "code=$?",
             "shown=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
@@ -173,14 +173,14 @@ class SlurmQueue:
 
 
 def _import_path(code: Path) -> str:
-    """PYTHONPATH of a job that runs a copy of the code: that first, then the folders of the user's own packages."""
+    """PYTHONPATH of a job that runs a copy of the code: that copy, then the folders of the user's own packages."""
     own = [str(Path(folder).absolute()) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     return os.pathsep.join([str(code), *own])
 
 
 def active_jobs() -> dict[str, str]:
-    """State of every job of this user that SLURM still has to do with, by the id that it shows. UserError without a
-    SLURM that answers."""
+    """The states of this user's jobs that SLURM still lists, by the id that it shows. Raises UserError if SLURM is
+    missing or does not answer."""
     if shutil.which("squeue") is None:
         raise UserError("there is no squeue here: ask on a machine that belongs to the SLURM cluster of these jobs")
     user = str(os.getuid())
@@ -194,7 +194,7 @@ def active_jobs() -> dict[str, str]:
 
 
 def own_environment() -> dict[str, str]:
-    """What jobs inherit: the user's variables, without what our door has set for itself."""
+    """The environment that jobs inherit: the user's variables, without those that `urepa.cli` has set for itself."""
     from urepa.core.one_line_errors import TRACEBACKS
 
     ours = () if TRACEBACKS else ("HYDRA_FULL_ERROR",)
@@ -203,7 +203,7 @@ def own_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """sbatch is started by submitit, in this process's environment."""
+    """Sets the environment of this process for the duration of the block, because submitit starts sbatch in it."""
     kept = dict(os.environ)
     os.environ.clear()
     os.environ.update(wanted)
@@ -218,9 +218,9 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
 
 
 class LocalQueue:
-    """Runs jobs here, `at_once` at a time, each with a GPU of its own where there are any.
+    """Runs jobs on this machine, `at_once` at a time, each with a GPU of its own if there are any.
 
-    at_once: null is one per GPU, or one. gpus: those to hand out; null is all, [] none."""
+    `at_once`: None means one per GPU, or one without GPUs. `gpus`: the GPUs to use; None means all, [] none."""
 
     def __init__(self, at_once: int | None, gpus: Sequence[int] | None, folder: str, code: Path | None = None) -> None:
         self.gpus = _all_gpus() if gpus is None else [str(g) for g in gpus]
@@ -230,17 +230,18 @@ class LocalQueue:
         self.folder, self.code = Path(folder).absolute(), code
         self.running: set[subprocess.Popen[bytes]] = set()
         self.leaving = False
-        self._numbers = itertools.count()  # of its jobs: it may run several times in one second
+        self._numbers = itertools.count()  # job numbers: the queue may run several times within one second
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Each as it ends. Ctrl-C and SIGTERM are handed to those that run: they save and end."""
+        """Runs the jobs and yields the outcome of each as it ends. Ctrl-C and SIGTERM are passed on to the running
+        jobs, which save and end."""
         stamp = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        self.leaving = False  # of an earlier stage
+        self.leaving = False  # may be set by an earlier stage
         self.folder.mkdir(parents=True, exist_ok=True)
         ids = [f"{stamp}_{next(self._numbers)}" for _ in jobs]
         entries = [Entry(job, own, str(self.folder / f"{own}.log")) for job, own in zip(jobs, ids, strict=True)]
         earlier = {entry.id: self._find_running(entry) for entry in entries}
-        entries.sort(key=lambda entry: earlier[entry.id] is None)  # what runs already takes its place first
+        entries.sort(key=lambda entry: earlier[entry.id] is None)  # jobs that already run get their slots first
         slots = self._slots([earlier[entry.id] for entry in entries[: self.at_once]])
         free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with _sigterm_as_interrupt(), ProgressLines() as told, ThreadPoolExecutor(self.at_once) as pool:
@@ -262,7 +263,7 @@ class LocalQueue:
         return next((e for e in others if e.is_running()), None)
 
     def _slots(self, earlier: Sequence[Entry | None]) -> list[str | None]:
-        """A GPU for each of the first jobs: the one that it has already, if it still runs."""
+        """A GPU for each of the first jobs. A job that already runs keeps its GPU."""
         left = list(self.gpus)
         own = [left.pop(left.index(e.gpu)) if e is not None and e.gpu in left else None for e in earlier]
         return [left.pop(0) if gpu is None and left else gpu for gpu in own]
@@ -293,7 +294,7 @@ class LocalQueue:
         return Outcome(entry, error)
 
     def _wait_for_earlier(self, entry: Entry) -> None:
-        """Until the process that another launcher began for the same job has ended. It has a place of `at_once`."""
+        """Waits until the process that another launcher started for the same job ends. It takes a slot of `at_once`."""
         said = ""
         while not self.leaving and (earlier := self._find_running(entry)) is not None:
             if earlier.id != said:
@@ -305,7 +306,7 @@ class LocalQueue:
             time.sleep(POLL_SECONDS)
 
     def _run_with_retries(self, entry: Entry, gpu: str | None, log: BinaryIO) -> str | None:
-        """Runs a job and repeats it as long as it makes progress. Returns None, or why it did not finish."""
+        """Runs a job, and again as long as it makes progress. Returns None, or the reason why it did not finish."""
         begun, step = 0, -1
         while True:
             before = entry.job.step()
@@ -324,10 +325,10 @@ class LocalQueue:
         if self.code is not None:
             environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": _import_path(self.code)}
         command = [sys.executable, "-m", "urepa.cluster.slurm_job", json.dumps(asdict(entry.job))]
-        # a session of its own: Ctrl-C comes from us alone
+        # in a session of its own, so that only this process passes Ctrl-C on
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.running.add(process)
-        if self.leaving:  # since the jobs that run were ended
+        if self.leaving:  # set after the running jobs were told to end
             process.terminate()
         try:
             return process.wait()
@@ -336,7 +337,7 @@ class LocalQueue:
 
 
 def _all_gpus() -> list[str]:
-    """Those that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]
@@ -347,7 +348,7 @@ def _all_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Inside, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
+    """Within the block, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

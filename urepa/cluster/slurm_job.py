@@ -1,10 +1,9 @@
-"""A job is one or more of our commands that some machine runs; here is what happens inside it, and the book in
-which every submission is noted.
+"""A job: one or more urepa commands that run on some machine, and the book in which every submission is recorded.
 
-A job that ends badly is tried again where it stopped; one that failed three times at the same step is given up.
+A job that fails is tried again from its last checkpoint. After three failures at the same step it is given up.
 
-submitit requeues a job after a signal; what it does not do is retry a job that raised or was killed while its step
-still advances.
+submitit requeues a job after a signal. It does not retry a job that raised or was killed, even if its step still
+advances; this module does.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from urepa.runs.run_folder import RunFolder
 from urepa.runs.summary import read_summary
 
 FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the working folder
-TRIES = 3  # at the same step
-AGAIN = 75  # exit code of a job that raised and may be tried again; 1 is for mistakes that trying again will not mend
+TRIES = 3  # attempts at the same step
+AGAIN = 75  # exit code of a job that raised and may be tried again; 1 is for errors that repeat
 UNEVALUATED = "the run is finished, but an evaluation at its end failed; urepa.evaluate does it again"
 NO_ERROR_MESSAGE = "it ended without a word: killed, out of memory, or its node was lost"
 
 
 @dataclass(frozen=True)
 class Job:
-    """Commands to run one after the other, each a module and its arguments, as `python -m` takes them."""
+    """Commands to run one after another, each a module and its arguments, as for `python -m`."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
-    run: str | None = None  # the folder of the run that is trained: its last checkpoint tells progress
+    run: str | None = None  # the folder of the trained run, whose last checkpoint gives the progress
 
     @property
     def identity(self) -> str | tuple[tuple[str, ...], ...]:
@@ -49,21 +48,22 @@ class Job:
         return self.commands if self.run is None else self.run
 
     def step(self) -> int:
-        """How far it has come."""
+        """The step that its run has reached."""
         if self.run is None:
             return 0
         found = (p.name.removeprefix("step_") for p in Path(self.run).glob("checkpoints/step_*"))
         return max((int(n) for n in found if n.isdigit()), default=0)
 
     def is_finished(self) -> bool:
-        """Has its run reached the end that its config names?"""
+        """Whether its run has reached the end that its config names."""
         assert self.run is not None
         summary, config = read_summary(Path(self.run)), RunFolder(Path(self.run)).stored_config()
         return summary is not None and config is not None and summary["step"] == config["trainer"]["max_steps"]
 
     def run_here(self) -> None:
-        """In this process. A command that exits ends the job with its code, unless it is 0. A run that is trained to
-        its end has done what others wait for: that an evaluation of it failed is said, and does not stop them."""
+        """Runs the commands in this process. A command that exits with a code other than 0 ends the job with that code.
+        If training has finished and only an evaluation failed, the job counts as finished, because dependent jobs need
+        only the training; a message says that the evaluation failed."""
         for module, *arguments in self.commands:
             if ranks.is_first():
                 print(f"$ python -m {' '.join((module, *arguments))}", flush=True)
@@ -77,11 +77,11 @@ class Job:
                     raise
 
     def attempt(self, failed: Callable[[str], None] = lambda reason: None) -> None:
-        """`run_here`, where whatever is raised ends in a traceback, one line and the exit code AGAIN. A launcher
-        that got the exception would take the job for done, or the sweep for over."""
+        """Like `run_here`, but any exception ends in a traceback, one line and the exit code AGAIN. If the exception
+        reached the launcher, the launcher would take the job as done, or the sweep as over."""
         try:
             self.run_here()
-        except Exception as error:  # noqa: BLE001  whatever it was
+        except Exception as error:  # noqa: BLE001  any exception may be retried
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             traceback.print_exc()
             print(f"error: {reason}", file=sys.stderr, flush=True)
@@ -90,18 +90,18 @@ class Job:
 
 
 def job_from(plain: dict[str, Any]) -> Job:
-    """The inverse of `asdict`, after JSON has made lists of tuples."""
+    """The inverse of `asdict`, for data in which JSON has turned tuples into lists."""
     return Job(plain["name"], tuple(tuple(command) for command in plain["commands"]), plain["run"])
 
 
 class Attempts:
-    """How often a job has begun at the same step. The file is there while the job may be tried again."""
+    """Counts how often a job has begun at the same step. The file exists while the job may be tried again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def begin(self, name: str, step: int) -> str | None:
-        """Notes one more; returns why there is to be no more, if so."""
+        """Records one more attempt. Returns the reason if there must be no more attempts, else None."""
         note = read_json(self.file) if self.file.exists() else {"step": -1}
         if note["step"] != step:
             note = {"step": step, "begun": 0, "reason": NO_ERROR_MESSAGE}
@@ -115,15 +115,15 @@ class Attempts:
         write_whole(self.file, json.dumps(read_json(self.file) | {"reason": reason}))
 
     def end(self) -> None:
-        """In good order: finished, stopped with everything saved, or given up."""
+        """Removes the note, after the job has finished, stopped with everything saved, or been given up."""
         self.file.unlink(missing_ok=True)
 
 
 @dataclass
 class InSlurm:
-    """What submitit calls in each task of a SLURM job, and again in the same job after a requeue."""
+    """The object that submitit calls in each task of a SLURM job, and again in the same job after a requeue."""
 
-    folder: str  # of this job's files; the batch script looks for the note of `Attempts` there
+    folder: str  # this job's folder, where the batch script looks for the note of `Attempts`
 
     def __call__(self, job: Job) -> None:
         safe_output.make_output_safe()
@@ -140,14 +140,14 @@ class InSlurm:
         try:
             job.attempt(attempts.record_failure)
         except SystemExit as stop:
-            if stop.code == 1:  # a mistake, said in one line
+            if stop.code == 1:  # an error that was reported in one line
                 attempts.end()
             raise
         attempts.end()
 
     def _follow(self, job: Job) -> None:
-        """Ranks other than the first: after a signal they leave time to requeue, because the end of one task
-        ends the others."""
+        """Runs a rank other than the first. After a signal it waits, so that the first rank has time to requeue: the
+        end of one task ends the others."""
         try:
             job.attempt()
         except SystemExit as stop:
@@ -159,7 +159,7 @@ class InSlurm:
         return Attempts(Path(self.folder) / f"{os.environ['SLURM_JOB_ID']}.again")
 
     def checkpoint(self, job: Job) -> Any:
-        """submitit asks after SIGUSR2, when the run is saved: the same again, in the same job."""
+        """Called by submitit after SIGUSR2, once the run is saved. Submits the same object again, in the same job."""
         from submitit.helpers import DelayedSubmission
 
         self._attempts().end()
@@ -168,17 +168,17 @@ class InSlurm:
 
 @dataclass
 class Entry:
-    """A submission, as the book has it."""
+    """A submission, as recorded in the book."""
 
     job: Job
-    id: str  # SLURM's, `12` or `12_3`; or `local-...`
+    id: str  # SLURM's id, `12` or `12_3`; or `local-...`
     log: str
     submitted: float = field(default_factory=time.time)
-    state: str = ""  # of a local job: running, done or failed; SLURM is asked for its own
-    gpu: str | None = None  # of a local job that has one to itself
+    state: str = ""  # for local jobs: running, done or failed; for SLURM's jobs, SLURM is asked
+    gpu: str | None = None  # of a local job that has a GPU of its own
 
     def is_running(self) -> bool:
-        """Is this local job's process there, its launcher killed or not?"""
+        """Whether the process of this local job still runs, even if its launcher was killed."""
         if self.state != "running":
             return False
         try:
@@ -192,13 +192,13 @@ class Entry:
 
 
 def mark_running(log: BinaryIO) -> None:
-    """Makes `Entry.is_running` true for as long as a process has this open file: the launcher, and each process that
-    was given it as its stdout. The operating system takes the mark back when the last of them ends, however it ends."""
+    """Makes `Entry.is_running` true while any process has this file open: the launcher, and each process that has it as
+    its stdout. The operating system releases the lock when the last of them ends, however it ends."""
     fcntl.flock(log, fcntl.LOCK_SH)
 
 
 class Book:
-    """`jobs.jsonl`: a line per submission, and per change of a local one."""
+    """The book, `jobs.jsonl`: a line per submission, and per change of a local one."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "jobs.jsonl"
@@ -208,8 +208,8 @@ class Book:
         append(self.file, map(asdict, entries))
 
     def entries(self) -> list[Entry]:
-        """The last line of every submission, in the order of submission. UserError for a damaged line: its job
-        would be submitted a second time."""
+        """The last line of every submission, in the order of submission. Raises UserError for a damaged line, because
+        its job could be submitted a second time."""
         last, damage = self.read()
         if damage:
             raise UserError(
@@ -219,7 +219,7 @@ class Book:
         return last
 
     def read(self) -> tuple[list[Entry], str]:
-        """What can be read of `entries`, and the first line that cannot, in words ("" if there is none)."""
+        """The readable entries, and a description of the first unreadable line ("" if there is none)."""
         last: dict[str, Entry] = {}
         first = ""
         for line in read_lines(self.file):
@@ -232,7 +232,7 @@ class Book:
 
 
 def _entry(plain: dict[str, Any]) -> Entry | None:
-    """The inverse of `asdict`; None for what is not one."""
+    """The inverse of `asdict`; None for data that is not an entry."""
     try:
         entry = Entry(**plain | {"job": job_from(plain["job"])})
     except (KeyError, TypeError):
@@ -241,7 +241,7 @@ def _entry(plain: dict[str, Any]) -> Entry | None:
 
 
 def last_error(log: Path) -> str:
-    """The last `error: ...` that a log holds, else its last line."""
+    """The last `error: ...` in a log, else its last line."""
     if not log.exists():
         return f"there is no {log}"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -249,6 +249,6 @@ def last_error(log: Path) -> str:
     return errors[-1] if errors else lines[-1] if lines else f"{log} is empty"
 
 
-if __name__ == "__main__":  # a job of the local queue
+if __name__ == "__main__":  # the entry point of a local job
     safe_output.make_output_safe()
     job_from(json.loads(sys.argv[1])).attempt()
