@@ -1,6 +1,6 @@
-"""Runs grouped into arms by what they computed, not by their names; what cannot be compared is set apart.
+"""Groups runs into arms by their settings, not by their names, and sets apart the runs that cannot be compared.
 
-A study has one validation set and protocol, one version of the code, and one baseline.
+A study has one validation set and evaluation protocol, one version of the code, and one baseline.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from urepa.reports.comparison.excluded_runs import (
 from urepa.reports.comparison.read_runs import Run
 from urepa.runs.run_folder import parse_overrides
 
-BETWEEN_PAIRS = re.compile(r",\s*(?=[+~]*[\w./@]+=)")  # of KEY=VALUE,KEY=VALUE, whose values may be lists
-FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column
+BETWEEN_PAIRS = re.compile(r",\s*(?=[+~]*[\w./@]+=)")  # the commas of KEY=VALUE,KEY=VALUE; a value may be a list
+FEWEST_OF_A_LINE, FEWEST_OF_A_GRID = 3, 2  # values of a swept setting; arms in a row or column of a grid
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in nothing but their seed, by seed."""
+    """Runs that differ only in their seed, by seed."""
 
     label: str
     config: dict[str, str]
@@ -54,13 +54,13 @@ class Arm:
         return next(iter(self.runs.values()))
 
     def has(self, key: str) -> bool:
-        """Has any seed logged the metric?"""
+        """Whether any seed has logged the metric."""
         return any(key in run.curves for run in self.runs.values())
 
 
 @dataclass(frozen=True)
 class ComparedArms:
-    """The baseline first, then the other arms in order."""
+    """The arms of a study: the baseline first, then the others in order."""
 
     arms: tuple[Arm, ...]
     apart: tuple[Apart, ...]
@@ -71,14 +71,15 @@ class ComparedArms:
         return self.arms[0]
 
     def reference_arm(self, key: str) -> Arm:
-        """The arm with which the others' values of a metric must be comparable: the baseline or, if it lacks the
-        metric, the first arm that has it. A baseline without alignment has no token loss, but the aligned arms do."""
+        """The arm against which the others' values of a metric are checked for comparability: the baseline or, if it
+        lacks the metric, the first arm that has it. For example, a baseline without alignment has no token loss."""
         return next((arm for arm in self.arms if arm.has(key)), self.baseline)
 
 
 def group_runs(runs: list[Run], order: list[str], baseline: str | None, names: Sequence[str] = ()) -> ComparedArms:
-    """Groups runs into the arms of a study. `names`: LABEL=FOLDER of arms, where FOLDER/seed... are its runs. UserError
-    if none can be compared, `baseline` names no arm or several, or a FOLDER has no run."""
+    """Groups runs into the arms of a study. `names` gives arms a label: each entry is LABEL=FOLDER, where the runs are
+    FOLDER/seed.... Raises UserError if no run can be compared, if `baseline` matches no arm or several, or if a FOLDER
+    has no run."""
     given = _given_labels(names, runs)
     usable, apart = select_finished(runs)
     if not usable:
@@ -119,8 +120,8 @@ def group_runs(runs: list[Run], order: list[str], baseline: str | None, names: S
 
 
 def varying_keys(configs: list[dict[str, str]]) -> list[str]:
-    """The settings in which the configs differ. Settings that exist only with one choice of a part (`x._target_`) add
-    no information and are left out."""
+    """The settings in which the configs differ. Settings that exist only with one choice of a part (`x._target_`) are
+    left out, because the choice itself is already listed."""
     identities = [identity(config) for config in configs]
     keys = sorted(set().union(*identities))
     differ = [k for k in keys if len({config.get(k) for config in identities}) > 1]
@@ -130,21 +131,20 @@ def varying_keys(configs: list[dict[str, str]]) -> list[str]:
 
 
 def _drop_shared_settings(configs: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The configs without the settings that have one value in all of them. The differences between configs stay the
-    same."""
+    """The configs without the settings that have the same value in all of them."""
     shared = set.intersection(*(set(config.items()) for config in configs))
     return [{k: v for k, v in config.items() if (k, v) not in shared} for config in configs]
 
 
 def _follows_part(key: str, configs: list[dict[str, str]], exchanged: set[str]) -> bool:
-    """True if the key has one value wherever it exists, and is absent exactly where the part is another one."""
+    """Whether the key has one value wherever it exists and is absent exactly where another part is chosen."""
     if len({config[key] for config in configs if key in config}) > 1:
         return False
     return any(key.startswith(part) and not _is_partly_set(key, part, configs) for part in exchanged)
 
 
 def _is_partly_set(key: str, part: str, configs: list[dict[str, str]]) -> bool:
-    """True if, among configs with the same part, some have the key and others do not."""
+    """Whether, among configs with the same part, some have the key and others do not."""
     there: dict[str | None, set[bool]] = {}
     for config in configs:
         there.setdefault(config.get(f"{part}_target_"), set()).add(key in config)
@@ -152,15 +152,15 @@ def _is_partly_set(key: str, part: str, configs: list[dict[str, str]]) -> bool:
 
 
 def changes(baseline: dict[str, str], config: dict[str, str], among: list[str]) -> list[Change]:
-    """What `config` has changed. A setting that only came with a part is said where it is one of those that vary among
-    the arms: beside a baseline without alignment, every arm has a λ, and each its own."""
+    """The settings that `config` changes relative to `baseline`. A setting that exists only because another part was
+    chosen is listed if it varies among the arms: next to a baseline without alignment, each arm has its own λ."""
     keys = varying_keys([baseline, config])
     keys += [key for key in among if key not in keys and key in config and key not in baseline]
     return [Change(k.removesuffix("._target_"), _short(k, baseline), _short(k, config)) for k in sorted(keys)]
 
 
 def _short(key: str, config: dict[str, str]) -> str:
-    """A value for reading: a part by the last word of its _target_, a whole number without its ".0"."""
+    """A value as shown to the reader: a part as the last word of its _target_, an integral number without ".0"."""
     value = config.get(key, ABSENT)
     return value.rpartition(".")[2] if key.endswith("._target_") else value.removesuffix(".0")
 
@@ -169,7 +169,7 @@ def _short(key: str, config: dict[str, str]) -> str:
 
 
 def _labels(groups: list[list[Run]]) -> dict[str, str]:
-    """A label for the first run of each group: its ablation, and in what it differs from others of that name."""
+    """A label for the first run of each group: its ablation and, if several groups have it, what differs."""
     several = len({g[0].experiment for g in groups}) > 1
     by_name: dict[tuple[str, str], list[Run]] = {}
     for g in groups:
@@ -188,7 +188,7 @@ def _labels(groups: list[list[Run]]) -> dict[str, str]:
 
 
 def _given_labels(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
-    """Labels by the folder of an arm's runs. UserError for what is not LABEL=FOLDER of an arm."""
+    """Labels by folder of an arm's runs. Raises UserError for an entry that is not LABEL=FOLDER of an arm."""
     given = {}
     for name in names:
         label, equals, folder = name.partition("=")
@@ -201,25 +201,25 @@ def _given_labels(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
 
 
 def _folder(run: Run) -> str:
-    """Of its arm: the run's name without its seed."""
+    """The folder of the run's arm: the run's name without its seed."""
     return run.name.rpartition("/")[0]
 
 
 def _labels_of_groups(groups: list[list[Run]], given: dict[str, str]) -> dict[str, str]:
-    """The given labels, for the first run of each group that has one."""
+    """The labels given by the user, by the id of the first run of each group that has one."""
     found = {g[0].id: next((given[_folder(run)] for run in g if _folder(run) in given), None) for g in groups}
     return {run_id: label for run_id, label in found.items() if label is not None}
 
 
 def _is_of_another_part(key: str, config: dict[str, str], configs: list[dict[str, str]], parts: list[str]) -> bool:
-    """Has no config with the same part as this one the key, so that its absence says nothing beside the part's name?
-    `parts` are the exchanged ones' keys."""
+    """Whether no config with the same part as this one has the key. Its absence then follows from the part's name.
+    `parts` are the `_target_` keys of the parts that differ between configs."""
     targets = [k for k in parts if key.startswith(k.removesuffix("_target_"))]
     return any(not any(key in c for c in configs if c.get(k) == config.get(k)) for k in targets if k != key)
 
 
 def _make_unique(labels: dict[str, str]) -> dict[str, str]:
-    """The labels, numbered where two arms would have the same one: results are stored by label."""
+    """The labels, with a number appended to duplicates, because results are stored by label."""
     taken: set[str] = set()
     different = {}
     for id_, label in labels.items():
@@ -230,17 +230,18 @@ def _make_unique(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks and control characters."""
+    """The text without line breaks and control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _word(key: str) -> str:
-    """The part of a key that says enough beside its value."""
+    """The shortest part of a key that is understandable next to its value."""
     return key.removesuffix("._target_").rpartition(".")[2]
 
 
 def _place(run: Run, label: str, order: list[str]) -> tuple:
-    """Where an arm stands: by the given order of labels and ablations, then by the numbers in its label."""
+    """The sort key of an arm: its position in the given order of labels and ablations, then the numbers in its
+    label."""
     listed = next((order.index(name) for name in (label, run.ablation) if name in order), len(order))
     return listed, run.experiment, [_number_or_text(part) for part in label.replace(",", "=").split("=")]
 
@@ -253,8 +254,8 @@ def _number_or_text(part: str) -> tuple[int, float, str]:
 
 
 def _matches_name(run: Run, wanted: str, given: dict[str, str]) -> bool:
-    """True if `wanted` is the label given to this run's folder, its ablation, or a list KEY=VALUE,... of which each was
-    typed in its command or stands in its config."""
+    """Whether `wanted` is the label given to this run's folder, its ablation, or a list KEY=VALUE,... in which every
+    pair is in the run's command or in its config."""
     if wanted in (given.get(_folder(run)), run.ablation):
         return True
     typed = parse_overrides(BETWEEN_PAIRS.split(run.tags.get("arm", "")))
@@ -266,7 +267,7 @@ def _matches_name(run: Run, wanted: str, given: dict[str, str]) -> bool:
 
 
 def _equal(wanted: str, value: str) -> bool:
-    """As text or as numbers: 0 is 0.0."""
+    """Whether the values are equal as text or as numbers (0 equals 0.0)."""
     return _number_or_text(wanted) == _number_or_text(value)
 
 
@@ -274,8 +275,8 @@ def _equal(wanted: str, value: str) -> bool:
 
 
 def _main_group(runs: list[Run]) -> list[Run]:
-    """The runs of the experiment and length with the most steps in total; on a tie, the newest. So short trials are not
-    chosen as the baseline."""
+    """The runs of the experiment and length with the most steps in total; on a tie, the newest. This prevents short
+    trials from being chosen as the baseline."""
     families: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         families.setdefault(_family(run), []).append(run)
@@ -305,12 +306,12 @@ def _choose_baseline(
 
 
 def _find_baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Run], str]:
-    """The baseline's group, and why it is that one: among the arms of the main experiment and length the one named
-    so, else the control with λ = 0, else the one that most arms differ from in one setting alone."""
+    """The baseline's group and the reason for the choice. Among the arms of the main experiment and length it is the
+    arm named as a baseline, else the control with λ = 0, else the arm from which most arms differ in one setting."""
     if len(groups) == 1:
         return groups[0], "the only arm"
     ids = {run.id for run in leading}
-    own = [g for g in groups if any(run.id in ids for run in g)] or groups  # none is left if newer ones say the same
+    own = [g for g in groups if any(run.id in ids for run in g)] or groups  # empty if newer runs repeat all of them
     experiment, steps = _family(own[0][0])
     among = "" if len(own) == len(groups) else f", of the {len(own)} arms of {experiment} with {steps} steps"
     named = [g for g in own if g[0].ablation == "baseline"]
@@ -335,8 +336,8 @@ def _find_baseline(groups: list[list[Run]], leading: list[Run]) -> tuple[list[Ru
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arms that differ from each other in one or two numbers alone. `arms` is by the values of `keys`; of two keys some
-    combinations may be missing, but no row or column has fewer than two."""
+    """Arms that differ from each other only in one or two numbers. `arms` is indexed by the values of `keys`. With two
+    keys some combinations may be missing, but every row and column has at least two arms."""
 
     keys: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
@@ -344,8 +345,8 @@ class Sweep:
 
 
 def sweeps(study: ComparedArms) -> list[Sweep]:
-    """Grids of two settings (2x2 or larger), and lines of one (three values or more) that are in no grid: those in
-    which the baseline is, else the largest."""
+    """Grids over two settings (2x2 or larger), and lines over one setting (three values or more) that are part of no
+    grid. Those that contain the baseline are preferred; without one, the largest."""
     keys = [key for key in varying_keys([arm.config for arm in study.arms]) if _is_number(key, study.arms)]
     grids = [found for pair in combinations(keys, 2) if (found := _find_sweep(study, pair))]
     in_grids = {key for grid in grids for key in grid.keys}
@@ -354,7 +355,7 @@ def sweeps(study: ComparedArms) -> list[Sweep]:
 
 
 def _find_sweep(study: ComparedArms, keys: tuple[str, ...]) -> Sweep | None:
-    """A sweep over `keys`: the arms that differ in nothing else."""
+    """The sweep over `keys`: the arms that differ in no other setting."""
     families: dict[Hashable, dict[tuple[float, ...], Arm]] = {}
     for arm in study.arms:
         if all(key in arm.config for key in keys):
@@ -371,7 +372,7 @@ def _build_sweep(keys: tuple[str, ...], arms: dict[tuple[float, ...], Arm]) -> S
     along = [sum(at[i] == value for at in arms) for i in range(2) for value in values[i]]
     if min(along) < FEWEST_OF_A_GRID:
         return None
-    # the longer one first: it goes along the x axis
+    # the setting with more values comes first: it is the x axis
     if len(values[0]) < len(values[1]):
         return Sweep(keys[::-1], values[::-1], {at[::-1]: arm for at, arm in arms.items()})
     return Sweep(keys, values, arms)

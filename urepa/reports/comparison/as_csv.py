@@ -1,4 +1,4 @@
-"""table.csv: the numbers of a comparison for spreadsheets and tests."""
+"""table.csv: the numbers of a comparison, for spreadsheets and tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from urepa.reports.comparison.tables import recorded_costs
 
 
 def as_csv(results: Results) -> str:
-    """A row an arm, full precision. A text that a spreadsheet would take for a formula gets an apostrophe."""
+    """One row per arm, in full precision. A text that a spreadsheet would interpret as a formula is prefixed with an
+    apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = [metric.key for metric in results.metrics]
@@ -44,7 +45,8 @@ def as_csv(results: Results) -> str:
 
 
 def _way_headers(results: Results) -> list[str]:
-    """Of the way to the result: all steps and minutes, and those to the baseline's end in each metric."""
+    """Headers of the columns on training length: total steps and minutes, and for each metric those until the arm
+    reaches the baseline's final value."""
     headers = ["steps", "minutes", "minutes sd", "cache minutes"]
     for course in results.races:
         for what in ("steps", "minutes"):

@@ -1,4 +1,4 @@
-"""A comparison for other programs."""
+"""A comparison as JSON, for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urepa.reports.comparison.validation_gap import Gap, gaps
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Everything, for other programs. What is not a number is null."""
+    """All results as plain data. Values that are not finite become null."""
     between = gaps(results)
     return {
         "verdict": verdict(results),
@@ -44,7 +44,7 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def _arm(row: ArmRow, between: dict[str, Gap]) -> dict[str, Any]:
-    """An arm's row, with its gaps between training and validation by term."""
+    """The row of one arm, with its gaps between training and validation by loss term."""
     return {
         "label": row.arm.label,
         "experiment": row.arm.first.experiment,

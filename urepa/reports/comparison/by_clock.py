@@ -1,8 +1,8 @@
-"""Minutes of training: of a run at each step, of an arm in all, and until it is where the baseline ends.
+"""Minutes of training: of a run at each step, of an arm in total, and until an arm reaches the baseline's final value.
 
-The trainer logs `images_per_s` between two logging steps, over the time that the loop took for them. That time contains
-waiting for data, validations and checkpoints, and neither evaluations nor building the run nor what lies between two
-processes of a run. So the rates give back the time of training; the rows' time stamps do not and are not used.
+The trainer logs `images_per_s` between two logging steps, over the time that the loop took for them. That time includes
+waiting for data, validations and checkpoints. It excludes evaluations, building the run, and the pauses between two
+processes of a run. So the training time is computed from these rates and not from the rows' time stamps.
 
 Shapes: N logged steps, P points of a curve.
 """
@@ -33,9 +33,9 @@ INCLUDED = (
 
 @dataclass(frozen=True)
 class ByClock:
-    """In minutes of training, by the arm's label: `whole`, of all its steps, and by metric `reached`, until it is as
-    good as the baseline of the same seed in the end. `caches`: what making the teacher's cache took, once for all runs
-    that use it. `missing` says of an arm why it has no times."""
+    """Times in minutes of training, by the arm's label. `whole`: the time of all steps. `reached`: by metric, the time
+    until the arm is as good as the baseline of the same seed at its end. `caches`: the time to build the teacher's
+    cache, once for all runs that use it. `missing`: the reason why an arm has no times."""
 
     whole: dict[str, Cell]
     reached: dict[str, dict[str, Cell]]
@@ -44,19 +44,19 @@ class ByClock:
 
     @property
     def is_known(self) -> bool:
-        """Has any arm times?"""
+        """Whether any arm has times."""
         return any(cell.has_value for cell in self.whole.values())
 
     def with_cache(self, label: str, cell: Cell) -> float | None:
-        """The mean of a cell of this arm's minutes, and its teacher's cache; None where one of them is not known."""
+        """The mean of a cell of this arm's minutes plus its teacher's cache; None if either is unknown."""
         cache = self.caches[label]
         return cell.mean + cache.mean if cell.has_value and cache.has_value else None
 
 
 def clock_of(run: Run) -> Curve | None:
-    """Seconds of training [N+1] after each logged step, from 0 after none; None where `why_no_clock` says why. Between
-    logging steps the rate is one. Steps between a checkpoint and the logging step before it, whose rate a resume has
-    not kept, take the rate of those behind it."""
+    """Seconds of training [N+1] at step 0 and after each logged step; None if there is a reason in `why_no_clock`. The
+    rate is taken as constant between logging steps. After a resume, the steps between the last logging step and the
+    checkpoint have no rate of their own and use the next one."""
     if why_no_clock(run):
         return None
     rate = run.curves[RATE]
@@ -66,13 +66,13 @@ def clock_of(run: Run) -> Curve | None:
 
 
 def why_no_clock(run: Run) -> str:
-    """Why the time of its steps is not known; "" where it is."""
+    """The reason why the times of the run's steps are not known; "" if they are."""
     rate = run.curves.get(RATE)
     if rate is None:
         return NO_RATES
     if not (np.isfinite(rate.values) & (rate.values > 0)).all():
         return "some of its images_per_s are not positive numbers"
-    if rate.steps[0] > 1:  # the first step is always logged: rows are lost
+    if rate.steps[0] > 1:  # the first step is always logged, so rows were lost
         return f"its metrics begin at step {rate.steps[0]}, the time before is not known"
     if rate.steps[-1] < run.last_step:
         return f"its images_per_s end at step {rate.steps[-1]} of {run.last_step}"
@@ -92,8 +92,8 @@ def arm_minutes(arm: Arm, steps_P: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def by_clock(study: ComparedArms, courses: tuple[Course, ...]) -> ByClock:
-    """The times of all arms. An arm has some only if all its seeds have: a mean over others would be another one than
-    that of its steps."""
+    """The times of all arms. An arm has times only if all of its seeds have them: a mean over fewer seeds would not
+    match the mean of its steps."""
     missing = {arm.label: why for arm in study.arms if (why := _missing(arm))}
     whole = {
         arm.label: Cell(why=missing[arm.label]) if arm.label in missing else over_seeds([_all(r) for r in _runs(arm)])
@@ -122,7 +122,7 @@ def _all(run: Run) -> float | None:
 
 
 def _minutes_to_reach(course: Course, arm: Arm, missing: dict[str, str]) -> Cell:
-    """The minutes until each seed reaches its target, over the seeds that do."""
+    """The minutes until each seed reaches its target, over the seeds that reach it."""
     cell = course.reached[arm.label]
     if not cell.has_value or arm.label in missing:
         return Cell(why=cell.why or missing[arm.label])
@@ -136,13 +136,13 @@ def _minutes_to_reach(course: Course, arm: Arm, missing: dict[str, str]) -> Cell
 
 
 def cache_minutes(run: Run) -> float | None:
-    """What making the teacher's tokens took, in minutes; 0 for a run that read none, None where it is not recorded."""
+    """Minutes spent on computing the teacher's tokens: 0 for a run that read none, None if they are not recorded."""
     seconds = run.facts.get("seconds", {}).get("teacher_cache")
     return None if seconds is None else seconds / 60
 
 
 def unlike_machines(study: ComparedArms) -> list[str]:
-    """A part of a sentence for each thing in which the machines of the runs differ."""
+    """For each property in which the runs' machines differ, a clause that names it."""
     runs = [run for arm in study.arms for run in arm.runs.values()]
     there = {
         name: sorted({str(run.facts[name]) for run in runs if name in run.facts})

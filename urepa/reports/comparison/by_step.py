@@ -1,4 +1,4 @@
-"""The way to the result: metrics at several steps of the training, and how soon an arm is where the baseline ends."""
+"""The course of training: metrics at several steps, and how early an arm reaches the baseline's final value."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TOTAL, LAMBDA = "val/total", "val/lambda"
 
 @dataclass(frozen=True)
 class Course:
-    """A metric's way; by the arm's label, its cells at `steps`, and the step at which it first is as good as the
-    baseline of the same seed in the end (linear between logged points). Seeds that never are count in `never`; both are
-    empty where the baseline has no value to reach. `by_seed` has that step of each seed that has a target (None:
-    never)."""
+    """The course of a metric. By the arm's label: `cells`, its values at `steps`; `reached`, the step at which it is
+    first as good as the baseline of the same seed at its end (linear between logged points); `never`, the number of
+    seeds that never are. `reached` and `never` are empty if the baseline has no final value. `by_seed` has that step
+    for each seed that has a target (None: never)."""
 
     metric: Metric
     steps: tuple[int, ...]
@@ -35,7 +35,7 @@ class Course:
 
 
 def curve_of(run: Run, key: str) -> Curve | None:
-    """A metric over the steps: as logged, for an evaluation its turns in the course of training and the last."""
+    """A metric over the steps. For an evaluation, the values during training followed by the final one."""
     if key == TOTAL:
         return _at_last_lambda(run)
     last = run.curves.get(key)
@@ -46,7 +46,8 @@ def curve_of(run: Run, key: str) -> Curve | None:
 
 
 def _at_last_lambda(run: Run) -> Curve | None:
-    """The total where it is the same quantity as in the end: during λ's warm-up it is another sum at every step."""
+    """The total loss at the steps whose λ is the last one: during λ's warm-up, the total is a different quantity at
+    every step."""
     total, lam = run.curves.get(TOTAL), run.curves.get(LAMBDA)
     if total is None or lam is None:
         return total
@@ -55,12 +56,12 @@ def _at_last_lambda(run: Run) -> Curve | None:
 
 
 def _lambdas(arm: Arm) -> set[float | None]:
-    """λ at the last validation, by which the total was weighted."""
+    """The λ of the last validation of each seed, with which the total was weighted."""
     return {run.last(LAMBDA) for run in arm.runs.values()}
 
 
 def incomparable(study: ComparedArms, arm: Arm, key: str) -> Cell | None:
-    """Why the arm's metric is another quantity than that of the arm it is held to; None if it is the same."""
+    """An empty cell with the reason if the arm's metric is not the same quantity as the reference arm's; else None."""
     other = study.reference_arm(key)
     different = incomparable_keys(key, arm.config, other.config)
     if key == TOTAL and not different and _lambdas(arm) != _lambdas(other):
@@ -69,8 +70,8 @@ def incomparable(study: ComparedArms, arm: Arm, key: str) -> Cell | None:
 
 
 def courses(study: ComparedArms, metrics: tuple[Metric, ...]) -> tuple[Course, ...]:
-    """Of all metrics that say which way is better and that the baseline, or else another arm, has at two steps or
-    more."""
+    """The courses of all metrics that have a direction and that the baseline, or else another arm, has at two or more
+    steps."""
     found = []
     for metric in metrics:
         curves = _curves(study.reference_arm(metric.key), metric.key)
@@ -81,7 +82,7 @@ def courses(study: ComparedArms, metrics: tuple[Metric, ...]) -> tuple[Course, .
 
 
 def _curves(arm: Arm, key: str) -> dict[int, Curve]:
-    """By seed."""
+    """The arm's curves of a metric, by seed."""
     return {seed: curve for seed, run in arm.runs.items() if (curve := curve_of(run, key)) is not None}
 
 
@@ -103,8 +104,8 @@ def _course(study: ComparedArms, metric: Metric, steps: list[int]) -> Course:
 
 
 def _steps_by_seed(curves: dict[int, Curve], baseline: dict[int, Curve], better: str) -> dict[int, float | None]:
-    """The step at which each seed reaches the baseline's final value; a seed that the baseline lacks is compared with
-    the mean of the finite ones. Seeds without a finite target are left out."""
+    """The step at which each seed reaches the baseline's final value. A seed that the baseline lacks is compared with
+    the mean over the baseline's finite seeds. Seeds without a finite target are left out."""
     ends = {seed: float(curve.values[-1]) for seed, curve in baseline.items()}
     finite = [end for end in ends.values() if np.isfinite(end)]
     if not finite:
@@ -114,7 +115,7 @@ def _steps_by_seed(curves: dict[int, Curve], baseline: dict[int, Curve], better:
 
 
 def _steps_to_reach(by_seed: dict[int, float | None], baseline: dict[int, Curve]) -> Cell:
-    """The cell of `_steps_by_seed`, over the seeds that reach their target."""
+    """The mean over the seeds that reach their target, from `_steps_by_seed`."""
     ends = [float(curve.values[-1]) for curve in baseline.values()]
     if not np.isfinite(ends).any():
         return Cell(why=f"baseline {over_seeds(list(ends)).why}")
@@ -122,16 +123,16 @@ def _steps_to_reach(by_seed: dict[int, float | None], baseline: dict[int, Curve]
 
 
 def value_at(curve: Curve, step: int) -> float | None:
-    """What was logged at that very step, if anything."""
+    """The value logged at exactly that step; None if there is none."""
     where = np.flatnonzero(curve.steps == step)
     return float(curve.values[where[-1]]) if len(where) else None
 
 
 def steps_to(curve: Curve, target: float, better: str) -> float | None:
-    """The first step at which the curve, linear between its points, is as good as `target`: None if it never is.
-    Before the first point nothing is known, so that is the earliest answer. `better` is ↑ or ↓."""
+    """The first step at which the curve, linear between its points, is as good as `target`; None if it never is. The
+    earliest possible answer is the first point, because nothing is known before it. `better` is ↑ or ↓."""
     sign = 1.0 if better == "↑" else -1.0
-    short_of = sign * (target - curve.values)  # 0 or less: as good
+    short_of = sign * (target - curve.values)  # 0 or less: the target is reached
     good = np.flatnonzero(short_of <= 0)
     if not len(good):
         return None

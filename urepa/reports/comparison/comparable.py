@@ -1,5 +1,5 @@
-"""What may stand side by side: which settings a metric rests on, and which settings keep seeds paired, both by what the
-parts declare (`urepa.core.comparability`).
+"""Which values can be compared: the settings that a metric depends on, and the settings that must be equal for seeds to
+be paired. Both follow from the parts' declarations (`urepa.core.comparability`).
 
 Reasons are config keys, so that the report can name them.
 """
@@ -11,14 +11,14 @@ from urepa.core.comparability import EVERY_TERM, MEANS_OVER_TIMES, NOISE_LEVELS,
 from urepa.reports.comparison.metric_columns import rests_on, validation_metrics
 from urepa.runs.run_folder import is_identity
 
-DROPOUT, ALWAYS = "data.cfg_dropout", ("1", "1.0")  # of the class, and a probability of 1 as text
-# Facts of a run's training data that are no settings. Runs that differ in one did not see the same data.
+DROPOUT, ALWAYS = "data.cfg_dropout", ("1", "1.0")  # dropout of the class, and a probability of 1 as text
+# Properties of a run's training data that are not settings. Runs that differ in one did not see the same data.
 CONTENT_OF_TRAINING = ("data.content.train", "data.content.samples", "data.content.latents")
-OF_FACT = {"teacher.content": "teacher._target_"}  # other weights are another teacher
+OF_FACT = {"teacher.content": "teacher._target_"}  # a teacher with other weights is another teacher
 
 
 def _differing(config: dict[str, str], other: dict[str, str]) -> list[str]:
-    """All keys whose values differ, but for those that make no other run."""
+    """All keys whose values differ, except those that do not make another run."""
     return sorted(k for k in config.keys() | other.keys() if config.get(k) != other.get(k) and is_identity(k))
 
 
@@ -42,7 +42,7 @@ def incomparable_keys(key: str, config: dict[str, str], baseline: dict[str, str]
     by = {term, EVERY_TERM}
     if term == column or column == "cosine":
         by.add(MEANS_OVER_TIMES)
-    if key == "train/total":  # at every step's own λ, and so are its curve's points
+    if key == "train/total":  # weighted with the λ of each step, as are the points of its curve
         by.add(TOTAL_BY_STEP)
     altering = [k for k in _differing(config, baseline) if by & alters(OF_FACT.get(k, k), config, baseline)]
     named = differing_keys(config, baseline, known[f"val/{term}"].rests_on)
@@ -50,17 +50,17 @@ def incomparable_keys(key: str, config: dict[str, str], baseline: dict[str, str]
 
 
 def _by_class(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """The dropout where one of the two always trains without the class and the other does not: their losses, with and
-    without the class, are two quantities."""
+    """The dropout key if exactly one of the two configs always trains without the class. Losses with and without the
+    class are different quantities."""
     never, never_there = (of.get(DROPOUT) in ALWAYS for of in (config, baseline))
     return [DROPOUT] if never != never_there else []
 
 
 def noise_schedule_keys(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """The differing settings of β or of the flow's path: the same timestep then has another noise level."""
+    """The differing settings of β or of the flow's path, with which the same timestep has another noise level."""
     return [k for k in _differing(config, baseline) if NOISE_LEVELS in alters(k, config, baseline)]
 
 
 def unpairing_keys(config: dict[str, str], baseline: dict[str, str]) -> list[str]:
-    """The settings that make an arm see other data, noise or times than the baseline of the same seed."""
+    """The settings that give an arm other data, noise or times than the baseline of the same seed."""
     return [k for k in _differing(config, baseline) if k in CONTENT_OF_TRAINING or unpairs(k, config, baseline)]

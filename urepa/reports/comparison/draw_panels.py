@@ -1,4 +1,4 @@
-"""One panel to PNG, PDF and an SVG that takes its colours from the page around it."""
+"""Writes a panel as PNG, PDF and an SVG that takes its colours from the surrounding page."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from urepa.core import progress
 
 INK, RULE, MUTED = "#222326", "#dcdde0", "#74777d"
-# of middling lightness: they stand out from white paper and from a dark page
+# of medium lightness, so that they are visible on white paper and on a dark page
 COLOURS = ("#2f7fc1", "#d9603b", "#35996b", "#a06cc0", "#bd8f14", "#d65f97", "#2fa3ad")
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 INCHES = (4.9, 3.3)
 DPI = 150
-SAMPLE = (0, (2.5, 1.5))  # dashes of a dashed line in the legend
-QUICK = 3  # of PNG's nine levels of compression: a third of the usual level's time, and little larger
+SAMPLE = (0, (2.5, 1.5))  # dash pattern of a dashed line in the legend
+QUICK = 3  # PNG compression level (of 9): a third of the default level's time, and little larger files
 MOST_PROCESSES = 8
 STYLE: Any = {
     "font.size": 9,
@@ -44,30 +44,30 @@ STYLE: Any = {
     "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "legend.handlelength": 3.0,  # dashes are seen
+    "legend.handlelength": 3.0,  # long enough to show the dashes
     "lines.linewidth": 1.4,
-    "text.parse_math": False,  # a name with dollars is a name
+    "text.parse_math": False,  # dollar signs in a name are not mathematics
     "svg.hashsalt": "urepa",
 }
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of one axis, or of `grid` rows and columns of them: its file name, where it stands in the report, and
-    what draws it; small enough to be sent to another process."""
+    """A figure of one axis, or of `grid` rows and columns of axes: its file name, its section in the report, and the
+    function that draws it. It is small enough to be sent to another process."""
 
     name: str
     section: str
     title: str
     draw: Callable[[Any], None]
     inches: tuple[float, float] = INCHES
-    note: str = ""  # what the caption says of this figure alone
-    grid: tuple[int, int] = (1, 1)  # more than one axis are drawn together, and shown as wide as the page
+    note: str = ""  # a sentence of the caption for this figure alone
+    grid: tuple[int, int] = (1, 1)  # a figure with more than one axis is shown as wide as the page
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A panel as files."""
+    """The files of a drawn panel."""
 
     panel: Panel
     png: bytes
@@ -76,8 +76,8 @@ class Drawn:
 
 
 def draw_all(panels: list[Panel]) -> list[Drawn]:
-    """Draws the panels in as many processes as there are CPUs. They are started afresh: a fork of a process with
-    threads may hang."""
+    """Draws the panels in as many processes as there are CPUs. The processes are spawned, because forking a process
+    with threads may hang."""
     workers = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(panels))
     if not panels:
         return []
@@ -86,8 +86,8 @@ def draw_all(panels: list[Panel]) -> list[Drawn]:
 
 
 def draw(panel: Panel) -> Drawn:
-    """Lays the panel out once and writes it three times, by the canvases themselves: savefig would draw it seven
-    times."""
+    """Computes the layout once and writes the three files with matplotlib's canvases: `savefig` would draw the figure
+    seven times."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -96,7 +96,7 @@ def draw(panel: Panel) -> Drawn:
     from matplotlib.lines import Line2D
 
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may hold any character
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may contain any character
         figure = Figure(figsize=panel.inches, layout="constrained", dpi=DPI)
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots(*panel.grid)
@@ -112,7 +112,7 @@ def draw(panel: Panel) -> Drawn:
             figure.set_size_inches(panel.inches[0], panel.inches[1] + 0.17 * lines)
             legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
             for line in legend.findobj(Line2D):
-                if line.is_dashed():  # a line's own dashes may be too far apart for its sample here
+                if line.is_dashed():  # the line's own dashes may be too far apart for the legend
                     line.set_linestyle(SAMPLE)
         png, pdf, svg = io.BytesIO(), io.BytesIO(), io.StringIO()
         figure.draw_without_rendering()
@@ -127,7 +127,7 @@ def draw(panel: Panel) -> Drawn:
 
 
 def _for_a_page(svg: str, name: str) -> str:
-    """Inline SVG: no prologue, comments or fixed size; ids that are this figure's own; the page's colours."""
+    """The SVG for inline use: without prologue, comments and fixed size, with unique ids and the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -140,7 +140,8 @@ def _for_a_page(svg: str, name: str) -> str:
 
 
 def style_of(index: int) -> dict[str, Any]:
-    """Colour and line of an arm: the baseline, index 0, in ink; thin dashes where the colours begin again."""
+    """Colour and line style of an arm: the baseline (index 0) is drawn in ink; when the colours repeat, lines are
+    dashed."""
     if index == 0:
         return {"color": INK, "linestyle": "-"}
     again, colour = divmod(index - 1, len(COLOURS))
@@ -152,7 +153,7 @@ def marker_of(index: int) -> str:
 
 
 def shorten(label: str, longest: int = 34) -> str:
-    """Shortens a label for an axis or a legend in the middle, as the labels of a sweep begin alike."""
+    """Shortens a label for an axis or a legend in the middle, because the labels of a sweep begin alike."""
     one_line = " ".join(label.split())
     begin = (longest - 1) // 3
     return one_line if len(one_line) <= longest else f"{one_line[:begin]}…{one_line[begin + 1 - longest :]}"

@@ -1,4 +1,5 @@
-"""What a run was measured on, and how. Runs are compared if they agree in it."""
+"""The protocol of a run: the data on which it was measured, and how. Runs are compared only if their protocols
+agree."""
 
 from __future__ import annotations
 
@@ -15,16 +16,16 @@ from urepa.reports.comparison.read_runs import as_text
 from urepa.runs.run_folder import is_identity
 
 TAPS = "loss.taps."
-WEIGHTS_FILE = ".weights_file."  # what a summary tells of weights, beside where they lie
+WEIGHTS_FILE = ".weights_file."  # prefix of a weights file's properties in a summary
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """A value as it is written, and what it is to its own run: is it the tap that the run aligns, or what shares of
-    its objective's time, known to `resolution`, are it? `tap: ${aligned_tap:}` and `timestep: ${time_at:0.5}` are one
-    setting in runs with other taps and objectives. Weights are what `digest` says where both have one, wherever they
-    lie."""
+    """A setting's value as written, and its meaning for its own run. `aligned`: whether it is the tap that the run
+    aligns. `shares`: its position as a share of the objective's time, known to `resolution`. So `tap: ${aligned_tap:}`
+    and `timestep: ${time_at:0.5}` agree in runs with different taps and objectives. Weights are compared by `digest` if
+    both have one, wherever their files are."""
 
     value: str
     aligned: bool = False
@@ -36,7 +37,7 @@ class Setting:
         return f"{self.value} (sha256 {self.digest[:12]})" if self.digest else self.value
 
     def agrees(self, other: Setting) -> bool:
-        """As written, or in what they are to their runs?"""
+        """Whether the settings agree, as written or in their meaning for their runs."""
         if self.digest and other.digest:
             return self.digest == other.digest
         if self.value == other.value or (self.aligned and other.aligned):
@@ -47,8 +48,8 @@ class Setting:
 
 
 def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, Setting]:
-    """What a run was measured on and how: only runs that agree in all of it are compared. A summary knows better
-    than the config: which images validated, and how a finished run was evaluated since."""
+    """The settings of validation and evaluation of a run, which must agree for runs to be compared. The summary takes
+    precedence over the config: it records which images validated, and how a finished run was evaluated later."""
     evaluation = as_text({"evaluation": facts["evaluation"]}) if "evaluation" in facts else {}
     told = {k: v for k, v in config.items() if not k.startswith("evaluation")} | evaluation if evaluation else config
     declared = _declared_values(told)
@@ -65,7 +66,7 @@ def protocol(config: dict[str, str], facts: dict[str, Any]) -> dict[str, Setting
 
 
 def _declared_values(told: dict[str, str]) -> dict[str, str]:
-    """What the settings of evaluations are declared to be of a run (`is_a`), by their keys."""
+    """The values of evaluations' settings that are declared to have a meaning for the run (`is_a`), by key."""
     found: dict[str, str] = {}
     for place, target in told.items():
         part, _, last = place.rpartition(".")
@@ -81,7 +82,7 @@ def _setting(key: str, value: str, config: dict[str, str], digest: str, is_a: st
         first = next((k.removeprefix(TAPS) for k in config if k.startswith(TAPS)), None)
         return Setting(value, aligned=value == first)
     if is_a == TIME:
-        whole = config.get("objective.timesteps")  # a flow's time is a share already
+        whole = config.get("objective.timesteps")  # a flow's time already is a share
         last_time = 1.0 if whole is None else float(whole)
         shares = tuple(time / last_time for time in _numbers(value))
         return Setting(value, shares=shares, resolution=0.0 if whole is None else 1 / last_time)
@@ -89,7 +90,7 @@ def _setting(key: str, value: str, config: dict[str, str], digest: str, is_a: st
 
 
 def _numbers(text: str) -> list[float]:
-    """A number or a list of them; what is neither is none."""
+    """The numbers of a text that is a number or a list of them; empty for any other text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -101,7 +102,7 @@ def _numbers(text: str) -> list[float]:
 def differences(
     here: dict[str, Setting], there: dict[str, Setting]
 ) -> list[tuple[str, Setting | None, Setting | None]]:
-    """The settings that do not agree, by key; None where one is not there."""
+    """The settings that do not agree, by key; None where one side lacks the setting."""
     found = []
     for key in sorted(here.keys() | there.keys()):
         own, other = here.get(key), there.get(key)
@@ -111,7 +112,7 @@ def differences(
 
 
 def by_part(settings: dict[str, Setting]) -> dict[str, dict[str, Setting]]:
-    """A protocol's settings of validation, as "", and of each evaluation, by its name."""
+    """A protocol's settings by part: "" for validation, and the name of each evaluation."""
     parts: dict[str, dict[str, Setting]] = {"": {}}
     for key, value in settings.items():
         group, _, rest = key.partition(".")

@@ -1,5 +1,5 @@
-"""What is set apart and averaged into nothing: what is not finished, was measured in another way, is of another version
-of the code, or is there once more."""
+"""Excludes runs from the comparison: unfinished runs, runs measured with another protocol, runs of another version of
+the code, and older repetitions of the same run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from urepa.runs.run_folder import is_identity
 ABSENT = "—"
 SHOWN_REASONS = 3
 
-Parts = dict[str, tuple[tuple[str, Setting], ...]]  # of a protocol, by name
+Parts = dict[str, tuple[tuple[str, Setting], ...]]  # the parts of a protocol, by name
 
 
 @dataclass(frozen=True)
 class Apart:
-    """A run that is not averaged into anything, and why."""
+    """A run that is excluded from all means, and the reason."""
 
     run: Run
     reason: str
 
 
 def identity(config: dict[str, str], seed: bool = False) -> dict[str, str]:
-    """What makes an arm: not how it is evaluated, which may come later than its training and is the protocol's."""
+    """The settings that define an arm. Evaluation settings are not among them: they belong to the protocol, because a
+    run may be evaluated after its training."""
     return {
         k: v
         for k, v in config.items()
@@ -36,7 +37,7 @@ def identity(config: dict[str, str], seed: bool = False) -> dict[str, str]:
     }
 
 
-CONTENTS = (  # a fact, the settings that should tell it, and the setting that it becomes where they do not
+CONTENTS = (  # a fact, the settings that usually determine it, and the setting that is added if they do not
     ("train", "data.", "data.content.train"),
     ("held_out", "data.", "data.content.held_out"),
     ("samples", "data.", "data.content.samples"),
@@ -47,8 +48,9 @@ CONTENTS = (  # a fact, the settings that should tell it, and the setting that i
 
 
 def add_digests(runs: list[Run]) -> list[Run]:
-    """The runs with digests of their data and their teacher's weights as settings, where runs of one and the same
-    config have different ones: `data.images` and `data.root` do not make another run, what lies there does."""
+    """The runs, with digests of their data and their teacher's weights added as settings if runs with the same config
+    have different digests. `data.images` and `data.root` do not distinguish runs, but the contents of the folders
+    do."""
     for fact, prefix, key in CONTENTS:
         there: dict[Hashable, set[str]] = {}
         of = {run.id: run.facts.get("content", {}).get(fact) for run in runs}
@@ -79,9 +81,9 @@ def select_finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
 
 
 def select_one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """The runs that were validated and evaluated like the leading one whose settings most of the leading ones share,
-    over all parts together; on a tie, like the newest. A part that it lacks is like most that fit it otherwise. A run
-    that lacks an evaluation differs in nothing: its cells stay empty."""
+    """The runs with the most common protocol: that of the leading run with which most leading runs agree over all parts
+    together; on a tie, that of the newest. A run that lacks an evaluation still agrees; its cells are empty. For a part
+    that the leading run lacks, the most common settings among the runs that agree otherwise are used."""
     of: dict[str, Parts] = {
         run.id: {part: tuple(sorted(found.items())) for part, found in by_part(protocol(run.config, run.facts)).items()}
         for run in runs
@@ -103,7 +105,7 @@ def select_one_protocol(runs: list[Run], leading: list[Run]) -> tuple[list[Run],
 
 
 def _why(parts: Parts, reference: Parts) -> list[str]:
-    """In what a run's parts differ from those of the reference, in words."""
+    """The differences between a run's parts and those of the reference, in words."""
     return [
         f"{key} is {here if here else ABSENT}, not {there if there else ABSENT}"
         for part in sorted(parts.keys() & reference.keys())
@@ -112,7 +114,7 @@ def _why(parts: Parts, reference: Parts) -> list[str]:
 
 
 def _most_common(runs: list[Run], of: dict[str, Parts]) -> Run:
-    """The run with whose parts most runs agree; on a tie, the newest."""
+    """The run with which most runs agree in their parts; on a tie, the newest."""
     counts = Counter(item for run in runs for item in of[run.id].items())
     agreeing = {
         (part, own): sum(n for (p, o), n in counts.items() if p == part and not differences(dict(own), dict(o)))
@@ -122,8 +124,8 @@ def _most_common(runs: list[Run], of: dict[str, Parts]) -> Run:
 
 
 def select_one_code(runs: list[Run], leading: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """The runs of the version that made most of the leading ones; on a tie, of the newest. A run is of one version
-    where one code trained all its steps. An unknown version is not the same as another unknown one."""
+    """The runs of the version of the code that trained most of the leading runs; on a tie, of the newest. A run belongs
+    to a version if one version trained all of its steps. Two unknown versions are never taken as the same."""
     of = {run.id: run.code for run in runs}
     mixed = {id_ for id_, code in of.items() if not all(same_code(code[0], other) for other in code[1:])}
     whole = [run for run in leading if run.id not in mixed] or [run for run in runs if run.id not in mixed]
@@ -146,13 +148,13 @@ def select_one_code(runs: list[Run], leading: list[Run]) -> tuple[list[Run], lis
 
 
 def _course(run: Run) -> str:
-    """Which code trained a run from which step on."""
+    """The versions of the code that trained a run, with the step from which each one did."""
     stretches = zip(run.code, run.facts["code"], strict=True)
     return "; ".join(f"{code} from step {stretch['from_step']}" for code, stretch in stretches)
 
 
 def select_newest(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
-    """Of runs with the same config and seed, the newest."""
+    """The newest of the runs with the same config and seed."""
     newest: dict[Hashable, Run] = {}
     for run in sorted(runs, key=lambda run: run.started):
         newest[tuple(sorted(identity(run.config, seed=True).items()))] = run

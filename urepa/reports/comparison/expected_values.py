@@ -1,4 +1,4 @@
-"""What the description expects of its own experiment (docs/errata.md), beside what that experiment reached."""
+"""The values that the description expects of its own experiment (docs/errata.md), next to the measured ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REPORTED_LAST = (
 )
 
 
-# The experiment that the values are of, and what of its settings an arm must have for its losses to be those quantities
+# The experiment to which the values belong, and the settings that an arm must share for its losses to be comparable
 EXPERIMENT, ARM = "track_a", "baseline"
 SETTINGS = {
     "backbone._target_": "urepa.models.backbones.sd15.SD15",
@@ -56,7 +56,7 @@ STEPS = 62_480  # 40 epochs
 
 
 def documents_arm(results: Results) -> Arm | None:
-    """The arm that is the description's experiment; of several, as of one with other data, the first."""
+    """The arm that is the description's experiment; if several arms match, as with other data, the first."""
     return next((row.arm for row in results.rows if _is_the_documents(row.arm)), None)
 
 
@@ -66,7 +66,7 @@ def _is_the_documents(arm: Arm) -> bool:
 
 
 def reported_rows(arm: Arm) -> list[tuple[str, str, str, str]]:
-    """Rows (what, reported, measured, section): the description's expected values next to the arm's."""
+    """Rows (quantity, reported, measured, section): the description's expected values next to the arm's."""
     rows = []
     for term, when, value, section in REPORTED:
         cell = over_seeds([_at(run, f"train/{term}", when) for run in arm.runs.values()])
@@ -78,7 +78,7 @@ def reported_rows(arm: Arm) -> list[tuple[str, str, str, str]]:
 
 
 def of_steps(arm: Arm) -> str:
-    """A sentence where the arm is of another length than the description's run; else nothing."""
+    """A sentence if the arm's length differs from the description's run; else ""."""
     steps = int(arm.config["trainer.max_steps"])
     if steps == STEPS:
         return ""
@@ -86,14 +86,14 @@ def of_steps(arm: Arm) -> str:
 
 
 def _at(run: Run, key: str, when: str) -> float | None:
-    """A training curve's mean within 2 % of the run around a moment; the first row at the start."""
+    """The mean of a training curve within 2 % of the run around a moment; for the start, the first row."""
     curve: Curve | None = run.curves.get(key)
     if curve is None:
         return None
     steps = float(run.config["trainer.max_steps"])
     warm = float(run.config.get("loss.warmup_steps", "nan"))
     moment = {START: 0.0, EARLY: steps / 8, WARM: warm, MIDDLE: steps / 2, END: steps}[when]
-    if not isfinite(moment) or moment > steps:  # a run that ends in its warm-up has no "after"
+    if not isfinite(moment) or moment > steps:  # a run that ends during its warm-up has no value after it
         return None
     if when == START:
         return float(curve.values[0])

@@ -1,5 +1,5 @@
-"""The figures of a study, a panel each: differences, error by timestep, sweeps, training curves by step and by the
-clock, gradients.
+"""The panels of a study's figures: differences, error by timestep, sweeps, training curves by step and by minute, and
+gradients.
 
 Shapes: T timestep bins, S seeds.
 """
@@ -32,11 +32,11 @@ from urepa.reports.comparison.statistics import Array, paired_interval
 from urepa.reports.comparison.tables import cell_text
 from urepa.runs.curves import STRETCHES, Curve, thin_curve
 
-ARMS_A_PANEL = 2 * len(COLOURS)  # the first, and others: as many as colours and dashes tell apart
+ARMS_A_PANEL = 2 * len(COLOURS)  # the first arm and as many others as colours and dashes can distinguish
 ROWS_A_PANEL = 40
-SMOOTHED_OVER = 0.05  # of the run
-TICKS = 5  # at most, on an axis: each costs about as much to draw as a line
-FEW_POINTS = 20  # of a curve: shown as such
+SMOOTHED_OVER = 0.05  # share of the run
+TICKS = 5  # at most on an axis: drawing a tick takes about as long as drawing a line
+FEW_POINTS = 20  # a curve with so few points is drawn with markers
 TERMS = ("total", "diffusion", "token", "manifold")
 Values = tuple[tuple[float, ...], ...]
 Cells = dict[tuple[float, ...], Cell]
@@ -44,7 +44,7 @@ HOLE = Cell()  # a combination of two settings that no arm has
 
 DIFFERENCES, BY_TIMESTEP, SWEEPS, TRAINING, GRADIENTS = "differences", "timesteps", "sweeps", "curves", "gradients"
 CLOCK = "clock"
-BY_CLOCK = ("val/diffusion", "final/")  # what begins so: losses of alignment say little of an arm's worth
+BY_CLOCK = ("val/diffusion", "final/")  # prefixes; alignment losses say little about an arm's quality
 CAPTIONS = {
     DIFFERENCES: "Mean difference with its 95 % interval. Filled: it excludes 0 after Holm over the arms; half-filled: "
     "before Holm only; open: it does not. Crosses have no interval.",
@@ -80,8 +80,8 @@ def panels(results: Results) -> list[Panel]:
 
 
 def _pages(arms: list[Arm], title: str, baseline: Arm) -> Iterator[tuple[str, list[tuple[int, Arm]]]]:
-    """A title and numbered arms for each panel: the first, and as many others as colours can tell apart. Only the
-    baseline is number 0, which is drawn in ink."""
+    """A title and numbered arms for each panel: the first arm, and as many others as colours can distinguish. Only the
+    baseline has number 0, which is drawn in ink."""
     first = 0 if arms[0] is baseline else 1
     others = arms[1:]
     pages = max(1, -(-len(others) // (ARMS_A_PANEL - 1)))
@@ -146,7 +146,7 @@ def _by_timestep(results: Results) -> Iterator[Panel]:
 def _bins_panel(
     name: str, title: str, lines: list[tuple[int, str, Array, Array]], centres: list[float], of: str
 ) -> Panel:
-    """Beside 0 on the axis, where it is no difference, as the axis begins there."""
+    """A panel by timestep bin. Unless it shows differences, its axis begins at 0, which counts for overlaps."""
     zero = [] if of else [(np.zeros(1), np.zeros(1))]
     over = overlap([line[1] for line in lines], [(np.array(centres), line[2]) for line in lines], zero)
     draw = partial(_bins, lines=lines, places=over.places, centres=centres, of=of)
@@ -159,13 +159,14 @@ def _centres(keys: list[str]) -> list[float]:
 
 
 def _by_bin(arm: Arm, keys: list[str]) -> tuple[Array, Array]:
-    """Mean and standard deviation over seeds [T]."""
+    """Mean and standard deviation over seeds, each [T]."""
     cells = [last_cell(arm, key) for key in keys]
     return np.array([cell.mean for cell in cells]), np.nan_to_num([cell.sd for cell in cells])
 
 
 def _relative_difference(arm: Arm, baseline: Arm, keys: list[str]) -> tuple[Array, Array] | None:
-    """Mean difference to the baseline in per cent [T] and half its 95 % interval (0 where seeds are no pairs)."""
+    """Mean relative difference to the baseline in per cent [T] and half its 95 % interval (0 if seeds are not
+    paired)."""
     shared = sorted(arm.runs.keys() & baseline.runs.keys())
     values = [[[a.runs[seed].last(key) for seed in shared] for key in keys] for a in (arm, baseline)]
     if not shared or any(value is None for table in values for row in table for value in row):
@@ -198,9 +199,9 @@ def _bins(
 def _sweep_panels(results: Results, sweep: Sweep) -> Iterator[Panel]:
     by_label = {row.arm.label: row for row in results.rows}
     for metric in results.metrics:
-        cells = {at: by_label[arm.label].cells[metric.key] for at, arm in sweep.arms.items()}  # without the holes
+        cells = {at: by_label[arm.label].cells[metric.key] for at, arm in sweep.arms.items()}  # no missing ones
         if len({at[0] for at, cell in cells.items() if cell.has_value}) < 2:
-            continue  # what does not compare along the first setting is no sweep of it
+            continue  # values that are not comparable along the first setting form no sweep
         name = f"{metric.key} {' '.join(sweep.keys)}"
         if len(sweep.keys) == 2:
             rows, columns = len(sweep.values[1]), len(sweep.values[0])
@@ -236,7 +237,7 @@ def _heat_map(axis: Any, keys: tuple[str, ...], values: Values, cells: Cells) ->
 
 
 def _sweep_series(keys: tuple[str, ...], values: Values, cells: Cells) -> list[tuple[str, list[tuple[float, Cell]]]]:
-    """A label and the filled cells over the first setting, for each value of the second."""
+    """For each value of the second setting, a label and the filled cells over the first setting."""
     seconds: list[tuple[float, ...]] = [()] if len(keys) == 1 else [(y,) for y in values[1]]
     return [
         (
@@ -259,7 +260,7 @@ def _lines_panel(name: str, metric: Metric, keys: tuple[str, ...], values: Value
 def _lines(
     axis: Any, key: str, lines: list[tuple[str, list[tuple[float, Cell]]]], places: tuple[Place, ...], width: float
 ) -> None:
-    beside = 0.008 * width  # so that error bars do not hide each other
+    beside = 0.008 * width  # offset, so that error bars do not overlap
     for i, ((label, there), place) in enumerate(zip(lines, places, strict=True)):
         if not there:
             continue
@@ -298,7 +299,7 @@ def _curves(results: Results) -> Iterator[Panel]:
 
 
 def _by_clock(results: Results) -> Iterator[Panel]:
-    """The courses that say what an arm is worth, over minutes: of the arms whose times are known."""
+    """The panels over minutes of the metrics that measure an arm's quality, for the arms whose times are known."""
     study, clock = results.study, results.clock
     for metric in (course.metric for course in results.courses if course.metric.key.startswith(BY_CLOCK)):
         known = [arm for arm in study.arms if clock.whole[arm.label].has_value and _drawable(arm, metric.key)]
@@ -314,7 +315,7 @@ def _by_clock(results: Results) -> Iterator[Panel]:
 
 
 def _curves_by_minute(arm: Arm, key: str) -> tuple[list[Line], Line]:
-    """`_curves_to_draw` over minutes: each seed's at its own, the mean at the mean of the seeds' minutes."""
+    """`_curves_to_draw` over minutes: each seed over its own minutes, the mean over the mean of the seeds' minutes."""
     seeds = [
         (minutes_at(clock, curve.steps), curve.values)
         for run in arm.runs.values()
@@ -327,14 +328,14 @@ def _curves_by_minute(arm: Arm, key: str) -> tuple[list[Line], Line]:
 
 
 def _drawable(arm: Arm, key: str) -> list[Curve]:
-    """The seeds' curves that have a finite value."""
+    """The curves of the seeds that have any finite value."""
     curves = [curve for run in arm.runs.values() if (curve := curve_of(run, key)) is not None]
     return [curve for curve in curves if np.isfinite(curve.values).any()]
 
 
 def _curves_to_draw(curves: list[Curve]) -> tuple[list[Curve], Curve]:
-    """The seeds' curves and their smoothed mean, reduced to the points that can be seen, as they are sent to another
-    process."""
+    """The seeds' curves and their smoothed mean, reduced to the points that are visible, because they are sent to
+    another process."""
     return [thin_curve(curve) for curve in curves], smooth(curves)
 
 
@@ -362,8 +363,8 @@ def _curve(
 
 
 def smooth(curves: list[Curve]) -> Curve:
-    """The mean over seeds [N], then a centred running mean over 5 % of the logged points; at the ends over fewer. More
-    than `STRETCHES` points are taken together in so many stretches [G]. Some value must be finite."""
+    """The mean over seeds [N], then a centred running mean over 5 % of the logged points, over fewer at the ends. More
+    than `STRETCHES` points are averaged in that many stretches [G]. Requires at least one finite value."""
     finite = [Curve(c.steps[there], c.values[there]) for c in curves if (there := np.isfinite(c.values)).any()]
     steps_N = np.unique(np.concatenate([curve.steps for curve in finite]))
     sums_N, seeds_N = np.zeros(len(steps_N)), np.zeros(len(steps_N))

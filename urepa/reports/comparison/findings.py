@@ -1,4 +1,4 @@
-"""Findings in words: what each metric says, and what the description's rules say."""
+"""Findings as sentences: the result of each metric, and the outcome of the description's rules."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MARKS = (
     ("○", "the interval does not exclude 0"),
 )
 CHANCE = "were there no difference at all, about one in 20 would still show one"
-NAMED_AT_MOST = 4  # arms, in a sentence
-MUCH_HIGHER = 1.10  # of the description: up to 10 % is "normal and healthy"
+NAMED_AT_MOST = 4  # arms in a sentence
+MUCH_HIGHER = 1.10  # according to the description, up to 10 % is "normal and healthy"
 
 
 # --- findings -----------------------------------------------------------------------------------------------
@@ -30,8 +30,8 @@ MUCH_HIGHER = 1.10  # of the description: up to 10 % is "normal and healthy"
 
 def findings(results: Results) -> list[str]:
     """A sentence for each metric in which an arm differs from the baseline by more than noise, after Holm or before;
-    one for all metrics in which none does, one for those that could not be tested, and how many were looked at. The
-    last is on how soon an arm is where the baseline ends."""
+    one for all metrics without a difference, one for those that could not be tested, and one with the number of metrics
+    that were looked at. The last sentence says how early an arm reaches the baseline's final value."""
     found: list[str] = []
     same: dict[str, list[str]] = {}
     untested: dict[str, list[str]] = {}
@@ -94,26 +94,26 @@ def _arm_names(labels: list[str]) -> str:
 
 
 def initial_share_of(run: Run) -> float:
-    """The weight of the initial weights in the EMA weights at the run's end, in [0, 1]: as logged; of older runs, which
-    did not log it, as the config and the skipped steps say."""
+    """The weight of the initial weights in the EMA weights at the run's end, in [0, 1]. It is read from the log; for
+    older runs, which did not log it, it is computed from the config and the skipped steps."""
     logged = run.last(SHARE)
     return initial_share(*_average(run)) if logged is None else logged
 
 
 def _average(run: Run) -> tuple[float, int, bool]:
-    """Decay, applied updates, warm-up."""
+    """Decay, number of applied updates, and whether the decay warms up."""
     skipped = run.last(SKIPPED)
     updates = run.last_step - (0 if skipped is None else int(skipped))
     return float(run.config["trainer.ema_decay"]), updates, run.config["trainer.ema_warmup"] == "True"
 
 
 def has_ema_lag(arm: Arm) -> bool:
-    """True if more than 5 % of some seed's EMA weights are still the initial weights."""
+    """Whether, in any seed, more than 5 % of the EMA weights are still the initial weights."""
     return any(initial_share_of(run) > LAGGING for run in arm.runs.values())
 
 
 def ema_lag_sentences(results: Results) -> list[str]:
-    """A sentence for each share of initial weights above 5 %, on the arms that have it."""
+    """A sentence for each share of initial weights above 5 %, with the arms that have it."""
     arms: dict[str, list[str]] = {}
     for row in results.rows:
         if has_ema_lag(row.arm):
@@ -135,8 +135,8 @@ OVERFITTING = (
 
 
 def overfitting_sentences(results: Results) -> list[str]:
-    """The description's rule of overfitting (docs/errata.md). Validation is of the EMA weights: where those
-    lag, its distance to the training loss is the lag, and the arm is not judged."""
+    """The description's rule on overfitting (docs/errata.md). Validation uses the EMA weights. If they lag, the
+    difference to the training loss measures the lag, and the arm is not judged."""
     remarks = []
     measured = [row for row in results.rows if any(_ratio(row.arm, term) is not None for term, _ in OVERFITTING)]
     judged = [row for row in measured if not has_ema_lag(row.arm)]
@@ -161,13 +161,13 @@ def overfitting_sentences(results: Results) -> list[str]:
 
 
 def _ratio(arm: Arm, term: str) -> float | None:
-    """The last validation loss over the mean of the last training losses."""
+    """The last validation loss divided by the mean of the last training losses."""
     share = gap_of(arm, term).share
     return 1 + share if isfinite(share) else None
 
 
 def other_remarks(results: Results) -> list[str]:
-    """What else a reader should know before believing the tables."""
+    """Other facts that a reader should know before relying on the tables."""
     remarks = []
     runs = [run for row in results.rows for run in row.arm.runs.values()]
     for row in results.rows:
@@ -187,7 +187,7 @@ def other_remarks(results: Results) -> list[str]:
 
 
 def encoders_weights(runs: list[Run]) -> list[str]:
-    """Of which weights the features of an encoder are that is read from a file, and how good a classifier it is."""
+    """A sentence part on each encoder read from a file: the digest of its weights, and its accuracy as a classifier."""
     found: dict[str, None] = {}
     for run in runs:
         told = as_text({"evaluation": run.facts.get("evaluation", {})})

@@ -1,5 +1,5 @@
-"""The first finding: one sentence that says what differs from the baseline beyond noise, and what must be said right
-after it. Beyond noise means ●: the 95 % interval excludes 0 after Holm over the arms."""
+"""The verdict: one sentence on the differences from the baseline beyond noise, and the cautions that must follow it.
+Beyond noise means ●: the 95 % interval excludes 0 after Holm over the arms."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.statistics import detection_power, factor_of_two_seeds
 
 NAMED_AT_MOST = 3  # arms, metrics and clauses
-HARDLY = "can hardly tell an effect from chance"  # of two seeds
-TYPICAL = 2.0  # an effect in standard deviations over seeds, to say how often one is found
-Effect = tuple[Metric, bool]  # a metric, and is it raised?
+HARDLY = "can hardly tell an effect from chance"  # said of two seeds
+TYPICAL = 2.0  # an effect in standard deviations over seeds; the caution says how often it is found
+Effect = tuple[Metric, bool]  # a metric, and whether it is raised
 
 
 def verdict(results: Results) -> str:
-    """One sentence with its full stop. It leaves out what differs by construction: metrics whose weight in training an
+    """One sentence with its full stop. It leaves out differences by construction: metrics whose weight in training the
     arm changes (`Metric.trained_by`)."""
     runs = sum(len(row.arm.runs) for row in results.rows)
     if runs == 1:
@@ -47,7 +47,7 @@ def verdict(results: Results) -> str:
 
 
 def _with_seeds(said: list[str], differences: list[Difference], claims: bool) -> str:
-    """The clauses as one sentence, with the seeds they rest on. Two seeds alone only suggest what differs."""
+    """Joins the clauses to one sentence with the number of seeds. With two seeds the sentence says "suggest"."""
     seeds, fewest = _seeds(differences), min(d.n for d in differences)
     if fewest > 2:
         return f"{_capitalise('; '.join([*said, seeds]))}."
@@ -58,7 +58,7 @@ def _with_seeds(said: list[str], differences: list[Difference], claims: bool) ->
 
 
 def _by_construction(results: Results) -> list[str]:
-    """A clause on the tested metrics that are left out, and of which arms; none where there are none."""
+    """A clause on the tested metrics that are left out, with their arms; empty if there are none."""
     left_out = [
         (metric, row.arm.label)
         for metric in results.metrics
@@ -77,7 +77,7 @@ def _by_construction(results: Results) -> list[str]:
 
 
 def _is_by_construction(results: Results, row: ArmRow, metric: Metric) -> bool:
-    """Do the arm and the baseline differ in the weight with which the metric's quantity is trained?"""
+    """Whether the arm and the baseline differ in the weight with which the metric's quantity is trained."""
     return bool(differing_keys(row.arm.config, results.study.baseline.config, metric.trained_by))
 
 
@@ -129,8 +129,8 @@ def _effects(results: Results) -> dict[Effect, tuple[str, ...]]:
 
 
 def _clauses(effects: dict[Effect, tuple[str, ...]], tested: int) -> tuple[list[str], str]:
-    """A clause for each set of arms that have effects in common, those of most arms first, and one on what is left of
-    more than `NAMED_AT_MOST`. `tested`: how many arms were."""
+    """A clause for each set of arms with common effects, the largest sets first, and one on the remaining effects if
+    there are more than `NAMED_AT_MOST`. `tested`: the number of tested arms."""
     ordered = _group_by_arms(effects)
     clauses = [
         f"{_arm_names(arms, tested)} {_effects_text(found, several=len(arms) > 1)}"
@@ -152,7 +152,7 @@ def _group_by_arms(effects: dict[Effect, tuple[str, ...]]) -> list[tuple[tuple[s
 
 
 def labels_in_order(results: Results) -> list[str]:
-    """The labels of all arms but the baseline: first those with an effect in the order of the verdict, then the
+    """The labels of all arms but the baseline: first the arms with an effect, in the order of the verdict, then the
     others."""
     named = [label for arms, _ in _group_by_arms(_effects(results)) for label in arms]
     return list(dict.fromkeys([*named, *(row.arm.label for row in results.rows[1:])]))
@@ -191,7 +191,7 @@ def _first_names(names: Iterable[str]) -> str:
 
 
 def _arm_names(labels: Iterable[str], of: int = 0) -> str:
-    """At most three arms by name, else their number out of `of`."""
+    """At most three arms by name; for more arms their number, out of `of`."""
     every = list(labels)
     if len(every) > NAMED_AT_MOST:
         return f"{len(every)} of {of} arms" if of > len(every) else f"{'all ' if of else ''}{len(every)} arms"
@@ -199,7 +199,7 @@ def _arm_names(labels: Iterable[str], of: int = 0) -> str:
 
 
 def label_text(label: str) -> str:
-    """An arm's label in a sentence: λ for `lambda_max`; in quotation marks if it is a list itself."""
+    """An arm's label for use in a sentence: λ for `lambda_max`; in quotation marks if the label is a list."""
     words = re.sub(r"\blambda_max=", "λ=", label)
     return f"“{words}”" if "," in words or ";" in words else words
 
@@ -209,7 +209,7 @@ def _join_names(names: list[str]) -> str:
 
 
 def _seeds(differences: list[Difference]) -> str:
-    """How many seeds the tested differences rest on."""
+    """The number of seeds behind the tested differences, in words."""
     counts = sorted({d.n for d in differences})
     text = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     paired = {d.how == PAIRED for d in differences}
@@ -223,16 +223,16 @@ def _capitalise(text: str) -> str:
     return text[0].upper() + text[1:] if text.startswith(("none of ", "all ")) else text
 
 
-# --- what must be said right after it -----------------------------------------------------------------------
+# --- cautions after the verdict -----------------------------------------------------------------------------
 
 
 def cautions(results: Results) -> list[str]:
-    """What makes the verdict weaker than it looks: two seeds, arms that are the baseline itself, diverged ones."""
+    """Sentences on what weakens the verdict: two seeds, arms that are identical to the baseline, diverged arms."""
     return [*_two_seeds_caution(results), *_identical_arms_caution(results), *_diverged_arms_caution(results)]
 
 
 def _two_seeds_caution(results: Results) -> list[str]:
-    """A caution on intervals from two seeds an arm, as `statistics.paired_interval` and `statistics.welch_interval`
+    """A caution on intervals from two seeds per arm, as `statistics.paired_interval` and `statistics.welch_interval`
     compute them."""
     two = [d for row in results.rows for d in _tested_differences(row).values() if d.n == 2]
     if not two:
@@ -277,7 +277,7 @@ def _identical_arms_caution(results: Results) -> list[str]:
 
 
 def _diverged_arms_caution(results: Results) -> list[str]:
-    """A caution on arms with values that are not finite, which are not compared."""
+    """A caution on arms that are not compared because they have values that are not finite."""
     by_why: dict[tuple[str, str], list[str]] = {}
     for row in results.rows:
         for metric in results.metrics:

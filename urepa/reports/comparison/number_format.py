@@ -1,7 +1,7 @@
-"""How a number is written in a comparison: terminal, page, Markdown and LaTeX. CSV and JSON have every digit.
+"""Number formats of a comparison for terminal, page, Markdown and LaTeX. CSV and JSON have all digits.
 
-A rounded number never hides what it decides: on which side of 0 a difference or a bound lies, and on which side of
-`SIGNIFICANT` a p.
+Rounding never changes a conclusion: on which side of 0 a difference or a bound lies, and on which side of `SIGNIFICANT`
+a p lies.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from urepa.reports.comparison.results import SIGNIFICANT, Difference
 from urepa.reports.comparison.seed_cells import Cell
 from urepa.reports.comparison.statistics import ROUNDING
 
-MOST_DECIMALS, SMALL = 6, 1e-3  # a smaller value that needs more is written as 3.200e−07
+MOST_DECIMALS, SMALL = 6, 1e-3  # a value below SMALL that needs more decimals is written as 3.200e−07
 SMALLEST_P = 0.001
 MINUS = "−"
 
 
 def number(value: float, spread: float = nan) -> str:
-    """Two digits of the spread decide how many are worth writing; without one, four significant digits. 0 has no
-    sign, also where it is rounded."""
+    """A number rounded to two digits of its spread, or to four significant digits without a spread. A value that is
+    rounded to 0 has no sign."""
     digits = _digits(value, spread)
     if value and digits > MOST_DECIMALS and abs(value) < SMALL:
         return _scientific(value, max(0, min(3, digits + floor(log10(abs(value))))))
@@ -28,7 +28,7 @@ def number(value: float, spread: float = nan) -> str:
 
 
 def _digits(value: float, spread: float) -> int:
-    """Decimals, which may be negative or more than are written."""
+    """The number of decimals; it may be negative, or larger than the number that is written."""
     if isfinite(spread) and spread > 0:
         return 1 - floor(log10(spread))
     return 3 if value == 0 else 3 - floor(log10(abs(value)))
@@ -43,8 +43,8 @@ def _is_not_zero(text: str) -> bool:
 
 
 def signed_number(value: float, spread: float) -> str:
-    """A number with its sign. One that would be rounded to 0 gets the digit that says on which side of 0 it lies; 0
-    itself has no sign."""
+    """A number with its sign. A value that would be rounded to 0 gets enough digits to show its sign; 0 itself has no
+    sign."""
     text = number(value, spread)
     if value and not _is_not_zero(text):
         decimals = -floor(log10(abs(value)))
@@ -53,38 +53,38 @@ def signed_number(value: float, spread: float) -> str:
 
 
 def mean_sd(cell: Cell) -> str:
-    """`0.3684 ± 0.0012`, the mean alone with one seed."""
+    """`0.3684 ± 0.0012`; with one seed the mean alone."""
     if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):
         return number(cell.mean)
     return f"{number(cell.mean, cell.sd)} ± {number(cell.sd, cell.sd)}"
 
 
 def minutes(value: float) -> str:
-    """`0.035`, `7.1` or `1,250`."""
+    """Minutes as `0.035`, `7.1` or `1,250`."""
     return f"{value:.2g}" if value < 1 else f"{value:,.{0 if value >= 100 else 1}f}"
 
 
 def minutes_mean_sd(cell: Cell) -> str:
-    """`7.12 ± 0.23`, the mean alone with one seed or where none differs."""
+    """`7.12 ± 0.23`; with one seed, or if all seeds are equal, the mean alone."""
     if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):
         return minutes(cell.mean)
     return mean_sd(cell)
 
 
 def percent(share: float) -> str:
-    """` (64 %)`, to stand behind a number."""
+    """` (64 %)`, to append to a number."""
     return f" ({100 * share:.0f} %)"
 
 
 def signed_mean_sd(cell: Cell) -> str:
-    """The same for a difference: `+0.012 ± 0.003`."""
+    """`mean_sd` for a difference: `+0.012 ± 0.003`."""
     if not isfinite(cell.sd) or cell.sd <= ROUNDING * abs(cell.mean):
         return signed_number(cell.mean, nan)
     return f"{signed_number(cell.mean, cell.sd)} ± {number(cell.sd, cell.sd)}"
 
 
 def p_value(p: float) -> str:
-    """`p = 0.032`; next to `SIGNIFICANT` as many digits as say on which side it lies: `p = 0.0497`."""
+    """`p = 0.032`; close to `SIGNIFICANT` with enough digits to show on which side it lies: `p = 0.0497`."""
     if p < SMALLEST_P:
         return f"p < {SMALLEST_P}"
     decimals = 3 if p < 0.1 else 2
@@ -94,11 +94,11 @@ def p_value(p: float) -> str:
 
 
 def interval(difference: Difference) -> str:
-    """`[−0.002, +0.004]`."""
+    """The interval as `[−0.002, +0.004]`."""
     half = (difference.high - difference.low) / 2
     return f"[{signed_number(difference.low, half)}, {signed_number(difference.high, half)}]"
 
 
 def delta(difference: Difference) -> str:
-    """The mean difference, to the digits that its interval supports."""
+    """The mean difference, rounded to the digits that its interval supports."""
     return signed_number(difference.mean, (difference.high - difference.low) / 2)

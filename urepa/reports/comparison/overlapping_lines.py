@@ -1,7 +1,7 @@
-"""Lines that hide each other in a figure: which they are, how each is drawn to be seen, and how that is said.
+"""Lines that hide each other in a figure: finding them, drawing each so that it is visible, and a sentence on them.
 
-Of lines that overlap the first is drawn through, the others as dashes over it, each beginning where the one before it
-ends.
+Among overlapping lines the first is solid and the others are dashed over it. The dashes of each line begin where those
+of the previous line end.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Line = tuple[NDArray[Any], NDArray[np.float64]]  # x [N], ascending, and y [N]; a Curve is one
+Line = tuple[NDArray[Any], NDArray[np.float64]]  # x [N], ascending, and y [N]; a Curve has this form
 
-WIDTH = 0.008  # of a line, in parts of the axis' height: 1.4 of about 180 points
-MOSTLY = 0.5  # two lines that are so close over a larger share of their points hide each other
-DASH = 4.0  # length of a dash, in widths of the line
+WIDTH = 0.008  # of a line, as a share of the axis height: 1.4 of about 180 points
+MOSTLY = 0.5  # two lines overlap if they are closer than WIDTH over a larger share of their points
+DASH = 4.0  # length of a dash, in line widths
 
 
 @dataclass(frozen=True)
 class Place:
-    """A line's place, from 0, among `of` lines that overlap; a line that is seen by itself is 0 of 1."""
+    """A line's index among `of` overlapping lines, from 0; a line without overlap has 0 of 1."""
 
     place: int = 0
     of: int = 1
 
     @property
     def style(self) -> dict[str, Any]:
-        """matplotlib's options for the line, beside colour and marker; nothing where it is drawn as usual."""
+        """matplotlib's options for the line besides colour and marker; empty if it is drawn as usual."""
         if self.of == 1:
             return {}
         if self.place == 0:
@@ -39,8 +39,8 @@ class Place:
 
     @property
     def every(self) -> tuple[int, int]:
-        """At which of its points it has a marker, or an error bar: the first, and then every so many. Lines that
-        overlap have theirs at different points."""
+        """The points with a marker or an error bar, as (first, interval). Overlapping lines have theirs at different
+        points."""
         return self.place, self.of
 
 
@@ -53,7 +53,7 @@ class Overlap:
 
 
 def overlap(labels: Sequence[str], lines: Sequence[Line], beside: Iterable[Line] = ()) -> Overlap:
-    """Of lines on one axis, whose height is that of them and of what is drawn `beside` them."""
+    """Finds the overlaps of lines on one axis. The axis height covers the lines and what is drawn `beside` them."""
     within = WIDTH * _height([*lines, *beside])
     shares = {(i, j): _close_share(lines[i], lines[j], within) for i in range(len(lines)) for j in range(i)}
     places = [Place()] * len(lines)
@@ -76,8 +76,8 @@ def _height(lines: Iterable[Line]) -> float:
 
 
 def _close_share(one: Line, other: Line, within: float) -> float:
-    """The share of the points at which the lines are at most `within` apart, over the stretch that both have; 0 where
-    they have none."""
+    """The share of points at which the lines are at most `within` apart, over their common range; 0 if they have
+    none."""
     (a, a_y), (b, b_y) = ((x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in (one, other))
     if not len(a) or not len(b):
         return 0.0

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else. Everything that is not ours is escaped by the template."""
+"""The report: one self-contained HTML file. The template escapes all text that comes from runs and configs."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ SECTIONS = {
     "apart": "Set apart",
     "method": "Method",
 }
-NONE = "none"  # the tag of a run without a teacher
+NONE = "none"  # the teacher tag of a run without a teacher
 NAMED_AT_MOST = 3  # data sets, backbones or teachers in the title
-WHOLE = 15  # characters of a word that a column's head has room for
+WHOLE = 15  # characters of a word that fit into a column header
 BREAKS = re.compile(r"([(_=/]|\.(?!\d))")
 KINDS = {"●": "found", "◐": "", "○": "noise", "": ""}
 
 
 def _breakable(name: str) -> Any:
-    """A name, escaped, whose long words may also break behind these signs, else they would cover their neighbours. A
-    short word stays whole: a wide table makes a column as narrow as its parts."""
+    """A name, escaped, with possible line breaks after separators in long words, so that they do not overlap the next
+    column. Short words stay whole, because a wide table makes a column as narrow as its parts."""
     from markupsafe import Markup, escape
 
     words = ((word, str(escape(word))) for word in name.split(" "))
@@ -118,7 +118,7 @@ def page(results: Results, drawn: list[Drawn], sentences: list[str], grids: Grid
 
 
 def _figures(drawn: list[Drawn]) -> dict[str, list[dict[str, Any]]]:
-    """The figures of each section, as the template has them."""
+    """The figures of each section, in the form that the template expects."""
     from markupsafe import Markup
 
     figures: dict[str, list[dict[str, Any]]] = {section: [] for section in CAPTIONS}
@@ -136,7 +136,7 @@ def _figures(drawn: list[Drawn]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _sections(results: Results, figures: dict[str, list[dict[str, Any]]], grids: Grids | None) -> list[tuple[str, str]]:
-    """Names and ids of the sections that have something to show."""
+    """Names and ids of the sections that have content."""
     several = len(results.study.arms) > 1
     there = {
         "findings": several,
@@ -153,7 +153,7 @@ def _sections(results: Results, figures: dict[str, list[dict[str, Any]]], grids:
 
 
 def _results(results: Results) -> dict[str, Any]:
-    """The table of results, and what was read beside it."""
+    """The table of results, and the reference rows below it."""
     costs = recorded_costs(results)
     return {
         "results_head": ["arm", "n", *(m.title for m in results.metrics), *costs],
@@ -189,7 +189,7 @@ def _differences(results: Results) -> dict[str, Any]:
 
 
 def _by_timestep(results: Results) -> dict[str, Any]:
-    """The table of the implied x0's error by timestep."""
+    """The table of the error of the implied x0 by timestep."""
     return {
         "bins_head": ["arm", *(key.rpartition("/")[2] for key in results.bins)] if results.bins else [],
         "bins_rows": [
@@ -200,7 +200,7 @@ def _by_timestep(results: Results) -> dict[str, Any]:
 
 
 def _by_step(results: Results) -> dict[str, Any]:
-    """Steps to the baseline's end, and every metric by step."""
+    """Steps until the baseline's final value, and every metric by step."""
     return {
         "reached_head": ["arm", *(course.metric.title for course in results.races)] if results.races else [],
         "reached_rows": [
@@ -217,7 +217,7 @@ def _by_step(results: Results) -> dict[str, Any]:
 
 
 def _by_clock(results: Results) -> dict[str, Any]:
-    """Minutes to the baseline's end, and why an arm has none; minutes of unlike machines are told."""
+    """Minutes until the baseline's final value, why an arm has none, and a note if the runs' machines differ."""
     clock, races, cached = results.clock, results.races, has_cache_times(results)
     shown = races and clock.is_known
     head = ["arm", "all steps", *(["teacher's cache"] if cached else []), *(course.metric.title for course in races)]
@@ -239,7 +239,7 @@ def _by_clock(results: Results) -> dict[str, Any]:
 
 
 def _minutes(cell: Cell, text: str) -> dict[str, Any]:
-    """A cell; with the teacher's cache on a line of its own."""
+    """A cell; the time including the teacher's cache is on a line of its own."""
     first, _, with_cache = text.partition("; ")
     shown = _cell(cell, first)
     return shown | {"small": [*shown["small"], *([with_cache] if with_cache else [])]}
@@ -261,7 +261,7 @@ def _gaps(results: Results) -> dict[str, Any]:
 
 
 def _gap(gap: Gap) -> list[dict[str, Any]]:
-    """Its three cells; the gap with its share of the training loss on a second line."""
+    """The three cells of a gap; its share of the training loss is on a second line."""
     cells = []
     for cell, text in zip((gap.train, gap.validation, gap.gap), gap_texts(gap), strict=True):
         value, _, share = text.partition(" (")
@@ -291,7 +291,7 @@ def _expected_values(results: Results) -> dict[str, Any]:
 
 
 def _title(results: Results) -> str:
-    """Data, backbone and teacher of the runs."""
+    """The title: data, backbone and teacher of the runs."""
     runs = [run for row in results.rows for run in row.arm.runs.values()]
     teachers = [_part(run, "teacher") for run in runs if run.tags.get("teacher") != NONE]
     return " · ".join(
@@ -304,7 +304,7 @@ def _title(results: Results) -> str:
 
 
 def _part(run: Run, kind: str) -> str:
-    """What the run's data, backbone or teacher is called: its tag, which a run of an earlier version may lack."""
+    """The name of the run's data, backbone or teacher: its tag, which runs of earlier versions may lack."""
     if kind in run.tags:
         return run.tags[kind]
     if kind == "data":
@@ -339,14 +339,14 @@ def _count(n: int, noun: str) -> str:
 
 
 def _cell(cell: Cell, text: str) -> dict[str, Any]:
-    """The mean, and its deviation on a second line."""
+    """The mean, with its deviation on a second line."""
     mean, _, sd = text.partition(" ± ")
     small, kind = [f"± {sd}"] if sd else [], "" if cell.has_value else "none"
     return {"value": cell.mean if cell.has_value else "", "text": mean, "small": small, "kind": kind, "why": cell.why}
 
 
 def _beside(results: Results, label: str, cells: dict[str, Cell], costs: int) -> dict[str, Any]:
-    """A row below the arms."""
+    """A reference row below the arms."""
     there = [cells.get(metric.key, Cell()) for metric in results.metrics] + [Cell()] * costs
     n = max(cell.n for cell in cells.values())
     first = {"value": n, "text": n, "small": [], "kind": "", "why": ""}

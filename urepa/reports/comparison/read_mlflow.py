@@ -1,6 +1,6 @@
-"""The same runs from an MLflow store: a database URI or an http(s) server.
+"""Reads runs from an MLflow store: a database URI or an http(s) server.
 
-Histories come in bulk, a metric of many runs in one query: one request per run and metric takes an hour where
+Histories are read in bulk, one metric of many runs per query. One request per run and metric would take an hour where
 this takes seconds.
 """
 
@@ -30,10 +30,10 @@ from urepa.runs.mlflow_run import experiment_id, facts_in
 from urepa.runs.mlflow_store import open_existing
 from urepa.runs.upgrades import SCHEMA_TAG, upgrade_flat
 
-RUNS_A_QUERY = 100  # what MLflow's server takes
-POINTS_A_QUERY = 25_000  # what it gives
-LONGEST_NOTE = 8000  # characters that it takes in a tag
-INFINITY = 1.7976931348623157e308  # what its database keeps for one
+RUNS_A_QUERY = 100  # the limit of MLflow's server
+POINTS_A_QUERY = 25_000  # the limit of its answer
+LONGEST_NOTE = 8000  # the limit of a tag, in characters
+INFINITY = 1.7976931348623157e308  # the value that MLflow's database stores for infinity
 
 NOTHING = Curve(np.empty(0, np.int64), np.empty(0))
 
@@ -41,9 +41,9 @@ Point = tuple[str, int, float, int]  # run id, step, value, time in ms
 
 
 def publish(uri: str, results: Results, folder: Path) -> str:
-    """Puts the report's folder into the store as artifacts of a run called "report". It is in an experiment of its own,
-    NAME reports for the baseline's experiment NAME: beside the runs, each of their charts would list it as one without
-    values. It has no key of ours, so no comparison takes it for a run. Returns where it is, in words."""
+    """Uploads the report's folder as artifacts of a run called "report" and returns a description of its place. The run
+    is in an experiment of its own, NAME reports for the baseline's experiment NAME: in the same experiment, every chart
+    would list it as a run without values. It has no key of urepa, so comparisons do not read it as a run."""
     client = open_existing(uri)
     study = client.get_experiment(client.get_run(results.study.baseline.first.id).info.experiment_id).name
     reports = f"{study} reports"
@@ -56,8 +56,8 @@ def publish(uri: str, results: Results, folder: Path) -> str:
 
 
 def stored_grids(client: Any, study: ComparedArms) -> tuple[Grids | None, str]:
-    """The grids of samples among the runs' artifacts; or none and a sentence where they cannot be reached, as those of
-    a server's own disk."""
+    """The grids of samples among the runs' artifacts. If they cannot be read, for example from a server's local disk,
+    None and a sentence that says so."""
     from mlflow.exceptions import MlflowException
 
     def find(run: Run) -> dict[Place, str]:
@@ -75,8 +75,8 @@ def stored_grids(client: Any, study: ComparedArms) -> tuple[Grids | None, str]:
 
 
 def find_stored(client: Any) -> list[Run]:
-    """All our runs that are not deleted, oldest first, with empty curves; others' runs are passed over.
-    UserError if there are none."""
+    """All runs of urepa that are not deleted, oldest first, without their curves. Other programs' runs are skipped.
+    Raises UserError if there are none."""
     experiments = [e.experiment_id for e in _pages(client.search_experiments)]
     found = _pages(client.search_runs, experiments, order_by=["attributes.start_time ASC"]) if experiments else []
     ours = [_run_from_mlflow(run) for run in found if {"urepa.key", "experiment", "ablation"} <= run.data.tags.keys()]
@@ -88,7 +88,7 @@ def find_stored(client: Any) -> list[Run]:
 def _run_from_mlflow(stored: Any) -> Run:
     facts = facts_in(stored.data.tags)
     config = upgrade_flat(stored.data.params, int(stored.data.tags.get(SCHEMA_TAG, 0)))
-    if "step" in facts:  # a parameter cannot change in MLflow: an extended run has its first end there
+    if "step" in facts:  # MLflow's parameters cannot change: for an extended run this one still has the first length
         config["trainer.max_steps"] = str(facts["step"])
     return Run(
         id=stored.info.run_id,
@@ -103,7 +103,7 @@ def _run_from_mlflow(stored: Any) -> Run:
 
 
 def _folder_name(stored: Any) -> str:
-    """What the run is called where it is read from its folder."""
+    """The name that the run has when it is read from its folder."""
     folder = Path(stored.data.tags.get("folder", ""))
     return printable_path(f"{folder.parent.name}/{folder.name}") if folder.name else str(stored.info.run_name)
 
@@ -136,8 +136,8 @@ def load_histories(client: Any, runs: list[Run]) -> list[Run]:
 
 
 def _histories(client: Any, wanted: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, list[Point]]]:
-    """All points of metrics of runs, some runs at a time. A query that reaches the limit gave nothing that counts: half
-    as many runs are asked for then, and from there on."""
+    """All points of the metrics of runs, for some runs at a time. If a query reaches the limit, its answer is discarded
+    and it is repeated with half as many runs, which is kept for the queries after it."""
     runs = RUNS_A_QUERY
     for key, run_ids in wanted:
         left = run_ids
@@ -157,7 +157,7 @@ def _histories(client: Any, wanted: Iterable[tuple[str, list[str]]]) -> Iterator
 
 
 def _query(client: Any, run_ids: list[str], key: str) -> list[Point]:
-    """MLflow's bulk query: a method of the database store, a path of the server."""
+    """MLflow's bulk query: a method of the database store, or a path of the server."""
     store = client._tracking_client.store
     if hasattr(store, "get_metric_history_bulk"):
         rows = [m.to_dict() for m in store.get_metric_history_bulk(run_ids, key, POINTS_A_QUERY)]
@@ -172,6 +172,6 @@ def _query(client: Any, run_ids: list[str], key: str) -> list[Point]:
 
 
 def _number(value: Any) -> float:
-    """Infinity as it was logged."""
+    """A logged number, with MLflow's stand-in for infinity converted back."""
     number = float(value)
     return math.copysign(math.inf, number) if abs(number) >= INFINITY else number

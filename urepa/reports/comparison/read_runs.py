@@ -1,6 +1,6 @@
-"""Runs as they lie in folders, in the one form that folders and MLflow give alike.
+"""Reads runs from folders, in the form in which runs from MLflow are read too.
 
-Config values are text, as MLflow keeps them, so that both sources compare equal.
+Config values are text, as in MLflow, so that values from both sources compare equal.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from urepa.runs.run_folder import facts_of, stored_names, tags_of
 from urepa.runs.stored_config import check_parts, read_plain
 from urepa.runs.upgrades import upgrade
 
-LONGEST_VALUE = 6000  # MLflow cuts a parameter there
+LONGEST_VALUE = 6000  # MLflow truncates parameters at this length
 CLASSES, GROUPS = ("backbone", "teacher", "objective"), ("lora", "head", "loss", "data", "trainer", "tracking")
-SHOWN = 20  # names in a sentence
-NAMES = {"experiment", "ablation"}  # what every summary has
+SHOWN = 20  # names listed in a sentence
+NAMES = {"experiment", "ablation"}  # keys that every summary has
 GIVE_FOLDER = "for parts of your own package give --config-dir FOLDER, whose files name them"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `status` is finished, unfinished or failed; `facts` are what summary.json knows beside metrics.
-    Runs are found first, then chosen, and only the chosen ones' curves are read. `damage` says what of them could not
-    be, and what to do ("" if nothing): the values of such a run are not to be compared."""
+    """One run. `status` is finished, unfinished or failed. `facts` are the entries of summary.json besides metrics.
+    Runs are first found and selected; the curves are read only for selected runs. `damage` names the data that could
+    not be read and says what to do ("" if there is none); the values of a damaged run must not be compared."""
 
     id: str
     name: str
@@ -45,12 +45,12 @@ class Run:
     status: str
     facts: dict[str, Any]
     curves: dict[str, Curve] = field(default_factory=dict)
-    started: int = 0  # time of the first row, ms
+    started: int = 0  # time of the first row in ms
     damage: str = ""
     title: str = ""  # the MLflow run's name
 
     def is_called(self, word: str) -> bool:
-        """Is this its MLflow run's id or name, its folder, or that folder's name?"""
+        """Whether `word` is its MLflow run's id or name, its folder, or that folder's name."""
         return word in (self.id, self.name, self.title)
 
     @property
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def code(self) -> tuple[Code, ...]:
-        """The code of each stretch of its steps; of a run of an earlier version that of the last one alone."""
+        """The code of each stretch of its steps; for runs of earlier versions only the code of the last stretch."""
         stretches = self.facts.get("code", [self.tags | self.facts])
         return tuple(code_of(stretch) for stretch in stretches)
 
@@ -80,12 +80,12 @@ class Run:
         return min((int(curve.steps[0]) for curve in self.curves.values()), default=0)
 
     def last(self, key: str) -> float | None:
-        """A metric's last value."""
+        """The last value of a metric; None if it was not logged."""
         return float(self.curves[key].values[-1]) if key in self.curves else None
 
 
 def as_text(config: dict[str, Any]) -> dict[str, str]:
-    """A nested config as MLflow keeps it."""
+    """A nested config in the flat form of MLflow's parameters."""
     return {key: str(value)[:LONGEST_VALUE] for key, value in flatten(config).items()}
 
 
@@ -93,12 +93,12 @@ def as_text(config: dict[str, Any]) -> dict[str, str]:
 
 
 def find_folders(pattern: str) -> list[Run]:
-    """All runs below the folders that match `pattern`, without their curves. UserError if there are none."""
+    """All runs below the folders that match `pattern`, without their curves. Raises UserError if there are none."""
     return find_all(pattern)[0]
 
 
 def find_all(pattern: str) -> tuple[list[Run], list[Path]]:
-    """The same, and the folders whose config.yaml is no run's."""
+    """The runs of `find_folders`, and the folders whose config.yaml does not belong to a run."""
     places = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
     found = {folder: _run_from_folder(folder) for place in places for folder in _run_folders(place)}
     runs = [run for run in found.values() if run is not None]
@@ -117,17 +117,17 @@ def _run_folders(place: str) -> Iterable[Path]:
     for here, below, files in os.walk(place):
         below.sort()
         if "config.yaml" in files:
-            below.clear()  # checkpoints carry the config too
+            below.clear()  # checkpoints contain the config too
             yield Path(here)
 
 
 def _run_from_folder(folder: Path) -> Run | None:
-    """A run from its config.yaml and, once finished, its summary.json; None if the files are another program's."""
+    """A run from its config.yaml and, once finished, its summary.json; None if another program wrote the files."""
     file = folder / "summary.json"
     try:
         config = read_plain(folder / "config.yaml")
         summary = read_json(file) if file.exists() else {}
-    except ValueError:  # neither YAML nor JSON, or more than plain data
+    except ValueError:  # not YAML or JSON, or more than plain data
         return None
     if not _is_runs(config) or not isinstance(summary, dict) or (file.exists() and not summary.keys() >= NAMES):
         return None
@@ -148,7 +148,8 @@ def _run_from_folder(folder: Path) -> Run | None:
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with the files of a folder that is no run's; "" where they are whole, and another program's."""
+    """What is wrong with the files of a folder that is not read as a run; "" if they are intact and another
+    program's."""
     file = folder / "summary.json"
     try:
         read_plain(folder / "config.yaml")
@@ -160,7 +161,7 @@ def _damage(folder: Path) -> str:
 
 
 def _has_own_parts(config: dict[str, Any]) -> bool:
-    """Is every part that it names one of urepa's?"""
+    """Whether every part that the config names belongs to urepa."""
     try:
         check_parts(config)
     except UserError:
@@ -169,7 +170,7 @@ def _has_own_parts(config: dict[str, Any]) -> bool:
 
 
 def has_other_parts(folder: Path) -> bool:
-    """Is it the folder of a run that names parts of another package, which are not declared here?"""
+    """Whether the folder is that of a run with parts of another package, which are not declared in this process."""
     try:
         config = read_plain(folder / "config.yaml")
     except ValueError:
@@ -184,7 +185,7 @@ def printable_path(name: str) -> str:
 
 
 def _is_runs(config: Any) -> bool:
-    """Has it the parts of a run's config that its tags and its place among others are read from?"""
+    """Whether the config has the parts from which a run's tags and its order among other runs are read."""
     if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
         return False
     if not all(isinstance(config.get(part), dict) for part in (*CLASSES, *GROUPS)):
@@ -204,12 +205,12 @@ def load_curves(runs: list[Run]) -> list[Run]:
     return full
 
 
-# --- which of them ------------------------------------------------------------------------------------------
+# --- selection ----------------------------------------------------------------------------------------------
 
 
 def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: str | None, ids: list[str]) -> list[Run]:
-    """The runs that match everything that was asked for; names may be patterns as in a shell, each of
-    which some run must match. UserError if none does, or no run matches all."""
+    """The runs that match all given filters. Names may be shell patterns. Raises UserError if a name or pattern matches
+    no run, or if no run matches all filters."""
     ids = [word.rstrip("/") for word in ids]
     if unknown := [word for word in ids if not any(run.is_called(word) for run in runs)]:
         raise UserError(
@@ -237,7 +238,7 @@ def select(runs: list[Run], experiments: list[str], ablations: list[str], tag: s
 
 
 def _require_each(kind: str, patterns: list[str], names: list[str]) -> None:
-    """UserError for a name or pattern that no run has."""
+    """Raises UserError for a name or pattern that no run has."""
     for pattern in patterns:
         if not any(_matches(name, [pattern]) for name in names):
             raise UserError(
@@ -247,7 +248,7 @@ def _require_each(kind: str, patterns: list[str], names: list[str]) -> None:
 
 
 def _require_tag(tag: str | None, runs: list[Run]) -> None:
-    """UserError for a tag, or a value of it, that no run has."""
+    """Raises UserError for a tag, or a value of it, that no run has."""
     if tag is None:
         return
     key, equals, value = tag.partition("=")

@@ -1,4 +1,4 @@
-"""The numbers of a study: a cell per arm and metric, and its difference to the baseline.
+"""The numbers of a study: one cell per arm and metric, and the differences to the baseline.
 
 Shapes: A arms, S seeds.
 """
@@ -22,13 +22,14 @@ from urepa.reports.comparison.seed_cells import Cell, over_seeds
 from urepa.reports.comparison.statistics import bootstrap, holm, paired_interval, welch_interval
 
 SIGNIFICANT = 0.05
-TEACHERS_TOKENS = ("teacher", "data.token_dtype")  # what sets one teacher's tokens apart from another's
+TEACHERS_TOKENS = ("teacher", "data.token_dtype")  # settings that distinguish one teacher's tokens from another's
 PAIRED, SAME_SEEDS, OTHER_SEEDS = "paired", "same seed, not paired", "other seeds, not paired"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Arm less baseline: mean, 95 % interval, p, Holm's p over the arms; NaN, with `why`, where there is none."""
+    """Arm minus baseline: mean, 95 % interval, p, and Holm's p over the arms. NaN, with the reason in `why`, if there
+    is none."""
 
     mean: float
     low: float
@@ -52,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ArmRow:
-    """An arm's line in the table; cells and differences by metric key, costs by name."""
+    """An arm's row in the table: cells and differences by metric key, costs by name."""
 
     arm: Arm
     cells: dict[str, Cell]
@@ -63,11 +64,11 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that tables, figures and the report show."""
+    """All data of the tables, the figures and the report."""
 
     study: ComparedArms
     metrics: tuple[Metric, ...]
-    bins: tuple[str, ...]  # keys of the error of the implied x0 by timestep
+    bins: tuple[str, ...]  # keys of the error of the implied x0, by timestep
     rows: tuple[ArmRow, ...]
     references: dict[str, Cell]
     courses: tuple[Course, ...]
@@ -75,7 +76,7 @@ class Results:
 
     @property
     def races(self) -> tuple[Course, ...]:
-        """The courses in which the baseline has an end to reach."""
+        """The courses in which the baseline has a final value that arms can reach."""
         return tuple(course for course in self.courses if course.reached)
 
 
@@ -85,7 +86,7 @@ def gigabytes(run: Run) -> float | None:
 
 
 def trainable(run: Run) -> float | None:
-    """Parameters that train, in millions."""
+    """The number of trainable parameters, in millions."""
     counts = run.facts.get("parameters")
     return None if counts is None else sum(n for name, n in counts.items() if name.endswith("_trainable")) / 1e6
 
@@ -96,7 +97,7 @@ def seconds_a_step(run: Run) -> float | None:
 
 
 def gpu_hours(run: Run) -> float | None:
-    """Of training; a run without a GPU has none."""
+    """GPU hours of training; None for a run without a GPU."""
     if "seconds" not in run.facts or not run.facts["device"].startswith("cuda"):
         return None
     return run.facts["seconds"]["training"] * run.facts["processes"] / 3600
@@ -111,7 +112,7 @@ COSTS: dict[str, Callable[[Run], float | None]] = {
 
 
 def summarise(study: ComparedArms) -> Results:
-    """All cells and differences of a study."""
+    """Computes all cells and differences of a study."""
     runs = [run for arm in study.arms for run in arm.runs.values()]
     keys = {key for run in runs for key in run.curves}
     metrics, bins = metrics_of(keys), bins_of(keys, "x0_error")
@@ -138,8 +139,8 @@ def summarise(study: ComparedArms) -> Results:
 
 
 def difference_metrics(results: Results) -> list[Metric]:
-    """The metrics with a column of differences, including those for which only a reason for a missing difference can be
-    given."""
+    """The metrics that have a column of differences, including those for which only the reason for a missing difference
+    is known."""
     return [
         m
         for m in results.metrics
@@ -148,25 +149,26 @@ def difference_metrics(results: Results) -> list[Metric]:
 
 
 def missing_reason(results: Results, row: ArmRow, key: str) -> str:
-    """Why an arm with a value has no difference (the baseline's value is not finite); else ""."""
+    """The reason why an arm with a value has no difference (the baseline's value is not finite); else ""."""
     baseline = results.rows[0].cells[key]
     lost = row.cells[key].has_value and baseline.why.startswith("not finite")
     return f"baseline {baseline.why}" if lost else ""
 
 
 def last_cell(arm: Arm, key: str) -> Cell:
-    """A metric's last values."""
+    """The last values of a metric over the arm's seeds."""
     return over_seeds([run.last(key) for run in arm.runs.values()])
 
 
 def _reference(study: ComparedArms, key: str) -> Cell:
-    """The baseline's, or that of the first arm that has one: without a teacher nothing is said of it."""
+    """The baseline's value, or that of the first arm that has one, because an arm without a teacher has no reference
+    values of a teacher."""
     cells = [last_cell(arm, key) for arm in study.arms]
     return next((cell for cell in cells if cell.has_value), cells[0])
 
 
 def reference_rows(results: Results) -> dict[str, dict[str, Cell]]:
-    """The rows below the arms: reference values that were measured in the same way, by label and metric."""
+    """The reference rows below the arms: reference values that were measured in the same way, by label and metric."""
     rows: dict[str, dict[str, Cell]] = {}
     for label in row_labels(results.metrics):
         for metric in results.metrics:
@@ -178,7 +180,7 @@ def reference_rows(results: Results) -> dict[str, dict[str, Cell]]:
 
 
 def _whose(study: ComparedArms, key: str) -> str:
-    """Whose teacher's score it is that `_reference` shows, where the arms that have one have several."""
+    """Names the arm whose teacher's score `_reference` shows, if the arms have different teachers; else ""."""
     having = [arm for arm in study.arms if last_cell(arm, key).has_value]
     if not any(differing_keys(arm.config, having[0].config, TEACHERS_TOKENS) for arm in having):
         return ""
@@ -186,13 +188,13 @@ def _whose(study: ComparedArms, key: str) -> str:
 
 
 def other_references(results: Results) -> dict[str, Cell]:
-    """The reference values that have no row."""
+    """The reference values that are in no row."""
     placed = {one.key for metric in results.metrics for one in metric.beside if one.row}
     return {key: cell for key, cell in results.references.items() if key not in placed}
 
 
 def _comparable_cell(study: ComparedArms, arm: Arm, key: str) -> Cell:
-    """The arm's cell; empty if it is not comparable with the baseline's (or, without one, the first arm's)."""
+    """The arm's cell. Empty if it is not comparable with the baseline's (or, if that has none, the first arm's)."""
     cell, why = last_cell(arm, key), incomparable(study, arm, key)
     return why if cell.has_value and why is not None else cell
 
@@ -215,7 +217,8 @@ def _difference(arm: Arm, baseline: Arm, key: str) -> Difference:
 
 
 def is_paired(here: set[int], there: set[int]) -> bool:
-    """Are differences taken over the shared seeds? One alone has no interval; two of each that are no pairs have."""
+    """Whether differences are taken over the shared seeds. One shared seed has no interval; two unpaired seeds per arm
+    have one."""
     shared = len(here & there)
     return shared > 1 or (shared == 1 and min(len(here), len(there)) < 2)
 
@@ -225,7 +228,7 @@ def _costs(arm: Arm) -> dict[str, Cell]:
 
 
 def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
-    """What a reader of this arm's line must know."""
+    """Notes that a reader of this arm's row needs."""
     notes = []
     if different := unpairing_keys(arm.config, baseline.config):
         notes.append(f"same seed, not paired: {', '.join(different)} differs, so it saw other data or noise")

@@ -1,5 +1,5 @@
-"""The arms' grids of samples side by side: of one seed, whose images begin with the same noise in every arm, of one
-step and, of runs whose images have several shapes, of one bucket."""
+"""The arms' sample grids side by side, all of one seed, one step and, if images have several shapes, one bucket. With
+the same seed, the images of every arm begin with the same noise."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from urepa.reports.comparison.read_runs import Run
 FOLDER, BUCKETS = "samples", "buckets"  # RUN/samples, or RUN/buckets/HxW/samples
 NAME = re.compile(r"step_(\d+)\.png")
 SHOWN_AT_MOST = 12  # grids
-LARGEST = 640  # pixels of a grid's longer side in the report; a larger one is made smaller
-MOST_BYTES = 50_000_000  # of a file that is opened; of how many pixels, Pillow limits
+LARGEST = 640  # pixels of a grid's longer side in the report; larger grids are scaled down
+MOST_BYTES = 50_000_000  # largest file that is opened; Pillow limits the number of pixels
 
-Place = tuple[int, str]  # a step, and a bucket's name; "" where there are none
-Find = Callable[[Run], dict[Place, str]]  # where a run's grids lie
-Read = Callable[[Run, str], bytes]  # the file at such a place
+Place = tuple[int, str]  # a step and the name of a bucket ("" without buckets)
+Find = Callable[[Run], dict[Place, str]]  # returns the locations of a run's grids
+Read = Callable[[Run, str], bytes]  # returns the content of such a file
 
 
 @dataclass(frozen=True)
 class Grid:
-    """An arm's grid, encoded anew."""
+    """An arm's grid as a re-encoded PNG."""
 
     label: str
     run: str
@@ -36,8 +36,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Grids:
-    """Grids of one seed, step and bucket ("" where there are none), and a sentence on the arms that have none to show
-    ("" if all have)."""
+    """Grids of one seed, step and bucket ("" without buckets), and a sentence on the arms that have none ("" if all
+    have one)."""
 
     seed: int
     step: int
@@ -47,33 +47,33 @@ class Grids:
 
 
 def find_in_folder(run: Run) -> dict[Place, str]:
-    """Of a run that is a folder."""
+    """The locations of the grids of a run that is a folder."""
     folder = Path(run.id)
     return by_place(str(path) for below in (FOLDER, f"{BUCKETS}/*/{FOLDER}") for path in folder.glob(f"{below}/*.png"))
 
 
 def read_file(run: Run, place: str) -> bytes:
-    """Its beginning, as far as a grid may be large."""
+    """The file's content, at most as many bytes as a grid may have."""
     with open(place, "rb") as file:
         return file.read(MOST_BYTES + 1)
 
 
 def by_place(files: Iterable[str]) -> dict[Place, str]:
-    """Those of the files that are called `step_<number>.png`, by the number and the bucket whose folder they lie in."""
+    """The files named `step_<number>.png`, by their number and the bucket of their folder."""
     found = ((NAME.fullmatch(Path(file).name), file) for file in files)
     return {(int(match[1]), _bucket_of(Path(file))): file for match, file in found if match}
 
 
 def _bucket_of(file: Path) -> str:
-    """Of RUN/buckets/HxW/samples/FILE."""
+    """The bucket in RUN/buckets/HxW/samples/FILE; "" for other paths."""
     folder = file.parent.parent
     return folder.name if folder.parent.name == BUCKETS else ""
 
 
 def grids_of(study: ComparedArms, find: Find, read: Read) -> Grids | None:
-    """Of the seed that most arms have and that has any, of the last of the steps that most of them have and of the
-    bucket that most have at it, the first by name; None where there is no grid. Of many arms the first
-    `SHOWN_AT_MOST`."""
+    """Grids of the seed with grids that most arms have, of the last step that most of these arms have, and of the
+    bucket that most have at this step (on a tie, the first by name). None if there is no grid. Only the first
+    `SHOWN_AT_MOST` arms are shown."""
     seeds = Counter(seed for arm in study.arms for seed in arm.runs)
     for seed, _ in sorted(seeds.items(), key=lambda item: (-item[1], item[0])):
         runs = {arm.label: arm.runs[seed] for arm in study.arms if seed in arm.runs}
@@ -101,8 +101,8 @@ def _note(study: ComparedArms, without: list[str], unreadable: list[str]) -> str
 
 
 def small_png(content: bytes) -> bytes | None:
-    """A PNG as one of at most `LARGEST` pixels a side, encoded anew, so that nothing of the file but its pixels gets
-    into the report; None if it is not an image or too large to be opened."""
+    """A re-encoded PNG of at most `LARGEST` pixels per side, so that only the file's pixels enter the report. None if
+    the file is not an image or too large to be opened."""
     from PIL import Image, UnidentifiedImageError
 
     if len(content) > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""A value per seed as one cell of a table."""
+"""One value per seed as one cell of a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and standard deviation over seeds (NaN with one), or `why` there is none."""
+    """Mean and standard deviation over seeds (NaN with one seed), or the reason `why` there is none."""
 
     mean: float = nan
     sd: float = nan
@@ -29,7 +29,7 @@ def not_comparable(settings: list[str], than: str = "") -> Cell:
 
 
 def over_seeds(values: list[float | None], missing: str = "not measured") -> Cell:
-    """The cell of a value per seed; a seed without one is left out."""
+    """The cell of one value per seed. Seeds without a value are left out."""
     there = np.array([v for v in values if v is not None])
     if not len(there):
         return Cell(why=missing)

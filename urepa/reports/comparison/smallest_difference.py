@@ -1,4 +1,5 @@
-"""How small a difference a study of so many seeds can show, from the spread that its own paired differences have."""
+"""The smallest difference that a study with its number of seeds can detect, from the spread of its paired
+differences."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ from urepa.reports.comparison.number_format import number
 from urepa.reports.comparison.results import PAIRED, Difference, Results
 from urepa.reports.comparison.statistics import smallest_detectable, spread_of
 
-POWER = 0.8  # the share of studies in which such a difference is found
+POWER = 0.8  # the share of studies that detect such a difference
 
 
 def smallest_differences(results: Results) -> tuple[int, dict[str, float]]:
-    """Of each metric, by its key, the smallest true difference that is found with a power of 80 %: by the standard
-    deviation of its paired differences over seeds, pooled over the arms (root of the mean variance, weighed by n − 1).
-    First the seeds, the fewest of any such difference; 0 where none is paired. An arm whose every difference is the
-    same says nothing of the spread, and is left out."""
+    """The smallest true difference of each metric, by its key, that is detected with a power of 80 %. It is computed
+    from the standard deviation of the paired differences over seeds, pooled over the arms (the root of the mean
+    variance, weighted by n − 1). The first value is the smallest number of seeds of any such difference, 0 if none is
+    paired. An arm whose differences are all equal is left out, because it does not show the spread."""
     by_metric: dict[str, list[Difference]] = {}
     for row in results.rows:
         for key, found in row.differences.items():
@@ -34,7 +35,7 @@ def _pooled_deviation(found: list[Difference]) -> float:
 
 
 def smallest_sentence(results: Results) -> str:
-    """The same in one sentence; "" where no difference has a paired interval."""
+    """`smallest_differences` as one sentence; "" if no difference has a paired interval."""
     seeds, smallest = smallest_differences(results)
     if not smallest:
         return ""

@@ -1,9 +1,9 @@
-"""What a difference between two arms is worth: paired t, Welch's t, Holm, and the bootstrap from 20 seeds on.
+"""Statistics of the difference between two arms: paired t, Welch's t, Holm, and the bootstrap from 20 seeds on.
 
 Shapes: A comparisons, S seeds; any number of axes may stand before them.
 
-Both t tests and the bootstrap are SciPy's. SciPy has no Holm, statsmodels' takes NaN, a comparison that was not made,
-for a p-value, and SciPy's noncentral t is NaN in the lower tail for large effects.
+Both t tests and the bootstrap are SciPy's. SciPy has no Holm correction, and that of statsmodels treats NaN (no
+comparison was made) as a p-value. SciPy's noncentral t is NaN in the lower tail for large effects.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-BOOTSTRAP_FROM = 20  # seeds; with three, the percentile interval is wrong in a quarter of null cases
+BOOTSTRAP_FROM = 20  # seeds; with three seeds, the percentile interval excludes 0 in a quarter of null cases
 RESAMPLES = 9999
-ROUNDING = 1e-9  # a relative spread below it is that of floating point
+ROUNDING = 1e-9  # a relative spread below it is rounding error
 
 Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A mean difference, its 95 % interval and its two-sided p. NaN where there is none."""
+    """A mean difference, its 95 % interval and its two-sided p. NaN if there is none."""
 
     mean: Array
     low: Array
@@ -32,13 +32,13 @@ class Interval(NamedTuple):
 
 
 def _same(value_S: Array) -> NDArray[np.bool_]:
-    """Is the value the same for all seeds, but for rounding?"""
+    """Whether the value is the same for all seeds, up to rounding."""
     return np.asarray(np.ptp(value_S, axis=-1) <= ROUNDING * np.abs(value_S).max(-1))
 
 
 def paired_interval(difference_S: Array) -> Interval:
-    """Student's t of differences over their last axis. Without two seeds, or where every seed differs by the
-    same amount, there is no interval and no p; differences that are all exactly 0 have p = 1."""
+    """Student's t of differences over their last axis. With fewer than two seeds, or if every seed differs by the same
+    amount, there is no interval and no p. If all differences are exactly 0, p is 1."""
     from scipy import stats
 
     mean = difference_S.mean(-1)
@@ -46,7 +46,7 @@ def paired_interval(difference_S: Array) -> Interval:
         return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
     flat = _same(difference_S)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # differences that are the same: without an interval below
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal differences get no interval below
         test = stats.ttest_1samp(difference_S, 0.0, axis=-1)
         interval = test.confidence_interval(CONFIDENCE)
     found = (np.where(flat, np.nan, x) for x in (interval.low, interval.high, test.pvalue))
@@ -63,14 +63,14 @@ def welch_interval(arm_S: Array, baseline_S: Array) -> Interval:
     if min(arm_S.shape[-1], baseline_S.shape[-1]) < 2 or np.all(flat):
         return Interval(mean, *[np.full_like(mean, np.nan)] * 3)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # values that are nearly the same: NaN below, or honest
+        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal values: the result is NaN below, or correct
         test = stats.ttest_ind(arm_S, baseline_S, axis=-1, equal_var=False)
         interval = test.confidence_interval(CONFIDENCE)
     return Interval(mean, *(np.where(flat, np.nan, x) for x in (interval.low, interval.high, test.pvalue)))
 
 
 def holm(p_A: Array) -> Array:
-    """Holm's adjusted p over the last axis (Holm 1979). NaN, a comparison that was not made, counts for nothing."""
+    """Holm's adjusted p over the last axis (Holm 1979). NaN, where no comparison was made, is not counted."""
     order = np.argsort(p_A, axis=-1)  # NaN last
     ranked = np.take_along_axis(p_A, order, axis=-1)
     made = np.isfinite(p_A).sum(-1, keepdims=True)
@@ -81,7 +81,7 @@ def holm(p_A: Array) -> Array:
 
 
 def bootstrap(difference_S: Array) -> tuple[float, float] | None:
-    """The BCa interval of a mean difference (Efron 1987), or None below 20 seeds or without spread."""
+    """The BCa interval of a mean difference (Efron 1987); None with fewer than 20 seeds or without spread."""
     from scipy import stats
 
     if len(difference_S) < BOOTSTRAP_FROM or _same(difference_S):
@@ -93,18 +93,19 @@ def bootstrap(difference_S: Array) -> tuple[float, float] | None:
 
 
 def factor_of_two_seeds() -> float:
-    """The half-width of `paired_interval` from two seeds, in distances between the two differences: t with one degree
-    of freedom, times |d₁ − d₂| / √2 (their standard deviation) / √2."""
+    """The half-width of `paired_interval` with two seeds, as a multiple of the distance |d₁ − d₂| between the two
+    differences: the t quantile with one degree of freedom, times (|d₁ − d₂| / √2) / √2, where |d₁ − d₂| / √2 is the
+    standard deviation."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, 1) / 2)
 
 
 def detection_power(effect: float, seeds: int) -> float:
-    """The share of studies in which `paired_interval` excludes 0, in [0, 1]: the power of Student's t, which has the
-    noncentral t's distribution. `effect`: the mean difference in standard deviations of the differences over seeds, 0
-    or more; `seeds`: 2 or more. The integral is over the estimated standard deviation, which is chi-distributed:
-    SciPy's own noncentral t is NaN for large effects, as 8 with one degree of freedom."""
+    """The share of studies in which `paired_interval` excludes 0, in [0, 1]: the power of Student's t test, which has
+    the noncentral t distribution. `effect`: the mean difference in standard deviations of the differences over seeds,
+    at least 0. `seeds`: at least 2. The integral is over the estimated standard deviation, which is chi-distributed.
+    SciPy's noncentral t is not used: it is NaN for large effects, such as 8 with one degree of freedom."""
     from scipy import integrate, special, stats
 
     degrees, shift = seeds - 1, effect * np.sqrt(seeds)
@@ -119,8 +120,8 @@ def detection_power(effect: float, seeds: int) -> float:
 
 
 def smallest_detectable(seeds: int, power: float) -> float:
-    """The smallest effect, as in `detection_power`, that is detected in a share `power` of studies. `power`: above
-    0.05, below 1; `seeds`: 2 or more."""
+    """The smallest effect, as in `detection_power`, that is detected in a share `power` of studies. `power`: above 0.05
+    and below 1. `seeds`: at least 2."""
     from scipy.optimize import brentq
 
     most = 1.0
@@ -130,7 +131,7 @@ def smallest_detectable(seeds: int, power: float) -> float:
 
 
 def spread_of(width: float, seeds: int) -> float:
-    """The standard deviation of differences over seeds whose `paired_interval` has this width, from end to end."""
+    """The standard deviation of differences over seeds for which `paired_interval` has this full width."""
     from scipy import stats
 
     return float(width / 2 * np.sqrt(seeds) / stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))

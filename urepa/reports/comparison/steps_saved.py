@@ -1,4 +1,4 @@
-"""How soon an arm is where the baseline ends, by steps and by the clock, in one sentence."""
+"""One sentence on how early an arm reaches the baseline's final value, in steps and in minutes of training."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ DIFFUSION, FD, CIRCULAR = "val/diffusion", "final/fd/", "final/circular/"
 
 
 def diffusion_race(results: Results, label: str) -> Course | None:
-    """The validation's diffusion loss, where the arm's is the baseline's quantity."""
+    """The course of the validation diffusion loss, if it is the same quantity for the arm and the baseline."""
     return next((course for course in _races(results, label) if course.metric.key == DIFFUSION), None)
 
 
 def fd_race(results: Results, label: str) -> Course | None:
-    """The first FD in features that are not those of an arm's teacher."""
+    """The course of the first FD whose features are not those of an arm's teacher."""
     return next((course for course in _races(results, label) if _is_fair_fd(results, course)), None)
 
 
 def _races(results: Results, label: str) -> list[Course]:
-    """Those with an answer for this arm."""
+    """The courses that have an answer for this arm."""
     return [course for course in results.races if course.reached[label].has_value or course.reached[label].why == NEVER]
 
 
@@ -32,21 +32,21 @@ def _is_fair_fd(results: Results, course: Course) -> bool:
 
 
 def race_sentences(results: Results) -> list[str]:
-    """One sentence on the result of `arm_and_race`, if there is one."""
+    """The sentence on the result of `arm_and_race`; empty if there is none."""
     found = arm_and_race(results)
     return [] if found is None else [_sentence(results, *found)]
 
 
 def arm_and_race(results: Results) -> tuple[str, Course] | None:
-    """The first arm, as the verdict names them, that has an FD, and its race; else the first that has a diffusion
-    loss."""
+    """The first arm, in the order of the verdict, that has an FD, and the course of that FD; if there is none, the
+    first that has a diffusion loss."""
     found = ((label, race(results, label)) for race in (fd_race, diffusion_race) for label in labels_in_order(results))
     return next(((label, course) for label, course in found if course is not None), None)
 
 
 def _sentence(results: Results, label: str, course: Course) -> str:
     """`depth=1 reaches baseline's final FD(pixels) after 640 of 1,000 steps (64 %), 7.1 of 9.8 minutes of training
-    (72 %)`. Minutes of unlike machines are left out."""
+    (72 %)`. Minutes are left out if the machines differ."""
     baseline, clock = results.study.baseline.label, results.clock
     cell, never, total = course.reached[label], course.never[label], course.steps[-1]
     what = f"{label_text(baseline)}'s final {course.metric.label}"

@@ -1,6 +1,6 @@
 """The tables as text: terminal, Markdown, LaTeX.
 
-What comes from run names and configs is escaped for each of them.
+Names and configs of runs are escaped for each format.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from urepa.reports.comparison.validation_gap import gap_texts, gaps
 
 NOT_COMPARABLE, NOT_THERE = "≠", "–"
 PACKAGES = r"% \usepackage{array,booktabs,graphicx,textcomp}"
-AT_MOST_A_LINE = r"\ifdim\width>\textwidth \textwidth\else\width\fi"  # what is narrower keeps its size
-PAGE, WRAPPED = 120, 28  # characters of a table that can be read on a page, and of a column of 4 cm
+AT_MOST_A_LINE = r"\ifdim\width>\textwidth \textwidth\else\width\fi"  # narrower tables keep their size
+PAGE, WRAPPED = 120, 28  # widths in characters: of a table that is legible on a page, and of a column of 4 cm
 LEGEND = (
     f"{NOT_COMPARABLE} not comparable with the baseline (where it has no value, with the first arm that has one); "
     f"{NOT_THERE} not measured"
@@ -32,7 +32,7 @@ LEGEND = (
 
 
 def recorded_costs(results: Results) -> list[str]:
-    """The costs that some run has recorded."""
+    """The costs that any run has recorded."""
     return [name for name in COSTS if any(row.costs[name].has_value for row in results.rows)]
 
 
@@ -49,8 +49,8 @@ def cost_text(name: str, cell: Cell) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """An arm a row: its seeds, mean ± standard deviation of every metric, and what it cost. Below them what else was
-    read in the same way: the teacher, the untrained model, one of random weights."""
+    """One row per arm: its seeds, mean ± standard deviation of every metric, and its costs. The rows below are the
+    reference values measured in the same way: the teacher, the untrained model, a model with random weights."""
     costs = recorded_costs(results)
     headers = ("arm", "n", *(metric.title for metric in results.metrics), *costs)
     rows = tuple(
@@ -75,7 +75,7 @@ def results_table(results: Results) -> Table:
 
 
 def differences_table(results: Results) -> Table:
-    """An arm a row: what it changed, and its difference to the baseline in every metric."""
+    """One row per arm: the settings that it changes, and its difference to the baseline in every metric."""
     shown = difference_metrics(results)
     headers = ("arm", "changed", *(metric.title for metric in shown))
     rows = tuple(
@@ -90,7 +90,7 @@ def differences_table(results: Results) -> Table:
 
 
 def no_difference_text(results: Results, row: ArmRow, key: str) -> str:
-    """In the place of a difference that is not there."""
+    """The text that replaces a missing difference."""
     return missing_reason(results, row, key) or (NOT_THERE if row.cells[key].has_value else cell_text(row.cells[key]))
 
 
@@ -105,8 +105,8 @@ def difference_text(results: Results, row: ArmRow, key: str) -> str:
 
 
 def steps_to_baseline_table(results: Results) -> Table:
-    """A table of the steps after which each arm is as good as the baseline of the same seed at its end; the baseline's
-    row gives the first time that it was."""
+    """The table of the steps after which each arm is as good as the baseline of the same seed at its end. The
+    baseline's row gives the step at which it first was."""
     races = results.races
     headers = ("arm", *(course.metric.title for course in races))
     rows = tuple(
@@ -116,8 +116,8 @@ def steps_to_baseline_table(results: Results) -> Table:
 
 
 def steps_to_baseline_text(course: Course, label: str) -> str:
-    """`1180 ± 90 (1.7×)`, how many times sooner than the baseline's last step; `in 2 of 3 seeds` where not in all;
-    `≤ 250` where every seed is at the first point."""
+    """`1180 ± 90 (1.7×)`, with the ratio to the baseline's last step; `in 2 of 3 seeds` if not all seeds get there;
+    `≤ 250` if every seed does at its first point."""
     cell, never = course.reached[label], course.never[label]
     if not cell.has_value:
         return NEVER if cell.why == NEVER else cell_text(cell)
@@ -129,8 +129,8 @@ def steps_to_baseline_text(course: Course, label: str) -> str:
 
 
 def clock_table(results: Results) -> Table:
-    """The same by the clock, in minutes of training, and what all steps of an arm took; what making the teacher's cache
-    took, where it is recorded."""
+    """The same in minutes of training, with the total minutes of each arm and, if recorded, the time to build the
+    teacher's cache."""
     cached, races = has_cache_times(results), results.races
     headers = ("arm", "all steps", *(["teacher's cache"] if cached else []), *(race.metric.title for race in races))
     rows = tuple(
@@ -149,7 +149,7 @@ def clock_table(results: Results) -> Table:
 
 
 def has_cache_times(results: Results) -> bool:
-    """True if some arm read a teacher's cache whose build was timed."""
+    """Whether any arm read a teacher's cache whose build time is recorded."""
     return any(cell.has_value and cell.mean > 0 for cell in results.clock.caches.values())
 
 
@@ -158,7 +158,7 @@ def minutes_text(cell: Cell) -> str:
 
 
 def clock_text(results: Results, course: Course, label: str) -> str:
-    """`7.1 ± 0.2 (72 %)`, and behind it with the teacher's cache: `; 8.3 (85 %) with the cache`."""
+    """`7.1 ± 0.2 (72 %)`; with a recorded cache time followed by `; 8.3 (85 %) with the cache`."""
     clock, baseline = results.clock, results.study.baseline.label
     cell, whole, never = clock.reached[course.metric.key][label], clock.whole[baseline], course.never[label]
     if not cell.has_value:
@@ -173,7 +173,7 @@ def clock_text(results: Results, course: Course, label: str) -> str:
 
 
 def course_tables(results: Results) -> list[Table]:
-    """A table for each metric that was taken at several steps: an arm a row, a step a column."""
+    """A table for each metric with values at several steps: one row per arm, one column per step."""
     return [
         Table(
             f"{course.metric.title} after so many steps",
@@ -185,7 +185,7 @@ def course_tables(results: Results) -> list[Table]:
 
 
 def gaps_table(results: Results) -> Table:
-    """An arm and term a row: training loss, validation loss, and the gap between them."""
+    """One row per arm and term: training loss, validation loss, and the gap between them."""
     rows = tuple(
         (label, term, *gap_texts(gap)) for label, terms in gaps(results).items() for term, gap in terms.items()
     )
@@ -193,12 +193,12 @@ def gaps_table(results: Results) -> Table:
 
 
 def legend() -> str:
-    """What the marks mean."""
+    """The meaning of the marks."""
     return "; ".join([f"{mark} {meaning}" for mark, meaning in MARKS] + [LEGEND])
 
 
 def footnotes(results: Results) -> list[str]:
-    """Where cells are empty and why, and which arms are not paired."""
+    """Notes on empty cells and their reasons, and on arms that are not paired."""
     empty: dict[tuple[str, str], list[str]] = {}
     for metric in results.metrics:
         why: dict[str, list[str]] = {}
@@ -214,7 +214,7 @@ def footnotes(results: Results) -> list[str]:
 
 
 def seeds_sentence(results: Results) -> str:
-    """How many seeds stand behind the intervals."""
+    """A sentence on the number of seeds behind the intervals."""
     counts = sorted({d.n for row in results.rows for d in row.differences.values()})
     if not counts:
         return ""
@@ -228,7 +228,7 @@ def seeds_sentence(results: Results) -> str:
 
 
 def terminal(results: Results, width: int) -> str:
-    """Everything a reader of the terminal needs, in lines of at most `width` where that can be."""
+    """The comparison for the terminal, in lines of at most `width` characters where possible."""
     study = results.study
     lines = [verdict(results), *(f"CAUTION: {caution}" for caution in cautions(results)), ""]
     lines += [f"baseline: {study.baseline.label} ({study.why_baseline})", ""]
@@ -269,7 +269,7 @@ def _all_tables(results: Results) -> list[Table]:
 
 
 def markdown(results: Results, sentences: Sequence[str] = ()) -> str:
-    """The verdict, what weakens it, the tables, their notes and the findings."""
+    """The verdict, its cautions, the tables, their notes and the findings."""
     parts = [md(verdict(results)), *(f"**Caution:** {md(caution)}" for caution in cautions(results))]
     parts += [*map(md, sentences), f"Baseline: {md(results.study.baseline.label)} ({md(results.study.why_baseline)})."]
     for table in _all_tables(results):
@@ -283,8 +283,8 @@ def markdown(results: Results, sentences: Sequence[str] = ()) -> str:
 
 
 def latex(results: Results) -> str:
-    r"""The tables for \input, each in as many as its columns need to be read on a page,
-    without the rows that have nothing there."""
+    r"""The tables for \input. Each is split by columns to be legible on a page, and
+    rows without content in a split are left out."""
     tables = [_latex(table, tex(results.study.baseline.label)) for table in _all_tables(results) if table.rows]
     return "\n\n".join([PACKAGES, *tables]) + "\n"
 

@@ -1,4 +1,4 @@
-"""Training beside validation: how far apart a loss term is on the samples that were trained on and on held-out ones."""
+"""The gap between training and validation: how far a loss term differs between training and held-out samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urepa.reports.comparison.results import Results
 from urepa.reports.comparison.seed_cells import Cell, over_seeds
 
 TERMS = ("total", "diffusion", "token", "manifold")
-LAST_SHARE = 0.1  # of the steps up to the validation: over so many the training loss is averaged
+LAST_SHARE = 0.1  # the training loss is averaged over this share of the steps before the validation
 ANOTHER_LAMBDA, MISSING = "λ changes", "not measured"
 EXPLANATION = (
     "Train: the mean of the rows logged in the last 10 % of the steps before the last validation (single batches, raw "
@@ -26,7 +26,7 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Gap:
-    """A term's training loss, validation loss and their difference over seeds; `share` is the gap in parts of the
+    """A term's training loss, validation loss and their difference over seeds. `share`: the gap as a share of the
     training loss (NaN if that is not above 0)."""
 
     train: Cell
@@ -39,14 +39,14 @@ class Gap:
 
 
 def gaps(results: Results) -> dict[str, dict[str, Gap]]:
-    """By the arm's label and the term, of all terms that some arm has both of; empty cells where an arm lacks one."""
+    """The gaps by arm label and term, for all terms for which any arm has both losses; empty cells for other arms."""
     found = {row.arm.label: {term: gap_of(row.arm, term) for term in TERMS} for row in results.rows}
     there = [term for term in TERMS if any(terms[term].gap.why != MISSING for terms in found.values())]
     return {label: {term: terms[term] for term in there} for label, terms in found.items()} if there else {}
 
 
 def gap_of(arm: Arm, term: str) -> Gap:
-    """Over the seeds that have both."""
+    """The gap over the seeds that have both losses."""
     pairs = [pair for run in arm.runs.values() if (pair := _pair(run, term)) is not None]
     if term == "total" and pairs and not all(_at_one_lambda(run) for run in arm.runs.values()):
         return Gap(*[Cell(why=ANOTHER_LAMBDA)] * 3)
@@ -58,7 +58,7 @@ def gap_of(arm: Arm, term: str) -> Gap:
 
 
 def _pair(run: Run, term: str) -> tuple[float, float] | None:
-    """A run's training loss before its last validation, and that validation's."""
+    """A run's mean training loss before its last validation, and the loss of that validation."""
     train, validation = run.curves.get(f"train/{term}"), run.curves.get(f"val/{term}")
     if train is None or validation is None:
         return None
@@ -67,14 +67,14 @@ def _pair(run: Run, term: str) -> tuple[float, float] | None:
 
 
 def _window(steps: np.ndarray, end: int) -> np.ndarray:
-    """Which of the logged steps are averaged: those of the last tenth up to `end`; the last one where it has none."""
+    """A mask of the logged steps to average: those in the last tenth up to `end`, or the last one if there is none."""
     within = (steps <= end) & (steps > end * (1 - LAST_SHARE))
     return within if within.any() else np.arange(len(steps)) == np.searchsorted(steps, end, side="right") - 1
 
 
 def _at_one_lambda(run: Run) -> bool:
-    """Was the total weighted by one and the same λ in all that is averaged and in the validation? Where none is logged,
-    there is none."""
+    """Whether the total was weighted with the same λ in all averaged rows and in the validation. True if no λ is
+    logged."""
     there = [run.curves[key] for key in ("train/lambda", LAMBDA) if key in run.curves]
     if not there or "val/total" not in run.curves:
         return True

@@ -1,4 +1,4 @@
-"""A text of sections as Markdown and LaTeX. Strings are escaped in both; only a Formula is LaTeX already."""
+"""Writes a text of sections as Markdown and LaTeX. Strings are escaped in both; a Formula already is LaTeX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Block = str | Formula | Table
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what stands below it; a string is a paragraph."""
+    """A title and the blocks below it; a string is a paragraph."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -27,7 +27,7 @@ class Section:
 
 
 def as_markdown(title: str, sections: list[Section]) -> str:
-    """The whole text."""
+    """The text as Markdown."""
     parts = [f"# {md(title)}"]
     for section in sections:
         parts += [f"## {md(section.title)}", *map(_markdown, section.blocks)]
@@ -46,7 +46,7 @@ def _markdown(block: Block) -> str:
 
 
 def as_latex(title: str, sections: list[Section]) -> str:
-    r"""The same for \input, with amsmath, booktabs and textcomp."""
+    r"""The text for \input, which needs amsmath, booktabs and textcomp."""
     parts = [PACKAGES, rf"\section{{{tex(title)}}}"]
     for section in sections:
         parts += [rf"\subsection{{{tex(section.title)}}}", *map(_latex, section.blocks)]

@@ -1,4 +1,4 @@
-"""The sections: what every part says of itself, in a paper's order, and what belongs to no part."""
+"""The sections of the text in a paper's order: the parts' own descriptions, and what belongs to no part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": "fp32", "bf16": "bf16 by autocast"}
 
 
 def methodology(subject: Subject, origin: str) -> list[Section]:
-    """Everything that the config and the counts say. `origin`: the sentence that says where the text is from."""
+    """All sections that follow from the config and the counts. `origin`: a sentence that names the text's source."""
     s, config = subject, subject.config
     adapted = [model.backbone(s, config["backbone"]), model.lora(s, config["lora"])]
     warm = model.warm_start(s)
@@ -45,14 +45,14 @@ def flatten_blocks(lists: list[list[Block]]) -> list[Block]:
 
 
 def evaluation(s: Subject, name: str, part: dict[str, Any]) -> str:
-    """What an evaluation declares of itself; of one without a description, its name and settings."""
+    """An evaluation's own description; without one, its name and settings."""
     run = EvaluatedRun(s.track.num_classes, s.objective.samplers[0], bool(s.loss.taps))
     text = evaluation_description(declaration_of(part), run)
     return generic_text(name, part) if text is None else text
 
 
 def generic_text(name: str, part: dict[str, Any]) -> str:
-    """The sentence on a part that has no description of its own."""
+    """A sentence on a part that has no description of its own."""
     values = {key: value for key, value in flatten(part).items() if not key.endswith("_target_")}
     set_to = [f"{key} = {format_value(value)}" for key, value in values.items()]
     with_these = f", with {join_with_and(set_to)}" if set_to else ""
@@ -60,7 +60,7 @@ def generic_text(name: str, part: dict[str, Any]) -> str:
 
 
 def parameters(s: Subject) -> list[Block]:
-    """How many there are, and how many of them train."""
+    """The number of parameters, and how many of them train."""
     by_part = s.planned.counted.parameters
     every = {k: sum(n[k] for n in by_part.values()) for k in ("all", "trainable")}
     rows = [(part, number(n["all"]), number(n["trainable"])) for part, n in [*by_part.items(), ("sum", every)]]
@@ -72,7 +72,7 @@ def parameters(s: Subject) -> list[Block]:
 
 
 def length(s: Subject) -> str:
-    """Updates, batch, epochs and seed."""
+    """Number of updates, batch size, epochs and seed."""
     settings = s.planned.settings
     parts = f", in {settings.accumulation} micro-batches" if settings.accumulation > 1 else ""
     epochs = settings.max_steps / s.steps_an_epoch()
@@ -111,7 +111,7 @@ def validation(s: Subject) -> str:
 
 
 def cost(s: Subject) -> list[Block]:
-    """What `urepa.costs.estimate` counts, and which of it is an estimate."""
+    """The counts of `urepa.costs.estimate`, with those that are estimates marked."""
     planned, buckets = s.planned, s.planned.counted.buckets
     most_of = f"; of bucket {largest(buckets)}" if len(buckets) > 1 else ""
     forward, backward = planned.flops("forward"), planned.flops("backward")
@@ -131,7 +131,7 @@ def cost(s: Subject) -> list[Block]:
 
 
 def over_buckets(s: Subject) -> str:
-    """Of which buckets an update is the mean."""
+    """The buckets over which the cost of an update is averaged, in words."""
     buckets = s.planned.counted.buckets
     if len(buckets) == 1:
         return ""
@@ -139,13 +139,14 @@ def over_buckets(s: Subject) -> str:
 
 
 def after_stop(s: Subject) -> str:
-    """What an update takes once nothing is aligned any more."""
+    """The cost of an update after the alignment stops, in words."""
     stop = s.planned.stop_step
     return "" if stop is None else f" and from update {number(stop)} on {s.planned.flops_after_stop / 1e12:.4g} TFLOP"
 
 
 def hours(s: Subject) -> str:
-    """The floor is an estimate; what is expected rests on a measured update, or is not stated."""
+    """The hours of training. The lower bound is an estimate. Expected hours are stated only if an update was
+    measured."""
     planned, device = s.planned, s.planned.device
     if planned.floor_hours is None or device.flops_per_s is None:
         said_first = f"No rate is stated for {device.name}, so there is no floor of its hours."
@@ -165,18 +166,19 @@ def hours(s: Subject) -> str:
 
 # --- all settings -------------------------------------------------------------------------------------------
 
-NOT_SETTINGS = ("arm", "device", "measured", "out")  # a plan's, and what an ablation file says of itself
+NOT_SETTINGS = ("arm", "device", "measured", "out")  # keys of a plan, and an ablation file's name
 UNALIGNED = (
     "teacher",
     "head",
     "schedule",
     "optimizer.lr.head",
     "optimizer.weight_decay.head",
-)  # no effect without a tap
+)  # these have no effect without a tap
 
 
 def settings(s: Subject) -> list[Block]:
-    """Every value that makes this run another one, by group; where files lie and how often is logged do not."""
+    """All settings that distinguish this run from others, by group. File locations and logging intervals are left
+    out."""
     idle = NOT_SETTINGS if s.loss.taps else (*NOT_SETTINGS, *UNALIGNED)
     groups: dict[str, list[tuple[str, str]]] = {}
     for key, value in flatten(s.config).items():

@@ -1,4 +1,4 @@
-"""What backbones, LoRA, heads, teachers and objectives declare of themselves."""
+"""The descriptions that backbones, LoRA, heads, teachers and objectives declare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from urepa.runs.checkpoint import newest
 
 
 def warm_start(s: Subject) -> list[Block]:
-    """Whose weights training starts from, and of which step if that run is there to be asked."""
+    """The run whose weights initialise training, and their step if that run can be read."""
     folder = s.config["warm_start"]
     if folder is None:
         return []
@@ -30,7 +30,7 @@ def warm_start(s: Subject) -> list[Block]:
 
 
 def backbone(s: Subject, part: dict[str, Any]) -> list[Block]:
-    """What a backbone declares of itself. A warm start replaces all weights where the backbone itself trains."""
+    """A backbone's own description. A warm start replaces all weights if the backbone itself trains."""
     declared, lora = declaration_of(part), declaration_of(s.config["lora"])
     are_replaced = s.config["warm_start"] is not None and not lora.has_adapters
     facts = BackboneFacts(s.track.latent_shape, s.track.num_classes, are_replaced, s.latent_shapes())
@@ -38,13 +38,13 @@ def backbone(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 def lora(s: Subject, part: dict[str, Any]) -> list[Block]:
-    """What is declared of which weights train."""
+    """LoRA's own description: which weights train."""
     declared: LoRA = declaration_of(part)
     return list(declared.description(*s.planned.counted.groups[declared.group]))
 
 
 def head(s: Subject, part: dict[str, Any]) -> list[Block]:
-    """What a head declares of its layers, and what all heads share."""
+    """A head's own description of its layers, and what all heads share."""
     layers = declaration_of(part).description()
     parameters, tensors = s.planned.counted.groups["head"]
     count = len(s.loss.taps) * len(by_name(s.teacher))
@@ -56,7 +56,7 @@ def head(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 def taps(s: Subject) -> Table:
-    """Where the backbone is aligned, from the tap's tokens to the teacher's."""
+    """The table of taps: each tap's grid and width, the teacher's, and its share of the alignment terms."""
     total, teachers = sum(s.loss.taps.values()), by_name(s.teacher)
     shares = shares_of(teachers, s.loss.teachers)
     rows, buckets = [], s.planned.counted.buckets.values()
@@ -72,7 +72,7 @@ def taps(s: Subject) -> Table:
 
 
 def teacher(s: Subject, part: dict[str, Any]) -> list[Block]:
-    """What a teacher declares of itself, or several of themselves, and where its tokens come from."""
+    """The descriptions of one teacher or of several, and the source of the tokens."""
     declared: Teacher = declaration_of(part)
     members, built = declared.members(), by_name(s.teacher)
     blocks: list[Block] = [] if ALONE in members else [declared.description()]
@@ -88,7 +88,7 @@ def teacher(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 def token_source(s: Subject) -> str:
-    """Where the teacher's tokens come from during training."""
+    """The source of the teacher's tokens during training."""
     stored = s.track.stores(s.teacher).get("tokens")
     if stored is None:
         return "It is asked during training."
@@ -97,5 +97,5 @@ def token_source(s: Subject) -> str:
 
 
 def objective(s: Subject, part: dict[str, Any]) -> list[Block]:
-    """What an objective declares of itself."""
+    """An objective's own description."""
     return list(declaration_of(part).description())

@@ -1,4 +1,4 @@
-"""What tracks and optimisers declare, as `describe` writes it."""
+"""The descriptions that tracks, losses and optimisers declare."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urepa.reports.description.subject import Subject
 
 
 def loss(s: Subject) -> list[Block]:
-    """What a loss declares of itself, with the schedule of its λ."""
+    """A loss's own description, with the schedule of its λ."""
     schedule: Schedule = declaration_of(s.config["schedule"])
     return [*s.loss.description(schedule=schedule, max_steps=s.planned.settings.max_steps)]
 
@@ -25,7 +25,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def data(s: Subject, part: dict[str, Any]) -> list[Block]:
-    """What a track declares of itself."""
+    """A track's own description."""
     track: Track = declaration_of(part)
     samples = s.planned.counted.samples
     told = track.description(join_with_and([f"{number(n)} {SPLITS[split]} images" for split, n in samples.items()]))
@@ -33,7 +33,8 @@ def data(s: Subject, part: dict[str, Any]) -> list[Block]:
 
 
 def buckets(s: Subject) -> Table:
-    """The shapes of images, x0 and the teachers' grids, and how many training images have each, where that is known."""
+    """The table of the shapes of images, of x0 and of the teachers' grids, with the number of training images of each
+    if it is known."""
     counted, teachers = s.planned.counted.buckets, list(by_name(s.teacher))
     rows = []
     for bucket in counted.values():
@@ -45,7 +46,7 @@ def buckets(s: Subject) -> Table:
 
 
 def optimizer(s: Subject, part: dict[str, Any]) -> list[Block]:
-    """What an optimiser declares of itself."""
+    """An optimiser's own description."""
     declared: Optimizer = declaration_of(part)
     groups = {group: parameters for group, (parameters, _) in s.planned.counted.groups.items()}
     settings = s.planned.settings
