@@ -1,7 +1,7 @@
-"""Checkpoints: trainables, EMA and optimiser as safetensors, written whole or not at all, newest valid wins.
+"""Checkpoints: trainable weights, EMA and optimiser state as safetensors. They are written atomically.
 
-Layout: checkpoints/step_00000600/{weights,ema,optimizer}.safetensors, config.yaml, state.json. state.json is
-written last inside a temporary folder, holds every file's SHA-256 and its own, and the folder is renamed into place.
+Layout: checkpoints/step_00000600/{weights,ema,optimizer}.safetensors, config.yaml, state.json. The files are written to
+a temporary folder, which is then renamed. state.json is written last and has the SHA-256 of every file and its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urepa.runs.checkpoint_folders import no_checkpoint, steps
 
 PARTS = ("weights", "ema", "optimizer")
 FILES = {f"{part}.safetensors" for part in PARTS} | {"config.yaml"}
-OWN_DIGEST = "sha256"  # of everything else in state.json
+OWN_DIGEST = "sha256"  # digest of all other entries of state.json
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """One of weights, ema, optimizer, on the CPU."""
+        """The tensors of one part (weights, ema or optimizer), on the CPU."""
         return load_file(self.folder / f"{part}.safetensors")
 
 
@@ -51,19 +51,19 @@ def _digest(path: Path) -> str:
 
 
 def _own_digest(state: dict[str, Any]) -> str:
-    """SHA-256 of a state without its digest, as JSON with sorted keys: its file may be laid out in any way."""
+    """SHA-256 of a state without its digest, as JSON with sorted keys. The file's formatting does not matter."""
     stated = {key: value for key, value in state.items() if key != OWN_DIGEST}
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed process was writing or removing. For the owner of the run alone."""
+    """Removes what a killed process was writing or removing. Only the owner of the run may call this."""
     for stale in folder.glob(".*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], config: str) -> None:
-    """Writes `folder/step_...`. A full disk is a UserError and leaves the earlier checkpoints alone."""
+    """Writes `folder/step_...`. Raises UserError if the disk is full; earlier checkpoints are not affected."""
     folder.mkdir(exist_ok=True)
     remove_unfinished(folder)
     final = folder / _name(step)
@@ -79,7 +79,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
         files = {p.name: _digest(p) for p in sorted(temporary.iterdir())}
         stated: dict[str, Any] = json.loads(json.dumps(state | {"step": step, "files": files}))
         write_whole(temporary / "state.json", json.dumps(stated | {OWN_DIGEST: _own_digest(stated)}, indent=1))
-        if final.exists():  # a damaged one that was skipped when resuming
+        if final.exists():  # a damaged checkpoint that was skipped when resuming
             shutil.rmtree(final)
         os.replace(temporary, final)
         sync_folder(folder)
@@ -94,11 +94,11 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
 
 
 def _open(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`; OSError or ValueError if it is not whole."""
+    """The checkpoint in `folder`. Raises OSError or ValueError if it is incomplete or damaged."""
     state = json.loads((folder / "state.json").read_text())
     if not isinstance(state, dict):
         raise ValueError("state.json is not a JSON object")
-    if OWN_DIGEST in state and state[OWN_DIGEST] != _own_digest(state):  # earlier versions wrote none
+    if OWN_DIGEST in state and state[OWN_DIGEST] != _own_digest(state):  # earlier versions wrote no digest
         raise ValueError("state.json has changed since it was written")
     step, files = state.get("step"), state.get("files")
     if type(step) is not int or folder.name != _name(step):
@@ -112,14 +112,14 @@ def _open(folder: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest valid checkpoint; damaged ones are skipped with a warning."""
+    """The newest valid checkpoint; None if there is none. Damaged ones are skipped with a warning."""
     found, damaged = _newest(folder)
     _warn_of(damaged)
     return found
 
 
 def _newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The newest valid checkpoint, and what is wrong with those that are newer."""
+    """The newest valid checkpoint, and what is wrong with each newer one."""
     damaged: dict[Path, str] = {}
     for _, path in steps(folder):
         try:
@@ -135,7 +135,7 @@ def _warn_of(damaged: dict[Path, str]) -> None:
 
 
 def require(run: Path) -> Checkpoint:
-    """A run's newest valid checkpoint, or a UserError."""
+    """A run's newest valid checkpoint. Raises UserError if there is none."""
     found, damaged = _newest(run / "checkpoints")
     if found is None:
         why = "".join(f" ({path.name} is damaged: {reason})" for path, reason in list(damaged.items())[:1])
@@ -145,18 +145,18 @@ def require(run: Path) -> Checkpoint:
 
 
 def prune(folder: Path, newest_step: int, keep_last: int, best_step: int | None) -> None:
-    """Keeps the last `keep_last` up to `newest_step`, and the best. Later ones were damaged and skipped when
-    resuming: they count for nothing, and this run comes to write them anew."""
+    """Keeps the last `keep_last` checkpoints up to `newest_step`, and the best. Later ones were damaged and skipped
+    when resuming; they do not count, and this run will write them again."""
     for rank, (step, path) in enumerate((s, p) for s, p in steps(folder) if s <= newest_step):
         if rank >= keep_last and step != best_step:
-            # renamed first, so that a kill in between leaves no half-deleted folder that looks whole
+            # renamed first, so that a kill in between does not leave a partly deleted folder that looks valid
             doomed = folder / f".{path.name}.tmp"
             os.replace(path, doomed)
             shutil.rmtree(doomed)
 
 
 def load_named(into: dict[str, Any], tensors: dict[str, Tensor], where: str) -> None:
-    """Copies tensors into parameters of the same names and shapes; a UserError names what does not fit."""
+    """Copies tensors into parameters of the same names and shapes. Raises UserError with those that do not fit."""
     odd = sorted(into.keys() ^ tensors.keys()) + sorted(
         k for k in into.keys() & tensors.keys() if into[k].shape != tensors[k].shape
     )
@@ -172,7 +172,7 @@ def load_named(into: dict[str, Any], tensors: dict[str, Tensor], where: str) -> 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Adam's state by parameter name: `exp_avg/<name>` and so on."""
+    """Adam's state by parameter name, as `exp_avg/<name>` and so on."""
     return {
         f"{key}/{name}": value for name, p in parameters.items() for key, value in optimizer.state.get(p, {}).items()
     }

@@ -1,4 +1,4 @@
-"""Logged metrics over the steps, in arrays: eight bytes a value, and steps that metrics share are kept once.
+"""Logged metrics over the steps, as arrays: eight bytes per value; steps that metrics share are stored once.
 
 Shapes: N points of a metric, R rows.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from urepa.runs.metrics import NOT_METRICS, number
 
-STRETCHES = 1000  # of a drawn line: more than a figure has pixels across
+STRETCHES = 1000  # stretches of a drawn line: more than a figure has pixels in width
 
 
 class Curve(NamedTuple):
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
 @dataclass
 class _Column:
-    """A metric while it is read: its values, and the rows that it is in as begin, end, begin, end, ..."""
+    """A metric while it is read: its values, and the rows that contain it as begin, end, begin, end, ..."""
 
     values: array[float]
     spans: array[int]
@@ -40,10 +40,10 @@ class _Column:
 
 
 def read_curves(rows: Iterable[dict[str, Any]], is_wanted: Callable[[str], bool]) -> tuple[dict[str, Curve], int]:
-    """The wanted keys' curves of rows that ascend by step, in alphabetical order, and the time of the first row (ms; 0:
-    there is none). A value that a row takes back (null) is NaN."""
+    """The curves of the wanted keys, in alphabetical order, and the time of the first row in ms (0 without rows). Rows
+    must ascend by step. A value that a later row withdraws (null) is NaN."""
     steps, columns, started = array("q"), dict[str, _Column](), 0
-    keys: tuple[str, ...] = ()  # of the rows since `begin`
+    keys: tuple[str, ...] = ()  # keys of the rows since `begin`
     adders: list[tuple[str, Callable[[float], None]]] = []
     begin = n = 0
     for n, row in enumerate(rows, 1):
@@ -79,15 +79,15 @@ def _as_curves(steps_R: NDArray[np.int64], columns: dict[str, _Column]) -> dict[
 
 
 def _rows(spans: array[int]) -> NDArray[np.int64]:
-    """The numbers of the rows in the spans."""
+    """The indices of the rows in the spans."""
     begins, ends = np.array(spans, np.int64).reshape(-1, 2).T
     lengths = ends - begins
-    first = np.cumsum(lengths) - lengths  # of each span, among the rows that are returned
+    first = np.cumsum(lengths) - lengths  # offset of each span in the returned rows
     return np.repeat(begins - first, lengths) + np.arange(int(lengths.sum()))
 
 
 def curves_of(points: dict[str, tuple[array[int], array[float]]]) -> dict[str, Curve]:
-    """Curves from steps and values in any order, by key; keys in alphabetical order."""
+    """Curves from steps and values in any order, by key in alphabetical order."""
     curves = {}
     for key in sorted(points):
         steps, values = np.array(points[key][0], np.int64), np.array(points[key][1], np.float64)

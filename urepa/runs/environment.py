@@ -1,8 +1,8 @@
-"""What the environment may say of a run: where it lies, never how it is trained.
+"""The influence of environment variables on a run: they may set file locations, but not how the run is trained.
 
-accelerate takes settings from variables, some of them over what its caller gives
+accelerate reads settings from variables, some of which override its caller's arguments
 (`ACCELERATE_GRADIENT_ACCUMULATION_STEPS` divides every gradient), and `accelerate launch` sets them from a file in the
-user's home. A run is what its config says, so they are taken out.
+user's home. Training must depend only on the config, so these variables are removed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import MutableMapping
 
 from urepa.core.ranks import is_first
 
-# of accelerate 1.15: its Accelerator, states and plugins read these, and transformers a few of them
+# read by Accelerator, states and plugins of accelerate 1.15, and a few by transformers
 PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
-# the device and its cores, which are the launcher's to give, and what is shown of messages and tracebacks
+# device and cores, which the launcher sets, and the display of messages and tracebacks
 PLACE = ("ACCELERATE_USE_CPU", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_LOG_LEVEL", "ACCELERATE_ENABLE_RICH")
-# values that `accelerate launch` sets where it was asked for nothing
+# values that `accelerate launch` sets by default
 NEUTRAL = ("", "0", "no", "false", "none", "off", "default")
 
 
 def remove_accelerate_variables(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Removes accelerate's environment variables for the rest of the process, as some are read again at every backward
-    pass and when a teacher is loaded. Rank 0 prints one line that names those that would have had an effect."""
+    """Removes accelerate's environment variables for the rest of the process, because some are read again at every
+    backward pass and when a teacher is loaded. Rank 0 prints one line with those that would have had an effect."""
     found = {name: environment[name] for name in sorted(environment) if name.startswith(PREFIXES) and name not in PLACE}
     for name in found:
         del environment[name]

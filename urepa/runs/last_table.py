@@ -1,4 +1,4 @@
-"""The short table a run ends with."""
+"""The short table that is printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ ROWS = (
 def print_report(
     summary: dict[str, Any], trainer: dict[str, Any], folder: Path, tracked: str, next_command: str
 ) -> None:
-    """What was reached, against its floor, and where everything lies. `trainer`: the run's own part of the config."""
+    """Prints the results, each with its reference value, and the locations of all files. `trainer`: the part of that
+    name in the run's config."""
     metrics = summary["metrics"]
     names = Names(summary["experiment"], summary["ablation"], tuple(summary.get("overrides", ())))
     lines = ["", f"{names.experiment} · {names.arm} · seed {summary['seed']} · step {summary['step']}"]
@@ -53,19 +54,19 @@ def print_report(
     if samples.exists():
         lines.append(f"  samples  {samples}")
     lines += [f"  curves   {folder}/losses.png", f"  MLflow   {tracked}", f"  next     {next_command}", ""]
-    print("\n".join(map(printable, lines)))  # names may be a stranger's
+    print("\n".join(map(printable, lines)))  # names may come from an untrusted run
 
 
 def _lag_sentence(summary: dict[str, Any], trainer: dict[str, Any]) -> str:
-    """A sentence if more than 5 % of the EMA weights are still the initial weights; else nothing."""
+    """A sentence if more than 5 % of the EMA weights are still the initial weights; else ""."""
     decay, warmup = trainer["ema_decay"], trainer["ema_warmup"]
     updates = summary["step"] - int(summary["metrics"].get("guard/skipped_steps", 0))
-    share = float(summary["metrics"].get(SHARE, initial_share(decay, updates, warmup)))  # older runs did not log it
+    share = float(summary["metrics"].get(SHARE, initial_share(decay, updates, warmup)))  # older runs lack it
     return lag_sentence(share, decay, updates, warmup) if share > LAGGING else ""
 
 
 def _distances(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows of the Fréchet distances, by encoder, each above its error over resamplings of the images."""
+    """Rows of the Fréchet distances by encoder, each with its error over resamplings of the images."""
     names = [key.removeprefix("final/fd/") for key in metrics if key.startswith("final/fd/")]
     marks = {name: ", circular" if f"final/circular/{name}" in metrics else "" for name in names}
     rows = []

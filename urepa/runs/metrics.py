@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object per logged step, the source of truth."""
+"""metrics.jsonl: one JSON object per logged step. It is the source of truth; MLflow has a copy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from urepa.core.json_lines import BEGINNING, Line, append, count_lines, last_val
 # keys whose values are times or rates; all others repeat bit for bit after a resume
 TIMINGS = ("time", "images_per_s", "data_wait_share", "gpu/power_w", "gpu/utilization", "gpu/memory_gib")
 NOT_METRICS = ("step", "time")
-NOT_FINITE = ("nan", "inf", "-inf")  # as strings in the file, for JSON has no such numbers
+NOT_FINITE = ("nan", "inf", "-inf")  # stored as strings, because JSON has no such numbers
 
 
 class MetricsLog:
-    """Appends rows and counts them, so that a checkpoint can say how many belong to it."""
+    """Appends rows and counts them, so that a checkpoint can store how many belong to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,26 +29,27 @@ class MetricsLog:
         self._latest = self._last_time()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds a row with its time stamp (milliseconds), later than that of the row before it also where the clock was
-        set back. Values that are not finite become strings."""
+        """Adds a row with a time stamp in milliseconds, which is later than the previous row's even if the clock was
+        set back. Values that are not finite are stored as strings."""
         self._latest = max(int(time.time() * 1000), self._latest + 1)
         stamped = {key: storable(value) for key, value in row.items()} | {"time": self._latest}
         append(self.path, [stamped])
         self.rows += 1
 
     def _last_time(self) -> int:
-        """The time stamp of the last row; 0 where there is none to be read."""
+        """The time stamp of the last row; 0 if none can be read."""
         time_of_last = last_value(self.path).get("time")
         return time_of_last if isinstance(time_of_last, int) else 0
 
     def sync(self) -> None:
-        """On disk, before a checkpoint counts on it."""
+        """Flushes the file to disk. It must be called before a checkpoint relies on the rows."""
         if self.path.exists():
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
     def cut(self, rows: int, step: int, and_final: bool = False) -> None:
-        """Cuts off what the checkpoint of `step` does not keep (`checkpoint_rows`): it will be made again."""
+        """Removes the rows that the checkpoint of `step` does not keep (see `checkpoint_rows`). They are computed
+        again."""
         there = checkpoint_rows(self.path, rows, step, and_final)
         if there.rows < rows:
             warnings.warn(
@@ -61,20 +62,20 @@ class MetricsLog:
 
 
 class Beginning(NamedTuple):
-    """The beginning of a metrics.jsonl that belongs to a checkpoint: how many rows, and the offset behind them."""
+    """The beginning of a metrics.jsonl that belongs to a checkpoint: the number of rows, and the offset after them."""
 
     rows: int
     end: int
 
 
 def checkpoint_rows(path: Path, rows: int, step: int, and_final: bool = False) -> Beginning:
-    """What the checkpoint of `step` keeps: its `rows` rows, and the final evaluations' behind them if those are to
-    stay. A file that is not there, or that begins behind the step, has been begun anew: it keeps nothing of it.
-    UserError where rows are missing or damaged; behind the kept ones they may be, for they are made again."""
+    """The beginning that the checkpoint of `step` keeps: its `rows` rows, followed by those of the final evaluations if
+    `and_final`. A file that is missing, or that begins after `step`, was started anew; nothing of it is kept. Raises
+    UserError if one of the rows is missing or damaged. Rows after them may be damaged: they are computed again."""
     lines = row_lines(path)
     first = next(lines, None)
     if rows and (first is None or first.value.get("step", 0) > step):
-        damaged = next((line for line in lines if line.damage), None)  # or the first row's step is
+        damaged = next((line for line in lines if line.damage), None)  # or the step of the first row is damaged
         if damaged is not None:
             raise _refusal(path, step, f"line {damaged.number} {damaged.damage}")
         return Beginning(0, 0)
@@ -100,7 +101,7 @@ def _refusal(path: Path, step: int, why: str) -> UserError:
 
 
 def row_lines(path: Path, after: Line = BEGINNING) -> Iterator[Line]:
-    """The lines behind `after`; one that is no row, or of an earlier step than the one before it, is damaged."""
+    """The lines after `after`. A line is damaged if it is not a row, or if its step is before that of the previous."""
     before = -1
     for line in read_lines(path, after):
         damage = line.damage or _damage(line.value, before)
@@ -122,14 +123,14 @@ def _damage(row: dict[str, Any], before: int) -> str:
 
 
 class Rows:
-    """The rows of a metrics.jsonl, one at a time: a million of them take no memory. What cannot be read is left out of
-    a pass and told by `damage` after it."""
+    """Iterates over the rows of a metrics.jsonl, one at a time, so that long files need little memory. Unreadable lines
+    are skipped, and `damage` describes them after the iteration."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._first: Line | None = None  # damaged line
+        self._first: Line | None = None  # the first damaged line
         self._damaged = 0
-        self._last: int | None = None  # step
+        self._last: int | None = None  # the last step
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._first, self._damaged, self._last = None, 0, None
@@ -142,8 +143,8 @@ class Rows:
                 yield line.value
 
     def damage(self, end: int | None = None) -> str:
-        """What is wrong with the file and what to do, as a sentence without its full stop; "" if nothing is. `end`: the
-        last step of a run that is finished, and so of its rows if it has any."""
+        """What is wrong with the file and what to do, as a sentence without its full stop; "" if nothing is wrong.
+        `end`: the last step of a finished run, which must be the step of its last row if it has any."""
         if self._first is not None:
             others = f" (more damaged lines: {self._damaged - 1})" if self._damaged > 1 else ""
             return (
@@ -158,7 +159,7 @@ class Rows:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows at once; UserError where some are damaged. Half a last line, of a killed process, is no row."""
+    """All rows. Raises UserError if any is damaged. An incomplete last line, left by a killed process, is ignored."""
     rows = Rows(path)
     every = list(rows)
     if damage := rows.damage():
@@ -167,7 +168,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def last_values(rows: Iterable[dict[str, Any]], end: int) -> dict[str, Any]:
-    """The last value of each metric, None where it was taken back. Final evaluations count at the step `end` alone."""
+    """The last value of each metric; None if it was withdrawn. Final evaluations count only at the step `end`."""
     last: dict[str, Any] = {}
     for row in rows:
         if row["step"] == end or not is_final(row):
@@ -176,15 +177,15 @@ def last_values(rows: Iterable[dict[str, Any]], end: int) -> dict[str, Any]:
 
 
 def is_final(row: dict[str, Any]) -> bool:
-    """Is it an evaluation's, after the last step?"""
+    """Whether the row is that of an evaluation after the last step."""
     return any(key.startswith("final/") for key in row)
 
 
 def storable(value: Any) -> Any:
-    """A value as a row holds it: one that is not finite as a string."""
+    """A value as stored in a row: values that are not finite become strings."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(stored: Any) -> float:
-    """A row's value as a number; NaN where the row takes the metric back (null)."""
+    """A row's value as a number; NaN if the row withdraws the metric (null)."""
     return math.nan if stored is None else float(stored)

@@ -1,4 +1,4 @@
-"""A run's place in an MLflow store: its experiment, the run itself, and what MLflow's own page shows of it."""
+"""A run in an MLflow store: its experiment, the run itself, and the tags that MLflow's page displays."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from urepa.runs.metrics import NOT_METRICS, number
 from urepa.runs.run_folder import content_of, facts_of
 from urepa.runs.upgrades import upgrade_facts
 
-KIND = ("mlflow.experimentKind", "custom_model_development")  # MLflow's other kind of page is of GenAI applications
-PAGE = "workflowType=machine_learning"  # MLflow 3.17's page goes by its address instead
-BATCH = 100  # parameters or tags that MLflow takes at once
-LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 8000, 250  # characters that MLflow keeps
-LARGEST = 2**63  # of a step or a time, exclusive
+KIND = ("mlflow.experimentKind", "custom_model_development")  # not the kind for GenAI applications
+PAGE = "workflowType=machine_learning"  # MLflow 3.17's page is chosen by its address instead
+BATCH = 100  # parameters or tags per request
+LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 8000, 250  # limits of MLflow, in characters
+LARGEST = 2**63  # upper limit of a step or a time, exclusive
 
-FACTS_TAG = "urepa.summary"  # a stored name: it stays when modules move
+FACTS_TAG = "urepa.summary"  # stored in MLflow, so it does not change when modules move
 
 Say = Callable[[str], None]
 
 
 def experiment_id(client: Any, name: str, say: Say) -> str:
-    """The experiment of that name, made or restored if need be, of the kind that opens as model training."""
+    """The id of the experiment of that name. It is created or restored if necessary, with the kind model training."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -36,13 +36,13 @@ def experiment_id(client: Any, name: str, say: Say) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another run was faster
+            found = client.get_experiment_by_name(name)  # another run created it at the same moment
     _revive_experiment(client, found, say)
     return str(found.experiment_id)
 
 
 def _revive_experiment(client: Any, experiment: Any, say: Say) -> None:
-    """Active, and of our kind unless somebody has chosen another; what MLflow's page has guessed is no choice."""
+    """Restores a deleted experiment and sets its kind, unless a user has chosen another; MLflow's guess is replaced."""
     if experiment.lifecycle_stage != "active":
         client.restore_experiment(experiment.experiment_id)
         say(f"the experiment {experiment.name} was deleted in MLflow: it is restored, with its runs")
@@ -52,7 +52,7 @@ def _revive_experiment(client: Any, experiment: Any, say: Say) -> None:
 
 
 def find(client: Any, run_id: str | None) -> Any | None:
-    """The run, deleted or not; None where the store has none of that id."""
+    """The run, deleted or not; None if the store has no run of that id."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -66,7 +66,7 @@ def find(client: Any, run_id: str | None) -> Any | None:
 
 
 def revive(client: Any, run: Any, say: Say) -> None:
-    """A run that was deleted is restored, with its experiment."""
+    """Restores a deleted run and its experiment."""
     _revive_experiment(client, client.get_experiment(run.info.experiment_id), say)
     if client.get_run(run.info.run_id).info.lifecycle_stage != "active":
         client.restore_run(run.info.run_id)
@@ -74,8 +74,8 @@ def revive(client: Any, run: Any, say: Say) -> None:
 
 
 def begin(client: Any, name: str, run_name: str, key: str, say: Say) -> Any:
-    """A run to send to from the beginning. One that has this key already was made by a process that was killed before
-    it could note so; if it has values, it is of another history and goes to MLflow's trash."""
+    """A new run without rows. If a run with this key exists, a process made it and was killed before it could record
+    it, and that run is used. If that run has values, they belong to another history, and it is deleted in MLflow."""
     from mlflow.entities import ViewType
 
     experiment = experiment_id(client, name, say)
@@ -89,7 +89,7 @@ def begin(client: Any, name: str, run_name: str, key: str, say: Say) -> Any:
 
 
 def describe(client: Any, run: Any, params: dict[str, Any], tags: dict[str, Any], say: Say) -> None:
-    """The parameters that the run has not yet, and the tags as they are now."""
+    """Logs the parameters that the run lacks, and sets its tags to their current values."""
     from mlflow.entities import Param
 
     run_id, known = run.info.run_id, run.data.params
@@ -100,7 +100,7 @@ def describe(client: Any, run: Any, params: dict[str, Any], tags: dict[str, Any]
 
 
 def set_tags(client: Any, run_id: str, tags: dict[str, Any], say: Say) -> None:
-    """The tags as they are now."""
+    """Sets the tags to their current values."""
     from mlflow.entities import RunTag
 
     for some in _batches([RunTag(k, text(v, LONGEST_TAG)) for k, v in _accepted_items(tags, "tag", say)]):
@@ -108,10 +108,10 @@ def set_tags(client: Any, run_id: str, tags: dict[str, Any], say: Say) -> None:
 
 
 def log_data(client: Any, run: Any, params: dict[str, Any], fingerprint: dict[str, Any]) -> None:
-    """The data set in MLflow's own column, once a run: its name, a digest of what it holds, where it lies."""
+    """Logs the data set in MLflow's own column, once per run: its name, a digest of its content, and its location."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    others = ("teacher", "tokens")  # with mirrored samples, what arms differ in
+    others = ("teacher", "tokens")  # with mirrored samples, these differ between arms
     content = {k: v for k, v in content_of(fingerprint).items() if not k.startswith(others) and ".flip" not in k}
     if not content or (run.inputs is not None and run.inputs.dataset_inputs):
         return
@@ -126,7 +126,7 @@ def log_data(client: Any, run: Any, params: dict[str, Any], fingerprint: dict[st
 
 
 def end_tags(guard: dict[str, float], summary: dict[str, Any] | None) -> dict[str, str]:
-    """What a run's guard has counted and, of a finished one, what `urepa.compare` needs of its summary."""
+    """The counts of a run's guard and, for a finished run, the part of its summary that `urepa.compare` needs."""
     counts = {f"guard.{name}": str(int(value)) for name, value in guard.items()}
     facts = "" if summary is None else json.dumps(facts_of(summary))
     parts = [facts[at : at + LONGEST_TAG] for at in range(0, len(facts), LONGEST_TAG)]
@@ -134,10 +134,10 @@ def end_tags(guard: dict[str, float], summary: dict[str, Any] | None) -> dict[st
 
 
 def facts_in(tags: dict[str, str]) -> dict[str, Any]:
-    """The facts of a summary that `end_tags` put there, in the present form; {} of a run that is not finished."""
+    """The facts of a summary that `end_tags` stored, in the current format; {} for a run that is not finished."""
     more = itertools.takewhile(tags.__contains__, (f"{FACTS_TAG}.{n}" for n in itertools.count(1)))
     text = tags.get(FACTS_TAG, "{}") + "".join(tags[key] for key in more)
-    facts: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]  # behind it may be the end of a longer one before
+    facts: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]  # an earlier, longer text may remain after it
     return upgrade_facts(facts)
 
 
@@ -154,13 +154,13 @@ def page_tags(tags: dict[str, str]) -> dict[str, str]:
 
 
 def page(uri: str, experiment: str) -> str:
-    """The address of an experiment on MLflow's page, where it opens as model training: the server's, or the one that
-    `mlflow ui` has unless it is told otherwise."""
+    """The address of an experiment on MLflow's page, opened as model training. For a sqlite store, the address is the
+    default of `mlflow ui`."""
     server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
     return f"{server}/#/experiments/{experiment}/runs?{PAGE}"
 
 
-# --- what MLflow refuses ------------------------------------------------------------------------------------
+# --- names and values that MLflow refuses -------------------------------------------------------------------
 
 
 @functools.cache
@@ -176,7 +176,7 @@ def invalid_name_reason(key: str) -> str:
 
 
 def text(value: Any, longest: int) -> str:
-    """A value as text that every store can keep: without half a surrogate pair or a null character."""
+    """A value as text that every store can keep: without unpaired surrogates and null characters."""
     return str(value).encode(errors="backslashreplace").decode().replace("\0", "\\0")[:longest]
 
 
@@ -189,8 +189,8 @@ def _accepted_items(values: dict[str, Any], kind: str, say: Say) -> Iterator[tup
 
 
 def points(row: dict[str, Any], say: Say) -> list[Any]:
-    """A row's numbers as MLflow metrics, with the row's own time stamp. What a row takes back is NaN there, and what
-    MLflow refuses is left out and said."""
+    """A row's numbers as MLflow metrics, with the row's own time stamp. Withdrawn values become NaN. Values that MLflow
+    refuses are left out and reported through `say`."""
     from mlflow.entities import Metric
 
     where = "it is in metrics.jsonl alone"

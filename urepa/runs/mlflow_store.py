@@ -1,7 +1,7 @@
-"""Opening an MLflow store. A sqlite file is made under another name and renamed, so that a kill leaves nothing half
-made; one that cannot be used is said in one sentence.
+"""Opens an MLflow store. A sqlite file is created under another name and renamed, so that a kill leaves no incomplete
+file. A store that cannot be used is reported in one sentence.
 
-The lock file `.NAME.lock` beside a sqlite file stays there: processes that open one file take turns with it.
+The lock file `.NAME.lock` next to a sqlite file is kept: processes that open the same file at once use it in turn.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from urepa.core.errors import UserError
 from urepa.core.files import sync_folder
 
 SQLITE = "sqlite:///"
-FIRST_TABLES = {"experiments", "runs", "metrics", "params", "tags"}  # those that MLflow makes before it migrates
+FIRST_TABLES = {"experiments", "runs", "metrics", "params", "tags"}  # created before MLflow's migrations
 CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 JOURNALS = ("-journal", "-wal", "-shm")
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite store, as it is named from the working folder."""
+    """The path of a sqlite store's file, relative to the working folder; None for other stores."""
     return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
 def location(uri: str) -> str:
-    """Where a store is, whatever the working folder: a sqlite file's absolute path, or a server's address."""
+    """The location of a store, independent of the working folder: a sqlite file's absolute path, or an address."""
     path = sqlite_file(uri)
     return uri if path is None else str(path.resolve())
 
 
 def identity(uri: str) -> tuple[int, int] | None:
-    """What changes when a sqlite file is removed or replaced: its device and inode; None for none, and for a server."""
+    """Device and inode of a sqlite file, which change when it is replaced; None if it is missing, and for a server."""
     path = sqlite_file(uri)
     if path is None or not path.exists():
         return None
@@ -48,8 +48,8 @@ def identity(uri: str) -> tuple[int, int] | None:
 
 
 def check_credentials(run: Path, uri: str) -> None:
-    """UserError where a run's stored config, which may be a stranger's, names a server that MLflow would send this
-    environment's credentials to, and the user does not name that server too."""
+    """Raises UserError if a run's stored config, which may be untrusted, names a server to which MLflow would send this
+    environment's credentials, unless the user names that server too."""
     given = [name for name in CREDENTIALS if os.environ.get(name)]
     if given and uri.startswith("http") and os.environ.get("MLFLOW_TRACKING_URI") != uri:
         raise UserError(
@@ -59,15 +59,14 @@ def check_credentials(run: Path, uri: str) -> None:
 
 
 def connect(uri: str) -> Any:
-    """A client of a store, which is made first if it is a sqlite file that is not there. UserError if the file cannot
-    be used."""
+    """A client of a store. A missing sqlite file is created first. Raises UserError if the file cannot be used."""
     path = sqlite_file(uri)
     if path is None:
         return _client(uri)
-    path = path.resolve()  # of a link, the place that it leads to
+    path = path.resolve()  # follows links
     path.parent.mkdir(parents=True, exist_ok=True)
     with _creation_lock(path):
-        for leftover in path.parent.glob(f".{path.name}.*.tmp*"):  # of a process that was killed while it made one
+        for leftover in path.parent.glob(f".{path.name}.*.tmp*"):  # left by a killed process
             leftover.unlink()
         if not path.exists() or path.stat().st_size == 0:
             _create_tables(path)
@@ -76,14 +75,14 @@ def connect(uri: str) -> Any:
 
 
 def require_there(uri: str) -> None:
-    """UserError where a sqlite file is not there; a server is not asked."""
+    """Raises UserError if a sqlite file does not exist. A server is not checked."""
     path = sqlite_file(uri)
     if path is not None and not path.is_file():
         raise UserError(f"there is no MLflow store at {path}; give store=URI, or runs=FOLDER for run folders")
 
 
 def open_existing(uri: str) -> Any:
-    """A client of a store that is there; UserError if none is, instead of a new empty one."""
+    """A client of an existing store. Raises UserError if there is none, instead of creating an empty one."""
     require_there(uri)
     from mlflow.exceptions import MlflowException
 
@@ -95,13 +94,13 @@ def open_existing(uri: str) -> Any:
 
 
 def prepare_store(uri: str) -> None:
-    """Before many processes start: makes a sqlite store's tables. A server has its own."""
+    """Creates a sqlite store's tables, to be called before many processes start. A server needs no preparation."""
     if sqlite_file(uri) is not None:
         connect(uri)
 
 
 def has_run(uri: str, run_id: str) -> bool:
-    """Is the run in this store, and not deleted there? A server that does not answer is taken to have it still."""
+    """Whether the store has the run and it is not deleted there. True if a server does not answer."""
     path = sqlite_file(uri)
     if path is None:
         from mlflow.exceptions import MlflowException
@@ -116,13 +115,13 @@ def has_run(uri: str, run_id: str) -> bool:
         with _read_connection(path) as database:
             sql = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
             return database.execute(sql, (run_id,)).fetchone() is not None
-    except sqlite3.Error:  # no store of MLflow's: opening it says what it is
+    except sqlite3.Error:  # not a store of MLflow; the error is reported when it is opened
         return False
 
 
 def require_usable(uri: str) -> None:
-    """UserError where a sqlite file is not one that the installed MLflow can write to as it is. MLflow itself would
-    migrate it on the way, without a copy."""
+    """Raises UserError if the installed MLflow cannot write to the sqlite file as it is. MLflow itself would migrate it
+    without making a copy."""
     path = sqlite_file(uri)
     if path is None:
         return
@@ -160,7 +159,7 @@ def require_usable(uri: str) -> None:
 
 
 def _versions() -> Any:
-    """The schema versions that the installed MLflow knows."""
+    """The schema versions of the installed MLflow."""
     import mlflow
     from alembic.script import ScriptDirectory
 
@@ -178,7 +177,7 @@ def _is_known(versions: Any, revision: str) -> bool:
 
 @contextlib.contextmanager
 def _read_connection(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that makes no file. Not read-only: a killed process's transaction may have to be undone."""
+    """A connection that creates no file. It is not read-only: a killed process's transaction may need a rollback."""
     database = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=BUSY_SECONDS)
     try:
         yield database
@@ -188,27 +187,27 @@ def _read_connection(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def _creation_lock(path: Path) -> Iterator[None]:
-    """A lock for the creation of a sqlite file, which several processes at once would break."""
+    """A lock for the creation of a sqlite file, which would fail if several processes did it at once."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _create_tables(path: Path) -> None:
-    """Creates MLflow's tables under a temporary name, as that takes seconds and many transactions, and renames the
-    file."""
+    """Creates MLflow's tables in a temporary file and renames it, because the creation takes seconds and many
+    transactions."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     _forget_connections(_client(f"{SQLITE}{temporary}"))
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
-    for ending in JOURNALS:  # of a database that is not there any more: sqlite would play it into this one
+    for ending in JOURNALS:  # journals of a deleted database, which sqlite would apply to this one
         path.with_name(f"{path.name}{ending}").unlink(missing_ok=True)
     os.replace(temporary, path)
     sync_folder(path.parent)
 
 
 def _client(uri: str) -> Any:
-    """A client whose store answers, that gives up soon instead of retrying for minutes."""
+    """A client whose store answers. It gives up soon instead of retrying for minutes."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -217,11 +216,11 @@ def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     path = sqlite_file(uri)
-    if path is not None:  # MLflow would stay with the working folder in which a name was first used
+    if path is not None:  # MLflow would keep the working folder in which a relative name was first used
         uri = "".join((SQLITE, location(uri), *uri.partition("?")[1:]))
     client = MlflowClient(tracking_uri=uri)
     if path is not None:
-        _forget_connections(client)  # MLflow keeps them for a process's life: the file may be another one by now
+        _forget_connections(client)  # MLflow keeps connections open, but the file may have been replaced
     client.search_experiments(max_results=1)
     return client
 

@@ -1,4 +1,4 @@
-"""A run's name, its folder, its lock, and whether a config is the folder's own."""
+"""A run's name, its folder and lock, and the comparison of a config with the stored one."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from urepa.runs.stored_config import read_config, read_plain
 from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import add_schema_number, upgrade_facts
 
-# Keys that do not change what a run computes: they serve neither its folder's name nor its identity.
+# Keys that do not change what a run computes: they are part neither of its folder's name nor of its identity.
 NOT_IDENTITY = (
     "tracking",
     "resume",
     "data.root",
     "data.images",
     "data.stage_to",
-    "backbone.prompts",  # lies in data.root
+    "backbone.prompts",  # a file in data.root
     "data.build_on_first_use",
     "trainer.log_every",
     "trainer.checkpoint_every",
@@ -44,15 +44,16 @@ NOT_IDENTITY = (
     "trainer.max_skipped",
     "hydra",
 )
-WEIGHTS = re.compile(r"evaluation\..*\.weights")  # a place: what lies there, a summary says by its digest
+WEIGHTS = re.compile(r"evaluation\..*\.weights")  # a path; the summary has the digest of the file
 IMAGES = (
-    "data.images"  # named by its last component; whether the samples are the same, `urepa.training.provenance` says
+    "data.images"  # only its last component is named; `urepa.training.provenance` compares the samples
 )
 LONGEST_NAME = 120
-LONGEST_TITLE = 250  # characters that MLflow takes
-SHARED = ("backbone", "data", "trainer", "evaluation")  # groups whose overrides a sweep's runs mostly have in common
+LONGEST_TITLE = 250  # limit of MLflow, in characters
+SHARED = ("backbone", "data", "trainer", "evaluation")  # groups whose overrides a sweep usually shares
 LOCK_POLL = 5.0  # seconds
-# What of summary.json, beside the metrics, is needed to compare runs; MLflow gets it as the tag `urepa.summary`.
+# The facts of summary.json that are needed, besides the metrics, to compare runs. MLflow gets them as the tag
+# `urepa.summary`.
 FACTS = (
     "step",
     "extended_from",
@@ -72,20 +73,20 @@ FACTS = (
 )
 
 
-@lru_cache(maxsize=4096)  # a comparison of hundreds of runs asks it of the same few hundred keys again and again
+@lru_cache(maxsize=4096)  # a comparison asks for the same few hundred keys for every run
 def is_identity(key: str) -> bool:
-    """Does a differing value of this dotted key make another run?"""
+    """Whether runs that differ in the value of this dotted key are different runs."""
     return not any(key == k or key.startswith(f"{k}.") for k in NOT_IDENTITY)
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, str]:
-    """`+a=1` and `a=1` as {"a": "1"}, `group@place=1` as {"place": "1"}; the last one of a key wins, as in Hydra."""
+    """`+a=1` and `a=1` as {"a": "1"}, `group@place=1` as {"place": "1"}. If a key is repeated, the last one counts."""
     pairs = (o.lstrip("+~").partition("=") for o in overrides)
     return {key.split("@")[-1].removeprefix("_global_."): _unquote(value) for key, _, value in pairs}
 
 
 def _unquote(value: str) -> str:
-    """Removes the quotes of Hydra's grammar, where a backslash precedes a quote and each backslash before that."""
+    """Removes the quotes of Hydra's grammar, in which a backslash escapes a quote and each backslash before it."""
     if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
         return value
     inner = re.sub(rf"(\\+){value[0]}", lambda m: "\\" * (len(m[1]) // 2) + value[0], value[1:-1])
@@ -93,7 +94,7 @@ def _unquote(value: str) -> str:
 
 
 def run_name(overrides: list[str], seed: int) -> str:
-    """<experiment>[+<ablation>][,<overrides>]/seed<N>: the same command in any order finds the same folder."""
+    """<experiment>[+<ablation>][,<overrides>]/seed<N>. The order of the overrides in the command does not matter."""
     given = parse_overrides(overrides)
     if given.get("resume") not in (None, "null"):
         return os.path.relpath(given["resume"], "outputs")
@@ -104,8 +105,8 @@ def run_name(overrides: list[str], seed: int) -> str:
 
 
 def find_name(overrides: list[str], seed: int, below: Path = Path("outputs")) -> str:
-    """`run_name`, or the name that an earlier version gave this run when it began it: with the keys of then, or without
-    `data.images`."""
+    """`run_name`, or the name of an existing folder that an earlier version gave this run: with the keys of that
+    version, or without `data.images`."""
     name = run_name(overrides, seed)
     if (below / name / "config.yaml").is_file():
         return name
@@ -118,7 +119,7 @@ def find_name(overrides: list[str], seed: int, below: Path = Path("outputs")) ->
 
 
 def _find_name(overrides: list[str], seed: int, below: Path) -> str:
-    """`run_name`, or the name without `data.images`."""
+    """`run_name`, or the name without `data.images` if such a folder exists."""
     name = run_name(overrides, seed)
     former = run_name([o for o in overrides if IMAGES not in parse_overrides([o])], seed)
     if former == name or (below / name / "config.yaml").is_file():
@@ -130,12 +131,12 @@ def _find_name(overrides: list[str], seed: int, below: Path) -> str:
 
 
 def images_name(images: str) -> str:
-    """The last component of `data.images`: what a folder's name has of it, wherever the images lie."""
+    """The last component of `data.images`, which is what a folder name contains, wherever the images are."""
     return Path(images).name or Path(images).resolve().name
 
 
 def own_overrides(overrides: list[str]) -> list[str]:
-    """What a command changes of its experiment and ablation, apart from the seed: KEY=VALUE in order."""
+    """The overrides of a command beyond experiment, ablation and seed: KEY=VALUE, sorted."""
     given = parse_overrides(overrides)
     if IMAGES in given:
         given[IMAGES] = images_name(given[IMAGES])
@@ -148,7 +149,7 @@ def own_overrides(overrides: list[str]) -> list[str]:
 
 
 def folder_name(parts: list[str]) -> str:
-    """Parts as one name, escaped; a long one ends in a hash."""
+    """The parts as one escaped name. A long name is cut and ends in a hash."""
     name = quote(",".join(parts), safe="=,+._-")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:10]
@@ -157,21 +158,21 @@ def folder_name(parts: list[str]) -> str:
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain data, enums as their names: the form that is stored and from which everything is
-    built."""
+    """The resolved config as plain data, with enums as their names. This is the form that is stored and from which
+    everything is built."""
     container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
 
 
 def stored_yaml(config: dict[str, Any]) -> str:
-    """A composed config as config.yaml has it."""
+    """A composed config as the text of config.yaml."""
     return OmegaConf.to_yaml(OmegaConf.create(add_schema_number(config)))
 
 
 def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Identity keys whose values differ, as `key: known there, current here`. Where an encoder's weights lie makes no
-    difference."""
+    """Identity keys whose values differ, as `key: known there, current here`. The location of an encoder's weights is
+    ignored."""
     there, here = flatten(known), flatten(current)
     keys = [k for k in sorted(there.keys() | here.keys()) if is_identity(k) and WEIGHTS.fullmatch(k) is None]
     absent = "nothing"
@@ -183,14 +184,14 @@ def differences(known: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """The facts in a summary, in the present form; an older or unfinished run lacks some."""
+    """The facts in a summary, in the current format. Older or unfinished runs lack some."""
     facts = upgrade_facts({key: summary[key] for key in FACTS if key in summary})
     return facts | ({"content": content_of(summary["data"])} if "data" in summary else {})
 
 
 def content_of(fingerprint: dict[str, Any]) -> dict[str, str]:
-    """Digests of what a config does not tell of its data, as far as they are known: of the lists of samples trained on
-    and held out, of the teachers' weights, and of the samples' records. None depends on where the data lie."""
+    """Digests of the data that a config does not determine, as far as they are known: of the lists of training and
+    held-out samples, of the teachers' weights, and of the samples' records. None depends on where the data are."""
     csv = (fingerprint.get("latents") or {}).get("csv_sha256", {})
     weights = {k: v for k, v in flatten(fingerprint.get("tokens") or {}).items() if k.endswith("weights_sha256")}
     known = {
@@ -203,13 +204,13 @@ def content_of(fingerprint: dict[str, Any]) -> dict[str, str]:
 
 
 def no_run(key: str, path: Path) -> str:
-    """The sentence about a path that is no run's folder."""
+    """The sentence on a path that is not a run's folder."""
     why = "is not a run's folder: it has no config.yaml" if path.exists() else "does not exist"
     return f"{key}={path} {why}; give the folder of a run, as outputs/NAME/seed0"
 
 
 def require_config(path: Path) -> dict[str, Any]:
-    """The config of the run in a folder; a UserError if it is not a run's."""
+    """The config of the run in a folder. Raises UserError if it is not a run's folder."""
     config = RunFolder(path).stored_config()
     if config is None:
         raise UserError(no_run("run", path))
@@ -217,7 +218,7 @@ def require_config(path: Path) -> dict[str, Any]:
 
 
 class Names(NamedTuple):
-    """What a run is called by: its experiment, its ablation, and what its command changed of them."""
+    """The names of a run: its experiment, its ablation, and the overrides in its command."""
 
     experiment: str
     ablation: str
@@ -230,8 +231,8 @@ class Names(NamedTuple):
         return ", ".join([*named, *self.overrides])
 
     def title(self, seed: int) -> str:
-        """A run's name in MLflow, what differs first: `loss.lambda_max=0.5, seed 0 · quickstart`. Of several overrides
-        those of the method, which sweeps are over, come before those that a whole sweep shares."""
+        """A run's name in MLflow, with the differences first: `loss.lambda_max=0.5, seed 0 · quickstart`. If there are
+        several overrides, those of the method, which sweeps vary, come before those that a whole sweep shares."""
         arm = self._replace(overrides=tuple(sorted(self.overrides, key=_place))).arm
         rest = f", seed {seed} · {self.experiment}"
         room = LONGEST_TITLE - len(rest)
@@ -239,13 +240,13 @@ class Names(NamedTuple):
 
 
 def _place(override: str) -> int:
-    """Of an override in a title, by its group."""
+    """The position of an override in a title, by its group."""
     group = re.split(r"[.=]", override)[0]
     return SHARED.index(group) if group in SHARED else -1
 
 
 def stored_names(path: Path) -> Names:
-    """The names of a run that is named by its folder, from its summary or from that name."""
+    """The names of a run that is given by its folder, from its summary or from the folder's name."""
     name, *overrides = re.split(r",(?=[\w./@]+=)", unquote(path.resolve().parent.name))
     experiment, _, ablation = name.partition("+")
     there = Names(experiment, ablation if ablation else "baseline", _as_now(overrides))
@@ -257,19 +258,19 @@ def stored_names(path: Path) -> Names:
 
 
 def _as_now(overrides: Iterable[str]) -> tuple[str, ...]:
-    """The overrides of a run of an earlier version, with their present keys, so that it is the arm that it is now."""
+    """The overrides of a run of an earlier version with their current keys, so that it belongs to the current arm."""
     pairs = (override.partition("=") for override in overrides)
     return tuple(sorted(f"{MOVED.get(key, key)}{equals}{value}" for key, equals, value in pairs))
 
 
 def extend_names(names: Names, max_steps: int) -> Names:
-    """The names of a run that is continued to another last step."""
+    """The names of a run that is extended to another last step."""
     rest = (o for o in names.overrides if not o.startswith("trainer.max_steps="))
     return names._replace(overrides=tuple(sorted([*rest, f"trainer.max_steps={max_steps}"])))
 
 
 def tags_of(names: Names, config: dict[str, Any]) -> dict[str, str]:
-    """What runs are found by: their names and the choices that one filters by most."""
+    """The tags by which runs are found: their names and the most common filters."""
     loss, aligned = config["loss"], "lambda_max" in config["loss"]
     teacher = teacher_name(config["teacher"])
     return {
@@ -289,7 +290,7 @@ def tags_of(names: Names, config: dict[str, Any]) -> dict[str, str]:
 
 
 def teacher_name(part: dict[str, Any]) -> str:
-    """What a teacher is called; several: all of them."""
+    """The name of a teacher, or the names of several, joined."""
     if "teachers" in part:
         return " + ".join(teacher_name(one) for one in part["teachers"].values())
     return Path(part.get("model", _last_word(part))).name
@@ -300,9 +301,9 @@ def _last_word(part: dict[str, Any]) -> str:
 
 
 def remove_empty(folder: Path) -> None:
-    """Removes a folder with nothing in it, and those above it, below the working folder, that it leaves empty."""
+    """Removes an empty folder, and its parents below the working folder that become empty."""
     here, folder = Path.cwd(), folder.absolute()
-    with contextlib.suppress(OSError):  # not empty, or gone already
+    with contextlib.suppress(OSError):  # not empty, or already removed
         for each in (folder, *folder.parents):
             if each != folder and here not in each.parents:
                 return
@@ -310,7 +311,7 @@ def remove_empty(folder: Path) -> None:
 
 
 class RunFolder:
-    """A run's folder, owned by one process at a time. The lock dies with its owner."""
+    """A run's folder, which one process at a time may own. The lock is released when its owner ends."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -319,8 +320,8 @@ class RunFolder:
         self._was_empty = False
 
     def claim(self, patience: float = 0.0) -> None:
-        """Takes the lock and clears away what a killed owner was writing; a UserError if another process still has it
-        after `patience` seconds."""
+        """Takes the lock and removes unfinished files of a killed owner. Raises UserError if another process still has
+        the lock after `patience` seconds."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._was_empty = not any(self.path.iterdir())
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
@@ -350,14 +351,14 @@ class RunFolder:
         return True
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def remove_if_new(self) -> None:
-        """Removes the folder if it was empty before and has only been claimed and given its config since. Only its
-        owner may call this."""
+        """Removes the folder if it was new and contains nothing but the lock and the config. Only its owner may call
+        this."""
         own = {".lock", self.config_file.name, "warm_start.json", "provenance.json"}
         if self._lock is None or not self._was_empty or not {p.name for p in self.path.iterdir()} <= own:
             return
@@ -366,15 +367,15 @@ class RunFolder:
         remove_empty(self.path)
 
     def stored_config(self) -> dict[str, Any] | None:
-        """The config this folder was made with, as this version composes one."""
+        """The config with which the folder was created, in this version's form; None if there is none."""
         if not self.config_file.exists():
             return None
         return read_config(self.config_file)
 
     def merge_config(self, config: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
-        """The config to go on with: the composed one or, in a key that was added since the folder was made and is not
-        `given` on the command line, the value that means what the code did then. UserError where the folder was made
-        with another config, with the difference."""
+        """The config with which to continue: the composed one, except for keys that were added after the folder was
+        created and are not `given` on the command line; these have the value of the earlier behaviour. Raises UserError
+        with the difference if the folder was created with another config."""
         before = self.stored_config()
         if before is None:
             return config
@@ -388,7 +389,7 @@ class RunFolder:
         return config
 
     def _added_keys(self) -> set[str]:
-        """Dotted keys that the folder's config did not have when it was stored."""
+        """Dotted keys that did not exist when the folder's config was stored."""
         return flatten(read_config(self.config_file)).keys() - flatten(read_plain(self.config_file)).keys()
 
     def store_config(self, config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Stored configs as data: what a stranger's config.yaml says is read and checked, and nothing in it runs.
+"""Reads stored configs as data. A config.yaml may be untrusted: it is checked, and nothing in it is executed.
 
-A `_target_` is one of the parts that `urepa.config` declares, its settings have the types of its schema, and nothing is
-interpolated, so that no variable of the environment is read. All of that is checked before anything is imported.
+Each `_target_` must be a part that `urepa.config` declares, the settings must have the types of its schema, and there
+must be no interpolation, so that no environment variable is read. All of this is checked before anything is imported.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 from urepa.runs.upgrades import upgrade
 
-LARGEST_FILE = 2**20  # bytes; a run's config has some 5,000
-DEEPEST = 20  # levels of mappings and lists; a run's config has 5
+LARGEST_FILE = 2**20  # bytes; a typical config has about 5,000
+DEEPEST = 20  # levels of mappings and lists; a typical config has 5
 PLAIN = (str, int, float, bool, type(None))
-BELOW = ("teacher", "images", "encoder", "schedule", "text_encoder")  # kinds of the parts that parts hold
+BELOW = ("teacher", "images", "encoder", "schedule", "text_encoder")  # kinds of the parts that are nested in parts
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The config of a run, as this version composes one. UserError where it is damaged, another program's, of a later
-    version, or asks for more than a run's config may."""
+    """The config of a run, in this version's form. Raises UserError if the file is damaged, of another program or of a
+    later version, or contains anything that a run's config must not contain."""
     config = read_plain(file)
     if not isinstance(config, dict) or not all(isinstance(config.get(kind), dict) for kind in ("backbone", "data")):
         raise UserError(f"{file} is not the config of a run of urepa; give the folder of one")
@@ -40,8 +40,8 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_plain(file: Path) -> Any:
-    """What a YAML file holds: mappings with text as keys, lists, text, numbers, true, false and null. UserError for
-    anything else, and for what is no whole YAML."""
+    """The content of a YAML file: mappings with text keys, lists, text, numbers, true, false and null. Raises UserError
+    for any other content, and for incomplete YAML."""
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_FILE:
             raise UserError(f"{file} is no file of at most {LARGEST_FILE} bytes, as a config is")
@@ -50,13 +50,13 @@ def read_plain(file: Path) -> Any:
         return _plain(yaml.load(text, Loader=yaml.CSafeLoader), "")
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # of UnicodeDecodeError too
+    except (yaml.YAMLError, ValueError) as error:  # ValueError includes UnicodeDecodeError
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is damaged, or no YAML: {reason}") from error
 
 
 def _check_events(text: str) -> None:
-    """Before anything is built of it: no alias, which may stand for any amount of data, and no depth to overflow on."""
+    """Checks for aliases, which can expand to any amount of data, and for deep nesting, before objects are built."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -67,7 +67,7 @@ def _check_events(text: str) -> None:
 
 
 def _plain(value: Any, key: str) -> Any:
-    """The same value; UserError where it is not plain, or would be interpolated."""
+    """The same value. Raises UserError if it is not plain data or contains an interpolation."""
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, str) or "${" in name:
@@ -88,11 +88,11 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config in the types of the schema; a key that it lacks has the schema's default, if there is one.
-    UserError for a `_target_` or a key that is not declared, a value of another type and a key that is missing."""
+    """A run's config in the types of the schema, with the schema's defaults for missing keys. Raises UserError for an
+    undeclared `_target_` or key, a value of another type, and a missing key without a default."""
     check_parts(config)
     whole = _to_schema_types(Train, config, "")
-    del whole["arm"]  # of the command, not of the run
+    del whole["arm"]  # belongs to the command, not to the run
     for key, kinds, part in _parts(whole):
         _put(whole, key, _to_schema_types(_declared_schema(part, kinds, key), part, key))
     if missing := sorted(key for key, value in flatten(whole).items() if value == "???"):
@@ -101,14 +101,14 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_parts(config: dict[str, Any]) -> None:
-    """UserError for a `_target_` that is not declared where it stands, and for any other instruction to Hydra."""
+    """Raises UserError for a `_target_` that is not declared at its place, and for any other instruction to Hydra."""
     _refuse_specials(config, Train, "")
     for key, kinds, part in _parts(config):
         _refuse_specials(part, _declared_schema(part, kinds, key), key)
 
 
 def _parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
-    """Where each part stands, what kinds it may be of, and itself; the ones that it holds after it."""
+    """The place of each part, the kinds that it may have, and the part itself, followed by its nested parts."""
     for kind in (kind for kind in KINDS if kind in config and kind != "evaluation"):
         yield from _walk_parts(config[kind], (kind,), kind)
     asked = config.get("evaluation")
@@ -129,12 +129,12 @@ def _walk_parts(part: Any, kinds: tuple[str, ...], key: str) -> Iterator[tuple[s
 
 
 def _holds_parts(one: Field[Any]) -> bool:
-    """Is a field of a schema declared to hold a part, or several by name?"""
+    """Whether a field of a schema is declared to hold a part, or several by name."""
     return bool(one.metadata.get("is_part"))
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key that is there."""
+    """Sets the value of an existing dotted key."""
     *groups, name = key.split(".")
     for group in groups:
         config = config[group]
@@ -168,8 +168,8 @@ def _to_schema_types(schema: type, config: dict[str, Any], key: str) -> dict[str
 
 
 def _refuse_specials(config: dict[str, Any], schema: type, key: str) -> None:
-    """Keys with an underscore are Hydra's instructions. A part has those of its schema, a mapping of numbers none, and
-    a list no mappings at all."""
+    """Raises UserError for undeclared keys with an underscore, which are instructions to Hydra. A part may have those
+    of its schema, a mapping of numbers none, and a list may contain no mappings."""
     own = {f.name: f.default for f in fields(schema)}
     held = {f.name for f in fields(schema) if _holds_parts(f)}
     for name, value in config.items():
@@ -181,7 +181,7 @@ def _refuse_specials(config: dict[str, Any], schema: type, key: str) -> None:
 
 
 def _specials(value: Any, key: str) -> Iterator[str]:
-    """Dotted keys with an underscore, at any depth, and lists with mappings in them."""
+    """Dotted keys with an underscore, at any depth, and lists that contain mappings."""
     if isinstance(value, list):
         for one in value:
             yield from [key] if isinstance(one, dict) else _specials(one, key)

@@ -1,4 +1,4 @@
-"""summary.json: what a finished run tells of itself."""
+"""summary.json: the results and facts of a finished run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from urepa.core.errors import UserError
 from urepa.core.files import read_json
 
 FILE = "summary.json"
-# what each reader counts on, and its type
+# required keys and their types
 KEYS = {"experiment": str, "ablation": str, "seed": int, "step": int, "metrics": dict, "seconds": dict}
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """A run's summary; None before it was finished. UserError for a damaged one."""
+    """A run's summary; None if the run is not finished. Raises UserError for a damaged one."""
     file = run / FILE
     if not file.exists():
         return None

@@ -1,10 +1,10 @@
-"""Stored configs in the present form: one function that every reader of a stored config calls, and one for the facts of
-a finished run, which hold the settings of its evaluations.
+"""Upgrades stored configs to the current form. Every reader of a stored config calls `upgrade`; readers of a finished
+run's facts, which contain the settings of its evaluations, call `upgrade_facts`.
 
-A stored config holds the number of its form as `schema`; the first form had none. Each step below takes a config from
-one form to the next: a key that did not exist yet gets the value that means what the code did then, so a run of an
-earlier version goes on, is evaluated and is compared as what it is. A step leaves the present form as it is: what a
-finished run was evaluated with has no number, and every step is taken.
+A stored config has the number of its form in the key `schema`; the first form had none. Each step below converts a
+config from one form to the next. A key that did not exist before gets the value that means the earlier behaviour, so
+that a run of an earlier version is resumed, evaluated and compared correctly. The settings of evaluations in facts have
+no number, so all steps are applied to them; a step must therefore leave a config in the current form unchanged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from urepa.core.errors import UserError
 from urepa.core.nested_dicts import flatten
 
 KEY = "schema"
-SCHEMA_TAG = "urepa.schema"  # of an MLflow run: its parameters cannot be changed, a tag can
+SCHEMA_TAG = "urepa.schema"  # a tag of an MLflow run, because its parameters cannot be changed
 
 
 def _to_1(config: dict[str, Any]) -> None:
-    """The averages of the weights had no warm-up, transformers' resampling of positions was the only one, and a small
-    track left no image out."""
+    """Before: weight averages had no warm-up, positions were always resampled as in transformers, and a small track
+    used all images."""
     if isinstance(config.get("trainer"), dict):
         config["trainer"].setdefault("ema_warmup", False)
     for part in _parts(config):
@@ -32,7 +32,7 @@ def _to_1(config: dict[str, Any]) -> None:
 
 
 def _to_2(config: dict[str, Any]) -> None:
-    """EfficientNet's last map was the only one, and so were a SiT's fixed positions."""
+    """Before: EfficientNet's features were always its last map, and a SiT's positions were always fixed."""
     for part in _parts(config):
         if part["_target_"] == "urepa.teachers.efficientnet.EfficientNetLite0":
             part.setdefault("stride", 32)
@@ -40,7 +40,7 @@ def _to_2(config: dict[str, Any]) -> None:
             part.setdefault("positions", "sincos")
 
 
-PLACES = {  # modules of the parts of a config before the package had rooms, and since
+PLACES = {  # earlier and current modules of a config's parts
     "urepa.alignment": "urepa.method.training_step",
     "urepa.backbones.sd15": "urepa.models.backbones.sd15",
     "urepa.backbones.sit": "urepa.models.backbones.sit",
@@ -66,14 +66,14 @@ PLACES = {  # modules of the parts of a config before the package had rooms, and
 
 
 def _to_3(config: dict[str, Any]) -> None:
-    """The parts moved to other modules."""
+    """Before: the parts were in other modules."""
     for part in _parts(config):
         module, _, name = str(part["_target_"]).rpartition(".")
         if module in PLACES:
             part["_target_"] = f"{PLACES[module]}.{name}"
 
 
-HEADS = {  # declarations of heads, for the networks that a config named
+HEADS = {  # declarations of heads that replace the networks named in configs
     "ConvHead": "conv.Conv",
     "SpatialHead": "spatial.Spatial",
     "HiddenSpatialHead": "hidden_spatial.HiddenSpatial",
@@ -82,12 +82,13 @@ HEADS = {  # declarations of heads, for the networks that a config named
 }
 
 
-OBJECTIVES = {"DDPMEpsilon": "ddpm_epsilon", "DDPMVelocity": "ddpm_velocity", "Flow": "flow"}  # files of declarations
+OBJECTIVES = {"DDPMEpsilon": "ddpm_epsilon", "DDPMVelocity": "ddpm_velocity", "Flow": "flow"}  # declarations
 EFFICIENTNETS = {"EfficientNetLite0": "efficientnet_lite0", "EfficientNetLite2": "efficientnet_lite2"}
 
 
 def _to_4(config: dict[str, Any]) -> None:
-    """Heads, teachers and objectives are declared: a config names their settings, which build them."""
+    """Before: configs named the networks of heads, teachers and objectives. Now they name the declarations that build
+    them."""
     for part in _parts(config):
         module, _, name = str(part["_target_"]).rpartition(".")
         if module == "urepa.models.heads" and name in HEADS:
@@ -99,7 +100,7 @@ def _to_4(config: dict[str, Any]) -> None:
             part["_target_"] = f"urepa.models.teachers.{EFFICIENTNETS[name]}.{name}"
 
 
-DECLARED: dict[str, str] = {  # declarations, for the functions and classes that a config named
+DECLARED: dict[str, str] = {  # declarations that replace the functions and classes named in configs
     # backbones and LoRA
     "urepa.models.backbones.sd15.sd15": "urepa.models.backbones.sd15.SD15",
     "urepa.models.backbones.sit.sit": "urepa.models.backbones.sit.SiT",
@@ -134,9 +135,9 @@ DECLARED: dict[str, str] = {  # declarations, for the functions and classes that
 
 
 def _to_5(config: dict[str, Any]) -> None:
-    """The parts of all other kinds are declared too. λ stayed at its peak."""
+    """Before: parts of the other kinds had no declarations, and λ stayed at its peak."""
     for part in _parts(config):
-        target = str(part["_target_"])  # a stranger's may be anything
+        target = str(part["_target_"])  # an untrusted config may contain any value
         if target in DECLARED:
             part["_target_"] = DECLARED[target]
             part.pop("_partial_", None)
@@ -148,8 +149,8 @@ SHAPES = ("urepa.method.schedules.constant.Constant", "urepa.method.schedules.co
 
 
 def _to_6(config: dict[str, Any]) -> None:
-    """Images of a small track were squares alone, and had classes and no captions. The step from which on λ is 0 was a
-    key of the loss, and a decay of λ lasted to the run's end."""
+    """Before: a small track had only square images with classes and without captions, the step from which λ is 0 was a
+    key of the loss, and a decay of λ lasted until the end of the run."""
     for part in _parts(config):
         if part["_target_"] == "urepa.data.tracks.pixel_track.PixelTrack":
             for key in ("buckets", "captions", "text_encoder"):
@@ -159,18 +160,18 @@ def _to_6(config: dict[str, Any]) -> None:
     if not isinstance(schedule, dict):
         return
     target = schedule.get("_target_")
-    if target in SHAPES or str(stop) != "None":  # MLflow has null as text
+    if target in SHAPES or str(stop) != "None":  # MLflow stores null as text
         schedule.setdefault("stop_step", stop)
     if target == SHAPES[1]:
         schedule.setdefault("decay_steps", None)
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
-    """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
-    nothing to resample, which is `meta` now."""
+    """How an earlier version resampled DINOv2's positions: as transformers does. With 37 patches per side there was
+    nothing to resample, which is now `meta`."""
     if vit.get("family") != "dinov2":
         return None
-    native = str(vit.get("image_size")) == "518" and str(vit.get("patch")) == "14"  # MLflow has numbers as text
+    native = str(vit.get("image_size")) == "518" and str(vit.get("patch")) == "14"  # MLflow stores numbers as text
     return "meta" if native else "transformers"
 
 
@@ -179,12 +180,12 @@ SCHEMA = len(STEPS)
 
 
 def add_schema_number(config: dict[str, Any]) -> dict[str, Any]:
-    """A composed config as it is stored, with the number of its schema."""
+    """A composed config in the form that is stored, with the number of its schema."""
     return {KEY: SCHEMA} | config
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored config as this version composes one. UserError for one that a later version stored."""
+    """A stored config in this version's form. Raises UserError for a config that a later version stored."""
     number = _check(config)
     upgraded = _copy({key: value for key, value in config.items() if key != KEY})
     for step in STEPS[number:]:
@@ -201,9 +202,8 @@ def _check(config: dict[str, Any]) -> int:
 
 
 def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
-    """The same for the parameters of an MLflow run: dotted keys, all values as text. `number` is of the last version
-    that wrote there. What stood there before it stays as it was, for a parameter cannot be changed, so every step is
-    taken."""
+    """`upgrade` for the parameters of an MLflow run: dotted keys, with all values as text. `number` is that of the last
+    version that wrote them. Parameters written before remain unchanged in MLflow, so all steps are applied."""
     nested: dict[str, Any] = {KEY: number}
     for key, value in parameters.items():
         *groups, name = key.split(".")
@@ -211,16 +211,16 @@ def upgrade_flat(parameters: dict[str, str], number: int) -> dict[str, str]:
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
-                return parameters  # another program's: a key that is a value and a group at once
+                return parameters  # another program's parameters: a key is both a value and a group
         place[name] = value
     _check(nested)
     return {key: str(value) for key, value in flatten(upgrade(nested | {KEY: 0})).items()}
 
 
 def upgrade_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    """A summary's facts (`urepa.runs.facts_of`) with the settings of its evaluations as this version has them. They
-    have no number of their own: each evaluation is of the version that did it, which need not be the one that trained
-    the run. So every step is taken, and leaves as it is what a later version wrote."""
+    """A summary's facts (`urepa.runs.facts_of`) with the settings of its evaluations in this version's form. These have
+    no number: each evaluation has the version that did it, which may differ from that of the training. So all steps are
+    applied; they leave settings of the current form unchanged."""
     if "evaluation" not in facts:
         return facts
     return facts | upgrade({"evaluation": facts["evaluation"]})
@@ -233,7 +233,7 @@ def _copy(config: Any) -> Any:
 
 
 def _parts(config: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping with a `_target_`, at any depth."""
+    """All mappings with a `_target_`, at any depth."""
     if isinstance(config, dict):
         if "_target_" in config:
             yield config

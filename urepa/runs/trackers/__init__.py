@@ -1,2 +1,2 @@
-"""Where metrics are copied to: in each file a declaration (`urepa.core.run_protocols.Tracker`), or in a file named
-..._sender what it builds."""
+"""Trackers, which copy metrics to other services. Each file has a declaration (`urepa.core.run_protocols.Tracker`); a
+file named ..._sender has the class that it builds."""

@@ -1,4 +1,4 @@
-"""MLflow."""
+"""The declaration of tracking with MLflow."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class MLflow:
         check_credentials(folder, self.uri)
 
     def check_place(self, folder: Path) -> None:
-        """UserError where a sqlite file, named from the folder in which the run was trained, is asked for from another.
-        One that was removed is made again."""
+        """Raises UserError if a sqlite file with a relative path is opened from another folder than that of training. A
+        file that was removed is created again."""
         file, cursors = sqlite_file(self.uri), folder / "mlflow.json"
         known = (read_json(cursors) if cursors.exists() else {}).get(self.uri)
         if known is not None and file is not None and not file.exists() and known.get("store") != location(self.uri):

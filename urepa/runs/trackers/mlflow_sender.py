@@ -1,7 +1,7 @@
-"""MLflow as a copy of metrics.jsonl: sent by a thread, with a cursor on disk, each row once.
+"""Copies metrics.jsonl to MLflow: a thread sends each row once, with a cursor that is stored on disk.
 
-MLflow may be down, slow or killed; training never waits for it. What could not be sent is sent when the
-same command runs again. A run, experiment or database that is gone there is restored or made again, in one sentence.
+MLflow may be down, slow or killed; training never waits for it. Rows that could not be sent are sent when the same
+command runs again. A missing run, experiment or database is restored or created again, with one message.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from urepa.core.json_lines import BEGINNING, Line
 from urepa.runs import mlflow_run, mlflow_store
 from urepa.runs.metrics import is_final, row_lines
 
-METRICS_A_BATCH = 900  # MLflow takes 1,000 in one transaction
+METRICS_A_BATCH = 900  # MLflow accepts 1,000 per transaction
 RETRY_SECONDS = 5.0
 
 End = tuple[str, list[Path], dict[str, str]]  # a run's status, its artifacts, its last tags
 
 
 class Position(NamedTuple):
-    """A line of metrics.jsonl and its place in the rows' order: its step, and at one step its own row, then the
-    evaluations'. Counted by step, so that another trainer.log_every sends none twice."""
+    """A line of metrics.jsonl and its place in the order of rows: the step, and within a step the training row before
+    the evaluations' rows. The place uses steps, so that another trainer.log_every sends no row twice."""
 
     line: Line
     step: int
@@ -46,7 +46,7 @@ START = Position(BEGINNING, -1, 0)
 
 
 class MLflowShipper:
-    """Sends a run's rows to `uri`. Fields after the star are the run's; the others are config."""
+    """Sends a run's rows to the store `uri`. The fields after the star belong to the run; the others are config."""
 
     def __init__(
         self,
@@ -70,31 +70,31 @@ class MLflowShipper:
         self._done = threading.Event()
         self._imported = threading.Event()
         self._warned: set[str] = set()
-        self._handled = START  # up to here all is sent, or cannot be: this process need not read it again
+        self._handled = START  # rows up to here are sent or cannot be sent; this process need not read them again
         self._client: Any = None
-        self._store: tuple[int, int] | None = None  # the one that the client has open
+        self._store: tuple[int, int] | None = None  # identity of the store that the client has open
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     @property
     def where(self) -> str:
-        """The experiment and, once it is known, the address of its page."""
+        """The name of the experiment and, once it is known, the address of its page."""
         known = self._cursor()["experiment"]
         page = f" ({mlflow_run.page(self.uri, known)})" if known else ""
         return f"{self.experiment_name} at {self.uri}{page}"
 
     def start(self, data: dict[str, Any]) -> None:
-        """Begins to send in the background. `data`: the fingerprint of the data set. UserError if mlflow.json is
+        """Starts sending in the background. `data`: the fingerprint of the data set. Raises UserError if mlflow.json is
         damaged."""
         self._data = data
         self._save(self._cursor() | {"finished": False})
         self._thread.start()
 
     def wake(self) -> None:
-        """There are new rows."""
+        """Tells the thread that there are new rows."""
         self._wake.set()
 
     def has_all(self) -> bool:
-        """Is this a finished run of which nothing is left to send, to a store that has it still?"""
+        """Whether the run is finished, everything was sent, and the store still has it."""
         cursor = self._cursor()
         return (
             bool(cursor["finished"])
@@ -104,8 +104,8 @@ class MLflowShipper:
         )
 
     def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
-        """Sends the rest, waiting `patience` seconds at most, and says so if some could not be sent. A short run on a
-        busy machine ends before the library itself is imported, which is no fault of the store: that is waited for."""
+        """Sends the rest within at most `patience` seconds, and prints a message if rows remain. The time to import the
+        mlflow package does not count, because a short run on a busy machine may end before the import does."""
         self._final = (status, artifacts, tags)
         self._wake.set()
         self._imported.wait()
@@ -119,12 +119,12 @@ class MLflowShipper:
                 "it is sent when the same command runs again",
                 stacklevel=2,
             )
-            self._done.set()  # a sweep's next run goes on without this thread
+            self._done.set()  # the next run of a sweep does not wait for this thread
 
     # --- the thread -------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        with contextlib.suppress(ImportError):  # said below, as any failure
+        with contextlib.suppress(ImportError):  # reported below, like any failure
             importlib.import_module("mlflow")
         self._imported.set()
         while not self._done.is_set():
@@ -133,20 +133,20 @@ class MLflowShipper:
             final = self._final
             try:
                 self._try_twice(final)
-            except Exception as error:  # noqa: BLE001  whatever MLflow raises must not stop training
+            except Exception as error:  # noqa: BLE001  no exception of MLflow may stop training
                 self._client = None
                 self._warn_of_failure(error)
                 if final is not None and not self._done.wait(1.0):
                     self._wake.set()
 
     def _try_twice(self, final: End | None) -> None:
-        """What was open may be gone since (a database that was removed, a run that was deleted): then all is opened
-        again, which says so."""
+        """Sends, and after a failure opens everything again and sends once more: the database or the run may have been
+        removed in the meantime. Opening them again prints a message."""
         if self._client is not None and mlflow_store.identity(self.uri) == self._store:
             try:
                 self._send_all(final)
                 return
-            except Exception:  # noqa: BLE001  what lasts is raised below
+            except Exception:  # noqa: BLE001  a persistent error is raised below
                 self._client = None
         self._client, self._store = self._open(), mlflow_store.identity(self.uri)
         self._send_all(final)
@@ -167,10 +167,10 @@ class MLflowShipper:
     # --- the cursor -------------------------------------------------------------------------------------
 
     def _cursor(self) -> dict[str, Any]:
-        """Where this store stands: the `experiment` and `run_id` there, and the `key` by which the run is found; the
-        place of the last row `sent`, what `part` of a longer row behind it was (its place, and how many values), the
-        `last` value of both, the batch that was under way, if any (`sending`), and whether the run was `finished`; the
-        absolute `folder` and `store` that all this was said of."""
+        """The stored cursor of this store, a dict: the `experiment` and `run_id` there; the `key` by which the run is
+        found; the place of the last row `sent`; the `part` of a longer row after it that was sent (its place and the
+        number of values); the `last` value of both; the batch that was being sent, if any (`sending`); whether the run
+        was `finished`; and the absolute `folder` and `store` to which all of this refers."""
         cursors = read_json(self.cursor_file) if self.cursor_file.exists() else {}
         return _new_cursor() | cursors.get(self.uri, {})
 
@@ -179,15 +179,15 @@ class MLflowShipper:
         write_whole(self.cursor_file, json.dumps(cursors | {self.uri: cursor}, indent=1))
 
     def _unsent_rows(self, cursor: dict[str, Any]) -> Iterator[Position]:
-        """The rows after the cursor, one at a time. A damaged line has nothing to send."""
+        """The rows after the cursor, one at a time. Damaged lines are skipped."""
         for position in positions(self.metrics_file, self._handled):
             if not position.line.damage and position.place > cursor["sent"]:
                 yield position
 
     def _original_folder(self, cursor: dict[str, Any], noted: str | None = None) -> Path | None:
-        """The folder that this one is a copy of, if it is still there with the same MLflow run: both would write into
-        that. A folder that was moved is no copy, nor is one that was copied with its store. `noted`: where the folder
-        lay by its MLflow run, for the cursor of an earlier version does not say."""
+        """The folder of which this one is a copy, if it still exists and has the same MLflow run; both would write to
+        that run. A moved folder is not a copy, nor is one that was copied together with its store. `noted`: the folder
+        according to its MLflow run, for cursors of earlier versions, which lack it."""
         before = noted if cursor["folder"] is None else cursor["folder"]
         if before is None or cursor["store"] not in (None, mlflow_store.location(self.uri)):
             return None
@@ -196,10 +196,10 @@ class MLflowShipper:
             return None
         return Path(before) if read_json(file).get(self.uri, {}).get("key") == cursor["key"] else None
 
-    # --- its run there ----------------------------------------------------------------------------------
+    # --- the MLflow run ---------------------------------------------------------------------------------
 
     def _open(self) -> Any:
-        """A client, with this run's MLflow run there to be sent to. UserError if the store cannot be used."""
+        """A client, after making sure that the store has this run. Raises UserError if the store cannot be used."""
         client, cursor = mlflow_store.connect(self.uri), self._cursor()
         run = mlflow_run.find(client, cursor["run_id"])
         if lost := self._missing_reason(client, cursor, run):
@@ -207,7 +207,7 @@ class MLflowShipper:
             cursor, run = _new_cursor() | ({"key": cursor["key"]} if run is None else {}), None
             self._handled = START
         cursor |= {"folder": str(self.folder.absolute()), "store": mlflow_store.location(self.uri)}
-        self._save(cursor)  # with the key, before there is a run that has it
+        self._save(cursor)  # stores the key before a run with it is created
         if run is None:
             run = mlflow_run.begin(client, self.experiment_name, self.name, cursor["key"], self._warn_once)
         else:
@@ -222,13 +222,13 @@ class MLflowShipper:
         return client
 
     def _missing_reason(self, client: Any, cursor: dict[str, Any], run: Any) -> str:
-        """Why the store does not have the run that the cursor names, or not for this folder; "" if it has."""
+        """Why the store does not have the run of the cursor, or not for this folder; "" if it has."""
         run_id = cursor["run_id"]
         if run_id is None:
             return ""
         if run is None:
             return f"MLflow ({self.uri}) does not have its run {run_id} any more"
-        if run.data.tags.get("urepa.key") != cursor["key"]:  # a stranger's mlflow.json may name any
+        if run.data.tags.get("urepa.key") != cursor["key"]:  # an untrusted mlflow.json may name any run
             return f"the MLflow run {run_id} is not this folder's"
         original = self._original_folder(cursor, run.data.tags.get("folder"))
         if original is not None:
@@ -240,18 +240,18 @@ class MLflowShipper:
         return ""
 
     def _resolve_pending(self, client: Any, cursor: dict[str, Any]) -> None:
-        """Finds out whether the batch that was being sent when the process died arrived: it is one transaction, so one
-        metric tells."""
+        """Finds out whether the batch that was being sent when the process died arrived. A batch is one transaction, so
+        one of its metrics is enough to decide."""
         sending = cursor["sending"]
         if _is_there(client, cursor["run_id"], sending):
             cursor |= {"sent": sending["upto"], "part": sending.get("part"), "last": sending}
         cursor["sending"] = None
         self._save(cursor)
 
-    # --- what is sent -----------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------------
 
     def _send_all(self, final: End | None) -> None:
-        """Every row after the cursor, and the run's end if it has come."""
+        """Sends every row after the cursor, and the end of the run if `final` is given."""
         cursor = self._cursor()
         waiting: list[Any] = []
         seen = upto = self._handled
@@ -270,7 +270,7 @@ class MLflowShipper:
             upto = seen
         if waiting:
             self._send(cursor, waiting, upto)
-        elif upto.place > cursor["sent"]:  # of which MLflow takes nothing
+        elif upto.place > cursor["sent"]:  # rows without values that MLflow accepts
             self._save(cursor | {"sent": upto.place})
         self._handled = seen
         if final is not None:
@@ -278,7 +278,7 @@ class MLflowShipper:
             self._done.set()
 
     def _send_parts(self, cursor: dict[str, Any], points: list[Any], upto: Position, place: list[int]) -> list[Any]:
-        """Sends as much of a row as is longer than a batch; returns the rest of what was not sent before."""
+        """Sends full batches of a row that is longer than a batch; returns the points that remain."""
         part = cursor["part"]
         sent = part[2] if part is not None and part[:2] == place else 0
         while len(points) - sent > METRICS_A_BATCH:
@@ -315,20 +315,20 @@ class MLflowShipper:
 
 
 def _new_cursor() -> dict[str, Any]:
-    """The cursor of a store to which nothing was sent."""
+    """The cursor of a store to which nothing was sent yet."""
     unknown = dict.fromkeys(("experiment", "run_id", "part", "last", "sending", "folder", "store"))
     return {"key": uuid.uuid4().hex, "sent": [-1, 0], "finished": False} | unknown
 
 
 def _is_there(client: Any, run_id: str, mark: dict[str, Any]) -> bool:
-    """Has the run this metric at this step and time?"""
+    """Whether the run has this metric at this step and time."""
     history = client.get_metric_history(run_id, mark["metric"])
     return any([point.step, point.timestamp] == mark["at"] for point in history)
 
 
 def positions(metrics_file: Path, after: Position = START) -> Iterator[Position]:
-    """The lines of metrics.jsonl behind a position. A damaged one counts as an evaluation at the step before: if it was
-    one, those after it keep their places, and if not, nothing depends on it."""
+    """The lines of metrics.jsonl after a position. A damaged line counts as an evaluation at the previous step: if it
+    was one, the lines after it keep their places; if not, nothing depends on it."""
     step, evaluations = after.step, after.evaluations
     for line in row_lines(metrics_file, after.line):
         if line.damage:

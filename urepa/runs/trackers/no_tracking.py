@@ -1,4 +1,4 @@
-"""No copy of the metrics."""
+"""The declaration of a run without tracking."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class NoShipper:
-    """Sends nothing."""
+    """A sender that sends nothing."""
 
     where = "nowhere (tracking=none)"
 
@@ -24,7 +24,7 @@ class NoShipper:
 
 @dataclass
 class NoTracking:
-    """The run's own files are all there is."""
+    """Metrics are only in the run's own files."""
 
     _target_: str = "urepa.runs.trackers.no_tracking.NoTracking"
 
