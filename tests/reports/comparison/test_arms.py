@@ -158,12 +158,12 @@ def test_set_apart(add: Add, study: Group) -> None:
     assert reasons(found) == {
         "cifar10+buckets/seed0": "another validation set or protocol: data.buckets is [[32, 32], [24, 40]], not None",
         "cifar10+baseline/seed3": "unfinished: its last logged step is 300",
-        "cifar10+baseline/seed4": "extended from 300 steps: its learning rate is not that of a run in one go",
+        "cifar10+baseline/seed4": "extended from 300 steps: its learning rate is not that of a run of this length",
         "cifar10+baseline/seed5": "another version of the code: bbbbbbbbb, not aaaaaaaaa",
         "cifar10+baseline/seed6": "another version of the code: aaaaaaaaa (changed 0123456789), not aaaaaaaaa",
         "cifar10+baseline/seed7": "another validation set or protocol: evaluation.probe.knn is 5, not 20",
         "cifar10+baseline/seed8": f"another validation set or protocol: validation images is {W}, not {'v' * 16}",
-        "again/seed0": "the same arm and seed once more: the newest is taken",
+        "again/seed0": "an older run of the same arm and seed: the newest is used",
     }
     assert [list(arm.runs) for arm in found.arms] == [[0, 1, 2], [0, 1]]
 

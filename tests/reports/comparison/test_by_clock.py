@@ -207,7 +207,7 @@ def test_minutes_of_unlike_machines_are_not_held_against_each_other(add: Add, re
     study(add, facts={"device": "cuda:0"})
     found = results()
     assert race_sentences(found) == ["arm reaches baseline's final FD(cnn) after 400 of 600 steps (67 %)"]
-    assert "Runs differ in device (cpu, cuda:0): their minutes do not compare." in page(found, [], [])
+    assert "Runs differ in device (cpu, cuda:0): their minutes cannot be compared." in page(found, [], [])
 
 
 def test_with_the_teachers_cache(add: Add, results: Summarise) -> None:

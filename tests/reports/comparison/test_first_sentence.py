@@ -257,7 +257,7 @@ def test_nothing_but_what_is_trained_with_another_weight(add: Add, results: Summ
         own = dict.fromkeys(keys, 0.25 + lam)
         add(str(lam), {"loss.lambda_max": lam}, values=lambda s, x=lam, o=own: o | {"val/token": 0.5 - x + s * x / 99})
     said = verdict(results(baseline="0.0"))
-    assert said.startswith("Nothing is held against noise: the token loss")
+    assert said.startswith("No difference is tested: the token loss")
 
 
 def test_of_two_and_more_seeds_the_two_are_said(add: Add, results: Summarise) -> None:

@@ -39,8 +39,8 @@ def test_the_named_baseline_says_what_is_measured_how(add: Add, study: Group) ->
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("base", "names: 'base' is no LABEL=FOLDER"),
-        ("=x", "names: '=x' is no LABEL=FOLDER"),
+        ("base", "names: 'base' is not LABEL=FOLDER"),
+        ("=x", "names: '=x' is not LABEL=FOLDER"),
         ("base=nowhere", "names: no run here lies in a folder 'nowhere'; give one as x"),
         ("base=x/seed0", "names: no run here lies in a folder 'x/seed0'"),
     ],

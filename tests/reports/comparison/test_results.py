@@ -299,7 +299,7 @@ def test_metrics_that_begin_late_are_noted(add: Add, results: Summarise, tmp_pat
     step = json.loads(file.read_text().splitlines()[0])["step"]
     baseline, arm = results().rows
     assert baseline.notes == ()
-    assert arm.notes == (f"seed 1: its metrics begin at step {step}, its course before is not known",)
+    assert arm.notes == (f"seed 1: its metrics begin at step {step}, its earlier metrics are not known",)
 
 
 def test_worse_than_zero_is_remarked(add: Add, results: Summarise) -> None:

@@ -64,7 +64,7 @@ def test_grids_are_of_one_seed_and_the_last_step_that_most_arms_have(
     assert found is not None
     assert (found.seed, found.step) == (1, 300)
     assert [(grid.label, level(grid.png)) for grid in found.shown] == [("baseline", 10), ("arm", 11), ("late", 12)]
-    assert found.note == "Without one of this step: without."
+    assert found.note == "No grid of this step: without."
 
 
 def test_grids_of_runs_with_buckets_are_of_the_bucket_that_most_arms_have(
@@ -84,7 +84,7 @@ def test_grids_of_runs_with_buckets_are_of_the_bucket_that_most_arms_have(
     assert found is not None
     assert (found.step, found.bucket) == (600, "64x64")
     assert [(grid.label, level(grid.png)) for grid in found.shown] == [("baseline", 10), ("arm", 11), ("other", 13)]
-    assert found.note == "Without one of this step: square."
+    assert found.note == "No grid of this step: square."
     put(tmp_path, "cifar10+other/seed0", 600, 23, bucket="48x80")
     found = of_folders(study)
     assert found is not None
@@ -106,7 +106,7 @@ def test_what_is_no_image_is_said_and_not_shown(add: Add, results: Summarise, tm
     found = of_folders(results().study)
     assert found is not None
     assert [grid.label for grid in found.shown] == ["baseline"]
-    assert found.note == "Not an image that can be read: that of arm."
+    assert found.note == "Unreadable image files: arm."
 
 
 def test_an_image_is_encoded_anew_small_and_without_what_else_is_in_its_file(tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_of_many_arms_the_first(add: Add, results: Summarise, tmp_path: Path) ->
     found = of_folders(results().study)
     assert found is not None
     assert len(found.shown) == SHOWN_AT_MOST
-    assert found.note == f"These are of the first {SHOWN_AT_MOST} of {SHOWN_AT_MOST + 3} arms."
+    assert found.note == f"Shown are the grids of the first {SHOWN_AT_MOST} of {SHOWN_AT_MOST + 3} arms."

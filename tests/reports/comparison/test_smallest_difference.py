@@ -63,7 +63,7 @@ def test_the_spread_is_pooled_over_the_arms_that_have_one(add: Add, results: Sum
     assert smallest["val/diffusion"] == pytest.approx(smallest_detectable(3, 0.8) * pooled)
     sentence = smallest_sentence(found)
     assert sentence.startswith(
-        "The smallest true differences that the paired 95 % interval of 3 seeds shows in 80 % of"
+        "The smallest true differences that the paired 95 % interval of 3 seeds detects in 80 % of"
     )
     assert f"diffusion loss {smallest['val/diffusion']:.4g}" in sentence
     assert sentence in terminal(found, 120)

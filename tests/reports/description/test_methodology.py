@@ -177,7 +177,7 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         (["optimizer.final_ratio=1"], "over the first 90 updates and stay at their peaks"),
         (["optimizer.final_ratio=1"], r"\begin{cases} s / W & s < W \ 1 & s \ge W \end{cases}, \qquad W = 90"),
         (["optimizer.warmup_ratio=0"], r"1 + \cos \frac{\pi s}{S} \bigr) \Bigr], \qquad S = 900, \quad r = 0"),
-        (["data.online_teacher=true"], "It is asked during training."),
+        (["data.online_teacher=true"], "It is run during training."),
         (["trainer.ema_decay=0.9"], "moving average of the trainable parameters, with decay 0.9."),
         (["trainer.ema_warmup=true"], "with decay min(0.99, (1 + n)/(10 + n)) at the update after n applied ones."),
     ],

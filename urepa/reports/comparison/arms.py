@@ -193,7 +193,7 @@ def _given_labels(names: Sequence[str], runs: list[Run]) -> dict[str, str]:
     for name in names:
         label, equals, folder = name.partition("=")
         if not label or not equals:
-            raise UserError(f"names: '{name}' is no LABEL=FOLDER; give the folder of an arm's runs, without its seed")
+            raise UserError(f"names: '{name}' is not LABEL=FOLDER; give the folder of an arm's runs, without its seed")
         if not any(_folder(run) == folder for run in runs):
             raise UserError(f"names: no run here lies in a folder '{folder}'; give one as {_folder(runs[0])}")
         given[folder] = _one_line(label)

@@ -27,9 +27,9 @@ APART = 0.1  # share of a panel's height; labels that are closer than this are m
 ROOM = 0.45  # share of a panel's width; the width of the text below the dotted line
 LONGEST = 20  # characters of a label beside a line
 NOTE = (
-    "Mean over seeds; the band is from the lowest seed to the highest. Dotted: where the baseline ends. Circle: "
-    "the mean over seeds of where the arm first is as good as the baseline of its seed is in the end. Values of the "
-    "first fifth may lie above the panel."
+    "Mean over seeds; the band spans the lowest to the highest seed. Dotted line: the baseline's final value. Circle: "
+    "the mean over seeds of the first point at which the arm is as good as the baseline of the same seed at its end. "
+    "Values of the first fifth of the run may lie above the panel."
 )
 
 

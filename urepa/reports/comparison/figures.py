@@ -49,17 +49,17 @@ CAPTIONS = {
     DIFFERENCES: "Mean difference with its 95 % interval. Filled: it excludes 0 after Holm over the arms; half-filled: "
     "before Holm only; open: it does not. Crosses have no interval.",
     BY_TIMESTEP: "The last logged validation (EMA weights) by timestep bin, mean and standard deviation over seeds. "
-    "The error of the implied x0 serves all objectives; beside it the difference to the baseline in per cent, with "
-    "95 % intervals where seeds are paired.",
-    SWEEPS: "Mean over seeds, with the standard deviation as error bars. ≠ does not compare with the baseline; – was "
+    "The error of the implied x0 is comparable for all objectives. The second panel shows the difference to the "
+    "baseline in per cent, with 95 % intervals if seeds are paired.",
+    SWEEPS: "Mean over seeds, with the standard deviation as error bars. ≠: not comparable with the baseline; –: "
     "not run or not measured.",
     CLOCK: f"{INCLUDED} Thin lines: every seed as logged. Thick lines: the mean over seeds at a step, over their mean "
     "minutes at that step.",
     TRAINING: "Thin lines: every seed as logged. Thick lines: the mean over seeds, averaged over 5 % of the run. EMA: "
-    "of the averaged weights; training losses are of the weights that train. Of lines over each other the first is "
-    "drawn through and the others dashed upon it.",
+    "measured with the averaged weights; training losses are measured with the raw weights. Where lines overlap, the "
+    "first is solid and the others are dashed over it.",
     GRADIENTS: "Cosine between the gradients of the diffusion loss and of the alignment loss (before λ): below 0 they "
-    "pull apart. Thin lines: every seed as logged; thick lines: the smoothed mean.",
+    "oppose each other. Thin lines: every seed as logged; thick lines: the smoothed mean.",
 }
 
 

@@ -97,11 +97,11 @@ def _untested_sentence(results: Results) -> str:
     if not differences:
         return "Nothing is compared: the baseline and the other arms have no metric that is one and the same quantity."
     if any(_tested_differences(row) for row in results.rows):
-        return f"Nothing is held against noise: {_by_construction(results)[0]}."
+        return f"No difference is tested: {_by_construction(results)[0]}."
     if max(d.n for d in differences) < 2:
         seeds = "One seed an arm" if fewest_seeds(results) == 1 else "One shared seed"
         return f"{seeds}: no difference can be told from noise, so none is claimed."
-    return "No difference has an interval, as each is the same in every seed: none can be held against noise."
+    return "No difference has an interval, as each is the same in every seed: none can be tested."
 
 
 def _no_effect_clause(arms: list[str], metrics: int) -> str:

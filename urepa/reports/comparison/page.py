@@ -49,7 +49,7 @@ SECTIONS = {
     "samples": "Samples",
     "timesteps": "By timestep",
     "sweeps": "Sweeps",
-    "way": "Sooner or later",
+    "way": "Steps to the baseline",
     "clock": "By the clock",
     "curves": "Training curves",
     "gradients": "Gradients",
@@ -229,7 +229,7 @@ def _by_clock(results: Results) -> dict[str, Any]:
         cells += [_minutes(clock.reached[c.metric.key][label], clock_text(results, c, label)) for c in races]
         rows.append({"label": label, "cells": cells})
     unlike = [
-        f"{found[0].upper()}{found[1:]}: their minutes do not compare." for found in unlike_machines(results.study)
+        f"{found[0].upper()}{found[1:]}: their minutes cannot be compared." for found in unlike_machines(results.study)
     ]
     return {
         "clock_head": head if shown else [],

@@ -237,7 +237,7 @@ def _notes(arm: Arm, baseline: Arm) -> tuple[str, ...]:
         notes.append(f"not paired: it shares {'one seed alone' if shared else 'no seed'} with the baseline")
     for seed, run in arm.runs.items():
         if run.first_step > 1:
-            notes.append(f"seed {seed}: its metrics begin at step {run.first_step}, its course before is not known")
+            notes.append(f"seed {seed}: its metrics begin at step {run.first_step}, its earlier metrics are not known")
     if noise := noise_schedule_keys(arm.config, baseline.config):
         notes.append(f"{', '.join(noise)} differs: the same timestep is another noise level")
     return tuple(notes)

@@ -94,9 +94,9 @@ def grids_of(study: ComparedArms, find: Find, read: Read) -> Grids | None:
 
 
 def _note(study: ComparedArms, without: list[str], unreadable: list[str]) -> str:
-    said = [f"These are of the first {SHOWN_AT_MOST} of {len(study.arms)} arms."] * (len(study.arms) > SHOWN_AT_MOST)
-    said += [f"Without one of this step: {'; '.join(without)}."] * bool(without)
-    said += [f"Not an image that can be read: that of {'; '.join(unreadable)}."] * bool(unreadable)
+    said = [f"Shown are the grids of the first {SHOWN_AT_MOST} of {len(study.arms)} arms."] * (len(study.arms) > SHOWN_AT_MOST)
+    said += [f"No grid of this step: {'; '.join(without)}."] * bool(without)
+    said += [f"Unreadable image files: {'; '.join(unreadable)}."] * bool(unreadable)
     return " ".join(said)
 
 

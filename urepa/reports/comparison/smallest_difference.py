@@ -41,7 +41,7 @@ def smallest_sentence(results: Results) -> str:
         return ""
     listed = "; ".join(f"{m.label} {number(smallest[m.key])}" for m in results.metrics if m.key in smallest)
     return (
-        f"The smallest true differences that the paired 95 % interval of {seeds} seeds shows in {100 * POWER:g} % of "
+        f"The smallest true differences that the paired 95 % interval of {seeds} seeds detects in {100 * POWER:g} % of "
         "studies, before Holm, by the spread of these arms' differences "
         f"({smallest_detectable(seeds, POWER):.3g} standard deviations over seeds): {listed}."
     )

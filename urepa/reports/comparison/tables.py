@@ -254,7 +254,7 @@ def terminal(results: Results, width: int) -> str:
         by_clock = clock_table(results)
         lines += [by_clock.title, *by_clock.lines(width), ""]
     if study.apart:
-        lines.append("set apart, averaged into nothing:")
+        lines.append("set apart, excluded from all means:")
         lines += [f"  {apart.run.name}: {apart.reason}" for apart in study.apart]
     return "\n".join(printable(line) for line in lines)
 

@@ -78,7 +78,7 @@ def length(s: Subject) -> str:
     epochs = settings.max_steps / s.steps_an_epoch()
     return (
         f"Training takes {number(settings.max_steps)} updates of {number(settings.batch_size)} samples{parts}: "
-        f"{epochs:.4g} epochs of {number(s.steps_an_epoch())} updates, a remainder of the data left out of each. Data "
+        f"{epochs:.4g} epochs of {number(s.steps_an_epoch())} updates, each without the incomplete last batch. Data "
         f"order, noise, timesteps and dropped classes follow from the seed ({s.config['seed']}), the update and the "
         "sample's place in the batch, so that they are the same in every arm with that seed."
     )
@@ -91,8 +91,8 @@ def arithmetic(s: Subject) -> str:
     decay = number(settings.ema_decay)
     warmed = f"min({decay}, (1 + n)/(10 + n)) at the update after n applied ones"
     return (
-        f"Computation is in {PRECISIONS[settings.precision]}{frozen}; heads and losses are in fp32. Validated and "
-        "evaluated is an exponential moving average of the trainable parameters, with decay "
+        f"Computation is in {PRECISIONS[settings.precision]}{frozen}; heads and losses are in fp32. Validation and "
+        "evaluation use an exponential moving average of the trainable parameters, with decay "
         f"{warmed if settings.ema_warmup else decay}."
     )
 
@@ -149,7 +149,7 @@ def hours(s: Subject) -> str:
     measured."""
     planned, device = s.planned, s.planned.device
     if planned.floor_hours is None or device.flops_per_s is None:
-        said_first = f"No rate is stated for {device.name}, so there is no floor of its hours."
+        said_first = f"No rate is stated for {device.name}, so no lower bound of the hours is given."
     else:
         said_first = (
             f"At {device.flops_per_s / 1e12:.4g} TFLOP/s, which {device.name} reaches at best (est.), the run takes at "

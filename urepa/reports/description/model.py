@@ -91,7 +91,7 @@ def token_source(s: Subject) -> str:
     """The source of the teacher's tokens during training."""
     stored = s.track.stores(s.teacher).get("tokens")
     if stored is None:
-        return "It is asked during training."
+        return "It is run during training."
     precision = {"int8": "int8, in groups of 128 with a scale each"}.get(stored[1], stored[1])
     return f"Its tokens are computed once and kept as {precision}."
 
