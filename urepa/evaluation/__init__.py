@@ -1,1 +1,1 @@
-"""What a model is worth: validation during training, samples and probes after it."""
+"""Evaluations of a model: validation during training, samples and probes after it."""

@@ -1,10 +1,10 @@
-"""Attention pooling of frozen tokens: one learned query says which of a sample's tokens count.
+"""Attention pooling of frozen tokens: a learned query weights the tokens of a sample.
 
-The protocol: tokens are standardised by the training tokens' mean and deviation per feature, z. A query q [D] gives
-weights softmax_N(z·q / √D), and the weighted mean of z is the sample's vector. q is trained beside a linear classifier
-on training images, `STEPS` of Adam at batches of `BATCH` and a rate that falls to 0; the classifier is then dropped,
-and the vectors are read as mean-pooled ones are. Both begin at 0, so the query begins as mean pooling, and nothing is
-drawn but the batches, which depend on the number of samples alone.
+The tokens z are standardised by the mean and deviation of each feature over the training tokens. A query q [D] gives
+weights softmax_N(z·q / √D), and the weighted mean of z is the sample's vector. q is trained together with a linear
+classifier on training images, with `STEPS` steps of Adam, batches of `BATCH` and a rate that falls to 0. The classifier
+is then dropped, and the vectors are evaluated like mean-pooled ones. Both are initialised with 0, so the query begins
+as mean pooling. Only the batches are random, and they depend only on the number of samples.
 
 Shapes: B batch, N tokens, D width, K classes.
 """
@@ -29,13 +29,14 @@ from urepa.core.types import Tokens
 STEPS = 500
 BATCH = 256
 RATE = 0.03
-SMALL = 1e-6  # added to a feature's deviation: one that never varies counts for nothing
+SMALL = 1e-6  # added to a feature's deviation; a constant feature becomes 0
 
-Rows = Callable[[np.ndarray], Tokens]  # of the samples with these indices
+Rows = Callable[[np.ndarray], Tokens]  # returns the tokens of the samples with these indices
 
 
 class TokenFile:
-    """All samples' tokens on disk, fp32, in a file without a name that goes with the process: memory holds a chunk."""
+    """All samples' tokens on disk in fp32, in an unnamed file that is deleted with the process; memory holds a
+    chunk."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  it lives as long as this object
@@ -43,16 +44,16 @@ class TokenFile:
         self._grid = (0, 0)
 
     def append(self, tokens: Tokens) -> None:
-        """The next samples' tokens."""
+        """Writes the tokens of the next samples."""
         assert tokens.mask_BN is None, "every token counts"
         rows = tokens.x_BND.float().cpu().contiguous().numpy()
         self._shape, self._grid = rows.shape[1:], tokens.grid
         left: Any = rows.reshape(-1).view(np.uint8)
-        while len(left):  # one call writes 2 GiB at most
+        while len(left):  # one call writes at most 2 GiB
             left = left[self._file.write(left) :]
 
     def rows(self, indices: np.ndarray) -> Tokens:
-        """Tokens of the samples with these places in the order of writing."""
+        """The tokens of the samples with these indices in the order of writing."""
         values = np.empty((len(indices), *self._shape), np.float32)
         for row, index in zip(values, indices, strict=True):
             read = os.preadv(self._file.fileno(), [row], int(index) * row.nbytes)
@@ -62,7 +63,7 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class AttentionPool:
-    """A query and the training tokens' statistics."""
+    """A query and the statistics of the training tokens."""
 
     query_D: Tensor
     mean_D: Tensor
@@ -70,7 +71,7 @@ class AttentionPool:
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """A vector per sample [B,D], fp32, on the query's device."""
-        with torch.autocast(self.query_D.device.type, enabled=False):  # a reader's precision is not the run's
+        with torch.autocast(self.query_D.device.type, enabled=False):  # independent of the run's precision
             z_BND = (tokens.x_BND.to(self.query_D.device).float() - self.mean_D) / self.deviation_D
             weight_BN = z_BND @ self.query_D / z_BND.shape[-1] ** 0.5
             if tokens.mask_BN is not None:
@@ -79,7 +80,7 @@ class AttentionPool:
 
 
 def train(rows: Rows, labels: np.ndarray, device: torch.device) -> AttentionPool:
-    """The query for these samples' tokens and classes; deterministic."""
+    """Trains the query on these samples' tokens and classes. Deterministic."""
     mean_D, deviation_D = _statistics(rows, len(labels), device)
     classes, target = np.unique(labels, return_inverse=True)
     query_D, weight_KD, bias_K = (
@@ -106,7 +107,7 @@ def train(rows: Rows, labels: np.ndarray, device: torch.device) -> AttentionPool
 
 
 def apply_pool(rows: Rows, n: int, pool: Callable[[Tokens], Tensor]) -> np.ndarray:
-    """A pool's vectors [n,D] of n samples' tokens, computed in chunks."""
+    """The vectors [n,D] of n samples' tokens under a pool, computed in chunks."""
     return np.concatenate([pool(rows(part)).cpu().numpy() for part in _parts(n)])
 
 

@@ -1,4 +1,4 @@
-"""Evaluations of a run whose images have several shapes: each is done in every bucket by itself, with its images.
+"""Evaluates a run whose images have several shapes: each evaluation is done in every bucket separately.
 
 A value's key in a bucket is `bucket/HxW/KEY`; `KEY` itself is the mean over the buckets, weighted by their training
 images.
@@ -15,19 +15,19 @@ from urepa.evaluation.context import Context, Evaluated, run_each
 
 
 def bucket_key(bucket: str, key: str) -> str:
-    """Of a value in one bucket."""
+    """The key of a value in one bucket."""
     return f"bucket/{bucket}/{key}"
 
 
 def bucket_folder(folder: Path, bucket: Cache) -> Path:
-    """Where evaluations in a bucket write their files: the run's folder, or one of the bucket's in it."""
+    """The folder in which evaluations of a bucket write their files: the run's folder, or a folder per bucket in it."""
     return folder / "buckets" / bucket.bucket if bucket.bucket else folder
 
 
 def run_in_buckets(
     contexts: Sequence[Context], evaluations: dict[str, Any], declaration_of: Callable[[Any], Any]
 ) -> Evaluated:
-    """Every evaluation of a config's `evaluation` in each bucket: `contexts` has one for each."""
+    """Runs every evaluation of a config's `evaluation` in each bucket. `contexts` has one context per bucket."""
     for context in contexts:
         context.folder.mkdir(parents=True, exist_ok=True)
     if len(contexts) == 1:
@@ -51,7 +51,7 @@ def run_in_buckets(
 
 
 def mean_over_buckets(metrics: dict[str, dict[str, float]], weights: dict[str, int]) -> dict[str, float]:
-    """Of the values that every bucket has, by key."""
+    """The weighted means of the values that every bucket has, by key."""
     total = sum(weights.values())
     shared = set.intersection(*(set(values) for values in metrics.values()))
     return {

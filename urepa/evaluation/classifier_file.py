@@ -1,4 +1,4 @@
-"""The file of a track's classifier, without torch: what it says of itself beside its weights."""
+"""The metadata in the file of a track's classifier, read without torch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from safetensors import SafetensorError, safe_open
 
 from urepa.core.errors import UserError
 
-NAME = "cifar_cnn.safetensors"  # below data.root
-KEY = "cifar_cnn"  # one text of JSON: safetensors writes several in an order of chance, and the file's digest is to be
-# the same wherever the weights are
-NEEDED = {"accuracy", "classes", "image_size"}  # by its readers
+NAME = "cifar_cnn.safetensors"  # relative to data.root
+KEY = "cifar_cnn"  # all metadata is one JSON text: safetensors writes several texts in random order, which would change
+# the file's digest
+NEEDED = {"accuracy", "classes", "image_size"}  # required entries
 COMMAND = "python -m urepa.train_classifier"
 
 
 def as_metadata(stated: Mapping[str, object]) -> dict[str, str]:
-    """What a classifier's file states, as safetensors takes it."""
+    """A classifier's metadata in the form that safetensors stores."""
     return {KEY: json.dumps({key: str(value) for key, value in stated.items()}, sort_keys=True)}
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a .safetensors file states beside its tensors, if it is a classifier's: `accuracy`, numbers of images and
-    classes, digests, settings. Nothing of others. UserError where it is damaged."""
+    """The metadata of a .safetensors file if it is a classifier's, else {}: `accuracy`, numbers of images and classes,
+    digests, settings. Raises UserError if the file is damaged."""
     try:
         with safe_open(file, "np") as opened:
             text = (opened.metadata() or {}).get(KEY, "{}")
@@ -34,7 +34,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def read_classifier_metadata(file: Path) -> dict[str, str]:
-    """The same; UserError if the file is not a classifier's."""
+    """The metadata of a classifier's file. Raises UserError if the file is not a classifier's."""
     stated = read_metadata(file)
     if not stated.keys() >= NEEDED:
         raise UserError(f"{file} is not what `{COMMAND}` writes; give another file, or delete it")
@@ -42,8 +42,8 @@ def read_classifier_metadata(file: Path) -> dict[str, str]:
 
 
 def refuse_other(file: Path, expected: Mapping[str, object]) -> dict[str, str]:
-    """What a classifier that is there states. UserError that names in what it is not the one that is expected: it
-    stays, as runs may have been measured with it."""
+    """The metadata of an existing classifier. Raises UserError with the differences if it is not the expected one. It
+    is not overwritten, because runs may have been measured with it."""
     there = read_classifier_metadata(file)
     differing = [
         f"{key}: {there.get(key, 'unknown')} there, {value} here"

@@ -1,6 +1,6 @@
-"""Training of the classifier whose features `urepa.evaluation.encoders.cifar_cnn` gives: AdamW over a cosine, images
-flipped and shifted at random, every draw by its address, so that a machine with as many threads makes the same weights
-again.
+"""Trains the classifier whose features `urepa.evaluation.encoders.cifar_cnn` gives: AdamW with a cosine schedule,
+images flipped and shifted at random. All random draws are addressed, so the same number of threads gives the same
+weights again.
 
 Shapes: R images, B batch, S image size.
 """
@@ -29,10 +29,10 @@ from urepa.evaluation.encoders.cifar_cnn_net import Classifier
 from urepa.method.step_schedules import cosine_with_warmup
 
 BATCH = 128
-LEARNING_RATE = 2e-3  # at its peak; a cosine takes it to 0
+LEARNING_RATE = 2e-3  # peak; a cosine schedule ends at 0
 WEIGHT_DECAY = 0.05
-SHIFT = 3  # pixels, at most, each way
-CHUNK = 512  # images that are read, or judged, at a time
+SHIFT = 3  # at most, in pixels, in each direction
+CHUNK = 512  # images that are read or classified at a time
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Labelled:
 
     images_R3SS: Tensor  # uint8
     classes_R: Tensor
-    digest: str  # of ids, classes, split and pixels, in whatever order they are listed
+    digest: str  # of ids, classes, split and pixels, independent of their order
 
     def __len__(self) -> int:
         return len(self.classes_R)
 
     def batch(self, at: Any) -> tuple[Tensor, Tensor]:
-        """RGB in [0,1] and class ids of some of them."""
+        """RGB in [0,1] and class ids of the images with these indices."""
         return self.images_R3SS[at].float() / 255, self.classes_R[at]
 
 
 def read_split(track: Any, cache: Cache, split: str) -> Labelled:
-    """The images as evaluations see them, in whole 255ths."""
+    """The images as evaluations see them, rounded to multiples of 1/255."""
     samples = cache.splits[split]
     parts = [
         (track.to_rgb(cache.x0(samples[start : start + CHUNK])) * 255).round().to(torch.uint8)
@@ -64,7 +64,8 @@ def read_split(track: Any, cache: Cache, split: str) -> Labelled:
 
 
 def train_classifier(track: Any, epochs: int, seed: int, out: Path) -> None:
-    """Writes `out`, or says that it is there. UserError where it is there of other images or settings."""
+    """Trains a classifier and writes it to `out`, or says that it exists. Raises UserError if an existing file has
+    other images or settings."""
     cache = track.open(None)
     train, test = (read_split(track, cache, split) for split in ("train", "test"))
     cache.close()
@@ -99,11 +100,12 @@ def train_classifier(track: Any, epochs: int, seed: int, out: Path) -> None:
 
 
 def fit(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classifier:
-    """Trains a classifier for `epochs` passes over the images; returns it in eval mode. UserError if it diverged."""
+    """Trains a classifier for `epochs` passes over the images. Returns it in eval mode. Raises UserError if training
+    diverged."""
     device = own_device()
     with random_draws.torch_seed(seed, "classifier"):
         network = Classifier(num_classes).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 20 % faster on a CPU
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     size = min(BATCH, len(train))
     per_epoch = len(train) // size
@@ -128,8 +130,8 @@ def fit(train: Labelled, num_classes: int, epochs: int, seed: int) -> Classifier
 
 
 def augment(images_B3SS: Tensor, seed: int, step: int) -> Tensor:
-    """Flips each image at random and shifts it by up to 3 pixels each way, by its address (seed, step, position). The
-    border is filled with grey."""
+    """Flips each image at random and shifts it by up to 3 pixels in each direction, addressed by (seed, step,
+    position). The border is filled with grey."""
     size = images_B3SS.shape[-1]
     padded = F.pad(images_B3SS, (SHIFT,) * 4, value=0.5)
     moved = []
@@ -143,7 +145,7 @@ def augment(images_B3SS: Tensor, seed: int, step: int) -> Tensor:
 
 @torch.inference_mode()
 def accuracy_of(network: Classifier, test: Labelled) -> float:
-    """The share of images that it names rightly, in [0,1]."""
+    """The share of images that the classifier labels correctly, in [0,1]."""
     device = next(network.parameters()).device
     right = 0
     for start in range(0, len(test), CHUNK):

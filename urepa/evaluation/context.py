@@ -1,4 +1,4 @@
-"""What an evaluation after training gets to see, and how several are run."""
+"""The input of an evaluation after training, and the function that runs several evaluations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from urepa.models.teachers.several_teachers import name_at
 
 @dataclass(frozen=True)
 class Context:
-    """A model whose weights are the EMA's, in eval mode, and what it was trained on."""
+    """A model with EMA weights in eval mode, and the parts and data with which it was trained."""
 
     model: AlignedModel
     objective: Any
@@ -32,13 +32,13 @@ class Context:
     device: torch.device
     seed: int
     step: int
-    untrained: Callable[[], AlignedModel]  # builds the run's model as it was before any training, in eval mode
-    random: Callable[[], AlignedModel] | None = None  # the same of random weights, where the untrained one has others
-    teacher: str = ALONE  # whose tokens and heads are read
+    untrained: Callable[[], AlignedModel]  # builds the run's model before any training, in eval mode
+    random: Callable[[], AlignedModel] | None = None  # the same with random weights, if it has others
+    teacher: str = ALONE  # the teacher whose tokens and heads are evaluated
 
     @property
     def floors(self) -> dict[str, Callable[[], AlignedModel]]:
-        """What is read beside the run's model, by the name that its values bear."""
+        """Builders of the models that are evaluated for comparison, by the prefix of their values."""
         return {"untrained": self.untrained} | ({} if self.random is None else {"random": self.random})
 
     def head_at(self, tap: str) -> str | None:
@@ -49,22 +49,22 @@ class Context:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The metrics of several evaluations, why some of those gave none: a sentence by name, and whose the metrics are:
-    keys by evaluation."""
+    """The metrics of several evaluations; the reasons why evaluations failed, a sentence by name; and the keys of the
+    metrics by evaluation."""
 
     metrics: dict[str, float]
     failures: dict[str, str]
     keys: dict[str, list[str]] = field(default_factory=dict)
 
     def require_all(self, error: type[UserError] = UserError) -> None:
-        """An error that names what is missing."""
+        """Raises an error that lists what is missing."""
         if self.failures:
             told = "; ".join(f"evaluation.{name}: {why}" for name, why in self.failures.items())
             raise error(f"{told} (every other result is reported and written)")
 
 
 class Incomplete(UserError):
-    """What an evaluation has found, and why not the rest: a sentence by the key that asks for it."""
+    """The results of an evaluation that failed in part, and the reasons: a sentence by the key of the config."""
 
     def __init__(self, metrics: dict[str, float], failures: dict[str, str]) -> None:
         super().__init__("; ".join(f"{key}: {why}" for key, why in failures.items()))
@@ -72,8 +72,9 @@ class Incomplete(UserError):
 
 
 def run_each(context: Context, evaluations: dict[str, Any], declaration_of: Callable[[Any], Any]) -> Evaluated:
-    """Every evaluation of a config's `evaluation`, each from its settings by `declaration_of`. If one fails, the others
-    still run, whatever it raises; what is no user's mistake and no full disk leaves its traceback on stderr."""
+    """Runs every evaluation of a config's `evaluation`; `declaration_of` makes it from its settings. If one fails with
+    any exception, the others still run. A traceback goes to stderr unless the cause is a user's mistake or a full
+    disk."""
     metrics: dict[str, float] = {}
     failures: dict[str, str] = {}
     keys: dict[str, list[str]] = {}
@@ -92,7 +93,7 @@ def run_each(context: Context, evaluations: dict[str, Any], declaration_of: Call
                 traceback.print_exc()
             failures[name] = str(error)
             continue
-        except Exception as error:  # noqa: BLE001  hours of training and other metrics must not go with it
+        except Exception as error:  # noqa: BLE001  training and other metrics must not be lost
             traceback.print_exc()
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue

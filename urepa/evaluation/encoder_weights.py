@@ -1,4 +1,4 @@
-"""Which weights an evaluation's settings named: a path says where they lie, not what they are."""
+"""Identifies the weights that an evaluation's settings name: a path says where they are, not what they are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from urepa.core.hashing import file_sha256
 from urepa.evaluation.classifier_file import read_metadata
 
-FILE = "weights_file"  # beside `weights`, in a finished run's summary
+FILE = "weights_file"  # next to `weights`, in a finished run's summary
 
 
 def with_digests(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with `weights_file` beside each `weights` that names a file: its `sha256`, and the `accuracy` that a
-    classifier's file states."""
+    """Settings with a `weights_file` next to each `weights` that names a file: its `sha256`, and the `accuracy` from
+    the file of a classifier."""
     found = {key: with_digests(value) if isinstance(value, dict) else value for key, value in settings.items()}
     file = Path(settings["weights"]) if isinstance(settings.get("weights"), str) else None
     if file is not None and file.is_file():

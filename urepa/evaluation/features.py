@@ -1,6 +1,7 @@
-"""What a run's model makes of images, chunk by chunk: taps, heads' tokens and the teacher's, under the null condition.
+"""Features of images in a run's model, chunk by chunk: taps, the heads' tokens and the teacher's, under the null
+condition. The class is never given, because it would leak the label.
 
-Never with the class, which would leak the label. Shapes: B samples of a chunk, N tokens, D width.
+Shapes: B samples of a chunk, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ CHUNK = 128
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some samples and what the model makes of them, by tap, fp32, on the model's device. `heads` has the taps
-    that have a head for the context's teacher: tokens of unit length in its space."""
+    """Some samples and their features by tap, in fp32, on the model's device. `heads` has the taps that have a head for
+    the context's teacher; its tokens are in the teacher's space and have unit length."""
 
     samples: list[Sample]
     taps: dict[str, Tokens]
     heads: dict[str, Tokens]
 
 
-Pool = Callable[[Chunk], Tensor]  # what is kept of a chunk: [B,...]
+Pool = Callable[[Chunk], Tensor]  # computes what is kept of a chunk: [B,...]
 
 
 @torch.no_grad()
@@ -45,13 +46,14 @@ def chunks(
     timestep: float,
     model: AlignedModel | None = None,
 ) -> Iterator[Chunk]:
-    """The samples in their order, `CHUNK` at a time: memory does not grow with their number, if what is kept does not.
+    """Yields the samples in order, `CHUNK` at a time. Memory use does not depend on their number.
 
     Args:
-        timestep: noise is addressed by the sample's id, so it is the same in every run and at every timestep.
-        model: another one than the context's, as `Context.untrained` gives it.
+        timestep: the time of the objective at which x0 is noised. Noise is addressed by the sample's id, so it is the
+            same in every run and at every timestep.
+        model: replaces the context's model, for example by that of `Context.untrained`.
 
-    Raises UserError where the backbone has no such tap or the objective no such timestep.
+    Raises UserError if the backbone has no such tap or the objective has no such timestep.
     """
     model = context.model if model is None else model
     backbone: Any = model.backbone
@@ -69,7 +71,7 @@ def chunks(
 
 
 def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tensor, model: AlignedModel) -> Chunk:
-    """What the model makes of some samples at a time [] of the objective."""
+    """The features of some samples at a time [] of the objective."""
     x0 = context.cache.x0(part)
     rngs = [random_draws.generator(random_draws.digest64("probe", s.sample_id), "noise") for s in part]
     noise = torch.stack([random_draws.normal(tuple(x0.shape[1:]), rng) for rng in rngs])
@@ -78,9 +80,9 @@ def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tens
     null = context.cache.conditions.null(len(part)).to(context.device)
     denoised = model.backbone(x_t, t_B, null, tuple(taps), no_rows(context.device))
     tapped = {tap: denoised.features[tap].float() for tap in taps}
-    with torch.autocast(context.device.type, enabled=False):  # as in training: heads are fp32
+    with torch.autocast(context.device.type, enabled=False):  # heads compute in fp32, as in training
         names = {tap: name for tap in taps if (name := context.head_at(tap)) is not None}
-        grid = context.cache.grids.get(context.teacher, (0, 0))  # (0, 0): there is no head
+        grid = context.cache.grids.get(context.teacher, (0, 0))  # (0, 0) if there is no head
         heads = {tap: model.heads[name](tapped[tap], t_B, grid) for tap, name in names.items()}
     return Chunk(part, tapped, heads)
 
@@ -93,8 +95,8 @@ def pool_chunks(
     pools: dict[str, Pool],
     model: AlignedModel | None = None,
 ) -> dict[str, np.ndarray]:
-    """Applies every pool to every chunk in one pass: an array with one row per sample, by name. Takes the arguments of
-    `chunks`; memory holds one chunk at a time. Pools compute in fp32 in any run."""
+    """Applies every pool to every chunk in one pass. Returns by name an array with one row per sample. The other
+    arguments are those of `chunks`. Memory holds one chunk at a time. Pools always compute in fp32."""
     kept: dict[str, np.ndarray] = {}
     done = 0
     for chunk in chunks(context, samples, taps, timestep, model):
@@ -109,7 +111,7 @@ def pool_chunks(
 
 
 def time_label(objective: ObjectiveMath, t: float) -> str:
-    """A time as a part of a metric's name: 0500 of a whole timestep, 0.280 of a flow's, whose 1 is 1.000."""
+    """A time as part of a metric's name: 0500 for a whole timestep, 0.280 or 1.000 for a flow's time."""
     return f"{t:.3f}" if objective.times_of(t).is_floating_point() else f"{t:04d}"
 
 
@@ -122,12 +124,12 @@ def mean_token(tokens: Tokens) -> Tensor:
 
 
 def tap_pool(tap: str) -> Pool:
-    """A pool: the mean of a tap's tokens."""
+    """A pool that takes the mean of a tap's tokens."""
     return lambda chunk: mean_token(chunk.taps[tap])
 
 
 def teacher_tokens(context: Context, samples: Sequence[Sample]) -> Tokens:
-    """The teacher's tokens of a chunk, fp32, on the CPU. UserError where the run reads none."""
+    """The teacher's tokens of a chunk, fp32, on the CPU. Raises UserError if the run has no teacher tokens."""
     tokens_BND = context.cache.teacher_BND(list(samples), context.teacher)
     if tokens_BND is None:
         raise UserError("this run reads no teacher tokens (loss=none): there is nothing to compare with")
@@ -141,23 +143,23 @@ def teacher_means(context: Context, samples: Sequence[Sample]) -> np.ndarray:
 
 
 def require_head(context: Context, tap: str) -> None:
-    """A UserError where the tap has no head."""
+    """Raises UserError if the tap has no head."""
     if context.head_at(tap) is None:
         there = ", ".join(context.model.taps)
         raise UserError(f"this run has no head on '{tap}'; it has {there if there else 'none (loss=none)'}")
 
 
 def held_out_samples(context: Context) -> Samples:
-    """The images on which readers of features are scored: the test split or, without one, the validation split."""
+    """The images on which features are scored: the test split or, without one, the validation split."""
     splits = context.cache.splits
     return splits["test"] if "test" in splits else splits["val"]
 
 
 def subset(samples: Sequence[Sample], n: int) -> list[Sample]:
-    """`n` samples (all, if there are fewer) that depend on nothing but their ids."""
+    """`n` samples (all, if there are fewer), chosen only by their ids."""
     return fixed_subset(samples, "probe", n)
 
 
 def labels_of(samples: Sequence[Sample]) -> np.ndarray:
-    """Class ids [len(samples)]: for the reader of features, never for the model."""
+    """Class ids [len(samples)], for classifiers of features; the model does not get them."""
     return np.array([s.class_id for s in samples])

@@ -1,4 +1,4 @@
-"""The settings that readers of frozen features share."""
+"""The settings that the evaluations of frozen features share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from urepa.core.evaluation_protocols import OF_HEADS, RANDOM, TEACHER, UNTRAINED
 
 @dataclass
 class FrozenFeatures:
-    """The whole reading, which `Knn` and `LinearProbe` share: of the tap and of its head's output, of the teacher's own
-    tokens as ceiling, and as floor of the model before any training; where that has weights, of random ones too. A run
-    without a teacher has the tap and its floors. Vectors are mean tokens (plain names) and attention-pooled tokens
-    (`_attention`)."""
+    """Settings that `Knn` and `LinearProbe` share. They evaluate the tap, its head's output, the teacher's own tokens
+    as upper reference and the model before any training as lower reference; if that has pretrained weights, a model
+    with random weights too. A run without a teacher has only the tap and the lower references. The vectors are mean
+    tokens (plain names) and attention-pooled tokens (`_attention`)."""
 
     tap: str = setting("read with its head's output, the teacher's tokens and the untrained model's", is_a=TAP)
     timestep: int | float = setting(
@@ -28,7 +28,7 @@ class FrozenFeatures:
     test_images: int = setting("held-out images", ge=1, le=COUNT)
 
     def reading_text(self, run: EvaluatedRun, reader: str) -> str:
-        """The sentence of `describe` on this reader."""
+        """The sentence of `describe` on this evaluation."""
         read = f"the tap {self.tap}" + (" and its head, below the teacher's own tokens" if run.is_aligned else "")
         return (
             f"A {reader} of {read} and above the model before training, mean- and attention-pooled, at "
@@ -39,12 +39,12 @@ class FrozenFeatures:
 
 
 def times_text(timestep: float, timesteps: list[int | float]) -> str:
-    """t = 500, or t = 50, 200 and 500."""
+    """The times in words: t = 500, or t = 50, 200 and 500."""
     return f"t = {join_with_and(list(map(str, sorted({timestep, *timesteps}))))}"
 
 
 def reading_metrics(reader: str, title: str, place: int) -> Iterator[Metric]:
-    """The columns of a reader, with the teacher's tokens and models before training beside them."""
+    """The columns of an evaluation, with those of the teacher's tokens and of the models before training."""
     for what in ("tap", "head"):
         for pooling in ("", "_attention"):
             for top, rank in (("", ""), ("_top5", ", top 5")):

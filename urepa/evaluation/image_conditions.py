@@ -1,5 +1,5 @@
-"""What the images that an evaluation asks a model for are made under: their classes or, of a run that was trained on
-captions, those of validation images of these classes.
+"""The conditions of the images that an evaluation generates: classes or, if the run was trained on captions, captions
+of validation images of these classes.
 
 Shapes: B images, S validation samples.
 """
@@ -16,8 +16,9 @@ from urepa.core.errors import UserError
 
 
 def condition_of_images(cache: Any, images: Sequence[tuple[int, int]]) -> Condition:
-    """The condition [B] of images, each of a class and the number of the image within it. A caption is the first one of
-    the class's validation sample with that number, counted round. UserError where a class has no such sample.
+    """The condition [B] of images, each given by its class and its index within the class. With captions, it is the
+    first caption of the class's validation sample with that index, modulo their number. Raises UserError if a class has
+    no validation sample.
 
     Args:
         cache: `urepa.data.cache.Cache`.

@@ -1,5 +1,5 @@
-"""Whether there are as many images as evaluations ask for: known from a run's caches and the settings, so that it is
-said before anything is computed. Loads without torch."""
+"""Checks whether there are as many images as evaluations need. It uses only a run's caches and settings, so it comes
+before any computation. Loads without torch."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from urepa.core.evaluation_protocols import ImageCounts
 
 
 def image_counts(samples: Mapping[str, int], classes: int) -> ImageCounts:
-    """Of a run whose splits have so many samples. Readers of features are scored on the test split or, without one, on
-    the validation split."""
+    """The image counts of a run with these numbers of samples per split. Features are scored on the test split or,
+    without one, on the validation split."""
     return ImageCounts(samples["train"], samples.get("test", samples.get("val", 0)), classes)
 
 
 def cache_counts(cache: Any) -> ImageCounts:
-    """Of a run's opened caches (`urepa.data.cache.Cache`)."""
+    """The image counts of a run's opened caches (`urepa.data.cache.Cache`)."""
     return image_counts({split: len(found) for split, found in cache.splits.items()}, cache.num_classes)
 
 
 def refuse_one_class(there: ImageCounts) -> None:
-    """UserError where a linear classifier has nothing to tell apart."""
+    """Raises UserError if there is only one class, which a linear classifier cannot use."""
     if there.classes < 2:
         raise UserError("a linear probe tells classes apart, and there is one alone; leave this evaluation out")
 
 
 def refuse_numbers(there: str, asked: Any, fitting: Mapping[str, Any], place: str) -> None:
-    """UserError where settings are to be others: what there is, what was asked for, and all values to give instead.
+    """Raises UserError if settings must change, with what there is, what was requested, and the values to give instead.
 
     Args:
-        there: what there is, "40 training images".
-        asked: the declaration.
-        fitting: by setting the value to give; {}: nothing is wrong.
-        place: what stands before a key on the command line, "evaluation.knn."
+        there: what there is, for example "40 training images".
+        asked: the declaration of the evaluation.
+        fitting: the values to give, by setting; {}: nothing is wrong.
+        place: the prefix of keys on the command line, for example "evaluation.knn."
     """
     if fitting:
         wanted = " and ".join(f"{key}={getattr(asked, key)}" for key in fitting)

@@ -1,4 +1,4 @@
-"""The evaluations of a run inside its training, now and then and on a budget."""
+"""Evaluations of a run during its training, at intervals and within a time budget."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from urepa.evaluation.context import Evaluated
 
 @dataclass
 class During:
-    """Every `every` steps (None: never) what `evaluate` says of a step, unless all so far and another one that takes as
-    long as the last come to more than `share` of the time trained: then that turn is left out, so a study's hours stay
-    what they were planned to be. What the first takes nobody knows before: it always runs, and where it is longer
-    than its share the next waits until training has caught up. Rank 0 evaluates, the others wait; nothing that training
-    draws or updates is touched."""
+    """Runs `evaluate` every `every` steps (None: never) within a time budget. A turn is skipped if the time of all
+    evaluations so far plus that of the last one would exceed the share `share` of the training time, so that a study
+    takes the planned hours. The first one always runs, because its duration is unknown; if it takes longer than its
+    share, the next ones are skipped until there has been enough training. Rank 0 evaluates and the other ranks wait.
+    The evaluations do not affect the random draws and weights of training."""
 
     evaluate: Callable[[int], Evaluated]
     every: int | None
     share: float
-    seconds: float = 0.0  # taken so far, over all processes that trained this run
-    last: float = 0.0  # taken by the last one
+    seconds: float = 0.0  # taken by all evaluations, over all processes that trained this run
+    last: float = 0.0  # taken by the last evaluation
     wait: LongBarrier = field(default_factory=LongBarrier)
 
     def is_due(self, step: int, end: int) -> bool:
-        """The last step has an evaluation of its own, after training."""
+        """Whether a turn falls on this step. The last step is evaluated after training instead."""
         return self.every is not None and step % self.every == 0 and step < end
 
     def row(self, step: int, trained: float, is_main: bool) -> dict[str, Any]:
-        """`eval/...` on rank 0, where the budget allows it; `trained` is the time trained in seconds."""
+        """Metrics `eval/...` on rank 0 if the budget allows; `trained` is the training time so far in seconds."""
         found: dict[str, Any] = {}
         if is_main and self.share > 0 and (self.seconds == 0 or self.seconds + self.last <= self.share * trained):
             begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Simple readers of frozen vectors: what they name rightly says what is there to be read.
+"""Simple classifiers of frozen vectors. Their accuracy measures the class information in the vectors.
 
 Shapes: B samples, D features, K classes.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-MEMORY = 64  # MiB that scikit-learn may take for a block of distances
+MEMORY = 64  # MiB that scikit-learn may use for a block of distances
 TOP = 5
-Vectors = tuple[np.ndarray, np.ndarray]  # of training and of held-out images [B,D]
-Labels = tuple[np.ndarray, np.ndarray]  # class ids [B]
+Vectors = tuple[np.ndarray, np.ndarray]  # training and held-out images, each [B,D]
+Labels = tuple[np.ndarray, np.ndarray]  # class ids, each [B]
 
 
 def knn_scores(vectors: Vectors, labels: Labels, k: int) -> dict[str, float]:
-    """Accuracy of the majority of the k nearest training images by cosine: top-1 (""), and with more than 5 classes
-    top-5 ("_top5"; of classes without a vote none is named)."""
+    """Accuracy of the majority vote of the k nearest training images by cosine: top-1 (key ""), and with more than 5
+    classes top-5 (key "_top5"). Classes without a vote are not among the five."""
     from sklearn import config_context
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -25,7 +25,7 @@ def knn_scores(vectors: Vectors, labels: Labels, k: int) -> dict[str, float]:
 
 
 def linear_scores(vectors: Vectors, labels: Labels) -> dict[str, float]:
-    """The same of logistic regression (C = 0.1) on features standardised by the training images'."""
+    """The same for logistic regression (C = 0.1) on features standardised by the training images."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -35,7 +35,7 @@ def linear_scores(vectors: Vectors, labels: Labels) -> dict[str, float]:
 
 
 def _scores(shares_BK: np.ndarray, classes_K: np.ndarray, labels_B: np.ndarray) -> dict[str, float]:
-    """Accuracies by ending; ties go to the smaller class id, as in scikit-learn's `predict`."""
+    """Accuracies by key suffix. Ties go to the smaller class id, as in scikit-learn's `predict`."""
     order_BK = np.argsort(-shares_BK, axis=1, kind="stable")[:, :TOP]
     right_BK = (classes_K[order_BK] == labels_B[:, None]) & (np.take_along_axis(shares_BK, order_BK, 1) > 0)
     scores = {"": float(right_BK[:, 0].mean())}

@@ -1,4 +1,4 @@
-"""The figures that a run leaves behind."""
+"""The figures in a run's folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ DRAWN = {f"{kind}/{term}" for kind in ("train", "val") for term in TERMS} | set(
 
 
 def losses_png(curves: dict[str, Curve]) -> bytes:
-    """Training and validation curves of each loss term, with its floor where there is one; `curves` of the keys
-    in `DRAWN`. Validation is of the EMA weights, and its label says so."""
+    """Training and validation curves of each loss term, with its reference value if there is one. `curves` has the keys
+    in `DRAWN`. Validation uses the EMA weights; the label says so."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,7 +36,7 @@ def losses_png(curves: dict[str, Curve]) -> bytes:
 
 
 def curves_png(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str) -> bytes:
-    """A panel per title, a line per label through its (x, y) points, three panels a row."""
+    """A figure with one panel per title, three per row; each panel has one line per label through its (x, y) points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""How alike two sets of features of the same samples are. Pure functions; similarity matrices exist in blocks alone.
+"""Similarity of two feature sets of the same samples. Pure functions; similarity matrices are computed in blocks.
 
 Shapes: N samples, D and E widths of the two sets, b a block of samples, k neighbours.
 """
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
 
-ENTRIES = 2**22  # of a similarity matrix that exist at once
-ROWS = 1024  # of features that are widened to fp64 at once
+ENTRIES = 2**22  # entries of a similarity matrix in memory at once
+ROWS = 1024  # rows of features converted to fp64 at once
 
 
 def similarity_mae(x_ND: Tensor, y_NE: Tensor) -> float:
@@ -36,8 +36,8 @@ def neighbours(x_ND: Tensor, k: int) -> Tensor:
 
 
 def _cosines(x_ND: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows and their cosines with all [b,N], so many at a time, in one piece of memory: what is allocated and freed
-    block by block between smaller results leaves holes that no later block fits into."""
+    """Yields blocks of row indices [b] and the rows' cosines with all samples [b,N]. All blocks use the same memory:
+    allocating and freeing each one would fragment it. A block must be used before the next one is computed."""
     x_ND = F.normalize(x_ND, dim=-1)
     n = len(x_ND)
     rows = torch.arange(n, device=x_ND.device).split(max(1, ENTRIES // n))
@@ -47,17 +47,17 @@ def _cosines(x_ND: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def neighbour_recall(x_ND: Tensor, y_NE: Tensor, k: int) -> float:
-    """The share of y's k nearest neighbours that are among x's k nearest: in [0,1], k / (N − 1) by chance.
-    With one k on both sides it is Huh et al.'s mutual k-NN (arXiv 2405.07987)."""
+    """The share of y's k nearest neighbours that are among x's k nearest, in [0,1]; k / (N − 1) by chance. With equal k
+    this is the mutual k-NN of Huh et al. (arXiv 2405.07987)."""
     mine, theirs = _graph(neighbours(x_ND, k)), _graph(neighbours(y_NE, k))
     return float(mine.multiply(theirs).sum()) / mine.nnz
 
 
 def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
-    """Linear CKA (Kornblith et al. 2019) with the unbiased HSIC of Song et al. (2012, eq. 5) in it, computed from
-    features, so that no [N,N] matrix is needed: 1 for features that a rotation and a scale make the same, 0 on average
-    for independent ones. The plain estimate nears 1 for any two sets whose widths near N. NaN where a set's samples
-    do not differ."""
+    """Linear CKA (Kornblith et al. 2019) with the unbiased HSIC of Song et al. (2012, eq. 5). It is computed from
+    features, so no [N,N] matrix is needed. It is 1 if a rotation and a scale map one feature set to the other, and 0 on
+    average for independent ones. The biased estimate approaches 1 for any two sets whose widths approach N. NaN if all
+    samples of a set are equal."""
     across = _unbiased_hsic(x_ND, y_NE)
     own = _unbiased_hsic(x_ND, x_ND) * _unbiased_hsic(y_NE, y_NE)
     return across / own**0.5 if own > 0 else float("nan")
@@ -78,11 +78,11 @@ def _unbiased_hsic(x_ND: Tensor, y_NE: Tensor) -> float:
 
 
 def cknna(x_ND: Tensor, y_NE: Tensor, k: int) -> float:
-    """Centred kernel nearest-neighbour alignment (Huh et al. 2024, arXiv 2405.07987, appendix A): CKA of cosine
-    kernels of which only the pairs count that are k nearest neighbours on both sides (REPA, arXiv 2410.06940, reports
-    it with k = 10). The variant of the authors' code: unbiased HSIC of the masked kernels, a sample no neighbour of
-    itself. Without their 1e-6 in the denominator, so that features have exactly 1 with themselves, and without their
-    clipping of outliers."""
+    """Centred kernel nearest-neighbour alignment (Huh et al. 2024, arXiv 2405.07987, appendix A): CKA of cosine kernels
+    restricted to the pairs that are k nearest neighbours in both sets (REPA, arXiv 2410.06940, reports it with k = 10).
+    As in the authors' code, it uses the unbiased HSIC of the masked kernels, and a sample is not its own neighbour.
+    Unlike there, 1e-6 is not added to the denominator, so that features have exactly 1 with themselves, and outliers
+    are not clipped."""
     x_ND, y_NE = F.normalize(x_ND, dim=-1), F.normalize(y_NE, dim=-1)
     x_graph, y_graph = _graph(neighbours(x_ND, k)), _graph(neighbours(y_NE, k))
     across = _masked_hsic(x_ND, y_NE, x_graph.multiply(y_graph).tocsr())
@@ -91,7 +91,7 @@ def cknna(x_ND: Tensor, y_NE: Tensor, k: int) -> float:
 
 
 def _graph(indices_Nk: Tensor) -> csr_array:
-    """The k-NN graph: 1 at [i,j] where j is a neighbour of i."""
+    """The k-NN graph: entry [i,j] is 1 if j is a neighbour of i."""
     n, k = indices_Nk.shape
     ones = torch.ones(n * k).double().numpy()
     return csr_array((ones, indices_Nk.flatten().cpu().numpy(), range(0, n * k + 1, k)), shape=(n, n))

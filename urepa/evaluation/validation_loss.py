@@ -1,4 +1,4 @@
-"""Validation: fixed groups, fixed noise and timesteps, the loss terms as a whole and by timestep bin.
+"""Validation: the loss terms, in total and by timestep bin, for fixed groups of samples with fixed noise and timesteps.
 
 Shapes: G groups, B samples of a group, T timestep bins, K per-sample terms, N tokens, D teacher width.
 """
@@ -23,7 +23,8 @@ BINS = 10
 
 @dataclass
 class Validation:
-    """Ranks take whole groups in turn, so the numbers do not depend on how many there are."""
+    """Computes validation losses. Ranks take whole groups in turn, so the values do not depend on the number of
+    ranks."""
 
     reader: ValidationReader
     objective: Any
@@ -31,11 +32,11 @@ class Validation:
     mean_tokens: dict[str, Tensor]  # [D], by teacher
     layout: Layout
     device: torch.device
-    total_at_peak: float = field(init=False)  # of the last call: `val/total` if λ were λ_max, for the best checkpoint
+    total_at_peak: float = field(init=False)  # of the last call: `val/total` with λ = λ_max, for the best checkpoint
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        """`val/...` and `floor/...` of the model as it is; λ is that of the completed step."""
+        """`val/...` and `floor/...` of the model in its current state; λ is that of the completed step."""
         was_training = model.training
         model.eval()
         names: list[str] = []
@@ -49,7 +50,7 @@ class Validation:
             if not names:
                 names = list(columns)
                 table_GTK = torch.zeros(groups, BINS, len(names), dtype=torch.float64)
-            if index not in own:  # more ranks than groups: this one adds zeros of the right shape
+            if index not in own:  # with more ranks than groups, this one adds zeros of the same shape
                 continue
             bins_B = (self.objective.time_fraction(batch.t_B) * BINS).long().cpu()
             per_sample_BK = torch.stack(list(columns.values()), dim=1).double().cpu()
@@ -62,7 +63,7 @@ class Validation:
         return self._metrics(names, table_GTK.sum(0), manifold_G, step) | self._by_bucket(names, table_GTK.sum(1))
 
     def _by_bucket(self, names: list[str], table_GK: Tensor) -> dict[str, float]:
-        """The means over each bucket's samples, where there are several."""
+        """The means over each bucket's samples, if there are several buckets."""
         buckets = [bucket.bucket for bucket in self.reader.buckets]
         metrics: dict[str, float] = {}
         for bucket in dict.fromkeys(name for name in buckets if name):
@@ -76,8 +77,8 @@ class Validation:
         return metrics
 
     def _group(self, model: nn.Module, batch: Batch, step: int, full: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Per-sample terms [B] of a group, a column of ones first, and its manifold loss. A remainder has none:
-        it may be a single sample, so it is compared with itself and the value is not read."""
+        """Per-sample terms [B] of a group, with a column of ones first, and its manifold loss. An incomplete group has
+        no manifold loss: it may have a single sample, so it is compared with itself and the value is discarded."""
         gather = torch.nn.Identity() if full else _repeat_twice
         terms, output = step_terms(model, self.objective, self.loss, batch, step, gather)
         x_t = self.objective.corrupt(batch.x0, batch.noise, batch.t_B)
@@ -91,12 +92,12 @@ class Validation:
         }
         if terms.weighted_B is not None:
             columns["weighted"] = terms.weighted_B
-        if batch.teachers and self.loss.spatial_norm is None:  # else the mean token is another one
+        if batch.teachers and self.loss.spatial_norm is None:  # otherwise the mean token is a different one
             columns |= self._constant(batch)
         return columns, terms.manifold if full else None
 
     def _constant(self, batch: Batch) -> dict[str, Tensor]:
-        """The token loss of the best constant token [B]: of each teacher's where there are several, and their mean."""
+        """The token loss of the best constant token [B]: with several teachers one per teacher, and their mean."""
         by_teacher = {}
         for name, tokens in batch.teachers.items():
             constant_BND = self.mean_tokens[name].to(self.device).expand_as(tokens.x_BND)
@@ -108,7 +109,7 @@ class Validation:
     def _metrics(self, names: list[str], table_TK: Tensor, manifold_G: Tensor, step: int) -> dict[str, float]:
         sums = dict(zip(names, table_TK.sum(0).tolist(), strict=True))
         means = {name: value / sums["count"] for name, value in sums.items() if name != "count"}
-        weighted = means.pop("weighted", 0.0)  # it is in the total, and no figure of its own
+        weighted = means.pop("weighted", 0.0)  # part of the total; not reported separately
         of_floors = [k for k in means if k.startswith(("zero_predictor", "constant_token"))]
         floors = {f"floor/{k}": means.pop(k) for k in of_floors}
         metrics = {f"val/{name}": value for name, value in means.items()}

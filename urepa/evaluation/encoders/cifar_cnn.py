@@ -1,4 +1,4 @@
-"""A classifier of the track's own classes."""
+"""The declaration of a classifier of the track's own classes."""
 
 from __future__ import annotations
 

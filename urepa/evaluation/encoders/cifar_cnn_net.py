@@ -1,7 +1,7 @@
-"""A small classifier of a track's own classes, whose pool features stand for images in distances between distributions.
+"""A small classifier of a track's own classes. Its pool features represent images in distances between distributions.
 
-It is trained on the track's training images alone (`urepa.train_classifier`), so that no run is aligned to it and it
-shares nothing with a teacher. Weights, its accuracy and what it was trained on lie in one safetensors file.
+It is trained only on the track's training images (`urepa.train_classifier`), so no run is aligned to it and it shares
+nothing with a teacher. One safetensors file has its weights, its accuracy and its training data's properties.
 
 Shapes: B images, S image size, D = 128 features, K classes.
 """
@@ -27,7 +27,8 @@ FEATURES = STAGES[-1][1]
 
 
 class Classifier(nn.Module):
-    """Five stages of 3x3 convolution, BatchNorm and ReLU, the mean over all places, a linear layer to the classes."""
+    """Five stages of 3x3 convolution, BatchNorm and ReLU, a mean over all positions, and a linear layer to the
+    classes."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -35,12 +36,12 @@ class Classifier(nn.Module):
         self.classes = nn.Linear(FEATURES, num_classes)
 
     def features(self, images_B3SS: Tensor) -> Tensor:
-        """RGB in [0,1] to pool features [B,D], 0 or more."""
+        """Maps RGB in [0,1] to pool features [B,D], which are at least 0."""
         features: Tensor = self.stages(images_B3SS * 2 - 1).mean((2, 3))
         return features
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
-        """RGB in [0,1] to logits [B,K]."""
+        """Maps RGB in [0,1] to logits [B,K]."""
         logits: Tensor = self.classes(self.features(images_B3SS))
         return logits
 
@@ -51,24 +52,24 @@ def _stage(channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 class CifarCNNNetwork:
-    """The features before the last layer, of weights from a local file. Images of another size than those that it was
-    trained on are resized to that (bilinear, with antialiasing)."""
+    """The features before the last layer, with weights from a local file. Images of another size than the training size
+    are resized to it (bilinear, with antialiasing)."""
 
     def __init__(self, weights: str) -> None:
         self.weights = weights
 
     def manifest(self) -> dict[str, Any]:
-        """What its features depend on, but for its weights."""
+        """The properties on which its features depend, without its weights."""
         return {"model": "cifar_cnn", "features": FEATURES, "resize": "bilinear"}
 
     def weights_sha256(self) -> str:
-        """Of the file."""
+        """SHA-256 of the weights file."""
         self._require()
         return file_sha256(Path(self.weights))
 
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """RGB in [0,1] to one token whose √128-fold are the pool features."""
+        """Maps RGB in [0,1] to one token, which is the pool features divided by √128."""
         size = (self._image_size, self._image_size)
         images = images_B3HW.float()
         if images.shape[-2:] != size:

@@ -1,4 +1,4 @@
-"""FID's Inception-v3, with weights from a local file."""
+"""The declaration of FID's Inception-v3, with weights from a local file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Inception-v3 (Szegedy et al. 2015, arXiv 1512.00567) as FID has it (Heusel et al. 2017, arXiv 1706.08500), without
-the auxiliary head. Its parameters bear the names of the published state dict, which are torchvision's.
+"""Inception-v3 (Szegedy et al. 2015, arXiv 1512.00567) in the variant of FID (Heusel et al. 2017, arXiv 1706.08500),
+without the auxiliary head. Parameters have the names of the published state dict, which are torchvision's.
 
-FID's variant has 1008 outputs, averages of neighbours that leave the padding out, and a maximum of neighbours in the
-last block. Shapes: B images, C channels, h/w grid of the block, D pooled features, K classes.
+FID's variant has 1008 outputs, average pooling that excludes the padding, and max pooling instead of average pooling in
+the last block. Shapes: B images, C channels, h/w grid of the block, D pooled features, K classes.
 
 torch-fidelity, pytorch-fid and torchmetrics have this network, but need torchvision, which requires one exact torch.
 """
@@ -31,8 +31,8 @@ PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 FEATURES = 2048
 INCEPTION_SIZE = 299
 CLASSES = 1008
-EPS = 0.001  # of the batch norms
-COUNTER = ".num_batches_tracked"  # of batch norms in training; old files have none
+EPS = 0.001  # of the BatchNorm layers
+COUNTER = ".num_batches_tracked"  # counter of BatchNorm in training; old files lack it
 
 Pool = Callable[[Tensor], Tensor]
 
@@ -198,14 +198,14 @@ class InceptionV3(nn.Module):
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
 
     def probabilities(self, features_BD: Tensor) -> Tensor:
-        """Of the classes [B,K], K = 1008. The Inception Score's leave the bias out."""
+        """Class probabilities [B,K], K = 1008. The Inception Score uses them without the bias of the last layer."""
         return (features_BD @ self.fc.weight.T).softmax(1)
 
 
 def read(file: Path) -> InceptionV3:
     """The network with the weights of a .safetensors file or a torch file of tensors by name, in fp32 on the CPU.
 
-    Raises UserError where the file holds anything else, or weights of another network.
+    Raises UserError if the file contains anything else, or weights of another network.
     """
     found = {name: value for name, value in _tensors(file).items() if not name.startswith("AuxLogits.")}
     with torch.device("meta"):  # initial values would be overwritten
@@ -237,34 +237,34 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 class InceptionNetwork:
     """FID's Inception-v3 with weights from a local file.
 
-    With the published weights the Fréchet distance of its features is FID as pytorch-fid computes it, as far as the
-    numbers of images are the usual ones and the real images are photographs. Those of a latent track are not: they are
-    its VAE's reconstructions (`urepa.evaluation.measures.image_distances_math`), and published FIDs of such models are
-    against the photographs. Images of any size are quantised to 255ths and resized bilinearly to 299x299
-    (corners not aligned, no antialiasing). The original resizes by TensorFlow 1's rule, which places the samples
-    otherwise: its FID differs a little.
+    With the published weights, the Fréchet distance of its features is FID as pytorch-fid computes it, if the usual
+    numbers of images are used and the real images are photographs. On a latent track they are not photographs but the
+    VAE's reconstructions (`urepa.evaluation.measures.image_distances_math`), whereas published FIDs of such models use
+    the photographs. Images of any size are rounded to multiples of 1/255 and resized bilinearly to 299x299 (corners not
+    aligned, no antialiasing). The original resizes by the rule of TensorFlow 1, which uses other sample positions, so
+    its FID differs slightly.
     """
 
     def __init__(self, weights: str) -> None:
         self.weights = weights
 
     def manifest(self) -> dict[str, Any]:
-        """What its features depend on, but for its weights."""
+        """The properties on which its features depend, without its weights."""
         return {"model": "inception", "features": FEATURES, "image_size": INCEPTION_SIZE, "resize": "bilinear"}
 
     def weights_sha256(self) -> str:
-        """Of the file."""
+        """SHA-256 of the weights file."""
         self._require()
         return file_sha256(Path(self.weights))
 
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """RGB in [0,1] to one token whose √2048-fold are the pool features."""
+        """Maps RGB in [0,1] to one token, which is the pool features divided by √2048."""
         return Tokens(self._features(images_B3HW)[:, None] / FEATURES**0.5, (1, 1))
 
     @torch.inference_mode()
     def probabilities(self, images_B3HW: Tensor) -> Tensor:
-        """RGB in [0,1] to class probabilities [B,1008], without the last layer's bias as the original has it."""
+        """Maps RGB in [0,1] to class probabilities [B,1008], without the last layer's bias, as in the original."""
         return self._network.probabilities(self._features(images_B3HW))
 
     def _features(self, images_B3HW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The pixels themselves, averaged."""
+"""The declaration of averaged pixels as features."""
 
 from __future__ import annotations
 

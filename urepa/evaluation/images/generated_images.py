@@ -1,4 +1,4 @@
-"""Images that the run generates for its evaluations."""
+"""The declaration of images that the run generates for its evaluations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GeneratedImages:
-    """Images of all classes, as many of each as can be."""
+    """Images of all classes, in numbers as equal as possible."""
 
     _target_: str = "urepa.evaluation.images.generated_images.GeneratedImages"
     count: int = setting("images in all, as many of each class as can be", ge=2, le=SIZE)
@@ -35,13 +35,13 @@ class GeneratedImages:
     batch_size: int = setting("images computed and kept together; another size rounds otherwise", ge=1, le=SIZE)
 
     def rgb(self, context: Context) -> Iterator[tuple[list[int], Tensor]]:
-        """Class ids and RGB [B,3,S,S] in whole 255ths, batch by batch; what is missing is made first."""
+        """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch. Missing images are generated first."""
         from urepa.evaluation.images.generated_images_math import rgb_batches
 
         return rgb_batches(self, context)
 
     def sampler_name(self) -> str | None:
-        """None: the objective's usual one."""
+        """The sampler's name; None: the objective's usual sampler."""
         return None if self.sampler is None else str(self.sampler)
 
     def description(self, run: EvaluatedRun) -> str:

@@ -1,8 +1,8 @@
-"""Images of the run as evaluations look at them: made once, batch by batch, and found again after a kill.
+"""Generates the images that evaluations use. They are made once, batch by batch, and reused after a kill.
 
-They are those of `python -m urepa.generate` with the run's seed, the same sampler, steps and guidance. What lies in
-the run's folder is x0, before any decoding: RUN/generated/evaluation_STEP-WEIGHTS,.../batch_*.safetensors. A batch is
-there whole or not at all, and is always computed as a whole, so that any number of kills gives the same images.
+They are the images of `python -m urepa.generate` with the run's seed and the same sampler, steps and guidance. The
+run's folder has x0 before decoding: RUN/generated/evaluation_STEP-WEIGHTS,.../batch_*.safetensors. A batch is written
+atomically and always computed as a whole, so that any number of kills gives the same images.
 
 Shapes: B images of a batch, CHW latent, S image size.
 """
@@ -29,11 +29,11 @@ from urepa.method.objectives.flow_math import FlowMath
 from urepa.models.weight_files import trainable
 from urepa.runs.run_folder import folder_name
 
-ALWAYS = (0.0, 1.0)  # the times at which guidance holds where nothing else is asked for
+ALWAYS = (0.0, 1.0)  # the default times at which guidance is applied
 
 
 def rgb_batches(asked: GeneratedImages, context: Context) -> Iterator[tuple[list[int], Tensor]]:
-    """Class ids and RGB [B,3,S,S] in whole 255ths, batch by batch; what is missing is made first."""
+    """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch. Missing images are generated first."""
     files = _make_batches(asked, context)
     for file, batch in zip(files, batches_of(asked, context.track.num_classes), strict=True):
         x0 = load_file(file)["x0"]
@@ -41,16 +41,16 @@ def rgb_batches(asked: GeneratedImages, context: Context) -> Iterator[tuple[list
 
 
 def batches_of(asked: GeneratedImages, num_classes: int) -> list[list[tuple[int, int]]]:
-    """(class, index of the class) of every image: as many of each class as can be, in a fixed random order, so
-    that any first part of them is a fair one."""
+    """(class, index within the class) of every image, by batch. Classes have numbers of images as equal as possible, in
+    a fixed random order, so that every initial part is balanced in expectation."""
     classes = [i * num_classes // asked.count for i in range(asked.count)]
-    images = [(c, i - -(-c * asked.count // num_classes)) for i, c in enumerate(classes)]  # less its class's first
+    images = [(c, i - -(-c * asked.count // num_classes)) for i, c in enumerate(classes)]  # index within the class
     mixed = [images[i] for i in random_draws.generator(0, "generation").permutation(asked.count)]
     return [mixed[start : start + asked.batch_size] for start in range(0, asked.count, asked.batch_size)]
 
 
 def _folder(asked: GeneratedImages, context: Context) -> Path:
-    """Named by all that the images depend on."""
+    """A folder that is named by all settings on which the images depend."""
     name = [
         f"evaluation_step_{context.step:08d}-{_digest(context)}",
         f"{choose_sampler(context.objective, asked.sampler_name())}{asked.steps}",
@@ -63,7 +63,7 @@ def _folder(asked: GeneratedImages, context: Context) -> Path:
 
 
 def _check(asked: GeneratedImages, context: Context) -> None:
-    """UserError on what this run cannot be asked for."""
+    """Raises UserError for settings that this run does not support."""
     check_steps(context.objective, asked.steps, "images.steps")
     if len(asked.interval) != 2 or not 0 <= asked.interval[0] <= asked.interval[1] <= 1:
         raise UserError(f"images.interval={asked.interval}: give two times, from 0 to 1, the lower one first")
@@ -74,7 +74,7 @@ def _check(asked: GeneratedImages, context: Context) -> None:
 def _make_batches(asked: GeneratedImages, context: Context) -> list[Path]:
     """Generates the batches that are missing. Returns the files of all batches."""
     _check(asked, context)
-    _ = context.track.autoencoder  # missed now, not after all the steps
+    _ = context.track.autoencoder  # raises here if it is missing, not after sampling
     folder = _folder(asked, context)
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
@@ -107,13 +107,13 @@ def _sample(asked: GeneratedImages, context: Context, batch: list[tuple[int, int
 
 
 def decode_rgb(context: Context, x0: Tensor) -> Tensor:
-    """Decodes latents to RGB [B,3,S,S] on the run's device, rounded to multiples of 1/255 as image files have them."""
+    """Decodes latents to RGB [B,3,S,S] on the run's device, rounded to multiples of 1/255 as in image files."""
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
         return (context.track.to_rgb(x0.to(context.device)) * 255).round() / 255
 
 
 def _digest(context: Context) -> str:
-    """Of the weights that made the images, as far as they were trained."""
+    """A digest of the trained weights that generated the images."""
     digest = hashlib.sha256()
     for name, parameter in sorted(trainable(context.model).items()):
         digest.update(name.encode())

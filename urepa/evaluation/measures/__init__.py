@@ -1,3 +1,2 @@
-"""What is measured of a run: a file declares one evaluation (`Evaluation` of
-`urepa.core.evaluation_protocols`), with the columns that its values have in `compare`. Files whose names
-end in `_math` measure, each for one evaluation or for several."""
+"""The evaluations. A file declares one evaluation (`Evaluation` of `urepa.core.evaluation_protocols`) with the columns
+of its values in `compare`. A file whose name ends in `_math` computes the values of one evaluation or of several."""

@@ -1,4 +1,4 @@
-"""How well generated images fit the prompts of their classes."""
+"""The declaration of the CLIP score: how well generated images match the prompts of their classes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""CLIP score: how well each generated image fits the prompt of its class (Hessel et al. 2021, as torchmetrics scales
-it: 100 × the cosine, 0 where that is negative).
+"""CLIP score: how well each generated image matches the prompt of its class (Hessel et al. 2021, scaled as in
+torchmetrics: 100 × the cosine, 0 if that is negative).
 
 Shapes: B images, K classes, E width of CLIP's common space.
 """
@@ -44,7 +44,7 @@ def score_prompts(asked: ClipScore, context: Context) -> dict[str, float]:
 
 
 def _load(model: str) -> tuple[Any, Any]:
-    """The network and its tokenizer; a UserError where they are not to be had."""
+    """The network and its tokenizer. Raises UserError if they are not available."""
     from transformers import CLIPModel, CLIPTokenizer
 
     progress.hide_loading()

@@ -1,4 +1,4 @@
-"""Linear segmentation from frozen tokens."""
+"""The declaration of linear segmentation from frozen tokens."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Dense:
-    """mIoU at the masks' resolution, logits bilinearly enlarged: of the tap and of its head's output under the null
-    condition, with noise fixed by each image's name; of an encoder's tokens as ceiling and of the tap before any
-    training as floor."""
+    """mIoU of linear segmentation at the resolution of the masks, with bilinearly enlarged logits. Evaluated are the
+    tap and its head's output under the null condition, with noise fixed by each image's name; an encoder's tokens as
+    upper reference; and the tap before any training as lower reference."""
 
     _target_: str = "urepa.evaluation.measures.dense.Dense"
     tap: str = setting("the tap that is read", is_a=TAP)
@@ -52,7 +52,7 @@ class Dense:
         return segment_linearly(self, context)
 
     def check_images(self, there: ImageCounts, place: str = "evaluation.dense.") -> None:
-        """Its images are in a folder of their own, which is to be given."""
+        """Raises UserError if the folder of images and masks is not given or does not exist."""
         if self.folder is None:
             raise UserError(f"give {place}folder=FOLDER with images/NAME.jpg and masks/NAME.png")
         if not Path(self.folder).is_dir():

@@ -1,8 +1,8 @@
 """A linear segmentation probe on frozen spatial tokens, from a folder of images and masks.
 
-FOLDER/images/NAME.jpg (or .png and so on) and FOLDER/masks/NAME.png: a fifth of the names, drawn from the names alone,
-is held out; or FOLDER/{train,val}/{images,masks}/... as somebody has divided them. A mask holds class ids, as a palette
-or grey image of its picture's size; 255 counts for nothing. Both are cut to their central square.
+Input is either FOLDER/images/NAME.jpg (or .png and so on) and FOLDER/masks/NAME.png, of which a fifth of the names,
+drawn from the names alone, is held out; or FOLDER/{train,val}/{images,masks}/... with a given split. A mask is a
+palette or grey image of class ids with its image's size; the id 255 is ignored. Both are cropped to the central square.
 
 Shapes: B images, N tokens of a grid h x w, D features, K classes, HW of a mask.
 """
@@ -34,27 +34,27 @@ from urepa.evaluation.measures.dense import Dense
 from urepa.method.training_step import AlignedModel
 
 IGNORED = 255
-HELD_OUT = 0.2  # of the images of a folder that nobody has divided
+HELD_OUT = 0.2  # share of the images, if the folder has no given split
 ORIENTATION = 0x0112  # EXIF
 STRENGTH = 0.1  # sklearn's C, on standardised features
-Walk = Callable[[list[Sample]], Iterator[tuple[list[Sample], Tokens]]]  # tokens of images, chunk by chunk
+Walk = Callable[[list[Sample]], Iterator[tuple[list[Sample], Tokens]]]  # yields the tokens of images, chunk by chunk
 
 
 def segment_linearly(asked: Dense, context: Context) -> dict[str, float]:
-    """mIoU of a linear probe on every kind of tokens."""
+    """mIoU of a linear probe on each kind of tokens."""
     asked.check_images(cache_counts(context.cache))
     assert asked.folder is not None, "it was checked"
     train, test = read_folder(Path(asked.folder))
     parts = subset(train, asked.train_images), subset(test, asked.test_images)
     pictures = Pictures(context)
-    seen = replace(context, cache=pictures)  # type: ignore[arg-type]  # of a cache, a walk reads these three
+    seen = replace(context, cache=pictures)  # type: ignore[arg-type]  # a walk uses these three methods of a cache
     walks = {"tap": _tap_walk(asked, seen, context.model)}
     if context.head_at(asked.tap) is not None:
         walks["head"] = _head_walk(asked, seen)
     if asked.teacher is not None:
         walks["teacher"] = _teacher_walk(asked.teacher.build(), pictures)
     metrics = {f"final/dense/{what}": probe_iou(walk, *parts) for what, walk in walks.items()}
-    for floor, build in context.floors.items():  # one model more at a time
+    for floor, build in context.floors.items():  # one additional model at a time
         metrics[f"final/dense/{floor}_tap"] = probe_iou(_tap_walk(asked, seen, build()), *parts)
     return metrics
 
@@ -80,15 +80,15 @@ def _teacher_walk(encoder: Any, pictures: "Pictures") -> Walk:
 
 
 class Pictures:
-    """A folder's pictures where the backbone reads a track's cache: central squares of the track's size."""
+    """The images of a folder, in place of a track's cache: central squares of the track's size."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.conditions, self.grids = context, context.cache.conditions, context.cache.grids
-        # by path, as splits may share names. A VAE costs more than the backbone's taps, and several walks ask
+        # by path, as splits may share names. A VAE costs more than the backbone's taps, and there are several passes
         self._x0: dict[str, Tensor] = {}
 
     def images(self, samples: list[Sample]) -> Tensor:
-        """[B,C,S,S] in [0,1], on the run's device."""
+        """Images [B,C,S,S] in [0,1], on the run's device."""
         channels, size, _ = self.context.track.image_shape
         mode = "L" if channels == 1 else "RGB"
         pixels = [np.asarray(square(_read(s.path), size).convert(mode)) for s in samples]
@@ -96,11 +96,11 @@ class Pictures:
         return images.permute(0, 3, 1, 2).float().to(self.context.device) / 255
 
     def rgb(self, samples: list[Sample]) -> Tensor:
-        """[B,3,S,S], as teachers take them."""
+        """RGB [B,3,S,S], as teachers expect."""
         return self.images(samples).expand(-1, 3, -1, -1)
 
     def x0(self, samples: list[Sample]) -> Tensor:
-        """Latents [B,C,H,W] on the CPU, as a cache has them."""
+        """Latents [B,C,H,W] on the CPU, as from a cache."""
         new = [s for s in samples if s.path not in self._x0]
         if new:
             with torch.no_grad(), torch.autocast(self.context.device.type, enabled=False):
@@ -125,8 +125,8 @@ def probe_iou(walk: Walk, train: list[Sample], test: list[Sample]) -> float:
 
 
 def mean_iou(counts_KK: np.ndarray) -> float:
-    """The mean of intersection over union, of classes that are there or were said to be: pixels by true (row) and found
-    class (column), over all images."""
+    """The mean intersection over union of the classes that occur or were predicted. The counts are of pixels by true
+    class (row) and predicted class (column), over all images."""
     both = np.diag(counts_KK)
     either = counts_KK.sum(0) + counts_KK.sum(1) - both
     if not either.any():
@@ -136,7 +136,7 @@ def mean_iou(counts_KK: np.ndarray) -> float:
 
 @dataclass
 class Probe:
-    """Logistic regression of a token's class. A token that covers several classes counts for each by its share."""
+    """Logistic regression of a token's class. A token that covers several classes is weighted by their shares."""
 
     ids_K: np.ndarray  # class ids as in the masks
     scaler: Any
@@ -161,7 +161,7 @@ class Probe:
         model = LogisticRegression(C=STRENGTH, max_iter=1000)
         model.fit(scaler.transform(x_nD)[row], id_, sample_weight=share_nK[row, id_])
         weight, bias = model.coef_, model.intercept_
-        if len(weight) == 1:  # of two classes sklearn keeps the second's logit alone
+        if len(weight) == 1:  # for two classes, sklearn has only the second one's logit
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         return Probe(model.classes_, scaler, weight, bias)
 
@@ -174,7 +174,7 @@ class Probe:
 
 
 def _shares(mask_HW: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The share [N,256] of each token's cell that a class covers; of what counts for nothing there is none."""
+    """The share [N,256] of each token's cell that each class covers; ignored pixels have no class."""
     present = [int(k) for k in np.unique(mask_HW) if k != IGNORED]
     shares_N256 = np.zeros((grid[0] * grid[1], 256), dtype=np.float32)
     for k in present:
@@ -187,7 +187,7 @@ def _shares(mask_HW: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def read_folder(folder: Path) -> tuple[list[Sample], list[Sample]]:
-    """Training and held-out images, by name; a UserError that says what is missing."""
+    """Training and held-out images, by name. Raises UserError with what is missing."""
     if (folder / "train").is_dir():
         train, test = _pairs(folder / "train"), _pairs(folder / "val")
     else:
@@ -216,7 +216,7 @@ def _pairs(folder: Path) -> list[Sample]:
 
 
 def read_mask(sample: Sample) -> np.ndarray:
-    """Class ids uint8 [H,W], the central square."""
+    """Class ids of the central square, uint8 [H,W]."""
     image = Path(sample.path)
     file = image.parent.parent / "masks" / f"{image.stem}.png"
     mask = _open_picture(str(file))
@@ -236,7 +236,7 @@ def read_mask(sample: Sample) -> np.ndarray:
 
 @contextmanager
 def _read_errors_as_user_errors(path: str) -> Iterator[None]:
-    """Inside, errors from a picture that cannot be read become a UserError."""
+    """Within the block, errors from an unreadable image become a UserError."""
     try:
         yield
     except UNREADABLE as error:
@@ -258,7 +258,7 @@ def _open_picture(path: str) -> Any:
 
 
 def _size(path: str) -> tuple[int, int]:
-    """Width and height of a picture as it is shown."""
+    """Width and height of an image as displayed."""
     from PIL import Image
 
     with Image.open(path) as image:

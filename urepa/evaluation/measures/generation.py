@@ -1,4 +1,4 @@
-"""How far generated images are from real ones."""
+"""The declaration of distances between generated and real images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from urepa.evaluation.context import Context
 
 
-NAME = re.compile(r"[\w.-]+")  # what MLflow takes between slashes
+NAME = re.compile(r"[\w.-]+")  # what MLflow accepts between slashes
 CIRCULAR = "final/circular/{}"  # the encoder is the run's own teacher
 ERROR = "standard error of FD({}) over resamplings of"
 
 
 def _distance(kind: str, title: str, better: str, *more: Reference) -> Metric:
-    """A column for each encoder, with the same of held-out images beside it."""
+    """A column for each encoder, with the value of held-out images as its reference."""
     held_out = Reference(f"floor/{kind}/{{}}", label=f"{title}({{}}) of held-out images")
     key, label = f"final/{kind}/{{}}", f"{title}({{}})"
     return Metric(key, label, better, place=100, beside=(held_out, *more), circular=CIRCULAR)
@@ -61,7 +61,7 @@ class Generation:
         return measure_distances(self, context)
 
     def check_images(self, there: ImageCounts, place: str = "") -> None:
-        """Also names of encoders that could be no column's."""
+        """Checks the numbers of images, and that encoder names are valid in column names."""
         for name in self.encoders:
             if NAME.fullmatch(name) is None:
                 raise UserError(f"encoders: '{name}' is no name for a column; take letters, digits, '.', '_' and '-'")

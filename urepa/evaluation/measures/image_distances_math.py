@@ -1,9 +1,10 @@
-"""How far the run's images are from real ones, in the features of encoders that are named in each result.
+"""Distances between the run's images and real ones, in the features of encoders that each result names.
 
-Real images are the track's latents decoded, as the run's own images are: with a VAE, what it makes of photographs, so
-that its errors count for neither side. `final/fd/NAME` and the others are against training images; `floor/...` are the
-same numbers of held-out real images. `final/fd_se/NAME` and `floor/fd_se/NAME` are the standard errors of the Fréchet
-distances over resamplings of the generated or the held-out images; of fewer than 20 images there are none.
+Real images are the track's decoded latents, like the run's own images: with a VAE, they are its reconstructions of
+photographs, so that its errors affect both sides. `final/fd/NAME` and the others compare with training images;
+`floor/...` are the same values of held-out real images. `final/fd_se/NAME` and `floor/fd_se/NAME` are the standard
+errors of the Fréchet distances over resamplings of the generated or the held-out images; with fewer than 20 images
+there are none.
 
 Shapes: B images, S image size, n rows, D features.
 """
@@ -44,12 +45,12 @@ from urepa.evaluation.measures.generation import Generation
 from urepa.evaluation.measures.inception_score import InceptionScore
 
 CHUNK = 64  # real images decoded and encoded at a time
-KEPT_EVERY = 32 * CHUNK  # what a kill may cost at most
+KEPT_EVERY = 32 * CHUNK  # at most this much work is lost in a kill
 
 
 class FeatureSet:
-    """Features of images that come batch by batch: moments of all, and the first `subset` rows. Memory grows with
-    `subset` alone."""
+    """Features of images that arrive batch by batch: moments of all, and the first `subset` rows. Memory depends only
+    on `subset`."""
 
     def __init__(self, subset: int) -> None:
         self.subset, self.count = subset, 0
@@ -57,7 +58,7 @@ class FeatureSet:
         self._kept: list[np.ndarray] = []
 
     def add(self, x_BD: np.ndarray) -> None:
-        """Takes another batch in."""
+        """Adds a batch."""
         if self._moments is None:
             self._moments = Moments(x_BD.shape[1])
         self.moments.add(x_BD)
@@ -67,23 +68,23 @@ class FeatureSet:
 
     @property
     def moments(self) -> Moments:
-        """Of all rows."""
+        """The moments of all rows."""
         assert self._moments is not None, "nothing was added"
         return self._moments
 
     @property
     def rows_nD(self) -> np.ndarray:
-        """The rows that were kept."""
+        """The rows that were kept, at most `subset`."""
         return np.concatenate(self._kept)
 
     def save(self, file: Path) -> None:
-        """As it is now."""
+        """Saves the current state."""
         tensors = {"mean": self.moments.mean_D, "scatter": self.moments.scatter_DD, "rows": self.rows_nD}
         write_whole(file, save(tensors | {"count": np.array(self.count)}))
 
     @staticmethod
     def load(file: Path, subset: int) -> "FeatureSet":
-        """As it was saved; an empty one if it was not."""
+        """The saved state; an empty set if there is none."""
         found = FeatureSet(subset)
         if file.exists():
             tensors = load_file(file)
@@ -95,13 +96,13 @@ class FeatureSet:
 
 
 def measure_distances(asked: Generation, context: Context) -> dict[str, float]:
-    """The distances in the features of every encoder that is to be had; `Incomplete` where one is not."""
+    """The distances in the features of every available encoder. Raises `Incomplete` if one is not available."""
     asked.check_images(cache_counts(context.cache))
     encoders = {name: encoder.build() for name, encoder in asked.encoders.items()}
     lacking: dict[str, str] = {}
     for name, encoder in encoders.items():
         try:
-            encoder.weights_sha256()  # missed now, not after all the sampling
+            encoder.weights_sha256()  # raises here if they are missing, not after sampling
         except UserError as error:
             lacking[name] = str(error)
     if lacking and len(lacking) == len(encoders):
@@ -133,7 +134,8 @@ def _measure(asked: Generation, context: Context, encoders: dict[str, Any]) -> d
 
 
 def _real(asked: Generation, context: Context) -> tuple[Samples, Samples]:
-    """Training images to compare with, and as many held-out ones as images are made; none if there are fewer."""
+    """The training images for comparison, and as many held-out ones as images are generated; none if there are
+    fewer."""
     train = _shuffle(context.cache.splits["train"])
     wanted = len(train) if asked.reference_images is None else asked.reference_images
     splits = context.cache.splits
@@ -163,30 +165,30 @@ def score_classes(asked: InceptionScore, context: Context) -> dict[str, float]:
     """The Inception Score, and its standard deviation over parts of the images."""
     asked.check_images(cache_counts(context.cache))
     encoder = asked.encoder.build()
-    encoder.weights_sha256()  # missed now, not after all the sampling
+    encoder.weights_sha256()  # raises here if they are missing, not after sampling
     batches = []
     for _, rgb in asked.images.rgb(context):
-        with torch.autocast(context.device.type, enabled=False):  # an encoder has a precision of its own
+        with torch.autocast(context.device.type, enabled=False):  # encoders have their own precision
             batches.append(encoder.probabilities(rgb).cpu().numpy())
     score = inception_score(np.concatenate(batches), asked.splits)
     return {"final/inception_score": score.mean, "final/inception_score_sd": score.sd}
 
 
 def image_features(tokens: Tokens) -> Tensor:
-    """An image's features [B,D]: √D × the mean of its tokens. A teacher's tokens have unit length; in these units they
-    have a mean square of 1 per dimension, which the kernel of KID, (x·y / D + 1)³, is made for."""
+    """An image's features [B,D]: √D × the mean of its tokens. A teacher's tokens have unit length. In these units they
+    have a mean square of 1 per dimension, for which the kernel of KID, (x·y / D + 1)³, is designed."""
     return tokens.x_BND.float().mean(1) * tokens.x_BND.shape[2] ** 0.5
 
 
 def encode_images(context: Context, encoder: Any, rgb_B3SS: Tensor) -> np.ndarray:
-    """Features [B,D], float32. An encoder has a precision of its own, not the run's."""
+    """Features [B,D], float32. They are computed in the encoder's precision, not in the run's."""
     with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
         return image_features(encoder.tokens(rgb_B3SS)).cpu().numpy()
 
 
 def is_circular(context: Context, encoder: Any) -> bool:
-    """Is the encoder a network that the run is aligned to? By name, or by weights, which may lie under several names;
-    where the teacher's are not known and it could be, that is said."""
+    """Whether the encoder is a network to which the run is aligned, by name or by weights, which may have several
+    names. If the teacher's weights are unknown and it might be the same network, a warning is printed."""
     own = encoder.manifest()
     for teacher in (tokens.manifest["teacher"] for tokens in context.cache.tokens.values()):
         if all(teacher.get(key) == own.get(key) for key in ("family", "model")):
@@ -205,8 +207,8 @@ def is_circular(context: Context, encoder: Any) -> bool:
 def real_features(
     context: Context, encoders: dict[str, Any], samples: Sequence[Sample], subset: int
 ) -> dict[str, FeatureSet]:
-    """Features of real images in each encoder: computed once for all the runs of a track and kept beside its latents,
-    also what a kill interrupts."""
+    """Features of real images in each encoder. They are computed once for all runs of a track and stored next to its
+    latents; a computation that is interrupted by a kill is continued."""
     files = {name: _features_file(context, name, encoder, samples, subset) for name, encoder in encoders.items()}
     found = {name: FeatureSet.load(file, subset) for name, file in files.items()}
     with progress.bar(
@@ -229,18 +231,18 @@ def real_features(
 
 
 def _features_file(context: Context, name: str, encoder: Any, samples: Sequence[Sample], subset: int) -> Path:
-    """Named by all that the features depend on."""
+    """A file that is named by everything on which the features depend."""
     latents = context.cache.latents
     facts: tuple[Any, ...] = (encoder.manifest(), encoder.weights_sha256(), context.device.type, subset)
     if context.track.autoencoder is not None:
         facts += (_decoder_sha256(context.track.autoencoder),)
-    made = latents.mark.stat().st_mtime_ns  # latents that are made anew count as others
+    made = latents.mark.stat().st_mtime_ns  # latents that are made again count as different
     digest = random_draws.digest64("features", facts, latents.manifest, made, *(s.sample_id for s in samples))
     return latents.folder.parent / "features" / f"{name}-{len(samples)}-{digest:016x}.safetensors"
 
 
 def _decoder_sha256(vae: Any) -> str:
-    """Digest of what turns latents into images."""
+    """A digest of the network that decodes latents."""
     scaling = {key: value for key, value in scaling_of(vae).facts().items() if key in NEUTRAL}
     digest = hashlib.sha256(str(vae.config.scaling_factor).encode() + (str(scaling).encode() if scaling else b""))
     for name, tensor in sorted(vae.state_dict().items()):
@@ -254,7 +256,7 @@ def _save_features(found: FeatureSet, file: Path) -> None:
     try:
         file.parent.mkdir(exist_ok=True)
         found.save(file)
-    except OSError as error:  # a track that belongs to others, or a full disk
+    except OSError as error:  # the track's folder may be read-only, or the disk full
         print(f"warning: the features of the real images are not kept for later runs: {error}")
 
 

@@ -1,4 +1,4 @@
-"""The Inception Score of generated images."""
+"""The declaration of the Inception Score of generated images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""k-NN on frozen features."""
+"""The declaration of k-NN on frozen features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features."""
+"""The declaration of logistic regression on frozen features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What simple readers find in frozen features, under the null condition: a quick look, and the whole reading.
+"""k-NN and logistic regression on frozen features, under the null condition: the quick probe and the full probes.
 
 Shapes: B samples, N tokens, D features.
 """
@@ -41,12 +41,12 @@ Reader = Callable[[Vectors, Labels], dict[str, float]]
 
 
 def _parts(context: Context, train_images: int, test_images: int) -> Parts:
-    """The images that readers are fitted to and read on, fixed by their ids."""
+    """The images for fitting and for scoring, chosen only by their ids."""
     return subset(context.cache.splits["train"], train_images), subset(held_out_samples(context), test_images)
 
 
 def probe_tap(asked: TapProbe, context: Context) -> dict[str, float]:
-    """The quick look."""
+    """The quick probe of the tap."""
     asked.check_images(cache_counts(context.cache))
     parts = _parts(context, asked.train_images, asked.test_images)
     labels = labels_of(parts[0]), labels_of(parts[1])
@@ -65,19 +65,19 @@ def probe_tap(asked: TapProbe, context: Context) -> dict[str, float]:
 
 
 def read_neighbours(asked: Knn, context: Context) -> dict[str, float]:
-    """The whole reading by k-NN."""
+    """The full probe by k-NN."""
     asked.check_images(cache_counts(context.cache))
     return _read(asked, context, "knn", partial(knn_scores, k=asked.k))
 
 
 def read_linearly(asked: LinearProbe, context: Context) -> dict[str, float]:
-    """The whole reading by logistic regression."""
+    """The full probe by logistic regression."""
     asked.check_images(cache_counts(context.cache))
     return _read(asked, context, "linear_probe", linear_scores)
 
 
 def _read(asked: FrozenFeatures, context: Context, name: str, reader: Reader) -> dict[str, float]:
-    """`final/<name>/<what>` at `timestep`, and with more of `timesteps` `final/<name>/<what>_by_t/<t>`."""
+    """`final/<name>/<what>` at `timestep`, and `final/<name>/<what>_by_t/<t>` if `timesteps` has more."""
     parts = _parts(context, asked.train_images, asked.test_images)
     labels = labels_of(parts[0]), labels_of(parts[1])
     grid = sorted({asked.timestep, *asked.timesteps})
@@ -98,8 +98,8 @@ def _read(asked: FrozenFeatures, context: Context, name: str, reader: Reader) ->
 
 
 def _vectors(tap: str, context: Context, model: AlignedModel, parts: Parts, timestep: float) -> dict[str, Vectors]:
-    """Of the tap and of its head, if it has one. Training images are walked over once, their tokens wait on disk
-    for the query; then held-out ones once."""
+    """The vectors of the tap and of its head, if it has one. The features of the training images are computed once, and
+    their tokens are kept on disk for training the query; then those of the held-out images are computed once."""
     sources: dict[str, Callable[[Chunk], Tokens]] = {"tap": lambda chunk: chunk.taps[tap]}
     if context.head_at(tap) is not None:
         sources["head"] = lambda chunk: chunk.heads[tap]
@@ -137,5 +137,5 @@ def _pool_of(source: Callable[[Chunk], Tokens], pool: Callable[[Tokens], Tensor]
 
 
 def _score_vectors(vectors: dict[str, Vectors], labels: Labels, reader: Reader) -> dict[str, float]:
-    """The scores of every kind of vectors, by name and the score's suffix."""
+    """The scores of each kind of vectors, by name and the score's suffix."""
     return {f"{what}{top}": score for what, pair in vectors.items() for top, score in reader(pair, labels).items()}

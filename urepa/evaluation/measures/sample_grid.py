@@ -1,4 +1,4 @@
-"""Class-conditional samples."""
+"""The declaration of a grid of class-conditional samples."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class SampleGrid:
-    """A grid of class-conditional samples to look at, and what a k-NN on real images calls them. Rows of the grid are
-    classes, named where the track has names."""
+    """A grid of class-conditional samples, and the accuracy of a k-NN on real images for them. The rows of the grid are
+    classes, with names if the track has them."""
 
     _target_: str = "urepa.evaluation.measures.sample_grid.SampleGrid"
     per_class: int = setting("images of each class", ge=1, le=SIZE)

@@ -1,4 +1,4 @@
-"""Conditional samples: a grid to look at, and what a k-NN on real images calls them.
+"""Conditional samples: a grid for inspection, and the classes that a k-NN on real images assigns to them.
 
 Shapes: B samples, CHW latent.
 """
@@ -27,7 +27,7 @@ CHUNK = 100
 
 
 def samples_of(context: Context, class_ids: list[int], steps: int, guidance: float) -> Tensor:
-    """By the objective's usual sampler, from addressed noise: [B,C,H,W] on the CPU."""
+    """Samples [B,C,H,W] on the CPU, from addressed noise by the objective's usual sampler."""
     out, numbers = [], Counter[int]()
     images = []
     for class_id in class_ids:
@@ -44,7 +44,7 @@ def samples_of(context: Context, class_ids: list[int], steps: int, guidance: flo
 
 
 def sample(asked: SampleGrid, context: Context) -> dict[str, float]:
-    """Samples by class: a picture in the run's folder and, where asked, what a k-NN calls them."""
+    """Generates samples by class: a grid in the run's folder and, if requested, the accuracy of the k-NN."""
     asked.check_images(cache_counts(context.cache))
     classes = min(asked.max_classes, context.track.num_classes)
     ids = [c for c in range(classes) for _ in range(asked.per_class)]
@@ -61,7 +61,7 @@ def sample(asked: SampleGrid, context: Context) -> dict[str, float]:
 
 
 def rows_png(images_B3HW: Tensor, names: Sequence[str], columns: int) -> bytes:
-    """A row per class, with its name on the left where it has one."""
+    """A PNG with one row per class, with its name on the left if it has one."""
     if not names:
         return grid_png(images_B3HW, columns)
     rows = enumerate(images_B3HW.split(columns))
@@ -69,7 +69,7 @@ def rows_png(images_B3HW: Tensor, names: Sequence[str], columns: int) -> bytes:
 
 
 def knn_accuracy(context: Context, x0: Tensor, ids: list[int], k: int) -> float:
-    """The share of samples that a k-NN fitted to the real training images assigns to their class."""
+    """The share of samples that a k-NN fitted to real training images assigns to their class."""
     from sklearn.neighbors import KNeighborsClassifier
 
     train = context.cache.splits["train"]

@@ -1,4 +1,4 @@
-"""Spatial self-similarity of tokens."""
+"""The declaration of spatial self-similarity measures of tokens."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _column(measure: str, title: str, what: str) -> Metric:
 
 @dataclass
 class Spatial:
-    """iREPA's three measures of held-out images (arXiv 2512.10794): of the tap and of its head's output, between the
-    teacher's tokens and the tap of the model before any training."""
+    """iREPA's three measures (arXiv 2512.10794) on held-out images, for the tap and its head's output. References are
+    the teacher's tokens and the tap of the model before any training."""
 
     _target_: str = "urepa.evaluation.measures.spatial.Spatial"
     tap: str = setting("the tap that is read", is_a=TAP)

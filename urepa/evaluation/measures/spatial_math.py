@@ -1,10 +1,10 @@
-"""Spatial self-similarity of tokens: iREPA's measures (arXiv 2512.10794) of how much near tokens are more alike than
-distant ones, and how different the tokens of an image are at all.
+"""Spatial self-similarity of tokens: iREPA's measures (arXiv 2512.10794). They measure how much more similar near
+tokens are than distant ones, and how much the tokens of an image differ.
 
-All rest on cosines within an image. Distances are Manhattan distances d in steps of the grid, |Δrow| + |Δcolumn|, a
-step down as long as a step to the right; on a grid of h x w tokens the largest is (h − 1) + (w − 1). iREPA measures on
-16x16 grids, with d >= 6 as distant and a slope over d = 1 to 8; here both are shares of a grid's largest distance,
-because taps and teachers have grids of different sizes, and images other proportions: 0.2 and 0.27 of 30 give 6 and 8.
+All use cosines within an image and Manhattan distances d = |Δrow| + |Δcolumn| in steps of the grid. On a grid of h x w
+tokens the largest distance is (h − 1) + (w − 1). iREPA measures on 16x16 grids, with d >= 6 as distant and a slope over
+d = 1 to 8. Here both are shares of a grid's largest distance, because taps and teachers have grids of different sizes
+and images other proportions: 0.2 and 0.27 of 30 give 6 and 8.
 
 Shapes: B images, N tokens, D features.
 """
@@ -27,16 +27,16 @@ from urepa.evaluation.measures.spatial import Spatial
 
 
 def local_distant(tokens: Tokens, far: float) -> Tensor:
-    """LDS [B]: the mean cosine of neighbours (d = 1) less that of pairs with d of at least `far` of the grid's largest
-    distance. From -2 to 2; 0 where place means nothing."""
+    """LDS [B]: the mean cosine of neighbours (d = 1) minus that of pairs with d of at least `far` of the grid's largest
+    distance. From -2 to 2; 0 if similarity does not depend on position."""
     similarity_BNN, distance_NN = _pairs(tokens)
     distant_NN = distance_NN >= _steps(tokens.grid, far)
     return similarity_BNN[:, distance_NN == 1].mean(1) - similarity_BNN[:, distant_NN].mean(1)
 
 
 def decay_slope(tokens: Tokens, upto: float) -> Tensor:
-    """CDS [B]: how fast the mean cosine falls with d, as minus the slope of a line through d = 1 to `upto` of the
-    grid's largest distance, per step of the grid."""
+    """CDS [B]: the decrease of the mean cosine with d per step of the grid: minus the slope of a line fitted through
+    d = 1 to `upto` of the grid's largest distance."""
     similarity_BNN, distance_NN = _pairs(tokens)
     steps = torch.arange(1, _steps(tokens.grid, upto) + 1, device=similarity_BNN.device)
     means_BK = torch.stack([similarity_BNN[:, distance_NN == d].mean(1) for d in steps], dim=1)
@@ -45,13 +45,13 @@ def decay_slope(tokens: Tokens, upto: float) -> Tensor:
 
 
 def contrast(tokens: Tokens) -> Tensor:
-    """RMSC [B]: the root mean square distance of unit tokens from their mean, from 0 (all alike) to 1."""
+    """RMSC [B]: the root mean square distance of unit tokens from their mean, from 0 (all equal) to 1."""
     unit_BND = F.normalize(tokens.x_BND.double(), dim=-1)
     return (unit_BND - unit_BND.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
 
 
 def measure_structure(asked: Spatial, context: Context) -> dict[str, float]:
-    """The three measures of every kind of tokens, their means over held-out images."""
+    """The three measures of each kind of tokens, averaged over held-out images."""
     samples = subset(held_out_samples(context), asked.images)
     sources: dict[str, Callable[[Chunk], Tokens]] = {"tap": lambda chunk: chunk.taps[asked.tap]}
     if context.head_at(asked.tap) is not None:
@@ -82,7 +82,7 @@ def _teacher_measures(asked: Spatial, context: Context, samples: list[Sample]) -
 
 
 def _measures(asked: Spatial, tokens: Tokens) -> Tensor:
-    """[B,3]."""
+    """The three measures [B,3] of each sample's tokens."""
     if sum(tokens.grid) < 4:
         raise UserError(f"a grid of {tokens.grid[0]}x{tokens.grid[1]} tokens is too small to have distant ones")
     return torch.stack([local_distant(tokens, asked.far), decay_slope(tokens, asked.decay), contrast(tokens)], dim=1)
@@ -99,5 +99,5 @@ def _pairs(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def _steps(grid: tuple[int, int], share: float) -> int:
-    """A share of the grid's largest distance in whole steps; at least 2, which are no neighbours."""
+    """A share of the grid's largest distance in whole steps, at least 2, because 1 is a neighbour."""
     return max(2, round(share * (sum(grid) - 2)))

@@ -1,4 +1,4 @@
-"""A quick look at what a tap says of classes."""
+"""The declaration of a quick probe of a tap."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class TapProbe:
-    """The quick look: k-NN (cosine) and logistic regression (standardised features) of the mean-pooled tap, fitted to
-    training images and read on test images; k-NN of the teacher's pooled tokens and of the pixels beside it."""
+    """The quick probe: k-NN (cosine) and logistic regression (standardised features) of the mean-pooled tap, fitted to
+    training images and scored on test images. References are a k-NN of the teacher's pooled tokens and of pixels."""
 
     _target_: str = "urepa.evaluation.measures.tap_probe.TapProbe"
     tap: str = setting("the tap that is read", is_a=TAP)

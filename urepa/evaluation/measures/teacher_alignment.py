@@ -1,4 +1,4 @@
-"""How near the aligned taps have come to the teacher."""
+"""The declaration of measures of how similar the aligned taps are to the teacher."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from urepa.evaluation.context import Context
 
 
-FEWEST = 4  # samples that the unbiased HSIC needs
-# What is measured against the teacher's own tokens, at whatever tap, rests on these; a head's fit also on what the
-# loss made of them.
+FEWEST = 4  # smallest number of samples for the unbiased HSIC
+# The settings on which values against the teacher's own tokens depend, at any tap. A head's fit also depends on the
+# loss's target.
 OF_TEACHER = ("teacher", "data.token_dtype")
 OF_FIT = (*OF_TEACHER, "loss.spatial_norm")
-OF_SIMILARITIES = (*OF_HEADS, "loss.manifold_weight")  # the manifold loss trains them
+OF_SIMILARITIES = (*OF_HEADS, "loss.manifold_weight")  # the manifold loss trains similarities
 
 
 def _floors(measure: str) -> tuple[Reference, ...]:
-    """The models before training; of several teachers each."""
+    """References of the models before training; with several teachers one per teacher."""
     rows = (("untrained", UNTRAINED), ("random", RANDOM))
     beside = [Reference(f"final/{floor}_{measure}", row) for floor, row in rows]
     return (*beside, *(Reference(f"final/{floor}_{measure}/{{}}") for floor, _ in rows))
@@ -44,7 +44,7 @@ AT_THE_TAP = (
     Metric("final/cka", "CKA of the tap", "↑", OF_TEACHER, place=40, beside=_floors("cka")),
     Metric("final/cknna", "CKNNA of the tap", "↑", OF_TEACHER, place=40, beside=_floors("cknna")),
 )
-# at the other aligned taps, or of one of several teachers
+# at other aligned taps, or of one of several teachers
 ELSEWHERE = tuple(
     Metric(f"{m.key}/{{}}", f"{m.label} ({{}})", m.better, m.rests_on, trained_by=m.trained_by) for m in AT_THE_TAP
 )
@@ -52,12 +52,12 @@ ELSEWHERE = tuple(
 
 @dataclass
 class TeacherAlignment:
-    """Every aligned tap against every teacher on held-out images. Of its head's tokens: the mean cosine with what the
-    loss compares them with (the teacher's, or those spatially normalised), raw and less the best constant token's where
-    it is the teacher's own, the MAE of sample similarities and the recall of their `neighbours` nearest neighbours. Of
-    its own pooled tokens, against the teacher's as they are: linear CKA and CKNNA. The values at `timestep` have plain
-    names for the tap `tap` and end in the tap's name for others, and with several teachers in the teacher's; the whole
-    grid of t is in `..._by_t` and a figure."""
+    """Compares every aligned tap with every teacher on held-out images. For the tokens of its head: the mean cosine
+    with the loss's targets (the teacher's tokens, raw or spatially normalised); for raw targets also the cosine minus
+    that of the best constant token; the MAE of sample similarities; and the recall of their `neighbours` nearest
+    neighbours. For the tap's own pooled tokens and the teacher's: linear CKA and CKNNA. Values at `timestep` have plain
+    names for the tap `tap`; for other taps they end in the tap's name, and with several teachers in the teacher's. The
+    values of all t are in `..._by_t` and in a figure."""
 
     _target_: str = "urepa.evaluation.measures.teacher_alignment.TeacherAlignment"
     tap: str = setting("whose values have the plain names; those of other aligned taps end in theirs", is_a=TAP)

@@ -1,4 +1,4 @@
-"""How near a run has come to its teacher, against t.
+"""Measures of how similar a run's features are to those of its teacher, over t.
 
 Shapes: B samples of a chunk, N tokens, D widths.
 """
@@ -84,7 +84,7 @@ def _teacher_values(asked: TeacherAlignment, context: Context, samples: list[Sam
 def _values_at(
     context: Context, samples: list[Sample], teacher: dict[str, Tensor], taps: list[str], t: float, neighbours: int
 ) -> dict[str, dict[str, float]]:
-    """All values by tap at one timestep, in one pass."""
+    """All values at one timestep, by tap, in one pass."""
     pools: dict[str, Pool] = {}
     for tap in taps:
         pools[f"{tap} tap"] = tap_pool(tap)
@@ -110,15 +110,15 @@ def _tap_values(tap_ND: Tensor, teacher_NE: Tensor, neighbours: int) -> dict[str
 
 
 def _teacher_vectors(context: Context, samples: list[Sample]) -> dict[str, Tensor]:
-    """The teacher's mean tokens, the pooled unit vectors of the loss's targets and, where those are its
-    tokens, the best constant token's cosine with them: a row a sample."""
+    """One row per sample: the teacher's mean tokens, the pooled unit vectors of the loss's targets and, if those are
+    the teacher's tokens, the best constant token's cosine with them."""
     kept: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, len(samples), CHUNK):
         tokens = teacher_tokens(context, samples[start : start + CHUNK])
         target, tokens_BND = context.loss.targets(tokens), tokens.x_BND
         kept["mean"].append(mean_token(tokens))
         kept["pooled"].append(loss_math.pool_tokens(target.x_BND, target.mask_BN))
-        if context.loss.spatial_norm is None:  # else the mean token is another one
+        if context.loss.spatial_norm is None:  # otherwise the mean token is a different one
             constant_D = context.cache.mean_token(context.teacher)
             assert constant_D is not None
             constant_BND = constant_D.expand_as(tokens_BND)
@@ -141,7 +141,7 @@ def _cosine(context: Context, tap: str, chunk: Chunk) -> Tensor:
 
 
 def _figure(by_t: dict[float, dict[str, dict[str, float]]]) -> bytes:
-    """Each value against t, a line a tap."""
+    """A figure of each value over t, with one line per tap."""
     first = next(iter(by_t.values()))
     taps = list(first)
     return curves_png(
