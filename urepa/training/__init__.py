@@ -1,1 +1,1 @@
-"""Building a run, the loop, the optimiser, guards."""
+"""Building a run, the training loop, the optimiser, guards."""

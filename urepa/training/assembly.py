@@ -1,5 +1,5 @@
-"""From a config to a Trainer, in the order that matters: base weights, LoRA, heads, warm start, freezing,
-optimiser, EMA, `accelerator.prepare`."""
+"""Builds a Trainer from a config. The order matters: base weights, LoRA, heads, warm start, freezing, optimiser, EMA,
+`accelerator.prepare`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from urepa.training.trainer import Settings, Trainer
 
 
 def load_modules(config: Any) -> None:
-    """Imports the module of every part of a config, and of declared parts what they import when they are built."""
+    """Imports the modules of all parts of a config, and the modules that declared parts import when they are built."""
     for key, value in flatten(config).items():
         if key.rpartition(".")[2] == "_target_":
             module = value.rpartition(".")[0]
@@ -59,7 +59,7 @@ def load_modules(config: Any) -> None:
 
 
 def build_part(config: dict[str, Any], **known: Any) -> Any:
-    """What a declaration builds from its settings and from what is known when a run begins. UserError where these do
+    """Builds a part from its settings and from values that are known when a run begins. Raises UserError if these do
     not fit together."""
     declaration = declaration_of(config)
     with build_errors(config):
@@ -78,20 +78,21 @@ def build_backbone(config: dict[str, Any], track: Any) -> Any:
 
 
 def build_backbone_without_weights(config: dict[str, Any], track: Any) -> Any:
-    """The same at random weights: no weights are read."""
+    """A config's backbone with random weights; no weights are read."""
     declared: Backbone = declaration_of(config["backbone"])
     with build_errors(config["backbone"]):
         return declared.build_without_weights(**_known_to_backbones(track))
 
 
 def _known_to_backbones(track: Any) -> dict[str, Any]:
-    """What a backbone is built with; the widths of a condition's parts where it is not a class id."""
+    """The arguments with which a backbone is built; includes the widths of the condition's parts unless the condition
+    is only a class id."""
     known = {"latent_shape": track.latent_shape, "num_classes": track.num_classes}
     widths = condition_widths(track)
     return known if tuple(widths) == (CLASS,) else known | {"widths": dict(widths)}
 
 
-BuildBackbone = Callable[[dict[str, Any], Any], Any]  # from a config and its track
+BuildBackbone = Callable[[dict[str, Any], Any], Any]  # called with a config and its track
 
 
 def build_model(
@@ -101,14 +102,15 @@ def build_model(
     loss: Any,
     backbone_from: BuildBackbone = build_backbone,
 ) -> tuple[AlignedModel, str]:
-    """Backbone, LoRA and heads, each initialised from (seed, part). Returns the backbone's optimiser group."""
+    """Backbone, LoRA and heads, each initialised from (seed, part). Returns the model and the backbone's optimiser
+    group."""
     seed = config["seed"]
     with torch_seed(seed, "backbone"):
         backbone = backbone_from(config, track)
     lora: LoRA = declaration_of(config["lora"])
     with torch_seed(seed, "lora"), build_errors(config["lora"]):
         lora.build(backbone)
-    for _, tap in settings_that_are(TAP, config["evaluation"]):  # now, not after the whole training
+    for _, tap in settings_that_are(TAP, config["evaluation"]):  # checked now, not after training
         backbone.tap_width(tap)
     heads = {}
     for tap in loss.taps:
@@ -130,7 +132,7 @@ def build_model(
 
 
 def check_takes_grid(target: str, head: Any) -> None:
-    """UserError for a network whose `forward` has no place for the teacher's grid."""
+    """Raises UserError if a network's `forward` has no parameter for the teacher's grid."""
     try:
         inspect.signature(head.forward).bind(None, None, None)
     except TypeError:
@@ -141,8 +143,8 @@ def check_takes_grid(target: str, head: Any) -> None:
 
 
 def check_heads(config: dict[str, Any], model: AlignedModel, cache: Caches, objective: Any) -> None:
-    """UserError where heads that do not resize meet, in any bucket, a tap of another grid than the teacher's: a U-Net's
-    taps have grids that only it tells."""
+    """Raises UserError if, in any bucket, a head that does not resize gets a tap with another grid than the teacher's.
+    The grids of a U-Net's taps are known only from the network."""
     if not model.heads or declaration_of(config["head"]).resizes:
         return
     time_1 = objective.times_of(objective.time_at(0.5)).reshape(1)
@@ -155,19 +157,19 @@ def check_heads(config: dict[str, Any], model: AlignedModel, cache: Caches, obje
 def build_untrained(
     config: dict[str, Any], track: Any, device: torch.device, backbone_from: BuildBackbone = build_backbone
 ) -> AlignedModel:
-    """The run's model before any training: as its seed draws it, or as its base weights say, with LoRA without effect.
-    A warm start counts as training."""
-    config = config | {"evaluation": {}}  # another evaluation's tap is not asked for here
+    """The run's model before any training: drawn from its seed, or with its base weights and LoRA without effect. A
+    warm start counts as training."""
+    config = config | {"evaluation": {}}  # taps of evaluations are not needed here
     loss = build_loss(config)
-    # heads ask its width and grid; its weights stay unread
+    # heads need the teacher's width and grid; its weights are not read
     teacher = build_part(config["teacher"]) if loss.taps else None
     model, _ = build_model(config, track, teacher, loss, backbone_from)
     return model.to(device).eval().requires_grad_(False)
 
 
 def build_random(config: dict[str, Any], track: Any, device: torch.device, like: AlignedModel) -> AlignedModel:
-    """The same as if its backbone began at random weights, drawn by the run's seed; what no seed draws (a U-Net's
-    prompts) is `like`'s. For a backbone with weights."""
+    """Like `build_untrained`, but with a backbone of random weights from the run's seed; weights that are not drawn (a
+    U-Net's prompts) are copied from `like`. For a backbone with pretrained weights."""
     model = build_untrained(config, track, device, build_backbone_without_weights)
     buffers = dict(like.named_buffers())
     for name, buffer in model.named_buffers():
@@ -176,8 +178,9 @@ def build_random(config: dict[str, Any], track: Any, device: torch.device, like:
 
 
 def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int) -> Evaluated:
-    """Runs the config's `evaluation` on the EMA weights after `step` updates, in each bucket by itself. Changes neither
-    weights nor random draws. With several teachers the first one is used; only evaluation.alignment uses each."""
+    """Runs the config's `evaluation` on the EMA weights after `step` updates, in each bucket separately. Changes
+    neither weights nor random draws. With several teachers the first one is used; only evaluation.alignment uses
+    all."""
     device = trainer.accelerator.device
     backbone: Backbone = declaration_of(config["backbone"])
     contexts = [
@@ -203,7 +206,7 @@ def evaluate_ema(config: dict[str, Any], trainer: Trainer, track: Any, step: int
 
 
 def speed_up(model: AlignedModel, settings: Settings, device: torch.device) -> None:
-    """The speed switches of conf/trainer, after freezing and before the optimiser."""
+    """Applies the speed settings of conf/trainer, after freezing and before the optimiser is built."""
     if settings.frozen == "bf16":
         speed_switches.hold_frozen_in_bf16(model.backbone)
     if settings.channels_last:
@@ -224,11 +227,11 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     objective = build_part(config["objective"])
     teacher = build_part(config["teacher"]) if loss.taps else None
     track = build_part(config["data"])
-    if track.build_on_first_use:  # parts that do not fit are missed now, not after the caches are made
+    if track.build_on_first_use:  # raises for parts that do not fit before the caches are made
         build_model(config, track, teacher, loss)
-    with accelerator.main_process_first():  # it builds the caches where they are missing
+    with accelerator.main_process_first():  # builds missing caches
         cache = track.open(teacher)
-    if checkpoint.newest(folder / "checkpoints") is None:  # a run that resumes goes on, and is told at its end
+    if checkpoint.newest(folder / "checkpoints") is None:  # a resumed run goes on, with a message at its end
         for bucket in cache.buckets:
             with in_bucket(bucket.bucket):
                 check_evaluations(config["evaluation"], cache_counts(bucket))

@@ -1,4 +1,4 @@
-"""The lines that a run begins with: device, parameters, samples, classes, and averages that would lag."""
+"""The first lines of a run's output: device, parameters, samples, classes, and a warning if averages would lag."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urepa.core.escaping import printable
 from urepa.data.cache import Cache
 from urepa.training.trainer import Trainer
 
-NAMED = 5  # names of classes that are shown
+NAMED = 5  # number of class names shown
 
 
 def start_lines(trainer: Trainer) -> str:
@@ -34,7 +34,7 @@ def start_lines(trainer: Trainer) -> str:
 
 
 def device(accelerator: Accelerator, precision: str) -> str:
-    """What one process computes on, and how many there are."""
+    """The device of a process, and the number of processes."""
     on_gpu = accelerator.device.type == "cuda"
     name = torch.cuda.get_device_name(accelerator.device) if on_gpu else f"CPU ({platform.machine()})"
     processes = count_text(accelerator.num_processes, "process", "processes")
@@ -43,7 +43,7 @@ def device(accelerator: Accelerator, precision: str) -> str:
 
 
 def parameters(model: nn.Module) -> str:
-    """By part, and how many of them train."""
+    """The number of parameters by part, and how many of them train."""
     by_part = {"backbone": [0, 0], "LoRA": [0, 0], "heads": [0, 0]}
     for name, parameter in model.named_parameters():
         part = "heads" if name.startswith("heads.") else "LoRA" if "lora_" in name else "backbone"
@@ -56,7 +56,8 @@ def parameters(model: nn.Module) -> str:
 
 
 def samples(trainer: Trainer) -> str:
-    """By split, how often the run sees each training sample and, of several buckets, how many of these each has."""
+    """The number of samples by split, how often the run uses each training sample and, with several buckets, their
+    sizes."""
     names = {"train": "training", "val": "validation", "test": "test"}
     splits = trainer.reader.cache.splits.items()
     steps, size = trainer.settings.max_steps, trainer.settings.batch_size
@@ -67,13 +68,13 @@ def samples(trainer: Trainer) -> str:
 
 
 def bucket_text(buckets: Sequence[Cache]) -> str:
-    """The training samples of each of several buckets, with what comes before; empty for one."""
+    """The number of training samples of each bucket, with a separator in front; empty for one bucket."""
     named = [f"{len(bucket.splits['train']):,} of {bucket.bucket}" for bucket in buckets]
     return f"; training images {', '.join(named)}" if len(named) > 1 else ""
 
 
 def classes(count: int, names: Any) -> str:
-    """How many, and the first names where there are some."""
+    """The number of classes, and the first names if there are any."""
     shown = ", ".join(printable(name) for name in list(names)[:NAMED])
     return f"{count:,}: {shown}{', ...' if count > NAMED else ''}" if shown else f"{count:,}"
 
@@ -83,7 +84,7 @@ def count_text(n: int, one: str, several: str) -> str:
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """How many parameters there are, by part, and how many of each train: for a run's summary."""
+    """The number of parameters by part, and of those that train, for a run's summary."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]

@@ -1,4 +1,4 @@
-"""What the GPU says of itself while it trains."""
+"""Sensor values of the GPU during training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class GpuSensors:
-    """Power and utilisation of this process's GPU, through NVML; nothing where there is none."""
+    """Power and utilisation of this process's GPU, through NVML; no values without a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -16,12 +16,12 @@ class GpuSensors:
         if self.speak:
             try:
                 self.read()
-            except Exception as error:  # noqa: BLE001  NVML has many: a shared GPU or a container may refuse
+            except Exception as error:  # noqa: BLE001  NVML has many errors: a shared GPU or a container may refuse
                 warnings.warn(f"GPU power and utilisation are not logged: {error}", stacklevel=2)
                 self.speak = False
 
     def read(self) -> dict[str, float]:
-        """`gpu/power_w` in watts, `gpu/utilization` in percent of the time, `gpu/memory_gib` at its peak so far."""
+        """`gpu/power_w` in watts, `gpu/utilization` in per cent of the time, `gpu/memory_gib` at its peak so far."""
         if not self.speak:
             return {}
         return {

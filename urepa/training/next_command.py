@@ -1,4 +1,4 @@
-"""The command that a finished run proposes as the next one."""
+"""The command that a finished run suggests as the next one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from urepa.runs.run_folder import IMAGES, Names, differences, is_identity
 from urepa.training.checks.combinations import composed
 
 SWEEP = ("loss.lambda_max=0,0.5", "head.depth=1,2")
-STEPS = "trainer.max_steps", "50"  # of a run that does not set them itself
+STEPS = "trainer.max_steps", "50"  # for a run that does not set them itself
 SWEPT = ("loss", "head")
-NOT_IN_NAMES = ("data.", "trainer.", "tracking.")  # where keys lie that serve no folder's name
+NOT_IN_NAMES = ("data.", "trainer.", "tracking.")  # prefixes of keys that are not in folder names
 
 
 def next_command(names: Names, config: dict[str, Any]) -> str:
-    """After a run of the quickstart, a short sweep on the same data with its overrides. After any other one, or where
-    the run's overrides are those of a sweep, the tracker's command."""
+    """After a run of the quickstart, a short sweep on the same data with the run's overrides. After any other run, or
+    if its overrides are already those of a sweep, the tracker's command."""
     overrides = sweep_overrides(names, config)
     if overrides is not None:
         return shlex.join(["python", "-m", "urepa.train", "-m", *SWEEP, *overrides])
@@ -31,18 +31,18 @@ def next_command(names: Names, config: dict[str, Any]) -> str:
 
 
 def sweep_overrides(names: Names, config: dict[str, Any]) -> list[str] | None:
-    """Overrides of a short sweep that goes on from a run of the quickstart: the run's own and, where the averages would
-    lag behind in so few steps, their warm-up. None where there is no such sweep: the run changes what would be swept,
-    or its overrides cannot be read back from its name."""
+    """Overrides of a short sweep based on a run of the quickstart: the run's own and, if the averages would lag in so
+    few steps, their warm-up. None if there is no such sweep: the run changes what would be swept, or its overrides
+    cannot be recovered from its name."""
     own = dict(override.split("=", 1) for override in names.overrides if "=" in override)
     if (names.experiment, names.ablation) != ("quickstart", "baseline"):
         return None
-    if "" in own.values() or any(key.partition(".")[0] in SWEPT for key in own):  # "": of a key that was dropped
+    if "" in own.values() or any(key.partition(".")[0] in SWEPT for key in own):  # "" is the value of a dropped key
         return None
     if IMAGES in own:
-        own[IMAGES] = str(config["data"]["images"])  # of which a name has the last component
+        own[IMAGES] = str(config["data"]["images"])  # a name contains only its last component
     named = composed(_overrides(own))
-    if named is None or _is_other(named, config):  # a `+` is in no name
+    if named is None or _is_other(named, config):  # names contain no `+`
         return None
     own |= _unnamed(config, named)
     own.setdefault(*STEPS)
@@ -60,8 +60,8 @@ def _overrides(own: dict[str, str]) -> list[str]:
 
 
 def _is_other(named: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Is what the named overrides compose another run than this one, or one of another tracker? `urepa.evaluate` may
-    have replaced the evaluation."""
+    """Whether the named overrides compose another run than this one, or one with another tracker. The evaluation is not
+    compared, because `urepa.evaluate` may have replaced it."""
     left_out = {"seed": None, "arm": None, "evaluation": None}
     return bool(differences(config | left_out, named | left_out)) or (
         named["tracking"]["_target_"] != config["tracking"]["_target_"]
@@ -69,10 +69,10 @@ def _is_other(named: dict[str, Any], config: dict[str, Any]) -> bool:
 
 
 def _unnamed(config: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
-    """The values of this run that serve no name (where its caches lie, say) and that its named overrides do not give:
-    plain ones of the same parts."""
+    """The plain values of this run that are not in names (for example the folder of its caches) and differ from those of
+    its named overrides. Only keys that both configs have are compared."""
     track: Track = declaration_of(config["data"])
-    left_out = {IMAGES, *(f"data.{key}" for key in track.without_making)}  # these an evaluation sets itself
+    left_out = {IMAGES, *(f"data.{key}" for key in track.without_making)}  # an evaluation sets these itself
     here, default = flatten(config), flatten(there)
     return {
         key: str(value)

@@ -1,4 +1,4 @@
-"""Guards that never wait for the device: they count there and are read at the logging interval."""
+"""A guard against non-finite values. It counts on the device, without synchronising, and is read when logging."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from urepa.method.training_step import Terms
 
 
 def non_finite(tensors: dict[str, dict[str, Tensor]]) -> list[str]:
-    """Which tensors hold a number that is not finite, as PART/NAME. Waits for the device once."""
+    """The tensors that have a number that is not finite, as PART/NAME. Synchronises with the device once."""
     named = {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
     finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist()
     return [name for name, is_finite in zip(named, finite, strict=True) if not is_finite]
 
 
 def some_of(names: list[str]) -> str:
-    """How many, and the first."""
+    """The number of names, and the first of them."""
     return f"{len(names)}, the first {names[0]}"
 
 
 class Guard:
-    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, counts spikes. A run that has
-    skipped more than half of its updates is not finished.
+    """Skips non-finite steps on all ranks together, stops after `max_skipped` in a row, and counts spikes. A run that
+    has skipped more than half of its updates does not finish.
 
-    Shapes: B local batch. What was wrong goes to `bad_samples.jsonl` in the run's folder.
+    Shapes: B local batch. The samples of skipped steps are written to `bad_samples.jsonl` in the run's folder.
     """
 
     def __init__(self, folder: Path, max_skipped: int, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class Guard:
         self._reported = 0
 
     def judge(self, step: int, ids: list[str], terms: list[Terms], grad_norm: Tensor) -> Tensor:
-        """1.0 if the update with this index must not happen, the same on every rank."""
+        """1.0 if the update with this index must be skipped, else 0.0; the same on every rank."""
         finite_B = torch.cat([t.finite_B() for t in terms])
         total = torch.stack([t.total.detach() for t in terms])
         bad = any_rank(~(finite_B.all() & total.isfinite().all() & grad_norm.isfinite()))
@@ -53,12 +53,13 @@ class Guard:
         return bad
 
     def count_spike(self, spike: Tensor | None, bad: Tensor) -> None:
-        """Counts a manifold spike (None: not after the warm-up yet)."""
+        """Counts a manifold spike (None: still in the warm-up)."""
         if spike is not None:
             self.spikes += spike.float() * (1.0 - bad)
 
     def read(self, step: int, is_main: bool) -> dict[str, float]:
-        """Counters at the logging interval; offending ids go to disk; UserError after too many in a row."""
+        """The counters, at the logging interval. Writes the ids of bad samples to disk. Raises UserError after too many
+        skipped updates in a row."""
         self.report(is_main)
         skipped, longest, spikes = torch.stack([self.skipped, self.longest, self.spikes]).tolist()
         if longest >= self.max_skipped:
@@ -71,7 +72,7 @@ class Guard:
         return {"guard/skipped_steps": skipped, "guard/manifold_spikes": spikes}
 
     def require_updates(self, steps: int) -> None:
-        """At the end of a run of so many updates: a UserError, on every rank, where most of them were skipped."""
+        """Raises UserError on every rank, at the end of a run of `steps` updates, if most of them were skipped."""
         skipped = int(self.skipped.item())
         if 2 * skipped > steps:
             raise UserError(
@@ -81,7 +82,8 @@ class Guard:
             )
 
     def report(self, is_main: bool) -> None:
-        """Writes what was skipped since the last report: before a checkpoint counts it, and before a log."""
+        """Writes the skipped steps since the last report; called before a checkpoint counts them, and before
+        logging."""
         skipped = int(self.skipped.item())
         if skipped > self._reported:
             self._write(is_main)
@@ -108,8 +110,8 @@ class Guard:
         append(self.file, lines)
 
     def cut(self, step: int) -> None:
-        """Cuts off what was written about updates that will be made again. Damaged lines before stay as they are: the
-        file is for the reader, and no number is computed from it."""
+        """Removes the rows on updates that will be repeated. Damaged lines before them are kept: the file is for the
+        reader, and nothing is computed from it."""
         end = 0
         for line in read_lines(self.file):
             damage = line.damage or ("" if type(line.value.get("step")) is int else "has no integer step")
@@ -121,13 +123,13 @@ class Guard:
         truncate_at(self.file, end)
 
     def state(self) -> dict[str, float]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         names = ("skipped", "streak", "longest", "spikes")
         return dict(zip(names, torch.stack([getattr(self, n) for n in names]).tolist(), strict=True))
 
     def load(self, state: dict[str, float]) -> None:
-        """From a checkpoint."""
+        """Restores the state from a checkpoint."""
         for name, value in state.items():
             getattr(self, name).fill_(value)
-        self.longest.copy_(self.streak)  # a streak that was over when the checkpoint was written is over
+        self.longest.copy_(self.streak)  # a streak that ended before the checkpoint does not count
         self._reported = int(state["skipped"])

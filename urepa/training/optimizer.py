@@ -1,4 +1,4 @@
-"""The groups of an optimiser, global clipping, and a step that the device can skip: over trainables only."""
+"""Parameter groups, global clipping, and an optimiser step that the device can skip; for trainable parameters only."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def groups_of(model: nn.Module, backbone_group: str) -> dict[str, list[nn.Parame
 def clip_by_global_norm(optimizer: torch.optim.Optimizer, max_norm: float | None) -> dict[str, Tensor]:
     """Scales all gradients to a global norm of at most `max_norm` (None: only measures).
 
-    Returns the norm before clipping, by group and as "all". Norms are taken by group and then added, so
-    that a group whose gradients are all 0 leaves the others' clipping bit for bit as it was without it.
+    Returns the norm before clipping, by group and as "all". Norms are computed by group and then added, so that a group
+    whose gradients are all 0 does not change the clipping of the others by a single bit.
     """
     norms: dict[str, Tensor] = {}
     parameters: list[nn.Parameter] = []
@@ -35,7 +35,7 @@ def clip_by_global_norm(optimizer: torch.optim.Optimizer, max_norm: float | None
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """One update, or none where `bad` is 1.0, decided on the device."""
+    """Does one optimiser step, or none if `bad` is 1.0, as decided on the device."""
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()

@@ -1,8 +1,8 @@
-"""What a run rests on beside its config: the samples that it was trained on, and the code of each stretch of its steps.
+"""Records what a run depends on besides its config: its training samples, and the code of each stretch of its steps.
 
-FOLDER/provenance.json: {"data": digests of the samples, how many there are, also in each bucket where there are some,
-where they lay and what the classes are called, "code": [{"from_step", "git_commit", "code_state", "code_digest",
-"numerics"}, ...]}. Written before the first step, compared before others.
+FOLDER/provenance.json: {"data": digests and numbers of the samples, also by bucket if there are several, their
+location and the names of the classes, "code": [{"from_step", "git_commit", "code_state", "code_digest", "numerics"},
+...]}. It is written before the first step, and compared before a run continues.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNCHECKED = "data not checked: the version that began this run did not record it
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What is recorded; of a run of an earlier version what its summary tells, {} where there is none either."""
+    """The record; for a run of an earlier version the facts in its summary, or {} without a summary."""
     if (file := folder / FILE).exists():
         return dict(read_json(file))
     told = read_summary(folder) or {}
@@ -38,8 +38,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def class_names(folder: Path, num_classes: int) -> list[str]:
-    """What the track of a run calls its classes, by id; [] of tracks without names and of earlier runs. UserError where
-    it is no list of so many names."""
+    """The names of the classes of a run's track, by id; [] for tracks without names and for earlier runs. Raises
+    UserError if the record is not a list of that many names."""
     names = read(folder).get("data", {}).get("classes", [])
     if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
         raise UserError(f"{folder / FILE} does not hold the names of {num_classes} classes; put it back from a copy")
@@ -47,7 +47,7 @@ def class_names(folder: Path, num_classes: int) -> list[str]:
 
 
 def bucket_names(folder: Path, declared: Sequence[str]) -> list[str]:
-    """Of the buckets that a run's track may have, those that its data have; all of them where that is not recorded."""
+    """The declared buckets that the run's data have; all of them if that is not recorded."""
     if len(declared) == 1:
         return list(declared)
     known = read(folder).get("data", {}).get("buckets", declared)
@@ -55,8 +55,8 @@ def bucket_names(folder: Path, declared: Sequence[str]) -> list[str]:
 
 
 def check_images(track: Any, is_new: bool) -> None:
-    """Images that have changed since the caches were made from them: a new run is refused with a UserError; one that
-    goes on is warned, as its caches are what counts."""
+    """Compares the images with those from which the caches were made. If they have changed, a new run raises UserError.
+    A run that continues prints a warning, because it uses the caches."""
     if is_new:
         refuse_changes(track)
     elif (changed := track.source_changes()) is not None:
@@ -67,8 +67,8 @@ def check_images(track: Any, is_new: bool) -> None:
 
 
 def begin(folder: RunFolder, config: dict[str, Any], cache: Any, code: dict[str, Any], step: int) -> None:
-    """Stores config, samples and code of a run that goes on from `step`. UserError, and nothing is stored, where the
-    steps before had other samples."""
+    """Stores the config, samples and code of a run that continues from `step`. Raises UserError, without storing
+    anything, if the earlier steps used other samples."""
     here = data_facts(cache.fingerprint(), _places(config))
     known = refuse_other_data(folder.path, here)
     if step and not known:
@@ -81,13 +81,14 @@ def begin(folder: RunFolder, config: dict[str, Any], cache: Any, code: dict[str,
 
 
 def check_data(folder: Path, config: dict[str, Any], cache: Any) -> bool:
-    """UserError where the cache is of other samples than those of the run in `folder`; False where nobody can say."""
+    """Raises UserError if the cache has other samples than the run in `folder`. Returns whether they could be
+    compared."""
     return refuse_other_data(folder, data_facts(cache.fingerprint(), _places(config)))
 
 
 def has_same_data(folder: RunFolder, config: dict[str, Any], track: Any, teacher: Any | None) -> bool:
-    """UserError where the caches of the track are of other samples than those of the run in `folder`; False where
-    nobody can say."""
+    """Raises UserError if the track's caches have other samples than the run in `folder`. Returns whether they could be
+    compared."""
     check_images(track, is_new=False)
     if not track.has_caches(teacher):
         return False
@@ -99,20 +100,20 @@ def has_same_data(folder: RunFolder, config: dict[str, Any], track: Any, teacher
 
 
 def _places(config: dict[str, Any]) -> dict[str, str]:
-    """Where images and caches lie; a name stays what it is where it is no folder here."""
+    """The locations of images and caches; a name that is not a local folder is kept as it is."""
     named = {f"data.{key}": str(config["data"][key]) for key in ("images", "root")}
     return {key: str(Path(name).absolute()) if Path(name).is_dir() else name for key, name in named.items()}
 
 
 def data_facts(fingerprint: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
-    """Of a cache's fingerprint what says which samples they are; `places` is where they lie."""
+    """The entries of a cache's fingerprint that identify its samples. `places`: their locations."""
     facts = {"content": content_of(fingerprint), "samples": fingerprint.get("samples", {}), "places": places}
     return facts | ({"buckets": fingerprint["buckets"]} if "buckets" in fingerprint else {})
 
 
 def data_difference(known: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """In what the samples of `known` are not those of `here` (two of `data_facts`); None where they are the same, as
-    far as both tell."""
+    """The difference between the samples of `known` and of `here` (both from `data_facts`), in words; None if they are
+    the same in everything that both record."""
     there, now = known["content"], here["content"]
     differing = [name for name in sorted(there.keys() & now.keys()) if there[name] != now[name]]
     if not differing:
@@ -132,8 +133,8 @@ def data_difference(known: dict[str, Any], here: dict[str, Any]) -> str | None:
 
 
 def refuse_other_data(folder: Path, here: dict[str, Any]) -> bool:
-    """UserError where the run in `folder` was trained on other samples than these. Returns whether anything is known
-    of its samples that could be compared."""
+    """Raises UserError if the run in `folder` was trained on other samples than these. Returns whether the record has
+    anything with which they could be compared."""
     known = read(folder).get("data")
     if known is None:
         return False
@@ -152,7 +153,7 @@ def last_code(folder: Path) -> str:
 
 
 def code_until(folder: Path, step: int) -> list[dict[str, Any]]:
-    """The stretches of code that trained the steps before `step`; of a run that says nothing, one that is unknown."""
+    """The stretches of code that trained the steps before `step`; a single unknown one for a run without a record."""
     if step == 0:
         return []
     known = read(folder).get("code", [{"from_step": 0}])
@@ -160,8 +161,8 @@ def code_until(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def record(folder: Path, here: dict[str, Any], code: dict[str, Any], step: int) -> str | None:
-    """Writes down that the steps from `step` on are trained by `code` on these samples. Returns a warning where other
-    code trained the steps before."""
+    """Records that `code` trains the steps from `step` on, on these samples. Returns a warning if other code trained
+    the steps before."""
     before = code_until(folder, step)
     changed = bool(before) and not same_code(code_of(before[-1]), code_of(code))
     stretches = [*before, {"from_step": step} | code] if changed or not before else before
@@ -176,6 +177,6 @@ def record(folder: Path, here: dict[str, Any], code: dict[str, Any], step: int) 
 
 
 def validation_set(cache: Any) -> str:
-    """A digest of the validation samples' ids: the same in two runs that were validated on the same images."""
+    """A digest of the validation samples' ids, which is equal for runs that were validated on the same images."""
     ids = sorted(sample.sample_id for sample in cache.splits["val"])
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One run from its claim on the folder to its summary: what the train door does around the loop."""
+"""One run from taking its folder to its summary: everything in `urepa.train` around the training loop."""
 
 from __future__ import annotations
 
@@ -61,37 +61,37 @@ from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.next_command import next_command
 from urepa.training.trainer import Trainer
 
-PREDECESSOR = 300.0  # seconds that a requeued job waits for the process that it follows; other ranks wait with it
+PREDECESSOR = 300.0  # seconds that a requeued job waits for its previous process; other ranks wait too
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "hydra-core", "mlflow", "numpy")
 
 
 def accelerate_for(trainer: dict[str, Any]) -> Accelerator:
-    """The process's threads, cuDNN's ways and the Accelerator that conf/trainer asks for, whatever the environment says
-    of accelerate's settings or of TF32 products (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
+    """Sets the process's threads and cuDNN options and makes the Accelerator that conf/trainer specifies. Environment
+    variables of accelerate and for TF32 (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE) have no effect."""
     remove_accelerate_variables()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = trainer["deterministic"]
     torch.backends.cudnn.benchmark = not trainer["deterministic"]
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without it accelerate takes ranks on CPUs for one process each
+        cpu=not torch.accelerator.is_available(),  # otherwise accelerate treats each CPU rank as a run of its own
         mixed_precision=PRECISIONS[trainer["precision"]],
-        # no layer here learns a buffer, and SD-1.5's prompts would be sent around at every step
+        # no layer learns a buffer, and SD-1.5's prompts would be broadcast at every step
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.gradient_accumulation_steps == 1, "the trainer accumulates by itself"
     if trainer["threads"] is not None:
-        torch.set_num_threads(trainer["threads"])  # after accelerate, which sets them for ranks on CPUs
+        torch.set_num_threads(trainer["threads"])  # after accelerate, which sets the threads of CPU ranks
     return accelerator
 
 
 class Session:
-    """A run in this process. `folder` and `overrides` come from Hydra."""
+    """A run in this process. Hydra gives `folder` and `overrides`."""
 
     def __init__(self, config: DictConfig, folder: str, overrides: list[str], choices: dict[str, Any]) -> None:
         self.config = to_plain(config)
-        self.config.pop("arm", None)  # a precondition that the door has checked, no part of the run
+        self.config.pop("arm", None)  # `urepa.train` has checked it; it is not part of the run
         self.given = parse_overrides(overrides)
         self.folder = RunFolder(Path(folder))
         experiment, ablation = choices.get("experiment"), choices.get("ablation")
@@ -103,7 +103,7 @@ class Session:
         self.extended_from: int | None = None
 
     def run(self) -> None:
-        """Trains to the end, or says why not. Leaves the process ready for the next run of a sweep."""
+        """Trains to the end, or raises an error with the reason. The process can then do the next run of a sweep."""
         with self._use_accelerator():
             finished, self.config = on_main(self._claim)
             if not finished:
@@ -111,8 +111,8 @@ class Session:
 
     @contextlib.contextmanager
     def _use_accelerator(self) -> Iterator[None]:
-        """Creates the accelerator; afterwards ends it and releases the folder's lock. After an
-        error, removes the folder if it is new."""
+        """Creates the accelerator; afterwards ends it and releases the folder's lock. After an error, removes the
+        folder if it is new."""
         self.accelerator = accelerate_for(self.config["trainer"])
         try:
             yield
@@ -121,14 +121,14 @@ class Session:
             raise
         finally:
             self.folder.release()
-            gc.collect()  # a DDP wrapper that lives on past its process group aborts at exit
+            gc.collect()  # a DDP wrapper that outlives its process group aborts at exit
             self.accelerator.end_training()
             AcceleratorState._reset_state(reset_partial_state=True)
 
     # --- the folder -------------------------------------------------------------------------------------
 
     def _claim(self) -> tuple[bool, dict[str, Any]]:
-        """Takes the folder. Returns whether its run is finished already, and the config to train with."""
+        """Takes the folder. Returns whether its run is already finished, and the config to train with."""
         self.folder.claim(PREDECESSOR if "SLURM_RESTART_COUNT" in os.environ else 0.0)
         if self.config["resume"] is None:
             self.config = self.folder.merge_config(self.config, self.given)
@@ -137,7 +137,7 @@ class Session:
         if self._finished_step() != self.config["trainer"]["max_steps"]:
             self.extended_from = self._finished_step()
             self._note_lineage()
-            checkpoint.remove_unfinished(self.folder.path / "checkpoints")  # where no later save does it
+            checkpoint.remove_unfinished(self.folder.path / "checkpoints")  # no later save will do it
             return False, self.config
         checked = self._has_same_data()
         summary = read_summary(self.folder.path)
@@ -155,12 +155,12 @@ class Session:
         return True, self.config
 
     def _finished_step(self) -> int | None:
-        """The step at which this run was finished with a summary; None if it was not."""
+        """The step at which this run was finished with a summary; None if it is not finished."""
         summary = read_summary(self.folder.path)
         return None if summary is None else int(summary["step"])
 
     def _extend(self) -> None:
-        """resume=FOLDER trainer.max_steps=N: the folder's own config with a later end."""
+        """Handles resume=FOLDER trainer.max_steps=N: uses the folder's own config with a later end."""
         stored = self.folder.stored_config()
         assert stored is not None, "the resolver has seen it"
         self.names = stored_names(self.folder.path)
@@ -183,7 +183,7 @@ class Session:
         if after > before:
             self.names = extend_names(self.names, after)
             found = checkpoint.require(self.folder.path)
-            rows = found.state["metrics_rows"]  # refused before anything is stored
+            rows = found.state["metrics_rows"]  # raises before anything is stored
             checkpoint_rows(self.folder.path / "metrics.jsonl", rows, found.step, and_final=found.step == before)
             optimizer: Optimizer = declaration_of(stored["optimizer"])
             old, new = (optimizer.rate(found.step, n) for n in (before, after))
@@ -200,7 +200,7 @@ class Session:
     def _train(self) -> None:
         begin = time.monotonic()
         code = code_state()
-        load_modules(self.config)  # now, so that a file that is edited during the run does not enter it
+        load_modules(self.config)  # now, so that files edited during the run have no effect
         shipper = self._shipper(code)
         found = checkpoint.newest(self.folder.path / "checkpoints")
         on_main(lambda: provenance.check_images(build_part(self.config["data"]), is_new=found is None))
@@ -238,8 +238,8 @@ class Session:
             results.require_all(NotEvaluated)
 
     def evaluate(self) -> None:
-        """The config's `evaluation` on a finished run's weights. What was not known of it yet becomes a row; the
-        summary and MLflow follow."""
+        """Runs the config's `evaluation` on a finished run's weights. New values become a row; the summary and MLflow
+        are updated."""
         code = code_of(code_state()).version
         with self._use_accelerator():
             self.folder.claim()
@@ -251,12 +251,12 @@ class Session:
             summary = read_summary(path)
             assert summary is not None, "the door has seen that the run is finished"
             rows = Rows(path / "metrics.jsonl")
-            # of rows that are lost, the summary has the last values still
+            # the summary still has the last values of lost rows
             known = _drop_none(summary["metrics"] | last_values(rows, end))
             if damage := rows.damage(end):
                 raise UserError(f"{path} is damaged, so nothing is evaluated: {damage}")
             shipper = self._shipper(_code_of(summary))
-            # a tap that is not there costs the evaluation that asks for it, not the others
+            # a missing tap fails only the evaluation that needs it
             trainer, track = build(self.config | {"evaluation": {}}, path, self.accelerator, shipper)
             if not provenance.check_data(path, self.config, trainer.reader.cache):
                 print(provenance.UNCHECKED)
@@ -269,13 +269,13 @@ class Session:
             found_keys, withdrawn = _update_owners(summary.get("evaluation_keys", {}), results.keys)
             news: dict[str, Any] = {k: v for k, v in results.metrics.items() if known.get(k) != storable(v)}
             news |= dict.fromkeys(sorted(withdrawn & known.keys()))
-            if news and not is_final(news):  # a row by which nobody would know it
+            if news and not is_final(news):  # a row needs a final/ key to be recognised
                 news |= results.metrics
             if news:
                 trainer.metrics.append({"step": end} | news)
             summary["metrics"] = _drop_none(known | {key: storable(value) for key, value in news.items()})
             summary["evaluation_keys"] = found_keys
-            before = summary.get("evaluation", {})  # one that failed leaves the values and settings of its last success
+            before = summary.get("evaluation", {})  # a failed one keeps the values and settings of its last success
             asked = self.config["evaluation"].items()
             told = {k: v for k, v in asked if k not in results.failures or k not in before}
             summary["evaluation"] = before | with_digests(told)
@@ -288,7 +288,7 @@ class Session:
             results.require_all()
 
     def _finish(self, trainer: Trainer, track: Any, begin: float) -> tuple[dict[str, Any], Evaluated]:
-        """The evaluation's row, the figure and summary.json."""
+        """Writes the row of the evaluation, the figure and summary.json."""
         end = trainer.settings.max_steps
         results = evaluate_ema(self.config, trainer, track, end)
         if results.metrics:
@@ -338,29 +338,29 @@ class Session:
         } | {key: value for key, value in stretches[-1].items() if key != "from_step"}
 
     def _has_same_data(self) -> bool:
-        """Of a finished run, without making or copying any cache: `urepa.training.provenance.has_same_data`."""
+        """`urepa.training.provenance.has_same_data` for a finished run, without making or copying any cache."""
         declared: Track = declaration_of(self.config["data"])
         track = build_part(self.config["data"] | {**declared.without_making, **declared.without_copies})
         teacher = build_part(self.config["teacher"]) if declaration_of(self.config["loss"]).taps else None
         return provenance.has_same_data(self.folder, self.config, track, teacher)
 
-    # --- what others are told ---------------------------------------------------------------------------
+    # --- records ----------------------------------------------------------------------------------------
 
     def _note_lineage(self) -> None:
-        """Before the first step: whose weights this run starts from. They may move on or go afterwards."""
+        """Records, before the first step, the run whose weights initialise this run, since it may change later."""
         source = self.config["warm_start"]
         if source is not None and checkpoint.newest(self.folder.path / "checkpoints") is None:
             lineage = {"folder": source, "step": checkpoint.require(Path(source)).step}
             write_whole(self.folder.path / "warm_start.json", json.dumps(lineage))
 
     def _lineage(self) -> dict[str, Any] | None:
-        """Whose weights this run started from."""
+        """The recorded run whose weights initialised this run; None if there is none."""
         note = self.folder.path / "warm_start.json"
         return read_json(note) if note.exists() else None
 
     def _artifacts(self) -> list[Path]:
-        """The files that MLflow gets."""
-        path = self.folder.path  # not generated/*/*.png, of which there may be thousands
+        """The files that are sent to MLflow."""
+        path = self.folder.path  # without generated/*/*.png, which may be thousands
         own = [path.glob(below + png) for below in ("", "buckets/*/") for png in ("*.png", "*/*.png")]
         return [self.folder.config_file, *sorted(chain(*own))]
 
@@ -379,13 +379,13 @@ class Session:
 
 
 def _drop_none(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics without those that a later row set to null."""
+    """The metrics without those that a later row has set to null."""
     return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _update_owners(before: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[dict[str, list[str]], set[str]]:
-    """Which evaluation reports which metric after another evaluation, and the metrics that none reports any more. An
-    evaluation that failed as a whole is not in `now` and keeps its metrics."""
+    """The metrics by evaluation after another evaluation, and the metrics that no evaluation reports any more. An
+    evaluation that failed completely is not in `now` and keeps its metrics."""
     found = {key for keys in now.values() for key in keys}
     others = {name: [key for key in keys if key not in found] for name, keys in before.items() if name not in now}
     kept = found | {key for keys in others.values() for key in keys}
@@ -393,6 +393,6 @@ def _update_owners(before: dict[str, list[str]], now: dict[str, list[str]]) -> t
 
 
 def _code_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """The code that a finished run was trained with."""
+    """The code with which a finished run was trained."""
     keys = ("git_commit", "code_state", "code_digest", "numerics")
     return {key: summary[key] for key in keys if key in summary}

@@ -1,4 +1,4 @@
-"""The loop: update, EMA, log, validate, checkpoint; one file, top to bottom.
+"""The training loop: update, EMA, log, validate, checkpoint.
 
 `step` counts completed updates; λ and the learning rate use the index before the update.
 """
@@ -40,7 +40,7 @@ from urepa.training.optimizer import clip_by_global_norm, step_unless
 
 @dataclass
 class Settings:
-    """conf/trainer; fields are described in `urepa.config`."""
+    """The settings of conf/trainer; `urepa.config` describes the fields."""
 
     max_steps: int
     batch_size: int
@@ -61,13 +61,13 @@ class Settings:
     max_skipped: int
     deterministic: bool
     threads: int | None
-    evaluate_every: int | None = None  # runs of before these two are evaluated too
+    evaluate_every: int | None = None  # defaults for runs stored before these two keys existed
     evaluation_share: float = 0.1
 
 
 @dataclass
 class Update:
-    """What one update leaves on the device for the log."""
+    """Values of one update that stay on the device until they are logged."""
 
     terms: Terms
     norms: dict[str, Tensor]
@@ -76,12 +76,12 @@ class Update:
 
 @dataclass
 class Trainer:
-    """Everything the loop needs, built by `urepa.training.assembly.build`."""
+    """Everything that the loop needs, built by `urepa.training.assembly.build`."""
 
     settings: Settings
     accelerator: Accelerator
-    model: AlignedModel  # raw: for evaluation and state
-    prepared: torch.nn.Module  # the same, behind DDP and autocast: for training
+    model: AlignedModel  # unwrapped, for evaluation and state
+    prepared: torch.nn.Module  # the same with DDP and autocast, for training
     objective: Any
     loss: Any
     declared_optimizer: Optimizer
@@ -99,14 +99,14 @@ class Trainer:
     seed: int
     best: dict[str, float] | None = None
     seconds: float = 0.0  # spent in the loop, over all processes that trained this run
-    waited: float = 0.0  # for data, since the last logging step
+    waited: float = 0.0  # seconds waiting for data since the last logging step
     logged: tuple[int, float] = (0, 0.0)  # the last logging step and its time
 
     # --- the loop ---------------------------------------------------------------------------------------
 
     def fit(self, step: int) -> None:
-        """From completed step `step` to max_steps. Raises Stopped after a signal, everything saved, and UserError where
-        a validation or what would be saved is not finite, or most updates were skipped."""
+        """Trains from completed step `step` to max_steps. Raises Stopped after a signal, with everything saved, and
+        UserError if a validation value or a tensor to be saved is not finite, or if most updates were skipped."""
         s = self.settings
         with StopSignals() as signals, self._progress(step) as bar:
             self.logged = (step, time.perf_counter())
@@ -140,9 +140,9 @@ class Trainer:
         self.guard.require_updates(s.max_steps)
 
     def update(self, step: int, batches: list[Batch], with_tap_gradients: bool) -> Update:
-        """The update with index `step` on this rank's micro-batches. Never waits for the device."""
+        """Does the update with index `step` on this rank's micro-batches. Does not synchronise with the device."""
         self.prepared.train()
-        # dropout inside the model is the one stream of random numbers; its address is the step
+        # only dropout inside the model uses torch's generator; it is seeded by the step
         torch.manual_seed(digest64("forward", self.seed, step, self.reader.layout.rank) >> 1)
         done: list[Terms] = []
         tap_sums: dict[str, Tensor] = {}
@@ -168,13 +168,13 @@ class Trainer:
         return Update(terms, norms, tap_sums)
 
     def forward(self, batch: Batch, step: int) -> tuple[Terms, Aligned]:
-        """Through the prepared model: the raw one would give ranks different gradients."""
+        """Runs the prepared model; the unwrapped one would give ranks different gradients."""
         return step_terms(self.prepared, self.objective, self.loss, batch, step, gather_with_gradient)
 
-    # --- what is logged ---------------------------------------------------------------------------------
+    # --- logging ----------------------------------------------------------------------------------------
 
     def log(self, step: int, update: Update) -> dict[str, Any]:
-        """The row of a logging step: here, and only here, the device is waited for."""
+        """The row of a logging step. Only this method synchronises with the device."""
         means = update.terms.means()
         values = mean_over_ranks(torch.stack([v.float() for v in means.values()])).tolist()
         row: dict[str, Any] = {f"train/{k}": v for k, v in zip(means, values, strict=True)}
@@ -201,7 +201,7 @@ class Trainer:
         return row
 
     def validate(self, step: int) -> dict[str, float]:
-        """EMA weights on the validation split."""
+        """Validates the EMA weights on the validation split."""
         with self.ema.use_averages(), self.accelerator.autocast():
             row = self.validation(self.model, step)
         worse = self.loss.diffusion_fraction and row["val/diffusion"] > row["floor/zero_predictor"]
@@ -216,7 +216,7 @@ class Trainer:
         return row
 
     def require_defined(self, step: int, row: dict[str, Any]) -> None:
-        """UserError where a value of a validation is not finite. Its row is written, until the run resumes."""
+        """Raises UserError if a validation value is not finite. Its row stays in the file until the run resumes."""
         odd = [key for key, value in row.items() if key.startswith(("val/", "floor/")) and not math.isfinite(value)]
         if odd:
             if self.accelerator.is_main_process:
@@ -229,7 +229,7 @@ class Trainer:
             )
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """The run's evaluations of this step. The time that they take is not training's."""
+        """Runs the evaluations of this step. Their time is not counted as training time."""
         begin = time.perf_counter()
         last, then = self.logged
         row = self.during.row(step, self.seconds + begin - then, self.accelerator.is_main_process)
@@ -237,21 +237,23 @@ class Trainer:
         return row
 
     def loss_is_warm(self, step: int) -> bool:
-        """A tenth of the run is behind: a model that is still worse than zero is worth a word."""
+        """Whether a tenth of the run is done; a warning is then given for a model that is worse than predicting
+        zero."""
         return step >= self.settings.max_steps / 10
 
     def is_best(self, step: int, total: float) -> bool:
-        """Lowest validation total at λ_max after the warm-up, whatever the schedule has made of λ; remembered."""
+        """Whether this is the lowest validation total at λ_max after the warm-up, for any λ of the schedule. Records
+        it."""
         if not self.loss.is_at_peak(step) or not total < (self.best or {"total": torch.inf})["total"]:
             return False
         self.best = {"step": step, "total": total}
         return True
 
-    # --- what is kept -----------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------------
 
     def save(self, step: int) -> None:
-        """A checkpoint by rank 0, then the old ones go. All ranks wait for it, and hear if it failed. UserError, and no
-        checkpoint, where something in it is not finite."""
+        """Rank 0 writes a checkpoint and removes old ones. All ranks wait, and all raise if it failed. Raises
+        UserError, without a checkpoint, if a tensor in it is not finite."""
         self.guard.report(self.accelerator.is_main_process)
         if odd := self.non_finite_tensors():
             raise UserError(
@@ -281,18 +283,18 @@ class Trainer:
         on_main(write)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by part and name: no copies."""
+        """The tensors of a checkpoint by part and name, not copied."""
         parameters = trainable(self.model)
         optimizer = checkpoint.optimizer_tensors(self.optimizer, parameters)
         return {"weights": dict(parameters), "ema": self.ema.shadow, "optimizer": optimizer}
 
     def non_finite_tensors(self) -> list[str]:
-        """Which of these are not finite, on any rank."""
+        """The names of these tensors that are not finite, on any rank."""
         return max(all_objects(non_finite(self.tensors())), key=len)
 
     def restore(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> int:
-        """State of a checkpoint (None: of the beginning), and metrics.jsonl cut back to it. A run that was
-        finished at that step keeps the row of its final evaluation, which came after the checkpoint."""
+        """Restores the state of a checkpoint (None: the initial state) and truncates metrics.jsonl to it. A run that
+        was finished at that step keeps the row of its final evaluation, which was written after the checkpoint."""
         on_main(lambda: self._cut_back(found, finished_at))
         if found is None:
             return 0
@@ -300,17 +302,17 @@ class Trainer:
         checkpoint.load_named(parameters, found.tensors("weights"), str(found.folder))
         checkpoint.load_named(self.ema.shadow, found.tensors("ema"), str(found.folder))
         checkpoint.load_optimizer(self.optimizer, parameters, found.tensors("optimizer"))
-        if odd := self.non_finite_tensors():  # an earlier version saved such
+        if odd := self.non_finite_tensors():  # an earlier version saved such checkpoints
             raise UserError(
                 f"{found.folder} holds weights or other tensors that are not finite ({some_of(odd)}); delete it, and "
                 "the same command goes on from the checkpoint before it"
             )
         self.guard.load(found.state["guard"])
-        self.loss.schedule.load(found.step, found.state.get("schedule", {}))  # older checkpoints have none
+        self.loss.schedule.load(found.step, found.state.get("schedule", {}))  # older checkpoints lack it
         applied = found.step - int(found.state["guard"]["skipped"])  # older checkpoints do not count them
         self.ema.updates.fill_(found.state.get("ema_updates", applied))
         self.best, self.seconds = found.state["best"], found.state["seconds"]
-        self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints have none
+        self.during.seconds = found.state.get("evaluation_seconds", 0.0)  # older checkpoints lack it
         self.during.last = found.state.get("last_evaluation_seconds", 0.0)
         threads = found.state["threads"]
         if threads != torch.get_num_threads():
@@ -321,7 +323,8 @@ class Trainer:
         return found.step
 
     def _cut_back(self, found: checkpoint.Checkpoint | None, finished_at: int | None) -> None:
-        """Files of rows back to a checkpoint. UserError where metrics.jsonl lacks what the checkpoint counts."""
+        """Truncates the files of rows to a checkpoint. Raises UserError if metrics.jsonl lacks rows of the
+        checkpoint."""
         step, rows = (found.step, found.state["metrics_rows"]) if found else (0, 0)
         self.metrics.cut(rows, step, and_final=found is not None and step == finished_at)
         self.guard.cut(step)
@@ -347,7 +350,7 @@ class Trainer:
 
 
 def _merge_terms(terms: list[Terms]) -> Terms:
-    """The terms of several micro-batches as those of one batch."""
+    """Combines the terms of several micro-batches into those of one batch."""
     if len(terms) == 1:
         return terms[0]
     per_sample = {k: torch.cat([t.per_sample[k] for t in terms]) for k in terms[0].per_sample}

@@ -1,1 +1,1 @@
-"""What is checked of a composed config before anything is built."""
+"""Checks of a composed config before anything is built."""

@@ -1,4 +1,4 @@
-"""What can be said about a composed config before torch loads: impossible numbers and keys without effect."""
+"""Checks of a composed config that do not need torch: invalid values and keys without effect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ABSENT = object()
 
 
 def check(config: dict[str, Any], overrides: list[str]) -> None:
-    """Raises UserError on the first mistake."""
+    """Raises UserError for the first mistake."""
     check_order(overrides)
     check_chosen(config)
     check_declared(config)
@@ -56,14 +56,14 @@ def check(config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def check_order(overrides: list[str]) -> None:
-    """Hydra 1.3 silently loses an arm that is written before its experiment."""
+    """Raises UserError if an arm precedes its experiment on the command line; Hydra 1.3 would silently drop the arm."""
     groups = [o.lstrip("+").partition("=")[0] for o in overrides]
     if "ablation" in groups and "experiment" in groups[groups.index("ablation") :]:
         raise UserError("+ablation before +experiment would be lost: write +experiment=... first, then +ablation=...")
 
 
 def check_chosen(config: dict[str, Any]) -> None:
-    """A part that was overwritten with a plain value."""
+    """Raises UserError if a part was overwritten with a plain value."""
     evaluations = {f"evaluation.{name}": part for name, part in config["evaluation"].items()}
     parts = {kind: config[kind] for kind in KINDS if kind in config and kind != "evaluation"}
     for key, part in (parts | evaluations).items():
@@ -73,7 +73,8 @@ def check_chosen(config: dict[str, Any]) -> None:
 
 
 def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
-    """An arm is for certain backbones, and differs from the same command without it in what it names alone."""
+    """Raises UserError if an arm is not for this backbone, or if it changes anything besides the settings that it
+    names."""
     arm = config["arm"]
     if arm is None:
         return
@@ -84,7 +85,7 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
     if family not in arm["families"]:
         raise UserError(f"+ablation={name} is for the backbone {' or '.join(arm['families'])}, not for {family}")
     baseline = without_arm(overrides)
-    shared = baseline.keys() - {"arm"}  # a door that composes more than a run has parts of its own
+    shared = baseline.keys() - {"arm"}  # commands that compose more than a run have parts of their own
     here, there = (flatten({part: c[part] for part in shared}) for c in (config, baseline))
     changed = {k for k in here.keys() | there.keys() if here.get(k, ABSENT) != there.get(k, ABSENT)}
     named = set(arm["changes"])
@@ -101,8 +102,8 @@ def check_arm(config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def without_arm(overrides: list[str]) -> dict[str, Any]:
-    """The config of the same command without its ablation, and without the overrides that only the arm's parts can
-    have: keys of a part that it exchanges, or keys that it adds. UserError where there is no such config."""
+    """The config of the same command without its ablation, and without the overrides that only fit the arm's parts:
+    keys of a part that it exchanges, or keys that it adds. Raises UserError if that command does not compose."""
     others = tuple(o for o in overrides if o.lstrip("+").partition("=")[0] != "ablation")
     try:
         return _compose_baseline(others)
@@ -113,7 +114,8 @@ def without_arm(overrides: list[str]) -> dict[str, Any]:
 
 @lru_cache
 def _compose_baseline(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The same, whose ablation is left out already. The choices of groups come first: it is they that keys are of."""
+    """The config of a command without its ablation. Choices of groups are tried first, because other keys depend on
+    them."""
     if _composes(overrides):
         return _compose_cached(overrides)
     chosen = [o for o in overrides if _is_choice(o)]
@@ -122,7 +124,7 @@ def _compose_baseline(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _add_possible(given: list[str], more: list[str]) -> list[str]:
-    """What is given, and of more what a command can have beside it: the halves of what fails are tried on."""
+    """`given`, and those overrides of `more` with which it still composes, found by trying halves."""
     if _composes((*given, *more)):
         return [*given, *more]
     if len(more) < 2:
@@ -132,12 +134,12 @@ def _add_possible(given: list[str], more: list[str]) -> list[str]:
 
 
 def _is_choice(override: str) -> bool:
-    """Does it choose of a group?"""
+    """Whether the override chooses an option of a group."""
     return is_group(override.lstrip("+~").partition("=")[0].partition("@")[0])
 
 
 def _composes(overrides: tuple[str, ...]) -> bool:
-    """Can a run have these keys and values? Interpolations are left as they are."""
+    """Whether a run can have these keys and values. Interpolations are not resolved."""
     try:
         _compose(overrides)
     except (HydraException, OmegaConfBaseException):
@@ -146,7 +148,7 @@ def _composes(overrides: tuple[str, ...]) -> bool:
 
 
 def composed(overrides: list[str]) -> dict[str, Any] | None:
-    """The config of a command without an ablation; None where it does not compose or would be refused."""
+    """The config of a command without an ablation; None if it does not compose or would be refused."""
     try:
         config = _compose_cached(tuple(overrides))
         check(config, overrides)
@@ -161,13 +163,13 @@ def _compose_cached(overrides: tuple[str, ...]) -> dict[str, Any]:
     return to_plain(_compose(overrides))
 
 
-@lru_cache(maxsize=1)  # `_composes` asks whether there is one, and `_compose_cached` takes it
+@lru_cache(maxsize=1)  # `_composes` and `_compose_cached` need the same result in turn
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
     return compose_here("train", list(overrides))
 
 
 def check_effects(config: dict[str, Any], given: list[str]) -> None:
-    """A key that was given but changes nothing in this composition is a mistake, not a no-op."""
+    """Raises UserError for a given key that has no effect in this composition."""
     loss: Loss = declaration_of(config["loss"])
     loss.check_schedule(declaration_of(config["schedule"]), config["trainer"]["max_steps"])
     if "loss.taps" in given:
@@ -184,15 +186,15 @@ def check_effects(config: dict[str, Any], given: list[str]) -> None:
 
 
 def check_teachers(config: dict[str, Any]) -> None:
-    """What the loss says of several teachers fits those that there are."""
+    """Raises UserError if the loss's settings for several teachers do not match the teachers."""
     teacher: Teacher = declaration_of(config["teacher"])
     loss: Loss = declaration_of(config["loss"])
     loss.check_teachers([name for name in teacher.members() if name != ALONE])
 
 
 def check_keys(config: dict[str, Any]) -> None:
-    """A part has the keys that its declaration has: what a `_target_` of an arm or of the command line, put in the
-    place of another part's, may not."""
+    """Raises UserError if a part lacks a key of its declaration or has others, as when an arm or the command line
+    replaces only the `_target_` of a part."""
     for place, part, schema in parts_of(config):
         known = {field.name for field in fields(schema)}
         if missing := sorted(known - part.keys()):
@@ -207,7 +209,7 @@ def check_keys(config: dict[str, Any]) -> None:
 
 
 def check_declared(config: dict[str, Any]) -> None:
-    """Every part is a declared one: another could be neither checked nor read back from a run's folder."""
+    """Raises UserError for a part that is not declared, which could be neither checked nor read from a run's folder."""
     for key, target in flatten({kind: config[kind] for kind in KINDS if kind in config}).items():
         if key.endswith("._target_") and target not in SCHEMAS:
             raise UserError(
@@ -217,13 +219,13 @@ def check_declared(config: dict[str, Any]) -> None:
 
 
 def check_online(config: dict[str, Any], given: list[str]) -> None:
-    """Keys of the track that have no effect: what is asked of a network in training has no cache, say."""
+    """Raises UserError for track keys without effect, such as cache settings of a network that is run in training."""
     track: Track = declaration_of(config["data"])
     track.check_given(given, has_teacher=bool(declaration_of(config["loss"]).taps))
 
 
 def check_turns(config: dict[str, Any], given: list[str]) -> None:
-    """Evaluations in the course of training: a budget without turns, or turns without evaluations."""
+    """Raises UserError for evaluations during training with a budget but no interval, or without evaluations."""
     if config["trainer"]["evaluate_every"] is None and "trainer.evaluation_share" in given:
         raise UserError("trainer.evaluation_share has no effect without trainer.evaluate_every; give that too")
     if config["trainer"]["evaluate_every"] is not None and not config["evaluation"]:
@@ -231,13 +233,13 @@ def check_turns(config: dict[str, Any], given: list[str]) -> None:
 
 
 def check_lora(config: dict[str, Any]) -> None:
-    """Adapters that the backbone has no layers for, or that would train nothing."""
+    """Raises UserError for adapters for which the backbone has no layers, or that would train nothing."""
     lora: LoRA = declaration_of(config["lora"])
     lora.check(declaration_of(config["backbone"]))
 
 
 def check_grid(config: dict[str, Any]) -> None:
-    """Where a head does not resize, the taps have the teacher's rows and columns, in every bucket."""
+    """Raises UserError if a head does not resize and a tap's grid differs from the teacher's in any bucket."""
     head: Any = SCHEMAS[config["head"]["_target_"]]
     if head.resizes or not declaration_of(config["loss"]).taps:
         return
@@ -254,14 +256,14 @@ def check_grid(config: dict[str, Any]) -> None:
 
 
 def check_ranges(config: dict[str, Any]) -> None:
-    """Numbers that cannot be."""
+    """Raises UserError for numbers outside of their ranges."""
     check_numbers(config)
     check_times(config)
     check_steps(config)
 
 
 def check_times(config: dict[str, Any]) -> None:
-    """Every time that an evaluation reads at is one of the objective's."""
+    """Raises UserError if an evaluation uses a time that the objective does not have."""
     objective: Objective = declaration_of(config["objective"])
     for key, asked in settings_that_are(TIME, config["evaluation"], "evaluation"):
         for t in asked if isinstance(asked, list) else [asked]:
@@ -270,7 +272,7 @@ def check_times(config: dict[str, Any]) -> None:
 
 
 def check_steps(config: dict[str, Any]) -> None:
-    """An evaluation samples in at most as many steps as the objective's samplers can take."""
+    """Raises UserError if an evaluation samples with more steps than the objective's samplers support."""
     most = declaration_of(config["objective"]).most_steps
     for key, steps in settings_that_are(SAMPLER_STEPS, config["evaluation"], "evaluation"):
         if steps > most:
@@ -278,7 +280,8 @@ def check_steps(config: dict[str, Any]) -> None:
 
 
 def check_trainer(trainer: dict[str, Any], world: int) -> None:
-    """A global batch that does not divide; frozen weights in a type that nothing else has; an idle warm-up."""
+    """Raises UserError for a global batch that does not divide, for frozen weights in a type that nothing else has, and
+    for a warm-up of the EMA without effect."""
     if trainer["frozen"] == "bf16" and trainer["precision"] != "bf16":
         raise UserError("trainer.frozen=bf16 holds frozen weights for trainer.precision=bf16; give that too")
     if trainer["ema_warmup"] and trainer["ema_decay"] <= FIRST_DECAY:
@@ -295,13 +298,13 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
 
 
 def check_validation(config: dict[str, Any]) -> None:
-    """A validation batch is full: said now where the track's settings say how many images it will have."""
+    """Raises UserError if validation images do not fill a batch, where the track's settings give their number."""
     track: Track = declaration_of(config["data"])
     track.check_validation(config["trainer"]["validation_group"])
 
 
 def check_fraction(config: dict[str, Any], world: int) -> None:
-    """A part of the batch that not every process can take the same share of."""
+    """Raises UserError if not every process can take the same share of a part of the batch."""
     fraction, trainer = declaration_of(config["loss"]).diffusion_fraction, config["trainer"]
     p, q = strata(fraction)
     share = trainer["batch_size"] // (world * trainer["accumulation"])

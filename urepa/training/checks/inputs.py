@@ -1,5 +1,5 @@
-"""Whether what a command is to read is there: paths and numbers of images that files' names and sizes tell, before
-torch loads. What only their content tells is said where it is read."""
+"""Checks whether a command's inputs exist, from file names and sizes, before torch is loaded. Checks of the files'
+contents are made where they are read."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from urepa.training.checks.sizes import check_teacher
 
 
 def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
-    """UserError if a run that starts in this folder lacks an input. Not checked for a run that resumes or is finished:
-    its images, caches or warm start may be gone."""
+    """Raises UserError if a run that starts in this folder lacks an input. A run that resumes or is finished is not
+    checked: its images, caches or warm start may have been removed."""
     if config["resume"] is not None or steps(folder / "checkpoints") or (folder / SUMMARY).exists():
         return
     source = config["warm_start"]
@@ -32,7 +32,7 @@ def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
     track: Track = declaration_of(config["data"])
     track.check_inputs(config["trainer"]["batch_size"])
     samples = None if track.has_latents() else track.expected_samples()
-    if samples is not None:  # else the caches say it, before step 0
+    if samples is not None:  # otherwise it is checked with the caches, before step 0
         check_evaluations(config["evaluation"], image_counts(samples, config["data"]["num_classes"]))
     if declaration_of(config["loss"]).taps:
         check_teachers_files(track, config["teacher"])
@@ -41,7 +41,7 @@ def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
 
 
 def check_evaluations(evaluations: dict[str, Any], there: ImageCounts) -> None:
-    """UserError, in one line for all of them, where evaluations of a config ask for more than there is."""
+    """Raises one UserError for all evaluations of a config that need more images than there are."""
     told = []
     for name, settings in evaluations.items():
         evaluation = declaration_of(settings)
@@ -55,7 +55,7 @@ def check_evaluations(evaluations: dict[str, Any], there: ImageCounts) -> None:
 
 
 def check_plan_inputs(config: dict[str, Any]) -> None:
-    """UserError if the images of a planned run cannot be counted, or are too few for a batch."""
+    """Raises UserError if the images of a planned run cannot be counted, or are too few for a batch."""
     track: Track = declaration_of(config["data"])
     samples = track.expected_samples()
     if samples is not None:
@@ -63,7 +63,7 @@ def check_plan_inputs(config: dict[str, Any]) -> None:
 
 
 def check_preprocess(config: dict[str, Any]) -> None:
-    """UserError where caches cannot be made: of parts that do not fit, or images that are not there."""
+    """Raises UserError if caches cannot be made because parts do not fit or images are missing."""
     check_teacher(config["teacher"])
     track: Track = declaration_of(config["data"])
     track.check()
@@ -75,8 +75,8 @@ def check_preprocess(config: dict[str, Any]) -> None:
 
 
 def check_classifier(config: dict[str, Any]) -> Path:
-    """The file that a track's classifier goes to. UserError where it cannot be trained or written, or is there of other
-    settings."""
+    """The output file of a track's classifier. Raises UserError if the classifier cannot be trained or written, or if
+    the file exists with other settings."""
     data = config["data"]
     track: Track = declaration_of(data)
     if track.stages() is not None:
@@ -88,13 +88,13 @@ def check_classifier(config: dict[str, Any]) -> Path:
         check_file_target("out", out)
     if out.is_file():
         asked: dict[str, Any] = {"epochs": config["epochs"], "seed": config["seed"], "image_size": data["image_size"]}
-        samples = None if track.has_latents() else track.expected_samples()  # else its caches count, and are asked
+        samples = None if track.has_latents() else track.expected_samples()  # otherwise the caches give the numbers
         refuse_other(out, asked if samples is None else asked | {"train_images": samples["train"]})
     return out
 
 
 def check_teachers_files(track: Track, teacher: dict[str, Any]) -> None:
-    """UserError where a teacher is a file that is not there, and has yet to be asked for tokens."""
+    """Raises UserError if a teacher's file is missing and its tokens are still needed."""
     declared: Teacher = declaration_of(teacher)
     for one in declared.members().values():
         if track.online_teacher or not track.has_tokens(one):

@@ -1,5 +1,5 @@
-"""What a config says of itself: the names of run folders, the classes of a folder of images, and what evaluations read
-where nothing else is asked for."""
+"""Resolvers for values that follow from the rest of a config: names of run folders, the classes of an image folder, and
+the defaults of evaluations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from urepa.runs.run_folder import find_name, no_run, require_config, to_plain
 
 
 def register() -> None:
-    """For conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${data_root:}`, `${time_at:0.5}`,
-    `${class_folders:}`, `${help:}` and `${scratch:}`."""
+    """Registers the resolvers of conf/*.yaml: `${run_name:}`, `${aligned_tap:}`, `${own_teacher:}`, `${data_root:}`,
+    `${time_at:0.5}`, `${class_folders:}`, `${help:}` and `${scratch:}`."""
     for resolver in (run_name_of, aligned_tap, own_teacher, data_root, time_at, class_folders, help_of, scratch):
         OmegaConf.register_new_resolver(resolver.__name__.removesuffix("_of"), resolver, replace=True)
 
 
 def run_name_of(*, _root_: DictConfig) -> str:
-    """A run's folder below outputs/."""
+    """The name of a run's folder below outputs/."""
     overrides = list(OmegaConf.select(_root_, "hydra.overrides.task") or [])
     resume = OmegaConf.select(_root_, "resume")
     if resume is not None and not (Path(resume) / "config.yaml").is_file():
@@ -37,7 +37,7 @@ def run_name_of(*, _root_: DictConfig) -> str:
 
 
 def aligned_tap(*, _root_: DictConfig) -> str:
-    """The tap that the run aligns; the first of several. UserError where there is none."""
+    """The tap that the run aligns; the first of several. Raises UserError if there is none."""
     taps = _taps(_run_config(_root_))
     if not taps:
         raise UserError(
@@ -47,7 +47,7 @@ def aligned_tap(*, _root_: DictConfig) -> str:
 
 
 def own_teacher(*, _root_: DictConfig) -> Any:
-    """The teacher that the run aligns to; the first of several. UserError where there is none."""
+    """The teacher to which the run aligns; the first of several. Raises UserError if there is none."""
     run = _run_config(_root_)
     if not _taps(run):
         raise UserError(
@@ -64,18 +64,18 @@ def _taps(run: DictConfig) -> Mapping[str, float]:
 
 
 def data_root(*, _root_: DictConfig) -> str:
-    """Where the run's track lies, or lay in training: `urepa.evaluate` puts another place into every path below it."""
+    """The folder of the run's track. `urepa.evaluate` replaces it if the track has moved since the training."""
     return str(OmegaConf.select(_run_config(_root_), "data.root"))
 
 
 def time_at(fraction: float, *, _root_: DictConfig) -> float:
-    """The objective's time at a share of the way from data to noise: `time_at:0.5` is DDPM's 500 of 1,000."""
+    """The objective's time at a share of the way from data to noise: `time_at:0.5` is 500 of DDPM's 1,000."""
     objective: Objective = declaration_of(to_plain(_run_config(_root_).objective))
     return objective.time_at(fraction)
 
 
 def class_folders(*, _parent_: DictConfig) -> int:
-    """How many classes the images of a small track have. UserError where nothing tells."""
+    """The number of classes of a small track's images. Raises UserError if it is not known."""
     if OmegaConf.is_missing(_parent_, "images"):
         raise UserError(
             "say where your images are, data.images=FOLDER with a folder per class in it, or how many classes there "
@@ -88,12 +88,12 @@ def class_folders(*, _parent_: DictConfig) -> int:
 
 
 def help_of(*, _root_: DictConfig) -> str:
-    """Hydra's template of --help with the command's help text; dollar signs are escaped."""
+    """Hydra's template of --help with the command's help text, with escaped dollar signs."""
     return help_text(str(OmegaConf.select(_root_, "hydra.job.config_name")), _root_).replace("$", "$$")
 
 
 def scratch() -> str:
-    """A folder that goes with this process: Hydra writes a sweep's composed config somewhere."""
+    """A folder that is deleted with this process, into which Hydra writes a sweep's composed config."""
     return _scratch().name
 
 

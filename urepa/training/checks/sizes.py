@@ -1,5 +1,5 @@
-"""Whether the parts of a composed config have sizes that fit together: the rules of their constructors, before torch
-loads. Each rule is written once, in the module that a part imports too."""
+"""Checks whether the sizes of a composed config's parts fit together, by the rules of their constructors, without
+loading torch. Each rule is written once, in a module that the part imports too."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from urepa.core.track_protocols import Track, condition_widths
 
 
 def check_shapes(config: dict[str, Any]) -> None:
-    """UserError on the first part of a run that could not be built."""
+    """Raises UserError for the first part of a run that could not be built."""
     trainer, data = config["trainer"], config["data"]
     loss: Loss = declaration_of(config["loss"])
     loss.check()
     loss.check_layout(min(trainer["batch_size"], trainer["validation_group"]), trainer["accumulation"])
-    if loss.taps:  # without, there is neither teacher nor head
+    if loss.taps:  # without taps there is neither teacher nor head
         check_teacher(config["teacher"])
         declaration_of(config["head"]).check()
         declaration_of(config["schedule"]).check()
@@ -38,7 +38,7 @@ def check_shapes(config: dict[str, Any]) -> None:
 
 
 def check_latents(backbone: Any, shapes: Sequence[tuple[int, int, int]]) -> None:
-    """UserError where a declared backbone cannot take x0 of each of these shapes [C,H,W] in one run."""
+    """Raises UserError if a declared backbone cannot take x0 of all of these shapes [C,H,W] in one run."""
     for shape in shapes:
         backbone.check(shape)
     if len(shapes) < 2:
@@ -53,7 +53,7 @@ def check_latents(backbone: Any, shapes: Sequence[tuple[int, int, int]]) -> None
 
 
 def check_condition(backbone: Any, track: Any) -> None:
-    """UserError where a declared backbone does not take the parts that the track's conditions have."""
+    """Raises UserError if a declared backbone does not take the parts of the track's conditions."""
     taken, made = condition_parts(backbone), tuple(condition_widths(track))
     if sorted(taken) == sorted(made):
         return
@@ -66,24 +66,24 @@ def check_condition(backbone: Any, track: Any) -> None:
 
 
 def latent_shape(track: Track) -> tuple[int, int, int]:
-    """Of x0, [C,H,W], as a track that was checked has it."""
+    """The shape [C,H,W] of x0 for a checked track."""
     return as_shape(track.latent_shape)
 
 
 def as_shape(latent_shape: Sequence[int]) -> tuple[int, int, int]:
-    """The same as three numbers."""
+    """The shape as a tuple of three numbers."""
     channels, height, width = latent_shape
     return channels, height, width
 
 
 def check_rectangles(track: Track, teacher: dict[str, Any]) -> None:
-    """UserError where a teacher, or one of several, takes no images of a shape that the track has."""
+    """Raises UserError if a teacher, or one of several, does not take images of a shape that the track has."""
     declared: Teacher = declaration_of(teacher)
     for one in declared.members().values():
         track.teacher_grids(one)
 
 
 def check_teacher(teacher: dict[str, Any]) -> None:
-    """UserError where a teacher, or one of several, takes no images of this size, or has no such grid."""
+    """Raises UserError if a teacher, or one of several, does not take images of this size, or has no such grid."""
     declared: Teacher = declaration_of(teacher)
     declared.check()

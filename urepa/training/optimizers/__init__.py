@@ -1,1 +1,1 @@
-"""Optimisers: in each file a declaration (`urepa.core.run_protocols.Optimizer`)."""
+"""Optimisers. Each file has a declaration (`urepa.core.run_protocols.Optimizer`)."""

@@ -1,4 +1,4 @@
-"""AdamW with a cosine."""
+"""The declaration of AdamW with a cosine schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class AdamW:
-    """torch's fused AdamW (Loshchilov & Hutter 2019), its learning rates over half a cosine with a linear warm-up."""
+    """torch's fused AdamW (Loshchilov & Hutter 2019). Learning rates warm up linearly and follow half a cosine."""
 
     _target_: str = "urepa.training.optimizers.adamw.AdamW"
     lr: dict[str, float] = setting("peak learning rate by part: backbone, lora, head", ge=0, le=1)
@@ -31,7 +31,8 @@ class AdamW:
     states: ClassVar[int] = 2  # the moments
 
     def check(self) -> None:
-        """AdamW takes lr·weight_decay off every weight at each update (Loshchilov & Hutter 2019, Algorithm 2)."""
+        """Raises UserError if lr·weight_decay, which AdamW subtracts from every weight as a share at each update
+        (Loshchilov & Hutter 2019, Algorithm 2), exceeds 1, or if a beta is out of range."""
         for part, decay in self.weight_decay.items():
             lr = self.lr.get(part, 0.0)
             if lr * decay > 1:
@@ -43,8 +44,8 @@ class AdamW:
             raise UserError(f"optimizer.betas={self.betas}: give two numbers from 0 up to, but not including, 1")
 
     def build(self, groups: Mapping[str, list[torch.nn.Parameter]]) -> torch.optim.AdamW:
-        """The optimiser. Its fused step takes `found_inf`, which leaves parameters, moments and Adam's own
-        step count alone without asking the device (torch's GradScaler relies on the same)."""
+        """The optimiser. Its fused step takes `found_inf`, which leaves parameters, moments and Adam's own step count
+        unchanged without synchronising (as torch's GradScaler relies on)."""
         import torch
 
         for part in groups:
@@ -72,7 +73,7 @@ class AdamW:
         return cosine_with_warmup(step, max_steps, self.warmup_ratio, self.final_ratio)
 
     def set_lr(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> None:
-        """The learning rates of the update with this index."""
+        """Sets the learning rates of the update with this index."""
         factor = self.rate(step, max_steps)
         for group in optimizer.param_groups:
             group["lr"] = self.lr[group["name"]] * factor
@@ -99,7 +100,7 @@ class AdamW:
 
 
 def rates(warmup: int, final: float, steps: int) -> str:
-    """The learning rates over the run."""
+    """The learning rates over the run, in words."""
     rise = f"rise linearly over the first {number(warmup)} updates and " if warmup else ""
     if final == 1:
         return f"{rise}stay at their peaks"
@@ -107,7 +108,7 @@ def rates(warmup: int, final: float, steps: int) -> str:
 
 
 def rate_formula(warmup: int, final: float, steps: int) -> list[Formula]:
-    """The same as a formula; none for rates that never change."""
+    """The learning rates as a formula; empty for constant rates."""
     if warmup == 0 and final == 1:
         return []
     since, over = ("(s - W)", "S - W") if warmup else ("s", "S")
