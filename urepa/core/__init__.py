@@ -1,1 +1,1 @@
-"""What all rooms may use: types, errors, random addresses, files, progress, pictures, ranks, the code's version."""
+"""Code for all other packages: types, errors, addressed random draws, files, progress, images, ranks, code version."""

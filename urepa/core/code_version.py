@@ -1,4 +1,4 @@
-"""Which code trains a run: a digest of the files that can change its numbers, and the checkout's commit."""
+"""The version of the code that trains a run: a digest of the files that can change its numbers, and the commit."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
-# Raised by a change that moves the numbers of a run whose config stays the same. A change that has a key of its own
-# does not need it: the key's value says which numbers are meant.
+# Increased by a change that alters the numbers of a run with an unchanged config. A change with a config key of its own
+# does not need it: the key's value determines the behaviour.
 NUMERICS = 2
-# Below urepa/: what reads runs, plans them or shows them. No number of a run depends on it.
+# Paths below urepa/ that read, plan or display runs. No number of a run depends on them.
 READERS = (
     *("bench.py", "bench_reading.py", "compare.py", "describe.py", "export.py", "generate.py", "plan.py"),
     *("train_classifier.py", "costs", "reports", "runs/last_table.py", "core/escaping.py"),
     *("inference/export_weights.py", "inference/image_request.py", "inference/model_card.py"),
     *("inference/load_weights.py", "inference/published_weights.py"),
     *("core/text_tables.py", "core/descriptions.py"),
-    *("config/help.py", "config/commands.py"),  # what --help prints
+    *("config/help.py", "config/commands.py"),  # the text of --help
 )
-SOURCES = ("urepa", "launchers", "hydra_plugins", "conf")  # what "changed" speaks of
+SOURCES = ("urepa", "launchers", "hydra_plugins", "conf")  # the paths that "changed" refers to
 
 
 class Code(NamedTuple):
-    """The code of a stretch of a run's steps. `state` is "clean", "changed <digest>" or "unknown"; `digest` is that
-    of the training code, "unknown" in runs of earlier versions."""
+    """The code of a stretch of a run's steps. `state` is "clean", "changed <digest>" or "unknown". `digest` is that of
+    the training code, "unknown" for runs of earlier versions."""
 
     commit: str = UNKNOWN
     state: str = UNKNOWN
@@ -36,7 +36,7 @@ class Code(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The digest; of a run of an earlier version the commit."""
+        """The digest; for a run of an earlier version the commit."""
         return str(self) if self.digest == UNKNOWN else self.digest
 
     def __str__(self) -> str:
@@ -45,13 +45,14 @@ class Code(NamedTuple):
 
 
 def code_of(facts: dict[str, Any]) -> Code:
-    """The code that a summary, a stretch or a run's tags name."""
+    """The code in the facts of a summary, a stretch or a run's tags."""
     return Code(*(str(facts.get(key, UNKNOWN)) for key in ("git_commit", "code_state", "code_digest")))
 
 
 def code_state() -> dict[str, Any]:
-    """`git_commit` and `code_state` ("clean", "changed <digest>", or "unknown" outside a checkout), `code_digest` of
-    the training code, and `numerics`. To be asked before a run's first step: the files may change during it."""
+    """`git_commit`; `code_state` ("clean", "changed <digest>", or "unknown" outside of a checkout); `code_digest` of
+    the training code; and `numerics`. To be called before a run's first step, because the files may change during the
+    run."""
     known = {"code_digest": training_digest(CHECKOUT / "urepa"), "numerics": NUMERICS}
     try:
         commit, changes = _commit(), _changes()
@@ -64,7 +65,7 @@ def code_state() -> dict[str, Any]:
 
 
 def training_digest(package: Path) -> str:
-    """A digest of the Python files of the package that can change a run's numbers, with their places in it."""
+    """A digest of the package's Python files that can change a run's numbers, including their relative paths."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         place = file.relative_to(package)
@@ -75,12 +76,12 @@ def training_digest(package: Path) -> str:
 
 
 def without_git_variables() -> dict[str, str]:
-    """The environment without GIT_DIR and its like, which may name another repository."""
+    """The environment without GIT_DIR and similar variables, which may name another repository."""
     return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the checkout."""
+    """The output of a git command in the checkout."""
     environment = without_git_variables()
     done = subprocess.run(
         ["git", *arguments], cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=20, check=True
@@ -89,14 +90,14 @@ def _git(*arguments: str) -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit; none where the package lies inside of another project's repository."""
+    """The checkout's commit; "" if the package is inside of another project's repository."""
     if Path(_git("rev-parse", "--show-toplevel").strip()).resolve() != CHECKOUT:
         return ""
     return _git("rev-parse", "HEAD").strip()
 
 
 def _changes() -> str:
-    """Everything that is not as committed, with its contents; empty where nothing is."""
+    """All uncommitted changes with their contents; "" if there are none."""
     status = _git("status", "--porcelain", "--untracked-files=all", "--", *_sources())
     if not status:
         return ""
@@ -114,9 +115,9 @@ def _sources() -> list[str]:
 
 
 def same_code(one: Code, other: Code) -> bool:
-    """Do these have the same training code? By its digest; where a run of an earlier version has none, by its commit:
-    the same one and the same changes, or two clean ones between which git sees no difference. Unknown is not the same
-    as unknown."""
+    """Whether both are the same training code. The digests decide; if a run of an earlier version has none, the commits
+    decide: equal commits with equal changes, or two clean commits between which git shows no difference in the training
+    code. Unknown code is never the same as other unknown code."""
     if UNKNOWN not in (one.digest, other.digest):
         return one.digest == other.digest
     if UNKNOWN in (one.commit, other.commit):
@@ -128,7 +129,7 @@ def same_code(one: Code, other: Code) -> bool:
 
 @lru_cache(maxsize=1024)
 def _same_commits(one: str, other: str) -> bool:
-    """Does git, in this checkout, see no difference in the training code of two commits?"""
+    """Whether git shows no difference in the training code between two commits of this checkout."""
     try:
         readers = [f":!urepa/{name}" for name in READERS]
         _git("diff", "--quiet", one, other, "--", "urepa", *readers)

@@ -1,4 +1,4 @@
-"""What ranks say to each other. Every function is the identity in a single process.
+"""Communication between ranks. Every function is the identity in a single process.
 
 Shapes: B local batch, G gathered batch, D width.
 """
@@ -17,13 +17,13 @@ from urepa.core.errors import UserError
 
 
 def is_parallel() -> bool:
-    """More than one process?"""
+    """Whether there is more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_with_gradient(x_BD: Tensor) -> Tensor:
-    """[B,D] of every rank as [G,D], by rank. Its backward adds the ranks' gradients, which DDP's mean over
-    ranks then turns into the gradient of the global loss (accelerate's own gather has none)."""
+    """Gathers [B,D] of all ranks to [G,D], ordered by rank. Its backward adds the ranks' gradients, so that DDP's mean
+    over ranks gives the gradient of the global loss (accelerate's own gather has no gradient)."""
     if not is_parallel():
         return x_BD
     from torch.distributed.nn import all_gather
@@ -45,7 +45,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def any_rank(flag: Tensor) -> Tensor:
-    """1.0 where the flag is set on some rank, without waiting for the device."""
+    """1.0 if the flag is set on any rank, without synchronising with the device."""
     flag = flag.float()
     if is_parallel():
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
@@ -53,7 +53,7 @@ def any_rank(flag: Tensor) -> Tensor:
 
 
 def all_objects(value: Any) -> list[Any]:
-    """Every rank's value, by rank."""
+    """Every rank's value, ordered by rank."""
     if not is_parallel():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -62,7 +62,7 @@ def all_objects(value: Any) -> list[Any]:
 
 
 def on_main(task: Callable[[], Any]) -> Any:
-    """`task` on rank 0 while the others wait; its result, or its UserError, on every rank."""
+    """Runs `task` on rank 0 while the others wait. Its result, or its UserError, is given on every rank."""
     result, mistake = None, None
     if not is_parallel() or dist.get_rank() == 0:
         try:
@@ -76,7 +76,7 @@ def on_main(task: Callable[[], Any]) -> Any:
 
 
 class HostVote:
-    """A maximum over ranks of a small integer, between hosts: the device is not waited for."""
+    """A maximum over ranks of a small integer, computed on the CPU without synchronising with the device."""
 
     def __init__(self, patience: timedelta | None = None) -> None:
         self.group = dist.new_group(backend="gloo", timeout=patience) if is_parallel() else None
@@ -90,7 +90,7 @@ class HostVote:
 
 
 class LongBarrier:
-    """A barrier for work that rank 0 does alone. It may take a day: a device's own barrier times out in minutes."""
+    """A barrier for work that only rank 0 does. It may take a day; a device's own barrier times out in minutes."""
 
     def __init__(self) -> None:
         self._vote = HostVote(timedelta(days=1))

@@ -1,5 +1,5 @@
-"""What a key of a command or of a part says of itself where it is declared: its meaning, its default, its range, and
-what may not be compared across two values of it.
+"""The declaration of a key of a command or a part: its meaning, its default, its range, and the comparisons that two
+different values of it rule out.
 
 OmegaConf drops a field's metadata, so `keys_of` reads it from the dataclass.
 """
@@ -14,32 +14,32 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import MISSING
 
-LARGEST = 3.4028234663852886e38  # of 32-bit floats: a larger number is infinite in training
-SIZE = 10**6  # more than a network, an image, a batch or a sampler has of anything
+LARGEST = 3.4028234663852886e38  # largest 32-bit float: a larger number is infinite in training
+SIZE = 10**6  # upper limit of sizes of networks, images, batches and samplers
 TINY = 1e-12
-COUNT = 10**9  # more images than any data set has
-LAST_STEP = 10**8 - 1  # a checkpoint's name has eight digits
-WORKERS = 1024  # more threads or processes than a machine has cores; some 10,000 more end in a segmentation fault
+COUNT = 10**9  # upper limit of numbers of images
+LAST_STEP = 10**8 - 1  # the name of a checkpoint has eight digits
+WORKERS = 1024  # upper limit of threads and processes; some 10,000 cause a segmentation fault
 LAST_SEED = 2**63 - 1
-# what a setting's value is of a run: a name of the backbone's taps, one or several of the objective's times, steps of
-# its sampler, and two times of which the first is not the later one
+# what a setting's value means for a run: a name of the backbone's taps, one or several of the objective's times, a
+# number of its sampler's steps, and an interval of two times in ascending order
 TAP, TIME, SAMPLER_STEPS, INTERVAL = "tap", "time", "sampler steps", "interval"
 
-MOVED = {"loss.stop_step": "schedule.stop_step"}  # keys of an earlier version, and what they are called now
+MOVED = {"loss.stop_step": "schedule.stop_step"}  # keys of earlier versions, and their current names
 
 
 def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
-    """A dataclass's field that is a key.
+    """A dataclass field that is a key.
 
     Args:
-        meaning: what --help says of it.
-        default: MISSING where a file of conf/ or the command line gives it.
-        limits: `ge` and `le`, the lowest and the highest value of a number, or of each in a list or a mapping
-            (-LARGEST and LARGEST: any finite number; inf: infinity has a meaning too); `section`, the heading in --help
-            under which this key and those after it stand; `alters`, the quantities that two values of it measure
-            differently (`urepa.core.comparability`); `unpairs`, True where the runs of one seed that differ in it see
-            other data, noise or times; `is_a`, what the value is of a run (TAP, TIME, SAMPLER_STEPS, INTERVAL), by
-            which an evaluation's is checked before anything is built.
+        meaning: its text in --help.
+        default: MISSING if a file of conf/ or the command line must give it.
+        limits: `ge` and `le`, the smallest and the largest value of a number, or of each number in a list or a mapping
+            (-LARGEST and LARGEST: any finite number; inf: infinity is allowed too); `section`, the heading in --help
+            of this key and the keys after it; `alters`, the quantities that are not comparable if it differs
+            (`urepa.core.comparability`); `unpairs`, True if runs of the same seed that differ in it see other data,
+            noise or times; `is_a`, what the value means for a run (TAP, TIME, SAMPLER_STEPS, INTERVAL), which is
+            checked for evaluations before anything is built.
     """
     unknown = limits.keys() - {"ge", "le", "section", "alters", "unpairs", "is_a"}
     assert not unknown, f"no limit of a setting: {unknown}"
@@ -47,7 +47,7 @@ def setting(meaning: str, default: Any = MISSING, **limits: Any) -> Any:
 
 
 def part(meaning: str, default: Any = MISSING) -> Any:
-    """A dataclass's field that holds a part: GROUP=NAME fills it from conf/GROUP/NAME.yaml."""
+    """A dataclass field that holds a part: GROUP=NAME fills it from conf/GROUP/NAME.yaml."""
     return _field(default, {"meaning": meaning, "is_part": True})
 
 
@@ -64,20 +64,20 @@ class Key:
     name: str  # dotted
     meaning: str
     is_part: bool
-    choices: tuple[str, ...]  # of an enum; empty: any value of its type
-    range: tuple[float, float] | None  # lowest and highest value of a number
-    section: str | None  # the heading that begins here
-    alters: tuple[str, ...] | None  # quantities (`urepa.core.comparability`); None: it says nothing
+    choices: tuple[str, ...]  # the values of an enum; empty: any value of its type
+    range: tuple[float, float] | None  # smallest and largest value of a number
+    section: str | None  # the heading that starts with this key
+    alters: tuple[str, ...] | None  # quantities (`urepa.core.comparability`); None: not declared
     unpairs: bool
-    is_a: str | None  # what its value is of a run
+    is_a: str | None  # what its value means for a run
 
 
 def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
-    """The keys of a schema in order, those of schemas inside it in their place. An AssertionError where one has no
+    """The keys of a schema in order, with the keys of nested schemas at their place. Asserts that each has a
     meaning."""
     hints = get_type_hints(schema)
     for one in fields(schema):
-        if one.name.startswith("_"):  # Hydra's
+        if one.name.startswith("_"):  # a key of Hydra's
             continue
         name, hint, about = f"{prefix}{one.name}", hints[one.name], one.metadata
         if is_dataclass(hint) and isinstance(hint, type) and not about.get("is_part"):

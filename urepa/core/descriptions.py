@@ -1,5 +1,5 @@
-"""What a part's description is made of: strings, which are paragraphs, and formulas; numbers and sizes as they stand
-there."""
+"""The elements of a part's description: strings, which are paragraphs, and formulas; and the format of numbers and
+sizes in it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from urepa.core.samplers import TITLES
 
 @dataclass(frozen=True)
 class Formula:
-    """A displayed formula; its text is ours, with numbers from the config at most."""
+    """A displayed formula, in LaTeX. It contains no text from the config except numbers."""
 
     latex: str
 
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What a backbone is described with beside its settings.
+    """Facts besides its settings that a backbone's description needs.
 
     Args:
-        latent_shape: of x0, [C,H,W]; where x0 has several shapes the first, which no sentence may name alone.
+        latent_shape: of x0, [C,H,W]. If x0 has several shapes, the first; a sentence must not name it alone.
         are_replaced: whether a warm start replaces all weights before training.
-        latent_shapes: all of them where there are several.
+        latent_shapes: all shapes if there are several.
     """
 
     latent_shape: tuple[int, ...]
@@ -37,12 +37,12 @@ class BackboneFacts:
 
     @property
     def x0_shape(self) -> str:
-        """The shape of x0 as a sentence has it, "4×32×32", or its shapes."""
+        """The shape or shapes of x0 for use in a sentence, for example "4×32×32"."""
         return " or ".join(map(shape, self.latent_shapes or (self.latent_shape,)))
 
     def initial_weights(self, base: str | None) -> str:
-        """The clause on the initial weights: those of `base`, or random ones; empty if all of these are replaced before
-        training."""
+        """The clause on the initial weights: those of `base`, or random ones; "" if a warm start replaces all of
+        them."""
         if base is not None:
             return f", with the weights of {base}"
         return "" if self.are_replaced else ", with random initial weights"
@@ -50,13 +50,13 @@ class BackboneFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card of exported weights says beside the backbone's settings.
+    """Facts besides the backbone's settings that the model card of exported weights needs.
 
     Args:
-        files: of the export's folder, relative to it.
-        command: what of the training's command composes the weights again, as a shell has it.
+        files: the files of the export's folder, relative to it.
+        command: the part of the training command that composes the same model, in shell syntax.
         latent_shape: of x0, [C,H,W].
-        timesteps: of the objective; None where times are continuous.
+        timesteps: number of the objective's timesteps; None if times are continuous.
     """
 
     files: tuple[str, ...]
@@ -78,7 +78,7 @@ def join_with_and(items: list[str]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A config's value as YAML has it: null, true, [1, 2], 0.5; text as it is."""
+    """A config's value in YAML syntax: null, true, [1, 2], 0.5; text without quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -88,7 +88,7 @@ def number(value: float) -> str:
 
 
 def shape(sizes: Iterable[int]) -> str:
-    """4×64×64."""
+    """The sizes in the form 4×64×64."""
     return "×".join(map(str, sizes))
 
 
@@ -97,22 +97,22 @@ def shape(sizes: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """What an evaluation's description needs of the run that it measures."""
+    """Properties of the evaluated run that an evaluation's description needs."""
 
     num_classes: int
-    sampler: str  # the objective's usual one
-    is_aligned: bool  # does it have a teacher and heads?
+    sampler: str  # the objective's usual sampler
+    is_aligned: bool  # whether it has a teacher and heads
 
 
 def sampling_text(run: EvaluatedRun, sampler: str | None, steps: int, guidance: float) -> str:
-    """DDIM in 25 steps without guidance. A sampler of None is the objective's usual one."""
+    """For example "DDIM in 25 steps without guidance". If `sampler` is None, it is the objective's usual one."""
     name = run.sampler if sampler is None else sampler
     guided = "without guidance" if guidance == 1 else f"at guidance {number(guidance)}"
     return f"{TITLES.get(name, name)} in {steps} steps {guided}"
 
 
 def encoder_text(encoder: Any) -> str:
-    """A declared encoder by its class, with the file or model of its weights if it has such a setting."""
+    """The name of a declared encoder, with the file or model of its weights if it has such a setting."""
     name = type(encoder).__name__
     weights = next((Path(getattr(encoder, key)).name for key in ("model", "weights") if hasattr(encoder, key)), None)
     return name if weights is None else f"{name}, {weights}"

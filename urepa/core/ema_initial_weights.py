@@ -1,17 +1,17 @@
-"""The exponential moving average (EMA) of the weights in numbers: how much of the initial weights is still in it.
+"""The weight of the initial weights in the exponential moving average (EMA) of the weights.
 
-Update n + 1 of an average, after n applied ones, is θ_ema ← d_n·θ_ema + (1−d_n)·θ. Without warm-up d_n = d; with it
+Update n + 1 of an average, after n applied ones, is θ_ema ← d_n·θ_ema + (1−d_n)·θ. Without warm-up d_n = d. With it
 d_n = min(d, (1 + n) / (10 + n)), the rule of TensorFlow's `tf.train.ExponentialMovingAverage(decay, num_updates)`; n is
-0 at the first update, whose decay is 0.1.
+0 at the first update, whose decay is therefore 0.1.
 """
 
 from __future__ import annotations
 
 from math import ceil, comb
 
-SHARE = "ema/initial_share"  # as a logged metric
-LAGGING = 0.05  # a larger share of initial weights: the average says little about the trained weights
-FIRST_DECAY = 0.1  # of the warm-up, its smallest
+SHARE = "ema/initial_share"  # key of the logged metric
+LAGGING = 0.05  # with a larger share, the average says little about the trained weights
+FIRST_DECAY = 0.1  # the first and smallest decay of the warm-up
 
 
 def initial_share(decay: float, updates: int, warmup: bool) -> float:
@@ -23,8 +23,8 @@ def initial_share(decay: float, updates: int, warmup: bool) -> float:
 
 
 def lag_sentence(share: float, decay: float, updates: int, warmup: bool, *, ahead: bool = False) -> str:
-    """A sentence on EMA weights with this share of initial weights, and what to do about it. `ahead`: they will have it
-    after these updates, none of which was made."""
+    """A sentence on EMA weights with this share of initial weights, with advice. `ahead`: the sentence is about the
+    future, before the first of these updates."""
     advice = "train longer" if warmup else "train longer, lower trainer.ema_decay, or set trainer.ema_warmup=true"
     hold = "will still hold" if ahead else "still hold"
     return (
@@ -34,6 +34,6 @@ def lag_sentence(share: float, decay: float, updates: int, warmup: bool, *, ahea
 
 
 def lag_ahead(decay: float, updates: int, warmup: bool) -> str:
-    """The sentence on the last step, said before the first one; "" where the share is not `LAGGING` by then."""
+    """The sentence on the last step, for printing before the first one; "" if the share will be below `LAGGING`."""
     share = initial_share(decay, updates, warmup)
     return lag_sentence(share, decay, updates, warmup, ahead=True) if share > LAGGING else ""

@@ -1,6 +1,6 @@
-"""Names and values as text in Markdown and LaTeX: whatever they hold, they are shown and do nothing.
+"""Escapes names and values for Markdown and LaTeX, so that any text is displayed literally.
 
-pylatexenc would do LaTeX alone; nothing was found for Markdown.
+pylatexenc covers only LaTeX; no library was found for Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TEX = {
     "#": r"\#",
     "%": r"\%",
     "_": r"\_",
-    "[": "{[}",  # behind \\ a bracket or an asterisk would be an argument of it
+    "[": "{[}",  # after \\ a bracket or an asterisk would be its argument
     "]": "{]}",
     "*": "{*}",
     "^": r"\textasciicircum{}",
@@ -25,7 +25,7 @@ TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\char34{}",  # \textquotedbl is not there in the default encoding
+    '"': r"\char34{}",  # \textquotedbl does not exist in the default encoding
     "`": r"\textasciigrave{}",
     "−": "$-$",
     "±": r"$\pm$",
@@ -52,17 +52,17 @@ TEX = {
 
 
 def printable(text: str) -> str:
-    """Without control characters: a name cannot drive the terminal."""
+    """The text without control characters, so that a name cannot control the terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
 def markdown(text: object) -> str:
-    """One line without HTML, links, table bars and emphasis."""
+    """One line of Markdown in which HTML, links, table bars and emphasis are escaped."""
     one_line = html.escape(printable(" ".join(str(text).split())), quote=False)
     return re.sub(r"([\\`*_\[\]|~#$!])", r"\\\1", one_line)
 
 
 def tex(text: object) -> str:
-    """For LaTeX with any engine: what plain ASCII cannot say and has no name here is written as its code."""
+    """LaTeX for any engine: characters that are neither ASCII nor have a name here are written as their code."""
     one_line = printable(" ".join(str(text).split()))
     return "".join(TEX.get(c, c if " " <= c < "\x7f" else f"{{[}}U+{ord(c):04X}{{]}}") for c in one_line)

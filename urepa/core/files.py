@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files, checks of target paths, and locks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from uuid import uuid4
 
 from urepa.core.errors import UserError
 
-# What torch.load raises for a damaged file or another program's, besides UnpicklingError for more than tensors
+# What torch.load raises for a damaged file or another program's, besides UnpicklingError for other content than tensors
 DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, AssertionError, struct.error)
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
+FULL = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename inside `folder` survive a power cut."""
+    """Makes a rename inside `folder` durable in case of a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,7 +32,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes a file through a temporary one: temp, fsync, rename."""
+    """Writes a file atomically: to a temporary file, fsync, rename."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -47,8 +47,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
-    """What a JSON file holds, an object unless another `kind` is given. UserError where it is damaged or another
-    program's; OSError where it cannot be read."""
+    """The content of a JSON file, an object unless another `kind` is given. Raises UserError if it is damaged or of
+    another program, and OSError if it cannot be read."""
     try:
         value = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
@@ -59,7 +59,7 @@ def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
 
 
 def check_file_target(key: str, path: Path) -> None:
-    """UserError where the file that KEY=PATH asks for could not be written. Asked before any work, leaves nothing."""
+    """Raises UserError if the file in KEY=PATH could not be written. To be called before any work; leaves no file."""
     if path.is_dir():
         raise UserError(f"{key}={path} is a folder; give a file in it, {key}={path / 'NAME'}")
     if not path.parent.is_dir():
@@ -69,8 +69,8 @@ def check_file_target(key: str, path: Path) -> None:
 
 
 def check_folder_target(key: str, path: Path) -> None:
-    """UserError where the folder that KEY=PATH asks for could not be made or written in. Asked before any work, leaves
-    nothing."""
+    """Raises UserError if the folder in KEY=PATH could not be created or written to. To be called before any work;
+    leaves nothing."""
     there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
         raise UserError(f"{key}={path} cannot be a folder, as {there} is a file; give another path")
@@ -78,7 +78,7 @@ def check_folder_target(key: str, path: Path) -> None:
 
 
 def check_folder(key: str, path: Path) -> None:
-    """UserError where KEY=PATH is not a folder that is there and may be written in."""
+    """Raises UserError if KEY=PATH is not an existing folder that can be written to."""
     if not path.is_dir():
         raise UserError(f"{key}={path} is not a folder that is there; make it, or give another")
     _check_writable(key, path, path)
@@ -90,16 +90,16 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 def remove_new(places: list[Path]) -> None:
-    """Removes folders that were made of `missing_folders`: the lowest with its content, those above it where empty."""
+    """Removes folders from `missing_folders` that were created since: the lowest with its content, others if empty."""
     if places:
         shutil.rmtree(places[0], ignore_errors=True)
     for place in places[1:]:
-        with contextlib.suppress(OSError):  # something else is in it
+        with contextlib.suppress(OSError):  # it contains something else
             place.rmdir()
 
 
 def _check_writable(key: str, path: Path, folder: Path) -> None:
-    """By a file without a name, which tells more than permissions do: of mounts, quotas and full disks."""
+    """Tests by creating a file without a name. Permissions alone would not show mounts, quotas and full disks."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -111,7 +111,7 @@ def _check_writable(key: str, path: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Creates the folder and holds an exclusive lock on it. If another process removed the folder meanwhile, it is
+    """Creates the folder and holds an exclusive lock on it. If another process removes the folder in between, it is
     created again."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _is_same_file(handle: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def raise_full_disk_as_oserror(place: Path) -> Iterator[None]:
-    """Converts what libraries (LMDB, safetensors) raise when a disk is full into an OSError with ENOSPC that names the
+    """Converts errors of libraries (LMDB, safetensors) on a full disk into an OSError with ENOSPC that names the
     path."""
     full = os.strerror(errno.ENOSPC)
     try:
@@ -145,7 +145,8 @@ def raise_full_disk_as_oserror(place: Path) -> Iterator[None]:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes what a killed `write_whole` left in `folder` itself. To be called by the folder's only writer."""
+    """Removes temporary files of a killed `write_whole` from `folder`. To be called only by the folder's only
+    writer."""
     for leftover in folder.glob(".*.tmp"):
         if leftover.is_file():
             leftover.unlink()

@@ -1,7 +1,7 @@
-"""Memory that a command has freed is kept for its next layers, instead of going back to the system.
+"""Makes glibc keep freed memory for reuse instead of returning it to the system.
 
-By default glibc maps blocks of more than a few megabytes anew for each layer and gives them back after it, so that the
-kernel clears their pages each time: on a CPU that can take most of a teacher's time. Values do not depend on it.
+By default glibc maps blocks of more than a few megabytes anew for each layer and unmaps them after it. The kernel then
+clears their pages each time, which on a CPU can take most of a teacher's time. Computed values are not affected.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from urepa.core.errors import UserError
 
 SWITCH = "UREPA_MALLOC"
 KEEP, SYSTEM = "keep", "system"
-OWN = {f"MALLOC_{what}_" for what in ("MMAP_THRESHOLD", "MMAP_MAX", "TRIM_THRESHOLD", "TOP_PAD")}  # glibc's own names
-# the numbers of glibc's malloc.h
+OWN = {f"MALLOC_{what}_" for what in ("MMAP_THRESHOLD", "MMAP_MAX", "TRIM_THRESHOLD", "TOP_PAD")}  # glibc's variables
+# constants of glibc's malloc.h
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 MIB = 2**20
 
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Asks glibc to keep up to 2 GiB of what is freed. False, and nothing is done, with another C library, with
-    UREPA_MALLOC=system, and where glibc's own variables set the same. UserError for another UREPA_MALLOC."""
+    """Makes glibc keep up to 2 GiB of freed memory. Does nothing and returns False with another C library, with
+    UREPA_MALLOC=system, and if glibc's own variables are set. Raises UserError for another value of UREPA_MALLOC."""
     asked = environment.get(SWITCH, KEEP)
     if asked not in (KEEP, SYSTEM):
         raise UserError(f"{SWITCH}={asked}: give {KEEP} or {SYSTEM}, or leave it out")
@@ -31,13 +31,13 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     if not mallopt(MMAP_THRESHOLD, 1024 * MIB):
-        mallopt(MMAP_THRESHOLD, 32 * MIB)  # the highest that older ones take
+        mallopt(MMAP_THRESHOLD, 32 * MIB)  # the largest value that older versions accept
     mallopt(TRIM_THRESHOLD, 2048 * MIB - 1)
     mallopt(TOP_PAD, 64 * MIB)
     return True
 
 
 def is_glibc() -> bool:
-    """glibc says its version, other libraries know no such name."""
+    """Whether the C library is glibc: only glibc reports its version under this name."""
     name = "CS_GNU_LIBC_VERSION"
     return name in os.confstr_names and (os.confstr(name) or "").startswith("glibc")

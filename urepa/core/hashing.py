@@ -1,4 +1,4 @@
-"""Numbers that belong to texts, and the digest of a file."""
+"""Stable hashes of values, and the digest of a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def digest64(*parts: object) -> int:
 
 
 def file_sha256(file: Path) -> str:
-    """Of all its bytes, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub: `owner/name` or, pinned, `owner/name@revision`; a file there is `owner/name/FILE` or
+"""Names on the Hugging Face hub: `owner/name` or, pinned, `owner/name@revision`. A file is `owner/name/FILE` or
 `owner/name@revision/FILE`."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from urepa.core.errors import UserError
 
-# the repository that the description names has left the hub
+# the repository that the description names is no longer on the hub
 ALIASES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 
 FILE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)")
@@ -25,7 +25,7 @@ class HubFile(NamedTuple):
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """A hub id and its revision ("main" unless pinned); a local folder stays what it is."""
+    """A hub id and its revision ("main" unless pinned); a local folder is returned unchanged."""
     if Path(name).exists():
         return name, "main"
     plain, _, revision = name.partition("@")
@@ -33,19 +33,19 @@ def resolve(name: str) -> tuple[str, str]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Does the name mean a repository, not something on this disk?"""
+    """Whether the name is a repository and not a local path."""
     return not Path(name).exists() and not name.startswith((".", "/")) and name.count("/") == 1
 
 
 def hub_file(name: str) -> HubFile | None:
-    """The file on the hub that a name means; None where it lies on this disk, or cannot be one's name."""
+    """The file on the hub that a name refers to; None if it is a local path, or cannot be a file's name."""
     found = None if Path(name).exists() or name.startswith((".", "/", "~")) else FILE.fullmatch(name)
     return None if found is None else HubFile(found[1], found[2] or "main", found[3])
 
 
 def ensure_local(name: str, key: str) -> Path:
-    """The local path of `key=name`; a file on the hub is downloaded into the hub's cache. UserError if there is no such
-    file."""
+    """The local path of `key=name`. A file on the hub is downloaded into the hub's cache. Raises UserError if there is
+    no such file."""
     there = hub_file(name)
     if there is None:
         if not Path(name).exists():
@@ -55,7 +55,7 @@ def ensure_local(name: str, key: str) -> Path:
 
     try:
         return Path(hf_hub_download(there.repository, there.file, revision=there.revision))
-    except (OSError, ValueError) as error:  # the hub's own errors are of these two kinds
+    except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         command = f"hf download {there.repository} {there.file} --revision {there.revision}"
         elsewhere = f"run `{command}` where there is internet"
         why = download_failure(error, there.repository, elsewhere=elsewhere)
@@ -63,9 +63,9 @@ def ensure_local(name: str, key: str) -> Path:
 
 
 def download_failure(error: BaseException, name: str, place: str = "", elsewhere: str = PREFETCH) -> str:
-    """Why a download failed and what to do, as half a sentence. `place` is "datasets/" for data sets, `elsewhere` what
-    to do on a machine with internet. The hub's libraries wrap each other's errors; the one with the reason is somewhere
-    in the chain."""
+    """Why a download failed and what to do, as a clause. `place` is "datasets/" for data sets, `elsewhere` what to do
+    on a machine with internet. The hub's libraries wrap each other's errors; the one with the reason may be anywhere in
+    the chain."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -1,8 +1,7 @@
-"""Files of one JSON object a line that grow by appending (metrics.jsonl, bad_samples.jsonl, jobs.jsonl): one reader and
-one writer for all of them.
+"""Files with one JSON object per line that grow by appending (metrics.jsonl, bad_samples.jsonl, jobs.jsonl).
 
-A process that is killed while it appends leaves half a last line: readers pass over it, and the next `append` removes
-it. Any other line that cannot be read is damage. Readers hand it out as such and read on; it never ends the file.
+A process that is killed while appending leaves an incomplete last line. Readers skip it, and the next `append` removes
+it. Any other unreadable line is damaged. Readers return it as such and continue with the next line.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ BLOCK = 1 << 16  # bytes
 
 
 class Line(NamedTuple):
-    """One line: what it holds, or `damage`, which completes the sentence "line 6 ..."."""
+    """A line: its value, or `damage`, a text that completes the sentence "line 6 ..."."""
 
     number: int  # from 1
-    end: int  # offset at which the next line begins, behind this one's newline even where that is not written yet
-    value: dict[str, Any]  # {} where it is damaged
+    end: int  # offset of the next line, after this one's newline even if that is not written yet
+    value: dict[str, Any]  # {} if it is damaged
     damage: str = ""
 
 
@@ -30,7 +29,7 @@ BEGINNING = Line(0, 0, {})
 
 
 def read_lines(path: Path, after: Line = BEGINNING) -> Iterator[Line]:
-    """The lines behind `after`, one at a time; none if there is no such file."""
+    """The lines after `after`, one at a time; none if the file does not exist."""
     if not path.exists():
         return
     number, end = after.number, after.end
@@ -46,7 +45,7 @@ def read_lines(path: Path, after: Line = BEGINNING) -> Iterator[Line]:
 
 
 def append(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    """Appends a line for each value. Several processes may append to one file: they take turns."""
+    """Appends a line for each value. A lock allows several processes to append to one file."""
     data = "".join(json.dumps(value) + "\n" for value in values).encode()
     with open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -61,7 +60,7 @@ def truncate_at(path: Path, end: int) -> None:
     with open(path, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.truncate(min(end, size))
-        if end > size:  # of a last line without its newline
+        if end > size:  # the last line lacks its newline
             file.seek(size)
             file.write(b"\n")
         file.flush()
@@ -69,7 +68,7 @@ def truncate_at(path: Path, end: int) -> None:
 
 
 def count_lines(path: Path) -> int:
-    """How many lines end in a newline."""
+    """The number of lines that end in a newline."""
     if not path.exists():
         return 0
     with open(path, "rb") as file:
@@ -77,7 +76,7 @@ def count_lines(path: Path) -> int:
 
 
 def last_value(path: Path) -> dict[str, Any]:
-    """What the last line holds; {} where it is damaged, is half a line or there is none."""
+    """The value of the last line; {} if it is damaged or incomplete, or if there is none."""
     if not path.exists():
         return {}
     with open(path, "rb") as file:
@@ -95,7 +94,7 @@ def _parse_line(raw: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _end_last_line(file: BinaryIO) -> None:
-    """A last line without a newline gets it if it can be read; the half line of a killed process is removed."""
+    """Appends the missing newline to a readable last line, or removes the incomplete line of a killed process."""
     last = _last_line(file)
     if not last or last.endswith(b"\n"):
         return

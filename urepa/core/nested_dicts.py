@@ -1,4 +1,4 @@
-"""Nested dicts as flat ones."""
+"""Functions on nested dicts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys; lists are values."""
+    """A nested dict as a flat one with dotted keys. Lists count as values."""
     if not isinstance(config, dict):
         return {prefix: config}
     if not config:

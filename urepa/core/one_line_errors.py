@@ -1,4 +1,4 @@
-"""How a command ends: a user's mistake in one line with exit code 1, once for all ranks."""
+"""Error handling of commands: a user's mistake is printed as one line, once for all ranks, with exit code 1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urepa.core import ranks
 from urepa.core.errors import NOT_EVALUATED, NotEvaluated, UserError
 from urepa.core.escaping import printable
 
-# What trying again will not mend, and what will; anything else of the system may pass (a server, a network's disk)
+# Errors that repeat if the command is run again, with advice; other system errors (a server, a network disk) may pass
 LASTING = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -33,9 +33,9 @@ LASTING = {
     errno.ELOOP: "give a path that is no loop of links",
     errno.EINVAL: "give another path",
 }
-OTHER_RANKS_WAIT_S = 20.0  # seconds; torchrun kills what ignores its SIGTERM for 30
-TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for by the user; we set it ourselves below
-RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of ours
+OTHER_RANKS_WAIT_S = 20.0  # torchrun kills processes 30 seconds after SIGTERM
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # set by the user; this module sets it later
+RAISED = re.compile(r"UserError raised while resolving interpolation: (.*)")  # by a resolver of urepa
 
 
 class ReportedError(SystemExit):
@@ -48,9 +48,8 @@ class ReportedError(SystemExit):
 
 @contextlib.contextmanager
 def one_line_mistakes() -> Iterator[None]:
-    """Inside a door's task: a UserError is said in one line and the process exits with 1, here already,
-    because Hydra's launchers would report it in their own words or swallow it. A process whose variables say no rank
-    is such a mistake."""
+    """Within a command's task, prints a UserError as one line and ends with exit code 1. This is done in the task,
+    because Hydra's launchers would reword or swallow the error. Invalid rank variables are such an error too."""
     try:
         ranks.check_ranks()
         yield
@@ -72,7 +71,7 @@ def one_line_mistakes() -> Iterator[None]:
     except KeyboardInterrupt:
         if TRACEBACKS:
             raise
-        if ranks.is_first():  # the others have no mistake of their own to say
+        if ranks.is_first():  # the others have no error of their own
             print_error("interrupted; the same command goes on from the last checkpoint")
         sys.exit(128 + signal.SIGINT)
 
@@ -83,7 +82,7 @@ def _report_and_exit(text: str, code: int = 1) -> NoReturn:
 
 
 def system_error_text(error: OSError) -> str:
-    """Which operation on which path the system refused, and what to do."""
+    """The operation and path that the system refused, and what to do."""
     paths = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     place = f"{paths}: " if paths else ""
     assert error.errno is not None
@@ -91,9 +90,9 @@ def system_error_text(error: OSError) -> str:
 
 
 def print_error(text: str) -> None:
-    """Prints an error to stderr, once for all ranks: torchrun (and srun --kill-on-bad-exit) stops all ranks when one
-    ends, so the other ranks wait for rank 0 to print it. If they still run after the wait, the error may be this rank's
-    alone, and it prints it."""
+    """Prints an error to stderr, once for all ranks. torchrun (and srun --kill-on-bad-exit) stops all ranks when one
+    ends, so the other ranks wait until rank 0 has printed it. A rank that still runs after the wait may have an error
+    of its own, and prints it."""
     if not ranks.is_first():
         time.sleep(OTHER_RANKS_WAIT_S)
     sys.stdout.flush()

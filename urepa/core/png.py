@@ -1,4 +1,4 @@
-"""Images as PNG: one by one, in a grid, in a grid with labels.
+"""PNG files of images: single images, grids, and grids with labels.
 
 Shapes: B images, H/W pixels; colours in [0,1] as tensors, uint8 as arrays.
 """
@@ -16,7 +16,7 @@ from urepa.core.escaping import printable
 
 SMALLEST, LARGEST = 64, 256  # sides of a tile in a labelled grid
 GAP = 2
-LONGEST_LABEL = 60  # characters
+LONGEST_LABEL = 60  # in characters
 
 
 def to_png(pixels_HW3: np.ndarray) -> bytes:
@@ -32,14 +32,14 @@ def to_pixels(image_3HW: Tensor) -> np.ndarray:
 
 
 def grid_png(images_B3HW: Tensor, columns: int) -> bytes:
-    """Images [B,3,H,W] in [0,1] as one PNG, `columns` a row, each pixel 2 wide, 4 apart."""
+    """Images [B,3,H,W] in [0,1] as one PNG with `columns` per row; each pixel is enlarged to 2x2, with gaps of 4."""
     pad = torch.nn.functional.pad(images_B3HW, (1, 1, 1, 1), value=1.0)
     rows = [torch.cat(list(chunk), dim=2) for chunk in pad.split(columns)]
     return to_png(to_pixels(torch.cat(rows, dim=1)).repeat(2, 0).repeat(2, 1))
 
 
 def tile(image: Image.Image) -> Image.Image:
-    """At a side that a grid shows well: small images in whole multiples of their pixels, large ones reduced."""
+    """The image at a suitable size for a grid: small images are enlarged by whole factors, large ones reduced."""
     side = max(image.size)
     if side > LARGEST:
         reduced = (max(1, round(length * LARGEST / side)) for length in image.size)
@@ -54,7 +54,7 @@ def _shorten_label(label: str) -> str:
 
 
 def labelled_grid(rows: list[tuple[str, list[Image.Image]]]) -> bytes:
-    """Rows of images of one size, each with its label on the left, as a PNG. A label is shortened to one short line."""
+    """A PNG of rows of images of one size, each row with its label on the left. Labels are shortened to one line."""
     rows = [(_shorten_label(label), images) for label, images in rows]
     tiled = [(label, [tile(image) for image in images]) for label, images in rows]
     width, height = tiled[0][1][0].size

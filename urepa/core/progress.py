@@ -1,4 +1,4 @@
-"""Progress bars: lively on a terminal, a line now and then in a log file. Each says what it is of."""
+"""Progress bars: continuous on a terminal, occasional lines in a log file. Each bar names its subject."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _subject: ContextVar[str] = ContextVar("subject", default="")
 
 
 def bar(*arguments: Any, desc: str, unit: str, **options: Any) -> tqdm:
-    """tqdm, that does not fill a log with every step, on rank 0.
+    """A tqdm bar that prints only on rank 0, and rarely to log files.
 
     Args:
-        desc: what it is of; behind the name that `prefix_bars` gives. unit: what is counted.
+        desc: the subject, after the prefix of `prefix_bars`. unit: what is counted.
     """
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     common = {"mininterval": seconds, "dynamic_ncols": True, "disable": not is_first()}
     said = {"desc": f"{_subject.get()}{desc}", "unit": unit}
     made = tqdm(*arguments, **(common | said | options))
-    made._time = time.monotonic  # tqdm's own is the wall clock, which may be set back
+    made._time = time.monotonic  # tqdm uses the wall clock, which may be set back
     made.start_t = made.last_print_t = time.monotonic()
     return made
 
 
 @contextlib.contextmanager
 def prefix_bars(subject: str) -> Iterator[None]:
-    """Inside, the text of every bar begins with `subject`."""
+    """Within the block, the text of every bar begins with `subject`."""
     token = _subject.set(f"{subject}: ")
     try:
         yield
@@ -43,17 +43,17 @@ def prefix_bars(subject: str) -> Iterator[None]:
 
 
 def hide_loading() -> None:
-    """No bar of transformers' own, which says "Loading weights" and not of what; the hub's, of downloads, stay."""
+    """Hides transformers' bars "Loading weights", which do not name their subject. The hub's download bars are kept."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
     shown = not are_progress_bars_disabled()
-    logging.disable_progress_bar()  # and the hub's
+    logging.disable_progress_bar()  # also disables the hub's bars
     if shown:
         enable_progress_bars()
 
 
 def skip_done(bar: tqdm, items: int) -> None:
-    """Counts items that an earlier process finished: as done, but not in the rate and the remaining time."""
+    """Counts items that an earlier process finished as done, but not in the rate and the remaining time."""
     bar.initial += items
     bar.update(items)

@@ -1,9 +1,9 @@
-"""What a part of each kind declares of itself, one commented class for each kind.
+"""The declarations of parts: one commented protocol for each kind.
 
 A declaration is a dataclass in a file of its own, in the folder of its kind. Its fields are the keys of its config, and
 `_target_` is its own dotted name. It loads without torch: `build` imports the network or the mathematics. Backbones and
-LoRA are in `urepa.core.backbone_protocols`. What two settings, or two parts of a kind, measure differently is said in
-the words of `urepa.core.comparability`.
+LoRA are in `urepa.core.backbone_protocols`. Which values two settings, or two parts of a kind, make incomparable is
+declared in the terms of `urepa.core.comparability`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 
 class HeadNetwork(Protocol):
-    """`forward(tapped, t_B, grid)`: the state [B,N,D] of a tap, and the times of its samples as the objective has them,
-    to tokens [B,h·w,E] on the teacher's grid (h, w), of unit length, in fp32. Heads run in fp32 also under bf16.
+    """`forward(tapped, t_B, grid)` maps the state [B,N,D] of a tap, and the samples' times in the objective's units, to
+    tokens [B,h·w,E] of unit length on the teacher's grid (h, w), in fp32. Heads compute in fp32 also with bf16.
 
-    The grids of tap and teacher may be others at every step. Where the tap's tokens have a mask, the tokens that are
-    made of masked ones alone or in part are masked too."""
+    The grids of tap and teacher may differ between steps. If the tap's tokens have a mask, output tokens that depend on
+    masked ones, even in part, are masked too."""
 
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens: ...
 
 
 class Head(Protocol):
-    """From a tapped state to the teacher's token space (urepa/method/heads/)."""
+    """Maps a tapped state to the teacher's token space (urepa/method/heads/)."""
 
-    # Whether it takes a tap of any grid to the teacher's. One that does not is refused where the grids differ.
+    # Whether it maps a tap of any grid to the teacher's. If not, it is refused where the grids differ.
     resizes: ClassVar[bool]
 
     def check(self) -> None:
-        """UserError where settings that are each in their range do not go together."""
+        """Raises UserError if settings that are each in their range do not fit together."""
         ...
 
     def build(self, *, in_width: int, out_width: int) -> nn.Module:
-        """The network (`HeadNetwork`) for one tap and one teacher, its weights drawn from torch's generator.
+        """The network (`HeadNetwork`) for one tap and one teacher, with weights drawn from torch's generator.
 
         Args:
             in_width, out_width: D of the tap and E of the teacher.
@@ -48,39 +48,39 @@ class Head(Protocol):
         ...
 
     def description(self) -> str:
-        """Its layers as `describe` writes them, after "A head of its own maps each tap to the teacher's space: "."""
+        """The layers for `describe`, following "A head of its own maps each tap to the teacher's space: "."""
         ...
 
 
 class Objective(Protocol):
     """How x0 is noised and what the backbone must predict (urepa/method/objectives/)."""
 
-    # What the scheduler of a diffusers pipeline is told to take the prediction for; "flow": there is no such scheduler.
+    # The `prediction_type` of a diffusers scheduler; "flow" if there is no such scheduler.
     prediction_type: ClassVar[str]
-    # The attributes that say what the config of a diffusers scheduler says, by its keys: beta_start, beta_end,
-    # beta_schedule and num_train_timesteps; {}: there is no such scheduler.
+    # Attributes with the values of a diffusers scheduler's config, by its keys: beta_start, beta_end, beta_schedule
+    # and num_train_timesteps; {} if there is no such scheduler.
     scheduler: ClassVar[Mapping[str, str]]
-    # Settings of the training alone: published weights are sampled alike whatever they are.
+    # Settings that only affect training: published weights are sampled in the same way for any value.
     training_only: ClassVar[tuple[str, ...]]
-    # Whether its samplers take guidance at some times only.
+    # Whether its samplers can restrict guidance to an interval of times.
     has_intervals: ClassVar[bool]
 
     @property
     def most_steps(self) -> float:
-        """In how many steps a sampler of it can go from noise to data at most; inf: any number."""
+        """The largest number of steps of its samplers from noise to data; inf: any number."""
         ...
 
     @property
     def times(self) -> str:
-        """Which times it has, for an error message: "times lie in [0, 1]"."""
+        """Its times, for an error message: "times lie in [0, 1]"."""
         ...
 
     def check(self) -> None:
-        """UserError where settings that are each in their range do not go together."""
+        """Raises UserError if settings that are each in their range do not fit together."""
         ...
 
     def has_time(self, t: float) -> bool:
-        """Is this one of its times?"""
+        """Whether t is one of its times."""
         ...
 
     def time_at(self, fraction: float) -> float:
@@ -92,7 +92,7 @@ class Objective(Protocol):
         ...
 
     def description(self) -> list[str | Formula]:
-        """What is predicted, of what, and at which times, as `describe` writes it."""
+        """What is predicted, from what, and at which times, for `describe`."""
         ...
 
     def model_card(self) -> str:
@@ -101,30 +101,30 @@ class Objective(Protocol):
 
 
 class LossMath(Protocol):
-    """The terms of a step: called with the diffusion term of each row [R], what the model returned, the batch, the step
-    (the index of the update), what gathers [B,D] over the ranks to [G,D] with gradient, and the weights [B] of the
-    samples' alignment by their times; gives `urepa.method.training_step.Terms`.
+    """Computes the loss terms of a step. It is called with the diffusion term of each row [R], the model's output, the
+    batch, the step (the index of the update), a function that gathers [B,D] over the ranks to [G,D] with gradient, and
+    the weights [B] of the samples' alignment by their times. It returns `urepa.method.training_step.Terms`.
 
-    A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
-    `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them.
+    A loss with taps also has members for validation: `manifold_weight`, `teachers` (weights by name), `spatial_norm`
+    and `targets(tokens)`, which maps a teacher's tokens to those with which the student's are compared.
     """
 
     taps: Mapping[str, float]
     lambda_max: float
-    diffusion_fraction: float  # 0: nothing after the deepest tap trains
-    time_power: float  # of a sample's weight by its time
-    schedule: ScheduleMath  # of this run, with its state
+    diffusion_fraction: float  # 0: nothing after the deepest tap is trained
+    time_power: float  # exponent of a sample's weight by its time
+    schedule: ScheduleMath  # the schedule of this run, with its state
 
     def lam(self, step: int) -> float:
         """λ of the update with this index."""
         ...
 
     def is_at_peak(self, step: int) -> bool:
-        """Does a validation here count for the best checkpoint: λ's warm-up is over, and nothing has cut it off?"""
+        """Whether a validation at this step counts for the best checkpoint: after λ's warm-up and before a stop."""
         ...
 
     def is_spike(self, terms: Any, step: int) -> Tensor | None:
-        """Is a term far above what it should be by now? A boolean scalar; None: nobody looks."""
+        """Whether a term is far above its expected value, as a boolean scalar; None: not checked."""
         ...
 
     def __call__(
@@ -139,19 +139,19 @@ class LossMath(Protocol):
 
 
 class Loss(Protocol):
-    """What a step is trained on beside the objective's target (urepa/method/losses/)."""
+    """The loss terms besides the objective's (urepa/method/losses/)."""
 
     # Columns of a comparison for its own terms. Total, diffusion loss and x0 error are columns of every loss.
     metrics: ClassVar[tuple[Metric, ...]]
 
     @property
     def taps(self) -> Mapping[str, float]:
-        """The aligned taps and their weights; without one there is neither teacher nor head."""
+        """The aligned taps and their weights; without taps there is neither teacher nor head."""
         ...
 
     @property
     def lambda_max(self) -> float:
-        """λ after its warm-up, by which the best checkpoint is chosen."""
+        """λ after its warm-up, with which the best checkpoint is chosen."""
         ...
 
     @property
@@ -160,33 +160,33 @@ class Loss(Protocol):
         ...
 
     def check(self) -> None:
-        """UserError where settings that are each in their range do not go together."""
+        """Raises UserError if settings that are each in their range do not fit together."""
         ...
 
     def check_teachers(self, names: Collection[str]) -> None:
-        """UserError where its settings do not fit the names of several teachers; without names there is one."""
+        """Raises UserError if its settings do not fit the names of several teachers; without names there is one."""
         ...
 
     def check_layout(self, smallest_group: int, accumulation: int) -> None:
-        """UserError where a term cannot be computed: `smallest_group` are the samples in the smaller of a training and
-        a validation batch, `accumulation` the micro-batches of an update."""
+        """Raises UserError if a term cannot be computed. `smallest_group`: samples in the smaller of a training and a
+        validation batch. `accumulation`: micro-batches per update."""
         ...
 
     def check_schedule(self, schedule: Schedule, max_steps: int) -> None:
-        """UserError where the schedule does not go with it, or a setting has no effect in a run of so many updates."""
+        """Raises UserError if the schedule does not fit, or a setting has no effect in a run of this length."""
         ...
 
     def idle_keys(self) -> Mapping[str, str | None]:
-        """Keys, groups or patterns of keys that have no effect with it, each with the reason as it follows "has no
-        effect with": giving one is a mistake. The first that fits a key counts; with None it has an effect."""
+        """Keys, groups or patterns of keys that have no effect with this loss, each with the reason as a continuation
+        of "has no effect with"; giving one is an error. The first that matches a key counts; None: it has an effect."""
         ...
 
     def build(self, *, schedule: Schedule, max_steps: int) -> Any:
-        """The `LossMath` of a run of so many updates."""
+        """The `LossMath` of a run of this length."""
         ...
 
     def description(self, *, schedule: Schedule, max_steps: int) -> list[str | Formula]:
-        """Terms, weights and λ over the run, as `describe` writes them."""
+        """Terms, weights and λ over the run, for `describe`."""
         ...
 
     def model_card(self) -> str:
@@ -195,70 +195,70 @@ class Loss(Protocol):
 
 
 class ScheduleMath(Protocol):
-    """The shape of λ in one run, with what it has measured there. The same on all ranks.
+    """The shape of λ in one run, with its measurements as a state. It is the same on all ranks.
 
-    `observe` is called once for every update, in order. What an update measured acts `delay` updates later, so that
-    `value` and `asks_teacher` are known for an update when its batch is read: `delay` is more than the reader reads
-    ahead (asserted there).
+    `observe` is called once for every update, in order. A measurement takes effect `delay` updates later, so that
+    `value` and `asks_teacher` are known when an update's batch is read: `delay` is larger than the number of batches
+    that the reader prefetches (asserted there).
     """
 
-    delay: int | None  # None: nothing depends on what is measured, and `observe` is not called
+    delay: int | None  # None: nothing depends on measurements, and `observe` is not called
 
     def value(self, step: int) -> float:
-        """The share of the peak, in [0, 1], at the update with this index. During the warm-up, which is the loss's, it
-        is multiplied by both."""
+        """The share of the peak, in [0, 1], at the update with this index. During the warm-up, which the loss applies,
+        λ is the product of both."""
         ...
 
     def asks_teacher(self, step: int) -> bool:
-        """Are the teacher's tokens read for this update? Not where λ is 0 from it on to the end."""
+        """Whether the teacher's tokens are read for this update: not if λ is 0 from here to the end."""
         ...
 
     def is_stopped(self, step: int) -> bool:
-        """Is this update at or after `stop_step`? Validations there do not count for the best checkpoint."""
+        """Whether this update is at or after `stop_step`. Validations there do not count for the best checkpoint."""
         ...
 
     def observe(self, step: int, similarity: Tensor | None) -> None:
-        """Takes the mean similarity of an update over all ranks, a scalar on the device, which is not waited for; None
-        where the teacher was not asked."""
+        """Records the mean similarity of an update over all ranks, a scalar on the device, without synchronising. None
+        if the teacher was not used."""
         ...
 
     def logged(self) -> Mapping[str, float]:
-        """What it has measured, by name, for a logging step; waits for the device."""
+        """Its measurements by name, for a logging step. Synchronises with the device."""
         ...
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after so many updates has of it, as JSON; waits for the device."""
+        """Its state after this number of updates, as JSON, for a checkpoint. Synchronises with the device."""
         ...
 
     def load(self, step: int, state: dict[str, Any]) -> None:
-        """From the checkpoint after so many updates."""
+        """Restores the state from the checkpoint after this number of updates."""
         ...
 
 
 class Schedule(Protocol):
     """The shape of λ after its warm-up (urepa/method/schedules/). The peak is `loss.lambda_max`, the linear warm-up
-    `loss.warmup_steps`. `urepa.method.schedules.shape_math` has what most share: a shape gives `factor` and
-    `description`, a decay `factor` and `words`."""
+    `loss.warmup_steps`. `urepa.method.schedules.shape_math` has common base classes: a shape defines `factor` and
+    `description`, a decay defines `factor` and `words`."""
 
     def check(self) -> None:
-        """UserError where settings that are each in their range do not go together."""
+        """Raises UserError if settings that are each in their range do not fit together."""
         ...
 
     def check_length(self, *, warmup_steps: int, max_steps: int) -> None:
-        """UserError where a setting has no effect in a run of so many updates."""
+        """Raises UserError if a setting has no effect in a run of this length."""
         ...
 
     def share(self, step: int, *, warmup_steps: int, max_steps: int) -> float:
-        """The share of the peak, in [0, 1], at the update with this index, as far as it is known before the run: where
-        nothing that is measured lowers it."""
+        """The share of the peak, in [0, 1], at the update with this index, as known before the run: if no measurement
+        lowers it."""
         ...
 
     def teacher_steps(self, *, warmup_steps: int, max_steps: int) -> float:
-        """How many updates ask the teacher at most; inf: all."""
+        """The largest number of updates that use the teacher; inf: all."""
         ...
 
     def may_stop(self, *, warmup_steps: int, max_steps: int) -> bool:
-        """May there be updates that do not ask the teacher?"""
+        """Whether there may be updates that do not use the teacher."""
         ...
 
     def build(self, *, warmup_steps: int, max_steps: int) -> Any:
@@ -266,11 +266,11 @@ class Schedule(Protocol):
         ...
 
     def description(self) -> str:
-        """What λ does after its warm-up, following "λ rises to 0.5 and "; empty where it stays at its peak."""
+        """λ after its warm-up, as a continuation of "λ rises to 0.5 and "; "" if it stays at its peak."""
         ...
 
     def formulas(self, *, peak: float, warmup_steps: int, max_steps: int) -> list[str | Formula]:
-        """The same as formulas with their sentences; empty where the description says all."""
+        """λ as formulas with their sentences; empty if the description is complete."""
         ...
 
 
@@ -278,75 +278,75 @@ class TeacherNetwork(Protocol):
     """A frozen encoder with its preprocessing. Everything but its weights is known before they are read."""
 
     grid: tuple[int, int]  # rows and columns of its tokens
-    width: int  # of a token
-    image_size: int  # side of the image that it sees, pixels
+    width: int  # width of a token
+    image_size: int  # side of its input image in pixels
 
     @property
     def is_local(self) -> bool:
-        """Do its weights lie on this disk?"""
+        """Whether its weights are stored locally."""
         ...
 
     def manifest(self) -> dict[str, Any]:
-        """What its tokens depend on, as plain values: `Teacher.stored_as` and more."""
+        """The properties on which its tokens depend, as plain values: `Teacher.stored_as` and more."""
         ...
 
     def weights_sha256(self) -> str:
-        """Digest of its weights; "none" where it has none."""
+        """Digest of its weights; "none" if it has none."""
         ...
 
     def tokens(self, images_B3HW: Tensor) -> Tokens:
-        """RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] of unit length on `grid`, without
+        """Maps RGB in [0,1] of any size, resized to a square, to tokens [B,N,D] of unit length on `grid`, without
         gradients."""
         ...
 
     def build_without_weights(self) -> Any:
-        """The network from its architecture alone, to count costs; `tokens` then goes through it."""
+        """The network from its architecture alone, to count costs; `tokens` then uses it."""
         ...
 
 
 class RectangleTeacher(Protocol):
-    """What a `TeacherNetwork` and its declaration have beside where they answer for images that are not square too. One
-    without `grid_at` is for squares (`urepa.models.teachers.rectangle_sizes.grid_for` asks).
+    """Additional members of a `TeacherNetwork` and its declaration that support images that are not square. A teacher
+    without `grid_at` only supports squares (see `urepa.models.teachers.rectangle_sizes.grid_for`).
 
-    Without a grid, `tokens` and `manifest` are those of a square image.
+    If no grid is given, `tokens` and `manifest` are those of a square image.
     """
 
     def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
-        """Rows and columns of tokens for an image of `shape`, where a square one of `side` has `grid`: tokens see as
-        many pixels. Any unit of length will do, pixels of a latent too. Both the network and the declaration have it.
-        """
+        """Rows and columns of tokens for an image of `shape`, if a square one of side `side` has `grid`: a token covers
+        the same number of pixels. Any unit of length is allowed, such as latent pixels. Both the network and the
+        declaration have it."""
         ...
 
     def manifest(self, grid: tuple[int, int] | None = None) -> dict[str, Any]:
-        """What tokens on this grid depend on. Of the network alone, as `tokens`."""
+        """The properties on which tokens on this grid depend. Only the network has it, as `tokens`."""
         ...
 
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
-        """The same for images that are resized to the proportions of this grid, with tokens as large as on a square."""
+        """Tokens of images resized to the proportions of this grid; a token covers the same area as on a square."""
         ...
 
 
 class Teacher(Protocol):
-    """One encoder, or several at once (urepa/models/teachers/). What only one has, its members are asked for."""
+    """One encoder, or several at once (urepa/models/teachers/). Members have what is defined for a single one only."""
 
     def members(self) -> Mapping[str, OneTeacher]:
-        """Itself as `ALONE`, or several by their names."""
+        """Itself under the name `ALONE`, or several teachers by name."""
         ...
 
     def check(self) -> None:
-        """UserError where its settings do not go together."""
+        """Raises UserError if its settings do not fit together."""
         ...
 
     def hub_files(self) -> dict[str, list[str]]:
-        """What `prefetch` fetches: patterns of files by the name of a repository on the hub, with its revision."""
+        """The files for `prefetch`: patterns by the name of a hub repository with its revision."""
         ...
 
     def build(self) -> Any:
-        """A `TeacherNetwork`, whose weights are read when they are needed; of several all."""
+        """A `TeacherNetwork`, which reads its weights when they are needed; for several teachers all of them."""
         ...
 
     def description(self) -> str:
-        """Network, preprocessing and tokens as `describe` writes them, in whole sentences."""
+        """Network, preprocessing and tokens for `describe`, in whole sentences."""
         ...
 
 
@@ -356,9 +356,10 @@ class OneTeacher(Teacher, Protocol):
     grid: list[int]  # rows and columns of its tokens
 
     def check_files(self) -> None:
-        """UserError where a local file that its weights come from is not there."""
+        """Raises UserError if a local file with its weights is missing."""
         ...
 
     def stored_as(self) -> dict[str, Any]:
-        """What names its store of tokens on a small track: `model`, `image_size` and, where they count, `positions`."""
+        """The properties that name its token store on a small track: `model`, `image_size` and, if relevant,
+        `positions`."""
         ...

@@ -1,5 +1,5 @@
-"""Which process of a run this one is. torchrun and accelerate say it in RANK, WORLD_SIZE and LOCAL_RANK; the tasks
-of a SLURM step learn it here, before anything asks. A run lies on one node.
+"""The rank of this process in a run. torchrun and accelerate set RANK, WORLD_SIZE and LOCAL_RANK; for the tasks of a
+SLURM step this module sets them, before they are read. A run uses one node.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Mapping, MutableMapping
 
 from urepa.core.errors import UserError
 
-FIRST_PORT, PORTS = 15_000, 15_000  # below the range from which systems give ports away
+FIRST_PORT, PORTS = 15_000, 15_000  # below the range of ephemeral ports
 COUNTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-NEEDED = (*COUNTS, "MASTER_ADDR", "MASTER_PORT")  # of each process of several; PyTorch's env:// reads these
+NEEDED = (*COUNTS, "MASTER_ADDR", "MASTER_PORT")  # needed with several processes; PyTorch's env:// reads them
 ADVICE = "start several processes with torchrun or srun, which set all of these; to use one process, unset them"
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets RANK and the rest from the variables of a SLURM step with several tasks; leaves all else alone.
+    """Sets RANK and the other variables from those of a SLURM step with several tasks. Otherwise changes nothing.
 
-    SLURM_STEP_NUM_TASKS is the step's own: SLURM_NTASKS also stands in the batch script, around torchrun."""
+    SLURM_STEP_NUM_TASKS belongs to the step; SLURM_NTASKS is also set in the batch script, around torchrun."""
     world = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if world == 1 or "RANK" in environment:
         return
@@ -36,19 +36,19 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def check_ranks(environment: Mapping[str, str] = os.environ) -> None:
-    """UserError where RANK, WORLD_SIZE and LOCAL_RANK do not say which process of how many this is."""
+    """Raises UserError if RANK, WORLD_SIZE and LOCAL_RANK are inconsistent."""
     if wrong := _invalid_variables(environment):
         raise UserError(f"{wrong} in the environment: {ADVICE}")
 
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:
-    """Is this the process that prints and writes for its run? One whose variables are wrong is of none and prints."""
+    """Whether this process prints and writes for its run. A process with invalid variables prints too."""
     return environment.get("RANK", "0") == "0" or bool(_invalid_variables(environment))
 
 
 def _invalid_variables(environment: Mapping[str, str]) -> str:
-    """What is wrong with the variables, as the subject of a sentence; "" if nothing is. A scheduler's WORLD_SIZE=1 (and
-    RANK=0) for a node is one process; so is a MASTER_ADDR or MASTER_PORT alone, which says nothing of ranks."""
+    """What is wrong with the variables, as the subject of a sentence; "" if nothing is. WORLD_SIZE=1 (with RANK=0), as
+    a scheduler sets it for a node, is one process; MASTER_ADDR or MASTER_PORT alone says nothing about ranks."""
     given = {name: environment[name] for name in COUNTS if name in environment}
     for name, value in given.items():
         if not (value.isascii() and value.isdecimal()):

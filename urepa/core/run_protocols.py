@@ -1,4 +1,4 @@
-"""What optimisers and trackers declare of themselves, and what they build. See `urepa.core.protocols`."""
+"""Protocols of optimisers and trackers, and of what they build. See `urepa.core.protocols`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Protocol):
-    """How gradients become updates (urepa/training/optimizers/)."""
+    """The declaration of an optimiser (urepa/training/optimizers/)."""
 
-    # Copies of what trains, in its precision, that it keeps on the device.
+    # Number of copies of the trainable weights, in their precision, that it keeps on the device.
     states: ClassVar[int]
 
     def check(self) -> None:
-        """UserError where its settings do not go together."""
+        """Raises UserError if its settings do not fit together."""
         ...
 
     def build(self, groups: Mapping[str, Sequence[Any]]) -> Any:
-        """A torch.optim.Optimizer with a group for each part, whose entry `name` is the part's. Its `step` leaves
-        everything as it is where its attribute `found_inf` is 1, as those of torch with fused=True do. A UserError for
-        a part that it has no settings for.
+        """A torch.optim.Optimizer with a group for each part, whose entry `name` is the part's name. Its `step` changes
+        nothing if its attribute `found_inf` is 1, like torch's optimisers with fused=True. Raises UserError for a part
+        without settings.
 
         Args:
             groups: trainable parameters by part: "head", and "backbone" or "lora".
@@ -32,22 +32,22 @@ class Optimizer(Protocol):
         ...
 
     def rate(self, step: int, max_steps: int) -> float:
-        """The share of the peak learning rates that holds at the update with this index, from 0 to 1."""
+        """The share of the peak learning rates, from 0 to 1, at the update with this index."""
         ...
 
     def set_lr(self, optimizer: Any, step: int, max_steps: int) -> None:
-        """Gives the groups of what `build` returned the learning rates of the update with this index."""
+        """Sets the learning rates of the update with this index in the groups of an optimiser from `build`."""
         ...
 
     def description(
         self, groups: Mapping[str, int], max_steps: int, clip_norm: float | None
     ) -> list[str | Formula | Table]:
-        """Its name, settings and learning rates as `describe` writes them.
+        """Its name, settings and learning rates for `describe`.
 
         Args:
             groups: the number of parameters of each group.
-            max_steps: of the run.
-            clip_norm: the largest norm of the gradient; None: it is not clipped.
+            max_steps: the length of the run.
+            clip_norm: the largest norm of the gradient; None: gradients are not clipped.
         """
         ...
 
@@ -57,11 +57,11 @@ class RunSender(Protocol):
 
     @property
     def where(self) -> str:
-        """The place, for the last lines that a run prints."""
+        """The destination, for the last lines of a run's output."""
         ...
 
     def start(self, data: dict[str, Any]) -> None:
-        """Begins to send in the background.
+        """Starts sending in the background.
 
         Args:
             data: the fingerprint of the data set (`urepa.data.cache.Cache.fingerprint`).
@@ -69,15 +69,15 @@ class RunSender(Protocol):
         ...
 
     def wake(self) -> None:
-        """There are new rows."""
+        """Signals that there are new rows."""
         ...
 
     def has_all(self) -> bool:
-        """Is this a finished run of which nothing is left to send?"""
+        """Whether the run is finished and everything was sent."""
         ...
 
     def close(self, status: str, artifacts: list[Path], tags: dict[str, str]) -> None:
-        """Sends the rest, as far as it can be sent in time.
+        """Sends the rest, as far as the time allows.
 
         Args:
             status: "FINISHED", "FAILED" or "KILLED".
@@ -88,32 +88,32 @@ class RunSender(Protocol):
 
 
 class Tracker(Protocol):
-    """Where a run's metrics are copied to (urepa/runs/trackers/)."""
+    """The declaration of a destination for copies of a run's metrics (urepa/runs/trackers/)."""
 
     def prepare(self) -> None:
-        """Makes what runs that begin side by side share, before the first of them."""
+        """Prepares what simultaneous runs share, before the first of them starts."""
         ...
 
     def check_trusted(self, folder: Path) -> None:
-        """UserError where these settings, read from the run in `folder`, which may be a stranger's, would send what
-        only the user may give, a password say.
+        """Raises UserError if these settings, read from the run in `folder`, which may be untrusted, would send data
+        that only the user may give, such as a password.
         """
         ...
 
     def check_place(self, folder: Path) -> None:
-        """UserError where the place is not the one that has the run in `folder`."""
+        """Raises UserError if the destination is not the one that has the run in `folder`."""
         ...
 
     def show_command(self) -> str | None:
-        """The command that shows the metrics there; None: there is none."""
+        """The command that shows the metrics there; None if there is none."""
         ...
 
     def build(self, *, folder: Path, name: str, params: dict[str, Any], run_tags: dict[str, str]) -> Any:
-        """What sends a run's rows (`RunSender`).
+        """The sender of a run's rows (`RunSender`).
 
         Args:
             folder, name: of the run.
             params: its config, by dotted keys.
-            run_tags: what is known of it.
+            run_tags: its tags.
         """
         ...

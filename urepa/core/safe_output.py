@@ -1,5 +1,5 @@
-"""What is printed never fails a command: not a character that the terminal's encoding lacks, not a reader that has
-gone away, not a full disk behind a redirection."""
+"""Printing never makes a command fail: not for characters that the terminal's encoding lacks, nor for a closed pipe or
+a full disk behind a redirection."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DEFAULT_FORMAT = warnings.formatwarning
 
 
 class SafeStream(io.FileIO):
-    """A writable stream over a file descriptor that never raises. What cannot be written is dropped; stderr gets one
-    warning, unless the reader closed the pipe (`| head`)."""
+    """A writable stream over a file descriptor that never raises. Output that cannot be written is dropped. stderr gets
+    one warning, unless the reader closed the pipe (`| head`)."""
 
     warned = False
 
     def write(self, data: Any) -> int:
         try:
             written = super().write(data)
-            while written is None:  # another program has made this terminal or pipe non-blocking
+            while written is None:  # another program may have made this terminal or pipe non-blocking
                 select.select([], [self], [])
                 written = super().write(data)
             return written
@@ -46,8 +46,8 @@ class SafeStream(io.FileIO):
 
 
 def make_output_safe() -> None:
-    """Replaces this process's stdout and stderr by streams that never raise. Once per process; streams that other code
-    has put there stay."""
+    """Replaces this process's stdout and stderr by streams that never raise. Only the first call has an effect, and
+    streams that other code has installed are kept."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # closed (`>&-`): the next file that is opened would get its number, and what is printed
@@ -57,13 +57,13 @@ def make_output_safe() -> None:
             with contextlib.suppress(OSError):
                 stream.flush()
             buffer = io.BufferedWriter(SafeStream(stream.fileno(), "wb", closefd=False))
-            by_line = stream.line_buffering or stream.write_through  # the second is PYTHONUNBUFFERED
+            by_line = stream.line_buffering or stream.write_through  # write_through is set by PYTHONUNBUFFERED
             own = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=by_line)
             setattr(sys, name, own)
 
 
 def warn_in_one_line() -> None:
-    """A warning of this package is its sentence, without the line of code that gives it; others stay as they are."""
+    """Prints warnings of this package without the line of code that issued them. Other warnings are unchanged."""
 
     def of_ours(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None

@@ -1,4 +1,4 @@
-"""The samplers that there are, without torch (`urepa.method.ddpm_sampling`, `urepa.method.flow_sampling`)."""
+"""The names of the samplers, without torch (`urepa.method.ddpm_sampling`, `urepa.method.flow_sampling`)."""
 
 from __future__ import annotations
 

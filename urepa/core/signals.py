@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR2 ask for a stop; the loop answers at the next step boundary."""
+"""SIGTERM, SIGINT and SIGUSR2 request a stop. The training loop stops at the next step boundary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopSignals:
-    """A context in which a signal is remembered instead of obeyed. A second Ctrl-C is obeyed at once."""
+    """A context in which signals are recorded instead of obeyed. A second Ctrl-C is obeyed at once."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -39,8 +39,9 @@ class StopSignals:
         return self._vote.maximum(self.received)
 
     def obey(self, number: int) -> None:
-        """After everything is saved: hands SIGUSR2 to whoever handled it before (submitit requeues the job);
-        otherwise ends with 128 + n, so that a sweep stops instead of starting its next job."""
+        """To be called after everything is saved. Passes SIGUSR2 on to the previous handler (submitit requeues the
+        job). For other signals ends the process with 128 + n, so that a sweep stops instead of starting its next
+        job."""
         handler = self._previous[number]
         if number == signal.SIGUSR2 and callable(handler):
             signal.signal(number, handler)

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-ALONE = ""  # the name of a teacher that is the only one
+ALONE = ""  # the name of a single teacher

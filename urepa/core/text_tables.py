@@ -1,7 +1,7 @@
 """A table of texts as lines for a terminal, as Markdown and as LaTeX, for all commands that write tables.
 
-tabulate and its like would not save the escaping, which is most of it, nor the blocks of a wide table. Captions and
-LaTeX's table environments are the callers'.
+tabulate and similar packages have neither the escaping, which is most of the work, nor the split of a wide table.
+Callers add captions and LaTeX's table environments.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from urepa.core.escaping import markdown, tex
 
 @dataclass(frozen=True)
 class Table:
-    """Headers and rows of plain text, all of one length, and a title, which the methods below leave to the caller.
-    `numbers`: do the columns behind the first hold values and not prose?"""
+    """Headers and rows of plain text, all of the same length, and a title, which the methods below do not write.
+    `numbers`: whether the columns after the first have values rather than prose."""
 
     title: str
     headers: tuple[str, ...]
@@ -23,17 +23,17 @@ class Table:
     numbers: bool = True
 
     def widths(self) -> list[int]:
-        """The characters of each column's longest text."""
+        """The length of each column's longest text in characters."""
         return [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
 
     def part(self, columns: Sequence[int]) -> Table:
-        """The table of these columns."""
+        """The table with only these columns."""
         headers, *rows = (tuple(row[i] for i in columns) for row in (self.headers, *self.rows))
         return Table(self.title, headers, tuple(rows), self.numbers)
 
     def lines(self, width: int) -> list[str]:
-        """For a terminal: as many blocks as columns need where a line has `width` characters, an empty line between
-        them. Control characters are left to the caller."""
+        """The lines for a terminal, in as many blocks of columns as needed for lines of `width` characters, with an
+        empty line between blocks. The caller must remove control characters."""
         widths = self.widths()
         lines: list[str] = []
         for block in blocks(widths, width):
@@ -43,19 +43,19 @@ class Table:
         return lines
 
     def markdown(self, first: str = "---", others: str = "---") -> str:
-        """Markdown, escaped; `first` and `others`: what aligns the first column and the others, as `--:`."""
+        """Markdown, escaped. `first` and `others`: alignment of the first column and of the others, such as `--:`."""
         head, *rows = (f"| {' | '.join(map(markdown, row))} |" for row in (self.headers, *self.rows))
         return "\n".join([head, f"|{'|'.join([first, *[others] * (len(self.headers) - 1)])}|", *rows])
 
     def tabular(self, columns: str) -> str:
-        r"""LaTeX's tabular with booktabs' rules, escaped; `columns`: LaTeX's own, as `lrr` or `lp{4cm}`."""
+        r"""LaTeX's tabular with the rules of booktabs, escaped. `columns`: in LaTeX's syntax, `lrr` or `lp{4cm}`."""
         head, *rows = (" & ".join(map(tex, row)) + r" \\" for row in (self.headers, *self.rows))
         body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
         return f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}"
 
 
 def blocks(widths: Sequence[int], width: int) -> list[list[int]]:
-    """The columns of each block that is not wider than `width`, where that can be; the first column in each."""
+    """The column indices of each block, at most `width` wide if possible; each block begins with the first column."""
     found = [[0]]
     for i in range(1, len(widths)):
         if len(found[-1]) > 1 and sum(2 + widths[j] for j in (*found[-1], i)) > width:

@@ -1,7 +1,7 @@
-"""What the parts hand to each other.
+"""Types that are passed between parts.
 
-Shapes: B batch, R rows of it whose prediction is asked for, N tokens (N = h*w unless a mask says otherwise),
-D width, C channels, H/W spatial.
+Shapes: B batch, R rows of it whose prediction is requested, N tokens (N = h*w unless a mask is given), D width,
+C channels, H/W spatial.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urepa.core.teacher_names import ALONE
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens x_BND of a grid (h, w), row by row; `mask_BN` is True where a token counts (None: all do)."""
+    """Tokens x_BND of a grid (h, w), row by row. `mask_BN` is True for tokens that count (None: all do)."""
 
     x_BND: Tensor
     grid: tuple[int, int]
@@ -33,20 +33,20 @@ class Tokens:
 
     @staticmethod
     def from_map(map_BChw: Tensor) -> "Tokens":
-        """The map's pixels as tokens. A view: gradients at the tokens are gradients at the map."""
+        """The map's pixels as tokens. It is a view: gradients at the tokens are gradients at the map."""
         h, w = map_BChw.shape[-2:]
         return Tokens(map_BChw.flatten(2).transpose(1, 2), (h, w))
 
     def to_map(self) -> Tensor:
-        """[B,D,h,w], again a view."""
+        """The tokens as a map [B,D,h,w], which is a view."""
         return self.x_BND.transpose(1, 2).unflatten(2, self.grid)
 
     def float(self) -> "Tokens":
-        """In fp32."""
+        """The tokens in fp32."""
         return replace(self, x_BND=self.x_BND.float())
 
     def to(self, device: torch.device) -> "Tokens":
-        """On the device, without waiting for it, in the precision they have."""
+        """The tokens on the device, copied without synchronising, in their precision."""
         x_BND, mask_BN = (None if x is None else x.to(device, non_blocking=True) for x in (self.x_BND, self.mask_BN))
         assert x_BND is not None
         return replace(self, x_BND=x_BND, mask_BN=mask_BN)
@@ -54,39 +54,39 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Denoised:
-    """A backbone's answer: the prediction of the rows that were asked for, and the whole batch's tapped states,
-    unprojected."""
+    """A backbone's output: the prediction for the requested rows, and the tapped states of the whole batch, before any
+    head."""
 
     prediction_RCHW: Tensor
     features: dict[str, Tokens] = field(default_factory=dict)
 
 
 def no_rows(device: torch.device) -> Tensor:
-    """Rows of a batch: none. A backbone that is asked for these stops after its deepest tap."""
+    """An empty selection of rows. With it, a backbone stops after its deepest tap."""
     return torch.empty(0, dtype=torch.long, device=device)
 
 
 class Slot(Protocol):
-    """Memory that is used again once the device has copied it."""
+    """Memory that is reused once the device has copied it."""
 
     copied: torch.cuda.Event | None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank. `ids` are the latents' keys: SAMPLE_ID, or SAMPLE_ID/flip."""
+    """One micro-batch of one rank. `ids` are the keys of the latents: SAMPLE_ID, or SAMPLE_ID/flip."""
 
     ids: list[str]
     x0: Tensor
     noise: Tensor
     t_B: Tensor
     condition: Condition
-    teachers: dict[str, Tokens]  # each one's, on its grid for this batch; none where no teacher is asked (any more)
-    rows_R: Tensor | None = None  # the samples that have a diffusion term; None: all
-    slot: "Slot | None" = None  # the memory that the batch lies in
+    teachers: dict[str, Tokens]  # by name, on its grid for this batch; empty if no teacher is used
+    rows_R: Tensor | None = None  # the samples with a diffusion term; None: all
+    slot: "Slot | None" = None  # the memory that holds the batch
 
     def to(self, device: torch.device) -> "Batch":
-        """On the device, without waiting for it. Tokens keep the precision they are stored in."""
+        """The batch on the device, copied without synchronising. Tokens keep their stored precision."""
         move = {
             name: value.to(device, non_blocking=True)
             for name in ("x0", "noise", "t_B", "rows_R")
@@ -101,16 +101,16 @@ class Batch:
 
     @property
     def teacher_BND(self) -> Tensor | None:
-        """The tokens of a teacher that is the only one."""
+        """The tokens of a single teacher."""
         return self.teachers[ALONE].x_BND if ALONE in self.teachers else None
 
     @property
     def grids(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of each teacher's tokens in this batch, which its heads are called with."""
+        """Rows and columns of each teacher's tokens in this batch, which are passed to its heads."""
         return {name: tokens.grid for name, tokens in self.teachers.items()}
 
     def pin_memory(self) -> "Batch":
-        """The batch in pinned memory. Tokens are in pinned memory already."""
+        """The batch in pinned memory. Tokens already are in pinned memory."""
         pin = {
             name: value.pin_memory()
             for name in ("x0", "noise", "t_B", "rows_R")
