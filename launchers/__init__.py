@@ -1,1 +1,1 @@
-"""Whole studies as chains of dependent jobs: what Hydra's own launchers cannot do."""
+"""Studies as chains of dependent jobs, which Hydra's own launchers do not support."""

@@ -1,9 +1,9 @@
-"""The whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, comparison.
+"""A whole study as dependent jobs: caches, their check, every arm with every seed, evaluation, comparison.
 
     python -m launchers.ablation_grid +experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu dry_run=true
     python -m launchers.ablation_grid study=which_choice data.source=folder data.images=DIR seeds=0,1,2
 
-Its own keys are those of `urepa.config.command_schemas.AblationGrid`; all else goes to the runs, as to
+Its own keys are those of `urepa.config.command_schemas.AblationGrid`. All other arguments are passed to the runs, as to
 `python -m urepa.train`.
 """
 
@@ -43,8 +43,8 @@ LISTS = ("arms", "seeds", "stages")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the command line, without --config-dir, into the study's own arguments and those of its runs. UserError
-    for keys that the study sets itself, and for other flags."""
+    """Splits the command line, without --config-dir, into the study's own arguments and those of its runs. Raises
+    UserError for keys that the study sets itself, and for other flags."""
     if flags := [a for a in arguments if a.startswith("-")]:
         raise UserError(
             f"{flags[0]}: a study takes KEY=VALUE and --config-dir FOLDER, and no other flags; it sweeps by arms= and "
@@ -70,7 +70,7 @@ def settings_of(own: Sequence[str]) -> dict[str, Any]:
 
 
 def show_help(own: Sequence[str]) -> None:
-    """Of the study's own keys, with the values that are given."""
+    """Prints the help of the study's own keys, with the values that are given."""
     with initialize_config_dir(CONF, version_base="1.3"):
         print(help_text("ablation_grid", compose("ablation_grid", list(own), return_hydra_config=True)))
 
@@ -78,8 +78,8 @@ def show_help(own: Sequence[str]) -> None:
 def select_runs(
     settings: dict[str, Any], study: str, rest: Sequence[str], gpus: int
 ) -> tuple[list[PlannedRun], list[tuple[str, ...]] | None]:
-    """The runs of the named study, or of the arms in conf/ablation, and the arguments of each `compare` (None: one
-    comparison of all runs)."""
+    """The runs of the named study, or of the arms in conf/ablation, and the arguments of each `compare` command (None:
+    one comparison of all runs)."""
     table, arms, seeds = settings["study"], settings["arms"], settings["seeds"]
     if table is None:
         return runs_of(arms, seeds, rest, gpus), None
@@ -88,7 +88,7 @@ def select_runs(
 
 
 def main() -> None:
-    """Composes everything before anything is submitted."""
+    """Composes all runs, then submits the jobs."""
     searched, typed = take_folder(sys.argv[1:])
     asked = [quote_argument(a) for a in typed if a not in HELP]
     own, rest = split_arguments(asked)

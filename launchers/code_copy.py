@@ -1,4 +1,4 @@
-"""A copy of the checkout's commit for jobs to run from, so that editing the checkout changes nothing for them."""
+"""A copy of the checkout's commit from which jobs run, so that later edits of the checkout do not affect them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ def _git(*arguments: str, folder: Path = CHECKOUT) -> str:
 
 
 def commit_folder(below: Path) -> Path:
-    """The folder of the copy of this commit, whether it exists or not."""
+    """The folder for the copy of this commit, whether or not it exists."""
     return (below / _git("rev-parse", "HEAD").strip()[:12]).absolute()
 
 
 def copy_to(place: Path) -> None:
-    """A clone without history, whole or not there. A UserError if the checkout's code is not what is committed."""
+    """Makes a clone without history, atomically. Raises UserError if the checkout has uncommitted changes in the
+    code."""
     changed = [line[3:] for line in _git("status", "--porcelain", "--", *CODE).splitlines()]
     if changed:
         some = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")

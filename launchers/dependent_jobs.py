@@ -1,4 +1,4 @@
-"""Hands a study's stages to SLURM, with dependencies, or works them off here. What is done is left out."""
+"""Submits a study's stages to SLURM with dependencies, or runs them on this machine. Finished jobs are skipped."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from urepa.cluster.slurm_job import Book, Entry, Job
 from urepa.core.errors import UserError
 from urepa.core.files import write_whole
 
-WIDEST = 160  # characters of a command in a dry run
+WIDEST = 160  # characters of a command shown in a dry run
 
 
 class SlurmChain:
-    """Everything is submitted at once; SLURM keeps the order."""
+    """Submits all jobs at once; SLURM keeps their order."""
 
     def __init__(self, settings: dict[str, Any], code: Path) -> None:
         self.queue = SlurmQueue(settings, code)
         self.known: dict[tuple[tuple[str, ...], ...], Entry] = {}
-        self.coming: dict[Job, str] = {}  # those that are submitted and not at their end: their ids
+        self.coming: dict[Job, str] = {}  # ids of submitted jobs that have not ended
 
     def submit(self, stages: Sequence[JobGroup]) -> None:
         active = active_jobs()
@@ -40,7 +40,7 @@ class SlurmChain:
         print(f"logs and notes: {self.queue.folder}; python -m launchers.status shows where they are")
 
     def show(self, stages: Sequence[JobGroup], scripts: Path | None) -> None:
-        """What `submit` would hand in, were nothing done yet; whole in the folder `scripts`."""
+        """Prints what `submit` would submit if no job were done. Writes all of it to the folder `scripts` if given."""
         for number, stage in enumerate(stages):
             _print_stage(stage, number, _dependency_text(stage, {id(s): n for n, s in enumerate(stages)}), scripts)
             if scripts is not None:
@@ -48,7 +48,8 @@ class SlurmChain:
                 write_whole(scripts / f"{number}_{stage.name}.sh", script)
 
     def _is_done(self, stage: JobGroup, job: Job) -> bool:
-        """A run says so itself; another job is done if its last submission was and it waits for nothing new."""
+        """Whether a job is done. A run's own files show it; another job is done if its last submission is and it does
+        not depend on new jobs."""
         if job.run is not None:
             return job.is_finished()
         before = [job_before for s in _earlier_stages(stage) for job_before in s.jobs]
@@ -60,7 +61,7 @@ class SlurmChain:
         )
 
     def _group_by_dependency(self, stage: JobGroup, todo: list[Job]) -> list[tuple[list[Job], str | None]]:
-        """Groups the jobs by the jobs that they depend on."""
+        """Groups the jobs by the jobs on which they depend."""
         if not todo:
             return []
         if stage.each and stage.after is not None:
@@ -78,7 +79,7 @@ class SlurmChain:
 
 
 class LocalChain:
-    """Stage by stage on this machine, a few jobs at a time."""
+    """Runs the stages on this machine one after another, a few jobs at a time."""
 
     def __init__(self, settings: dict[str, Any], code: Path) -> None:
         self.queue = LocalQueue(settings["at_once"], settings["gpus"], settings["folder"], code)

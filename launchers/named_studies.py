@@ -1,4 +1,4 @@
-"""Studies of conf/study: a file is a table of arms, each a name and what it changes of the overrides that all share."""
+"""Studies of conf/study: a file is a table of arms, each with a name and its changes to the common overrides."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from urepa.config.mistyped_keys import error_message
 from urepa.core.errors import UserError, did_you_mean
 from urepa.runs.run_folder import differences, parse_overrides
 
-ARM = r"\w[\w.+-]*"  # what arms= takes without quotes
+ARM = r"\w[\w.+-]*"  # names that arms= accepts without quotes
 
 
 def runs_of_study(
     name: str, table: dict[str, Any], arms: Sequence[str] | None, seeds: Sequence[int], given: Sequence[str], gpus: int
 ) -> list[PlannedRun]:
-    """Every arm with every seed, in the table's order; `arms` picks some. What the command gives goes to all runs and
-    wins over what the study gives all; an arm's own overrides win over both. UserError before anything is started for
-    an arm that there is not, that does not compose, or that is the same as another.
+    """Every arm with every seed, in the table's order; `arms` selects some. The command's overrides apply to all runs
+    and take precedence over the study's common ones; an arm's own overrides take precedence over both. Raises
+    UserError, before anything is started, for an unknown arm, an arm that does not compose, and two arms that are the
+    same run.
 
     Args:
         name: of the file in conf/study. table: its content (`urepa.config.command_schemas.Study`).
-        given: the command's overrides of a run.
+        given: the command's overrides for the runs.
     """
     _check_table(name, table, given)
     unknown = [arm for arm in arms or [] if arm not in table["arms"]]
@@ -48,9 +49,9 @@ def runs_of_study(
 
 
 def comparisons(table: dict[str, Any], runs: Sequence[PlannedRun]) -> list[tuple[str, ...]]:
-    """What `urepa.compare` is given: all arms and the study's baseline, then each control of its own with its arms. A
-    baseline or a control that is not among the runs leads no comparison: without its baseline `urepa.compare` chooses
-    one of all arms, and says why."""
+    """The arguments of each `urepa.compare` command: one with all arms and the study's baseline, then one for each
+    control with its arms. A control that is not among the runs has no comparison. Without the study's baseline,
+    `urepa.compare` chooses one among all arms and says why."""
     arms = dict.fromkeys(run.arm for run in runs)
     baseline = (f"baseline='{table['baseline']}'",) if table["baseline"] in arms else ()
     found = [(*_compare_arguments(runs), *baseline)]
@@ -71,14 +72,14 @@ def _compare_arguments(runs: Sequence[PlannedRun]) -> tuple[str, str, str]:
 
 
 def rows_of(table: dict[str, Any], runs: Sequence[PlannedRun]) -> str:
-    """A line for each arm that is run: its name, and what it changes."""
+    """A line for each arm that is run: its name and its changes."""
     arms = dict.fromkeys(run.arm for run in runs)
     width = max(map(len, arms))
     return "\n".join(f"  {arm:<{width}}  {' '.join(table['arms'][arm])}".rstrip() for arm in arms)
 
 
 def _check_table(name: str, table: dict[str, Any], given: Sequence[str]) -> None:
-    """UserError for a file whose rows do not fit together, or a command that asks for another experiment."""
+    """Raises UserError for a file whose rows do not fit together, or a command with another experiment."""
     file = f"conf/study/{name}.yaml"
     named = {"baseline": [table["baseline"]], "controls": [*table["controls"], *table["controls"].values()]}
     for key, arm in ((key, arm) for key, arms in named.items() for arm in arms):

@@ -1,7 +1,7 @@
-"""Where the jobs of a working folder are: `python -m launchers.status [outputs/.jobs] [--config-dir FOLDER]`.
+"""Shows the jobs of a working folder: `python -m launchers.status [outputs/.jobs] [--config-dir FOLDER]`.
 
-A line per job that was submitted, its last submission alone: id, state, what it is, for a run its step and last loss,
-and the log; for one that failed, why.
+A line per job describes its last submission: id, state, what it does, for a run its step and last loss, the log and, if
+it failed, the reason.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from urepa.runs.run_folder import RunFolder
 
 
 def is_in_slurm(entry: Entry) -> bool:
-    """Was the job sent to SLURM, whose state the book does not hold?"""
+    """Whether the job was submitted to SLURM. Its state is then not in the book."""
     return not entry.state
 
 
 def state_of(entry: Entry, folder: Path, active: dict[str, str]) -> str:
-    """In SLURM's words while it is there; then done or failed."""
-    if entry.state == "running" and not entry.is_running():  # its launcher was killed, and it has ended since
+    """The state in SLURM's words while SLURM lists the job; afterwards done or failed."""
+    if entry.state == "running" and not entry.is_running():  # its launcher was killed, and the job has ended
         return "done" if entry.job.run is not None and entry.job.is_finished() else "failed"
     if not is_in_slurm(entry):
         return entry.state
@@ -55,12 +55,12 @@ def progress(entry: Entry) -> str:
 
 
 def lines(folder: Path) -> list[str]:
-    """The table."""
+    """The lines of the table."""
     entries, damage = Book(folder).read()
     last = {entry.job.identity: entry for entry in entries}
     if not last and not damage:
         raise UserError(f"no job was submitted from here: there is no {folder}/jobs.jsonl; give the FOLDER that has it")
-    # local jobs are listed where there is no SLURM, or one that does not answer
+    # local jobs are also listed if SLURM is missing or does not answer
     active = active_jobs() if any(is_in_slurm(entry) for entry in last.values()) else {}
     table = [f"damaged: {damage}"] if damage else []
     for entry in last.values():

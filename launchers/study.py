@@ -1,12 +1,12 @@
-"""A study as jobs: which commands, and which waits for which.
+"""A study as jobs: the commands and the dependencies between them.
 
 manifest → shards → verify   per set of caches
 train                        a run per arm and seed, after its caches
 evaluate                     per run
-compare                      after all, whatever became of them
+compare                      after all others, whether or not they succeeded
 
-Hydra's launchers have no dependencies between jobs. A workflow engine (Snakemake, Parsl) was not tried: it would have
-to be told the arms, seeds and caches, which are taken from the composed configs here.
+Hydra's launchers have no dependencies between jobs. A workflow engine (Snakemake, Parsl) was not tried: it would need
+the arms, seeds and caches, which are read from the composed configs here.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class PlannedRun:
 
     overrides: list[str]
     config: dict[str, Any]
-    caches: tuple[str, ...]  # the arguments of urepa.preprocess that make what it reads
-    arm: str = ""  # its name in a study of conf/study
+    caches: tuple[str, ...]  # the arguments of urepa.preprocess for the caches that it reads
+    arm: str = ""  # the arm's name in a study of conf/study
 
     @property
     def folder(self) -> Path:
@@ -57,18 +57,18 @@ class PlannedRun:
 
 @dataclass
 class JobGroup:
-    """Jobs that can run side by side, and what they wait for."""
+    """Jobs that can run at the same time, and the jobs on which they depend."""
 
     name: str
     jobs: list[Job]
     gpus: int
-    after: "JobGroup | None" = None  # all of it has come to a good end; for `each`, the job of the same place in it
+    after: "JobGroup | None" = None  # all of its jobs succeeded; for `each`, its job with the same index
     each: bool = False
-    after_any: "list[JobGroup]" = field(default_factory=list)  # they have ended, well or not
+    after_any: "list[JobGroup]" = field(default_factory=list)  # all of their jobs have ended, with or without success
 
 
 def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
-    """Composes and checks a run, as urepa.train would. A mistake is a UserError or one of Hydra's."""
+    """Composes and checks a run as urepa.train would. Raises UserError or an exception of Hydra's for a mistake."""
     with initialize_config_dir(CONF, version_base="1.3"):
         whole = compose("train", list(overrides), return_hydra_config=True)
         choices = dict(whole.hydra.runtime.choices)
@@ -92,14 +92,14 @@ def _preprocess_default(chosen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _hydra_literal(value: Any) -> str:
-    """A value as Hydra's grammar writes it."""
+    """A value in the syntax of Hydra's grammar."""
     return json.dumps(value) if not isinstance(value, str) else f"'{value}'"
 
 
 def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequence[str], gpus: int) -> list[PlannedRun]:
-    """Every arm with every seed. Without `arms`, all of the group ablation that this experiment takes."""
+    """Every arm with every seed. Without `arms`, all arms of conf/ablation that fit this experiment."""
     if arms is None:
-        compose_run(overrides, gpus)  # a mistake that has nothing to do with arms is said once
+        compose_run(overrides, gpus)  # a mistake that does not concern arms is reported once
     names = options_of("ablation") if arms is None else arms
     runs: list[PlannedRun] = []
     left_out: list[str] = []
@@ -119,15 +119,15 @@ def runs_of(arms: Sequence[str] | None, seeds: Sequence[int], overrides: Sequenc
 
 
 def with_seed(run: PlannedRun, seed: int) -> PlannedRun:
-    """The same arm with a seed."""
+    """The run of the same arm with this seed."""
     return replace(run, overrides=[*run.overrides, f"seed={seed}"], config=run.config | {"seed": seed})
 
 
 def stages_of(
     runs: Sequence[PlannedRun], settings: dict[str, Any], gpus: int, compared: Sequence[tuple[str, ...]] | None = None
 ) -> list[JobGroup]:
-    """The whole study, in an order in which it can be submitted. `settings`: conf/ablation_grid.yaml; `compared`: the
-    arguments of each comparison, None: one of all runs."""
+    """The stages of a study, in an order in which they can be submitted. `settings`: conf/ablation_grid.yaml.
+    `compared`: the arguments of each comparison; None: one of all runs."""
     wanted = settings["stages"]
     unknown = sorted(set(wanted) - set(STAGES))
     if unknown:
@@ -159,7 +159,7 @@ def stages_of(
 
 
 def add_arguments(stages: Sequence[JobGroup], arguments: Sequence[str]) -> None:
-    """Gives every command of every job these arguments too."""
+    """Appends these arguments to every command of every job."""
     for stage in stages:
         stage.jobs = [
             replace(job, commands=tuple((*command, *arguments) for command in job.commands)) for job in stage.jobs
@@ -167,8 +167,8 @@ def add_arguments(stages: Sequence[JobGroup], arguments: Sequence[str]) -> None:
 
 
 def _group_by_caches(runs: Sequence[PlannedRun]) -> dict[tuple[str, ...], list[PlannedRun]]:
-    """Groups runs by the caches that they read, the largest track first: smaller tracks in the same folder are parts of
-    it."""
+    """Groups runs by the caches that they read, the largest track first, because smaller tracks in the same folder are
+    parts of it."""
 
     def size(run: PlannedRun) -> float:
         track: Track = declaration_of(run.config["data"])
@@ -188,8 +188,9 @@ def _preprocess(
     shards: int,
     built: dict[tuple[str, str], tuple[set[str], JobGroup]],
 ) -> JobGroup:
-    """A small track's caches are made in one go; a latent track's in shards, once its manifest is there. Of a track
-    beside a larger one only the list of images is its own, and the tokens if they lie elsewhere."""
+    """Adds the stages that make caches and returns the last one. A small track has one stage; a latent track has a
+    manifest, then shards. A track next to a larger one needs only its list of images and, if they are stored elsewhere,
+    its tokens."""
     track: Track = declaration_of(data)
     made = track.stages()
     if made is None:
@@ -207,7 +208,7 @@ def _preprocess(
 
 
 def _evaluate(runs: Sequence[PlannedRun], name: str | None, train: JobGroup | None) -> list[JobGroup]:
-    """Runs evaluate themselves at their end; this is another evaluation, or theirs again."""
+    """The stage of evaluations, in addition to those at the end of each run."""
     more = () if name is None else (f"evaluation={name}",)
     jobs = [Job(f"evaluate {r.name}", (("urepa.evaluate", f"run='{r.folder}'", *more),)) for r in runs]
     return [JobGroup("evaluate", jobs, 1, train, each=True)]

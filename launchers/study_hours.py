@@ -1,4 +1,4 @@
-"""What a study costs, by `urepa.plan`, before a job is submitted."""
+"""Predicts the cost of a study with `urepa.plan`, before a job is submitted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from urepa.runs.run_folder import to_plain
 
 
 def plan_configs(runs: Sequence[PlannedRun], measured: str | None) -> dict[tuple[str, ...], dict[str, Any]]:
-    """The config of `plan` for each arm; seeds cost the same. UserError if `measured` is not a measurement of the
-    device."""
+    """The config of `plan` for each arm; seeds cost the same. Raises UserError if `measured` is not a measurement of
+    the device."""
     arms = {arm_of(run): run for run in runs}
     parts = {arm: _compose_plan(run, measured) for arm, run in arms.items()}
     for one in parts.values():
@@ -25,8 +25,8 @@ def plan_configs(runs: Sequence[PlannedRun], measured: str | None) -> dict[tuple
 
 
 def training_hours(runs: Sequence[PlannedRun], parts: dict[tuple[str, ...], dict[str, Any]]) -> str:
-    """GPU-hours of all runs, of what `plan_configs` gave: a floor, and what is expected where the device was measured.
-    Caches, evaluation and comparison are not in it."""
+    """A sentence on the GPU-hours of all runs, from the result of `plan_configs`: a lower bound, and the expected hours
+    if the device was measured. Caches, evaluation and comparison are not included."""
     from urepa.costs.estimate import Device, plan
 
     plans = {}
