@@ -1,6 +1,6 @@
-"""The schema of every config: a mistyped key, type or choice fails while composing, before torch loads.
+"""The schemas of all configs. A mistyped key, type or choice fails during composition, before torch is loaded.
 
-One dataclass for each part; `conf/<group>/<option>.yaml` starts from one of them.
+Each part has a dataclass, from which its `conf/<group>/<option>.yaml` starts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from urepa.config.parts import KINDS, PACKAGES
 
 
 def register() -> None:
-    """Puts the schema where the YAML files' defaults lists find it: schema/KIND/NAME for kinds that have a package, and
-    schema/NAME for the others."""
+    """Stores the schemas where the defaults lists of YAML files refer to them: schema/KIND/NAME for kinds that have a
+    package, and schema/NAME for the others."""
     store = ConfigStore.instance()
     for root, command in commands.COMMANDS.items():
         store.store(name=f"{root}_schema", node=command.schema)

@@ -1,5 +1,5 @@
-"""The commands' schemas: every key with its meaning, its default and its range. `--help` and the check of numbers read
-them here (`urepa.core.declared_keys`)."""
+"""The commands' schemas: every key with its meaning, default and range. `--help` and the check of numbers use them
+(`urepa.core.declared_keys`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urepa.core.samplers import Sampler
 
 @dataclass
 class Arm:
-    """What an ablation file states about itself. `urepa.training.checks.combinations` compares a run with it."""
+    """Metadata in an ablation file, with which `urepa.training.checks.combinations` compares a run."""
 
     families: list[str] = setting("families of the backbones that the arm is for")
     changes: list[str] = setting("dotted keys, all and only those in which the arm differs from its baseline")
@@ -121,7 +121,7 @@ class Bench(Train):
 
 @dataclass
 class Device:
-    """What a file of conf/device holds."""
+    """The content of a file of conf/device."""
 
     name: str = setting("as a measurement's file names it, or a part of that")
     kind: DeviceKind = setting("whose autocast rules and attention kernels count")
@@ -144,7 +144,7 @@ class Describe(Plan):
 @dataclass
 class BenchReading:
     folder: str = setting("a folder on the disk to measure; the stores take half a megabyte a sample", ".")
-    # many more than the description's loader holds ready (2 batches a worker)
+    # far more than the description's loader prefetches (2 batches per worker)
     samples: int = setting("records in each store", 6000, ge=1, le=SIZE)
     batch_size: int = setting("records that are read at a time", 128, ge=1, le=SIZE)
     workers: int = setting("worker processes of the description's loader", 8, ge=1, le=WORKERS)
@@ -154,7 +154,7 @@ class BenchReading:
 
 @dataclass
 class Study:
-    """What a file of conf/study holds: a table of arms."""
+    """The content of a file of conf/study: a table of arms."""
 
     overrides: list[str] = setting("of every run, as on the command line of urepa.train")
     baseline: str = setting("the arm that the others are compared with")
@@ -252,7 +252,7 @@ def _seed_of_images() -> Any:
 
 @dataclass
 class Images:
-    """What is asked of a model, whichever it is."""
+    """Keys of the requested images, for any source of the model."""
 
     run: str | None = setting(
         "a run's folder, finished or not; its newest valid checkpoint's EMA weights", None, section="the model"
@@ -294,6 +294,6 @@ class Generate(Images):
 
 @dataclass
 class GenerateCheckpoint(Train, Images):
-    """Everything that `train` composes says what the weights are of; its seed is the images' here."""
+    """The keys of `train` describe the model to which the weights belong. Its seed is that of the images here."""
 
     seed: int = _seed_of_images()

@@ -1,4 +1,4 @@
-"""The commands: what each does, how it is called, and the schema of its keys, by the name of its root in conf/."""
+"""The commands: what each does, its usage and the schema of its keys, by the name of its root in conf/."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from urepa.config import command_schemas
 
 RUN = "[+experiment=NAME] [+ablation=NAME] [GROUP=NAME...] [KEY=VALUE...]"
-OF_RUN = ("experiment", "ablation")  # groups that are added with a plus
+OF_RUN = ("experiment", "ablation")  # groups that must be added with a plus
 AGAIN = "The same command goes on where it was stopped."
 
 
 @dataclass(frozen=True)
 class Command:
-    """What --help says beside the keys."""
+    """The parts of --help that do not follow from the keys."""
 
     module: str
-    title: str  # what it does
+    title: str  # what the command does
     schema: type
     usage: tuple[str, ...]  # what follows `python -m MODULE`
     examples: tuple[tuple[str, str], ...]  # what follows `python -m MODULE`, and what that does
     notes: tuple[str, ...] = ()
-    heading: str = "Keys (KEY=VALUE)"  # of the keys that have none of their own
-    takes: tuple[str, ...] | None = None  # of what composes a run; None: all of it
+    heading: str = "Keys (KEY=VALUE)"  # heading of the keys without a section of their own
+    takes: tuple[str, ...] | None = None  # the groups and keys of a run that it accepts; None: all of them
 
 
 COMMANDS = {

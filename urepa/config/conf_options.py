@@ -1,4 +1,4 @@
-"""What conf/ and the folders beside it offer: the options of a group, their keys, and a composition."""
+"""The contents of conf/ and of the user's config folders: the options of a group, their keys, and composition."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ ADDED: list[Path] = []
 
 
 def folders() -> list[Path]:
-    """Where files of configs are searched, in order of priority."""
+    """The folders that are searched for config files, in order of priority."""
     return [Path(CONF), *ADDED]
 
 
 def is_group(name: str) -> bool:
-    """Is there a group of this name?"""
+    """Whether there is a group of this name."""
     return any((folder / name).is_dir() for folder in folders())
 
 
 def options_of(group: str) -> list[str]:
-    """What can be chosen of a group."""
+    """The names of a group's options."""
     return sorted({p.stem for folder in folders() for p in (folder / group).glob("*.yaml")})
 
 
 def options_with(key: str) -> list[str]:
-    """The options of a key's group that have it, by their files and the schemas and files that these name first."""
+    """The options of a key's group that have the key, according to their files and the files and schemas that these
+    include first."""
     group, _, rest = key.partition(".")
     return [option for option in options_of(group) if rest.partition(".")[0] in _names_in(group, option)]
 
@@ -62,7 +63,7 @@ def _names_in(group: str, option: str) -> set[str]:
 
 def settings_of(group: str) -> dict[str, dict[str, Any]]:
     """The options of a group with the settings that each gives to the quickstart's run: plain data, enums as their
-    names, interpolations as they are. One that the quickstart cannot have is left out."""
+    names, unresolved interpolations. Options that do not fit the quickstart are left out."""
     found = {option: _settings_of(group, option, tuple(folders())) for option in options_of(group)}
     return {option: settings for option, settings in found.items() if settings is not None}
 
@@ -78,7 +79,7 @@ def _settings_of(group: str, option: str, _folders: tuple[Path, ...]) -> dict[st
 
 
 def compose_here(root: str, overrides: list[str]) -> DictConfig:
-    """A root of conf/ with these overrides, inside a command of Hydra's or outside."""
+    """Composes a root of conf/ with these overrides, inside or outside of a Hydra command."""
     if GlobalHydra.instance().is_initialized():
         return compose(root, overrides)
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -86,7 +87,7 @@ def compose_here(root: str, overrides: list[str]) -> DictConfig:
 
 
 def compose_anew(root: str, overrides: list[str]) -> DictConfig:
-    """A root of conf/ with these overrides, whatever this process has composed before."""
+    """Composes a root of conf/ with these overrides in a new Hydra context."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose(root, overrides)

@@ -1,4 +1,4 @@
-"""From a part's settings in a config to its declaration (`urepa.core.protocols`), without torch."""
+"""Finds the declaration of a part from its settings in a config (`urepa.core.protocols`), without torch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hydra.utils import instantiate
 from urepa.config.parts import SCHEMAS
 from urepa.core.errors import UserError
 
-# what constructors raise over settings that do not fit together
-UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)  # our own asserts stay what they are
+# exceptions that constructors raise for settings that do not fit together; assertions are not among them
+UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)
 
 
 def declaration_of(part: Any) -> Any:
-    """The declaration of a part with its settings, and with those of parts that it holds. What the config names is
-    imported: only for what a command was given, and for stored configs that were checked. UserError where the settings
-    do not fit together, or the config names what declares nothing."""
+    """Builds the declaration of a part, and those of its nested parts, from their settings. This imports the module
+    that the config names, so it must only be called with a command's own config or a stored config that was checked.
+    Raises UserError if the settings do not fit together, or if the config names a class that is not a declaration."""
     if not isinstance(part, dict) or "_target_" not in part:
         raise UserError(f"{part} is no part: choose one of conf/ in its place, GROUP=NAME")
     with build_errors(part):
         found = instantiate(part, _convert_="all")
-    is_declared = type(found) in SCHEMAS.values()  # an evaluation measures without being built
+    is_declared = type(found) in SCHEMAS.values()  # an evaluation has no build
     if not hasattr(found, "build") and not is_declared:
         raise UserError(f"{part['_target_']} declares no part: it has no build, as urepa/core/protocols.py says")
     return found
@@ -32,11 +32,11 @@ def declaration_of(part: Any) -> Any:
 
 @contextlib.contextmanager
 def build_errors(config: dict[str, Any]) -> Iterator[None]:
-    """Inside, errors that libraries raise over settings become a UserError that names these."""
+    """Within the block, errors that libraries raise for settings become a UserError that names the settings."""
     try:
         yield
     except InstantiationException as error:
-        if isinstance(error.__cause__, (UserError, OSError)):  # Hydra wraps what a constructor raises
+        if isinstance(error.__cause__, (UserError, OSError)):  # Hydra wraps exceptions of constructors
             raise error.__cause__ from None
         raise UserError(_build_error_text(config, error.__cause__ or error)) from error
     except UNFIT as error:

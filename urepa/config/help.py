@@ -1,6 +1,6 @@
-"""What a command's --help shows: what it does, how it is called, its own keys, the groups of a run, examples.
+"""The text of a command's --help: what it does, its usage, its own keys, the groups of a run, examples.
 
-Keys, defaults and ranges come from the command's schema and from what is composed, options from conf/.
+Keys, defaults and ranges come from the command's schema and from the composed config, options from conf/.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from urepa.core.nested_dicts import flatten
 
 HELP = {"--help", "-h"}
 WIDEST = 100  # columns
-COLUMNS = (24, 20)  # at most so wide are a key and its default; what is wider has a line of its own
-NARROWEST = 20  # columns of a meaning
-MANY = 10**6  # from here on a highest value is no news
-LISTED = 5  # entries of a default that are shown
+COLUMNS = (24, 20)  # largest widths of a key and its default; wider ones have a line of their own
+NARROWEST = 20  # smallest width of a meaning
+MANY = 10**6  # upper limits from this value on are not shown
+LISTED = 5  # number of entries shown of a default
 ADDED = {"experiment": "a file that sets several groups and keys", "ablation": "an arm: one named change of it"}
 ALL_KEYS = (
     ("--cfg job", "shows every key with its value; with groups and keys beside it, what they compose"),
@@ -43,8 +43,9 @@ ALL_KEYS = (
 
 @contextlib.contextmanager
 def without_groups() -> Iterator[None]:
-    """Hydra formats all groups for every --help, and copies the whole config repository for each of them: 2 of 2.7 s.
-    Our template has no place for them, so they are left out. --hydra-help has its own template, and shows them."""
+    """Skips Hydra's formatting of groups, which our template does not use: Hydra formats all groups for every --help
+    and copies the whole config repository for each of them, 2 of 2.7 s. --hydra-help has its own template and shows
+    them."""
     formatted = Hydra.format_config_groups
     Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
     try:
@@ -55,7 +56,7 @@ def without_groups() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class KeyRow:
-    """A line of a table: a key, its default, its meaning; below it the options of a group."""
+    """A row of a table: a key, its default and its meaning, followed by the options of a group."""
 
     key: str
     default: str
@@ -64,7 +65,7 @@ class KeyRow:
 
 
 def help_text(root: str, config: DictConfig) -> str:
-    """The help of a root of conf/, of what is composed for it."""
+    """The help of a root of conf/ for the composed config."""
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
     command = COMMANDS[root]
     own, of_run = rows_of(command, config)
@@ -83,7 +84,7 @@ def help_text(root: str, config: DictConfig) -> str:
 
 
 def command_lines(command: Command, arguments: str, width: int) -> list[str]:
-    """A command wrapped to `width` with a shell's line continuations."""
+    """A command wrapped to `width` with the shell's line continuations."""
     lines = textwrap.wrap(
         f"python -m {command.module} {arguments}",
         width - 2,
@@ -100,7 +101,7 @@ def _indentation(columns: int) -> dict[str, Any]:
 
 
 def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow]], dict[str, list[KeyRow]]]:
-    """Rows by heading: of the command's own keys, and of those that it takes because it composes a run."""
+    """Rows by heading: those of the command's own keys, and those of the keys that it accepts to compose a run."""
     values = _values(config)
     inherited = _inherited_keys(command.schema)
     own: dict[str, list[KeyRow]] = {}
@@ -132,7 +133,7 @@ def rows_of(command: Command, config: DictConfig) -> tuple[dict[str, list[KeyRow
 
 
 def _rows_of_chosen(group: str, config: DictConfig) -> dict[str, list[KeyRow]]:
-    """By heading: the keys of what is chosen of a group, and of the parts that it holds."""
+    """Rows by heading: the keys of a group's chosen option, and of its nested parts."""
     content: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True, throw_on_missing=False)
     here: list[tuple[str, dict[str, Any], type]] = list(parts_of(content.get(group), group))
     if group == "trainer":
@@ -157,21 +158,21 @@ def _inherited_keys(schema: type) -> set[str]:
 
 
 def _values(config: DictConfig) -> dict[str, Any]:
-    """Values by dotted key; of what a group fills, the option that was chosen."""
+    """Values by dotted key; for a group, the chosen option."""
     content: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True, throw_on_missing=False)
     choices: Mapping[str, Any] = content.pop("hydra", {}).get("runtime", {}).get("choices", {})
     return flatten(content) | content | dict(choices)
 
 
 def _options(group: str) -> tuple[str, ...]:
-    """The files of a group, also those of a folder that the command adds."""
+    """The options of a group, including those of the user's config folders."""
     loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)  # its own get_group_options parses the command line for each group
+    assert isinstance(loader, ConfigLoaderImpl)  # Hydra's get_group_options parses the command line for each group
     return tuple(sorted(loader.repository.get_group_options(group, ObjectType.CONFIG)))
 
 
 def _meaning(key: Key) -> str:
-    """With the choices or the range where there are such."""
+    """The meaning of a key, with its choices or its range if it has one."""
     if key.choices:
         return f"{key.meaning} ({', '.join(key.choices)})"
     text = "" if key.range is None else range_text(*key.range)
@@ -179,7 +180,7 @@ def _meaning(key: Key) -> str:
 
 
 def range_text(low: float, high: float) -> str:
-    """A range in words: "0 to 1"; nothing where any number will do."""
+    """A range in words, such as "0 to 1"; "" if any number is allowed."""
     if low == -LARGEST:
         return ""
     least = "more than 0" if low == TINY else f"{low:g}"
@@ -190,7 +191,7 @@ def range_text(low: float, high: float) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as it is written on the command line; of a long list the first entry and the length."""
+    """A value as written on the command line; for a long list the first entry and the length."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -203,7 +204,7 @@ def format_value(value: Any) -> str:
 
 
 def table(rows: Sequence[KeyRow], width: int) -> list[str]:
-    """Rows in columns; meanings are wrapped in theirs."""
+    """Rows in columns, with the meanings wrapped to the width of their column."""
     cells = [(row.key, row.default) for row in rows]
     widths = [min(most, max(map(len, column))) for most, column in zip(COLUMNS, zip(*cells, strict=True), strict=True)]
     left = 2 + sum(w + 2 for w in widths if w)

@@ -1,4 +1,4 @@
-"""How often Hydra composes for one command."""
+"""Avoids that Hydra composes the config twice for one command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from hydra._internal.hydra import Hydra
 
-# what may bring a hydra.mode with it: it is typed, or stands in a file of another folder than conf/
+# hydra.mode may be set by an argument, or by a file of another folder than conf/
 MAY_SET_IT = ("hydra.mode", "hydra.searchpath", "--config-", "-cd", "-cp", "-cn")
 
 
 @contextmanager
 def composed_once() -> Iterator[None]:
-    """Hydra composes the whole config to read hydra.mode from it, then composes it again for the run: a fifth of a
-    second of each command. No file of conf/ sets hydra.mode, so the first is left out where nothing else may set it."""
+    """Hydra composes the whole config to read hydra.mode from it, and composes it again for the run, which takes a
+    fifth of a second per command. No file of conf/ sets hydra.mode, so the first composition is skipped if nothing else
+    may set it."""
     composing = Hydra.get_mode
 
     def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:

@@ -1,5 +1,5 @@
-"""The settings of Hydra's launchers, `hydra.launcher.KEY` of a sweep and `cluster.KEY` of a study. Those for SLURM are
-the fields of hydra-submitit-launcher, whose meanings are submitit's (submitit/slurm/slurm.py)."""
+"""The settings of Hydra's launchers: `hydra.launcher.KEY` of a sweep and `cluster.KEY` of a study. Those for SLURM are
+the fields of hydra-submitit-launcher, with the meanings that submitit gives them (submitit/slurm/slurm.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from urepa.core.declared_keys import SIZE, WORKERS, Key, keys_of, setting
 
-PLUGINS = "hydra_plugins.urepa_launchers"  # Hydra takes launchers of this namespace alone
-PLACES = (("cluster",), ("hydra", "launcher"))  # where a config has them
+PLUGINS = "hydra_plugins.urepa_launchers"  # Hydra only accepts launchers of this namespace
+PLACES = (("cluster",), ("hydra", "launcher"))  # where a config has the settings
 
 
 @dataclass
@@ -60,7 +60,7 @@ LAUNCHERS = {f"{PLUGINS}.SlurmLauncher": Slurm, f"{PLUGINS}.LocalLauncher": Loca
 
 
 def launcher_keys(key: str) -> list[str]:
-    """The keys of all launchers in the place where this one is; none for a key of another place."""
+    """The keys of all launchers at the place of this key; empty for keys of other places."""
     places = [".".join(place) for place in PLACES]
     return [
         known.name
@@ -72,7 +72,7 @@ def launcher_keys(key: str) -> list[str]:
 
 
 def launchers_of(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], list[Key]]]:
-    """Where a config has the settings of a launcher, these, and its keys."""
+    """For each launcher in a config: its place, its settings and its keys."""
     for place in PLACES:
         node: Any = config
         for name in place:

@@ -1,5 +1,5 @@
-"""The one line about a key, an option or a value that is not there ("did you mean ...?"): what Hydra and OmegaConf
-refuse, with a key or an option that is."""
+"""One-line messages for keys, options and values that Hydra and OmegaConf refuse, with a similar valid one
+("did you mean ...?")."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from urepa.core.one_line_errors import RAISED
 
 ADDED_GROUPS = ("experiment", "ablation")  # not in the root's defaults, so Hydra wants a plus
 FREE_KEYS = ("loss.taps", "tracking.tags")  # mappings whose keys are the user's
-OF_TYPES = {  # what OmegaConf says of a value that the schema does not take, and what to do
+OF_TYPES = {  # OmegaConf's message for a value that the schema does not accept, and what to do
     "could not be converted to Integer": "give a whole number",
     "could not be converted to Float": "give a number",
     "is not a valid bool|could not be converted to Boolean": "give true or false",
@@ -29,7 +29,7 @@ OF_TYPES = {  # what OmegaConf says of a value that the schema does not take, an
     "Cannot convert '(list|dict)' to string": "give text",
     "Cannot assign .* to Dict": "this is a mapping; set its keys one by one, as KEY.NAME=VALUE",
 }
-SHOWN = 16  # options that a line names at most
+SHOWN = 16  # largest number of options in a line
 
 
 def error_message(error: BaseException, root: str, arguments: list[str]) -> str:
@@ -72,7 +72,7 @@ def declaration_message(place: str, error: OmegaConfBaseException, known: Sequen
     """The error message for settings of a part that its declaration does not take.
 
     Args:
-        place: dotted, of the part. known: the names of its declared keys.
+        place: the part's dotted key. known: the names of its declared keys.
     """
     name = str(error.full_key or "").removeprefix(f"{place}.")
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
@@ -85,7 +85,7 @@ def declaration_message(place: str, error: OmegaConfBaseException, known: Sequen
 
 
 def _malformed_file_message(error: YAMLError) -> str:
-    """Which file is not YAML, where and why; PyYAML says so in several lines."""
+    """The file that is not YAML, the position and the reason, which PyYAML gives in several lines."""
     mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
     if mark is None:
         return " ".join(str(error).split())
@@ -93,7 +93,7 @@ def _malformed_file_message(error: YAMLError) -> str:
 
 
 def _advice(error: BaseException) -> str:
-    """What to give in the place of a value that OmegaConf does not take."""
+    """What to give instead of a value that OmegaConf does not accept."""
     reason = str(error).splitlines()[0]
     choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
     if choices:
@@ -145,7 +145,7 @@ def _full_key(key: str, arguments: list[str]) -> str:
 
 
 def _did_you_mean_key(word: str, options: Sequence[str]) -> str:
-    others = [option for option in options if not word.startswith(f"{option}.")]  # not the group of a key
+    others = [option for option in options if not word.startswith(f"{option}.")]  # without the group of a key
     return did_you_mean(word, others)
 
 
@@ -161,12 +161,13 @@ def _known_keys(root: str, arguments: list[str]) -> list[str]:
 
 
 def _is_group(argument: str) -> bool:
-    """Does it choose of a group? A key that there is not would end a composition that takes half a second."""
+    """Whether the argument chooses an option of a group. Unknown keys would make the composition, which takes half a
+    second, fail."""
     return is_group(argument.lstrip("+").partition("=")[0])
 
 
 def _keys_of(config: DictConfig) -> list[str]:
-    """Dotted, with those of the groups; Hydra's instructions are left out."""
+    """Dotted keys of a config, including those of groups but not Hydra's own."""
     keys = list(flatten(OmegaConf.to_container(config, enum_to_str=True)))
     parents = {key.rpartition(".")[0] for key in keys} - {""}
     return [k for k in [*keys, *sorted(parents)] if "_target_" not in k]

@@ -1,8 +1,8 @@
-"""Parts of the user's own package: what the files of a folder given by --config-dir name as `_target_`.
+"""Parts of the user's own package, which files in a folder given by --config-dir name as `_target_`.
 
-Before Hydra composes, the module of each such name is imported, and the dataclass found there is its declaration: it
-joins the declared parts of its kind (`urepa.config.parts`), so that ranges, --help, checks and stored configs read it
-as they read urepa's own. When Hydra loads a file that names it, the settings get the types of the declaration.
+Before Hydra composes, the module of each such name is imported, and the dataclass found there is registered as a
+declaration of its kind (`urepa.config.parts`). Ranges, --help, checks and stored configs then treat it like urepa's own
+parts. When Hydra loads a file that names it, its settings get the types of the declaration.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from urepa.core.errors import UserError, did_you_mean
 
 ROOT = "urepa"
 NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-OF_RUNS = ("experiment", "ablation")  # groups whose files begin at the root of a config
+OF_RUNS = ("experiment", "ablation")  # groups whose files start at the root of a config
 # the kind of the parts below a key of a part
 HELD = {"teacher": "teacher", "teachers": "teacher", "encoder": "encoder", "encoders": "encoder", "images": "images"}
 
 
 def take_folder(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Loads the folder that --config-dir gives to a command of launchers/, which Hydra does not parse. Returns the flag
-    with the absolute path, as the commands of its jobs take it ([]: none is given), and the other arguments. UserError
-    where no folder follows the flag."""
+    """Loads the folder that --config-dir gives to a command of launchers/, whose flags Hydra does not parse. Returns
+    the flag with the absolute path for the commands of the jobs ([] without the flag), and the other arguments. Raises
+    UserError if no folder follows the flag."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config-dir", "-cd")
     try:
@@ -52,8 +52,8 @@ def take_folder(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def given_folders(arguments: Sequence[str]) -> list[Path]:
-    """The folders of configs that a command line gives instead of conf/ and beside it, absolute, in order of priority.
-    Hydra resolves a relative --config-path from the command's own file."""
+    """The config folders of a command line, instead of conf/ and in addition to it, as absolute paths in order of
+    priority. Hydra resolves a relative --config-path from the command's own file."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-path", "-cp")
     parser.add_argument("--config-dir", "-cd")
@@ -63,9 +63,9 @@ def given_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def load(folders: Sequence[Path]) -> None:
-    """Declares the parts that the files of these folders name, and has the folders searched beside conf/.
+    """Registers the parts that the files of these folders name, and adds the folders to the search path after conf/.
 
-    UserError for a folder that is not there, a package that cannot be imported, and a class that is no declaration.
+    Raises UserError for a missing folder, a package that cannot be imported, and a class that is not a declaration.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -82,7 +82,7 @@ def load(folders: Sequence[Path]) -> None:
 
 
 def _named_parts(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """The file, the kind and the `_target_` of each part of another package than urepa."""
+    """The file, kind and `_target_` of each part of a package other than urepa."""
     for group in (*KINDS, *OF_RUNS):
         for file in sorted((folder / group).rglob("*.yaml")):
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -91,14 +91,14 @@ def _named_parts(folder: Path) -> Iterator[tuple[Path, str, str]]:
             try:
                 content = yaml.load(text, Loader=yaml.CSafeLoader)
             except yaml.YAMLError:
-                continue  # Hydra says what is wrong with it, where it is chosen
+                continue  # Hydra reports the error when the file is chosen
             for place, target in _targets(content, () if group in OF_RUNS else (group,)):
                 if place and place[0] in KINDS and target.partition(".")[0] != ROOT:
                     yield file, _kind_at(place), target
 
 
 def _targets(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Where a `_target_` stands, and what it names; what a part holds before the part."""
+    """The place and value of each `_target_`; nested parts come before the part that contains them."""
     if isinstance(value, dict):
         for name, one in value.items():
             yield from _targets(one, (*place, str(name)))
@@ -107,7 +107,7 @@ def _targets(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
 
 
 def _kind_at(place: tuple[str, ...]) -> str:
-    """The kind of the part that stands there: of an evaluation below its name, of another part below its group."""
+    """The kind of the part at this place: an evaluation is below its name, another part below its group."""
     below = place[2:] if place[0] == "evaluation" else place[1:]
     return next((HELD[name] for name in reversed(below) if name in HELD), place[0])
 
@@ -124,7 +124,7 @@ def _declare(kind: str, target: str, file: Path) -> None:
 
 
 def _import(target: str, file: Path) -> Any:
-    """What a dotted name names. UserError where it cannot be had."""
+    """The object that a dotted name refers to. Raises UserError if it cannot be imported."""
     module, _, name = target.rpartition(".")
     root = target.partition(".")[0]
     if not module:
@@ -147,7 +147,7 @@ def _import(target: str, file: Path) -> Any:
 
 
 def _check_declaration(cls: Any, kind: str, target: str) -> None:
-    """UserError where a class is no declaration of this kind."""
+    """Raises UserError if a class is not a declaration of this kind."""
     named = next((f.default for f in fields(cls) if f.name == "_target_"), None) if is_dataclass(cls) else None
     if named != target or cls.__dataclass_params__.frozen:
         raise UserError(
@@ -156,7 +156,7 @@ def _check_declaration(cls: Any, kind: str, target: str) -> None:
         )
     protocol = PROTOCOLS.get(kind)
     needed = set() if protocol is None else _members(protocol)
-    there = {f.name for f in fields(cls)}.union(*map(vars, cls.__mro__))  # a field may have no value in its class
+    there = {f.name for f in fields(cls)}.union(*map(vars, cls.__mro__))  # not all fields are class attributes
     if missing := sorted(needed - there):
         assert protocol is not None
         place = f"{protocol.__module__}.{protocol.__name__}"
@@ -172,14 +172,14 @@ def _check_declaration(cls: Any, kind: str, target: str) -> None:
 
 
 def _asked_in_vain(cls: Any, protocol: Any) -> list[str]:
-    """Arguments that a declaration's `build` cannot do without and nobody hands over."""
+    """Required arguments of a declaration's `build` that its callers do not pass."""
     given = signature(protocol.build).parameters if hasattr(protocol, "build") else {}
     asked = signature(cls.build).parameters.values() if given else ()
     return [p.name for p in asked if p.name not in given and p.default is p.empty and p.kind in NAMED]
 
 
 def _members(protocol: type) -> set[str]:
-    """What a class needs to fulfil a protocol."""
+    """The members that a class needs to satisfy a protocol."""
     return {name for name in {*vars(protocol), *protocol.__annotations__} if name[0] != "_" or name == "__call__"}
 
 
@@ -193,8 +193,8 @@ def _is_typing() -> bool:
 
 
 def _load_with_types(self: ConfigLoaderImpl, default: Any, repo: Any) -> Any:
-    """Hydra's `_load_single_config`, where parts of the user's package have the types of their declarations, as those
-    of conf/ have by starting from /schema. UserError for settings that a declaration does not take."""
+    """Hydra's `_load_single_config`, in which parts of the user's package get the types of their declarations; those of
+    conf/ get them by starting from /schema. Raises UserError for settings that a declaration does not accept."""
     result = _load_single_config(self, default, repo)
     if default.config_path.partition("/")[0] not in KINDS or not isinstance(result.config, DictConfig):
         return result
@@ -203,7 +203,7 @@ def _load_with_types(self: ConfigLoaderImpl, default: Any, repo: Any) -> Any:
     if not own:
         return result
     result = copy.copy(result)
-    result.config = copy.deepcopy(result.config)  # the loaded one stays in Hydra's cache
+    result.config = copy.deepcopy(result.config)  # the loaded object stays in Hydra's cache
     for place, schema in own:
         key = ".".join(place)
         node = OmegaConf.select(result.config, key) if place else result.config

@@ -1,4 +1,4 @@
-"""What an experiment is composed of. Values and their reasons are in the YAML files, meanings are here."""
+"""Schemas of an experiment's parts. Values and their reasons are in the YAML files, meanings are here."""
 
 from __future__ import annotations
 

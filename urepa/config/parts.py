@@ -1,7 +1,8 @@
-"""The parts that a config may name as a `_target_`, by kind, each under the name that conf/*.yaml start from it with.
+"""The parts that a config may name as a `_target_`, by kind, each with the name by which conf/*.yaml refer to its
+schema.
 
-A kind that has a package has a declaration in each of its files, under the file's name; what is found there is all
-there is to add. Folders inside it are not looked at. The other kinds are listed.
+A kind with a package has one declaration in each of its files, with the file's name; a new file is found without being
+listed. Subfolders are not searched. The parts of other kinds are listed here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PACKAGES = {
     "encoder": "urepa.evaluation.encoders",
     "text_encoder": "urepa.models.text_encoders",
 }
-# what a declaration of a kind has beside its settings
+# members that a declaration of a kind has besides its settings
 PROTOCOLS: dict[str, type] = {
     "backbone": Backbone,
     "lora": LoRA,
@@ -54,14 +55,14 @@ PROTOCOLS: dict[str, type] = {
     "encoder": Encoder,
     "text_encoder": TextEncoder,
 }
-# at a file's end: it declares nothing, but has what declarations build, which imports torch, or what both rest on
+# endings of files without a declaration: they have what declarations build, which imports torch, or shared code
 NETWORKS = ("_net", "_math", "_sizes", "_caches", "_sender")
 
 
 @cache
 def declarations(package: str) -> dict[str, type]:
-    """The declarations of a package's files, by the files' names: in each, the dataclass whose `_target_` is its own
-    dotted name. An AssertionError for a file that has none, or several."""
+    """The declarations in a package's files, by file name: the dataclass whose `_target_` is its own dotted name.
+    Asserts that each file has exactly one."""
     found = {}
     for file in pkgutil.iter_modules(import_module(package).__path__):
         if not file.ispkg and not is_network(file.name):
@@ -75,17 +76,17 @@ def declarations(package: str) -> dict[str, type]:
 
 
 def networks(package: str) -> list[str]:
-    """The dotted names of a package's files that are no declarations."""
+    """The dotted names of a package's files that have no declaration."""
     return [f"{package}.{f.name}" for f in pkgutil.iter_modules(import_module(package).__path__) if is_network(f.name)]
 
 
 def target_of(schema: type) -> str:
-    """What a config names to have the part."""
+    """The `_target_` by which a config names the part."""
     return str(next(f.default for f in fields(schema) if f.name == "_target_"))
 
 
 def family_of(backbone: dict[str, Any]) -> str:
-    """The family of a declared backbone, by its settings: "sd15", "sit", "tiny_unet", or a user's own."""
+    """The family of a declared backbone, from its settings: "sd15", "sit", "tiny_unet", or a user's own."""
     declared: Any = SCHEMAS[backbone["_target_"]]
     return str(declared.family)
 
@@ -105,7 +106,7 @@ SCHEMAS = {target_of(schema): schema for schemas in KINDS.values() for schema in
 
 
 def parts_of(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any], type]]:
-    """Where each declared part of a config stands, its settings and its schema; the parts that it holds after it."""
+    """The place, settings and schema of each declared part of a config, followed by its nested parts."""
     if not isinstance(config, dict):
         return
     target = config.get("_target_")
@@ -116,8 +117,8 @@ def parts_of(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]
 
 
 def settings_that_are(is_a: str, config: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a config's parts that are declared to be this of a run (TAP, TIME and so on of
-    `urepa.core.declared_keys`), by their dotted keys; null is none."""
+    """The settings of a config's parts that are declared with this `is_a` (TAP, TIME and so on of
+    `urepa.core.declared_keys`), by dotted key; null values are left out."""
     for part_place, part, schema in parts_of(config, place):
         for key in keys_of(schema):
             if key.is_a == is_a and part.get(key.name) is not None:

@@ -1,7 +1,7 @@
-"""Hydra's composition in half the time, with the same result: a tenth of a second of each command and each job.
+"""Speeds up Hydra's composition by a factor of two with the same result, which saves 0.1 s per command and job.
 
-Three parts of Hydra and OmegaConf are replaced by ones that return the same. They are private, so pyproject.toml bounds
-the versions, and a test composes every command and experiment of conf/ with and without them.
+Three functions of Hydra and OmegaConf are replaced by equivalent ones. They are private, so pyproject.toml bounds the
+versions, and a test composes every command and experiment of conf/ with and without the replacements.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hydra._internal import config_repository, defaults_list
 from hydra.core.default_element import GroupDefault, InputDefault
 from omegaconf import _utils
 
-PARTS = (  # (holder, name) of what is replaced
+PARTS = (  # (holder, name) of the replaced functions
     (defaults_list, "_create_interpolation_map"),
     (config_repository.CachingConfigRepository, "__init__"),
     (_utils, "get_yaml_loader"),
@@ -25,14 +25,14 @@ interpolation_map, _, yaml_loader = ORIGINALS = tuple(getattr(holder, name) for 
 
 
 def install() -> None:
-    """Replaces them for this process; more than once is the same as once."""
+    """Replaces the functions for this process. Repeated calls have no further effect."""
     for (holder, name), new in zip(PARTS, (_interpolation_map, _caching_repository, _yaml_loader), strict=True):
         setattr(holder, name, new)
 
 
 def _interpolation_map(overrides: Any, defaults: Sequence[InputDefault], self_added: bool) -> Any:
-    """Hydra builds this mapping of all choices for each file; it is read only where the file's defaults list has an
-    interpolation."""
+    """Hydra builds this mapping of all choices for each file, but reads it only if the file's defaults list has an
+    interpolation. Here it is built only then."""
     read = any(
         default.is_interpolation()
         for default in defaults
@@ -42,17 +42,17 @@ def _interpolation_map(overrides: Any, defaults: Sequence[InputDefault], self_ad
 
 
 def _caching_repository(self: Any, delegate: Any) -> None:
-    """Hydra copies the repository deeply, with all schemas, so that `initialize_sources` does not change the caller's.
-    That method assigns a new list of sources and leaves the old one as it is: a shallow copy does."""
+    """Hydra makes a deep copy of the repository with all schemas, so that `initialize_sources` does not change the
+    caller's. That method assigns a new list of sources and does not change the old one, so a shallow copy is enough."""
     self.delegate = copy.copy(delegate)
     self.cache = {}
 
 
 @cache
 def _yaml_loader() -> Any:
-    """OmegaConf's loader, a new class for each file, on libyaml's parser: one class, with OmegaConf's resolvers,
-    constructors and refusal of duplicate keys. What libyaml refuses, PyYAML's own parser reads again, so that the
-    errors are worded as before."""
+    """A single loader class on libyaml's parser, with OmegaConf's resolvers, constructors and check for duplicate keys;
+    OmegaConf makes a new class for each file. Text that libyaml refuses is parsed again with PyYAML's own parser, so
+    that error messages stay the same."""
     in_python = yaml_loader()
 
     class Loader(yaml.cyaml.CParser, in_python):  # type: ignore[misc, valid-type]

@@ -1,4 +1,4 @@
-"""Which numbers a config may hold: every one is finite, and most have a lowest and a highest value."""
+"""Checks the numbers of a config: each must be finite, and most have a smallest and a largest value."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OF_COMMANDS = [
     keys_of(Device, "device."),
     keys_of(Trainer, "trainer."),
 ]
-# lowest and highest value of the numbers that belong to no part, by dotted key
+# smallest and largest value of the numbers that belong to no part, by dotted key
 RANGES = {key.name: key.range for keys in OF_COMMANDS for key in keys if key.range is not None}
 
 
 def check_given(config: dict[str, Any]) -> None:
-    """UserError where a command lacks values that have no default."""
+    """Raises UserError if a command lacks values without a default."""
     missing = [key for key, value in flatten(config).items() if value == "???"]
     if missing:
         asked = " ".join(f"{key}=..." for key in missing)
@@ -34,9 +34,9 @@ def check_given(config: dict[str, Any]) -> None:
 
 
 def check_numbers(config: dict[str, Any]) -> None:
-    """UserError on the first number of any command's config that is not finite or out of its range, and where an
-    objective's or an optimiser's do not go together. Old runs are not asked: what is checked is what a command was
-    given."""
+    """Raises UserError for the first number of a command's config that is not finite or out of its range, and for
+    settings of an objective or an optimiser that do not fit together. Stored configs of earlier runs are not
+    checked."""
     flat, ranges = flatten(config), RANGES | dict(_ranges_of_parts(config))
     for key, value in flat.items():
         low, high = _range_of(key, ranges)
@@ -53,7 +53,7 @@ def check_numbers(config: dict[str, Any]) -> None:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """The number that a value is, or those in a list."""
+    """The number itself, or the numbers in a list."""
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, int | float) and not isinstance(one, bool):
             yield one
@@ -67,7 +67,7 @@ def _ranges_of_parts(config: dict[str, Any]) -> Iterator[tuple[str, tuple[float,
 
 
 def _range_of(key: str, ranges: dict[str, tuple[float, float]]) -> tuple[float, float]:
-    """That of a key, or of the mapping that it is in; any finite number where none is declared."""
+    """The range of a key, or of the mapping that contains it; any finite number if none is declared."""
     return ranges.get(key) or ranges.get(key.rpartition(".")[0]) or (-LARGEST, LARGEST)
 
 

@@ -1,4 +1,4 @@
-"""`run=glob(PATTERN)`: the folders of several runs, for a command that takes one; with -m, one after the other."""
+"""`run=glob(PATTERN)`: the folders of several runs for a command that takes one run; with -m, one after another."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from urepa.core.errors import UserError
 
 
 def expand_run_globs(arguments: list[str], root: str, sweeps: bool) -> list[str]:
-    """Replaces `run=glob(PATTERN)` by `run='FOLDER','FOLDER',...`, which Hydra sweeps over; Hydra's own glob matches
-    options of a group.
+    """Replaces `run=glob(PATTERN)` by `run='FOLDER','FOLDER',...`, over which Hydra sweeps. Hydra's own glob matches
+    options of a group, not folders.
 
     Args:
-        root: of conf/; only where its command takes a run.
-        sweeps: whether -m is among the arguments; without it a pattern is a UserError, as is one that no run matches.
+        root: the command's root in conf/. Only commands that take a run are affected.
+        sweeps: whether -m is among the arguments. A pattern without -m, or one that matches no run, is a UserError.
     """
     if not any(key.name == "run" for key in keys_of(COMMANDS[root].schema)):
         return arguments
@@ -31,7 +31,7 @@ def expand_run_globs(arguments: list[str], root: str, sweeps: bool) -> list[str]
 
 
 def matching_runs(pattern: str) -> list[str]:
-    """The folders of runs that match a shell's pattern, seed2 before seed10. UserError where there is none."""
+    """The folders of runs that match a shell pattern, seed2 before seed10. Raises UserError if there is none."""
     unquoted = pattern.strip("'\"")
     folders = [folder for folder in glob(unquoted, recursive=True) if Path(folder).is_dir()]
     runs = [folder for folder in folders if (Path(folder) / "config.yaml").is_file()]
