@@ -11,7 +11,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> object:
-    """`urepa.load`, imported when it is asked for: `import urepa` stays light."""
+    """Imports `urepa.load` on first use, so that `import urepa` is fast."""
     if name != "load":
         raise AttributeError(f"module 'urepa' has no attribute '{name}'")
     from urepa.inference.open_run import load

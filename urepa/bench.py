@@ -1,10 +1,11 @@
-"""`python -m urepa.bench [+experiment=...]`: how long a step of an experiment takes, over random data.
+"""`python -m urepa.bench [+experiment=...]`: measures the time of an experiment's training step, with random data.
 
-In one process and in turns with another loop: with `bench.against=documented` the description's (docs/errata.md),
-with `bench.against=online` the same step that asks the teacher about the batch's images, with `bench.against=plain` the
-loop as one writes it first; with `bench.parts=true` also without each part of the fast step. No caches and no teacher's
-weights are needed; `backbone.weights=random` spares the backbone's. `python -m urepa.bench_reading` is the same for
-reading alone. Of data with buckets every step is of the largest bucket, as the output says.
+It is measured in one process, in turns with another loop: `bench.against=documented` is the description's loop
+(docs/errata.md), `bench.against=online` the same step with the teacher run on the batch's images, and
+`bench.against=plain` a straightforward loop. With `bench.parts=true` the step is also measured without each of its
+optimisations. Neither caches nor a teacher's weights are needed; with `backbone.weights=random` the backbone's are not
+needed either. `python -m urepa.bench_reading` measures reading. For data with buckets every step uses the largest
+bucket, as the output says.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from urepa.training.checks.combinations import check
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Prints a table; `out=FILE` also writes it as JSON."""
+    """Prints a table; with `out=FILE` also writes it as JSON."""
     from hydra.core.hydra_config import HydraConfig
 
     with one_line_mistakes():
@@ -45,7 +46,7 @@ def main(config: DictConfig) -> None:
 
 
 def run(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `urepa.costs.benchmark.timing`, with versions and precision beside them."""
+    """The rows of `urepa.costs.benchmark.timing`, with versions and precision added."""
     import gc
     from importlib.metadata import version
 
@@ -84,7 +85,7 @@ def run(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as text; the last column is the step time of the first row over this one's."""
+    """Rows as text. The last column is the step time of the first row divided by that of this row."""
     titles = {"s/step": 9, "images/s": 10, "TFLOP/s": 9, "peak GiB": 10, "saved MiB": 11, "waits": 8}
     titles |= {"faults": 10, "speed": 8}
     head = f"{'loop':<24}" + "".join(f"{title:>{width}}" for title, width in titles.items())

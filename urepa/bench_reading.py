@@ -1,8 +1,8 @@
-"""`python -m urepa.bench_reading`: how fast tokens and latents are read, as ratios in one run.
+"""`python -m urepa.bench_reading`: measures how fast tokens and latents are read, as ratios within one run.
 
-Against the description's loader (docs/data.md: LMDB get per item, 8 workers, readahead off), against plain preadv of
-the same bytes and against our own reader without its check of each record's crc32; warm and cold. The stores are made
-for the purpose, of the description's record sizes. What the check costs is also said as a share of a core.
+The reader is compared with the description's loader (docs/data.md: LMDB get per item, 8 workers, readahead off), with
+plain preadv of the same bytes, and with itself without the crc32 check of each record; warm and cold. The stores are
+made for this purpose with the description's record sizes. The cost of the check is also given as a share of a core.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from urepa.core.one_line_errors import one_line_mistakes
 from urepa.runs.run_folder import to_plain
 
 RECORDS = {"tokens": (256, 1024), "latents": (4, 64, 64)}
-MOST_PER_S = 2900  # samples that one GPU trains on where a step stops after the mid block
+MOST_PER_S = 2900  # samples per second of one GPU if a step stops after the mid block
 COMPARED = {"of_preadv": "preadv", "of_documented": "documented", "of_unchecked": "unchecked"}
 
 
 @hydra.main(config_path=CONF, config_name="bench_reading", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Prints a table; `out=FILE` also writes it as JSON."""
+    """Prints a table; with `out=FILE` also writes it as JSON."""
     with one_line_mistakes():
         settings = to_plain(config)
         check_numbers(settings)
@@ -65,7 +65,7 @@ def main(config: DictConfig) -> None:
 
 
 def crc32_cost(kind: str) -> dict[str, Any]:
-    """The processor time that crc32 of a record takes; other work on the machine hardly changes it."""
+    """The processor time for the crc32 of a record, which other work on the machine hardly affects."""
     import numpy as np
 
     from urepa.data.stores.record_format import encode
@@ -83,7 +83,7 @@ def crc32_cost(kind: str) -> dict[str, Any]:
 
 
 def reading_rates(kind: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Measures the readers over one store; each round reads every record once, in a new order."""
+    """Measures the readers on one store. Each round reads every record once, in a new order."""
     import numpy as np
 
     from urepa.data.stores.lmdb_store import write_store
@@ -108,7 +108,7 @@ def reading_rates(kind: str, folder: Path, settings: dict[str, Any]) -> list[dic
             batches = [[keys[i] for i in order[at : at + size]] for at in range(0, len(keys), size)]
             for name, read in readers.items():
                 run = read(batches)
-                next(run)  # everything is open, workers have started, the first batch is there
+                next(run)  # opens everything, starts the workers and reads the first batch
                 drop_from_page_cache(folder) if cache == "cold" else list(plain_preadv(folder, batches))
                 begin = time.perf_counter()
                 list(run)
@@ -131,7 +131,7 @@ def drop_from_page_cache(folder: Path) -> None:
 
 
 def training_reader(opened: Callable[[], Any], batches: list[list[str]]) -> Generator[None]:
-    """The training reader's way: threads fill memory that was allocated once, from the store that `opened` gives."""
+    """Reads like the training reader: threads fill preallocated memory from the store that `opened` returns."""
     from concurrent.futures import ThreadPoolExecutor
 
     from urepa.data.reader import AHEAD, THREADS, Slot
@@ -140,7 +140,7 @@ def training_reader(opened: Callable[[], Any], batches: list[list[str]]) -> Gene
     sizes = {"": store.record_bytes}
     slots = [Slot(len(batches[0]), sizes) for _ in range(AHEAD + 1)]
     with ThreadPoolExecutor(THREADS) as pool:
-        for slot in slots:  # training touches this memory once, in its first steps
+        for slot in slots:  # training writes to this memory for the first time in its first steps
             store.tensor(batches[0], slot.rows(0, len(batches[0]), sizes)[""])
         yield
         ahead: list[Future] = []
@@ -155,7 +155,7 @@ def training_reader(opened: Callable[[], Any], batches: list[list[str]]) -> Gene
 
 
 def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
-    """As many bytes, at the same places, by one thread into one buffer: what the disk and memory give."""
+    """Reads the same bytes at the same offsets with one thread into one buffer: the limit of disk and memory."""
     import numpy as np
 
     from urepa.data.stores.record_reading import Store
@@ -171,7 +171,7 @@ def plain_preadv(folder: Path, batches: list[list[str]]) -> Generator[None]:
 
 
 def description_loader(folder: Path, shape: tuple[int, ...], workers: int, batches: list[list[str]]) -> Generator[None]:
-    """The description's loader over one store."""
+    """Reads with the description's loader from one store."""
     from urepa.costs.benchmark.description_loop import loader
 
     keys = [key for batch in batches for key in batch]

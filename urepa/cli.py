@@ -1,4 +1,4 @@
-"""What every command does: prepare Hydra, run, end a user's mistake in one line; and the console entry `urepa`."""
+"""Common code of all commands: it prepares Hydra, runs the command and prints mistakes as one line. Entry `urepa`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from urepa.core.glibc_malloc import keep_freed_memory
 from urepa.core.one_line_errors import TRACEBACKS, one_line_mistakes
 from urepa.training.checks import resolvers
 
-SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # in hydra.sweep.dir of conf/*.yaml
-CONF_COPIES = Path("outputs/.jobs/conf")  # `urepa.cluster.conf_copy` makes them
+SWEEP_RECORDS = (Path("outputs/multirun.yaml"), Path("multirun.yaml"))  # as in hydra.sweep.dir of conf/*.yaml
+CONF_COPIES = Path("outputs/.jobs/conf")  # made by `urepa.cluster.conf_copy`
 
 
 def prepare() -> None:
-    """The schema, the launchers, the resolvers and a quick composition; once per process, before Hydra composes."""
+    """Registers schemas, launchers and resolvers and installs the quick composition; once, before Hydra composes."""
     from urepa.cluster import hydra_launchers
 
     quick_composition.install()
@@ -45,7 +45,7 @@ def prepare() -> None:
 
 
 def run_command(main: Callable[[], None], root: str) -> None:
-    """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    """Runs a Hydra main. Mistakes end in one line and exit code 1; HYDRA_FULL_ERROR=1 shows tracebacks instead."""
     safe_output.make_output_safe()
     safe_output.warn_in_one_line()
     shown = contextlib.nullcontext() if HELP.isdisjoint(sys.argv[1:]) else without_groups()
@@ -58,7 +58,7 @@ def run_command(main: Callable[[], None], root: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing
     with one_line_mistakes(), _remove_records_on_error():
         try:
-            keep_freed_memory()  # before torch takes any
+            keep_freed_memory()  # before torch allocates memory
             with shown, composed_once():
                 _read_arguments(root)
                 main()
@@ -67,8 +67,8 @@ def run_command(main: Callable[[], None], root: str) -> None:
 
 
 def _read_arguments(root: str) -> None:
-    """What was typed as Hydra reads it, and the user's own parts that it names; UserError for what Hydra would pass
-    over."""
+    """Replaces sys.argv by the arguments in the form that Hydra reads, and loads the user's own parts that they name.
+    Raises UserError for arguments that Hydra would ignore."""
     own_package.load(own_package.given_folders(sys.argv[1:]))
     sweeps = is_sweep(sys.argv[1:])
     sys.argv[1:] = [quote_argument(argument, sweeps) for argument in expand_run_globs(sys.argv[1:], root, sweeps)]
@@ -77,8 +77,8 @@ def _read_arguments(root: str) -> None:
 
 @contextlib.contextmanager
 def _remove_records_on_error() -> Iterator[None]:
-    """Removes the records that a sweep writes before its first run (multirun.yaml, the copy of conf/) if it is refused;
-    keeps them if a run or a job has started."""
+    """Removes the records that a sweep writes before its first run (multirun.yaml, the copy of conf/) if it is refused.
+    Keeps them if a run or a job has started."""
     new = [record for record in SWEEP_RECORDS if not record.exists()]
     copies = missing_folders(CONF_COPIES)
     try:
@@ -93,13 +93,13 @@ def _remove_records_on_error() -> Iterator[None]:
 
 
 def _holds_only(folder: Path, path: Path) -> bool:
-    """Is nothing else there?"""
+    """Whether the folder contains nothing else."""
     return not folder.is_dir() or all(found == path for found in folder.iterdir())
 
 
 def main() -> None:
-    """`urepa COMMAND ...` is `python -m urepa.COMMAND ...`; the commands of launchers/ are among them. A command that
-    does not exist ends with one line and exit code 1."""
+    """`urepa COMMAND ...` is `python -m urepa.COMMAND ...`, including the commands of launchers/. An unknown command
+    ends with one line and exit code 1."""
     safe_output.make_output_safe()
     modules = {command.module.rpartition(".")[2]: command.module for command in COMMANDS.values()}
     given = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def usage() -> str:
-    """Each command with what it does."""
+    """Each command with its description."""
     titles: dict[str, str] = {}
     for command in COMMANDS.values():
         titles.setdefault(command.module.rpartition(".")[2], command.title)

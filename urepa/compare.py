@@ -1,4 +1,4 @@
-"""`python -m urepa.compare`: which choice mattered, by how much, and whether it is noise."""
+"""`python -m urepa.compare`: compares the arms of a study: their differences, with intervals and tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SELECTIONS = ("experiment", "ablation", "tag", "ids")
 
 @hydra.main(config_path=CONF, config_name="compare", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Prints the tables; writes the report, the tables as CSV, Markdown and LaTeX, and the figures."""
+    """Prints the tables, and writes the report, the tables as CSV, Markdown and LaTeX, and the figures."""
     from hydra.core.hydra_config import HydraConfig
 
     with one_line_mistakes():
@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
 
 
 def compare(settings: dict[str, Any]) -> None:
-    """From the chosen runs to everything that is written."""
+    """Loads the chosen runs, compares them and writes all outputs."""
     from urepa.reports.comparison import tables
     from urepa.reports.comparison.arms import group_runs
     from urepa.reports.comparison.as_json import as_json
@@ -73,7 +73,7 @@ def compare(settings: dict[str, Any]) -> None:
 
 
 def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
-    """The runs that were asked for, with their curves, and the folders whose config is no run's."""
+    """The requested runs with their curves, and the folders whose config is not that of a run."""
     from urepa.reports.comparison.read_runs import find_all, load_curves, select
 
     asked = settings["select"]
@@ -89,7 +89,7 @@ def chosen_runs(settings: dict[str, Any]) -> tuple[list[Any], list[Path]]:
 
 
 def load_grids(store: str | None, study: Any) -> tuple[Any, list[str]]:
-    """The arms' grids of samples, from folders or artifacts, and a sentence if they cannot be reached."""
+    """The arms' grids of samples, from folders or artifacts, and a sentence if they cannot be read."""
     from urepa.reports.comparison.sample_grids import find_in_folder, grids_of, read_file
 
     if store is None:
@@ -102,7 +102,7 @@ def load_grids(store: str | None, study: Any) -> tuple[Any, list[str]]:
 
 
 def started_runs(runs: list[Any]) -> list[Any]:
-    """The runs that have logged a step, as far as they can be read; UserError if there are none."""
+    """The runs that have logged a step, as far as they can be read. Raises UserError if there are none."""
     found = [run for run in runs if run.curves or run.damage]
     if not found:
         raise UserError(f"none of the {len(runs)} runs has logged a step yet: {runs[0].name}")
@@ -110,7 +110,7 @@ def started_runs(runs: list[Any]) -> list[Any]:
 
 
 def empty_runs_note(runs: list[Any]) -> list[str]:
-    """One sentence on folders with a config but no logged step, as a refused command leaves them."""
+    """A sentence on folders with a config but no logged step, which a refused command leaves."""
     empty = [run.name for run in runs if not run.curves and not run.damage]
     if not empty:
         return []
@@ -134,7 +134,7 @@ def other_folders_note(folders: list[Path]) -> list[str]:
 
 
 def _count_and_names(names: list[str]) -> str:
-    """How many names there are, and the first of them."""
+    """The number of names, and the first of them."""
     return f"{len(names)} ({', '.join(names[:NAMED_AT_MOST])}{', ...' if len(names) > NAMED_AT_MOST else ''})"
 
 
@@ -145,7 +145,7 @@ def _as_list(value: Any) -> list[str]:
 
 
 def notices(results: Any) -> list[str]:
-    """What must be said next to the verdict: arms of several lengths, or EMA weights that are not trained yet."""
+    """Sentences that belong next to the verdict: arms of several lengths, or EMA weights that still lag."""
     from urepa.reports.comparison.findings import ema_lag_sentences
 
     said = []
@@ -164,7 +164,7 @@ def notices(results: Any) -> list[str]:
 
 
 def mixed_code_note(runs: list[Any]) -> list[str]:
-    """One sentence on evaluations that were not made with the same version of the code for all runs."""
+    """A sentence on evaluations that were made with different versions of the code."""
     by: dict[str, set[str]] = {}
     for run in runs:
         done = run.facts.get("evaluated_by", dict.fromkeys(run.facts.get("evaluation", {}), run.code[-1].version))
@@ -181,7 +181,7 @@ def mixed_code_note(runs: list[Any]) -> list[str]:
 
 
 def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = None) -> None:
-    """index.html, table.*, figures/*."""
+    """Writes index.html, table.* and figures/*."""
     from urepa.reports.comparison import tables
     from urepa.reports.comparison.as_csv import as_csv
     from urepa.reports.comparison.draw_panels import draw_all
@@ -201,7 +201,7 @@ def write_report(results: Any, sentences: list[str], folder: Path, grids: Any = 
 
 
 def remove_old_figures(folder: Path, names: set[str]) -> None:
-    """Removes the figures of an earlier report that this one does not have. Other files stay."""
+    """Removes the figures of an earlier report that this one lacks. Other files are kept."""
     index = folder / "index.html"
     before = re.findall(r'<figure id="figure-([a-z0-9_]+)"', index.read_text()) if index.is_file() else []
     for name in set(before) - names:
@@ -210,7 +210,7 @@ def remove_old_figures(folder: Path, names: set[str]) -> None:
 
 
 def with_select_prefix(argument: str) -> str:
-    """`experiment=x` as `select.experiment=x`: Hydra would take the bare one for the choice of a config group."""
+    """`experiment=x` as `select.experiment=x`, because Hydra would treat the former as the choice of a config group."""
     return f"select.{argument}" if argument.partition("=")[0] in SELECTIONS else argument
 
 

@@ -1,5 +1,5 @@
-"""`python -m urepa.describe +experiment=...`: the methodology section, from the composed config and what is counted
-of it. Builds and fetches nothing, and reads nothing but the step of a warm start."""
+"""`python -m urepa.describe +experiment=...`: writes the methodology section from the composed config and its counts.
+Builds and downloads nothing, and reads only the step of a warm start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from urepa.training.checks.inputs import check_plan_inputs
 
 @hydra.main(config_path=CONF, config_name="describe", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Prints Markdown; out=FOLDER takes methodology.md and methodology.tex."""
+    """Prints Markdown; with out=FOLDER also writes methodology.md and methodology.tex."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task)
@@ -53,14 +53,14 @@ def main(config: DictConfig) -> None:
 
 
 def name_of(overrides: list[str]) -> str:
-    """The experiment, its arm, and what was changed on the command line."""
+    """The experiment, its arm, and the overrides of the command line."""
     given = parse_overrides(overrides)
     arm = [f"ablation {given['ablation']}"] if "ablation" in given else []
     return ", ".join([given.get("experiment", "quickstart"), *arm, *own_overrides(overrides)])
 
 
 def describe() -> None:
-    """The door behind its own check: a text is of one run."""
+    """The entry of the command. Refuses -m, because a text describes one run."""
     if is_sweep(sys.argv[1:]):
         raise UserError("describe writes about one run: leave -m out, and call it for each")
     main()

@@ -1,6 +1,6 @@
-"""`python -m urepa.evaluate run=FOLDER [evaluation=[NAME,...]]`: a finished run's evaluation again, or others, on its
-EMA weights. Their results go where the run's own went: metrics.jsonl, summary.json and MLflow. One that has none
-(missing weights, say) costs none of the others; it is said at the end, and the exit code is 1."""
+"""`python -m urepa.evaluate run=FOLDER [evaluation=[NAME,...]]`: repeats a finished run's evaluation, or does others,
+on its EMA weights. Results are added to metrics.jsonl, summary.json and MLflow, as those of the run. If one evaluation
+fails (missing weights, for example), the others still run; it is reported at the end, and the exit code is 1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from urepa.training.checks.combinations import check_chosen, check_times
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """One run. Everything that can be said about it without torch is said first."""
+    """Evaluates one run. All checks that do not need torch come first."""
     with one_line_mistakes():
         asked = to_plain(config)
         settings = evaluation_config(asked)
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
 
 
 def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
-    """The finished run's config with the requested evaluation. UserError if it cannot be evaluated."""
+    """The finished run's config with the requested evaluation. Raises UserError if it cannot be evaluated."""
     if asked["run"] is None:
         raise UserError("say which run: python -m urepa.evaluate run=outputs/NAME/seed0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -50,7 +50,7 @@ def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"run={path} is not finished: train it to its last step, {end}, with the command that began it")
     given = {part: asked[part] for part in ("evaluation", "tracking") if asked[part] is not None}
     check_chosen({"evaluation": {}} | given)
-    check_numbers(given)  # and not the run's own: it is finished, under whatever limits there were then
+    check_numbers(given)  # not the run's own settings: limits may have changed since
     config |= given
     if not config["evaluation"]:
         options = [name for name in options_of("evaluation") if name != "none"]
@@ -60,7 +60,7 @@ def evaluation_config(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["data"]["root"] is not None:
         config = move_paths(config, config["data"]["root"], asked["data"]["root"])
     track: Track = declaration_of(config["data"])
-    config["data"] |= track.without_making  # the caches that it was trained on, or none
+    config["data"] |= track.without_making  # uses the caches that it was trained on, or none
     check_times(config)
     tracker: Tracker = declaration_of(config["tracking"])
     tracker.check_place(path)

@@ -1,5 +1,5 @@
-"""`python -m urepa.plan +experiment=...`: what a run, or with -m a whole sweep, will cost. Builds, reads and
-fetches nothing. Predictions stand as such; hours are expected only from a measurement (measured=FILE)."""
+"""`python -m urepa.plan +experiment=...`: predicts the cost of a run, or with -m of a sweep. Builds, reads and
+downloads nothing. Predictions are marked as such; expected hours require a measurement (measured=FILE)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def main(config: DictConfig) -> "Plan":
 
 
 def check_measured(parts: dict[str, Any]) -> Path | None:
-    """The file that measured=FILE names. UserError where it is not there, or no measurement of the device."""
+    """The file in measured=FILE. Raises UserError if it is missing, or not a measurement of the device."""
     if parts["measured"] is None:
         return None
     read_measured(Path(parts["measured"]), parts["device"]["name"])
@@ -63,7 +63,7 @@ def check_measured(parts: dict[str, Any]) -> Path | None:
 
 
 class Report(Callback):
-    """After the last run of a sweep, its total; after every call, the file that out=FILE asks for."""
+    """Prints the total after the last run of a sweep, and writes the file of out=FILE after every call."""
 
     def __init__(self) -> None:
         self.plans: list[Plan] = []
@@ -92,7 +92,7 @@ class Report(Callback):
 
 
 def totals(plans: "list[Plan]") -> tuple[float | None, float | None]:
-    """Floor and expected hours of several runs; None where one of them is not known."""
+    """Lower bound and expected hours of several runs; None if one of them is not known."""
     return _sum([p.floor_hours for p in plans]), _sum([p.expected_hours for p in plans])
 
 
@@ -102,14 +102,14 @@ def _sum(values: list[float | None]) -> float | None:
 
 
 def hours(value: float | None) -> str:
-    """Hours, or that they are not known yet."""
+    """Hours as text, or that they are not known yet."""
     if value is None:
         return PENDING
     return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
 
 
 def line(planned: "Plan", overrides: list[str]) -> str:
-    """One run of a sweep."""
+    """The line of one run of a sweep."""
     return (
         f"{planned.settings.max_steps:>9,}{planned.flops_per_step / 1e12:>14.1f}{planned.peak_bytes / GIB:>10.1f}"
         f"{hours(planned.floor_hours):>10}{hours(planned.expected_hours):>12}   {' '.join(run_overrides(overrides))}"
@@ -135,7 +135,7 @@ def tables(planned: "Plan") -> list[str]:
 
 
 def parameters(planned: "Plan") -> str:
-    """By part, and how many of them train."""
+    """The number of parameters by part, and how many of them train."""
     by_part = planned.counted.parameters
     rows = [f"{'parameters':<26}{'all':>15}{'trainable':>15}"]
     rows += [f"  {part:<24}{n['all']:>15,}{n['trainable']:>15,}" for part, n in by_part.items()]
@@ -144,7 +144,7 @@ def parameters(planned: "Plan") -> str:
 
 
 def flops(planned: "Plan") -> str:
-    """By part and direction."""
+    """FLOPs by part and direction."""
     forward, backward = planned.flops("forward"), planned.flops("backward")
     size = planned.settings.batch_size
     rows = [f"{'GFLOP a sample':<26}{'forward':>15}{'backward':>15}{'TFLOP a step':>15}"]
@@ -160,7 +160,7 @@ def flops(planned: "Plan") -> str:
 
 
 def memory(planned: "Plan") -> str:
-    """What lies on the device."""
+    """The memory on the device."""
     counted = planned.counted
     rows = [f"{'memory on the device':<45}{'GiB':>11}"]
     rows += [f"  {name:<43}{size / GIB:>11.3f}" for name, size in counted.weights.items() if size]
@@ -173,7 +173,7 @@ def memory(planned: "Plan") -> str:
 
 
 def caches(planned: "Plan") -> str:
-    """What the data take on disk and in memory."""
+    """The size of the data on disk and in memory."""
     counted = planned.counted
     samples = ", ".join(f"{n:,} {split}" for split, n in counted.samples.items())
     rows = [f"{'caches':<12}{'records':>13}{'bytes each':>13}{'disk GB':>10}{'RAM, all warm, GB':>20}   {samples}"]
@@ -190,7 +190,7 @@ def caches(planned: "Plan") -> str:
 
 
 def buckets(planned: "Plan") -> str:
-    """A step in each bucket: what the FLOPs above are the mean of, and which of them the memory is of."""
+    """The cost of a step in each bucket, of which the FLOPs above are the mean, and the bucket of the peak memory."""
     from urepa.costs.bucket_costs import is_weighted, largest
 
     by_name, s = planned.counted.buckets, planned.settings
@@ -213,7 +213,7 @@ def buckets(planned: "Plan") -> str:
 
 
 def time(planned: "Plan") -> str:
-    """Floor and expected hours."""
+    """Lower bound and expected hours."""
     device, step = planned.device, planned.floor_step_s
     rows = [f"{'hours on one ' + device.name:<26}{'hours':>15}"]
     if step is None or device.flops_per_s is None:
@@ -251,12 +251,12 @@ def measured_table(planned: "Plan") -> str:
 
 
 def bench_name(row: dict[str, Any]) -> str:
-    """The name of the row's bench, if the file has several."""
+    """The name of the row's benchmark, if the file has several."""
     return f"   {row['run']}" if "run" in row else ""
 
 
 def ratio(value: float | None, of: float | None, digits: int) -> str:
-    """Their quotient, or a dash where one of them is not known."""
+    """The quotient, or a dash if one of the values is not known."""
     return "-" if value is None or of is None else f"{value / of:.{digits}f}"
 
 

@@ -1,5 +1,5 @@
-"""`python -m urepa.prefetch +experiment=...`: on a node with internet, fetches what an experiment needs, so that
-jobs run with HF_HUB_OFFLINE=1. Writes the revisions and the files' digests down, and holds later calls to them.
+"""`python -m urepa.prefetch +experiment=...`: downloads the files that an experiment needs, on a node with internet, so
+that jobs run with HF_HUB_OFFLINE=1. Records the revisions and the files' digests, and checks later calls against them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import remove_empty, to_plain
 
 RECORD = Path("prefetch.json")
-OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer*"]  # an encoder, CLIP
+OF_AN_EVALUATION = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer*"]  # encoder or CLIP
 
 
 @hydra.main(config_path=CONF, config_name="prefetch", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Fetches weights, and the data set where it comes from the hub."""
+    """Downloads weights, and the data set if it comes from the hub."""
     from hydra.core.hydra_config import HydraConfig
 
-    remove_empty(Path(HydraConfig.get().runtime.output_dir))  # Hydra has made it, for a run
+    remove_empty(Path(HydraConfig.get().runtime.output_dir))  # created by Hydra for a run
     with one_line_mistakes():
         parts = to_plain(config)
         record: dict[str, Any] = read_json(RECORD) if RECORD.exists() else {}
@@ -73,7 +73,7 @@ def required_files(parts: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def fetch(name: str, patterns: list[str]) -> dict[str, Any]:
-    """Downloads the files into the hub's cache; their revision and SHA-256."""
+    """Downloads the files into the hub's cache. Returns their revision and SHA-256."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -1,4 +1,4 @@
-"""`python -m urepa.preprocess data=...`: makes a track's caches, so that training finds them."""
+"""`python -m urepa.preprocess data=...`: makes a track's caches before training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urepa.training.checks.inputs import check_preprocess
 
 @hydra.main(config_path=CONF, config_name="preprocess", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """The stage that is asked for, or all of them in order."""
+    """Runs the requested stage, or all stages in order."""
     with one_line_mistakes():
         parts = to_plain(config)
         check_given(parts)

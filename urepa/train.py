@@ -1,4 +1,4 @@
-"""`python -m urepa.train`: composes, trains, validates, evaluates; the same command resumes."""
+"""`python -m urepa.train`: composes, trains, validates and evaluates a run; the same command resumes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urepa.training.checks.inputs import check_run_inputs
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """One run. torch is imported only now, so that --help and config errors come at once."""
+    """Trains one run. torch is imported only here, so that --help and config errors are fast."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra_config = HydraConfig.get()
@@ -33,7 +33,7 @@ def main(config: DictConfig) -> None:
 
             Session(config, folder, overrides, choices=dict(hydra_config.runtime.choices)).run()
         finally:
-            remove_empty(Path(folder))  # Hydra has made it, also for a command that is refused
+            remove_empty(Path(folder))  # created by Hydra even if the command is refused
 
 
 if __name__ == "__main__":

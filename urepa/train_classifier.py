@@ -1,5 +1,6 @@
-"""`python -m urepa.train_classifier data=...`: trains a small classifier on a track's training images, in whose
-features `evaluation=cifar10_fd` compares generated images with real ones. Killed, the same command begins anew."""
+"""`python -m urepa.train_classifier data=...`: trains a small classifier on a track's training images.
+`evaluation=cifar10_fd` compares generated images with real ones in its features. After a kill the same command starts
+again from the beginning."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from urepa.training.checks.inputs import check_classifier
 
 @hydra.main(config_path=CONF, config_name="train_classifier", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """One file, whole or not at all; nothing where it is there already."""
+    """Writes one file atomically; does nothing if it already exists."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task)

@@ -45,9 +45,7 @@ NOT_IDENTITY = (
     "hydra",
 )
 WEIGHTS = re.compile(r"evaluation\..*\.weights")  # a path; the summary has the digest of the file
-IMAGES = (
-    "data.images"  # only its last component is named; `urepa.training.provenance` compares the samples
-)
+IMAGES = "data.images"  # only its last component is named; `urepa.training.provenance` compares the samples
 LONGEST_NAME = 120
 LONGEST_TITLE = 250  # limit of MLflow, in characters
 SHARED = ("backbone", "data", "trainer", "evaluation")  # groups whose overrides a sweep usually shares

@@ -74,7 +74,9 @@ def select_finished(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
             apart.append(Apart(run, f"{run.status}: its last logged step is {run.last_step}"))
         elif run.facts.get("extended_from") is not None:
             steps = run.facts["extended_from"]
-            apart.append(Apart(run, f"extended from {steps} steps: its learning rate is not that of a run of this length"))
+            apart.append(
+                Apart(run, f"extended from {steps} steps: its learning rate is not that of a run of this length")
+            )
         else:
             usable.append(run)
     return usable, apart
@@ -159,5 +161,7 @@ def select_newest(runs: list[Run]) -> tuple[list[Run], list[Apart]]:
     for run in sorted(runs, key=lambda run: run.started):
         newest[tuple(sorted(identity(run.config, seed=True).items()))] = run
     kept = {run.id for run in newest.values()}
-    apart = [Apart(run, "an older run of the same arm and seed: the newest is used") for run in runs if run.id not in kept]
+    apart = [
+        Apart(run, "an older run of the same arm and seed: the newest is used") for run in runs if run.id not in kept
+    ]
     return [run for run in runs if run.id in kept], apart

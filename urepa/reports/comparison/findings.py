@@ -178,7 +178,9 @@ def other_remarks(results: Results) -> list[str]:
                 f"{row.arm.label}: the diffusion loss {number(loss.mean)} is worse than predicting zero "
                 f"({number(floor_.mean)}); {advice}"
             )
-    remarks += [f"{difference}: their costs and times cannot be compared" for difference in unlike_machines(results.study)]
+    remarks += [
+        f"{difference}: their costs and times cannot be compared" for difference in unlike_machines(results.study)
+    ]
     remarks += encoders_weights(runs)
     torches = sorted({run.facts["versions"]["torch"] for run in runs if "versions" in run.facts})
     if len(torches) > 1:

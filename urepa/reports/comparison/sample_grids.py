@@ -94,7 +94,9 @@ def grids_of(study: ComparedArms, find: Find, read: Read) -> Grids | None:
 
 
 def _note(study: ComparedArms, without: list[str], unreadable: list[str]) -> str:
-    said = [f"Shown are the grids of the first {SHOWN_AT_MOST} of {len(study.arms)} arms."] * (len(study.arms) > SHOWN_AT_MOST)
+    said = [f"Shown are the grids of the first {SHOWN_AT_MOST} of {len(study.arms)} arms."] * (
+        len(study.arms) > SHOWN_AT_MOST
+    )
     said += [f"No grid of this step: {'; '.join(without)}."] * bool(without)
     said += [f"Unreadable image files: {'; '.join(unreadable)}."] * bool(unreadable)
     return " ".join(said)
