@@ -69,8 +69,8 @@ def _is_other(named: dict[str, Any], config: dict[str, Any]) -> bool:
 
 
 def _unnamed(config: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
-    """The plain values of this run that are not in names (for example the folder of its caches) and differ from those of
-    its named overrides. Only keys that both configs have are compared."""
+    """The plain values of this run that are not in names (for example the folder of its caches) and differ from those
+    of its named overrides. Only keys that both configs have are compared."""
     track: Track = declaration_of(config["data"])
     left_out = {IMAGES, *(f"data.{key}" for key in track.without_making)}  # an evaluation sets these itself
     here, default = flatten(config), flatten(there)
