@@ -89,7 +89,7 @@ def test_the_way_and_the_clock_are_those_of_table_csv() -> None:
         steps, minutes = (float(row[f"{metric} {what} to baseline"]) for what in ("steps", "minutes"))
         cached = minutes + float(row["cache minutes"])
         sentence = (
-            f"the control's last {label} after {steps:.0f} of 1,000 steps, {minutes:.1f} minutes, {cached:.1f} with"
+            f"the control's last {label} after {steps:.0f} of 1,000 steps, {minutes:.1f} minutes ({cached:.1f} with"
         )
         assert sentence in words
     assert f"of the control's {float(control['minutes']):.1f}" in words

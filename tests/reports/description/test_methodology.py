@@ -295,7 +295,7 @@ def test_latex_compiles(small: Compose, tmp_path: Path) -> None:
 def test_hours_are_expected_only_from_a_measurement(small: Compose, tmp_path: Path) -> None:
     config = small()
     assert "expected hours are not stated" in prose(texts(config)[0])
-    assert "there is no floor" in prose(texts(config, Device("cpu", "cpu", None, None))[0])
+    assert "no lower bound" in prose(texts(config, Device("cpu", "cpu", None, None))[0])
     (tmp_path / "bench.json").write_text(
         '[{"path": "urepa", "device": "cpu", "batch_size": 48, "step_s": 0.2, "tflops_per_s": 0.05, '
         '"peak_memory_bytes": 1, "saved_bytes_per_sample": 1}]'
