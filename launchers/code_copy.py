@@ -27,7 +27,7 @@ def _git(*arguments: str, folder: Path = CHECKOUT) -> str:
         raise UserError(f"jobs run from a copy of the commit, and git cannot be started ({error})") from error
     if done.returncode != 0:
         raise UserError(
-            f"jobs run from a copy of the commit, and {folder} is no usable git checkout: {done.stderr.strip()}"
+            f"jobs run from a copy of the commit, and {folder} is not a usable git checkout: {done.stderr.strip()}"
         )
     return done.stdout
 
@@ -43,7 +43,7 @@ def copy_to(place: Path) -> None:
     changed = [line[3:] for line in _git("status", "--porcelain", "--", *CODE).splitlines()]
     if changed:
         some = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        raise UserError(f"jobs run from a copy of the commit, and {some} is not committed: commit it, or put it away")
+        raise UserError(f"jobs run from a copy of the commit, and {some} is not committed: commit or stash it")
     if place.exists():
         return
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ YAML_MISTAKES = [
     ("configs/head/norm.yaml", "groups: 8", "", "head.groups must be given"),
     ("configs/head/norm.yaml", "my_parts.norm_head.", "no_parts.", "there is no package 'no_parts' to import: install"),
     ("configs/head/norm.yaml", "NormHead", "NormHaed", "my_parts.norm_head has no NormHaed (did you mean 'NormHead'?)"),
-    ("my_parts/norm_head.py", "@dataclass\n", "", "my_parts.norm_head.NormHead is no declaration"),
+    ("my_parts/norm_head.py", "@dataclass\n", "", "my_parts.norm_head.NormHead is not a declaration"),
     (
         "my_parts/norm_head.py",
         "def build",
@@ -110,7 +110,7 @@ def test_mistakes_in_files(tmp_path: Path, file: str, before: str, after: str, s
 def test_a_part_that_nobody_declares_is_refused(work: Path) -> None:
     """Nothing of it is imported, and a folder that is not there is said."""
     line = refused(work, "urepa.train", "head._target_=my_parts.norm_head.NormHead")
-    assert "is no declared part: name it in a file of FOLDER/head, and give --config-dir FOLDER" in line
+    assert "is not a declared part: name it in a file of FOLDER/head, and give --config-dir FOLDER" in line
     assert "there is no folder" in refused(work, "urepa.train", "--config-dir", "elsewhere")
 
 

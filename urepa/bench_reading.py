@@ -41,7 +41,7 @@ def main(config: DictConfig) -> None:
         check_numbers(settings)
         if settings["samples"] <= settings["batch_size"]:
             raise UserError(
-                f"samples={settings['samples']} are no more than batch_size={settings['batch_size']}, and the first "
+                f"samples={settings['samples']} is not larger than batch_size={settings['batch_size']}, and the first "
                 "batch is not timed; give more samples"
             )
         check_folder("folder", Path(settings["folder"]))

@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     with one_line_mistakes():
         if any(key.partition(".")[0] == "teacher" for key in parse_overrides(overrides)):
-            raise UserError("teacher has no effect here: the classifier is of the images alone; leave it out")
+            raise UserError("teacher has no effect here: the classifier only uses images; leave it out")
         parts = to_plain(config)
         check_given(parts)
         check_numbers(parts)

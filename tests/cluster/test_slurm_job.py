@@ -82,7 +82,7 @@ def test_a_damaged_book_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
     for bad, why in (("#" + whole[1][1:], "is not JSON"), ('{"id": "12_1"}\n', "is not a submission")):
         book.file.write_text("".join([whole[0], bad, whole[2]]))
         assert book.read() == ([entries[0], entries[2]], f"line 2 of {book.file} {why}")
-        with pytest.raises(UserError, match=f"line 2 of .*jobs.jsonl {why}, so a job may be submitted that"):
+        with pytest.raises(UserError, match=f"line 2 of .*jobs.jsonl {why}, so a submitted job may be missing"):
             book.entries()
 
 

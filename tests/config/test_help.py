@@ -132,7 +132,7 @@ def test_bench_shows_its_own_title_and_keys_before_those_of_a_run() -> None:
     title, rest = text.split("\n", 1)
     assert title.startswith("urepa.bench: measures how long a training step")
     assert rest.index("\n  bench.steps ") < rest.index("Keys of the run") < rest.index("\n  seed ")
-    assert "steps that are timed at a time (1 or more)" in text
+    assert "steps per timed block (1 or more)" in text
 
 
 @pytest.mark.parametrize("root", ["train", "plan", "generate_checkpoint", "evaluate", "preprocess", "ablation_grid"])

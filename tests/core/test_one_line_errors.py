@@ -27,7 +27,7 @@ def run(arguments: list[str], folder: Path, *python: str) -> subprocess.Complete
     ("variables", "words"),
     [
         ({"RANK": "1"}, "RANK=1 without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in the environment: start"),
-        ({"RANK": "3", "WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is no whole number, in the environment"),
+        ({"RANK": "3", "WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a whole number, in the environment"),
     ],
 )
 @pytest.mark.parametrize("command", ["urepa.train trainer.log_every=0", "urepa.compare", "launchers.status"])

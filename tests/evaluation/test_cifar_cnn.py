@@ -183,5 +183,5 @@ def test_a_missing_or_foreign_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not what `python -m urepa.train_classifier` writes"):
         CifarCNNNetwork(str(tmp_path / "foreign.safetensors")).tokens(torch.rand(1, 3, 8, 8))
     (tmp_path / "cut.safetensors").write_bytes(b"x" * 5)
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         CifarCNNNetwork(str(tmp_path / "cut.safetensors")).tokens(torch.rand(1, 3, 8, 8))

@@ -91,7 +91,7 @@ def test_what_is_not_there_is_a_users_mistake(make_context: Callable[..., Contex
     (chunk,) = chunks(context, samples, ("mid",), 0)  # the tap is
     assert list(chunk.taps) == ["mid"]
     assert not chunk.heads
-    for tap, timestep, why in (("midd", 0, "midd"), ("mid", 1000, "1000 is no time of this run")):
+    for tap, timestep, why in (("midd", 0, "midd"), ("mid", 1000, "1000 is not a time of this run")):
         with pytest.raises(UserError, match=why):
             next(chunks(context, samples, (tap,), timestep))
     with pytest.raises(UserError, match="no head on 'mid'; it has none"):

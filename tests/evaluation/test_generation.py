@@ -248,7 +248,7 @@ def test_features_of_the_runs_own_teacher_are_said_to_be_circular(
             {"reference_images": 41},
             "40 training images .* are too few for reference_images=41: give reference_images=null$",
         ),
-        ({"encoders": {"a/b": Pixels(grid=2)}}, "'a/b' is no name for a column"),
+        ({"encoders": {"a/b": Pixels(grid=2)}}, "'a/b' is not a valid column name"),
         ({"encoders": {"inception": Inception(weights="nowhere.pth")}}, "there is no nowhere.pth"),
         (
             {"encoders": {"cnn": CifarCNN(weights="x.safetensors")}},

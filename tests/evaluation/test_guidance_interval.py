@@ -46,6 +46,6 @@ def test_guidance_in_an_interval_is_the_generate_doors(tmp_path: Path, compose: 
 
 
 def test_an_interval_is_for_flows(context: Context) -> None:
-    with pytest.raises(UserError, match=r"images\.interval has no effect on this run, which is no flow"):
+    with pytest.raises(UserError, match=r"images\.interval has no effect on this run, which is not a flow"):
         list(GeneratedImages(**TEN | {"sampler": "ddim", "interval": [0.0, 0.7]}).rgb(context))
     assert not (context.folder / "generated").exists()

@@ -68,7 +68,7 @@ def test_what_fits_is_not_refused(compose: Compose) -> None:
         (
             ["evaluation=clip_score"],
             "evaluation.clip_score: class_names=imagenet has 1000 names; this run has 4 classes: give "
-            "evaluation.clip_score.class_names=FILE, a file with a name a line",
+            "evaluation.clip_score.class_names=FILE, a file with one name per line",
         ),
         (
             ["evaluation=dense"],
@@ -98,7 +98,7 @@ def test_one_line_says_all_that_is_to_change(compose: Compose, overrides: list[s
 
 def test_a_single_class_is_no_probes(compose: Compose) -> None:
     said = refusal(compose("evaluation=linear_probe")["evaluation"], ImageCounts(320, 15, 1))
-    assert said.startswith("evaluation.linear_probe: a linear probe tells classes apart")
+    assert said.startswith("evaluation.linear_probe: a linear probe needs two classes or more")
 
 
 def test_readers_are_scored_on_the_test_split_or_the_validation_split() -> None:

@@ -216,7 +216,7 @@ def test_a_file_that_holds_no_weights_or_more_than_weights(tmp_path: Path, name:
         read(file)
     if file.suffix == ".pth":
         torch.save({"state_dict": {"fc.bias": torch.zeros(1008)}}, file)
-        with pytest.raises(UserError, match="is no state dict of tensors by name"):
+        with pytest.raises(UserError, match="is not a state dict of tensors by name"):
             read(file)
 
 

@@ -141,7 +141,7 @@ def test_the_mean_iou_is_sklearns() -> None:
     truth, said = rng.choice([0, 3, 7], 500), rng.choice([0, 3, 9], 500)
     counts = np.bincount(truth * 256 + said, minlength=256**2).reshape(256, 256)
     assert mean_iou(counts) == pytest.approx(jaccard_score(truth, said, average="macro", zero_division=0))
-    with pytest.raises(UserError, match="the held-out masks hold nothing but 255"):
+    with pytest.raises(UserError, match="the held-out masks contain only 255"):
         mean_iou(np.zeros((256, 256), dtype=np.int64))
 
 
@@ -216,7 +216,7 @@ def test_folders_that_are_not_right(halves: Path, tmp_path: Path, seen: Context)
     assert "fewer than two classes" in said(tmp_path / "one_class")
     mask = halves / "masks" / "picture_03.png"
     Image.open(mask).convert("RGB").save(mask)
-    assert "picture_03.png is no mask: it has the mode RGB" in said(halves)
+    assert "picture_03.png is not a mask: it has the mode RGB" in said(halves)
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(mask)
     assert "picture_03.png is 9x9 pixels, its image 48x32" in said(halves)
     mask.write_bytes(b"no image")

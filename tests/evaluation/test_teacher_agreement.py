@@ -122,7 +122,7 @@ def test_whole_numbers_are_times_of_a_flow(whole: int, trainer_of: Any, small_si
     found = TeacherAlignment(**settings | {"timesteps": [whole, 0.5]})(context)
     assert found == TeacherAlignment(**settings | {"timesteps": [float(whole)]})(context)
     assert f"final/cka_by_t/{tap}/{whole}.000" in found
-    with pytest.raises(UserError, match="2 is no time of this run's objective"):
+    with pytest.raises(UserError, match="2 is not a time of this run's objective"):
         TeacherAlignment(**settings | {"timesteps": [2]})(context)
 
 

@@ -130,7 +130,7 @@ def test_how_times_were_drawn_is_nothing_to_images(
         (tmp_path / "config.yaml").write_text(text)
         find(str(tmp_path), sit_config)
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged, or no YAML.*; it lies beside the weights"):
+    with pytest.raises(UserError, match=r"config\.yaml is damaged, or not YAML.*; it lies beside the weights"):
         find(str(tmp_path), sit_config)
 
 

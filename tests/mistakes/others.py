@@ -204,7 +204,7 @@ CLASSIFIER = [
         ("data=digits out=file/x", "out=file/x", "", FILE),
         ("data=digits out=", "out= is empty"),
         ("data=digits out=there", "out=there is a folder", "", write("there/x", "")),
-        ("data=digits out=file", "file is no whole safetensors file", "", FILE),
+        ("data=digits out=file", "file is not a complete safetensors file", "", FILE),
     ),
     Mistake(
         "urepa.train_classifier", "data=digits data.root=d/e", "d/e", "", both(write("d/x", ""), closed("d")), True

@@ -62,7 +62,7 @@ def test_the_door_says_what_training_says(copied: Workspace, evaluated: Workspac
     config = (run / "config.yaml").read_bytes()
     assert evaluations(run) == []
     done = evaluate(copied, run.relative_to(copied.folder), *EVALUATED)
-    assert "samples named rightly" in done.stdout
+    assert "samples classified correctly" in done.stdout
     assert evaluations(run) == evaluations(there) != []
     png = "samples/step_00000012.png"
     assert (run / png).read_bytes() == (there / png).read_bytes()

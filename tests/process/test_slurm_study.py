@@ -46,8 +46,8 @@ def test_changed_code_is_refused(study: Study) -> None:
     (study.code / "urepa" / "training" / "trainer.py").write_text("this is no Python")
     said = study.launch(*study.own, code=1)
     assert said == (
-        "error: jobs run from a copy of the commit, and urepa/training/trainer.py is not committed: commit it, or put "
-        "it away\n"
+        "error: jobs run from a copy of the commit, and urepa/training/trainer.py is not committed: commit or stash "
+        "it\n"
     )
 
 

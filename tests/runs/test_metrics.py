@@ -57,8 +57,8 @@ def test_any_one_damaged_byte_costs_no_other_row(file: Path) -> None:
         ({"step": True}, "has no integer step"),
         ({"step": None}, "has no integer step"),
         ({"time": 1.5}, "has no integer time"),
-        ({"lr": "0.5"}, "has '0.5' as lr, which is no number"),
-        ({"lr": [0.5]}, "has [0.5] as lr, which is no number"),
+        ({"lr": "0.5"}, "has '0.5' as lr, which is not a number"),
+        ({"lr": [0.5]}, "has [0.5] as lr, which is not a number"),
         ({"step": 4}, "is of step 4, after one of step 5"),
     ],
 )

@@ -109,13 +109,13 @@ def test_a_damaged_value_is_named(config: dict[str, Any], tmp_path: Path, key: s
 @pytest.mark.parametrize("text", ["", "a: [1", "\x00", "- 1\n- 2\n", "just text", "backbone: {}\n"])
 def test_what_is_no_config_of_a_run_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"config\.yaml is (damaged, or no YAML|not the config of a run)"):
+    with pytest.raises(UserError, match=r"config\.yaml is (damaged, or not YAML|not the config of a run)"):
         require_config(tmp_path)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml")
-    with pytest.raises(UserError, match="is no file of at most"):
+    with pytest.raises(UserError, match="is not a file of at most"):
         RunFolder(tmp_path).stored_config()
 
 

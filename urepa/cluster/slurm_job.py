@@ -31,7 +31,7 @@ FOLDER = "outputs/.jobs"  # scripts, logs and notes of all jobs, below the worki
 TRIES = 3  # attempts at the same step
 AGAIN = 75  # exit code of a job that raised and may be tried again; 1 is for errors that repeat
 UNEVALUATED = "the run is finished, but an evaluation at its end failed; urepa.evaluate does it again"
-NO_ERROR_MESSAGE = "it ended without a word: killed, out of memory, or its node was lost"
+NO_ERROR_MESSAGE = "it ended without an error message: killed, out of memory, or its node was lost"
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Book:
         last, damage = self.read()
         if damage:
             raise UserError(
-                f"{damage}, so a job may be submitted that is not known of; see with squeue whether it is over, then "
+                f"{damage}, so a submitted job may be missing here; check with squeue that it has ended, then "
                 "delete that line"
             )
         return last

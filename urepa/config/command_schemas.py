@@ -23,14 +23,14 @@ class Arm:
 @dataclass
 class Train:
     seed: int = setting(
-        "of random numbers: the order of the data, noise, times, initial weights", 0, ge=0, le=LAST_SEED
+        "seed of random numbers: the order of the data, noise, times, initial weights", 0, ge=0, le=LAST_SEED
     )
-    resume: str | None = setting("a finished run's folder: goes on to the trainer.max_steps given beside it", None)
+    resume: str | None = setting("a finished run's folder: continues it to the given trainer.max_steps", None)
     warm_start: str | None = setting("a run's folder: starts a new run from its EMA weights", None)
-    arm: Arm | None = part("what a file of conf/ablation states about itself; not for the command line", None)
+    arm: Arm | None = part("metadata in a file of conf/ablation; not for the command line", None)
     backbone: Any = part("the denoiser")
     lora: Any = part("which of the backbone's weights train: adapters, or all (none)")
-    head: Any = part("from a tapped state to the teacher's tokens")
+    head: Any = part("maps a tapped state to the teacher's tokens")
     teacher: Any = part("the frozen encoder whose tokens are the target")
     objective: Any = part("how x0 is noised and what the backbone predicts")
     loss: Any = part("the alignment terms, their weights and the taps")
@@ -39,7 +39,7 @@ class Train:
     optimizer: Any = part("learning rates, weight decay and their schedule")
     trainer: Trainer = part("steps, batch, precision, validation, checkpoints")
     tracking: Any = part("the MLflow store that gets a copy of the metrics")
-    evaluation: dict[str, Any] = part("what is measured after training: NAME or [NAME,...]")
+    evaluation: dict[str, Any] = part("the evaluations after training: NAME or [NAME,...]")
 
 
 @dataclass
@@ -49,15 +49,13 @@ class Prefetch(Train):
 
 @dataclass
 class Moved:
-    root: str | None = setting("where the caches lie now; null: where they lay in training", None)
+    root: str | None = setting("where the caches are now; null: where they were in training", None)
 
 
 @dataclass
 class Evaluate:
     run: str | None = setting("a finished run's folder; with -m also glob(PATTERN), several of them", None)
-    evaluation: dict[str, Any] | None = part(
-        "what is measured: NAME or [NAME,...]; null: what the run measured itself", None
-    )
+    evaluation: dict[str, Any] | None = part("the evaluations: NAME or [NAME,...]; null: those of the run", None)
     tracking: Any = part("the MLflow store; null: the run's own", None)
     data: Moved = field(default_factory=Moved)
 
@@ -77,8 +75,8 @@ class Stage(Enum):
 @dataclass
 class Preprocess:
     stage: Stage = setting("what is made; all: every stage in order", Stage.all)
-    shard: str = setting("part i of n, from 0/n to n-1/n; every stage takes it", "0/1")
-    batch_size: int = setting("images that a network sees at once", 32, ge=1, le=SIZE)
+    shard: str = setting("part i of n, from 0/n to n-1/n, for every stage", "0/1")
+    batch_size: int = setting("images per batch of a network", 32, ge=1, le=SIZE)
     teacher: Any = part("the encoder whose tokens are cached")
     data: Any = part("the track: images and their caches")
 
@@ -86,9 +84,9 @@ class Preprocess:
 @dataclass
 class TrainClassifier:
     epochs: int = setting("passes over the training images", 12, ge=1, le=SIZE)
-    seed: int = setting("of initial weights, order, flips and shifts", 0, ge=0, le=LAST_SEED)
+    seed: int = setting("seed of initial weights, order, flips and shifts", 0, ge=0, le=LAST_SEED)
     out: str | None = setting("the file; null: DATA.ROOT/cifar_cnn.safetensors", None)
-    teacher: Any = part("comes with the track; no token is read, so it is not to be given")
+    teacher: Any = part("comes with the track; must not be given, because no token is read")
     data: Any = part("the small track whose training images it learns")
 
 
@@ -100,15 +98,17 @@ class Against(Enum):
 
 @dataclass
 class BenchSettings:
-    steps: int = setting("steps that are timed at a time", 5, ge=1, le=SIZE)
-    rounds: int = setting("times are medians of so many rounds, in which the loops take turns", 3, ge=1, le=SIZE)
+    steps: int = setting("steps per timed block", 5, ge=1, le=SIZE)
+    rounds: int = setting(
+        "number of rounds, in which the loops take turns; times are medians over rounds", 3, ge=1, le=SIZE
+    )
     batches: int = setting("batches of random records, in the experiment's own stores", 8, ge=1, le=SIZE)
     against: Against | None = setting(
         "also times, in turns: the description's loop; the same step with the teacher (random weights) asked in it; "
         "the loop as one writes it first, over the same batches",
         None,
     )
-    parts: bool = setting("also times the step without each part that makes it fast", False)
+    parts: bool = setting("also times the step without each of its optimisations", False)
     workers: int = setting("worker processes of the description's loader", 8, ge=1, le=WORKERS)
     folder: str = setting("a folder on the disk to read from", ".")
 
@@ -123,15 +123,17 @@ class Bench(Train):
 class Device:
     """The content of a file of conf/device."""
 
-    name: str = setting("as a measurement's file names it, or a part of that")
-    kind: DeviceKind = setting("whose autocast rules and attention kernels count")
-    flops_per_s: float | None = setting("of dense bf16 products; null: no floor is known", ge=1, le=LARGEST)
+    name: str = setting("the name in a measurement's file, or a part of it")
+    kind: DeviceKind = setting("kind of device, for autocast rules and attention kernels")
+    flops_per_s: float | None = setting(
+        "rate of dense bf16 products; null: unknown, so no lower bound of hours", ge=1, le=LARGEST
+    )
     memory_bytes: float | None = setting("null: not checked", ge=1, le=LARGEST)
 
 
 @dataclass
 class Plan(Train):
-    device: Any = part("the device that hours and memory are for")
+    device: Any = part("the device for which hours and memory are predicted")
     measured: str | None = setting("a JSON file that `python -m urepa.bench out=FILE` wrote: expected hours", None)
     out: str | None = setting("a file for everything as JSON", None)
 
@@ -146,9 +148,9 @@ class BenchReading:
     folder: str = setting("a folder on the disk to measure; the stores take half a megabyte a sample", ".")
     # far more than the description's loader prefetches (2 batches per worker)
     samples: int = setting("records in each store", 6000, ge=1, le=SIZE)
-    batch_size: int = setting("records that are read at a time", 128, ge=1, le=SIZE)
+    batch_size: int = setting("records per batch", 128, ge=1, le=SIZE)
     workers: int = setting("worker processes of the description's loader", 8, ge=1, le=WORKERS)
-    rounds: int = setting("rates are medians of so many rounds", 3, ge=1, le=SIZE)
+    rounds: int = setting("number of rounds; rates are medians over rounds", 3, ge=1, le=SIZE)
     out: str | None = setting("a file for the table as JSON", None)
 
 
@@ -156,10 +158,10 @@ class BenchReading:
 class Study:
     """The content of a file of conf/study: a table of arms."""
 
-    overrides: list[str] = setting("of every run, as on the command line of urepa.train")
+    overrides: list[str] = setting("overrides of every run, as on the command line of urepa.train")
     baseline: str = setting("the arm that the others are compared with")
-    controls: dict[str, str] = setting("arms that compare with another arm than the baseline, each with its own", {})
-    arms: dict[str, list[str]] = setting("by an arm's name, its overrides beside those; tables have them in this order")
+    controls: dict[str, str] = setting("for arms that are compared with another arm than the baseline, that arm", {})
+    arms: dict[str, list[str]] = setting("additional overrides by arm name; tables have the arms in this order")
 
 
 @dataclass
@@ -167,11 +169,11 @@ class AblationGrid:
     cluster: Any = part("where the jobs run; cluster.KEY=VALUE are the settings of that launcher")
     study: Any = part("a study by name: its arms, their baseline and the overrides of all runs", None)
     arms: list[str] | None = setting(
-        "as a,b,c: of the study's arms, null: all; without study names in conf/ablation, null: all for the backbone",
+        "as a,b,c: arms of the study (null: all); without study names in conf/ablation (null: all for the backbone)",
         None,
     )
     seeds: list[int] = setting("seeds of every arm", [0, 1, 2], ge=0, le=LAST_SEED)
-    shards: int = setting("jobs that make a latent track's caches side by side", 8, ge=1, le=SIZE)
+    shards: int = setting("parallel jobs that make a latent track's caches", 8, ge=1, le=SIZE)
     stages: list[str] = setting("which stages to submit", ["preprocess", "verify", "train", "evaluate", "compare"])
     evaluate: str | None = setting("an option of conf/evaluation for the stage evaluate; null: the runs' own", None)
     measured: str | None = setting("a JSON file that `python -m urepa.bench out=FILE` wrote: expected hours", None)
@@ -200,16 +202,16 @@ class Compare:
     runs: str = setting("a folder of runs, or a pattern; without store", "outputs")
     select: Select = field(default_factory=Select)
     baseline: str | None = setting(
-        "an arm's label or its ablation, or KEY=VALUE,... of its config; null: chosen, and the report says why",
+        "an arm's label, its ablation, or KEY=VALUE,... of its config; null: chosen, with the reason in the report",
         None,
         section="how they are compared",
     )
     names: list[str] = setting(
-        "LABEL=FOLDER of arms: what tables call the runs FOLDER/seed...; others by what differs", []
+        "LABEL=FOLDER: labels of the arms with the runs FOLDER/seed...; other labels are their differences", []
     )
-    order: list[str] = setting("arms in the order in which tables show them; others follow by name")
+    order: list[str] = setting("order of the arms in tables; others follow by name")
     report: str = setting("a folder for index.html, tables and figures", "report", section="what is written")
-    publish: bool = setting("with store: the report into MLflow too, as artifacts of a run", False)
+    publish: bool = setting("with store: also upload the report to MLflow, as artifacts of a run", False)
     out: str | None = setting("a file for everything as JSON", None)
 
 
@@ -225,7 +227,7 @@ class TextEncoderPlaces:
 @dataclass
 class DataPlaces:
     root: str | None = setting(
-        "where the track's files lie now; null: where they lay in training",
+        "where the track's files are now; null: where they were in training",
         None,
         section="for a run that was trained elsewhere",
     )
@@ -235,7 +237,7 @@ class DataPlaces:
 
 @dataclass
 class BackbonePlaces:
-    weights: str | None = setting("where the base weights lie now; null: where they lay in training", None)
+    weights: str | None = setting("where the base weights are now; null: where they were in training", None)
 
 
 @dataclass
@@ -247,7 +249,7 @@ class Export:
 
 
 def _seed_of_images() -> Any:
-    return setting("an image's noise depends on seed, class and index alone", 0, ge=0, le=LAST_SEED)
+    return setting("seed of the noise, which depends only on seed, class and index", 0, ge=0, le=LAST_SEED)
 
 
 @dataclass
@@ -261,27 +263,23 @@ class Images:
         "published weights instead: a file or folder, or OWNER/NAME[@REVISION]/FILE on the hub", None
     )
     classes: Any = setting("ids and names, one or a list; null: all", None, section="the images")
-    prompt: str | None = setting(
-        "instead of classes, of a run that was trained on captions: what the images show", None
-    )
-    prompts: str | None = setting("a text file with a prompt a line, instead of one", None)
-    bucket: str | None = setting(
-        "of a model of several shapes the one that the images have, as 48x80; null: the first", None
-    )
+    prompt: str | None = setting("the prompt, instead of classes, for a run that was trained on captions", None)
+    prompts: str | None = setting("a text file with one prompt per line, instead of prompt", None)
+    bucket: str | None = setting("shape of the images for a model with several shapes, as 48x80; null: the first", None)
     n: int = setting("images of each class, or prompt", 4, ge=1, le=SIZE)
     sampler: Sampler | None = setting(
-        "null: ddim, or of a flow euler; dpmsolver is for DDPM, heun and sde for a flow", None
+        "null: ddim for DDPM, euler for a flow; dpmsolver is for DDPM, heun and sde for a flow", None
     )
     steps: int = setting("of the sampler", 50, ge=1, le=SIZE)
     guidance: float = setting(
-        "classifier-free guidance; 1: none. SD-1.5 wants 4 to 8, a short run less", 1.0, ge=0, le=LARGEST
+        "classifier-free guidance; 1: none. 4 to 8 for SD-1.5, less for a short run", 1.0, ge=0, le=LARGEST
     )
     guidance_interval: list[float] = setting(
-        "[LOW,HIGH], a flow's times at which guidance holds, in 0 to 1; 1 is noise", [0.0, 1.0]
+        "[LOW,HIGH], interval of a flow's times with guidance, in 0 to 1; 1 is noise", [0.0, 1.0]
     )
     seed: int = _seed_of_images()
-    against: Baseline | None = setting("also the base weights' images of the same noise, a row above each", None)
-    batch_size: int = setting("images at a time on each GPU; another size changes rounding at most", 16, ge=1, le=SIZE)
+    against: Baseline | None = setting("also images of the base weights from the same noise, a row above each", None)
+    batch_size: int = setting("images at a time on each GPU; the size only changes rounding", 16, ge=1, le=SIZE)
     precision: Precision = setting("of the networks", Precision.fp32)
     out: str | None = setting("the folder; null: RUN/generated/REQUEST, or generated/CHECKPOINT/REQUEST", None)
 

@@ -8,7 +8,7 @@ from urepa.config import command_schemas
 
 RUN = "[+experiment=NAME] [+ablation=NAME] [GROUP=NAME...] [KEY=VALUE...]"
 OF_RUN = ("experiment", "ablation")  # groups that must be added with a plus
-AGAIN = "The same command goes on where it was stopped."
+AGAIN = "The same command continues where it was stopped."
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ COMMANDS = {
             ("-m loss.lambda_max=0,0.5 head.depth=1,2", "a sweep: a run for each combination"),
         ),
         (
-            "With -m, KEY=A,B,... and '+ablation=glob(*)' are several values; hydra/launcher=local and "
-            "hydra/launcher=slurm_h200 run them side by side.",
+            "With -m, KEY=A,B,... and '+ablation=glob(*)' give several values; hydra/launcher=local and "
+            "hydra/launcher=slurm_h200 run them in parallel.",
         ),
     ),
     "preprocess": Command(
@@ -49,7 +49,7 @@ COMMANDS = {
         (
             ("data=track_a data.images=IMAGENET data.root=DIR", "all stages in order"),
             ("data=track_a data.root=DIR stage=verify", "one stage"),
-            ("data=track_a data.root=DIR shard=0/8", "an eighth of each stage; eight of them run side by side"),
+            ("data=track_a data.root=DIR shard=0/8", "an eighth of each stage; the eight parts can run in parallel"),
         ),
         (AGAIN,),
     ),
@@ -62,7 +62,7 @@ COMMANDS = {
             ("data=cifar10_12k data.source=folder data.images=DIR", "three minutes on two cores"),
             ("data=cifar10_12k epochs=30 out=FILE", "longer, into another file"),
         ),
-        ("A classifier that is there is not trained again. One that was stopped begins anew.",),
+        ("An existing classifier is not trained again. A stopped training starts again from the beginning.",),
     ),
     "prefetch": Command(
         "urepa.prefetch",
@@ -77,18 +77,18 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "urepa.evaluate",
-        "evaluates a finished run again, or by other evaluations, on its EMA weights",
+        "repeats the evaluations of a finished run, or does others, on its EMA weights",
         command_schemas.Evaluate,
         ("run=FOLDER [evaluation=NAME|[NAME,...]] [KEY=VALUE...]", "-m 'run=glob(PATTERN)' [KEY=VALUE...]"),
         (
             ("run=outputs/NAME/seed0", "its own evaluation"),
-            ("run=outputs/NAME/seed0 'evaluation=[alignment,knn]'", "others, any of them together"),
+            ("run=outputs/NAME/seed0 'evaluation=[alignment,knn]'", "other evaluations, in any combination"),
             ("run=outputs/NAME/seed0 evaluation=knn evaluation.knn.timestep=100", "with other settings"),
             ("-m 'run=glob(outputs/*/seed*)' evaluation=knn", "several runs, one after the other"),
         ),
         (
-            "Results go where the run's own went: metrics.jsonl, summary.json and MLflow. If one evaluation or one "
-            "run fails, the others are still done; the failures are listed at the end and the exit code is 1.",
+            "Results are added to the run's metrics.jsonl, summary.json and MLflow. If one evaluation or run fails, "
+            "the others still run; the failures are listed at the end and the exit code is 1.",
         ),
     ),
     "generate": Command(
@@ -99,7 +99,7 @@ COMMANDS = {
         (
             ("run=outputs/NAME/seed0 classes=[207,360] n=16 guidance=4", "16 images of each of two classes"),
             ("run=outputs/NAME/seed0 against=base", "the base weights' images of the same noise above each row"),
-            ("checkpoint=FILE --help", "published weights: what they are composed of"),
+            ("checkpoint=FILE --help", "published weights: the parts of which they are composed"),
         ),
         (
             f"{AGAIN} A folder holds one request and refuses another.",
@@ -153,7 +153,7 @@ COMMANDS = {
     ),
     "describe": Command(
         "urepa.describe",
-        "writes the methodology section of an experiment, from its config and what is counted of it",
+        "writes the methodology section of an experiment, from its config and counts of its model",
         command_schemas.Describe,
         (f"{RUN} [out=FOLDER]",),
         (
@@ -163,13 +163,13 @@ COMMANDS = {
     ),
     "plan": Command(
         "urepa.plan",
-        "predicts what a run, or a sweep, will cost, before anything is built",
+        "predicts the cost of a run or a sweep before anything is built",
         command_schemas.Plan,
         (RUN, f"-m {RUN}"),
         (
             ("+experiment=track_a", "parameters, FLOP, memory, disk and hours of a run"),
             ("-m +experiment=track_a '+ablation=glob(lora_*)' seed=0,1,2", "a line for each run, and the total"),
-            ("+experiment=track_a measured=bench.json", "hours that are expected, from a measurement"),
+            ("+experiment=track_a measured=bench.json", "expected hours, from a measurement"),
         ),
     ),
     "bench": Command(
@@ -180,13 +180,13 @@ COMMANDS = {
         (
             ("", "the quickstart's step"),
             ("+experiment=track_a backbone.weights=random out=bench.json", "without weights or caches, into a file"),
-            ("+experiment=track_a bench.against=documented bench.parts=true", "beside the description's loop"),
-            ("+experiment=repa_imagenet256 bench.against=online", "beside a step that asks the teacher for its tokens"),
+            ("+experiment=track_a bench.against=documented bench.parts=true", "next to the description's loop"),
+            ("+experiment=repa_imagenet256 bench.against=online", "next to a step that runs the teacher"),
         ),
     ),
     "bench_reading": Command(
         "urepa.bench_reading",
-        "measures how fast tokens and latents are read, beside plain preadv and the description's loader",
+        "measures how fast tokens and latents are read, compared with plain preadv and the description's loader",
         command_schemas.BenchReading,
         ("[KEY=VALUE...]",),
         (("", "the disk of this folder"), ("folder=DIR samples=8000 rounds=1 out=FILE", "another disk, into a file")),
@@ -198,27 +198,30 @@ COMMANDS = {
         command_schemas.AblationGrid,
         ("[+experiment=NAME] [KEY=VALUE...]", "study=NAME [KEY=VALUE...]"),
         (
-            ("+experiment=track_a data.root=DIR cluster=slurm dry_run=true", "what it would submit, and its hours"),
+            (
+                "+experiment=track_a data.root=DIR cluster=slurm dry_run=true",
+                "prints what would be submitted, and the hours",
+            ),
             ("+experiment=track_a data.root=DIR cluster=slurm cluster.partition=gpu", "on SLURM"),
             ("+experiment=cifar10 arms=baseline,lambda_0 seeds=0,1 cluster.at_once=2", "on this machine"),
             ("study=which_choice data.source=folder data.images=DIR dry_run=true", "a study of conf/study"),
         ),
         (
-            "All other keys go to the runs: `python -m urepa.train --help`. With --config-dir FOLDER the arms and "
-            "studies of that folder are among those of conf/; its jobs get it too.",
+            "All other keys are passed to the runs: `python -m urepa.train --help`. With --config-dir FOLDER the arms "
+            "and studies of that folder are added to those of conf/; the jobs get the flag too.",
             "The same command again skips what is finished and submits what failed. Jobs run from a copy of the "
             "commit. `python -m launchers.status` shows where they are.",
         ),
     ),
     "status": Command(
         "launchers.status",
-        "shows the jobs that were submitted from a working folder: a line for each, its last submission alone",
+        "shows the jobs that were submitted from a working folder, with one line per job on its last submission",
         command_schemas.Status,
         ("[FOLDER] [--config-dir FOLDER]",),
         (("", "the jobs of this folder"), ("/scratch/study/outputs/.jobs", "those of another")),
         (
-            "A line has the job's id, its state and what it is. Below it stand a run's step and last loss, the reason "
-            "of a failure, and the log.",
+            "A line has the job's id, its state and its name. The lines below it have a run's step and last loss, the "
+            "reason of a failure, and the log.",
         ),
         heading="Argument (FOLDER)",
     ),

@@ -21,7 +21,7 @@ def declaration_of(part: Any) -> Any:
     that the config names, so it must only be called with a command's own config or a stored config that was checked.
     Raises UserError if the settings do not fit together, or if the config names a class that is not a declaration."""
     if not isinstance(part, dict) or "_target_" not in part:
-        raise UserError(f"{part} is no part: choose one of conf/ in its place, GROUP=NAME")
+        raise UserError(f"{part} is not a part: choose one of conf/ instead, GROUP=NAME")
     with build_errors(part):
         found = instantiate(part, _convert_="all")
     is_declared = type(found) in SCHEMAS.values()  # an evaluation has no build

@@ -21,11 +21,11 @@ class Slurm:
     submitit_folder: str = setting("the folder of scripts, logs and notes")
     timeout_min: int = setting("minutes that a job may take; a longer run goes on in the next job", ge=1, le=SIZE)
     cpus_per_task: int | None = setting("CPU cores of each process", ge=1, le=WORKERS)
-    gpus_per_node: int | None = setting("beside gres: sbatch's own option", None, ge=1, le=SIZE)
+    gpus_per_node: int | None = setting("sbatch's option of this name, besides gres", None, ge=1, le=SIZE)
     tasks_per_node: int = setting("processes of a run on its node: one a GPU", ge=1, le=SIZE)
     mem_gb: int | None = setting("memory of a job's node, GB; null: the cluster's default", ge=1, le=SIZE)
     nodes: int = setting("nodes of a job", 1, ge=1, le=SIZE)
-    name: str = setting("what the jobs' names begin with")
+    name: str = setting("prefix of the jobs' names")
     stderr_to_stdout: bool = setting("one log for both streams", False)
     partition: str | None = setting("null: the cluster's default")
     qos: str | None = setting("quality of service", None)
@@ -39,7 +39,7 @@ class Slurm:
     mem_per_cpu: str | None = setting("sbatch's own option", None)
     account: str | None = setting("null: the user's default")
     signal_delay_s: int = setting("seconds from the signal to save (SIGUSR2) to the time limit", ge=0, le=SIZE)
-    max_num_timeout: int = setting("jobs that a run may take one after the other, less one", ge=0, le=SIZE)
+    max_num_timeout: int = setting("largest number of jobs of one run, minus 1", ge=0, le=SIZE)
     additional_parameters: dict[str, Any] = setting("other options of sbatch, by name")
     array_parallelism: int = setting("runs at a time", ge=1, le=SIZE)
     setup: list[str] = setting("lines of the batch script before the run: modules to load, variables to export")
@@ -51,8 +51,8 @@ class Local:
     """Processes on this machine."""
 
     _target_: str = f"{PLUGINS}.LocalLauncher"
-    at_once: int | None = setting("runs at a time; null: one per GPU, or one", ge=1, le=WORKERS)
-    gpus: list[int] | None = setting("to hand out, one to a run; null: all there are", ge=0, le=WORKERS)
+    at_once: int | None = setting("runs at a time; null: one per GPU, or one without GPUs", ge=1, le=WORKERS)
+    gpus: list[int] | None = setting("GPUs to use, one per run; null: all", ge=0, le=WORKERS)
     folder: str = setting("the folder of logs")
 
 

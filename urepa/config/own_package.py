@@ -151,7 +151,7 @@ def _check_declaration(cls: Any, kind: str, target: str) -> None:
     named = next((f.default for f in fields(cls) if f.name == "_target_"), None) if is_dataclass(cls) else None
     if named != target or cls.__dataclass_params__.frozen:
         raise UserError(
-            f"{target} is no declaration: it needs to be a dataclass, not frozen, whose fields are its settings, the "
+            f"{target} is not a declaration: it must be a dataclass, not frozen, whose fields are its settings, the "
             f'first of them _target_: str = "{target}"'
         )
     protocol = PROTOCOLS.get(kind)

@@ -28,10 +28,12 @@ class DeviceKind(Enum):
 @dataclass
 class Trainer:
     max_steps: int = setting("updates of the whole run", ge=1, le=LAST_STEP, unpairs=True)
-    batch_size: int = setting("global: over all GPUs and accumulated micro-batches", ge=1, le=SIZE, unpairs=True)
+    batch_size: int = setting(
+        "global batch size, over all GPUs and accumulated micro-batches", ge=1, le=SIZE, unpairs=True
+    )
     accumulation: int = setting("micro-batches of an update on each GPU", 1, ge=1, le=SIZE)
     precision: Precision = setting("of the forward pass", Precision.fp32)
-    frozen: Precision = setting("of the frozen weights; bf16 needs precision=bf16", Precision.fp32)
+    frozen: Precision = setting("precision of the frozen weights; bf16 needs precision=bf16", Precision.fp32)
     channels_last: bool = setting("memory format of the backbone", False)
     attention: Kernel | None = setting("the attention kernel to try first; null: PyTorch's order", None)
     compile: bool = setting("compile the backbone's repeated blocks; the first step then takes a minute or two", False)
@@ -43,19 +45,19 @@ class Trainer:
     log_every: int = setting("updates between two rows of metrics", ge=1, le=LARGEST)
     validate_every: int = setting("updates between two validations", ge=1, le=LARGEST)
     validation_group: int = setting(
-        "samples in a validation batch, whatever the number of GPUs", ge=1, le=LARGEST, alters=(EVERYTHING,)
+        "samples in a validation batch, for any number of GPUs", ge=1, le=LARGEST, alters=(EVERYTHING,)
     )
     checkpoint_every: int = setting("updates between two checkpoints", ge=1, le=LARGEST)
     evaluate_every: int | None = setting(
-        "updates between two turns of `evaluation` during training; null: only after it", None, ge=1, le=LARGEST
+        "updates between evaluations during training; null: only after it", None, ge=1, le=LARGEST
     )
     evaluation_share: float = setting(
-        "of the time trained: a turn that would take more, at the last one's cost, is left out; the first always runs",
+        "largest share of training time for evaluations; a longer one is skipped, except the first",
         0.1,
         ge=0,
         le=LARGEST,
     )
     keep_last: int = setting("checkpoints that are kept, besides the best", 2, ge=1, le=LARGEST)
     max_skipped: int = setting("non-finite steps in a row before training stops", 10, ge=1, le=LARGEST)
-    deterministic: bool = setting("cuDNN takes repeatable kernels and does not search for fast ones", False)
+    deterministic: bool = setting("cuDNN uses deterministic kernels and does not benchmark", False)
     threads: int | None = setting("CPU threads; null: PyTorch's choice", None, ge=1, le=WORKERS)

@@ -52,7 +52,7 @@ def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
     try:
         value = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged, or no JSON ({error}); put it back from a copy") from error
+        raise UserError(f"{path} is damaged, or not JSON ({error}); put it back from a copy") from error
     if not isinstance(value, kind):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, not what urepa writes there; put it back")
     return value
@@ -80,7 +80,7 @@ def check_folder_target(key: str, path: Path) -> None:
 def check_folder(key: str, path: Path) -> None:
     """Raises UserError if KEY=PATH is not an existing folder that can be written to."""
     if not path.is_dir():
-        raise UserError(f"{key}={path} is not a folder that is there; make it, or give another")
+        raise UserError(f"{key}={path} is not an existing folder; create it, or give another")
     _check_writable(key, path, path)
 
 

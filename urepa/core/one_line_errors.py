@@ -25,12 +25,12 @@ LASTING = {
     errno.EROFS: "give a folder that can be written",
     errno.EACCES: "give a place that you may read and write, or change its permissions",
     errno.EPERM: "give a place that you may read and write, or change its permissions",
-    errno.ENOENT: "give a path that is there",
+    errno.ENOENT: "give an existing path",
     errno.ENOTDIR: "give a path whose folders are folders",
     errno.EISDIR: "give a file, not a folder",
     errno.EEXIST: "give another path",
     errno.ENAMETOOLONG: "give a shorter path",
-    errno.ELOOP: "give a path that is no loop of links",
+    errno.ELOOP: "give a path without a loop of links",
     errno.EINVAL: "give another path",
 }
 OTHER_RANKS_WAIT_S = 20.0  # torchrun kills processes 30 seconds after SIGTERM

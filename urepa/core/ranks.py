@@ -52,11 +52,11 @@ def _invalid_variables(environment: Mapping[str, str]) -> str:
     given = {name: environment[name] for name in COUNTS if name in environment}
     for name, value in given.items():
         if not (value.isascii() and value.isdecimal()):
-            return f"{name}={value}, which is no whole number,"
+            return f"{name}={value}, which is not a whole number,"
     known = {name: int(value) for name, value in given.items()}
     world = known.get("WORLD_SIZE")
     if world == 0:
-        return "WORLD_SIZE=0, which is no number of processes,"
+        return "WORLD_SIZE=0, which is not a number of processes,"
     for name in ("RANK", "LOCAL_RANK"):
         if world is not None and name in known and known[name] >= world:
             return f"{name}={known[name]} with WORLD_SIZE={world} (ranks count from 0)"

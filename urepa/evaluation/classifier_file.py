@@ -30,7 +30,7 @@ def read_metadata(file: Path) -> dict[str, str]:
             text = (opened.metadata() or {}).get(KEY, "{}")
         return {key: str(value) for key, value in json.loads(text).items()}
     except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} is no whole safetensors file ({error}); copy it again, or delete it") from error
+        raise UserError(f"{file} is not a complete safetensors file ({error}); copy it again, or delete it") from error
 
 
 def read_classifier_metadata(file: Path) -> dict[str, str]:

@@ -61,7 +61,7 @@ def chunks(
         backbone.tap_width(tap)
     time = context.objective.times_of(timestep)
     if not context.objective.has_time(time):
-        raise UserError(f"{timestep} is no time of this run's objective, which has {context.objective.times}")
+        raise UserError(f"{timestep} is not a time of this run's objective, which has {context.objective.times}")
     desc = f"features of {len(samples):,} images at t={timestep}"
     with progress.bar(total=len(samples), desc=desc, unit="image", leave=False) as bar:
         for start in range(0, len(samples), CHUNK):

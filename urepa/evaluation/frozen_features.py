@@ -17,14 +17,14 @@ class FrozenFeatures:
     with random weights too. A run without a teacher has only the tap and the lower references. The vectors are mean
     tokens (plain names) and attention-pooled tokens (`_attention`)."""
 
-    tap: str = setting("read with its head's output, the teacher's tokens and the untrained model's", is_a=TAP)
+    tap: str = setting("the tap; its head's output, the teacher and the untrained model are evaluated too", is_a=TAP)
     timestep: int | float = setting(
-        "of the objective: DDPM's are whole, a flow's lie in [0, 1]", ge=0, le=LARGEST, is_a=TIME
+        "time of the objective: a whole number for DDPM, in [0, 1] for a flow", ge=0, le=LARGEST, is_a=TIME
     )
     timesteps: list[int | float] = setting(
-        "more of them, as curves over t; []: none", ge=-LARGEST, le=LARGEST, is_a=TIME
+        "further times, as curves over t; []: none", ge=-LARGEST, le=LARGEST, is_a=TIME
     )
-    train_images: int = setting("training images that readers are fitted to", ge=1, le=COUNT)
+    train_images: int = setting("training images for fitting", ge=1, le=COUNT)
     test_images: int = setting("held-out images", ge=1, le=COUNT)
 
     def reading_text(self, run: EvaluatedRun, reader: str) -> str:

@@ -24,7 +24,7 @@ def cache_counts(cache: Any) -> ImageCounts:
 def refuse_one_class(there: ImageCounts) -> None:
     """Raises UserError if there is only one class, which a linear classifier cannot use."""
     if there.classes < 2:
-        raise UserError("a linear probe tells classes apart, and there is one alone; leave this evaluation out")
+        raise UserError("a linear probe needs two classes or more, and there is only one; leave this evaluation out")
 
 
 def refuse_numbers(there: str, asked: Any, fitting: Mapping[str, Any], place: str) -> None:

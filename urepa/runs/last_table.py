@@ -13,7 +13,7 @@ ROWS = (
     ("validation diffusion loss", "val/diffusion", "floor/zero_predictor", "predicting zero"),
     ("validation token loss", "val/token", "floor/constant_token", "the best constant token"),
     ("validation manifold loss", "val/manifold", None, ""),
-    ("samples named rightly by a k-NN", "final/samples_named_rightly", None, ""),
+    ("samples classified correctly by a k-NN", "final/samples_named_rightly", None, ""),
     ("k-NN on the tap", "final/tap_knn", "final/teacher_knn", "on the teacher"),
     ("linear probe of the tap", "final/tap_linear_probe", None, ""),
     ("k-NN: tap", "final/knn/tap", "final/knn/teacher", "on the teacher"),

@@ -118,7 +118,7 @@ def _damage(row: dict[str, Any], before: int) -> str:
         return f"is of step {row['step']}, after one of step {before}"
     for key, value in row.items():
         if not isinstance(value, float | int) and value is not None and value not in NOT_FINITE:
-            return f"has {value!r} as {key}, which is no number"
+            return f"has {value!r} as {key}, which is not a number"
     return ""
 
 

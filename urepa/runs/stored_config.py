@@ -44,7 +44,7 @@ def read_plain(file: Path) -> Any:
     for any other content, and for incomplete YAML."""
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{file} is no file of at most {LARGEST_FILE} bytes, as a config is")
+            raise UserError(f"{file} is not a file of at most {LARGEST_FILE} bytes, as a config must be")
         text = file.read_text(encoding="utf-8")
         _check_events(text)
         return _plain(yaml.load(text, Loader=yaml.CSafeLoader), "")
@@ -52,7 +52,7 @@ def read_plain(file: Path) -> Any:
         raise UserError(f"{file}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError includes UnicodeDecodeError
         reason = " ".join(str(error).split())
-        raise UserError(f"{file} is damaged, or no YAML: {reason}") from error
+        raise UserError(f"{file} is damaged, or not YAML: {reason}") from error
 
 
 def _check_events(text: str) -> None:
@@ -149,7 +149,7 @@ def _declared_schema(config: Any, kinds: tuple[str, ...], key: str) -> type:
     target = config.get("_target_")
     if not isinstance(target, str) or target not in known:
         raise UserError(
-            f"{key} names {target!r} as its _target_, which is no {' or '.join(kinds)} of urepa: nothing of it is "
+            f"{key} names {target!r} as its _target_, which is not a declared {' or '.join(kinds)} of urepa: it is not "
             "imported; open only configs that urepa stored, and for a part of your own package give --config-dir "
             "FOLDER, whose files name it"
         )

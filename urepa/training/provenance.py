@@ -62,7 +62,7 @@ def check_images(track: Any, is_new: bool) -> None:
     elif (changed := track.source_changes()) is not None:
         print(
             f"warning: data.images={track.images} is not what the caches in {track.folder} were made from ({changed}); "
-            "what counts for this run are the caches as they are"
+            "this run uses the caches as they are"
         )
 
 

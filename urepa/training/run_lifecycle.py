@@ -170,7 +170,7 @@ class Session:
                 continue
             if key != "trainer.max_steps" and is_identity(key):
                 raise UserError(
-                    f"resume={self.config['resume']} goes on with that run as it is and takes trainer.max_steps=N "
+                    f"resume={self.config['resume']} continues that run unchanged and takes trainer.max_steps=N "
                     f"alone; {key} would change it: start a new run, with warm_start=FOLDER if you like"
                 )
             OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(self.config), key), merge=False)

@@ -209,7 +209,7 @@ def test_a_track_of_another_package(compose: Compose, own_track: str) -> None:
     check(config, [])
     for key, value, said in (
         ("side", 0, "data.side=0: give 1 or more"),
-        ("sides", 16, "data.sides is no key of own_tracks.noise.NoiseTrack"),
+        ("sides", 16, "data.sides is not a key of own_tracks.noise.NoiseTrack"),
         ("num_classes", "seven", "data.num_classes: give a whole number"),
     ):
         with pytest.raises(UserError, match=said):

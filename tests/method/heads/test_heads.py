@@ -274,7 +274,9 @@ def test_a_target_in_the_place_of_another_needs_its_keys(compose: Callable[..., 
     with pytest.raises(UserError, match=said):
         check_keys(config)
     config["head"] = {"_target_": "urepa.method.heads.spatial.Spatial", "hidden": 8}
-    with pytest.raises(UserError, match="head.hidden is no key of urepa.method.heads.spatial.Spatial: choose another"):
+    with pytest.raises(
+        UserError, match="head.hidden is not a key of urepa.method.heads.spatial.Spatial: choose another"
+    ):
         check_keys(config)
     check_keys(compose("head=repa_mlp", f"head._target_={time}"))
 

@@ -61,7 +61,7 @@ def test_what_declares_nothing_is_said() -> None:
     with pytest.raises(UserError, match="^fractions.Fraction declares no part: it has no build"):
         declaration_of({"_target_": "fractions.Fraction", "numerator": 1})
     for plain in (5, {"grid": [4, 4]}):
-        with pytest.raises(UserError, match="is no part: choose one of conf/ in its place, GROUP=NAME$"):
+        with pytest.raises(UserError, match="is not a part: choose one of conf/ instead, GROUP=NAME$"):
             declaration_of(plain)
     with pytest.raises(UserError, match=r"^Flow cannot be built with paht=linear \(TypeError: .*paht"):
         declaration_of({"_target_": "urepa.method.objectives.flow.Flow", "paht": "linear"})

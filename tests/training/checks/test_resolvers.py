@@ -82,7 +82,7 @@ def test_the_ceiling_of_the_dense_probe_is_the_runs_own_teacher(compose: Compose
     assert found["evaluation"]["dense"]["teacher"] == found["teacher"]["teachers"]["b"], "the first of several"
     alone = ("loss=none", "evaluation=dense", "evaluation.dense.tap=mid")
     with pytest.raises(
-        InterpolationResolutionError, match="loss=none has no teacher: say which encoder is the ceiling"
+        InterpolationResolutionError, match="loss=none has no teacher: give an encoder as upper reference"
     ):
         compose(*alone)
     assert compose(*alone, dino)["evaluation"]["dense"]["teacher"]["width"] == 768
@@ -90,6 +90,6 @@ def test_the_ceiling_of_the_dense_probe_is_the_runs_own_teacher(compose: Compose
 
 
 def test_without_alignment_the_tap_must_be_said(compose: Compose) -> None:
-    with pytest.raises(InterpolationResolutionError, match="loss=none aligns no tap: say which one is read"):
+    with pytest.raises(InterpolationResolutionError, match="loss=none aligns no tap: give the tap to evaluate"):
         compose("loss=none", "evaluation=knn")
     assert compose("loss=none", "evaluation=knn", "evaluation.knn.tap=mid")["evaluation"]["knn"]["timestep"] == 500

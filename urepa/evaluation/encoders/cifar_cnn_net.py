@@ -96,6 +96,6 @@ class CifarCNNNetwork:
         if not Path(self.weights).is_file():
             raise UserError(
                 f"there is no {self.weights}: FD(cifar_cnn) needs a classifier of the track; make it with "
-                f"`{COMMAND} data=NAME` and this run's data overrides, or say where it lies with "
+                f"`{COMMAND} data=NAME` and this run's data overrides, or give its path, "
                 "evaluation.generation.encoders.cifar_cnn.weights=FILE"
             )

@@ -230,7 +230,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     except (UnpicklingError, *DAMAGED, SafetensorError) as error:
         raise UserError(f"{file} cannot be read as weights alone; give {PUBLISHED} or its .safetensors") from error
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise UserError(f"{file} is no state dict of tensors by name; give {PUBLISHED}")
+        raise UserError(f"{file} is not a state dict of tensors by name; give {PUBLISHED}")
     return stored
 
 
@@ -281,6 +281,6 @@ class InceptionNetwork:
     def _require(self) -> None:
         if not Path(self.weights).is_file():
             raise UserError(
-                f"there is no {self.weights}: FID and the Inception Score need {PUBLISHED} as a local file; say where "
-                "it lies with evaluation.inception.encoders.inception.weights=FILE, or leave this evaluation out"
+                f"there is no {self.weights}: FID and the Inception Score need {PUBLISHED} as a local file; give its "
+                "path, evaluation.inception.encoders.inception.weights=FILE, or leave this evaluation out"
             )

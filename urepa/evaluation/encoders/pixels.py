@@ -16,7 +16,7 @@ class Pixels:
     """The image averaged over a grid."""
 
     _target_: str = "urepa.evaluation.encoders.pixels.Pixels"
-    grid: int = setting("rows and columns that an image is averaged to", ge=1, le=SIZE)
+    grid: int = setting("rows and columns of the averaged image", ge=1, le=SIZE)
 
     def build(self) -> PixelsNetwork:
         from urepa.evaluation.encoders.pixels_net import PixelsNetwork

@@ -21,18 +21,18 @@ class GeneratedImages:
     """Images of all classes, in numbers as equal as possible."""
 
     _target_: str = "urepa.evaluation.images.generated_images.GeneratedImages"
-    count: int = setting("images in all, as many of each class as can be", ge=2, le=SIZE)
-    sampler: Sampler | None = setting("null: the objective's usual one")
+    count: int = setting("number of images, divided equally among the classes", ge=2, le=SIZE)
+    sampler: Sampler | None = setting("the sampler; null: the objective's usual one")
     steps: int = setting("of the sampler", ge=1, le=SIZE, is_a=SAMPLER_STEPS)
     guidance: float = setting("classifier-free guidance; 1: none", ge=0, le=LARGEST)
     interval: list[float] = setting(
-        "a flow's times (1 is noise) at which guidance holds; of others it is [0, 1]",
+        "interval of a flow's times (1 is noise) with guidance; for other objectives [0, 1]",
         [0.0, 1.0],
         ge=0,
         le=1,
         is_a=INTERVAL,
     )
-    batch_size: int = setting("images computed and kept together; another size rounds otherwise", ge=1, le=SIZE)
+    batch_size: int = setting("images that are computed and stored together; the size changes rounding", ge=1, le=SIZE)
 
     def rgb(self, context: Context) -> Iterator[tuple[list[int], Tensor]]:
         """Class ids and RGB [B,3,S,S] in multiples of 1/255, batch by batch. Missing images are generated first."""

@@ -68,7 +68,7 @@ def _check(asked: GeneratedImages, context: Context) -> None:
     if len(asked.interval) != 2 or not 0 <= asked.interval[0] <= asked.interval[1] <= 1:
         raise UserError(f"images.interval={asked.interval}: give two times, from 0 to 1, the lower one first")
     if tuple(asked.interval) != ALWAYS and not isinstance(context.objective, FlowMath):
-        raise UserError("images.interval has no effect on this run, which is no flow; drop it")
+        raise UserError("images.interval has no effect on this run, which is not a flow; drop it")
 
 
 def _make_batches(asked: GeneratedImages, context: Context) -> list[Path]:

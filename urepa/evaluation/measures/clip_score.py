@@ -23,7 +23,7 @@ class ClipScore:
     _target_: str = "urepa.evaluation.measures.clip_score.ClipScore"
     images: Any = part("which images are generated")
     model: str = setting("a hub id or a local folder")
-    class_names: str = setting('"imagenet", or a file with a name a line')
+    class_names: str = setting('"imagenet", or a file with one name per line')
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("final/clip_score", "CLIP score", "↑", place=90),)
 
     def __call__(self, context: Context) -> dict[str, float]:
@@ -36,7 +36,7 @@ class ClipScore:
         if names != there.classes:
             raise UserError(
                 f"class_names={self.class_names} has {names} names; this run has {there.classes} classes: give "
-                f"{place}class_names=FILE, a file with a name a line"
+                f"{place}class_names=FILE, a file with one name per line"
             )
 
     def description(self, run: EvaluatedRun) -> str:

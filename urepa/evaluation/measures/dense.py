@@ -24,7 +24,7 @@ class Dense:
     _target_: str = "urepa.evaluation.measures.dense.Dense"
     tap: str = setting("the tap that is read", is_a=TAP)
     timestep: int | float = setting(
-        "of the objective: DDPM's are whole, a flow's lie in [0, 1]", ge=0, le=LARGEST, is_a=TIME
+        "time of the objective: a whole number for DDPM, in [0, 1] for a flow", ge=0, le=LARGEST, is_a=TIME
     )
     folder: str | None = setting("a folder of images and masks")
     train_images: int = setting("training images at most", ge=1, le=COUNT)
@@ -56,7 +56,7 @@ class Dense:
         if self.folder is None:
             raise UserError(f"give {place}folder=FOLDER with images/NAME.jpg and masks/NAME.png")
         if not Path(self.folder).is_dir():
-            raise UserError(f"{self.folder} is no folder: give {place}folder=FOLDER with images/ and masks/")
+            raise UserError(f"{self.folder} is not a folder: give {place}folder=FOLDER with images/ and masks/")
 
     def description(self, run: EvaluatedRun) -> str:
         above = "" if self.teacher is None else f", below {encoder_text(self.teacher)}"

@@ -130,7 +130,7 @@ def mean_iou(counts_KK: np.ndarray) -> float:
     both = np.diag(counts_KK)
     either = counts_KK.sum(0) + counts_KK.sum(1) - both
     if not either.any():
-        raise UserError(f"the held-out masks hold nothing but {IGNORED}, which counts for nothing")
+        raise UserError(f"the held-out masks contain only {IGNORED}, which is ignored")
     return float((both[either > 0] / either[either > 0]).mean())
 
 
@@ -156,7 +156,7 @@ class Probe:
         x_nD, share_nK = np.concatenate(rows), np.concatenate(shares)
         row, id_ = np.nonzero(share_nK)
         if len(np.unique(id_)) < 2:
-            raise UserError("the training masks hold fewer than two classes: there is nothing to tell apart")
+            raise UserError("the training masks have fewer than two classes: a probe needs two")
         scaler = StandardScaler().fit(x_nD)
         model = LogisticRegression(C=STRENGTH, max_iter=1000)
         model.fit(scaler.transform(x_nD)[row], id_, sample_weight=share_nK[row, id_])
@@ -222,12 +222,12 @@ def read_mask(sample: Sample) -> np.ndarray:
     mask = _open_picture(str(file))
     if mask.mode not in ("P", "L"):
         raise UserError(
-            f"{file} is no mask: it has the mode {mask.mode}; class ids are a palette or an 8-bit grey image"
+            f"{file} is not a mask: it has the mode {mask.mode}; class ids are a palette or an 8-bit grey image"
         )
     width, height = _size(sample.path)
     if mask.size != (width, height):
         raise UserError(
-            f"{file} is {mask.size[0]}x{mask.size[1]} pixels, its image {width}x{height}: make them one size"
+            f"{file} is {mask.size[0]}x{mask.size[1]} pixels, its image {width}x{height}: make their sizes equal"
         )
     side = min(mask.size)
     left, top = ((n - side) // 2 for n in mask.size)
@@ -240,7 +240,7 @@ def _read_errors_as_user_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read ({error}); mend it or take it away") from error
+        raise UserError(f"{path} cannot be read ({error}); repair or remove it") from error
 
 
 def _read(path: str) -> np.ndarray:

@@ -34,12 +34,12 @@ class Generation:
 
     _target_: str = "urepa.evaluation.measures.generation.Generation"
     images: Any = part("which images are generated")
-    encoders: dict[str, Any] = part("by the name that their columns have")
+    encoders: dict[str, Any] = part("the encoders, by the names of their columns")
     reference_images: int | None = setting("training images to compare with; null: all", ge=2, le=COUNT)
     subset: int = setting(
-        "images of either kind for KID, precision and recall; the Fréchet distance takes all", ge=2, le=COUNT
+        "real and generated images for KID, precision and recall; the Fréchet distance uses all", ge=2, le=COUNT
     )
-    kid_subsets: int = setting("subsets that KID is averaged over", ge=1, le=SIZE)
+    kid_subsets: int = setting("number of subsets over which KID is averaged", ge=1, le=SIZE)
     kid_subset_size: int = setting("images in each of them", ge=2, le=SIZE)
     neighbours: int = setting("k of the balls of precision and recall", ge=1, le=SIZE)
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -64,7 +64,7 @@ class Generation:
         """Checks the numbers of images, and that encoder names are valid in column names."""
         for name in self.encoders:
             if NAME.fullmatch(name) is None:
-                raise UserError(f"encoders: '{name}' is no name for a column; take letters, digits, '.', '_' and '-'")
+                raise UserError(f"encoders: '{name}' is not a valid column name; use letters, digits, '.', '_' and '-'")
         count = self.images.count
         fitting: dict[str, int | None] = {}
         reference = there.train if self.reference_images is None else min(self.reference_images, there.train)

@@ -21,7 +21,7 @@ class InceptionScore:
     _target_: str = "urepa.evaluation.measures.inception_score.InceptionScore"
     images: Any = part("which images are generated")
     encoder: Any = part("the classifier whose probabilities count")
-    splits: int = setting("parts of the images that the score is averaged over", ge=1, le=SIZE)
+    splits: int = setting("number of parts of the images over which the score is averaged", ge=1, le=SIZE)
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("final/inception_score", "Inception Score", "↑", place=80),)
 
     def __call__(self, context: Context) -> dict[str, float]:

@@ -21,15 +21,13 @@ class SampleGrid:
 
     _target_: str = "urepa.evaluation.measures.sample_grid.SampleGrid"
     per_class: int = setting("images of each class", ge=1, le=SIZE)
-    shown_per_class: int = setting("of these, how many the picture shows", ge=1, le=SIZE)
-    max_classes: int = setting("classes that are sampled at most", ge=1, le=SIZE)
+    shown_per_class: int = setting("how many of these the grid shows", ge=1, le=SIZE)
+    max_classes: int = setting("largest number of classes that are sampled", ge=1, le=SIZE)
     sampler_steps: int = setting("of the sampler", ge=1, le=SIZE, is_a=SAMPLER_STEPS)
     guidance: float = setting("classifier-free guidance; 1: none", ge=0, le=LARGEST)
-    knn: int | None = setting(
-        "neighbours among training images that name a sample's class; null: not asked", ge=1, le=SIZE
-    )
+    knn: int | None = setting("k of a k-NN on training images that classifies the samples; null: none", ge=1, le=SIZE)
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("final/samples_named_rightly", "samples named rightly", "↑", place=70),
+        Metric("final/samples_named_rightly", "samples classified correctly", "↑", place=70),
     )
 
     def __call__(self, context: Context) -> dict[str, float]:

@@ -31,7 +31,7 @@ class Spatial:
     _target_: str = "urepa.evaluation.measures.spatial.Spatial"
     tap: str = setting("the tap that is read", is_a=TAP)
     timestep: int | float = setting(
-        "of the objective: DDPM's are whole, a flow's lie in [0, 1]", ge=0, le=LARGEST, is_a=TIME
+        "time of the objective: a whole number for DDPM, in [0, 1] for a flow", ge=0, le=LARGEST, is_a=TIME
     )
     images: int = setting("held-out images", ge=1, le=COUNT)
     far: float = setting("share of a grid's largest Manhattan distance from which tokens are distant", ge=0, le=1)

@@ -22,10 +22,10 @@ class TapProbe:
     _target_: str = "urepa.evaluation.measures.tap_probe.TapProbe"
     tap: str = setting("the tap that is read", is_a=TAP)
     timestep: int | float = setting(
-        "of the objective: DDPM's are whole, a flow's lie in [0, 1]", ge=0, le=LARGEST, is_a=TIME
+        "time of the objective: a whole number for DDPM, in [0, 1] for a flow", ge=0, le=LARGEST, is_a=TIME
     )
     knn: int = setting("k of the nearest neighbours", ge=1, le=SIZE)
-    train_images: int = setting("training images that readers are fitted to", ge=1, le=COUNT)
+    train_images: int = setting("training images for fitting", ge=1, le=COUNT)
     test_images: int = setting("held-out images", ge=1, le=COUNT)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(

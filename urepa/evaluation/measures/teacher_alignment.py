@@ -60,12 +60,14 @@ class TeacherAlignment:
     values of all t are in `..._by_t` and in a figure."""
 
     _target_: str = "urepa.evaluation.measures.teacher_alignment.TeacherAlignment"
-    tap: str = setting("whose values have the plain names; those of other aligned taps end in theirs", is_a=TAP)
+    tap: str = setting(
+        "the tap whose values have plain names; those of other aligned taps end in their names", is_a=TAP
+    )
     timestep: int | float = setting(
-        "of the objective: DDPM's are whole, a flow's lie in [0, 1]", ge=0, le=LARGEST, is_a=TIME
+        "time of the objective: a whole number for DDPM, in [0, 1] for a flow", ge=0, le=LARGEST, is_a=TIME
     )
     timesteps: list[int | float] = setting(
-        "the grid of the figure, with `timestep`", ge=-LARGEST, le=LARGEST, is_a=TIME
+        "further times, in `..._by_t` and the figure", ge=-LARGEST, le=LARGEST, is_a=TIME
     )
     neighbours: int = setting("k of the recall and of CKNNA", ge=1, le=SIZE)
     images: int = setting("held-out images", ge=1, le=COUNT)

@@ -174,12 +174,12 @@ def reference_rows(results: Results) -> dict[str, dict[str, Cell]]:
         for metric in results.metrics:
             key = reference_key(metric, label)
             if key in results.references:
-                whose = _whose(results.study, key) if label == TEACHER else ""
+                whose = _teacher_note(results.study, key) if label == TEACHER else ""
                 rows.setdefault(f"{label}{whose}", {})[metric.key] = results.references[key]
     return rows
 
 
-def _whose(study: ComparedArms, key: str) -> str:
+def _teacher_note(study: ComparedArms, key: str) -> str:
     """Names the arm whose teacher's score `_reference` shows, if the arms have different teachers; else ""."""
     having = [arm for arm in study.arms if last_cell(arm, key).has_value]
     if not any(differing_keys(arm.config, having[0].config, TEACHERS_TOKENS) for arm in having):

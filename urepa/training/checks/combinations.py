@@ -201,7 +201,7 @@ def check_keys(config: dict[str, Any]) -> None:
             key = f"{place}.{missing[0]}"
             raise UserError(f"{part['_target_']} needs {key}, which this {place} does not set: choose another {place}")
         if odd := sorted(part.keys() - known):
-            raise UserError(f"{place}.{odd[0]} is no key of {part['_target_']}: choose another {place}")
+            raise UserError(f"{place}.{odd[0]} is not a key of {part['_target_']}: choose another {place}")
         try:
             OmegaConf.merge(OmegaConf.structured(schema), part)
         except OmegaConfBaseException as error:
@@ -213,7 +213,7 @@ def check_declared(config: dict[str, Any]) -> None:
     for key, target in flatten({kind: config[kind] for kind in KINDS if kind in config}).items():
         if key.endswith("._target_") and target not in SCHEMAS:
             raise UserError(
-                f"{key}={target} is no declared part: name it in a file of FOLDER/{key.partition('.')[0]}, and give "
+                f"{key}={target} is not a declared part: name it in a file of FOLDER/{key.partition('.')[0]}, and give "
                 "--config-dir FOLDER"
             )
 
@@ -283,7 +283,7 @@ def check_trainer(trainer: dict[str, Any], world: int) -> None:
     """Raises UserError for a global batch that does not divide, for frozen weights in a type that nothing else has, and
     for a warm-up of the EMA without effect."""
     if trainer["frozen"] == "bf16" and trainer["precision"] != "bf16":
-        raise UserError("trainer.frozen=bf16 holds frozen weights for trainer.precision=bf16; give that too")
+        raise UserError("trainer.frozen=bf16 needs trainer.precision=bf16; give that too")
     if trainer["ema_warmup"] and trainer["ema_decay"] <= FIRST_DECAY:
         raise UserError(
             f"trainer.ema_warmup=true has no effect with trainer.ema_decay={trainer['ema_decay']}, as the warm-up "

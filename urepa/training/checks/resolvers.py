@@ -41,7 +41,7 @@ def aligned_tap(*, _root_: DictConfig) -> str:
     taps = _taps(_run_config(_root_))
     if not taps:
         raise UserError(
-            "loss=none aligns no tap: say which one is read, evaluation.NAME.tap=TAP, as the run beside it does"
+            "loss=none aligns no tap: give the tap to evaluate, evaluation.NAME.tap=TAP, as in the aligned run"
         )
     return str(next(iter(taps)))
 
@@ -51,8 +51,8 @@ def own_teacher(*, _root_: DictConfig) -> Any:
     run = _run_config(_root_)
     if not _taps(run):
         raise UserError(
-            "loss=none has no teacher: say which encoder is the ceiling, +teacher@evaluation.dense.teacher=NAME as the "
-            "run beside it has it, or leave it out, evaluation.dense.teacher=null"
+            "loss=none has no teacher: give an encoder as upper reference, +teacher@evaluation.dense.teacher=NAME as "
+            "in the aligned run, or none, evaluation.dense.teacher=null"
         )
     teacher: Any = OmegaConf.to_container(run.teacher, resolve=True, enum_to_str=True)
     return next(iter(teacher["teachers"].values())) if "teachers" in teacher else teacher
