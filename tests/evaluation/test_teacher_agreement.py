@@ -139,7 +139,7 @@ def test_mistakes_are_named(make_context: Callable[..., Context]) -> None:
     for changes, why in (
         ({"tap": "enc_last"}, "no head on 'enc_last'; it has mid"),
         ({"neighbours": 12}, "12 held-out images are too few for neighbours=12: give neighbours=11$"),
-        ({"timesteps": [1000]}, "1000 is no time"),
+        ({"timesteps": [1000]}, "1000 is not a time"),
     ):
         with pytest.raises(UserError, match=why):
             TeacherAlignment(**(SETTINGS | changes))(context)
