@@ -1,4 +1,4 @@
-"""A teacher that sees what an autoencoder decodes of the latents, against diffusers' own decoding; cached and online."""
+"""A teacher that sees what an autoencoder decodes of the latents, cached and online, against diffusers' decoding."""
 
 from __future__ import annotations
 
