@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 class HeadNetwork(Protocol):
-    """`forward(tapped, t_B, grid)` maps the state [B,N,D] of a tap, and the samples' times in the objective's units, to
-    tokens [B,h·w,E] of unit length on the teacher's grid (h, w), in fp32. Heads compute in fp32 also with bf16.
+    """`forward(tapped, t_B, grid)`: the state [B,N,D] of a tap, and the times of its samples as the objective has them,
+    to tokens [B,h·w,E] on the grid (h, w) that they are compared on, of unit length, in fp32: the teacher's, unless
+    `loss.grid` says otherwise. Heads run in fp32 also under bf16.
 
     The grids of tap and teacher may differ between steps. If the tap's tokens have a mask, output tokens that depend on
     masked ones, even in part, are masked too."""
@@ -32,7 +33,7 @@ class HeadNetwork(Protocol):
 class Head(Protocol):
     """Maps a tapped state to the teacher's token space (urepa/method/heads/)."""
 
-    # Whether it maps a tap of any grid to the teacher's. If not, it is refused where the grids differ.
+    # Whether it takes a tap of any grid to another. One that does not is refused where it is asked to.
     resizes: ClassVar[bool]
 
     def check(self) -> None:
@@ -105,8 +106,10 @@ class LossMath(Protocol):
     batch, the step (the index of the update), a function that gathers [B,D] over the ranks to [G,D] with gradient, and
     the weights [B] of the samples' alignment by their times. It returns `urepa.method.training_step.Terms`.
 
-    A loss with taps also has members for validation: `manifold_weight`, `teachers` (weights by name), `spatial_norm`
-    and `targets(tokens)`, which maps a teacher's tokens to those with which the student's are compared.
+    A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
+    `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them. With `grid`, as
+    `loss.grid`, its declaration and it say on which grid that is (`urepa.method.alignment_grids`); a loss without it
+    compares on the teacher's. Targets are resized to it last.
     """
 
     taps: Mapping[str, float]

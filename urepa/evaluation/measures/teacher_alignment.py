@@ -20,8 +20,8 @@ FEWEST = 4  # smallest number of samples for the unbiased HSIC
 # The settings on which values against the teacher's own tokens depend, at any tap. A head's fit also depends on the
 # loss's target.
 OF_TEACHER = ("teacher", "data.token_dtype")
-OF_FIT = (*OF_TEACHER, "loss.spatial_norm")
-OF_SIMILARITIES = (*OF_HEADS, "loss.manifold_weight")  # the manifold loss trains similarities
+OF_FIT = (*OF_TEACHER, "loss.spatial_norm", "loss.grid")
+OF_SIMILARITIES = (*OF_HEADS, "loss.manifold_weight")  # the manifold loss trains them
 
 
 def _floors(measure: str) -> tuple[Reference, ...]:
