@@ -238,10 +238,20 @@ class BackbonePlaces:
     weights: str | None = setting("where the base weights lie now; null: where they lay in training", None)
 
 
+class ExportFormat(Enum):
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
 @dataclass
 class Export:
     run: str | None = setting("a run's folder, finished or not; its newest valid checkpoint's EMA weights", None)
-    out: str | None = setting("a new folder; null: RUN/export/step_...", None)
+    format: ExportFormat = setting(
+        "diffusers: as its pipelines load it (a SiT: as published); kohya: a U-Net's LoRA as sd-scripts, ComfyUI and "
+        "WebUIs load it",
+        ExportFormat.diffusers,
+    )
+    out: str | None = setting("a new folder; null: RUN/export/step_..., with _kohya at its end in that format", None)
     data: DataPlaces = field(default_factory=DataPlaces)
     backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
 
