@@ -84,8 +84,8 @@ def test_token_loss_refuses_to_broadcast() -> None:
 
 
 def test_the_documents_gram_example() -> None:
-    assert loss_math.off_diagonal_mean(DIFFERENCE).item() == pytest.approx(0.0076 / 6, rel=1e-12)
-    assert round(loss_math.off_diagonal_mean(DIFFERENCE).item(), 5) == 0.00127
+    assert loss_math.mean_square(DIFFERENCE).item() == pytest.approx(0.0076 / 6, rel=1e-12)
+    assert round(loss_math.mean_square(DIFFERENCE).item(), 5) == 0.00127
 
 
 def test_the_documents_gram_example_from_vectors() -> None:
@@ -105,8 +105,8 @@ def test_sample_manifold_is_the_documents_with_mask_and_triangle(size: int) -> N
 
 def test_the_diagonal_never_counts() -> None:
     torch.testing.assert_close(
-        loss_math.off_diagonal_mean(DIFFERENCE + torch.diag(torch.arange(4.0, dtype=torch.float64))),
-        loss_math.off_diagonal_mean(DIFFERENCE),
+        loss_math.mean_square(DIFFERENCE + torch.diag(torch.arange(4.0, dtype=torch.float64))),
+        loss_math.mean_square(DIFFERENCE),
     )
 
 

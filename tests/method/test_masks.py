@@ -144,8 +144,9 @@ def test_the_best_constant_is_measured_where_tokens_count() -> None:
     teacher, mean_D, x0 = made_up(1), torch.randn(5), torch.zeros(3, 1, 2, 2)
     batch = Batch([], x0, x0, T, of_ids(torch.zeros(3, dtype=torch.long), 3), {"": Tokens(teacher, GRID, BOTH)})
     settings: Any = {"reader": None, "objective": None, "layout": None, "device": torch.device("cpu")}
-    validation = Validation(loss=urepa_loss(), mean_tokens={"": mean_D}, **settings)
-    found = validation._constant(batch)["constant_token"]
+    validation = Validation(loss=urepa_loss(), constants={"": [ConstantToken("mid", 1.0, mean_D)]}, **settings)
+    output = Aligned(x0, {}, {"mid": Tokens(teacher, GRID)})
+    found = validation._constant(batch, output)["constant_token"]
     expected = [1 - F.cosine_similarity(x, mean_D.double().expand_as(x), dim=-1).mean() for x in kept(teacher)]
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=0, atol=1e-6)
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 class HeadNetwork(Protocol):
     """`forward(tapped, t_B, grid)`: the state [B,N,D] of a tap, and the times of its samples as the objective has them,
-    to tokens [B,h·w,E] on the teacher's grid (h, w), of unit length, in fp32. Heads run in fp32 also under bf16.
+    to tokens [B,h·w,E] on the grid (h, w) that they are compared on, of unit length, in fp32: the teacher's, unless
+    `loss.grid` says otherwise. Heads run in fp32 also under bf16.
 
     The grids of tap and teacher may be others at every step. Where the tap's tokens have a mask, the tokens that are
     made of masked ones alone or in part are masked too."""
@@ -32,7 +33,7 @@ class HeadNetwork(Protocol):
 class Head(Protocol):
     """From a tapped state to the teacher's token space (urepa/method/heads/)."""
 
-    # Whether it takes a tap of any grid to the teacher's. One that does not is refused where the grids differ.
+    # Whether it takes a tap of any grid to another. One that does not is refused where it is asked to.
     resizes: ClassVar[bool]
 
     def check(self) -> None:
@@ -106,7 +107,9 @@ class LossMath(Protocol):
     samples' alignment by their times; gives `urepa.method.training_step.Terms`.
 
     A loss with taps also has what validation needs of it: `manifold_weight`, `teachers` (weights by name),
-    `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them.
+    `spatial_norm` and `targets(tokens)`, a teacher's tokens as the student's are compared with them. With `grid`, as
+    `loss.grid`, its declaration and it say on which grid that is (`urepa.method.alignment_grids`); a loss without it
+    compares on the teacher's. Targets are resized to it last.
     """
 
     taps: Mapping[str, float]

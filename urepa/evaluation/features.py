@@ -80,8 +80,9 @@ def _chunk(context: Context, part: list[Sample], taps: Sequence[str], time: Tens
     tapped = {tap: denoised.features[tap].float() for tap in taps}
     with torch.autocast(context.device.type, enabled=False):  # as in training: heads are fp32
         names = {tap: name for tap in taps if (name := context.head_at(tap)) is not None}
-        grid = context.cache.grids.get(context.teacher, (0, 0))  # (0, 0): there is no head
-        heads = {tap: model.heads[name](tapped[tap], t_B, grid) for tap, name in names.items()}
+        of_teacher = context.cache.grids.get(context.teacher, (0, 0))  # (0, 0): there is no head
+        grids = {tap: model.compared_on(tapped[tap].grid, of_teacher) for tap in names}
+        heads = {tap: model.heads[name](tapped[tap], t_B, grids[tap]) for tap, name in names.items()}
     return Chunk(part, tapped, heads)
 
 

@@ -15,8 +15,11 @@ from urepa.core.collectives import sum_over_ranks
 from urepa.core.types import Batch
 from urepa.data.reader import Layout, ValidationReader
 from urepa.evaluation.buckets import bucket_key
+from urepa.evaluation.constant_tokens import ConstantToken
 from urepa.method.losses import loss_math
-from urepa.method.training_step import shares_of, step_terms
+from urepa.method.training_step import Aligned, shares_of, step_terms
+from urepa.models.layers import resize_tokens
+from urepa.models.teachers.several_teachers import name_at
 
 BINS = 10
 
@@ -28,7 +31,7 @@ class Validation:
     reader: ValidationReader
     objective: Any
     loss: Any
-    mean_tokens: dict[str, Tensor]  # [D], by teacher
+    constants: dict[str, list[ConstantToken]]  # by teacher; empty where its tokens are not the loss's targets
     layout: Layout
     device: torch.device
     total_at_peak: float = field(init=False)  # of the last call: `val/total` if λ were λ_max, for the best checkpoint
@@ -91,16 +94,21 @@ class Validation:
         }
         if terms.weighted_B is not None:
             columns["weighted"] = terms.weighted_B
-        if batch.teachers and self.loss.spatial_norm is None:  # else the mean token is another one
-            columns |= self._constant(batch)
+        if batch.teachers and self.constants:
+            columns |= self._constant(batch, output)
         return columns, terms.manifold if full else None
 
-    def _constant(self, batch: Batch) -> dict[str, Tensor]:
+    def _constant(self, batch: Batch, output: Aligned) -> dict[str, Tensor]:
         """The token loss of the best constant token [B]: of each teacher's where there are several, and their mean."""
         by_teacher = {}
-        for name, tokens in batch.teachers.items():
-            constant_BND = self.mean_tokens[name].to(self.device).expand_as(tokens.x_BND)
-            by_teacher[name] = loss_math.token_loss(constant_BND, tokens.x_BND, tokens.mask_BN)
+        for name, own_tokens in batch.teachers.items():
+            parts = []
+            for constant in self.constants[name]:
+                tokens = resize_tokens(own_tokens, output.tokens[name_at(constant.tap, name)].grid)
+                constant_BND = constant.token_D.to(self.device).expand_as(tokens.x_BND)
+                own_B = loss_math.token_loss(constant_BND, tokens.x_BND, tokens.mask_BN)
+                parts.append(constant.share * own_B)
+            by_teacher[name] = torch.stack(parts).sum(0)
         shares = shares_of(by_teacher, self.loss.teachers)
         mean_B = torch.stack([share * by_teacher[name] for name, share in shares.items()]).sum(0)
         return {"constant_token": mean_B} | {f"constant_token/{name}": x for name, x in by_teacher.items() if name}

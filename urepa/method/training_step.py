@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from urepa.core.conditions import Condition
 from urepa.core.protocols import LossMath
 from urepa.core.types import Batch, Tokens, no_rows
+from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.losses.loss_math import diffusion_loss
 from urepa.method.objectives.objective_math import ObjectiveMath
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
-NO_GRIDS: Mapping[str, tuple[int, int]] = {}
+NO_GRIDS: Mapping[str, Grid] = {}
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class Aligned:
 
 class AlignedModel(nn.Module):
     """A backbone and its heads: the only module that is prepared for DDP and autocast. There is one head per tap, under
-    the tap's name; with several teachers one per tap and teacher, under TAP/TEACHER."""
+    the tap's name; with several teachers one per tap and teacher, under TAP/TEACHER. `grid_policy` says on which grid
+    a tap and a teacher are compared (`urepa.method.alignment_grids`)."""
 
-    def __init__(self, backbone: nn.Module, heads: dict[str, nn.Module]) -> None:
+    def __init__(self, backbone: nn.Module, heads: dict[str, nn.Module], grid_policy: Any = TEACHER) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.taps = tuple(dict.fromkeys(name.partition("/")[0] for name in heads))
+        self.grid_policy = grid_policy
         self.attention: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def forward(
@@ -51,7 +54,7 @@ class AlignedModel(nn.Module):
         t_B: Tensor,
         condition: Condition,
         rows_R: Tensor | None = None,
-        grids: Mapping[str, tuple[int, int]] = NO_GRIDS,
+        grids: Mapping[str, Grid] = NO_GRIDS,
     ) -> Aligned:
         """
         Args:
@@ -65,19 +68,24 @@ class AlignedModel(nn.Module):
             tokens = {}
             for name, head in self.heads.items():
                 tap, _, teacher = name.partition("/")
-                grid = grids.get(teacher, tapped[tap].grid)
+                grid = self.compared_on(tapped[tap].grid, grids[teacher]) if teacher in grids else tapped[tap].grid
                 tokens[name] = head(tapped[tap], t_B, grid)
                 assert tokens[name].grid == grid, f"the head {name} gives {tokens[name].grid} tokens, not {grid}"
         return Aligned(denoised.prediction_RCHW, denoised.features, tokens)
 
+    def compared_on(self, tap: Grid, teacher: Grid) -> Grid:
+        """The grid to which a head is asked to take a tap of one grid for a teacher of another."""
+        return compared_on(self.grid_policy, tap, teacher)
+
     @torch.no_grad()
     def check_shapes(
         self,
-        shapes: Iterable[tuple[tuple[int, int, int], Mapping[str, tuple[int, int]]]],
+        shapes: Iterable[tuple[tuple[int, int, int], Mapping[str, Grid]]],
         t_B: Tensor,
         condition: Condition,
-    ) -> None:
-        """UserError of a head that cannot take a tap to a teacher's grid, before the step at which these would meet.
+    ) -> list[dict[str, Grid]]:
+        """The grids of the heads' tokens, by head, for each of the shapes. UserError of a head that cannot take a tap
+        to its grid, before the step at which it would be asked to.
 
         Args:
             shapes: of x_t [C,H,W] that batches have, each with the teachers' grids there.
@@ -85,9 +93,12 @@ class AlignedModel(nn.Module):
         """
         was_training = self.training
         self.eval()
+        found = []
         for shape, grids in shapes:
-            self(torch.zeros(1, *shape, device=t_B.device), t_B, condition, no_rows(t_B.device), grids)
+            output = self(torch.zeros(1, *shape, device=t_B.device), t_B, condition, no_rows(t_B.device), grids)
+            found.append({name: tokens.grid for name, tokens in output.tokens.items()})
         self.train(was_training)
+        return found
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,15 @@ def masked_map(tokens: Tokens) -> Tensor:
     return replace(tokens, x_BND=tokens.x_BND.masked_fill(~tokens.mask_BN[..., None], 0)).to_map()
 
 
+def resize_tokens(tokens: Tokens, grid: tuple[int, int]) -> Tokens:
+    """Tokens [B,N,D] bilinearly to a grid (h, w): [B,h·w,D] in fp32, not of unit length, with the mask of
+    `resize_mask`. On their own grid they are left as they are."""
+    if tokens.grid == grid:
+        return tokens
+    map_BDhw = resize(masked_map(tokens.float()), grid)
+    return Tokens(map_BDhw.flatten(2).transpose(1, 2), grid, resize_mask(tokens, grid))
+
+
 def resize_mask(tokens: Tokens, grid: tuple[int, int]) -> Tensor | None:
     """The mask [B,h·w] of what `resize` makes of the tokens: True where all that it is interpolated from counts."""
     if tokens.mask_BN is None or tokens.grid == grid:

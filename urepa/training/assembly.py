@@ -28,10 +28,12 @@ from urepa.core.track_protocols import condition_widths
 from urepa.data.bucketed_cache import Caches
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.buckets import bucket_folder, run_in_buckets
+from urepa.evaluation.constant_tokens import constant_tokens
 from urepa.evaluation.context import Context, Evaluated
 from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.in_training import During
 from urepa.evaluation.validation_loss import Validation
+from urepa.method.alignment_grids import TEACHER, Grid, policy_of
 from urepa.method.training_step import AlignedModel
 from urepa.models import speed_switches
 from urepa.models.teachers.several_teachers import by_name, name_at
@@ -126,7 +128,7 @@ def build_model(
                 check_takes_grid(config["head"]["_target_"], heads[name])
     if loss.diffusion_fraction == 0:
         backbone.freeze_after(tuple(loss.taps))
-    return AlignedModel(backbone, heads), lora.group
+    return AlignedModel(backbone, heads, policy_of(loss)), lora.group
 
 
 def check_takes_grid(target: str, head: Any) -> None:
@@ -140,16 +142,27 @@ def check_takes_grid(target: str, head: Any) -> None:
         ) from None
 
 
-def check_heads(config: dict[str, Any], model: AlignedModel, cache: Caches, objective: Any) -> None:
-    """UserError where heads that do not resize meet, in any bucket, a tap of another grid than the teacher's: a U-Net's
-    taps have grids that only it tells."""
-    if not model.heads or declaration_of(config["head"]).resizes:
-        return
+def compared_grids(config: dict[str, Any], model: AlignedModel, cache: Caches, objective: Any) -> list[dict[str, Grid]]:
+    """Of each bucket, the grids of the heads' tokens, by head. A U-Net's taps have grids that only it tells.
+
+    UserError where heads that do not resize meet, in any bucket, a tap of another grid, and for a `loss.grid` that is
+    the teacher's grid everywhere.
+    """
+    teachers = {name: name.partition("/")[2] for name in model.heads}
+    at_teachers = [{name: bucket.grids[teacher] for name, teacher in teachers.items()} for bucket in cache.buckets]
+    if not model.heads or (model.grid_policy == TEACHER and declaration_of(config["head"]).resizes):
+        return at_teachers
     time_1 = objective.times_of(objective.time_at(0.5)).reshape(1)
+    found = []
     for bucket in cache.buckets:
         shape = as_shape(bucket.latents.shape[-3:])
         with in_bucket(bucket.bucket):
-            model.check_shapes([(shape, bucket.grids)], time_1, cache.conditions.null(1))
+            found += model.check_shapes([(shape, bucket.grids)], time_1, cache.conditions.null(1))
+    if model.grid_policy != TEACHER and found == at_teachers:
+        raise UserError(
+            f"loss.grid={model.grid_policy} has no effect here, as it is the teacher's grid at every tap; drop it"
+        )
+    return found
 
 
 def build_untrained(
@@ -233,7 +246,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
             with in_bucket(bucket.bucket):
                 check_evaluations(config["evaluation"], cache_counts(bucket))
     model, backbone_group = build_model(config, track, teacher, loss)
-    check_heads(config, model, cache, objective)
+    grids = compared_grids(config, model, cache, objective)
     if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))
@@ -249,8 +262,8 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     optimizer = declared_optimizer.build(groups)
     ema = EMA(model, settings.ema_decay, settings.ema_warmup)
     prepared = accelerator.prepare(model)
-    mean_tokens = {name: mean for name in cache.teacher_names if (mean := cache.mean_token(name)) is not None}
-    validation = Validation(validation_reader, objective, loss, mean_tokens, layout, accelerator.device)
+    constants = constant_tokens(cache, loss, grids)
+    validation = Validation(validation_reader, objective, loss, constants, layout, accelerator.device)
 
     def evaluate(step: int) -> Evaluated:
         return evaluate_ema(config, trainer, track, step)

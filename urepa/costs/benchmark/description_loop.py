@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from urepa.config.declared import declaration_of
 from urepa.core.errors import UserError
 from urepa.core.types import Tokens
+from urepa.method.alignment_grids import TEACHER
 from urepa.method.training_step import AlignedModel
 
 PREDICTIONS = ("epsilon", "v_prediction")  # that the description's loop has
@@ -96,10 +97,11 @@ class DocumentedLoop:
     def __init__(self, config: dict[str, Any], model: AlignedModel, ema: nn.Module, device: torch.device) -> None:
         loss, objective = config["loss"], config["objective"]
         prediction = declaration_of(objective).prediction_type
-        if loss.get("taps") != {"mid": 1.0} or loss["level"] != "sample" or prediction not in PREDICTIONS:
+        has_its_loss = loss.get("taps") == {"mid": 1.0} and loss["level"] == "sample" and not loss["manifold_diagonal"]
+        if not has_its_loss or loss["grid"] != TEACHER or prediction not in PREDICTIONS:
             raise UserError(
-                "bench.against=documented takes what the description has: loss.taps={mid: 1.0}, loss.level=sample and "
-                "a DDPM objective"
+                "bench.against=documented takes what the description has: loss.taps={mid: 1.0}, loss.level=sample "
+                "without the diagonal, loss.grid=teacher and a DDPM objective"
             )
         self.model, self.device, self.config = model, device, config
         rows, columns = declaration_of(config["teacher"]).grid

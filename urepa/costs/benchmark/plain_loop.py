@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from urepa.core.types import Batch
 from urepa.method.losses import loss_math
+from urepa.models.layers import resize_tokens
 from urepa.models.weight_files import trainable
 
 
@@ -61,8 +62,10 @@ class PlainLoop:
         target = self.objective.target(batch.x0, batch.noise, batch.t_B)
         total = F.mse_loss(output.prediction_RCHW.float(), target if batch.rows_R is None else target[batch.rows_R])
         for tokens in output.tokens.values():
-            (teacher,) = batch.teachers.values()
-            aligned = loss_math.token_loss(tokens.x_BND, self.loss.targets(teacher).x_BND).mean()
+            (own_teacher,) = batch.teachers.values()
+            teacher = resize_tokens(own_teacher, tokens.grid)
+            target = resize_tokens(self.loss.targets(own_teacher), tokens.grid)
+            aligned = loss_math.token_loss(tokens.x_BND, target.x_BND).mean()
             if self.loss.manifold_weight:
                 manifold = self.loss.manifold(tokens.x_BND, teacher.x_BND, lambda x: x)
                 aligned = aligned + self.loss.manifold_weight * manifold

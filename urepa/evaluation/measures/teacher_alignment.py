@@ -20,7 +20,7 @@ FEWEST = 4  # samples that the unbiased HSIC needs
 # What is measured against the teacher's own tokens, at whatever tap, rests on these; a head's fit also on what the
 # loss made of them.
 OF_TEACHER = ("teacher", "data.token_dtype")
-OF_FIT = (*OF_TEACHER, "loss.spatial_norm")
+OF_FIT = (*OF_TEACHER, "loss.spatial_norm", "loss.grid")
 OF_SIMILARITIES = (*OF_HEADS, "loss.manifold_weight")  # the manifold loss trains them
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from urepa.core.files import write_whole
 from urepa.data.lists.samples import Sample
+from urepa.evaluation.constant_tokens import mean_on
 from urepa.evaluation.context import Context
 from urepa.evaluation.features import (
     CHUNK,
     Chunk,
     Pool,
+    chunks,
     held_out_samples,
     mean_token,
     pool_chunks,
@@ -32,7 +34,9 @@ from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.measures.teacher_alignment import TeacherAlignment
 from urepa.evaluation.plots import curves_png
 from urepa.evaluation.similarity import cknna, linear_cka, neighbour_recall, similarity_mae
+from urepa.method.alignment_grids import TEACHER, Grid
 from urepa.method.losses import loss_math
+from urepa.models.layers import resize_tokens
 from urepa.models.teachers.several_teachers import name_at
 
 TITLES = {
@@ -56,10 +60,13 @@ def align(asked: TeacherAlignment, context: Context) -> dict[str, float]:
 
 
 def _teacher_values(asked: TeacherAlignment, context: Context, samples: list[Sample]) -> dict[str, float]:
-    teacher = _teacher_vectors(context, samples)
+    teacher_tokens(context, samples[:1])  # a run without a teacher has no heads either: this says why
     require_head(context, asked.tap)
     taps = list(context.model.taps)
     grid = sorted({asked.timestep, *asked.timesteps})
+    grids = _compared_grids(context, samples[:1], taps, asked.timestep)
+    on_grid = {on: _teacher_vectors(context, samples, on) for on in dict.fromkeys(grids.values())}
+    teacher = {tap: on_grid[grids[tap]] for tap in taps}
     by_t = {t: _values_at(context, samples, teacher, taps, t, asked.neighbours) for t in grid}
     metrics: dict[str, float] = {}
     for tap in taps:
@@ -72,7 +79,7 @@ def _teacher_values(asked: TeacherAlignment, context: Context, samples: list[Sam
                 metrics |= {f"final/{name}_by_t/{at}": v for name, v in by_t[t][tap].items()}
     for floor, build in context.floors.items():
         own = pool_chunks(context, samples, (asked.tap,), asked.timestep, {"tap": tap_pool(asked.tap)}, build())
-        found = _tap_values(torch.from_numpy(own["tap"]), teacher["mean"], asked.neighbours)
+        found = _tap_values(torch.from_numpy(own["tap"]), teacher[asked.tap]["mean"], asked.neighbours)
         metrics |= {name_at(f"final/{floor}_{name}", context.teacher): v for name, v in found.items()}
     folder = context.folder / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -81,8 +88,21 @@ def _teacher_values(asked: TeacherAlignment, context: Context, samples: list[Sam
     return metrics
 
 
+def _compared_grids(context: Context, samples: list[Sample], taps: list[str], t: float) -> dict[str, Grid]:
+    """The grid on which each tap is compared with the teacher, as its head makes tokens of a sample."""
+    if context.model.grid_policy == TEACHER:
+        return dict.fromkeys(taps, context.cache.grids[context.teacher])
+    (chunk,) = chunks(context, samples, taps, t)
+    return {tap: chunk.heads[tap].grid for tap in taps}
+
+
 def _values_at(
-    context: Context, samples: list[Sample], teacher: dict[str, Tensor], taps: list[str], t: float, neighbours: int
+    context: Context,
+    samples: list[Sample],
+    teacher_by_tap: dict[str, dict[str, Tensor]],
+    taps: list[str],
+    t: float,
+    neighbours: int,
 ) -> dict[str, dict[str, float]]:
     """All values by tap at one timestep, in one pass."""
     pools: dict[str, Pool] = {}
@@ -93,7 +113,7 @@ def _values_at(
     kept = {name: torch.from_numpy(v) for name, v in pool_chunks(context, samples, taps, t, pools).items()}
     values: dict[str, dict[str, float]] = {}
     for tap in taps:
-        cosine, head = kept[f"{tap} cosine"].double().mean().item(), kept[f"{tap} head"]
+        cosine, head, teacher = kept[f"{tap} cosine"].double().mean().item(), kept[f"{tap} head"], teacher_by_tap[tap]
         values[tap] = {"token_cosine": cosine}
         if "constant_cosine" in teacher:
             constant = teacher["constant_cosine"].double().mean().item()
@@ -109,20 +129,20 @@ def _tap_values(tap_ND: Tensor, teacher_NE: Tensor, neighbours: int) -> dict[str
     return {"cka": linear_cka(tap_ND, teacher_NE), "cknna": cknna(tap_ND, teacher_NE, neighbours)}
 
 
-def _teacher_vectors(context: Context, samples: list[Sample]) -> dict[str, Tensor]:
-    """The teacher's mean tokens, the pooled unit vectors of the loss's targets and, where those are its
+def _teacher_vectors(context: Context, samples: list[Sample], grid: Grid) -> dict[str, Tensor]:
+    """The teacher's mean tokens; of the loss's targets on a grid the pooled unit vectors and, where those are its
     tokens, the best constant token's cosine with them: a row a sample."""
+    is_mean_known = context.loss.spatial_norm is None  # else the mean token is another one
+    constant_D = mean_on(context.cache, context.teacher, [grid]) if is_mean_known else None
     kept: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, len(samples), CHUNK):
         tokens = teacher_tokens(context, samples[start : start + CHUNK])
-        target, tokens_BND = context.loss.targets(tokens), tokens.x_BND
+        target = resize_tokens(context.loss.targets(tokens), grid)
         kept["mean"].append(mean_token(tokens))
         kept["pooled"].append(loss_math.pool_tokens(target.x_BND, target.mask_BN))
-        if context.loss.spatial_norm is None:  # else the mean token is another one
-            constant_D = context.cache.mean_token(context.teacher)
-            assert constant_D is not None
-            constant_BND = constant_D.expand_as(tokens_BND)
-            kept["constant_cosine"].append(1 - loss_math.token_loss(constant_BND, tokens_BND, tokens.mask_BN))
+        if constant_D is not None:
+            constant_BND = constant_D.expand_as(target.x_BND)
+            kept["constant_cosine"].append(1 - loss_math.token_loss(constant_BND, target.x_BND, target.mask_BN))
     return {name: torch.cat(rows) for name, rows in kept.items()}
 
 
@@ -135,7 +155,8 @@ def _unit_mean(tap: str, chunk: Chunk) -> Tensor:
 def _cosine(context: Context, tap: str, chunk: Chunk) -> Tensor:
     """The mean cosine of each sample's tokens with the loss's targets [B]."""
     tokens = chunk.heads[tap]
-    target = context.loss.targets(teacher_tokens(context, chunk.samples)).to(tokens.x_BND.device)
+    own_target = context.loss.targets(teacher_tokens(context, chunk.samples))
+    target = resize_tokens(own_target, tokens.grid).to(tokens.x_BND.device)
     mask_BN = loss_math.both_masks(tokens.mask_BN, target.mask_BN)
     return 1 - loss_math.token_loss(tokens.x_BND, target.x_BND, mask_BN)
 

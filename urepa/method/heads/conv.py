@@ -19,11 +19,11 @@ class Upsample(Enum):
 
 @dataclass
 class Conv:
-    """1x1 convolutions with GELU between them, and bilinear interpolation to the teacher's grid."""
+    """1x1 convolutions with GELU between them, and bilinear interpolation to the target's grid."""
 
     _target_: str = "urepa.method.heads.conv.Conv"
     depth: int = setting("number of 1x1 convolutions", ge=1, le=SIZE)
-    upsample: Upsample = setting("to the teacher's grid: after or before projecting")
+    upsample: Upsample = setting("to the target's grid: after or before projecting")
     resizes: ClassVar[bool] = True
 
     def check(self) -> None:
@@ -38,5 +38,5 @@ class Conv:
         one = self.depth == 1
         layers = "one 1×1 convolution" if one else f"{self.depth} layers of 1×1 convolution with GELU between them"
         return (
-            f"{layers}, and bilinear interpolation to the teacher's grid {self.upsample} projecting where they differ"
+            f"{layers}, and bilinear interpolation to the target's grid {self.upsample} projecting where they differ"
         )

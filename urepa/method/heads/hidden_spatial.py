@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class HiddenSpatial:
-    """A 3x3 convolution, SiLU and a dense layer on each token, and bilinear interpolation to the teacher's grid."""
+    """A 3x3 convolution, SiLU and a dense layer on each token, and bilinear interpolation to the target's grid."""
 
     _target_: str = "urepa.method.heads.hidden_spatial.HiddenSpatial"
     hidden: int = setting("width between the two layers", ge=1, le=SIZE)
@@ -29,4 +29,4 @@ class HiddenSpatial:
 
     def description(self) -> str:
         layers = f"a 3×3 convolution to width {self.hidden}, SiLU, and a dense layer on each token by itself"
-        return f"{layers}, and where the grids differ bilinear interpolation to the teacher's after them"
+        return f"{layers}, and where the grids differ bilinear interpolation to the target's after them"

@@ -38,10 +38,10 @@ class MLPHead(nn.Module):
 
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
         if tapped.grid != grid:
-            own, teachers = ("x".join(map(str, sides)) for sides in (tapped.grid, grid))
+            own, targets = ("x".join(map(str, sides)) for sides in (tapped.grid, grid))
             raise UserError(
-                f"the tap has {own} tokens and the teacher {teachers}, and head=repa_mlp resizes neither: give a "
-                "teacher.grid (and image_size) or backbone.patch that fits, or head=conv"
+                f"the tap has {own} tokens and the teacher {targets}, and head=repa_mlp resizes neither: give a "
+                "teacher.grid (and image_size) or backbone.patch that fits, loss.grid=student, or head=conv"
             )
         return Tokens(F.normalize(self.project(tapped.x_BND, t_B).float(), dim=-1), grid, tapped.mask_BN)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Spatial:
-    """One 3x3 convolution, and bilinear interpolation to the teacher's grid."""
+    """One 3x3 convolution, and bilinear interpolation to the target's grid."""
 
     _target_: str = "urepa.method.heads.spatial.Spatial"
     resizes: ClassVar[bool] = True
@@ -25,4 +25,4 @@ class Spatial:
         return SpatialHead(in_width=in_width, out_width=out_width)
 
     def description(self) -> str:
-        return "one 3×3 convolution, and where the grids differ bilinear interpolation to the teacher's after it"
+        return "one 3×3 convolution, and where the grids differ bilinear interpolation to the target's after it"

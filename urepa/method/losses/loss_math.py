@@ -44,12 +44,15 @@ def normalise_spatially(tokens_BND: Tensor, share: float, mask_BN: Tensor | None
     return _without_masked((tokens_BND - share * mean_B1D) / (std_B1D + 1e-6), mask_BN)
 
 
-def off_diagonal_mean(difference_XNN: Tensor) -> Tensor:
-    """Mean of squared entries off the diagonal. For a symmetric matrix this is the mean over its upper
-    triangle."""
+def mean_square(difference_XNN: Tensor, diagonal: bool = False) -> Tensor:
+    """Mean of the squared entries off the diagonals. For symmetric matrices this is the mean over their upper
+    triangles. With `diagonal` the mean over all entries: (N − 1)/N of the other where the diagonals are 0, as those of
+    the difference of two similarity matrices are."""
     n = difference_XNN.shape[-1]
     if n < 2:
         raise ValueError("a manifold loss compares at least 2 vectors; there is 1")
+    if diagonal:
+        return difference_XNN.pow(2).mean()
     off_diagonal = ~torch.eye(n, dtype=torch.bool, device=difference_XNN.device)
     return difference_XNN.pow(2).mul(off_diagonal).sum() / (difference_XNN.numel() / n * (n - 1))
 
@@ -61,22 +64,27 @@ def pool_tokens(tokens_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     return F.normalize(mean_BD, dim=-1)
 
 
-def manifold_loss_sample(student_GD: Tensor, teacher_GD: Tensor) -> Tensor:
-    """Squared difference of the samples' similarity matrices. Takes `pool_tokens` vectors of
-    the whole group, so that the caller may gather them over ranks first."""
-    return off_diagonal_mean(student_GD @ student_GD.mT - teacher_GD @ teacher_GD.mT)
+def manifold_loss_sample(student_GD: Tensor, teacher_GD: Tensor, diagonal: bool = False) -> Tensor:
+    """Squared difference of the samples' similarity matrices, off the diagonal or with it. Takes `pool_tokens` vectors
+    of the whole group, so that the caller may gather them over ranks first."""
+    return mean_square(student_GD @ student_GD.mT - teacher_GD @ teacher_GD.mT, diagonal)
 
 
-def manifold_loss_token(student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+def manifold_loss_token(
+    student_BND: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None, diagonal: bool = False
+) -> Tensor:
     """The paper's form: similarity matrices of tokens within each sample (U-REPA, arXiv 2503.18414,
-    eq. 6), here without the diagonal, which is 1 on both sides. With a mask the mean over a sample's pairs first, then
-    over samples, which count alike however many tokens they have; each has two that count, or it is a ValueError."""
+    eq. 6), without the diagonal, which is 1 on both sides, or with it. With a mask the mean over a sample's pairs
+    first, then over samples, which count alike however many tokens they have; each has two that count, or it is a
+    ValueError."""
     student_BND, teacher_BND = (_without_masked(x, mask_BN) for x in (student_BND, teacher_BND))
     student_BND, teacher_BND = (F.normalize(x.float(), dim=-1) for x in (student_BND, teacher_BND))
     difference_BNN = student_BND @ student_BND.mT - teacher_BND @ teacher_BND.mT
     if mask_BN is None:
-        return off_diagonal_mean(difference_BNN)
+        return mean_square(difference_BNN, diagonal)
     count_B = _counts(mask_BN, at_least=2)
+    if diagonal:
+        return (difference_BNN.pow(2).sum((1, 2)) / count_B.pow(2)).mean()
     off_diagonal = ~torch.eye(mask_BN.shape[1], dtype=torch.bool, device=mask_BN.device)
     sum_B = difference_BNN.pow(2).mul(off_diagonal).sum((1, 2))  # masked tokens are 0 on both sides
     return (sum_B / (count_B * (count_B - 1))).mean()

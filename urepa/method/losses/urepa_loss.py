@@ -6,14 +6,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.comparability import ALIGNMENT, MANIFOLD, NOTHING, TOTAL, TOTAL_BY_STEP
-from urepa.core.declared_keys import LARGEST, setting
+from urepa.core.declared_keys import LARGEST, SIZE, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
 from urepa.core.evaluation_protocols import Metric
 from urepa.core.protocols import Schedule
+from urepa.method import alignment_grids
 from urepa.method.diffusion_fraction import strata
 from urepa.method.losses.no_loss import DIFFUSION
 from urepa.method.step_schedules import linear_warmup
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # What `level` means: the weight of each manifold term. "both" keeps the meaning of w by averaging.
 MANIFOLD_LEVELS = {"sample": {"sample": 1.0}, "token": {"token": 1.0}, "both": {"sample": 0.5, "token": 0.5}}
+MANIFOLDS = (MANIFOLD, TOTAL)  # what a setting of the manifold loss alters
 
 
 class Level(Enum):
@@ -46,7 +48,7 @@ class URepaLoss:
     )
     level: Level = setting(
         "of the manifold loss: similarities between samples, between the tokens of each, or the mean of both losses",
-        alters=(MANIFOLD, TOTAL),
+        alters=MANIFOLDS,
     )
     taps: dict[str, float] = setting(
         "the aligned taps, each with its weight in the mean of the alignment terms",
@@ -84,6 +86,17 @@ class URepaLoss:
     diffusion_fraction: float = setting(
         "p/q: p random samples of every q have a diffusion term; 0: none has", 1.0, ge=0, le=1, alters=(TOTAL,)
     )
+    manifold_diagonal: bool = setting(
+        "take the mean of the manifold loss over all pairs, those of a vector with itself too", False, alters=MANIFOLDS
+    )
+    grid: Any = setting(
+        "where a tap and a teacher of other rows and columns are compared: on the grid of the teacher, of the student "
+        "(the teacher's tokens are resized), the smaller of the two, or a given one as [16,16]",
+        alignment_grids.TEACHER,
+        ge=1,
+        le=SIZE,
+        alters=ALIGNMENT,
+    )
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -103,6 +116,7 @@ class URepaLoss:
             raise UserError("loss.taps: give at least one tap, and weights that are 0 or more and not all 0")
         if self.lambda_max < 0 or self.manifold_weight < 0:
             raise UserError("loss.lambda_max and loss.manifold_weight are 0 or more")
+        alignment_grids.check_policy(self.grid)
         if self.time_power > 0 and self.manifold_weight > 0:
             raise UserError(
                 "loss.time_power weighs each sample by its time, and the manifold term is one number for samples of "
@@ -167,8 +181,9 @@ class URepaLoss:
         if self.manifold_clip is not None:
             manifold = rf"\min(\mathcal{{L}}_{{\mathrm{{manifold}}}}, {number(self.manifold_clip)})"
         total = rf"\mathcal{{L}} = {terms}\lambda(s) \bigl[ \mathcal{{L}}_{{\mathrm{{token}}}} + w\, {manifold} \bigr]"
+        formulas = WITH_DIAGONAL if self.manifold_diagonal else FORMULAS
         weighted = [
-            FORMULAS[level] if weight == 1 else rf"{number(weight)} \cdot {FORMULAS[level]}"
+            formulas[level] if weight == 1 else rf"{number(weight)} \cdot {formulas[level]}"
             for level, weight in levels.items()
         ]
         return [
@@ -182,6 +197,7 @@ class URepaLoss:
             f"The manifold term compares {' and '.join(COMPARED[level] for level in levels)}."
             + (" As w = 0, it is logged and not trained on." if self.manifold_weight == 0 else ""),
             *token_normalisation(self.spatial_norm),
+            *alignment_grids.description(self.grid),
             self._weight_over_the_run(schedule, max_steps),
             *self._by_step(schedule, max_steps),
             *by_time(self.time_power),
@@ -230,6 +246,12 @@ FORMULAS = {  # by level
     ),
     "token": (
         r"\mathbb{E}\, \frac{1}{N (N - 1)} \sum_{m \ne n} \bigl( h(z)_m \cdot h(z)_n - \tau_m \cdot \tau_n \bigr)^2"
+    ),
+}
+WITH_DIAGONAL = {
+    "sample": r"\frac{1}{B^2} \sum_{i, j} \bigl( \hat h_i \cdot \hat h_j - \hat\tau_i \cdot \hat\tau_j \bigr)^2",
+    "token": (
+        r"\mathbb{E}\, \frac{1}{N^2} \sum_{m, n} \bigl( h(z)_m \cdot h(z)_n - \tau_m \cdot \tau_n \bigr)^2"
     ),
 }
 COMPARED = {

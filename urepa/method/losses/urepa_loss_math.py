@@ -3,7 +3,7 @@ N tokens, D widths.
 
 A token counts where neither the student's mask nor the teacher's hides it: in the token loss, in both levels of the
 manifold loss and in what is logged of them. Only `spatial_norm` looks at the teacher's mask alone: targets do not
-depend on the student.
+depend on the student. They are resized last, each to the grid that a tap is compared on, which its head was asked for.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from urepa.core.protocols import ScheduleMath
 from urepa.core.types import Batch, Tokens
+from urepa.method.alignment_grids import TEACHER
 from urepa.method.losses import loss_math
 from urepa.method.losses.urepa_loss import URepaLoss
 from urepa.method.step_schedules import linear_warmup
 from urepa.method.training_step import Aligned, Gather, Terms, shares_of
+from urepa.models.layers import resize_tokens
 from urepa.models.teachers.several_teachers import name_at
 
 
@@ -35,7 +37,7 @@ class AlignmentLoss:
         self.taps, self.teachers, self.levels = settings.taps, settings.teachers, settings.levels
         self.lambda_max, self.manifold_weight = settings.lambda_max, settings.manifold_weight
         self.diffusion_fraction, self.time_power = settings.diffusion_fraction, settings.time_power
-        self.spatial_norm = settings.spatial_norm
+        self.spatial_norm, self.grid, self.diagonal = settings.spatial_norm, settings.grid, settings.manifold_diagonal
 
     def lam(self, step: int) -> float:
         """λ of the update with this index."""
@@ -47,7 +49,7 @@ class AlignmentLoss:
         return (0.0 if self.schedule.is_stopped(step) else peak) >= self.lambda_max
 
     def targets(self, tokens: Tokens) -> Tokens:
-        """A teacher's tokens as the student's are compared with them."""
+        """A teacher's tokens, on its grid, as the student's are compared with them."""
         if self.spatial_norm is None:
             return tokens
         x_BND = loss_math.normalise_spatially(tokens.x_BND, self.spatial_norm, tokens.mask_BN)
@@ -67,9 +69,10 @@ class AlignmentLoss:
         for level, weight in self.levels.items():
             if level == "sample":
                 pooled = (gather(loss_math.pool_tokens(x, mask_BN)) for x in (student_BND, teacher_BND))
-                value = value + weight * loss_math.manifold_loss_sample(*pooled)
+                value = value + weight * loss_math.manifold_loss_sample(*pooled, self.diagonal)
             else:
-                value = value + weight * loss_math.manifold_loss_token(student_BND, teacher_BND, mask_BN)
+                within = loss_math.manifold_loss_token(student_BND, teacher_BND, mask_BN, self.diagonal)
+                value = value + weight * within
         return value
 
     def __call__(
@@ -91,9 +94,12 @@ class AlignmentLoss:
         token_B = diffusion_R.new_zeros(len(next(iter(targets.values())).x_BND))
         by_teacher = {name: torch.zeros_like(token_B) for name in targets}
         for tap, weight in self.taps.items():
-            for name, target in targets.items():
+            for name, own_target in targets.items():
                 student = output.tokens[name_at(tap, name)]
-                assert student.grid == target.grid, f"{student.grid} tokens of the student, {target.grid} of {name}"
+                assert self.grid != TEACHER or student.grid == own_target.grid, (
+                    f"{student.grid} tokens of the student, {own_target.grid} of {name}"
+                )
+                target = resize_tokens(own_target, student.grid)
                 student_BND, teacher_BND = student.x_BND, target.x_BND
                 mask_BN = loss_math.both_masks(student.mask_BN, target.mask_BN)
                 own_B = loss_math.token_loss(student_BND, teacher_BND, mask_BN)

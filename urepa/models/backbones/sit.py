@@ -72,7 +72,8 @@ class SiT:
                 ours, teachers = ("x".join(map(str, g)) for g in (own, grid))
                 raise UserError(
                     f"this SiT has {ours} patches and the teacher {teachers} tokens, which this head compares one by "
-                    f"one: give {key}={own} (and a teacher.image_size that has them), backbone.patch=..., or head=conv"
+                    f"one: give {key}={own} (and a teacher.image_size that has them), backbone.patch=..., "
+                    "loss.grid=student, or head=conv"
                 )
 
     def check_adapters(self, targets: str, blocks: str) -> None:

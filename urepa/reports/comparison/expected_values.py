@@ -51,6 +51,8 @@ SETTINGS = {
     "loss.lambda_max": "0.5",
     "loss.manifold_weight": "3.0",
     "loss.level": "sample",
+    "loss.manifold_diagonal": "False",
+    "loss.grid": "teacher",
 }
 STEPS = 62_480  # 40 epochs
 

@@ -12,6 +12,7 @@ from urepa.core.descriptions import BackboneFacts, number, shape
 from urepa.core.protocols import Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.text_tables import Table
+from urepa.method.alignment_grids import TEACHER, compared_on, policy_of
 from urepa.method.training_step import shares_of
 from urepa.models.teachers.several_teachers import by_name, name_at
 from urepa.reports.description.markdown_and_latex import Block
@@ -59,15 +60,18 @@ def taps(s: Subject) -> Table:
     """Where the backbone is aligned, from the tap's tokens to the teacher's."""
     total, teachers = sum(s.loss.taps.values()), by_name(s.teacher)
     shares = shares_of(teachers, s.loss.teachers)
-    rows, buckets = [], s.planned.counted.buckets.values()
+    rows, buckets, policy = [], s.planned.counted.buckets.values(), policy_of(s.loss)
     for tap, weight in s.loss.taps.items():
         width = s.planned.counted.taps[tap][2]
         grids = " or ".join(shape(bucket.taps[tap][:2]) for bucket in buckets)
         for name, teacher in teachers.items():
             asked = " or ".join(shape(bucket.grids[name]) for bucket in buckets)
+            met = [compared_on(policy, bucket.taps[tap][:2], bucket.grids[name]) for bucket in buckets]
+            on = () if policy == TEACHER else (" or ".join(map(shape, met)),)
             out, share = f"{asked}, {teacher.width}", weight / total * shares[name]
-            rows.append((name_at(tap, name), f"{grids}, {width}", out, f"{share:.4g}"))
-    headers = ("tap", "its grid, width", "teacher's grid, width", "share of the alignment terms")
+            rows.append((name_at(tap, name), f"{grids}, {width}", out, *on, f"{share:.4g}"))
+    compared = () if policy == TEACHER else ("compared on",)
+    headers = ("tap", "its grid, width", "teacher's grid, width", *compared, "share of the alignment terms")
     return Table("Taps and what they are compared with.", headers, tuple(rows))
 
 

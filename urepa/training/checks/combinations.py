@@ -25,6 +25,7 @@ from urepa.core.nested_dicts import flatten
 from urepa.core.protocols import Loss, Objective, Teacher
 from urepa.core.teacher_names import ALONE
 from urepa.core.track_protocols import Track
+from urepa.method.alignment_grids import TEACHER, policy_of
 from urepa.method.diffusion_fraction import strata
 from urepa.runs.run_folder import is_identity, parse_overrides, to_plain
 from urepa.training.checks.sizes import as_shape, check_shapes
@@ -237,9 +238,11 @@ def check_lora(config: dict[str, Any]) -> None:
 
 
 def check_grid(config: dict[str, Any]) -> None:
-    """Where a head does not resize, the taps have the teacher's rows and columns, in every bucket."""
+    """Where a head does not resize, the taps have the teacher's rows and columns, in every bucket. With another
+    `loss.grid` than the teacher's it depends on the taps, which are asked when they are built."""
     head: Any = SCHEMAS[config["head"]["_target_"]]
-    if head.resizes or not declaration_of(config["loss"]).taps:
+    loss: Loss = declaration_of(config["loss"])
+    if head.resizes or not loss.taps or policy_of(loss) != TEACHER:
         return
     backbone: Backbone = declaration_of(config["backbone"])
     track: Track = declaration_of(config["data"])

@@ -1,0 +1,30 @@
+"""The network of `layer_norm_linear`.
+
+Shapes: B batch, N tokens, D width of the tap, E width of the teacher, h/w grid of the tap or the target.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urepa.core.types import Tokens
+from urepa.models.layers import linear, resize_tokens
+
+
+class LayerNormLinearHead(nn.Module):
+    """LayerNorm over D and a dense layer to E on each token by itself, then bilinear to the target's grid. The dense
+    layer begins as REPA's do (`urepa.models.layers.linear`). Output tokens have unit length, in fp32.
+
+    Args:
+        in_width, out_width: D and E.
+    """
+
+    def __init__(self, *, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(in_width), linear(in_width, out_width))
+
+    def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
+        projected = Tokens(self.layers(tapped.x_BND).float(), tapped.grid, tapped.mask_BN)
+        tokens = resize_tokens(projected, grid)
+        return Tokens(F.normalize(tokens.x_BND, dim=-1), grid, tokens.mask_BN)
