@@ -33,12 +33,6 @@ ELSEWHERE = {
     "data": {"root": None, "vae": None},
     "backbone": {"weights": None},
 }
-    "checkpoint": None,
-    "out": None,
-    "format": "diffusers",
-    "data": {"root": None, "vae": None},
-    "backbone": {"weights": None},
-}
 # adapters on attention and convolutions, with α ≠ r
 LORA = ("lora.alpha=2", "lora.targets=attention_conv")
 FULL = ("lora=none", "optimizer=adamw_full", "objective=ddpm_eps_scaled")
