@@ -12,6 +12,7 @@ from class_ids import of_ids
 from torch import Tensor
 
 from urepa.core.types import Batch, Tokens
+from urepa.evaluation.constant_tokens import ConstantToken
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.heads.conv_net import ConvHead
 from urepa.method.heads.mlp_net import MLPHead

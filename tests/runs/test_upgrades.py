@@ -176,7 +176,8 @@ def test_losses_of_before_are_declared_and_their_lambda_stayed_at_its_peak(befor
     constant = {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": None}
     for number, module in ((2, "urepa.alignment"), (4, "urepa.method.training_step")):
         loss = {"_target_": f"{module}.{before}", "lambda_max": 0.5}
-        assert upgrade({KEY: number, "loss": loss}) == {"loss": loss | {"_target_": since}, "schedule": constant}
+        added = {"grid": "teacher", "manifold_diagonal": False} if before == "AlignmentLoss" else {}
+        assert upgrade({KEY: number, "loss": loss}) == {"loss": loss | {"_target_": since} | added, "schedule": constant}
         found = upgrade_flat({"loss._target_": f"{module}.{before}"}, number)
         assert found == {"loss._target_": since} | {f"schedule.{key}": str(value) for key, value in constant.items()}
     assert {since, constant["_target_"]} <= SCHEMAS.keys()

@@ -35,7 +35,7 @@ from urepa.costs.counting import (
     norm_as_on_cuda,
     on_fake_cpu,
 )
-from urepa.costs.online_costs import TEACHER, VAE, OnlineCost, online_costs
+from urepa.costs.online_costs import WITH_TEACHER, OnlineCost, online_costs
 from urepa.data.lists.split_sizes import check_batch_size, check_buckets
 from urepa.data.reader import THREADS
 from urepa.data.stores.bucket_views import bucket_samples, bucket_views, teachers_of
@@ -120,8 +120,8 @@ class Plan:
     @property
     def flops_after_stop(self) -> int:
         """Of a step from `stop_step` on: without the teacher and the alignment terms, heads and all else as before."""
-        aligning = sum(self.flops(d).get(p, 0) for d in ("forward", "backward") for p in (TEACHER, AFTER_THE_MODEL))
-        return self.flops_per_step - aligning
+        parts = (*WITH_TEACHER, AFTER_THE_MODEL)
+        return self.flops_per_step - sum(self.flops(d).get(p, 0) for d in ("forward", "backward") for p in parts)
 
     @property
     def validation_flops(self) -> int:
@@ -286,8 +286,8 @@ def count(config: dict[str, Any], kind: str) -> Counted:
     for name, network in asked.items():
         parameters[name] = {"all": network.parameters, "trainable": 0}
         weights[name] = network.bytes
-    if VAE in asked:
-        weights["VAE, at work"] = THREADS * asked[VAE].at_work
+        if network.at_work:
+            weights[f"{name}, at work"] = THREADS * network.at_work
     return Counted(
         parameters=parameters,
         groups=groups,

@@ -10,12 +10,15 @@ from torch import nn
 
 from urepa.costs.counting import LiveBytes, flop_counter
 from urepa.data.online_encoders import AT_ONCE
+from urepa.data.stages.decoded_images import DECODED_AT_ONCE, decoder_without_weights
 from urepa.data.stages.vae import vae_without_weights
 from urepa.data.stores.bucket_views import teachers_of
 from urepa.models.teachers.several_teachers import by_name
 
 TEACHER = "teacher"  # one that is asked in training
 VAE = "VAE"
+DECODER = "decoder"  # of latents, where a teacher that is asked in training sees these decoded
+WITH_TEACHER = (TEACHER, DECODER)  # what no longer runs once the teacher is not asked
 
 
 @dataclass(frozen=True)
@@ -56,4 +59,12 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
             with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
                 vae.encode(torch.empty(AT_ONCE, 3, height, width, dtype=dtype))
             asked[VAE] = OnlineCost.of(vae, counter.get_total_flops() // AT_ONCE, live.peak)
+        decoder = decoder_without_weights(view) if TEACHER in asked else None
+        if decoder is not None:
+            dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+            nn.Module.to(decoder, dtype)
+            with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
+                decoder.decode(torch.empty(DECODED_AT_ONCE, *view.latent_shape, dtype=dtype))
+            again = asked[VAE].flops if VAE in asked else 0  # images are encoded for it once more
+            asked[DECODER] = OnlineCost.of(decoder, counter.get_total_flops() // DECODED_AT_ONCE + again, live.peak)
     return asked

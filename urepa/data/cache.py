@@ -42,6 +42,7 @@ UNKNOWN = "unknown"
 NONE: Mapping[Path, dict[str, Any]] = {}
 # what a manifest says that is not about how its records were made
 STORE_FACTS = ("count", "parts", "adopted", "csv_sha256", SUFFIX, *IN_MANIFEST)
+SEEN: dict[str, Any] = {"teacher.sees": "images", "teacher.decoder": None}  # of tokens whose manifest does not say it
 FAULT = "fault.txt"  # beside a store's records: what the stage `verify` found wrong with it
 
 
@@ -196,7 +197,8 @@ def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str,
     """A UserError that names what differs, unless the folder's manifest says what is expected. It may know more
     (a teacher's weights, say) than what is asked of it."""
     there = NEUTRAL | _earlier_defaults(manifest.get("teacher", {})) | flatten(manifest)
-    asked = (NEUTRAL if "scaling_factor" in expected else {}) | flatten(expected)
+    asked = (NEUTRAL if "scaling_factor" in expected else {}) | (SEEN if "teacher" in expected else {})
+    asked |= flatten(expected)
     differing = [
         f"{k}: {there.get(k)!r} there, {v!r} here"
         for k, v in asked.items()
@@ -210,12 +212,15 @@ def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str,
 
 
 def _earlier_defaults(teacher: dict[str, Any]) -> dict[str, Any]:
-    """Values for manifests of earlier versions: no mirror images, and DINOv2's positions, at sizes other than 518 px,
-    resampled as in the transformers library. Unknown values of an adopted store stay unknown."""
+    """Values for manifests that do not say them: no mirror images, a teacher that sees images and, of earlier versions,
+    DINOv2's positions, at sizes other than 518 px, resampled as in the transformers library. Unknown values of an
+    adopted store stay unknown."""
     family, size = teacher.get("family"), teacher.get("image_size")
     if family == UNKNOWN:
-        return {"flip": "none", "teacher.positions": UNKNOWN}
-    return {"flip": "none"} | ({"teacher.positions": "transformers"} if family == "dinov2" and size != 518 else {})
+        return {"flip": "none", "teacher.positions": UNKNOWN} | dict.fromkeys(SEEN, UNKNOWN)
+    return (
+        {"flip": "none"} | SEEN | ({"teacher.positions": "transformers"} if family == "dinov2" and size != 518 else {})
+    )
 
 
 def refuse_faulty(store: Path) -> None:

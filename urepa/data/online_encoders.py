@@ -6,7 +6,7 @@ Shapes: R records, N tokens, D width, S image size, CHW latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,8 @@ from urepa.data.stores.record_keys import is_mirrored, sample_id_of
 
 MEAN_SAMPLES = 256  # training images whose tokens give the mean token
 AT_ONCE = 32  # images in the VAE: its first maps are large
-ImagesOf = Callable[[list[str]], Tensor]  # sample ids to their images as they are
+ImagesOf = Callable[[list[str]], Tensor]  # sample ids, or keys, to their images
+NO_FACTS: Mapping[str, Any] = {}
 
 
 def own_device() -> torch.device:
@@ -29,25 +30,28 @@ def own_device() -> torch.device:
 
 
 def images_of(keys: list[str], read: ImagesOf) -> Tensor:
-    """The images of the records with these keys, mirrored where the key says so."""
+    """The images of the records with these keys, mirrored where the key says so. `read` gives those of sample ids."""
     images = read(list(map(sample_id_of, keys)))
     mirrored_R111 = torch.tensor(list(map(is_mirrored, keys))).view(-1, 1, 1, 1)
     return torch.where(mirrored_R111, images.flip(-1), images)
 
 
 class OnlineTokens:
-    """A teacher's tokens. `read` gives RGB [R,3,S,S] in [0,1]."""
+    """A teacher's tokens. `images` gives RGB [R,3,S,S] in [0,1] of records by their keys (`images_of`); `facts` says
+    what they are besides, for the manifest."""
 
     record_bytes = 0
 
-    def __init__(self, teacher: Any, read: ImagesOf, train_ids: Iterable[str]) -> None:
-        self.teacher, self.read, self.device = teacher, read, own_device()
+    def __init__(
+        self, teacher: Any, images: ImagesOf, train_ids: Iterable[str], facts: Mapping[str, Any] = NO_FACTS
+    ) -> None:
+        self.teacher, self.images, self.device = teacher, images, own_device()
         self._mean_ids = list(islice(train_ids, MEAN_SAMPLES))
-        self.manifest = {"kind": "online", "teacher": teacher.manifest()}
+        self.manifest = {"kind": "online", "teacher": teacher.manifest() | dict(facts)}
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
         """Tokens [R,N,D] of the samples, float32, on the device that there is."""
-        images = images_of(keys, self.read).to(self.device)
+        images = self.images(keys).to(self.device)
         with torch.autocast(self.device.type, enabled=False):  # validation asks inside it, training does not
             # out of inference mode: the loss saves them for its backward pass
             return self.teacher.tokens(images).x_BND.clone()

@@ -71,7 +71,8 @@ def mean_on(cache: Caches, teacher: str, grids: Sequence[Grid]) -> Tensor:
 
 def _mean_of_first(bucket: Cache, teacher: str, grid: Grid) -> Tensor:
     """The mean unit token [D] over the first training images, float64."""
-    train, total = bucket.splits["train"], 0.0
+    train = bucket.splits["train"]
+    total: Any = 0.0
     images = min(MEAN_SAMPLES, len(train))
     for start in range(0, images, AT_ONCE):
         samples = [train[i] for i in range(start, min(start + AT_ONCE, images))]
@@ -79,4 +80,5 @@ def _mean_of_first(bucket: Cache, teacher: str, grid: Grid) -> Tensor:
         assert stored_BND is not None
         x_BND = resize_tokens(Tokens(stored_BND.cpu(), bucket.grids[teacher]), grid).x_BND
         total = total + F.normalize(x_BND.float(), dim=-1).double().sum((0, 1))
-    return total / (images * grid[0] * grid[1])
+    mean_D: Tensor = total / (images * grid[0] * grid[1])
+    return mean_D

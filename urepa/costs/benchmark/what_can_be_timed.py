@@ -27,6 +27,10 @@ def check_bench(config: dict[str, Any]) -> None:
         raise UserError(
             "bench.against=online asks the teacher in every step, and loss=none has none; choose another loss"
         )
+    if settings["against"] == "online" and getattr(track, "sees", "images") != "images":
+        raise UserError(
+            "bench.against=online asks the teacher about images, and data.teacher_sees shows it others; leave that out"
+        )
     has_rectangles = any(height != width for _, height, width in track.latent_shapes)
     for key, value in (("against", "online"), ("against", "documented"), ("parts", True)):
         if settings[key] == value and has_rectangles:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from urepa.core.errors import UserError
+
+NOTHING_ELSE: Mapping[str, str] = {}
 
 
 def is_finished(store: Path) -> bool:
@@ -46,9 +48,16 @@ def remake_pixels_text(name: str) -> str:
 
 
 def remake_latents_text(
-    name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool
+    name: str,
+    images: str,
+    root: str,
+    flip: bool,
+    online_teacher: bool,
+    online_latents: bool,
+    seen: Mapping[str, str] = NOTHING_ELSE,
 ) -> str:
-    """The command that makes a LatentTrack's caches."""
+    """The command that makes a LatentTrack's caches; `seen`: more keys, of what the teacher sees."""
     switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
-    given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
+    given = "".join(f" data.{key}={value}" for key, value in seen.items())
+    given = "".join(f" data.{key}=true" for key, on in switches.items() if on) + given
     return f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"

@@ -231,6 +231,7 @@ class Build:
     def stage_tokens(self) -> None:
         """Teacher tokens, a store for each teacher."""
         track, teachers, _ = self.track, by_name(self.teacher), self._listed_samples()
+        show = track.show_to_teachers() if teachers else None
         for teacher in teachers.values():
             if track.token_dtype == "int8" and teacher.width % GROUP:
                 raise UserError(
@@ -239,8 +240,8 @@ class Build:
         for name, folder in track.tokens_folders(self.teacher).items():
             teacher = teachers[name]
             facts = {"kind": "tokens", "shape": _token_shape(teacher), "dtype": track.token_dtype}
-            facts |= {"teacher": teacher.manifest() | {"weights_sha256": teacher.weights_sha256()}}
-            self._encode(Output(folder, facts), encode.token_encoder(teacher))
+            known = teacher.manifest() | {"weights_sha256": teacher.weights_sha256()} | track.seen_facts()
+            self._encode(Output(folder, facts | {"teacher": known}), encode.token_encoder(teacher, show))
 
     def _is_adopted(self, folder: Path) -> bool:
         """Of an adopted store it is not known how to go on with it."""

@@ -169,13 +169,14 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
     return encode, {"vae": short_name(weights)} | scaling.facts() | {"moments": moments}
 
 
-def token_encoder(teacher: Any) -> Encode:
-    """Images to teacher tokens [B,N,D]."""
+def token_encoder(teacher: Any, show: Callable[[Tensor], Tensor] | None = None) -> Encode:
+    """Images to teacher tokens [B,N,D]. `show` makes what the teacher sees of them, in [0,1]; None: themselves."""
 
     device, _ = device_and_dtype()
 
     def encode(images: Tensor) -> np.ndarray:
-        return teacher.tokens(images.to(device).float() / 255).x_BND.cpu().numpy()
+        shown = images.to(device).float() / 255 if show is None else show(images)
+        return teacher.tokens(shown).x_BND.cpu().numpy()
 
     return encode
 

@@ -9,7 +9,7 @@ With data.online_latents or data.online_teacher images/ stays and is read in tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,10 @@ from urepa.data.lists.classes import class_names, read_names
 from urepa.data.lists.paths import no_cache_error
 from urepa.data.lists.samples import Keys, Samples, read_split
 from urepa.data.local_copies import stage
-from urepa.data.online_encoders import OnlineLatents, OnlineTokens
+from urepa.data.online_encoders import ImagesOf, OnlineLatents, OnlineTokens, images_of
 from urepa.data.sources import source_changes
 from urepa.data.stages import vae
+from urepa.data.stages.decoded_images import IMAGES, Decoder, decoder_name, read_decoded, through_latents
 from urepa.data.stages.encode import prompt_facts, short_name, vae_encoder
 from urepa.data.stages.image_archives import ImageArchive, skipped_ids
 from urepa.data.stages.vae_config import known_scaling, refuse_other_scaling
@@ -70,6 +71,7 @@ class LatentTrackCaches:
         self.conditions = ClassConditions.withheld_with(settings.cfg_dropout)
         self.flip, self.stage_to = settings.flip, settings.stage_to
         self.online_teacher, self.online_latents = settings.online_teacher, settings.online_latents
+        self.teacher_sees, self.tae = settings.sees, settings.tae
         self.remake = settings.remake
         self.image_shape = (3, self.image_size, self.image_size)
         self.latent_shapes, self.image_shapes = [self.latent_shape], [self.image_shape]
@@ -85,7 +87,8 @@ class LatentTrackCaches:
 
     def reads_squares(self, teacher: Any | None) -> bool:
         """Are the images stage's squares read in training?"""
-        return self.online_latents or (teacher is not None and self.online_teacher)
+        sees_them = self.online_teacher and self.teacher_sees == IMAGES
+        return self.online_latents or (teacher is not None and sees_them)
 
     def expected_samples(self) -> dict[str, int]:
         """How many samples the splits have or will have."""
@@ -166,16 +169,43 @@ class LatentTrackCaches:
                 facts = {"vae": short_name(self.vae)} | ({} if scaling is None else scaling.facts())
                 refuse_differing(self.latents, latents.manifest, facts, self.remake)
         tokens: dict[str, Store | OnlineTokens] = {
-            name: opened(folder, {"teacher": teachers[name].manifest()})
+            name: opened(folder, {"teacher": teachers[name].manifest() | self.seen_facts()})
             for name, folder in self.tokens_folders(teacher).items()
         }
         if self.online_teacher and teachers:
-            assert archive is not None
-            tokens = {name: OnlineTokens(one, archive, splits["train"].ids()) for name, one in teachers.items()}
+            shown = self._shown_online(latents, archive)
+            known_ids, facts = splits["train"].ids(), self.seen_facts()
+            tokens = {name: OnlineTokens(one, shown, known_ids, facts) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         names = [] if self.class_names is not None else read_names(self.folder, self.num_classes)
         known: dict[str, Any] = {"images": archive, "class_names": names}
         return Cache(splits, latents, tokens, grids, self.num_classes, self.conditions, **known)
+
+    # --- what the teacher sees ---------------------------------------------------------------------------
+
+    def seen_facts(self) -> dict[str, Any]:
+        """What the manifest of its tokens says of it beside the teacher's own; of images nothing, as ever."""
+        if self.teacher_sees == IMAGES:
+            return {}
+        return {"sees": self.teacher_sees, "decoder": decoder_name(self.vae, self.tae)}
+
+    def _decoder(self) -> Decoder:
+        """A UserError where its weights are not to be had, or are for other latents."""
+        return Decoder(self.teacher_sees, self.vae, self.tae, self.latent_shape[0])
+
+    def show_to_teachers(self) -> Callable[[Tensor], Tensor] | None:
+        """What the tokens stage makes of images for a teacher; None: nothing, it sees them."""
+        if self.teacher_sees == IMAGES:
+            return None
+        encode, _ = vae_encoder(self.vae, moments=False)
+        return through_latents(encode, self._decoder())
+
+    def _shown_online(self, latents: Store | OnlineLatents, archive: ImageArchive | None) -> ImagesOf:
+        """What teachers that are asked while training see of records, by their keys."""
+        if self.teacher_sees != IMAGES:
+            return read_decoded(latents, self._decoder())
+        assert archive is not None
+        return partial(images_of, read=archive)
 
     def refuse_other_prompts(self) -> None:
         """A UserError where the prompts are of another text encoder or other names, if that was written down."""

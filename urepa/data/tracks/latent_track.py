@@ -40,7 +40,14 @@ VAE_FILES = [  # a pipeline's, or by itself
     "config.json",
     "diffusion_pytorch_model.safetensors",
 ]
+TAE_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
 TEXT_FILES = ["tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"]
+
+
+class TeacherSees(Enum):
+    images = "images"
+    decoded = "decoded"  # what the VAE decodes of their latents
+    tae_decoded = "tae_decoded"  # what a Tiny AutoEncoder does
 
 
 class TokenDtype(Enum):
@@ -98,6 +105,17 @@ class LatentTrack(TrackDefaults):
         "encode the images stage's squares while training, without a cache of latents", False, alters=NOTHING
     )
     stage_to: str | None = setting("a node-local folder to copy the caches to before training; null: none", None)
+    teacher_sees: TeacherSees = setting(
+        "what the teacher is shown: the images, or what the VAE, or the Tiny AutoEncoder `data.tae`, decodes of their "
+        "latents",
+        TeacherSees.images,
+        alters=ALIGNMENT,
+    )
+    tae: str | None = setting(
+        "a hub id or a local folder of diffusers' AutoencoderTiny, for data.teacher_sees=tae_decoded",
+        None,
+        alters=ALIGNMENT,
+    )
 
     not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "stage_to")
     of_images: ClassVar[tuple[str, ...]] = ("latent_shape", "image_size", "num_classes")
@@ -122,15 +140,30 @@ class LatentTrack(TrackDefaults):
     def remake(self) -> str:
         """The command that makes the caches."""
         online = (self.online_teacher, self.online_latents)
-        return remake_latents_text(self.name, self.images, self.root, self.flip, *online)
+        keys = {} if self.sees == "images" else {"teacher_sees": self.sees}
+        keys |= {} if self.tae is None else {"tae": self.tae}
+        return remake_latents_text(self.name, self.images, self.root, self.flip, *online, keys)
+
+    @property
+    def sees(self) -> str:
+        """`teacher_sees` as text."""
+        return str(self.teacher_sees).rpartition(".")[2]
 
     def check(self) -> None:
         if len(self.latent_shape) != 3:
             raise UserError(f"data.latent_shape={self.latent_shape}: give three numbers, channels, rows and columns")
+        if self.sees == "tae_decoded" and self.tae is None:
+            raise UserError(
+                "data.teacher_sees=tae_decoded needs data.tae, as data.tae=madebyollin/taesd for SD-1.5's latents"
+            )
+        if self.sees != "tae_decoded" and self.tae is not None:
+            raise UserError(f"data.tae has no effect with data.teacher_sees={self.sees}; drop it, or give tae_decoded")
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
         """What is asked of a network in training has no cache, and nobody is asked for nothing."""
         refuse_idle_teacher(self.online_teacher, has_teacher)
+        if "data.teacher_sees" in given and not has_teacher:
+            raise UserError("data.teacher_sees has no effect with loss=none, which has no teacher; drop it")
         idle = {"data.latents": "data.online_latents"} if self.online_latents else {}
         if self.online_teacher:
             idle |= {"data.tokens": "data.online_teacher", "data.token_dtype": "data.online_teacher"}
@@ -189,7 +222,7 @@ class LatentTrack(TrackDefaults):
         raise UserError("the classes of a latent track are not counted; give data.num_classes=N")
 
     def hub_files(self) -> dict[str, list[str]]:
-        named = [(self.vae, VAE_FILES), (self.text, TEXT_FILES)]
+        named = [(self.vae, VAE_FILES), (self.text, TEXT_FILES), (self.tae, TAE_FILES)]
         found: dict[str, list[str]] = {}
         for name, patterns in named:
             if name is not None and is_hub_id(name):
@@ -229,6 +262,11 @@ class LatentTrack(TrackDefaults):
         return (
             f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes. Central "
             f"squares at {size}×{size} pixels are encoded {when} by the VAE of {self.vae} to latents of "
-            f"{shape(self.latent_shape)} ({posterior}, {scaled}){text}. "
+            f"{shape(self.latent_shape)} ({posterior}, {scaled}){text}. {self._told_of_teacher()}"
             f"{tell_draws(self.cfg_dropout, self.flip)}"
         )
+
+    def _told_of_teacher(self) -> str:
+        """What the teacher sees, where it is not the images."""
+        decoder = {"decoded": "the VAE", "tae_decoded": f"the Tiny AutoEncoder of {self.tae}"}.get(self.sees)
+        return "" if decoder is None else f"The teacher sees what {decoder} decodes of the latents, not the images. "

@@ -36,7 +36,7 @@ from urepa.data.cache import (
 )
 from urepa.data.lists.paths import is_finished, remake_pixels_text, tokens_name
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
-from urepa.data.online_encoders import OnlineTokens
+from urepa.data.online_encoders import OnlineTokens, images_of
 from urepa.data.sources.decoding import UNREADABLE
 from urepa.data.sources.image_sources import SourceImage
 from urepa.data.stages.encode import Encode, Output, Todo, device_and_dtype, encode_part, outputs_of, seal
@@ -119,7 +119,7 @@ class PixelBucket:
                 opened[folder] = self._store(folder, {"teacher": teachers[name].manifest()}, splits)
             tokens[name] = opened[folder]
         if s.online_teacher:
-            read = partial(self._images, latents)
+            read = partial(images_of, read=partial(self._images, latents))
             tokens = {name: OnlineTokens(one, read, splits["train"].ids()) for name, one in teachers.items()}
         grids = {name: one.grid for name, one in teachers.items()}
         known: dict[str, Any] = {"class_names": class_names, "bucket": self.name}

@@ -37,6 +37,4 @@ class Conv:
     def description(self) -> str:
         one = self.depth == 1
         layers = "one 1×1 convolution" if one else f"{self.depth} layers of 1×1 convolution with GELU between them"
-        return (
-            f"{layers}, and bilinear interpolation to the target's grid {self.upsample} projecting where they differ"
-        )
+        return f"{layers}, and bilinear interpolation to the target's grid {self.upsample} projecting where they differ"

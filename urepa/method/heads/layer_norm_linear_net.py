@@ -25,6 +25,9 @@ class LayerNormLinearHead(nn.Module):
         self.layers = nn.Sequential(nn.LayerNorm(in_width), linear(in_width, out_width))
 
     def forward(self, tapped: Tokens, t_B: Tensor, grid: tuple[int, int]) -> Tokens:
-        projected = Tokens(self.layers(tapped.x_BND).float(), tapped.grid, tapped.mask_BN)
+        x_BND, mask_BN = tapped.x_BND, tapped.mask_BN
+        if mask_BN is not None:  # whatever masked tokens hold, it reaches no gradient
+            x_BND = x_BND.masked_fill(~mask_BN[..., None], 0)
+        projected = Tokens(self.layers(x_BND).float(), tapped.grid, mask_BN)
         tokens = resize_tokens(projected, grid)
         return Tokens(F.normalize(tokens.x_BND, dim=-1), grid, tokens.mask_BN)

@@ -250,9 +250,7 @@ FORMULAS = {  # by level
 }
 WITH_DIAGONAL = {
     "sample": r"\frac{1}{B^2} \sum_{i, j} \bigl( \hat h_i \cdot \hat h_j - \hat\tau_i \cdot \hat\tau_j \bigr)^2",
-    "token": (
-        r"\mathbb{E}\, \frac{1}{N^2} \sum_{m, n} \bigl( h(z)_m \cdot h(z)_n - \tau_m \cdot \tau_n \bigr)^2"
-    ),
+    "token": (r"\mathbb{E}\, \frac{1}{N^2} \sum_{m, n} \bigl( h(z)_m \cdot h(z)_n - \tau_m \cdot \tau_n \bigr)^2"),
 }
 COMPARED = {
     "sample": "the pooled tokens (hats: unit vectors along a sample's mean token) of all samples of the global batch",

@@ -68,8 +68,8 @@ class AlignmentLoss:
         value = student_BND.new_zeros(())
         for level, weight in self.levels.items():
             if level == "sample":
-                pooled = (gather(loss_math.pool_tokens(x, mask_BN)) for x in (student_BND, teacher_BND))
-                value = value + weight * loss_math.manifold_loss_sample(*pooled, self.diagonal)
+                ours_GD, theirs_GD = (gather(loss_math.pool_tokens(x, mask_BN)) for x in (student_BND, teacher_BND))
+                value = value + weight * loss_math.manifold_loss_sample(ours_GD, theirs_GD, self.diagonal)
             else:
                 within = loss_math.manifold_loss_token(student_BND, teacher_BND, mask_BN, self.diagonal)
                 value = value + weight * within

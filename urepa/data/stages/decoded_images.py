@@ -1,0 +1,131 @@
+"""What a teacher is shown in the place of images: what an autoencoder decodes of their latents (`data.teacher_sees`).
+
+Shapes: R records, B images, S image size, CHW latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.core.errors import UserError
+from urepa.core.hub_names import download_failure, resolve
+from urepa.data.online_encoders import own_device
+from urepa.data.stages.vae import load_vae, scaling_of, vae_without_weights
+from urepa.data.stages.vae_config import LatentScaling, known_config, known_scaling
+from urepa.models.weight_files import own_memory
+
+IMAGES, DECODED, TAE_DECODED = "images", "decoded", "tae_decoded"  # values of data.teacher_sees
+TINY = "AutoencoderTiny"  # the class, of diffusers
+DECODED_AT_ONCE = 8  # images in the decoder: its last maps are large
+
+
+def load_tae(weights: str, latent_channels: int) -> Any:
+    """The frozen Tiny AutoEncoder in fp32, on the CPU. UserError where it is none, is not to be had, or is for latents
+    of another number of channels."""
+    from diffusers import AutoencoderTiny
+
+    name, revision = resolve(weights)
+    try:
+        found = AutoencoderTiny.load_config(name, revision=revision).get("_class_name", TINY)
+        if found != TINY:
+            raise UserError(f"data.tae={weights} is of the class {found}; give an {TINY}")
+        tae: Any = AutoencoderTiny.from_pretrained(
+            name, use_safetensors=True, torch_dtype=torch.float32, revision=revision
+        )
+    except OSError as error:
+        raise UserError(
+            f"data.tae={weights} could not be loaded ({download_failure(error, weights)}); or give a local folder of it"
+        ) from error
+    if tae.config.latent_channels != latent_channels:
+        raise UserError(
+            f"data.tae={weights} decodes latents of {tae.config.latent_channels} channels; data.latent_shape has "
+            f"{latent_channels}"
+        )
+    return own_memory(tae).eval().requires_grad_(False)
+
+
+class Decoder:
+    """x0 to images, on the device that there is, in bf16 on a GPU as the latents stage encodes.
+
+    A Tiny AutoEncoder was distilled on scaled latents, (z − shift)·scale, which x0 is: its own config's constants, 1
+    and 0, lead from x0 to what it takes. UserError where x0 is not that, as with latents_mean.
+    """
+
+    def __init__(self, sees: str, vae: str, tae: str | None, latent_channels: int) -> None:
+        if sees == DECODED:
+            self.autoencoder = load_vae(vae)
+            self.scaling = scaling_of(self.autoencoder)
+        else:
+            assert tae is not None, "LatentTrack.check has looked"
+            scaling = known_scaling(vae)
+            if scaling is not None and scaling.latents_mean is not None:
+                raise UserError(
+                    f"data.teacher_sees={sees}: a Tiny AutoEncoder takes latents without latents_mean, which "
+                    f"data.vae={vae} normalises by; give data.teacher_sees={DECODED}"
+                )
+            self.autoencoder = load_tae(tae, latent_channels)
+            self.scaling = LatentScaling.of(self.autoencoder.config, tae)
+        del self.autoencoder.encoder  # never asked
+        self.device = own_device()
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        torch.nn.Module.to(self.autoencoder, self.device, self.dtype)  # diffusers' own would warn of nothing
+
+    @torch.inference_mode()
+    def __call__(self, x0: Tensor) -> Tensor:
+        """[R,C,H,W] to [R,3,S,S] in [0,1], fp32, on its device."""
+        with torch.autocast(self.device.type, enabled=False):  # validation asks inside it, training does not
+            parts = [self._decode(part) for part in x0.to(self.device).float().split(DECODED_AT_ONCE)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    def _decode(self, x0: Tensor) -> Tensor:
+        images: Tensor = self.autoencoder.decode(self.scaling.to_z(x0).to(self.dtype)).sample.float()
+        return images
+
+
+def read_decoded(latents: Any, decoder: Decoder) -> Callable[[list[str]], Tensor]:
+    """What reads the decoded images [R,3,S,S] of records of latents by their keys; of moments their means."""
+    has_moments = len(latents.shape) == 4
+
+    def read(keys: list[str]) -> Tensor:
+        records = latents.tensor(keys)
+        return decoder(records[:, 0] if has_moments else records)
+
+    return read
+
+
+def through_latents(encode: Callable[[Tensor], np.ndarray], decoder: Decoder) -> Callable[[Tensor], Tensor]:
+    """What decodes the latents of images, uint8 [B,3,S,S], as a store in fp16 would hold them."""
+
+    def show(images: Tensor) -> Tensor:
+        return decoder(torch.from_numpy(encode(images)).half())
+
+    return show
+
+
+def decoder_without_weights(view: Any) -> Any | None:
+    """The autoencoder that decodes while training, on the meta device; None where the teacher sees images. `view`: a
+    track's caches, or one of its buckets."""
+    sees = getattr(view, "teacher_sees", IMAGES)
+    if sees == IMAGES or not view.online_teacher:
+        return None
+    if sees == DECODED:
+        autoencoder = vae_without_weights(view.vae, view.latent_shape[0])
+    else:
+        from diffusers import AutoencoderTiny
+
+        config = known_config(view.tae)
+        known = {"latent_channels": view.latent_shape[0]} if config is None else config
+        autoencoder = AutoencoderTiny.from_config(known)
+    del autoencoder.encoder
+    return autoencoder
+
+
+def decoder_name(vae: str, tae: str | None) -> str:
+    """Whose decoding it is, as manifests have it: the last part of a hub id or of a folder."""
+    return Path(resolve(vae if tae is None else tae)[0]).name
