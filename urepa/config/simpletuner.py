@@ -18,7 +18,7 @@ from urepa.config.command_schemas import Images, Train
 from urepa.config.commands import COMMANDS
 from urepa.config.conf_options import compose_anew, is_group
 from urepa.config.parts import SCHEMAS
-from urepa.config.simpletuner_keys import PREFIXES, Alignment, Keys, read_alignment
+from urepa.config.simpletuner_keys import PREFIXES, TEACHER_SEES, Alignment, Keys, read_alignment
 from urepa.core.errors import UserError
 from urepa.core.ranks import is_first
 
@@ -42,14 +42,17 @@ def expand_simpletuner(arguments: list[str], root: str) -> list[str]:
     others = [argument for argument in arguments if not argument.startswith(OPTION)]
     quoted = [quote_argument(argument, sweeps=True) for argument in others]
     check_arguments(quoted, root)
-    given, plain = _read(quoted)
+    given, plain, chosen_there = _read(quoted)
     keys = Keys(Path(files[0]))
     alignment = read_alignment(keys)
-    of_groups = [argument for argument in plain if is_group(argument.lstrip("+").partition("=")[0].partition("@")[0])]
-    _check_backbone(compose_anew(root, of_groups), alignment.regulariser, files[0])  # keys may be of the file's choices
-    choices = {key: value for key, value in alignment.choices.items() if not _is_given(key, given)}
-    chosen = [f"{group}={option}" for group, option in choices.items()]
+    # without keys, which may be of what the file chooses
+    _check_backbone(compose_anew(root, chosen_there), alignment.regulariser, files[0])
+    chosen = [f"{key}={option}" for key, option in alignment.choices.items() if not _is_given(key, given)]
     composed = compose_anew(root, [*plain, *chosen])
+    if "taps" not in composed.loss:
+        raise UserError(f"+simpletuner={files[0]} has no effect beside a loss without alignment; drop one of the two")
+    if TEACHER_SEES.partition(".")[2] not in composed.data:  # x0 is the image itself
+        alignment.keys.pop(TEACHER_SEES)
     taken = chosen + [
         override
         for key, value in alignment.keys.items()
@@ -61,11 +64,11 @@ def expand_simpletuner(arguments: list[str], root: str) -> list[str]:
     return [*others, *taken]
 
 
-def _read(arguments: list[str]) -> tuple[set[str], list[str]]:
-    """What the arguments set, groups and keys; and those that compose a run: neither flags, sweeps nor the ablation,
-    which an override would contradict. UserError where they sweep over backbones."""
+def _read(arguments: list[str]) -> tuple[set[str], list[str], list[str]]:
+    """What the arguments set, groups and keys; those that compose a run, neither flags, sweeps nor the ablation, which
+    an override would contradict; and of these the choices. UserError where they sweep over backbones."""
     given: set[str] = set()
-    plain = []
+    plain, choices = [], []
     for argument in overrides_of(arguments):
         override = parse_override(argument)
         assert override is not None, "the arguments were checked"
@@ -76,7 +79,8 @@ def _read(arguments: list[str]) -> tuple[set[str], list[str]]:
                 raise UserError(f"+simpletuner= is of one backbone: choose {key} without a sweep")
         elif key != "ablation":
             plain.append(argument)
-    return given, plain
+            choices += [argument] if is_group(override.key_or_group) else []
+    return given, plain, choices
 
 
 def _check_backbone(composed: DictConfig, regulariser: str, file: str) -> None:

@@ -31,6 +31,11 @@ ALIASES = {  # of SimpleTuner's own
     "dinov2_s": "dinov2_vits14",
     "dinov2-vitb14": "dinov2_vitb14",
 }
+TEACHER_SEES = "data.teacher_sees"  # of tracks with an autoencoder
+OF_LAMBDA = (
+    *("scheduler", "lambda_end", "power", "decay_steps", "cutoff_step"),
+    *("similarity_threshold", "similarity_ema_decay", "threshold_mode"),
+)
 SCHEDULES = ("constant", "linear", "cosine", "polynomial")
 # without effect on an image, which is one frame, or on what is computed at all
 OF_VIDEO = (
@@ -200,8 +205,8 @@ def _teacher(keys: Keys, found: Alignment) -> None:
                 raise keys.refuse(key, "takes the model's own features as the teacher, for which there is no equal")
         own = [one for one in keys.values if one.startswith(("crepa_self_flow_", "crepa_teacher_block"))]
         found.idle += keys.pass_over(*own)
-    if keys.flag(f"{name}_use_tae", False):
-        raise keys.refuse(f"{name}_use_tae", "decodes latents for the teacher, which sees the images themselves here")
+    sees = "tae_decoded" if keys.flag(f"{name}_use_tae", False) else "decoded"
+    _ask(found, f"{name}_use_tae", (TEACHER_SEES, sees))
 
 
 def _schedule(keys: Keys, found: Alignment) -> None:
@@ -218,9 +223,7 @@ def _schedule(keys: Keys, found: Alignment) -> None:
     if kind != "constant" and end > peak:
         raise keys.refuse(f"{name}_lambda_end", f"is more than {name}_lambda={peak:g}, and λ does not rise here")
     if peak == 0:
-        rest = ("scheduler", "lambda_end", "power", "decay_steps", "cutoff_step", "similarity_threshold")
-        rest = (*rest, "similarity_ema_decay", "threshold_mode")
-        found.idle += keys.pass_over(*(f"{name}_{one}" for one in rest))
+        found.idle += keys.pass_over(*(f"{name}_{one}" for one in OF_LAMBDA))
         return
     shape: list[tuple[str, list[tuple[str, Any]]]] = []
     if kind != "constant":
