@@ -59,6 +59,8 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
     request |= {
         "against": None,
         "bucket": None,
+        "size": None,
+        "x0_shape": None,
         "prompts": None,
         "batch_size": 16,
         "precision": "fp32",

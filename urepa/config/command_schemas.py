@@ -278,6 +278,11 @@ class Images:
     bucket: str | None = setting(
         "of a model of several shapes the one that the images have, as 48x80; null: the first", None
     )
+    size: str | None = setting(
+        "rows and columns of the images in pixels, as 512x768, where the backbone takes other shapes than those it was "
+        "trained on; null: as in training",
+        None,
+    )
     n: int = setting("images of each class, or prompt", 4, ge=1, le=SIZE)
     sampler: Sampler | None = setting(
         "null: ddim, or of a flow euler; dpmsolver is for DDPM, heun and sde for a flow", None
