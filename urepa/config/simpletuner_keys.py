@@ -32,6 +32,8 @@ ALIASES = {  # of SimpleTuner's own
     "dinov2-vitb14": "dinov2_vitb14",
 }
 TEACHER_SEES = "data.teacher_sees"  # of tracks with an autoencoder
+ENCODERS = ("encoder", "external")  # values of crepa_feature_source
+OWN_FEATURES = ("backbone", "internal", "self_flow", "selfflow")
 OF_LAMBDA = (
     *("scheduler", "lambda_end", "power", "decay_steps", "cutoff_step"),
     *("similarity_threshold", "similarity_ema_decay", "threshold_mode"),
@@ -194,11 +196,11 @@ def _teacher(keys: Keys, found: Alignment) -> None:
     _ask(found, given, ("teacher", TEACHERS[hub]))
     _ask(found, f"{name}_encoder_image_size", ("teacher.image_size", size), ("teacher.grid", [side, side]))
     if name == "crepa":
+        source = keys.choice("crepa_feature_source", "encoder", (*ENCODERS, *OWN_FEATURES))
         sources = {
             "crepa_use_backbone_features": keys.flag("crepa_use_backbone_features", False),
             "crepa_self_flow": keys.flag("crepa_self_flow", False),
-            "crepa_feature_source": keys.choice("crepa_feature_source", "encoder", ("encoder", "backbone", "self_flow"))
-            != "encoder",
+            "crepa_feature_source": source not in ENCODERS,
         }
         for key, is_own in sources.items():
             if is_own:
