@@ -175,7 +175,7 @@ def test_the_command_line_is_read_with_it(
     expand: Expand, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = UREPA | {"urepa_lambda": 0.3, "learning_rate": 1, "model_family": "sdxl", "crepa_lambda": 1}
-    overrides = expand(content | {"urepa_power": 2})
+    overrides = expand(content | {"urepa_power": 2, "urepa_use_tae": True})
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["train", f"+simpletuner={file}", "seed=3", "schedule=linear"])
     cli._read_arguments("train")
@@ -187,9 +187,9 @@ def test_the_command_line_is_read_with_it(
     )
     assert told[2:] == [
         "not taken, as the command line gives it: schedule, schedule.stop_step",
-        "without effect here: urepa_power",
-        "of a regulariser that is not enabled: 1 keys",
-        "not taken, as they are no keys of alignment: 2",
+        "without effect here: urepa_power, urepa_use_tae",
+        "keys of a regulariser that is not enabled: 1",
+        "keys that are not of alignment, not taken: 2",
     ]
 
 

@@ -53,6 +53,7 @@ def expand_simpletuner(arguments: list[str], root: str) -> list[str]:
         raise UserError(f"+simpletuner={files[0]} has no effect beside a loss without alignment; drop one of the two")
     if TEACHER_SEES.partition(".")[2] not in composed.data:  # x0 is the image itself
         alignment.keys.pop(TEACHER_SEES)
+        alignment.idle += keys.pass_over(f"{alignment.regulariser}_use_tae")
     taken = chosen + [
         override
         for key, value in alignment.keys.items()
@@ -125,7 +126,7 @@ def _text(value: Any) -> str:
 
 def _summary(keys: Keys, alignment: Alignment, taken: list[str], given: Collection[str]) -> str:
     """What was taken and what was not, a line each."""
-    theirs = dict.fromkeys(name for name, _ in alignment.asked if keys.has(name))
+    theirs = dict.fromkeys(name for name, _ in alignment.asked if keys.has(name) and name not in alignment.idle)
     read = ", ".join(f"{name}={_text(keys.values[name])}" for name in theirs)
     lines = [
         f"{keys.file}: {read}; the rest as SimpleTuner's defaults",
@@ -138,7 +139,7 @@ def _summary(keys: Keys, alignment: Alignment, taken: list[str], given: Collecti
         lines.append(f"without effect here: {', '.join(alignment.idle)}")
     disabled = [k for k in keys.values if k.startswith(PREFIXES) and k not in keys.read and k not in theirs]
     if disabled:
-        lines.append(f"of a regulariser that is not enabled: {len(disabled)} keys")
+        lines.append(f"keys of a regulariser that is not enabled: {len(disabled)}")
     count = sum(not name.startswith(PREFIXES) for name in keys.values)
-    lines.append(f"not taken, as they are no keys of alignment: {count}")
+    lines.append(f"keys that are not of alignment, not taken: {count}")
     return "\n".join(lines)
