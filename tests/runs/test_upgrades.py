@@ -177,9 +177,13 @@ def test_losses_of_before_are_declared_and_their_lambda_stayed_at_its_peak(befor
     for number, module in ((2, "urepa.alignment"), (4, "urepa.method.training_step")):
         loss = {"_target_": f"{module}.{before}", "lambda_max": 0.5}
         added = {"grid": "teacher", "manifold_diagonal": False} if before == "AlignmentLoss" else {}
-        assert upgrade({KEY: number, "loss": loss}) == {"loss": loss | {"_target_": since} | added, "schedule": constant}
+        assert upgrade({KEY: number, "loss": loss}) == {
+            "loss": loss | {"_target_": since} | added,
+            "schedule": constant,
+        }
         found = upgrade_flat({"loss._target_": f"{module}.{before}"}, number)
-        assert found == {"loss._target_": since} | {f"schedule.{key}": str(value) for key, value in constant.items()}
+        flat = {f"schedule.{key}": str(value) for key, value in constant.items()}
+        assert found == {"loss._target_": since} | flat | {f"loss.{key}": str(value) for key, value in added.items()}
     assert {since, constant["_target_"]} <= SCHEMAS.keys()
     cosine = {"_target_": "urepa.method.schedules.cosine.Cosine", "final": 0.1}
     added = {"stop_step": None, "decay_steps": None}
@@ -251,7 +255,12 @@ def test_a_step_leaves_the_present_form_alone(evaluated: dict[str, Any], step: C
 def test_what_is_declared_since_is_there(before: str) -> None:
     """Also from the names that the modules had before the package had rooms."""
     assert DECLARED[before] in SCHEMAS
-    added = {"buckets": None, "captions": None, "text_encoder": None} if before.endswith(".PixelTrack") else {}
+    keys: dict[str, dict[str, Any]] = {  # that came later, with the value that means what was
+        "PixelTrack": {"buckets": None, "captions": None, "text_encoder": None},
+        "LatentTrack": {"teacher_sees": "images", "tae": None},
+        "AlignmentLoss": {"grid": "teacher", "manifold_diagonal": False},
+    }
+    added = keys.get(before.rpartition(".")[2], {})
     assert upgrade({KEY: 4, "part": {"_target_": before, "_partial_": True}}) == {
         "part": {"_target_": DECLARED[before]} | added
     }
@@ -276,3 +285,16 @@ def test_the_step_that_ends_the_alignment_was_the_losss(shape, stop):
     assert upgrade({KEY: 5} | old | {"schedule": own})["schedule"] == expected
     before_schedules = upgrade({KEY: 4, "loss": {"stop_step": stop}})
     assert before_schedules["schedule"] == {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": stop}
+
+
+def test_alignment_was_on_the_teachers_grid_and_a_teacher_saw_the_images() -> None:
+    """Also of a run that MLflow has as text, and what is set stays."""
+    loss = {"_target_": "urepa.method.losses.urepa_loss.URepaLoss"}
+    track = {"_target_": "urepa.data.tracks.latent_track.LatentTrack"}
+    found = upgrade({KEY: 6, "loss": loss, "data": track | {"teacher_sees": "decoded"}})
+    assert found["loss"] == loss | {"grid": "teacher", "manifold_diagonal": False}
+    assert found["data"] == track | {"teacher_sees": "decoded", "tae": None}
+    flat = upgrade_flat({"data._target_": track["_target_"], "loss._target_": loss["_target_"]}, 6)
+    assert (flat["data.teacher_sees"], flat["data.tae"]) == ("images", "None")
+    assert (flat["loss.grid"], flat["loss.manifold_diagonal"]) == ("teacher", "False")
+    assert upgrade({KEY: 7, "loss": loss | {"grid": [4, 8]}})["loss"] == loss | {"grid": [4, 8]}

@@ -20,6 +20,7 @@ from urepa.core.errors import UserError
 from urepa.core.protocols import Head
 from urepa.core.types import Tokens
 from urepa.method.heads.conv_net import ConvHead
+from urepa.method.heads.layer_norm_linear_net import LayerNormLinearHead
 from urepa.method.heads.mlp_net import MLPHead, TimeMLPHead
 from urepa.method.heads.spatial_net import HiddenSpatialHead, SpatialHead
 from urepa.training.assembly import check_takes_grid
@@ -302,3 +303,54 @@ def test_names_of_weights_are_those_of_stored_runs() -> None:
     }
     for head, expected in names.items():
         assert list(head.state_dict()) == [f"layers.{name}" for name in expected.split()]
+
+
+# --- LayerNorm and one dense layer ----------------------------------------------------------------------------
+
+
+def test_layer_norm_linear_is_a_norm_and_a_matrix_product_before_the_resizing() -> None:
+    """By hand in float64, to a rectangular grid; gradients of all weights too."""
+    torch.manual_seed(0)
+    head = LayerNormLinearHead(in_width=6, out_width=5)
+    norm, dense = head.layers
+    assert isinstance(norm, torch.nn.LayerNorm)
+    assert isinstance(dense, torch.nn.Linear)
+    with torch.no_grad():
+        norm.weight.normal_(), norm.bias.normal_(), dense.bias.normal_()
+    map_BDhw = torch.randn(2, 6, 2, 3)
+    found = head(Tokens.from_map(map_BDhw), T, (5, 4))
+    x = map_BDhw.double()
+    mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
+    x = (x - mean) / (variance + norm.eps).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    x = torch.einsum("bdhw,ed->behw", x, dense.weight.double()) + dense.bias[:, None, None]
+    x = F.interpolate(x, size=(5, 4), mode="bilinear", align_corners=False)
+    expected = F.normalize(x.flatten(2).mT, dim=-1)
+    assert (found.grid, found.x_BND.dtype) == ((5, 4), torch.float32)
+    torch.testing.assert_close(found.x_BND.double(), expected, rtol=1e-5, atol=1e-6)
+    weights = list(head.parameters())
+    ours, theirs = (torch.autograd.grad(y.double().pow(3).sum(), weights) for y in (found.x_BND, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_linear_begins_as_repas_dense_layers_do_with_the_documents_size() -> None:
+    torch.manual_seed(0)
+    head = LayerNormLinearHead(in_width=1280, out_width=1536)
+    assert sum(p.numel() for p in head.parameters()) == 2 * 1280 + 1280 * 1536 + 1536
+    norm, dense = head.layers
+    assert [(p.min(), p.max()) for p in (norm.weight, norm.bias, dense.bias)] == [(1, 1), (0, 0), (0, 0)]
+    bound = math.sqrt(6 / (1280 + 1536))
+    assert 0.999 * bound < dense.weight.abs().max() <= bound
+    assert dense.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
+
+
+def test_layer_norm_linear_lets_nothing_through_that_is_masked() -> None:
+    head = LayerNormLinearHead(in_width=4, out_width=3)
+    mask = torch.tensor([[True, True, False, True, True, False]])
+    x_BND = torch.randn(1, 6, 4)
+    x_BND[:, [2, 5]] = float("nan")
+    found = head(Tokens(x_BND, (2, 3), mask), T[:1], (2, 6))
+    assert found.mask_BN is not None
+    assert found.mask_BN.view(2, 6).tolist() == [[True, True, True, False, False, False]] * 2
+    found.x_BND[found.mask_BN].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
