@@ -22,6 +22,7 @@ from urepa.config.help import HELP, without_groups
 from urepa.config.hydra_mode import composed_once
 from urepa.config.mistyped_keys import error_message
 from urepa.config.run_globs import expand_run_globs
+from urepa.config.simpletuner import expand_simpletuner
 from urepa.core import safe_output
 from urepa.core.errors import UserError, did_you_mean
 from urepa.core.escaping import printable
@@ -71,7 +72,8 @@ def _read_arguments(root: str) -> None:
     Raises UserError for arguments that Hydra would ignore."""
     own_package.load(own_package.given_folders(sys.argv[1:]))
     sweeps = is_sweep(sys.argv[1:])
-    sys.argv[1:] = [quote_argument(argument, sweeps) for argument in expand_run_globs(sys.argv[1:], root, sweeps)]
+    expanded = expand_run_globs(expand_simpletuner(sys.argv[1:], root), root, sweeps)
+    sys.argv[1:] = [quote_argument(argument, sweeps) for argument in expanded]
     check_arguments(sys.argv[1:], root)
 
 

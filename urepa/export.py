@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from urepa.cli import CONF, prepare, run_command
 from urepa.config.declared import declaration_of
-from urepa.core.backbone_protocols import LoRA
+from urepa.core.backbone_protocols import Backbone, LoRA
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target
 from urepa.core.one_line_errors import one_line_mistakes
@@ -36,7 +36,11 @@ def check(asked: dict[str, Any]) -> None:
         check_folder_target("out", Path(asked["out"]))
     config = require_config(Path(asked["run"]))
     lora: LoRA = declaration_of(config["lora"])
-    if lora.has_adapters and declaration_of(config["backbone"]).base is None:
+    backbone: Backbone = declaration_of(config["backbone"])
+    if asked["format"] == "kohya" and not (lora.has_adapters and backbone.is_diffusers_unet):
+        what = "the whole U-Net" if backbone.is_diffusers_unet else f"a {backbone.noun}"
+        raise UserError(f"format=kohya is a layout of LoRA on a U-Net, and this run trained {what}; drop it")
+    if lora.has_adapters and backbone.base is None:
         raise UserError("this run's LoRA changes random weights that are nowhere else: there is nothing to export")
 
 

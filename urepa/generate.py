@@ -25,9 +25,9 @@ from urepa.core.one_line_errors import one_line_mistakes
 from urepa.core.protocols import Objective
 from urepa.core.track_protocols import Track
 from urepa.data.lists.classes import names_beside
-from urepa.inference.chosen_bucket import choose_bucket
 from urepa.inference.chosen_classes import choose_classes, names_of
 from urepa.inference.chosen_prompts import choose_prompts
+from urepa.inference.chosen_size import choose_shape
 from urepa.inference.published_weights import check_name, has_effect
 from urepa.runs.run_folder import parse_overrides, require_config, to_plain
 from urepa.training import provenance
@@ -86,7 +86,7 @@ def check_run_request(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["against"] is not None and declaration_of(config["backbone"]).base is None:
         raise UserError("against=base: this run's backbone began with random weights, so there is no base model")
     names = provenance.bucket_names(Path(asked["run"]), declaration_of(config["data"]).bucket_names)
-    asked |= {"bucket": choose_bucket(asked["bucket"], names, "this run")}
+    asked = choose_shape(asked, config, names, "this run")
     kept = provenance.class_names(Path(asked["run"]), config["data"]["num_classes"])
     return resolve_classes(asked, config, "this run", kept)
 
@@ -113,7 +113,7 @@ def check_checkpoint_request(composed: dict[str, Any], overrides: list[str]) -> 
     check_name(asked["checkpoint"])
     track: Track = declaration_of(config["data"])
     track.check()
-    asked["bucket"] = choose_bucket(asked["bucket"], track.bucket_names, "this experiment")
+    asked = choose_shape(asked, config, track.bucket_names, "this experiment")
     kept = names_beside(Path(asked["checkpoint"]), config["data"]["num_classes"])
     try:
         answered = resolve_classes(asked, config, "this experiment", kept)

@@ -17,6 +17,7 @@ from toy_runs import small_pipeline, small_sd, write_run
 
 import urepa
 from urepa.core.errors import UserError
+from urepa.export import check
 from urepa.inference import export_weights
 from urepa.inference.export_weights import export
 from urepa.inference.image_request import generate
@@ -25,7 +26,13 @@ from urepa.method.ddpm_sampling import image_noise, sample
 
 Compose = Callable[..., dict[str, Any]]
 CLASSES = [207, 999]
-ELSEWHERE = {"checkpoint": None, "out": None, "data": {"root": None, "vae": None}, "backbone": {"weights": None}}
+ELSEWHERE = {
+    "checkpoint": None,
+    "out": None,
+    "format": "diffusers",
+    "data": {"root": None, "vae": None},
+    "backbone": {"weights": None},
+}
 # adapters on attention and convolutions, with α ≠ r
 LORA = ("lora.alpha=2", "lora.targets=attention_conv")
 FULL = ("lora=none", "optimizer=adamw_full", "objective=ddpm_eps_scaled")
@@ -52,6 +59,8 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
     request |= {
         "against": None,
         "bucket": None,
+        "size": None,
+        "x0_shape": None,
         "prompts": None,
         "batch_size": 16,
         "precision": "fp32",
@@ -118,6 +127,37 @@ def test_lora_through_a_pipeline_gives_the_same_pixels(root: Path, overrides: li
     assert "| train/total | 1.5 |" in card
     assert "> Claim: the description's run" in card
     assert "tracking" not in (folder / "config.yaml").read_text()
+
+
+def test_a_lora_in_kohyas_layout_is_the_same_lora(root: Path, overrides: list[str], compose: Compose) -> None:
+    run = write_run(root / "outputs" / "track_a" / "kohya", compose(*overrides, *LORA), 4)
+    folder = export(asked_of(run, format="kohya"))
+    assert folder == run / "export" / "step_00000004_kohya"
+    file = load_file(folder / "lora_kohya.safetensors")
+    assert len(file) == 3 * (8 + 4)
+    assert {value.item() for name, value in file.items() if name.endswith(".alpha")} == {2.0}
+    ours = {n: p for n, p in urepa.load(run, device="cpu").model.backbone.named_parameters() if ".lora_" in n}
+    place = "mid_block.resnets.1.conv2"
+    down = file[f"lora_unet_{place.replace('.', '_')}.lora_down.weight"]
+    assert torch.equal(down, ours[f"unet.{place}.lora_A.default.weight"])
+    assert not list(folder.glob("pytorch_lora*"))
+    card = (folder / "README.md").read_text()
+    assert 'pipe.load_lora_weights(folder, weight_name="lora_kohya.safetensors")' in card
+    assert "ComfyUI" in card
+    assert "- lora\n" in card
+    assert (folder / "scheduler").is_dir()
+    assert export(asked_of(run)) == run / "export" / "step_00000004"
+
+
+def test_kohyas_layout_is_of_lora_on_a_unet(
+    root: Path, overrides: list[str], compose: Compose, small_sit: list[str], tmp_path: Path
+) -> None:
+    full = write_run(tmp_path / "outputs" / "full" / "seed0", compose(*overrides, *FULL), 4)
+    sit = write_run(tmp_path / "outputs" / "sit" / "seed0", compose(*small_sit), 4)
+    for run, trained in ((full, "the whole U-Net"), (sit, "a transformer")):
+        check(compose(f"run='{run}'", root="export"))
+        with pytest.raises(UserError, match=f"format=kohya is a layout of LoRA on a U-Net, .* trained {trained}; drop"):
+            check(compose(f"run='{run}'", "format=kohya", root="export"))
 
 
 def test_a_full_unet_through_a_pipeline_gives_the_same_pixels(

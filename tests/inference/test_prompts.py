@@ -159,6 +159,7 @@ def test_an_export_makes_the_same_images(run: Path, ask: Ask, tmp_path: Path) ->
     export(
         {
             "run": str(run),
+            "format": "diffusers",
             "out": str(tmp_path / "out"),
             "data": {"root": None, "vae": None},
             "backbone": {"weights": None},

@@ -34,7 +34,7 @@ def quote_argument(argument: str, sweeps: bool = False) -> str:
     not read as it is typed: `resume='outputs/a,b=1/seed0'`. With `sweeps` a comma parts values, as Hydra has it."""
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
-    has_quotes = value[:1] in ("'", '"') and _parse_override(argument) is not None
+    has_quotes = value[:1] in ("'", '"') and parse_override(argument) is not None
     if not value or has_quotes or "${" in value or value == "null":
         return argument
     if name in NAMES:
@@ -43,7 +43,7 @@ def quote_argument(argument: str, sweeps: bool = False) -> str:
         )
     if name not in PATHS and not PATH_ENDS.fullmatch(name):
         return argument
-    parsed = _parse_override(argument)
+    parsed = parse_override(argument)
     read = None if parsed is None else parsed.value()
     is_sweep = isinstance(read, ChoiceSweep) and sweeps and not Path(value).exists()
     return argument if read == value or is_sweep else f"{key}={_quote_value(value)}"
@@ -53,7 +53,7 @@ def _quote_value(value: str, quote: Quote = Quote.single) -> str:
     return QuotedString(value, quote).with_quotes()
 
 
-def _parse_override(argument: str) -> Override | None:
+def parse_override(argument: str) -> Override | None:
     """The parsed override; None if Hydra cannot parse it."""
     try:
         return OverridesParser.create().parse_override(argument)
@@ -69,7 +69,7 @@ def is_sweep(arguments: list[str]) -> bool:
 def check_arguments(arguments: list[str], root: str) -> None:
     """UserError for what Hydra would pass over, or meet with an exception of no use."""
     check_flags(arguments)
-    overrides = [_check_override(argument) for argument in _overrides(arguments)]
+    overrides = [_check_override(argument) for argument in overrides_of(arguments)]
     has_other_files = any(argument.startswith(ELSEWHERE) for argument in arguments)
     for override in overrides:
         _check_choice(override, has_other_files)
@@ -78,7 +78,7 @@ def check_arguments(arguments: list[str], root: str) -> None:
         _check_declared(overrides, root)
 
 
-def _overrides(arguments: list[str]) -> list[str]:
+def overrides_of(arguments: list[str]) -> list[str]:
     """The arguments that are no flags. UserError for a flag that there is not."""
 
     def refuse(message: str) -> None:
@@ -108,12 +108,12 @@ def _check_override(argument: str) -> Override:
         raise UserError(f"{name}= is empty: give a path, or leave it out")
     if name.partition(".")[0] == "arm":
         raise UserError("arm is what ablation files say of themselves: give +ablation=NAME on the command line")
-    override = _parse_override(argument)
+    override = parse_override(argument)
     if override is not None:
         return override
     quote = Quote.single if '"' in value else Quote.double
     in_quotes = f"{key}={_quote_value(value, quote)}"
-    if _parse_override(in_quotes) is None:
+    if parse_override(in_quotes) is None:
         raise UserError(f"'{argument}' cannot be read; write KEY=VALUE, with a key of letters, digits, _ and dots")
     raise UserError(
         f"the value of {argument} has characters with a meaning of their own (brackets, quotes, #, =, ...); to have it "

@@ -240,10 +240,20 @@ class BackbonePlaces:
     weights: str | None = setting("where the base weights are now; null: where they were in training", None)
 
 
+class ExportFormat(Enum):
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
 @dataclass
 class Export:
     run: str | None = setting("a run's folder, finished or not; its newest valid checkpoint's EMA weights", None)
-    out: str | None = setting("a new folder; null: RUN/export/step_...", None)
+    format: ExportFormat = setting(
+        "diffusers: as its pipelines load it (a SiT: as published); kohya: a U-Net's LoRA as sd-scripts, ComfyUI and "
+        "WebUIs load it",
+        ExportFormat.diffusers,
+    )
+    out: str | None = setting("a new folder; null: RUN/export/step_..., with _kohya at its end in that format", None)
     data: DataPlaces = field(default_factory=DataPlaces)
     backbone: BackbonePlaces = field(default_factory=BackbonePlaces)
 
@@ -266,6 +276,11 @@ class Images:
     prompt: str | None = setting("the prompt, instead of classes, for a run that was trained on captions", None)
     prompts: str | None = setting("a text file with one prompt per line, instead of prompt", None)
     bucket: str | None = setting("shape of the images for a model with several shapes, as 48x80; null: the first", None)
+    size: str | None = setting(
+        "rows and columns of the images in pixels, as 512x768, where the backbone takes other shapes than those it was "
+        "trained on; null: as in training",
+        None,
+    )
     n: int = setting("images of each class, or prompt", 4, ge=1, le=SIZE)
     sampler: Sampler | None = setting(
         "null: ddim for DDPM, euler for a flow; dpmsolver is for DDPM, heun and sde for a flow", None

@@ -39,6 +39,7 @@ COMMANDS = {
         (
             "With -m, KEY=A,B,... and '+ablation=glob(*)' give several values; hydra/launcher=local and "
             "hydra/launcher=slurm_h200 run them in parallel.",
+            "+simpletuner=FILE takes the alignment keys of a SimpleTuner config.json as overrides.",
         ),
     ),
     "preprocess": Command(
@@ -98,6 +99,7 @@ COMMANDS = {
         ("run=FOLDER [KEY=VALUE...]", "checkpoint=FILE +experiment=NAME [GROUP=NAME...] [KEY=VALUE...]"),
         (
             ("run=outputs/NAME/seed0 classes=[207,360] n=16 guidance=4", "16 images of each of two classes"),
+            ("run=outputs/NAME/seed0 size=512x768", "of another size than in training"),
             ("run=outputs/NAME/seed0 against=base", "the base weights' images of the same noise above each row"),
             ("checkpoint=FILE --help", "published weights: the parts of which they are composed"),
         ),
@@ -133,9 +135,10 @@ COMMANDS = {
         "urepa.export",
         "writes a run's EMA weights as others load them, with its heads, its config and a model card",
         command_schemas.Export,
-        ("run=FOLDER [out=FOLDER] [KEY=VALUE...]",),
+        ("run=FOLDER [format=kohya] [out=FOLDER] [KEY=VALUE...]",),
         (
             ("run=outputs/NAME/seed0", "into outputs/NAME/seed0/export/step_..."),
+            ("run=outputs/NAME/seed0 format=kohya", "a LoRA for ComfyUI, WebUIs and sd-scripts"),
             ("-m 'run=glob(outputs/NAME/seed*)'", "several runs, each into its own folder"),
         ),
         ("A LoRA or a U-Net is written in diffusers' formats, a SiT in the layout of the published checkpoints.",),

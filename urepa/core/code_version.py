@@ -19,9 +19,11 @@ READERS = (
     *("bench.py", "bench_reading.py", "compare.py", "describe.py", "export.py", "generate.py", "plan.py"),
     *("train_classifier.py", "costs", "reports", "runs/last_table.py", "core/escaping.py"),
     *("inference/export_weights.py", "inference/image_request.py", "inference/model_card.py"),
-    *("inference/load_weights.py", "inference/published_weights.py"),
+    *("inference/load_weights.py", "inference/published_weights.py", "inference/chosen_size.py"),
+    "models/lora/kohya_net.py",
     *("core/text_tables.py", "core/descriptions.py"),
     *("config/help.py", "config/commands.py"),  # the text of --help
+    *("config/simpletuner.py", "config/simpletuner_keys.py"),  # a run's config has what they gave
 )
 SOURCES = ("urepa", "launchers", "hydra_plugins", "conf")  # the paths that "changed" refers to
 

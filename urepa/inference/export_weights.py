@@ -1,9 +1,9 @@
 """A run's EMA weights as others load them, in the layout that the backbone writes: LoRA as diffusers' pipelines do, the
-whole U-Net, or a SiT as published.
+whole U-Net, or a SiT as published; or LoRA on a U-Net in kohya-ss's layout.
 
-Layout: pytorch_lora_weights.safetensors or unet/ (and embedding.safetensors where it was trained) beside
-scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml, classes.json
-(where the classes have names), README.md.
+Layout: pytorch_lora_weights.safetensors, lora_kohya.safetensors or unet/ (and embedding.safetensors where it was
+trained) beside scheduler/scheduler_config.json, or a SiT's model.safetensors; heads.safetensors, config.yaml,
+classes.json (where the classes have names), README.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from urepa.inference.model_card import model_card
 from urepa.inference.open_run import OpenedRun, given_places, open_base
 from urepa.method.ddpm_sampling import scheduler_for
 from urepa.method.objectives.ddpm_math import DDPMMath
+from urepa.models.backbones.backbone_sizes import KOHYA
+from urepa.models.lora.kohya_net import write_kohya_lora
 from urepa.models.weight_files import save_tensors
 from urepa.runs import checkpoint
 from urepa.training.provenance import class_names
@@ -36,7 +38,9 @@ def export(asked: dict[str, Any]) -> Path:
     """Writes the folder that is asked for (`urepa.config.Export`), whole or not at all. Returns it."""
     run = Path(asked["run"])
     found = checkpoint.require(run)
-    target = run / "export" / f"step_{found.step:08d}" if asked["out"] is None else Path(asked["out"])
+    is_kohya = asked["format"] == "kohya"
+    name = f"step_{found.step:08d}" + ("_kohya" if is_kohya else "")
+    target = run / "export" / name if asked["out"] is None else Path(asked["out"])
     if target.exists():
         raise UserError(f"{target} is there already; move it away, or give out=FOLDER, a new one")
     opened = open_base(run, torch.device("cpu"), given_places(asked))
@@ -53,7 +57,7 @@ def export(asked: dict[str, Any]) -> Path:
     temporary.mkdir(parents=True)
     try:
         with raise_full_disk_as_oserror(target):
-            write_parts(opened, temporary)
+            write_parts(opened, temporary, is_kohya)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -61,10 +65,13 @@ def export(asked: dict[str, Any]) -> Path:
     return target
 
 
-def write_parts(opened: OpenedRun, folder: Path) -> None:
+def write_parts(opened: OpenedRun, folder: Path, is_kohya: bool) -> None:
     """Weights, scheduler, heads, config and card."""
     backbone: Any = opened.model.backbone
-    backbone.export(folder)
+    if is_kohya:
+        write_kohya_lora(backbone.unet, folder / KOHYA)
+    else:
+        backbone.export(folder)
     if isinstance(opened.objective, DDPMMath):
         scheduler_for(opened.objective, "ddim").save_pretrained(folder / "scheduler")
     if len(opened.model.heads):

@@ -32,6 +32,7 @@ from urepa.inference.open_run import OpenedRun
 from urepa.method.ddpm_sampling import choose_sampler, sample_images, uneven_timesteps
 from urepa.runs.run_folder import folder_name, remove_empty
 from urepa.training.assembly import build_part
+from urepa.training.checks.sizes import as_shape
 from urepa.training.run_lifecycle import accelerate_for
 
 SHOWN = 4  # differences that are named
@@ -117,7 +118,7 @@ class ImageSet:
         names = {part: None if name is None else Path(name).name for part, name in parts.items()}
         request = self.origin.weights | names | {key: self.asked[key] for key in keys}
         interval = self.asked["guidance_interval"]
-        request |= {} if self.asked["bucket"] is None else {"bucket": self.asked["bucket"]}
+        request |= {key: self.asked[key] for key in ("bucket", "size") if self.asked[key] is not None}
         return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
 
     def _default_folder(self) -> Path:
@@ -129,7 +130,7 @@ class ImageSet:
         name += [f"guidance={asked['guidance']:g}", f"seed={asked['seed']}"]
         low, high = asked["guidance_interval"]
         name += [] if [low, high] == EVERYWHERE else [f"within={low:g}-{high:g}"]
-        name += [] if asked["bucket"] is None else [f"bucket={asked['bucket']}"]
+        name += [f"{key}={asked[key]}" for key in ("bucket", "size") if asked[key] is not None]
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
         if asked["prompts"] is not None:
             name.append(f"prompts={digest64(*asked['prompts']):016x}")
@@ -200,6 +201,7 @@ class ImageSet:
         how["interval"] = tuple(self.asked["guidance_interval"])
         images = [(image.class_id, image.index) for image in batch]
         backbone, shape = opened.model.backbone, opened.track_of(self.asked["bucket"]).latent_shape
+        shape = shape if self.asked["x0_shape"] is None else as_shape(self.asked["x0_shape"])
         numbers, prompts = [image.class_id for image in batch], self.asked["prompts"]
         condition = (
             opened.condition(numbers) if prompts is None else opened.prompt_condition([prompts[i] for i in numbers])

@@ -20,6 +20,7 @@ from urepa.core.protocols import Loss
 from urepa.core.text_tables import Table
 from urepa.core.track_protocols import Track
 from urepa.inference.published_weights import training_command
+from urepa.models.backbones.backbone_sizes import KOHYA, LORA
 from urepa.runs.metrics import Rows
 from urepa.runs.run_folder import Names, stored_names, teacher_name
 from urepa.runs.summary import read_summary
@@ -99,7 +100,7 @@ def front_matter(config: dict[str, Any], files: list[str]) -> str:
     about = backbone.hub_metadata()
     if declaration_of(config["loss"]).lambda_max > 0:
         about["tags"] += ["representation-alignment"]
-    if "pytorch_lora_weights.safetensors" in files:
+    if not {LORA, KOHYA}.isdisjoint(files):
         about["tags"] += ["lora"]
     if backbone.base is not None and is_hub_id(backbone.base):
         about["base_model"] = resolve(backbone.base)[0]

@@ -6,7 +6,7 @@ import json
 
 from urepa.core.descriptions import CardFacts, code_block
 from urepa.core.hub_names import is_hub_id, resolve
-from urepa.models.backbones.backbone_sizes import LORA, TRAINED_ROWS
+from urepa.models.backbones.backbone_sizes import KOHYA, LORA, TRAINED_ROWS
 
 WITH_LORA = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -14,9 +14,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 folder = "."  # this one
 pipe = StableDiffusionPipeline.from_pretrained({base}, safety_checker=None)
 pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-pipe.load_lora_weights(folder)
+pipe.load_lora_weights(folder{file})
 image = pipe("a photo of a golden retriever", negative_prompt="", guidance_scale=4.0).images[0]
 """
+KOHYA_FILE = f', weight_name="{KOHYA}"'
+IN_COMFYUI = (
+    f"`{KOHYA}` has the layout of kohya-ss's sd-scripts. ComfyUI and WebUIs load it from their folder of LoRAs, at "
+    "strength 1, onto the base model; or diffusers:"
+)
 FULL = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -71,7 +76,9 @@ def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CL
     """
     name = json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
     if LORA in facts.files:
-        return code_block(WITH_LORA.format(base=name), "python")
+        return code_block(WITH_LORA.format(base=name, file=""), "python")
+    if KOHYA in facts.files:
+        return f"{IN_COMFYUI}\n\n{code_block(WITH_LORA.format(base=name, file=KOHYA_FILE), 'python')}"
     if TRAINED_ROWS not in facts.files:
         return code_block(FULL.format(base=name), "python")
     timesteps = facts.timesteps

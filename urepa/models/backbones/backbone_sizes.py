@@ -10,6 +10,7 @@ from urepa.core.errors import UserError, did_you_mean
 RANDOM = "random"  # backbone.weights of a backbone that may have others
 EXPORTED = "model.safetensors"  # the file of a SiT's exported folder
 LORA = "pytorch_lora_weights.safetensors"  # of a U-Net's, as diffusers' pipelines read it
+KOHYA = "lora_kohya.safetensors"  # the same, as sd-scripts, ComfyUI and WebUIs read it
 TRAINED_ROWS = "embedding.safetensors"  # of a U-Net whose classes were trained with it
 UNET_TAPS = ("mid", "enc_last", "dec_first")
 

@@ -11,7 +11,7 @@ from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.declared_keys import setting
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, number
 from urepa.core.hub_names import is_hub_id
-from urepa.models.backbones.backbone_sizes import LORA, RANDOM, check_prompts, check_unet_tap, unet_files
+from urepa.models.backbones.backbone_sizes import KOHYA, LORA, RANDOM, check_prompts, check_unet_tap, unet_files
 from urepa.models.diffusers_cards import diffusers_card
 
 if TYPE_CHECKING:
@@ -62,9 +62,10 @@ class SD15:
     def find_weights(self, path: Path) -> FoundWeights:
         if path.is_file():
             return FoundWeights(WeightsKind.lora, (path,))
-        if (path / LORA).is_file():
-            return FoundWeights(WeightsKind.lora, (path / LORA,))
-        missing = f"neither {LORA} nor unet/config.json nor config.json"
+        for name in (LORA, KOHYA):
+            if (path / name).is_file():
+                return FoundWeights(WeightsKind.lora, (path / name,))
+        missing = f"neither {LORA} nor {KOHYA} nor unet/config.json nor config.json"
         return FoundWeights(WeightsKind.backbone, tuple(unet_files(path, missing)))
 
     def write_stand_ins(self, folder: Path, num_classes: int) -> dict[str, Any]:

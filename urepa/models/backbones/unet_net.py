@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from urepa.core.conditions import CLASS, Condition
 from urepa.core.types import Denoised, Tokens
 from urepa.models.backbones.backbone_sizes import LORA, TRAINED_ROWS, check_unet, check_unet_tap
+from urepa.models.lora.kohya_net import is_kohya_lora, load_kohya_lora
 from urepa.models.lora.lora_net import load_pipeline_lora, write_pipeline_lora
 from urepa.models.weight_files import read_safetensors, save_tensors
 
@@ -109,8 +110,11 @@ class StagedUNet(nn.Module):
         self.unet.add_adapter(config)
 
     def load_adapters(self, file: Path) -> None:
-        """A LoRA file for diffusers' pipelines, on top of its weights."""
-        load_pipeline_lora(self.unet, file)
+        """A LoRA file, of kohya-ss's layout or for diffusers' pipelines, on top of its weights."""
+        if is_kohya_lora(file):
+            load_kohya_lora(self.unet, file)
+        else:
+            load_pipeline_lora(self.unet, file)
 
     def read_values(self, files: Sequence[Path]) -> dict[str, Tensor]:
         """The values of the parameters that a small U-Net has, by name: its own and those of its classes, as an export

@@ -1,0 +1,180 @@
+"""Low-rank adapters of a U-Net as files in kohya-ss's layout, which ComfyUI and WebUIs read too.
+
+A module's name is `lora_unet_` and its path with underscores. sd-scripts trains SD-1.5 on diffusers' U-Net, and SDXL on
+one of its own that is named as Stability's (kohya-ss/sd-scripts, `networks/lora.py` at commit 02298e3 and
+`library/sdxl_original_unet.py` at 005013d). ComfyUI takes either for both (comfyanonymous/ComfyUI, `comfy/lora.py` and
+`comfy/utils.py` at commit 00728eb).
+
+Shapes: r rank, k side of a kernel. Beside a name stand `.lora_down.weight` [r,in] or [r,in,k,k], `.lora_up.weight`
+[out,r] or [out,r,1,1] and `.alpha` []; the adapted weight is W + (α/r)·up·down.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from urepa.core.errors import UserError
+from urepa.models.weight_files import read_safetensors, save_tensors
+
+UNET, TEXT = "lora_unet_", "lora_te"  # `lora_te_`; of SDXL's two encoders `lora_te1_` and `lora_te2_`
+DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
+INNER = {"resnets": 0, "attentions": 1}
+BLOCK = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(.+)")
+ADAPTER = "default"  # peft's name of the only one
+
+
+def write_kohya_lora(unet: Any, file: Path) -> None:
+    """The adapters of diffusers' U-Net in this layout."""
+    save_tensors(kohya_tensors(unet), file)
+
+
+def kohya_tensors(unet: Any) -> dict[str, Tensor]:
+    """The adapters of diffusers' U-Net by the names of this layout: Stability's for a U-Net of SDXL's kind, with sizes
+    and crops among its conditions, diffusers' for others. Each module has its α, so that α ≠ r is not lost."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted: dict[str, Any] = {path: module for path, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    all_names = names_of([path for path, _ in _layers(unet)], unet.config.layers_per_block)
+    is_sdxl = unet.config.addition_embed_type == "text_time"
+    tensors: dict[str, Tensor] = {}
+    for path, module in adapted.items():
+        name = all_names[path][1] if is_sdxl else all_names[path][0]
+        assert name is not None, "adapters are in blocks"
+        tensors[f"{name}.{DOWN}"] = module.lora_A[ADAPTER].weight
+        tensors[f"{name}.{UP}"] = module.lora_B[ADAPTER].weight
+        tensors[f"{name}.{ALPHA}"] = torch.tensor(float(module.lora_alpha[ADAPTER]))
+    return tensors
+
+
+def is_kohya_lora(file: Path) -> bool:
+    """Has it a name of this layout? A file that cannot be read has none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return any(name.startswith((UNET, TEXT)) for name in opened.keys())  # noqa: SIM118  it is no mapping
+    except (OSError, SafetensorError):
+        return False
+
+
+def load_kohya_lora(unet: Any, file: Path) -> None:
+    """Such a file on top of a U-Net's weights, by names of either kind. UserError where it adapts the text encoder too,
+    where it is no plain LoRA, or where the U-Net has no place for some of it."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, value in read_safetensors(file).items():
+        module, _, part = name.partition(".")
+        modules.setdefault(module, {})[part] = value
+    if any(name.startswith(TEXT) for name in modules):
+        raise UserError(
+            f"{file} adapts the text encoder too ({TEXT}...), and the track's prompts were embedded without that; give "
+            f"a LoRA of the U-Net alone"
+        )
+    layers = dict(_layers(unet))
+    places = {
+        name: path
+        for path, both in names_of(list(layers), unet.config.layers_per_block).items()
+        for name in both
+        if name is not None
+    }
+    lost = [name for name, parts in modules.items() if name not in places or not _fits(layers[places[name]], parts)]
+    if lost:
+        raise UserError(
+            f"{file} does not fit this U-Net: of its {len(modules)} modules {len(lost)} have no place as a plain LoRA "
+            f"(the first: {lost[0]} with {', '.join(modules[lost[0]])})"
+        )
+    _add(unet, {places[name]: parts for name, parts in modules.items()})
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What can have an adapter, by its path; of one that has, the layer below it."""
+    for path, module in unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in path:
+            yield path.removesuffix(".base_layer"), module
+
+
+def _fits(layer: nn.Module, parts: dict[str, Tensor]) -> bool:
+    """Are these a down and an up projection of the layer's shape, with at most an α beside them?"""
+    if not {DOWN, UP} <= parts.keys() <= {DOWN, UP, ALPHA}:
+        return False
+    down, up, rank = parts[DOWN], parts[UP], len(parts[DOWN])
+    if isinstance(layer, nn.Linear):
+        return down.shape == (rank, layer.in_features) and up.shape == (layer.out_features, rank)
+    assert isinstance(layer, nn.Conv2d)
+    return down.shape == (rank, layer.in_channels, *layer.kernel_size) and up.shape == (layer.out_channels, rank, 1, 1)
+
+
+@torch.no_grad()
+def _add(unet: Any, modules: dict[str, dict[str, Tensor]]) -> None:
+    """Adapters of these values at these paths, in fp32. Without an α it is the rank, as sd-scripts has it."""
+    from peft import LoraConfig
+
+    ranks = {path: len(parts[DOWN]) for path, parts in modules.items()}
+    alphas = {path: float(parts[ALPHA]) if ALPHA in parts else float(ranks[path]) for path, parts in modules.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    config = LoraConfig(
+        r=int(rank),
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides by the rank, whatever number it is
+        rank_pattern={path: r for path, r in ranks.items() if r != rank},
+        alpha_pattern={path: a for path, a in alphas.items() if a != alpha},
+        target_modules=list(modules),
+        bias="none",
+    )
+    unet.add_adapter(config, adapter_name=ADAPTER)
+    for path, parts in modules.items():
+        layer = unet.get_submodule(path)
+        for adapter, part in ((layer.lora_A[ADAPTER], DOWN), (layer.lora_B[ADAPTER], UP)):
+            adapter.weight.data = parts[part].float().clone()
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def kohya_name(path: str) -> str:
+    """Of a module's path in a U-Net, of either kind."""
+    return UNET + path.replace(".", "_")
+
+
+def stability_path(path: str, layers_per_block: int, attending: Collection[int]) -> str | None:
+    """Where a module of diffusers' U-Net lies in Stability's; None of what has no block there.
+
+    Args:
+        path: of the module, as `mid_block.attentions.0.proj_in`.
+        layers_per_block: the U-Net's.
+        attending: the indices of its up blocks that have attention.
+    """
+    found = BLOCK.fullmatch(path)
+    if found is None:
+        return None
+    side, block, kind, index, rest = found.groups()
+    inside = RESNET.get(rest, rest) if kind == "resnets" else rest
+    if side is None:
+        return f"middle_block.{MIDDLE[f'{kind}.{index}']}.{inside}"
+    first = int(block) * (layers_per_block + 1)
+    if side == "down":
+        if kind == "downsamplers":
+            return f"input_blocks.{1 + first + layers_per_block}.0.op"
+        return f"input_blocks.{1 + first + int(index)}.{INNER[kind]}.{inside}"
+    if kind == "upsamplers":
+        return f"output_blocks.{first + layers_per_block}.{2 if int(block) in attending else 1}.{inside}"
+    return f"output_blocks.{first + int(index)}.{INNER[kind]}.{inside}"
+
+
+def names_of(paths: Collection[str], layers_per_block: int) -> Mapping[str, tuple[str, str | None]]:
+    """The name of each module by its path, as of SD-1.5's U-Net and as of SDXL's; None where it has none of these."""
+    attending = {int(path.split(".")[1]) for path in paths if re.match(r"up_blocks\.\d+\.attentions\.", path)}
+    stability = {path: stability_path(path, layers_per_block, attending) for path in paths}
+    return {path: (kohya_name(path), None if own is None else kohya_name(own)) for path, own in stability.items()}
