@@ -62,6 +62,46 @@ with torch.no_grad():
 """
 
 
+WITH_LORA_BY_TEXT = """\
+from diffusers import DDIMScheduler, {pipeline}
+
+folder = "."  # this one
+pipe = {pipeline}.from_pretrained({base})
+pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+pipe.load_lora_weights(folder)
+{call}"""
+FULL_BY_TEXT = """\
+from diffusers import DDIMScheduler, {pipeline}, UNet2DConditionModel
+
+folder = "."  # this one
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+pipe = {pipeline}.from_pretrained({base}, unet=unet)
+pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+{call}"""
+CALL = """\
+# without a caption it sees what training had for none: with text_encoder.null=zeros leave negative_prompt out where the
+# pipeline has force_zeros_for_empty_prompt, else give negative_prompt=""
+image = pipe("a photo of a golden retriever", guidance_scale=5.0, height={height}, width={width}).images[0]
+"""
+
+
+def captioned_card(facts: CardFacts, base: str | None, pipeline: str) -> str:
+    """Code that loads a captioned U-Net's export into a pipeline of diffusers, as Markdown.
+
+    Args:
+        base: the weights that training began with; None: random ones.
+    """
+    _, height, width = facts.latent_shape
+    code = WITH_LORA_BY_TEXT if LORA in facts.files else FULL_BY_TEXT
+    call = CALL.format(height=8 * height, width=8 * width)
+    return code_block(code.format(base=_base_name(base), pipeline=pipeline, call=call), "python")
+
+
+def _base_name(base: str | None) -> str:
+    """As Python has it: a hub id, or what is to be given."""
+    return json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
+
+
 def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CLASS) -> str:
     """Code that loads a U-Net's export and makes an image, as Markdown.
 
@@ -69,7 +109,7 @@ def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CL
         base: the weights that training began with; None: random ones.
         by_condition: the code for a U-Net whose conditions were trained with it.
     """
-    name = json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
+    name = _base_name(base)
     if LORA in facts.files:
         return code_block(WITH_LORA.format(base=name), "python")
     if TRAINED_ROWS not in facts.files:
