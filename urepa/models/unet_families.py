@@ -20,13 +20,14 @@ HUB_FILES = [
 @dataclass(frozen=True)
 class UNetFamily:
     """A family: its name in sentences, unet/config.json as far as it differs from the defaults of
-    UNet2DConditionModel, what tells its U-Nets from others, the pipeline of diffusers that reads and writes its files,
-    and the backbones that take it."""
+    UNet2DConditionModel, what tells its U-Nets from others, its pipeline of diffusers, the class of diffusers.loaders
+    that this pipeline has its files of adapters from, and the backbones that take it."""
 
     title: str
     architecture: Mapping[str, Any]
     kind: str
     pipeline: str
+    adapter_files: str
     backbones: str
 
 
@@ -55,6 +56,7 @@ FAMILIES: dict[str, UNetFamily] = {
         {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
         "without added conditions, as SD-1.5's is",
         "StableDiffusionPipeline",
+        "StableDiffusionLoraLoaderMixin",
         "sd15 or sd15_text",
     ),
     "sdxl": UNetFamily(
@@ -62,6 +64,7 @@ FAMILIES: dict[str, UNetFamily] = {
         SDXL,
         "with added conditions (text_time), as SDXL's is",
         "StableDiffusionXLPipeline",
+        "StableDiffusionXLLoraLoaderMixin",
         "sdxl",
     ),
     "kolors": UNetFamily(
@@ -69,6 +72,7 @@ FAMILIES: dict[str, UNetFamily] = {
         SDXL | OF_CHATGLM,
         "with added conditions (text_time) and a projection of its text, as Kolors' is",
         "KolorsPipeline",
+        "StableDiffusionLoraLoaderMixin",
         "kolors",
     ),
 }
@@ -94,7 +98,7 @@ def check_unet_config(config: Mapping[str, Any], family: str, where: str) -> Non
     if found == family:
         return
     own = FAMILIES[family]
-    takes = f"backbone={own.backbones} takes {own.title}'s"
+    takes = f"backbone={own.backbones} takes that of {own.title}"
     if found is None:
         raise UserError(f"{where} is a U-Net of a family that no backbone here has; {takes}")
     other = FAMILIES[found]

@@ -12,9 +12,8 @@ from urepa.core.errors import UserError
 from urepa.core.files import read_json
 from urepa.core.hub_names import PREFETCH, download_failure, resolve
 from urepa.models.backbones.backbone_sizes import RANDOM
+from urepa.models.speed_switches import IN_THEIR_INPUTS_TYPE
 from urepa.models.unet_families import FAMILIES, HUB_FILES, WEIGHTS, check_unet_config
-
-NORMS = (nn.GroupNorm, nn.LayerNorm)  # their weights stay in fp32, as `speed_switches.hold_frozen_in_bf16` has them
 
 
 def load_unet(weights: str, family: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -153,5 +152,5 @@ def _put(unet: nn.Module, name: str, value: Tensor, dtype: torch.dtype) -> None:
     """
     owner, _, leaf = name.rpartition(".")
     module = unet.get_submodule(owner)
-    own = torch.float32 if isinstance(module, NORMS) else dtype
+    own = torch.float32 if type(module) in IN_THEIR_INPUTS_TYPE else dtype  # as hold_frozen_in_bf16 has norms
     setattr(module, leaf, nn.Parameter(value.to(own, copy=True)))

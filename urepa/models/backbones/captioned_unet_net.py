@@ -26,9 +26,9 @@ SIZES = 6  # original height and width, crop's top and left, target height and w
 class CaptionedUNet(StagedUNet):
     """Takes the parts of a condition as they are: what stands for a withheld caption is the track's."""
 
-    def __init__(self, unet: Any, pipeline: str) -> None:
+    def __init__(self, unet: Any, adapter_files: str) -> None:
         super().__init__(unet)
-        self.pipeline = pipeline
+        self.adapter_files = adapter_files
 
     def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
         text = condition[TEXT]
@@ -110,4 +110,4 @@ def _for_text(
             )
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return CaptionedUNet(unet, FAMILIES[family].pipeline)
+    return CaptionedUNet(unet, FAMILIES[family].adapter_files)

@@ -67,7 +67,7 @@ class StagedUNet(nn.Module):
 
     stages = ("down", "mid", "up")
     regions = ("ResnetBlock2D", "BasicTransformerBlock")
-    pipeline = "StableDiffusionPipeline"  # of diffusers, whose files of adapters it reads and writes
+    adapter_files = "StableDiffusionLoraLoaderMixin"  # of diffusers.loaders, which reads and writes its adapters
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class StagedUNet(nn.Module):
 
     def load_adapters(self, file: Path) -> None:
         """A LoRA file for diffusers' pipelines, on top of its weights."""
-        load_pipeline_lora(self.unet, file, self.pipeline)
+        load_pipeline_lora(self.unet, file, self.adapter_files)
 
     def read_values(self, files: Sequence[Path]) -> dict[str, Tensor]:
         """The values of the parameters that a small U-Net has, by name: its own and those of its classes, as an export
@@ -134,7 +134,7 @@ class StagedUNet(nn.Module):
         """In diffusers' layout: adapters alone, as its pipelines read them, or the whole U-Net and, where they were
         trained with it, its conditions."""
         if getattr(self.unet, "peft_config", None):
-            write_pipeline_lora(self.unet, folder / LORA, self.pipeline)
+            write_pipeline_lora(self.unet, folder / LORA, self.adapter_files)
             return
         self.unet.save_pretrained(folder / "unet", safe_serialization=True)
         if own := self.own_tensors():

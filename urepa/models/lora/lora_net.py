@@ -81,17 +81,20 @@ def _ends(name: str) -> list[str]:
     return [".".join(parts[first:]) for first in range(len(parts))]
 
 
-def load_pipeline_lora(unet: Any, file: Path, pipeline: str) -> None:
+def load_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
     """A LoRA file for a pipeline of diffusers on top of a U-Net's weights, by diffusers' own reading of its formats.
-    UserError where the file is none, is for more than the U-Net, or does not fit it: diffusers would warn at most."""
-    import diffusers
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+    UserError where the file is none, is for more than the U-Net, or does not fit it: diffusers would warn at most.
+
+    Args:
+        loader: the pipeline's base in diffusers.loaders.
+    """
+    from diffusers import loaders
     from peft.utils import get_peft_model_state_dict
     from safetensors import SafetensorError
 
-    reader = getattr(diffusers, pipeline)
+    reader = getattr(loaders, loader)
     # by which the blocks of other programs' files are numbered
-    known = {"unet_config": unet.config} if issubclass(reader, StableDiffusionXLLoraLoaderMixin) else {}
+    known = {"unet_config": unet.config} if reader is loaders.StableDiffusionXLLoraLoaderMixin else {}
     try:
         state, alphas, metadata = reader.lora_state_dict(
             str(file), use_safetensors=True, return_lora_metadata=True, **known
@@ -118,13 +121,13 @@ def load_pipeline_lora(unet: Any, file: Path, pipeline: str) -> None:
         raise UserError(f"{file} does not fit this U-Net: of its {len(state)} weights {len(loaded)} have a place")
 
 
-def write_pipeline_lora(unet: Any, file: Path, pipeline: str) -> None:
-    """As a pipeline of diffusers reads it by `load_lora_weights`. The metadata carry α, without which α ≠ r would be
-    lost, and whether these are rank-stabilised adapters or DoRA's."""
-    import diffusers
+def write_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
+    """As a pipeline of diffusers, whose base in diffusers.loaders is `loader`, reads it by `load_lora_weights`. The
+    metadata carry α, without which α ≠ r would be lost, and whether these are rank-stabilised adapters or DoRA's."""
+    from diffusers import loaders
     from peft.utils import get_peft_model_state_dict
 
-    getattr(diffusers, pipeline).save_lora_weights(
+    getattr(loaders, loader).save_lora_weights(
         file.parent,
         unet_lora_layers=get_peft_model_state_dict(unet),
         unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
