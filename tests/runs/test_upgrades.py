@@ -211,7 +211,8 @@ def test_efficientnets_of_before_are_declared_also_as_members_and_encoders(numbe
 def test_backbones_and_lora_of_before_are_declared(kind: str, earliest: str, before: str, since: str) -> None:
     for number, module in ((2, earliest), (4, PLACES[earliest])):
         stored = {KEY: number, kind: {"_target_": f"{module}.{before}", "_partial_": True, "weights": "random"}}
-        assert upgrade(stored) == {kind: {"_target_": since, "weights": "random"}}
+        added = {"use_rslora": False, "use_dora": False} if before == "add_lora" else {}
+        assert upgrade(stored) == {kind: {"_target_": since, "weights": "random"} | added}
         flat = upgrade_flat({f"{kind}._target_": f"{module}.{before}", f"{kind}._partial_": "True"}, number)
         assert flat[f"{kind}._target_"] == since
         assert f"{kind}._partial_" not in flat
@@ -275,3 +276,17 @@ def test_the_step_that_ends_the_alignment_was_the_losss(shape, stop):
     assert upgrade({KEY: 5} | old | {"schedule": own})["schedule"] == expected
     before_schedules = upgrade({KEY: 4, "loss": {"stop_step": stop}})
     assert before_schedules["schedule"] == {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": stop}
+
+
+@pytest.mark.parametrize("target", ["urepa.lora.add_lora", "urepa.models.lora.adapters.LoRA"])
+def test_adapters_of_before_were_plain_lora(target: str) -> None:
+    """Not those of a run that says otherwise."""
+    lora = {"_target_": target, "rank": 8}
+    new = upgrade({"lora": lora})["lora"]
+    assert (new["use_rslora"], new["use_dora"]) == (False, False)
+    flat = upgrade_flat({f"lora.{key}": str(value) for key, value in lora.items()}, 0)
+    assert (flat["lora.use_rslora"], flat["lora.use_dora"]) == ("False", "False")
+    now = {"_target_": "urepa.models.lora.adapters.LoRA", "use_rslora": True, "use_dora": True}
+    assert upgrade(add_schema_number({"lora": now}))["lora"] == now
+    assert upgrade({"lora": now})["lora"] == now
+    assert "use_dora" not in upgrade({"lora": {"_target_": "urepa.models.lora.no_lora.NoLoRA"}})["lora"]
