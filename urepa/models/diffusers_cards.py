@@ -79,8 +79,8 @@ pipe = {pipeline}.from_pretrained({base}, unet=unet)
 pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 {call}"""
 CALL = """\
-# without a caption it sees what training had for none: with text_encoder.null=zeros leave negative_prompt out where the
-# pipeline has force_zeros_for_empty_prompt, else give negative_prompt=""
+# Guidance is away from what training had for no caption (data.text_encoder in the config below): from zeros without a
+# negative_prompt, where the pipeline has force_zeros_for_empty_prompt, else from negative_prompt="".
 image = pipe("a photo of a golden retriever", guidance_scale=5.0, height={height}, width={width}).images[0]
 """
 

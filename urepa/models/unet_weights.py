@@ -88,7 +88,10 @@ def unet_from_hub(weights: str, family: str, dtype: torch.dtype = torch.float32)
             f"({download_failure(error, weights)}); give backbone.weights=FOLDER"
         ) from error
     if not any(folder.glob(f"{WEIGHTS}*.safetensors")):  # what an interrupted download leaves
-        raise UserError(f"backbone.weights={name}: its weights are not in the hub's local cache; {PREFETCH}")
+        raise UserError(
+            f"backbone.weights={name}: unet/{WEIGHTS}.safetensors is not in the hub's local cache, or not in the "
+            f"repository; {PREFETCH}, or give backbone.weights=FOLDER"
+        )
     return _read(folder, config, _weight_files(folder), dtype)
 
 

@@ -91,7 +91,8 @@ def test_adapters_behind_the_tap_are_counted_in_the_warning(
     compose: Callable[..., Any], place: Path, tmp_path: Path
 ) -> None:
     """As numbers of parameters: those of the middle block lie behind the last down block."""
-    config = compose(*of_run(place, tmp_path / "data", "sdxl", "sdxl", "loss.taps={enc_last: 1.0}"))
+    config = compose(*of_run(place, tmp_path / "data", "sdxl", "sdxl"))
+    config["loss"]["taps"] = {"enc_last": 1.0}
     track, loss = build_part(config["data"]), build_loss(config)
     with pytest.warns(UserWarning, match="nothing trainable precedes the tap 'enc_last'") as caught:
         model, _ = build_model(config, track, build_part(config["teacher"]), loss)
