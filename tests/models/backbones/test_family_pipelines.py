@@ -20,7 +20,6 @@ from urepa.models.backbones.backbone_sizes import LORA
 from urepa.models.backbones.captioned_unet_net import CaptionedUNet, captioned_unet, captioned_unet_without_weights
 from urepa.models.lora.lora_net import add_lora
 from urepa.models.speed_switches import hold_frozen_in_bf16
-from urepa.models.unet_families import FAMILIES
 from urepa.models.unet_weights import unet_from_folder
 
 SCALED = EpsilonMath(0.00085, 0.012, "scaled_linear", 1000)
@@ -212,10 +211,11 @@ def test_adapters_train_beside_weights_in_bf16(folders: dict[str, Path], kind: s
 
 # --- published sizes ------------------------------------------------------------------------------------------------
 
+# widths, parameters, and those of adapters in the middle block: LoRA and DoRA
 PUBLISHED = {
-    "sd15": ({TEXT: 768, POOLED: 768}, 859_520_964, 155_648),
-    "sdxl": ({TEXT: 2048, POOLED: 1280}, 2_567_463_684, 1_761_280),
-    "kolors": ({TEXT: 4096, POOLED: 4096}, 2_579_458_820, 1_761_280),
+    "sd15": ({TEXT: 768, POOLED: 768}, 859_520_964, 155_648, 165_888),
+    "sdxl": ({TEXT: 2048, POOLED: 1280}, 2_567_463_684, 1_761_280, 1_863_680),
+    "kolors": ({TEXT: 4096, POOLED: 4096}, 2_579_458_820, 1_761_280, 1_863_680),
 }
 
 
@@ -223,12 +223,11 @@ PUBLISHED = {
 @every
 def test_published_architectures_have_their_sizes(family: str) -> None:
     """In parameters and adapters; and the middle block's grid at 1024 px, at 512 px of SD-1.5."""
-    widths, parameters, adapters = PUBLISHED[family]
+    widths, parameters, *adapters = PUBLISHED[family]
     with torch.device("meta"):
         backbone = captioned_unet_without_weights("random", family, False, latent_shape=(4, 128, 128), widths=widths)
         assert sum(p.numel() for p in backbone.parameters()) == parameters
-        add_lora(backbone, 8, None, 0.0, "attention", "mid")
-        assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == adapters
+        assert [trained(widths, family, use_dora) for use_dora in (False, True)] == adapters
         side = 64 if family == "sd15" else 128
         condition = Condition({name: part.map(lambda x: x.to("meta")) for name, part in texts_of(widths).parts.items()})
         x_t, t_B = torch.empty(1, 4, side, side), torch.zeros(1, dtype=torch.long)
@@ -236,7 +235,12 @@ def test_published_architectures_have_their_sizes(family: str) -> None:
         denoised = backbone(x_t, t_B, condition, ("mid",), none)
     grid = (8, 8) if family == "sd15" else (32, 32)
     assert (denoised.features["mid"].grid, denoised.features["mid"].x_BND.shape[2]) == (grid, 1280)
-    assert FAMILIES[family].title in ("SD-1.5", "SDXL", "Kolors")
+
+
+def trained(widths: dict[str, int], family: str, use_dora: bool) -> int:
+    backbone = captioned_unet_without_weights("random", family, False, latent_shape=(4, 8, 8), widths=widths)
+    add_lora(backbone, 8, None, 0.0, "attention", "mid", use_dora=use_dora)
+    return sum(p.numel() for p in backbone.parameters() if p.requires_grad)
 
 
 def texts_of(widths: dict[str, int]) -> Condition:
