@@ -18,7 +18,7 @@ import pytest
 # every place that asks the hub for something; prints what each says
 ASK = """
 import json, pathlib, sys
-from urepa.models.backbones.sd15_net import _from_hub
+from urepa.models.unet_weights import unet_from_hub
 from urepa.data.stages.encode import vae_encoder, write_prompts
 from urepa.data.sources.image_sources import SOURCES
 from urepa.core.errors import UserError
@@ -35,7 +35,7 @@ for name in sys.argv[1:]:
     asked(f"{name} teacher", lambda: ViTNetwork("dinov3", name, 64, 16, [4, 4], 32).network)
     asked(f"{name} vae", lambda: vae_encoder(name, moments=False))
     asked(f"{name} text", lambda: write_prompts(pathlib.Path("no"), name, []))
-    asked(f"{name} backbone", lambda: _from_hub(name))
+    asked(f"{name} backbone", lambda: unet_from_hub(name, "sd15"))
     asked(f"{name} prefetch", lambda: fetch(name, ["config.json"]))
 print(json.dumps(said))
 """

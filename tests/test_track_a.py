@@ -16,7 +16,7 @@ from sd import TEACHER, small_parts, write_cache, write_unet
 from urepa.cli import CONF, prepare
 from urepa.costs.counting import SavedBytes
 from urepa.costs.estimate import Device, plan
-from urepa.models.backbones.sd15_net import ARCHITECTURE
+from urepa.models.unet_families import FAMILIES
 from urepa.models.weight_files import trainable
 from urepa.runs.checkpoint import newest, save
 from urepa.runs.run_folder import to_plain
@@ -219,7 +219,7 @@ def test_gradient_checkpointing_changes_no_gradient(small: dict[str, Path], tmp_
 def test_three_steps_of_track_a_on_the_real_architecture(tmp_path: Path) -> None:
     """Random weights in a local diffusers folder, the store's own cache, both warm-ups at 0. At 16x16 latents: which
     weights train and what is kept for them is the architecture's, and a step at 64x64 takes 20 times as long."""
-    write_unet(tmp_path / "weights", **ARCHITECTURE)
+    write_unet(tmp_path / "weights", **FAMILIES["sd15"].architecture)
     write_cache(tmp_path / "data", 4, (4, 16, 16), 768, TEACHER)
     config = composed(
         f"backbone.weights={tmp_path / 'weights'}",

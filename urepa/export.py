@@ -40,6 +40,8 @@ def check(asked: dict[str, Any]) -> None:
     if asked["format"] == "kohya" and not (lora.has_adapters and backbone.is_diffusers_unet):
         what = "the whole U-Net" if backbone.is_diffusers_unet else f"a {backbone.noun}"
         raise UserError(f"format=kohya is a layout of LoRA on a U-Net, and this run trained {what}; drop it")
+    if asked["format"] == "kohya" and getattr(lora, "use_dora", False):
+        raise UserError("format=kohya has no place for the trained lengths of DoRA; drop it")
     if lora.has_adapters and backbone.base is None:
         raise UserError("this run's LoRA changes random weights that are nowhere else: there is nothing to export")
 

@@ -139,7 +139,7 @@ def adapted(folder: Path, sd_folder: Path, file: Path) -> torch.Tensor:
     """What a U-Net of the small pipeline predicts under a LoRA file."""
     prompts = folder / "data" / "clip_embeddings_1001.pt"
     backbone = sd15(str(sd_folder), str(prompts), False, latent_shape=(4, 8, 8), num_classes=1000)
-    load_pipeline_lora(backbone.unet, file)
+    load_pipeline_lora(backbone.unet, file, backbone.adapter_files)
     torch.manual_seed(0)
     with torch.no_grad():
         return backbone.unet(torch.randn(1, 4, 8, 8), 7, backbone.embedding_KLE[:1]).sample

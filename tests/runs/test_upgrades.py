@@ -216,7 +216,8 @@ def test_efficientnets_of_before_are_declared_also_as_members_and_encoders(numbe
 def test_backbones_and_lora_of_before_are_declared(kind: str, earliest: str, before: str, since: str) -> None:
     for number, module in ((2, earliest), (4, PLACES[earliest])):
         stored = {KEY: number, kind: {"_target_": f"{module}.{before}", "_partial_": True, "weights": "random"}}
-        assert upgrade(stored) == {kind: {"_target_": since, "weights": "random"}}
+        added = {"use_rslora": False, "use_dora": False} if before == "add_lora" else {}
+        assert upgrade(stored) == {kind: {"_target_": since, "weights": "random"} | added}
         flat = upgrade_flat({f"{kind}._target_": f"{module}.{before}", f"{kind}._partial_": "True"}, number)
         assert flat[f"{kind}._target_"] == since
         assert f"{kind}._partial_" not in flat
@@ -259,6 +260,7 @@ def test_what_is_declared_since_is_there(before: str) -> None:
         "PixelTrack": {"buckets": None, "captions": None, "text_encoder": None},
         "LatentTrack": {"teacher_sees": "images", "tae": None},
         "AlignmentLoss": {"grid": "teacher", "manifold_diagonal": False},
+        "add_lora": {"use_rslora": False, "use_dora": False},
     }
     added = keys.get(before.rpartition(".")[2], {})
     assert upgrade({KEY: 4, "part": {"_target_": before, "_partial_": True}}) == {
@@ -298,3 +300,17 @@ def test_alignment_was_on_the_teachers_grid_and_a_teacher_saw_the_images() -> No
     assert (flat["data.teacher_sees"], flat["data.tae"]) == ("images", "None")
     assert (flat["loss.grid"], flat["loss.manifold_diagonal"]) == ("teacher", "False")
     assert upgrade({KEY: 7, "loss": loss | {"grid": [4, 8]}})["loss"] == loss | {"grid": [4, 8]}
+
+
+@pytest.mark.parametrize("target", ["urepa.lora.add_lora", "urepa.models.lora.adapters.LoRA"])
+def test_adapters_of_before_were_plain_lora(target: str) -> None:
+    """Not those of a run that says otherwise."""
+    lora = {"_target_": target, "rank": 8}
+    new = upgrade({"lora": lora})["lora"]
+    assert (new["use_rslora"], new["use_dora"]) == (False, False)
+    flat = upgrade_flat({f"lora.{key}": str(value) for key, value in lora.items()}, 0)
+    assert (flat["lora.use_rslora"], flat["lora.use_dora"]) == ("False", "False")
+    now = {"_target_": "urepa.models.lora.adapters.LoRA", "use_rslora": True, "use_dora": True}
+    assert upgrade(add_schema_number({"lora": now}))["lora"] == now
+    assert upgrade({"lora": now})["lora"] == now
+    assert "use_dora" not in upgrade({"lora": {"_target_": "urepa.models.lora.no_lora.NoLoRA"}})["lora"]

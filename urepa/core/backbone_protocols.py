@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urepa.core.part_names import CLASS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from urepa.core.conditions import Condition
@@ -172,13 +173,30 @@ class ConditionedBackbone(Protocol):
     """What a `Backbone` has beside where its condition is not a class id. `build` and `build_without_weights` take one
     more argument, `widths`: the width of each part, by its name (0 of ids)."""
 
-    condition_parts: ClassVar[tuple[str, ...]]  # the names of the parts that it takes, all and only those
+    condition_parts: ClassVar[tuple[str, ...]]  # the names of the parts that it takes, all of them
+    # of parts that a condition may have beside them, which it does not look at; without this attribute: none
+    unused_parts: ClassVar[tuple[str, ...]]
 
 
 def condition_parts(backbone: Any) -> tuple[str, ...]:
     """The parts that a declared backbone takes."""
     parts: tuple[str, ...] = getattr(backbone, "condition_parts", (CLASS,))
     return parts
+
+
+def takes_parts(backbone: Any, made: Iterable[str]) -> bool:
+    """Can a declared backbone be conditioned on these parts?"""
+    taken = set(condition_parts(backbone))
+    return taken <= set(made) <= taken | set(getattr(backbone, "unused_parts", ()))
+
+
+class FrozenBackbone(Protocol):
+    """What a `Backbone` has beside where its weights can be read in the type in which adapters leave them frozen."""
+
+    def build_frozen(self, dtype: torch.dtype, *, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """As `build` (with `widths` where that has them), with the weights that are read in `dtype`, but for those of
+        norms: as if they had been cast after `build` by `urepa.models.speed_switches.hold_frozen_in_bf16`."""
+        ...
 
 
 class ChangingLatents(Protocol):

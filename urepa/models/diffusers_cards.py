@@ -67,6 +67,49 @@ with torch.no_grad():
 """
 
 
+WITH_LORA_BY_TEXT = """\
+from diffusers import DDIMScheduler, {pipeline}
+
+folder = "."  # this one
+pipe = {pipeline}.from_pretrained({base})
+pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+pipe.load_lora_weights(folder{file})
+{call}"""
+FULL_BY_TEXT = """\
+from diffusers import DDIMScheduler, {pipeline}, UNet2DConditionModel
+
+folder = "."  # this one
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+pipe = {pipeline}.from_pretrained({base}, unet=unet)
+pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+{call}"""
+CALL = """\
+# Guidance is away from what training had for no caption (data.text_encoder in the config below): from zeros without a
+# negative_prompt, where the pipeline has force_zeros_for_empty_prompt, else from negative_prompt="".
+image = pipe("a photo of a golden retriever", guidance_scale=5.0, height={height}, width={width}).images[0]
+"""
+
+
+def captioned_card(facts: CardFacts, base: str | None, pipeline: str) -> str:
+    """Code that loads a captioned U-Net's export into a pipeline of diffusers, as Markdown.
+
+    Args:
+        base: the weights that training began with; None: random ones.
+    """
+    _, height, width = facts.latent_shape
+    known = {"base": _base_name(base), "pipeline": pipeline, "call": CALL.format(height=8 * height, width=8 * width)}
+    if KOHYA in facts.files:
+        return f"{IN_COMFYUI}\n\n{code_block(WITH_LORA_BY_TEXT.format(file=KOHYA_FILE, **known), 'python')}"
+    if LORA in facts.files:
+        return code_block(WITH_LORA_BY_TEXT.format(file="", **known), "python")
+    return code_block(FULL_BY_TEXT.format(**known), "python")
+
+
+def _base_name(base: str | None) -> str:
+    """As Python has it: a hub id, or what is to be given."""
+    return json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
+
+
 def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CLASS) -> str:
     """Code that loads a U-Net's export and makes an image, as Markdown.
 
@@ -74,7 +117,7 @@ def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CL
         base: the weights that training began with; None: random ones.
         by_condition: the code for a U-Net whose conditions were trained with it.
     """
-    name = json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
+    name = _base_name(base)
     if LORA in facts.files:
         return code_block(WITH_LORA.format(base=name, file=""), "python")
     if KOHYA in facts.files:

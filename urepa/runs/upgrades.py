@@ -168,7 +168,7 @@ def _to_6(config: dict[str, Any]) -> None:
 
 def _to_7(config: dict[str, Any]) -> None:
     """Taps were compared on the teacher's grid, and the manifold loss had no diagonal. A latent track's teacher saw the
-    images."""
+    images. Adapters were plain LoRA."""
     for part in _parts(config):
         if part["_target_"] == "urepa.method.losses.urepa_loss.URepaLoss":
             part.setdefault("grid", "teacher")
@@ -176,6 +176,9 @@ def _to_7(config: dict[str, Any]) -> None:
         elif part["_target_"] == "urepa.data.tracks.latent_track.LatentTrack":
             part.setdefault("teacher_sees", "images")
             part.setdefault("tae", None)
+        elif part["_target_"] == "urepa.models.lora.adapters.LoRA":
+            part.setdefault("use_rslora", False)
+            part.setdefault("use_dora", False)
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:

@@ -79,6 +79,17 @@ def build_backbone(config: dict[str, Any], track: Any) -> Any:
     return build_part(config["backbone"], **_known_to_backbones(track))
 
 
+def build_backbone_to_train(config: dict[str, Any], track: Any) -> Any:
+    """The same as a training holds it: the base weights are read in the type of the frozen ones where adapters leave
+    them frozen and the backbone can, so that they are never in memory in fp32."""
+    declared: Any = declaration_of(config["backbone"])
+    lora: LoRA = declaration_of(config["lora"])
+    if config["trainer"]["frozen"] != "bf16" or not lora.has_adapters or not hasattr(declared, "build_frozen"):
+        return build_backbone(config, track)
+    with build_errors(config["backbone"]):
+        return declared.build_frozen(torch.bfloat16, **_known_to_backbones(track))
+
+
 def build_backbone_without_weights(config: dict[str, Any], track: Any) -> Any:
     """A config's backbone with random weights; no weights are read."""
     declared: Backbone = declaration_of(config["backbone"])
@@ -118,9 +129,11 @@ def build_model(
     for tap in loss.taps:
         width = backbone.tap_width(tap)
         if not backbone.trains_before(tap):
+            count = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
             warnings.warn(
-                f"nothing trainable precedes the tap '{tap}': its alignment term trains its head alone; "
-                "choose lora.blocks=all or another tap to reach the backbone",
+                f"nothing trainable precedes the tap '{tap}': its alignment term reaches 0 of the backbone's {count:,} "
+                "trainable parameters and trains its head alone; choose lora.blocks=all or another tap to reach the "
+                "backbone",
                 stacklevel=2,
             )
         for teacher_name, one in by_name(teacher).items():
@@ -241,15 +254,16 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     teacher = build_part(config["teacher"]) if loss.taps else None
     track = build_part(config["data"])
     if track.build_on_first_use:  # raises for parts that do not fit before the caches are made
-        build_model(config, track, teacher, loss)
+        build_model(config, track, teacher, loss, build_backbone_to_train)
     with accelerator.main_process_first():  # builds missing caches
         cache = track.open(teacher)
     if checkpoint.newest(folder / "checkpoints") is None:  # a resumed run goes on, with a message at its end
         for bucket in cache.buckets:
             with in_bucket(bucket.bucket):
                 check_evaluations(config["evaluation"], cache_counts(bucket))
-    model, backbone_group = build_model(config, track, teacher, loss)
-    grids = compared_grids(config, model, cache, objective)
+    model, backbone_group = build_model(config, track, teacher, loss, build_backbone_to_train)
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.frozen == "bf16"):
+        grids = compared_grids(config, model, cache, objective)
     if config["warm_start"] is not None and checkpoint.newest(folder / "checkpoints") is None:
         source = checkpoint.require(Path(config["warm_start"]))
         checkpoint.load_named(trainable(model), source.tensors("ema"), str(source.folder))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
 from urepa.core.types import no_rows
-from urepa.models.backbones import sd15_net
+from urepa.models.unet_families import FAMILIES, HUB_FILES
 from urepa.training.assembly import load_modules
 
 LATENT, CLASSES = (4, 8, 8), 5
@@ -34,6 +34,14 @@ SMALL_SD |= {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
+
+
+SMALL_XL = {
+    **{"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 2)},
+    **{"use_linear_projection": True, "projection_class_embeddings_input_dim": 6 * 8 + 20},
+}
+SMALL_KOLORS = {"encoder_hid_dim": 24, "encoder_hid_dim_type": "text_proj"}
+ARCHITECTURES = {"sd15": SMALL_SD, "sdxl": SMALL_SD | SMALL_XL, "kolors": SMALL_SD | SMALL_XL | SMALL_KOLORS}
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ SMALL_UNET = {
     "cross_attention_dim": 16,
     "head_dim": 32,
 }
+OF_FILES = {"weights": "random", "gradient_checkpointing": True}
 UNET_TAPS = ("enc_last", "mid", "dec_first")
 WHOLE = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
 CASES = {
@@ -100,7 +109,37 @@ CASES = {
         WeightsKind.backbone,
         "StableDiffusionPipeline.from_pretrained(",
         WHOLE,
-        hub={"owner/name": ["unet/config.json", "unet/*.safetensors", "unet/*.safetensors.index.json"]},
+        hub={"owner/name": HUB_FILES},
+    ),
+    "sd15_text": Case(
+        OF_FILES,
+        UNET_TAPS,
+        "U-Net",
+        WeightsKind.backbone,
+        "pipe = StableDiffusionPipeline.from_pretrained(",
+        WHOLE,
+        hub={"owner/name": HUB_FILES},
+        widths={TEXT: 16, POOLED: 20},  # it does not look at the second
+    ),
+    "sdxl": Case(
+        OF_FILES,
+        UNET_TAPS,
+        "U-Net",
+        WeightsKind.backbone,
+        "pipe = StableDiffusionXLPipeline.from_pretrained(",
+        WHOLE,
+        hub={"owner/name": HUB_FILES},
+        widths={TEXT: 16, POOLED: 20},
+    ),
+    "kolors": Case(
+        OF_FILES,
+        UNET_TAPS,
+        "U-Net",
+        WeightsKind.backbone,
+        "guidance_scale=5.0, height=64, width=64",
+        WHOLE,
+        hub={"owner/name": HUB_FILES},
+        widths={TEXT: 24, POOLED: 20},
     ),
     "sit": Case(
         SMALL_SIT,
@@ -124,7 +163,8 @@ def settings_of(name: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Case, Any, Path]:
-    monkeypatch.setattr(sd15_net, "ARCHITECTURE", SMALL_SD)
+    for name, architecture in ARCHITECTURES.items():
+        monkeypatch.setitem(FAMILIES, name, replace(FAMILIES[name], architecture=architecture))
     return CASES[request.param], declaration_of(settings_of(request.param, tmp_path)), tmp_path
 
 
@@ -140,7 +180,7 @@ def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None
     expected, declared, _ = case
     assert not {name for name in _members(Backbone) if not hasattr(declared, name)}
     assert (declared.noun, declared.base) == (expected.noun, expected.base)
-    assert declared.family in ("tiny_unet", "sd15", "sit")
+    assert declared.family in ("tiny_unet", "sd15", "sdxl", "kolors", "sit")
     declared.check(LATENT)
     declared.check_files()
     assert declared.hub_files() == {}
@@ -217,7 +257,7 @@ def test_it_says_what_it_is(case: tuple[Case, Any, Path]) -> None:
     assert replaced == text.replace(", with random initial weights", "")
 
 
-@pytest.mark.parametrize("name", ["sd15", "sit"])
+@pytest.mark.parametrize("name", ["sd15", "sd15_text", "sdxl", "kolors", "sit"])
 def test_weights_have_a_name(name: str, tmp_path: Path) -> None:
     expected = CASES[name]
     declared = declaration_of(settings_of(name, tmp_path) | {"weights": expected.named})

@@ -13,9 +13,10 @@ from sd import LATENT, SMALL, small_parts, write_unet
 
 from urepa.core.errors import UserError
 from urepa.method.heads.conv_net import ConvHead
-from urepa.models.backbones.sd15_net import ARCHITECTURE, sd15
+from urepa.models.backbones.sd15_net import sd15
 from urepa.models.backbones.unet_net import UNet
 from urepa.models.lora.lora_net import add_lora
+from urepa.models.unet_families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def real_architecture() -> UNet:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        return UNet(UNet2DConditionModel(**ARCHITECTURE), torch.empty(1001, 77, 768))
+        return UNet(UNet2DConditionModel(**FAMILIES["sd15"].architecture), torch.empty(1001, 77, 768))
 
 
 def lora_sizes(**changes: Any) -> list[int]:

@@ -78,6 +78,38 @@ def test_adapters_are_what_the_backbone_says_that_their_settings_mean() -> None:
     assert as_rank.trained("") == r"LoRA of rank 2 (attention\_conv, blocks: all) was trained"
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind", "scale", "formula"),
+    [
+        ({"use_rslora": True}, "rank-stabilised LoRA", "2.828", r"W' = W + \frac{\alpha}{\sqrt{r}}\, B A"),
+        ({"use_dora": True}, "DoRA", "2", r"V = W + \frac{\alpha}{r}\, B A"),
+        (
+            {"use_rslora": True, "use_dora": True},
+            "rank-stabilised DoRA",
+            "2.828",
+            r"V = W + \frac{\alpha}{\sqrt{r}}\, B A",
+        ),
+    ],
+)
+def test_other_kinds_of_adapters(changes: dict[str, bool], kind: str, scale: str, formula: str) -> None:
+    """What peft makes of them: the scale, and for DoRA a length for each row of what is adapted."""
+    lora = declared("adapters", **changes)
+    backbone = built(lora)
+    layer = backbone.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    assert layer.scaling["default"] == pytest.approx(float(scale), rel=1e-3)
+    lengths = [p for name, p in backbone.named_parameters() if "magnitude" in name]
+    assert len(lengths) == (8 if lora.use_dora else 0)
+    if lengths:
+        rows = layer.base_layer.weight.norm(dim=1)
+        torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight, rows)
+    text, shown = lora.description(1, 1)
+    assert f"Low-rank adapters ({kind}) of rank r = 2 and α = 4, scale {scale}, stand" in str(text)
+    assert ("the lengths m of the adapted weights' rows train too" in str(text)) is lora.use_dora
+    assert isinstance(shown, Formula)
+    assert shown.latex.endswith(formula)
+    assert lora.trained("U-Net").startswith(f"{kind} of rank 2 (")
+
+
 def test_a_backbone_refuses_what_it_has_not_or_what_nothing_reaches() -> None:
     sit: Any = KINDS["backbone"]["sit"]
     with pytest.raises(UserError, match="^lora on a SiT of random weights would train nothing: give"):

@@ -17,8 +17,6 @@ from urepa.core.conditions import Condition
 from urepa.core.part_names import POOLED, TEXT
 from urepa.models.backbones.unet_net import StagedUNet, diffusers_unet
 
-MASKED = -10000.0  # diffusers' score of a masked token, whose weight is then 0 exactly
-
 
 class TextUNet(StagedUNet):
     """Where the text is withheld it sees a learned token of the text's width, at all positions alike, and a learned
@@ -35,12 +33,9 @@ class TextUNet(StagedUNet):
     def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
         text = condition[TEXT]
         assert text.mask_BL is not None, "tokens have a mask"
-        tokens_BLD = text.where_given(text.tokens_BLD, self.null_D)
-        project = self.unet.encoder_hid_proj
-        text_BLE = tokens_BLD if project is None else project(tokens_BLD)
-        return text_BLE, torch.where(text.mask_BL, 0.0, MASKED).unsqueeze(1)
+        return self.project_text(text.where_given(text.tokens_BLD, self.null_D), text.mask_BL)
 
-    def added_to_time(self, condition: Condition) -> Tensor | None:
+    def added_to_time(self, condition: Condition, x_t: Tensor, temb_BT: Tensor) -> Tensor | None:
         pooled = condition[POOLED]
         added_BT: Tensor = self.unet.class_embedding(pooled.where_given(pooled.vector_BD, self.null_P))
         return added_BT

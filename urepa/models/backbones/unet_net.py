@@ -23,7 +23,7 @@ from urepa.models.weight_files import read_safetensors, save_tensors
 
 ENCODER = (
     *("embedding_KLE", "null_D", "null_P", "unet.encoder_hid_proj.", "unet.class_embedding."),
-    *("unet.conv_in.", "unet.time_embedding.", "unet.down_blocks."),
+    *("unet.add_embedding.", "unet.conv_in.", "unet.time_embedding.", "unet.down_blocks."),
 )
 BEFORE = {
     "enc_last": ENCODER,
@@ -39,6 +39,7 @@ LORA_TARGETS = {
     "attention_conv": r"(?:.*\.(?:to_q|to_k|to_v|to_out\.0)|(?:\d+\.)?resnets\.\d+\.conv[12])",
 }
 DECODER = ("unet.up_blocks.", "unet.conv_norm_out", "unet.conv_act", "unet.conv_out")
+MASKED = -10000.0  # diffusers' score of a masked token, whose weight is then 0 exactly
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class StagedUNet(nn.Module):
 
     stages = ("down", "mid", "up")
     regions = ("ResnetBlock2D", "BasicTransformerBlock")
+    adapter_files = "StableDiffusionLoraLoaderMixin"  # of diffusers.loaders, which reads and writes its adapters
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -77,9 +79,15 @@ class StagedUNet(nn.Module):
         masked."""
         raise NotImplementedError
 
-    def added_to_time(self, condition: Condition) -> Tensor | None:
-        """What is added to the time embedding [B,T] of a condition, if anything."""
+    def added_to_time(self, condition: Condition, x_t: Tensor, temb_BT: Tensor) -> Tensor | None:
+        """What is added to the time embedding [B,T] of a condition and of x_t's size, if anything."""
         return None
+
+    def project_text(self, tokens_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B,L,E] as cross-attention sees them, and the bias [B,1,L] of its scores."""
+        project = self.unet.encoder_hid_proj
+        text_BLE = tokens_BLD if project is None else project(tokens_BLD)
+        return text_BLE, torch.where(mask_BL, 0.0, MASKED).unsqueeze(1)
 
     def own_tensors(self) -> dict[str, Tensor]:
         """What trains beside diffusers' modules, as an export has it."""
@@ -114,7 +122,7 @@ class StagedUNet(nn.Module):
         if is_kohya_lora(file):
             load_kohya_lora(self.unet, file)
         else:
-            load_pipeline_lora(self.unet, file)
+            load_pipeline_lora(self.unet, file, self.adapter_files)
 
     def read_values(self, files: Sequence[Path]) -> dict[str, Tensor]:
         """The values of the parameters that a small U-Net has, by name: its own and those of its classes, as an export
@@ -130,7 +138,7 @@ class StagedUNet(nn.Module):
         """In diffusers' layout: adapters alone, as its pipelines read them, or the whole U-Net and, where they were
         trained with it, its conditions."""
         if getattr(self.unet, "peft_config", None):
-            write_pipeline_lora(self.unet, folder / LORA)
+            write_pipeline_lora(self.unet, folder / LORA, self.adapter_files)
             return
         self.unet.save_pretrained(folder / "unet", safe_serialization=True)
         if own := self.own_tensors():
@@ -193,10 +201,10 @@ class StagedUNet(nn.Module):
     def _encoder(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> StageState:
         """Time embedding, first convolution and down blocks; no graph where nothing in them trains."""
         unet, (text_BLE, bias_B1L) = self.unet, self.attended(condition)
-        added_BT = self.added_to_time(condition)
         trains = any(p.requires_grad for n, p in self.named_parameters() if n.startswith(ENCODER)) or x_t.requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             temb_BT = unet.time_embedding(unet.get_time_embed(sample=x_t, timestep=t_B))
+            added_BT = self.added_to_time(condition, x_t, temb_BT)
             if added_BT is not None:
                 temb_BT = temb_BT + added_BT
             if unet.time_embed_act is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
@@ -34,17 +35,22 @@ class Blocks(Enum):
 
 @dataclass
 class LoRA:
-    """Low-rank adapters (Hu et al. 2022, arXiv 2106.09685); the backbone says which of its modules `targets` and
-    `blocks` mean."""
+    """Low-rank adapters (Hu et al. 2022, arXiv 2106.09685), rank-stabilised or with trained lengths where that is asked
+    for; the backbone says which of its modules `targets` and `blocks` mean."""
 
     _target_: str = "urepa.models.lora.adapters.LoRA"
     rank: int = setting("rank of each adapter", ge=1, le=SIZE)
     alpha: int | None = setting(
-        "the scale is alpha / rank; null: the rank, so that ranks compare at scale 1", ge=1, le=SIZE
+        "the scale is alpha / rank, or alpha / sqrt(rank) with use_rslora; null: the rank, so that ranks compare at "
+        "scale 1",
+        ge=1,
+        le=SIZE,
     )
     dropout: float = setting("dropout on the input of an adapter", ge=0, le=1 - TINY)
     targets: Targets = setting("which layers have adapters: the projections of attention, or the 3x3 convolutions too")
     blocks: Blocks = setting("where these layers are: in the middle block, or in every block")
+    use_rslora: bool = setting("rank-stabilised: a scale of alpha / sqrt(rank), with which ranks train alike", False)
+    use_dora: bool = setting("DoRA: the lengths of the adapted weights' rows train too, by themselves", False)
     group: ClassVar[str] = "lora"
     has_adapters: ClassVar[bool] = True
 
@@ -58,18 +64,31 @@ class LoRA:
     def build(self, backbone: nn.Module) -> None:
         from urepa.models.lora.lora_net import add_lora
 
-        add_lora(backbone, self.rank, self.alpha, self.dropout, str(self.targets), str(self.blocks))
+        add_lora(
+            *(backbone, self.rank, self.alpha, self.dropout, str(self.targets), str(self.blocks)),
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+        )
+
+    @property
+    def kind(self) -> str:
+        """LoRA, rank-stabilised LoRA, DoRA or both."""
+        return f"{'rank-stabilised ' if self.use_rslora else ''}{'DoRA' if self.use_dora else 'LoRA'}"
 
     def description(self, parameters: int, tensors: int) -> list[str | Formula]:
         alpha = self.rank if self.alpha is None else self.alpha
+        scale = f"{alpha / math.sqrt(self.rank):.4g}" if self.use_rslora else number(alpha / self.rank)
         dropout = f" with dropout {number(self.dropout)} on their input" if self.dropout else ""
+        lengths = ", and the lengths m of the adapted weights' rows train too" if self.use_dora else ""
+        adapted = r"W + \frac{\alpha}{" + (r"\sqrt{r}" if self.use_rslora else "r") + r"}\, B A"
+        turned = r"W' = m\, \frac{V}{\lVert V \rVert}, \qquad"
         return [
-            f"The backbone is frozen. Low-rank adapters (LoRA) of rank r = {self.rank} and α = {alpha}, scale "
-            f"{number(alpha / self.rank)}, stand beside {ADAPTED[str(self.targets)]} in {WHERE[str(self.blocks)]}"
-            f"{dropout}: {number(parameters)} parameters in {tensors} tensors.",
-            Formula(r"W' = W + \frac{\alpha}{r}\, B A"),
+            f"The backbone is frozen. Low-rank adapters ({self.kind}) of rank r = {self.rank} and α = {alpha}, scale "
+            f"{scale}, stand beside {ADAPTED[str(self.targets)]} in {WHERE[str(self.blocks)]}"
+            f"{dropout}{lengths}: {number(parameters)} parameters in {tensors} tensors.",
+            Formula(rf"{turned} V = {adapted}" if self.use_dora else rf"W' = {adapted}"),
         ]
 
     def trained(self, noun: str) -> str:
         targets, blocks = markdown(str(self.targets)), markdown(str(self.blocks))
-        return f"LoRA of rank {self.rank} ({targets}, blocks: {blocks}) was trained"
+        return f"{self.kind} of rank {self.rank} ({targets}, blocks: {blocks}) was trained"

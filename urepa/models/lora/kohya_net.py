@@ -56,8 +56,14 @@ def kohya_tensors(unet: Any) -> dict[str, Tensor]:
         assert name is not None, "adapters are in blocks"
         tensors[f"{name}.{DOWN}"] = module.lora_A[ADAPTER].weight
         tensors[f"{name}.{UP}"] = module.lora_B[ADAPTER].weight
-        tensors[f"{name}.{ALPHA}"] = torch.tensor(float(module.lora_alpha[ADAPTER]))
+        tensors[f"{name}.{ALPHA}"] = torch.tensor(_alpha(module))
     return tensors
+
+
+def _alpha(module: Any) -> float:
+    """α of this layout, whose scale is α/r: of rank-stabilised adapters, with α/√r, α·√r."""
+    rank, alpha = module.r[ADAPTER], float(module.lora_alpha[ADAPTER])
+    return alpha * rank**0.5 if module.use_rslora.get(ADAPTER, False) else alpha
 
 
 def is_kohya_lora(file: Path) -> bool:

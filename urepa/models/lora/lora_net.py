@@ -1,27 +1,44 @@
 """Low-rank adapters: added to a backbone through peft, and as files for diffusers' pipelines.
 
-W' = W + (α/r)·B·A (Hu et al. 2022, arXiv 2106.09685, eq. 3).
+W' = W + (α/r)·B·A (Hu et al. 2022, arXiv 2106.09685, eq. 3); with α/√r where it is rank-stabilised (Kalajdzievski
+2023, arXiv 2312.03732), and with rows of trained lengths m, m·W'/‖W'‖, in DoRA (Liu et al. 2024, arXiv 2402.09353).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from urepa.core.errors import UserError
 
 
-def add_lora(backbone: nn.Module, rank: int, alpha: int | None, dropout: float, targets: str, blocks: str) -> None:
+def add_lora(
+    backbone: nn.Module,
+    rank: int,
+    alpha: int | None,
+    dropout: float,
+    targets: str,
+    blocks: str,
+    *,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+) -> None:
     """Freezes the backbone and adds adapters through peft, in place.
 
     Args:
         rank: r, at least 1. alpha: α; None means r, so that ranks compare at scale 1.
         dropout: in [0,1). targets, blocks: which layers of which blocks; the backbone knows them by name.
+        use_rslora: the scale is α/√r. use_dora: the lengths of the weights' rows train too.
 
-    On SD-1.5 at r = 8 with attention and mid: 155,648 parameters in 16 tensors; attention_conv adds the
-    middle's four 3x3 convolutions, 409,600. On SiT-B all attention at r = 8 is 442,368.
+    At r = 8 with attention and mid on SD-1.5: 155,648 parameters in 16 tensors; attention_conv adds the middle's four
+    3x3 convolutions, 409,600. On SDXL, whose middle has ten transformer blocks: 1,761,280. On SiT-B all attention at
+    r = 8 is 442,368.
     """
     from peft import LoraConfig
 
@@ -29,29 +46,58 @@ def add_lora(backbone: nn.Module, rank: int, alpha: int | None, dropout: float, 
         raise UserError(f"lora.rank={rank}: give 1 or more; to train the whole backbone, lora=none")
     adapted: Any = backbone
     backbone.requires_grad_(False)
+    names = adapted.lora_modules(targets, blocks)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
         lora_dropout=dropout,
-        target_modules=adapted.lora_modules(targets, blocks),
+        target_modules=names,
         bias="none",
+        use_rslora=use_rslora,
+        use_dora=use_dora,
     )
-    adapted.add_adapter(config)
-    for parameter in backbone.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # peft follows the base's dtype; adapters stay in fp32
+    with _in_fp32(backbone, names):
+        adapted.add_adapter(config)
 
 
-def load_pipeline_lora(unet: Any, file: Path) -> None:
-    """A LoRA file for diffusers' pipelines on top of a U-Net's weights, by diffusers' own reading of its formats.
-    UserError where the file is none, is for more than the U-Net, or does not fit it: diffusers would warn at most."""
-    from diffusers import StableDiffusionPipeline
+@contextmanager
+def _in_fp32(backbone: nn.Module, names: str) -> Iterator[None]:
+    """Inside, the weights of the layers that a regular expression names are in fp32: peft's adapters get the type of
+    what they adapt, and theirs is fp32, whatever the frozen weights are held in. In bf16 their first values would be
+    rounded. A name may lack the parts before the network that the expression is for."""
+    layers = [m for name, m in backbone.named_modules() if any(re.fullmatch(names, end) for end in _ends(name))]
+    held = {p: p.dtype for layer in layers for p in layer.parameters() if p.dtype != torch.float32}
+    for parameter in held:
+        parameter.data = parameter.data.float()
+    yield
+    for parameter, dtype in held.items():
+        parameter.data = parameter.data.to(dtype)  # the same values: fp32 holds all of them
+    assert all(p.dtype == torch.float32 for p in backbone.parameters() if p.requires_grad), "of the adapters"
+
+
+def _ends(name: str) -> list[str]:
+    """a.b.c, b.c and c."""
+    parts = name.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
+
+
+def load_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
+    """A LoRA file for a pipeline of diffusers on top of a U-Net's weights, by diffusers' own reading of its formats.
+    UserError where the file is none, is for more than the U-Net, or does not fit it: diffusers would warn at most.
+
+    Args:
+        loader: the pipeline's base in diffusers.loaders.
+    """
+    from diffusers import loaders
     from peft.utils import get_peft_model_state_dict
     from safetensors import SafetensorError
 
+    reader = getattr(loaders, loader)
+    # by which the blocks of other programs' files are numbered
+    known = {"unet_config": unet.config} if reader is loaders.StableDiffusionXLLoraLoaderMixin else {}
     try:
-        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-            str(file), use_safetensors=True, return_lora_metadata=True
+        state, alphas, metadata = reader.lora_state_dict(
+            str(file), use_safetensors=True, return_lora_metadata=True, **known
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} does not load as a LoRA: {str(error).splitlines()[0]}") from error
@@ -66,7 +112,7 @@ def load_pipeline_lora(unet: Any, file: Path) -> None:
         state = {f"unet.{name}": value for name, value in state.items()}
         metadata = None if metadata is None else {f"unet.{key}": value for key, value in metadata.items()}
     try:
-        StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
+        reader.load_lora_into_unet(state, alphas, unet, metadata=metadata)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{file} does not fit this U-Net: {' '.join(str(error).split())[:200]}") from error
     (name,) = unet.peft_config
@@ -75,12 +121,13 @@ def load_pipeline_lora(unet: Any, file: Path) -> None:
         raise UserError(f"{file} does not fit this U-Net: of its {len(state)} weights {len(loaded)} have a place")
 
 
-def write_pipeline_lora(unet: Any, file: Path) -> None:
-    """As `pipe.load_lora_weights` reads it. The metadata carry α, without which α ≠ r would be lost."""
-    from diffusers import StableDiffusionPipeline
+def write_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
+    """As a pipeline of diffusers, whose base in diffusers.loaders is `loader`, reads it by `load_lora_weights`. The
+    metadata carry α, without which α ≠ r would be lost, and whether these are rank-stabilised adapters or DoRA's."""
+    from diffusers import loaders
     from peft.utils import get_peft_model_state_dict
 
-    StableDiffusionPipeline.save_lora_weights(
+    getattr(loaders, loader).save_lora_weights(
         file.parent,
         unet_lora_layers=get_peft_model_state_dict(unet),
         unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),

@@ -8,7 +8,7 @@ from typing import Any
 
 from urepa.config.declared import declaration_of
 from urepa.config.parts import KINDS, settings_that_are
-from urepa.core.backbone_protocols import Backbone, condition_parts
+from urepa.core.backbone_protocols import Backbone, condition_parts, takes_parts
 from urepa.core.declared_keys import TAP
 from urepa.core.errors import UserError
 from urepa.core.protocols import Loss, Teacher
@@ -55,9 +55,9 @@ def check_latents(backbone: Any, shapes: Sequence[tuple[int, int, int]]) -> None
 def check_condition(backbone: Any, track: Any) -> None:
     """Raises UserError if a declared backbone does not take the parts of the track's conditions."""
     taken, made = condition_parts(backbone), tuple(condition_widths(track))
-    if sorted(taken) == sorted(made):
+    if takes_parts(backbone, made):
         return
-    fitting = sorted(name for name, cls in KINDS["backbone"].items() if sorted(condition_parts(cls)) == sorted(made))
+    fitting = sorted(name for name, cls in KINDS["backbone"].items() if takes_parts(cls, made))
     advice = f"choose a backbone of {' or '.join(fitting)}, or other data" if fitting else "choose other data"
     raise UserError(
         f"backbone._target_={backbone._target_} is conditioned on {', '.join(taken)}, and the data's conditions have "

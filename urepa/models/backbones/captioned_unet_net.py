@@ -1,0 +1,113 @@
+"""SD-1.5's, SDXL's and Kolors' U-Nets, conditioned on the text of a frozen encoder.
+
+Shapes: B batch, C channels, H/W latent, L text positions, D width of a token, P width of the pooled vector, E width of
+cross-attention, T time embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from urepa.core.conditions import Condition
+from urepa.core.errors import UserError
+from urepa.core.part_names import POOLED, TEXT
+from urepa.models.backbones.unet_net import StagedUNet
+from urepa.models.unet_families import FAMILIES
+from urepa.models.unet_weights import check_unet_channels, load_unet, unet_without_weights
+
+VAE_FACTOR = 8  # pixels a side of a latent's cell, in all three
+SIZES = 6  # original height and width, crop's top and left, target height and width
+
+
+class CaptionedUNet(StagedUNet):
+    """Takes the parts of a condition as they are: what stands for a withheld caption is the track's."""
+
+    def __init__(self, unet: Any, adapter_files: str) -> None:
+        super().__init__(unet)
+        self.adapter_files = adapter_files
+
+    def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        text = condition[TEXT]
+        assert text.mask_BL is not None, "tokens have a mask"
+        return self.project_text(text.tokens_BLD, text.mask_BL)
+
+    def added_to_time(self, condition: Condition, x_t: Tensor, temb_BT: Tensor) -> Tensor | None:
+        if self.unet.config.addition_embed_type is None:
+            return None
+        added = {"text_embeds": condition[POOLED].vector_BD, "time_ids": size_ids(x_t)}
+        added_BT: Tensor = self.unet.get_aug_embed(emb=temb_BT, encoder_hidden_states=None, added_cond_kwargs=added)
+        return added_BT
+
+
+def size_ids(x_t: Tensor) -> Tensor:
+    """The ids [B,6] of x_t's size (Podell et al. 2023, arXiv 2307.01952, §2.2), as the pipelines' defaults are: an
+    image of this size, not scaled, not cropped. float32."""
+    height, width = (side * VAE_FACTOR for side in x_t.shape[-2:])
+    ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
+    return ids.expand(len(x_t), SIZES)
+
+
+def captioned_unet(
+    weights: str,
+    family: str,
+    gradient_checkpointing: bool,
+    *,
+    latent_shape: tuple[int, int, int],
+    widths: Mapping[str, int],
+    dtype: torch.dtype = torch.float32,
+) -> CaptionedUNet:
+    """A family's U-Net for text of these widths, by the names of the condition's parts.
+
+    Args:
+        weights: a hub id, a local diffusers folder (of the pipeline or of the U-Net), or "random".
+        family: of `urepa.models.unet_families`.
+        gradient_checkpointing: recompute blocks in the backward pass to save memory.
+        dtype: of the weights that are read, but for those of norms.
+
+    Raises UserError where the files are not those of such a U-Net, or it takes text of other widths.
+    """
+    unet = load_unet(weights, family, dtype)
+    return _for_text(unet, weights, family, gradient_checkpointing, latent_shape, widths)
+
+
+def captioned_unet_without_weights(
+    weights: str,
+    family: str,
+    gradient_checkpointing: bool,
+    *,
+    latent_shape: tuple[int, int, int],
+    widths: Mapping[str, int],
+) -> CaptionedUNet:
+    """The same at random weights: none are read or fetched. The architecture is that of a local folder's config.json,
+    else the published one."""
+    unet = unet_without_weights(weights, family)
+    return _for_text(unet, weights, family, gradient_checkpointing, latent_shape, widths)
+
+
+def _for_text(
+    unet: Any,
+    weights: str,
+    family: str,
+    gradient_checkpointing: bool,
+    latent_shape: tuple[int, int, int],
+    widths: Mapping[str, int],
+) -> CaptionedUNet:
+    check_unet_channels(unet, latent_shape[0], weights)
+    config = unet.config
+    taken = {TEXT: config.cross_attention_dim if config.encoder_hid_dim is None else config.encoder_hid_dim}
+    if config.addition_embed_type is not None:
+        taken[POOLED] = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+    for part, width in taken.items():
+        if widths[part] != width:
+            what = "text" if part == TEXT else "a pooled vector of text"
+            raise UserError(
+                f"the U-Net of {weights} takes {what} of width {width}; data.text_encoder gives {widths[part]}: "
+                f"choose the text encoder that {FAMILIES[family].title} was trained with"
+            )
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return CaptionedUNet(unet, FAMILIES[family].adapter_files)

@@ -1,0 +1,105 @@
+"""The families of U-Nets that diffusers publishes, without torch: their architectures, and by what a config.json is
+recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from urepa.core.errors import UserError
+
+WEIGHTS = "diffusion_pytorch_model"
+# of a pipeline's U-Net: without the variants (fp16, non_ema) that lie beside its weights
+HUB_FILES = [
+    "unet/config.json",
+    *(f"unet/{WEIGHTS}{rest}" for rest in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
+]
+
+
+@dataclass(frozen=True)
+class UNetFamily:
+    """A family: its name in sentences, unet/config.json as far as it differs from the defaults of
+    UNet2DConditionModel, what tells its U-Nets from others, its pipeline of diffusers, the class of diffusers.loaders
+    that this pipeline has its files of adapters from, and the backbones that take it."""
+
+    title: str
+    architecture: Mapping[str, Any]
+    kind: str
+    pipeline: str
+    adapter_files: str
+    backbones: str
+
+
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "use_linear_projection": True,
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,  # 6·256 of sizes and crop, 1280 of the pooled vector
+}
+# projected from ChatGLM's width; 5632 is 6·256 and 4096 of the pooled vector
+OF_CHATGLM = {
+    "encoder_hid_dim": 4096,
+    "encoder_hid_dim_type": "text_proj",
+    "projection_class_embeddings_input_dim": 5632,
+}
+FAMILIES: dict[str, UNetFamily] = {
+    "sd15": UNetFamily(
+        "SD-1.5",
+        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        "without added conditions, as SD-1.5's is",
+        "StableDiffusionPipeline",
+        "StableDiffusionLoraLoaderMixin",
+        "sd15 or sd15_text",
+    ),
+    "sdxl": UNetFamily(
+        "SDXL",
+        SDXL,
+        "with added conditions (text_time), as SDXL's is",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLLoraLoaderMixin",
+        "sdxl",
+    ),
+    "kolors": UNetFamily(
+        "Kolors",
+        SDXL | OF_CHATGLM,
+        "with added conditions (text_time) and a projection of its text, as Kolors' is",
+        "KolorsPipeline",
+        "StableDiffusionLoraLoaderMixin",
+        "kolors",
+    ),
+}
+
+
+def family_of_unet(config: Mapping[str, Any]) -> str | None:
+    """The family of a U-Net's config.json; None: another one."""
+    added, projection = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
+    if config.get("class_embed_type") is not None or projection not in (None, "text_proj"):
+        return None
+    if added is None:
+        return "sd15" if projection is None else None
+    if added != "text_time":
+        return None
+    return "sdxl" if projection is None else "kolors"
+
+
+def check_unet_config(config: Mapping[str, Any], family: str, where: str) -> None:
+    """UserError where a config.json is not of a U-Net of this family."""
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise UserError(f"{where} holds a {config.get('_class_name')}, not a UNet2DConditionModel")
+    found = family_of_unet(config)
+    if found == family:
+        return
+    own = FAMILIES[family]
+    takes = f"backbone={own.backbones} takes that of {own.title}"
+    if found is None:
+        raise UserError(f"{where} is a U-Net of a family that no backbone here has; {takes}")
+    other = FAMILIES[found]
+    raise UserError(f"{where} is a U-Net {other.kind}; {takes}, and backbone={other.backbones} this one")
