@@ -3,7 +3,7 @@ the same predictions through diffusers' own reading of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.models.backbones.sd15_net import ARCHITECTURE
 from urepa.models.backbones.unet_net import StagedUNet
 from urepa.models.lora.kohya_net import kohya_tensors, load_kohya_lora, write_kohya_lora
 from urepa.models.lora.lora_net import add_lora
+from urepa.models.unet_families import FAMILIES
 
 # SDXL's unet/config.json, as far as it differs from the defaults of UNet2DConditionModel
 SDXL: dict[str, Any] = {
@@ -54,7 +54,7 @@ TINY_SDXL: dict[str, Any] = SDXL | {
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def unet_of(architecture: dict[str, Any], **lora: Any) -> Any:
+def unet_of(architecture: Mapping[str, Any], **lora: Any) -> Any:
     """A U-Net of this architecture, with adapters that do something where some are asked for."""
     from diffusers import UNet2DConditionModel
 
@@ -101,7 +101,9 @@ def test_the_lists_are_upstreams() -> None:
 def test_our_keys_and_shapes_are_upstreams(model: str, targets: str, blocks: str, modules: int) -> None:
     """Of the real architectures, on the meta device."""
     with torch.device("meta"):
-        unet = unet_of({"sd15": ARCHITECTURE, "sdxl": SDXL}[model], rank=8, targets=targets, blocks=blocks)
+        unet = unet_of(
+            {"sd15": FAMILIES["sd15"].architecture, "sdxl": SDXL}[model], rank=8, targets=targets, blocks=blocks
+        )
     ours = {name: tuple(value.shape) for name, value in kohya_tensors(unet).items()}
     upstream = kohya_upstream.shapes(model, 8)
     assert len(ours) == 3 * modules
@@ -116,10 +118,11 @@ def test_our_keys_and_shapes_are_upstreams(model: str, targets: str, blocks: str
 # --- values -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("use_rslora", [False, True], ids=["plain", "rslora"])
 @pytest.mark.parametrize("architecture", [TINY, TINY_SDXL], ids=["sd15", "sdxl"])
-def test_a_file_means_what_its_readers_compute(architecture: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_means_what_its_readers_compute(architecture: dict[str, Any], use_rslora: bool, tmp_path: Path) -> None:
     """As ComfyUI merges it: W + (α/r)·up·down, by the list of names above alone."""
-    adapted = unet_of(architecture, rank=3, alpha=6, targets="attention_conv", blocks="all")
+    adapted = unet_of(architecture, rank=3, alpha=6, use_rslora=use_rslora, targets="attention_conv", blocks="all")
     write_kohya_lora(adapted, tmp_path / "lora.safetensors")
     file, merged = load_file(tmp_path / "lora.safetensors"), unet_of(architecture)
     names = {name.partition(".")[0] for name in file}
@@ -131,7 +134,7 @@ def test_a_file_means_what_its_readers_compute(architecture: dict[str, Any], tmp
         down, up = file[f"{name}.lora_down.weight"], file[f"{name}.lora_up.weight"]
         scale = file[f"{name}.alpha"].item() / len(down)
         weight.data += scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
-    assert scale == 2
+    assert scale == pytest.approx(6 / 3**0.5 if use_rslora else 2)
     torch.testing.assert_close(predict(merged), predict(adapted), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(predict(merged), predict(unet_of(architecture)), atol=0.01)
 
