@@ -265,6 +265,9 @@ class Images:
         "instead of classes, of a run that was trained on captions: what the images show", None
     )
     prompts: str | None = setting("a text file with a prompt a line, instead of one", None)
+    negative: str | None = setting(
+        "with prompts and guidance: what the images are guided away from, in place of the null condition", None
+    )
     bucket: str | None = setting(
         "of a model of several shapes the one that the images have, as 48x80; null: the first", None
     )

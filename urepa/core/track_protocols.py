@@ -129,6 +129,10 @@ class PromptConditions(ConditionMaker, Protocol):
         one is the null condition."""
         ...
 
+    def example(self, count: int) -> Condition:
+        """Conditions [count] of the right shapes for counting costs; no text encoder is asked."""
+        ...
+
 
 class BucketTrackCaches(Protocol):
     """What `TrackCaches` has beside where its images may have several shapes."""

@@ -153,11 +153,11 @@ def test_a_killed_build_goes_on_and_ends_the_same(
     track = captioned_track(place / "images", tmp_path / "killed", clip_at(place)).build()
     encode, asked = TextTransformer.encode, []
 
-    def killed(self: TextTransformer, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> Any:
-        asked.append(len(ids_BL))
+    def killed(self: TextTransformer, inputs_BKL: torch.Tensor) -> Any:
+        asked.append(len(inputs_BKL))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return encode(self, ids_BL, mask_BL)
+        return encode(self, inputs_BKL)
 
     monkeypatch.setattr(TextTransformer, "encode", killed)
     with pytest.raises(KeyboardInterrupt):

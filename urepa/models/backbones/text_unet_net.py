@@ -38,7 +38,8 @@ class TextUNet(StagedUNet):
         tokens_BLD = text.where_given(text.tokens_BLD, self.null_D)
         project = self.unet.encoder_hid_proj
         text_BLE = tokens_BLD if project is None else project(tokens_BLD)
-        return text_BLE, torch.where(text.mask_BL, 0.0, MASKED).unsqueeze(1)
+        counts_BL = text.mask_BL | ~text.given_B.unsqueeze(1)  # of the learned token all, whatever null the part has
+        return text_BLE, torch.where(counts_BL, 0.0, MASKED).unsqueeze(1)
 
     def added_to_time(self, condition: Condition) -> Tensor | None:
         pooled = condition[POOLED]
