@@ -275,3 +275,12 @@ def test_the_step_that_ends_the_alignment_was_the_losss(shape, stop):
     assert upgrade({KEY: 5} | old | {"schedule": own})["schedule"] == expected
     before_schedules = upgrade({KEY: 4, "loss": {"stop_step": stop}})
     assert before_schedules["schedule"] == {"_target_": "urepa.method.schedules.constant.Constant", "stop_step": stop}
+
+
+def test_a_clip_of_captions_had_masked_padding_and_zeros_for_no_caption():
+    clip = {"_target_": "urepa.models.text_encoders.clip_text.CLIPText", "model": "clip", "width": 16, "length": 12}
+    track = {"_target_": "urepa.data.tracks.pixel_track.PixelTrack", "text_encoder": clip}
+    upgraded = upgrade({KEY: 6, "data": track})["data"]["text_encoder"]
+    assert upgraded == clip | {"padding": "masked", "null_text": "zeros"}
+    kept = {"padding": "attended", "null_text": "empty"}
+    assert upgrade({KEY: 6, "data": {"text_encoder": clip | kept}})["data"]["text_encoder"] == clip | kept

@@ -370,7 +370,8 @@ def test_a_part_of_a_config_holds_the_encoder(compose: Callable[..., Any], place
     """As it is stored and read again, of this kind alone."""
     config = compose(*overrides(place / "images", tmp_path, place / "clip"))
     checked = check_config({key: value for key, value in config.items() if key != "arm"})
-    assert build_part(checked["data"]).text.encoder == clip_at(place)
+    of_sd15 = {"padding": "attended", "null_text": "empty"}
+    assert build_part(checked["data"]).text.encoder == clip_at(place, **of_sd15)
     config["data"]["text_encoder"] = {"_target_": "urepa.models.backbones.text_unet.TextUNet"}
     with pytest.raises(UserError, match=r"data.text_encoder names .* which is no"):
         check_config(config)
