@@ -6,6 +6,7 @@ Shapes: B images, CHW latent.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from captioned import KEPT, overrides, write_captioned
 from photos import write_clip_text, write_sd
 from PIL import Image
@@ -201,3 +203,21 @@ def test_features_are_read_without_a_caption_as_training_had_it(run: Path) -> No
         return
     with pytest.raises(UserError, match="has other weights here"):
         opened.features(images, tap="mid")
+
+
+def test_a_run_of_before_opens_as_what_it_was(run: Path, tmp_path: Path) -> None:
+    """Its stored config has neither setting: padding was masked, and zeros stood for no caption."""
+    shutil.copytree(run, tmp_path / "seed0")
+    file = tmp_path / "seed0" / "config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    stored["schema"] = 6
+    for key in KEPT:
+        del stored["data"]["text_encoder"][key]
+    file.write_text(yaml.safe_dump(stored))
+    opened = load(tmp_path / "seed0", "cpu")
+    encoder = opened.track.conditions.encoder
+    assert {key: getattr(encoder, key) for key in KEPT} == KEPT
+    text = opened.prompt_condition(["red", ""])[TEXT]
+    assert text.mask_BL is not None
+    assert text.mask_BL.sum(1).tolist() == [5, encoder.length]
+    assert not text.value[1].any()

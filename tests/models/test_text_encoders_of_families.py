@@ -285,7 +285,9 @@ def test_half_precision_is_read_and_recorded(declared: Callable[[str], Any], dty
     network = half.build()
     assert network.manifest()["computed_in"] == dtype
     assert half.stored_as() != encoder.stored_as()
-    assert {p.dtype for p in network._loaded[0][1].parameters()} == {getattr(torch, dtype)}
+    wide = {name for name, p in network._loaded[0][1].named_parameters() if p.dtype != getattr(torch, dtype)}
+    assert all(name.endswith(".wo.weight") for name in wide)  # transformers keeps these of a T5 in fp16 at fp32
+    assert bool(wide) == (dtype == "float16")
     assert network.weights_sha256() != encoder.build().weights_sha256()
     away = (encoded(half).tokens_BLD - encoded(encoder).tokens_BLD).abs().max()
     assert 0 < away < most * encoded(encoder).tokens_BLD.abs().max()

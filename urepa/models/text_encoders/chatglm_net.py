@@ -1,4 +1,4 @@
-"""ChatGLM3 as KolorsPipeline.encode_prompt asks it. Network and tokenizer are diffusers' own; no code of their folder
+"""ChatGLM3 as KolorsPipeline.encode_prompt calls it. Network and tokenizer are diffusers' own; no code of their folder
 runs.
 
 Shapes: B texts, L positions, D width.

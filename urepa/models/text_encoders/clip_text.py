@@ -25,9 +25,7 @@ class CLIPText(FromFolder):
     width: int = setting("width of a token: 768 of the one in SD-1.5", ge=1, le=SIZE)
     layer: int = setting("whose tokens, counted from the end: -1 is the last, with the final norm", ge=-SIZE, le=-1)
     length: int = setting("tokens of a caption, its first and last included; what is longer is cut", ge=3, le=SIZE)
-    padding: Padding = setting(
-        "the positions behind a caption's end: attended, as SD-1.5 has them, or masked, so that nobody sees them"
-    )
+    padding: Padding = setting("the positions behind a caption's end: attended, as SD-1.5 has them, or masked")
     null_text: NullText = setting(
         "what stands for no caption, for a backbone without a null of its own: the record of the empty prompt, or zeros"
     )

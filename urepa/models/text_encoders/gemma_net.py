@@ -1,4 +1,4 @@
-"""Gemma 2 as SanaPipeline asks it, of a pipeline's folder. No code of it runs."""
+"""Gemma 2 as SanaPipeline calls it, of a pipeline's folder. No code of it runs."""
 
 from __future__ import annotations
 

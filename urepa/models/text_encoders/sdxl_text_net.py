@@ -1,4 +1,4 @@
-"""The two text encoders of SDXL, as StableDiffusionXLPipeline.encode_prompt asks them. No code of their folder runs.
+"""The two text encoders of SDXL, as StableDiffusionXLPipeline.encode_prompt calls them. No code of their folder runs.
 
 Shapes: B texts, L positions, D width of one of them.
 """

@@ -46,18 +46,18 @@ class TextTransformer:
         computed_in: str = "float32",
         lowercase: bool = False,
     ) -> None:
-        """`facts` are the manifest's; `check` looks at the transformers' configs when they are read."""
+        """`facts` are the manifest's; `check` looks at the transformers' configs when they are read. `computed_in` is
+        the type that the towers load them in."""
         self.length = length
         self._facts = facts | {"length": length, "computed_in": computed_in}
         self._towers, self._check, self._lowercase = towers, check, lowercase
-        self._dtype: torch.dtype = getattr(torch, computed_in)
 
     @cached_property
     def _loaded(self) -> list[Loaded]:
         progress.hide_loading()
         loaded = [tower.load() for tower in self._towers]
         self._check([network.config for _, network in loaded])
-        return [(tokenizer, network.to(self._dtype).eval().requires_grad_(False)) for tokenizer, network in loaded]
+        return [(tokenizer, network.eval().requires_grad_(False)) for tokenizer, network in loaded]
 
     def manifest(self) -> dict[str, Any]:
         return dict(self._facts)
