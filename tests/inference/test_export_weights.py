@@ -52,6 +52,7 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
     request |= {
         "against": None,
         "bucket": None,
+        "negative": None,
         "prompts": None,
         "batch_size": 16,
         "precision": "fp32",
