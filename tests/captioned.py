@@ -14,6 +14,7 @@ from urepa.models.text_encoders.clip_text import CLIPText
 
 LENGTH = 12
 KINDS = ("red", "blue")
+KEPT = {"padding": "masked", "null_text": "zeros"}  # what a CLIP was before it had these settings
 
 
 def write_captioned(root: Path, each: int = 12) -> Path:
@@ -35,7 +36,7 @@ def clip_at(folder: Path, **changes: Any) -> CLIPText:
     place = folder / "clip"
     if not place.exists():
         write_clip_text(place, seed=0)
-    return CLIPText(**({"model": str(place), "width": 16, "layer": -1, "length": LENGTH} | changes))
+    return CLIPText(**({"model": str(place), "width": 16, "layer": -1, "length": LENGTH} | KEPT | changes))
 
 
 def captioned_track(images: Path, root: Path, encoder: Any, **changes: Any) -> PixelTrack:

@@ -53,15 +53,10 @@ def write_sd(folder: Path) -> Path:
     return write_clip_text(folder)
 
 
-def write_clip_text(folder: Path, seed: int | None = None) -> Path:
-    """tokenizer/ and text_encoder/ of a small CLIP of width 16, a token a letter. `seed` None: torch's own draws."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    if seed is not None:
-        torch.manual_seed(seed)
+def write_clip_tokenizer(tokenizer: Path, pad: str = "<|endoftext|>") -> int:
+    """Of a token a letter; the number of its tokens."""
     words = ["<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
     words += list("abcdefghijklmnopqrstuvwxyz")
-    tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
     (tokenizer / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (tokenizer / "merges.txt").write_text("#version: 0.2\n")
@@ -73,13 +68,23 @@ def write_clip_text(folder: Path, seed: int | None = None) -> Path:
                 "bos_token": "<|startoftext|>",
                 "eos_token": "<|endoftext|>",
                 "unk_token": "<|endoftext|>",
-                "pad_token": "<|endoftext|>",
+                "pad_token": pad,
             }
         )
     )
+    return len(words)
+
+
+def write_clip_text(folder: Path, seed: int | None = None) -> Path:
+    """tokenizer/ and text_encoder/ of a small CLIP of width 16, a token a letter. `seed` None: torch's own draws."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    words = write_clip_tokenizer(folder / "tokenizer")
     CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words),
+            vocab_size=words,
             hidden_size=16,
             intermediate_size=32,
             num_hidden_layers=2,

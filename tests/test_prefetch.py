@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from photos import write_dinov2
+from photos import write_clip_text, write_dinov2
 
 from urepa.core.hub_names import is_hub_id, resolve
 from urepa.prefetch import required_files
@@ -49,9 +49,19 @@ def test_what_evaluations_load_is_fetched_too(compose: Callable[..., dict[str, A
     )
 
 
+def test_text_encoders_are_fetched_too(compose: Callable[..., dict[str, Any]]) -> None:
+    """Those of the hub alone."""
+    captions = ["data=captions", "backbone=text_unet", "data.images=photos", "data.num_classes=2"]
+    assert not required_files(compose(*captions)).keys() & {"owner/sdxl@v1"}
+    of_sdxl = [*captions, "text_encoder@data.text_encoder=sdxl", "data.text_encoder.model=owner/sdxl@v1"]
+    files = required_files(compose(*of_sdxl))["owner/sdxl@v1"]
+    assert {"tokenizer_2/*", "text_encoder_2/config.json", "text_encoder/model*.safetensors*"} <= set(files)
+
+
 class Hub(BaseHTTPRequestHandler):
     """Just enough of the hub's interface: a repository's listing, and its files by revision."""
 
+    repository = "facebook/dinov2-large"
     files: dict[str, bytes] = {}
 
     def do_HEAD(self) -> None:
@@ -62,12 +72,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
-        if path.startswith("/api/models/facebook/dinov2-large/revision/"):
+        if path.startswith(f"/api/models/{self.repository}/revision/"):
             siblings = [{"rfilename": name} for name in self.files]
-            data = json.dumps({"id": "facebook/dinov2-large", "sha": COMMIT, "siblings": siblings}).encode()
+            data = json.dumps({"id": self.repository, "sha": COMMIT, "siblings": siblings}).encode()
             self.reply(data, "application/json", body)
             return
-        if path.startswith("/api/models/facebook/dinov2-large/tree/"):
+        if path.startswith(f"/api/models/{self.repository}/tree/"):
             listing = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha256(data).hexdigest()}
                 for name, data in self.files.items()
@@ -75,7 +85,7 @@ class Hub(BaseHTTPRequestHandler):
             self.reply(json.dumps(listing).encode(), "application/json", body)
             return
         name = path.rpartition(f"/resolve/{COMMIT}/")[2]
-        if path.startswith("/facebook/dinov2-large/resolve/") and name in self.files:
+        if path.startswith(f"/{self.repository}/resolve/") and name in self.files:
             self.reply(self.files[name], "application/octet-stream", body)
             return
         self.send_error(404)
@@ -94,10 +104,14 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
-    folder = write_dinov2(tmp_path / "repository")
-    Hub.files = {p.name: p.read_bytes() for p in folder.iterdir()} | {"pytorch_model.bin": b"a pickle"}
+@pytest.fixture(params=["facebook/dinov2-large"])
+def hub(request: Any, tmp_path: Path) -> Iterator[str]:
+    """With one repository: a DINOv2, or a CLIP's pipeline under any other name."""
+    Hub.repository = request.param
+    write = write_dinov2 if "dinov2" in Hub.repository else write_clip_text
+    folder = write(tmp_path / "repository")
+    Hub.files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    Hub.files |= {"pytorch_model.bin": b"a pickle", "text_encoder/model.bin": b"another"}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -130,6 +144,34 @@ def test_what_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Pa
     changed = run(command, tmp_path, HF_ENDPOINT=hub, HF_HOME=str(tmp_path / "another"))
     assert changed.returncode == 1
     assert "is not what prefetch.json says it was" in changed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hub", ["owner/clip"], indirect=True)
+def test_a_text_encoder_that_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Path) -> None:
+    """Its folders alone, by its name and by its revision; another one is a line that says what to do."""
+    given = [
+        "data=captions",
+        "backbone=text_unet",
+        "data.images=photos",
+        "data.num_classes=2",
+        "teacher=efficientnet_lite0",
+    ]
+    given = [*given, "text_encoder@data.text_encoder=clip", "data.text_encoder.model=owner/clip"]
+    done = run(["-m", "urepa.prefetch", *given], tmp_path, HF_ENDPOINT=hub)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "prefetch.json").read_text())["owner/clip"]
+    assert set(record["files"]) == {
+        *("text_encoder/config.json", "text_encoder/model.safetensors"),
+        *("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"),
+    }
+    load = "from urepa.models.text_encoders.clip_text_net import clip_text; "
+    load += "print(clip_text('{}', -1, 12, 16, True).tokenize(['a']).cut)"
+    for name in ("owner/clip", f"owner/clip@{COMMIT}"):
+        offline = run(["-c", load.format(name)], tmp_path, HF_HUB_OFFLINE="1")
+        assert offline.stdout.strip() == "[0]", offline.stderr
+    other = run(["-c", load.format("owner/other")], tmp_path, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set, and it is not in the hub's local cache: run `python -m urepa" in other.stderr
 
 
 def test_without_a_hub_the_mistake_is_one_line(tmp_path: Path) -> None:

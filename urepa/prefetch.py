@@ -21,6 +21,7 @@ from urepa.core.hub_names import download_failure, is_hub_id, resolve
 from urepa.core.nested_dicts import flatten
 from urepa.core.one_line_errors import one_line_mistakes
 from urepa.core.protocols import Teacher
+from urepa.core.text_protocols import TextEncoder
 from urepa.core.track_protocols import Track
 from urepa.runs.run_folder import remove_empty, to_plain
 
@@ -63,8 +64,10 @@ def required_files(parts: dict[str, Any]) -> dict[str, list[str]]:
     backbone: Backbone = declaration_of(parts["backbone"])
     track: Track = declaration_of(parts["data"])
     teacher: Teacher = declaration_of(parts["teacher"])
-    for part in (backbone, track, teacher):
-        for name, patterns in part.hub_files().items():
+    encoder: TextEncoder | None = getattr(track, "text_encoder", None)
+    files = [backbone.hub_files(), track.hub_files(), teacher.hub_files()]
+    for of_part in [*files, {} if encoder is None else encoder.hub_files()]:
+        for name, patterns in of_part.items():
             names.setdefault(name, []).extend(patterns)
     for key, name in flatten(parts["evaluation"]).items():
         if key.endswith(".model") and is_hub_id(name):

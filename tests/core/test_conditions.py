@@ -79,6 +79,50 @@ def test_nothing_of_a_withheld_value_remains() -> None:
     assert bool(condition().null()["text"].mask_BL.all())  # type: ignore[union-attr]
 
 
+def with_nulls() -> Condition:
+    """The same with what stands for its text and its vector."""
+    parts, null_mask_L = condition().parts, torch.tensor([True, False, False])
+    text, vector = parts["text"], parts["image.cls"]
+    null_LD, null_D = torch.arange(18.0).view(3, 6), torch.arange(5.0)
+    nulls = {
+        "text": Part.of(text.tokens_BLD, text.mask_BL, null_LD, null_mask_L),
+        "image.cls": Part.of(vector.vector_BD, None, null_D),
+    }
+    return Condition({**parts, **nulls})
+
+
+def test_a_null_of_its_own_stands_where_a_part_is_withheld() -> None:
+    """With its mask; the others are as without nulls. It goes where the condition goes, and into every batch of it."""
+    whole, plain = with_nulls(), condition()
+    dropped = whole.drop({"text+image": SOME})
+    for name, null in (("text", torch.arange(18.0).view(3, 6)), ("image.cls", torch.arange(5.0))):
+        assert torch.equal(dropped[name].value[SOME], null.expand(2, *null.shape))
+        assert torch.equal(dropped[name].value[~SOME], whole[name].value[~SOME])
+    assert dropped["text"].mask_BL is not None
+    assert dropped["text"].mask_BL[SOME].tolist() == [[True, False, False]] * 2
+    assert torch.equal(dropped["text"].mask_BL[~SOME], (~MASK)[~SOME])
+    assert same(
+        Condition({"": dropped["image.patches"]}), Condition({"": plain.drop({"image": SOME})["image.patches"]})
+    )
+    assert same(dropped.drop({"text": SOME}), dropped)
+    rows = torch.tensor([2, 0])
+    for other in (whole.rows(rows), whole.to(torch.device("cpu")).rows(rows), Condition.cat([whole, whole]).rows(rows)):
+        assert same(other.null(), whole.null().rows(rows))
+    assert {t.device.type for t in tensors(whole.to(torch.device("meta")))} == {"meta"}
+    assert len(tensors(whole)) == 13
+    with pytest.raises(AssertionError, match="have the same nulls"):
+        Condition.cat([whole, plain])
+
+
+def test_a_null_is_of_the_parts_shape() -> None:
+    with pytest.raises(AssertionError, match="a sample's null"):
+        Part.of(torch.zeros(2, 3), None, torch.zeros(4))
+    with pytest.raises(AssertionError, match="a null of tokens has a mask"):
+        Part.of(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), torch.zeros(3, 4))
+    with pytest.raises(AssertionError, match="ids have no null"):
+        Part.of(torch.zeros(2, dtype=torch.int64), None, torch.zeros((), dtype=torch.int64))
+
+
 def test_what_is_withheld_stays_withheld() -> None:
     once = condition().drop({"text": SOME})
     assert same(once.drop({"text": ~ALL}), once)
@@ -116,7 +160,9 @@ def test_cat_and_rows_keep_every_part() -> None:
 
 
 def tensors(of: Condition) -> list[Tensor]:
-    return [t for part in of.parts.values() for t in (part.value, part.given_B, part.mask_BL) if t is not None]
+    fields = ("value", "given_B", "mask_BL", "null", "null_mask_L")
+    found = (getattr(part, field) for part in of.parts.values() for field in fields)
+    return [t for t in found if t is not None]
 
 
 def test_a_condition_moves_whole() -> None:

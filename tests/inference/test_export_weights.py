@@ -61,6 +61,7 @@ def generated(run: Path, **more: Any) -> dict[str, np.ndarray]:
         "bucket": None,
         "size": None,
         "x0_shape": None,
+        "negative": None,
         "prompts": None,
         "batch_size": 16,
         "precision": "fp32",

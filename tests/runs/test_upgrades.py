@@ -314,3 +314,12 @@ def test_adapters_of_before_were_plain_lora(target: str) -> None:
     assert upgrade(add_schema_number({"lora": now}))["lora"] == now
     assert upgrade({"lora": now})["lora"] == now
     assert "use_dora" not in upgrade({"lora": {"_target_": "urepa.models.lora.no_lora.NoLoRA"}})["lora"]
+
+
+def test_a_clip_of_captions_had_masked_padding_and_zeros_for_no_caption():
+    clip = {"_target_": "urepa.models.text_encoders.clip_text.CLIPText", "model": "clip", "width": 16, "length": 12}
+    track = {"_target_": "urepa.data.tracks.pixel_track.PixelTrack", "text_encoder": clip}
+    upgraded = upgrade({KEY: 6, "data": track})["data"]["text_encoder"]
+    assert upgraded == clip | {"padding": "masked", "null_text": "zeros"}
+    kept = {"padding": "attended", "null_text": "empty"}
+    assert upgrade({KEY: 6, "data": {"text_encoder": clip | kept}})["data"]["text_encoder"] == clip | kept

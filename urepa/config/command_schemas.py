@@ -275,6 +275,9 @@ class Images:
     classes: Any = setting("ids and names, one or a list; null: all", None, section="the images")
     prompt: str | None = setting("the prompt, instead of classes, for a run that was trained on captions", None)
     prompts: str | None = setting("a text file with one prompt per line, instead of prompt", None)
+    negative: str | None = setting(
+        "with prompts and guidance: what the images are guided away from, in place of the null condition", None
+    )
     bucket: str | None = setting("shape of the images for a model with several shapes, as 48x80; null: the first", None)
     size: str | None = setting(
         "rows and columns of the images in pixels, as 512x768, where the backbone takes other shapes than those it was "

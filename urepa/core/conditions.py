@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from urepa.core.errors import UserError
 from urepa.core.part_names import CLASS
 
 JOIN = "+"  # between names of parts that are given or withheld together: "text+image"
+OF_NULL = ("null", "null_mask_L")  # fields of a part that have no sample for each row
 ROUNDING = 1e-9  # of a sum of probabilities that was written in decimals
 
 
@@ -26,12 +27,15 @@ class Part:
     """One part of a condition: ids [B] (int64), a vector [B,D], or tokens [B,L,D] with a mask [B,L], True where a token
     counts.
 
-    The value of a sample whose part is withheld is 0 and its mask True, so nothing of it can leak.
+    The value of a sample whose part is withheld is `null` [D] or [L,D] with the mask `null_mask_L`; without them it is
+    0 and its mask True. Nothing of the sample is left in it.
     """
 
     value: Tensor
     given_B: Tensor
     mask_BL: Tensor | None = None
+    null: Tensor | None = None
+    null_mask_L: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.value.shape)
@@ -43,11 +47,23 @@ class Part:
             assert (self.mask_BL.dtype, tuple(self.mask_BL.shape)) == (torch.bool, shape[:2])
         else:
             assert self.mask_BL is None, "only tokens have a mask"
+        if self.null is not None:
+            assert (self.null.dtype, self.null.shape) == (self.value.dtype, self.value.shape[1:]), "a sample's null"
+            assert len(shape) > 1, "ids have no null: the backbone has a row for it"
+        assert (self.null_mask_L is None) is (self.null is None or len(shape) < 3), "a null of tokens has a mask"
+        if self.null_mask_L is not None:
+            assert (self.null_mask_L.dtype, tuple(self.null_mask_L.shape)) == (torch.bool, shape[1:2])
 
     @staticmethod
-    def of(value: Tensor, mask_BL: Tensor | None = None) -> Part:
+    def of(
+        value: Tensor,
+        mask_BL: Tensor | None = None,
+        null: Tensor | None = None,
+        null_mask_L: Tensor | None = None,
+    ) -> Part:
         """A part that every sample has."""
-        return Part(value, torch.ones(len(value), dtype=torch.bool, device=value.device), mask_BL)
+        given_B = torch.ones(len(value), dtype=torch.bool, device=value.device)
+        return Part(value, given_B, mask_BL, null, null_mask_L)
 
     @property
     def ids_B(self) -> Tensor:
@@ -57,13 +73,13 @@ class Part:
 
     @property
     def vector_BD(self) -> Tensor:
-        """The vectors of a part that has vectors; 0 where it is withheld."""
+        """The vectors of a part that has vectors; where it is withheld its null, or 0."""
         assert self.value.ndim == 2, f"a part of shape {tuple(self.value.shape)} has no vectors"
         return self.value
 
     @property
     def tokens_BLD(self) -> Tensor:
-        """The tokens of a part that has tokens; 0 where it is withheld. Their mask is `mask_BL`."""
+        """The tokens of a part that has tokens; where it is withheld its null, or 0. Their mask is `mask_BL`."""
         assert self.value.ndim == 3, f"a part of shape {tuple(self.value.shape)} has no tokens"
         return self.value
 
@@ -77,21 +93,31 @@ class Part:
 
     def withhold(self, where_B: Tensor) -> Part:
         """The same, withheld where the mask is True too."""
-        given_B = self.given_B & ~where_B
-        mask_BL = None if self.mask_BL is None else self.mask_BL | ~given_B.unsqueeze(1)
-        part = replace(self, given_B=given_B, mask_BL=mask_BL)
-        return replace(part, value=part.where_given(self.value, 0))
+        part = replace(self, given_B=self.given_B & ~where_B)
+        value = part.where_given(self.value, 0 if self.null is None else self.null)
+        if self.mask_BL is None:
+            return replace(part, value=value)
+        null_mask_L = torch.ones_like(self.mask_BL[0]) if self.null_mask_L is None else self.null_mask_L
+        return replace(part, value=value, mask_BL=part.where_given(self.mask_BL, null_mask_L))
+
+    def rows(self, rows_R: Tensor) -> Part:
+        """The same of some samples, by index."""
+        return replace(self, **{name: tensor[rows_R] for name, tensor in self._tensors() if name not in OF_NULL})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Part:
-        """The same change of every tensor."""
-        mask_BL = None if self.mask_BL is None else change(self.mask_BL)
-        return Part(change(self.value), change(self.given_B), mask_BL)
+        """The same change of every tensor, that of the null too."""
+        return replace(self, **{name: change(tensor) for name, tensor in self._tensors()})
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        """Those that it has, by their fields' names."""
+        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, tensor) for name, tensor in found if tensor is not None]
 
 
 @dataclass(frozen=True)
 class Condition:
     """What each sample of a batch is denoised under: parts by name. What a withheld part means is the backbone's: a row
-    of a table, a learned token, the record of the empty prompt."""
+    of a table, a learned token, or the null that the part is handed along with, as the record of the empty prompt."""
 
     parts: Mapping[str, Part]
 
@@ -142,14 +168,14 @@ class Condition:
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
-        """One batch after the other. They have the same parts, and tokens of the same number."""
+        """One batch after the other. They have the same parts with the same nulls, and tokens of the same number."""
         first = conditions[0]
         assert all(other.names == first.names for other in conditions), "conditions that are joined have the same parts"
         return Condition({name: _cat([one[name] for one in conditions]) for name in first.names})
 
     def rows(self, rows_R: Tensor) -> Condition:
         """Some of its samples, by index."""
-        return self._map(lambda x: x[rows_R])
+        return Condition({name: part.rows(rows_R) for name, part in self.parts.items()})
 
     def to(self, device: torch.device) -> Condition:
         """The same there, without waiting for it."""
@@ -166,7 +192,10 @@ class Condition:
 def _cat(parts: list[Part]) -> Part:
     masks = [part.mask_BL for part in parts if part.mask_BL is not None]
     values, given = [part.value for part in parts], [part.given_B for part in parts]
-    return Part(torch.cat(values), torch.cat(given), torch.cat(masks) if masks else None)
+    assert len({part.null is None for part in parts}) == 1, "conditions that are joined have the same nulls"
+    return replace(
+        parts[0], value=torch.cat(values), given_B=torch.cat(given), mask_BL=torch.cat(masks) if masks else None
+    )
 
 
 # --- names -----------------------------------------------------------------------------------------------------

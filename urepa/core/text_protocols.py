@@ -1,26 +1,45 @@
 """What a text encoder declares of itself, and what it builds (`urepa.core.protocols` has the kinds that train).
 
-Shapes: B texts, L positions, D width of a token, P width of the pooled vector.
+Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
+
+from urepa.core.part_names import POOLED, TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+class NullText(Enum):
+    """What stands for no caption."""
+
+    empty = "empty"  # the record of the empty prompt
+    zeros = "zeros"  # zeros, at positions that all count
+
+
 @dataclass(frozen=True)
 class TokenizedText:
-    """Texts as a tokenizer gives them: ids [B,L] (int64), a mask [B,L], True where a position counts, and how many
-    tokens of each text were cut off."""
+    """Texts as tokenizers give them: whole numbers [B,K,L] for the network alone (int64), such as ids and their mask,
+    and how many tokens of each text were cut off."""
 
-    ids_BL: Tensor
-    mask_BL: Tensor
+    inputs_BKL: Tensor
     cut: list[int]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """What a network gives of texts: tokens [B,L,D], 0 where the mask [B,L] is False, and pooled vectors [B,P]; P is 0
+    where there are none. Floats are float32."""
+
+    tokens_BLD: Tensor
+    mask_BL: Tensor
+    pooled_BP: Tensor
 
 
 class TextEncoderNetwork(Protocol):
@@ -38,8 +57,8 @@ class TextEncoderNetwork(Protocol):
         """Texts cut or padded to `length` positions."""
         ...
 
-    def encode(self, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B,L,D], 0 where the mask is False, and pooled vectors [B,P]; float32, on the device of the ids."""
+    def encode(self, inputs_BKL: Tensor) -> EncodedText:
+        """What `tokenize` gave, as tokens, their mask and pooled vectors, on the device of the numbers."""
         ...
 
 
@@ -47,15 +66,20 @@ class TextEncoder(Protocol):
     """Captions to tokens and a vector (urepa/models/text_encoders/)."""
 
     width: int  # D
-    pooled_width: int  # P
+    pooled_width: int  # P; 0: conditions have no part "text.pooled"
     length: int  # L
+    null_text: NullText  # what stands for no caption, where the backbone has no null of its own
 
     def check(self) -> None:
         """UserError where its settings do not go together."""
         ...
 
     def check_files(self) -> None:
-        """UserError where its weights or its tokenizer are not on this disk."""
+        """UserError where its weights or its tokenizer are not on this disk. Of a hub id nothing is asked."""
+        ...
+
+    def hub_files(self) -> dict[str, list[str]]:
+        """What `prefetch` fetches: patterns of files by the name of a repository on the hub."""
         ...
 
     def stored_as(self) -> str:
@@ -69,3 +93,8 @@ class TextEncoder(Protocol):
     def description(self) -> str:
         """Network, layer and length as `describe` writes them, in whole sentences."""
         ...
+
+
+def text_widths(encoder: TextEncoder) -> Mapping[str, int]:
+    """The parts of the conditions of captions that this encodes, with their widths."""
+    return {TEXT: encoder.width} | ({POOLED: encoder.pooled_width} if encoder.pooled_width else {})

@@ -128,6 +128,10 @@ class PromptConditions(ConditionMaker, Protocol):
         empty text gives the null condition."""
         ...
 
+    def example(self, count: int) -> Condition:
+        """Conditions [count] of the right shapes for counting costs; no text encoder is asked."""
+        ...
+
 
 class BucketTrackCaches(Protocol):
     """Additional members of `TrackCaches` whose images may have several shapes."""

@@ -397,4 +397,6 @@ def example(
         dtype = torch.float16 if kept == "float16" else torch.float32
         teachers[name] = Tokens(torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype), one.grid)
     rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
-    return Batch([], x0, torch.zeros_like(x0), t_B, track.conditions.null(size), teachers, rows_R)
+    conditions = track.conditions
+    condition = conditions.example(size) if hasattr(conditions, "example") else conditions.null(size)
+    return Batch([], x0, torch.zeros_like(x0), t_B, condition, teachers, rows_R)

@@ -1,12 +1,15 @@
-"""The conditions of tracks whose samples have captions: `text`, tokens with a mask, and `text.pooled`, a vector.
+"""The conditions of tracks whose samples have captions: `text`, tokens with a mask, and `text.pooled`, a vector, where
+the text encoder gives one.
 
-Shapes: B samples, L positions, D width of a token, P width of the pooled vector, V values of a record.
+Shapes: B samples, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector, V values of a
+record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from torch import Tensor
 from urepa.core.conditions import Condition, Part, without_never_given
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
-from urepa.core.text_protocols import TextEncoder, TextEncoderNetwork
+from urepa.core.text_protocols import NullText, TextEncoder, TextEncoderNetwork
 from urepa.data.lists.captions import EMPTY, Captions, as_rows, caption_key
 from urepa.data.lists.samples import Keys, Sample
 from urepa.data.stores.record_reading import Store
@@ -79,11 +82,26 @@ class TextConditions:
         """Without a caption."""
         return self._of_records(torch.zeros(count, self.shape.values)).null()
 
+    def example(self, count: int) -> Condition:
+        """Of the right shapes, without a caption, whatever stands for that."""
+        return self._parts(torch.zeros(count, self.shape.values), (None, None, None)).null()
+
     def _of_text(self, text: str) -> Condition:
-        key = caption_key(text)
+        return self._of_records(self._record(text))
+
+    def _record(self, text: str) -> Tensor:
+        """[1,V]: read where it is stored, else encoded by itself."""
         if self.records is not None and not self.records.missing(Keys([as_rows([text])])):
-            return self._of_records(self.records.tensor([key]))
-        return self._of_records(encode_texts(self._network(), self.shape, [text]))
+            return self.records.tensor([caption_key(text)])
+        return encode_texts(self._network(), self.shape, [text])
+
+    @cached_property
+    def _empty(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What stands for no caption: tokens [L,D], their mask [L] and a vector [P]; None: zeros."""
+        if str(self.encoder.null_text) == NullText.zeros.value:
+            return None
+        tokens_1LD, mask_1L, pooled_1P = self.shape.unpack(self._record(EMPTY))
+        return tokens_1LD[0], mask_1L[0], pooled_1P[0]
 
     def _network(self) -> TextEncoderNetwork:
         if not self.networks:
@@ -97,12 +115,21 @@ class TextConditions:
         return self.networks[0]
 
     def _of_records(self, records_BV: Tensor) -> Condition:
+        return self._parts(records_BV, (None, None, None) if self._empty is None else self._empty)
+
+    def _parts(self, records_BV: Tensor, null: tuple[Tensor | None, Tensor | None, Tensor | None]) -> Condition:
         tokens_BLD, mask_BL, pooled_BP = self.shape.unpack(records_BV)
-        return Condition({TEXT: Part.of(tokens_BLD, mask_BL), POOLED: Part.of(pooled_BP)})
+        null_LD, null_mask_L, null_P = null
+        parts = {TEXT: Part.of(tokens_BLD, mask_BL, null_LD, null_mask_L)}
+        return Condition(parts | ({POOLED: Part.of(pooled_BP, None, null_P)} if self.shape.pooled_width else {}))
 
 
 def encode_texts(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
     """Records [B,V] of texts as their store would hold them, fp16."""
-    found = network.tokenize(texts)
-    tokens_BLD, pooled_BP = network.encode(found.ids_BL, found.mask_BL)
-    return shape.pack(tokens_BLD, found.mask_BL, pooled_BP).half()
+    return encode_inputs(network, shape, network.tokenize(texts).inputs_BKL).half()
+
+
+def encode_inputs(network: TextEncoderNetwork, shape: TextShape, inputs_BKL: Tensor) -> Tensor:
+    """Records [B,V] of tokenized texts, float32."""
+    found = network.encode(inputs_BKL)
+    return shape.pack(found.tokens_BLD, found.mask_BL, found.pooled_BP)

@@ -39,3 +39,17 @@ def choose_prompts(asked: dict[str, Any], config: dict[str, Any], whose: str) ->
     if not (prompts := read_lines(file)):
         raise UserError(f"prompts={file} has no text; write a prompt a line")
     return prompts
+
+
+def check_negative(asked: dict[str, Any], whose: str) -> str | None:
+    """The negative prompt of a request whose `prompts` are chosen. UserError where it would have no effect."""
+    if asked["negative"] is None:
+        return None
+    if asked["prompts"] is None:
+        raise UserError(f"negative has no effect on {whose}, whose conditions are classes; drop it")
+    if asked["guidance"] == 1:
+        raise UserError("negative has no effect with guidance=1, which is none; give guidance=4 or so, or drop it")
+    negative = str(asked["negative"]).strip()
+    if not negative:
+        raise UserError("negative is empty, and images are guided away from the null condition without it; drop it")
+    return negative

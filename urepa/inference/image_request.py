@@ -118,7 +118,7 @@ class ImageSet:
         names = {part: None if name is None else Path(name).name for part, name in parts.items()}
         request = self.origin.weights | names | {key: self.asked[key] for key in keys}
         interval = self.asked["guidance_interval"]
-        request |= {key: self.asked[key] for key in ("bucket", "size") if self.asked[key] is not None}
+        request |= {key: self.asked[key] for key in ("bucket", "negative", "size") if self.asked[key] is not None}
         return request | self.undivided | ({} if interval == EVERYWHERE else {"guidance_interval": interval})
 
     def _default_folder(self) -> Path:
@@ -134,6 +134,7 @@ class ImageSet:
         name += [asked["precision"]] if asked["precision"] != "fp32" else []
         if asked["prompts"] is not None:
             name.append(f"prompts={digest64(*asked['prompts']):016x}")
+            name += [] if asked["negative"] is None else [f"negative={digest64(asked['negative']):016x}"]
         elif len(asked["classes"]) < self.origin.config["data"]["num_classes"]:
             name.append("classes=" + "+".join(map(str, asked["classes"])))
         return parent / folder_name(name)
@@ -206,6 +207,8 @@ class ImageSet:
         condition = (
             opened.condition(numbers) if prompts is None else opened.prompt_condition([prompts[i] for i in numbers])
         )
+        if self.asked["negative"] is not None:
+            how["negative"] = opened.prompt_condition([self.asked["negative"]] * len(batch))
         return sample_images(backbone, opened.objective, images, shape, condition, **how)
 
     def _write(self, variant: str, batch: list[Image], images_B3HW: torch.Tensor) -> int:

@@ -82,13 +82,16 @@ class OpenedRun:
     def prompt_condition(self, prompts: Sequence[str]) -> Condition:
         """Of these texts, on the device; an empty one is the null condition. UserError where the run's conditions are
         no texts."""
-        conditions = self.track.conditions
-        if not hasattr(conditions, "of_prompts"):
+        if not hasattr(self.track.conditions, "of_prompts"):
             raise UserError("this run's conditions are classes, not texts: give classes")
-        if self.made_text is not None:
-            conditions = conditions.made_by(self.made_text)
-        condition: Condition = conditions.of_prompts(prompts)
+        condition: Condition = self._conditions.of_prompts(prompts)
         return condition.to(self.device)
+
+    @property
+    def _conditions(self) -> Any:
+        """The track's maker of conditions; of captions one that encodes with the weights of the training alone."""
+        conditions = self.track.conditions
+        return conditions if self.made_text is None else conditions.made_by(self.made_text)
 
     def features(
         self, images: Tensor, t: float | Tensor | None = None, tap: str | None = None, noise: Tensor | None = None
@@ -145,7 +148,7 @@ class OpenedRun:
         elif noise.shape != (len(images), *shape):
             raise UserError(f"noise is {list(noise.shape)}; give {[len(images), *shape]}")
         x_t = self.objective.corrupt(track.to_x0(images), noise.to(self.device), t_B)
-        null = self.track.conditions.null(len(images)).to(self.device)
+        null = self._conditions.null(len(images)).to(self.device)
         return self.model.backbone(x_t, t_B, null, taps, no_rows(self.device))
 
     def _tap(self, tap: str | None) -> str:

@@ -43,10 +43,6 @@ OF_DATA = (
     "data.class_names",
     "data.captions",
     "data.text_encoder",
-    "data.text_encoder.model",
-    "data.text_encoder.width",
-    "data.text_encoder.layer",
-    "data.text_encoder.length",
 )
 # diffusers leaves out of scheduler_config.json what has its default
 SCHEDULER: dict[str, Any] = {
@@ -77,7 +73,7 @@ def has_effect(override: str) -> bool:
     """Does this key say what weights are of?"""
     key = override.replace("/", ".")
     if key.startswith("data."):
-        return key in OF_DATA
+        return key in OF_DATA or key.startswith("data.text_encoder.")
     return any(key == k or key.startswith(f"{k}.") for k in OF_WEIGHTS)
 
 

@@ -123,11 +123,12 @@ def sample(
     sampler: str,
     steps: int,
     scales: Mapping[str, float],
+    negative: Condition | None = None,
 ) -> Tensor:
     """x0 [B,C,H,W] from standard normal noise, on its device. `scales` are of guidance, by name. Where
     `steps` divides the timesteps, these are the steps of diffusers' pipelines, bit for bit."""
     timesteps = trailing(objective.timesteps, steps)
-    predict = guided_predictor(backbone, condition, scales, torch.float32)
+    predict = guided_predictor(backbone, condition, scales, torch.float32, negative)
     return SAMPLERS[sampler](objective, predict, noise, timesteps)
 
 
@@ -166,18 +167,22 @@ def sample_by(
     steps: int,
     guidance: Guidance,
     interval: tuple[float, float] = (0.0, 1.0),
+    negative: Condition | None = None,
 ) -> Tensor:
     """x0 [B,C,H,W] by a sampler of the objective's (None: its usual one). `rngs`, one per image, are for samplers that
     add noise on the way. `guidance` is one scale for all parts of the condition together (1: none), or one by name.
-    `interval` are the times at which a flow is guided; DDPM's are all."""
+    `interval` are the times at which a flow is guided; DDPM's are all. `negative`: the condition [B] of negative
+    prompts (`urepa.method.guidance`)."""
     name = choose_sampler(objective, sampler)
     check_steps(objective, steps)
     scales = scales_of(guidance, condition.names)
     if isinstance(objective, FlowMath):
-        return flow_sampling.sample(backbone, objective, noise, condition, name, steps, scales, interval, rngs)
+        return flow_sampling.sample(
+            backbone, objective, noise, condition, name, steps, scales, interval, rngs, negative
+        )
     assert isinstance(objective, DDPMMath)
     assert interval == (0.0, 1.0)
-    return sample(backbone, objective, noise, condition, name, steps, scales)
+    return sample(backbone, objective, noise, condition, name, steps, scales, negative)
 
 
 def sample_images(
@@ -192,9 +197,10 @@ def sample_images(
     guidance: Guidance,
     seed: int,
     interval: tuple[float, float] = (0.0, 1.0),
+    negative: Condition | None = None,
 ) -> Tensor:
     """x0 [B,C,H,W] of images (class id, index), each from its own addressed noise, on the condition's device."""
     noise = torch.stack([image_noise(seed, class_id, index, shape) for class_id, index in images])
     rngs = [random_draws.generator(seed, "image on the way", class_id, index) for class_id, index in images]
     noise = noise.to(condition.device)
-    return sample_by(backbone, objective, noise, condition, rngs, sampler, steps, guidance, interval)
+    return sample_by(backbone, objective, noise, condition, rngs, sampler, steps, guidance, interval, negative)

@@ -24,11 +24,15 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B,C,H,W] and t [], both fp64
 
 
 def guided_velocity(
-    backbone: nn.Module, condition: Condition, scales: Mapping[str, float], interval: tuple[float, float]
+    backbone: nn.Module,
+    condition: Condition,
+    scales: Mapping[str, float],
+    interval: tuple[float, float],
+    negative: Condition | None = None,
 ) -> Velocity:
     """The backbone's velocity, guided at times inside `interval` (Kynkäänniemi et al. 2024)."""
     low, high = interval
-    predict = guided_predictor(backbone, condition, scales, torch.float64)
+    predict = guided_predictor(backbone, condition, scales, torch.float64, negative)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return predict(x.float(), t.float(), guided=low <= float(t) <= high)
@@ -96,8 +100,9 @@ def sample(
     scales: Mapping[str, float],
     interval: tuple[float, float],
     rngs: list[np.random.Generator],
+    negative: Condition | None = None,
 ) -> Tensor:
     """x0 [B,C,H,W] from standard normal noise, on its device. `scales` are of guidance, by name; `rngs`, one per image,
     are for the SDE's noise."""
-    velocity = guided_velocity(backbone, condition, scales, interval)
+    velocity = guided_velocity(backbone, condition, scales, interval, negative)
     return SAMPLERS[sampler](flow, velocity, noise.double(), steps, rngs).float()

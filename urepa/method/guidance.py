@@ -1,7 +1,8 @@
 """Guidance over named parts of a condition: u + Σ_k s_k·(c_k − u), which with one part is classifier-free guidance.
 
-u has all guided parts withheld, c_k has those of name k given and the other guided parts withheld. Parts that are not
-guided are given in every pass.
+u has all guided parts withheld, c_k has those of name k given and the other guided parts withheld. With a negative
+condition its guided parts stand wherever these are withheld, so that u is the negative prompt's prediction. Parts that
+are not guided are the condition's in every pass.
 
 Shapes: B images, CHW latent.
 """
@@ -43,13 +44,17 @@ def scales_of(guidance: Guidance, parts: tuple[str, ...]) -> dict[str, float]:
 
 
 def guided_predictor(
-    backbone: nn.Module, condition: Condition, scales: Mapping[str, float], dtype: torch.dtype
+    backbone: nn.Module,
+    condition: Condition,
+    scales: Mapping[str, float],
+    dtype: torch.dtype,
+    negative: Condition | None = None,
 ) -> GuidedPredictor:
     """The backbone's prediction under guidance (Ho & Salimans 2022; Liu et al. 2022 for several parts), combined in
     `dtype`. All passes are one batch, [u; c_1; c_2; ...] in the order of `scales`. One pass is enough where nothing is
     guided, or one name by a scale of 1."""
     plain = not scales or list(scales.values()) == [1]
-    passes = condition if plain else guidance_passes(condition, tuple(scales))
+    passes = condition if plain else guidance_passes(condition, tuple(scales), negative)
 
     def predict(x: Tensor, t: Tensor, guided: bool = True) -> Tensor:
         if plain or not guided:
@@ -65,11 +70,16 @@ def guided_predictor(
     return predict
 
 
-def guidance_passes(condition: Condition, names: tuple[str, ...]) -> Condition:
-    """The conditions of all passes in one batch: u, then c_k of each name."""
+def guidance_passes(condition: Condition, names: tuple[str, ...], negative: Condition | None = None) -> Condition:
+    """The conditions of all passes in one batch: u, then c_k of each name. `negative`: what u has of the guided parts,
+    for each of the same images; None: they are withheld."""
     all_B = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
+    covered = {name: covered_parts(name, condition.names) for name in names}
+    base = condition.drop(dict.fromkeys(names, all_B)) if negative is None else negative
+    guided = {part for parts in covered.values() for part in parts}
 
-    def only(given: str | None) -> Condition:
-        return condition.drop({name: all_B for name in names if name != given})
+    def only(given: list[str]) -> Condition:
+        away = guided.difference(given)
+        return Condition({part: (base if part in away else condition)[part] for part in condition.names})
 
-    return Condition.cat([only(name) for name in (None, *names)])
+    return Condition.cat([only([]), *(only(covered[name]) for name in names)])

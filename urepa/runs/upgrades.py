@@ -168,17 +168,17 @@ def _to_6(config: dict[str, Any]) -> None:
 
 def _to_7(config: dict[str, Any]) -> None:
     """Taps were compared on the teacher's grid, and the manifold loss had no diagonal. A latent track's teacher saw the
-    images. Adapters were plain LoRA."""
+    images. Adapters were plain LoRA. A CLIP's positions behind a caption's end never counted, and what stood for no
+    caption was zeros."""
+    added: dict[str, dict[str, Any]] = {
+        "urepa.method.losses.urepa_loss.URepaLoss": {"grid": "teacher", "manifold_diagonal": False},
+        "urepa.data.tracks.latent_track.LatentTrack": {"teacher_sees": "images", "tae": None},
+        "urepa.models.lora.adapters.LoRA": {"use_rslora": False, "use_dora": False},
+        "urepa.models.text_encoders.clip_text.CLIPText": {"padding": "masked", "null_text": "zeros"},
+    }
     for part in _parts(config):
-        if part["_target_"] == "urepa.method.losses.urepa_loss.URepaLoss":
-            part.setdefault("grid", "teacher")
-            part.setdefault("manifold_diagonal", False)
-        elif part["_target_"] == "urepa.data.tracks.latent_track.LatentTrack":
-            part.setdefault("teacher_sees", "images")
-            part.setdefault("tae", None)
-        elif part["_target_"] == "urepa.models.lora.adapters.LoRA":
-            part.setdefault("use_rslora", False)
-            part.setdefault("use_dora", False)
+        for key, value in added.get(part["_target_"], {}).items():
+            part.setdefault(key, value)
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:

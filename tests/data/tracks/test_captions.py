@@ -153,11 +153,11 @@ def test_a_killed_build_goes_on_and_ends_the_same(
     track = captioned_track(place / "images", tmp_path / "killed", clip_at(place)).build()
     encode, asked = TextTransformer.encode, []
 
-    def killed(self: TextTransformer, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> Any:
-        asked.append(len(ids_BL))
+    def killed(self: TextTransformer, inputs_BKL: torch.Tensor) -> Any:
+        asked.append(len(inputs_BKL))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return encode(self, ids_BL, mask_BL)
+        return encode(self, inputs_BKL)
 
     monkeypatch.setattr(TextTransformer, "encode", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -370,7 +370,8 @@ def test_a_part_of_a_config_holds_the_encoder(compose: Callable[..., Any], place
     """As it is stored and read again, of this kind alone."""
     config = compose(*overrides(place / "images", tmp_path, place / "clip"))
     checked = check_config({key: value for key, value in config.items() if key != "arm"})
-    assert build_part(checked["data"]).text.encoder == clip_at(place)
+    of_sd15 = {"padding": "attended", "null_text": "empty"}
+    assert build_part(checked["data"]).text.encoder == clip_at(place, **of_sd15)
     config["data"]["text_encoder"] = {"_target_": "urepa.models.backbones.text_unet.TextUNet"}
     with pytest.raises(UserError, match=r"data.text_encoder names .* which is no"):
         check_config(config)

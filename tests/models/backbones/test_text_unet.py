@@ -147,3 +147,19 @@ def test_half_of_a_condition_cannot_be_forgotten(backbone: TextUNet, inputs: Any
     x_t, t_B, condition = inputs
     with pytest.raises(AssertionError, match=r"no part 'text\.pooled'"):
         backbone(x_t, t_B, replace(condition, parts={TEXT: condition[TEXT]}))
+
+
+@torch.no_grad()
+def test_it_has_a_null_of_its_own_whatever_one_it_is_handed(backbone: TextUNet, inputs: Any) -> None:
+    """Bit for bit: of some samples withheld, and of all."""
+    x_t, t_B, plain = inputs
+    mask_L, nulls = torch.tensor([True, False, False, False, False]), (torch.randn(5, 24), torch.randn(20))
+    handed = Condition(
+        {
+            TEXT: Part.of(plain[TEXT].tokens_BLD, plain[TEXT].mask_BL, nulls[0], mask_L),
+            POOLED: Part.of(plain[POOLED].vector_BD, None, nulls[1]),
+        }
+    )
+    for where_B in (torch.tensor([True, False, True]), torch.ones(3, dtype=torch.bool)):
+        expected = backbone(x_t, t_B, plain.drop({TEXT: where_B})).prediction_RCHW
+        assert torch.equal(backbone(x_t, t_B, handed.drop({TEXT: where_B})).prediction_RCHW, expected)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from urepa.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class TextShape:
@@ -26,10 +28,17 @@ class TextShape:
         return self.length * self.width + self.length + self.pooled_width
 
     def pack(self, tokens_BLD: Tensor, mask_BL: Tensor, pooled_BP: Tensor) -> Tensor:
-        """Records [B,V], float32."""
+        """Records [B,V], float32. UserError where a value is beyond what fp16 holds."""
         assert tokens_BLD.shape[1:] == (self.length, self.width), f"tokens are {tuple(tokens_BLD.shape)}"
         assert pooled_BP.shape[1:] == (self.pooled_width,), f"pooled vectors are {tuple(pooled_BP.shape)}"
-        return torch.cat([tokens_BLD.flatten(1), mask_BL.float(), pooled_BP], dim=1)
+        records_BV = torch.cat([tokens_BLD.flatten(1), mask_BL.float(), pooled_BP], dim=1)
+        if not records_BV.half().isfinite().all():
+            most = float(records_BV.abs().max())
+            raise UserError(
+                f"the text encoder gives values up to {most:g}, and records of captions (fp16) hold up "
+                "to 65504; choose another layer (data.text_encoder.layer), or another text encoder"
+            )
+        return records_BV
 
     def unpack(self, records_BV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B,L,D], their mask [B,L] (bool) and pooled vectors [B,P], float32 with the values of fp16."""

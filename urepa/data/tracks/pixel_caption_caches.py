@@ -1,7 +1,7 @@
 """The captions of a small track and their records: FOLDER/captions.jsonl and the store FOLDER/text_ENCODER, which has
 one record for each different caption, and one for the empty one.
 
-Shapes: B captions, L positions, V values of a record.
+Shapes: B captions, K rows of whole numbers, L positions, V values of a record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
@@ -37,7 +36,7 @@ from urepa.data.stages.verify import Fault, check_records, count_check, state_of
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_format import record_bytes
 from urepa.data.stores.record_reading import Store
-from urepa.data.text_conditions import TextConditions
+from urepa.data.text_conditions import TextConditions, encode_inputs
 
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_track import PixelTrack
@@ -153,13 +152,10 @@ class PixelCaptions:
         def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
             for start in range(0, len(texts), CHUNK):
                 if chosen := todo(texts[start : start + CHUNK]):
-                    found = network.tokenize([s.path for s in chosen])
-                    yield chosen, torch.stack([found.ids_BL, found.mask_BL.long()], dim=1)
+                    yield chosen, network.tokenize([s.path for s in chosen]).inputs_BKL
 
-        def encode(ids_B2L: Tensor) -> np.ndarray:
-            ids_BL, mask_BL = ids_B2L.to(device).unbind(1)
-            tokens_BLD, pooled_BP = network.encode(ids_BL, mask_BL.bool())
-            records_BV: np.ndarray = shape.pack(tokens_BLD, mask_BL, pooled_BP).cpu().numpy()
+        def encode(inputs_BKL: Tensor) -> np.ndarray:
+            records_BV: np.ndarray = encode_inputs(network, shape, inputs_BKL.to(device)).cpu().numpy()
             return records_BV
 
         encode_part(output, Part(), texts, read, encode, self.remake, digest_of(texts))

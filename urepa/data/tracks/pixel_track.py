@@ -14,8 +14,9 @@ from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TINY, part, setting
 from urepa.core.descriptions import join_with_and, number, shape
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target, read_json
-from urepa.core.part_names import CLASS, POOLED, TEXT
+from urepa.core.part_names import CLASS
 from urepa.core.protocols import OneTeacher
+from urepa.core.text_protocols import text_widths
 from urepa.data.lists.classes import count_classes, pixel_folder
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text, tokens_name
 from urepa.data.lists.split_sizes import (
@@ -148,7 +149,7 @@ class PixelTrack(TrackDefaults):
     def condition_widths(self) -> dict[str, int]:
         if self.text_encoder is None:
             return {CLASS: 0}
-        return {TEXT: self.text_encoder.width, POOLED: self.text_encoder.pooled_width}
+        return dict(text_widths(self.text_encoder))
 
     def check(self) -> None:
         self._check_captions()

@@ -33,7 +33,9 @@ class TextUNet(StagedUNet):
     def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
         text = condition[TEXT]
         assert text.mask_BL is not None, "tokens have a mask"
-        return self.project_text(text.where_given(text.tokens_BLD, self.null_D), text.mask_BL)
+        tokens_BLD = text.where_given(text.tokens_BLD, self.null_D)
+        # of the learned token all count, whatever null the part has
+        return self.project_text(tokens_BLD, text.mask_BL | ~text.given_B.unsqueeze(1))
 
     def added_to_time(self, condition: Condition, x_t: Tensor, temb_BT: Tensor) -> Tensor | None:
         pooled = condition[POOLED]

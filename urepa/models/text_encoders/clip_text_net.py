@@ -1,50 +1,51 @@
-"""The text encoder of a CLIP, of a folder in the layout of diffusers or of transformers. No code of the folder runs.
+"""The text encoder of a CLIP. No code of its folder runs.
 
 Shapes: B texts, L positions, D width.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from urepa.core import progress
-from urepa.core.errors import UserError
-from urepa.models.text_encoders.clip_sizes import places
-from urepa.models.text_encoders.text_transformer_net import TextTransformer
+from urepa.core.text_protocols import EncodedText
+from urepa.models.text_encoders.pipeline_sizes import stored_name
+from urepa.models.text_encoders.text_transformer_net import (
+    Loaded,
+    TextTransformer,
+    Tower,
+    check_layer,
+    check_length,
+    check_width,
+    load_pair,
+    of_layer,
+)
 
 
-def clip_text(folder: Path, layer: int, length: int, width: int) -> TextTransformer:
-    """The network in this folder."""
+def clip_text(model: str, layer: int, length: int, width: int, is_attended: bool) -> TextTransformer:
+    """The network of this folder or hub id. Its pooled vector is the state [B,D] of the first end-of-text token, after
+    the final norm."""
+    name = stored_name(model)
 
-    def load() -> tuple[Any, Any]:
-        return load_clip(folder)
+    def load() -> Loaded:
+        from transformers import CLIPTextModel, CLIPTokenizer
 
+        return load_pair(model, (1,), 1, CLIPTokenizer, CLIPTextModel)
+
+    def check(configs: list[Any]) -> None:
+        check_width(name, configs[0].hidden_size, width)
+        check_length(name, configs[0].max_position_embeddings, length)
+        check_layer(name, configs[0].num_hidden_layers, layer)
+
+    def encode(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
+        out = network(input_ids=ids_BL, attention_mask=None if is_attended else mask_BL, output_hidden_states=True)
+        counts_BL = torch.ones_like(mask_BL, dtype=torch.bool) if is_attended else mask_BL.bool()
+        return EncodedText(of_layer(out, layer), counts_BL, out.pooler_output)
+
+    # a store without this fact is of masked padding: there was no other
+    padding = {"padding": "attended"} if is_attended else {}
     return TextTransformer(
-        model=folder.resolve().name, layer=layer, length=length, width=width, load=load, pool=last_token
+        facts={"model": name, "layer": layer} | padding, length=length, towers=[Tower(load, encode)], check=check
     )
-
-
-def last_token(out: Any, mask_BL: Tensor) -> Tensor:
-    """The state [B,D] of the first end-of-text token, after the final norm."""
-    pooled_BD: Tensor = out.pooler_output
-    return pooled_BD
-
-
-def load_clip(folder: Path) -> tuple[Any, Any]:
-    """Tokenizer and network. UserError where they cannot be read."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    progress.hide_loading()
-    tokenizer, network = places(folder)
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        return (
-            CLIPTokenizer.from_pretrained(tokenizer, **local),
-            CLIPTextModel.from_pretrained(network, use_safetensors=True, **local),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"data.text_encoder.model={folder} could not be loaded ({reason})") from error

@@ -27,6 +27,7 @@ class MiniLM:
 
     width: ClassVar[int] = 384
     pooled_width: ClassVar[int] = 384
+    null_text: ClassVar[str] = "zeros"
     archive: ClassVar[str] = "model.zip"  # in the package's folder
 
     def check(self) -> None:
@@ -34,6 +35,9 @@ class MiniLM:
 
     def check_files(self) -> None:
         self._place()
+
+    def hub_files(self) -> dict[str, list[str]]:
+        return {}
 
     def _place(self) -> Path:
         found = find_spec(PACKAGE)  # its module is not imported: it would only unpack the archive somewhere

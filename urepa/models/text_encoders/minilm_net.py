@@ -13,18 +13,36 @@ from zipfile import ZipFile
 
 from torch import Tensor
 
-from urepa.core import progress
-from urepa.models.text_encoders.text_transformer_net import TextTransformer
+from urepa.core.text_protocols import EncodedText
+from urepa.models.text_encoders.text_transformer_net import (
+    TextTransformer,
+    Tower,
+    check_layer,
+    check_length,
+    check_width,
+    of_layer,
+)
+
+NAME = "all-MiniLM-L6-v2"
 
 
 def minilm(archive: Path, layer: int, length: int, width: int) -> TextTransformer:
     """The network in this zip."""
 
-    def load() -> tuple[Any, Any]:
-        return load_archive(archive)
+    def check(configs: list[Any]) -> None:
+        check_width(NAME, configs[0].hidden_size, width)
+        check_length(NAME, configs[0].max_position_embeddings, length)
+        check_layer(NAME, configs[0].num_hidden_layers, layer)
+
+    def encode(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
+        out = network(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=True)
+        return EncodedText(of_layer(out, layer), mask_BL.bool(), mean_of_tokens(out, mask_BL.bool()))
 
     return TextTransformer(
-        model="all-MiniLM-L6-v2", layer=layer, length=length, width=width, load=load, pool=mean_of_tokens
+        facts={"model": NAME, "layer": layer},
+        length=length,
+        towers=[Tower(lambda: load_archive(archive), encode)],
+        check=check,
     )
 
 
@@ -41,7 +59,6 @@ def load_archive(archive: Path) -> tuple[Any, Any]:
     from tokenizers import Tokenizer
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    progress.hide_loading()
     with ZipFile(archive) as files:
         config = BertConfig.from_dict(json.loads(files.read("config.json")))
         weights = load(files.read("model.safetensors"))

@@ -11,6 +11,7 @@ from urepa.config.parts import KINDS, settings_that_are
 from urepa.core.backbone_protocols import Backbone, condition_parts, takes_parts
 from urepa.core.declared_keys import TAP
 from urepa.core.errors import UserError
+from urepa.core.part_names import TEXT
 from urepa.core.protocols import Loss, Teacher
 from urepa.core.track_protocols import Track, condition_widths
 
@@ -58,7 +59,8 @@ def check_condition(backbone: Any, track: Any) -> None:
     if takes_parts(backbone, made):
         return
     fitting = sorted(name for name, cls in KINDS["backbone"].items() if takes_parts(cls, made))
-    advice = f"choose a backbone of {' or '.join(fitting)}, or other data" if fitting else "choose other data"
+    elsewhere = "other data" if TEXT not in made else "other data, or another text_encoder@data.text_encoder"
+    advice = f"choose a backbone of {' or '.join(fitting)}, or {elsewhere}" if fitting else f"choose {elsewhere}"
     raise UserError(
         f"backbone._target_={backbone._target_} is conditioned on {', '.join(taken)}, and the data's conditions have "
         f"{', '.join(made)}; {advice}"
