@@ -13,6 +13,7 @@ from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hashing import digest64
 from urepa.data.sources.image_folder import class_places, readable
+from urepa.data.sources.source_files import has_one_class
 
 FILE = "classes.json"
 
@@ -73,10 +74,12 @@ def pixel_folder(
 
 def count_classes(source: str, images: str, caches: Path) -> int:
     """The classes of finished caches in this folder, which are what counts once they are there; else the class folders
-    of `images`. UserError where there is neither."""
+    of `images`, or one where parquet files and shards have no labels. UserError where there is neither."""
     manifest = caches / "latents" / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["num_classes"])
+    if has_one_class(source, images):
+        return 1
     if source != "folder":
         raise UserError(f"the classes of data.source={source} are not counted; give data.num_classes=N")
     if not Path(images).is_dir():

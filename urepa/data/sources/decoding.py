@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL.Image import DecompressionBombError, DecompressionBombWarning
@@ -36,7 +36,7 @@ def _ignore_pillow_warning() -> None:
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
 
-def read(file: str | Path) -> np.ndarray:
+def read(file: str | Path | BinaryIO) -> np.ndarray:
     """An image file as `to_rgb` makes it."""
     from PIL import Image
 
@@ -44,7 +44,7 @@ def read(file: str | Path) -> np.ndarray:
         return to_rgb(image)
 
 
-def dimensions(file: str | Path) -> tuple[int, int]:
+def dimensions(file: str | Path | BinaryIO) -> tuple[int, int]:
     """Rows and columns of an image file as `read` gives it, turned as its EXIF says; its pixels are not decoded."""
     from PIL import Image
 

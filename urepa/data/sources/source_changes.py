@@ -60,6 +60,7 @@ FILES: dict[str, Callable[[Path, frozenset[str]], Files]] = {
     "folder": _of_folder,
     "cifar_binary": _file_finder("*.bin"),
     "parquet": _file_finder("*.parquet"),
+    "webdataset": _file_finder("*.tar"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -27,12 +27,15 @@ from urepa.data.cache import (
     write_begun,
 )
 from urepa.data.lists.classes import class_names, names_at, write_names
+from urepa.data.lists.equal_images import EqualImages
 from urepa.data.lists.paths import is_finished, no_list_error, unfinished_error
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.lists.split_sizes import refuse_other_classes
 from urepa.data.sources import source_changes
-from urepa.data.sources.image_sources import SourceImage, refuse_duplicates, refuse_unfit_names
+from urepa.data.sources.equal_files import equal_files
+from urepa.data.sources.image_sources import refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
+from urepa.data.sources.source_image import SourceImage
 from urepa.data.stages import encode, image_archives, verify
 from urepa.data.stages.encode import Output
 from urepa.data.stores.digests import in_manifest
@@ -44,6 +47,7 @@ from urepa.data.tracks.latent_caches import LatentTrackCaches
 from urepa.models.backbones.sd15_net import load_prompts
 from urepa.models.teachers.several_teachers import SeveralTeachers, by_name
 
+APART = "equal_images_apart"  # in track.json: by what equal images were found and kept in one split
 STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
 
 
@@ -110,14 +114,20 @@ class Build:
             source_changes.record(track.source, track.images, track.folder)
             found = list(progress.bar(listing, desc="manifest", unit="image"))
             listing.refuse_other(known, track.folder)
-            chosen = self._split_rows(found)
-            unused = sum(row.split == "test" for row in found) - len(chosen["val"])
+            refuse_duplicates(found)
+            refuse_unfit_names(found)
+            equal = EqualImages()
+            apart = APART in track.record() or not known  # lists of an earlier version go on as they are
+            equal.settle(found, equal_files(found) if apart else [])
+            chosen = self._split_rows([row for row in found if row.name not in equal.left_out], equal.train_only)
+            equal.print_line()
+            unused = sum(row.split == "test" for row in found) - len(chosen["val"]) - len(equal.left_out)
             listing.print_left_out(max(0, unused), f"data.val_images={track.wanted['val']}")
             self._write_missing(chosen)
             refuse_changed(files, digests, track.remake)
             if not known:  # lists of an earlier version have no names of classes
                 write_names(track.folder, names_at(track.source, track.images, listing.suffixes))
-            self._record(source=listing.facts())
+            self._record(source=listing.facts(), **({APART: ["files"]} if apart else {}))
         except BaseException:
             remove_new(new)
             raise
@@ -139,11 +149,10 @@ class Build:
                 rows = sorted(chosen[split], key=lambda row: row.name)
                 write_split(path, [Sample(r.name, r.class_id, r.path, split) for r in rows])
 
-    def _split_rows(self, found: list[SourceImage]) -> dict[str, list[SourceImage]]:
-        """Assigns images to splits. If the source has no held-out images, the validation images are drawn by name."""
+    def _split_rows(self, found: list[SourceImage], train_only: Collection[str]) -> dict[str, list[SourceImage]]:
+        """Assigns images to splits. If the source has no held-out images, the validation images are drawn by name, none
+        of `train_only` among them."""
         track = self.track
-        refuse_duplicates(found)
-        refuse_unfit_names(found)
         pools: dict[str, list[list[SourceImage]]] = {
             s: [[] for _ in range(track.num_classes)] for s in ("train", "val")
         }
@@ -155,8 +164,10 @@ class Build:
                 raise UserError("the images have no val or test folder: say how many to keep apart, data.val_images=N")
             for c, pool in enumerate(pools["train"]):
                 pool.sort(key=lambda row: unit_interval("split", row.name))
-                share = self._share("val", c, pool)
-                pools["val"][c], pools["train"][c] = pool[:share], pool[share:]
+                free = [row for row in pool if row.name not in train_only]
+                pools["val"][c] = free[: self._share("val", c, free)]
+                taken = {row.name for row in pools["val"][c]}
+                pools["train"][c] = [row for row in pool if row.name not in taken]
         chosen: dict[str, list[SourceImage]] = {}
         for split, classes in pools.items():
             ordered = [sorted(pool, key=lambda row: unit_interval("track", row.name)) for pool in classes]

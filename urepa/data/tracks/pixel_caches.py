@@ -10,7 +10,7 @@ import json
 import shutil
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from torch import Tensor
 
@@ -21,13 +21,15 @@ from urepa.core.track_protocols import ConditionMaker
 from urepa.data.bucketed_cache import Caches, caches_of
 from urepa.data.class_conditions import ClassConditions
 from urepa.data.lists.classes import names_at, read_names, write_names
+from urepa.data.lists.equal_images import EqualImages
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text
 from urepa.data.lists.samples import Samples
 from urepa.data.lists.splits import split_rows
 from urepa.data.sources import source_changes, unreadable
 from urepa.data.sources.decoding import UNREADABLE, dimensions
-from urepa.data.sources.image_sources import SOURCES, SourceImage, refuse_duplicates, refuse_unfit_names
+from urepa.data.sources.image_sources import SOURCES, refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
+from urepa.data.sources.source_image import SourceImage
 from urepa.data.stages.verify import verify
 from urepa.data.stores.sealing import add_digests
 from urepa.data.tracks.pixel_bucket_caches import PixelBucket
@@ -201,11 +203,12 @@ class PixelTrackCaches:
         refuse_unfit_names(rows)
         skipped: dict[str, str] = {}
         sizes: dict[str, Size] = {}
+        equal = EqualImages()
         while True:
-            kept = [row for row in rows if row.name not in skipped]
-            splits = split_rows(kept, self.num_classes, self.held_out, self.limit)
+            kept = [row for row in rows if row.name not in skipped.keys() | equal.left_out]
+            splits = split_rows(kept, self.num_classes, self.held_out, self.limit, equal.train_only)
             total = sum(map(len, splits.values()))
-            if not skipped:
+            if len(kept) == len(rows) and not equal.train_only:  # the first time
                 unused = sum(row.split == "test" for row in rows) - len(splits["test"])
                 asked = f"data.test_images={self.held_out['test']}"
                 listing.print_left_out(max(0, unused), asked, frozenset() if self.text is None else self.text.suffixes)
@@ -218,8 +221,9 @@ class PixelTrackCaches:
             if found:
                 skipped |= found
                 unreadable.report(skipped, total + len(skipped) - len(found), self.max_skipped, self.folder)
-            elif not self._drop_other_records(lists):
+            elif not equal.keep_apart(splits, self._equal_images(lists)) and not self._drop_other_records(lists):
                 break
+        equal.print_line()
         for bucket, own in lists:
             bucket.write_lists(own)
         write_names(self.folder, names_at(self.source, self.images, listing.suffixes))
@@ -238,7 +242,8 @@ class PixelTrackCaches:
         new = [row for chosen in splits.values() for row in chosen if row.name not in sizes]
         for row in progress.bar(new, desc="shapes", unit="image"):
             try:
-                sizes[row.name] = dimensions(Path(self.images) / row.path)
+                with _opened(row) as file:
+                    sizes[row.name] = dimensions(file)
             except UNREADABLE as error:
                 reasons[row.name] = f"{row.path}: {error}"
         return reasons
@@ -275,6 +280,10 @@ class PixelTrackCaches:
             )
             for place, bucket in enumerate(buckets)
         ]
+
+    def _equal_images(self, lists: list[tuple[PixelBucket, Lists]]) -> list[list[str]]:
+        """The ids of equal images, together: such are in one bucket."""
+        return [group for bucket, own in lists for group in bucket.equal_images(Samples.concatenate(own.values()))]
 
     def _drop_other_records(self, lists: list[tuple[PixelBucket, Lists]]) -> bool:
         """Removes latents among which are some of images that were read in place of others that can be read now.
@@ -321,3 +330,8 @@ class PixelTrackCaches:
     def to_rgb(self, x0: Tensor) -> Tensor:
         """Latents back to images [B,3,H,W] in [0,1]."""
         return self.all_buckets[0].to_rgb(x0)
+
+
+def _opened(row: SourceImage) -> BinaryIO:
+    assert row.open is not None, "PixelTrack.check has looked"
+    return row.open()

@@ -30,8 +30,10 @@ from urepa.data.lists.classes import names_at
 from urepa.data.lists.paths import is_finished, remake_pixels_text
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of
 from urepa.data.sources.caption_files import SUFFIXES, read_captions
+from urepa.data.sources.caption_text import captions_of
 from urepa.data.sources.image_folder import readable
-from urepa.data.sources.image_sources import SOURCES, SourceImage
+from urepa.data.sources.image_sources import SOURCES
+from urepa.data.sources.source_image import SourceImage
 from urepa.data.stages.encode import Output, Todo, device_and_dtype, encode_part, seal
 from urepa.data.stages.verify import Fault, check_records, count_check, state_of
 from urepa.data.stores.lmdb_store import Part
@@ -52,8 +54,7 @@ class PixelCaptions:
         assert settings.captions is not None, "PixelTrack.check has looked"
         self.settings, self.encoder = settings, settings.text_encoder
         self.mode = str(settings.captions)
-        ending = "" if self.mode == "files" else f"_{self.mode}"
-        self.file = settings.folder / f"captions{ending}.jsonl"
+        self.file = settings.folder / f"captions{settings.captions_ending}.jsonl"
         self.folder = settings.text_folder
         self.conditions = TextConditions.withheld_with(settings.cfg_dropout, self.encoder)
         self.remake = remake_pixels_text(settings.name)
@@ -70,17 +71,17 @@ class PixelCaptions:
         return None if self.file.is_file() else self._read(rows)
 
     def _read(self, rows: Sequence[SourceImage] | None) -> Captions:
-        root = Path(self.settings.images)
+        source, root = str(self.settings.source), Path(self.settings.images)
         if rows is None:
-            if not root.is_dir():
+            if source != "hub" and not root.is_dir():
                 raise UserError(
                     f"there is no {self.file}, and data.images={root} is not a folder here to read captions from; put "
                     "one of the two back"
                 )
-            rows = list(SOURCES[str(self.settings.source)](self.settings.images))
+            rows = list(SOURCES[source](self.settings.images))
         if self.mode == "files":
-            return read_captions(root, rows)
-        names = names_at(str(self.settings.source), self.settings.images, readable())
+            return read_captions(root, rows) if source == "folder" else captions_of(rows, self.settings.caption_column)
+        names = names_at(source, self.settings.images, readable())
         return {row.name: [PROMPT.format(names[row.class_id])] for row in rows}
 
     def write(self, read: Captions | None, samples: Samples) -> None:
@@ -102,11 +103,14 @@ class PixelCaptions:
     @property
     def suffixes(self) -> frozenset[str]:
         """Of the files that are read beside the images."""
-        return SUFFIXES if self.mode == "files" else frozenset()
+        return SUFFIXES if self.mode == "files" and self.settings.source == "folder" else frozenset()
 
     def changes(self) -> str | None:
-        """In what the images' captions are not those that are written down; None where they are, or nobody can say."""
-        if self.mode != "files" or not self.file.is_file() or not Path(self.settings.images).is_dir():
+        """In what the captions beside a folder's images are not those that are written down; None where they are, or
+        nobody can say. Captions that lie in the images' own files change with these."""
+        if self.mode != "files" or self.settings.source != "folder":
+            return None
+        if not self.file.is_file() or not Path(self.settings.images).is_dir():
             return None
         try:
             now = self._read(None)

@@ -14,6 +14,7 @@ from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TINY, part, setting
 from urepa.core.descriptions import join_with_and, number, shape
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target, read_json
+from urepa.core.hashing import digest64
 from urepa.core.part_names import CLASS, POOLED, TEXT
 from urepa.core.protocols import OneTeacher
 from urepa.data.lists.classes import count_classes, pixel_folder
@@ -27,7 +28,13 @@ from urepa.data.lists.split_sizes import (
     refuse_other_classes,
 )
 from urepa.data.sources.image_folder import class_places, readable
-from urepa.data.sources.source_files import Source, check_images, count_source_images
+from urepa.data.sources.source_files import (
+    CAPTIONED,
+    PHOTOGRAPHS,
+    Source,
+    check_images,
+    count_source_images,
+)
 from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
 from urepa.data.tracks.pixel_sizes import (
     BUCKETS,
@@ -88,9 +95,12 @@ class PixelTrack(TrackDefaults):
         unpairs=True,
     )
     captions: CaptionSource | None = setting(
-        "conditions are captions, of source=folder: those in files beside the images, or `a photo of a NAME` of the "
-        "classes; null: conditions are class ids",
+        "conditions are captions: files: those that come with the images, beside them in a folder or in the source's "
+        "own column; classes: `a photo of a NAME` of a folder's classes; null: conditions are class ids",
         None,
+    )
+    caption_column: str | None = setting(
+        "the column (of a .json in a tar file the key) that has the captions; null: text, caption or captions", None
     )
     text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: there are none", None)
     max_skipped: float = setting(
@@ -156,14 +166,20 @@ class PixelTrack(TrackDefaults):
             check_pixels(str(self.source), self.image_size, self.unshuffle, self.flip)
             return
         check_bucket_list(self.buckets, self.image_size, self.unshuffle)
-        if self.source != "folder":
+        if str(self.source) not in PHOTOGRAPHS:
             raise UserError(
-                f"data.buckets needs data.source=folder; data.source={self.source} has images of one shape, so drop it"
+                f"data.buckets needs data.source={' or '.join(PHOTOGRAPHS)}; data.source={self.source} has images of "
+                "one shape, so drop it"
             )
 
     def _check_captions(self) -> None:
         if self.captions is None and self.text_encoder is not None:
             raise UserError("data.text_encoder has no effect without data.captions=files (or classes); give that too")
+        if self.caption_column is not None and (str(self.captions) != "files" or self.source == "folder"):
+            raise UserError(
+                "data.caption_column has no effect without data.captions=files and data.source=parquet, webdataset or "
+                "hub; drop it"
+            )
         if self.captions is None:
             return
         if self.text_encoder is None:
@@ -171,8 +187,15 @@ class PixelTrack(TrackDefaults):
                 f"data.captions={self.captions} needs a text encoder; give data=captions, or "
                 "+text_encoder@data.text_encoder=minilm"
             )
-        if self.source != "folder":
-            raise UserError(f"data.captions needs data.source=folder; drop it with data.source={self.source}")
+        if str(self.source) not in CAPTIONED:
+            raise UserError(
+                f"data.captions needs data.source={' or '.join(CAPTIONED)}; drop it with data.source={self.source}"
+            )
+        if str(self.captions) == "classes" and self.source != "folder":
+            raise UserError(
+                f"data.captions=classes needs the names of a folder's classes; data.source={self.source} has none: "
+                "give data.captions=files"
+            )
         self.text_encoder.check()
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
@@ -187,10 +210,17 @@ class PixelTrack(TrackDefaults):
             )
 
     @property
+    def captions_ending(self) -> str:
+        """What the names of the captions' list and store end in, so that those of one column are not taken for those
+        of another."""
+        if self.caption_column is not None:
+            return f"_{digest64('caption_column', self.caption_column):016x}"[:9]
+        return "" if str(self.captions) == "files" else f"_{self.captions}"
+
+    @property
     def text_folder(self) -> Path:
         """Where the records of the captions lie."""
-        ending = "" if str(self.captions) == "files" else f"_{self.captions}"
-        return self.folder / f"text_{self.text_encoder.stored_as()}{ending}"
+        return self.folder / f"text_{self.text_encoder.stored_as()}{self.captions_ending}"
 
     def check_inputs(self, batch_size: int) -> None:
         if self.text_encoder is not None and not is_finished(self.text_folder):
