@@ -57,8 +57,12 @@ class LeftOut:
 
     def __str__(self) -> str:
         named = ", ".join(f"{printable(suffix)} {n}" for suffix, n in self.suffixes.most_common(3))
-        parts = [f"{self.suffixes.total()} members of tar files that are not read ({named})"] * bool(self.suffixes)
-        return ", ".join(parts + [f"{self.without_image} samples without an image"] * bool(self.without_image))
+        members, samples = self.suffixes.total(), self.without_image
+        counted = (
+            (members, f"member{'s' * (members != 1)} of tar files of kinds that are not read ({named})"),
+            (samples, f"sample{'s' * (samples != 1)} without an image"),
+        )
+        return ", ".join(f"{n} {what}" for n, what in counted if n)
 
 
 def shards_of(images: str) -> dict[str, list[Path]]:

@@ -183,6 +183,8 @@ class PixelTrackCaches:
         else:
             self._list_and_build_latents()
         if self.text is not None:
+            if captions is None:  # those of other images were removed with the latents
+                captions = self.text.read_missing()
             self.text.write(captions, self._listed())
             self.text.build(self._listed())
         for bucket in self.buckets:
