@@ -78,7 +78,7 @@ def count_classes(source: str, images: str, caches: Path) -> int:
     manifest = caches / "latents" / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["num_classes"])
-    if has_one_class(source, images):
+    if Path(images).is_dir() and has_one_class(source, images):
         return 1
     if source != "folder":
         raise UserError(f"the classes of data.source={source} are not counted; give data.num_classes=N")
