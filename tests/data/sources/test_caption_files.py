@@ -105,7 +105,7 @@ def test_mistakes_in_text_files(root: Path, texts: dict[str, str], said: str) ->
         ("metadata.jsonl", '{"file_name": "a/0.png"}', "line 1 has no file_name and text"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": 3}', "line 1: file_name and text are not both text"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": "\\ud800"}', "is no Unicode text"),
-        ("metadata.jsonl", '{"file_name": "a/0.png", "text": "x\\u0000"}', "metadata.jsonl, line 1 has a NUL character"),
+        ("metadata.jsonl", '{"file_name": "a/0.png", "text": "x\\u0000"}', "line 1 has a NUL character"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": "  "}', r"a/0\.png has an empty caption: its text in the"),
         ("metadata.csv", "file,text\na/0.png,x\n", "has no columns file_name and text"),
         ("metadata.csv", "file_name,text\na/0.png\n", "row 1: file_name and text are not both text"),
