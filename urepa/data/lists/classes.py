@@ -12,7 +12,7 @@ from pathlib import Path
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hashing import digest64
-from urepa.data.sources.image_folder import class_places, readable
+from urepa.data.sources.image_folder import class_names_in, class_places, readable
 
 FILE = "classes.json"
 
@@ -27,7 +27,7 @@ def class_names(name: str) -> list[str]:
 
 def names_at(source: str, images: str, suffixes: frozenset[str]) -> list[str]:
     """What a source calls its classes: the names of a folder's class folders. [] of a source that has no names."""
-    return class_places(Path(images), suffixes)[0] if source == "folder" else []
+    return class_names_in(Path(images), suffixes) if source == "folder" else []
 
 
 def write_names(folder: Path, names: list[str]) -> None:

@@ -20,7 +20,7 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
 from urepa.data.lists.split_sizes import DIGITS
 from urepa.data.sources.decoding import large_images_as_value_errors, read, to_rgb
-from urepa.data.sources.image_folder import class_places, images_in, readable
+from urepa.data.sources.image_folder import FLAT, class_places, images_in, readable
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 HELD_OUT = ("test", "validation")  # what publishers call it; the first that has labels
@@ -57,8 +57,8 @@ def digits(images: str) -> Iterator[SourceImage]:
 
 def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[SourceImage]:
     """DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (or val/, as ImageNet has it); classes are
-    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering. `suffixes` are those of
-    image files; None: all that Pillow reads here."""
+    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering. Or DIR/*, one class, where
+    no folder in DIR has images. `suffixes` are those of image files; None: all that Pillow reads here."""
     root, suffixes = Path(images), readable() if suffixes is None else suffixes
     classes, places = class_places(root, suffixes)
     for split, place in places.items():
@@ -67,7 +67,8 @@ def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[Sour
                 path = place / name / file
                 # ImageNet's own names say enough; others may repeat in another class or split
                 own = IMAGENET_NAME.fullmatch(path.stem)
-                sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
+                below = "" if name == FLAT else f"{name}_"  # of a folder that may be moved
+                sample_id = path.stem if own else f"{split}_{below}{path.stem}"
                 yield SourceImage(sample_id, class_id, split, partial(read, str(path)), str(path.relative_to(root)))
 
 
