@@ -250,7 +250,7 @@ def test_a_step_leaves_the_present_form_alone(evaluated: dict[str, Any], step: C
 def test_what_is_declared_since_is_there(before: str) -> None:
     """Also from the names that the modules had before the package had rooms."""
     assert DECLARED[before] in SCHEMAS
-    added = {"buckets": None, "captions": None, "text_encoder": None} if before.endswith(".PixelTrack") else {}
+    added = {"buckets": None, "captions": None, "text_encoder": None} if before.endswith("Track") else {}
     assert upgrade({KEY: 4, "part": {"_target_": before, "_partial_": True}}) == {
         "part": {"_target_": DECLARED[before]} | added
     }

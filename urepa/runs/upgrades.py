@@ -165,6 +165,14 @@ def _to_6(config: dict[str, Any]) -> None:
         schedule.setdefault("decay_steps", None)
 
 
+def _to_7(config: dict[str, Any]) -> None:
+    """Images of a latent track were squares alone, and had classes and no captions."""
+    for part in _parts(config):
+        if part["_target_"] == "urepa.data.tracks.latent_track.LatentTrack":
+            for key in ("buckets", "captions", "text_encoder"):
+                part.setdefault(key, None)
+
+
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
     """The rule by which an earlier version resampled DINOv2's positions: transformers'; at 37 patches a side there was
     nothing to resample, which is `meta` now."""
@@ -174,7 +182,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7)
 SCHEMA = len(STEPS)
 
 

@@ -77,6 +77,11 @@ def count_classes(source: str, images: str, caches: Path) -> int:
     manifest = caches / "latents" / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["num_classes"])
+    return count_source_classes(source, images)
+
+
+def count_source_classes(source: str, images: str) -> int:
+    """The class folders of `images`; where it has none, the images are of one class. UserError for another source."""
     if source != "folder":
         raise UserError(f"the classes of data.source={source} are not counted; give data.num_classes=N")
     if not Path(images).is_dir():

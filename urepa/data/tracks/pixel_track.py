@@ -28,7 +28,7 @@ from urepa.data.lists.split_sizes import (
 from urepa.data.sources.image_folder import class_places, readable
 from urepa.data.sources.source_files import Source, check_images, count_source_images
 from urepa.data.track_captions import CaptionSettings, CaptionSource
-from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher
+from urepa.data.track_defaults import ONE_BUCKET_A_BATCH, TrackDefaults, refuse_idle_teacher
 from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled_shape
 from urepa.models.teachers.rectangle_sizes import Grid, grid_for
 
@@ -249,7 +249,6 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         if len(named) == 1:
             return f"{whole.format(aspect=f'the aspect of {named[0]} pixels')}, of {shape(self.latent_shape)}."
         return (
-            f"{whole.format(aspect='the nearest aspect')}. There are buckets of {join_with_and(named)} pixels. A "
-            "global batch is of one bucket: in every epoch each has one permutation, the order of the buckets' batches "
-            "is drawn, and what does not fill a batch of its bucket is left out."
+            f"{whole.format(aspect='the nearest aspect')}. There are buckets of {join_with_and(named)} pixels. "
+            f"{ONE_BUCKET_A_BATCH}"
         )
