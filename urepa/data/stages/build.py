@@ -222,12 +222,12 @@ class Build:
         if prompts.exists() and not load_prompts(prompts, track.num_classes).isfinite().all():
             raise UserError(f"{prompts} is not finite; delete it and make it again")
         try:
-            for bucket in cache.buckets:
-                with in_bucket(bucket.bucket):
-                    self._verify_bucket(bucket)
             if track.captions is not None:
                 with marked_faults():
                     track.captions.verify(cache.buckets[0].text)
+            for bucket in cache.buckets:
+                with in_bucket(bucket.bucket):
+                    self._verify_bucket(bucket)
         finally:
             cache.close()
         for store in track.store_folders(self.teacher):
