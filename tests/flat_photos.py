@@ -16,9 +16,11 @@ from urepa.core.types import Tokens
 SHAPES = {"square": (100, 100), "lying": (90, 140), "standing": (150, 97)}  # rows and columns
 BUCKETS = {"64x64": (64, 64), "48x80": (48, 80), "80x48": (80, 48)}  # of each shape, in this order
 LENGTH = 12
+EACH = 16  # images of each shape
+CAPTIONS = {f"a {shape} {scene}" for shape in SHAPES for scene in "tf"} | {"it is t", "it is f", ""}
 
 
-def write_flat(root: Path, of_each: int = 16) -> Path:
+def write_flat(root: Path, of_each: int = EACH) -> Path:
     """ROOT/SHAPE_NN.jpg: crops of two photographs; every third has a second caption."""
     from sklearn.datasets import load_sample_images
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from flat_photos import BUCKETS, LENGTH, SHAPES, MeanColours, captioned_latents, listed, write_flat
+from flat_photos import BUCKETS, CAPTIONS, EACH, LENGTH, SHAPES
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -27,37 +27,10 @@ from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.stores.record_reading import Store
 from urepa.data.tracks import caption_caches
 from urepa.method.objectives.flow_math import FlowMath
-from urepa.training.assembly import build_part
 
 OBJECTIVE = FlowMath("linear", "uniform")
-EACH = 16  # images of each shape
 CROPS = {"square": (0, 0, 100, 100), "lying": (0, 3, 140, 87), "standing": (3, 0, 93, 150)}  # by hand: left, top, ...
-CAPTIONS = {f"a {shape} {scene}" for shape in SHAPES for scene in "tf"} | {"it is t", "it is f", ""}
 STAGES = ("manifest", "images", "latents", "tokens", "text")
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_flat(tmp_path_factory.mktemp("flat") / "photos", EACH)
-
-
-@pytest.fixture(scope="session")
-def bucket_build(material: Path, photos: Path, compose: Callable[..., Any]) -> Callable[..., Build]:
-    """bucket_build(root, *overrides, part=Part(), images=PHOTOS)"""
-
-    def build(root: Path, *more: str, part: Part | None = None, images: Path = photos) -> Build:
-        parts = compose(*captioned_latents(material, images, root), listed(), *more, root="preprocess")
-        return Build(build_part(parts["data"]), MeanColours(), Part() if part is None else part, batch=8)
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def whole(bucket_build: Callable[..., Build], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed build."""
-    root = tmp_path_factory.mktemp("whole") / "cache"
-    bucket_build(root).run("all")
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -102,12 +75,14 @@ def test_every_photograph_is_in_the_bucket_of_its_shape(opened: Any, whole: Path
     assert cache.class_names == ["images"]
 
 
-def test_x0_is_the_vaes_of_pils_crop_and_resize(opened: Any, material: Path, photos: Path) -> None:
+def test_x0_is_the_vaes_of_pils_crop_and_resize(opened: Any, material: Path, flat_images: Path) -> None:
     _, cache = opened
     vae = AutoencoderKL.from_pretrained(material / "sd", subfolder="vae").eval()
     for bucket, shape in zip(cache.buckets, SHAPES, strict=True):
         sample, (height, width) = bucket.splits["train"][0], BUCKETS[bucket.bucket]
-        image = Image.open(photos / sample.path).crop(CROPS[shape]).resize((width, height), Image.Resampling.BICUBIC)
+        image = (
+            Image.open(flat_images / sample.path).crop(CROPS[shape]).resize((width, height), Image.Resampling.BICUBIC)
+        )
         jpeg = io.BytesIO()
         image.save(jpeg, format="JPEG", quality=95)
         pixels = torch.from_numpy(np.asarray(Image.open(jpeg)).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -116,7 +91,7 @@ def test_x0_is_the_vaes_of_pils_crop_and_resize(opened: Any, material: Path, pho
         torch.testing.assert_close(bucket.x0([sample]), expected, rtol=2e-3, atol=2e-4)
 
 
-def test_captions_go_with_their_image(opened: Any, material: Path, photos: Path) -> None:
+def test_captions_go_with_their_image(opened: Any, material: Path, flat_images: Path) -> None:
     """In training one of its captions, in validation the first: transformers' own output, in fp16."""
     _, cache = opened
     assert cache.buckets[0].text.count() == len(CAPTIONS)
@@ -136,7 +111,7 @@ def test_captions_go_with_their_image(opened: Any, material: Path, photos: Path)
         given = batch.condition.parts[TEXT].given_B.tolist()
         assert sum(given) >= 2
         for row, sample_id in ((row, sample_id) for row, sample_id in enumerate(batch.ids) if given[row]):
-            texts = (photos / f"{sample_id.removeprefix('all_')}.txt").read_text().splitlines()
+            texts = (flat_images / f"{sample_id.removeprefix('all_')}.txt").read_text().splitlines()
             own, pooled = (batch.condition.parts[name].value[row] for name in (TEXT, POOLED))
             assert any(
                 torch.allclose(own, tokens, atol=2e-3) and torch.allclose(pooled, vector, atol=2e-3)
@@ -240,9 +215,9 @@ def test_a_manifest_that_was_killed_is_completed(
 
 
 def test_an_image_that_cannot_be_read_is_left_out_of_its_bucket(
-    photos: Path, bucket_build: Callable[..., Build], tmp_path: Path
+    flat_images: Path, bucket_build: Callable[..., Build], tmp_path: Path
 ) -> None:
-    images, root = Path(shutil.copytree(photos, tmp_path / "photos")), tmp_path / "cache"
+    images, root = Path(shutil.copytree(flat_images, tmp_path / "photos")), tmp_path / "cache"
     file = images / "lying_03.jpg"
     file.write_bytes(file.read_bytes()[:2000])
     bucket_build(root, images=images).run("manifest")
