@@ -251,7 +251,7 @@ def test_what_is_declared_since_is_there(before: str) -> None:
     """Also from the names that the modules had before the package had rooms."""
     assert DECLARED[before] in SCHEMAS
     new = ("buckets", "captions", "text_encoder", "caption_column")
-    added = dict.fromkeys(new) if before.endswith(".PixelTrack") else {}
+    added = dict.fromkeys(new) if before.endswith("Track") else {}
     assert upgrade({KEY: 4, "part": {"_target_": before, "_partial_": True}}) == {
         "part": {"_target_": DECLARED[before]} | added
     }

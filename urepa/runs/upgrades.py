@@ -166,9 +166,13 @@ def _to_6(config: dict[str, Any]) -> None:
 
 
 def _to_7(config: dict[str, Any]) -> None:
-    """Captions lay beside the images of a folder, and no column was named."""
+    """Images of a latent track were squares alone, and had classes and no captions. Captions lay beside the images of a
+    folder, and no column was named."""
     for part in _parts(config):
-        if part["_target_"] == "urepa.data.tracks.pixel_track.PixelTrack":
+        if part["_target_"] == "urepa.data.tracks.latent_track.LatentTrack":
+            for key in ("buckets", "captions", "text_encoder", "caption_column"):
+                part.setdefault(key, None)
+        elif part["_target_"] == "urepa.data.tracks.pixel_track.PixelTrack":
             part.setdefault("caption_column", None)
 
 

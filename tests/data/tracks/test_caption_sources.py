@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from PIL import Image
 
 from urepa.core.errors import UserError
 from urepa.data.cache import SPLITS
+from urepa.data.sources.caption_files import read_captions
+from urepa.data.sources.image_sources import SOURCES
 from urepa.data.stores.record_reading import Store
 
 TEXTS = ("parquet", "webdataset")
@@ -236,3 +238,31 @@ def test_the_text_store_has_no_more_than_the_captions(expected: dict[str, Any], 
     store = Store(folder)
     assert store.count() == len(expected["records"])
     store.close()
+
+
+@pytest.mark.parametrize("source", TEXTS)
+def test_latents_are_listed_with_captions_and_buckets(
+    bucket_build: Callable[..., Any], flat_images: Path, tmp_path: Path, source: str
+) -> None:
+    """The stages up to the rectangles: as many of each bucket as of the folder, and each image with its captions."""
+    rows = []
+    for row in SOURCES["folder"](str(flat_images)):
+        file = flat_images / row.path
+        rows.append((file.stem, file.read_bytes(), read_captions(flat_images, [row])[row.name], 0))
+    if source == "parquet":
+        write_parquet(tmp_path / source / "train.parquet", rows, labels=False)
+    else:
+        write_tar(tmp_path / source / "0.tar", members_of(rows, labels=False))
+    counts, found = {}, {}
+    for name, images, more in (("folder", flat_images, []), (source, tmp_path / source, [f"data.source={source}"])):
+        build = bucket_build(tmp_path / f"{name}-latents", *more, images=images)
+        build.run("manifest")
+        build.run("images")
+        folder = tmp_path / f"{name}-latents"
+        (known,) = json.loads((folder / "buckets.json").read_text()).values()
+        counts[name] = {bucket: sum(own.values()) for bucket, own in known.items()}
+        written = map(json.loads, (folder / "captions.jsonl").read_text().splitlines())
+        found[name] = sorted(row["captions"] for row in written)
+        assert {path.parent.parent.parent.name for path in folder.rglob("*.zip")} == known.keys()
+    assert counts[source] == counts["folder"]
+    assert found[source] == found["folder"] == sorted(captions for _, _, captions, _ in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from urepa.core.errors import UserError
 
@@ -46,9 +47,11 @@ def remake_pixels_text(name: str) -> str:
 
 
 def remake_latents_text(
-    name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool
+    name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool, buckets: Any
 ) -> str:
     """The command that makes a LatentTrack's caches."""
     switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
     given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
+    if buckets is not None:
+        given += f" data.buckets='{str(buckets).replace(' ', '')}'"
     return f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"

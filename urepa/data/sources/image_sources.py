@@ -17,7 +17,7 @@ import numpy as np
 from urepa.core.errors import UserError
 from urepa.data.lists.split_sizes import DIGITS
 from urepa.data.sources.decoding import read
-from urepa.data.sources.image_folder import class_places, images_in, readable
+from urepa.data.sources.image_folder import FLAT, class_places, images_in, readable
 from urepa.data.sources.source_image import SourceImage
 from urepa.data.sources.table_sources import hub, parquet
 from urepa.data.sources.tar_shards import webdataset
@@ -49,8 +49,8 @@ def _open(file: Path) -> BinaryIO:
 
 def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[SourceImage]:
     """DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (or val/, as ImageNet has it); classes are
-    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering. `suffixes` are those of
-    image files; None: all that Pillow reads here."""
+    numbered in alphabetical order, which for ImageNet's folder names is the usual numbering. Or DIR/*, one class, where
+    no folder in DIR has images. `suffixes` are those of image files; None: all that Pillow reads here."""
     root, suffixes = Path(images), readable() if suffixes is None else suffixes
     classes, places = class_places(root, suffixes)
     for split, place in places.items():
@@ -59,7 +59,8 @@ def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[Sour
                 path = place / name / file
                 # ImageNet's own names say enough; others may repeat in another class or split
                 own = IMAGENET_NAME.fullmatch(path.stem)
-                sample_id = path.stem if own else f"{split}_{name}_{path.stem}"
+                below = "" if name == FLAT else f"{name}_"  # of a folder that may be moved
+                sample_id = path.stem if own else f"{split}_{below}{path.stem}"
                 load, opened = partial(read, str(path)), partial(_open, path)
                 yield SourceImage(sample_id, class_id, split, load, str(path.relative_to(root)), open=opened)
 

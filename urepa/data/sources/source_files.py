@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
-from urepa.data.sources.image_folder import class_places, readable
+from urepa.data.sources.image_folder import check_classes, class_places, readable
 
 # sources whose images are encoded files of any size, and those that have captions
 PHOTOGRAPHS = CAPTIONED = ("folder", "parquet", "webdataset", "hub")
@@ -21,10 +21,14 @@ class Source(Enum):
     hub = "hub"
 
 
-def check_images(source: str, images: str) -> None:
-    """UserError where a source's files are not there."""
+def check_images(source: str, images: str, *, by_class: bool) -> None:
+    """UserError where a source's files are not there.
+
+    Args:
+        by_class: whether the images are to be in class folders, as they are for a track without captions.
+    """
     if source == "folder":
-        class_places(Path(images), readable())
+        (check_classes if by_class else class_places)(Path(images), readable())
     elif source in ("cifar_binary", "parquet", "webdataset"):
         from urepa.data.sources.image_sources import cifar_files
         from urepa.data.sources.table_sources import parquet_files

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from urepa.data.sources.decoding import dimensions
+
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
@@ -25,3 +27,9 @@ class SourceImage:
     path: str
     open: Callable[[], BinaryIO] | None = None
     captions: Callable[[str | None], object] | None = None
+
+    def dimensions(self) -> tuple[int, int]:
+        """Rows and columns as `load` gives them, of one that is encoded; its pixels are not decoded."""
+        assert self.open is not None, "the settings' `check` has looked"
+        with self.open() as file:
+            return dimensions(file)

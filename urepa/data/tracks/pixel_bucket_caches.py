@@ -34,6 +34,7 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
+from urepa.data.lists.bucket_shapes import cut_to_aspect
 from urepa.data.lists.paths import is_finished, remake_pixels_text, tokens_name
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.online_encoders import OnlineTokens
@@ -45,7 +46,7 @@ from urepa.data.stores.lmdb_pages import has_records, rows_of
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import digests_of_records
-from urepa.data.tracks.pixel_sizes import check_channels, cut_to_aspect
+from urepa.data.tracks.pixel_sizes import check_channels
 from urepa.models.teachers.rectangle_sizes import grid_for, teacher_on_grid
 from urepa.models.teachers.several_teachers import by_name
 
