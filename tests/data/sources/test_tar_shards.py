@@ -163,7 +163,7 @@ def test_faults_are_one_line_with_the_shard(tmp_path: Path, name: str) -> None:
     assert os.listdir(tmp_path) == ["s.tar"]
 
 
-CUT = ("a header", "half a header", "half a file", "no end", "garbage", "zip", "more", "none")
+CUT = ("a header", "half a header", "half a file", "no end", "garbage", "a bad end", "zip", "more", "none")
 
 
 @pytest.mark.parametrize("left", CUT)
@@ -179,6 +179,7 @@ def test_a_shard_that_is_not_whole_is_refused(tmp_path: Path, left: str) -> None
         "half a file": content[: second + 512 + 20],
         "no end": content[:end],
         "garbage": content[:second] + b"x" * 512 + content[second + 512 :],
+        "a bad end": content[:second] + b"x" * 512 + bytes(1024),
         "zip": b"PK\x03\x04" + b"x" * 2000,
         "more": content[: end + 1024] + content,
         "none": b"",
