@@ -189,7 +189,7 @@ def _preprocess(
     built: dict[tuple[str, str], tuple[set[str], JobGroup]],
 ) -> JobGroup:
     """A small track's caches are made in one go; a latent track's in shards, once its manifest is there. Of a track
-    beside a larger one only the list of images is its own, and the tokens if they lie elsewhere."""
+    beside a larger one only the list of images is its own, and tokens and captions if their stores are others."""
     track: Track = declaration_of(data)
     made = track.stages()
     if made is None:
@@ -198,7 +198,7 @@ def _preprocess(
     tokens, before = built.get(made.place, (set(), None))
     first = made.first if before is None else ("manifest",)
     stages.append(JobGroup("preprocess", [_cache_job("manifest", caches, *first)], 1, before))
-    in_shards = [stage for stage in made.sharded if before is None or stage == "tokens"]
+    in_shards = [stage for stage in made.sharded if before is None or stage in ("tokens", "text")]
     if in_shards and made.tokens not in tokens:
         own = [(f"shard {i}/{shards}", (*caches, f"shard={i}/{shards}")) for i in range(shards)]
         stages.append(JobGroup("preprocess", [_cache_job(name, a, *in_shards) for name, a in own], 1, stages[-1]))

@@ -22,7 +22,7 @@ class Stages:
     """How the caches of a large track are made: `first` in one job, then `sharded` in several side by side."""
 
     place: tuple[str, str]  # the folder and its latents: tracks that have the same are parts of the largest of them
-    tokens: str  # the store of tokens there
+    tokens: str  # the store of tokens there and, of captions, that of their records
     images: float  # training images; inf: all there are
     first: tuple[str, ...]  # stages of `urepa.preprocess`, "manifest" before others
     sharded: tuple[str, ...]

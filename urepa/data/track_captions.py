@@ -35,7 +35,8 @@ class CaptionSettings:
     def condition_widths(self) -> dict[str, int]:
         if self.text_encoder is None:
             return {CLASS: 0}
-        return {TEXT: self.text_encoder.width, POOLED: self.text_encoder.pooled_width}
+        pooled = self.text_encoder.pooled_width
+        return {TEXT: self.text_encoder.width} | ({POOLED: pooled} if pooled else {})
 
     @property
     def by_class(self) -> bool:

@@ -86,8 +86,8 @@ def nearest_buckets(
     """
     train = list(train)
     while True:
-        names = list(buckets)
-        of_sample = {sample_id: names[nearest(size, list(buckets.values()))] for sample_id, size in sizes.items()}
+        names, shapes = list(buckets), list(buckets.values())
+        of_sample = {sample_id: names[nearest(size, shapes)] for sample_id, size in sizes.items()}
         used = {of_sample[sample_id] for sample_id in train}
         if len(used) == len(buckets):
             return of_sample

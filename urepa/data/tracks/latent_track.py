@@ -330,7 +330,7 @@ class LatentTrack(CaptionSettings, TrackDefaults):
         sharded = ["images", "latents", "tokens", *([] if self.text_encoder is None else ["text"])]
         return Stages(
             place=(self.root, self.latents if self.buckets is None else f"{'+'.join(self.sizes)}/{self.latents}"),
-            tokens=self.tokens,
+            tokens=self.tokens if self.text_encoder is None else f"{self.tokens} {self.text_folder.name}",
             images=inf if self.train_images is None else float(self.train_images),
             first=("manifest",) if self.text is None else ("manifest", "prompts"),
             sharded=tuple(name for name in sharded if not asked.get(name, False)),
