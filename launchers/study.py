@@ -190,7 +190,7 @@ def _preprocess(
 ) -> JobGroup:
     """Adds the stages that make caches and returns the last one. A small track has one stage; a latent track has a
     manifest, then shards. A track next to a larger one needs only its list of images and, if they are stored elsewhere,
-    its tokens."""
+    its tokens and captions."""
     track: Track = declaration_of(data)
     made = track.stages()
     if made is None:
@@ -199,7 +199,7 @@ def _preprocess(
     tokens, before = built.get(made.place, (set(), None))
     first = made.first if before is None else ("manifest",)
     stages.append(JobGroup("preprocess", [_cache_job("manifest", caches, *first)], 1, before))
-    in_shards = [stage for stage in made.sharded if before is None or stage == "tokens"]
+    in_shards = [stage for stage in made.sharded if before is None or stage in ("tokens", "text")]
     if in_shards and made.tokens not in tokens:
         own = [(f"shard {i}/{shards}", (*caches, f"shard={i}/{shards}")) for i in range(shards)]
         stages.append(JobGroup("preprocess", [_cache_job(name, a, *in_shards) for name, a in own], 1, stages[-1]))

@@ -221,7 +221,7 @@ def test_mirror_images_that_are_none_are_caught(
 ) -> None:
     root = Path(shutil.copytree(built_with_flips, tmp_path / "cache"))
     build = build_of(root, "data.flip=true")
-    store = {"latents": build.track.latents, "tokens": build.track.tokens}[unmirrored]
+    store = {"latents": build.track.buckets[0].latents, "tokens": build.track.buckets[0].tokens}[unmirrored]
     shutil.copy(store / "data.mdb", mirrored_folder(store) / "data.mdb")
     without_digests(mirrored_folder(store))
     words = {"latents": "does not hold the mirror images", "tokens": "do not see the same field of view.*mirrored"}

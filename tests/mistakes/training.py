@@ -74,6 +74,8 @@ TRAIN = [
         ("data=folder data.num_classes=3 data.root=d data.images=", "data.images="),
         ("data=folder data.num_classes=3 data.root=d data.images=.", "neither CLASS/\\* nor train"),
         ("data=cifar10_pixels data.num_classes=3 data.root=d data.source=parquet data.images=.", "train\\*.parquet"),
+        ("data=cifar10_pixels data.num_classes=3 data.root=d data.source=webdataset data.images=.", "no \\*\\.tar"),
+        ("data=cifar10_pixels data.root=d data.caption_column=text", "data.caption_column has no effect without"),
         ("data=cifar10_pixels data.root=d data.source=cifar_binary data.images=.", "lacks train.bin"),
         (
             "data=cifar10_pixels data.root=d data.source=cifar_binary data.images=.",

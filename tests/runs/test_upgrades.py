@@ -257,8 +257,9 @@ def test_what_is_declared_since_is_there(before: str) -> None:
     """Also from the names that the modules had before the package had rooms."""
     assert DECLARED[before] in SCHEMAS
     keys: dict[str, dict[str, Any]] = {  # that came later, with the value that means what was
-        "PixelTrack": {"buckets": None, "captions": None, "text_encoder": None},
-        "LatentTrack": {"teacher_sees": "images", "tae": None},
+        "PixelTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column")),
+        "LatentTrack": dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column", "tae"))
+        | {"teacher_sees": "images"},
         "AlignmentLoss": {"grid": "teacher", "manifold_diagonal": False},
         "add_lora": {"use_rslora": False, "use_dora": False},
     }

@@ -67,6 +67,7 @@ class Stage(Enum):
     latents = "latents"
     tokens = "tokens"
     prompts = "prompts"
+    text = "text"
     verify = "verify"
     adopt = "adopt"
     digest = "digest"

@@ -21,7 +21,7 @@ class Stages:
     """The stages that make the caches of a large track: `first` in one job, then `sharded` in several parallel ones."""
 
     place: tuple[str, str]  # the folder and its latents; tracks with the same place are parts of the largest one
-    tokens: str  # the store of tokens in the folder
+    tokens: str  # the store of tokens in the folder and, of captions, that of their records
     images: float  # number of training images; inf: all
     first: tuple[str, ...]  # stages of `urepa.preprocess`, with "manifest" first
     sharded: tuple[str, ...]

@@ -10,6 +10,12 @@ from urepa.core.errors import UserError
 from urepa.core.protocols import OneTeacher
 from urepa.core.track_protocols import Stages
 
+# of a track whose images have several shapes, as `describe` writes it
+ONE_BUCKET_A_BATCH = (
+    "A global batch is of one bucket: in every epoch each has one permutation, the order of the buckets' batches is "
+    "drawn, and what does not fill a batch of its bucket is left out."
+)
+
 
 class TrackDefaults:
     """A track whose caches the user has, or makes in one go: of class ids without names, with nothing on the hub and

@@ -167,12 +167,17 @@ def _to_6(config: dict[str, Any]) -> None:
 
 
 def _to_7(config: dict[str, Any]) -> None:
-    """Taps were compared on the teacher's grid, and the manifold loss had no diagonal. A latent track's teacher saw the
-    images. Adapters were plain LoRA. A CLIP's positions behind a caption's end never counted, and what stood for no
-    caption was zeros."""
+    """Taps were compared on the teacher's grid, and the manifold loss had no diagonal. Images of a latent track were
+    squares alone, had classes and no captions, and its teacher saw them. Captions lay beside the images of a folder,
+    and no column was named. Adapters were plain LoRA. A CLIP's positions behind a caption's end never counted, and what
+    stood for no caption was zeros."""
     added: dict[str, dict[str, Any]] = {
         "urepa.method.losses.urepa_loss.URepaLoss": {"grid": "teacher", "manifold_diagonal": False},
-        "urepa.data.tracks.latent_track.LatentTrack": {"teacher_sees": "images", "tae": None},
+        "urepa.data.tracks.latent_track.LatentTrack": {
+            **dict.fromkeys(("buckets", "captions", "text_encoder", "caption_column", "tae")),
+            "teacher_sees": "images",
+        },
+        "urepa.data.tracks.pixel_track.PixelTrack": {"caption_column": None},
         "urepa.models.lora.adapters.LoRA": {"use_rslora": False, "use_dora": False},
         "urepa.models.text_encoders.clip_text.CLIPText": {"padding": "masked", "null_text": "zeros"},
     }

@@ -58,6 +58,24 @@ def test_a_byte_order_mark_is_no_text(root: Path, encoding: str) -> None:
     assert read(root)["all_a_0"] == [ARABIC, "cat"]
 
 
+def test_characters_are_kept_as_they_are_written(root: Path) -> None:
+    """Composed or not, control characters and marks of direction; two ways to write a letter are two captions."""
+    composed, apart, control = "caf\u00e9", "cafe\u0301", "\u202bשלום\u202c\x1b[31m\x85end"
+    write(root, a_0=composed, a_1=apart, b_0=control)
+    assert read(root) == {"all_a_0": [composed], "all_a_1": [apart], "all_b_0": [control]}
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_metadata_of_windows(root: Path, name: str) -> None:
+    """With a byte order mark and its line ends."""
+    rows = [("a/0.png", ARABIC), ("a/1.png", "two"), ("b/0.png", FAMILY)]
+    lines = [json.dumps({"file_name": file, "text": text}) for file, text in rows]
+    if name.endswith("csv"):
+        lines = ["file_name,text", *(f"{file.replace('/', chr(92))},{text}" for file, text in rows)]
+    (root / name).write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert read(root) == {"all_a_0": [ARABIC], "all_a_1": ["two"], "all_b_0": [FAMILY]}
+
+
 def test_metadata_as_hugging_face_has_it(root: Path) -> None:
     """In a class folder with its own names, at the root with paths; rows of one file add up, and so does a list."""
     (root / "a" / "metadata.csv").write_text('\ufefffile_name,text\r\n0.png,"one, with a\ncomma"\r\n1.png,two\r\n')
@@ -72,6 +90,7 @@ def test_metadata_as_hugging_face_has_it(root: Path) -> None:
         ({"a_0": "x"}, r"a/1\.png has no caption \(2 of 3 images have none\); give each a NAME\.txt"),
         ({"a_0": "x", "a_1": " \n\n", "b_0": "y"}, r"a/1\.png has an empty caption: 1\.txt has no text"),
         ({"a_0": "x", "a_1": b"caf\xe9", "b_0": "y"}, r"1\.txt is no UTF-8 text .*; save it as UTF-8"),
+        ({"a_0": "x", "a_1": "two".encode("utf-16-le"), "b_0": "y"}, r"1\.txt has a NUL character, as UTF-16 without"),
     ],
 )
 def test_mistakes_in_text_files(root: Path, texts: dict[str, str], said: str) -> None:
@@ -86,6 +105,7 @@ def test_mistakes_in_text_files(root: Path, texts: dict[str, str], said: str) ->
         ("metadata.jsonl", '{"file_name": "a/0.png"}', "line 1 has no file_name and text"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": 3}', "line 1: file_name and text are not both text"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": "\\ud800"}', "is no Unicode text"),
+        ("metadata.jsonl", '{"file_name": "a/0.png", "text": "x\\u0000"}', "line 1 has a NUL character"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": "  "}', r"a/0\.png has an empty caption: its text in the"),
         ("metadata.csv", "file,text\na/0.png,x\n", "has no columns file_name and text"),
         ("metadata.csv", "file_name,text\na/0.png\n", "row 1: file_name and text are not both text"),

@@ -317,11 +317,11 @@ def test_no_sample_is_encoded_twice(built: Path, build_of: Any, tmp_path: Path) 
 
     for more, wanted in (((), TRAIN + VAL), (("data.flip=true",), TRAIN)):
         build = build_of(root, *more)
-        output = Output(build.track.latents, {"shape": [4, 8, 8], "dtype": "float16"})
+        output = Output(build.track.buckets[0].latents, {"shape": [4, 8, 8], "dtype": "float16"})
         seen.clear()
         for _ in range(20):
             try:
-                build._encode(output, encode)
+                build._encode(build.track.buckets[0], output, encode)
                 break
             except KeyboardInterrupt:
                 continue

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def write(root: Path, files: dict[str, bytes], limit: float) -> None:
         (root / name).write_bytes(data)
     samples = [Sample(name, 0, name, "train") for name in files]
     load = {name: lambda name=name: to_rgb(Image.open(root / name)) for name in files}
-    write_images(root, Part(), samples, load, 32, limit)
+    write_images(root, Part(), samples, load, partial(square, size=32), limit)
 
 
 def test_truncated_files_are_listed_and_left_out_up_to_a_threshold(photo: Image.Image, tmp_path: Path) -> None:

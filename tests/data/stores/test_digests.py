@@ -170,7 +170,7 @@ def test_damaged_tokens_are_found(make_track: Any, teacher: Any, damage: str, fl
 
 def test_training_refuses_what_verify_found(built: Path, build_of: Any, tmp_path: Path) -> None:
     build = build_of(Path(shutil.copytree(built, tmp_path / "cache")))
-    changed("train_china_0003", zeroed)(build.track.latents)
+    changed("train_china_0003", zeroed)(build.track.buckets[0].latents)
     build.track.open(build.teacher).close()  # nobody has looked yet
     with pytest.raises(UserError, match="vae_latents_lmdb: record 'train_china_0003' has changed since"):
         build.run("verify")

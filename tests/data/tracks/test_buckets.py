@@ -16,10 +16,9 @@ from shapes import SHAPES, write_shapes
 
 from urepa.core.errors import UserError
 from urepa.data.bucketed_cache import BucketedCache
+from urepa.data.lists.bucket_shapes import BUCKETS, bucket_sizes, check_bucket_list, cut_to_aspect, nearest
 from urepa.data.sources.decoding import dimensions, read
 from urepa.data.stages.verify import Fault, verify
-from urepa.data.tracks.pixel_caches import BUCKETS
-from urepa.data.tracks.pixel_sizes import bucket_sizes, check_bucket_list, cut_to_aspect, nearest
 
 LISTED = [[8, 8], [6, 10], [10, 6]]
 
@@ -126,12 +125,12 @@ def test_the_cut_is_the_largest_rectangle_of_the_aspect(size: Any, bucket: Any, 
 )
 def test_lists_that_are_none_are_refused(buckets: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_bucket_list(buckets, 64, 4)
+        check_bucket_list(buckets, 64, 4, "data.unshuffle")
 
 
 def test_auto_needs_quarters_that_divide(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a multiple of 16"):
-        check_bucket_list("auto", 72, 4)
+        check_bucket_list("auto", 72, 4, "data.unshuffle")
     with pytest.raises(UserError, match="data.buckets needs data.source=folder"):
         settings(photos, tmp_path, buckets="auto", source="cifar_binary").check()
 

@@ -25,7 +25,7 @@ from urepa.data.lists.captions import caption_key
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.data.stages.verify import Fault
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks import pixel_caption_caches
+from urepa.data.tracks import caption_caches
 from urepa.evaluation.image_conditions import condition_of_images
 from urepa.evaluation.measures.clip_score_math import score_prompts
 from urepa.method.objectives.flow_math import FlowMath
@@ -147,7 +147,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(
     opened: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It encodes what is missing alone."""
-    monkeypatch.setattr(pixel_caption_caches, "CHUNK", 2)
+    monkeypatch.setattr(caption_caches, "CHUNK", 2)
     whole = captioned_track(place / "images", tmp_path / "whole", clip_at(place)).build()
     whole.build(None)
     track = captioned_track(place / "images", tmp_path / "killed", clip_at(place)).build()

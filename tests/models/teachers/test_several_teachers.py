@@ -291,8 +291,8 @@ def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
     assert {"facebook/dinov2-base", "openai/clip-vit-large-patch14"} <= required_files(config).keys()
     track = build_part(config["data"])
     assert [path.name for path in track.tokens_folders(build_part(config["teacher"])).values()] == [
-        f"{track.tokens.name}.d",
-        f"{track.tokens.name}.c",
+        f"{track.buckets[0].tokens.name}.d",
+        f"{track.buckets[0].tokens.name}.c",
     ]
     assert list(by_name(build_part(compose("teacher=clip_l")["teacher"]))) == [""]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from urepa.core.errors import UserError
 from urepa.core.files import read_json, write_whole
 from urepa.core.hashing import digest64
-from urepa.data.sources.image_folder import class_places, readable
+from urepa.data.sources.image_folder import class_names_in, class_places, readable
+from urepa.data.sources.source_files import has_one_class
 
 FILE = "classes.json"
 
@@ -27,7 +28,7 @@ def class_names(name: str) -> list[str]:
 
 def names_at(source: str, images: str, suffixes: frozenset[str]) -> list[str]:
     """What a source calls its classes: the names of a folder's class folders. [] of a source that has no names."""
-    return class_places(Path(images), suffixes)[0] if source == "folder" else []
+    return class_names_in(Path(images), suffixes) if source == "folder" else []
 
 
 def write_names(folder: Path, names: list[str]) -> None:
@@ -73,10 +74,18 @@ def pixel_folder(
 
 def count_classes(source: str, images: str, caches: Path) -> int:
     """The classes of finished caches in this folder, which are what counts once they are there; else the class folders
-    of `images`. UserError where there is neither."""
+    of `images`, or one where parquet files and shards have no labels. UserError where there is neither."""
     manifest = caches / "latents" / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["num_classes"])
+    return count_source_classes(source, images)
+
+
+def count_source_classes(source: str, images: str) -> int:
+    """The class folders of `images`; one where it has none, or where parquet files and shards have no labels. UserError
+    for another source."""
+    if Path(images).is_dir() and has_one_class(source, images):
+        return 1
     if source != "folder":
         raise UserError(f"the classes of data.source={source} are not counted; give data.num_classes=N")
     if not Path(images).is_dir():

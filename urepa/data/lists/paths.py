@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from urepa.core.errors import UserError
 
@@ -48,16 +49,10 @@ def remake_pixels_text(name: str) -> str:
 
 
 def remake_latents_text(
-    name: str,
-    images: str,
-    root: str,
-    flip: bool,
-    online_teacher: bool,
-    online_latents: bool,
-    seen: Mapping[str, str] = NOTHING_ELSE,
+    name: str, images: str, root: str, flip: bool, online_teacher: bool, online_latents: bool, more: Mapping[str, Any]
 ) -> str:
-    """The command that makes a LatentTrack's caches; `seen`: more keys, of what the teacher sees."""
+    """The command that makes a LatentTrack's caches; `more`: other keys of `data`, as a shell has them."""
     switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
-    given = "".join(f" data.{key}={value}" for key, value in seen.items())
-    given = "".join(f" data.{key}=true" for key, on in switches.items() if on) + given
+    given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
+    given += "".join(f" data.{key}={value}" for key, value in more.items() if value is not None)
     return f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"

@@ -82,4 +82,6 @@ def expected_latent_samples(wanted: Mapping[str, int | None], count: Callable[[]
     if len(known) == len(wanted):
         return known
     there = count()
-    return {"train": there["train"], "val": there["test"]} | known
+    held_out = there.get("test", 0)  # the publisher's; without any, the validation images are drawn from the others
+    val = known.get("val", held_out)
+    return {"train": sum(there.values()) - (held_out or val), "val": val} | known

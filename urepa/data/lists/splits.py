@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from urepa.core.errors import UserError
 from urepa.core.random_draws import unit_interval
 from urepa.data.cache import SPLITS
-from urepa.data.lists.split_sizes import check_shares, refuse_other_classes, share_of
-from urepa.data.sources.image_sources import SourceImage
+from urepa.data.lists.split_sizes import KEYS, check_shares, refuse_other_classes, share_of
+from urepa.data.sources.source_image import SourceImage
 
 
 def split_rows(
-    rows: Sequence[SourceImage], num_classes: int, held_out: dict[str, int], limit: int | None
+    rows: Sequence[SourceImage],
+    num_classes: int,
+    held_out: dict[str, int],
+    limit: int | None,
+    train_only: Collection[str] = frozenset(),
 ) -> dict[str, list[SourceImage]]:
     """The rows of each split, class-balanced; where the publisher kept test images apart they stay apart. `held_out`
     says how many validation and test images there are to be, `limit` how many training images (None: all that are
-    left). A row that is left out of `rows` gives its place to the next of its class. UserError where the images are
-    too few, or of another number of classes."""
+    left). A row that is left out of `rows`, or is one of `train_only` and would be held out, gives its place to the
+    next of its class. UserError where the images are too few, or of another number of classes."""
     rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
     by_class: list[dict[str, list[SourceImage]]] = [{"train": [], "test": []} for _ in range(num_classes)]
     there = {row.class_id for row in rows}
@@ -28,14 +33,16 @@ def split_rows(
     for class_id, pools in enumerate(by_class):
         train, test = pools["train"], pools["test"] or pools["train"]
         for split, pool in (("test", test), ("val", train)):
-            splits[split] += _take(pool, share_of(held_out[split], class_id, num_classes))
+            share = share_of(held_out[split], class_id, num_classes)
+            taken = [row for row in pool if row.name not in train_only][:share]
+            if len(taken) < share:
+                raise UserError(
+                    f"{KEYS[split]}={held_out[split]} asks for {share} images of one class; there are {len(taken)} "
+                    "left that equal none of another split: ask for fewer"
+                )
+            splits[split] += taken
+            names = {row.name for row in taken}
+            pool[:] = [row for row in pool if row.name not in names]
         wanted = len(train) if limit is None else share_of(limit, class_id, num_classes)
-        splits["train"] += _take(train, wanted)
+        splits["train"] += train[:wanted]
     return splits
-
-
-def _take(pool: list[SourceImage], n: int) -> list[SourceImage]:
-    """The first `n` rows, removed from the pool."""
-    assert n <= len(pool), "the shares were checked"
-    taken, pool[:n] = pool[:n], []
-    return taken

@@ -10,19 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from urepa.core.errors import UserError
 from urepa.core.escaping import printable
+from urepa.data.sources.caption_text import LINE_ENDS, clean, decode, lines
 from urepa.data.sources.image_folder import suffix_of
-from urepa.data.sources.image_sources import SourceImage
+from urepa.data.sources.source_image import SourceImage
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SUFFIXES = frozenset({".txt", ".jsonl", ".csv"})  # of files that are read for captions
-LINE_ENDS = re.compile(r"\r\n|\r|\n")  # str.splitlines would cut at characters that belong to a text too
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 HOW = "give each a NAME.txt beside it, or a row of metadata.jsonl or metadata.csv (file_name, text)"
 
 
@@ -90,7 +88,7 @@ def _beside(root: Path, folder: PurePosixPath) -> Iterator[tuple[str, list[str]]
     for file in there:
         rows = _json_rows(file) if file.suffix == ".jsonl" else _csv_rows(file)
         for place, name, texts in rows:
-            plain = [_clean(text, f"{file}, {place}") for text in texts if isinstance(text, str)]
+            plain = [clean(text, f"{file}, {place}") for text in texts if isinstance(text, str)]
             if not isinstance(name, str) or len(plain) < len(texts):
                 raise UserError(f"{file}, {place}: file_name and text are not both text; correct that row")
             yield str(folder / name.replace("\\", "/")), plain
@@ -119,25 +117,8 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, object, list[object]]]:
 
 def read_lines(file: Path) -> list[str]:
     """The texts of a file with one a line; empty lines are none. UserError where it is no text."""
-    return [text for line in LINE_ENDS.split(_text(file)) if (text := _clean(line, str(file)))]
-
-
-def _clean(text: str, where: str) -> str:
-    """Without white space around it. UserError for half a character, which JSON can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {text!a} is no Unicode text; correct it") from error
-    return text.strip()
+    return lines(_text(file), str(file))
 
 
 def _text(file: Path) -> str:
-    """A file's text, without a byte order mark. UserError where it is neither UTF-8 nor marked as UTF-16."""
-    content = file.read_bytes()
-    encoding = "utf-16" if content.startswith(UTF16) else "utf-8-sig"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is no {encoding.upper().removesuffix('-SIG')} text ({error}); save it as UTF-8"
-        ) from error
+    return decode(file.read_bytes(), str(file))

@@ -1,4 +1,4 @@
-"""Photographs as they come: orientation tags, CMYK, palettes, alpha, grey and 16 bits, to square RGB."""
+"""Photographs as they come: orientation tags, CMYK, palettes, alpha, grey and 16 bits, to RGB of one shape."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL.Image import DecompressionBombError, DecompressionBombWarning
+
+from urepa.data.lists.bucket_shapes import Size, cut_to_aspect
 
 # Nearly all cameras have fewer; decoded, 0.36 GB. Pillow alone would warn from 89 million on and refuse 179.
 MOST_PIXELS = 120_000_000
@@ -36,7 +38,7 @@ def _ignore_pillow_warning() -> None:
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
 
-def read(file: str | Path) -> np.ndarray:
+def read(file: str | Path | BinaryIO) -> np.ndarray:
     """An image file as `to_rgb` makes it."""
     from PIL import Image
 
@@ -44,7 +46,7 @@ def read(file: str | Path) -> np.ndarray:
         return to_rgb(image)
 
 
-def dimensions(file: str | Path) -> tuple[int, int]:
+def dimensions(file: str | Path | BinaryIO) -> tuple[int, int]:
     """Rows and columns of an image file as `read` gives it, turned as its EXIF says; its pixels are not decoded."""
     from PIL import Image
 
@@ -91,3 +93,14 @@ def square(pixels: np.ndarray, size: int) -> Any:
     image = image.resize((wide, high), Image.Resampling.BICUBIC)
     left, top = (wide - size) // 2, (high - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def rectangle(pixels: np.ndarray, size: Size) -> Any:
+    """The largest central rectangle of the aspect of `size` (rows and columns), to whole pixels, resized to it
+    (bicubic): a PIL image."""
+    from PIL import Image
+
+    high, wide = cut_to_aspect((pixels.shape[0], pixels.shape[1]), size)
+    top, left = (pixels.shape[0] - high) // 2, (pixels.shape[1] - wide) // 2
+    cut = Image.fromarray(pixels[top : top + high, left : left + wide])
+    return cut.resize((size[1], size[0]), Image.Resampling.BICUBIC)

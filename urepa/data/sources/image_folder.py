@@ -1,7 +1,8 @@
 """A folder of images: its class folders, the files in them, and what is left out, by reason. Names and kinds of files
 are looked at; no image is opened.
 
-Layout: DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (validation/ or val/).
+Layout: DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (validation/ or val/). Where no folder in DIR
+has images, the images in DIR itself are one class: for tracks with captions (`check_classes` is for the others).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from urepa.core.errors import UserError
 from urepa.core.escaping import printable
 
 HELD_OUT = ("test", "validation", "val")  # the first that has class folders
+FLAT = "."  # the folder of the one class, below DIR, where the images lie in DIR itself
+FLAT_NAME = "images"  # what that class is called
 # the formats of photographs, and what a Pillow that does not read one wants
 PHOTOGRAPHS = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp"), "another build of Pillow"),
@@ -99,13 +102,15 @@ def class_folders(root: Path, suffixes: frozenset[str]) -> list[str]:
 
 
 def class_places(root: Path, suffixes: frozenset[str]) -> tuple[list[str], dict[str, Path]]:
-    """The classes of a folder of images, and the folder that has theirs by split: "train" and "test", or "all".
-    UserError where it has none."""
+    """The classes' folders of a folder of images, and the folder that has these by split: "train" and "test", or "all".
+    UserError where it has no images."""
     places: dict[str, Path] = {}
     held_out = next((name for name in HELD_OUT if class_folders(root / name, suffixes)), None)
     classes = class_folders(root / "train", suffixes)
     if not classes and held_out is None:
         classes, places = class_folders(root, suffixes), {"all": root}
+        if not classes and has_images(root, suffixes):
+            classes = [FLAT]
     elif classes and held_out is None:
         unsorted = next((name for name in HELD_OUT if has_images(root / name, suffixes)), None)
         if unsorted is not None:
@@ -124,6 +129,17 @@ def class_places(root: Path, suffixes: frozenset[str]) -> tuple[list[str], dict[
     if not classes or not places:
         raise UserError(_without_classes(root, suffixes))
     return classes, places
+
+
+def check_classes(root: Path, suffixes: frozenset[str]) -> None:
+    """UserError where a folder of images has no class folders."""
+    if class_places(root, suffixes)[0] == [FLAT]:
+        raise UserError(_without_classes(root, suffixes))
+
+
+def class_names_in(root: Path, suffixes: frozenset[str]) -> list[str]:
+    """What the classes of a folder of images are called. UserError where it has no images."""
+    return [FLAT_NAME if name == FLAT else name for name in class_places(root, suffixes)[0]]
 
 
 def _without_classes(root: Path, suffixes: frozenset[str]) -> str:
@@ -205,6 +221,9 @@ def count_left_out(root: Path, suffixes: frozenset[str], beside: frozenset[str] 
     those that are read beside the images. UserError as `class_places`."""
     classes, places = class_places(root, suffixes)
     found = LeftOut()
+    if classes == [FLAT]:
+        found.look_into(root, suffixes, beside)
+        return found
     for place in places.values():
         found.loose += len(images_in(place, suffixes))
         for folder in sorted(p for p in place.iterdir() if p.is_dir()):

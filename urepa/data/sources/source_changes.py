@@ -44,7 +44,7 @@ def _of_folder(root: Path, suffixes: frozenset[str]) -> Files:
     classes, splits = class_places(root, suffixes)
     found = [place / name for place in splits.values() for name in classes]
     places = [str((folder / name).relative_to(root)) for folder in found for name in images_in(folder, suffixes)]
-    parents = {root, *found, *(folder.parent for folder in found)}
+    parents = {root, *found, *splits.values()}
     return Files(root, sorted(str(folder.relative_to(root)) for folder in parents), sorted(places))
 
 
@@ -60,6 +60,7 @@ FILES: dict[str, Callable[[Path, frozenset[str]], Files]] = {
     "folder": _of_folder,
     "cifar_binary": _file_finder("*.bin"),
     "parquet": _file_finder("*.parquet"),
+    "webdataset": _file_finder("*.tar"),
 }
 
 

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
-from urepa.data.sources.image_folder import class_places, readable
+from urepa.data.sources.image_folder import check_classes, class_places, readable
+
+# sources whose images are encoded files of any size, and those that have captions
+PHOTOGRAPHS = CAPTIONED = ("folder", "parquet", "webdataset", "hub")
 
 
 class Source(Enum):
@@ -14,18 +17,38 @@ class Source(Enum):
     folder = "folder"
     cifar_binary = "cifar_binary"
     parquet = "parquet"
+    webdataset = "webdataset"
     hub = "hub"
 
 
-def check_images(source: str, images: str) -> None:
-    """UserError where a source's files are not there."""
+def check_images(source: str, images: str, *, by_class: bool) -> None:
+    """UserError where a source's files are not there.
+
+    Args:
+        by_class: whether the images are to be in class folders, as they are for a track without captions.
+    """
     if source == "folder":
-        class_places(Path(images), readable())
-    elif source in ("cifar_binary", "parquet"):
-        from urepa.data.sources.image_sources import cifar_files, parquet_files
+        (check_classes if by_class else class_places)(Path(images), readable())
+    elif source in ("cifar_binary", "parquet", "webdataset"):
+        from urepa.data.sources.image_sources import cifar_files
+        from urepa.data.sources.table_sources import parquet_files
+        from urepa.data.sources.tar_shards import shards_of
 
         looks: dict[str, Callable[[str], object]] = {"cifar_binary": cifar_files, "parquet": parquet_files}
-        looks[source](images)
+        (looks | {"webdataset": shards_of})[source](images)
+
+
+def has_one_class(source: str, images: str) -> bool:
+    """Is it known without reading the images that all are of one class, for want of labels?"""
+    if source == "parquet":
+        from urepa.data.sources.table_sources import has_labels, parquet_files
+
+        return not has_labels(parquet_files(images)["train"][0])
+    if source == "webdataset":
+        from urepa.data.sources import tar_shards
+
+        return not tar_shards.has_labels(tar_shards.shards_of(images)["train"][0])
+    return False
 
 
 def count_source_images(source: str, images: str) -> dict[str, int]:

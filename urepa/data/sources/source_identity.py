@@ -10,7 +10,12 @@ from typing import Any
 from urepa.core.errors import UserError
 from urepa.core.hub_names import resolve
 from urepa.data.sources.image_folder import FORMER, count_left_out, readable
-from urepa.data.sources.image_sources import SOURCES, SourceImage, folder
+from urepa.data.sources.image_sources import SOURCES, folder
+from urepa.data.sources.source_image import SourceImage
+from urepa.data.sources.split_files import others_in_words
+from urepa.data.sources.tar_shards import LeftOut, webdataset
+
+ENDINGS = {"parquet": ".parquet", "webdataset": ".tar"}  # of the files of sources that are listed by their files' names
 
 
 class Listing:
@@ -20,34 +25,42 @@ class Listing:
     def __init__(self, source: str, images: str, known: dict[str, Any]) -> None:
         self.source, self.images = source, images
         self.suffixes = frozenset(known.get("suffixes", FORMER)) if known else readable()  # of a folder's images
-        self._digest, self._count = hashlib.sha256(), 0
+        self._digest, self._count, self._left_out = hashlib.sha256(), 0, LeftOut()
 
     def __iter__(self) -> Iterator[SourceImage]:
-        rows = folder(self.images, self.suffixes) if self.source == "folder" else SOURCES[self.source](self.images)
-        for row in rows:
+        for row in self._rows():
             self._digest.update(f"{row.name}\0{row.class_id}\0{row.path}\n".encode(errors="surrogateescape"))
             self._count += 1
             yield row
+
+    def _rows(self) -> Iterator[SourceImage]:
+        if self.source == "folder":
+            return folder(self.images, self.suffixes)
+        if self.source == "webdataset":
+            self._left_out = LeftOut()
+            return webdataset(self.images, self._left_out)
+        return SOURCES[self.source](self.images)
 
     def print_left_out(self, unused: int, asked: str, beside: frozenset[str] = frozenset()) -> None:
         """One line of what lies there and is not read, by reason, with `unused` held-out images that are more than
         `asked` for (KEY=N); nothing where nothing is left out. Files with the suffixes `beside` are read for captions.
         """
         others = str(count_left_out(Path(self.images), self.suffixes, beside)) if self.source == "folder" else ""
+        files = others_in_words(Path(self.images), ENDINGS[self.source]) if self.source in ENDINGS else ""
         more = f"{unused} held-out image{'s' * (unused != 1)} ({asked} are taken)" if unused else ""
-        if others or more:
-            print(f"left out: {', '.join(filter(None, (others, more)))}")
+        if there := [*filter(None, (others, str(self._left_out), files, more))]:
+            print(f"left out: {', '.join(there)}")
 
     def facts(self) -> dict[str, Any]:
         """Of ids, classes and places below the source, so that a folder may be moved. Rows of the hub and of parquet
-        are but numbered: there the data set's name, or its files' names and sizes, say more."""
+        are but numbered: there the data set's name, or its files' names and sizes, say more; so do those of shards."""
         facts = {"source": self.source, "count": self._count, "listing_sha256": self._digest.hexdigest()}
         if self.source == "folder":
             facts["suffixes"] = sorted(self.suffixes)
         elif self.source == "hub":
             facts["name"] = resolve(self.images)[0]
-        elif self.source == "parquet":
-            files = sorted(Path(self.images).glob("*.parquet"))
+        elif self.source in ENDINGS:
+            files = sorted(Path(self.images).glob(f"*{ENDINGS[self.source]}"))
             named = "".join(f"{file.name}\0{file.stat().st_size}\n" for file in files)
             facts["files_sha256"] = hashlib.sha256(named.encode()).hexdigest()
         return facts

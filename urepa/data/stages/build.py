@@ -13,38 +13,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from urepa.core import progress
-from urepa.core.errors import UserError
-from urepa.core.files import missing_folders, read_json, remove_new, write_whole
-from urepa.core.random_draws import unit_interval
+from urepa.core.errors import UserError, in_bucket
+from urepa.core.files import read_json, write_whole
+from urepa.data.bucketed_cache import Caches
 from urepa.data.cache import (
     FAULT,
     UNKNOWN,
     Cache,
     csv_digests,
     mean_token_file,
-    refuse_changed,
     write_begun,
 )
-from urepa.data.lists.classes import class_names, names_at, write_names
+from urepa.data.lists.classes import class_names
 from urepa.data.lists.paths import is_finished, no_list_error, unfinished_error
-from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
-from urepa.data.lists.split_sizes import refuse_other_classes
+from urepa.data.lists.samples import Keys, Samples, digest_of, read_split
 from urepa.data.sources import source_changes
-from urepa.data.sources.image_sources import SourceImage, refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
 from urepa.data.stages import encode, image_archives, verify
+from urepa.data.stages.build_lists import ListBuilder, record_facts
 from urepa.data.stages.encode import Output
+from urepa.data.stages.verify import marked_faults
 from urepa.data.stores.digests import in_manifest
 from urepa.data.stores.lmdb_store import Part, batches_of
 from urepa.data.stores.record_format import GROUP
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import add_digests, digests_file
+from urepa.data.tracks.latent_bucket_caches import LatentBucket
 from urepa.data.tracks.latent_caches import LatentTrackCaches
 from urepa.models.backbones.sd15_net import load_prompts
 from urepa.models.teachers.several_teachers import SeveralTeachers, by_name
 
-STAGES = ("manifest", "images", "latents", "tokens", "prompts", "verify")
+STAGES = ("manifest", "images", "latents", "tokens", "prompts", "text", "verify")
 
 
 @dataclass
@@ -68,7 +67,8 @@ class Build:
                     continue
                 key = "online_latents" if name == "latents" else "online_teacher"
                 raise UserError(f"data.{key}=true makes {name} while training: leave the stage or the key out")
-            if stage == "all" and name == "prompts" and self.track.text is None:
+            made_of = {"prompts": self.track.text, "text": self.track.captions}
+            if stage == "all" and name in made_of and made_of[name] is None:
                 continue
             if stage == "all" and name == "verify" and not self._all_parts_are_done():
                 print("verify: other parts are still being made; the last one verifies")
@@ -77,137 +77,50 @@ class Build:
             work()
 
     def _all_parts_are_done(self) -> bool:
-        track, listed = self.track, self._listed_samples()
-        parts = [Part(i, self.part.count) for i in range(self.part.count)]
-        return self.part.count == 1 or (
-            all(is_finished(path) for path in track.store_folders(self.teacher))
-            and (
-                not track.reads_squares(self.teacher)
-                or all(image_archives.has_chunks(track.folder, p, _part_samples(listed, p)) for p in parts)
-            )
+        track, parts = self.track, [Part(i, self.part.count) for i in range(self.part.count)]
+        if self.part.count == 1:
+            return True
+        if not all(is_finished(path) for path in track.store_folders(self.teacher)):
+            return False
+        return not track.reads_squares(self.teacher) or all(
+            image_archives.has_chunks(bucket.folder, part, _part_samples(self._listed_samples(bucket), part))
+            for bucket in self._buckets()
+            for part in parts
         )
 
     # --- manifest and images ----------------------------------------------------------------------------
 
     def stage_manifest(self) -> None:
-        """The splits as CSV, class-balanced; the first n of a class are the same for every n, so a smaller
-        track is a subset of a larger one."""
-        track, files = self.track, list(self.track.csv.values())
-        there, digests = [path for path in files if path.exists()], track.record().get("csv_sha256", {})
-        refuse_changed(there, digests, track.remake)
-        if there == files:
-            self._refuse_other_numbers()
-        else:
-            self._make_lists(files, digests)
-        self._record(csv_sha256=csv_digests(files))
+        """The lists of samples, and their captions."""
+        ListBuilder(self.track).run()
 
-    def _make_lists(self, files: list[Path], digests: dict[str, str]) -> None:
-        """From the source; of one that does not fit nothing is left."""
-        track, new = self.track, missing_folders(self.track.folder)
-        try:
-            known = track.record().get("source", {})
-            listing = Listing(track.source, track.images, known)
-            source_changes.record(track.source, track.images, track.folder)
-            found = list(progress.bar(listing, desc="manifest", unit="image"))
-            listing.refuse_other(known, track.folder)
-            chosen = self._split_rows(found)
-            unused = sum(row.split == "test" for row in found) - len(chosen["val"])
-            listing.print_left_out(max(0, unused), f"data.val_images={track.wanted['val']}")
-            self._write_missing(chosen)
-            refuse_changed(files, digests, track.remake)
-            if not known:  # lists of an earlier version have no names of classes
-                write_names(track.folder, names_at(track.source, track.images, listing.suffixes))
-            self._record(source=listing.facts())
-        except BaseException:
-            remove_new(new)
-            raise
-
-    def _write_missing(self, chosen: dict[str, list[SourceImage]]) -> None:
-        """A list that another track of the folder has made stays; a UserError where this one would need another."""
-        track = self.track
-        for split, path in track.csv.items():
-            if path.exists() and {s.sample_id: s.class_id for s in read_split(path)} != {
-                row.name: row.class_id for row in chosen[split]
-            }:
-                raise UserError(
-                    f"{path} holds other samples than the {len(chosen[split])} that are asked for here; give "
-                    f"data.{split}=OTHER.csv beside it, or another data.root"
-                )
-        track.folder.mkdir(parents=True, exist_ok=True)
-        for split, path in track.csv.items():
-            if not path.exists():
-                rows = sorted(chosen[split], key=lambda row: row.name)
-                write_split(path, [Sample(r.name, r.class_id, r.path, split) for r in rows])
-
-    def _split_rows(self, found: list[SourceImage]) -> dict[str, list[SourceImage]]:
-        """Assigns images to splits. If the source has no held-out images, the validation images are drawn by name."""
-        track = self.track
-        refuse_duplicates(found)
-        refuse_unfit_names(found)
-        pools: dict[str, list[list[SourceImage]]] = {
-            s: [[] for _ in range(track.num_classes)] for s in ("train", "val")
-        }
-        refuse_other_classes({row.class_id for row in found}, track.num_classes)
-        for row in found:
-            pools["val" if row.split == "test" else "train"][row.class_id].append(row)
-        if not any(pools["val"]):
-            if track.wanted["val"] is None:
-                raise UserError("the images have no val or test folder: say how many to keep apart, data.val_images=N")
-            for c, pool in enumerate(pools["train"]):
-                pool.sort(key=lambda row: unit_interval("split", row.name))
-                share = self._share("val", c, pool)
-                pools["val"][c], pools["train"][c] = pool[:share], pool[share:]
-        chosen: dict[str, list[SourceImage]] = {}
-        for split, classes in pools.items():
-            ordered = [sorted(pool, key=lambda row: unit_interval("track", row.name)) for pool in classes]
-            chosen[split] = [row for c, pool in enumerate(ordered) for row in pool[: self._share(split, c, pool)]]
-        return chosen
-
-    def _share(self, split: str, class_id: int, pool: list[SourceImage]) -> int:
-        """How many of a class a split has."""
-        wanted, classes = self.track.wanted[split], self.track.num_classes
-        share = len(pool) if wanted is None else wanted // classes + (class_id < wanted % classes)
-        if share > len(pool):
-            raise UserError(f"data.{split}_images={wanted} needs {share} of class {class_id}; there are {len(pool)}")
-        return share
-
-    def _refuse_other_numbers(self) -> None:
-        """A UserError if the CSVs that are there hold other numbers of samples than are asked for."""
-        for split, path in self.track.csv.items():
-            wanted, there = self.track.wanted[split], len(read_split(path))
-            if wanted not in (None, there):
-                raise UserError(
-                    f"{path} has {there} samples; data.{split}_images={wanted}: give data.{split}=OTHER.csv beside it, "
-                    "or another data.root"
-                )
-
-    def _record(self, **facts: Any) -> None:
-        """Adds to track.json; a mapping's or list's new entries to those there are."""
-        known = self.track.record()
-        for name, value in facts.items():
-            before = known.get(name, type(value)())
-            known[name] = before | value if isinstance(value, dict) else sorted({*before, *value})
-        write_whole(self.track.folder / "track.json", json.dumps(known, indent=1))
-
-    def _listed_samples(self) -> Samples:
-        """The samples of all parts, in the order of every stage."""
-        missing = [path for path in self.track.csv.values() if not path.exists()]
+    def _listed_samples(self, bucket: LatentBucket | None = None) -> Samples:
+        """The samples of all parts, in the order of every stage: of the track, or of one of its buckets."""
+        csv = self.track.csv if bucket is None else bucket.csv
+        missing = [path for path in csv.values() if not path.exists()]
         if missing:
             raise no_list_error(missing[0])
-        return Samples.concatenate(map(read_split, self.track.csv.values()))
+        return Samples.concatenate(map(read_split, csv.values()))
 
-    def _samples(self) -> Samples:
-        """This part's."""
-        return _part_samples(self._listed_samples(), self.part)
+    def _samples(self, bucket: LatentBucket) -> Samples:
+        """This part's of a bucket."""
+        return _part_samples(self._listed_samples(bucket), self.part)
+
+    def _buckets(self) -> list[LatentBucket]:
+        """Those with images. UserError where no list says which these are."""
+        self._listed_samples()
+        self.track.require_bucket_lists()
+        return self.track.buckets
 
     def stage_images(self) -> None:
-        """Squares as JPEG."""
-        track, samples = self.track, self._samples()
-        facts = {"kind": "images", "image_size": track.image_size, "crop": "center"}
-        write_begun(track.folder / "images", facts, track.remake)
-        if image_archives.is_complete(track.folder, self.part, samples):
+        """Squares, or the rectangles of the buckets, as JPEG."""
+        track, own = self.track, {bucket: self._samples(bucket) for bucket in self._buckets()}
+        for bucket in own:
+            write_begun(bucket.folder / "images", {"kind": "images"} | bucket.image_facts(), track.remake)
+        left = {b: rows for b, rows in own.items() if not image_archives.is_complete(b.folder, self.part, rows)}
+        if not left:
             return  # the source may be gone by now
-        wanted = set(samples.ids())
+        wanted = {sample_id for rows in left.values() for sample_id in rows.ids()}
         known = track.record().get("source", {})
         listing = Listing(track.source, track.images, known)
         load = {row.name: row.load for row in listing if row.name in wanted}
@@ -215,33 +128,43 @@ class Build:
         if gone:
             raise UserError(f"{len(gone)} samples of the manifest are not in data.images (first: {min(gone)})")
         listing.refuse_other(known, track.folder)
-        image_archives.write_images(track.folder, self.part, samples, load, track.image_size, track.max_skipped)
+        refused: list[UserError] = []  # of one bucket's images the next ones' are tried all the same
+        for bucket, rows in left.items():
+            try:
+                with in_bucket(bucket.name):
+                    image_archives.write_images(bucket.folder, self.part, rows, load, bucket.cut, track.max_skipped)
+            except UserError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
 
     # --- networks ---------------------------------------------------------------------------------------
 
     def stage_latents(self) -> None:
         """VAE latents."""
-        track, _ = self.track, self._listed_samples()  # missed now, not after the weights are read
+        track, buckets = self.track, self._buckets()  # missed now, not after the weights are read
         encoder, facts = encode.vae_encoder(track.vae, track.moments)
-        track.require_shape(encoder(torch.zeros(1, *track.image_shape, dtype=torch.uint8)).shape[-3:])
-        facts |= {"kind": "latents", "shape": track.record_shape(), "dtype": "float16"}
-        facts |= {"image_size": track.image_size, "crop": "center"}
-        self._encode(Output(track.latents, facts), encoder)
+        for bucket in buckets:
+            bucket.require_shape(encoder(torch.zeros(1, *bucket.image_shape, dtype=torch.uint8)).shape[-3:])
+        for bucket in buckets:
+            own = {"kind": "latents", "shape": bucket.record_shape(), "dtype": "float16"}
+            self._encode(bucket, Output(bucket.latents, facts | own | bucket.image_facts()), encoder)
 
     def stage_tokens(self) -> None:
         """Teacher tokens, a store for each teacher."""
-        track, teachers, _ = self.track, by_name(self.teacher), self._listed_samples()
-        show = track.show_to_teachers() if teachers else None
+        track, teachers, buckets = self.track, by_name(self.teacher), self._buckets()
+        show = track.view.show() if teachers else None
         for teacher in teachers.values():
             if track.token_dtype == "int8" and teacher.width % GROUP:
                 raise UserError(
                     f"data.token_dtype=int8 needs a width that is a multiple of {GROUP}; {teacher.width} is not"
                 )
-        for name, folder in track.tokens_folders(self.teacher).items():
-            teacher = teachers[name]
-            facts = {"kind": "tokens", "shape": _token_shape(teacher), "dtype": track.token_dtype}
-            known = teacher.manifest() | {"weights_sha256": teacher.weights_sha256()} | track.seen_facts()
-            self._encode(Output(folder, facts | {"teacher": known}), encode.token_encoder(teacher, show))
+        for bucket in buckets:
+            seen = bucket.teachers(self.teacher)
+            for name, folder in bucket.tokens_folders(self.teacher).items():
+                facts = {"kind": "tokens", "shape": _token_shape(seen[name]), "dtype": track.token_dtype}
+                known = seen[name].manifest() | {"weights_sha256": teachers[name].weights_sha256()} | track.view.facts()
+                self._encode(bucket, Output(folder, facts | {"teacher": known}), encode.token_encoder(seen[name], show))
 
     def _is_adopted(self, folder: Path) -> bool:
         """Of an adopted store it is not known how to go on with it."""
@@ -251,18 +174,18 @@ class Build:
             print(f"{folder.name} was adopted and stays as it is")
         return adopted
 
-    def _encode(self, output: Output, encoder: encode.Encode) -> None:
-        """This part of a store and, with data.flip, of the mirrored one."""
+    def _encode(self, bucket: LatentBucket, output: Output, encoder: encode.Encode) -> None:
+        """This part of a bucket's store and, with data.flip, of the mirrored one."""
         facts = output.facts | {"flip": "none", "parts": self.part.count}
         outputs = encode.outputs_of(replace(output, facts=facts), self.track.flip)
-        samples, listed = self._samples(), digest_of(self._listed_samples())
-        read = partial(image_archives.read_images, self.track.folder, self.part, samples, self.batch)
+        samples, listed = self._samples(bucket), digest_of(self._listed_samples(bucket))
+        read = partial(image_archives.read_images, bucket.folder, self.part, samples, self.batch)
         for out in outputs:
             if self._is_adopted(out.folder):
                 continue
             encode.encode_part(out, self.part, samples, read, encoder, self.track.remake, listed)
             if encode.seal(out, listed):
-                self._record(skipped=sorted(image_archives.skipped_ids(self.track.folder)))
+                record_facts(bucket.folder, skipped=sorted(image_archives.skipped_ids(bucket.folder)))
 
     def stage_prompts(self) -> None:
         """Text embeddings of the classes; part 0 makes them."""
@@ -280,29 +203,42 @@ class Build:
         write_whole(track.prompt_record, json.dumps(encode.prompt_facts(track.text, names), indent=1))
         encode.write_prompts(track.prompts, track.text, names)
 
+    def stage_text(self) -> None:
+        """The records of the captions."""
+        track = self.track
+        if track.captions is None:
+            raise UserError(f"data={track.name} has no captions, so there is nothing to encode; leave that stage out")
+        track.captions.build(self._listed_samples(), self.part)
+
     # --- verify -----------------------------------------------------------------------------------------
 
     def stage_verify(self) -> None:
         """Counts, keys, shapes, finiteness, lengths, digests and the field of view."""
         self._verify(self.track.open_to_verify(self.teacher))
 
-    def _verify(self, cache: Cache) -> None:
+    def _verify(self, cache: Caches) -> None:
         """A fault is written down, so that training refuses the store until it passes."""
-        prompts = self.track.prompts
-        if prompts.exists() and not load_prompts(prompts, self.track.num_classes).isfinite().all():
+        track, prompts = self.track, self.track.prompts
+        if prompts.exists() and not load_prompts(prompts, track.num_classes).isfinite().all():
             raise UserError(f"{prompts} is not finite; delete it and make it again")
         try:
+            if track.captions is not None:
+                with marked_faults():
+                    track.captions.verify(cache.buckets[0].text)
+            for bucket in cache.buckets:
+                with in_bucket(bucket.bucket):
+                    self._verify_bucket(bucket)
+        finally:
+            cache.close()
+        for store in track.store_folders(self.teacher):
+            (store / FAULT).unlink(missing_ok=True)
+
+    def _verify_bucket(self, cache: Cache) -> None:
+        with marked_faults():
             for name, tokens in cache.tokens.items():
                 if isinstance(tokens, Store):
                     verify.weights_check(tokens, by_name(self.teacher)[name])
-            verify.verify(str(self.track.folder), cache)
-        except verify.Fault as fault:
-            fault.mark()
-            raise
-        finally:
-            cache.close()
-        for store in self.track.store_folders(self.teacher):
-            (store / FAULT).unlink(missing_ok=True)
+            verify.verify(str(self.track.folder / cache.bucket), cache)
 
     def stage_digest(self) -> None:
         """Digests of the records of stores that are there already and have none."""
@@ -324,13 +260,13 @@ class Build:
             )
         if track.online_latents or track.online_teacher:
             raise UserError("stage=adopt takes in caches: leave data.online_latents and data.online_teacher out")
-        samples = track.samples()
+        samples, (bucket,) = track.samples(), track.buckets
         teacher = dict.fromkeys(self.teacher.manifest(), UNKNOWN) | {"grid": list(self.teacher.grid)}
         teacher |= {"width": self.teacher.width}
         unknown = dict.fromkeys(("image_size", "crop"), UNKNOWN)
         plain = (
-            Output(track.latents, {"kind": "latents", "shape": track.record_shape()} | unknown),
-            Output(track.tokens, {"kind": "tokens", "shape": _token_shape(self.teacher), "teacher": teacher}),
+            Output(bucket.latents, {"kind": "latents", "shape": bucket.record_shape()} | unknown),
+            Output(bucket.tokens, {"kind": "tokens", "shape": _token_shape(self.teacher), "teacher": teacher}),
         )
         outputs = [o for one in plain for o in encode.outputs_of(one, track.flip) if not is_finished(o.folder)]
         known = {"dtype": "float16", "adopted": True}
@@ -349,7 +285,7 @@ class Build:
                     output, manifests[output.folder], partial(_mean_file, keys=keys)
                 )
             write_whole(output.folder / "manifest.json", json.dumps(manifests[output.folder], indent=1))
-        self._record(csv_sha256=csv_digests(list(track.csv.values())))
+        record_facts(track.folder, csv_sha256=csv_digests(list(track.csv.values())))
 
 
 def _token_shape(teacher: Any) -> list[int]:

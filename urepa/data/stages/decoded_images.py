@@ -6,6 +6,8 @@ Shapes: R records, B images, S image size, CHW latent.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
-from urepa.data.online_encoders import own_device
+from urepa.data.online_encoders import ImagesOf, images_of, own_device
+from urepa.data.stages.encode import vae_encoder
 from urepa.data.stages.vae import load_vae, scaling_of, vae_without_weights
 from urepa.data.stages.vae_config import LatentScaling, known_config, known_scaling
 from urepa.models.weight_files import own_memory
@@ -106,6 +109,49 @@ def through_latents(encode: Callable[[Tensor], np.ndarray], decoder: Decoder) ->
         return decoder(torch.from_numpy(encode(images)).half())
 
     return show
+
+
+@dataclass
+class TeacherView:
+    """What the teachers of a latent track are shown: its images, or what is decoded of their latents."""
+
+    sees: str  # data.teacher_sees
+    vae: str
+    tae: str | None
+    latent_channels: int
+
+    @property
+    def is_decoded(self) -> bool:
+        """Do they see something else than the images?"""
+        return self.sees != IMAGES
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of tokens says of it beside the teacher's own; of images nothing, as ever."""
+        return {"sees": self.sees, "decoder": decoder_name(self.vae, self.tae)} if self.is_decoded else {}
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        """A UserError where its weights are not to be had, or are for other latents."""
+        return Decoder(self.sees, self.vae, self.tae, self.latent_channels)
+
+    def show(self) -> Callable[[Tensor], Tensor] | None:
+        """What the tokens stage makes of images for a teacher; None: nothing, it sees them."""
+        if not self.is_decoded:
+            return None
+        encode, _ = vae_encoder(self.vae, moments=False)
+        return through_latents(encode, self._decoder)
+
+    def online(self, latents: Any, archive: ImagesOf | None) -> ImagesOf:
+        """What teachers that are asked while training see of records, by their keys.
+
+        Args:
+            latents: the store of latents, or what encodes them.
+            archive: the images, where teachers see these.
+        """
+        if self.is_decoded:
+            return read_decoded(latents, self._decoder)
+        assert archive is not None
+        return partial(images_of, read=archive)
 
 
 def decoder_without_weights(view: Any) -> Any | None:

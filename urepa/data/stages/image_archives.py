@@ -1,8 +1,9 @@
-"""The images stage: squares as JPEG in ZIP files of a few hundred, each there whole or not at all.
+"""The images stage: what is cut of the images, as JPEG in ZIP files of a few hundred, each there whole or not at all.
 
-Layout: images/part-<i>of<n>/<chunk>-<digest of its ids>.zip with SAMPLE_ID.jpg inside, skipped.json for what is left
-out because it could not be read, unreadable.json for what the last call could not read. Another list of samples (a
-larger track in the same folder) makes other chunks beside them, of what is not in those.
+Layout, in the track's folder or in a bucket's: images/part-<i>of<n>/<chunk>-<digest of its ids>.zip with SAMPLE_ID.jpg
+inside, skipped.json for what is left out because it could not be read, unreadable.json for what the last call could not
+read. Another list of samples (a larger track in the same folder) makes other chunks beside them, of what is not in
+those.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from urepa.core.files import read_json, write_whole
 from urepa.core.random_draws import digest64
 from urepa.data.lists.samples import Keys, Sample
 from urepa.data.sources import unreadable
-from urepa.data.sources.decoding import UNREADABLE, square
+from urepa.data.sources.decoding import UNREADABLE
 from urepa.data.stores.lmdb_pages import key_digests, last_rows, rows_of
 from urepa.data.stores.lmdb_store import Part, batches_of, only_writer
 
@@ -102,10 +104,11 @@ def write_images(
     part: Part,
     samples: Sequence[Sample],
     load: dict[str, Callable[[], np.ndarray]],
-    size: int,
+    cut: Callable[[np.ndarray], Any],
     max_skipped: float,
 ) -> None:
-    """Writes the part's chunks that are not there yet, without what lies in another list's. Images that cannot be read
+    """Writes the part's chunks that are not there yet, without what lies in another list's. `cut` gives the PIL image
+    that is kept of an image. Images that cannot be read
     are left out and listed. A UserError, once all were tried, where they are more than `max_skipped` of `samples`, of
     which the next call tries those again; and where another process writes this part."""
     folder = part_folder(root, part)
@@ -118,7 +121,7 @@ def write_images(
         except UNREADABLE as error:
             return sample.sample_id, f"{sample.path}: {error}"
         out = io.BytesIO()
-        square(pixels, size).save(out, format="JPEG", quality=QUALITY)
+        cut(pixels).save(out, format="JPEG", quality=QUALITY)
         return sample.sample_id, out.getvalue()
 
     with (

@@ -5,7 +5,8 @@ Shapes: S samples, h/w token grid, P = S·h·w places, D token width, F features
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,16 @@ class Fault(UserError):
         """Writes it down beside the records of a store that counts."""
         if is_finished(self.folder):
             write_whole(self.folder / FAULT, str(self))
+
+
+@contextmanager
+def marked_faults() -> Iterator[None]:
+    """Inside, a Fault is written down beside the store that has it."""
+    try:
+        yield
+    except Fault as fault:
+        fault.mark()
+        raise
 
 
 @dataclass(frozen=True)

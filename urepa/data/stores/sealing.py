@@ -34,8 +34,13 @@ THREADS = 2
 
 
 def digests_file(store: Store) -> dict[str, bytes]:
-    """digests.npy as it is to be for the records that are there, by its name. Records without a digest are read and get
-    one of what is there now, which is said in a line."""
+    """digests.npy as it is to be for the records that are there, by its name."""
+    return {FILE: as_file(digests_of_records(store))}
+
+
+def digests_of_records(store: Store) -> np.ndarray:
+    """The rows [R,4] of the records that are there, sorted by key. Records without a digest are read and get one of
+    what is there now, which is said in a line."""
     there = np.sort(np.concatenate([index.digests_R for index, _ in store.indices()]))
     written = [np.frombuffer(rows, dtype="<u8").reshape(-1, COLUMNS) for rows in store.hidden_rows(DIGESTS)]
     rows_R4 = newest(np.concatenate([_existing_rows(store.folder), *written]))
@@ -43,7 +48,8 @@ def digests_file(store: Store) -> dict[str, bytes]:
     if len(lacking):
         print(f"{store.folder.name}: {len(lacking)} records have no digest; they get one of what is there now")
         rows_R4 = newest(np.concatenate([rows_R4, _read(store, lacking)]))
-    return {FILE: as_file(rows_R4[rows_of(rows_R4[:, KEY], there) >= 0])}
+    found: np.ndarray = rows_R4[rows_of(rows_R4[:, KEY], there) >= 0]
+    return found
 
 
 def _existing_rows(folder: Path) -> np.ndarray:

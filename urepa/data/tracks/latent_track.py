@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.comparability import ALIGNMENT, NOTHING
-from urepa.core.declared_keys import COUNT, SIZE, setting
+from urepa.core.declared_keys import COUNT, SIZE, part, setting
 from urepa.core.descriptions import number, shape
 from urepa.core.errors import UserError
+from urepa.core.files import read_json
 from urepa.core.hub_names import is_hub_id
 from urepa.core.protocols import OneTeacher
 from urepa.core.track_protocols import Stages
-from urepa.data.lists.classes import class_names
+from urepa.data.lists.bucket_shapes import BUCKETS, Size, bucket_sizes, check_bucket_list
+from urepa.data.lists.classes import FILE as CLASSES
+from urepa.data.lists.classes import class_names, count_source_classes
 from urepa.data.lists.paths import (
     is_finished,
     lost_list_error,
@@ -26,10 +29,13 @@ from urepa.data.lists.paths import (
     remake_latents_text,
     unfinished_error,
 )
-from urepa.data.lists.split_sizes import expected_latent_samples
-from urepa.data.sources.source_files import Source, check_images, count_source_images
+from urepa.data.lists.split_sizes import check_buckets, expected_latent_samples
+from urepa.data.sources.source_files import PHOTOGRAPHS, Source, check_images, count_source_images
 from urepa.data.stages.vae_config import DC, known_config, known_scaling
-from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
+from urepa.data.track_captions import CaptionSettings, CaptionSource
+from urepa.data.track_defaults import ONE_BUCKET_A_BATCH, TrackDefaults, refuse_idle_teacher
+from urepa.data.track_teacher_view import TeacherSees, TeacherViewSettings
+from urepa.models.teachers.rectangle_sizes import Grid, grid_for
 
 if TYPE_CHECKING:
     from urepa.data.tracks.latent_caches import LatentTrackCaches
@@ -44,19 +50,13 @@ TAE_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
 TEXT_FILES = ["tokenizer/*", "text_encoder/config.json", "text_encoder/model.safetensors"]
 
 
-class TeacherSees(Enum):
-    images = "images"
-    decoded = "decoded"  # what the VAE decodes of their latents
-    tae_decoded = "tae_decoded"  # what a Tiny AutoEncoder does
-
-
 class TokenDtype(Enum):
     float16 = "float16"
     int8 = "int8"  # in groups of 128, half the disk
 
 
 @dataclass
-class LatentTrack(TrackDefaults):
+class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     """Latents of a VAE and a teacher's tokens, made in stages by several processes."""
 
     _target_: str = "urepa.data.tracks.latent_track.LatentTrack"
@@ -68,9 +68,15 @@ class LatentTrack(TrackDefaults):
         "training images, class-balanced; null: all", ge=1, le=COUNT, alters=NOTHING, unpairs=True
     )
     val_images: int | None = setting("validation images, class-balanced; null: all", ge=1, le=COUNT)
-    image_size: int = setting("side of the squares, pixels", ge=1, le=SIZE)
+    image_size: int = setting(
+        "side of the squares, pixels; with buckets, of the square that `latent_shape` and `teacher.grid` are given for",
+        ge=1,
+        le=SIZE,
+    )
     vae: str = setting("a hub id or a local diffusers folder")
-    text: str | None = setting("the same, for the text encoder of the prompts; null: the backbone takes class ids")
+    text: str | None = setting(
+        "the same, for the text encoder of the classes' prompts; null: the backbone takes class ids, or captions"
+    )
     class_names: str | None = setting(
         '"imagenet", or a file with a name a line; null: only prompts and grids need names'
     )
@@ -94,15 +100,17 @@ class LatentTrack(TrackDefaults):
     prompts: str = setting("the .pt file of the prompts' embeddings")
     latent_shape: list[int] = setting("channels, rows and columns of a latent", ge=1, le=SIZE)
     num_classes: int = setting("number of classes", ge=1, le=SIZE)
-    cfg_dropout: float = setting("probability that a training sample loses its class", ge=0, le=1, alters=NOTHING)
+    cfg_dropout: float = setting(
+        "probability that a training sample loses its class, or its caption", ge=0, le=1, alters=NOTHING
+    )
     flip: bool = setting(
         "train on mirror images as often; the caches then hold both", False, alters=NOTHING, unpairs=True
     )
     online_teacher: bool = setting(
-        "ask the teacher about the images stage's squares, without its cache", False, alters=NOTHING
+        "ask the teacher about the images stage's images, without its cache", False, alters=NOTHING
     )
     online_latents: bool = setting(
-        "encode the images stage's squares while training, without a cache of latents", False, alters=NOTHING
+        "encode the images stage's images while training, without a cache of latents", False, alters=NOTHING
     )
     stage_to: str | None = setting("a node-local folder to copy the caches to before training; null: none", None)
     teacher_sees: TeacherSees = setting(
@@ -116,6 +124,21 @@ class LatentTrack(TrackDefaults):
         None,
         alters=ALIGNMENT,
     )
+    buckets: Any = setting(
+        "shapes that images are cut to, as [[896,1152],[1024,1024]]: rows and columns in pixels; auto: a square, and a "
+        "lying and a standing rectangle of nearly as many pixels; null: squares alone",
+        None,
+        unpairs=True,
+    )
+    captions: CaptionSource | None = setting(
+        "conditions are captions: files: those that come with the images, beside them in a folder or in the source's "
+        "own column; classes: `a photo of a NAME` of the classes; null: conditions are class ids",
+        None,
+    )
+    caption_column: str | None = setting(
+        "the column (of a .json in a tar file the key) that has the captions; null: text, caption or captions", None
+    )
+    text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: there are none", None)
 
     not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "stage_to")
     of_images: ClassVar[tuple[str, ...]] = ("latent_shape", "image_size", "num_classes")
@@ -140,24 +163,88 @@ class LatentTrack(TrackDefaults):
     def remake(self) -> str:
         """The command that makes the caches."""
         online = (self.online_teacher, self.online_latents)
-        keys = {} if self.sees == "images" else {"teacher_sees": self.sees}
-        keys |= {} if self.tae is None else {"tae": self.tae}
-        return remake_latents_text(self.name, self.images, self.root, self.flip, *online, keys)
+        more: dict[str, Any] = {"buckets": None if self.buckets is None else f"'{str(self.buckets).replace(' ', '')}'"}
+        more |= {"teacher_sees": None if self.sees == "images" else self.sees, "tae": self.tae}
+        return remake_latents_text(self.name, self.images, self.root, self.flip, *online, more)
 
     @property
-    def sees(self) -> str:
-        """`teacher_sees` as text."""
-        return str(self.teacher_sees).rpartition(".")[2]
+    def sizes(self) -> dict[str, Size]:
+        """Rows and columns in pixels of each bucket's images, by its name; one without a name where there are none."""
+        return bucket_sizes(self.buckets, self.image_size)
+
+    @property
+    def factor(self) -> int:
+        """Pixels that one row or column of a latent stands for."""
+        return self.image_size // self.latent_shape[1]
+
+    def shape_of(self, size: Size) -> tuple[int, int, int]:
+        """Of x0 of images of a size in pixels."""
+        channels, height, width = self.latent_shape
+        if self.buckets is None:
+            return channels, height, width
+        return channels, size[0] // self.factor, size[1] // self.factor
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        return [self.shape_of(size) for size in self.sizes.values()]
+
+    @property
+    def bucket_names(self) -> list[str]:
+        return list(self.sizes)
+
+    def bucket_samples(self) -> dict[str, dict[str, int]] | None:
+        known = self.bucket_counts()
+        return None if len(self.sizes) == 1 else known
+
+    def bucket_counts(self) -> dict[str, dict[str, int]] | None:
+        """How many samples of each split of these lists are in each bucket that has some, by its name; None where no
+        list says it yet. Lists of several tracks in one folder have their counts in one file."""
+        file = self.folder / BUCKETS
+        if self.buckets is None or not file.is_file():
+            return None
+        counts: dict[str, dict[str, dict[str, int]]] = read_json(file)
+        found = counts.get(self.counted_as)
+        return None if found is None else {name: found[name] for name in self.sizes if name in found}
+
+    @property
+    def counted_as(self) -> str:
+        """The entry of its lists, in these buckets, in the file of counts."""
+        return " ".join([self.train, self.val, *self.sizes])
+
+    def teacher_grids(self, teacher: OneTeacher) -> list[Grid]:
+        return [grid_for(teacher, size, self.image_size) for size in self.sizes.values()]
+
+    def place_of(self, store: str, bucket: str) -> Path:
+        """Where a bucket's part of a cache lies, `data.latents` or `data.tokens`."""
+        whole = self.folder / store
+        return whole.parent / bucket / whole.name
 
     def check(self) -> None:
         if len(self.latent_shape) != 3:
             raise UserError(f"data.latent_shape={self.latent_shape}: give three numbers, channels, rows and columns")
-        if self.sees == "tae_decoded" and self.tae is None:
+        self.check_teacher_view()
+        self.check_captions()
+        if self.captions is not None and self.text is not None:
             raise UserError(
-                "data.teacher_sees=tae_decoded needs data.tae, as data.tae=madebyollin/taesd for SD-1.5's latents"
+                "data.text is for the classes' prompts, and here conditions are captions, which data.text_encoder "
+                "encodes; give data.text=null"
             )
-        if self.sees != "tae_decoded" and self.tae is not None:
-            raise UserError(f"data.tae has no effect with data.teacher_sees={self.sees}; drop it, or give tae_decoded")
+        if self.buckets is not None:
+            self._check_buckets()
+
+    def _check_buckets(self) -> None:
+        _, height, width = self.latent_shape
+        if height != width or self.image_size % height:
+            raise UserError(
+                f"data.buckets needs data.latent_shape={self.latent_shape} to be that of a square of data.image_size="
+                f"{self.image_size} pixels, which is a multiple of its rows; correct one of them"
+            )
+        check_bucket_list(self.buckets, self.image_size, self.factor, "data.image_size/data.latent_shape[1]")
+        if str(self.source) not in PHOTOGRAPHS:
+            raise UserError(
+                f"data.buckets needs data.source={' or '.join(PHOTOGRAPHS)}; data.source={self.source} has images of "
+                "one shape, so drop it"
+            )
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
         """What is asked of a network in training has no cache, and nobody is asked for nothing."""
@@ -167,44 +254,68 @@ class LatentTrack(TrackDefaults):
         idle = {"data.latents": "data.online_latents"} if self.online_latents else {}
         if self.online_teacher:
             idle |= {"data.tokens": "data.online_teacher", "data.token_dtype": "data.online_teacher"}
+        if self.captions is not None and "data.prompts" in given:
+            raise UserError("data.prompts has no effect with data.captions, which has no prompts of classes; drop it")
         for key in given:
             if key in idle:
                 raise UserError(
                     f"{key} has no effect with {idle[key]}=true, which reads no such cache; drop one of them"
                 )
-        if self.stage_to is not None and self.online_latents and (self.online_teacher or not has_teacher):
+        online = self.online_latents and (self.online_teacher or not has_teacher)
+        if self.stage_to is not None and online and self.captions is None:
             raise UserError("data.stage_to has no effect here: there is no cache to copy; drop it")
 
     def check_inputs(self, batch_size: int) -> None:
-        for path in (*self.lists.values(), *self._latents_folders()):
+        for path in (*self.lists.values(), *self._latents_folders(), *self._text_folders()):
             if not path.exists():
                 raise no_cache_error(path, self.remake)
+        if not self._has_bucket_lists():
+            raise no_cache_error(self.folder / BUCKETS, self.remake)
+        if (known := self.bucket_samples()) is not None:
+            check_buckets({name: counts["train"] for name, counts in known.items()}, batch_size)
+
+    def _has_bucket_lists(self) -> bool:
+        """Are they there, where there are to be some?"""
+        return self.buckets is None or self.bucket_counts() is not None
 
     def _latents_folders(self) -> list[Path]:
-        """The folder of the latents; empty if they are computed online."""
-        return [] if self.online_latents else [self.folder / self.latents]
+        """The folders of the latents; empty if they are computed online."""
+        names = [""] if self.buckets is None else list(self.bucket_counts() or {})
+        return [] if self.online_latents else [self.place_of(self.latents, name) for name in names]
+
+    def _text_folders(self) -> list[Path]:
+        return [] if self.text_encoder is None else [self.text_folder]
 
     def check_stage(self, stage: str, shard: str) -> None:
         """UserError where a stage lacks what it reads."""
+        if stage == "text" and self.text_encoder is None:
+            raise UserError(f"data={self.name} has no captions, so there is nothing to encode; leave that stage out")
+        if stage == "adopt" and (self.buckets is not None or self.captions is not None):
+            raise UserError("stage=adopt takes in squares with classes; leave data.buckets and data.captions out")
+        if stage in ("all", "text"):
+            self.check_text_files()
         missing = [path for path in self.lists.values() if not path.exists()]
         online = {"latents": self.online_latents, "tokens": self.online_teacher}
         if stage in ("all", "manifest") and missing:
-            check_images(str(self.source), self.images)
-        elif stage in ("images", "latents", "tokens") and missing and not online.get(stage, False):
+            check_images(str(self.source), self.images, by_class=self.by_class)
+        elif stage in ("images", "latents", "tokens", "text") and missing and not online.get(stage, False):
             raise no_list_error(missing[0])
+        elif stage in ("images", "latents", "tokens") and not self._has_bucket_lists():
+            raise no_list_error(self.folder / BUCKETS)
         elif stage == "adopt" and missing:
             raise lost_list_error(missing[0], self.remake)
         elif stage == "verify":
             self.check_inputs(1)
         elif stage == "digest":
-            for store in self._latents_folders():
+            for store in (*self._latents_folders(), *self._text_folders()):
                 if not is_finished(store):
                     raise unfinished_error(store, self.remake)
         elif stage == "prompts" and self.class_names is not None and not (self.folder / self.prompts).exists():
             class_names(self.class_names)
 
     def has_latents(self) -> bool:
-        return all(path.exists() for path in (*self.lists.values(), *self._latents_folders()))
+        there = (*self.lists.values(), *self._latents_folders())
+        return self._has_bucket_lists() and all(path.exists() for path in there)
 
     def has_tokens(self, teacher: OneTeacher) -> bool:
         """They are there, or their lack is said when they are opened."""
@@ -219,7 +330,10 @@ class LatentTrack(TrackDefaults):
         return expected_latent_samples(self.wanted, partial(count_source_images, str(self.source), images))
 
     def count_classes(self) -> int:
-        raise UserError("the classes of a latent track are not counted; give data.num_classes=N")
+        names = self.folder / CLASSES
+        if names.is_file():
+            return len(read_json(names, list))
+        return count_source_classes(str(self.source), self.images)
 
     def hub_files(self) -> dict[str, list[str]]:
         named = [(self.vae, VAE_FILES), (self.text, TEXT_FILES), (self.tae, TAE_FILES)]
@@ -231,12 +345,13 @@ class LatentTrack(TrackDefaults):
 
     def stages(self) -> Stages:
         asked = {"latents": self.online_latents, "tokens": self.online_teacher}  # while training
+        sharded = ["images", "latents", "tokens", *([] if self.text_encoder is None else ["text"])]
         return Stages(
-            place=(self.root, self.latents),
-            tokens=self.tokens,
+            place=(self.root, self.latents if self.buckets is None else f"{'+'.join(self.sizes)}/{self.latents}"),
+            tokens=self.tokens if self.text_encoder is None else f"{self.tokens} {self.text_folder.name}",
             images=inf if self.train_images is None else float(self.train_images),
             first=("manifest",) if self.text is None else ("manifest", "prompts"),
-            sharded=tuple(name for name in ("images", "latents", "tokens") if not asked.get(name, False)),
+            sharded=tuple(name for name in sharded if not asked.get(name, False)),
         )
 
     def make_caches(self, teacher: Any, stage: str, shard: tuple[int, int], batch_size: int) -> None:
@@ -251,7 +366,6 @@ class LatentTrack(TrackDefaults):
         return LatentTrackCaches(self)
 
     def description(self, images: str) -> str:
-        size = self.image_size
         posterior = "a sample of its posterior, drawn anew in training" if self.moments else "its posterior's mode"
         config, scaling = known_config(self.vae), known_scaling(self.vae)
         if config is not None and config.get("_class_name") == DC:  # moments of it are refused
@@ -259,14 +373,19 @@ class LatentTrack(TrackDefaults):
         scaled = "shifted and scaled as its config says" if scaling is None else scaling.words
         when = "in training, anew each time," if self.online_latents else "once"
         text = "" if self.text is None else f", and the classes' prompts by the text encoder of {self.text}"
+        made = f"encoded {when} by the VAE of {self.vae} to latents of {' or '.join(map(shape, self.latent_shapes))}"
         return (
-            f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes. Central "
-            f"squares at {size}×{size} pixels are encoded {when} by the VAE of {self.vae} to latents of "
-            f"{shape(self.latent_shape)} ({posterior}, {scaled}){text}. {self._told_of_teacher()}"
-            f"{tell_draws(self.cfg_dropout, self.flip)}"
+            f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes. "
+            f"{self._describe_cut()} are {made} ({posterior}, {scaled}){text}.{self.describe_teacher_view()}"
+            f"{self._describe_order()} {self.describe_draws()}"
         )
 
-    def _told_of_teacher(self) -> str:
-        """What the teacher sees, where it is not the images."""
-        decoder = {"decoded": "the VAE", "tae_decoded": f"the Tiny AutoEncoder of {self.tae}"}.get(self.sees)
-        return "" if decoder is None else f"The teacher sees what {decoder} decodes of the latents, not the images. "
+    def _describe_cut(self) -> str:
+        """What is encoded of an image, as the subject of a sentence in the plural."""
+        if self.buckets is None:
+            return f"Central squares at {self.image_size}×{self.image_size} pixels"
+        named = " or ".join(map(shape, self.sizes.values()))
+        return f"Largest central rectangles of the nearest aspect, resized once to {named} pixels,"
+
+    def _describe_order(self) -> str:
+        return f" {ONE_BUCKET_A_BATCH}" if len(self.sizes) > 1 else ""

@@ -34,17 +34,19 @@ from urepa.data.cache import (
     refuse_differing,
     token_stores,
 )
+from urepa.data.lists.bucket_shapes import cut_to_aspect
 from urepa.data.lists.paths import is_finished, remake_pixels_text, tokens_name
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of, read_split, write_split
 from urepa.data.online_encoders import OnlineTokens, images_of
 from urepa.data.sources.decoding import UNREADABLE
-from urepa.data.sources.image_sources import SourceImage
+from urepa.data.sources.source_image import SourceImage
 from urepa.data.stages.encode import Encode, Output, Todo, device_and_dtype, encode_part, outputs_of, seal
-from urepa.data.stores.digests import IN_MANIFEST
-from urepa.data.stores.lmdb_pages import has_records
+from urepa.data.stores.digests import BLAKE2B, IN_MANIFEST, KEY
+from urepa.data.stores.lmdb_pages import has_records, rows_of
 from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
-from urepa.data.tracks.pixel_sizes import check_channels, cut_to_aspect
+from urepa.data.stores.sealing import digests_of_records
+from urepa.data.tracks.pixel_sizes import check_channels
 from urepa.models.teachers.rectangle_sizes import grid_for, teacher_on_grid
 from urepa.models.teachers.several_teachers import by_name
 
@@ -184,6 +186,19 @@ class PixelBucket:
         count = store.count()
         store.close()
         return count != len(samples)
+
+    def equal_images(self, samples: Samples) -> list[list[str]]:
+        """The ids of samples whose latents are the same bytes, together: those of equal pixels, among others."""
+        store = Store(self.latents, self._latents_output().facts)
+        rows_R4 = digests_of_records(store)
+        store.close()
+        at_R = rows_of(samples.key_digests(""), rows_R4[:, KEY])
+        assert (at_R >= 0).all(), "they were made"
+        _, kinds_R, counts = np.unique(rows_R4[at_R, BLAKE2B], axis=0, return_inverse=True, return_counts=True)
+        groups: dict[int, list[str]] = {}
+        for row in np.flatnonzero(counts[kinds_R.ravel()] > 1):
+            groups.setdefault(int(kinds_R.ravel()[row]), []).append(samples[int(row)].sample_id)
+        return list(groups.values())
 
     def write_lists(self, lists: dict[str, Samples]) -> None:
         """A CSV per split."""

@@ -15,24 +15,25 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from urepa.core import progress
-from urepa.core.errors import UserError
 from urepa.core.files import lock_folder, missing_folders, remove_new, write_whole
 from urepa.core.track_protocols import ConditionMaker
 from urepa.data.bucketed_cache import Caches, caches_of
 from urepa.data.class_conditions import ClassConditions
+from urepa.data.lists.bucket_shapes import BUCKETS, Size, nearest_buckets
 from urepa.data.lists.classes import names_at, read_names, write_names
+from urepa.data.lists.equal_images import EqualImages
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text
 from urepa.data.lists.samples import Samples
 from urepa.data.lists.splits import split_rows
 from urepa.data.sources import source_changes, unreadable
-from urepa.data.sources.decoding import UNREADABLE, dimensions
-from urepa.data.sources.image_sources import SOURCES, SourceImage, refuse_duplicates, refuse_unfit_names
+from urepa.data.sources.decoding import UNREADABLE
+from urepa.data.sources.image_sources import SOURCES, refuse_duplicates, refuse_unfit_names
 from urepa.data.sources.source_identity import Listing
+from urepa.data.sources.source_image import SourceImage
 from urepa.data.stages.verify import verify
 from urepa.data.stores.sealing import add_digests
+from urepa.data.tracks.caption_caches import CaptionCaches
 from urepa.data.tracks.pixel_bucket_caches import PixelBucket
-from urepa.data.tracks.pixel_caption_caches import PixelCaptions
-from urepa.data.tracks.pixel_sizes import AUTO, BUCKETS, Size, nearest
 
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_track import PixelTrack
@@ -54,7 +55,8 @@ class PixelTrackCaches:
         self.source, self.images = str(settings.source), settings.images
         self.held_out = settings.held_out
         self.image_size, self.num_classes = settings.image_size, settings.num_classes
-        self.text = None if settings.text_encoder is None else PixelCaptions(settings)
+        self.remake = remake_pixels_text(self.name)
+        self.text = None if settings.text_encoder is None else CaptionCaches(settings, self.remake)
         self.conditions: ConditionMaker = (
             ClassConditions.withheld_with(settings.cfg_dropout) if self.text is None else self.text.conditions
         )
@@ -63,7 +65,6 @@ class PixelTrackCaches:
         self.build_on_first_use = settings.build_on_first_use
         self.all_buckets = [PixelBucket(settings, name, size) for name, size in settings.sizes.items()]
         self.folder = settings.folder
-        self.remake = remake_pixels_text(self.name)
         self._set_shapes()
 
     def _set_shapes(self) -> None:
@@ -136,7 +137,7 @@ class PixelTrackCaches:
 
     def caption_records(self) -> tuple[int, int] | None:
         """How many records the captions have or will have, and the bytes of one; None without captions."""
-        return None if self.text is None else self.text.expected_records()
+        return None if self.text is None else self.text.expected_records(self.expected_samples())
 
     # --- what is made -----------------------------------------------------------------------------------
 
@@ -181,6 +182,8 @@ class PixelTrackCaches:
         else:
             self._list_and_build_latents()
         if self.text is not None:
+            if captions is None:  # those of other images were removed with the latents
+                captions = self.text.read_missing()
             self.text.write(captions, self._listed())
             self.text.build(self._listed())
         for bucket in self.buckets:
@@ -201,11 +204,12 @@ class PixelTrackCaches:
         refuse_unfit_names(rows)
         skipped: dict[str, str] = {}
         sizes: dict[str, Size] = {}
+        equal = EqualImages()
         while True:
-            kept = [row for row in rows if row.name not in skipped]
-            splits = split_rows(kept, self.num_classes, self.held_out, self.limit)
+            kept = [row for row in rows if row.name not in skipped.keys() | equal.left_out]
+            splits = split_rows(kept, self.num_classes, self.held_out, self.limit, equal.train_only)
             total = sum(map(len, splits.values()))
-            if not skipped:
+            if len(kept) == len(rows) and not equal.train_only:  # the first time
                 unused = sum(row.split == "test" for row in rows) - len(splits["test"])
                 asked = f"data.test_images={self.held_out['test']}"
                 listing.print_left_out(max(0, unused), asked, frozenset() if self.text is None else self.text.suffixes)
@@ -218,8 +222,9 @@ class PixelTrackCaches:
             if found:
                 skipped |= found
                 unreadable.report(skipped, total + len(skipped) - len(found), self.max_skipped, self.folder)
-            elif not self._drop_other_records(lists):
+            elif not equal.keep_apart(splits, self._equal_images(lists)) and not self._drop_other_records(lists):
                 break
+        equal.print_line()
         for bucket, own in lists:
             bucket.write_lists(own)
         write_names(self.folder, names_at(self.source, self.images, listing.suffixes))
@@ -238,7 +243,7 @@ class PixelTrackCaches:
         new = [row for chosen in splits.values() for row in chosen if row.name not in sizes]
         for row in progress.bar(new, desc="shapes", unit="image"):
             try:
-                sizes[row.name] = dimensions(Path(self.images) / row.path)
+                sizes[row.name] = row.dimensions()
             except UNREADABLE as error:
                 reasons[row.name] = f"{row.path}: {error}"
         return reasons
@@ -248,33 +253,32 @@ class PixelTrackCaches:
     ) -> list[tuple[PixelBucket, Lists]]:
         """The buckets with training images, and the splits of each: an image goes to the one of the nearest aspect.
         UserError where a bucket that was asked for by its size has no training image; "auto" leaves it out."""
-        buckets, train = self.all_buckets, [row.name for row in splits["train"]]
-        while True:
-            there = [bucket.size for bucket in buckets]
-            places = {name: nearest(size, there) for name, size in sizes.items()}
-            used = {places.get(name, 0) for name in train}
-            if len(used) == len(buckets):
-                break
-            rest = [bucket for place, bucket in enumerate(buckets) if place in used]
-            if self.settings.buckets != AUTO:
-                empty = " or ".join(bucket.name for bucket in buckets if bucket not in rest)
-                kept = json.dumps([list(bucket.size) for bucket in rest], separators=(",", ":"))
-                raise UserError(
-                    f"no training image is nearest in aspect to {empty} of data.buckets; give data.buckets='{kept}'"
-                )
-            buckets = rest
+        buckets = self.all_buckets
+        if len(buckets) > 1:
+            named = {bucket.name: bucket.size for bucket in buckets}
+            train = [row.name for row in splits["train"]]
+            bucket_of = nearest_buckets(sizes, train, named, self.settings.buckets)
+            buckets = [bucket for bucket in buckets if bucket.name in bucket_of.values()]
+        else:
+            bucket_of = {row.name: buckets[0].name for chosen in splits.values() for row in chosen}
         return [
             (
                 bucket,
                 {
                     split: Samples.of_rows(
-                        (row.name, row.class_id, row.path, split) for row in chosen if places.get(row.name, 0) == place
+                        (row.name, row.class_id, row.path, split)
+                        for row in chosen
+                        if bucket_of.get(row.name) == bucket.name
                     )
                     for split, chosen in splits.items()
                 },
             )
-            for place, bucket in enumerate(buckets)
+            for bucket in buckets
         ]
+
+    def _equal_images(self, lists: list[tuple[PixelBucket, Lists]]) -> list[list[str]]:
+        """The ids of equal images, together: such are in one bucket."""
+        return [group for bucket, own in lists for group in bucket.equal_images(Samples.concatenate(own.values()))]
 
     def _drop_other_records(self, lists: list[tuple[PixelBucket, Lists]]) -> bool:
         """Removes latents among which are some of images that were read in place of others that can be read now.

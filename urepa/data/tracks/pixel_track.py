@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,9 +13,8 @@ from urepa.core.declared_keys import COUNT, LARGEST, SIZE, TINY, part, setting
 from urepa.core.descriptions import join_with_and, number, shape
 from urepa.core.errors import UserError
 from urepa.core.files import check_folder_target, read_json
-from urepa.core.part_names import CLASS
 from urepa.core.protocols import OneTeacher
-from urepa.core.text_protocols import text_widths
+from urepa.data.lists.bucket_shapes import BUCKETS, bucket_sizes, check_bucket_list
 from urepa.data.lists.classes import count_classes, pixel_folder
 from urepa.data.lists.paths import is_finished, no_cache_error, remake_pixels_text, tokens_name
 from urepa.data.lists.split_sizes import (
@@ -28,29 +26,18 @@ from urepa.data.lists.split_sizes import (
     refuse_other_classes,
 )
 from urepa.data.sources.image_folder import class_places, readable
-from urepa.data.sources.source_files import Source, check_images, count_source_images
-from urepa.data.track_defaults import TrackDefaults, refuse_idle_teacher, tell_draws
-from urepa.data.tracks.pixel_sizes import (
-    BUCKETS,
-    bucket_sizes,
-    check_bucket_list,
-    check_channels,
-    check_pixels,
-    unshuffled_shape,
-)
+from urepa.data.sources.source_files import PHOTOGRAPHS, Source, check_images, count_source_images
+from urepa.data.track_captions import CaptionSettings, CaptionSource
+from urepa.data.track_defaults import ONE_BUCKET_A_BATCH, TrackDefaults, refuse_idle_teacher
+from urepa.data.tracks.pixel_sizes import check_channels, check_pixels, unshuffled_shape
 from urepa.models.teachers.rectangle_sizes import Grid, grid_for
 
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_caches import PixelTrackCaches
 
 
-class CaptionSource(Enum):
-    files = "files"
-    classes = "classes"
-
-
 @dataclass
-class PixelTrack(TrackDefaults):
+class PixelTrack(CaptionSettings, TrackDefaults):
     """Small images with their caches, made in one go: no VAE."""
 
     _target_: str = "urepa.data.tracks.pixel_track.PixelTrack"
@@ -89,9 +76,12 @@ class PixelTrack(TrackDefaults):
         unpairs=True,
     )
     captions: CaptionSource | None = setting(
-        "conditions are captions, of source=folder: those in files beside the images, or `a photo of a NAME` of the "
-        "classes; null: conditions are class ids",
+        "conditions are captions: files: those that come with the images, beside them in a folder or in the source's "
+        "own column; classes: `a photo of a NAME` of a folder's classes; null: conditions are class ids",
         None,
+    )
+    caption_column: str | None = setting(
+        "the column (of a .json in a tar file the key) that has the captions; null: text, caption or captions", None
     )
     text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: there are none", None)
     max_skipped: float = setting(
@@ -145,36 +135,17 @@ class PixelTrack(TrackDefaults):
         """How many validation and test images there are to be."""
         return {"val": self.validation_images, "test": self.test_images}
 
-    @property
-    def condition_widths(self) -> dict[str, int]:
-        if self.text_encoder is None:
-            return {CLASS: 0}
-        return dict(text_widths(self.text_encoder))
-
     def check(self) -> None:
-        self._check_captions()
+        self.check_captions()
         if self.buckets is None:
             check_pixels(str(self.source), self.image_size, self.unshuffle, self.flip)
             return
-        check_bucket_list(self.buckets, self.image_size, self.unshuffle)
-        if self.source != "folder":
+        check_bucket_list(self.buckets, self.image_size, self.unshuffle, "data.unshuffle")
+        if str(self.source) not in PHOTOGRAPHS:
             raise UserError(
-                f"data.buckets needs data.source=folder; data.source={self.source} has images of one shape, so drop it"
+                f"data.buckets needs data.source={' or '.join(PHOTOGRAPHS)}; data.source={self.source} has images of "
+                "one shape, so drop it"
             )
-
-    def _check_captions(self) -> None:
-        if self.captions is None and self.text_encoder is not None:
-            raise UserError("data.text_encoder has no effect without data.captions=files (or classes); give that too")
-        if self.captions is None:
-            return
-        if self.text_encoder is None:
-            raise UserError(
-                f"data.captions={self.captions} needs a text encoder; give data=captions, or "
-                "+text_encoder@data.text_encoder=minilm"
-            )
-        if self.source != "folder":
-            raise UserError(f"data.captions needs data.source=folder; drop it with data.source={self.source}")
-        self.text_encoder.check()
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
         refuse_idle_teacher(self.online_teacher, has_teacher)
@@ -187,15 +158,8 @@ class PixelTrack(TrackDefaults):
                 f"trainer.validation_group={images} or fewer"
             )
 
-    @property
-    def text_folder(self) -> Path:
-        """Where the records of the captions lie."""
-        ending = "" if str(self.captions) == "files" else f"_{self.captions}"
-        return self.folder / f"text_{self.text_encoder.stored_as()}{ending}"
-
     def check_inputs(self, batch_size: int) -> None:
-        if self.text_encoder is not None and not is_finished(self.text_folder):
-            self.text_encoder.check_files()
+        self.check_text_files()
         if not self.has_latents():
             if not self.build_on_first_use:
                 raise no_cache_error(self.folder / "latents", remake_pixels_text(self.name))
@@ -216,7 +180,7 @@ class PixelTrack(TrackDefaults):
         as files' names tell: of a folder its classes, of the digits everything."""
         if not Path(self.root).is_dir():
             check_folder_target("data.root", Path(self.root))
-        check_images(str(self.source), self.images)
+        check_images(str(self.source), self.images, by_class=self.by_class)
         if self.source == "folder":
             classes = class_places(Path(self.images), readable())[0]
             refuse_other_classes(set(range(len(classes))), self.num_classes)
@@ -254,7 +218,7 @@ class PixelTrack(TrackDefaults):
 
     def count_classes(self) -> int:
         if self.buckets is not None:  # they name the folder
-            check_bucket_list(self.buckets, self.image_size, self.unshuffle)
+            check_bucket_list(self.buckets, self.image_size, self.unshuffle, "data.unshuffle")
         return count_classes(str(self.source), self.images, self.folder)
 
     def make_caches(self, teacher: Any, stage: str, shard: tuple[int, int], batch_size: int) -> None:
@@ -269,24 +233,13 @@ class PixelTrack(TrackDefaults):
         size, f = self.image_size, self.unshuffle
         cut = "is" if f == 1 else f"is pixel-unshuffled by {f} to"
         if self.buckets is not None:
-            return f"{self._describe_buckets(images, cut)} {self._describe_draws()}"
+            return f"{self._describe_buckets(images, cut)} {self.describe_draws()}"
         return (
             f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes, each split "
             f"class-balanced. The central square at {size}×{size} pixels with {self.channels} channel(s) {cut} "
             f"x0 of {shape(self.latent_shape)} in [−{number(self.scale)}, {number(self.scale)}]. "
-            f"{self._describe_draws()}"
+            f"{self.describe_draws()}"
         )
-
-    def _describe_draws(self) -> str:
-        """What is drawn of a sample, and of its caption how it is encoded."""
-        if self.text_encoder is None:
-            return tell_draws(self.cfg_dropout, self.flip)
-        made = (
-            "A caption is `a photo of a NAME`, of its class"
-            if str(self.captions) == "classes"
-            else ("Each update draws one of an image's captions; validation takes the first")
-        )
-        return f"{made}. {self.text_encoder.description()} {tell_draws(self.cfg_dropout, self.flip, 'caption')}"
 
     def _describe_buckets(self, images: str, cut: str) -> str:
         """What `description` says of images of several shapes, or of one that was asked for by its sides."""
@@ -300,7 +253,6 @@ class PixelTrack(TrackDefaults):
         if len(named) == 1:
             return f"{whole.format(aspect=f'the aspect of {named[0]} pixels')}, of {shape(self.latent_shape)}."
         return (
-            f"{whole.format(aspect='the nearest aspect')}. There are buckets of {join_with_and(named)} pixels. A "
-            "global batch is of one bucket: in every epoch each has one permutation, the order of the buckets' batches "
-            "is drawn, and what does not fill a batch of its bucket is left out."
+            f"{whole.format(aspect='the nearest aspect')}. There are buckets of {join_with_and(named)} pixels. "
+            f"{ONE_BUCKET_A_BATCH}"
         )

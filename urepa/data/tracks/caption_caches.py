@@ -1,5 +1,5 @@
-"""The captions of a small track and their records: FOLDER/captions.jsonl and the store FOLDER/text_ENCODER, which has
-one record for each different caption, and one for the empty one.
+"""The captions of a track and their records: FOLDER/captions.jsonl and the store FOLDER/text_ENCODER, which has one
+record for each different caption, and one for the empty one.
 
 Shapes: B captions, K rows of whole numbers, L positions, V values of a record.
 """
@@ -7,7 +7,7 @@ Shapes: B captions, K rows of whole numbers, L positions, V values of a record.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from urepa.core.errors import UserError
 from urepa.core.hashing import file_sha256
 from urepa.data.cache import open_store
 from urepa.data.lists.captions import (
+    EMPTY,
     PROMPT,
     Captions,
     as_rows,
@@ -25,12 +26,15 @@ from urepa.data.lists.captions import (
     read_written,
     write_captions,
 )
-from urepa.data.lists.classes import names_at
-from urepa.data.lists.paths import is_finished, remake_pixels_text
+from urepa.data.lists.classes import class_names, names_at
+from urepa.data.lists.paths import is_finished
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of
 from urepa.data.sources.caption_files import SUFFIXES, read_captions
-from urepa.data.sources.image_folder import readable
-from urepa.data.sources.image_sources import SOURCES, SourceImage
+from urepa.data.sources.caption_text import captions_of
+from urepa.data.sources.image_folder import check_classes, readable
+from urepa.data.sources.image_sources import SOURCES
+from urepa.data.sources.source_changes import LOOKED_AT
+from urepa.data.sources.source_image import SourceImage
 from urepa.data.stages.encode import Output, Todo, device_and_dtype, encode_part, seal
 from urepa.data.stages.verify import Fault, check_records, count_check, state_of
 from urepa.data.stores.lmdb_store import Part
@@ -39,23 +43,25 @@ from urepa.data.stores.record_reading import Store
 from urepa.data.text_conditions import TextConditions, encode_inputs
 
 if TYPE_CHECKING:
+    from urepa.data.tracks.latent_track import LatentTrack
     from urepa.data.tracks.pixel_track import PixelTrack
 
 CHUNK = 64  # captions that are encoded together: one transaction
+WHOLE = Part()
 
 
-class PixelCaptions:
-    """Makes and opens what a small track has of its samples' captions."""
+class CaptionCaches:
+    """Makes and opens what a track has of its samples' captions."""
 
-    def __init__(self, settings: PixelTrack) -> None:
-        assert settings.captions is not None, "PixelTrack.check has looked"
+    def __init__(self, settings: PixelTrack | LatentTrack, remake: str) -> None:
+        """`remake` says how the track's caches are made."""
+        assert settings.captions is not None, "the settings' `check` has looked"
         self.settings, self.encoder = settings, settings.text_encoder
         self.mode = str(settings.captions)
-        ending = "" if self.mode == "files" else f"_{self.mode}"
-        self.file = settings.folder / f"captions{ending}.jsonl"
+        self.file = settings.folder / f"captions{settings.captions_ending}.jsonl"
         self.folder = settings.text_folder
         self.conditions = TextConditions.withheld_with(settings.cfg_dropout, self.encoder)
-        self.remake = remake_pixels_text(settings.name)
+        self.remake = remake
 
     # --- captions ---------------------------------------------------------------------------------------
 
@@ -69,18 +75,24 @@ class PixelCaptions:
         return None if self.file.is_file() else self._read(rows)
 
     def _read(self, rows: Sequence[SourceImage] | None) -> Captions:
-        root = Path(self.settings.images)
+        source, root = str(self.settings.source), Path(self.settings.images)
         if rows is None:
-            if not root.is_dir():
+            if source != "hub" and not root.is_dir():
                 raise UserError(
                     f"there is no {self.file}, and data.images={root} is not a folder here to read captions from; put "
                     "one of the two back"
                 )
-            rows = list(SOURCES[str(self.settings.source)](self.settings.images))
+            rows = list(SOURCES[source](self.settings.images))
         if self.mode == "files":
-            return read_captions(root, rows)
-        names = names_at(str(self.settings.source), self.settings.images, readable())
+            return read_captions(root, rows) if source == "folder" else captions_of(rows, self.settings.caption_column)
+        if source == "folder":
+            check_classes(root, readable())
+        names = self._class_names()
         return {row.name: [PROMPT.format(names[row.class_id])] for row in rows}
+
+    def _class_names(self) -> list[str]:
+        own = self.settings.class_names
+        return names_at("folder", self.settings.images, readable()) if own is None else class_names(own)
 
     def write(self, read: Captions | None, samples: Samples) -> None:
         """Writes the captions of the track's samples, where `read_missing` has read them."""
@@ -101,17 +113,23 @@ class PixelCaptions:
     @property
     def suffixes(self) -> frozenset[str]:
         """Of the files that are read beside the images."""
-        return SUFFIXES if self.mode == "files" else frozenset()
+        return SUFFIXES if self.mode == "files" and self.settings.source == "folder" else frozenset()
 
     def changes(self) -> str | None:
-        """In what the images' captions are not those that are written down; None where they are, or nobody can say."""
-        if self.mode != "files" or not self.file.is_file() or not Path(self.settings.images).is_dir():
+        """In what the captions beside a folder's images are not those that are written down; None where they are, or
+        nobody can say, as of more files than are looked at for images. Captions that lie in the images' own files
+        change with these."""
+        if self.mode != "files" or self.settings.source != "folder":
+            return None
+        if not self.file.is_file() or not Path(self.settings.images).is_dir():
+            return None
+        written = read_written(self.file)
+        if len(written) > LOOKED_AT:
             return None
         try:
             now = self._read(None)
         except UserError as error:
             return str(error)
-        written = read_written(self.file)
         other = [sample_id for sample_id, texts in written.items() if tuple(now.get(sample_id, ())) != texts]
         return f"other captions of {len(other)} images (first: '{other[0]}')" if other else None
 
@@ -129,53 +147,55 @@ class PixelCaptions:
         sizes = {"length": shape.length, "width": shape.width, "pooled_width": shape.pooled_width}
         return facts | sizes | {"captions_sha256": file_sha256(self.file)}
 
-    def expected_records(self) -> tuple[int, int]:
-        """How many records there are or will be, and the bytes of one; one for each image, and the empty caption's,
-        before the captions are written down."""
+    def expected_records(self, samples: Mapping[str, int]) -> tuple[int, int]:
+        """How many records there are or will be, and the bytes of one; one for each of the track's `samples` (how many
+        by split), and the empty caption's, before the captions are written down."""
         if self.file.is_file():
             count = sum(1 for _ in distinct(read_written(self.file).values()))
         else:
-            count = 1 + sum(self.settings.expected_samples().values())
+            count = 1 + sum(samples.values())
         return count, record_bytes((self.conditions.shape.values,), "float16")
 
-    def build(self, samples: Samples) -> None:
-        """Writes the records that are missing. What the tokenizer cuts is counted and printed."""
+    def build(self, samples: Samples, part: Part = WHOLE) -> None:
+        """Writes the records that are missing of this part of the captions. What the tokenizer cuts is counted and
+        printed."""
         texts = as_rows(distinct(self.written(samples).values()))
         if is_finished(self.folder):
             return
         network, shape = self.encoder.build(), self.conditions.shape
         facts = self._expected() | {"shape": [shape.values], "dtype": "float16"}
         facts["encoder"] |= {"weights_sha256": network.weights_sha256()}
-        output = Output(self.folder, facts, unit="caption")
+        facts |= {"parts": part.count} if part.count > 1 else {}
+        output, own = Output(self.folder, facts, unit="caption"), texts.filter(map(part.holds, texts.ids()))
         device, _ = device_and_dtype()
 
         def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
-            for start in range(0, len(texts), CHUNK):
-                if chosen := todo(texts[start : start + CHUNK]):
+            for start in range(0, len(own), CHUNK):
+                if chosen := todo(own[start : start + CHUNK]):
                     yield chosen, network.tokenize([s.path for s in chosen]).inputs_BKL
 
         def encode(inputs_BKL: Tensor) -> np.ndarray:
             records_BV: np.ndarray = encode_inputs(network, shape, inputs_BKL.to(device)).cpu().numpy()
             return records_BV
 
-        encode_part(output, Part(), texts, read, encode, self.remake, digest_of(texts))
+        encode_part(output, part, own, read, encode, self.remake, digest_of(texts))
         seal(output, digest_of(texts))
-        self._print_cut(network, texts)
+        self._print_cut(network, own)
 
     def _print_cut(self, network: Any, texts: Samples) -> None:
         cut = [n for start in range(0, len(texts), CHUNK) for n in network.tokenize(_texts(texts, start)).cut]
         if any(cut):
-            longest = max(cut) + self.encoder.length
+            longest, count = max(cut) + self.encoder.length, sum(s.path != EMPTY for s in texts)
             print(
-                f"{sum(map(bool, cut))} of {len(texts) - 1} captions are longer than data.text_encoder.length="
+                f"{sum(map(bool, cut))} of {count} captions are longer than data.text_encoder.length="
                 f"{self.encoder.length} tokens and are cut; the longest has {longest}"
             )
 
-    def open(self, samples: Samples) -> TextConditions:
-        """The conditions of the track's samples."""
-        captions = self.written(samples)
+    def open(self, samples: Samples, copy: Path | None = None) -> TextConditions:
+        """The conditions of the track's samples, whose records are read from a `copy` of the store, if there is one."""
+        captions, folder = self.written(samples), self.folder if copy is None else copy
         keys = Keys([as_rows(distinct(captions.values()))])
-        return self.conditions.opened(open_store(self.folder, self._expected(), keys, self.remake), captions)
+        return self.conditions.opened(open_store(folder, self._expected(), keys, self.remake), captions)
 
     def verify(self, store: Store | None) -> None:
         """Checks every record of the open store, and its encoder; a Fault on the first one that is not whole."""

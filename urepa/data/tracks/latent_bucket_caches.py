@@ -1,0 +1,209 @@
+"""The images of one shape of a latent track: where their latents, tokens and squares lie, and how they are opened.
+
+Layout below the bucket's folder, which is the track's where `data.buckets` is null and TRACK/HxW otherwise: see
+`latent_caches`.
+
+Shapes: CHW latent; H and W rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from urepa.core.errors import UserError
+from urepa.core.files import read_json
+from urepa.core.track_protocols import ConditionMaker
+from urepa.data.cache import (
+    Cache,
+    mirrored_folder,
+    open_store,
+    refuse_changed,
+    refuse_differing,
+    token_stores,
+)
+from urepa.data.lists.samples import Keys, Samples, read_split
+from urepa.data.online_encoders import OnlineLatents, OnlineTokens
+from urepa.data.sources.decoding import rectangle, square
+from urepa.data.stages.decoded_images import TeacherView
+from urepa.data.stages.encode import short_name, vae_encoder
+from urepa.data.stages.image_archives import ImageArchive, skipped_ids
+from urepa.data.stages.vae_config import known_scaling
+from urepa.data.stores.record_reading import Store
+from urepa.models.teachers.rectangle_sizes import grid_for, teacher_on_grid
+from urepa.models.teachers.several_teachers import by_name
+
+if TYPE_CHECKING:
+    from urepa.data.tracks.latent_track import LatentTrack
+
+Splits = dict[str, Samples]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the buckets of a track are opened with: its conditions and classes' names, where copies of stores lie, and
+    the manifests that stand in for those of folders that are being adopted."""
+
+    conditions: ConditionMaker
+    class_names: Sequence[str]
+    places: Mapping[Path, Path]
+    manifests: Mapping[Path, dict[str, Any]]
+    encoders: list[Any] = field(default_factory=list)  # the VAE's with its facts, once a bucket has asked for it
+
+
+class LatentBucket:
+    """Opens the caches of the images of one shape."""
+
+    def __init__(self, settings: LatentTrack, name: str, size: tuple[int, int], view: TeacherView) -> None:
+        """Of images of `size` pixels, rows and columns. `name` is empty where there are no buckets. `view`: what
+        teachers are shown."""
+        self.settings, self.name, self.size, self.view = settings, name, size, view
+        self.folder = settings.folder / name
+        self.latents = settings.place_of(settings.latents, name)
+        self.tokens = settings.place_of(settings.tokens, name)
+        self.csv = {split: self.folder / path.name if name else path for split, path in settings.lists.items()}
+        self.latent_shape, self.image_shape = settings.shape_of(size), (3, *size)
+        self.remake = settings.remake
+
+    # --- what is there ----------------------------------------------------------------------------------
+
+    def record_shape(self) -> list[int]:
+        """Of a latents record: [C,H,W], or [2,C,H,W] with moments."""
+        return [2, *self.latent_shape] if self.settings.moments else list(self.latent_shape)
+
+    def image_facts(self) -> dict[str, Any]:
+        """The manifest's entries about the images, the same for latents and tokens."""
+        return {"image_size": list(self.size) if self.name else self.settings.image_size, "crop": "center"}
+
+    def cut(self, pixels: np.ndarray) -> Any:
+        """What is kept of an image, uint8 [H,W,3]: a PIL image."""
+        return rectangle(pixels, self.size) if self.name else square(pixels, self.settings.image_size)
+
+    def teachers(self, teacher: Any | None) -> dict[str, Any]:
+        """The teachers by name, each as it sees images of this shape. UserError for one that cannot."""
+        side = self.settings.image_size
+        return {name: teacher_on_grid(one, grid_for(one, self.size, side)) for name, one in by_name(teacher).items()}
+
+    def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each cache's records."""
+        stores: dict[str, tuple[tuple[int, ...], str]] = {}
+        if not self.settings.online_latents:
+            stores["latents"] = (tuple(self.record_shape()), "float16")
+        if self.settings.online_teacher:
+            return stores
+        return stores | token_stores(self.teachers(teacher), str(self.settings.token_dtype))
+
+    def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
+        """Where each teacher's tokens lie, if they are kept: in `data.tokens`, with several in `data.tokens`.NAME."""
+        names = () if self.settings.online_teacher else by_name(teacher)
+        return {
+            name: self.tokens.with_name(f"{self.tokens.name}.{name}" if name else self.tokens.name) for name in names
+        }
+
+    def store_folders(self, teacher: Any | None) -> list[Path]:
+        """The folders of what is cached."""
+        latents = [] if self.settings.online_latents else [self.latents]
+        plain = [*latents, *self.tokens_folders(teacher).values()]
+        return plain + ([mirrored_folder(path) for path in plain] if self.settings.flip else [])
+
+    def record(self) -> dict[str, Any]:
+        """track.json: digests of the CSVs, what their images are known by, images that could not be read."""
+        file = self.folder / "track.json"
+        return read_json(file) if file.exists() else {}
+
+    def listed(self) -> Samples:
+        """The samples of all splits, from the lists."""
+        return Samples.concatenate(map(read_split, self.csv.values()))
+
+    def samples(self) -> Splits:
+        """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
+        known = self.record()
+        refuse_changed(list(self.csv.values()), known.get("csv_sha256", {}), self.remake)
+        skipped = skipped_ids(self.folder).union(known.get("skipped", []))
+        splits = {split: read_split(path) for split, path in self.csv.items()}
+        for split, rows in splits.items():
+            largest = int(rows.class_ids().max(initial=0))
+            if largest >= self.settings.num_classes:
+                raise UserError(
+                    f"{self.csv[split]} has a class {largest}; data.num_classes={self.settings.num_classes}"
+                )
+        return {split: rows.filter(i not in skipped for i in rows.ids()) for split, rows in splits.items()}
+
+    # --- opening ----------------------------------------------------------------------------------------
+
+    def archive(self, splits: Splits) -> ImageArchive:
+        """Every sample's image, of this size."""
+        mark = self.folder / "images" / "begun.json"
+        if not mark.is_file():
+            raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
+        refuse_differing(mark.parent, read_json(mark), self.image_facts(), self.remake)
+        archive, ids = ImageArchive(self.folder), Keys(splits.values())
+        if missing := archive.missing(ids):
+            raise UserError(
+                f"{mark.parent} lacks {len(missing)} of {len(ids)} images (first: '{min(missing)}'); {self.remake}"
+            )
+        return archive
+
+    def open(self, teacher: Any | None, splits: Splits, archive: ImageArchive | None, known: Opened) -> Cache:
+        """The caches, which are there, and what is asked in training in their place. `archive`: the images, where they
+        are read in training."""
+        teachers, settings = self.teachers(teacher), self.settings
+        opened = partial(self._store, known, splits)
+        latents: Store | OnlineLatents
+        if settings.online_latents:
+            assert archive is not None
+            latents = self._open_online_latents(archive, splits, known)
+        else:
+            latents = self._open_latents(opened)
+        tokens: dict[str, Store | OnlineTokens] = {
+            name: opened(folder, {"teacher": teachers[name].manifest() | self.view.facts()})
+            for name, folder in self.tokens_folders(teacher).items()
+        }
+        if settings.online_teacher and teachers:
+            shown, facts = self.view.online(latents, archive), self.view.facts()
+            known_ids = splits["train"].ids()
+            tokens = {name: OnlineTokens(one, shown, known_ids, facts) for name, one in teachers.items()}
+        grids = {name: one.grid for name, one in teachers.items()}
+        more: dict[str, Any] = {"images": archive, "class_names": known.class_names, "bucket": self.name}
+        more["text"] = getattr(known.conditions, "records", None)
+        return Cache(splits, latents, tokens, grids, settings.num_classes, known.conditions, **more)
+
+    def _open_latents(self, opened: Callable[[Path, dict[str, Any]], Store]) -> Store:
+        shape, name = {"shape": self.record_shape(), "flip": "none"}, self.settings.vae
+        latents = opened(self.latents, shape | self.image_facts())
+        if "vae" in latents.manifest:  # an adopted store does not know
+            scaling = known_scaling(name)
+            facts = {"vae": short_name(name)} | ({} if scaling is None else scaling.facts())
+            refuse_differing(self.latents, latents.manifest, facts, self.remake)
+        return latents
+
+    def _open_online_latents(self, archive: ImageArchive, splits: Splits, known: Opened) -> OnlineLatents:
+        """Latents computed by the VAE during training. Encodes one image at once, so a mismatch is found before the
+        first step."""
+        if not known.encoders:
+            known.encoders.append(vae_encoder(self.settings.vae, self.settings.moments))
+        encode, facts = known.encoders[0]
+        facts = facts | self.image_facts() | {"shape": self.record_shape()}
+        mark = self.folder / "images" / "begun.json"
+        latents = OnlineLatents(encode, archive.pixels, facts, mark, self.settings.flip)
+        self.require_shape(latents.tensor([splits["train"][0].sample_id]).shape[-3:])
+        return latents
+
+    def require_shape(self, encoded: Sequence[int]) -> None:
+        """A UserError where the VAE makes latents of another shape than `data.latent_shape`."""
+        if tuple(encoded) != self.latent_shape:
+            here = "these images" if not self.name else f"images of {self.name}"
+            raise UserError(
+                f"data.vae={self.settings.vae} makes latents of {list(encoded)} of {here}; data.latent_shape="
+                f"{list(self.settings.latent_shape)}"
+            )
+
+    def _store(self, known: Opened, splits: Splits, folder: Path, expected: dict[str, Any]) -> Store:
+        """A store of every sample and, with flips, its mirror of the training samples."""
+        keys, mirrored = Keys(splits.values()), Keys([splits["train"]]) if self.settings.flip else None
+        return open_store(known.places.get(folder, folder), expected, keys, self.remake, mirrored, known.manifests)
