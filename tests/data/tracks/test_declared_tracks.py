@@ -118,7 +118,8 @@ def test_settings_say_what_they_alter() -> None:
         free = {key.name for key in keys if key.alters == NOTHING}
         more = {"online_latents", "tokens"} if name == "latent_track" else set()
         assert free == {"name", "cfg_dropout", "online_teacher", *unpairs - {"buckets"}, *more}
-        assert {key.name for key in keys if key.alters == ALIGNMENT} == (set() if not more else {"token_dtype"})
+        of_tokens = {"token_dtype", "teacher_sees", "tae"} if more else set()
+        assert {key.name for key in keys if key.alters == ALIGNMENT} == of_tokens
 
 
 # --- another package -----------------------------------------------------------------------------------------

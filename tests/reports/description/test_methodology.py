@@ -353,3 +353,16 @@ def test_formulas_are_the_codes(small: Compose) -> None:
     text = prose(texts(small("objective=ddpm_eps_scaled"))[0])
     assert f"linear in its square root over t; at the last timestep a share of {left:.2g} " in text
     assert r"y = \epsilon" in text
+
+
+def test_the_grid_of_the_comparison_and_the_diagonal_are_written_where_they_are_not_the_default(small: Compose) -> None:
+    """The small U-Net's middle has 8x8 tokens, its teacher 4x4."""
+    before, after = (
+        prose(texts(small(*keys))[0])
+        for keys in ((), ("loss.grid=student", "loss.level=token", "loss.manifold_diagonal=true"))
+    )
+    assert "| mid | 8×8, 32 | 4×4, 1280 | 1 |" in before
+    assert "| mid | 8×8, 32 | 4×4, 1280 | 8×8 | 1 |" in after
+    assert "compared on" not in before
+    assert "A tap and a teacher are compared on the tap's grid" in after
+    assert r"\frac{1}{N^2} \sum_{m, n}" in after
