@@ -62,7 +62,8 @@ def test_every_root_composes(compose: Compose, root: str) -> None:
 # options that only make sense beside others
 COUNTED = ["data.num_classes=2"]  # of a folder that is not here
 BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): COUNTED}
-BESIDE |= {("data", "captions"): COUNTED, ("experiment", "captions_smoke"): COUNTED}
+BESIDE |= {("data", "captions"): COUNTED, ("data", "sd15_captions"): COUNTED}
+BESIDE |= {("experiment", "captions_smoke"): COUNTED}
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def test_two_shards_make_the_same(whole: Path, bucket_build: Callable[..., Build
     builds[1].run("verify")
     for store in ("80x48/vae_latents_lmdb", "64x64/dino_tokens_lmdb", "text_sd_1_12"):
         assert sorted(p.name for p in (root / store).glob("part-*")) == ["part-0of2", "part-1of2"]
+        assert len(list(Store(root / store).keys())) == len(list(Store(whole / store).keys()))  # none is in both
     ours, theirs = made(root), made(whole)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
@@ -261,3 +263,24 @@ def test_copies_on_the_nodes_disk_are_read(
         assert torch.equal(one.x0(other.splits["val"]), other.x0(other.splits["val"]))
     assert staged.content() == cache.content()
     staged.close()
+
+
+def test_mirror_images_and_moments_lie_in_each_bucket(
+    whole: Path, bucket_build: Callable[..., Build], tmp_path: Path
+) -> None:
+    root = tmp_path / "cache"
+    shutil.copytree(whole, root, ignore=shutil.ignore_patterns("*_lmdb"))
+    build = bucket_build(root, "data.flip=true", "data.moments=true")
+    for stage in ("latents", "tokens", "verify", "digest"):
+        build.run(stage)
+    cache = build.track.open(build.teacher)
+    assert cache.flips
+    for bucket, (height, width) in zip(cache.buckets, BUCKETS.values(), strict=True):
+        assert bucket.latents.shape == (2, 4, height // 8, width // 8)
+        assert bucket.latents.mirror.count() == len(bucket.splits["train"])
+        sample = bucket.splits["train"][0]
+        plain, mirrored = (
+            bucket.teacher_BND([s])[0].unflatten(0, bucket.grids[""]) for s in (sample, replace(sample, mirrored=True))
+        )
+        torch.testing.assert_close(mirrored, plain.flip(1), rtol=2e-3, atol=2e-3)
+    cache.close()

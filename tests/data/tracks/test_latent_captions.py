@@ -14,6 +14,7 @@ import torch
 from aspects import MODEL, TEACHER
 from captioned import captioned_track, clip_at
 from flat_photos import CAPTIONS, EACH, captioned_latents, listed
+from omegaconf.errors import InterpolationResolutionError
 from PIL import Image
 
 from urepa.config.declared import declaration_of
@@ -74,6 +75,19 @@ def test_stages_that_do_not_apply(compose: Compose, material: Path, flat_images:
     classes = ["data.captions=null", "data.text_encoder=null"]
     with pytest.raises(UserError, match=r"has neither CLASS/\* nor train/CLASS/\*"):
         check_preprocess(compose(*given, *classes, "stage=manifest", root="preprocess"))
+
+
+def test_classes_are_counted_where_nothing_else_is_missing(
+    compose: Compose, material: Path, flat_images: Path, whole: Path, tmp_path: Path
+) -> None:
+    given = captioned_latents(material, flat_images, tmp_path)
+    assert compose(*given)["data"]["num_classes"] == 1
+    assert compose(*captioned_latents(material, tmp_path / "gone", whole))["data"]["num_classes"] == 1
+    classes = [f"data.images={material / 'photos'}", "data.source=folder"]
+    assert compose(*given, *classes)["data"]["num_classes"] == 2
+    without = [word for word in given if "text_encoder.model" not in word]
+    with pytest.raises(InterpolationResolutionError, match="data.text_encoder.model must be given"):
+        compose(*without)
 
 
 def test_other_buckets_in_a_folder_are_refused(bucket_build: Callable[..., Build], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ UNSPOKEN = {
     "PixelTrack": "root images limit validation_images test_images build_on_first_use online_teacher max_skipped "
     "captions",
     "LatentTrack": "root images train_images val_images class_names token_dtype max_skipped latents tokens train val "
-    "prompts latent_shape online_teacher stage_to",
+    "prompts latent_shape online_teacher stage_to captions",
     "SD15": "prompts",
 }
 

@@ -75,12 +75,18 @@ def time_at(fraction: float, *, _root_: DictConfig) -> float:
 
 
 def class_folders(*, _parent_: DictConfig) -> int:
-    """The number of classes of a small track's images. Raises UserError if it is not known."""
+    """The number of classes of the images of a track. Raises UserError if nothing tells."""
     if OmegaConf.is_missing(_parent_, "images"):
         raise UserError(
             "say where your images are, data.images=FOLDER with a folder per class in it, or how many classes there "
             "are, data.num_classes=N"
         )
+    encoder = OmegaConf.select(_parent_, "text_encoder")
+    for key in () if encoder is None else encoder:
+        if OmegaConf.is_missing(encoder, key):
+            raise UserError(
+                f"data.text_encoder.{key} must be given, as there is no default: add data.text_encoder.{key}=..."
+            )
     known = {str(key): _parent_[key] for key in _parent_ if key != "num_classes"}
     known = {key: value.name if isinstance(value, Enum) else value for key, value in known.items()}
     track: Track = declaration_of(known | {"num_classes": 0})
