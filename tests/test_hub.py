@@ -137,7 +137,8 @@ def test_a_unet_of_the_hubs_cache_is_read_and_another_familys_is_refused(tmp_pat
         (repository / "refs" / "main").write_text(revision)
     next((tmp_path / "hub" / "models--owner--cut").rglob("*.safetensors")).unlink()
     ask = "import torch\nfrom urepa.models.unet_weights import unet_from_hub as f\n"
-    ask += "from urepa.core.errors import UserError\nprint(f('owner/whole', 'sdxl', torch.bfloat16).conv_in.weight.dtype)"
+    ask += "from urepa.core.errors import UserError\n"
+    ask += "print(f('owner/whole', 'sdxl', torch.bfloat16).conv_in.weight.dtype)"
     for name, family in (("whole", "sd15"), ("cut", "sdxl")):
         ask += f"\ntry: f('owner/{name}', '{family}')\nexcept UserError as error: print(error)"
     done = run(["-c", ask], tmp_path, HF_HUB_OFFLINE="1")
