@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import write_family
 
 # every place that asks the hub for something; prints what each says
 ASK = """
@@ -123,3 +124,27 @@ def test_a_vae_may_be_a_repository_of_its_own_or_a_part_of_a_pipelines(tmp_path:
     ask += "print([len(f('owner/' + n).encoder.down_blocks) for n in ('own', 'pipeline')])"
     done = run(["-c", ask], tmp_path, HF_HUB_OFFLINE="1")
     assert done.stdout.strip() == "[1, 1]", done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_unet_of_the_hubs_cache_is_read_and_another_familys_is_refused(tmp_path: Path) -> None:
+    """As a download leaves it; and where it was interrupted before the weights."""
+    revision = "ab" * 20
+    for name in ("whole", "cut"):
+        repository = tmp_path / "hub" / f"models--owner--{name}"
+        write_family(repository / "snapshots" / revision, "sdxl")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(revision)
+    next((tmp_path / "hub" / "models--owner--cut").rglob("*.safetensors")).unlink()
+    ask = "import torch\nfrom urepa.models.unet_weights import unet_from_hub as f\n"
+    ask += "from urepa.core.errors import UserError\n"
+    ask += "print(f('owner/whole', 'sdxl', torch.bfloat16).conv_in.weight.dtype)"
+    for name, family in (("whole", "sd15"), ("cut", "sdxl")):
+        ask += f"\ntry: f('owner/{name}', '{family}')\nexcept UserError as error: print(error)"
+    done = run(["-c", ask], tmp_path, HF_HUB_OFFLINE="1")
+    dtype, refused, cut = done.stdout.strip().splitlines()
+    assert dtype == "torch.bfloat16", done.stderr[-2000:]
+    assert refused.startswith(
+        "owner/whole is a U-Net with added conditions (text_time), as SDXL's is; backbone=sd15 or"
+    )
+    assert "diffusion_pytorch_model.safetensors is not in the hub's local cache, or not in the repository; run " in cut
