@@ -132,6 +132,7 @@ def test_what_was_fetched_loads_with_the_hub_switched_off(hub: str, tmp_path: Pa
     assert "is not what prefetch.json says it was" in changed.stderr
 
 
+@pytest.mark.slow
 def test_without_a_hub_the_mistake_is_one_line(tmp_path: Path) -> None:
     done = run(["-m", "urepa.prefetch", "teacher=dinov2_l"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1

@@ -60,6 +60,7 @@ def test_a_sweep_of_mistakes_on_this_machine(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_too_many_at_once(tmp_path: Path) -> None:
     local = ("hydra/launcher=local", "hydra.launcher.at_once=3", "hydra.launcher.gpus=[0,1]")
     done = said(tmp_path, "-m", *local, "tracking=none", "seed=0,1")

@@ -120,6 +120,7 @@ def test_lora_through_a_pipeline_gives_the_same_pixels(root: Path, overrides: li
     assert "tracking" not in (folder / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_unet_through_a_pipeline_gives_the_same_pixels(
     root: Path, overrides: list[str], compose: Compose
 ) -> None:

@@ -76,6 +76,7 @@ def test_prompts_of_a_file(run: Path, ask: Ask, tmp_path: Path) -> None:
         generate(ask(run, "prompt=a blue cat", "n=2", f"out={tmp_path}/one"))
 
 
+@pytest.mark.slow
 def test_the_prompt_moves_the_image_and_guidance_moves_it_away_from_the_null(
     run: Path, ask: Ask, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_lora_on_the_experiments_base_weights_gives_the_runs_pixels(
     assert json.loads((folder / "lora" / "request.json").read_text())["base"] == "sd"
 
 
+@pytest.mark.slow
 def test_a_scheduler_beside_the_weights_is_heard(
     lora_export: Path, sd_parts: list[str], ask: Any, compose: Compose
 ) -> None:

@@ -49,6 +49,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> UNet:
     return UNet(UNet2DConditionModel.from_pretrained(folder / "unet"), torch.randn(11, 77, 16)).eval()
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED)])
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 5), ("dpmsolver", 6), ("euler", 6)])
@@ -197,6 +198,7 @@ DIVIDED = [
 ]
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPMMath, numbers: list[int]) -> None:

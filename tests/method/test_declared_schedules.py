@@ -288,6 +288,7 @@ CLOSES = (
 )
 
 
+@pytest.mark.slow
 def test_at_a_lambda_of_0_the_tokens_are_measured_and_the_head_is_in_the_graph(
     build_trainer: Callable[..., Any],
 ) -> None:

@@ -328,6 +328,7 @@ def test_validation_does_not_depend_on_the_seed(build_trainer: Build) -> None:
     assert torch.equal(one.t_B, other.t_B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["token"])
 def test_accumulated_micro_batches_have_the_whole_batchs_gradient(build_trainer: Build, level: str) -> None:
     """Adam's first moment after one update is (1 − β1)·g: the gradient that the update saw."""

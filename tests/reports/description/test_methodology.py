@@ -155,6 +155,7 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         assert prose(texts(small(override))[0]) != base, override
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -258,6 +259,7 @@ def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
     assert_closed(latex)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("stride", "grid", "words"),
     [
