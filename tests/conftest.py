@@ -72,6 +72,7 @@ def pytest_collection_finish() -> None:
     sys.dont_write_bytecode = not WRITES_BYTECODE
     gc.freeze()
     gc.enable()
+    gc.set_threshold(10_000, 20, 20)  # from (700, 10, 10): compositions make much garbage, and it is small
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -89,6 +89,7 @@ def test_spatial_normalisation_changes_the_target_alone(train: Build) -> None:
     assert plain.keys() - normalised.keys() == {"floor/constant_token"}
 
 
+@pytest.mark.slow
 def test_a_sample_near_the_data_is_pulled_harder(train: Build) -> None:
     """λ·2·(1 − t) of its token loss, in the loss that trains and in the validation's total; what is reported of the
     token loss is the plain mean."""
@@ -235,6 +236,7 @@ def test_lora_on_a_sit_trains_adapters_and_head_alone(train: Build, sit_file: Pa
     assert any("lora_A" in k for k in moved)
 
 
+@pytest.mark.slow
 def test_a_loras_file_gives_the_trained_model_again(
     train: Build, compose: Compose, small_sit: list[str], sit_file: Path
 ) -> None:
@@ -295,6 +297,7 @@ def test_the_controls_backbone_is_that_of_lambda_zero(train: Build, small_sit: l
     assert all(torch.equal(lambda_0[k], none[k]) for k in none)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(train: Build) -> None:
     trainer = train()
     steps(trainer, 0, 2)

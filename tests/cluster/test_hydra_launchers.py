@@ -18,6 +18,7 @@ def said(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_an_administrator_can_read_the_settings(tmp_path: Path) -> None:
     asked = ("hydra/launcher=slurm_h200", "hydra.launcher.gpus=4", "--cfg", "hydra")
     assert "\n    gres: gpu:h200:${.gpus}\n" in said(tmp_path, *asked).stdout

@@ -83,6 +83,7 @@ def test_without_gpus_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         LocalQueue(0, [], str(tmp_path))
 
 
+@pytest.mark.slow
 def test_killed_jobs_are_tried_again_while_they_get_on(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("dies", DIES)
     run = tmp_path / "run"

@@ -303,6 +303,7 @@ def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
         assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=1e-3), name
 
 
+@pytest.mark.slow
 def test_the_unread_network_is_the_one_that_is_read(compose: Compose, small_run: list[str]) -> None:
     config = compose(*small_run)
     track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)

@@ -101,6 +101,7 @@ def test_auto_is_stored_and_read_again(tmp_path: Path, compose: Compose) -> None
         require_config(run)
 
 
+@pytest.mark.slow
 def test_images_have_the_shape_of_the_bucket(run: Path, plain: Path, ask: Any, opened: OpenedRun) -> None:
     """As the sampler makes them of that shape."""
     generate(ask(f"run='{run}'", "bucket=16x24", *QUICK))

@@ -142,6 +142,7 @@ def adapted(folder: Path, sd_folder: Path, file: Path) -> torch.Tensor:
         return backbone.unet(torch.randn(1, 4, 8, 8), 7, backbone.embedding_KLE[:1]).sample
 
 
+@pytest.mark.slow
 def test_lora_files_of_others(folder: Path, lora_run: Path, lora_export: Path) -> None:
     ours = lora_export / "pytorch_lora_weights.safetensors"
     expected = adapted(folder, folder / "sd", ours)

@@ -85,6 +85,7 @@ def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
 NOBODY = of_ids(torch.zeros(3).long(), 1)
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED), VelocityMath(*LINEAR[:3], 400)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bits(

@@ -259,6 +259,7 @@ def test_a_cut_off_that_acts_before_the_reading_is_a_bug(cache: Any, monkeypatch
         reader(AHEAD)
 
 
+@pytest.mark.slow
 def test_what_it_measures_is_the_logged_cosine_and_no_token_is_read_after_it(
     build_trainer: Callable[..., Any],
 ) -> None:

@@ -307,6 +307,7 @@ def test_lambda_zero_and_no_loss_train_the_same_backbone(build_trainer: Build) -
     assert any(not torch.equal(p, weights(off.model.backbone)[k]) for k, p in weights(on.model.backbone).items())
 
 
+@pytest.mark.slow
 def test_arms_start_from_the_same_weights(build_trainer: Build) -> None:
     """A head's depth or a tap more changes nothing else; another seed changes everything."""
     base = weights(build_trainer().model)
