@@ -6,12 +6,13 @@ import ctypes
 import fcntl
 import gc
 import os
+import pickle
 import sys
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # these tests compare bits: CPU, wherever they run
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors here are tiny: more threads only wait; for subprocesses too
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,59 @@ from typing import Any
 import numpy as np
 import pytest
 
+WRITES_BYTECODE = not sys.dont_write_bytecode
+sys.dont_write_bytecode = False  # while tests are collected: every process compiles them and urepa again otherwise
+gc.disable()  # until then: what is imported stays
+# Files that take a minute or more, from the longest. SLURM's and MLflow's wait much: they stand between others.
+LONGEST = (
+    "process/test_slurm_sweep.py",
+    "test_mistakes.py",
+    "data/stages/test_long_builds.py",
+    "process/test_slurm_study.py",
+    "process/test_exact_resume.py",
+    "process/test_many_writers.py",
+    "reports/comparison/test_compare.py",
+    "process/test_mlflow_down.py",
+    "test_track_a.py",
+    "process/test_slurm_sit.py",
+    "costs/benchmark/test_fast_step.py",
+    "test_hub.py",
+    "evaluation/test_memory.py",
+    "test_own_package.py",
+    "gpu/test_bench_gpu.py",
+    "test_notebooks.py",
+)
+HERE = Path(__file__).parent
 
-@pytest.hookimpl(trylast=True)  # after tests/process/conftest.py has marked its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many slow tests first: what is quick fills the end, when the other processes have nothing left."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow") is not None)
-    items.sort(key=lambda item: -slow[item.path])  # files stay together
+
+@pytest.hookimpl(wrapper=True)  # around the marks of tests/process/conftest.py and around `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Marks the cases that `fast(n)` leaves out as slow, and puts long files first: what is quick fills the end, when
+    the other process has nothing left."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("fast") is not None:
+            cases[item.path, item.originalname].append(item)  # type: ignore[attr-defined]
+    for same in cases.values():
+        count = same[0].get_closest_marker("fast").args[0]  # type: ignore[union-attr]
+        kept = {len(same) * i // count for i in range(count)}
+        for i, item in enumerate(same):
+            if i not in kept:
+                item.add_marker(pytest.mark.slow)
+    yield
+    place = {HERE / name: i for i, name in enumerate(LONGEST)}
+    assert all(file.is_file() for file in place)
+    process = HERE / "process"
+    # files stay whole
+    items.sort(key=lambda item: place.get(item.path, len(place) + (process not in item.path.parents)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage: no later collection goes through it."""
+    sys.dont_write_bytecode = not WRITES_BYTECODE
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(10_000, 20, 20)  # from (700, 10, 10): compositions make much garbage, and it is small
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,7 +106,7 @@ def room_for_sd15(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., dict[str, Any]]:
-    """compose(*overrides, root="train") as plain dicts, as every door builds from them."""
+    """compose(*overrides, root="train") as plain dicts, as every door builds from them; the same is composed once."""
     import hydra
 
     from urepa.cli import CONF, prepare
@@ -66,9 +114,18 @@ def compose() -> Callable[..., dict[str, Any]]:
 
     prepare()
 
+    known: dict[tuple[str, ...], bytes] = {}
+
     def composed(*overrides: str, root: str = "train") -> dict[str, Any]:
+        # what resolvers read of files, a run's or a folder's of images, may have changed since
+        lasts = root == "train" and not any("images=" in o or o.startswith("resume=") for o in overrides)
+        if lasts and overrides in known:
+            return pickle.loads(known[overrides])
         with hydra.initialize_config_dir(CONF, version_base="1.3"):
-            return to_plain(hydra.compose(root, list(overrides)))
+            config = to_plain(hydra.compose(root, list(overrides)))
+        if lasts:
+            known[overrides] = pickle.dumps(config)
+        return config
 
     return composed
 

@@ -123,6 +123,16 @@ def run(
         return subprocess.CompletedProcess(what, code, out.read_text(), err.read_text())
 
 
+def run_code(
+    code: str, arguments: list[str], folder: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`python -c CODE ARGUMENTS` in a folder, to its end, as a fork."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "code.py"
+        file.write_text(code)
+        return run([str(file), *arguments], folder, env=env)
+
+
 # --- the process that forks -------------------------------------------------------------------------------
 
 
@@ -203,8 +213,10 @@ def reap(answers: int) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # a fifth of the time of these imports
     import_everything()
     gc.collect()
+    gc.enable()
     gc.freeze()  # what is imported is no fork's garbage, and pages that its collector does not touch stay shared
     asked = serve()
     for name, descriptor in (("out", 1), ("err", 2)):

@@ -181,6 +181,7 @@ def own_arms(tmp_path: Path) -> Iterator[None]:
     conf_options.ADDED.remove(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_arms")
 def test_keys_of_the_arms_part_alone_are_the_arms(composed: Compose) -> None:
     """The head that it replaces has no depth. What both commands can have is compared, and what the arm does not name

@@ -17,6 +17,7 @@ def called(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("arguments", [["describe", "--help"], ["compare", "runs=nowhere"], ["train", "head.depht=1"]])
 def test_a_command_is_the_module_of_its_name(arguments: list[str], tmp_path: Path) -> None:
     command, *rest = arguments

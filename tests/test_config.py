@@ -71,6 +71,7 @@ def test_every_experiment_composes(compose: Compose, experiment: str) -> None:
     check_targets(compose(f"+experiment={experiment}", *BESIDE.get(("experiment", experiment), [])))
 
 
+@pytest.mark.fast(25)
 @pytest.mark.parametrize(
     ("group", "option"), [(g, o) for g in (*GROUPS, "evaluation") for o in options(g)], ids=lambda x: str(x)
 )

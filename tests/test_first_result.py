@@ -95,6 +95,7 @@ def test_the_way_and_the_clock_are_those_of_table_csv() -> None:
     assert f"of the control's {float(control['minutes']):.1f}" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES)
 def test_compare_makes_these_tables_of_the_stored_runs(table: str, tmp_path: Path) -> None:
     """By README's command; of figures that a library computes, as far as versions agree."""

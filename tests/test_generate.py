@@ -67,6 +67,7 @@ def test_what_the_run_cannot_answer(run: Path, ask: Any, override: str, said: st
         ask(run, override)
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_random_weights_has_no_base(small: Path, ask: Any) -> None:
     with pytest.raises(UserError, match="began with random weights"):
         ask(small, "against=base")
@@ -154,6 +155,7 @@ def test_a_folder_holds_one_request(run: Path, root: Path, ask: Any, capsys: pyt
     assert json.loads((out / "request.json").read_text())["guidance"] == 1.0
 
 
+@pytest.mark.slow
 def test_weights_that_are_missing_are_missed_before_the_first_step(
     run: Path, root: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

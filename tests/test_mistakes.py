@@ -142,6 +142,7 @@ def test_a_mistake_is_said_before_a_heavy_package_is_imported(
     assert end["is_as_before"]
 
 
+@pytest.mark.slow
 def test_help_imports_no_heavy_package_and_formats_no_groups(tmp_path: Path) -> None:
     modules = [command.module for command in COMMANDS.values()]
     ends = in_forks([{"module": m, "arguments": ["--help"], "folder": str(tmp_path)} for m in modules])
@@ -149,6 +150,7 @@ def test_help_imports_no_heavy_package_and_formats_no_groups(tmp_path: Path) -> 
     assert all(end["out"].startswith(f"{m}: ") for m, end in zip(modules, ends, strict=True))
 
 
+@pytest.mark.slow
 def test_hydras_own_help_shows_its_groups(tmp_path: Path) -> None:
     job = {"module": "urepa.compare", "arguments": ["--hydra-help"], "folder": str(tmp_path)}
     assert in_forks([job])[0]["code"] == light.FORMATTED

@@ -65,6 +65,7 @@ def test_the_page_has_every_file() -> None:
     assert len(FILES) == 9
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("typed", "said"), re.findall(r"^\| `((?:head|teacher)=[^`]+)` \| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
 )
@@ -107,6 +108,7 @@ def test_mistakes_in_files(tmp_path: Path, file: str, before: str, after: str, s
     assert said in refused(tmp_path, "urepa.train", *OWN, "head=norm")
 
 
+@pytest.mark.slow
 def test_a_part_that_nobody_declares_is_refused(work: Path) -> None:
     """Nothing of it is imported, and a folder that is not there is said."""
     line = refused(work, "urepa.train", "head._target_=my_parts.norm_head.NormHead")
@@ -213,7 +215,7 @@ for image, token_ND in zip(images.mean(1).double().numpy(), tokens):
 print("agree")
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(trained), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=trained, env=environment, capture_output=True, text=True)
+    done = forks.run_code(code, [], trained, environment)
     assert done.stdout == "agree\n", done.stderr
     stores = {path.parent.name for path in trained.glob("data/*/**/hog9*")} | {p.name for p in trained.rglob("*hog9*")}
     assert stores, "a store of its tokens, named by the teacher"

@@ -174,6 +174,7 @@ def test_a_text_encoder_that_was_fetched_loads_with_the_hub_switched_off(hub: st
     assert "HF_HUB_OFFLINE is set, and it is not in the hub's local cache: run `python -m urepa" in other.stderr
 
 
+@pytest.mark.slow
 def test_without_a_hub_the_mistake_is_one_line(tmp_path: Path) -> None:
     done = run(["-m", "urepa.prefetch", "teacher=dinov2_l"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1

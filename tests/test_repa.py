@@ -70,6 +70,7 @@ def test_a_step_is_the_flows_loss_less_half_the_cosine(train: Build) -> None:
     assert output.tokens["block_3"].grid == (4, 4)
 
 
+@pytest.mark.slow
 def test_spatial_normalisation_changes_the_target_alone(train: Build) -> None:
     rows, tokens = {}, {}
     for override in ("loss.spatial_norm=null", "loss.spatial_norm=0.6"):
@@ -88,6 +89,7 @@ def test_spatial_normalisation_changes_the_target_alone(train: Build) -> None:
     assert plain.keys() - normalised.keys() == {"floor/constant_token"}
 
 
+@pytest.mark.slow
 def test_a_sample_near_the_data_is_pulled_harder(train: Build) -> None:
     """λ·2·(1 − t) of its token loss, in the loss that trains and in the validation's total; what is reported of the
     token loss is the plain mean."""
@@ -110,6 +112,7 @@ def test_a_sample_near_the_data_is_pulled_harder(train: Build) -> None:
     assert {k for k in row if row[k] != plain[k]} == {"val/total"}
 
 
+@pytest.mark.slow
 def test_a_head_that_sees_the_time_trains_resumes_and_is_read(train: Build) -> None:
     plain = train()
     first = weights(plain, "heads.")
@@ -159,6 +162,7 @@ def test_after_the_stop_the_teacher_is_not_asked_and_training_goes_on(train: Bui
     assert trainer.validate(3)["val/total"] == trainer.validate(3)["val/diffusion"]
 
 
+@pytest.mark.slow
 def test_the_first_steps_are_those_of_a_run_that_does_not_stop(train: Build) -> None:
     ends = []
     for override in ("schedule.stop_step=2", "schedule.stop_step=null"):
@@ -168,6 +172,7 @@ def test_the_first_steps_are_those_of_a_run_that_does_not_stop(train: Build) -> 
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[1])
 
 
+@pytest.mark.slow
 def test_a_run_resumed_before_at_or_after_the_stop_ends_the_same(train: Build) -> None:
     overrides = ("schedule.stop_step=2", "trainer.keep_last=3")
     trainer = train(*overrides)
@@ -231,6 +236,7 @@ def test_lora_on_a_sit_trains_adapters_and_head_alone(train: Build, sit_file: Pa
     assert any("lora_A" in k for k in moved)
 
 
+@pytest.mark.slow
 def test_a_loras_file_gives_the_trained_model_again(
     train: Build, compose: Compose, small_sit: list[str], sit_file: Path
 ) -> None:
@@ -291,6 +297,7 @@ def test_the_controls_backbone_is_that_of_lambda_zero(train: Build, small_sit: l
     assert all(torch.equal(lambda_0[k], none[k]) for k in none)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(train: Build) -> None:
     trainer = train()
     steps(trainer, 0, 2)
@@ -328,6 +335,7 @@ def test_a_grid_that_does_not_fit_is_said(train: Build) -> None:
         train("backbone.patch=2")  # before the first step
 
 
+@pytest.mark.slow
 def test_its_cost_is_planned(compose: Compose) -> None:
     planned = plan(compose("+experiment=repa_imagenet256", "backbone=sit_b2"), Device("x", "cuda", 1e15, 141e9))
     by_part = planned.counted.parameters

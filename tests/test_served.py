@@ -55,6 +55,7 @@ COMMANDS = {
 OTHERWISE = {"track_a": {"teacher.positions": ("transformers", "meta")}}  # what the code did then, and does by default
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_the_same_command_composes_the_stored_run(compose: Callable[..., dict[str, Any]], kind: str) -> None:
     folder = RunFolder(BEFORE / kind / "seed0")

@@ -128,7 +128,7 @@ def assert_trains_the_right_weights(trainer: Any, lora_tensors: int) -> None:
             assert p.grad is None, name
     assert output.features["mid"].x_BND.requires_grad
     trainer.optimizer.zero_grad()
-    steps_of(trainer, 3)
+    steps_of(trainer, 1)
     assert all(not torch.equal(p, before[n]) for n, p in names.items())
 
 
@@ -169,6 +169,7 @@ ARMS = {
 } - NEED_CACHES
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize("arm", sorted(ARMS))
 @pytest.mark.filterwarnings("ignore:nothing trainable precedes")
 def test_every_arm_takes_a_step(small: dict[str, Path], tmp_path: Path, arm: str) -> None:
@@ -183,6 +184,7 @@ def test_every_arm_takes_a_step(small: dict[str, Path], tmp_path: Path, arm: str
     assert trainer.guard.read(3, True)["guard/skipped_steps"] == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_trainables_only_and_resumes_exactly(small: dict[str, Path], tmp_path: Path) -> None:
     config = composed(*small_overrides(small))
     whole = trainer_for(config, tmp_path)

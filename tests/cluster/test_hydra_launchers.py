@@ -18,6 +18,7 @@ def said(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_an_administrator_can_read_the_settings(tmp_path: Path) -> None:
     asked = ("hydra/launcher=slurm_h200", "hydra.launcher.gpus=4", "--cfg", "hydra")
     assert "\n    gres: gpu:h200:${.gpus}\n" in said(tmp_path, *asked).stdout
@@ -60,6 +61,7 @@ def test_a_sweep_of_mistakes_on_this_machine(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_too_many_at_once(tmp_path: Path) -> None:
     local = ("hydra/launcher=local", "hydra.launcher.at_once=3", "hydra.launcher.gpus=[0,1]")
     done = said(tmp_path, "-m", *local, "tracking=none", "seed=0,1")

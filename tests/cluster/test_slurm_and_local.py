@@ -63,6 +63,7 @@ def test_some_at_a_time(tmp_path: Path, module: Callable[[str, str], None]) -> N
     assert {entry.state for entry in Book(tmp_path / "jobs").entries()} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_gpu_of_its_own(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("busy", BUSY)
     spans = busy(tmp_path, 4, LocalQueue(None, [3, 5], str(tmp_path / "jobs")))
@@ -82,6 +83,7 @@ def test_without_gpus_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         LocalQueue(0, [], str(tmp_path))
 
 
+@pytest.mark.slow
 def test_killed_jobs_are_tried_again_while_they_get_on(tmp_path: Path, module: Callable[[str, str], None]) -> None:
     module("dies", DIES)
     run = tmp_path / "run"
@@ -183,6 +185,7 @@ def works(tmp_path: Path, module: Callable[[str, str], None]) -> Iterator[Works]
     until(lambda: not any(entry.is_running() for entry in Book(here.folder).entries()))
 
 
+@pytest.mark.slow
 def test_a_launcher_waits_for_what_a_killed_one_began(works: Works, capfd: pytest.CaptureFixture[str]) -> None:
     """Each keeps its GPU and a place of `at_once`; another command for the same run counts as the same job."""
     queue = LocalQueue(2, [7, 4], str(works.folder))
@@ -215,6 +218,7 @@ def test_a_launcher_waits_for_what_a_killed_one_began(works: Works, capfd: pytes
     ]
 
 
+@pytest.mark.slow
 def test_waiting_can_be_ended(works: Works, capfd: pytest.CaptureFixture[str]) -> None:
     said = LAUNCHES.format(at_once=1, gpus=[], folder=str(works.folder), jobs=works.jobs)
     launcher = subprocess.Popen([sys.executable, "-c", said], stdout=subprocess.PIPE, text=True)

@@ -102,6 +102,7 @@ def test_last_error(tmp_path: Path, log: str | None, said: str) -> None:
     assert last_error(file) == said.format(log=file)
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("module", "code", "error"),
     [

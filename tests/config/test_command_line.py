@@ -54,6 +54,7 @@ ODD = (
 )
 
 
+@pytest.mark.fast(8)
 @pytest.mark.parametrize("value", ODD)
 def test_a_path_is_taken_as_it_is_typed(compose: Callable[..., dict[str, Any]], value: str) -> None:
     arguments = [quote_argument(f"{key}={value}") for key in ("data.root", "data.images", "warm_start")]
@@ -93,6 +94,7 @@ def test_the_quotes_that_a_mistake_names_work(compose: Callable[..., dict[str, A
     assert argument.partition("=")[2] in (config["experiment_name"], config["tags"].get("x"))
 
 
+@pytest.mark.slow
 def test_caches_of_images_in_folders_of_odd_names(
     images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def composed_keys(config: DictConfig) -> dict[str, Any]:
     return flatten({k: v for k, v in content.items() if k not in chosen}) | chosen
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_key_of_a_command_stands_there_with_its_value(root: str) -> None:
     text, config = helped(root)

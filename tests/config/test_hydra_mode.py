@@ -32,6 +32,7 @@ def test_a_run_is_composed_once(compositions: list[Any], capfd: pytest.CaptureFi
     assert compositions == ["RUN"]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("typed", ["hydra.mode=MULTIRUN", "+hydra.mode=MULTIRUN"])
 def test_a_mode_that_is_typed_holds(
     typed: str, compositions: list[Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
@@ -41,6 +42,7 @@ def test_a_mode_that_is_typed_holds(
     assert compositions == ["MULTIRUN", "MULTIRUN"]
 
 
+@pytest.mark.slow
 def test_a_mode_in_a_file_of_another_folder_holds(
     compositions: list[Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

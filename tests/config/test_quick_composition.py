@@ -60,6 +60,7 @@ def composed(root: str, *overrides: str) -> tuple[str, Any]:
     return OmegaConf.to_yaml(config), OmegaConf.to_container(config)
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("experiment", options_of("experiment"))
 def test_every_experiment_is_composed_as_by_hydra(experiment: str, both: Callable[..., Any]) -> None:
     theirs, ours = both(lambda: composed("train", f"+experiment={experiment}", "seed=3"))
@@ -67,6 +68,7 @@ def test_every_experiment_is_composed_as_by_hydra(experiment: str, both: Callabl
     assert ours[1]["hydra"]["runtime"]["choices"]["experiment"] == experiment
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize("root", sorted(root for root in COMMANDS if (Path(CONF) / f"{root}.yaml").is_file()))
 def test_every_command_is_composed_as_by_hydra(root: str, both: Callable[..., Any]) -> None:
     theirs, ours = both(lambda: composed(root))

@@ -44,6 +44,7 @@ def test_every_number_of_every_schema_has_a_range() -> None:
     assert all(name.endswith(("guidance_interval", "classes")) for name in without)
 
 
+@pytest.mark.fast(9)
 @pytest.mark.parametrize("value", [inf, -inf, nan, 1e39])
 @pytest.mark.parametrize(
     ("root", "key"),
@@ -85,6 +86,7 @@ def test_only_a_threshold_may_be_infinite(compose: Compose) -> None:
     assert [name for name, about in numeric_fields() if about.get("le") == inf] == ["URepaLoss.spike_threshold"]
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("key", "most", "said"),
     [

@@ -43,6 +43,7 @@ def test_a_commands_memory_is_faulted_in_once() -> None:
     assert faults() < 2 * PAGES
 
 
+@pytest.mark.slow
 @of_glibc
 def test_the_system_may_have_it_back() -> None:
     assert faults(**{SWITCH: "system"}) > 0.9 * BLOCKS * PAGES

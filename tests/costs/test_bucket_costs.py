@@ -45,6 +45,7 @@ def test_one_bucket_of_squares_costs_what_squares_cost(alone: dict[str, Any]) ->
     assert alone["64x64"].as_dict() == alone[""].as_dict()
 
 
+@pytest.mark.slow
 def test_before_there_are_lists_the_mean_is_unweighted(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
     square, lying = alone["64x64"], alone["32x64"]
     both = plan(compose(*bucketed(alone["images"], tmp_path)), CPU)
@@ -62,6 +63,7 @@ def test_before_there_are_lists_the_mean_is_unweighted(alone: dict[str, Any], co
     assert both.as_dict()["buckets"]["32x64"]["samples"] is None
 
 
+@pytest.mark.slow
 def test_lists_that_are_there_weight_by_steps(alone: dict[str, Any], compose: Compose, tmp_path: Path) -> None:
     """14 and 6 images in batches of 4 are 3 steps and 1."""
     square, lying = alone["64x64"], alone["32x64"]

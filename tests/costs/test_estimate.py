@@ -115,6 +115,7 @@ def test_seeds_cost_the_same_and_are_counted_once(compose: Compose) -> None:
     assert a.counted is b.counted
 
 
+@pytest.mark.slow
 def test_evaluations_cost_no_step_and_are_counted_once(compose: Compose, small_run: list[str]) -> None:
     a, b = (plan(compose(*small_run, f"evaluation={name}"), H200) for name in ("none", "spatial"))
     assert a.counted is b.counted
@@ -135,6 +136,7 @@ def test_what_is_left_out_of_the_count_changes_none(compose: Compose, small_run:
     assert count(changed, "cuda") == count(compose(*small_run), "cuda")
 
 
+@pytest.mark.slow
 def test_a_manifold_term_without_weight_has_no_backward_pass(compose: Compose, small_run: list[str]) -> None:
     whole, logged = (count(compose(*small_run, *more), "cuda").step for more in ((), ("loss.manifold_weight=0",)))
     assert whole.backward["loss"] > 0
@@ -164,6 +166,7 @@ def test_a_real_step_saves_what_is_planned(
     assert plan(compose(*given, *more), CPU).saved_bytes == pytest.approx(saved.total, rel=0.05)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "more",
     [
@@ -190,6 +193,7 @@ def test_a_real_step_of_a_sit_costs_what_is_planned(
     assert planned.counted.weights["optimiser"] == 2 * in_training
 
 
+@pytest.mark.slow
 def test_after_the_stop_a_step_costs_what_is_planned(
     trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str]
 ) -> None:
@@ -299,6 +303,7 @@ def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
         assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=1e-3), name
 
 
+@pytest.mark.slow
 def test_the_unread_network_is_the_one_that_is_read(compose: Compose, small_run: list[str]) -> None:
     config = compose(*small_run)
     track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)

@@ -59,6 +59,7 @@ def assert_rounded(cached: torch.Tensor, online: torch.Tensor) -> None:
 # --- the cache's numbers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("moments", [False, True], ids=["mode", "moments"])
 def test_steps_are_the_caches_to_its_rounding(
     built_with_flips: Path, with_moments: Path, build_of: Any, moments: bool

@@ -38,6 +38,7 @@ def stored(x_BND: torch.Tensor, folder: Path) -> TokenFile:
     return file
 
 
+@pytest.mark.slow
 def test_it_reads_what_mean_pooling_cannot(tmp_path: Path) -> None:
     (fitted, labels), (read, truth) = marked(400, 0), marked(200, 1)
     rows = stored(fitted, tmp_path).rows

@@ -27,6 +27,7 @@ class Named(PixelsNetwork):
         return self.weights
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("teacher", "circular", "warned"),
     [

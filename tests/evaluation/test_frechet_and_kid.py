@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import linalg, stats
@@ -15,6 +17,7 @@ from urepa.evaluation.frechet_and_kid import (
     precision_recall,
     squared_mmd,
 )
+from urepa.evaluation.measures.image_distances_math import FeatureSet
 
 
 def moments(x_nD: np.ndarray, batch: int = 10**9) -> Moments:
@@ -200,3 +203,19 @@ def test_inception_score_is_the_mean_entropy_gap() -> None:
     p = np.random.default_rng(0).dirichlet(np.ones(6), 60)
     parts = [np.exp(stats.entropy(part.T, part.mean(0)[:, None]).mean()) for part in np.split(p, 3)]
     assert inception_score(p, 3) == pytest.approx((np.mean(parts), np.std(parts)), rel=1e-12)
+
+
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        found = FeatureSet(1000)
+        rng = np.random.default_rng(0)
+        for _ in range(count // 100):
+            found.add(rng.standard_normal((100, 64), dtype=np.float32))
+        assert found.count == count
+        assert found.rows_nD.shape == (1000, 64)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(50_000) < peak(2000) * 1.05

@@ -33,7 +33,7 @@ from urepa.evaluation.images.generated_images_math import batches_of
 from urepa.evaluation.measures import image_distances_math as image_distances
 from urepa.evaluation.measures.dense_math import Pictures
 from urepa.evaluation.measures.generation import Generation
-from urepa.evaluation.measures.image_distances_math import FeatureSet, image_features, real_features
+from urepa.evaluation.measures.image_distances_math import image_features, real_features
 from urepa.evaluation.measures.inception_score import InceptionScore
 from urepa.generate import check_run_request
 from urepa.inference.image_request import generate
@@ -103,19 +103,6 @@ def test_the_images_are_those_of_the_generate_door(
     for (class_id, index), pixels in ours.items():
         png = np.asarray(Image.open(out / "images" / f"c{class_id:04d}_{index:05d}.png")).astype(int)
         assert np.abs(png.transpose(2, 0, 1) - pixels).max() <= 1  # they are computed beside others
-
-
-@pytest.mark.parametrize(("count", "classes"), [(50_000, 1000), (1000, 10), (7, 10), (25, 10)])
-def test_classes_have_equal_shares_in_any_order(count: int, classes: int) -> None:
-    batches = batches_of(images(count, 100), classes)
-    every = [image for batch in batches for image in batch]
-    assert len(set(every)) == len(every) == count
-    assert {len(batch) for batch in batches[:-1]} <= {100}
-    shares = np.bincount([c for c, _ in every], minlength=classes)
-    assert shares.max() - shares.min() <= 1
-    assert all(sorted(i for c, i in every if c == class_id) == list(range(shares[class_id])) for class_id in (0, 3, 6))
-    if count == 1000:
-        assert np.bincount([c for c, _ in every[:200]], minlength=10).min() > 5, "a first part holds all classes"
 
 
 def test_what_is_there_is_not_made_again_and_other_weights_make_others(
@@ -407,21 +394,3 @@ def test_a_track_that_is_read_only_costs_the_keeping_alone(
         folder.unlink()
     assert found["pixels"].count == 20
     assert "warning: the features of the real images are not kept" in capsys.readouterr().out
-
-
-def test_memory_does_not_grow_with_the_number_of_images() -> None:
-    import tracemalloc
-
-    def peak(count: int) -> int:
-        tracemalloc.start()
-        found = FeatureSet(1000)
-        rng = np.random.default_rng(0)
-        for _ in range(count // 100):
-            found.add(rng.standard_normal((100, 64), dtype=np.float32))
-        assert found.count == count
-        assert found.rows_nD.shape == (1000, 64)
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return most
-
-    assert peak(50_000) < peak(2000) * 1.05

@@ -1,4 +1,4 @@
-"""More images than there are: said with all that is to change, before anything is computed."""
+"""How many images: more than there are are refused before anything is computed, classes have equal shares."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from urepa.core.errors import UserError
 from urepa.core.evaluation_protocols import ImageCounts
 from urepa.evaluation.image_counts import cache_counts, image_counts
+from urepa.evaluation.images.generated_images import GeneratedImages
+from urepa.evaluation.images.generated_images_math import batches_of
 from urepa.training.checks.inputs import check_evaluations, check_run_inputs
 from urepa.training.run_lifecycle import Session
 
@@ -122,3 +125,17 @@ def test_a_run_is_refused_before_step_0_and_before_its_caches(
     with pytest.raises(UserError, match=said):
         Session(OmegaConf.create(config), str(tmp_path / "run"), [], choices={}).run()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("count", "classes"), [(50_000, 1000), (1000, 10), (7, 10), (25, 10)])
+def test_classes_have_equal_shares_in_any_order(count: int, classes: int) -> None:
+    images = GeneratedImages(count=count, sampler="ddim", steps=2, guidance=1.0, batch_size=100)
+    batches = batches_of(images, classes)
+    every = [image for batch in batches for image in batch]
+    assert len(set(every)) == len(every) == count
+    assert {len(batch) for batch in batches[:-1]} <= {100}
+    shares = np.bincount([c for c, _ in every], minlength=classes)
+    assert shares.max() - shares.min() <= 1
+    assert all(sorted(i for c, i in every if c == class_id) == list(range(shares[class_id])) for class_id in (0, 3, 6))
+    if count == 1000:
+        assert np.bincount([c for c, _ in every[:200]], minlength=10).min() > 5, "a first part holds all classes"

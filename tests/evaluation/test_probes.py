@@ -96,6 +96,7 @@ def test_the_quick_look_is_scikit_learns(context: Context) -> None:
     assert found["final/teacher_knn"] == knn.score(test, labels[1])
 
 
+@pytest.mark.fast(1)
 @pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(("reading", "name"), [(Knn(**READ, k=3), "knn"), (LinearProbe(**READ), "linear_probe")])
 def test_every_source_and_pooling_is_read(context: Context, reading: Any, name: str) -> None:
@@ -118,6 +119,7 @@ def test_every_source_and_pooling_is_read(context: Context, reading: Any, name: 
     assert list(context.folder.iterdir()) == [context.folder / "run0"], "no token stays on the disk"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 def test_a_sweep_over_t_adds_curves(context: Context) -> None:
     found = Knn(**READ | {"timesteps": [100, 500]}, k=3)(context)
@@ -129,6 +131,7 @@ def test_a_sweep_over_t_adds_curves(context: Context) -> None:
     assert not [key for key in at_100 if "by_t" in key]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 def test_the_floor_is_the_untrained_models(context: Context, make_context: Callable[..., Context]) -> None:
     other = make_context("seed=1", "data.limit=40")

@@ -70,6 +70,7 @@ def test_values_are_those_of_the_models_output(make_context: Callable[..., Conte
     assert (context.folder / "evaluation" / "alignment_step_00000000.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_heads_are_measured_by_what_the_loss_compares_them_with(make_context: Callable[..., Context]) -> None:
     context = make_context("loss.spatial_norm=0.8", "loss.manifold_weight=0")
     found = TeacherAlignment(**SETTINGS | {"timesteps": []})(context)
@@ -103,6 +104,7 @@ def test_the_floor_is_the_untrained_models(context: Context, make_context: Calla
     assert found["final/untrained_cka"] == pytest.approx(first["final/cka"])
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("whole", [0, 1])
 def test_whole_numbers_are_times_of_a_flow(whole: int, trainer_of: Any, small_sit: list[str], tmp_path: Path) -> None:
     trainer = trainer_of(*small_sit)
@@ -126,6 +128,7 @@ def test_whole_numbers_are_times_of_a_flow(whole: int, trainer_of: Any, small_si
         TeacherAlignment(**settings | {"timesteps": [2]})(context)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_change_no_value(context: Context) -> None:
     shuffled = {
         name: [replace(s, class_id=(s.class_id + 3) % 10) for s in v] for name, v in context.cache.splits.items()

@@ -108,6 +108,7 @@ def is_planned(compose: Callable[..., dict[str, Any]], file: Path, done: dict[st
     assert asked["run"] == "frozen weights in fp32"
 
 
+@pytest.mark.slow
 def test_the_runs_for_a_gpu_compose_and_fit_together(compose: Callable[..., dict[str, Any]]) -> None:
     """At the sizes that the goals and tables name."""
     for run in RUNS:

@@ -101,6 +101,7 @@ def test_auto_is_stored_and_read_again(tmp_path: Path, compose: Compose) -> None
         require_config(run)
 
 
+@pytest.mark.slow
 def test_images_have_the_shape_of_the_bucket(run: Path, plain: Path, ask: Any, opened: OpenedRun) -> None:
     """As the sampler makes them of that shape."""
     generate(ask(f"run='{run}'", "bucket=16x24", *QUICK))
@@ -123,6 +124,7 @@ def test_images_have_the_shape_of_the_bucket(run: Path, plain: Path, ask: Any, o
     assert "bucket" not in json.loads((without / "request.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_export_makes_the_same_images_in_each_bucket(run: Path, ask: Any, compose: Compose, tmp_path: Path) -> None:
     file = record_buckets(run, "16x16", "24x16")
     try:

@@ -161,6 +161,7 @@ def test_kohyas_layout_is_of_lora_on_a_unet(
             check(compose(f"run='{run}'", "format=kohya", root="export"))
 
 
+@pytest.mark.slow
 def test_a_full_unet_through_a_pipeline_gives_the_same_pixels(
     root: Path, overrides: list[str], compose: Compose
 ) -> None:

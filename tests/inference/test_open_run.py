@@ -114,6 +114,7 @@ def test_an_images_features_depend_on_nothing_beside_it(opened: OpenedRun, image
     assert not torch.allclose(by_image[1], together[1], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_flow_has_whole_times_too(tmp_path: Path, compose: Compose, small_sit: list[str]) -> None:
     flow = urepa.load(write_run(tmp_path / "sit" / "seed0", compose(*small_sit), 3), device="cpu")
     images = torch.rand(2, *flow.track.image_shape)
@@ -142,6 +143,7 @@ def test_latents_come_from_the_tracks_vae(sd_run: Path, sd_root: Path) -> None:
     assert torch.equal(opened.track.to_rgb(latents), decoded)
 
 
+@pytest.mark.slow
 def test_a_vae_of_other_constants_than_a_finished_run_records_is_refused(sd_run: Path, tmp_path: Path) -> None:
     """Without its caches: what summary.json has of their manifest."""
     run = Path(shutil.copytree(sd_run, tmp_path / "sd" / "seed0"))

@@ -59,6 +59,7 @@ def nearly_same(one: np.ndarray, other: np.ndarray) -> bool:
     return int(np.abs(one.astype(int) - other.astype(int)).max()) <= 1
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file(run: Path, ask: Ask, tmp_path: Path) -> None:
     """A line each, each made whatever is beside it."""
     (tmp_path / "prompts.txt").write_text("\ufeffa red cat\r\n\r\n  قطة \nblue", encoding="utf-8")
@@ -76,6 +77,7 @@ def test_prompts_of_a_file(run: Path, ask: Ask, tmp_path: Path) -> None:
         generate(ask(run, "prompt=a blue cat", "n=2", f"out={tmp_path}/one"))
 
 
+@pytest.mark.slow
 def test_the_prompt_moves_the_image_and_guidance_moves_it_away_from_the_null(
     run: Path, ask: Ask, tmp_path: Path
 ) -> None:

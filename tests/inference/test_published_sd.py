@@ -74,6 +74,7 @@ def test_a_lora_on_the_experiments_base_weights_gives_the_runs_pixels(
         assert files(folder / name) == ours
 
 
+@pytest.mark.slow
 def test_a_scheduler_beside_the_weights_is_heard(
     lora_export: Path, sd_parts: list[str], ask: Any, compose: Compose
 ) -> None:
@@ -145,6 +146,7 @@ def adapted(folder: Path, sd_folder: Path, file: Path) -> torch.Tensor:
         return backbone.unet(torch.randn(1, 4, 8, 8), 7, backbone.embedding_KLE[:1]).sample
 
 
+@pytest.mark.slow
 def test_lora_files_of_others(folder: Path, lora_run: Path, lora_export: Path) -> None:
     ours = lora_export / "pytorch_lora_weights.safetensors"
     expected = adapted(folder, folder / "sd", ours)

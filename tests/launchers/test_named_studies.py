@@ -149,6 +149,7 @@ def test_each_teachers_tokens_are_made_once_of_the_same_images() -> None:
     assert sorted(after.values()) == [2, 2, len(runs) - 4]
 
 
+@pytest.mark.slow
 def test_the_same_run_by_hand_is_the_same_run() -> None:
     runs = small(seeds=(0, 7))
     by_hand = compose_run(["seed=7", "loss=none", *GIVEN, "trainer.max_steps=300", "+experiment=repa_cifar10_cpu"], 1)
@@ -165,6 +166,7 @@ def test_the_command_wins_over_what_the_study_gives_all_and_an_arm_over_both() -
     assert differences(base.config, wide.config) == ["head.hidden: 44 there, 99 here"]
 
 
+@pytest.mark.slow
 def test_arms_are_picked_in_the_tables_order() -> None:
     runs = small(arms=["late", "base"])
     assert [run.arm for run in runs] == ["base", "late"]
@@ -175,6 +177,7 @@ def test_arms_are_picked_in_the_tables_order() -> None:
     assert only[2:] == ("order=['none','late']",), "nor does a baseline"
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize(
     ("table", "arms", "given", "words"),
     [

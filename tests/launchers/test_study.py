@@ -208,6 +208,7 @@ def test_the_batch_divides_over_the_gpus() -> None:
         composed("baseline", gpus=7)
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -49,6 +49,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> UNet:
     return UNet(UNet2DConditionModel.from_pretrained(folder / "unet"), torch.randn(11, 77, 16)).eval()
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED)])
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 5), ("dpmsolver", 6), ("euler", 6)])
@@ -84,6 +85,7 @@ def test_the_steps_are_those_of_diffusers_pipeline_bit_for_bit(
 NOBODY = of_ids(torch.zeros(3).long(), 1)
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("objective", [VelocityMath(*LINEAR), EpsilonMath(*SCALED), VelocityMath(*LINEAR[:3], 400)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_where_steps_divide_the_timesteps_diffusers_scheduler_gives_the_same_bits(
@@ -197,6 +199,7 @@ DIVIDED = [
 ]
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize(("objective", "numbers"), DIVIDED)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_number_of_steps_is_the_papers(sampler: str, objective: DDPMMath, numbers: list[int]) -> None:

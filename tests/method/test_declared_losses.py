@@ -83,6 +83,7 @@ def test_what_is_said_of_lambda_over_the_run() -> None:
     assert sentence(cosine, lambda_max=0).startswith("λ = 0 throughout: the control")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_chosen_at_the_peak_under_a_falling_lambda(
     compose: Callable[..., dict[str, Any]], build_trainer: Callable[..., Any]
 ) -> None:

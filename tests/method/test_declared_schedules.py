@@ -259,6 +259,7 @@ def test_a_cut_off_that_acts_before_the_reading_is_a_bug(cache: Any, monkeypatch
         reader(AHEAD)
 
 
+@pytest.mark.slow
 def test_what_it_measures_is_the_logged_cosine_and_no_token_is_read_after_it(
     build_trainer: Callable[..., Any],
 ) -> None:
@@ -288,6 +289,7 @@ CLOSES = (
 )
 
 
+@pytest.mark.slow
 def test_at_a_lambda_of_0_the_tokens_are_measured_and_the_head_is_in_the_graph(
     build_trainer: Callable[..., Any],
 ) -> None:

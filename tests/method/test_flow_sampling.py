@@ -124,6 +124,7 @@ def test_the_odes_steps_are_those_on_paper(sampler: str, path: str) -> None:
         assert found == pytest.approx(ode_by_hand(velocity, sampler, steps), abs=2e-6), steps
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 30, 333, pytest.param(999, marks=pytest.mark.slow)])
 def test_the_sdes_steps_are_those_on_paper(steps: int, path: str) -> None:
@@ -139,6 +140,7 @@ def test_the_error_falls_with_the_order_of_the_method(sampler: str, order: int, 
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_cosine_paths_sde_arrives_too() -> None:
     assert final_std(FlowMath("cosine", "uniform"), "sde", 400) == pytest.approx(STD, abs=0.01)
 

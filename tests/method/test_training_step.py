@@ -307,6 +307,7 @@ def test_lambda_zero_and_no_loss_train_the_same_backbone(build_trainer: Build) -
     assert any(not torch.equal(p, weights(off.model.backbone)[k]) for k, p in weights(on.model.backbone).items())
 
 
+@pytest.mark.slow
 def test_arms_start_from_the_same_weights(build_trainer: Build) -> None:
     """A head's depth or a tap more changes nothing else; another seed changes everything."""
     base = weights(build_trainer().model)
@@ -328,6 +329,7 @@ def test_validation_does_not_depend_on_the_seed(build_trainer: Build) -> None:
     assert torch.equal(one.t_B, other.t_B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["token"])
 def test_accumulated_micro_batches_have_the_whole_batchs_gradient(build_trainer: Build, level: str) -> None:
     """Adam's first moment after one update is (1 − β1)·g: the gradient that the update saw."""

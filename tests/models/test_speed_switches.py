@@ -149,6 +149,7 @@ def test_bf16_weights_need_bf16_steps(compose: Callable[..., dict[str, Any]]) ->
         check_trainer(trainer | {"precision": "fp32"}, 1)
 
 
+@pytest.mark.slow
 def test_the_switches_reach_the_model(build_trainer: Callable[..., Any]) -> None:
     trainer = build_trainer(
         "trainer.precision=bf16", "trainer.frozen=bf16", "trainer.channels_last=true", "trainer.compile=true"

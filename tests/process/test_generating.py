@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 from toy_runs import small_sd, write_run
 from workspace import HANGS, environment
 
@@ -37,17 +38,14 @@ def test_killed_twice_and_finished_by_two_is_as_made_at_once(
     run = write_run(tmp_path / "outputs" / "track_a" / "seed42", compose(*small_sd(tmp_path)), 4)
     request = ["classes=[9,2,5]", "n=3", "batch_size=2", "guidance=3", "steps=2", "against=base"]
 
-    def generate(out: Path, *start: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *start, f"run={run}", f"out={out}", *request]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANGS, check=False
-        )
+    def asked(out: Path) -> list[str]:
+        return [f"run={run}", f"out={out}", *request]
 
     def images(out: Path) -> dict[Path, int]:
         return {p.relative_to(out): p.stat().st_mtime_ns for p in out.glob("*/*.png")}
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = generate(whole, "-m", "urepa.generate")
+    done = forks.run(["-m", "urepa.generate", *asked(whole)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in whole.iterdir()) == ["base", "grid.png", "images", "request.json"]
     names = {Path(v) / f"c000{c}_0000{i}.png" for v in ("base", "images") for c in (2, 5, 9) for i in range(3)}
@@ -55,14 +53,17 @@ def test_killed_twice_and_finished_by_two_is_as_made_at_once(
 
     made: dict[Path, int] = {}
     for at in (4, 8):  # among the base model's images, then among the run's own, and each the second of a batch
-        assert generate(parts, "-c", KILLED, str(at)).returncode == -signal.SIGKILL
+        assert forks.run_code(KILLED, [str(at), *asked(parts)], tmp_path).returncode == -signal.SIGKILL
         assert len(list(parts.rglob(".*.tmp"))) == 1
         assert images(parts).keys() < names
         assert len(images(parts)) == len(made) + at - 1
         assert images(parts).items() >= made.items(), "what was there is left alone"
         made = images(parts)
     assert not (parts / "grid.png").exists()
-    done = generate(parts, *TORCHRUN, "-m", "urepa.generate")
+    command = [sys.executable, *TORCHRUN, "-m", "urepa.generate", *asked(parts)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANGS, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "18 images (8 new)" in done.stdout
     assert done.stdout.count("images (") == 1, "rank 0 alone reports"

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 from test_evaluate import evaluate, evaluations, summary
-from workspace import HANGS, Workspace, assert_tracked_once, environment, one_line_error, query
+from workspace import Workspace, assert_tracked_once, one_line_error, query
 
 # kills itself while the n-th batch of images is written beside its place
 KILLED = """
@@ -70,10 +69,7 @@ def test_killed_among_its_images_it_says_the_same(copied: Workspace) -> None:
     assert {key: stored[key] for key in names} == {key: row[key] for key in names}
     assert summary(run)["metrics"].items() >= {key: row[key] for key in names}.items()
 
-    command = [sys.executable, "-c", KILLED, "3", f"run={again}", "tracking=none", *SMALL]
-    killed = subprocess.run(
-        command, cwd=copied.folder, env=environment(), capture_output=True, text=True, timeout=HANGS, check=False
-    )
+    killed = forks.run_code(KILLED, ["3", f"run={again}", "tracking=none", *SMALL], copied.folder)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = batches(again)
     assert before.keys() == {f"batch_{i:06d}.safetensors" for i in range(2)}

@@ -53,6 +53,7 @@ def test_steps_are_kept_once() -> None:
     assert curves["c"].steps is curves["d"].steps
 
 
+@pytest.mark.slow
 def test_memory_of_many_rows(tmp_path: Path) -> None:
     """30,000 rows of ten metrics are 2.6 MB of numbers; as lists of pairs they are 50 MB, as dicts 40 MB more."""
     file, n = tmp_path / "metrics.jsonl", 30_000

@@ -212,6 +212,7 @@ def test_times_of_rows_ascend_where_the_clock_is_set_back(tmp_path: Path, monkey
     assert read_rows(file)[-1]["time"] == 3_000_000_000
 
 
+@pytest.mark.slow
 def test_no_duration_is_a_difference_of_the_wall_clock() -> None:
     """It may be set back. What is stored as a moment is named here."""
     users = {"urepa/runs/metrics.py", "urepa/cluster/slurm_job.py", "urepa/runs/trackers/mlflow_sender.py"}

@@ -42,6 +42,7 @@ def test_a_networks_user_error_is_not_wrapped(compose: Compose) -> None:
         build_part(compose("teacher.grid=[9,9]")["teacher"])
 
 
+@pytest.mark.slow
 def test_the_untrained_model_is_the_runs_own_before_its_first_step(
     compose: Compose, small_run: list[str], build_trainer: Callable[..., Any]
 ) -> None:
@@ -59,6 +60,7 @@ def test_the_untrained_model_is_the_runs_own_before_its_first_step(
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, compose: Compose) -> None:
     """Of its own architecture and prompts, drawn by the run's seed."""
     config = compose(*small_sd(tmp_path))
@@ -79,6 +81,7 @@ def test_a_backbone_with_weights_has_a_random_one_beside_it(tmp_path: Path, comp
     assert all(torch.equal(value, prompts[name]) for name, value in random.named_buffers())
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("has_weights", [False, True])
 def test_floors_are_what_the_backbone_began_with_and_a_random_one(
     has_weights: bool, trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str], sit_file: Path

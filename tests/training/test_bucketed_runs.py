@@ -48,6 +48,7 @@ def test_a_run_over_buckets(trainer_of: Callable[..., Any], compose: Compose, tm
         trainer_of(*bucketed(images, root, "evaluation=knn", "evaluation.knn.train_images=20"))
 
 
+@pytest.mark.slow
 def test_a_run_is_of_the_images_of_all_its_buckets(
     compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,6 +168,7 @@ def test_without_a_warm_up_no_bit_of_the_average_is_another(decay: float) -> Non
     assert same(list(ema.shadow.values()), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", ["false", "true"])
 def test_an_average_resumes_exactly(build_trainer: Callable[..., Any], warmup: str) -> None:
     """Two steps, a checkpoint, four more: as six in one go; one of the first two is skipped."""

@@ -29,6 +29,7 @@ def test_a_run_begins_with_a_line_on_each(build_trainer: Callable[..., Any]) -> 
     assert said["classes"].startswith("10")
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("steps", "says"), [(150, "22 %"), (298, "5 %"), (299, "")])
 def test_averages_that_will_lag_are_said_before_the_first_step(
     build_trainer: Callable[..., Any], steps: int, says: str

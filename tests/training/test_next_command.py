@@ -40,6 +40,7 @@ def test_the_plain_quickstart(compose: Compose) -> None:
     assert proposed(compose()) == ["-m", *SWEEP, *own]
 
 
+@pytest.mark.slow
 def test_own_photographs_stay_the_data(compose: Compose, photos: Path, tmp_path: Path) -> None:
     """Also after an evaluation, which sets keys of its own; paths are not cut to what the folder's name has of them."""
     typed = ["data=folder", f"data.images={photos}", f"data.root={tmp_path}/caches", "trainer.max_steps=150"]
@@ -52,6 +53,7 @@ def test_own_photographs_stay_the_data(compose: Compose, photos: Path, tmp_path:
     assert again["trainer"]["ema_warmup"]
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_is_not_needed_is_not_proposed(compose: Compose) -> None:
     typed = ["trainer.max_steps=500"]
     assert proposed(compose(*typed), *typed) == ["-m", *SWEEP, *typed]

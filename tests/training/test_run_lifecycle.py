@@ -38,6 +38,7 @@ def test_a_key_belongs_to_who_wrote_it_last() -> None:
     assert _update_owners(own, {"generation": ["final/fd/dino"]})[1] == set(), "inception's value stays"
 
 
+@pytest.mark.slow
 def test_null_takes_a_value_back(tmp_path: Path, compose: Callable[..., Any]) -> None:
     log = MetricsLog(tmp_path / "run" / "seed0" / "metrics.jsonl")
     log.path.parent.mkdir(parents=True)

@@ -32,6 +32,7 @@ def of_part(trainer: Any, part: str) -> torch.Tensor:
     return parameter.data if part == "weights" else trainer.ema.shadow[name]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("part", ["weights", "ema", "optimizer"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_not_saved(build_trainer: Build, part: str, value: float) -> None:
@@ -47,6 +48,7 @@ def test_what_is_not_finite_is_not_saved(build_trainer: Build, part: str, value:
     assert still == good
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("lr", ["inf", "1e30", "1e20"])
 def test_a_learning_rate_that_destroys_the_weights_ends_the_run(build_trainer: Build, lr: str) -> None:
     """Configs that the command refuses, but a stored one may hold."""
@@ -78,6 +80,7 @@ def test_an_undefined_validation_ends_the_run_at_once(build_trainer: Build) -> N
     assert [row["step"] for row in read_rows(trainer.metrics.path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_skips_most_updates_is_not_finished(build_trainer: Build) -> None:
     """λ is 0 in the first update, and then an alignment term is infinite; weights and validation stay finite."""
     trainer = build_trainer(*SHORT, "loss.lambda_max=1e38", "loss.warmup_steps=1")
@@ -90,6 +93,7 @@ def test_a_run_that_skips_most_updates_is_not_finished(build_trainer: Build) -> 
         trainer.fit(trainer.restore(found, None))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_that_is_not_finite_is_named(build_trainer: Build) -> None:
     trainer = build_trainer("trainer.max_steps=2")
     trainer.fit(0)

@@ -124,6 +124,7 @@ def test_a_class_without_images_is_refused(build_of: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "train_200k.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_larger_track_goes_on_from_a_smaller_ones_caches(built: Path, build_of: Any, tmp_path: Path) -> None:
     """A- first, then A, in one folder: what is there stays, what is missing is made."""
     root, small = tmp_path / "cache", [f"data.train_images={TRAIN // 2}", "data.train=train_100k.csv"]

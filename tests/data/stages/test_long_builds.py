@@ -61,9 +61,8 @@ def test_a_build_killed_at_random_moments_equals_an_undisturbed_one(
     built_with_flips: Path, material: Path, tmp_path: Path
 ) -> None:
     """UREPA_BUILD_KILLS sets how many kills (3 by default), spread over all stages."""
-    root, said = tmp_path / "cache", tmp_path / "stderr.txt"
+    root = tmp_path / "cache"
     arguments = [*overrides(material, root), "batch_size=8", "data.flip=true"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     seed = random.SystemRandom().randrange(2**32)
     print(f"kill seed {seed}")
     moments, kills = random.Random(seed), int(os.environ.get("UREPA_BUILD_KILLS", "3"))
@@ -71,11 +70,9 @@ def test_a_build_killed_at_random_moments_equals_an_undisturbed_one(
     for _ in range(kills):
         latest = min(4 * EVENTS // kills, EVENTS // 3)  # so that most of the kills find the build still at work
         when = [str(moments.randint(1, latest)), f"{moments.expovariate(1 / 0.01):.4f}"]
-        with said.open("w") as stderr:
-            command = [sys.executable, "-c", KILLED, *when, *arguments]
-            process = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+        process = forks.run_code(KILLED, [*when, *arguments], tmp_path)
         killed += process.returncode == -signal.SIGKILL
-        print(f"{process.returncode}: {when}, in {said.read_text().splitlines()[-1:]}")
+        print(f"{process.returncode}: {when}, in {process.stderr.splitlines()[-1:]}")
     assert killed > kills / 2
     done = forks.run(["-m", "urepa.preprocess", *arguments], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

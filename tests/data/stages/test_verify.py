@@ -52,6 +52,7 @@ def test_caches_of_the_same_view_pass(views: dict[str, Any], tmp_path: Path) -> 
     assert all(r2["as stored"] > 1.5 * r2[other] for other in ("mirrored", "transposed", "of another sample"))
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("fault", ["sheared", "mirrored", "shifted", "other samples"])
 def test_caches_of_another_view_are_caught(views: dict[str, Any], tmp_path: Path, fault: str) -> None:
     x0, tokens = views["x0"], views["tokens"]

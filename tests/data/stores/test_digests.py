@@ -129,6 +129,7 @@ LATENTS = {
 }
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize("damage", LATENTS)
 def test_damaged_latents_are_found(
     digits: Path, tmp_path: Path, teacher: Any, capsys: pytest.CaptureFixture[str], damage: str
@@ -151,6 +152,7 @@ def look(track: PixelTrackCaches, teacher: Any) -> None:
         cache.close()
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("flip", ["", "_flip"])
 @pytest.mark.parametrize("damage", ["a bit", "swapped", "mean token"])
 def test_damaged_tokens_are_found(make_track: Any, teacher: Any, damage: str, flip: str) -> None:

@@ -93,6 +93,7 @@ def test_verify_finds_a_record_of_before_that_has_changed(built: Path, build_of:
         build_of(root).run("verify")
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("suffix", FORMS)
 def test_a_half_built_store_goes_on_as_it_began(

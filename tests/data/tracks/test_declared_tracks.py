@@ -44,6 +44,7 @@ def declared_from(compose: Compose, images: Path, tmp_path: Path) -> Callable[..
     return declare
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_declared_track_is_what_the_protocol_says(declared_from: Callable[..., Track], name: str) -> None:
     if name == "captions" and find_spec("all_minilm_l6_v2") is None:
@@ -197,6 +198,7 @@ def own_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_a_track_of_another_package(compose: Compose, own_track: str) -> None:
     from urepa.costs.estimate import Device, plan
     from urepa.reports.description.markdown_and_latex import as_markdown

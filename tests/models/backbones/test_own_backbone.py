@@ -181,6 +181,7 @@ def test_it_is_counted_and_described(own: dict[str, Any]) -> None:
     assert "The backbone itself is trained; there are no adapters." in text
 
 
+@pytest.mark.slow
 def test_it_is_built_and_exported(own: dict[str, Any], tmp_path: Path) -> None:
     load_modules(own)
     track = build_part(own["data"])

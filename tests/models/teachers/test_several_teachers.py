@@ -168,6 +168,7 @@ def test_it_is_validated_resumed_and_evaluated(train: Build) -> None:
     assert all(torch.equal(v, whole[k]) for k, v in weights(trainer).items())
 
 
+@pytest.mark.slow
 def test_a_teacher_of_weight_zero_changes_nothing_but_its_head(
     trainer_of: Build, overrides: list[str], small_sit: list[str]
 ) -> None:

@@ -56,9 +56,11 @@ def write_run(
     course: dict[int, dict[str, float]] | None = None,
     start: int = 1_800_000_000_000,
     images_per_s: float | None = 50.0,
+    only: tuple[str, ...] = ("",),
 ) -> Path:
     """A run's folder: curves that fall to its last values (`last` adds to or replaces the defaults;
-    `course` has more rows, by step; `images_per_s` None: as of a run that has not logged it)."""
+    `course` has more rows, by step; `images_per_s` None: as of a run that has not logged it; `only`: what
+    the logged keys begin with, as each metric takes seconds to draw)."""
     rng = np.random.default_rng(config["seed"])
     seed_effect = 0.01 * rng.standard_normal()
     lam = config["loss"].get("lambda_max", 0.0)
@@ -91,6 +93,7 @@ def write_run(
         rows.append({"step": steps} | final | {"time": start + 1000 * points})
     rows += [{"step": step} | found | {"time": start} for step, found in (course or {}).items()]
     rows.sort(key=lambda row: row["step"])
+    rows = [{k: v for k, v in row.items() if k in ("step", "time") or k.startswith(only)} for row in rows]
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(_as_yaml(json.dumps(config)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -101,7 +104,7 @@ def write_run(
             "seed": config["seed"],
             "step": steps,
             "extended_from": None,
-            "metrics": values | final,
+            "metrics": {k: v for k, v in (values | final).items() if k.startswith(only)},
             "parameters": {"backbone": 1_000_000, "heads": 500_000, "heads_trainable": 500_000},
             "seconds": {"training": 2.0 * steps, "this_process": 2.0 * steps},
             "peak_memory_bytes": 3_000_000_000,

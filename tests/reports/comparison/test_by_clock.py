@@ -298,6 +298,7 @@ def test_curves_over_minutes(add: Add, results: Summarise) -> None:
     np.testing.assert_allclose(mean[1], [205.0, 105.0])
 
 
+@pytest.mark.slow
 def test_two_metrics_by_step_and_by_the_clock_at_a_glance(add: Add, results: Summarise) -> None:
     study(add, lambda seed: 100.0 - 10 * seed)
     panel = panels_of(results())["at_a_glance"]

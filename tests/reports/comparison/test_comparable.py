@@ -154,6 +154,7 @@ def test_the_protocol(config: dict[str, Any], changes: dict[str, Any], validatio
     assert (found == protocol(as_text(config), facts[1])) is same
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     ("arm", "changes", "differing"),
     [

@@ -18,6 +18,7 @@ from urepa.reports.comparison.figures import panels
 from urepa.reports.comparison.page import page
 
 Add = Callable[..., None]
+FEW = ("val/diffusion", "val/token", "train/token", "final/tap_knn", "floor/")  # metrics, where the text is looked at
 
 
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +57,7 @@ def test_every_arm_has_its_place(compose: Callable[..., dict[str, Any]]) -> None
 
 @pytest.mark.slow
 def test_one_run(add: Add, tmp_path: Path) -> None:
-    add(seeds=(0,))
+    add(seeds=(0,), only=FEW)
     done = compare(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "There is one run only, so nothing is compared: its values are shown as they are." in done.stdout
@@ -65,8 +66,8 @@ def test_one_run(add: Add, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_without_validation(add: Add, tmp_path: Path) -> None:
-    add(seeds=(0, 1))
-    add("arm", {"head.depth": 1}, seeds=(0, 1))
+    add(seeds=(0, 1), only=FEW)
+    add("arm", {"head.depth": 1}, seeds=(0, 1), only=FEW)
     for file in tmp_path.rglob("metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         kept = [{k: v for k, v in row.items() if not k.startswith(("val/", "final/", "floor/"))} for row in rows]
@@ -80,9 +81,9 @@ def test_runs_without_validation(add: Add, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_no_run_and_what_is_shorter_is_said(add: Add, tmp_path: Path) -> None:
     """A refused command leaves a config alone; a sweep of another length stands in the same folder."""
-    add(seeds=(0, 1))
-    add("short", {"trainer.max_steps": 50}, seeds=(0, 1))
-    add("refused", seeds=(0, 1))
+    add(seeds=(0, 1), only=FEW)
+    add("short", {"trainer.max_steps": 50}, seeds=(0, 1), only=FEW)
+    add("refused", seeds=(0, 1), only=FEW)
     for seed in (0, 1):
         for name in ("metrics.jsonl", "summary.json"):
             (tmp_path / "outputs" / "cifar10+refused" / f"seed{seed}" / name).unlink()
@@ -100,6 +101,7 @@ def test_what_is_no_run_and_what_is_shorter_is_said(add: Add, tmp_path: Path) ->
     assert "none of the 6 runs has logged a step yet" in refused(compare(tmp_path))
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

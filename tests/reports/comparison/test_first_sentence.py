@@ -171,6 +171,7 @@ def test_what_two_seeds_mean_is_what_is_computed() -> None:
     assert ((five.low > 0) | (five.high < 0)).mean() == pytest.approx(detection_power(2.0, 5), abs=0.005)
 
 
+@pytest.mark.slow
 def test_two_seeds_are_cautioned_loudly(add: Add, results: Summarise) -> None:
     study(add, {"arm": {"val_token": -0.1}}, seeds=(0, 1))
     (caution,) = cautions(results())

@@ -48,6 +48,7 @@ def test_a_spread_is_read_from_its_interval() -> None:
     assert spread_of(float(found.high - found.low), 4) == pytest.approx(differences.std(ddof=1))
 
 
+@pytest.mark.slow
 def test_the_spread_is_pooled_over_the_arms_that_have_one(add: Add, results: Summarise) -> None:
     """Two arms by their n − 1. One that is the baseline in all but name, and one that is not paired, do not count."""
     one, other = [0.1, 0.3, 0.2], [0.0, 0.5, 0.1, -0.2]

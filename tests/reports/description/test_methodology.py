@@ -113,6 +113,7 @@ def test_the_documents_run(compose: Compose) -> None:
         assert words in text
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_model_that_trains(small: Compose) -> None:
     config = small("+loss.taps.enc_last=3", "head.depth=1", "loss.diffusion_fraction=0")
     track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)
@@ -155,6 +156,7 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         assert prose(texts(small(override))[0]) != base, override
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -186,6 +188,7 @@ def test_the_loss_in_words(small: Compose, overrides: list[str], words: str) -> 
     assert words in prose(texts(small(*overrides))[0])
 
 
+@pytest.mark.slow
 def test_the_cost_of_an_update_after_the_stop(small: Compose) -> None:
     config = small("schedule.stop_step=300", "data.online_teacher=true")
     planned = plan(config, H200)
@@ -258,6 +261,7 @@ def test_without_alignment_no_teacher_and_no_head(small: Compose) -> None:
     assert_closed(latex)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("stride", "grid", "words"),
     [
@@ -286,12 +290,14 @@ def test_hostile_values_are_text(small: Compose) -> None:
     assert [unescaped(line) for line in lines] == [[], []]
 
 
+@pytest.mark.slow
 def test_latex_compiles(small: Compose, tmp_path: Path) -> None:
     config = small("loss.level=both", "objective=flow", "optimizer.warmup_ratio=0")
     config["data"]["name"] = HOSTILE
     assert pages(texts(config)[1], tmp_path) > 2
 
 
+@pytest.mark.slow
 def test_hours_are_expected_only_from_a_measurement(small: Compose, tmp_path: Path) -> None:
     config = small()
     assert "expected hours are not stated" in prose(texts(config)[0])
@@ -324,6 +330,7 @@ EVALUATIONS = {
 }
 
 
+@pytest.mark.fast(4)
 @pytest.mark.parametrize(
     "name", sorted(p.stem for p in (Path(CONF) / "evaluation").glob("*.yaml") if p.stem != "cifar10_pixels")
 )  # which reads a SiT's tap, with the parts of cifar10

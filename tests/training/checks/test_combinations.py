@@ -28,6 +28,7 @@ def test_the_quickstart_passes(compose: Callable[..., dict[str, Any]]) -> None:
     check(compose("seed=1"), ["seed=1"])
 
 
+@pytest.mark.fast(6)
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -99,6 +100,7 @@ def test_a_sampler_takes_as_many_steps_as_there_are_timesteps(compose: Callable[
         check_ranges(compose("objective.timesteps=20"))
 
 
+@pytest.mark.slow
 def test_adapters_need_a_sit_that_has_been_trained(compose: Callable[..., dict[str, Any]]) -> None:
     overrides = ["backbone=sit_b2", "lora=all_attention", "~loss.taps.mid", "+loss.taps.block_3=1"]
     with pytest.raises(UserError, match="lora on a SiT of random weights would train nothing"):
@@ -108,6 +110,7 @@ def test_adapters_need_a_sit_that_has_been_trained(compose: Callable[..., dict[s
     check(compose("lora=all_attention"), [])
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -131,6 +134,7 @@ def test_a_sits_patches_are_the_teachers_tokens(
         check(compose(*given), given)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("experiment", ["repa_cifar10", "repa_imagenet256"])
 def test_latents_patches_too(compose: Callable[..., dict[str, Any]], experiment: str) -> None:
     given = [f"+experiment={experiment}"]
@@ -167,6 +171,7 @@ def test_a_warm_up_that_begins_at_the_decay_is_refused(trainer: dict[str, Any]) 
         check_trainer(trainer | {"ema_warmup": True, "ema_decay": 0.1}, 1)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -185,6 +190,7 @@ def test_turns_without_evaluations_are_refused(
 ONLINE = ("+experiment=repa_cifar10", "data.online_latents=true")
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     "fine", [[], ["data.online_teacher=true"], ["data.stage_to=/tmp"], ["loss=none"], ["data.token_dtype=int8"]]
 )
@@ -194,6 +200,7 @@ def test_what_has_an_effect_beside_online_latents_passes(
     check(compose(*ONLINE, *fine), [*ONLINE, *fine])
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -225,6 +232,7 @@ def test_keys_without_effect_are_refused_where_there_is_no_loss(key: str) -> Non
     check_effects(NO_LOSS, ["optimizer.lr.backbone", "headless", "seed"])
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("lam", "typed"), [(0, ["schedule=cosine"]), (0, ["schedule=cosine", "schedule.final=0.1"])])
 def test_a_schedule_of_a_lambda_that_is_0_is_refused(
     compose: Callable[..., dict[str, Any]], lam: float, typed: list[str]

@@ -19,6 +19,7 @@ EVERY = "evaluation=[alignment,knn,linear_probe,spatial,dense]"
 Compose = Callable[..., dict[str, Any]]
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     ("overrides", "tap", "times"),
     [
@@ -71,6 +72,7 @@ def test_of_no_run_nothing_is_known(overrides: list[str], said: str) -> None:
         of_run(*overrides, EVERY)
 
 
+@pytest.mark.slow
 def test_the_ceiling_of_the_dense_probe_is_the_runs_own_teacher(compose: Compose, tmp_path: Path) -> None:
     config = compose("+experiment=repa_cifar10_pixels")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
