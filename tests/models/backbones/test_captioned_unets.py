@@ -266,7 +266,7 @@ def test_which_conditions_each_takes(compose: Callable[..., Any], tmp_path: Path
         check_condition(text, made(CLASS))
     with pytest.raises(UserError, match=r"on text, text.pooled, and .* have text; choose a backbone of sd15_text, or"):
         check_condition(xl, made(TEXT))
-    with pytest.raises(UserError, match=r"have class, text; choose other data$"):
+    with pytest.raises(UserError, match=r"have class, text; choose other data, or another text_encoder@"):
         check_condition(text, made(CLASS, TEXT))
     both = overrides(tmp_path / "images", tmp_path / "data", tmp_path / "clip", "data.num_classes=2")
     captions = [o for o in both if not o.startswith("backbone")]
