@@ -50,7 +50,7 @@ def test_beside_the_documents_own(track_a: Callable[..., None], results: Summari
     assert of_steps(arm) == ""
     text = words(results())
     assert SECTION in text
-    assert "beside what baseline reached." in text
+    assert "next to those of baseline." in text
     assert "1.67" in text
 
 
@@ -65,7 +65,7 @@ def test_beside_that_arm_and_not_the_baseline_of_the_comparison(
     assert found.study.baseline.label == "lambda_0"
     assert arm is not None
     assert arm.label == "baseline"
-    assert "beside what baseline reached." in words(found)
+    assert "next to those of baseline." in words(found)
 
 
 @pytest.mark.parametrize("changes", [{"loss.lambda_max": 0.8}, {"loss.manifold_weight": 0.0}, {"loss.level": "token"}])
