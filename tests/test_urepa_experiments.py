@@ -155,7 +155,7 @@ def test_it_is_planned_and_described_at_full_size(compose: Compose, experiment: 
     }
     assert planned.fits
     tokens = next(cache for cache in planned.counted.caches if cache.name == "tokens")
-    assert tokens.bytes_each == pytest.approx(37 * 37 * 1536 * 2, rel=1e-3)
+    assert tokens.record_bytes == pytest.approx(37 * 37 * 1536 * 2, rel=1e-3)
     text = as_markdown("x", methodology(subject_of(config, planned), ""))
     assert HUB[experiment] in text
     assert f"{adapters:,}" in text
