@@ -21,7 +21,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from urepa.cli import CONF
 from urepa.cluster.slurm_job import Job
@@ -88,7 +88,10 @@ def compose_run(overrides: Sequence[str], gpus: int) -> PlannedRun:
 
 @lru_cache
 def _preprocess_default(chosen: tuple[str, ...]) -> dict[str, Any]:
-    return flatten(to_plain(compose("preprocess", list(chosen))))
+    config = compose("preprocess", list(chosen))
+    if OmegaConf.is_interpolation(config.data, "num_classes"):  # counted in images, which are the run's
+        config.data.num_classes = 0
+    return flatten(to_plain(config))
 
 
 def _hydra_literal(value: Any) -> str:

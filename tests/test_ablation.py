@@ -25,11 +25,16 @@ FAMILIES = {
     "captions": "tiny_unet",
     "track": "sd15",
     "repa": "sit",
-}  # by the first word of the experiment
+    "urepa_sd15": "sd15",
+    "urepa_sdxl": "sdxl",
+    "urepa_kolors": "kolors",
+}  # by the first word of the experiment, or two
 EXPERIMENTS = {"": "tiny_unet"} | {
-    p.stem: FAMILIES[p.stem.split("_")[0]] for p in (Path(CONF) / "experiment").glob("*.yaml")
+    p.stem: next(family for words, family in FAMILIES.items() if f"{p.stem}_".startswith(f"{words}_"))
+    for p in (Path(CONF) / "experiment").glob("*.yaml")
 }
-BESIDE = {"captions_smoke": ["data.images=DIR", "data.num_classes=2"]}  # of a folder that is not here
+CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors")
+BESIDE = {name: ["data.images=DIR", "data.num_classes=2"] for name in CAPTIONED}  # of a folder that is not here
 # the backbone is the arm's, and yet it would not be the arm's change there
 OTHERWISE = {
     ("track_a_native", "eps_target"): "besides objective._target_ it would change objective.beta_schedule",
@@ -47,6 +52,30 @@ OTHERWISE = {
     ("track_b", "samples_100k"): "it would change backbone.prompts, data.root",
     ("track_b", "teacher_224"): "it would change backbone.prompts, data.root, data.train",
 }
+TEACHERS = tuple(f"urepa_teacher_{size}_224" for size in "sblg")
+OF_TRACKS = dict.fromkeys(TEACHERS[:3], "does not change teacher.grid") | {
+    TEACHERS[3]: "it would change teacher.model, teacher.width",
+    "urepa_no_diagonal": "does not change loss.manifold_diagonal here",
+    "urepa_teacher_images": "does not change data.teacher_sees here",
+}
+OTHERWISE |= {
+    (track, arm): words for track in ("track_a", "track_a_native", "track_b") for arm, words in OF_TRACKS.items()
+}
+OTHERWISE |= {
+    ("urepa_sd15_captions", arm): words
+    for arm, words in {
+        "eps_target": "besides objective._target_ it would change objective.beta_schedule",
+        "full_data": "it would change",
+        "head_single_layer": "",
+        "manifold_token": "does not change loss.level here",
+        "native": "does not change objective._target_, objective.beta_schedule here",
+        "no_warmup": "does not change loss.warmup_steps here",
+        "samples_100k": "it would change",
+        "scaled_beta": "besides objective.beta_schedule it would change objective._target_",
+        "teacher_224": "it would change",
+        "upsample_before": "",
+    }.items()
+}
 # the description's tables, and what a reviewer would ask
 ROWS = [
     "baseline", "head_single_layer", "taps_three", "lora_16", "lora_32", "lora_conv",
@@ -56,6 +85,8 @@ ROWS = [
     "teacher_224", "taps_three_lora_all", "quarter_diffusion",
     "sit_irepa", "sit_irepa_head", "sit_spatial_norm", "sit_stop_50k", "sit_tap_depth_4",
     "sit_lambda_t", "sit_time_head", "sit_lambda_linear", "sit_similarity_cutoff",
+    "lora_64", "manifold_1", "similarity_cutoff", "grid_student", "urepa_no_diagonal", "urepa_teacher_images",
+    "urepa_tae_sd", "urepa_tae_sdxl", *TEACHERS,
 ]  # fmt: skip
 
 

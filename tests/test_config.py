@@ -62,8 +62,9 @@ def test_every_root_composes(compose: Compose, root: str) -> None:
 # options that only make sense beside others
 COUNTED = ["data.num_classes=2"]  # of a folder that is not here
 BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): COUNTED}
-BESIDE |= {("data", "captions"): COUNTED, ("data", "sd15_captions"): COUNTED}
-BESIDE |= {("experiment", "captions_smoke"): COUNTED}
+BESIDE |= {("data", name): COUNTED for name in ("captions", "sd15_captions", "sdxl_captions", "kolors_captions")}
+CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors")
+BESIDE |= {("experiment", name): COUNTED for name in CAPTIONED}
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -165,7 +165,8 @@ NEED_CACHES = {"full_data", "samples_100k", "teacher_224"}
 ARMS = {
     file.stem
     for file in (Path(CONF) / "ablation").glob("*.yaml")
-    if "sd15" in (yaml.safe_load(file.read_text()).get("arm") or {"families": ["sd15"]})["families"]
+    if not file.stem.startswith("urepa_")  # of other experiments
+    and "sd15" in (yaml.safe_load(file.read_text()).get("arm") or {"families": ["sd15"]})["families"]
 } - NEED_CACHES
 
 
@@ -173,7 +174,7 @@ ARMS = {
 @pytest.mark.parametrize("arm", sorted(ARMS))
 @pytest.mark.filterwarnings("ignore:nothing trainable precedes")
 def test_every_arm_takes_a_step(small: dict[str, Path], tmp_path: Path, arm: str) -> None:
-    own = ("trainer.batch_size=4", "trainer.validation_group=4", f"+ablation={arm}")
+    own = ("trainer.batch_size=4", "trainer.validation_group=4", "trainer.max_steps=9", f"+ablation={arm}")
     settings = [o for o in small_overrides(small) if not o.startswith("loss.warmup_steps")]
     trainer = trainer_for(composed(*settings, *own), tmp_path)
     before = {n: p.detach().clone() for n, p in trainable(trainer.model).items()}

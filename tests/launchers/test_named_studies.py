@@ -22,6 +22,7 @@ from urepa.runs.run_folder import differences, is_identity
 
 NAMES = sorted(p.stem for p in (Path(CONF) / "study").glob("*.yaml"))
 GIVEN = ["data.source=folder", "data.images=/somewhere/photos"]
+COUNTED = {"lora_alignment": ["data.num_classes=1"]}  # of a folder that is not here
 SMALL: dict[str, Any] = {
     "overrides": ["+experiment=repa_cifar10_cpu", "trainer.max_steps=300"],
     "baseline": "base",
@@ -51,7 +52,7 @@ def commands(stages: list[JobGroup], name: str) -> list[str]:
 @functools.cache
 def composed(name: str) -> tuple[dict[str, Any], list[PlannedRun], list[tuple[str, ...]]]:
     """Of a file of conf/study: the settings of a study, its runs and the comparisons. It takes a second an arm."""
-    own, rest = split_arguments([f"study={name}", "seeds=0,1", *GIVEN])
+    own, rest = split_arguments([f"study={name}", "seeds=0,1", *GIVEN, *COUNTED.get(name, [])])
     settings = settings_of(own)
     runs, compared = select_runs(settings, name, rest, 1)
     assert compared is not None

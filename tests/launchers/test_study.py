@@ -62,6 +62,23 @@ def test_a_latent_track_from_images_to_the_table() -> None:
     assert [s.gpus for s in (manifest, shards, verify, train, evaluate, compare)] == [1, 1, 0, 8, 1, 0]
 
 
+def test_arms_over_captioned_photographs_share_images_and_latents() -> None:
+    """Their classes are counted in images, which the track's own settings do not have."""
+    given = ["+experiment=urepa_sdxl", "data.images=/photos", "data.num_classes=1"]
+    runs = composed("baseline", "lora_64", "urepa_tae_sdxl", rest=given, seeds=(0,))
+    made = [commands(s) for s in stages(runs) if s.name == "preprocess"]
+    track = "urepa.preprocess data=sdxl_captions teacher=dinov2_g_unpooled data.images='/photos'"
+    first = f"{track} data.num_classes=1 data.teacher_sees='decoded'"
+    tae = f"{track} data.tokens='dino_tokens_tae_lmdb' data.num_classes=1 data.teacher_sees='tae_decoded'"
+    assert made[0] == [f"{first} stage=manifest"]
+    assert made[1] == [
+        f"{first} shard={i}/2 stage={stage}" for i in (0, 1) for stage in ("images", "latents", "tokens", "text")
+    ]
+    later = [command for stage in made[2:] for command in stage]
+    assert all(command.startswith(tae) for command in later)
+    assert [command.rpartition("stage=")[2] for command in later] == ["manifest", *2 * ["tokens", "text"]]
+
+
 @pytest.mark.slow
 def test_what_is_asked_in_training_is_not_made_before(compose: Callable[..., Any]) -> None:
     """Nor are prompts of a track whose backbones take class ids."""

@@ -87,7 +87,7 @@ def test_classes_are_counted_where_nothing_else_is_missing(
     assert compose(*given, *classes)["data"]["num_classes"] == 2
     without = [word for word in given if "text_encoder.model" not in word]
     with pytest.raises(InterpolationResolutionError, match="data.text_encoder.model must be given"):
-        compose(*without)
+        compose(*without, "text_encoder@data.text_encoder=t5")
 
 
 def test_other_buckets_in_a_folder_are_refused(bucket_build: Callable[..., Build], tmp_path: Path) -> None:
