@@ -42,12 +42,12 @@ ARCHITECTURES = {"sd15": SD, "sdxl": XL, "kolors": KOLORS}
 LATENT = (4, 8, 16)  # a rectangle, 64x128 in pixels
 
 
-def write_family(folder: Path, family: str) -> Path:
-    """FOLDER/unet/{config.json,*.safetensors}, as a pipeline's folder has it."""
+def write_family(folder: Path, family: str, **changes: Any) -> Path:
+    """FOLDER/unet/{config.json,*.safetensors}, as a pipeline's folder has it; `changes` of its architecture."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
-    UNet2DConditionModel(**ARCHITECTURES[family]).save_pretrained(folder / "unet")
+    UNet2DConditionModel(**ARCHITECTURES[family] | changes).save_pretrained(folder / "unet")
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from flat_photos import BUCKETS, CAPTIONS, EACH, LENGTH, SHAPES
+from flat_photos import BUCKETS, CAPTIONS, EACH, LENGTH, SHAPES, write_flat
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -142,6 +143,27 @@ def test_verify_looks_at_every_bucket_and_at_the_captions(
             build.track.open(build.teacher)
         shutil.rmtree(root / folder)
         shutil.copytree(whole / folder, root / folder)
+
+
+def test_a_bucket_of_too_few_images_to_compare_fields_of_view_is_verified_without_that(
+    bucket_build: Callable[..., Build], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "cache"
+    build = bucket_build(root, images=write_flat(tmp_path / "few", 8))
+    build.run("all")
+    said = capsys.readouterr().out
+    for name in BUCKETS:
+        few = f"cache/{name}: 8 samples are whole; whether latents and tokens see the same field of view was not checked: "
+        (line,) = (line for line in said.splitlines() if few in line)
+        assert re.fullmatch(r"there are [5-7] training samples, at least 8 are needed with .*", line.split(few)[1])
+    build.track.open(build.teacher).close()  # it can be trained on
+    data = root / "48x80" / "dino_tokens_lmdb" / "data.mdb"
+    content, store = bytearray(data.read_bytes()), Store(data.parent)
+    content[store.places([sorted(store.keys())[0]])[0]["offset"] + 4] ^= 0xFF
+    store.close()
+    data.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"48x80/dino_tokens_lmdb.* has changed since it was written"):
+        build.run("verify")
 
 
 # --- shards and kills ---------------------------------------------------------------------------------------

@@ -216,9 +216,9 @@ class Build:
         """Counts, keys, shapes, finiteness, lengths, digests and the field of view."""
         self._verify(self.track.open_to_verify(self.teacher))
 
-    def _verify(self, cache: Caches) -> None:
-        """A fault is written down, so that training refuses the store until it passes."""
-        track, prompts = self.track, self.track.prompts
+    def _verify(self, cache: Caches) -> list[verify.TooFewSamples]:
+        """A fault is written down, so that training refuses the store until it passes. Returns what was left out."""
+        track, prompts, left_out = self.track, self.track.prompts, []
         if prompts.exists() and not load_prompts(prompts, track.num_classes).isfinite().all():
             raise UserError(f"{prompts} is not finite; delete it and make it again")
         try:
@@ -227,18 +227,19 @@ class Build:
                     track.captions.verify(cache.buckets[0].text)
             for bucket in cache.buckets:
                 with in_bucket(bucket.bucket):
-                    self._verify_bucket(bucket)
+                    left_out += self._verify_bucket(bucket)
         finally:
             cache.close()
         for store in track.store_folders(self.teacher):
             (store / FAULT).unlink(missing_ok=True)
+        return left_out
 
-    def _verify_bucket(self, cache: Cache) -> None:
+    def _verify_bucket(self, cache: Cache) -> list[verify.TooFewSamples]:
         with marked_faults():
             for name, tokens in cache.tokens.items():
                 if isinstance(tokens, Store):
                     verify.weights_check(tokens, by_name(self.teacher)[name])
-            verify.verify(str(self.track.folder / cache.bucket), cache)
+            return verify.verify(str(self.track.folder / cache.bucket), cache)
 
     def stage_digest(self) -> None:
         """Digests of the records of stores that are there already and have none."""
@@ -277,7 +278,8 @@ class Build:
         track.require_folders(self.teacher)
         for output in outputs:  # digests first, so that they are of what is verified
             manifests[output.folder] |= _write_derived_files(output, manifests[output.folder], digests_file)
-        self._verify(track.open_to_verify(self.teacher, manifests))
+        for few in self._verify(track.open_to_verify(self.teacher, manifests)):
+            raise UserError(f"whether latents and tokens see the same field of view cannot be checked: {few}")
         for output in outputs:
             if output.is_tokens:
                 keys = Keys([samples["train"]])

@@ -49,6 +49,10 @@ class Fault(UserError):
             write_whole(self.folder / FAULT, str(self))
 
 
+class TooFewSamples(UserError):
+    """Too few samples of a store to compare fields of view; nothing says that they differ."""
+
+
 @contextmanager
 def marked_faults() -> Iterator[None]:
     """Inside, a Fault is written down beside the store that has it."""
@@ -67,11 +71,13 @@ class Finding:
     r2: float
 
 
-def verify(name: str, cache: Cache) -> None:
+def verify(name: str, cache: Cache) -> list[TooFewSamples]:
     """Every record of an open cache and its field of view; prints what was found, a Fault on the first one. With
     an online teacher there are no tokens to look at; latents that are made in training are made for the field of view
-    alone. Of records without digests it says that it cannot tell whether they are what was written."""
+    alone. Of records without digests it says that it cannot tell whether they are what was written. Returns the
+    comparisons of fields of view that were left out, for want of samples."""
     assert cache.grids
+    left_out = []
     splits = cache.splits
     stored = {teacher: tokens for teacher, tokens in cache.tokens.items() if isinstance(tokens, Store)}
     latents = cache.latents if isinstance(cache.latents, Store) else None
@@ -95,11 +101,17 @@ def verify(name: str, cache: Cache) -> None:
         for teacher, tokens in stored.items():
             check_records(tokens, keys, unit_length=True)
             train = views["mirrored "][0] if view else splits["train"]
-            findings = spatial_check(cache.latents, tokens, train, cache.grids[teacher])
-            whose = f"{teacher}'s tokens" if teacher else "tokens"
-            print(f"{name}: {len(keys)} {view}samples {state}; {whose} explain the latents as follows (R²):")
+            whose, what = f"{teacher}'s tokens" if teacher else "tokens", f"{name}: {len(keys)} {view}samples {state}"
+            try:
+                findings = spatial_check(cache.latents, tokens, train, cache.grids[teacher])
+            except TooFewSamples as few:
+                print(f"{what}; whether latents and {whose} see the same field of view was not checked: {few}")
+                left_out.append(few)
+                continue
+            print(f"{what}; {whose} explain the latents as follows (R²):")
             for finding in findings[:4]:
                 print(f"  {finding.r2:6.3f}  {finding.name}")
+    return left_out
 
 
 def state_of(stores: Sequence[Store | None]) -> str:
@@ -178,15 +190,15 @@ def spatial_check(
 ) -> list[Finding]:
     """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
     latents as they are and as they would look mirrored, shifted, sheared or from another sample. A Fault
-    of the tokens names the view that fits better than the stored one; too few samples are a UserError. Findings
+    of the tokens names the view that fits better than the stored one; TooFewSamples says how many it wants. Findings
     come best first."""
     count, width = grid[0] * grid[1], tokens.shape[-1]
     wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
     chosen = fixed_subset(samples, "spatial", wanted)
     if len(chosen) * count < 4 * width or len(chosen) < 8:
-        raise UserError(
-            f"the spatial check needs at least {max(4 * width // count, 8)} samples with {count} tokens of width "
-            f"{width}; there are {len(chosen)}"
+        raise TooFewSamples(
+            f"there are {len(chosen)} training samples, at least {max(-(-4 * width // count), 8)} are needed with {count} "
+            f"tokens of width {width}"
         )
     x0 = torch.from_numpy(latents.read([s.key for s in chosen]))
     x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean
@@ -199,10 +211,7 @@ def spatial_check(
     another = own.r2 <= 0 or best.r2 > MARGIN * own.r2
     hardly = best.r2 <= 0 or (own.r2 > 0 and best.r2 <= own.r2 + CLEARLY)
     if len(chosen) < wanted and another and hardly:
-        raise UserError(
-            f"{len(chosen)} samples are too few to tell whether latents and tokens see the same field of view; "
-            f"the check wants {wanted} of them: build from more images, or train without this check"
-        )
+        raise TooFewSamples(f"the {len(chosen)} training samples are too few to tell, at least {wanted} are needed")
     if another:
         raise Fault(
             tokens.folder_of(chosen[0].key),
