@@ -182,7 +182,7 @@ def _to_7(config: dict[str, Any]) -> None:
         "urepa.models.text_encoders.clip_text.CLIPText": {"padding": "masked", "null_text": "zeros"},
     }
     for part in _parts(config):
-        for key, value in added.get(part["_target_"], {}).items():
+        for key, value in added.get(str(part["_target_"]), {}).items():
             part.setdefault(key, value)
 
 

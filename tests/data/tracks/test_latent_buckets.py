@@ -102,9 +102,8 @@ def test_captions_go_with_their_image(opened: Any, material: Path, flat_images: 
     def encoded(text: str) -> tuple[torch.Tensor, torch.Tensor]:
         ids = tokenizer([text], padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            out = model(ids.input_ids, attention_mask=ids.attention_mask)
-        mask_BL = ids.attention_mask.bool()
-        return torch.where(mask_BL.unsqueeze(2), out.last_hidden_state, 0)[0], out.pooler_output[0]
+            out = model(ids.input_ids)  # padding is attended to, as in SD-1.5's pipeline
+        return out.last_hidden_state[0], out.pooler_output[0]
 
     training, validation = TrainingReader(cache, OBJECTIVE, Layout(4), seed=0), ValidationReader(cache, OBJECTIVE, 2)
     for batch, first in ((training.read(0)[0], False), (training.read(1)[0], False), (validation.read(0), True)):
@@ -129,7 +128,7 @@ def test_verify_looks_at_every_bucket_and_at_the_captions(
     said = capsys.readouterr().out
     assert all(f"cache/{name}: {EACH} samples are whole; tokens explain the latents" in said for name in BUCKETS)
     assert f"the records of {len(CAPTIONS) - 1} captions and the empty one are whole" in said
-    for folder in ("48x80/vae_latents_lmdb", "text_sd_1_12"):
+    for folder in ("48x80/vae_latents_lmdb", "text_sd_1_12_attended"):
         data = root / folder / "data.mdb"
         content, store = bytearray(data.read_bytes()), Store(root / folder)
         key = sorted(store.keys())[0]
@@ -155,7 +154,7 @@ def test_two_shards_make_the_same(whole: Path, bucket_build: Callable[..., Build
         for build in builds:
             build.run(stage)
     builds[1].run("verify")
-    for store in ("80x48/vae_latents_lmdb", "64x64/dino_tokens_lmdb", "text_sd_1_12"):
+    for store in ("80x48/vae_latents_lmdb", "64x64/dino_tokens_lmdb", "text_sd_1_12_attended"):
         assert sorted(p.name for p in (root / store).glob("part-*")) == ["part-0of2", "part-1of2"]
         assert len(list(Store(root / store).keys())) == len(list(Store(whole / store).keys()))  # none is in both
     ours, theirs = made(root), made(whole)

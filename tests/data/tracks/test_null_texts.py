@@ -122,7 +122,8 @@ def test_a_backbone_that_takes_a_vector_refuses_it(compose: Callable[..., Any], 
     given = overrides(tmp_path / "images", tmp_path / "data", tmp_path / "t5", "data.num_classes=2")
     config = compose(*["text_encoder@data.text_encoder=t5" if one.endswith("encoder=clip") else one for one in given])
     with pytest.raises(
-        UserError, match=r"conditions have text; choose other data, or another text_encoder@data\.text_"
+        UserError,
+        match=r"conditions have text; choose a backbone of sd15_text, or other data, or another text_encoder@data\.text_",
     ):
         check_shapes(config)
 
