@@ -22,6 +22,7 @@ from urepa.costs.estimate import Device, plan
 from urepa.data.stages.build import Build
 from urepa.data.stores.lmdb_store import Part
 from urepa.models.weight_files import trainable
+from urepa.prefetch import required_files
 from urepa.reports.description.markdown_and_latex import as_markdown
 from urepa.reports.description.methodology import methodology
 from urepa.reports.description.subject import subject_of
@@ -92,6 +93,15 @@ def test_the_tracks_teacher_is_the_experiments(compose: Compose, experiment: str
     assert (parts["data"], parts["teacher"]) == (config["data"], config["teacher"])
 
 
+@EVERY
+def test_prefetch_fetches_one_pipeline_and_the_teacher(compose: Compose, experiment: str) -> None:
+    files = required_files(compose(*given(experiment), root="prefetch"))
+    assert files.keys() == {HUB[experiment], "facebook/dinov2-giant"}
+    numbers = ("", "_2") if experiment == SDXL else ("",)
+    networks = {f"text_encoder{number}/config.json" for number in numbers} | {"unet/config.json", "vae/config.json"}
+    assert {file for file in files[HUB[experiment]] if file.endswith("/config.json")} == networks
+
+
 # --- SimpleTuner's example --------------------------------------------------------------------------------------
 
 
@@ -136,12 +146,11 @@ def test_the_pages_example_changes_what_it_names(
 SIZES = {
     SD15: (859_520_964, 155_648, 1280 * 1536 + 1536),
     SDXL: (2_567_463_684, 1_761_280, 1280 * 1536 + 1536),
-    KOLORS: (2_579_458_820, 1_761_280, 1280 * 1536 + 1536),
 }
 
 
 @pytest.mark.slow
-@EVERY
+@pytest.mark.parametrize("experiment", SIZES)
 def test_it_is_planned_and_described_at_full_size(compose: Compose, experiment: str) -> None:
     """Without weights. The head is LayerNorm over 1280 channels, and one dense layer."""
     config = compose(*given(experiment))
