@@ -1,5 +1,5 @@
-"""A small SDXL on latents of photographs with captions, in two buckets, from caches that `preprocess` made: a run that was
-killed ends as one that was not, and two processes train as one."""
+"""A small SDXL on latents of photographs with captions, in two buckets, from caches that `preprocess` made: a killed
+run ends as one that was not, and two processes train as one."""
 
 from __future__ import annotations
 

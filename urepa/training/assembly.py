@@ -30,7 +30,6 @@ from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.evaluation.buckets import bucket_folder, run_in_buckets
 from urepa.evaluation.constant_tokens import constant_tokens
 from urepa.evaluation.context import Context, Evaluated
-from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.in_training import During
 from urepa.evaluation.validation_loss import Validation
 from urepa.method.alignment_grids import TEACHER, Grid, policy_of
@@ -41,7 +40,7 @@ from urepa.models.weight_files import trainable
 from urepa.runs import checkpoint
 from urepa.runs.metrics import MetricsLog
 from urepa.runs.run_folder import stored_yaml
-from urepa.training.checks.inputs import check_evaluations
+from urepa.training.checks.inputs import check_opened_images
 from urepa.training.checks.sizes import as_shape
 from urepa.training.ema import EMA
 from urepa.training.gpu_sensors import GpuSensors
@@ -258,9 +257,7 @@ def build(config: dict[str, Any], folder: Path, accelerator: Accelerator, shippe
     with accelerator.main_process_first():  # builds missing caches
         cache = track.open(teacher)
     if checkpoint.newest(folder / "checkpoints") is None:  # a resumed run goes on, with a message at its end
-        for bucket in cache.buckets:
-            with in_bucket(bucket.bucket):
-                check_evaluations(config["evaluation"], cache_counts(bucket))
+        check_opened_images(config["evaluation"], cache)
     model, backbone_group = build_model(config, track, teacher, loss, build_backbone_to_train)
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.frozen == "bf16"):
         grids = compared_grids(config, model, cache, objective)

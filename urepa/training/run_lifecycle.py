@@ -32,7 +32,6 @@ from urepa.core.track_protocols import Track
 from urepa.data.stores.build_seconds import teacher_cache_seconds
 from urepa.evaluation.context import Evaluated
 from urepa.evaluation.encoder_weights import with_digests
-from urepa.evaluation.image_counts import cache_counts
 from urepa.evaluation.plots import DRAWN, losses_png
 from urepa.runs import checkpoint
 from urepa.runs.curves import read_curves
@@ -56,7 +55,7 @@ from urepa.runs.summary import read_summary
 from urepa.runs.upgrades import SCHEMA, SCHEMA_TAG
 from urepa.training import provenance
 from urepa.training.assembly import build, build_part, evaluate_ema, load_modules
-from urepa.training.checks.inputs import check_evaluations
+from urepa.training.checks.inputs import check_opened_images
 from urepa.training.first_lines import parameters_by_part, start_lines
 from urepa.training.next_command import next_command
 from urepa.training.trainer import Trainer
@@ -262,7 +261,7 @@ class Session:
                 print(provenance.UNCHECKED)
             checkpoint.load_named(trainer.ema.shadow, found.tensors("ema"), str(found.folder))
             try:
-                check_evaluations(self.config["evaluation"], cache_counts(trainer.reader.cache))
+                check_opened_images(self.config["evaluation"], trainer.reader.cache)
                 results = evaluate_ema(self.config, trainer, track, end)
             finally:
                 trainer.reader.cache.close()

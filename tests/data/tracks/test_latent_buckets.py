@@ -153,9 +153,9 @@ def test_a_bucket_of_too_few_images_to_compare_fields_of_view_is_verified_withou
     build.run("all")
     said = capsys.readouterr().out
     for name in BUCKETS:
-        few = f"cache/{name}: 8 samples are whole; whether latents and tokens see the same field of view was not checked: "
+        few = f"{name}: 8 samples are whole; whether latents and tokens see the same field of view was not checked: "
         (line,) = (line for line in said.splitlines() if few in line)
-        assert re.fullmatch(r"there are [5-7] training samples, at least 8 are needed with .*", line.split(few)[1])
+        assert re.fullmatch(r"there are [5-7] training samples, at least 8 are needed, with .*", line.split(few)[1])
     build.track.open(build.teacher).close()  # it can be trained on
     data = root / "48x80" / "dino_tokens_lmdb" / "data.mdb"
     content, store = bytearray(data.read_bytes()), Store(data.parent)
@@ -164,6 +164,15 @@ def test_a_bucket_of_too_few_images_to_compare_fields_of_view_is_verified_withou
     data.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"48x80/dino_tokens_lmdb.* has changed since it was written"):
         build.run("verify")
+
+
+def test_the_stage_text_refuses_a_finished_store_of_another_width(
+    whole: Path, bucket_build: Callable[..., Build]
+) -> None:
+    with pytest.raises(
+        UserError, match=r"text_sd_1_12_\w+ was made differently \(width: 16 there, 24 here, .*\); choose"
+    ):
+        bucket_build(whole, "data.text_encoder.width=24").run("text")
 
 
 # --- shards and kills ---------------------------------------------------------------------------------------

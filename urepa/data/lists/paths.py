@@ -55,4 +55,5 @@ def remake_latents_text(
     switches = {"flip": flip, "online_teacher": online_teacher, "online_latents": online_latents}
     given = "".join(f" data.{key}=true" for key, on in switches.items() if on)
     given += "".join(f" data.{key}={value}" for key, value in more.items() if value is not None)
-    return f"make it with `python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}`"
+    command = f"python -m urepa.preprocess data={name} data.images={images} data.root={root}{given}"
+    return f"make it with `{command}` and the same other settings of data and teacher"

@@ -195,10 +195,11 @@ def spatial_check(
     count, width = grid[0] * grid[1], tokens.shape[-1]
     wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
     chosen = fixed_subset(samples, "spatial", wanted)
-    if len(chosen) * count < 4 * width or len(chosen) < 8:
+    least = max(-(-4 * width // count), 8)
+    if len(chosen) < least:
         raise TooFewSamples(
-            f"there are {len(chosen)} training samples, at least {max(-(-4 * width // count), 8)} are needed with {count} "
-            f"tokens of width {width}"
+            f"there are {len(chosen)} training samples, at least {least} are needed, with {count} tokens each of width "
+            f"{width}"
         )
     x0 = torch.from_numpy(latents.read([s.key for s in chosen]))
     x0 = x0[:, 0] if x0.ndim == 5 else x0  # moments: the mean

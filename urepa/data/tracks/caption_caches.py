@@ -15,8 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from urepa.core.errors import UserError
+from urepa.core.files import read_json
 from urepa.core.hashing import file_sha256
-from urepa.data.cache import open_store
+from urepa.data.cache import open_store, refuse_differing
 from urepa.data.lists.captions import (
     EMPTY,
     PROMPT,
@@ -161,6 +162,7 @@ class CaptionCaches:
         printed."""
         texts = as_rows(distinct(self.written(samples).values()))
         if is_finished(self.folder):
+            refuse_differing(self.folder, read_json(self.folder / "manifest.json"), self._expected(), self.remake)
             return
         network, shape = self.encoder.build(), self.conditions.shape
         facts = self._expected() | {"shape": [shape.values], "dtype": "float16"}

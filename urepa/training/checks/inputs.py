@@ -4,21 +4,24 @@ contents are made where they are read."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from urepa.config.declared import declaration_of
 from urepa.core.backbone_protocols import Backbone
-from urepa.core.errors import UserError
+from urepa.core.errors import UserError, in_bucket
 from urepa.core.evaluation_protocols import ImageCounts
 from urepa.core.files import check_file_target, check_folder_target
 from urepa.core.protocols import Teacher
 from urepa.core.track_protocols import Track
 from urepa.data.lists.split_sizes import check_batch_size
 from urepa.evaluation.classifier_file import NAME, refuse_other
-from urepa.evaluation.image_counts import image_counts
+from urepa.evaluation.image_counts import cache_counts, image_counts
 from urepa.runs.checkpoint_folders import no_checkpoint, steps
 from urepa.runs.summary import FILE as SUMMARY
 from urepa.training.checks.sizes import check_teacher
+
+if TYPE_CHECKING:
+    from urepa.data.bucketed_cache import Caches
 
 
 def check_run_inputs(config: dict[str, Any], folder: Path) -> None:
@@ -52,6 +55,13 @@ def check_evaluations(evaluations: dict[str, Any], there: ImageCounts) -> None:
             told.append(f"evaluation.{name}: {error}")
     if told:
         raise UserError("; ".join(told))
+
+
+def check_opened_images(evaluations: dict[str, Any], cache: Caches) -> None:
+    """The same for the images of each bucket of opened caches."""
+    for bucket in cache.buckets:
+        with in_bucket(bucket.bucket):
+            check_evaluations(evaluations, cache_counts(bucket))
 
 
 def check_plan_inputs(config: dict[str, Any]) -> None:
