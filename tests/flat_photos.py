@@ -42,7 +42,7 @@ def captioned_latents(material: Path, images: Path, root: Path) -> list[str]:
     text = [f"data.text_encoder.model={material / 'sd'}", "data.text_encoder.width=16"]
     data = [f"data.images={images}", f"data.root={root}", "data.val_images=8", "data.image_size=64"]
     data += [f"data.vae={material / 'sd'}", "data.latent_shape=[4,8,8]", f"data.text_encoder.length={LENGTH}"]
-    return ["data=sd15_captions", *text, *data]
+    return ["data=sd15_captions", "data.teacher_sees=images", *text, *data]
 
 
 class MeanColours:

@@ -89,7 +89,7 @@ def test_the_objective_is_the_familys(compose: Compose, experiment: str) -> None
 def test_the_tracks_teacher_is_the_experiments(compose: Compose, experiment: str) -> None:
     """So the command in its header makes the tokens that it reads."""
     config = compose(*given(experiment))
-    parts = compose(f"data={config['data']['name']}", *ELSEWHERE, "data.teacher_sees=decoded", root="preprocess")
+    parts = compose(f"data={config['data']['name']}", *ELSEWHERE, root="preprocess")
     assert (parts["data"], parts["teacher"]) == (config["data"], config["teacher"])
 
 
@@ -233,7 +233,7 @@ def test_it_runs_from_photographs_on(compose: Compose, bf16: Any, place: Path, t
     """The stages of the command in its header, then a run in its precision, of buckets where the track has them."""
     data, rest = small(place, write_networks(tmp_path / "networks", experiment), tmp_path / "cache", experiment)
     name = compose(f"+experiment={experiment}", *data)["data"]["name"]
-    parts = compose(f"data={name}", *data, "data.teacher_sees=decoded", root="preprocess")
+    parts = compose(f"data={name}", *data, root="preprocess")
     build = Build(assembly.build_part(parts["data"]), assembly.build_part(parts["teacher"]), Part(), batch=8)
     for stage in ("manifest", "images", "latents", "tokens", "text"):
         build.run(stage)

@@ -68,7 +68,7 @@ def test_arms_over_captioned_photographs_share_images_and_latents() -> None:
     runs = composed("baseline", "lora_64", "urepa_tae_sdxl", rest=given, seeds=(0,))
     made = [commands(s) for s in stages(runs) if s.name == "preprocess"]
     track = "urepa.preprocess data=sdxl_captions teacher=dinov2_g_unpooled data.images='/photos'"
-    first = f"{track} data.num_classes=1 data.teacher_sees='decoded'"
+    first = f"{track} data.num_classes=1"
     tae = f"{track} data.tokens='dino_tokens_tae_lmdb' data.num_classes=1 data.teacher_sees='tae_decoded'"
     assert made[0] == [f"{first} stage=manifest"]
     assert made[1] == [
