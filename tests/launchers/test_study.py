@@ -139,7 +139,10 @@ def test_all_arms_that_are_for_the_backbone(capsys: pytest.CaptureFixture[str]) 
     arms = [run.overrides[0].partition("=")[2] for run in every[::2]]
     assert {"baseline", "lambda_0", "lambda_08"} <= set(arms)
     assert "lora_16" not in arms
-    assert "left out: +ablation=lora_16 is for the backbone sd15, not for tiny_unet" in capsys.readouterr().out
+    assert (
+        "left out: +ablation=lora_16 is for the backbone sd15 or sdxl or kolors, not for tiny_unet"
+        in capsys.readouterr().out
+    )
     with pytest.raises(UserError, match="for the backbone sd15"):
         composed("lora_16", rest=[])
 

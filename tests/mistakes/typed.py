@@ -139,7 +139,10 @@ TOGETHER = of(
     ("loss=none head.depth=1", "head.depth has no effect with loss=none"),
     ("loss=none 'evaluation=[knn]'", "loss=none aligns no tap"),
     ("+ablation=lambda_0 +experiment=cifar10", "write \\+experiment=... first, then \\+ablation=..."),
-    ("+experiment=cifar10 +ablation=lora_16", "\\+ablation=lora_16 is for the backbone sd15, not for tiny_unet"),
+    (
+        "+experiment=cifar10 +ablation=lora_16",
+        "\\+ablation=lora_16 is for the backbone sd15 or sdxl or kolors, not for tiny_unet",
+    ),
     ("+ablation=lambda_0 loss=none", "there is no key 'loss.lambda_max' beside the other parts"),
     ("trainer.evaluation_share=0.1", "trainer.evaluation_share has no effect without trainer.evaluate_every"),
     ("trainer.evaluate_every=10 evaluation=none", "trainer.evaluate_every has no effect with evaluation=none"),

@@ -27,14 +27,7 @@ from urepa.core.types import Batch, Tokens
 from urepa.costs.asked_teacher import stop_step
 from urepa.costs.bench_results import read_measured
 from urepa.costs.bucket_costs import BucketCost, is_weighted, largest, mean_forward, mean_step
-from urepa.costs.counting import (
-    AFTER_THE_MODEL,
-    StepCount,
-    count_step,
-    flop_counter,
-    norm_as_on_cuda,
-    on_fake_cpu,
-)
+from urepa.costs.counting import AFTER_THE_MODEL, StepCount, count_step, flop_counter, norm_as_on_cuda, on_fake_cpu
 from urepa.costs.online_costs import WITH_TEACHER, OnlineCost, online_costs
 from urepa.data.lists.split_sizes import check_batch_size, check_buckets
 from urepa.data.reader import THREADS
@@ -397,6 +390,5 @@ def example(
         dtype = torch.float16 if kept == "float16" else torch.float32
         teachers[name] = Tokens(torch.zeros(size, one.grid[0] * one.grid[1], one.width, dtype=dtype), one.grid)
     rows_R = None if diffusion_fraction == 1 else torch.arange(round(diffusion_fraction * size))
-    conditions = track.conditions
-    condition = conditions.example(size) if hasattr(conditions, "example") else conditions.null(size)
-    return Batch([], x0, torch.zeros_like(x0), t_B, condition, teachers, rows_R)
+    condition_of = getattr(track.conditions, "example", track.conditions.null)
+    return Batch([], x0, torch.zeros_like(x0), t_B, condition_of(size), teachers, rows_R)
