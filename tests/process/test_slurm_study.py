@@ -84,7 +84,7 @@ def test_what_failed_is_submitted_again(other: Study, reference: Workspace) -> N
     assert cluster is not None
     cache = other.work.folder / "cache"
     shutil.copytree(other.work.cache, cache)
-    (manifest,) = cache.glob("*tokens*/manifest.json")
+    (manifest,) = cache.rglob("tokens_*/manifest.json")
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"count": 10**6}))
     own = (*other.work.overrides("tracking=none", f"data.root={cache}"), "cluster=slurm", "cluster.cpus_per_task=1")
     own, two = (*own, "seeds=0"), ("arms=baseline,lambda_0", "stages=[verify,train]")
