@@ -169,6 +169,16 @@ def test_damaged_caches_are_not_adopted(built: Path, build_of: Any, tmp_path: Pa
     assert not (root / "dino_tokens_lmdb" / "manifest.json").exists()
 
 
+def test_caches_of_too_few_images_to_compare_are_not_adopted(built: Path, build_of: Any, tmp_path: Path) -> None:
+    root, few = copy_of(built, tmp_path), ("data.train_images=6", "data.train=few.csv")
+    build_of(root, *few).run("manifest")
+    for name in ("vae_latents_lmdb", "dino_tokens_lmdb"):
+        (root / name / "manifest.json").unlink()
+    with pytest.raises(UserError, match="cannot be checked: there are 6 training samples, at least 8 are needed"):
+        build_of(root, *few).run("adopt")
+    assert not (root / "dino_tokens_lmdb" / "manifest.json").exists()
+
+
 def mirror_tokens(root: Path) -> None:
     """Each sample's tokens in the place of its mirror image's."""
     manifest = {"shape": [16, WIDTH], "dtype": "float16"}

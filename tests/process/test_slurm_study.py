@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,16 +82,22 @@ def test_what_failed_is_submitted_again(other: Study, reference: Workspace) -> N
     """Caches that do not pass keep the runs from starting; a run that was cancelled is the only one to go on."""
     cluster = other.cluster
     assert cluster is not None
-    own = (*other.work.overrides("tracking=none"), "cluster=slurm", "cluster.cpus_per_task=1", "seeds=0")
-    two = ("arms=baseline,lambda_0", "stages=[verify,train]")
+    cache = other.work.folder / "cache"
+    shutil.copytree(other.work.cache, cache)
+    (manifest,) = cache.rglob("tokens_*/manifest.json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"count": 10**6}))
+    own = (*other.work.overrides("tracking=none", f"data.root={cache}"), "cluster=slurm", "cluster.cpus_per_task=1")
+    own, two = (*own, "seeds=0"), ("arms=baseline,lambda_0", "stages=[verify,train]")
     said = other.launch(*own, *two)
     verify, first, second = other.ids()
     assert f"train       2 submitted as {first} to {second}, afterok:{verify}" in said
     other.wait()
     assert [cluster.jobs()[i]["state"] for i in other.ids()] == ["FAILED", "CANCELLED", "CANCELLED"]
     status = other.launch(module="launchers.status")
-    assert "the spatial check needs at least 320 samples" in status, "why it failed"
+    assert re.search(r"holds \d+ records, its manifest counts 1000000; make it again", status), "why it failed"
     assert not other.work.runs()
+    shutil.rmtree(cache)
+    shutil.copytree(other.work.cache, cache)
 
     said = other.launch(*own, two[0], "stages=train")
     assert "train       2 submitted as" in said
