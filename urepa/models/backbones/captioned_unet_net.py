@@ -47,7 +47,7 @@ def size_ids(x_t: Tensor) -> Tensor:
     """The ids [B,6] of x_t's size (Podell et al. 2023, arXiv 2307.01952, §2.2), as the pipelines' defaults are: an
     image of this size, not scaled, not cropped. float32."""
     height, width = (side * VAE_FACTOR for side in x_t.shape[-2:])
-    ids = torch.zeros(len(x_t), SIZES, device=x_t.device)  # filled there: a copy from the host would wait for the device
+    ids = torch.zeros(len(x_t), SIZES, device=x_t.device)  # a copy from the host would wait for the device
     ids[:, 0::4], ids[:, 1::4] = height, width
     return ids
 
