@@ -15,6 +15,7 @@ from toy_runs import small_sd, write_run
 
 import urepa
 from urepa.core.errors import UserError
+from urepa.inference.chosen_size import choose_shape
 from urepa.inference.image_request import generate
 from urepa.method.ddpm_sampling import sample_images
 
@@ -79,6 +80,16 @@ def test_a_size_that_the_model_has_is_no_other_request(run: Path, buckets: Path,
     assert (other["size"], other["bucket"], other["x0_shape"]) == ("32x32", None, [12, 16, 16])
     with pytest.raises(UserError, match="bucket=24x16 and size=32x32 are two shapes; give one of them"):
         ask(f"run='{buckets}'", "bucket=24x16", "size=32x32")
+
+
+def test_latents_whose_first_bucket_is_no_square(compose: Compose) -> None:
+    """Pixels per row of a latent are those of that bucket, not of the square that data.latent_shape is."""
+    config = compose(
+        *("data=sd15_captions", "data.images=DIR", "data.num_classes=1", "backbone=sd15_text"),
+        "data.buckets=[[448,576],[512,512]]",
+    )
+    asked = {"size": "512x768", "bucket": None}
+    assert choose_shape(asked, config, ["448x576", "512x512"], "the run")["x0_shape"] == [4, 64, 96]
 
 
 @pytest.mark.parametrize("size", ["32", "0x16", "16x", "16x16x3", "ax16", "99999x16", "-16x16"])

@@ -35,7 +35,7 @@ def choose_shape(asked: dict[str, Any], config: dict[str, Any], names: Sequence[
         return asked | {"bucket": choose_bucket(bucket, names, whose), "size": None, "x0_shape": None}
     track: Track = declaration_of(config["data"])
     shape = _x0_shape(size, track, declaration_of(config["backbone"]), whose)
-    if not names[0] and shape == as_shape(track.latent_shape):
+    if not names[0] and shape == as_shape(track.latent_shapes[0]):
         return asked | {"size": None, "x0_shape": None}
     return asked | {"size": size, "x0_shape": list(shape)}
 
@@ -46,7 +46,7 @@ def _x0_shape(size: str, track: Any, backbone: Any, whose: str) -> tuple[int, in
     sides = [int(side) for side in found.groups()] if found else []
     if not sides or not all(0 < side <= LARGEST for side in sides):
         raise UserError(f"size={size}: give rows and columns in pixels, as size=512x768")
-    channels, rows, _ = own = as_shape(track.latent_shape)
+    channels, rows, _ = own = as_shape(track.latent_shapes[0])  # of the first bucket, which need not be a square
     first = track.bucket_names[0]
     height = int(first.partition("x")[0]) if first else getattr(track, "image_size", None)
     if height is None or height % rows:

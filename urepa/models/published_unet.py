@@ -78,11 +78,10 @@ class PublishedTextUNet(PublishedUNet):
     def build(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
     ) -> CaptionedUNet:
-        from urepa.models.backbones.captioned_unet_net import captioned_unet
+        import torch
 
-        assert widths is not None, "the condition of its track is text"
-        known: Any = {"latent_shape": latent_shape, "widths": widths}
-        return captioned_unet(self.weights, self.family, self.gradient_checkpointing, **known)
+        known: Any = {"latent_shape": latent_shape, "num_classes": num_classes, "widths": widths}
+        return self.build_frozen(torch.float32, **known)
 
     def build_frozen(
         self,
