@@ -88,7 +88,7 @@ def test_lists_that_are_there_weight_by_steps(alone: dict[str, Any], compose: Co
     assert "epochs of 4 updates" in text
     assert "on x0 of 48×16×16 or 48×8×16" in text
     assert "| mid | 8×8 or 4×8, 32 | 8×8 or 4×8, 112 | 1 |" in text
-    assert "A global batch is of one bucket" in text
+    assert "Each global batch comes from one bucket" in text
     assert "holds for a square image" in text
     with pytest.raises(UserError, match=r"32x64 has 6; leave them out \(data.buckets='\[\[64,64\]\]'\)"):
         check_run_inputs(compose(*bucketed(alone["images"], tmp_path, "trainer.batch_size=8")), tmp_path / "run")

@@ -237,11 +237,11 @@ def test_the_description_and_prefetch_know_the_decoder(compose: Any) -> None:
     assert "The teacher sees" not in plain.description("100 images")
     tiny = compose("data=track_a", "data.teacher_sees=tae_decoded", "data.tae=madebyollin/taesd")
     track = declaration_of(tiny["data"])
-    said = "The teacher sees what the Tiny AutoEncoder of madebyollin/taesd decodes of the latents, not the images."
+    said = "The teacher sees the latents decoded by the Tiny AutoEncoder of madebyollin/taesd, not the images."
     assert said in track.description("100 images")
     assert track.hub_files()["madebyollin/taesd"] == ["config.json", "diffusion_pytorch_model.safetensors"]
     seen = declaration_of(compose("data=track_a", DECODED)["data"])
-    assert "The teacher sees what the VAE decodes of the latents, not the images." in seen.description("100 images")
+    assert "The teacher sees the latents decoded by the VAE, not the images." in seen.description("100 images")
 
 
 def products(decoder: nn.Module, z: Tensor) -> int:

@@ -255,7 +255,7 @@ def test_a_cut_off_that_acts_before_the_reading_is_a_bug(cache: Any, monkeypatch
         return TrainingReader(cache, None, Layout(8), 0, 1.0, cutoff().build(warmup_steps=0, max_steps=100))
 
     reader(AHEAD + 1)
-    with pytest.raises(AssertionError, match="it would decide after the reading"):
+    with pytest.raises(AssertionError, match="the schedule must act later than the reader reads ahead"):
         reader(AHEAD)
 
 

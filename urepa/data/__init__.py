@@ -1,1 +1,1 @@
-"""Tracks: data sets with their caches, and the reader that makes addressed batches of them."""
+"""Tracks (data sets with their caches), and the reader whose batches depend only on seed, step and position."""

@@ -1,4 +1,4 @@
-"""The caches of a track whose images have several shapes: a bucket for each, which is a `Cache` of its own.
+"""The caches of a track whose images have several shapes: one bucket, with a `Cache` of its own, for each shape.
 
 Shapes: B samples of one bucket, N tokens, D width, CHW latent.
 """
@@ -21,10 +21,10 @@ from urepa.data.lists.samples import Sample, Samples
 
 
 class BucketedCache:
-    """Several `Cache`s as one. Samples that are asked for together are of one bucket."""
+    """Several `Cache`s as one. The samples of one call must all be in the same bucket."""
 
     def __init__(self, buckets: Sequence[Cache]) -> None:
-        """At least one, each with the name of its bucket."""
+        """`buckets` holds at least one cache; each has the name of its bucket."""
         self.buckets = tuple(buckets)
         first = self.buckets[0]
         self.splits: Mapping[str, Samples] = {
@@ -35,7 +35,7 @@ class BucketedCache:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """The bucket of each sample id."""
+        """The index of the bucket that holds each sample id."""
         return {
             sample_id: place
             for place, bucket in enumerate(self.buckets)
@@ -44,7 +44,7 @@ class BucketedCache:
         }
 
     def bucket_of(self, sample: Sample) -> Cache:
-        """The one of `buckets` that has a sample."""
+        """The cache in `buckets` that holds the sample."""
         return self.buckets[self._places[sample.sample_id]]
 
     def _bucket_of_all(self, samples: Sequence[Sample]) -> Cache:
@@ -53,19 +53,19 @@ class BucketedCache:
         return self.buckets[found.pop()]
 
     def x0(self, samples: Sequence[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
-        """As `Cache.x0`: [B,C,H,W]."""
+        """See `Cache.x0`: [B,C,H,W]."""
         return self._bucket_of_all(samples).x0(samples, posterior)
 
     def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tokens]:
-        """As `Cache.teachers`: [B,N,D] by teacher."""
+        """See `Cache.teachers`: [B,N,D] by teacher."""
         return self._bucket_of_all(samples).teachers(samples, raw)
 
     def teacher_BND(self, samples: Sequence[Sample], teacher: str = ALONE) -> Tensor | None:
-        """As `Cache.teacher_BND`."""
+        """See `Cache.teacher_BND`."""
         return self._bucket_of_all(samples).teacher_BND(samples, teacher)
 
     def mean_token(self, teacher: str = ALONE) -> Tensor | None:
-        """A teacher's mean token [D] over all training tokens: those of the buckets by their numbers of tokens."""
+        """A teacher's mean token [D] over all training tokens: the buckets' means, weighted by their token counts."""
         total: Any = 0.0
         count = 0
         for bucket in self.buckets:
@@ -78,12 +78,12 @@ class BucketedCache:
         return (total / count).float()
 
     def close(self) -> None:
-        """As `Cache.close`."""
+        """See `Cache.close`."""
         for bucket in self.buckets:
             bucket.close()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a run records about its data, as `Cache.fingerprint`, with the manifests of each bucket."""
+        """What a run records about its data: `Cache.fingerprint`, with the manifests of each bucket."""
         prints = {bucket.bucket: bucket.fingerprint() for bucket in self.buckets}
         first = prints[self.buckets[0].bucket]
         return {
@@ -96,8 +96,8 @@ class BucketedCache:
         } | ({"text": first["text"]} if "text" in first else {})
 
     def content(self) -> dict[str, str]:
-        """What the data are, as `Cache.content`: of the ids, classes and splits over all buckets; of the records one
-        digest of those of the buckets and the buckets' names, in the order of the names."""
+        """Digests of the data, as in `Cache.content`: `samples` covers the ids, classes and splits of all buckets; each
+        kind of record has one digest over the buckets' names and digests, sorted by name."""
         found = {bucket.bucket: bucket.content() for bucket in self.buckets}
         kinds = [kind for kind in next(iter(found.values())) if kind != "samples"]
         content = {"samples": Identity(*self.splits.values()).of()}
@@ -107,9 +107,9 @@ class BucketedCache:
         return content
 
 
-Caches = Cache | BucketedCache  # of a track: of one shape or several
+Caches = Cache | BucketedCache  # a track's caches, of one image shape or of several
 
 
 def caches_of(buckets: Sequence[Cache]) -> Caches:
-    """The caches of a track that has these buckets: one alone is the track's."""
+    """A track's caches from those of its buckets; a single bucket's cache is returned as it is."""
     return buckets[0] if len(buckets) == 1 else BucketedCache(buckets)

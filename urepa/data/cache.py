@@ -40,10 +40,10 @@ from urepa.data.stores.record_reading import Store
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"
 NONE: Mapping[Path, dict[str, Any]] = {}
-# what a manifest says that is not about how its records were made
+# entries of a manifest that do not describe how its records were made
 STORE_FACTS = ("count", "parts", "adopted", "csv_sha256", SUFFIX, *IN_MANIFEST)
-SEEN: dict[str, Any] = {"teacher.sees": "images", "teacher.decoder": None}  # of tokens whose manifest does not say it
-FAULT = "fault.txt"  # beside a store's records: what the stage `verify` found wrong with it
+SEEN: dict[str, Any] = {"teacher.sees": "images", "teacher.decoder": None}  # for token manifests without these entries
+FAULT = "fault.txt"  # beside a store's records: the fault that the stage `verify` found
 
 
 def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
@@ -56,7 +56,7 @@ def mean_token_file(mean_D: np.ndarray) -> dict[str, bytes]:
 @dataclass
 class Cache:
     """Open stores of samples of one shape: a whole track, or one of its buckets (`urepa.data.bucketed_cache`).
-    `tokens` and `grids` are by teacher, and empty where the loss needs none."""
+    `tokens` and `grids` are keyed by teacher; they are empty where the loss needs no teacher."""
 
     splits: Mapping[str, Samples]
     latents: Store | OnlineLatents
@@ -64,41 +64,42 @@ class Cache:
     grids: dict[str, tuple[int, int]]
     num_classes: int
     conditions: ConditionMaker
-    images: ImageArchive | None = None  # the squares that are asked for in the place of a cache
+    images: ImageArchive | None = None  # the square images that networks encode during training, in place of a cache
     class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
-    text: Store | None = None  # the records of the samples' captions, which `conditions` reads
+    text: Store | None = None  # the records of the samples' captions, read by `conditions`
     bucket: str = ""  # rows and columns of its images in pixels, "64x96", where the track has several buckets
 
     @property
     def buckets(self) -> tuple[Cache, ...]:
-        """The caches of one shape that it consists of: itself."""
+        """A tuple with this cache alone, as it has one shape."""
         return (self,)
 
     def bucket_of(self, sample: Sample) -> Cache:
-        """The one of `buckets` that has a sample."""
+        """The cache in `buckets` that holds the sample: this one."""
         return self
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """Of the teachers whose tokens are read; ALONE of one that is the only one."""
+        """The names of the teachers whose tokens are read; a single teacher has the name ALONE."""
         return tuple(self.tokens)
 
     @property
     def flips(self) -> bool:
-        """Are the training images' mirror images there?"""
+        """Whether the cache holds the training images' mirror images too."""
         return self.latents.mirror is not None
 
     @property
     def has_moments(self) -> bool:
-        """Do the latents hold a posterior's mean and standard deviation instead of one value?"""
+        """Whether the latents are a posterior's mean and standard deviation instead of one value."""
         return len(self.latents.shape) == 4
 
     def condition(self, class_ids: Sequence[int]) -> Condition:
-        """Of images of these classes, outside of training."""
+        """The condition for images of these classes, outside training."""
         return self.conditions.of_classes(class_ids)
 
     def x0(self, samples: Sequence[Sample], posterior: list[np.random.Generator] | None = None) -> Tensor:
-        """Latents [B,C,H,W], float32. Moments are sampled with the generators, or give their mean without."""
+        """Latents [B,C,H,W], float32. Moments are sampled with the generators `posterior`; without them the mean is
+        returned."""
         values = self.latents.tensor([s.key for s in samples]).float()
         if not self.has_moments:
             return values
@@ -108,22 +109,22 @@ class Cache:
         return mean + std * torch.stack([normal(tuple(mean.shape[1:]), rng) for rng in posterior])
 
     def teachers(self, samples: Sequence[Sample], raw: dict[str, np.ndarray] | None = None) -> dict[str, Tokens]:
-        """Every teacher's tokens as they are stored (fp16; float32 from int8), in the memory `raw` if given."""
+        """Every teacher's tokens as stored (fp16; float32 from int8), read into the memory `raw` if given."""
         memory, keys = {} if raw is None else raw, [s.key for s in samples]
         return {
             name: Tokens(store.tensor(keys, memory.get(name)), self.grids[name]) for name, store in self.tokens.items()
         }
 
     def teacher_BND(self, samples: Sequence[Sample], teacher: str = ALONE) -> Tensor | None:
-        """One teacher's; None where there is none."""
+        """One teacher's tokens; None if the cache has no tokens."""
         return self.tokens[teacher].tensor([s.key for s in samples]) if self.tokens else None
 
     def mean_token(self, teacher: str = ALONE) -> Tensor | None:
-        """A teacher's mean token over the training set [D]: the best constant answer. None where there is none."""
+        """A teacher's mean token over the training set [D]: the best constant prediction. None without tokens."""
         return self.tokens[teacher].mean_token() if self.tokens else None
 
     def close(self) -> None:
-        """Lets another run in this process open the same stores."""
+        """Closes the stores, so that another run in this process can open them."""
         self.latents.close()
         for tokens in self.tokens.values():
             tokens.close()
@@ -144,10 +145,11 @@ class Cache:
         } | ({} if self.text is None else {"text": self.text.manifest})
 
     def content(self) -> dict[str, str]:
-        """What the data are, wherever they lie and in whatever order they are listed: a digest of the samples' ids,
-        classes and splits (`samples`) and, for each store whose records have digests, of these with the records'
-        (`latents`, `tokens` or `tokens.TEACHER`, the mirrored ones with `.flip` behind it, and `latents.held_out`
-        without the training samples). What is asked while training is made of squares: `images`."""
+        """Digests that identify the data, independent of their folder and of the order of the lists. `samples` covers
+        the samples' ids, classes and splits. Each store whose records have digests adds one over the samples and their
+        records: `latents`, `tokens` or `tokens.TEACHER`, with the suffix `.flip` for mirror images, and
+        `latents.held_out` without the training samples. `images` covers the square images that are encoded during
+        training."""
         lists = {"": list(self.splits.values())} | ({".flip": [self.splits["train"]]} if self.flips else {})
         identities = {flip: Identity(*own) for flip, own in lists.items()}
         content = {"samples": identities[""].of()}
@@ -169,13 +171,13 @@ class Cache:
 
 
 def text_content(text: Store) -> str:
-    """What the captions of the samples and their records are: of the list's and the records' digests."""
+    """A digest of the samples' captions and their records, made of the digests of both."""
     parts = (text.manifest["captions_sha256"], text.manifest["digests_sha256"])
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def token_stores(teachers: Mapping[str, Any], dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of the records of each teacher's store."""
+    """The shape and data type of the records in each teacher's store."""
     return {
         f"tokens_{name}" if name else "tokens": ((one.grid[0] * one.grid[1], one.width), dtype)
         for name, one in teachers.items()
@@ -183,26 +185,26 @@ def token_stores(teachers: Mapping[str, Any], dtype: str) -> dict[str, tuple[tup
 
 
 def mirrored_folder(store: Path) -> Path:
-    """Where the mirror images of a store's records lie."""
+    """The folder of the store with the mirror images' records."""
     return store.with_name(f"{store.name}_flip")
 
 
 def mirrored_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's facts as the mirrored store's manifest has them."""
+    """The facts of a store's manifest, changed to those of its mirrored store."""
     teacher = {"teacher": facts["teacher"] | {"flip": "horizontal"}} if "teacher" in facts else {}
     return facts | {"flip": "horizontal"} | teacher
 
 
 def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str, Any], remake: str) -> None:
-    """A UserError that names what differs, unless the folder's manifest says what is expected. It may know more
-    (a teacher's weights, say) than what is asked of it."""
+    """Raises a UserError that names the differences, unless the folder's manifest has every expected value. Further
+    entries in the manifest (a teacher's weights, say) are not compared."""
     there = NEUTRAL | _earlier_defaults(manifest.get("teacher", {})) | flatten(manifest)
     asked = (NEUTRAL if "scaling_factor" in expected else {}) | (SEEN if "teacher" in expected else {})
     asked |= flatten(expected)
     differing = [
         f"{k}: {there.get(k)!r} there, {v!r} here"
         for k, v in asked.items()
-        if there.get(k) != v and UNKNOWN not in (there.get(k), v)  # adopted caches do not know everything
+        if there.get(k) != v and UNKNOWN not in (there.get(k), v)  # manifests of adopted caches have unknown values
     ]
     if differing:
         raise UserError(
@@ -212,9 +214,9 @@ def refuse_differing(folder: Path, manifest: dict[str, Any], expected: dict[str,
 
 
 def _earlier_defaults(teacher: dict[str, Any]) -> dict[str, Any]:
-    """Values for manifests that do not say them: no mirror images, a teacher that sees images and, of earlier versions,
-    DINOv2's positions, at sizes other than 518 px, resampled as in the transformers library. Unknown values of an
-    adopted store stay unknown."""
+    """Values for manifests of earlier versions, which lack these entries: no mirror images, a teacher that sees images
+    and, for DINOv2 at sizes other than 518 px, positions resampled as in the transformers library. Unknown values of
+    an adopted store stay unknown."""
     family, size = teacher.get("family"), teacher.get("image_size")
     if family == UNKNOWN:
         return {"flip": "none", "teacher.positions": UNKNOWN} | dict.fromkeys(SEEN, UNKNOWN)
@@ -224,7 +226,7 @@ def _earlier_defaults(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_faulty(store: Path) -> None:
-    """A UserError for a store in which `stage=verify` found a fault that has not been mended since."""
+    """Raises UserError for a store in which `stage=verify` found a fault that has not been repaired since."""
     file = store / FAULT
     if file.is_file():
         raise UserError(
@@ -234,8 +236,8 @@ def refuse_faulty(store: Path) -> None:
 
 
 def write_begun(folder: Path, facts: dict[str, Any], remake: str) -> None:
-    """Writes what a folder will hold to begun.json, before any record. UserError if the folder was begun or finished
-    with other settings, so one store never mixes two."""
+    """Writes the facts of a folder's future records to begun.json, before any record. Raises UserError if the folder
+    was begun or finished with other settings, so that a store never mixes records of two settings."""
     for file in (folder / "manifest.json", folder / "begun.json"):
         if file.exists():
             refuse_differing(folder, read_json(file), facts, remake)
@@ -252,9 +254,9 @@ def open_store(
     mirrored_keys: Keys | None = None,
     manifests: Mapping[Path, dict[str, Any]] = NONE,
 ) -> Store:
-    """A finished store that was made as expected and has every key; with `mirrored_keys` also the mirror images.
-    `manifests` stand in for those of folders that are being adopted. Asked before the first step, not at step
-    40,000."""
+    """Opens a finished store after checking that it was made as expected and has every key; with `mirrored_keys` also
+    the mirror images. `manifests` replace the manifest files of folders that are being adopted. The check runs before
+    the first step, so that a missing record does not stop a run at step 40,000."""
     store = Store(folder, manifests.get(folder))
     refuse_differing(folder, store.manifest, expected, remake)
     store.require_files_beside()
@@ -267,7 +269,7 @@ def open_store(
 
 
 def require_keys(store: Store, keys: Keys, remake: str) -> None:
-    """Every sample has its record, and every record a digest where the store has digests."""
+    """Raises UserError if a sample has no record, or a record has no digest in a store with digests."""
     missing = store.missing(keys)
     if missing:
         raise UserError(
@@ -286,7 +288,7 @@ def csv_digests(files: list[Path]) -> dict[str, str]:
 
 
 def refuse_changed(files: list[Path], known: dict[str, str], remake: str) -> None:
-    """A UserError if a CSV is not there or not the one the caches were made from."""
+    """Raises UserError if a CSV is missing or is not the one that the caches were made from."""
     gone = [file for file in files if not file.is_file()]
     if gone:
         raise lost_list_error(gone[0], remake)

@@ -1,4 +1,4 @@
-"""The conditions of tracks whose samples have a class each."""
+"""The conditions of tracks in which each sample has a class."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from urepa.data.lists.samples import Sample
 
 @dataclass(frozen=True)
 class ClassConditions:
-    """The class's id is the only part (`ConditionMaker` of urepa/core/track_protocols.py)."""
+    """Conditions with the class id as their only part (`ConditionMaker` of urepa/core/track_protocols.py)."""
 
     dropout: Mapping[str, float]
 
     @staticmethod
     def withheld_with(probability: float) -> ClassConditions:
-        """Those of a track that withholds the class from a training sample with this probability."""
+        """The conditions of a track that withholds the class from a training sample with this probability."""
         return ClassConditions({CLASS: probability})
 
     def of_samples(
         self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
     ) -> Condition:
-        """Of the samples' classes, all given."""
+        """The condition with the samples' classes, all given."""
         return Condition.of_classes(torch.tensor([s.class_id for s in samples]))
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:
-        """Of these classes; withheld where no sample ever had a class in training."""
+        """The condition with these classes; they are withheld if training always withholds the class."""
         return without_never_given(Condition.of_classes(torch.tensor(class_ids)), self.dropout)
 
     def null(self, count: int) -> Condition:
-        """Without a class."""
+        """The condition of `count` samples without a class."""
         return Condition.of_classes(torch.zeros(count, dtype=torch.long)).null()

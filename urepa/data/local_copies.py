@@ -1,4 +1,4 @@
-"""Node-local copies of caches: data.stage_to=/local copies them once a node, with checksums."""
+"""Node-local copies of caches: data.stage_to=/local copies them once per node, with checksums."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ BLOCK = 16 * 2**20
 
 
 def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
-    """Copies `paths` (files or folders) below `to`/<root's name>, to the same places as below `root` or, from
-    elsewhere, to a folder for theirs; returns where each lies then. One process of a node copies while the others
-    wait. What is there, unchanged and whole is kept; a copy whose digest differs from its source's is a UserError."""
+    """Copies `paths` (files or folders) below `to`/<root's name> and returns the copy of each. Paths below `root` keep
+    their relative place; paths from elsewhere get a folder per parent. One process of a node copies while the others
+    wait. Unchanged, complete copies are not made again. Raises UserError if a copy's digest differs from its
+    source's."""
     place = to / _unique_name(root)
     place.mkdir(parents=True, exist_ok=True)
     local = {path: place / _copy_path(path, root) for path in paths}
@@ -39,7 +40,7 @@ def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
         missing = {f: copy for f, copy in files.items() if not _is_staged(f, copy, known.get(_name(copy, place)))}
         needed = sum(f.stat().st_size for f in missing)
         if needed > shutil.disk_usage(place).free:
-            raise UserError(f"data.stage_to={to} has too little room: {needed / 1e9:.1f} GB are needed")
+            raise UserError(f"data.stage_to={to} has too little free space: {needed / 1e9:.1f} GB are needed")
         with progress.bar(total=needed, desc="staging", unit="B", unit_scale=True, disable=not missing) as bar:
             for file, copy in missing.items():
                 digest = _copy(file, copy, bar)
@@ -49,12 +50,12 @@ def stage(paths: list[Path], root: Path, to: Path) -> dict[Path, Path]:
 
 
 def _unique_name(folder: Path) -> str:
-    """A folder's name with a hash that distinguishes it from others of the same name."""
+    """The folder's name followed by a hash of its path, to distinguish folders of the same name."""
     return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
 
 
 def _copy_path(path: Path, root: Path) -> Path:
-    """The relative path of a path's copy; files of one folder stay together."""
+    """The relative path of a path's copy; files of one folder are copied to one folder."""
     return path.relative_to(root) if path.is_relative_to(root) else Path(f"from-{_unique_name(path.parent)}", path.name)
 
 
@@ -68,8 +69,8 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _is_staged(source: Path, copy: Path, known: Any) -> bool:
-    """Is the copy there as it was made, from the source as it is? One that was touched since is read again. `known` is
-    None, or a pair of numbers from a version that did not look at its copies."""
+    """Whether the copy is unchanged and was made from the source as it is now. A copy whose time has changed is read
+    and its digest compared. `known` is None, or a pair of numbers from a version that did not check its copies."""
     if not isinstance(known, dict) or known["source"] != _stamp(source) or not copy.is_file():
         return False
     if _stamp(copy) == known["copy"]:
@@ -81,7 +82,7 @@ def _is_staged(source: Path, copy: Path, known: Any) -> bool:
 
 
 def _copy(source: Path, target: Path, bar: tqdm) -> str:
-    """Copies a file whole or not at all and reads the copy back; its SHA-256."""
+    """Copies a file, whole or not at all, and reads the copy back. Returns its SHA-256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     digest = hashlib.sha256()
@@ -94,6 +95,6 @@ def _copy(source: Path, target: Path, bar: tqdm) -> str:
         os.fsync(writer.fileno())
     with open(temporary, "rb") as copy:
         if hashlib.file_digest(copy, "sha256").hexdigest() != digest.hexdigest():
-            raise UserError(f"{target} differs from {source} after copying: is the local disk sound?")
+            raise UserError(f"{target} differs from {source} after copying: check the local disk for faults")
     os.replace(temporary, target)
     return digest.hexdigest()

@@ -1,5 +1,5 @@
-"""What is asked of a network while training: a teacher's tokens, a VAE's latents. Each has the interface of a store,
-without a cache, and sees the same image mirrored or not.
+"""A teacher's tokens and a VAE's latents, computed during training instead of read from a cache. Both classes have the
+interface of a store and compute a mirror image's record from the mirrored image.
 
 Shapes: R records, N tokens, D width, S image size, CHW latent.
 """
@@ -18,27 +18,28 @@ from torch import Tensor
 
 from urepa.data.stores.record_keys import is_mirrored, sample_id_of
 
-MEAN_SAMPLES = 256  # training images whose tokens give the mean token
-AT_ONCE = 32  # images in the VAE: its first maps are large
-ImagesOf = Callable[[list[str]], Tensor]  # sample ids, or keys, to their images
+MEAN_SAMPLES = 256  # training images over which the mean token is taken
+AT_ONCE = 32  # images that the VAE encodes together: its first feature maps are large
+ImagesOf = Callable[[list[str]], Tensor]  # from sample ids, or keys, to their images
 NO_FACTS: Mapping[str, Any] = {}
 
 
 def own_device() -> torch.device:
-    """This process's GPU by its number, or the CPU: in another thread plain "cuda" would mean the first GPU."""
+    """This process's GPU with its index, or the CPU. In another thread, "cuda" without an index is the first GPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def images_of(keys: list[str], read: ImagesOf) -> Tensor:
-    """The images of the records with these keys, mirrored where the key says so. `read` gives those of sample ids."""
+    """The images of the records with these keys, mirrored for keys of mirror images. `read` maps sample ids to
+    images."""
     images = read(list(map(sample_id_of, keys)))
     mirrored_R111 = torch.tensor(list(map(is_mirrored, keys))).view(-1, 1, 1, 1)
     return torch.where(mirrored_R111, images.flip(-1), images)
 
 
 class OnlineTokens:
-    """A teacher's tokens. `images` gives RGB [R,3,S,S] in [0,1] of records by their keys (`images_of`); `facts` says
-    what they are besides, for the manifest."""
+    """A teacher's tokens. `images` maps the records' keys to RGB [R,3,S,S] in [0,1] (`images_of`); `facts` are added to
+    the manifest."""
 
     record_bytes = 0
 
@@ -50,10 +51,10 @@ class OnlineTokens:
         self.manifest = {"kind": "online", "teacher": teacher.manifest() | dict(facts)}
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
-        """Tokens [R,N,D] of the samples, float32, on the device that there is."""
+        """Tokens [R,N,D] of the samples, float32, on this process's device."""
         images = self.images(keys).to(self.device)
-        with torch.autocast(self.device.type, enabled=False):  # validation asks inside it, training does not
-            # out of inference mode: the loss saves them for its backward pass
+        with torch.autocast(self.device.type, enabled=False):  # validation calls this inside autocast
+            # a clone is no inference tensor: the loss saves the tokens for its backward pass
             return self.teacher.tokens(images).x_BND.clone()
 
     @cached_property
@@ -62,7 +63,7 @@ class OnlineTokens:
         return torch.cat([self.tensor(ids) for ids in chunks]).double().mean((0, 1)).float().cpu()
 
     def mean_token(self) -> Tensor:
-        """The mean token [D] over the first training samples (a cache's is over all of them)."""
+        """The mean token [D] over the first training samples (a cache averages over all of them)."""
         return self._mean
 
     def close(self) -> None:
@@ -70,8 +71,8 @@ class OnlineTokens:
 
 
 class OnlineLatents:
-    """A VAE's latents, or their moments. `read` gives RGB uint8 [R,3,S,S], `encode` makes records of it as the latents
-    stage does; `folder` is where the images lie, and `mark` a file that is as old as they are."""
+    """A VAE's latents, or their moments. `read` returns RGB uint8 [R,3,S,S]; `encode` turns it into records as the
+    latents stage does. `folder` holds the images; `mark` is a file as old as the images."""
 
     def __init__(
         self, encode: Callable[[Tensor], np.ndarray], read: ImagesOf, manifest: dict[str, Any], mark: Path, flips: bool
@@ -80,7 +81,7 @@ class OnlineLatents:
         self.manifest = {"kind": "online"} | manifest
         self.shape = tuple(manifest["shape"])
         self.mark, self.folder = mark, mark.parent
-        self.mirror = self if flips else None  # it makes the mirror images' latents too
+        self.mirror = self if flips else None  # this object computes the mirror images' latents too
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> Tensor:
         """The records [R, *shape], float32, on the CPU."""
@@ -89,7 +90,7 @@ class OnlineLatents:
             return torch.cat([torch.from_numpy(self._encode(part)) for part in images.split(AT_ONCE)])
 
     def read(self, keys: list[str]) -> np.ndarray:
-        """The same as an array."""
+        """The records as an array."""
         return self.tensor(keys).numpy()
 
     def close(self) -> None:

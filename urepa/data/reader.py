@@ -1,4 +1,5 @@
-"""Batches by address: which samples, flips, noise, timesteps and dropped conditions step s trains on.
+"""Batches whose random draws are addressed by (seed, step, position): the samples, flips, noise, timesteps and
+dropped conditions of each step.
 
 Shapes: B batch, R rows of it, CHW latent, N tokens, D teacher width. Everything is drawn on the CPU, per position of
 the global batch, so that any number of ranks and micro-batches sees the same step.
@@ -27,17 +28,20 @@ from urepa.data.lists.samples import Sample
 from urepa.data.sample_order import SampleOrder
 from urepa.method.diffusion_fraction import strata
 
-AHEAD = 3  # steps that are read before they are asked for
-THREADS = 2  # that read them
+AHEAD = 3  # steps that are read ahead of the current one
+THREADS = 2  # threads that read ahead
 VALIDATION_SEED = 0  # validation sees the same noise and timesteps in every arm and seed
 
 
 class Slot:
-    """Memory for the tokens of one step, by teacher, allocated once and pinned where there is a GPU: fresh memory for
-    every batch costs more than reading does."""
+    """Memory for the tokens of one step, by teacher, allocated once and pinned where there is a GPU: allocating
+    memory for every batch takes longer than reading it."""
 
     def __init__(self, records: int, largest: dict[str, int]) -> None:
-        """For so many records of each teacher, each of at most so many bytes."""
+        """Args:
+        records: how many records of each teacher the slot holds.
+        largest: the bytes of a teacher's largest record, by teacher.
+        """
         pinned = torch.cuda.is_available()
         self._raw = {
             name: torch.zeros(records * size, dtype=torch.uint8, pin_memory=pinned).numpy()
@@ -46,7 +50,7 @@ class Slot:
         self.copied: torch.cuda.Event | None = None
 
     def rows(self, first: int, count: int, record_bytes: dict[str, int]) -> dict[str, np.ndarray]:
-        """Memory [count, bytes of a record] by teacher, where the records before it are `first` of the same size."""
+        """Memory [count, bytes of a record] by teacher, behind `first` records of the same size."""
         return {
             name: raw[first * size : (first + count) * size].reshape(count, size)
             for name, raw in self._raw.items()
@@ -54,20 +58,20 @@ class Slot:
         }
 
     def wait(self) -> None:
-        """Until the device has what lay here."""
+        """Waits until the copy from this memory to the device is complete."""
         if self.copied is not None:
             self.copied.synchronize()
             self.copied = None
 
 
 def record_bytes(bucket: Cache) -> dict[str, int]:
-    """Of a bucket's tokens, by teacher."""
+    """The bytes of a record of a bucket's tokens, by teacher."""
     return {name: tokens.record_bytes for name, tokens in bucket.tokens.items()}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is cut: positions go to micro-batches first, then to ranks."""
+    """How a global batch is divided: its positions into micro-batches, and each micro-batch among the ranks."""
 
     global_batch: int
     accumulation: int = 1
@@ -75,7 +79,7 @@ class Layout:
     world: int = 1
 
     def __post_init__(self) -> None:
-        assert self.global_batch % (self.accumulation * self.world) == 0, "training.checks.combinations has looked"
+        assert self.global_batch % (self.accumulation * self.world) == 0, "checked by training.checks.combinations"
 
     def positions(self, micro: int) -> range:
         """The global batch's positions that are this rank's in micro-batch `micro`."""
@@ -96,30 +100,32 @@ class TrainingReader:
         diffusion_fraction: float = 1.0,
         schedule: ScheduleMath | None = None,
     ) -> None:
-        """Tokens are read for the steps at which the schedule asks the teacher; None: for all."""
+        """Teacher tokens are read only for the steps at which the schedule uses the teacher; for all steps if None."""
         self.cache, self.objective, self.layout = cache, objective, layout
         self.seed, self.diffusion_fraction = seed, diffusion_fraction
         self.schedule = schedule
-        assert schedule is None or schedule.delay is None or schedule.delay > AHEAD, "it would decide after the reading"
+        assert schedule is None or schedule.delay is None or schedule.delay > AHEAD, (
+            "the schedule must act later than the reader reads ahead"
+        )
         counts = {bucket.bucket: len(bucket.splits["train"]) for bucket in cache.buckets}
         self.order = SampleOrder(counts, layout.global_batch, seed)
         check_dropout(cache.conditions.dropout, cache.conditions.null(1).names, "the track's dropout of conditions")
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in which all samples but the tails are seen once."""
+        """Updates per epoch, in which every sample is seen once except those that do not fill a batch."""
         return self.order.steps_per_epoch
 
     def asks_teacher(self, step: int) -> bool:
-        """Are tokens read for this step?"""
+        """Whether teacher tokens are read for this step."""
         return self.schedule is None or self.schedule.asks_teacher(step)
 
     def read(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of the update with index `step`, in fresh memory."""
+        """This rank's micro-batches of the update with index `step`, in newly allocated memory."""
         return self._read(step, self.asks_teacher(step))
 
     def _read(self, step: int, asks_teacher: bool, slot: Slot | None = None) -> list[Batch]:
-        """The same, also in the slot's memory."""
+        """As `read`; with a slot, the tokens are read into its memory."""
         if slot is not None:
             slot.wait()
         bucket_index, indices = self.order.read(step)
@@ -142,7 +148,7 @@ class TrainingReader:
         return batches
 
     def _caption_draw(self, step: int, positions: range, i: int) -> np.random.Generator:
-        """With which one of several conditions is drawn of the sample at the i-th of these positions."""
+        """The generator that chooses among the captions of the sample at the i-th of these positions."""
         return random_draws.generator(self.seed, "caption", step, positions[i])
 
     def _read_ahead(self, step: int, asks_teacher: bool, slot: Slot) -> list[Batch]:
@@ -150,8 +156,8 @@ class TrainingReader:
         return [b.pin_memory() for b in batches] if torch.cuda.is_available() else batches
 
     def _rows(self, step: int, positions: range) -> Tensor | None:
-        """Which of these positions have a diffusion term: p random ones of every q neighbours in the global
-        batch, for a fraction p/q, so that every rank has as many."""
+        """The positions that have a diffusion term: for a fraction p/q, p random ones of every q neighbours in the
+        global batch, so that every rank has equally many. None: all positions."""
         if self.diffusion_fraction == 1:
             return None
         p, q = strata(self.diffusion_fraction)
@@ -162,14 +168,14 @@ class TrainingReader:
         return torch.tensor(chosen, dtype=torch.long)
 
     def _sample(self, sample: Sample, step: int, position: int) -> Sample:
-        """A training sample; half of them mirrored where there are flips: one draw for image and tokens."""
+        """The sample, mirrored with probability 0.5 if the cache has flips; one draw decides for image and tokens."""
         if self.cache.flips and random_draws.generator(self.seed, "flip", step, position).random() < 0.5:
             return replace(sample, mirrored=True)
         return sample
 
     def stream(self, start: int, stop: int) -> Generator[list[Batch]]:
         """The batches of steps start..stop-1, read ahead by threads. A step's batches are overwritten once the
-        next one's are asked for. Close it (a generator) when done."""
+        next step's are requested. Close the generator when done."""
         local = self.layout.global_batch // self.layout.world
         sizes = [record_bytes(bucket) for bucket in self.cache.buckets]
         largest = {name: max(size[name] for size in sizes) for name in sizes[0]}
@@ -177,7 +183,7 @@ class TrainingReader:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="reader") as pool:
 
             def submit(step: int) -> Future[list[Batch]]:
-                # the schedule is asked here: its state belongs to this thread
+                # `asks_teacher` is called here because the schedule's state belongs to this thread
                 return pool.submit(self._read_ahead, step, self.asks_teacher(step), slots[step % len(slots)])
 
             ahead = [submit(step) for step in range(start, min(start + AHEAD, stop))]
@@ -193,13 +199,14 @@ class TrainingReader:
 
 
 class ValidationReader:
-    """The validation split in fixed groups, each of one bucket: one shuffle, and draws from the sample ids alone, so
-    that every arm, seed and number of GPUs sees the same (docs/errata.md: a shuffle in place of class order)."""
+    """The validation split in fixed groups, each of one bucket. The shuffle is fixed and the noise and timesteps depend
+    on the sample ids alone, so they are the same for every arm, seed and number of GPUs (docs/errata.md: a shuffle in
+    place of class order)."""
 
     def __init__(self, cache: Caches, objective: Any, group: int) -> None:
         self.cache, self.objective = cache, objective
         self.groups: list[list[Sample]] = []
-        self.buckets: list[Cache] = []  # of each group
+        self.buckets: list[Cache] = []  # the bucket of each group
         for bucket in cache.buckets:
             samples = bucket.splits["val"]
             order = random_draws.permutation(VALIDATION_SEED, 0, len(samples)).tolist()
@@ -216,7 +223,7 @@ class ValidationReader:
             )
 
     def read(self, index: int) -> Batch:
-        """One group as a batch. Conditions are not dropped, unless training withholds all of them."""
+        """One group as a batch. All conditions are given, except parts that training always withholds."""
         samples, bucket = self.groups[index], self.buckets[index]
         key = [random_draws.digest64("val", s.sample_id) for s in samples]
         noise = [random_draws.generator(k, "noise") for k in key]

@@ -1,4 +1,4 @@
-"""Which samples each step trains on: every step has one bucket, every bucket an order of its own in every epoch."""
+"""Which samples each step trains on. Each step reads from one bucket; each bucket is reshuffled every epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urepa.data.lists.split_sizes import check_batch_size, check_buckets
 
 @dataclass(frozen=True)
 class Epoch:
-    """The order of one epoch: the bucket of each step, the place of the step among those of its bucket, and a
+    """The order of one epoch: the bucket of each step, the step's index among the steps of its bucket, and a
     permutation of each bucket's samples."""
 
     number: int
@@ -23,12 +23,12 @@ class Epoch:
 
 
 class SampleOrder:
-    """A permutation per (seed, epoch, bucket), floor(n/B) steps of B samples from each; the tails are dropped, and the
-    order of the buckets is drawn."""
+    """A permutation per (seed, epoch, bucket), floor(n/B) steps of B samples from each; the remaining samples
+    are dropped, and the order of the buckets is random."""
 
     def __init__(self, samples: Mapping[str, int], batch_size: int, seed: int) -> None:
-        """`samples` says how many each bucket has, by its name; that of a track with one bucket is empty. UserError
-        where a bucket would never fill a batch."""
+        """`samples` is the number of samples of each bucket, by name; a track's only bucket has an empty name. Raises
+        UserError if a bucket would never fill a batch."""
         self.samples, self.batch_size, self.seed = dict(samples), batch_size, seed
         if len(self.samples) == 1:
             check_batch_size(batch_size, *self.samples.values())
@@ -38,11 +38,11 @@ class SampleOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of all buckets together."""
+        """The steps of all buckets together."""
         return sum(self.steps)
 
     def read(self, step: int) -> tuple[int, list[int]]:
-        """The bucket of a step, by its place among the buckets, and the indices of the global batch's samples in it."""
+        """The index of a step's bucket, and the indices of the global batch's samples in that bucket."""
         number, within = divmod(step, self.steps_per_epoch)
         epoch = self._epoch(number)
         bucket, place = int(epoch.bucket_of_step[within]), int(epoch.place_of_step[within])
@@ -50,7 +50,7 @@ class SampleOrder:
         return bucket, epoch.orders[bucket][start : start + self.batch_size].tolist()
 
     def _epoch(self, number: int) -> Epoch:
-        known = self._known  # read once: another thread may be in the next epoch already
+        known = self._known  # read once: another thread may already have replaced it with the next epoch
         if known is None or known.number != number:
             known = self._draw(number)
             self._known = known

@@ -1,7 +1,7 @@
 """The conditions of tracks whose samples have captions: `text`, tokens with a mask, and `text.pooled`, a vector, where
 the text encoder gives one.
 
-Shapes: B samples, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector, V values of a
+Shapes: B samples, K rows of integers, L positions, D width of a token, P width of the pooled vector, V values of a
 record.
 """
 
@@ -28,38 +28,39 @@ from urepa.data.stores.text_records import TextShape
 
 @dataclass(frozen=True)
 class TextConditions:
-    """Of captions (`ConditionMaker` of urepa/core/track_protocols.py). Without `records` and `captions`, which a track
-    that is open has, it answers for prompts alone."""
+    """Conditions of captions (`ConditionMaker` of urepa/core/track_protocols.py). `records` and `captions` are set by
+    an opened track; without them only prompts can be encoded."""
 
     dropout: Mapping[str, float]
     encoder: TextEncoder
     records: Store | None = None
     captions: Captions = field(default_factory=dict)
-    weights_sha256: str | None = None  # of the encoder that made the records; None: not known
-    networks: list[TextEncoderNetwork] = field(default_factory=list)  # the encoder's, once it was asked
+    weights_sha256: str | None = None  # of the encoder that made the records; None: unknown
+    networks: list[TextEncoderNetwork] = field(default_factory=list)  # holds the encoder's network once it is built
 
     @staticmethod
     def withheld_with(probability: float, encoder: TextEncoder) -> TextConditions:
-        """Those of a track that withholds the caption from a training sample with this probability."""
+        """The conditions of a track that withholds the caption from a training sample with this probability."""
         return TextConditions({TEXT: probability}, encoder)
 
     def opened(self, records: Store, captions: Captions) -> TextConditions:
-        """The same with the samples' captions and their records."""
+        """A copy with the samples' captions and their records."""
         return replace(self.made_by(records.manifest), records=records, captions=captions)
 
     def made_by(self, manifest: Mapping[str, Any]) -> TextConditions:
-        """The same, which encodes prompts with the weights alone that made the records with this manifest."""
+        """A copy that encodes prompts only with the encoder weights that this manifest names."""
         return replace(self, weights_sha256=manifest["encoder"]["weights_sha256"])
 
     @property
     def shape(self) -> TextShape:
-        """Of a caption's record."""
+        """The sizes of a caption's record."""
         return TextShape(self.encoder.length, self.encoder.width, self.encoder.pooled_width)
 
     def of_samples(
         self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
     ) -> Condition:
-        """Of one caption of each sample, all given: drawn by its generator, or the first one without."""
+        """The condition with one caption of each sample, all given: one drawn with the generator `draw(i)`, or the
+        first caption if `draw` is None."""
         assert self.records is not None, "the track is open"
         texts = []
         for i, sample in enumerate(samples):
@@ -68,36 +69,36 @@ class TextConditions:
         return self._of_records(self.records.tensor([caption_key(text) for text in texts]))
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:
-        raise UserError("this run's conditions are captions, not classes: say what to make by prompts")
+        raise UserError("this run's conditions are captions, not classes: give prompts")
 
     def of_prompts(self, prompts: Sequence[str]) -> Condition:
-        """Of these texts, from their records where there are some, else by the encoder, each by itself. The empty one
-        is the null condition; so are all where no sample ever had a caption in training."""
+        """The condition with these texts. Texts with stored records are read, the others encoded one at a time. The
+        empty text is the null condition; so is every text if training always withholds the caption."""
         texts = [prompt.strip() for prompt in prompts]
         given = Condition.cat([self._of_text(text) for text in texts])
         is_empty_B = torch.tensor([text == EMPTY for text in texts])
         return without_never_given(given.drop({TEXT: is_empty_B}), self.dropout)
 
     def null(self, count: int) -> Condition:
-        """Without a caption."""
+        """The condition of `count` samples without a caption."""
         return self._of_records(torch.zeros(count, self.shape.values)).null()
 
     def example(self, count: int) -> Condition:
-        """Of the right shapes, without a caption, whatever stands for that."""
+        """A condition of the right shapes without a caption, with zeros as the null values; needs no encoder."""
         return self._parts(torch.zeros(count, self.shape.values), (None, None, None)).null()
 
     def _of_text(self, text: str) -> Condition:
         return self._of_records(self._record(text))
 
     def _record(self, text: str) -> Tensor:
-        """[1,V]: read where it is stored, else encoded by itself."""
+        """The text's record [1,V], read if it is stored, else encoded."""
         if self.records is not None and not self.records.missing(Keys([as_rows([text])])):
             return self.records.tensor([caption_key(text)])
         return encode_texts(self._network(), self.shape, [text])
 
     @cached_property
     def _empty(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What stands for no caption: tokens [L,D], their mask [L] and a vector [P]; None: zeros."""
+        """The null condition's tokens [L,D], their mask [L] and pooled vector [P]; None: zeros."""
         if str(self.encoder.null_text) == NullText.zeros.value:
             return None
         tokens_1LD, mask_1L, pooled_1P = self.shape.unpack(self._record(EMPTY))
@@ -108,8 +109,8 @@ class TextConditions:
             network = self.encoder.build()
             if self.weights_sha256 not in (None, network.weights_sha256()):
                 raise UserError(
-                    "the text encoder has other weights here than the one that encoded the captions of the training; "
-                    "put that one back"
+                    "the text encoder has other weights here than the one that encoded the training captions; "
+                    "restore those weights"
                 )
             self.networks.append(network)
         return self.networks[0]
@@ -125,7 +126,7 @@ class TextConditions:
 
 
 def encode_texts(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
-    """Records [B,V] of texts as their store would hold them, fp16."""
+    """Records [B,V] of texts in the format of a store, fp16."""
     return encode_inputs(network, shape, network.tokenize(texts).inputs_BKL).half()
 
 

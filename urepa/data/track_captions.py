@@ -1,4 +1,4 @@
-"""What a track declares of captions, small or of latents: checks, places and words, without torch."""
+"""The caption settings of a track's declaration: checks, folders and descriptions, without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urepa.core.part_names import CLASS
 from urepa.core.text_protocols import text_widths
 from urepa.data.lists.paths import is_finished
 from urepa.data.sources.source_files import CAPTIONED
-from urepa.data.track_defaults import tell_draws
+from urepa.data.track_defaults import draws_text
 
 
 class CaptionSource(Enum):
@@ -21,7 +21,7 @@ class CaptionSource(Enum):
 
 
 class CaptionSettings:
-    """For declarations of tracks to inherit that have these keys."""
+    """Base class for declarations of tracks that have these keys."""
 
     captions: Any  # a `CaptionSource`; None: conditions are class ids
     text_encoder: Any  # `urepa.core.text_protocols.TextEncoder`; None where there are no captions
@@ -30,7 +30,7 @@ class CaptionSettings:
     source: Any
     cfg_dropout: float
     flip: bool
-    folder: Any  # of the lists and caches, a Path
+    folder: Any  # a Path: the folder of the lists and caches
 
     @property
     def condition_widths(self) -> dict[str, int]:
@@ -38,24 +38,23 @@ class CaptionSettings:
 
     @property
     def by_class(self) -> bool:
-        """Are the images to be in class folders? Those with captions of their own need none."""
+        """Whether the images must lie in class folders; images with captions of their own need not."""
         return str(self.captions) != "files"
 
     @property
     def text_folder(self) -> Path:
-        """Where the records of the captions lie."""
+        """The folder of the captions' records."""
         return Path(self.folder / f"text_{self.text_encoder.stored_as()}{self.captions_ending}")
 
     @property
     def captions_ending(self) -> str:
-        """What the names of the captions' list and store end in, so that those of one column are not taken for those
-        of another."""
+        """The suffix of the names of the captions' list and store, which tells apart captions of different columns."""
         if self.caption_column is not None:
             return f"_{digest64('caption_column', self.caption_column):016x}"[:9]
         return "" if str(self.captions) == "files" else f"_{self.captions}"
 
     def check_captions(self) -> None:
-        """UserError where the keys do not go together."""
+        """Raises UserError if the keys are inconsistent."""
         if self.captions is None and self.text_encoder is not None:
             raise UserError("data.text_encoder has no effect without data.captions=files (or classes); give that too")
         if self.caption_column is not None and (str(self.captions) != "files" or self.source == "folder"):
@@ -82,17 +81,17 @@ class CaptionSettings:
         self.text_encoder.check()
 
     def check_text_files(self) -> None:
-        """UserError where captions are still to be encoded, and the encoder's files are not there."""
+        """Raises UserError if captions still have to be encoded and the encoder's files are missing."""
         if self.text_encoder is not None and not is_finished(self.text_folder):
             self.text_encoder.check_files()
 
     def describe_draws(self) -> str:
-        """What is drawn of a sample, and of its caption how it is encoded."""
+        """How captions are chosen and encoded and what is drawn at random for a sample, as text."""
         if self.text_encoder is None:
-            return tell_draws(self.cfg_dropout, self.flip)
+            return draws_text(self.cfg_dropout, self.flip)
         made = (
             "A caption is `a photo of a NAME`, of its class"
             if str(self.captions) == "classes"
             else "Each update draws one of an image's captions; validation takes the first"
         )
-        return f"{made}. {self.text_encoder.description()} {tell_draws(self.cfg_dropout, self.flip, 'caption')}"
+        return f"{made}. {self.text_encoder.description()} {draws_text(self.cfg_dropout, self.flip, 'caption')}"

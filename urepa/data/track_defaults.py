@@ -1,4 +1,4 @@
-"""What most tracks answer alike: for declarations of tracks (`urepa.core.track_protocols.Track`) to inherit."""
+"""Defaults shared by most tracks: a base class of their declarations (`urepa.core.track_protocols.Track`)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from urepa.core.errors import UserError
 from urepa.core.protocols import OneTeacher
 from urepa.core.track_protocols import Stages
 
-# of a track whose images have several shapes, as `describe` writes it
+# what `describe` writes for a track whose images have several shapes
 ONE_BUCKET_A_BATCH = (
-    "A global batch is of one bucket: in every epoch each has one permutation, the order of the buckets' batches is "
-    "drawn, and what does not fill a batch of its bucket is left out."
+    "Each global batch comes from one bucket. In every epoch each bucket has one permutation, the order of the "
+    "buckets' batches is random, and samples that do not fill a batch of their bucket are left out."
 )
 
 
 class TrackDefaults:
-    """A track whose caches the user has, or makes in one go: of class ids without names, with nothing on the hub and
-    no network that is asked in training."""
+    """A track with class ids without names, no files on the hub and no networks that run during training; its caches
+    exist already or are made without separate stages."""
 
     latent_shape: Any
     source: Any = None
@@ -35,38 +35,38 @@ class TrackDefaults:
 
     @property
     def latent_shapes(self) -> Sequence[Sequence[int]]:
-        """One, of all samples."""
+        """The one shape of all samples."""
         return [self.latent_shape]
 
     @property
     def bucket_names(self) -> Sequence[str]:
-        """One without a name."""
+        """One bucket, without a name."""
         return [""]
 
     def bucket_samples(self) -> Mapping[str, Mapping[str, int]] | None:
         return None
 
     def teacher_grids(self, teacher: OneTeacher) -> Sequence[Sequence[int]]:
-        """That of square images."""
+        """The teacher's grid for square images."""
         return [teacher.grid]
 
     def check(self) -> None:
-        """Its sizes go together."""
+        """No check by default: the sizes always fit."""
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
-        """Every key has an effect."""
+        """No check by default: every key has an effect."""
 
     def check_validation(self, group: int) -> None:
-        """How many images will validate is not known before they are read."""
+        """No check by default: the number of validation images is unknown before they are read."""
 
     def check_inputs(self, batch_size: int) -> None:
-        """What is missing is said when it is opened."""
+        """No check by default: opening the caches reports what is missing."""
 
     def check_makeable(self) -> None:
-        """What is missing is said when its caches are made."""
+        """No check by default: making the caches reports what is missing."""
 
     def check_stage(self, stage: str, shard: str) -> None:
-        """Any stage will do."""
+        """No check by default: every stage is allowed."""
 
     def has_latents(self) -> bool:
         return False
@@ -85,12 +85,12 @@ class TrackDefaults:
 
 
 def refuse_idle_teacher(online_teacher: bool, has_teacher: bool) -> None:
-    """UserError where a teacher is to be asked in training and the loss has none."""
+    """Raises UserError if `data.online_teacher` is set and the loss has no teacher."""
     if online_teacher and not has_teacher:
         raise UserError("data.online_teacher has no effect with loss=none, which has no teacher; drop it")
 
 
-def tell_draws(cfg_dropout: float, flip: bool, condition: str = "class") -> str:
-    """What is drawn anew of a sample at each update, as `describe` writes it."""
+def draws_text(cfg_dropout: float, flip: bool, condition: str = "class") -> str:
+    """What is drawn at random for a sample at each update, as `describe` writes it."""
     flipped = " Training images are mirrored with probability 0.5, for backbone and teacher alike." if flip else ""
     return f"A training sample loses its {condition} with probability {number(cfg_dropout)}.{flipped}"

@@ -325,7 +325,7 @@ def test_prompts_are_for_the_encoder_of_the_training(opened: Any, tmp_path: Path
     with torch.no_grad():
         next(model.parameters()).add_(0.1)
     model.save_pretrained(tmp_path / "clip" / "text_encoder")
-    with pytest.raises(UserError, match="has other weights here than the one that encoded the captions"):
+    with pytest.raises(UserError, match="has other weights here than the one that encoded the training captions"):
         other.conditions.made_by(cache.text.manifest).of_prompts(["a"])
 
 

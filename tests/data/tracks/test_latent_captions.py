@@ -136,7 +136,7 @@ def test_words_of_buckets_and_captions(compose: Compose, material: Path, flat_im
     text = as_markdown("x", methodology(subject_of(config, plan(config, CPU)), ""))
     assert "Largest central rectangles of the nearest aspect, resized once to 64×64 or 48×80 or 80×48 pixels," in text
     assert "to latents of 4×8×8 or 4×6×10 or 4×10×6 (its posterior's mode, times its scaling factor)" in text
-    assert "A global batch is of one bucket" in text
+    assert "Each global batch comes from one bucket" in text
     assert "Each update draws one of an image's captions" in text
     assert "A training sample loses its caption with probability 0.1" in text
 
