@@ -91,7 +91,7 @@ def family_of_unet(config: Mapping[str, Any]) -> str | None:
 
 
 def check_unet_config(config: Mapping[str, Any], family: str, where: str) -> None:
-    """UserError where a config.json is not of a U-Net of this family."""
+    """Raises UserError if a config.json is not of a U-Net of this family."""
     if config.get("_class_name") != "UNet2DConditionModel":
         raise UserError(f"{where} holds a {config.get('_class_name')}, not a UNet2DConditionModel")
     found = family_of_unet(config)

@@ -48,7 +48,7 @@ def unet_without_weights(weights: str, family: str) -> Any:
 
 
 def check_unet_channels(unet: Any, channels: int, weights: str) -> None:
-    """UserError where a track's x0 has other channels."""
+    """Raises UserError if a track's x0 has other channels."""
     if unet.config.in_channels != channels:
         raise UserError(
             f"the U-Net of {weights} takes {unet.config.in_channels} latent channels; the track has {channels}"
@@ -96,7 +96,7 @@ def unet_from_hub(weights: str, family: str, dtype: torch.dtype = torch.float32)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The file of the weights, or its shards. UserError where they are not all there, or are no safetensors."""
+    """The file of the weights, or its shards. Raises UserError if they are not all there, or are no safetensors."""
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(read_json(index)["weight_map"].values()))
@@ -117,7 +117,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.dtype) -> Any:
     """The module of a config with the weights of files, one after the other in `dtype`: the whole is never held in
-    another. UserError for weights that are missing, odd or of other shapes."""
+    another. Raises UserError for weights that are missing, odd or of other shapes."""
     from diffusers import UNet2DConditionModel
     from safetensors import SafetensorError, safe_open
 

@@ -17,7 +17,7 @@ from urepa.core.files import DAMAGED
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, by name. UserError where it is damaged or of another kind."""
+    """The tensors of a .safetensors file, by name. Raises UserError if it is damaged or of another kind."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -35,8 +35,8 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def read_torch(file: Path) -> Any:
-    """What a torch file holds of tensors and the settings beside them: nothing else is unpickled. UserError where there
-    is more, or where it is damaged."""
+    """What a torch file holds of tensors and the settings beside them: nothing else is unpickled. Raises UserError if
+    there is more, or where it is damaged."""
     try:
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle's protocol, beside the error that says more

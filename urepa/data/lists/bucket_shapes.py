@@ -19,7 +19,7 @@ Size = tuple[int, int]
 
 
 def check_bucket_list(buckets: Any, image_size: int, step: int, step_name: str) -> None:
-    """UserError where `data.buckets` is neither "auto" nor a list of different sizes that divide.
+    """Raises UserError if `data.buckets` is neither "auto" nor a list of different sizes that divide.
 
     Args:
         step: pixels that one row or column of x0 stands for.
@@ -75,8 +75,8 @@ def nearest(size: Size, buckets: Sequence[Size]) -> int:
 def nearest_buckets(
     sizes: Mapping[str, Size], train: Iterable[str], buckets: Mapping[str, Size], asked: Any
 ) -> dict[str, str]:
-    """The bucket of each sample, by its id: the one of the nearest aspect. UserError where one that was asked for by
-    its size has no training image; of "auto" it is left out, and its other images go to the next nearest.
+    """The bucket of each sample, by its id: the one of the nearest aspect. Raises UserError if one that was asked for
+    by its size has no training image; of "auto" it is left out, and its other images go to the next nearest.
 
     Args:
         sizes: of the samples' images.

@@ -27,7 +27,7 @@ def write_captions(file: Path, captions: Captions) -> None:
 
 
 def read_written(file: Path) -> dict[str, tuple[str, ...]]:
-    """What `write_captions` wrote. UserError where it is damaged."""
+    """What `write_captions` wrote. Raises UserError if it is damaged."""
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         return {str(row["id"]): tuple(map(str, row["captions"])) for row in rows}

@@ -38,7 +38,7 @@ def write_names(folder: Path, names: list[str]) -> None:
 
 
 def read_names(folder: Path, num_classes: int) -> list[str]:
-    """The names in a folder's classes.json; [] where there is none. UserError where they are not those of so many
+    """The names in a folder's classes.json; [] where there is none. Raises UserError if they are not those of so many
     classes."""
     file = folder / FILE
     if not file.is_file():
@@ -74,7 +74,7 @@ def pixel_folder(
 
 def count_classes(source: str, images: str, caches: Path) -> int:
     """The classes of finished caches in this folder, which are what counts once they are there; else the class folders
-    of `images`, or one where parquet files and shards have no labels. UserError where there is neither."""
+    of `images`, or one where parquet files and shards have no labels. Raises UserError if there is neither."""
     manifest = caches / "latents" / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["num_classes"])

@@ -11,7 +11,7 @@ KEYS = {"val": "data.validation_images", "test": "data.test_images"}
 
 
 def refuse_other_classes(there: set[int], num_classes: int) -> None:
-    """UserError where the class ids of the images are not 0 to `num_classes` − 1."""
+    """Raises UserError if the class ids of the images are not 0 to `num_classes` − 1."""
     if there != set(range(num_classes)):
         found = max(there) + 1 if max(there, default=-1) >= num_classes else len(there)
         raise UserError(f"the images have {found} classes; data.num_classes={num_classes}: give {found} for these")
@@ -23,9 +23,9 @@ def share_of(total: int, class_id: int, num_classes: int) -> int:
 
 
 def check_shares(pools: Sequence[tuple[int, int]], held_out: Mapping[str, int], limit: int | None) -> None:
-    """UserError where a class has too few images. `pools` holds each class's training and test images, as the publisher
-    has them (no test images: they come from the training images), `held_out` how many validation and test images there
-    are to be, `limit` how many training images (None: all that are left)."""
+    """Raises UserError if a class has too few images. `pools` holds each class's training and test images, as the
+    publisher has them (no test images: they come from the training images), `held_out` how many validation and test
+    images there are to be, `limit` how many training images (None: all that are left)."""
     for class_id, (train, test) in enumerate(pools):
         wanted = {split: share_of(held_out[split], class_id, len(pools)) for split in KEYS}
         _check_remaining(wanted["test"], test or train, KEYS["test"], held_out["test"])
@@ -41,7 +41,7 @@ def _check_remaining(wanted: int, left: int, key: str, total: int) -> None:
 
 
 def check_batch_size(batch_size: int, training_samples: int) -> None:
-    """UserError where not one global batch is full."""
+    """Raises UserError if not one global batch is full."""
     if batch_size > training_samples:
         raise UserError(
             f"trainer.batch_size={batch_size} is more than the {training_samples} training samples; give a smaller one"
@@ -49,7 +49,7 @@ def check_batch_size(batch_size: int, training_samples: int) -> None:
 
 
 def check_buckets(samples: Mapping[str, int], batch_size: int) -> None:
-    """UserError where some of several buckets have fewer training samples than a global batch: they would never be
+    """Raises UserError if some of several buckets have fewer training samples than a global batch: they would never be
     trained on."""
     small = {name: count for name, count in samples.items() if count < batch_size}
     if small:

@@ -21,7 +21,7 @@ def split_rows(
     """The rows of each split, class-balanced; where the publisher kept test images apart they stay apart. `held_out`
     says how many validation and test images there are to be, `limit` how many training images (None: all that are
     left). A row that is left out of `rows`, or is one of `train_only` and would be held out, gives its place to the
-    next of its class. UserError where the images are too few, or of another number of classes."""
+    next of its class. Raises UserError if the images are too few, or of another number of classes."""
     rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
     by_class: list[dict[str, list[SourceImage]]] = [{"train": [], "test": []} for _ in range(num_classes)]
     there = {row.class_id for row in rows}

@@ -25,7 +25,7 @@ HOW = "give each a NAME.txt beside it, or a row of metadata.jsonl or metadata.cs
 
 
 def read_captions(root: Path, rows: Sequence[SourceImage]) -> dict[str, list[str]]:
-    """The captions of a folder's images, by sample id, each without white space around it. UserError where an image
+    """The captions of a folder's images, by sample id, each without white space around it. Raises UserError if an image
     has none, an empty one, or some in two places, and for a file that cannot be read as text."""
     of_path: dict[str, list[str]] = {}
     for folder in _folders(rows):
@@ -81,7 +81,7 @@ def _text_files(root: Path, rows: Sequence[SourceImage]) -> dict[str, Path]:
 
 
 def _beside(root: Path, folder: PurePosixPath) -> Iterator[tuple[str, list[str]]]:
-    """What a folder's metadata says: places below the root, and captions. UserError where it has two such files."""
+    """What a folder's metadata says: places below the root, and captions. Raises UserError if it has two such files."""
     there = [root / folder / name for name in METADATA if (root / folder / name).is_file()]
     if len(there) > 1:
         raise UserError(f"{root / folder} has {' and '.join(METADATA)}; keep one of the two")
@@ -116,7 +116,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, object, list[object]]]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The texts of a file with one a line; empty lines are none. UserError where it is no text."""
+    """The texts of a file with one a line; empty lines are none. Raises UserError if it is no text."""
     return lines(_text(file), str(file))
 
 

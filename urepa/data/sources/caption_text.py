@@ -20,7 +20,7 @@ SHOWN = 20  # names of columns in a sentence
 
 
 def clean(text: str, where: str) -> str:
-    """Without white space around it. UserError for half a character, which JSON can write, and for a NUL."""
+    """Without white space around it. Raises UserError for half a character, which JSON can write, and for a NUL."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -31,7 +31,7 @@ def clean(text: str, where: str) -> str:
 
 
 def decode(content: bytes, where: str) -> str:
-    """A file's text, without a byte order mark. UserError where it is neither UTF-8 nor marked as UTF-16."""
+    """A file's text, without a byte order mark. Raises UserError if it is neither UTF-8 nor marked as UTF-16."""
     encoding = "utf-16" if content.startswith(UTF16) else "utf-8-sig"
     try:
         return content.decode(encoding)
@@ -47,7 +47,8 @@ def lines(content: str, where: str) -> list[str]:
 
 
 def find_column(there: Sequence[str], asked: str | None, where: str) -> str:
-    """The name of the column, or of the key, that has the captions. UserError where that is not there, or not clear.
+    """The name of the column, or of the key, that has the captions. Raises UserError if that is not there, or not
+    clear.
 
     Args:
         asked: data.caption_column; None: the one that has a usual name.
@@ -65,8 +66,8 @@ def find_column(there: Sequence[str], asked: str | None, where: str) -> str:
 
 
 def captions_of(rows: Sequence[SourceImage], column: str | None) -> dict[str, list[str]]:
-    """The captions of images that come with them, by sample id, each without white space around it. UserError where an
-    image has none or an empty one, and for what is no text."""
+    """The captions of images that come with them, by sample id, each without white space around it. Raises UserError if
+    an image has none or an empty one, and for what is no text."""
     found: dict[str, list[str]] = {}
     without: list[str] = []
     for row in rows:

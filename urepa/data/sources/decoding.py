@@ -57,8 +57,8 @@ def dimensions(file: str | Path | BinaryIO) -> tuple[int, int]:
 
 def to_rgb(image: Any) -> np.ndarray:
     """A PIL image to uint8 [H,W,3]: turned as its EXIF says, transparency over white, 16 bits scaled to 8.
-    OSError for a truncated one, ValueError for one of more than `MOST_PIXELS` and for values that have no white to be
-    scaled by."""
+    Raises OSError for a truncated one, ValueError for one of more than `MOST_PIXELS` and for values that have no white
+    to be scaled by."""
     from PIL import Image, ImageOps
 
     if image.width * image.height > MOST_PIXELS:  # before they are decoded

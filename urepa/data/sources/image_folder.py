@@ -103,7 +103,7 @@ def class_folders(root: Path, suffixes: frozenset[str]) -> list[str]:
 
 def class_places(root: Path, suffixes: frozenset[str]) -> tuple[list[str], dict[str, Path]]:
     """The classes' folders of a folder of images, and the folder that has these by split: "train" and "test", or "all".
-    UserError where it has no images."""
+    Raises UserError if it has no images."""
     places: dict[str, Path] = {}
     held_out = next((name for name in HELD_OUT if class_folders(root / name, suffixes)), None)
     classes = class_folders(root / "train", suffixes)
@@ -132,13 +132,13 @@ def class_places(root: Path, suffixes: frozenset[str]) -> tuple[list[str], dict[
 
 
 def check_classes(root: Path, suffixes: frozenset[str]) -> None:
-    """UserError where a folder of images has no class folders."""
+    """Raises UserError if a folder of images has no class folders."""
     if class_places(root, suffixes)[0] == [FLAT]:
         raise UserError(_without_classes(root, suffixes))
 
 
 def class_names_in(root: Path, suffixes: frozenset[str]) -> list[str]:
-    """What the classes of a folder of images are called. UserError where it has no images."""
+    """What the classes of a folder of images are called. Raises UserError if it has no images."""
     return [FLAT_NAME if name == FLAT else name for name in class_places(root, suffixes)[0]]
 
 

@@ -75,7 +75,7 @@ def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
 
 
 def cifar_files(images: str) -> tuple[int, list[tuple[str, Path, int]]]:
-    """Label bytes of a record, and (split, file, records). UserError where a file is missing or cut short."""
+    """Label bytes of a record, and (split, file, records). Raises UserError if a file is missing or cut short."""
     root, labels = Path(images), 1
     ten = sorted(root.glob("data_batch_*.bin"))
     places = [*(("train", f) for f in ten), ("test", root / "test_batch.bin")]
@@ -105,7 +105,7 @@ def cifar_binary(images: str) -> Iterator[SourceImage]:
 
 
 def refuse_duplicates(rows: list[SourceImage]) -> None:
-    """UserError where two images would have one sample id (a.png beside a.jpg, say)."""
+    """Raises UserError if two images would have one sample id (a.png beside a.jpg, say)."""
     seen: dict[str, str] = {}
     for row in rows:
         if row.name in seen:
@@ -116,7 +116,7 @@ def refuse_duplicates(rows: list[SourceImage]) -> None:
 
 
 def refuse_unfit_names(rows: list[SourceImage]) -> None:
-    """UserError for a file name that is not UTF-8."""
+    """Raises UserError for a file name that is not UTF-8."""
     for row in rows:
         try:
             (row.name + row.path).encode()

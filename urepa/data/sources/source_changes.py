@@ -94,7 +94,7 @@ def record(source: str, images: str, folder: Path) -> bool:
 
 
 def refuse_changes(track: Any) -> None:
-    """UserError where a track's images are not those that its caches were made from."""
+    """Raises UserError if a track's images are not those that its caches were made from."""
     changed = track.source_changes()
     if changed is not None:
         raise UserError(

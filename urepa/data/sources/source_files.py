@@ -22,7 +22,7 @@ class Source(Enum):
 
 
 def check_images(source: str, images: str, *, by_class: bool) -> None:
-    """UserError where a source's files are not there.
+    """Raises UserError if a source's files are not there.
 
     Args:
         by_class: whether the images are to be in class folders, as they are for a track without captions.

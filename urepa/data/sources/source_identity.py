@@ -66,7 +66,8 @@ class Listing:
         return facts
 
     def refuse_other(self, known: dict[str, Any], folder: Path) -> None:
-        """A UserError where the images are not those that the lists in `folder` were chosen from, if that is known."""
+        """Raises UserError if the images are not those that the lists in `folder` were chosen from, if that is
+        known."""
         differing = [
             f"{key}: {str(known[key])[:16]} there, {str(value)[:16]} here"
             for key, value in self.facts().items()

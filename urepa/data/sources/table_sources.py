@@ -52,7 +52,7 @@ class _Table:
             raise UserError(f"{self._where}: the column {label} holds other values than numbers of classes") from error
 
     def open(self, index: int) -> BinaryIO:
-        """A row's image as a file. ValueError where it has none."""
+        """A row's image as a file. Raises ValueError if it has none."""
         cell = self._images[index][self._image]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise ValueError("the row has no image")
@@ -74,7 +74,7 @@ class _Table:
 
 
 def _undecoded(images: Any, column: str) -> Any:
-    """A column of images as their bytes. UserError where it holds something else."""
+    """A column of images as their bytes. Raises UserError if it holds something else."""
     from datasets import Image
 
     try:
@@ -115,7 +115,7 @@ def _rows_of(dataset: Any, where: str) -> Iterator[SourceImage]:
 
 
 def parquet_files(images: str) -> dict[str, list[str]]:
-    """Files by split. UserError where there are none to train on."""
+    """Files by split. Raises UserError if there are none to train on."""
     files = files_by_split(Path(images), ".parquet")[0]
     if "train" not in files:
         raise UserError(

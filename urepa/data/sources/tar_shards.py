@@ -66,7 +66,7 @@ class LeftOut:
 
 
 def shards_of(images: str) -> dict[str, list[Path]]:
-    """The tar files by split. UserError where there are none to train on."""
+    """The tar files by split. Raises UserError if there are none to train on."""
     files = files_by_split(Path(images), ".tar")[0]
     if "train" not in files:
         packed = next((f.name for f in sorted(Path(images).glob("*.tar.*"))), None)
@@ -77,8 +77,8 @@ def shards_of(images: str) -> dict[str, list[Path]]:
 
 def webdataset(images: str, left_out: LeftOut | None = None) -> Iterator[SourceImage]:
     """The samples that have an image, in the order of the shards and of the members in them; named SHARD_KEY. What is
-    not read is counted in `left_out`. UserError for a shard that ends early, an equal key twice in one, a name that
-    leads out of its folder, and labels of some samples alone."""
+    not read is counted in `left_out`. Raises UserError for a shard that ends early, an equal key twice in one, a name
+    that leads out of its folder, and labels of some samples alone."""
     left_out = LeftOut() if left_out is None else left_out
     files = shards_of(images)
     held_out = next((split for split in ("test", "validation") if split in files), None)
@@ -115,7 +115,7 @@ def _as_image(shard: Path, key: str, sample: _Sample, split: str, place: str) ->
 
 
 def _content(shard: Path, place: Place) -> bytes:
-    """OSError where the shard is shorter than it was."""
+    """Raises OSError if the shard is shorter than it was."""
     with open(shard, "rb") as file:
         file.seek(place.offset)
         content = file.read(place.size)
@@ -206,7 +206,7 @@ def _checked_path(shard: Path, name: str) -> PurePosixPath:
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """A shard's members; their contents are passed over. UserError for one that is no whole tar file."""
+    """A shard's members; their contents are passed over. Raises UserError for one that is no whole tar file."""
     try:
         with tarfile.open(shard, "r:") as archive:
             while (member := archive.next()) is not None:

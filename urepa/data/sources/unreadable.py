@@ -17,7 +17,8 @@ NAMED = 10  # in what is printed; the file has them all
 
 def report(found: Mapping[str, str], of: int, max_skipped: float, folder: Path) -> None:
     """Lists what of `of` images cannot be read (a sentence by sample id) in FOLDER/unreadable.json and prints the
-    first. UserError where they are more than the share `max_skipped`; of a share above 0 one image is never more."""
+    first. Raises UserError if they are more than the share `max_skipped`; of a share above 0 one image is never
+    more."""
     file = folder / FILE
     if not found:
         file.unlink(missing_ok=True)  # of an earlier call

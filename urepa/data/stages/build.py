@@ -107,7 +107,7 @@ class Build:
         return _part_samples(self._listed_samples(bucket), self.part)
 
     def _buckets(self) -> list[LatentBucket]:
-        """Those with images. UserError where no list says which these are."""
+        """Those with images. Raises UserError if no list says which these are."""
         self._listed_samples()
         self.track.require_bucket_lists()
         return self.track.buckets

@@ -152,7 +152,7 @@ class ListBuilder:
         return share
 
     def _refuse_other_numbers(self) -> None:
-        """A UserError if the CSVs that are there hold other numbers of samples than are asked for."""
+        """Raises UserError if the CSVs that are there hold other numbers of samples than are asked for."""
         for split, path in self.track.csv.items():
             wanted, there = self.track.wanted[split], len(read_split(path))
             if wanted not in (None, there):
@@ -181,7 +181,7 @@ class ListBuilder:
 
     def _read_sizes(self, samples: Samples, found: list[SourceImage] | None) -> dict[str, Size]:
         """Rows and columns of the images, by sample id; of one that cannot be read those of the first bucket, as it is
-        the stage `images` that lists it. UserError where the images are not there."""
+        the stage `images` that lists it. Raises UserError if the images are not there."""
         track = self.track
         first = track.all_buckets[0].size
         if len(track.all_buckets) == 1:

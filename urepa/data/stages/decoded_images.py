@@ -29,8 +29,8 @@ DECODED_AT_ONCE = 8  # images in the decoder: its last maps are large
 
 
 def load_tae(weights: str, latent_channels: int) -> Any:
-    """The frozen Tiny AutoEncoder in fp32, on the CPU. UserError where it is none, is not to be had, or is for latents
-    of another number of channels."""
+    """The frozen Tiny AutoEncoder in fp32, on the CPU. Raises UserError if it is none, is not to be had, or is for
+    latents of another number of channels."""
     from diffusers import AutoencoderTiny
 
     name, revision = resolve(weights)
@@ -57,7 +57,7 @@ class Decoder:
     """x0 to images, on the device that there is, in bf16 on a GPU as the latents stage encodes.
 
     A Tiny AutoEncoder was distilled on scaled latents, (z − shift)·scale, which x0 is: its own config's constants, 1
-    and 0, lead from x0 to what it takes. UserError where x0 is not that, as with latents_mean.
+    and 0, lead from x0 to what it takes. Raises UserError if x0 is not that, as with latents_mean.
     """
 
     def __init__(self, sees: str, vae: str, tae: str | None, latent_channels: int) -> None:
@@ -131,7 +131,7 @@ class TeacherView:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        """A UserError where its weights are not to be had, or are for other latents."""
+        """Raises UserError if its weights are not to be had, or are for other latents."""
         return Decoder(self.sees, self.vae, self.tae, self.latent_channels)
 
     def show(self) -> Callable[[Tensor], Tensor] | None:

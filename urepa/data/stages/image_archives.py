@@ -236,13 +236,13 @@ class ImageArchive:
         return self._places["crc32"][rows_of(ids.digests(), self._ids)].astype("<u8")[:, None]
 
     def require_whole(self, ids: Iterable[str]) -> None:
-        """A UserError for the first JPEG whose bytes are not those that were written."""
+        """Raises UserError for the first JPEG whose bytes are not those that were written."""
         with ThreadPoolExecutor(WORKERS) as pool:
             for chunk in batches_of(ids, CHUNK):
                 list(pool.map(self._jpeg, chunk, self._rows(chunk)))
 
     def pixels(self, ids: list[str]) -> Tensor:
-        """RGB uint8 [R,3,S,S]. A UserError for one that cannot be read or is not what was written."""
+        """RGB uint8 [R,3,S,S]. Raises UserError for one that cannot be read or is not what was written."""
         with ThreadPoolExecutor(WORKERS) as pool:
             pixels = list(pool.map(self._read, ids, self._rows(ids)))
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)

@@ -36,7 +36,7 @@ class LatentScaling:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], name: str) -> LatentScaling:
-        """Of a VAE's config. UserError where it has half of the statistics, statistics of other channels than its
+        """Of a VAE's config. Raises UserError if it has half of the statistics, statistics of other channels than its
         latents, or a shift and statistics."""
         scale, given = float(config["scaling_factor"]), config.get("shift_factor")
         shift = 0.0 if given is None else float(given)
@@ -126,7 +126,7 @@ def known_scaling(weights: str) -> LatentScaling | None:
 
 
 def class_name(config: Mapping[str, Any], name: str) -> str:
-    """The class that a config names. UserError for one that urepa does not load."""
+    """The class that a config names. Raises UserError for one that urepa does not load."""
     found = str(config.get("_class_name", KL))
     if found not in CLASSES:
         raise UserError(f"data.vae={name} is of the class {found}; give one of {' or '.join(CLASSES)}")
@@ -134,8 +134,8 @@ def class_name(config: Mapping[str, Any], name: str) -> str:
 
 
 def refuse_other_scaling(where: Path, manifest: Mapping[str, Any], scaling: LatentScaling, weights: str) -> None:
-    """UserError where the latents of a manifest were made with other constants than those of the VAE that is to decode
-    them. `where` is the folder that the manifest is of; one without constants is of an adopted store."""
+    """Raises UserError if the latents of a manifest were made with other constants than those of the VAE that is to
+    decode them. `where` is the folder that the manifest is of; one without constants is of an adopted store."""
     if "scaling_factor" not in manifest:
         return
     there, here = NEUTRAL | dict(manifest), NEUTRAL | scaling.facts()

@@ -72,7 +72,7 @@ class Digests:
     """A finished store's digests.npy, mapped into memory."""
 
     def __init__(self, folder: Path, sha256: str) -> None:
-        """A UserError where the file is gone or is not the one with this digest."""
+        """Raises UserError if the file is gone or is not the one with this digest."""
         file = folder / FILE
         if sha256_of(file) != sha256:
             raise UserError(

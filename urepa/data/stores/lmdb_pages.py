@@ -59,7 +59,7 @@ class Index:
     where their values begin (`offsets_R`) and how long they are (`lengths_R`). 20 bytes a record."""
 
     def __init__(self, folder: Path) -> None:
-        """UserError where there is no such file or it is cut short or damaged."""
+        """Raises UserError if there is no such file or it is cut short or damaged."""
         digests, offsets, lengths = array("Q"), array("q"), array("i")
         for key, offset, length in records(folder):
             if not key.startswith(HIDDEN):

@@ -52,7 +52,8 @@ def part_of(sample_id: str, count: int) -> int:
 
 
 def only_writer(folder: Path) -> TextIO:
-    """The lock of a part's folder, which is made; held until it is closed. UserError if another process has it."""
+    """The lock of a part's folder, which is made; held until it is closed. Raises UserError if another process has
+    it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / ".writer.lock", "w")  # noqa: SIM115  the caller closes it
     try:
@@ -109,7 +110,8 @@ class StoreWriter:
 
     def put(self, records: list[tuple[str, np.ndarray]], add_to_sum: np.ndarray | None = None) -> np.ndarray:
         """Writes a batch, and in the same transaction the rows of its digests [R,4], which it returns, and `add_to_sum`
-        [D+1] (a sum of tokens and their number), which is added up. ValueError for values that the type cannot hold."""
+        [D+1] (a sum of tokens and their number), which is added up. Raises ValueError for values that the type cannot
+        hold."""
         assert not any(key.startswith(HIDDEN) for key, _ in records)
         contents: list[bytes] = []
         for key, value in records:

@@ -12,7 +12,7 @@ GROUP = 128  # values that share a scale in int8
 
 
 def encode(value: np.ndarray, dtype: str) -> bytes:
-    """A record's bytes. ValueError for values that the type cannot hold."""
+    """A record's bytes. Raises ValueError for values that the type cannot hold."""
     half = np.ascontiguousarray(value, dtype=np.float16)
     if not np.isfinite(half).all():
         raise ValueError("the record has values that are not finite in fp16")

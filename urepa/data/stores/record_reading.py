@@ -76,7 +76,7 @@ class Store:
 
     @property
     def digests(self) -> Digests | None:
-        """The records' digests; None in a store that was made without. A UserError where the file that holds them is
+        """The records' digests; None in a store that was made without. Raises UserError if the file that holds them is
         not the one that the manifest names."""
         if "digests_sha256" not in self.manifest:
             return None
@@ -86,8 +86,8 @@ class Store:
             return self._digests
 
     def places(self, keys: list[str]) -> np.ndarray:
-        """Where the records lie and their crc32 [R], of type PLACE. A UserError for one that is missing, of another
-        length, or without a digest in a store that has them."""
+        """Where the records lie and their crc32 [R], of type PLACE. Raises UserError for one that is missing, of
+        another length, or without a digest in a store that has them."""
         mirrored = list(map(is_mirrored, keys))
         if not any(mirrored):
             return self._own_places(keys)
@@ -221,7 +221,7 @@ class Store:
             ) from error
 
     def require_files_beside(self) -> None:
-        """A UserError where digests.npy or the mean token are not those that the manifest names."""
+        """Raises UserError if digests.npy or the mean token are not those that the manifest names."""
         _ = self.digests
         if "mean_token_sha256" in self.manifest:
             self.mean_token()

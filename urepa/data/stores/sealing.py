@@ -90,7 +90,7 @@ def _rows_of_chunk(chunk: tuple[Index, int, np.ndarray]) -> np.ndarray:
 
 def add_digests(folder: Path) -> None:
     """Makes digests.npy of a finished store that has none, or none of some records, and writes the digest of the mean
-    token beside it into the manifest. A UserError where digests.npy was lost or has changed, and the records are not
+    token beside it into the manifest. Raises UserError if digests.npy was lost or has changed, and the records are not
     those that it was made of."""
     store = Store(folder)
     known, before = store.manifest.get("digests_sha256"), sha256_of(folder / FILE)

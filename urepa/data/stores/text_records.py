@@ -28,7 +28,7 @@ class TextShape:
         return self.length * self.width + self.length + self.pooled_width
 
     def pack(self, tokens_BLD: Tensor, mask_BL: Tensor, pooled_BP: Tensor) -> Tensor:
-        """Records [B,V], float32. UserError where a value is beyond what fp16 holds."""
+        """Records [B,V], float32. Raises UserError if a value is beyond what fp16 holds."""
         assert tokens_BLD.shape[1:] == (self.length, self.width), f"tokens are {tuple(tokens_BLD.shape)}"
         assert pooled_BP.shape[1:] == (self.pooled_width,), f"pooled vectors are {tuple(pooled_BP.shape)}"
         records_BV = torch.cat([tokens_BLD.flatten(1), mask_BL.float(), pooled_BP], dim=1)

@@ -67,7 +67,7 @@ class CaptionCaches:
     # --- captions ---------------------------------------------------------------------------------------
 
     def read_missing(self, rows: Sequence[SourceImage] | None = None) -> Captions | None:
-        """The captions of all images, where they are not written down yet; None where they are. UserError where an
+        """The captions of all images, where they are not written down yet; None where they are. Raises UserError if an
         image has none.
 
         Args:
@@ -101,7 +101,7 @@ class CaptionCaches:
             write_captions(self.file, {sample_id: read[sample_id] for sample_id in samples.ids()})
 
     def written(self, samples: Sequence[Sample] | Samples) -> dict[str, tuple[str, ...]]:
-        """The captions as they are written down. UserError where some of the samples have none there."""
+        """The captions as they are written down. Raises UserError if some of the samples have none there."""
         captions = read_written(self.file)
         lacking = [s.sample_id for s in samples if not captions.get(s.sample_id)]
         if lacking:

@@ -85,7 +85,7 @@ class LatentBucket:
         return rectangle(pixels, self.size) if self.name else square(pixels, self.settings.image_size)
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
-        """The teachers by name, each as it sees images of this shape. UserError for one that cannot."""
+        """The teachers by name, each as it sees images of this shape. Raises UserError for one that cannot."""
         side = self.settings.image_size
         return {name: teacher_on_grid(one, grid_for(one, self.size, side)) for name, one in by_name(teacher).items()}
 
@@ -195,7 +195,7 @@ class LatentBucket:
         return latents
 
     def require_shape(self, encoded: Sequence[int]) -> None:
-        """A UserError where the VAE makes latents of another shape than `data.latent_shape`."""
+        """Raises UserError if the VAE makes latents of another shape than `data.latent_shape`."""
         if tuple(encoded) != self.latent_shape:
             here = "these images" if not self.name else f"images of {self.name}"
             raise UserError(

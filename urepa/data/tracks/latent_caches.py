@@ -162,7 +162,7 @@ class LatentTrackCaches:
         return found[0] if len(found) == 1 else {s: Samples.concatenate(own[s] for own in found) for s in found[0]}
 
     def require_bucket_lists(self) -> None:
-        """A UserError where no list says what each bucket has."""
+        """Raises UserError if no list says what each bucket has."""
         if self.settings.buckets is not None and self.settings.bucket_counts() is None:
             raise no_list_error(self.folder / BUCKETS)
 
@@ -184,7 +184,7 @@ class LatentTrackCaches:
         return self._open_caches(teacher, None, manifests)
 
     def require_folders(self, teacher: Any | None) -> None:
-        """A UserError where a list or a cache is not there."""
+        """Raises UserError if a list or a cache is not there."""
         self._require(self.store_folders(teacher))
 
     def _require(self, needed: list[Path]) -> None:
@@ -216,7 +216,7 @@ class LatentTrackCaches:
         )
 
     def refuse_other_prompts(self) -> None:
-        """A UserError where the prompts are of another text encoder or other names, if that was written down."""
+        """Raises UserError if the prompts are of another text encoder or other names, if that was written down."""
         if self.text is not None and self.class_names is not None and self.prompt_record.is_file():
             known = read_json(self.prompt_record)
             refuse_differing(self.prompts, known, prompt_facts(self.text, class_names(self.class_names)), self.remake)

@@ -287,7 +287,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return [] if self.text_encoder is None else [self.text_folder]
 
     def check_stage(self, stage: str, shard: str) -> None:
-        """UserError where a stage lacks what it reads."""
+        """Raises UserError if a stage lacks what it reads."""
         if stage == "text" and self.text_encoder is None:
             raise UserError(f"data={self.name} has no captions, so there is nothing to encode; leave that stage out")
         if stage == "adopt" and (self.buckets is not None or self.captions is not None):

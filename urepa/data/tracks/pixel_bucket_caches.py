@@ -101,7 +101,7 @@ class PixelBucket:
         return stores | ({} if self.settings.online_teacher else token_stores(self.teachers(teacher), "float16"))
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
-        """The teachers by name, each as it sees images of this shape. UserError for one that cannot."""
+        """The teachers by name, each as it sees images of this shape. Raises UserError for one that cannot."""
         side = self.settings.image_size
         return {name: teacher_on_grid(one, grid_for(one, self.size, side)) for name, one in by_name(teacher).items()}
 

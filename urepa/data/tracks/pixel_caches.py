@@ -252,7 +252,7 @@ class PixelTrackCaches:
         self, splits: dict[str, list[SourceImage]], sizes: dict[str, Size]
     ) -> list[tuple[PixelBucket, Lists]]:
         """The buckets with training images, and the splits of each: an image goes to the one of the nearest aspect.
-        UserError where a bucket that was asked for by its size has no training image; "auto" leaves it out."""
+        Raises UserError if a bucket that was asked for by its size has no training image; "auto" leaves it out."""
         buckets = self.all_buckets
         if len(buckets) > 1:
             named = {bucket.name: bucket.size for bucket in buckets}
@@ -294,7 +294,7 @@ class PixelTrackCaches:
         return removed
 
     def _complete_latents(self) -> None:
-        """Finished latents of which records are missing. UserError where an image cannot be read any more."""
+        """Finished latents of which records are missing. Raises UserError if an image cannot be read any more."""
         lacking = [bucket for bucket in self.buckets if bucket.lacks_latents()]
         if not lacking:
             return

@@ -7,7 +7,7 @@ from urepa.data.lists.bucket_shapes import Size
 
 
 def check_pixels(source: str, image_size: int, unshuffle: int, flip: bool) -> None:
-    """UserError where the size in pixels does not divide, or mirror images would be of nothing."""
+    """Raises UserError if the size in pixels does not divide, or mirror images would be of nothing."""
     if image_size % unshuffle:
         raise UserError(f"data.image_size={image_size} is not a multiple of data.unshuffle={unshuffle}")
     if flip and source == "digits":
@@ -15,7 +15,7 @@ def check_pixels(source: str, image_size: int, unshuffle: int, flip: bool) -> No
 
 
 def check_channels(channels: int, found: int) -> None:
-    """UserError where the images have another number of channels."""
+    """Raises UserError if the images have another number of channels."""
     if channels != found:
         raise UserError(f"data.channels={channels}, but the images have {found}")
 

@@ -176,8 +176,8 @@ class PixelTrack(CaptionSettings, TrackDefaults):
             self._check_images()
 
     def _check_images(self) -> None:
-        """UserError where the caches have no place, or the images are of other classes or channels, or too few, as far
-        as files' names tell: of a folder its classes, of the digits everything."""
+        """Raises UserError if the caches have no place, or the images are of other classes or channels, or too few, as
+        far as files' names tell: of a folder its classes, of the digits everything."""
         if not Path(self.root).is_dir():
             check_folder_target("data.root", Path(self.root))
         check_images(str(self.source), self.images, by_class=self.by_class)

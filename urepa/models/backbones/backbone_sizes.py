@@ -16,7 +16,7 @@ UNET_TAPS = ("mid", "enc_last", "dec_first")
 
 
 def check_unet(block_out_channels: Sequence[int], attention: Sequence[bool], latent_shape: Sequence[int]) -> None:
-    """UserError where the widths of a tiny U-Net, one per resolution, do not fit together or the latent [C,H,W]."""
+    """Raises UserError if the widths of a tiny U-Net, one per resolution, do not fit together or the latent [C,H,W]."""
     _, height, width = latent_shape
     levels = len(block_out_channels)
     if len(attention) != levels:
@@ -37,7 +37,7 @@ def check_unet(block_out_channels: Sequence[int], attention: Sequence[bool], lat
 
 
 def check_head_width(block_out_channels: Sequence[int], attention: Sequence[bool], head_dim: int) -> None:
-    """UserError where heads of attention do not divide a level's channels: diffusers would take another width in
+    """Raises UserError if heads of attention do not divide a level's channels: diffusers would take another width in
     silence."""
     attending = [*attention[:-1], True]  # the middle block has it always, at the last width
     odd = [c for c, has_heads in zip(block_out_channels, attending, strict=False) if has_heads and c % head_dim]
@@ -49,7 +49,7 @@ def check_head_width(block_out_channels: Sequence[int], attention: Sequence[bool
 
 
 def check_unet_tap(tap: str) -> None:
-    """UserError for a tap that a U-Net has not."""
+    """Raises UserError for a tap that a U-Net has not."""
     if tap not in UNET_TAPS:
         near = did_you_mean(tap, UNET_TAPS)
         raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(UNET_TAPS)}{near}")
@@ -64,13 +64,13 @@ def unet_files(path: Path, missing: str) -> list[Path]:
 
 
 def check_prompts(path: Path) -> None:
-    """UserError where the file of text embeddings is not there."""
+    """Raises UserError if the file of text embeddings is not there."""
     if not path.is_file():
         raise UserError(f"there are no prompt embeddings at {path}; make them with the track's other caches")
 
 
 def check_sit(patch: int, width: int, heads: int, latent_shape: Sequence[int]) -> None:
-    """UserError where the sizes of a SiT do not fit each other or the latent [C,H,W]."""
+    """Raises UserError if the sizes of a SiT do not fit each other or the latent [C,H,W]."""
     _, height, columns = latent_shape
     if height % patch or columns % patch:
         raise UserError(
@@ -82,7 +82,7 @@ def check_sit(patch: int, width: int, heads: int, latent_shape: Sequence[int]) -
 
 
 def sit_block(tap: str, depth: int) -> int:
-    """The block, of `depth`, that a SiT's tap `block_K` follows. UserError for a tap that it has not."""
+    """The block, of `depth`, that a SiT's tap `block_K` follows. Raises UserError for a tap that it has not."""
     names = [f"block_{k}" for k in range(depth)]
     if tap not in names:
         raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}; give a loss of one")
@@ -90,7 +90,7 @@ def sit_block(tap: str, depth: int) -> int:
 
 
 def check_sit_adapters(targets: str, blocks: str) -> None:
-    """UserError for modules to adapt that a U-Net alone has."""
+    """Raises UserError for modules to adapt that a U-Net alone has."""
     if (targets, blocks) != ("attention", "all"):
         raise UserError(
             f"lora.targets={targets} lora.blocks={blocks}: a transformer has neither a middle block nor "

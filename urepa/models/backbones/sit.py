@@ -103,8 +103,8 @@ class SiT:
         return {}
 
     def build(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> SiTNetwork:
-        """UserError where sizes do not fit each other or the file of the weights: one in the layout of the published
-        SiT and REPA checkpoints, here or on the hub (`urepa.core.hub_names`), or the folder of an export."""
+        """Raises UserError if sizes do not fit each other or the file of the weights: one in the layout of the
+        published SiT and REPA checkpoints, here or on the hub (`urepa.core.hub_names`), or the folder of an export."""
         from urepa.models.backbones.sit_published_net import load_published
 
         network = self.build_without_weights(latent_shape=latent_shape, num_classes=num_classes)

@@ -216,7 +216,7 @@ class SiTNetwork(nn.Module):
             part.requires_grad_(False)
 
     def lora_modules(self, targets: str, blocks: str) -> str:
-        """A regular expression for the names of the modules to adapt; UserError for what a U-Net alone has."""
+        """A regular expression for the names of the modules to adapt; Raises UserError for what a U-Net alone has."""
         check_sit_adapters(targets, blocks)
         return r"blocks\.\d+\.attn\.(?:qkv|proj)"
 

@@ -39,7 +39,7 @@ def read_published(file: Path) -> dict[str, Tensor]:
 
 def load_published(backbone: Any, place: Path) -> None:
     """Copies a published checkpoint's values into a SiT, from a file or the folder of an export. REPA's projectors are
-    left out; positions must be ours. Half precision is taken as well. UserError where a weight is missing or has
+    left out; positions must be ours. Half precision is taken as well. Raises UserError if a weight is missing or has
     another shape, or where it is a DiT's."""
     file = place / EXPORTED if place.is_dir() else place
     if not file.is_file():
@@ -65,7 +65,7 @@ def load_published(backbone: Any, place: Path) -> None:
 
 
 def _check_fixed_positions(backbone: Any, stored_1ND: Tensor, file: Path) -> None:
-    """UserError where they are another grid's, or were learned."""
+    """Raises UserError if they are another grid's, or were learned."""
     ours_1ND = backbone.pos_embed
     if stored_1ND.shape[-1] != ours_1ND.shape[-1]:
         return  # the weights' shapes say more

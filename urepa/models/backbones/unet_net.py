@@ -313,7 +313,7 @@ def diffusers_unet(
     latent_shape: tuple[int, int, int],
     **of_text: Any,
 ) -> Any:
-    """UNet2DConditionModel with random weights. UserError where the latent's size or the widths do not fit.
+    """UNet2DConditionModel with random weights. Raises UserError if the latent's size or the widths do not fit.
 
     Args:
         of_text: its settings for a condition of text.

@@ -78,8 +78,8 @@ def is_kohya_lora(file: Path) -> bool:
 
 
 def load_kohya_lora(unet: Any, file: Path) -> None:
-    """Such a file on top of a U-Net's weights, by names of either kind. UserError where it adapts the text encoder too,
-    where it is no plain LoRA, or where the U-Net has no place for some of it."""
+    """Such a file on top of a U-Net's weights, by names of either kind. Raises UserError if it adapts the text encoder
+    too, where it is no plain LoRA, or where the U-Net has no place for some of it."""
     modules: dict[str, dict[str, Tensor]] = {}
     for name, value in read_safetensors(file).items():
         module, _, part = name.partition(".")

@@ -83,7 +83,7 @@ def _ends(name: str) -> list[str]:
 
 def load_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
     """A LoRA file for a pipeline of diffusers on top of a U-Net's weights, by diffusers' own reading of its formats.
-    UserError where the file is none, is for more than the U-Net, or does not fit it: diffusers would warn at most.
+    Raises UserError if the file is none, is for more than the U-Net, or does not fit it: diffusers would warn at most.
 
     Args:
         loader: the pipeline's base in diffusers.loaders.

@@ -13,7 +13,7 @@ LITE2 = {8: (6, 48), 16: (14, 120), 32: (20, 1280)}
 
 
 def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> None:
-    """UserError where the size in pixels, the stride of the map or the rows and columns of tokens are none that
+    """Raises UserError if the size in pixels, the stride of the map or the rows and columns of tokens are none that
     an EfficientNet-Lite has."""
     if stride not in LITE0:
         raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, LITE0))}")

@@ -23,7 +23,7 @@ def grid_for(teacher: Any, shape: Sequence[int], side: int) -> Grid:
         teacher: a declared one or a built one.
         shape: rows and columns of the image, in the unit of `side`: pixels, or pixels of a latent.
 
-    UserError where the teacher answers for squares alone: it has no `grid_at`.
+    Raises UserError if the teacher answers for squares alone: it has no `grid_at`.
     """
     if tuple(shape) == (side, side):
         rows, columns = teacher.grid

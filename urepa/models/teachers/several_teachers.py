@@ -61,7 +61,7 @@ class SeveralTeachers:
 
 
 def check_names(names: Collection[str]) -> None:
-    """UserError where several teachers are fewer than two, or a name would not do for a folder or a metric."""
+    """Raises UserError if several teachers are fewer than two, or a name would not do for a folder or a metric."""
     if len(names) < 2:
         raise UserError(
             "teacher=several needs two teachers or more: +teacher@teacher.teachers.NAME=NAME of conf/teacher for "

@@ -20,7 +20,7 @@ class Positions(Enum):
 
 
 def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], positions: str | None) -> None:
-    """UserError where a ViT's sizes do not fit together, or its rule of positions has no effect."""
+    """Raises UserError if a ViT's sizes do not fit together, or its rule of positions has no effect."""
     side = image_size // patch
     if image_size % patch or len(grid) != 2 or not all(1 <= g <= side for g in grid):
         raise UserError(
@@ -61,6 +61,6 @@ def model_name(model: str) -> str:
 
 
 def check_file(model: str) -> None:
-    """UserError where a ViT's model is Meta's own file, and it is not there."""
+    """Raises UserError if a ViT's model is Meta's own file, and it is not there."""
     if model.endswith(".pth") and not Path(model).is_file():
         raise UserError(f"teacher.model={model} does not exist")

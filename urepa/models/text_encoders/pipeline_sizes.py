@@ -48,7 +48,7 @@ def folder_name(part: str, number: int) -> str:
 
 def places(folder: Path, number: int = 1) -> tuple[Path, Path]:
     """The folders of tokenizer and network: FOLDER/tokenizer and FOLDER/text_encoder as diffusers has them, with a
-    number behind them where it is not the first, or FOLDER itself. UserError where a file is missing."""
+    number behind them where it is not the first, or FOLDER itself. Raises UserError if a file is missing."""
     names = folder_name("tokenizer", number), folder_name("text_encoder", number)
     has_parts = number > 1 or (folder / names[1]).is_dir()
     tokenizer, network = (folder / names[0], folder / names[1]) if has_parts else (folder, folder)
@@ -79,8 +79,8 @@ def patterns(numbers: Sequence[int]) -> list[str]:
 
 
 def local_folder(model: str, numbers: Sequence[int]) -> Path:
-    """The folder on this disk; of a hub id its files are fetched, or taken from the hub's cache. UserError where they
-    are not to be had."""
+    """The folder on this disk; of a hub id its files are fetched, or taken from the hub's cache. Raises UserError if
+    they are not to be had."""
     if not is_hub_id(model):
         return Path(model)
     from huggingface_hub import snapshot_download

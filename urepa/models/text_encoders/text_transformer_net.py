@@ -158,7 +158,7 @@ def load_pair(
 
 
 def check_width(model: str, width: int, asked: int, key: str = "width") -> None:
-    """UserError where a network's width is another one than was asked for as `key`."""
+    """Raises UserError if a network's width is another one than was asked for as `key`."""
     if width != asked:
         raise UserError(
             f"the text encoder {model} has {key.replace('_', ' ')} {width}, not {asked}; give "
@@ -167,12 +167,12 @@ def check_width(model: str, width: int, asked: int, key: str = "width") -> None:
 
 
 def check_length(model: str, positions: int, asked: int) -> None:
-    """UserError where more positions are asked for than there are."""
+    """Raises UserError if more positions are asked for than there are."""
     if asked > positions:
         raise UserError(f"data.text_encoder.length={asked}: {model} has {positions} positions; give as many or fewer")
 
 
 def check_layer(model: str, layers: int, asked: int) -> None:
-    """UserError where a layer is asked for that there is not."""
+    """Raises UserError if a layer is asked for that there is not."""
     if -asked > layers:
         raise UserError(f"data.text_encoder.layer={asked}: {model} has {layers} layers; give -{layers} to -1")

@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[State], tuple[Any, State]]] = {  # by family: the n
 
 
 def load_meta(path: Path, family: str) -> Any:
-    """A transformers model with the file's weights; the architecture is read off their shapes. UserError where the
+    """A transformers model with the file's weights; the architecture is read off their shapes. Raises UserError if the
     file is missing, damaged, of another family, or of another network."""
     if family not in READERS:
         raise UserError(f"teacher.model={path}: for family={family} give a hub id or a local folder, not a .pth")
