@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from urepa.data.stores.digests import FILE, as_file, in_manifest
+from urepa.data.stores.digests import FILE, as_file, manifest_entries
 from urepa.data.stores.lmdb_pages import DIGESTS, SUM_KEY, key_digests
 
 
@@ -49,7 +49,7 @@ def with_mid_in_keys(store: Path) -> None:
         rows_R4 = _with_mid(np.ascontiguousarray(np.load(store / FILE).T).tobytes(), before)
         content = as_file(rows_R4[np.argsort(rows_R4[:, 0])])
         (store / FILE).write_bytes(content)
-        facts = in_manifest({FILE: content})
+        facts = manifest_entries({FILE: content})
     for name, more in (("manifest.json", facts), ("begun.json", {})):
         if (store / name).exists():
             manifest = json.loads((store / name).read_text())

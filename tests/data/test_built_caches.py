@@ -201,7 +201,7 @@ def test_caches_of_another_view_are_not_adopted(built: Path, build_of: Any, tmp_
     for _ in range(2):
         with pytest.raises(UserError, match="do not see the same field of view.*mirrored"):
             build.run("adopt")
-        with pytest.raises(UserError, match="vae_latents_lmdb is no finished cache"):
+        with pytest.raises(UserError, match="vae_latents_lmdb is not a finished cache"):
             build.track.open(build.teacher)
     mirror_tokens(root)
     build.run("adopt")

@@ -170,7 +170,7 @@ PREPROCESS = [
         (f"{A} stage=images", "run the stage .manifest. first"),
         (f"{A} stage=latents", "data.vae|run the stage"),
         (f"{A} stage=adopt", "there is no"),
-        (f"{A} stage=digest", "is no finished cache"),
+        (f"{A} stage=digest", "is not a finished cache"),
         (f"{A} stage=verify", "there is no cache at"),
         (f"{A} stage=prompts data.class_names=nowhere", "data.class_names=nowhere"),
     ),

@@ -49,7 +49,10 @@ def test_finished_caches_are_what_counts(compose: Compose, images: Path, make_tr
     [
         ((), "data.images=FOLDER with a folder per class in it, or how many classes there are, data.num_classes=N"),
         (("data.images=nowhere",), "data.images=nowhere is not a folder here, so its classes cannot be counted; give"),
-        (("data.images=x", "data.source=parquet"), "the classes of data.source=parquet are not counted; give data.num"),
+        (
+            ("data.images=x", "data.source=parquet"),
+            "the classes of data.source=parquet cannot be counted; give data.num",
+        ),
     ],
 )
 def test_where_nothing_tells_the_number_it_is_asked_for(overrides: tuple[str, ...], words: str) -> None:

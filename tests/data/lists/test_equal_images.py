@@ -52,8 +52,8 @@ def test_before_there_are_splits_whatever_has_an_equal_stays_in_training(capsys:
     assert (equal.left_out, equal.train_only) == ({"p"}, {"a", "b"})
     equal.print_line()
     assert capsys.readouterr().out == (
-        "equal images: 1 of the images that the source keeps apart equal others and are left out (p.png = c.png), "
-        "2 stay in training with images that they equal (a.png = b.png)\n"
+        "equal images: 1 of the source's held-out images equal others and are left out (p.png = c.png), "
+        "2 stay in training with images equal to them (a.png = b.png)\n"
     )
     EqualImages().print_line()
     assert capsys.readouterr().out == ""

@@ -112,7 +112,7 @@ def test_without_labels_all_are_of_one_class_if_there_are_texts(tmp_path: Path) 
         read(write(tmp_path / "no", n=[1, 2, 3]))
     with pytest.raises(UserError, match="the column label holds other values than numbers of classes"):
         read(write(tmp_path / "names", label=["cat", "dog", "cat"]))
-    with pytest.raises(UserError, match="are not counted; give data.num_classes=N"):
+    with pytest.raises(UserError, match="cannot be counted; give data.num_classes=N"):
         count_classes("parquet", str(tmp_path / "names"), tmp_path / "none")
 
 

@@ -113,7 +113,7 @@ def test_labels_are_optional_for_all(tmp_path: Path) -> None:
     assert {row.class_id for row in read(tmp_path)} == {0}
     assert count_classes("webdataset", str(tmp_path), tmp_path / "none") == 1
     write_tar(tmp_path / "s.tar", MEMBERS)
-    with pytest.raises(UserError, match="are not counted; give data.num_classes=N"):
+    with pytest.raises(UserError, match="cannot be counted; give data.num_classes=N"):
         count_classes("webdataset", str(tmp_path), tmp_path / "none")
 
 

@@ -138,7 +138,11 @@ def test_damaged_latents_are_found(
     look(track, teacher)
     assert "1797 latents are whole" in capsys.readouterr().out
     LATENTS[damage](track.folder / "latents")
-    words = "digests.npy is gone or not the one that" if "digests" in damage else "record 'digits_.*' has changed since"
+    words = (
+        "digests.npy is missing or is not the file that"
+        if "digests" in damage
+        else "record 'digits_.*' has changed since"
+    )
     with pytest.raises(UserError, match=f"{track.folder}/latents.*{words}"):
         look(track, teacher)
     assert "whole" not in capsys.readouterr().out
@@ -165,7 +169,7 @@ def test_damaged_tokens_are_found(make_track: Any, teacher: Any, damage: str, fl
         "mean token": bit_of("mean_token.npy"),
     }
     damages[damage](store)
-    words = "mean_token.npy is not the one that its manifest" if damage == "mean token" else ": record .* has changed"
+    words = "mean_token.npy is not the file that manifest" if damage == "mean token" else ": record .* has changed"
     with pytest.raises(UserError, match=f"{store}.?{words}"):
         look(track, teacher)
 
@@ -304,7 +308,7 @@ def test_stores_of_an_earlier_version_are_read_and_get_the_digests_that_they_wou
     assert "whole" not in said
     build.run("digest")
     said = capsys.readouterr().out
-    assert "dino_tokens_lmdb_flip: 64 records have no digest; they get one of what is there now" in said
+    assert "dino_tokens_lmdb_flip: 64 records have no digest; each gets one of its present content" in said
     assert files_of(root) == expected
     before = {file: file.stat().st_mtime_ns for file in root.rglob("*.npy")}
     build.run("digest")
@@ -357,14 +361,16 @@ def test_lost_digests_are_made_again_of_records_that_are_the_same(tmp_path: Path
         add_digests(store)
     for lose in (lambda file: file.unlink(), lambda file: file.write_bytes(b"other")):
         lose(store / "digests.npy")
-        with pytest.raises(UserError, match="digests.npy is gone or not the one .*make it again with stage=digest"):
+        with pytest.raises(
+            UserError, match="digests.npy is missing or is not the file .*make it again with stage=digest"
+        ):
             Store(store).read(["id0"])
         add_digests(store)
         assert files_of(store) == expected
     changed("id3", one_bit)(store)
     (store / "digests.npy").unlink()
     if earlier:
-        with pytest.raises(UserError, match="the records are not those that it was made of; put it back, or delete"):
+        with pytest.raises(UserError, match="the records are not those that it was made from; put it back, or delete"):
             add_digests(store)
     else:  # they were written down with the records
         add_digests(store)

@@ -128,5 +128,5 @@ def test_a_backbone_that_takes_a_vector_refuses_it(compose: Callable[..., Any], 
 
 def test_values_that_a_record_cannot_hold_are_refused() -> None:
     tokens = torch.full((1, 2, 3), 7e4)
-    with pytest.raises(UserError, match="gives values up to 70000, and records of captions"):
+    with pytest.raises(UserError, match="returns values up to 70000, but caption records"):
         TextShape(2, 3, 0).pack(tokens, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 0))

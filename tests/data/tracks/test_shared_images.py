@@ -60,7 +60,7 @@ def test_equal_images_are_drawn_for_one_split(
     assert len(set(held)) == len(held)
     out = capsys.readouterr().out
     assert out.count("equal images: ") == 1
-    assert " stay in training with images that they equal (" in out
+    assert " stay in training with images equal to them (" in out
     assert "left out" not in out
     cache.close()
 
@@ -107,7 +107,7 @@ def test_the_publishers_test_images_that_were_trained_on_are_left_out(
     assert [s.path for s in cache.splits["test"] if s.class_id == 0] == [f"test/cat/{last:02d}.png"]
     cache.close()
     first = f"(test/cat/{copied[0]:02d}.bmp = train/cat/{copied[0]:02d}.png)"
-    said = f"equal images: 3 of the images that the source keeps apart equal others and are left out {first}\n"
+    said = f"equal images: 3 of the source's held-out images equal others and are left out {first}\n"
     assert said in capsys.readouterr().out
     with pytest.raises(UserError, match="data.test_images=6 asks for 2 images of one class; there are 1 left"):
         make_track(images=str(root), test_images=6).open(None)
@@ -173,7 +173,7 @@ def test_a_copy_of_a_training_image_is_no_validation_image(
     assert len(ids_of(place, "val_50k.csv")) == 16
     assert "test_china_copy" not in str(ids_of(place, "val_50k.csv"))
     out = capsys.readouterr().out
-    said = "equal images: 1 of the images that the source keeps apart equal others and are left out "
+    said = "equal images: 1 of the source's held-out images equal others and are left out "
     assert said + "(val/china/copy.png = train/china/0000.png)" in out
     assert json.loads((place / "track.json").read_text())["equal_images_apart"] == ["files"]
 

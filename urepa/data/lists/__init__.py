@@ -1,1 +1,1 @@
-"""The lists of a track: samples and their splits, classes, what tells two data sets apart, and where all that lies."""
+"""The lists of a track: samples and their splits, classes, digests that identify a data set, and the files' paths."""

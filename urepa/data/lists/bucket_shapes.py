@@ -1,4 +1,4 @@
-"""The shapes that images of a track are cut to, from its settings: without torch or images.
+"""The shapes that a track's images are cut to, computed from its settings without torch or images.
 
 A bucket is the images of one shape; sizes are rows and columns in pixels.
 """
@@ -14,21 +14,21 @@ from urepa.core.errors import UserError
 
 MOST_BUCKETS = 16
 AUTO = "auto"
-BUCKETS = "buckets.json"  # how many samples of each split each bucket has; where there are several
+BUCKETS = "buckets.json"  # the number of samples per split of each bucket, for tracks with several
 Size = tuple[int, int]
 
 
 def check_bucket_list(buckets: Any, image_size: int, step: int, step_name: str) -> None:
-    """Raises UserError if `data.buckets` is neither "auto" nor a list of different sizes that divide.
+    """Raises UserError if `data.buckets` is neither "auto" nor a list of distinct sizes that are multiples of `step`.
 
     Args:
         step: pixels that one row or column of x0 stands for.
-        step_name: what that is of the track.
+        step_name: the name of that setting, for messages.
     """
     if buckets == AUTO:
         if image_size % (4 * step):
             raise UserError(
-                f"data.buckets=auto cuts at quarters of data.image_size={image_size}, which must be a multiple of "
+                f"data.buckets=auto uses quarters of data.image_size={image_size}, which must be a multiple of "
                 f"{4 * step} (4 times {step_name})"
             )
         return
@@ -55,8 +55,8 @@ def _is_size(value: Any) -> bool:
 
 
 def bucket_sizes(buckets: Any, image_size: int) -> dict[str, Size]:
-    """The sizes of the buckets by their names, "48x80"; of a track without buckets one square, whose name is empty.
-    "auto": the square of `image_size`, and 3/4 by 5/4 of it lying and standing, which have nearly as many pixels."""
+    """The sizes of the buckets by their names, "48x80"; without buckets one square with an empty name. "auto":
+    the square of `image_size` and its 3/4 by 5/4 in landscape and portrait, which have nearly as many pixels."""
     if buckets is None:
         return {"": (image_size, image_size)}
     if buckets == AUTO:
@@ -66,8 +66,8 @@ def bucket_sizes(buckets: Any, image_size: int) -> dict[str, Size]:
 
 
 def nearest(size: Size, buckets: Sequence[Size]) -> int:
-    """Which of `buckets` has the aspect nearest to that of an image, by the ratio of the aspects; of two that are as
-    near the first."""
+    """The index of the bucket whose aspect ratio is nearest to the image's, by the quotient of the two; the first of
+    equally near ones."""
     aspect = math.log(size[1] / size[0])
     return min(range(len(buckets)), key=lambda i: abs(math.log(buckets[i][1] / buckets[i][0]) - aspect))
 
@@ -75,13 +75,13 @@ def nearest(size: Size, buckets: Sequence[Size]) -> int:
 def nearest_buckets(
     sizes: Mapping[str, Size], train: Iterable[str], buckets: Mapping[str, Size], asked: Any
 ) -> dict[str, str]:
-    """The bucket of each sample, by its id: the one of the nearest aspect. Raises UserError if one that was asked for
-    by its size has no training image; of "auto" it is left out, and its other images go to the next nearest.
+    """The bucket with the nearest aspect ratio for each sample id. Raises UserError if a bucket that was given by size
+    has no training image; a bucket of "auto" is then dropped, and its images go to the next nearest.
 
     Args:
-        sizes: of the samples' images.
-        train: the ids of those to train on.
-        buckets: the sizes by the buckets' names.
+        sizes: rows and columns of the samples' images.
+        train: the ids of the training samples.
+        buckets: the buckets' sizes by name.
         asked: `data.buckets`.
     """
     train = list(train)
@@ -102,7 +102,7 @@ def nearest_buckets(
 
 
 def cut_to_aspect(size: Size, bucket: Size) -> Size:
-    """Rows and columns of the largest rectangle of a bucket's aspect in an image, to the nearest pixel."""
+    """Rows and columns of the largest rectangle with a bucket's aspect ratio in an image, to the nearest pixel."""
     height, width = size
     if width * bucket[0] > height * bucket[1]:  # the image is the wider one
         return height, max(1, round(height * bucket[1] / bucket[0]))

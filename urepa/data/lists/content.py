@@ -1,4 +1,4 @@
-"""What data are, wherever they lie and in whatever order they are listed: digests of samples with their records.
+"""Digests that identify samples and their records, independent of their folder and of the order of the lists.
 
 Shapes: R samples.
 """
@@ -13,7 +13,7 @@ from urepa.data.lists.samples import Samples
 
 
 class Identity:
-    """Of the samples of some lists."""
+    """The identity of the samples of one or several lists."""
 
     def __init__(self, *lists: Samples) -> None:
         rows_R2 = np.concatenate([samples.row_digests() for samples in lists])
@@ -21,7 +21,7 @@ class Identity:
         self._rows_R2 = rows_R2[self._order]
 
     def of(self, facts_Rn: np.ndarray | None = None) -> str:
-        """A digest of the samples with these facts about each (uint64 [R,n], in the order of the lists): blake2b of 16
-        bytes, in hexadecimal, of [id, class and split | facts], sorted."""
+        """A digest of the samples with these facts about each (uint64 [R,n], in the order of the lists): 16-byte
+        blake2b, in hexadecimal, of the sorted rows [id, class and split | facts]."""
         columns = [self._rows_R2] if facts_Rn is None else [self._rows_R2, facts_Rn[self._order]]
         return hashlib.blake2b(np.concatenate(columns, axis=1).tobytes(), digest_size=16).hexdigest()

@@ -1,8 +1,7 @@
-"""Equal images in one split alone, so that nothing that is validated or tested was trained on.
+"""Keeps equal images in one split, so that no validation or test image is also trained on.
 
-Of images that are equal and would lie in several splits, those that the publisher keeps apart as test images are left
-out, and those that were drawn for validation or test from the training images go back there; the next of its class
-takes the place of each.
+If equal images would be in several splits, those from the publisher's test split are left out, and those drawn for
+validation or test from the training images return to training. Each is replaced by the next image of its class.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from urepa.data.sources.source_image import SourceImage
 
 
 class EqualImages:
-    """What was found so far: the names of images that are left out, and of those that only training may have."""
+    """The equal images found so far: the names of images that are left out, and of those restricted to training."""
 
     def __init__(self) -> None:
         self.left_out: set[str] = set()
         self.train_only: set[str] = set()
-        self._first: dict[str, str] = {}  # an example of each kind, in words
+        self._first: dict[str, str] = {}  # a printable example of each kind
 
     def keep_apart(self, splits: Mapping[str, Sequence[SourceImage]], groups: Iterable[Sequence[str]]) -> bool:
-        """Notes which images are to move. Returns whether some are: the splits are then to be made again.
+        """Records which images have to move. Returns whether there are any; the splits must then be made again.
 
         Args:
             splits: the images of each split
@@ -40,8 +39,8 @@ class EqualImages:
         return len(self.left_out) + len(self.train_only) > before
 
     def settle(self, rows: Iterable[SourceImage], groups: Iterable[Sequence[str]]) -> None:
-        """The same before any split is made, whatever the splits will take: an image that has an equal is never drawn
-        for validation or test. `groups` are of all `rows`."""
+        """As `keep_apart`, before any split is made and for any split: an image with an equal one is never drawn for
+        validation or test. `groups` are the groups of equal images among `rows`."""
         of = {row.name: row for row in rows}
         for group in groups:
             there = [of[name] for name in group]
@@ -52,10 +51,10 @@ class EqualImages:
                 self._hold(drawn, drawn)
 
     def print_line(self) -> None:
-        """How many were found, if any."""
+        """Prints how many were found, if any."""
         counted = (
-            (len(self.left_out), "of the images that the source keeps apart equal others and are left out", "left out"),
-            (len(self.train_only), "stay in training with images that they equal", "held"),
+            (len(self.left_out), "of the source's held-out images equal others and are left out", "left out"),
+            (len(self.train_only), "stay in training with images equal to them", "held"),
         )
         if said := [f"{n} {words} ({self._first[kind]})" for n, words, kind in counted if n]:
             print(f"equal images: {', '.join(said)}")

@@ -1,4 +1,4 @@
-"""The rows of a track's lists: millions of them lie in a few arrays, and a `Sample` is made of one when asked for.
+"""The rows of a track's lists: millions of rows are stored in a few arrays, and a `Sample` is made on access.
 
 Shapes: R rows.
 """
@@ -25,12 +25,12 @@ from urepa.data.stores.record_keys import record_key
 
 FIELDS = ("sample_id", "class_id", "path", "split")
 CHUNK = 8192  # rows that are hashed together
-Row = tuple[str, int, str, str]  # the fields of one
+Row = tuple[str, int, str, str]  # its FIELDS
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of a split; `mirrored` once a training step has drawn it so."""
+    """One row of a split; `mirrored` if a training step uses its mirror image."""
 
     sample_id: str
     class_id: int
@@ -40,12 +40,12 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """Of its records: latents, and each teacher's tokens."""
+        """The key of its records: its latents and each teacher's tokens."""
         return record_key(self.sample_id, self.mirrored)
 
 
 class _Texts:
-    """Strings as UTF-8, one behind the other."""
+    """Strings as concatenated UTF-8."""
 
     def __init__(self) -> None:
         self.content, self.ends = bytearray(), array("q", [0])
@@ -59,7 +59,7 @@ class _Texts:
 
 
 class _Table:
-    """The fields of rows, column by column. Splits are few, and kept once each."""
+    """The fields of rows, column by column. The few names of splits are stored once each."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.ids, self.paths, self.class_ids = _Texts(), _Texts(), array("q")
@@ -82,13 +82,13 @@ class Samples(Sequence[Sample]):
 
     @classmethod
     def of_rows(cls, rows: Iterable[Row]) -> "Samples":
-        """Rows that are taken one by one."""
+        """Samples from an iterable of rows."""
         table = _Table(rows)
         return cls(table, np.arange(len(table.class_ids), dtype=np.int32))
 
     @classmethod
     def concatenate(cls, parts: Iterable[Sequence[Sample]]) -> "Samples":
-        """The rows of several lists, one list after the other; none of them mirrored."""
+        """The rows of several lists, one list after the other, none of them mirrored."""
         return cls.of_rows((s.sample_id, s.class_id, s.path, s.split) for s in chain.from_iterable(parts))
 
     def as_mirrored(self) -> "Samples":
@@ -104,7 +104,7 @@ class Samples(Sequence[Sample]):
         return (content.decode() for content in self._ids())
 
     def record_keys(self) -> Iterator[str]:
-        """Of the samples' records."""
+        """The keys of the samples' records."""
         return (record_key(i, self._mirrored) for i in self.ids())
 
     def _ids(self) -> Iterator[bytearray]:
@@ -120,7 +120,7 @@ class Samples(Sequence[Sample]):
         return self._key_digests[suffix]
 
     def row_digests(self) -> np.ndarray:
-        """Of each row's id, class and split, with a zero byte between them: blake2b of 16 bytes, as uint64 [R,2]."""
+        """The 16-byte blake2b of each row's id, class and split, separated by zero bytes, as uint64 [R,2]."""
         table = self._table
 
         @cache
@@ -157,10 +157,10 @@ class Samples(Sequence[Sample]):
 
 
 class Keys:
-    """The keys of samples' records, each made when it is asked for."""
+    """The keys of samples' records, each made on access."""
 
     def __init__(self, parts: Iterable[Samples]) -> None:
-        """Of the lists `parts`, one after the other."""
+        """The keys of the lists `parts`, one list after the other."""
         self._parts = list(parts)
 
     def __len__(self) -> int:
@@ -170,16 +170,16 @@ class Keys:
         return (key for part in self._parts for key in part.record_keys())
 
     def digests(self, suffix: str = "") -> np.ndarray:
-        """Of every key with the suffix that a store has behind it: uint64 [R]."""
+        """The digest of every key followed by the store's suffix: uint64 [R]."""
         return np.concatenate([part.key_digests(suffix) for part in self._parts])
 
     def where(self, chosen_R: np.ndarray) -> list[str]:
-        """Those for which the mask says so."""
+        """The keys where the mask is true."""
         return list(compress(self, chosen_R)) if chosen_R.any() else []
 
 
 def digests_of(contents: Iterable[bytes | bytearray], size: int) -> np.ndarray:
-    """blake2b of `size` bytes (a multiple of 8) of each, taken some thousands at a time: uint64 [R,size/8]."""
+    """The blake2b digest of each item, of `size` bytes (a multiple of 8), computed in chunks: uint64 [R,size/8]."""
     chunks = (
         b"".join([hashlib.blake2b(content, digest_size=size).digest() for content in chunk])
         for chunk in batches_of(contents, CHUNK)
@@ -188,12 +188,12 @@ def digests_of(contents: Iterable[bytes | bytearray], size: int) -> np.ndarray:
 
 
 def sample_ids(samples: Sequence[Sample]) -> Iterator[str]:
-    """The ids of samples of either form."""
+    """The samples' ids, from `Samples` or any other sequence."""
     return samples.ids() if isinstance(samples, Samples) else (s.sample_id for s in samples)
 
 
 def fixed_order(samples: Sequence[Sample], purpose: str) -> np.ndarray:
-    """A fixed pseudo-random order of samples, as positions [R], that depends only on their ids."""
+    """A fixed pseudo-random order of samples, as positions [R], which depends only on their ids."""
     drawn_R = np.fromiter(
         (random_draws.unit_interval(purpose, i) for i in sample_ids(samples)), np.float64, len(samples)
     )
@@ -206,7 +206,7 @@ def fixed_subset(samples: Sequence[Sample], purpose: str, n: int) -> list[Sample
 
 
 def digest_of(samples: Sequence[Sample]) -> str:
-    """Of a list's ids, in its order: `draws.digest64("list", *ids)` in hexadecimal."""
+    """The digest of a list's ids, in its order: `random_draws.digest64("list", *ids)` in hexadecimal."""
     digest = hashlib.blake2b(b"list", digest_size=8)
     for sample_id in sample_ids(samples):
         digest.update(b"\x1f" + sample_id.encode())
@@ -214,7 +214,7 @@ def digest_of(samples: Sequence[Sample]) -> str:
 
 
 def write_split(path: Path, samples: Iterable[Sample]) -> None:
-    """A split as CSV, whole or not at all."""
+    """Writes a split as CSV, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(FIELDS)
@@ -223,7 +223,7 @@ def write_split(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def read_split(path: Path) -> Samples:
-    """A split from CSV."""
+    """Reads a split from CSV."""
     with open(path, newline="") as file:
         rows = csv.DictReader(file)
         return Samples.of_rows((r["sample_id"], int(r["class_id"]), r["path"], r["split"]) for r in rows)

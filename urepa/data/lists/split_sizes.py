@@ -1,4 +1,4 @@
-"""How many images the splits of a track take, by numbers alone: without torch or images."""
+"""The number of images in each split of a track, computed from counts without torch or images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from urepa.core.errors import UserError
 
-DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)  # scikit-learn's, of 0 to 9
+DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)  # images per class, 0 to 9, of scikit-learn's digits
 KEYS = {"val": "data.validation_images", "test": "data.test_images"}
 
 
@@ -18,14 +18,14 @@ def refuse_other_classes(there: set[int], num_classes: int) -> None:
 
 
 def share_of(total: int, class_id: int, num_classes: int) -> int:
-    """A class's part of `total` images; the first classes get one more where it does not divide."""
+    """A class's share of `total` images; a remainder goes to the first classes, one image each."""
     return total // num_classes + (class_id < total % num_classes)
 
 
 def check_shares(pools: Sequence[tuple[int, int]], held_out: Mapping[str, int], limit: int | None) -> None:
-    """Raises UserError if a class has too few images. `pools` holds each class's training and test images, as the
-    publisher has them (no test images: they come from the training images), `held_out` how many validation and test
-    images there are to be, `limit` how many training images (None: all that are left)."""
+    """Raises UserError if a class has too few images. `pools` holds the numbers of each class's training and
+    test images in the publisher's splits (without test images they are drawn from the training images), `held_out` the
+    requested numbers of validation and test images, `limit` that of training images (None: all that are left)."""
     for class_id, (train, test) in enumerate(pools):
         wanted = {split: share_of(held_out[split], class_id, len(pools)) for split in KEYS}
         _check_remaining(wanted["test"], test or train, KEYS["test"], held_out["test"])
@@ -41,7 +41,7 @@ def _check_remaining(wanted: int, left: int, key: str, total: int) -> None:
 
 
 def check_batch_size(batch_size: int, training_samples: int) -> None:
-    """Raises UserError if not one global batch is full."""
+    """Raises UserError if there are fewer training samples than a global batch has."""
     if batch_size > training_samples:
         raise UserError(
             f"trainer.batch_size={batch_size} is more than the {training_samples} training samples; give a smaller one"
@@ -66,8 +66,8 @@ def check_buckets(samples: Mapping[str, int], batch_size: int) -> None:
 def expected_samples(
     limit: int | None, held_out: Mapping[str, int], count: Callable[[], Mapping[str, int]]
 ) -> dict[str, int]:
-    """How many samples the splits of a small track have or will have. `count` counts the images by their publisher's
-    split, and is asked only where no limit says it."""
+    """The number of samples in each split of a small track, before or after it is built. `count` returns the images per
+    publisher's split; it is called only if there is no limit."""
     if limit is not None:
         return {"train": limit, **held_out}
     there = count()
@@ -82,6 +82,8 @@ def expected_latent_samples(wanted: Mapping[str, int | None], count: Callable[[]
     if len(known) == len(wanted):
         return known
     there = count()
-    held_out = there.get("test", 0)  # the publisher's; without any, the validation images are drawn from the others
+    held_out = there.get(
+        "test", 0
+    )  # the publisher's split; without one, validation images are drawn from the training images
     val = known.get("val", held_out)
     return {"train": sum(there.values()) - (held_out or val), "val": val} | known

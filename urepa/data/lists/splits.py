@@ -1,4 +1,4 @@
-"""Train, validation and test of a small track, with nothing shared: each image's place is drawn from its id alone."""
+"""Disjoint training, validation and test splits of a small track, drawn from the images' ids alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def split_rows(
     limit: int | None,
     train_only: Collection[str] = frozenset(),
 ) -> dict[str, list[SourceImage]]:
-    """The rows of each split, class-balanced; where the publisher kept test images apart they stay apart. `held_out`
-    says how many validation and test images there are to be, `limit` how many training images (None: all that are
-    left). A row that is left out of `rows`, or is one of `train_only` and would be held out, gives its place to the
-    next of its class. Raises UserError if the images are too few, or of another number of classes."""
+    """The rows of each split, class-balanced. The publisher's test images, if any, are only used for testing.
+    `held_out` is the number of validation and test images, `limit` that of training images (None: all that are left). A
+    held-out row that is missing from `rows` or is in `train_only` is replaced by the next of its class. Raises
+    UserError if there are too few images, or if they have another number of classes."""
     rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
     by_class: list[dict[str, list[SourceImage]]] = [{"train": [], "test": []} for _ in range(num_classes)]
     there = {row.class_id for row in rows}
@@ -38,7 +38,7 @@ def split_rows(
             if len(taken) < share:
                 raise UserError(
                     f"{KEYS[split]}={held_out[split]} asks for {share} images of one class; there are {len(taken)} "
-                    "left that equal none of another split: ask for fewer"
+                    "left that equal no image of another split: ask for fewer"
                 )
             splits[split] += taken
             names = {row.name for row in taken}

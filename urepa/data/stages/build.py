@@ -33,7 +33,7 @@ from urepa.data.stages import encode, image_archives, verify
 from urepa.data.stages.build_lists import ListBuilder, record_facts
 from urepa.data.stages.encode import Output
 from urepa.data.stages.verify import marked_faults
-from urepa.data.stores.digests import in_manifest
+from urepa.data.stores.digests import manifest_entries
 from urepa.data.stores.lmdb_store import Part, batches_of
 from urepa.data.stores.record_format import GROUP
 from urepa.data.stores.record_reading import Store
@@ -308,7 +308,7 @@ def _write_derived_files(
     store.close()
     for name, content in files.items():
         write_whole(output.folder / name, content)
-    return in_manifest(files)
+    return manifest_entries(files)
 
 
 def _mean_file(store: Store, keys: Keys) -> dict[str, bytes]:

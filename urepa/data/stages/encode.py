@@ -30,7 +30,7 @@ from urepa.data.online_encoders import own_device
 from urepa.data.stages.vae import load_vae, mode_of
 from urepa.data.stages.vae_config import DC, LatentScaling
 from urepa.data.stores.build_seconds import BuildTime
-from urepa.data.stores.digests import in_manifest
+from urepa.data.stores.digests import manifest_entries
 from urepa.data.stores.lmdb_store import Part, StoreWriter
 from urepa.data.stores.record_keys import key_suffix, token_key_facts
 from urepa.data.stores.record_reading import Store
@@ -134,7 +134,7 @@ def seal(output: Output, listed: str) -> bool:
         files |= mean_token_file(total[:-1] / total[-1])
     for name, content in files.items():
         write_whole(output.folder / name, content)
-    write_whole(output.folder / "manifest.json", json.dumps(manifest | in_manifest(files), indent=1))
+    write_whole(output.folder / "manifest.json", json.dumps(manifest | manifest_entries(files), indent=1))
     return True
 
 

@@ -1,1 +1,1 @@
-"""LMDB stores of latents and tokens: the format, its digests, and reading past LMDB."""
+"""LMDB stores of latents and tokens: their format, their digests, and reads that bypass LMDB."""

@@ -1,4 +1,4 @@
-"""A track whose images may have several shapes, bucket by bucket: for what is counted before anything is built."""
+"""A track's buckets, each viewed as a track of its own, for costs that are counted before anything is built."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from urepa.models.teachers.several_teachers import by_name
 
 
 def bucket_views(track: Any) -> dict[str, Any]:
-    """The track as if each of its buckets were all of it, by the bucket's name: those with images as far as that is
-    known, else those that there may be. One without a name is the track itself."""
+    """One view of the track per bucket, by the bucket's name; each view has the interface of a track. These are the
+    buckets with images or, before that is known, all that are possible. The empty name stands for the track itself."""
     if not hasattr(track, "of_bucket"):
         return {"": track}
     return {bucket.name: track.of_bucket(bucket.name) for bucket in track.buckets}
 
 
 def bucket_samples(track: Any) -> Mapping[str, Mapping[str, int]] | None:
-    """How many samples of each split each of `bucket_views` has; None where no list says it."""
+    """The number of samples per split of each of `bucket_views`; None while there are no lists."""
     known: Mapping[str, Mapping[str, int]] | None = track.bucket_samples() if hasattr(track, "of_bucket") else None
     views = bucket_views(track)
     return dict.fromkeys(views, track.expected_samples()) if known is None and len(views) == 1 else known

@@ -1,5 +1,5 @@
-"""How long making a store took: FOLDER/seconds.json beside each part's records. It is no part of what a store is: no
-manifest and no digest contains it."""
+"""How long making a store took: FOLDER/seconds.json beside each part's records. It does not count towards the store's
+identity: no manifest and no digest contains it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urepa.data.stores.lmdb_store import Part
 from urepa.data.stores.record_reading import Store
 
 FILE = "seconds.json"
-EVERY = 10.0  # seconds between two writes: what a build that is killed loses at most
+EVERY = 10.0  # seconds between two writes, so the most that a killed build loses
 
 
 class BuildTime:
@@ -26,10 +26,11 @@ class BuildTime:
         self._is_known = self._file.exists() or not has_records(folder)
         self._before = float(read_json(self._file)["seconds"]) if self._file.exists() else 0.0
         self._begin = time.monotonic()
-        self._written = -EVERY  # the first batch is noted at once
+        self._written = -EVERY  # so that the first batch is written at once
 
     def note(self, last: bool = False) -> None:
-        """After a batch: writes the sum down where the last time is a while ago, or this is the `last`."""
+        """Call after each batch. Writes the sum if the last write was `EVERY` seconds ago, or if this batch is the
+        `last`."""
         spent = time.monotonic() - self._begin
         if self._is_known and (last or spent - self._written >= EVERY):
             write_whole(self._file, json.dumps({"seconds": self._before + spent}))
@@ -37,7 +38,7 @@ class BuildTime:
 
 
 def seconds_of(store: Store) -> float | None:
-    """What making a store and its mirrored one took, over all parts; None where that is not known."""
+    """The seconds spent on a store and its mirrored store, over all parts; None if unknown."""
     parts = store.manifest.get("parts", 1)
     files = [Part(i, parts).folder(store.folder) / FILE for i in range(parts)]
     own = sum(float(read_json(file)["seconds"]) for file in files) if all(file.exists() for file in files) else None
@@ -46,8 +47,8 @@ def seconds_of(store: Store) -> float | None:
 
 
 def teacher_cache_seconds(cache: Any) -> float | None:
-    """The same of all token stores of a track's caches, 0 without one; tokens that are made while training take no
-    time of their own."""
+    """The seconds spent on all token stores of a track's caches; 0 without one, as for tokens that are computed during
+    training; None if unknown."""
     stores = {
         one.folder: one for bucket in cache.buckets for one in bucket.tokens.values() if isinstance(one, Store)
     }  # teachers may share one

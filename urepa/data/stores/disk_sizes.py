@@ -15,8 +15,8 @@ KEY = 20  # characters of a sample id with its suffix: ImageNet's have 14 to 27
 
 @dataclass(frozen=True)
 class CacheSize:
-    """One cache: how many records of how many bytes, and what they take on disk. As much memory again keeps
-    it in the page cache. Where images have several shapes, `record_bytes` are the largest record's."""
+    """One cache: the number of its records, the bytes of each, and its size on disk, which is also the memory that
+    keeps it in the page cache. Where images have several shapes, `record_bytes` is the size of the largest record."""
 
     name: str
     records: int
@@ -25,16 +25,16 @@ class CacheSize:
 
 
 def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
-    """What the track's build leaves for training, in the order in which it is made. Without a teacher (or with
-    one that is asked online) there are no tokens. Where images have several shapes, the disk is the sum over the
-    buckets or, before lists say what each has, that of records as large as the largest bucket's."""
+    """The caches that the track's build makes for training, in the order in which they are made. Without a teacher, or
+    with one that runs during training, there are no tokens. Where images have several shapes, the size on disk is the
+    sum over the buckets; before the buckets' lists exist, all records count as large as those of the largest bucket."""
     views, samples = bucket_views(track), bucket_samples(track)
     stores = {name: view.stores(teacher) for name, view in views.items()}
     lengths = {
         name: {bucket: record_bytes(*own[name]) for bucket, own in stores.items()}
         for name in next(iter(stores.values()))
     }
-    if samples is None:  # then all records may be of the bucket with the largest
+    if samples is None:  # unknown: all records may belong to the bucket with the largest records
         lengths = {name: {"": max(own.values())} for name, own in lengths.items()}
         samples = {"": track.expected_samples()}
     sizes = []
@@ -56,9 +56,9 @@ def cache_sizes(track: Any, teacher: Any | None) -> list[CacheSize]:
 
 
 def lmdb_bytes(records: int, length: int) -> int:
-    """Size of LMDB's file for records of this length. A record of half a page or more has pages of its own,
-    with 16 bytes of header; its key lies in a leaf page. Several smaller ones share a leaf page, and this is
-    the size when those are full: at least."""
+    """The size of LMDB's file for records of this length. A record of half a page or more has pages of its own, with 16
+    bytes of header; its key lies in a leaf page. Smaller records share leaf pages, and the result then assumes full
+    leaf pages, so it is a lower bound."""
     header, slot = 8, 2
     own_pages, leaf = -(-(16 + length) // PAGE), header + KEY + 8 + slot
     if header + KEY + length <= PAGE // 2 - 16:
@@ -68,8 +68,8 @@ def lmdb_bytes(records: int, length: int) -> int:
 
 
 def reader_bytes(track: Any, teacher: Any | None, batch_size: int) -> int:
-    """Memory that the training reader holds tokens in: the steps it reads ahead and the one in use, each as large as
-    the largest records need."""
+    """The memory that the training reader allocates for tokens: the steps it reads ahead and the one in use, each sized
+    for the largest records."""
     largest: dict[str, int] = {}
     for view in bucket_views(track).values():
         for name, store in view.stores(teacher).items():

@@ -1,9 +1,9 @@
 """Where an LMDB file's records lie, from the pages of its B+ tree alone.
 
-The lmdb package lists keys without reading their values (`iternext(values=False)`, one page of each is touched), but no
-call of it gives the offset of a value, by which `record_reading` reads past LMDB: asked for a value, it touches every
-page of it. Branch and leaf pages, which hold the offsets, are a thousandth of a token store.
-The format is data version 1, that of all LMDB 0.9 (MDB_meta, MDB_page and MDB_node in its mdb.c).
+`record_reading` reads values at their offset in the file, without LMDB. The lmdb package has no call that returns this
+offset: it lists keys without reading their values (`iternext(values=False)`, which touches one page of each), but a
+read of a value touches all of its pages. Branch and leaf pages, which hold the offsets, are a thousandth of a token
+store. The format is data version 1, that of all LMDB 0.9 (MDB_meta, MDB_page and MDB_node in its mdb.c).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from urepa.core.errors import UserError
 from urepa.core.random_draws import digest64
 
 SUM_KEY = "__sum_of_train_tokens__"
-DIGESTS = "__digests_of_records__"  # and the number of the put
-HIDDEN = (SUM_KEY, DIGESTS)  # how keys begin whose rows are about records and are none
+DIGESTS = "__digests_of_records__"  # followed by the number of the put
+HIDDEN = (SUM_KEY, DIGESTS)  # prefixes of the keys of rows that are not records but describe them
 MAGIC, VERSION = 0xBEEFC0DE, 1
 DATABASE = "IHHQQQQQ"  # page size or padding, flags, depth, branch, leaf and overflow pages, entries, root
 META = struct.Struct(f"<16xII8xQ{DATABASE}{DATABASE}QQ")  # magic, version, map size, free, main, last page, transaction
 PAGE = struct.Struct("<QHHHH")  # number, padding, flags, end of the pointers, end of the gap after them
 NODE = struct.Struct("<HHHH")  # low and high half of a length or page number, flags, key length
 BRANCH, LEAF = 1, 2  # flags of a page
-ELSEWHERE = 1  # flag of a node: its value lies on pages of its own
+ELSEWHERE = 1  # flag of a node whose value lies on pages of its own
 EMPTY = 2**64 - 1  # the root of a tree without pages
 
 
@@ -40,7 +40,7 @@ def key_digests(keys: Iterable[str]) -> np.ndarray:
 
 
 def rows_of(wanted_Q: np.ndarray, sorted_R: np.ndarray) -> np.ndarray:
-    """Where each of `wanted_Q` stands in `sorted_R`: int64 [Q], -1 for those that do not."""
+    """The index of each of `wanted_Q` in `sorted_R`: int64 [Q], -1 for those that are not in it."""
     if not len(sorted_R):
         return np.full(len(wanted_Q), -1)
     at_Q = np.minimum(np.searchsorted(sorted_R, wanted_Q), len(sorted_R) - 1)
@@ -48,7 +48,7 @@ def rows_of(wanted_Q: np.ndarray, sorted_R: np.ndarray) -> np.ndarray:
 
 
 def last_rows(keys_R: np.ndarray) -> np.ndarray:
-    """The last row of each key, in the order of the keys."""
+    """The index of the last row of each key, in the order of the keys."""
     order = np.argsort(keys_R, kind="stable")
     keys = keys_R[order]
     return order[np.append(keys[1:] != keys[:-1], np.full(min(len(keys), 1), True))]
@@ -59,7 +59,7 @@ class Index:
     where their values begin (`offsets_R`) and how long they are (`lengths_R`). 20 bytes a record."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if there is no such file or it is cut short or damaged."""
+        """Raises UserError if there is no such file or if it is truncated or damaged."""
         digests, offsets, lengths = array("Q"), array("q"), array("i")
         for key, offset, length in records(folder):
             if not key.startswith(HIDDEN):
@@ -74,13 +74,13 @@ class Index:
         return len(self.digests_R)
 
     def find(self, key: str) -> tuple[int, int] | None:
-        """Where the key's value begins in the file, and its length."""
+        """The offset of the key's value in the file, and its length; None if there is no such key."""
         at = int(rows_of(key_digests([key]), self.digests_R)[0])
         return None if at < 0 else (int(self.offsets_R[at]), int(self.lengths_R[at]))
 
 
 def has_records(folder: Path) -> bool:
-    """Does FOLDER/data.mdb, if there is one, hold a record? UserError where it is damaged."""
+    """Whether FOLDER/data.mdb exists and holds a record. Raises UserError if it is damaged."""
     file = folder / "data.mdb"
     return file.is_file() and file.stat().st_size > 0 and len(Index(folder)) > 0
 
@@ -113,13 +113,13 @@ def records(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _newest_tree(file: int, path: Path) -> tuple[int, int]:
-    """Page size and root page, from the one of the two meta pages that the last transaction wrote."""
+    """The page size and the root page, from the newer of the two meta pages."""
     metas = []
     page_size = META.unpack(os.pread(file, META.size, 0))[3]
     for at in (0, page_size):
         magic, version, _, _, *_, root, last_page, transaction = META.unpack(os.pread(file, META.size, at))
         if (magic, version) != (MAGIC, VERSION):
-            raise ValueError("it is not of LMDB 0.9's format")
+            raise ValueError("it does not have the format of LMDB 0.9")
         metas.append((transaction, root, last_page))
     _, root, last_page = max(metas)
     if os.fstat(file).st_size < (last_page + 1) * page_size:
@@ -137,7 +137,7 @@ def _leaf_records(file: int, page_size: int, number: int) -> Iterator[tuple[str,
     nodes = [(at + NODE.size, *NODE.unpack_from(page, at)) for at in pointers]
     if flags & BRANCH:
         children = [low | high << 16 | highest << 32 for _, low, high, highest, _ in nodes]
-        for child in children:  # the disk works on all of them while the first is looked at
+        for child in children:  # the disk reads all of them ahead while the first is processed
             os.posix_fadvise(file, child * page_size, page_size, os.POSIX_FADV_WILLNEED)
         for child in children:
             yield from _leaf_records(file, page_size, child)

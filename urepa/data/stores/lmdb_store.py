@@ -1,8 +1,8 @@
 """LMDB stores of equally shaped tensors, keyed by sample id, each with a manifest beside it.
 
 Layout: FOLDER/manifest.json and FOLDER/data.mdb, or FOLDER/part-<i>of<n>/data.mdb where
-several workers wrote one store: a record's part follows from its key, so parts are never merged. A store
-counts once its manifest is there. The bytes of a record: `urepa.data.stores.record_format`.
+several workers wrote one store: a record's part follows from its key, so parts are never merged. A store is
+finished once its manifest exists. The bytes of a record: `urepa.data.stores.record_format`.
 
 Shapes: R records, G groups of a record's last dimension.
 """
@@ -46,14 +46,14 @@ class Part:
 
 
 def part_of(sample_id: str, count: int) -> int:
-    """The part that a sample belongs to; latents and tokens of a sample lie in the same one. (An ending "_mid" is left
-    out as it always was, so that stores in parts stay readable.)"""
+    """The part that a sample belongs to; a sample's latents and tokens lie in the same part. (A suffix "_mid" is
+    ignored, as in earlier versions, so that their stores in parts stay readable.)"""
     return digest64("part", sample_id.removesuffix("_mid")) % count
 
 
 def only_writer(folder: Path) -> TextIO:
-    """The lock of a part's folder, which is made; held until it is closed. Raises UserError if another process has
-    it."""
+    """Makes a part's folder and locks it until the returned file is closed. Raises UserError if another process holds
+    the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / ".writer.lock", "w")  # noqa: SIM115  the caller closes it
     try:
@@ -66,16 +66,16 @@ def only_writer(folder: Path) -> TextIO:
 
 
 class StoreWriter:
-    """Writes one part of a store in batches; a batch is one durable transaction, there whole or not at all.
+    """Writes one part of a store in batches. A batch is one durable transaction: it is written whole or not at all.
 
-    Only one process may write a part: the second gets a UserError.
+    Raises UserError if another process is writing the same part.
     """
 
     def __init__(self, store: Path, dtype: str = "float16", part: Part | None = None) -> None:
         self.folder = (Part() if part is None else part).folder(store)
         self.dtype = dtype
         self._lock = only_writer(self.folder)
-        file = self.folder / "data.mdb"  # empty where a kill came before LMDB's first page
+        file = self.folder / "data.mdb"  # empty if a build was killed before LMDB's first page was written
         self._before = Index(self.folder) if file.exists() and file.stat().st_size else None
         self._env = self._open(file)
         self._puts = self._count_puts()
@@ -100,7 +100,7 @@ class StoreWriter:
         return int(key.removeprefix(DIGESTS)) + 1 if key.startswith(DIGESTS) else 0
 
     def missing(self, keys: list[str]) -> list[str]:
-        """Those that have no record yet."""
+        """The keys without a record yet."""
         new = keys
         if self._before is not None:
             rows_Q = rows_of(key_digests(keys), self._before.digests_R)
@@ -109,9 +109,9 @@ class StoreWriter:
             return [key for key in new if txn.get(key.encode()) is None]
 
     def put(self, records: list[tuple[str, np.ndarray]], add_to_sum: np.ndarray | None = None) -> np.ndarray:
-        """Writes a batch, and in the same transaction the rows of its digests [R,4], which it returns, and `add_to_sum`
-        [D+1] (a sum of tokens and their number), which is added up. Raises ValueError for values that the type cannot
-        hold."""
+        """Writes a batch and returns the rows of its digests [R,4]. The same transaction writes these rows and adds
+        `add_to_sum` [D+1] (a sum of tokens and their number) to the stored sum. Raises ValueError for values that the
+        data type cannot hold."""
         assert not any(key.startswith(HIDDEN) for key, _ in records)
         contents: list[bytes] = []
         for key, value in records:
@@ -132,7 +132,7 @@ class StoreWriter:
         return rows_R4
 
     def close(self) -> None:
-        """Everything is on disk; the lock is free."""
+        """Closes LMDB's environment, with everything on disk, and releases the lock."""
         self._env.close()
         (self.folder / "lock.mdb").unlink(missing_ok=True)
         self._lock.close()
@@ -150,9 +150,9 @@ def write_store(
     manifest: dict[str, Any],
     extra_files: Callable[[], dict[str, bytes]] = dict,
 ) -> None:
-    """Writes a whole fp16 store beside `folder` and renames it there; a kill leaves nothing that counts.
+    """Writes a whole fp16 store beside `folder` and renames it there; a killed process leaves no unfinished store.
 
-    `manifest` gains `shape`, `dtype`, `count` and digests; `extra_files` is asked after the last record.
+    `shape`, `dtype`, `count` and digests are added to `manifest`; `extra_files` is called after the last record.
     Raises ValueError on a record of another shape or with values that fp16 cannot hold.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -173,7 +173,9 @@ def write_store(
     files = {digests.FILE: digests.as_file(rows_R4)} | extra_files()
     for name, content in files.items():
         write_whole(temporary / name, content)
-    full = manifest | {"shape": list(shape), "dtype": "float16", "count": len(rows_R4)} | digests.in_manifest(files)
+    full = (
+        manifest | {"shape": list(shape), "dtype": "float16", "count": len(rows_R4)} | digests.manifest_entries(files)
+    )
     write_whole(temporary / "manifest.json", json.dumps(full, indent=1))
     if folder.exists():
         shutil.rmtree(folder)

@@ -12,7 +12,7 @@ GROUP = 128  # values that share a scale in int8
 
 
 def encode(value: np.ndarray, dtype: str) -> bytes:
-    """A record's bytes. Raises ValueError for values that the type cannot hold."""
+    """A record's bytes. Raises ValueError for values that fp16 cannot hold."""
     half = np.ascontiguousarray(value, dtype=np.float16)
     if not np.isfinite(half).all():
         raise ValueError("the record has values that are not finite in fp16")
@@ -37,6 +37,6 @@ def decode(raw_RB: np.ndarray, shape: tuple[int, ...], dtype: str) -> torch.Tens
 
 
 def record_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Length of a record."""
+    """The bytes of a record."""
     values = int(np.prod(shape))
     return 2 * values if dtype == "float16" else values + 2 * (values // GROUP)

@@ -1,7 +1,7 @@
-"""Keys of records: a sample's id, with "/flip" behind it where the record of its mirror image is asked for.
+"""Keys of records: a sample's id, followed by "/flip" for the record of its mirror image.
 
-Keys on disk may have a suffix behind the sample id, which the manifest has as `key_suffix`; `Store` adds it. Token
-stores of earlier versions, and those in the layout that `stage=adopt` takes in, have "_mid" and do not say so.
+Keys on disk may have a suffix after the sample id, which the manifest names as `key_suffix`; `Store` adds it. Token
+stores of earlier versions, and those that `stage=adopt` takes in, have the suffix "_mid" without such an entry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urepa.data.stores.lmdb_pages import HIDDEN, has_records, records
 
 FLIP = "/flip"
 SUFFIX = "key_suffix"  # in a manifest
-UNSAID = "_mid"  # of tokens, where the manifest has none
+UNSAID = "_mid"  # the suffix of token stores whose manifest names none
 
 
 def record_key(sample_id: str, mirrored: bool) -> str:
@@ -24,7 +24,7 @@ def record_key(sample_id: str, mirrored: bool) -> str:
 
 
 def is_mirrored(key: str) -> bool:
-    """Is it a mirror image's?"""
+    """Whether the key belongs to a mirror image."""
     return key.endswith(FLIP)
 
 
@@ -34,13 +34,13 @@ def sample_id_of(key: str) -> str:
 
 
 def key_suffix(manifest: Mapping[str, Any]) -> str:
-    """What a store with this manifest has behind the sample ids in its keys on disk."""
+    """The suffix that a store with this manifest adds to the sample ids in its keys on disk."""
     return str(manifest.get(SUFFIX, UNSAID if manifest.get("kind") == "tokens" else ""))
 
 
 def token_key_facts(folder: Path) -> dict[str, str]:
-    """What the manifest of a token store is to say of its keys: in a new one they are sample ids; one that was begun
-    goes on as it is, and one that has records alone is what all their keys say."""
+    """The manifest's entry for the keys of a token store. A new store has sample ids as keys. A store with a manifest
+    or a begun.json keeps their entry; a store with records alone gets the entry that fits their keys."""
     for name in ("manifest.json", "begun.json"):
         if (file := folder / name).exists():
             return {key: value for key, value in read_json(file).items() if key == SUFFIX}

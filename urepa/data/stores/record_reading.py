@@ -1,7 +1,7 @@
-"""Reading a finished store: LMDB says once where each record lies, then records are read past it.
+"""Reading a finished store: each record's offset is read once from LMDB's pages, then records are read without LMDB.
 
-LMDB's own get is one page fault after another: slow where the page cache is cold, and through a per-item
-loader slow where it is warm. A record's value is contiguous in data.mdb, so plain preadv fills a batch.
+LMDB's own get causes one page fault after another, which is slow if the page cache is cold; a loader that gets single
+items is slow even if it is warm. A record's value is contiguous in data.mdb, so preadv reads it directly.
 
 Shapes: R records, B bytes a record.
 """
@@ -29,24 +29,24 @@ from urepa.data.stores.lmdb_store import Part, part_of
 from urepa.data.stores.record_format import decode, record_bytes
 from urepa.data.stores.record_keys import is_mirrored, key_suffix, sample_id_of
 
-PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # an open file; -1 without a digest
+PLACE = np.dtype([("file", "i4"), ("offset", "i8"), ("crc32", "i8")])  # crc32 is -1 without a digest
 
 
 class Store:
-    """A store to read from; indexed on first use. Threads and forked workers may share it.
+    """A store opened for reading; indexed on first use. Threads and forked workers may share it.
 
-    Records are asked for by sample id, whatever suffix the keys on disk have. `mirror` holds the mirror images' records
-    under the same keys; they are asked for as SAMPLE_ID/flip.
+    Records are read by sample id, whatever suffix the keys on disk have. `mirror` is the store of the mirror images'
+    records, with the same keys; these are read by the key SAMPLE_ID/flip.
     """
 
     mirror: "Store | None" = None
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
-        """`manifest` stands in for the file's while a store is being finished or adopted."""
+        """`manifest` replaces the manifest file while a store is being finished or adopted."""
         self.folder = folder
         file = folder / "manifest.json"
         if manifest is None and not file.is_file():
-            raise UserError(f"{folder} is no finished cache: it has no manifest.json")
+            raise UserError(f"{folder} is not a finished cache: it has no manifest.json")
         try:
             self.manifest: dict[str, Any] = read_json(file) if manifest is None else manifest
             self.shape = tuple(self.manifest["shape"])
@@ -64,7 +64,7 @@ class Store:
 
     @property
     def mark(self) -> Path:
-        """A file that is as old as the records."""
+        """A file whose modification time is that of the records."""
         return self.folder / "manifest.json"
 
     def _part(self, index: int) -> "_OpenPart":
@@ -76,7 +76,7 @@ class Store:
 
     @property
     def digests(self) -> Digests | None:
-        """The records' digests; None in a store that was made without. Raises UserError if the file that holds them is
+        """The records' digests; None for a store made without digests. Raises UserError if the file that holds them is
         not the one that the manifest names."""
         if "digests_sha256" not in self.manifest:
             return None
@@ -86,8 +86,8 @@ class Store:
             return self._digests
 
     def places(self, keys: list[str]) -> np.ndarray:
-        """Where the records lie and their crc32 [R], of type PLACE. Raises UserError for one that is missing, of
-        another length, or without a digest in a store that has them."""
+        """The file, offset and crc32 of each record [R], of type PLACE. Raises UserError if a record is missing, has
+        another length, or has no digest in a store with digests."""
         mirrored = list(map(is_mirrored, keys))
         if not any(mirrored):
             return self._own_places(keys)
@@ -115,11 +115,11 @@ class Store:
         return places_R
 
     def _key_digests(self, keys: list[str]) -> np.ndarray:
-        """Of the keys on disk: uint64 [R]."""
+        """Digests of the keys on disk: uint64 [R]."""
         return key_digests(f"{key}{self.key_suffix}" for key in keys)
 
     def _by_part(self, keys: list[str] | Keys) -> Iterator[tuple[int, np.ndarray]]:
-        """Each part that has some of the keys, and which they are."""
+        """Each part that holds some of the keys, with their indices."""
         parts_R = np.zeros(len(keys), dtype=np.int32)
         if self.parts > 1:
             parts_R[:] = np.fromiter((part_of(key, self.parts) for key in keys), np.int32, len(keys))
@@ -127,9 +127,9 @@ class Store:
             yield int(part), np.flatnonzero(parts_R == part)
 
     def fill(self, keys: list[str], raw_RB: np.ndarray) -> None:
-        """Reads the records' bytes into `raw_RB` (uint8). A missing or damaged one is a UserError."""
+        """Reads the records' bytes into `raw_RB` (uint8). Raises UserError if a record is missing or damaged."""
         places = self.places(keys).tolist()
-        for file, offset, _ in places:  # the disk works on all of them while the first is copied
+        for file, offset, _ in places:  # the disk reads all of them ahead while the first is copied
             os.posix_fadvise(file, offset, self.record_bytes, os.POSIX_FADV_WILLNEED)
         for key, row, (file, offset, crc32) in zip(keys, raw_RB, places, strict=True):
             if os.preadv(file, [row.data], offset) != self.record_bytes:
@@ -142,11 +142,11 @@ class Store:
                 )
 
     def folder_of(self, key: str) -> Path:
-        """The folder of the store that has this record: this one or the mirror's."""
+        """The folder of the store that holds this record: this store or its mirror."""
         return self.mirror.folder if self.mirror is not None and is_mirrored(key) else self.folder
 
     def tensor(self, keys: list[str], raw_RB: np.ndarray | None = None) -> torch.Tensor:
-        """The records [R, *shape]: fp16 as it is stored, int8 as float32. With `raw_RB` in that memory."""
+        """The records [R, *shape]: fp16 as stored, int8 as float32. They are read into the memory `raw_RB` if given."""
         buffer = np.empty((len(keys), self.record_bytes), dtype=np.uint8) if raw_RB is None else raw_RB
         self.fill(keys, buffer)
         return decode(buffer, self.shape, self.dtype)
@@ -156,39 +156,39 @@ class Store:
         return self.tensor(keys).float().numpy()
 
     def keys(self) -> Iterator[str]:
-        """The sample ids of all records, part by part, without the mirror's."""
+        """The sample ids of all records, part by part, without those of the mirror."""
         for part in range(self.parts):
             names = (key for key, _, _ in records(Part(part, self.parts).folder(self.folder)))
             yield from (name.removesuffix(self.key_suffix) for name in names if not name.startswith(HIDDEN))
 
     def indices(self) -> list[tuple[Index, int]]:
-        """Where every part's records lie, and its open file; without the mirror's."""
+        """The index of every part's records and its file descriptor, without the mirror."""
         return [(part.index, part.file) for part in map(self._part, range(self.parts))]
 
     def count(self) -> int:
-        """How many records there are, without the mirror's."""
+        """The number of records, without those of the mirror."""
         return sum(len(index) for index, _ in self.indices())
 
     def missing(self, keys: Keys) -> list[str]:
-        """Those that have no record."""
+        """The keys without a record."""
         absent_R, digests_R = np.empty(len(keys), dtype=bool), keys.digests(self.key_suffix)
         for part, at in self._by_part(keys):
             absent_R[at] = rows_of(digests_R[at], self._part(part).index.digests_R) < 0
         return keys.where(absent_R)
 
     def missing_digests(self, keys: Keys) -> list[str]:
-        """The keys without a digest, in a store that has digests; none in a store without."""
+        """The keys without a digest; empty for a store without digests."""
         return [] if self.digests is None else keys.where(self.digests.find(keys.digests(self.key_suffix)) < 0)
 
     def record_digests(self, keys: Keys) -> np.ndarray:
-        """Both halves of the records' blake2b: uint64 [R,2]. For a store that has digests of all of them."""
+        """Both halves of the records' blake2b: uint64 [R,2]. Every record must have a digest."""
         return self._blake2b(keys.digests(self.key_suffix))
 
     def _blake2b(self, digests_R: np.ndarray) -> np.ndarray:
-        """The same by the digests of the keys on disk."""
+        """As `record_digests`, from the digests of the keys on disk."""
         assert self.digests is not None
         rows_R = self.digests.find(digests_R)
-        assert (rows_R >= 0).all(), "open_store has looked"
+        assert (rows_R >= 0).all(), "checked by open_store"
         return self.digests.blake2b(rows_R)
 
     def first_changed(self, keys: list[str], raw_RB: np.ndarray) -> str | None:
@@ -202,15 +202,15 @@ class Store:
         return keys[int(differs_R.argmax())] if differs_R.any() else None
 
     def mean_token(self) -> torch.Tensor:
-        """The teacher's mean token over the training set [D], from the file beside the records; a UserError where it is
-        not the one that the manifest names."""
+        """The teacher's mean token over the training set [D], from the file beside the records. Raises UserError if it
+        is not the file that the manifest names."""
         file = self.folder / MEAN_TOKEN
         if not file.is_file():
             raise UserError(f"there is no {file}; put it back, or delete {self.folder} and make it again")
         content, known = file.read_bytes(), self.manifest.get("mean_token_sha256")
         if known not in (None, hashlib.sha256(content).hexdigest()):
             raise UserError(
-                f"{file} is not the one that its manifest.json names; put it back, or delete {self.folder} and make it "
+                f"{file} is not the file that manifest.json names; put it back, or delete {self.folder} and make it "
                 "again"
             )
         try:
@@ -221,7 +221,7 @@ class Store:
             ) from error
 
     def require_files_beside(self) -> None:
-        """Raises UserError if digests.npy or the mean token are not those that the manifest names."""
+        """Raises UserError if digests.npy or the mean token is not the file that the manifest names."""
         _ = self.digests
         if "mean_token_sha256" in self.manifest:
             self.mean_token()
@@ -232,12 +232,12 @@ class Store:
             yield from hidden_rows(Part(part, self.parts).folder(self.folder), prefix)
 
     def token_sum(self) -> np.ndarray | None:
-        """Sum of the training tokens and their number [D+1], where the writer kept it."""
+        """The sum of the training tokens and their number [D+1]; None if the writer stored no sum."""
         shares = [np.frombuffer(share) for share in self.hidden_rows(SUM_KEY)]
         return np.sum(shares, axis=0) if shares else None
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files."""
         if self.mirror is not None:
             self.mirror.close()
         for part in self._open_parts.values():
@@ -247,7 +247,7 @@ class Store:
 
 
 class _OpenPart:
-    """One data.mdb: where its records lie, and the open file."""
+    """One open data.mdb and the index of its records."""
 
     def __init__(self, folder: Path, length: int) -> None:
         self.folder, self.length = folder, length
@@ -255,7 +255,7 @@ class _OpenPart:
         self.file = os.open(folder / "data.mdb", os.O_RDONLY)
 
     def offsets(self, keys: list[str], digests_R: np.ndarray) -> np.ndarray:
-        """Where the records begin in data.mdb."""
+        """The records' offsets in data.mdb."""
         rows_R = rows_of(digests_R, self.index.digests_R)
         if (rows_R < 0).any():
             raise UserError(f"{self.folder} has no record '{keys[int(rows_R.argmin())]}'; delete it and make it again")
@@ -263,7 +263,7 @@ class _OpenPart:
         if (lengths_R != self.length).any():
             at = int((lengths_R != self.length).argmax())
             raise UserError(
-                f"{self.folder}: record '{keys[at]}' is damaged or of another type: it has {lengths_R[at]} bytes, "
-                f"{self.length} are expected; make it again"
+                f"{self.folder}: record '{keys[at]}' is damaged or has another data type: it has {lengths_R[at]} bytes "
+                f"instead of {self.length}; make it again"
             )
         return self.index.offsets_R[rows_R]

@@ -1,5 +1,5 @@
-"""The digests of a whole store: from the rows that were written with its records, and for records that have none (of a
-store that an earlier version wrote, or that was adopted) from reading them."""
+"""The digests of a whole store: the rows that were written with its records. Records without a row (of a store that an
+earlier version wrote, or that was adopted) are read to compute their digest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from urepa.data.stores.digests import (
     Digests,
     as_file,
     digest_rows,
-    in_manifest,
+    manifest_entries,
     newest,
     sha256_of,
 )
@@ -34,19 +34,19 @@ THREADS = 2
 
 
 def digests_file(store: Store) -> dict[str, bytes]:
-    """digests.npy as it is to be for the records that are there, by its name."""
+    """The content of digests.npy for the store's records, by the file's name."""
     return {FILE: as_file(digests_of_records(store))}
 
 
 def digests_of_records(store: Store) -> np.ndarray:
-    """The rows [R,4] of the records that are there, sorted by key. Records without a digest are read and get one of
-    what is there now, which is said in a line."""
+    """The rows [R,4] of the store's records, sorted by key. Records without a digest are read and get the digest of
+    their present content, which a printed line reports."""
     there = np.sort(np.concatenate([index.digests_R for index, _ in store.indices()]))
     written = [np.frombuffer(rows, dtype="<u8").reshape(-1, COLUMNS) for rows in store.hidden_rows(DIGESTS)]
     rows_R4 = newest(np.concatenate([_existing_rows(store.folder), *written]))
     lacking = there[rows_of(there, rows_R4[:, KEY]) < 0]
     if len(lacking):
-        print(f"{store.folder.name}: {len(lacking)} records have no digest; they get one of what is there now")
+        print(f"{store.folder.name}: {len(lacking)} records have no digest; each gets one of its present content")
         rows_R4 = newest(np.concatenate([rows_R4, _read(store, lacking)]))
     found: np.ndarray = rows_R4[rows_of(rows_R4[:, KEY], there) >= 0]
     return found
@@ -62,7 +62,7 @@ def _existing_rows(folder: Path) -> np.ndarray:
 
 
 def _read(store: Store, keys: np.ndarray) -> np.ndarray:
-    """Rows of the records with these digests of keys, in the order in which they lie."""
+    """The rows of the records with these key digests, in the order of their offsets."""
     chunks = [chunk for index, file in store.indices() for chunk in _chunks(index, file, keys)]
     with (
         ThreadPoolExecutor(THREADS) as pool,
@@ -89,20 +89,19 @@ def _rows_of_chunk(chunk: tuple[Index, int, np.ndarray]) -> np.ndarray:
 
 
 def add_digests(folder: Path) -> None:
-    """Makes digests.npy of a finished store that has none, or none of some records, and writes the digest of the mean
-    token beside it into the manifest. Raises UserError if digests.npy was lost or has changed, and the records are not
-    those that it was made of."""
+    """Completes digests.npy of a finished store and writes the SHA-256 of the mean token beside it into the manifest.
+    Raises UserError if digests.npy is missing or has changed and the records are not those that it was made from."""
     store = Store(folder)
     known, before = store.manifest.get("digests_sha256"), sha256_of(folder / FILE)
     files = digests_file(store)
     store.close()
     if (folder / MEAN_TOKEN).is_file() and "mean_token_sha256" not in store.manifest:
         files[MEAN_TOKEN] = (folder / MEAN_TOKEN).read_bytes()
-    facts = in_manifest(files)
+    facts = manifest_entries(files)
     if known is not None and known not in (before, facts["digests_sha256"]):
         raise UserError(
-            f"{folder / FILE} is gone or has changed, and the records are not those that it was made of; put it back, "
-            f"or delete {folder} and make it again"
+            f"{folder / FILE} is missing or has changed, and the records are not those that it was made from; put it "
+            f"back, or delete {folder} and make it again"
         )
     if before != facts["digests_sha256"]:
         write_whole(folder / FILE, files[FILE])
