@@ -128,4 +128,4 @@ def test_a_mistake_that_only_the_parts_know(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
     again = run(tmp_path, "-m", "data=cifar10", "data.images=someone/pictures", "data.limit=null,100", python=())
     assert again.returncode == 1
-    assert "error: how many images someone/pictures has is not known" in again.stderr
+    assert "error: the number of images in someone/pictures is not known" in again.stderr

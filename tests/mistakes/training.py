@@ -79,7 +79,7 @@ TRAIN = [
         ("data=cifar10_pixels data.root=d data.source=cifar_binary data.images=.", "lacks train.bin"),
         (
             "data=cifar10_pixels data.root=d data.source=cifar_binary data.images=.",
-            "data_batch_1.bin is cut short",
+            "data_batch_1.bin is truncated",
             write("data_batch_1.bin", b"x" * 4000),
         ),
         ("warm_start=outputs", "outputs has no valid checkpoint", write("outputs/x", "")),

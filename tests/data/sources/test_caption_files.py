@@ -89,8 +89,11 @@ def test_metadata_as_hugging_face_has_it(root: Path) -> None:
     [
         ({"a_0": "x"}, r"a/1\.png has no caption \(2 of 3 images have none\); give each a NAME\.txt"),
         ({"a_0": "x", "a_1": " \n\n", "b_0": "y"}, r"a/1\.png has an empty caption: 1\.txt has no text"),
-        ({"a_0": "x", "a_1": b"caf\xe9", "b_0": "y"}, r"1\.txt is no UTF-8 text .*; save it as UTF-8"),
-        ({"a_0": "x", "a_1": "two".encode("utf-16-le"), "b_0": "y"}, r"1\.txt has a NUL character, as UTF-16 without"),
+        ({"a_0": "x", "a_1": b"caf\xe9", "b_0": "y"}, r"1\.txt is not UTF-8 text .*; save it as UTF-8"),
+        (
+            {"a_0": "x", "a_1": "two".encode("utf-16-le"), "b_0": "y"},
+            r"1\.txt has a NUL character, as in UTF-16 without",
+        ),
     ],
 )
 def test_mistakes_in_text_files(root: Path, texts: dict[str, str], said: str) -> None:
@@ -101,10 +104,10 @@ def test_mistakes_in_text_files(root: Path, texts: dict[str, str], said: str) ->
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("metadata.jsonl", '{"file_name": "a/0.png", "text": "x"', "metadata.jsonl, line 1 is no JSON"),
+        ("metadata.jsonl", '{"file_name": "a/0.png", "text": "x"', "metadata.jsonl, line 1 is not valid JSON"),
         ("metadata.jsonl", '{"file_name": "a/0.png"}', "line 1 has no file_name and text"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": 3}', "line 1: file_name and text are not both text"),
-        ("metadata.jsonl", '{"file_name": "a/0.png", "text": "\\ud800"}', "is no Unicode text"),
+        ("metadata.jsonl", '{"file_name": "a/0.png", "text": "\\ud800"}', "is not valid Unicode"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": "x\\u0000"}', "line 1 has a NUL character"),
         ("metadata.jsonl", '{"file_name": "a/0.png", "text": "  "}', r"a/0\.png has an empty caption: its text in the"),
         ("metadata.csv", "file,text\na/0.png,x\n", "has no columns file_name and text"),

@@ -110,7 +110,7 @@ def test_without_labels_all_are_of_one_class_if_there_are_texts(tmp_path: Path) 
     assert count_classes("parquet", str(tmp_path / "texts"), tmp_path / "none") == 1
     with pytest.raises(UserError, match=r"has columns \['image', 'n'\]; give one with image and label"):
         read(write(tmp_path / "no", n=[1, 2, 3]))
-    with pytest.raises(UserError, match="the column label holds other values than numbers of classes"):
+    with pytest.raises(UserError, match="the column label holds values that are not class numbers"):
         read(write(tmp_path / "names", label=["cat", "dog", "cat"]))
     with pytest.raises(UserError, match="cannot be counted; give data.num_classes=N"):
         count_classes("parquet", str(tmp_path / "names"), tmp_path / "none")
@@ -125,7 +125,7 @@ def test_splits_are_told_by_names_or_left_to_the_track(tmp_path: Path, capsys: p
     write_parquet(tmp_path / "in" / "extra.parquet", ROWS)
     assert [row.split for row in read(tmp_path / "in")] == ["train", "train", "test"]
     Listing("parquet", str(tmp_path / "in"), {}).print_left_out(0, "")
-    assert capsys.readouterr().out == "left out: 1 file of no split's name (extra.parquet)\n"
+    assert capsys.readouterr().out == "left out: 1 file whose name begins with no split (extra.parquet)\n"
     (tmp_path / "in" / "train-0.parquet").unlink()
     with pytest.raises(UserError, match=r"has no train\*.parquet"):
         read(tmp_path / "in")

@@ -136,16 +136,19 @@ FAULTS: dict[str, tuple[Members, str]] = {
     "no caption": ([*MEMBERS, ("9.png", image(9)), ("9.cls", b"0")], r"^s\.tar\[9\] has no caption \(1 of 5 images"),
     "two images": ([*MEMBERS, ("000.jpg", image(9, "JPEG"))], r"s\.tar has the key 000 with more than one image"),
     "two texts": ([*MEMBERS, ("000.txt", b"x")], r"s\.tar has the key 000 with more than one \.txt; leave one there$"),
-    "above": ([("../../0.png", image(0))], r"s\.tar has a member \.\./\.\./0\.png, which is no path within a folder"),
+    "above": (
+        [("../../0.png", image(0))],
+        r"s\.tar has a member \.\./\.\./0\.png, which is not a path inside the shard",
+    ),
     "absolute": ([("/tmp/\x1b0.png", image(0))], r"s\.tar has a member /tmp/\?0\.png, which is no path"),
     "windows": ([("..\\0.png", image(0))], r"s\.tar has a member \.\.\\0\.png, which is no path"),
     "a class less": ([*MEMBERS, ("9.png", image(9))], r"^s\.tar\[9\] is the first sample without a \.cls"),
     "a class's name": ([("0.png", image(0)), ("0.cls", b"cat")], r"^s\.tar\[0\]: its \.cls is b'cat', not the number"),
-    "a long key": ([("a/" * 200 + "0.png", image(0))], "its key is longer than the 400 bytes"),
+    "a long key": ([("a/" * 200 + "0.png", image(0))], "its key is longer than 400 bytes"),
     "empty": ([("0.png", image(0)), ("0.txt", b" \n")], r"^s\.tar\[0\] has no caption"),
-    "no text": ([("0.png", image(0)), ("0.txt", b"caf\xe9")], r"^s\.tar\[0\] \.txt is no UTF-8 text"),
+    "no text": ([("0.png", image(0)), ("0.txt", b"caf\xe9")], r"^s\.tar\[0\] \.txt is not UTF-8 text"),
     "NUL": ([("0.png", image(0)), ("0.txt", "a".encode("utf-16-le"))], r"^s\.tar\[0\] \.txt has a NUL character"),
-    "no JSON": ([("0.png", image(0)), ("0.json", b"{")], r"^s\.tar\[0\]: its \.json is no JSON"),
+    "no JSON": ([("0.png", image(0)), ("0.json", b"{")], r"^s\.tar\[0\]: its \.json is not valid JSON"),
     "a list": (as_json(["a"]), r"^s\.tar\[0\]: its \.json is list, not a mapping"),
     "two keys": (as_json({"text": "a", "caption": "b"}), r"^s\.tar\[0\] \.json has text and caption; say which"),
     "no key": (as_json({"url": "a"}), r"^s\.tar\[0\] \.json has none of text, caption, captions; .*there are: url$"),
@@ -185,7 +188,7 @@ def test_a_shard_that_is_not_whole_is_refused(tmp_path: Path, left: str) -> None
         "none": b"",
     }[left]
     shard.write_bytes(cut)
-    with pytest.raises(UserError, match=rf"^{shard} is no whole tar file \(.+\); copy it again$"):
+    with pytest.raises(UserError, match=rf"^{shard} is not a complete tar file \(.+\); copy it again$"):
         read(tmp_path)
 
 

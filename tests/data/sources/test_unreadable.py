@@ -38,7 +38,7 @@ def test_all_are_listed_before_the_teacher_is_asked(
             raise AssertionError("images are still to be mended")
 
     track = make_track(images=str(damaged), test_images=12)  # all: which are drawn does not matter
-    with pytest.raises(UserError, match=r"^3 of 48 images cannot be read \(first: .*\): mend them, take them away"):
+    with pytest.raises(UserError, match=r"^3 of 48 images cannot be read \(first: .*\): repair or remove them, or"):
         track.open(Asked())
     assert not is_finished(track.folder / "latents")
     said = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]

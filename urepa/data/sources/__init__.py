@@ -1,1 +1,1 @@
-"""Images as they come: folders, parquet, the hub."""
+"""Sources of images: folders, CIFAR's binary files, parquet files, tar shards and the hub."""

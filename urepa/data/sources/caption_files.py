@@ -1,8 +1,8 @@
-"""Captions that lie beside the images of a folder.
+"""Captions in files beside the images of a folder.
 
-NAME.txt beside NAME.jpg has one caption a line. A metadata.jsonl or metadata.csv, in a class folder or in a folder
-above it up to the images' root, has `file_name` (relative to its own folder) and `text`, as `datasets` reads a folder
-of images; several rows of one file, or a list as `text`, are several captions.
+NAME.txt beside NAME.jpg has one caption per line. A metadata.jsonl or metadata.csv, in a class folder or in a folder
+above it up to the images' root, has `file_name` (relative to its own folder) and `text`, the format of an image folder
+in Hugging Face `datasets`. An image has several captions if it has several rows, or if `text` is a list.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ HOW = "give each a NAME.txt beside it, or a row of metadata.jsonl or metadata.cs
 
 
 def read_captions(root: Path, rows: Sequence[SourceImage]) -> dict[str, list[str]]:
-    """The captions of a folder's images, by sample id, each without white space around it. Raises UserError if an image
-    has none, an empty one, or some in two places, and for a file that cannot be read as text."""
+    """The captions of a folder's images, by sample id, each stripped of white space. Raises UserError if an image has
+    no caption, an empty one, or captions in two places, and for a file that cannot be read as text."""
     of_path: dict[str, list[str]] = {}
     for folder in _folders(rows):
         for path, texts in _beside(root, folder):
@@ -60,7 +60,7 @@ def read_captions(root: Path, rows: Sequence[SourceImage]) -> dict[str, list[str
 
 
 def _folders(rows: Sequence[SourceImage]) -> list[PurePosixPath]:
-    """The images' folders and those above them, from the root on, relative to it."""
+    """The images' folders and all folders above them up to the root, relative to the root."""
     own = {PurePosixPath(row.path).parent for row in rows}
     return sorted(own | {above for folder in own for above in folder.parents})
 
@@ -81,7 +81,8 @@ def _text_files(root: Path, rows: Sequence[SourceImage]) -> dict[str, Path]:
 
 
 def _beside(root: Path, folder: PurePosixPath) -> Iterator[tuple[str, list[str]]]:
-    """What a folder's metadata says: places below the root, and captions. Raises UserError if it has two such files."""
+    """The images' paths below the root and their captions, from a folder's metadata file. Raises UserError if the
+    folder has two metadata files."""
     there = [root / folder / name for name in METADATA if (root / folder / name).is_file()]
     if len(there) > 1:
         raise UserError(f"{root / folder} has {' and '.join(METADATA)}; keep one of the two")
@@ -101,7 +102,7 @@ def _json_rows(file: Path) -> Iterator[tuple[str, object, list[object]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{file}, line {number} is no JSON ({error}); correct it") from error
+            raise UserError(f"{file}, line {number} is not valid JSON ({error}); correct it") from error
         if not isinstance(row, dict) or not {"file_name", "text"} <= row.keys():
             raise UserError(f"{file}, line {number} has no file_name and text; give both")
         yield f"line {number}", row["file_name"], row["text"] if isinstance(row["text"], list) else [row["text"]]
@@ -116,7 +117,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, object, list[object]]]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The texts of a file with one a line; empty lines are none. Raises UserError if it is no text."""
+    """The texts of a file with one per line, without empty lines. Raises UserError if it is not a text file."""
     return lines(_text(file), str(file))
 
 

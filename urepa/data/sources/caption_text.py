@@ -1,7 +1,7 @@
-"""Captions as text: decoded, without white space around them, and found in a source's columns.
+"""Captions as text: finding their column in a source, decoding, and stripping white space.
 
-A caption is kept as it is written: characters are not composed or decomposed (NFC, NFD), and control characters are
-left to the text encoder's tokenizer. A NUL is refused: a text with one is nearly always UTF-16 without its mark.
+A caption is not normalised: characters are not composed or decomposed (NFC, NFD), and control characters are left to
+the text encoder's tokenizer. A NUL is refused: a text with one is nearly always UTF-16 without a byte order mark.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from urepa.core.escaping import printable
 from urepa.data.sources.source_image import SourceImage
 
 USUAL = ("text", "caption", "captions")  # names of columns and keys
-LINE_ENDS = re.compile(r"\r\n|\r|\n")  # str.splitlines would cut at characters that belong to a text too
+LINE_ENDS = re.compile(r"\r\n|\r|\n")  # str.splitlines would also split at characters that belong to a text
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
-SHOWN = 20  # names of columns in a sentence
+SHOWN = 20  # names of columns in a message
 
 
 def clean(text: str, where: str) -> str:
-    """Without white space around it. Raises UserError for half a character, which JSON can write, and for a NUL."""
+    """The text, stripped of white space. Raises UserError for a lone surrogate, which JSON can contain, and for a
+    NUL."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {text!a} is no Unicode text; correct it") from error
+        raise UserError(f"{where}: {text!a} is not valid Unicode; correct it") from error
     if "\0" in text:
-        raise UserError(f"{where} has a NUL character, as UTF-16 without a byte order mark has; correct it")
+        raise UserError(f"{where} has a NUL character, as in UTF-16 without a byte order mark; correct it")
     return text.strip()
 
 
@@ -37,21 +38,20 @@ def decode(content: bytes, where: str) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where} is no {encoding.upper().removesuffix('-SIG')} text ({error}); save it as UTF-8"
+            f"{where} is not {encoding.upper().removesuffix('-SIG')} text ({error}); save it as UTF-8"
         ) from error
 
 
 def lines(content: str, where: str) -> list[str]:
-    """The texts of a file with one a line; empty lines are none."""
+    """The texts of a file with one per line, without empty lines."""
     return [text for line in LINE_ENDS.split(content) if (text := clean(line, where))]
 
 
 def find_column(there: Sequence[str], asked: str | None, where: str) -> str:
-    """The name of the column, or of the key, that has the captions. Raises UserError if that is not there, or not
-    clear.
+    """The name of the column or key that holds the captions. Raises UserError if there is none, or if it is ambiguous.
 
     Args:
-        asked: data.caption_column; None: the one that has a usual name.
+        asked: data.caption_column; None: the one column with a usual name.
     """
     named = ", ".join(printable(str(name)) for name in list(there)[:SHOWN]) + (", ..." if len(there) > SHOWN else "")
     if asked is not None:
@@ -61,17 +61,17 @@ def find_column(there: Sequence[str], asked: str | None, where: str) -> str:
     found = [name for name in there if name in USUAL]
     if len(found) != 1:
         what = f"has {' and '.join(found)}" if found else f"has none of {', '.join(USUAL)}"
-        raise UserError(f"{where} {what}; say which has the captions with data.caption_column=NAME; there are: {named}")
+        raise UserError(f"{where} {what}; name the captions' column with data.caption_column=NAME; there are: {named}")
     return found[0]
 
 
 def captions_of(rows: Sequence[SourceImage], column: str | None) -> dict[str, list[str]]:
-    """The captions of images that come with them, by sample id, each without white space around it. Raises UserError if
-    an image has none or an empty one, and for what is no text."""
+    """The captions that a source stores with its images, by sample id, stripped of white space. Raises UserError if an
+    image has no caption or an empty one, and for values that are not text."""
     found: dict[str, list[str]] = {}
     without: list[str] = []
     for row in rows:
-        assert row.captions is not None, "PixelTrack.check has looked"
+        assert row.captions is not None, "checked by PixelTrack.check"
         texts = _as_texts(row.captions(column), row.path)
         if not texts:
             without.append(row.path)

@@ -1,4 +1,4 @@
-"""Photographs as they come: orientation tags, CMYK, palettes, alpha, grey and 16 bits, to RGB of one shape."""
+"""Decodes photographs to RGB (orientation tags, CMYK, palettes, alpha, grey, 16 bits) and cuts them to one shape."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
 from urepa.data.lists.bucket_shapes import Size, cut_to_aspect
 
-# Nearly all cameras have fewer; decoded, 0.36 GB. Pillow alone would warn from 89 million on and refuse 179.
+# Nearly all cameras have fewer; such an image takes 0.36 GB when decoded. Pillow by itself warns above 89 million and
+# raises above 179.
 MOST_PIXELS = 120_000_000
-TOO_MANY = f"more than the {MOST_PIXELS // 10**6} megapixels that are read; reduce it"
-ORIENTATION, QUARTER_TURNED = 0x0112, 5  # EXIF's tag, and the first of its values whose rows are columns
+TOO_MANY = f"more than the limit of {MOST_PIXELS // 10**6} megapixels; reduce it"
+ORIENTATION, QUARTER_TURNED = 0x0112, 5  # EXIF's tag, and its first value that swaps rows and columns
 UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what PIL raises for damaged files
 
 
 @contextmanager
 def large_images_as_value_errors() -> Iterator[None]:
-    """Inside, an image that Pillow refuses for its size raises the same ValueError as in `to_rgb`."""
+    """Within this context an image that Pillow refuses for its size raises the same ValueError as in `to_rgb`."""
     _ignore_pillow_warning()
     try:
         yield
-    except DecompressionBombError:  # from 2 · PIL.Image.MAX_IMAGE_PIXELS on, which is more than ours
+    except DecompressionBombError:  # above 2 · PIL.Image.MAX_IMAGE_PIXELS, which is more than MOST_PIXELS
         raise ValueError(f"it has {TOO_MANY}") from None
 
 
 @cache
 def _ignore_pillow_warning() -> None:
-    """Ignores Pillow's warning about images that are within our limit; once per process, as a change of the filters
-    repeats earlier warnings."""
+    """Ignores Pillow's warning about large images, as MOST_PIXELS is the limit here. Called once per process: a change
+    of the warning filters makes Python repeat earlier warnings."""
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
 
 
 def read(file: str | Path | BinaryIO) -> np.ndarray:
-    """An image file as `to_rgb` makes it."""
+    """An image file, decoded by `to_rgb`."""
     from PIL import Image
 
     with large_images_as_value_errors(), Image.open(file) as image:
@@ -47,7 +48,8 @@ def read(file: str | Path | BinaryIO) -> np.ndarray:
 
 
 def dimensions(file: str | Path | BinaryIO) -> tuple[int, int]:
-    """Rows and columns of an image file as `read` gives it, turned as its EXIF says; its pixels are not decoded."""
+    """Rows and columns of an image file as `read` returns it, rotated by its EXIF orientation, without decoding
+    pixels."""
     from PIL import Image
 
     with large_images_as_value_errors(), Image.open(file) as image:
@@ -56,18 +58,18 @@ def dimensions(file: str | Path | BinaryIO) -> tuple[int, int]:
 
 
 def to_rgb(image: Any) -> np.ndarray:
-    """A PIL image to uint8 [H,W,3]: turned as its EXIF says, transparency over white, 16 bits scaled to 8.
-    Raises OSError for a truncated one, ValueError for one of more than `MOST_PIXELS` and for values that have no white
-    to be scaled by."""
+    """A PIL image as uint8 [H,W,3]: rotated by its EXIF orientation, transparency over white, 16 bits scaled to 8.
+    Raises OSError for a truncated image, and ValueError for more than `MOST_PIXELS` pixels or for values of 32 bits,
+    whose white is not defined."""
     from PIL import Image, ImageOps
 
-    if image.width * image.height > MOST_PIXELS:  # before they are decoded
+    if image.width * image.height > MOST_PIXELS:  # checked before decoding
         raise ValueError(f"its {image.width} x {image.height} pixels are {TOO_MANY}")
     image.load()
     deep = image.mode == "I" and (
         image.format == "TIFF" or not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 2**16
     )
-    if deep or image.mode == "F":  # others hold 16 bits in mode I, a TIFF 32
+    if deep or image.mode == "F":  # in mode I a TIFF has 32 bits, other formats 16
         raise ValueError(
             f"its values are of {'32-bit floats' if image.mode == 'F' else '32 bits'}, not of 8 or 16 bits"
         )
@@ -83,7 +85,7 @@ def to_rgb(image: Any) -> np.ndarray:
 
 
 def square(pixels: np.ndarray, size: int) -> Any:
-    """Shorter side to `size` (bicubic), then the centre: a PIL image."""
+    """The image with its shorter side resized to `size` (bicubic), cropped to the centre: a PIL image."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -96,8 +98,8 @@ def square(pixels: np.ndarray, size: int) -> Any:
 
 
 def rectangle(pixels: np.ndarray, size: Size) -> Any:
-    """The largest central rectangle of the aspect of `size` (rows and columns), to whole pixels, resized to it
-    (bicubic): a PIL image."""
+    """The largest central rectangle with the aspect ratio of `size` (rows, columns), resized to `size` (bicubic): a PIL
+    image."""
     from PIL import Image
 
     high, wide = cut_to_aspect((pixels.shape[0], pixels.shape[1]), size)

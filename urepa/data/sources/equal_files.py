@@ -1,4 +1,4 @@
-"""Which images of a source are the same bytes, without decoding them."""
+"""Finds images of a source whose files are byte for byte equal, without decoding them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from urepa.data.sources.source_image import SourceImage
 
 
 def equal_files(rows: Sequence[SourceImage]) -> list[list[str]]:
-    """The names of images whose files are the same bytes, together; of more than `LOOKED_AT` images none are read, as
-    when a source is compared with what it was. A file that cannot be read equals no other."""
+    """Groups of names of images whose files are byte for byte equal. With more than `LOOKED_AT` images none are read,
+    as in `source_changes`. A file that cannot be read equals no other."""
     if len(rows) > LOOKED_AT:
         return []
     groups: dict[bytes, list[str]] = defaultdict(list)
@@ -31,7 +31,7 @@ def equal_files(rows: Sequence[SourceImage]) -> list[list[str]]:
 
 
 def _digest(row: SourceImage) -> bytes | None:
-    """Of the encoded image; of its pixels where a source has it decoded."""
+    """The digest of the encoded image, or of its pixels where a source has no encoded image."""
     try:
         if row.open is None:
             pixels = row.load()

@@ -1,8 +1,8 @@
-"""A folder of images: its class folders, the files in them, and what is left out, by reason. Names and kinds of files
-are looked at; no image is opened.
+"""A folder of images: its class folders, the files in them, and the files that are left out, by reason. Only names and
+file types are examined; no image is opened.
 
-Layout: DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (validation/ or val/). Where no folder in DIR
-has images, the images in DIR itself are one class: for tracks with captions (`check_classes` is for the others).
+Layout: DIR/CLASS/*, or DIR/train/CLASS/* with or without DIR/test/CLASS/* (validation/ or val/). If no folder in DIR
+has images, the images in DIR itself are one class; this is for tracks with captions (`check_classes` for the others).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pathlib import Path
 from urepa.core.errors import UserError
 from urepa.core.escaping import printable
 
-HELD_OUT = ("test", "validation", "val")  # the first that has class folders
-FLAT = "."  # the folder of the one class, below DIR, where the images lie in DIR itself
-FLAT_NAME = "images"  # what that class is called
-# the formats of photographs, and what a Pillow that does not read one wants
+HELD_OUT = ("test", "validation", "val")  # the first of these with class folders is used
+FLAT = "."  # the folder of the one class, relative to DIR, if the images lie in DIR itself
+FLAT_NAME = "images"  # the name of that class
+# the formats of photographs, and what to install if Pillow does not read one
 PHOTOGRAPHS = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp"), "another build of Pillow"),
     **dict.fromkeys((".webp", ".tif", ".tiff"), "another build of Pillow"),
     ".avif": "install Pillow 11.3 or later",
     **dict.fromkeys((".heic", ".heif", ".hif"), "install pillow-heif"),
 }
-# of lists that an earlier version made, which did not record what it read
+# for lists of an earlier version, which did not record the suffixes it read
 FORMER = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-SHOWN = 3  # names of a kind in a sentence
+SHOWN = 3  # names per kind in a message
 
 
 class EntryKind(Enum):
-    """What a folder's entry is; a link is what it leads to. In words: of one, of several."""
+    """The kind of a folder's entry; a link counts as its target. Values: the text for one and for several entries."""
 
     file = ("file", "files")
     folder = ("nested folder", "nested folders")
@@ -48,7 +48,7 @@ class EntryKind(Enum):
 
 @cache
 def readable() -> frozenset[str]:
-    """The suffixes, in lower case, that Pillow reads here, with pillow-heif where that is installed."""
+    """The suffixes, in lower case, that the installed Pillow reads, with pillow-heif if that is installed."""
     from PIL import Image
 
     with suppress(ModuleNotFoundError):
@@ -59,7 +59,7 @@ def readable() -> frozenset[str]:
 
 
 def suffix_of(name: str) -> str:
-    """`.jpg` of `a.JPG`."""
+    """A name's suffix in lower case: `.jpg` for `a.JPG`."""
     return os.path.splitext(name)[1].lower()
 
 
@@ -70,7 +70,7 @@ def images_in(folder: Path, suffixes: frozenset[str]) -> list[str]:
 
 
 def has_images(folder: Path, suffixes: frozenset[str]) -> bool:
-    """Is there a folder of this name with an image in it?"""
+    """Whether the folder exists and has an image in it."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -82,7 +82,7 @@ def _is_image(entry: os.DirEntry[str], suffixes: frozenset[str]) -> bool:
 
 
 def kind_of(entry: os.DirEntry[str]) -> EntryKind:
-    """What an entry is, found without opening it."""
+    """The kind of an entry, found without opening it."""
     try:
         if entry.is_file():
             return EntryKind.file
@@ -102,7 +102,7 @@ def class_folders(root: Path, suffixes: frozenset[str]) -> list[str]:
 
 
 def class_places(root: Path, suffixes: frozenset[str]) -> tuple[list[str], dict[str, Path]]:
-    """The classes' folders of a folder of images, and the folder that has these by split: "train" and "test", or "all".
+    """The names of the class folders, and the folder that contains them by split: "train" and "test", or "all".
     Raises UserError if it has no images."""
     places: dict[str, Path] = {}
     held_out = next((name for name in HELD_OUT if class_folders(root / name, suffixes)), None)
@@ -138,7 +138,7 @@ def check_classes(root: Path, suffixes: frozenset[str]) -> None:
 
 
 def class_names_in(root: Path, suffixes: frozenset[str]) -> list[str]:
-    """What the classes of a folder of images are called. Raises UserError if it has no images."""
+    """The class names of a folder of images. Raises UserError if it has no images."""
     return [FLAT_NAME if name == FLAT else name for name in class_places(root, suffixes)[0]]
 
 
@@ -161,16 +161,16 @@ def _without_classes(root: Path, suffixes: frozenset[str]) -> str:
 
 @dataclass
 class LeftOut:
-    """What lies in a folder of images and is not read, by reason; in words by `str`, empty where there is nothing."""
+    """The entries of a folder of images that are not read, by reason. `str` describes them; it is empty without any."""
 
     formats: Counter[str] = field(default_factory=Counter)  # by suffix
-    kinds: Counter[EntryKind] = field(default_factory=Counter)  # of what is no regular file
+    kinds: Counter[EntryKind] = field(default_factory=Counter)  # of entries that are not regular files
     empty: list[str] = field(default_factory=list)  # class folders without an image
     loose: int = 0  # images beside the class folders
 
     def look_into(self, folder: Path, suffixes: frozenset[str], beside: frozenset[str] = frozenset()) -> None:
-        """Counts what is left out of a class folder, but for files with the suffixes `beside`. Hidden entries are not
-        meant to be seen."""
+        """Counts the entries of a class folder that are left out, except files with the suffixes `beside` and hidden
+        entries."""
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -207,7 +207,7 @@ def _numbers(counts: dict[str, int], hints: dict[str, str] | None = None) -> str
 
 
 def _printable_name(name: str) -> str:
-    """A file's name for a terminal, also one that is no UTF-8."""
+    """A file's name for a terminal, also if it is not UTF-8."""
     return printable(name.encode(errors="backslashreplace").decode())
 
 
@@ -217,8 +217,8 @@ def _some(names: Iterable[str]) -> str:
 
 
 def count_left_out(root: Path, suffixes: frozenset[str], beside: frozenset[str] = frozenset()) -> LeftOut:
-    """Counts the files that are not read, in the class folders of all splits or beside them; `beside` are suffixes of
-    those that are read beside the images. UserError as `class_places`."""
+    """Counts the files that are not read, in the class folders of all splits and beside them. `beside` are suffixes of
+    files that are read in addition to the images. Raises UserError as `class_places` does."""
     classes, places = class_places(root, suffixes)
     found = LeftOut()
     if classes == [FLAT]:

@@ -1,6 +1,6 @@
-"""Where images come from: (split, name, class, image) rows, lazily, in a fixed order.
+"""The sources of images: each yields (split, name, class, image) rows, lazily, in a fixed order.
 
-A row's split is the one its publisher gave it; tracks divide further.
+A row's split is the publisher's; tracks divide it further.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urepa.data.sources.tar_shards import webdataset
 
 IMAGENET_NAME = re.compile(r"n\d{8}_\d+|ILSVRC2012_val_\d+")
 
-# How many images the publishers' splits have, for what is planned before it is fetched
+# The number of images in the publishers' splits, for plans made before a data set is fetched
 PUBLISHED = {
     "imagenet": {"train": 1_281_167, "test": 50_000},
     "uoft-cs/cifar10": {"train": 50_000, "test": 10_000},
@@ -57,9 +57,9 @@ def folder(images: str, suffixes: frozenset[str] | None = None) -> Iterator[Sour
         for class_id, name in enumerate(classes):
             for file in images_in(place / name, suffixes):
                 path = place / name / file
-                # ImageNet's own names say enough; others may repeat in another class or split
+                # ImageNet's names are unique; others may repeat in another class or split
                 own = IMAGENET_NAME.fullmatch(path.stem)
-                below = "" if name == FLAT else f"{name}_"  # of a folder that may be moved
+                below = "" if name == FLAT else f"{name}_"  # no absolute path, so that the folder may be moved
                 sample_id = path.stem if own else f"{split}_{below}{path.stem}"
                 load, opened = partial(read, str(path)), partial(_open, path)
                 yield SourceImage(sample_id, class_id, split, load, str(path.relative_to(root)), open=opened)
@@ -75,7 +75,8 @@ def _cifar_record(file: Path, index: int, labels: int) -> np.ndarray:
 
 
 def cifar_files(images: str) -> tuple[int, list[tuple[str, Path, int]]]:
-    """Label bytes of a record, and (split, file, records). Raises UserError if a file is missing or cut short."""
+    """The label bytes of a record, and (split, file, records) per file. Raises UserError if a file is missing or
+    truncated."""
     root, labels = Path(images), 1
     ten = sorted(root.glob("data_batch_*.bin"))
     places = [*(("train", f) for f in ten), ("test", root / "test_batch.bin")]
@@ -87,7 +88,7 @@ def cifar_files(images: str) -> tuple[int, list[tuple[str, Path, int]]]:
             raise UserError(f"data.images={images} lacks {file.name}: unpack CIFAR's binary archive there")
         records, rest = divmod(file.stat().st_size, labels + 3072)
         if rest:
-            raise UserError(f"{file} is cut short: it has {rest} bytes after record {records}; copy it again")
+            raise UserError(f"{file} is truncated: it has {rest} bytes after record {records}; copy it again")
         files.append((split, file, records))
     return labels, files
 
@@ -139,7 +140,7 @@ def count_images(source: str, images: str) -> dict[str, int]:
     if images in PUBLISHED:
         return PUBLISHED[images]
     if source == "hub":
-        raise UserError(f"how many images {images} has is not known here; say how many to take (data.limit=N)")
+        raise UserError(f"the number of images in {images} is not known here; say how many to take (data.limit=N)")
     if source == "folder" and not Path(images).is_dir():
         raise UserError(
             f"data.images={images} is not a folder here, so its images cannot be counted; give data.images=FOLDER, or "

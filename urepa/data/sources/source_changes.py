@@ -1,9 +1,9 @@
-"""Whether a source's images are those that a track's caches were made from, as far as a look at its files tells.
+"""Whether a source's images are those that a track's caches were made from, judged by its files.
 
-FOLDER/source_files.npz: the folders that hold the images with their times, and which suffixes count as images; of at
-most `LOOKED_AT` files also their places, sizes, times and BLAKE2b digests. A file of the recorded size and time counts
-as unchanged, as git has it; where only the time differs, as in a copy, its content is read. Of more files than that the
-folders' times alone tell what was added or taken away; a file that was rewritten in its place is then not noticed.
+FOLDER/source_files.npz holds the image folders with their times and the suffixes of images; for up to `LOOKED_AT` files
+also their paths, sizes, times and BLAKE2b digests. A file of the recorded size and time counts as unchanged, as in git;
+if only the time differs, as in a copy, its content is read. With more files only the folders' times are compared, which
+shows added and removed files; a file that was rewritten in place is then not noticed.
 
 Shapes: F files.
 """
@@ -28,12 +28,12 @@ from urepa.data.sources.image_folder import FORMER, class_places, images_in, rea
 FILE = "source_files.npz"
 LOOKED_AT = 50_000
 READERS = 4
-FEW = 1000  # files that are read before a bar could be seen
+FEW = 1000  # with fewer files no progress bar is shown
 SHOWN = 3
 
 
 class Files(NamedTuple):
-    """Where a source's images lie; places are relative to `root`."""
+    """The folders and files of a source's images, relative to `root`."""
 
     root: Path
     folders: list[str]
@@ -55,7 +55,7 @@ def _file_finder(pattern: str) -> Callable[[Path, frozenset[str]], Files]:
     return find_files
 
 
-# of the sources whose images lie in files of the user's; the others name what they are
+# for sources whose images are the user's files; the others are identified by their name
 FILES: dict[str, Callable[[Path, frozenset[str]], Files]] = {
     "folder": _of_folder,
     "cifar_binary": _file_finder("*.bin"),
@@ -65,8 +65,8 @@ FILES: dict[str, Callable[[Path, frozenset[str]], Files]] = {
 
 
 def record(source: str, images: str, folder: Path) -> bool:
-    """Writes down, before any is read, what the images' files are; nothing where they are no files of the user's.
-    Returns whether it was something else before: of a build that was killed, of images that have changed since."""
+    """Records the images' files before any is read; does nothing for sources that are not the user's files. Returns
+    whether a different record existed before: of a build that was killed, or of images that have changed since."""
     there = (folder / FILE).exists()
     if source not in FILES or (there and changes(source, images, folder) is None):
         return False
@@ -104,14 +104,17 @@ def refuse_changes(track: Any) -> None:
 
 
 def changes(source: str, images: str, folder: Path) -> str | None:
-    """In what the images are not those that the caches in `folder` were made from, in words; None where they are, or
-    where nobody can say: no files of the user's, files that are gone (the caches are what counts), or caches of an
-    earlier version, of which this is printed."""
+    """How the images differ from those that the caches in `folder` were made from, as text; None if they do not. Also
+    None if it cannot be told: for sources that are not the user's files, for files that are gone (the caches are
+    used), and for caches of an earlier version, which a printed line reports."""
     root = Path(images)
     if source not in FILES or not root.is_dir():
         return None
     if not (folder / FILE).exists():
-        print(f"{folder}: an earlier version made these caches and did not record the files of {images}: not compared")
+        print(
+            f"{folder}: an earlier version made these caches and did not record the files of {images}; "
+            "they are not compared"
+        )
         return None
     arrays = _read_record(folder / FILE)
     return _added_or_removed(source, root, arrays) or _rewritten_files(root, arrays)
@@ -122,17 +125,17 @@ def _read_record(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as known:
             return {name: known[name] for name in known.files}
     except (ValueError, OSError, KeyError, BadZipFile) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete it, and nothing is compared") from error
+        raise UserError(f"{file} cannot be read ({error}); delete it to skip the comparison") from error
 
 
 def _added_or_removed(source: str, root: Path, known: dict[str, np.ndarray]) -> str | None:
-    """Which files were added or removed. If no folder's time has changed, none were."""
+    """Which files were added or removed, as text. If no folder's time has changed, none were."""
     times = zip(_as_text(known["folders"]), known["folder_times"].tolist(), strict=True)
     if len(known["folders"]) and all(_time(root / name) == time for name, time in times):
         return None
     try:
         found = FILES[source](root, frozenset(_as_text(known["suffixes"])) if "suffixes" in known else FORMER)
-    except UserError as error:  # what is there now is no such source
+    except UserError as error:  # the files are no longer a source of this kind
         return str(error)
     if "files" not in known:
         same = _listing(found.files) == known["listing"].item()
@@ -147,7 +150,7 @@ def _added_or_removed(source: str, root: Path, known: dict[str, np.ndarray]) -> 
 
 
 def _rewritten_files(root: Path, known: dict[str, np.ndarray]) -> str | None:
-    """Which files have other content. Files with the recorded size and time are not read."""
+    """Which files have other content, as text. Files with the recorded size and time are not read."""
     if "files" not in known:
         return None
     names, sizes, times = _as_text(known["files"]), known["sizes"].tolist(), known["times"].tolist()
@@ -155,14 +158,14 @@ def _rewritten_files(root: Path, known: dict[str, np.ndarray]) -> str | None:
     other = [name for name, size, s in zip(names, sizes, stats, strict=True) if s.st_size != size]
     touched = [
         i for i, s in enumerate(stats) if s.st_size == sizes[i] and s.st_mtime_ns != times[i]
-    ]  # a copy has its own times
+    ]  # a copy has a time of its own
     digests = _digests(root, [names[i] for i in touched])
     other += [names[i] for i, d in zip(touched, digests, strict=True) if d != known["digests"][i]]
     return f"{len(other)} rewritten ({_some(set(other))})" if other else None
 
 
 def _digests(root: Path, names: list[str]) -> list[bytes]:
-    """BLAKE2b of the files, in hex; empty of one that cannot be read, which is for the build to list."""
+    """BLAKE2b of the files, in hexadecimal; empty for a file that cannot be read, which the build reports."""
 
     def digest(name: str) -> bytes:
         try:

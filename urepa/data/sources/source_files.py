@@ -1,4 +1,4 @@
-"""The kinds of sources of images, and what their files' names tell: without torch."""
+"""The kinds of image sources, and what can be told from their files' names, without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from urepa.data.sources.image_folder import check_classes, class_places, readable
 
-# sources whose images are encoded files of any size, and those that have captions
+# the sources whose images are encoded files of any size; the same sources can have captions
 PHOTOGRAPHS = CAPTIONED = ("folder", "parquet", "webdataset", "hub")
 
 
@@ -22,10 +22,10 @@ class Source(Enum):
 
 
 def check_images(source: str, images: str, *, by_class: bool) -> None:
-    """Raises UserError if a source's files are not there.
+    """Raises UserError if a source's files are missing.
 
     Args:
-        by_class: whether the images are to be in class folders, as they are for a track without captions.
+        by_class: whether the images must be in class folders, as for a track without captions.
     """
     if source == "folder":
         (check_classes if by_class else class_places)(Path(images), readable())
@@ -39,7 +39,7 @@ def check_images(source: str, images: str, *, by_class: bool) -> None:
 
 
 def has_one_class(source: str, images: str) -> bool:
-    """Is it known without reading the images that all are of one class, for want of labels?"""
+    """Whether all images are of one class because the source has no labels; the images are not read."""
     if source == "parquet":
         from urepa.data.sources.table_sources import has_labels, parquet_files
 
@@ -52,7 +52,7 @@ def has_one_class(source: str, images: str) -> bool:
 
 
 def count_source_images(source: str, images: str) -> dict[str, int]:
-    """The images by the publisher's split, "train" and "test"."""
+    """The number of images per publisher's split, "train" and "test"."""
     from urepa.data.sources.image_sources import count_images  # with numpy and Pillow
 
     return count_images(source, images)

@@ -1,4 +1,4 @@
-"""What a source's images are known again by: a track's lists name images of one source, and no other's will do."""
+"""The identity of a source's images: a track's lists name images of one source, and another source is refused."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from urepa.data.sources.source_image import SourceImage
 from urepa.data.sources.split_files import others_in_words
 from urepa.data.sources.tar_shards import LeftOut, webdataset
 
-ENDINGS = {"parquet": ".parquet", "webdataset": ".tar"}  # of the files of sources that are listed by their files' names
+ENDINGS = {"parquet": ".parquet", "webdataset": ".tar"}  # suffixes of sources identified by their files' names
 
 
 class Listing:
-    """The images of a source, in its order; once all were read, `facts` says which they were. `known` is what facts
-    said when the source's lists were made, {} where there are none: a later Pillow reads no more of a folder."""
+    """The images of a source, in its order; after iteration `facts` identifies them. `known` are the facts stored when
+    the source's lists were made, {} without lists: with them, a folder's suffixes stay the same if a later Pillow reads
+    more formats."""
 
     def __init__(self, source: str, images: str, known: dict[str, Any]) -> None:
         self.source, self.images = source, images
@@ -42,9 +43,8 @@ class Listing:
         return SOURCES[self.source](self.images)
 
     def print_left_out(self, unused: int, asked: str, beside: frozenset[str] = frozenset()) -> None:
-        """One line of what lies there and is not read, by reason, with `unused` held-out images that are more than
-        `asked` for (KEY=N); nothing where nothing is left out. Files with the suffixes `beside` are read for captions.
-        """
+        """Prints one line on what is left out, by reason, if anything is. `unused` counts held-out images beyond the
+        number that `asked` (KEY=N) requests. Files with the suffixes `beside` are read for captions."""
         others = str(count_left_out(Path(self.images), self.suffixes, beside)) if self.source == "folder" else ""
         files = others_in_words(Path(self.images), ENDINGS[self.source]) if self.source in ENDINGS else ""
         more = f"{unused} held-out image{'s' * (unused != 1)} ({asked} are taken)" if unused else ""
@@ -52,8 +52,9 @@ class Listing:
             print(f"left out: {', '.join(there)}")
 
     def facts(self) -> dict[str, Any]:
-        """Of ids, classes and places below the source, so that a folder may be moved. Rows of the hub and of parquet
-        are but numbered: there the data set's name, or its files' names and sizes, say more; so do those of shards."""
+        """A digest of ids, classes and paths relative to the source, so that a folder may be moved. Rows of the hub and
+        of parquet files are only numbered, so the facts add the data set's name, or the names and sizes of the parquet
+        files; likewise for tar shards."""
         facts = {"source": self.source, "count": self._count, "listing_sha256": self._digest.hexdigest()}
         if self.source == "folder":
             facts["suffixes"] = sorted(self.suffixes)
@@ -66,8 +67,7 @@ class Listing:
         return facts
 
     def refuse_other(self, known: dict[str, Any], folder: Path) -> None:
-        """Raises UserError if the images are not those that the lists in `folder` were chosen from, if that is
-        known."""
+        """Raises UserError if the images are known to differ from those that the lists in `folder` were chosen from."""
         differing = [
             f"{key}: {str(known[key])[:16]} there, {str(value)[:16]} here"
             for key, value in self.facts().items()

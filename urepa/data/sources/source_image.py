@@ -1,4 +1,4 @@
-"""One image of a source, not read yet."""
+"""One image of a source, read on demand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from urepa.data.sources.decoding import dimensions
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """`load()` returns uint8 [H,W,3] or [H,W]; `split` is "train", "test" or "all"; `path` says where it lies.
+    """`load()` returns uint8 [H,W,3] or [H,W]; `split` is "train", "test" or "all"; `path` is the image's place in the
+    source.
 
-    `open()` is the encoded image as a file; None: its pixels are not encoded. `captions(column)` is what the source has
-    as its captions, in the column or under the key that is named (None: found by its name): a text, a list of texts, or
-    None where it has none; None: its captions, if any, lie in other files.
+    `open()` returns the encoded image as a file; `open` is None if the pixels are not encoded. `captions(column)`
+    returns the value of the named column or key (None: the one with a usual name): a text, a list of texts, or None.
+    `captions` is None if the image's captions, if any, are in other files.
     """
 
     name: str
@@ -29,7 +30,7 @@ class SourceImage:
     captions: Callable[[str | None], object] | None = None
 
     def dimensions(self) -> tuple[int, int]:
-        """Rows and columns as `load` gives them, of one that is encoded; its pixels are not decoded."""
-        assert self.open is not None, "the settings' `check` has looked"
+        """Rows and columns as `load` returns them, without decoding pixels; the image must be encoded."""
+        assert self.open is not None, "checked by the settings' `check`"
         with self.open() as file:
             return dimensions(file)

@@ -1,7 +1,7 @@
-"""Images in tables as Hugging Face has them: parquet files, and data sets of the hub by name.
+"""Images in tables in the format of Hugging Face: parquet files, and data sets of the hub by name.
 
-Columns: `image` or `img` (struct{bytes,path}, or bytes); `label` or `fine_label`, which may be absent where there is a
-column of texts (all images are of one class then); captions, found by `caption_text.find_column`.
+Columns: `image` or `img` (struct{bytes,path}, or bytes); `label` or `fine_label`, which may be absent if there is a
+column of texts (all images are then of one class); captions, found by `caption_text.find_column`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from urepa.data.sources.decoding import read
 from urepa.data.sources.source_image import SourceImage
 from urepa.data.sources.split_files import files_by_split
 
-HELD_OUT = ("test", "validation")  # what publishers call it; the first that has labels
+HELD_OUT = ("test", "validation")  # publishers' names; the first of these with labels is used
 IMAGES, LABELS = ("img", "image"), ("label", "fine_label")  # names of columns
 
 
 class _Table:
-    """The rows of one split: each cell is read when it is asked for."""
+    """The rows of one split; cells are read on access."""
 
     def __init__(self, part: Any, where: str) -> None:
         self._part, self._where = part, where
@@ -39,7 +39,7 @@ class _Table:
         self._texts = cache(self._select)
 
     def labels(self) -> list[int]:
-        """Of every row; 0 where there is no column of labels and one of texts."""
+        """Every row's label; 0 if there is no column of labels but one of texts."""
         part = self._part
         label = next((c for c in part.column_names if c in LABELS), None)
         if label is None:
@@ -49,10 +49,10 @@ class _Table:
         try:
             return [int(class_id) for class_id in part[label]]
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self._where}: the column {label} holds other values than numbers of classes") from error
+            raise UserError(f"{self._where}: the column {label} holds values that are not class numbers") from error
 
     def open(self, index: int) -> BinaryIO:
-        """A row's image as a file. Raises ValueError if it has none."""
+        """A row's image as a file. Raises ValueError if the row has none."""
         cell = self._images[index][self._image]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise ValueError("the row has no image")
@@ -64,7 +64,7 @@ class _Table:
             return read(file)
 
     def captions(self, index: int, column: str | None) -> object:
-        """What a row has in the column of captions."""
+        """A row's value in the column of captions."""
         texts, name = self._texts(column)
         return texts[index][name]
 
@@ -74,12 +74,12 @@ class _Table:
 
 
 def _undecoded(images: Any, column: str) -> Any:
-    """A column of images as their bytes. Raises UserError if it holds something else."""
+    """A column of images as undecoded bytes. Raises UserError if it holds something else."""
     from datasets import Image
 
     try:
         return images.cast_column(column, Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's own are among these
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are subclasses of these
         kind = images.features[column]
         raise UserError(
             f"the column {column} holds {kind}, not encoded images; store bytes, or a struct of bytes and path"
@@ -87,25 +87,25 @@ def _undecoded(images: Any, column: str) -> Any:
 
 
 def _holds_text(feature: Any) -> bool:
-    """Of texts, or of lists of texts?"""
+    """Whether a column holds texts or lists of texts."""
     inner = getattr(feature, "feature", feature)
     inner = inner[0] if isinstance(inner, list) else inner
     return getattr(inner, "dtype", "") in ("string", "large_string")
 
 
 def _rows_of(dataset: Any, where: str) -> Iterator[SourceImage]:
-    """Rows of a Hugging Face DatasetDict. A test split without labels (-1, as ImageNet's) is passed over for the
-    validation split."""
+    """The rows of a Hugging Face DatasetDict. If the test split has no labels (-1, as in ImageNet), the validation
+    split is used."""
     tables = {split: _Table(dataset[split], f"{where} ({split})") for split in ("train", *HELD_OUT) if split in dataset}
     labels = {split: table.labels() for split, table in tables.items()}
     held_out = next((s for s in HELD_OUT if s in labels and min(labels[s], default=-1) >= 0), None)
     if "train" not in labels or (held_out is None and len(labels) > 1):
         raise UserError(
-            f"the data set has splits {sorted(dataset)}; this track needs train, by itself or with test or validation "
-            "that has labels"
+            f"the data set has splits {sorted(dataset)}; this track needs train, alone or with a test or "
+            "validation split that has labels"
         )
     for name, split in (("train", "train"), (held_out, "test")):
-        if name is None:  # the track divides the training images
+        if name is None:  # the track draws held-out images from the training images
             continue
         table = tables[name]
         for i, class_id in enumerate(labels[name]):
@@ -115,7 +115,7 @@ def _rows_of(dataset: Any, where: str) -> Iterator[SourceImage]:
 
 
 def parquet_files(images: str) -> dict[str, list[str]]:
-    """Files by split. Raises UserError if there are none to train on."""
+    """The parquet files by split. Raises UserError if there are none for training."""
     files = files_by_split(Path(images), ".parquet")[0]
     if "train" not in files:
         raise UserError(
@@ -126,8 +126,8 @@ def parquet_files(images: str) -> dict[str, list[str]]:
 
 
 def parquet(images: str) -> Iterator[SourceImage]:
-    """DIR/train*.parquet, and DIR/test*.parquet (or validation*) where there are some, as Hugging Face `datasets`
-    writes them; DIR/*.parquet where no name is a split's."""
+    """DIR/train*.parquet, and DIR/test*.parquet (or validation*) if there are any, as written by Hugging Face
+    `datasets`; DIR/*.parquet if no file is named by a split."""
     from datasets import load_dataset
     from pyarrow.parquet import read_metadata
 
@@ -136,7 +136,7 @@ def parquet(images: str) -> Iterator[SourceImage]:
         try:
             read_metadata(file)
         except (OSError, ValueError) as error:
-            raise UserError(f"{file} is no whole parquet file ({error}); copy it again") from error
+            raise UserError(f"{file} is not a complete parquet file ({error}); copy it again") from error
     try:
         dataset = load_dataset("parquet", data_files=files)
     except (OSError, ValueError, _dataset_error()) as error:
@@ -145,30 +145,30 @@ def parquet(images: str) -> Iterator[SourceImage]:
 
 
 def has_labels(file: str) -> bool:
-    """Has a parquet file a column of labels?"""
+    """Whether a parquet file has a column of labels."""
     from pyarrow.parquet import read_schema
 
     try:
         return bool({*LABELS} & {*read_schema(file).names})
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no whole parquet file ({error}); copy it again") from error
+        raise UserError(f"{file} is not a complete parquet file ({error}); copy it again") from error
 
 
 def hub(images: str) -> Iterator[SourceImage]:
-    """A data set of the Hugging Face hub, by name or NAME@REVISION; never with code of its own."""
+    """A data set of the Hugging Face hub, by name or NAME@REVISION; code in a data set is never run."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.utils import logging
 
     name, revision = resolve(images)
-    for place in (images, name):  # `datasets` would take it for what is meant
+    for place in (images, name):  # `datasets` would read the folder instead
         if Path(place).exists():
             raise UserError(f"data.images={place} is a folder here: give data.source=folder (or parquet) with it")
-    logging.set_verbosity_error()  # each of its five attempts would say that there is no network
+    logging.set_verbosity_error()  # otherwise each of its five attempts warns that there is no network
     print(f"asking the hub for {images}", flush=True)
     try:
         dataset = load_dataset(name, revision=None if revision == "main" else revision)
-    except (OSError, ValueError, RuntimeError, _dataset_error()) as error:  # RuntimeError: of a set with code
+    except (OSError, ValueError, RuntimeError, _dataset_error()) as error:  # RuntimeError: a data set with code
         reason = _refusal(name) if isinstance(error, DatasetNotFoundError) else error
         raise UserError(
             f"data.images={images} could not be fetched from the hub "
@@ -179,20 +179,20 @@ def hub(images: str) -> Iterator[SourceImage]:
 
 
 def _dataset_error() -> type[Exception]:
-    """What `datasets` raises for files that it cannot make a table of."""
+    """The class of `datasets`' errors for files that it cannot read as a table."""
     from datasets.exceptions import DatasetsError
 
     return DatasetsError
 
 
 def _first_line(error: Exception) -> str:
-    """Of the reason, which `datasets` wraps."""
+    """The first line of the error's cause, which `datasets` wraps."""
     reason = error if error.__cause__ is None else error.__cause__
     return (str(reason).splitlines() or [type(reason).__name__])[0]
 
 
 def _refusal(name: str) -> Exception:
-    """The hub's own answer: `datasets` says of a gated and of a missing set that it is not there."""
+    """The hub's own error: `datasets` reports a gated data set as missing."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -200,4 +200,4 @@ def _refusal(name: str) -> Exception:
         HfApi().auth_check(name, repo_type="dataset")
     except HfHubHTTPError as error:
         return error
-    return UserError("it is there but holds no files that `datasets` can read")
+    return UserError("it exists but has no files that `datasets` can read")

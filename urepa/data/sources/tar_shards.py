@@ -1,9 +1,10 @@
-"""Images and captions in tar shards, as the package `webdataset` writes them. Nothing is unpacked: a member is read
-where it lies.
+"""Images and captions in tar shards, as written by the package `webdataset`. Nothing is unpacked: members are read from
+the shard at their offset.
 
-Layout: DIR/*.tar (or DIR/train*.tar, with or without test*.tar or val*.tar). A sample is the members of one key, which
-is a member's path up to the first dot of its name: KEY.jpg (jpeg, png, webp), KEY.txt (a caption a line) or KEY.json (a
-caption or a list of them under a key), KEY.cls (the number of its class). Other members are left out.
+Layout: DIR/*.tar (or DIR/train*.tar, with or without test*.tar or val*.tar). The members with one key are one sample;
+the key is a member's path up to the first dot of its name. KEY.jpg (or jpeg, png, webp) is the image; KEY.txt (a
+caption per line) or KEY.json (a caption or a list of them under a key) are captions; KEY.cls is the class number. Other
+members are left out.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from urepa.data.sources.source_image import SourceImage
 from urepa.data.sources.split_files import files_by_split
 
 IMAGES, TEXT, JSON, LABEL = ("jpg", "jpeg", "png", "webp"), "txt", "json", "cls"
-BLOCK = 512  # bytes of a tar's header; one of zeros ends it
+BLOCK = 512  # bytes of a tar's header; a block of zeros ends the tar
 CHUNK = 2**20
-LONGEST = 400  # bytes of a sample id: LMDB's keys have at most 511, with what may stand behind
+LONGEST = 400  # bytes of a sample id: LMDB's keys have at most 511, including suffixes
 
 
 class Place(NamedTuple):
-    """Where a member's content lies in its shard."""
+    """The offset and size of a member's content in its shard."""
 
     offset: int
     size: int
@@ -42,14 +43,14 @@ class Place(NamedTuple):
 
 @dataclass
 class _Sample:
-    """The members of one key, by what they are."""
+    """The members with one key, by kind."""
 
     image: Place | None = None
     others: dict[str, Place] = field(default_factory=dict)  # by suffix: txt, json, cls
 
 
 class LeftOut:
-    """What lies in the shards and is not read; in words by `str`, empty where there is nothing."""
+    """The contents of the shards that are not read. `str` describes them; it is empty without any."""
 
     def __init__(self) -> None:
         self.suffixes: Counter[str] = Counter()
@@ -66,7 +67,7 @@ class LeftOut:
 
 
 def shards_of(images: str) -> dict[str, list[Path]]:
-    """The tar files by split. Raises UserError if there are none to train on."""
+    """The tar files by split. Raises UserError if there are none for training."""
     files = files_by_split(Path(images), ".tar")[0]
     if "train" not in files:
         packed = next((f.name for f in sorted(Path(images).glob("*.tar.*"))), None)
@@ -76,9 +77,9 @@ def shards_of(images: str) -> dict[str, list[Path]]:
 
 
 def webdataset(images: str, left_out: LeftOut | None = None) -> Iterator[SourceImage]:
-    """The samples that have an image, in the order of the shards and of the members in them; named SHARD_KEY. What is
-    not read is counted in `left_out`. Raises UserError for a shard that ends early, an equal key twice in one, a name
-    that leads out of its folder, and labels of some samples alone."""
+    """The samples with an image, named SHARD_KEY, in the order of the shards and of their members. What is not read is
+    counted in `left_out`. Raises UserError for a truncated shard, for a key that a shard has twice, for a name that
+    points outside its folder, and if only some samples have labels."""
     left_out = LeftOut() if left_out is None else left_out
     files = shards_of(images)
     held_out = next((split for split in ("test", "validation") if split in files), None)
@@ -100,8 +101,8 @@ def webdataset(images: str, left_out: LeftOut | None = None) -> Iterator[SourceI
 def _as_image(shard: Path, key: str, sample: _Sample, split: str, place: str) -> SourceImage:
     sample_id = f"{shard.stem}_{key.replace('/', '_')}"
     if len(sample_id.encode(errors="surrogateescape")) > LONGEST:
-        raise UserError(f"{printable(place)}: its key is longer than the {LONGEST} bytes that are taken; shorten it")
-    assert sample.image is not None, "the caller has looked"
+        raise UserError(f"{printable(place)}: its key is longer than {LONGEST} bytes; shorten it")
+    assert sample.image is not None, "checked by the caller"
     label = sample.others.get(LABEL)
     return SourceImage(
         sample_id,
@@ -115,7 +116,7 @@ def _as_image(shard: Path, key: str, sample: _Sample, split: str, place: str) ->
 
 
 def _content(shard: Path, place: Place) -> bytes:
-    """Raises OSError if the shard is shorter than it was."""
+    """The member's bytes. Raises OSError if the shard is shorter than when it was listed."""
     with open(shard, "rb") as file:
         file.seek(place.offset)
         content = file.read(place.size)
@@ -140,7 +141,8 @@ def _class_of(content: bytes, place: str) -> int:
 
 
 def _captions(shard: Path, others: dict[str, Place], where: str, column: str | None) -> object:
-    """Of KEY.txt, or of KEY.json where there is no such file or a key in it is asked for. None: it has neither."""
+    """The captions in KEY.txt, or in KEY.json if there is no KEY.txt or if `column` names a key. None without
+    either."""
     place = printable(where)
     if TEXT in others and column is None:
         return lines(decode(_content(shard, others[TEXT]), f"{place} .txt"), f"{place} .txt")
@@ -149,7 +151,7 @@ def _captions(shard: Path, others: dict[str, Place], where: str, column: str | N
     try:
         known = json.loads(decode(_content(shard, others[JSON]), f"{place} .json"))
     except ValueError as error:
-        raise UserError(f"{place}: its .json is no JSON ({error}); correct it") from error
+        raise UserError(f"{place}: its .json is not valid JSON ({error}); correct it") from error
     if not isinstance(known, dict):
         raise UserError(f"{place}: its .json is {type(known).__name__}, not a mapping; give one with a key `caption`")
     return known[find_column(list(known), column, f"{place} .json")]
@@ -167,7 +169,7 @@ def _samples(shard: Path, left_out: LeftOut) -> dict[str, _Sample]:
         path = _checked_path(shard, member.name)
         stem, _, suffix = path.name.partition(".")
         suffix = suffix.lower()
-        if not stem or stem.startswith("__"):  # hidden, or about the shard
+        if not stem or stem.startswith("__"):  # hidden, or metadata of the shard
             continue
         if suffix not in (*IMAGES, TEXT, JSON, LABEL) or not member.isreg() or member.sparse is not None:
             left_out.suffixes[f".{suffix}" if member.isreg() else "link"] += 1
@@ -185,7 +187,7 @@ def _samples(shard: Path, left_out: LeftOut) -> dict[str, _Sample]:
 
 
 def has_labels(shard: Path) -> bool:
-    """Has the first sample of a shard a class?"""
+    """Whether the first sample of a shard has a class."""
     first = None
     for member in _members(shard):
         stem, _, suffix = _checked_path(shard, member.name).name.partition(".")
@@ -201,27 +203,27 @@ def has_labels(shard: Path) -> bool:
 def _checked_path(shard: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise UserError(f"{shard} has a member {printable(name)}, which is no path within a folder; pack it again")
+        raise UserError(f"{shard} has a member {printable(name)}, which is not a path inside the shard; pack it again")
     return path
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """A shard's members; their contents are passed over. Raises UserError for one that is no whole tar file."""
+    """A shard's members, without reading their contents. Raises UserError if the shard is not a complete tar file."""
     try:
         with tarfile.open(shard, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them in memory
                 yield member
             end = archive.offset
         fault = _fault_behind(shard, end)
     except (tarfile.TarError, OSError) as error:
         fault = str(error)
     if fault is not None:
-        raise UserError(f"{shard} is no whole tar file ({fault}); copy it again")
+        raise UserError(f"{shard} is not a complete tar file ({fault}); copy it again")
 
 
 def _fault_behind(shard: Path, end: int) -> str | None:
-    """What is wrong behind the last member, where zeros alone should be: `tarfile` takes any end for the end."""
+    """The fault after the last member, or None. Only zeros may follow it, which `tarfile` does not check."""
     with open(shard, "rb") as file:
         file.seek(end)
         first = file.read(BLOCK)
@@ -229,5 +231,5 @@ def _fault_behind(shard: Path, end: int) -> str | None:
             return "it ends early"
         rest = iter(partial(file.read, CHUNK), b"")
         if first.strip(b"\0") or any(block.strip(b"\0") for block in rest):
-            return "behind its last whole member it has more than zeros"
+            return "it has other bytes than zeros after its last complete member"
     return None
