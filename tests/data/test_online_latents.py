@@ -190,9 +190,11 @@ def test_nothing_is_cached_that_is_asked_for_in_training(
     assert "the images of 80 samples are whole" in said
     assert "the images of 64 mirrored samples are whole" in said
     for stage, key in (("latents", "online_latents"), ("tokens", "online_teacher")):
-        with pytest.raises(UserError, match=f"data.{key}=true makes {stage} while training: leave the stage or"):
+        with pytest.raises(
+            UserError, match=f"data.{key}=true computes {stage} during training: leave out the stage or"
+        ):
             build.run(stage)
-    with pytest.raises(UserError, match="stage=adopt takes in caches: leave data.online_latents"):
+    with pytest.raises(UserError, match="stage=adopt is for caches: leave data.online_latents"):
         build.run("adopt")
     assert cache_sizes(build.track, build.teacher) == []
 
@@ -203,7 +205,7 @@ def test_parts_of_squares_alone_leave_verifying_to_the_last(
     for i in range(2):
         build_of(tmp_path / "cache", *BOTH, "data.text=null", part=Part(i, 2)).run("all")
         said = capsys.readouterr().out
-        assert ("other parts are still being made" in said) is (i == 0)
+        assert ("other parts are not finished yet" in said) is (i == 0)
         assert ("the images of 80 samples are whole" in said) is (i == 1)
 
 

@@ -231,7 +231,7 @@ def test_latents_of_other_constants_are_refused_both_ways(
         for refuse in (lambda: build.run("latents"), lambda: build.track.open(None)):  # noqa: B023
             with pytest.raises(UserError, match=f"was made differently .*{said}"):
                 refuse()
-        with pytest.raises(UserError, match=f"made otherwise than data.vae=.*{said}.*give data.vae=FOLDER"):
+        with pytest.raises(UserError, match=f"scaled otherwise than data.vae=.*{said}.*give data.vae=FOLDER"):
             build.track.to_rgb(torch.zeros(1, 4, 8, 8))
     file.write_text(json.dumps({k: v for k, v in manifest.items() if k not in ("vae", "scaling_factor")}))
     adopted = build_of(root, f"data.vae={other}").track  # does not say what it was made with

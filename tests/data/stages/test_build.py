@@ -346,7 +346,7 @@ def test_parts_that_run_all_stages_leave_verifying_to_the_last(
     for i in range(2):
         build_of(tmp_path / "cache", part=Part(i, 2)).run("all")
         said = capsys.readouterr().out
-        assert ("other parts are still being made" in said) is (i == 0)
+        assert ("other parts are not finished yet" in said) is (i == 0)
         assert (f"{TRAIN + VAL} samples are whole" in said) is (i == 1)
 
 

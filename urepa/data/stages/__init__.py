@@ -1,1 +1,1 @@
-"""From images to verified caches."""
+"""The stages that turn images into verified caches."""

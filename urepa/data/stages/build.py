@@ -1,4 +1,4 @@
-"""The stages that make a latent track's caches. Each goes on where it was; parts of a stage run side by side."""
+"""The stages that make a latent track's caches. A stage resumes where it stopped; its parts may run in parallel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STAGES = ("manifest", "images", "latents", "tokens", "prompts", "text", "verify"
 
 @dataclass
 class Build:
-    """A track, its teacher, and the part of the samples that this process is for."""
+    """A track, its teacher, and the part of the samples that this process handles."""
 
     track: LatentTrackCaches
     teacher: Any
@@ -56,7 +56,7 @@ class Build:
     batch: int
 
     def run(self, stage: str) -> None:
-        """One stage, or "all" in order."""
+        """Runs one stage, or all of them in order if `stage` is "all"."""
         if stage in ("all", "manifest", "images") and any(path.exists() for path in self.track.csv.values()):
             source_changes.refuse_changes(self.track)
         names = STAGES if stage == "all" else (stage,)
@@ -66,12 +66,12 @@ class Build:
                 if stage == "all":
                     continue
                 key = "online_latents" if name == "latents" else "online_teacher"
-                raise UserError(f"data.{key}=true makes {name} while training: leave the stage or the key out")
+                raise UserError(f"data.{key}=true computes {name} during training: leave out the stage or the key")
             made_of = {"prompts": self.track.text, "text": self.track.captions}
             if stage == "all" and name in made_of and made_of[name] is None:
                 continue
             if stage == "all" and name == "verify" and not self._all_parts_are_done():
-                print("verify: other parts are still being made; the last one verifies")
+                print("verify: other parts are not finished yet; the last part runs this stage")
                 continue
             work: Callable[[], None] = getattr(self, f"stage_{name}")
             work()
@@ -91,11 +91,11 @@ class Build:
     # --- manifest and images ----------------------------------------------------------------------------
 
     def stage_manifest(self) -> None:
-        """The lists of samples, and their captions."""
+        """Makes the lists of samples and of their captions."""
         ListBuilder(self.track).run()
 
     def _listed_samples(self, bucket: LatentBucket | None = None) -> Samples:
-        """The samples of all parts, in the order of every stage: of the track, or of one of its buckets."""
+        """The samples of all parts, of the track or of one bucket, in the order that all stages use."""
         csv = self.track.csv if bucket is None else bucket.csv
         missing = [path for path in csv.values() if not path.exists()]
         if missing:
@@ -103,23 +103,23 @@ class Build:
         return Samples.concatenate(map(read_split, csv.values()))
 
     def _samples(self, bucket: LatentBucket) -> Samples:
-        """This part's of a bucket."""
+        """A bucket's samples in this part."""
         return _part_samples(self._listed_samples(bucket), self.part)
 
     def _buckets(self) -> list[LatentBucket]:
-        """Those with images. Raises UserError if no list says which these are."""
+        """The buckets with images. Raises UserError if the buckets' lists do not exist."""
         self._listed_samples()
         self.track.require_bucket_lists()
         return self.track.buckets
 
     def stage_images(self) -> None:
-        """Squares, or the rectangles of the buckets, as JPEG."""
+        """Cuts the images to squares, or to the rectangles of the buckets, and writes them as JPEG."""
         track, own = self.track, {bucket: self._samples(bucket) for bucket in self._buckets()}
         for bucket in own:
             write_begun(bucket.folder / "images", {"kind": "images"} | bucket.image_facts(), track.remake)
         left = {b: rows for b, rows in own.items() if not image_archives.is_complete(b.folder, self.part, rows)}
         if not left:
-            return  # the source may be gone by now
+            return  # so that the source need not exist any more
         wanted = {sample_id for rows in left.values() for sample_id in rows.ids()}
         known = track.record().get("source", {})
         listing = Listing(track.source, track.images, known)
@@ -128,7 +128,7 @@ class Build:
         if gone:
             raise UserError(f"{len(gone)} samples of the manifest are not in data.images (first: {min(gone)})")
         listing.refuse_other(known, track.folder)
-        refused: list[UserError] = []  # of one bucket's images the next ones' are tried all the same
+        refused: list[UserError] = []  # after a bucket's error the other buckets are still tried
         for bucket, rows in left.items():
             try:
                 with in_bucket(bucket.name):
@@ -141,8 +141,8 @@ class Build:
     # --- networks ---------------------------------------------------------------------------------------
 
     def stage_latents(self) -> None:
-        """VAE latents."""
-        track, buckets = self.track, self._buckets()  # missed now, not after the weights are read
+        """Encodes the images with the VAE."""
+        track, buckets = self.track, self._buckets()  # raises for missing lists before the weights are read
         encoder, facts = encode.vae_encoder(track.vae, track.moments)
         for bucket in buckets:
             bucket.require_shape(encoder(torch.zeros(1, *bucket.image_shape, dtype=torch.uint8)).shape[-3:])
@@ -151,7 +151,7 @@ class Build:
             self._encode(bucket, Output(bucket.latents, facts | own | bucket.image_facts()), encoder)
 
     def stage_tokens(self) -> None:
-        """Teacher tokens, a store for each teacher."""
+        """Computes the teachers' tokens, in one store per teacher."""
         track, teachers, buckets = self.track, by_name(self.teacher), self._buckets()
         show = track.view.show() if teachers else None
         for teacher in teachers.values():
@@ -167,15 +167,15 @@ class Build:
                 self._encode(bucket, Output(folder, facts | {"teacher": known}), encode.token_encoder(seen[name], show))
 
     def _is_adopted(self, folder: Path) -> bool:
-        """Of an adopted store it is not known how to go on with it."""
+        """Whether a store was adopted; it is then not extended, as its exact settings are unknown."""
         file = folder / "manifest.json"
         adopted = file.exists() and "adopted" in read_json(file)
         if adopted:
-            print(f"{folder.name} was adopted and stays as it is")
+            print(f"{folder.name} was adopted and is not changed")
         return adopted
 
     def _encode(self, bucket: LatentBucket, output: Output, encoder: encode.Encode) -> None:
-        """This part of a bucket's store and, with data.flip, of the mirrored one."""
+        """Writes this part of a bucket's store and, with data.flip, of the mirrored store."""
         facts = output.facts | {"flip": "none", "parts": self.part.count}
         outputs = encode.outputs_of(replace(output, facts=facts), self.track.flip)
         samples, listed = self._samples(bucket), digest_of(self._listed_samples(bucket))
@@ -188,7 +188,7 @@ class Build:
                 record_facts(bucket.folder, skipped=sorted(image_archives.skipped_ids(bucket.folder)))
 
     def stage_prompts(self) -> None:
-        """Text embeddings of the classes; part 0 makes them."""
+        """Writes the text embeddings of the classes, in the process of part 0."""
         track = self.track
         if self.part.index:
             return
@@ -204,7 +204,7 @@ class Build:
         encode.write_prompts(track.prompts, track.text, names)
 
     def stage_text(self) -> None:
-        """The records of the captions."""
+        """Writes the records of the captions."""
         track = self.track
         if track.captions is None:
             raise UserError(f"data={track.name} has no captions, so there is nothing to encode; leave that stage out")
@@ -213,11 +213,12 @@ class Build:
     # --- verify -----------------------------------------------------------------------------------------
 
     def stage_verify(self) -> None:
-        """Counts, keys, shapes, finiteness, lengths, digests and the field of view."""
+        """Checks counts, keys, shapes, finiteness, vector lengths, digests and the field of view."""
         self._verify(self.track.open_to_verify(self.teacher))
 
     def _verify(self, cache: Caches) -> list[verify.TooFewSamples]:
-        """A fault is written down, so that training refuses the store until it passes. Returns what was left out."""
+        """Records a fault beside the store, so that training refuses it until it passes. Returns the checks left
+        out."""
         track, prompts, left_out = self.track, self.track.prompts, []
         if prompts.exists() and not load_prompts(prompts, track.num_classes).isfinite().all():
             raise UserError(f"{prompts} is not finite; delete it and make it again")
@@ -242,7 +243,7 @@ class Build:
             return verify.verify(str(self.track.folder / cache.bucket), cache)
 
     def stage_digest(self) -> None:
-        """Digests of the records of stores that are there already and have none."""
+        """Adds digests to the records of finished stores that have none."""
         track = self.track
         if self.part.count > 1:
             raise UserError("stage=digest takes whole stores: leave shard out")
@@ -252,15 +253,15 @@ class Build:
             add_digests(store)
 
     def stage_adopt(self) -> None:
-        """Takes in caches that lie in the description's layout without manifests, after looking at every record and at
-        the field of view: a store counts only then. What cannot be known is marked so."""
+        """Writes manifests for caches in the description's layout that have none, after checking every record and the
+        field of view. Facts that cannot be determined are marked as unknown."""
         track = self.track
         if isinstance(self.teacher, SeveralTeachers):
             raise UserError(
                 "caches in the description's layout have tokens of one teacher: adopt them with teacher=NAME"
             )
         if track.online_latents or track.online_teacher:
-            raise UserError("stage=adopt takes in caches: leave data.online_latents and data.online_teacher out")
+            raise UserError("stage=adopt is for caches: leave data.online_latents and data.online_teacher out")
         samples, (bucket,) = track.samples(), track.buckets
         teacher = dict.fromkeys(self.teacher.manifest(), UNKNOWN) | {"grid": list(self.teacher.grid)}
         teacher |= {"width": self.teacher.width}
@@ -276,7 +277,7 @@ class Build:
             for o in outputs
         }
         track.require_folders(self.teacher)
-        for output in outputs:  # digests first, so that they are of what is verified
+        for output in outputs:  # digests first, so that they describe the bytes that are verified
             manifests[output.folder] |= _write_derived_files(output, manifests[output.folder], digests_file)
         for few in self._verify(track.open_to_verify(self.teacher, manifests)):
             raise UserError(f"whether latents and tokens see the same field of view cannot be checked: {few}")

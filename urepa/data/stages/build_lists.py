@@ -1,5 +1,4 @@
-"""The stage `manifest`: which of a source's images a latent track has, in which split and bucket, and with which
-captions."""
+"""The stage `manifest`, which lists a latent track's images with their split, bucket and captions."""
 
 from __future__ import annotations
 
@@ -27,11 +26,11 @@ from urepa.data.sources.source_image import SourceImage
 from urepa.data.tracks.latent_bucket_caches import LatentBucket
 from urepa.data.tracks.latent_caches import LatentTrackCaches
 
-APART = "equal_images_apart"  # in track.json: by what equal images were found and kept in one split
+APART = "equal_images_apart"  # in track.json: how equal images were found, to be kept in one split
 
 
 def record_facts(folder: Path, **facts: Any) -> None:
-    """Adds to a folder's track.json; a mapping's or list's new entries to those there are."""
+    """Adds entries to a folder's track.json; mappings and lists are merged with the existing ones."""
     file = folder / "track.json"
     known = read_json(file) if file.exists() else {}
     for name, value in facts.items():
@@ -41,14 +40,14 @@ def record_facts(folder: Path, **facts: Any) -> None:
 
 
 class ListBuilder:
-    """Makes what is missing of a track's lists."""
+    """Makes a track's missing lists."""
 
     def __init__(self, track: LatentTrackCaches) -> None:
         self.track = track
 
     def run(self) -> None:
-        """The splits as CSV, class-balanced; the first n of a class are the same for every n, so a smaller
-        track is a subset of a larger one."""
+        """Writes the splits as CSV, class-balanced. The order of a class's images is fixed, so a smaller track is a
+        subset of a larger one."""
         track, files = self.track, list(self.track.csv.values())
         there, digests = [path for path in files if path.exists()], track.record().get("csv_sha256", {})
         refuse_changed(there, digests, track.remake)
@@ -60,7 +59,7 @@ class ListBuilder:
         record_facts(track.folder, csv_sha256=csv_digests(files))
 
     def _make_lists(self, files: list[Path], digests: dict[str, str]) -> None:
-        """From the source; of one that does not fit nothing is left."""
+        """Makes the lists from the source; on an error, new folders are removed."""
         track, new = self.track, missing_folders(self.track.folder)
         try:
             known = track.record().get("source", {})
@@ -71,18 +70,18 @@ class ListBuilder:
             refuse_duplicates(found)
             refuse_unfit_names(found)
             equal = EqualImages()
-            apart = APART in track.record() or not known  # lists of an earlier version go on as they are
+            apart = APART in track.record() or not known  # lists of an earlier version are not changed
             equal.settle(found, equal_files(found) if apart else [])
             chosen = self._split_rows([row for row in found if row.name not in equal.left_out], equal.train_only)
             if track.captions is not None:
-                track.captions.read_missing(found)  # an image without one is found before anything is made
+                track.captions.read_missing(found)  # raises for an image without a caption before anything is made
             equal.print_line()
             unused = sum(row.split == "test" for row in found) - len(chosen["val"]) - len(equal.left_out)
             beside = frozenset() if track.captions is None else track.captions.suffixes
             listing.print_left_out(max(0, unused), f"data.val_images={track.wanted['val']}", beside)
             self._write_missing(chosen)
             refuse_changed(files, digests, track.remake)
-            if not known:  # lists of an earlier version have no names of classes
+            if not known:  # lists of an earlier version have no class names
                 write_names(track.folder, names_at(track.source, track.images, listing.suffixes))
             record_facts(track.folder, source=listing.facts(), **({APART: ["files"]} if apart else {}))
             self._complete(found)
@@ -91,25 +90,26 @@ class ListBuilder:
             raise
 
     def _complete(self, found: list[SourceImage] | None) -> None:
-        """What else is missing of lists that are there: captions, and the lists of the buckets. `found`: the source's
-        images, where they are at hand."""
+        """Adds captions and the buckets' lists to existing lists, if they are missing. `found`: the source's images, if
+        they were read already."""
         track = self.track
         if track.captions is not None:
             listed = Samples.concatenate(map(read_split, track.csv.values()))
             track.captions.write(track.captions.read_missing(found), listed)
-            track.captions.written(listed)  # a larger list than they were written for is refused
+            track.captions.written(listed)  # raises if the captions were written for a smaller list
         if track.settings.buckets is not None and track.settings.bucket_counts() is None:
             self._make_bucket_lists(found)
 
     def _write_missing(self, chosen: dict[str, list[SourceImage]]) -> None:
-        """A list that another track of the folder has made stays; a UserError where this one would need another."""
+        """Writes the lists that do not exist. Raises UserError if a list of another track in the folder differs from
+        this track's."""
         track = self.track
         for split, path in track.csv.items():
             if path.exists() and {s.sample_id: s.class_id for s in read_split(path)} != {
                 row.name: row.class_id for row in chosen[split]
             }:
                 raise UserError(
-                    f"{path} holds other samples than the {len(chosen[split])} that are asked for here; give "
+                    f"{path} holds other samples than the {len(chosen[split])} requested here; give "
                     f"data.{split}=OTHER.csv beside it, or another data.root"
                 )
         track.folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,8 @@ class ListBuilder:
                 write_split(path, [Sample(r.name, r.class_id, r.path, split) for r in rows])
 
     def _split_rows(self, found: list[SourceImage], train_only: Collection[str]) -> dict[str, list[SourceImage]]:
-        """Assigns images to splits. If the source has no held-out images, the validation images are drawn by name, none
-        of `train_only` among them."""
+        """Assigns images to splits. If the source has no held-out images, the validation images are chosen by a hash
+        of their names, without those in `train_only`."""
         track = self.track
         pools: dict[str, list[list[SourceImage]]] = {
             s: [[] for _ in range(track.num_classes)] for s in ("train", "val")
@@ -144,7 +144,7 @@ class ListBuilder:
         return chosen
 
     def _share(self, split: str, class_id: int, pool: list[SourceImage]) -> int:
-        """How many of a class a split has."""
+        """The number of images of a class in a split."""
         wanted, classes = self.track.wanted[split], self.track.num_classes
         share = len(pool) if wanted is None else wanted // classes + (class_id < wanted % classes)
         if share > len(pool):
@@ -152,7 +152,7 @@ class ListBuilder:
         return share
 
     def _refuse_other_numbers(self) -> None:
-        """Raises UserError if the CSVs that are there hold other numbers of samples than are asked for."""
+        """Raises UserError if existing CSVs have other numbers of samples than requested."""
         for split, path in self.track.csv.items():
             wanted, there = self.track.wanted[split], len(read_split(path))
             if wanted not in (None, there):
@@ -164,7 +164,7 @@ class ListBuilder:
     # --- buckets ----------------------------------------------------------------------------------------
 
     def _make_bucket_lists(self, found: list[SourceImage] | None) -> None:
-        """Divides the lists by the images' shapes; the counts are written last."""
+        """Divides the lists among the buckets by the images' shapes; the counts are written last."""
         track, settings = self.track, self.track.settings
         splits = {split: read_split(path) for split, path in track.csv.items()}
         sizes = self._read_sizes(Samples.concatenate(splits.values()), found)
@@ -180,8 +180,8 @@ class ListBuilder:
         write_whole(file, json.dumps(known | {settings.counted_as: counts}, indent=1))
 
     def _read_sizes(self, samples: Samples, found: list[SourceImage] | None) -> dict[str, Size]:
-        """Rows and columns of the images, by sample id; of one that cannot be read those of the first bucket, as it is
-        the stage `images` that lists it. Raises UserError if the images are not there."""
+        """Rows and columns of the images, by sample id. An image that cannot be read gets those of the first bucket;
+        the stage `images` reports it. Raises UserError if the images do not exist."""
         track = self.track
         first = track.all_buckets[0].size
         if len(track.all_buckets) == 1:
@@ -201,7 +201,7 @@ class ListBuilder:
         return sizes
 
     def _write_bucket_lists(self, bucket: LatentBucket, own: dict[str, Samples]) -> None:
-        """A bucket's list that is there stays; a UserError where this track would need another."""
+        """Writes a bucket's lists that do not exist. Raises UserError if an existing list differs from this track's."""
         refuse_changed(
             [path for path in bucket.csv.values() if path.exists()],
             bucket.record().get("csv_sha256", {}),

@@ -1,4 +1,5 @@
-"""What a teacher is shown in the place of images: what an autoencoder decodes of their latents (`data.teacher_sees`).
+"""Images decoded from latents by an autoencoder, which a teacher can see instead of the originals
+(`data.teacher_sees`).
 
 Shapes: R records, B images, S image size, CHW latent.
 """
@@ -24,13 +25,13 @@ from urepa.data.stages.vae_config import LatentScaling, known_config, known_scal
 from urepa.models.weight_files import own_memory
 
 IMAGES, DECODED, TAE_DECODED = "images", "decoded", "tae_decoded"  # values of data.teacher_sees
-TINY = "AutoencoderTiny"  # the class, of diffusers
-DECODED_AT_ONCE = 8  # images in the decoder: its last maps are large
+TINY = "AutoencoderTiny"  # the class in diffusers
+DECODED_AT_ONCE = 8  # images that are decoded together: the decoder's last feature maps are large
 
 
 def load_tae(weights: str, latent_channels: int) -> Any:
-    """The frozen Tiny AutoEncoder in fp32, on the CPU. Raises UserError if it is none, is not to be had, or is for
-    latents of another number of channels."""
+    """The frozen Tiny AutoEncoder in fp32, on the CPU. Raises UserError if `weights` is not one, cannot be loaded,
+    or is for latents with another number of channels."""
     from diffusers import AutoencoderTiny
 
     name, revision = resolve(weights)
@@ -54,10 +55,10 @@ def load_tae(weights: str, latent_channels: int) -> Any:
 
 
 class Decoder:
-    """x0 to images, on the device that there is, in bf16 on a GPU as the latents stage encodes.
+    """Decodes x0 to images on this process's device; on a GPU in bf16, like the encoder of the latents stage.
 
-    A Tiny AutoEncoder was distilled on scaled latents, (z − shift)·scale, which x0 is: its own config's constants, 1
-    and 0, lead from x0 to what it takes. Raises UserError if x0 is not that, as with latents_mean.
+    A Tiny AutoEncoder was distilled on scaled latents, (z − shift)·scale. This is x0, so its own config has scale 1 and
+    shift 0. Raises UserError if x0 is scaled otherwise, as with latents_mean.
     """
 
     def __init__(self, sees: str, vae: str, tae: str | None, latent_channels: int) -> None:
@@ -65,7 +66,7 @@ class Decoder:
             self.autoencoder = load_vae(vae)
             self.scaling = scaling_of(self.autoencoder)
         else:
-            assert tae is not None, "LatentTrack.check has looked"
+            assert tae is not None, "checked by LatentTrack.check"
             scaling = known_scaling(vae)
             if scaling is not None and scaling.latents_mean is not None:
                 raise UserError(
@@ -74,15 +75,15 @@ class Decoder:
                 )
             self.autoencoder = load_tae(tae, latent_channels)
             self.scaling = LatentScaling.of(self.autoencoder.config, tae)
-        del self.autoencoder.encoder  # never asked
+        del self.autoencoder.encoder  # never used
         self.device = own_device()
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        torch.nn.Module.to(self.autoencoder, self.device, self.dtype)  # diffusers' own would warn of nothing
+        torch.nn.Module.to(self.autoencoder, self.device, self.dtype)  # diffusers' own `to` would warn needlessly
 
     @torch.inference_mode()
     def __call__(self, x0: Tensor) -> Tensor:
-        """[R,C,H,W] to [R,3,S,S] in [0,1], fp32, on its device."""
-        with torch.autocast(self.device.type, enabled=False):  # validation asks inside it, training does not
+        """[R,C,H,W] to [R,3,S,S] in [0,1], fp32, on the decoder's device."""
+        with torch.autocast(self.device.type, enabled=False):  # validation calls this inside autocast
             parts = [self._decode(part) for part in x0.to(self.device).float().split(DECODED_AT_ONCE)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
@@ -92,7 +93,7 @@ class Decoder:
 
 
 def read_decoded(latents: Any, decoder: Decoder) -> Callable[[list[str]], Tensor]:
-    """What reads the decoded images [R,3,S,S] of records of latents by their keys; of moments their means."""
+    """A function that decodes the latents of these keys to images [R,3,S,S]; for moments it decodes the mean."""
     has_moments = len(latents.shape) == 4
 
     def read(keys: list[str]) -> Tensor:
@@ -103,7 +104,7 @@ def read_decoded(latents: Any, decoder: Decoder) -> Callable[[list[str]], Tensor
 
 
 def through_latents(encode: Callable[[Tensor], np.ndarray], decoder: Decoder) -> Callable[[Tensor], Tensor]:
-    """What decodes the latents of images, uint8 [B,3,S,S], as a store in fp16 would hold them."""
+    """A function that encodes images, uint8 [B,3,S,S], rounds the latents to fp16 as a store does, and decodes them."""
 
     def show(images: Tensor) -> Tensor:
         return decoder(torch.from_numpy(encode(images)).half())
@@ -113,7 +114,7 @@ def through_latents(encode: Callable[[Tensor], np.ndarray], decoder: Decoder) ->
 
 @dataclass
 class TeacherView:
-    """What the teachers of a latent track are shown: its images, or what is decoded of their latents."""
+    """What a latent track's teachers see: its images, or images decoded from their latents."""
 
     sees: str  # data.teacher_sees
     vae: str
@@ -122,31 +123,32 @@ class TeacherView:
 
     @property
     def is_decoded(self) -> bool:
-        """Do they see something else than the images?"""
+        """Whether the teachers see decoded images."""
         return self.sees != IMAGES
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest of tokens says of it beside the teacher's own; of images nothing, as ever."""
+        """The entries on this view in a token store's manifest, beside the teacher's own; none for images."""
         return {"sees": self.sees, "decoder": decoder_name(self.vae, self.tae)} if self.is_decoded else {}
 
     @cached_property
     def _decoder(self) -> Decoder:
-        """Raises UserError if its weights are not to be had, or are for other latents."""
+        """Raises UserError if the weights cannot be loaded or are for other latents."""
         return Decoder(self.sees, self.vae, self.tae, self.latent_channels)
 
     def show(self) -> Callable[[Tensor], Tensor] | None:
-        """What the tokens stage makes of images for a teacher; None: nothing, it sees them."""
+        """The function that the tokens stage applies to images before a teacher sees them; None: the images as they
+        are."""
         if not self.is_decoded:
             return None
         encode, _ = vae_encoder(self.vae, moments=False)
         return through_latents(encode, self._decoder)
 
     def online(self, latents: Any, archive: ImagesOf | None) -> ImagesOf:
-        """What teachers that are asked while training see of records, by their keys.
+        """A function from the records' keys to the images that teachers see during training.
 
         Args:
-            latents: the store of latents, or what encodes them.
-            archive: the images, where teachers see these.
+            latents: the store of latents, or the `OnlineLatents` that encode them.
+            archive: the images, if the teachers see these.
         """
         if self.is_decoded:
             return read_decoded(latents, self._decoder)
@@ -155,8 +157,8 @@ class TeacherView:
 
 
 def decoder_without_weights(view: Any) -> Any | None:
-    """The autoencoder that decodes while training, on the meta device; None where the teacher sees images. `view`: a
-    track's caches, or one of its buckets."""
+    """The autoencoder that decodes during training, on the meta device; None if the teacher sees images or is cached.
+    `view`: a track's caches, or one of its buckets."""
     sees = getattr(view, "teacher_sees", IMAGES)
     if sees == IMAGES or not view.online_teacher:
         return None
@@ -173,5 +175,5 @@ def decoder_without_weights(view: Any) -> Any | None:
 
 
 def decoder_name(vae: str, tae: str | None) -> str:
-    """Whose decoding it is, as manifests have it: the last part of a hub id or of a folder."""
+    """The decoder's name in manifests: the last part of a hub id or of a folder."""
     return Path(resolve(vae if tae is None else tae)[0]).name

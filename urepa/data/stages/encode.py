@@ -1,8 +1,8 @@
 """The stages that run a network over images: VAE latents, teacher tokens, prompt embeddings.
 
 Shapes: B batch, S image size, CHW latent, N tokens, D teacher width, K prompts, L text positions.
-A batch is one transaction and batches are cut the same way every time, so that a build that was killed and
-taken up again equals an undisturbed one record by record.
+A batch is one transaction, and batches always have the same boundaries, so the records of a build that was killed and
+resumed equal those of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ from urepa.data.stores.record_reading import Store
 from urepa.data.stores.sealing import digests_file
 
 Encode = Callable[[Tensor], np.ndarray]  # images [B,C,S,S] -> records [B, ...]
-Todo = Callable[[Sequence[Sample]], list[Sample]]  # those of a batch that are still to be made
-Read = Callable[[Todo], Iterator[tuple[Sequence[Sample], Tensor]]]  # what is to be made, with its images
+Todo = Callable[[Sequence[Sample]], list[Sample]]  # the samples of a batch without a record yet
+Read = Callable[[Todo], Iterator[tuple[Sequence[Sample], Tensor]]]  # these samples with their images, in batches
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
-    """bf16 on a GPU, fp32 on a CPU."""
+    """This process's device, and bf16 on a GPU or fp32 on a CPU."""
     device = own_device()
     return device, torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 @dataclass(frozen=True)
 class Output:
-    """A store that a stage fills. `facts` are its manifest's; one of tokens says in them what keys it has
-    (`token_key_facts`). A mirrored one holds the training images' mirror images."""
+    """A store that a stage fills. `facts` are the entries of its manifest, for tokens with that of `token_key_facts`.
+    A mirrored store holds the training images' mirror images."""
 
     folder: Path
     facts: dict[str, Any]
     mirrored: bool = False
-    unit: str = "image"  # what a record is of
+    unit: str = "image"  # what one record is made from
 
     def holds(self, sample: Sample) -> bool:
-        """Validation and test images are never mirrored."""
+        """Whether the store has a record of the sample: a mirrored store has training samples only."""
         return sample.split == "train" or not self.mirrored
 
     @property
     def is_tokens(self) -> bool:
-        """Are they added up, for their mean, and of unit length?"""
+        """Whether the records are tokens: of unit length, and summed for their mean."""
         return self.facts.get("kind") == "tokens"
 
     def key(self, sample: Sample) -> str:
-        """Of a sample's record on disk."""
+        """The key of a sample's record on disk."""
         return f"{sample.sample_id}{key_suffix(self.facts)}"
 
 
 def outputs_of(output: Output, flip: bool) -> list[Output]:
-    """The store and, with `flip`, the one of its mirror images; of tokens with what each says of its keys."""
+    """The store and, with `flip`, that of its mirror images; token stores with the entry of `token_key_facts`."""
     outputs = [output]
     if flip:
         folder, facts = mirrored_folder(output.folder), mirrored_facts(output.facts)
@@ -83,9 +83,9 @@ def outputs_of(output: Output, flip: bool) -> list[Output]:
 def encode_part(
     output: Output, part: Part, samples: Sequence[Sample], read: Read, encode: Encode, remake: str, listed: str
 ) -> None:
-    """Writes what is not there yet of the part's samples: `read` gives their images in batches, `encode` the
-    records; `listed` is the digest of the list that they are a part of. Writing overlaps the next batch; a batch is
-    there whole or not at all."""
+    """Writes the missing records of the part's samples: `read` yields their images in batches, `encode` returns the
+    records; `listed` is the digest of the whole list. Writing overlaps with encoding the next batch; a batch is written
+    whole or not at all."""
     write_begun(output.folder, output.facts, remake)
     spent = BuildTime(part.folder(output.folder))
     with (
@@ -117,11 +117,12 @@ def encode_part(
 
 
 def seal(output: Output, listed: str) -> bool:
-    """Once every part is done with the list of this digest, the manifest that makes the store count."""
+    """Writes the manifest, which marks the store as finished, if every part has completed the list with the digest
+    `listed`. Returns whether it did."""
     parts = output.facts.get("parts", 1)
     folders = [Part(i, parts).folder(output.folder) for i in range(parts)]
     done = [read_json(file) for folder in folders if (file := folder / "done.json").exists()]
-    done = [d for d in done if d.get("list") == listed]  # the others are of a smaller track in the same folder
+    done = [d for d in done if d.get("list") == listed]  # the others belong to a smaller track in the same folder
     if len(done) < parts:
         print(f"{output.folder.name}: {len(done)} of {parts} parts are done")
         return False
@@ -130,7 +131,7 @@ def seal(output: Output, listed: str) -> bool:
     manifest = output.facts | {"count": store.count()}
     store.close()
     if output.is_tokens:
-        assert total is not None, "every batch has added its own"
+        assert total is not None, "every batch has added its sum"
         files |= mean_token_file(total[:-1] / total[-1])
     for name, content in files.items():
         write_whole(output.folder / name, content)
@@ -139,23 +140,23 @@ def seal(output: Output, listed: str) -> bool:
 
 
 def _token_sum(tokens_BND: np.ndarray) -> np.ndarray:
-    """Sum over all tokens, and their number: [D+1]."""
+    """The sum over all tokens, followed by their number: [D+1]."""
     flat = tokens_BND.reshape(-1, tokens_BND.shape[-1]).astype(np.float64)
     return np.append(flat.sum(0), len(flat))
 
 
 def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
-    """Images to x0 (`LatentScaling`), and what the manifest says of it.
+    """A function from images to x0 (`LatentScaling`), and its entries in a manifest.
 
-    The posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling. UserError
-    for moments of a VAE without a posterior.
+    x0 is the posterior's mode [B,C,H,W]; with `moments` its mean and standard deviation [B,2,C,H,W], for sampling.
+    Raises UserError for moments of a VAE without a posterior.
     """
     device, dtype = device_and_dtype()
     vae = load_vae(weights)
     if moments and type(vae).__name__ == DC:
         raise UserError(f"data.vae={weights} is an {DC}, which has no posterior; give data.moments=false")
     scaling = LatentScaling.of(vae.config, weights)
-    torch.nn.Module.to(vae, device, dtype)  # diffusers' own would warn of nothing
+    torch.nn.Module.to(vae, device, dtype)  # diffusers' own `to` would warn needlessly
 
     @torch.inference_mode()
     def encode(images: Tensor) -> np.ndarray:
@@ -170,7 +171,8 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
 
 
 def token_encoder(teacher: Any, show: Callable[[Tensor], Tensor] | None = None) -> Encode:
-    """Images to teacher tokens [B,N,D]. `show` makes what the teacher sees of them, in [0,1]; None: themselves."""
+    """A function from images to teacher tokens [B,N,D]. `show` maps the images to those that the teacher sees, in
+    [0,1]; None: the images themselves."""
 
     device, _ = device_and_dtype()
 
@@ -182,17 +184,18 @@ def token_encoder(teacher: Any, show: Callable[[Tensor], Tensor] | None = None) 
 
 
 def short_name(weights: str) -> str:
-    """Of a hub id or a folder, as manifests have it."""
+    """The name in manifests of a hub id or a folder: its last part."""
     return Path(resolve(weights)[0]).name
 
 
 def prompt_facts(text: str, names: list[str]) -> dict[str, str]:
-    """What prompt embeddings were made of."""
+    """What prompt embeddings were made from: the text encoder and a digest of the class names."""
     return {"text": short_name(text), "class_names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
 
 
 def write_prompts(path: Path, weights: str, class_names: list[str], batch: int = 64) -> None:
-    """`a photo of a {name}` for every class and the null prompt in the last row: [K,L,E] fp16."""
+    """Writes the embeddings of `a photo of a {name}` for every class, and of the empty prompt in the last row: [K,L,E]
+    fp16."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     progress.hide_loading()

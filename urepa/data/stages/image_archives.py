@@ -1,9 +1,9 @@
-"""The images stage: what is cut of the images, as JPEG in ZIP files of a few hundred, each there whole or not at all.
+"""The images stage: the cut images, as JPEG in ZIP files of a few hundred, each written whole or not at all.
 
 Layout, in the track's folder or in a bucket's: images/part-<i>of<n>/<chunk>-<digest of its ids>.zip with SAMPLE_ID.jpg
-inside, skipped.json for what is left out because it could not be read, unreadable.json for what the last call could not
-read. Another list of samples (a larger track in the same folder) makes other chunks beside them, of what is not in
-those.
+inside, skipped.json for images that were left out because they could not be read, unreadable.json for those that the
+last call could not read. Another list of samples (a larger track in the same folder) adds chunks of the images that no
+other chunk has.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from urepa.data.sources.decoding import UNREADABLE
 from urepa.data.stores.lmdb_pages import key_digests, last_rows, rows_of
 from urepa.data.stores.lmdb_store import Part, batches_of, only_writer
 
-CHUNK = 256  # images a ZIP file: what a kill may cost at most
+CHUNK = 256  # images per ZIP file, the most that a killed build loses
 QUALITY = 95
 WORKERS = 4
 LOCAL_HEADER = 30  # bytes before an entry's name in a ZIP file
-# digest of the sample's id, which file, where the entry begins, bytes of its content and their crc32
+# digest of the sample's id, index of the file, offset of the entry, bytes of its content and their crc32
 PLACE = np.dtype([("id", "<u8"), ("file", "<i4"), ("start", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
 
 
 def part_folder(root: Path, part: Part) -> Path:
-    """Where a part's ZIP files lie."""
+    """The folder of a part's ZIP files."""
     return root / "images" / f"part-{part.index}of{part.count}"
 
 
 def chunks_of(root: Path, part: Part, samples: Sequence[Sample]) -> list[tuple[Path, Sequence[Sample]]]:
-    """The part's ZIP files and what each holds."""
+    """The part's ZIP files with the samples of each."""
     chunks = enumerate(samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
     named = [(f"{i:06d}-{digest64('chunk', *(s.sample_id for s in chunk)):016x}.zip", chunk) for i, chunk in chunks]
     return [(part_folder(root, part) / name, chunk) for name, chunk in named]
 
 
 def _entries(file: Path) -> list[zipfile.ZipInfo]:
-    """What a ZIP file of squares holds; a UserError for a damaged one."""
+    """The entries of a ZIP file. Raises UserError if it is damaged."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.infolist()
@@ -72,21 +72,21 @@ def _id(entry: zipfile.ZipInfo) -> str:
 
 
 def square_archives(folder: Path) -> dict[str, Path]:
-    """The ZIP file of each sample's square in a part's folder."""
+    """The ZIP file of each sample's image, in a part's folder."""
     return {_id(entry): file for file in sorted(folder.glob("*.zip")) for entry in _entries(file)}
 
 
 def _missing_squares(
     file: Path, chunk: Sequence[Sample], there: dict[str, Path], skipped: dict[str, str]
 ) -> list[Sample]:
-    """The samples of a chunk without a square in any archive; those that a finished chunk skipped are not tried
-    again."""
+    """The samples of a chunk without an image in any archive, except those that a finished chunk skipped: these are not
+    tried again."""
     done = skipped if file.exists() else {}
     return [s for s in chunk if s.sample_id not in there and s.sample_id not in done]
 
 
 def has_chunks(root: Path, part: Part, samples: Sequence[Sample]) -> bool:
-    """Has `write_images` been through the whole list once?"""
+    """Whether `write_images` has processed the whole list once."""
     return all(file.exists() for file, _ in chunks_of(root, part, samples))
 
 
@@ -107,10 +107,10 @@ def write_images(
     cut: Callable[[np.ndarray], Any],
     max_skipped: float,
 ) -> None:
-    """Writes the part's chunks that are not there yet, without what lies in another list's. `cut` gives the PIL image
-    that is kept of an image. Images that cannot be read
-    are left out and listed. A UserError, once all were tried, where they are more than `max_skipped` of `samples`, of
-    which the next call tries those again; and where another process writes this part."""
+    """Writes the part's missing chunks, without images that are in another list's chunks. `cut` turns an image into the
+    PIL image that is stored. Images that cannot be read are left out and listed. Raises UserError, after all were
+    tried, if they exceed the fraction `max_skipped` of `samples` (the next call then tries them again), and if another
+    process is writing this part."""
     folder = part_folder(root, part)
     skipped_file = folder / "skipped.json"
     skipped: dict[str, str] = {}
@@ -132,7 +132,7 @@ def write_images(
         if skipped_file.exists():
             skipped |= read_json(skipped_file)
         there = square_archives(folder)
-        own: dict[str, str] = {}  # of this list, which another list's do not count for
+        own: dict[str, str] = {}  # of this list; images skipped in another list do not count
         for file, chunk in chunks_of(root, part, samples):
             left = _missing_squares(file, chunk, there, skipped)
             progress.skip_done(bar, len(chunk) - len(left))
@@ -144,7 +144,7 @@ def write_images(
                         if isinstance(data, str):
                             skipped[sample_id] = own[sample_id] = data
                         else:  # a fixed date, so that the same images give the same file
-                            skipped.pop(sample_id, None)  # it may have been mended since
+                            skipped.pop(sample_id, None)  # it may have been repaired since
                             archive.writestr(zipfile.ZipInfo(f"{sample_id}.jpg"), data)
                 write_whole(skipped_file, json.dumps(skipped, indent=1))
                 write_whole(file, content.getvalue())
@@ -157,7 +157,7 @@ def write_images(
 
 
 def skipped_ids(root: Path) -> set[str]:
-    """Samples that have no image, over all parts."""
+    """The ids of samples without an image, over all parts."""
     files = (root / "images").glob("part-*/skipped.json")
     return {sample_id for file in files for sample_id in read_json(file)}
 
@@ -169,8 +169,8 @@ def read_images(
     batch: int,
     todo: Callable[[Sequence[Sample]], list[Sample]],
 ) -> Iterator[tuple[list[Sample], Tensor]]:
-    """The part's images in fixed batches: samples and uint8 [B,3,S,S]; decoded one batch ahead by threads.
-    `todo` says which of a batch are still wanted; the others are not decoded."""
+    """The part's images in fixed batches: samples and uint8 [B,3,S,S]; threads decode one batch ahead. `todo` returns
+    the samples of a batch that are needed; the others are not decoded."""
     chunks = chunks_of(root, part, samples)
     missing = [file for file, _ in chunks if not file.is_file()]
     if missing:
@@ -214,12 +214,12 @@ def _content(archive: zipfile.ZipFile, sample: Sample) -> bytes:
 
 
 class ImageArchive:
-    """The images stage's squares by sample id, for networks that are asked while training. Threads may share it."""
+    """The images of the images stage by sample id, for networks that run during training. Threads may share it."""
 
     def __init__(self, root: Path) -> None:
         self._files = sorted((root / "images").glob("part-*/*.zip"))
         if not self._files:
-            raise UserError(f"{root}/images is empty: what is asked while training needs the stage `images`")
+            raise UserError(f"{root}/images is empty: networks that run during training need the stage `images`")
         places = np.concatenate([_places(number, _entries(path)) for number, path in enumerate(self._files)])
         self._places = places[last_rows(places["id"])]
         self._ids = np.ascontiguousarray(self._places["id"])
@@ -228,21 +228,22 @@ class ImageArchive:
         return rows_of(key_digests(ids), self._ids)
 
     def missing(self, ids: Keys) -> list[str]:
-        """Those that have no image."""
+        """The ids without an image."""
         return ids.where(rows_of(ids.digests(), self._ids) < 0)
 
     def crc32(self, ids: Keys) -> np.ndarray:
-        """Of the JPEGs of samples that have one: uint64 [R,1]."""
+        """The crc32 of the samples' JPEGs, which must exist: uint64 [R,1]."""
         return self._places["crc32"][rows_of(ids.digests(), self._ids)].astype("<u8")[:, None]
 
     def require_whole(self, ids: Iterable[str]) -> None:
-        """Raises UserError for the first JPEG whose bytes are not those that were written."""
+        """Raises UserError for the first JPEG that has changed since it was written."""
         with ThreadPoolExecutor(WORKERS) as pool:
             for chunk in batches_of(ids, CHUNK):
                 list(pool.map(self._jpeg, chunk, self._rows(chunk)))
 
     def pixels(self, ids: list[str]) -> Tensor:
-        """RGB uint8 [R,3,S,S]. Raises UserError for one that cannot be read or is not what was written."""
+        """RGB uint8 [R,3,S,S]. Raises UserError for an image that cannot be read or has changed since it was
+        written."""
         with ThreadPoolExecutor(WORKERS) as pool:
             pixels = list(pool.map(self._read, ids, self._rows(ids)))
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
@@ -252,7 +253,7 @@ class ImageArchive:
         return self.pixels(ids).float() / 255
 
     def _jpeg(self, sample_id: str, row: int) -> bytes:
-        """Past the ZIP's list of contents, which would take longer to read than the image."""
+        """A sample's JPEG, read at its offset: reading the ZIP's directory would take longer than reading the image."""
         number, start, length, crc32 = self._places[["file", "start", "length", "crc32"]][row].tolist()
         path = self._files[number]
         try:
@@ -276,8 +277,8 @@ class ImageArchive:
 
 
 def _places(number: int, entries: list[zipfile.ZipInfo]) -> np.ndarray:
-    """Where the entries of the file with this number lie."""
-    assert all(entry.compress_type == zipfile.ZIP_STORED for entry in entries), "a JPEG is small enough"
+    """The places of the entries of the file with this number."""
+    assert all(entry.compress_type == zipfile.ZIP_STORED for entry in entries), "JPEGs are stored uncompressed"
     places = np.empty(len(entries), PLACE)
     places["id"], places["file"] = key_digests(map(_id, entries)), number
     for field, name in (("start", "header_offset"), ("length", "file_size"), ("crc32", "CRC")):

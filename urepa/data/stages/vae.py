@@ -1,4 +1,4 @@
-"""The VAE of a latent track, from diffusers' own files: a hub id or a local folder.
+"""The VAE of a latent track, read from diffusers files: a hub id or a local folder.
 
 Shapes: B images, S image size, CHW latent.
 """
@@ -16,7 +16,7 @@ from urepa.core.hub_names import download_failure, resolve
 from urepa.data.stages.vae_config import KL, LatentScaling, class_name, known_config
 from urepa.models.weight_files import own_memory
 
-# of SD's VAEs, sd-vae-ft-mse and SDXL's: 83,653,863 parameters with four latent channels
+# the VAEs of SD and SDXL, and sd-vae-ft-mse: 83,653,863 parameters with four latent channels
 ARCHITECTURE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -26,15 +26,15 @@ ARCHITECTURE = {
 
 
 def vae_without_weights(weights: str, latent_channels: int) -> Any:
-    """The same module without values, on the meta device: no weights are read and nothing is fetched. The architecture
-    is that of the config.json in a local folder or the hub's cache, or else SD's."""
+    """The VAE on the meta device: no weights are read and nothing is fetched. The architecture comes from the
+    config.json in a local folder or the hub's cache; without one it is SD's."""
     config = known_config(weights)
     architecture = ARCHITECTURE | {"latent_channels": latent_channels} if config is None else config
     return _class(class_name(architecture, weights)).from_config(architecture)
 
 
 def _class(name: str) -> Any:
-    """Of `CLASSES`."""
+    """The class in diffusers with this name, one of `CLASSES`."""
     from diffusers import AutoencoderDC, AutoencoderKL
 
     return AutoencoderKL if name == KL else AutoencoderDC
@@ -44,7 +44,7 @@ def load_vae(weights: str) -> Any:
     """The frozen VAE in fp32, on the CPU, of the class that its config names: one of `CLASSES`."""
     name, revision = resolve(weights)
     local, options = Path(name), {"use_safetensors": True, "torch_dtype": torch.float32, "revision": revision}
-    places: list[dict[str, str]] = [{"subfolder": "vae"}, {}]  # of a pipeline; of a VAE by itself
+    places: list[dict[str, str]] = [{"subfolder": "vae"}, {}]  # in a pipeline; a VAE alone
     if local.is_dir():
         places = places[:1] if (local / "vae").is_dir() else places[1:]
     reasons: list[OSError] = []
@@ -55,7 +55,7 @@ def load_vae(weights: str) -> Any:
         except OSError as error:
             reasons.append(error)
         else:
-            LatentScaling.of(vae.config, weights)  # refused now, not when something is decoded
+            LatentScaling.of(vae.config, weights)  # raises now rather than when something is decoded
             return own_memory(vae).eval().requires_grad_(False)
     raise UserError(
         f"data.vae={weights} could not be loaded ({download_failure(reasons[0], weights)}); or give a local diffusers "
@@ -64,25 +64,25 @@ def load_vae(weights: str) -> Any:
 
 
 def scaling_of(vae: Any) -> LatentScaling:
-    """The constants between its latents and x0."""
+    """The constants that convert between the VAE's latents and x0."""
     return LatentScaling.of(vae.config, vae.config.get("_name_or_path", KL))
 
 
 def mode_of(encoded: Any) -> Tensor:
-    """Of what a VAE's `encode` gives: its posterior's mode, or the latent where it has no posterior."""
+    """The latent in the output of a VAE's `encode`: its posterior's mode, or the latent itself without a posterior."""
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
 
 
 @torch.no_grad()
 def encode(vae: Any, images_B3SS: Tensor) -> Tensor:
-    """Images in [0,1] to x0 of the posterior's mode."""
+    """Images in [0,1] to x0, computed from the posterior's mode."""
     return scaling_of(vae).to_x0(mode_of(vae.encode(images_B3SS * 2 - 1)))
 
 
 @torch.no_grad()
 def decode(vae: Any, x0: Tensor) -> Tensor:
-    """Latents to images [B,3,S,S] in [0,1]. One at a time: memory does not grow with B, nor does rounding depend
-    on it."""
+    """Latents to images [B,3,S,S] in [0,1]. They are decoded one at a time, so that neither memory nor rounding depends
+    on B."""
     scaling = scaling_of(vae)
     images = [vae.decode(scaling.to_z(latent)).sample for latent in x0.split(1)]
     return (torch.cat(images) / 2 + 0.5).clamp(0, 1)

@@ -1,6 +1,6 @@
-"""What a VAE's config.json says: its class, and the constants between its latents z and a track's x0.
+"""The contents of a VAE's config.json: its class, and the constants that convert its latents z to a track's x0.
 
-Without torch: `describe` reads it too. Shapes: B images, C latent channels, H and W rows and columns of a latent.
+Without torch, as `describe` uses it too. Shapes: B images, C latent channels, H and W rows and columns of a latent.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KL, DC = "AutoencoderKL", "AutoencoderDC"
-CLASSES = (KL, DC)  # of diffusers; AutoencoderDC has no posterior
-# of a VAE, and a manifest, without them
+CLASSES = (KL, DC)  # diffusers' classes; AutoencoderDC has no posterior
+# the values for VAEs and manifests without these entries
 NEUTRAL: dict[str, Any] = {"shift_factor": 0.0, "latents_mean": None, "latents_std": None}
 
 
@@ -36,8 +36,8 @@ class LatentScaling:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], name: str) -> LatentScaling:
-        """Of a VAE's config. Raises UserError if it has half of the statistics, statistics of other channels than its
-        latents, or a shift and statistics."""
+        """The scaling in a VAE's config. Raises UserError if only one of latents_mean and latents_std is there, if they
+        have another number of channels than the latents, or if there is a shift as well."""
         scale, given = float(config["scaling_factor"]), config.get("shift_factor")
         shift = 0.0 if given is None else float(given)
         mean: Any = config.get("latents_mean")
@@ -50,20 +50,20 @@ class LatentScaling:
         return cls(scale, shift, tuple(map(float, mean)), tuple(map(float, std)))
 
     def to_x0(self, z: Tensor) -> Tensor:
-        """[B,C,H,W] of the VAE, as a posterior's mean or mode, to x0."""
+        """The VAE's latents [B,C,H,W], such as a posterior's mean or mode, to x0."""
         if self.latents_mean is not None:
             return (z - _per_channel(z, self.latents_mean)) * self.scaling_factor / self._std(z)
         return (z - self.shift_factor) * self.scaling_factor if self.shift_factor else z * self.scaling_factor
 
     def to_z(self, x0: Tensor) -> Tensor:
-        """[B,C,H,W] of the track, as the VAE decodes it."""
+        """x0 [B,C,H,W] to the latents that the VAE decodes."""
         if self.latents_mean is not None:
             return x0 * self._std(x0) / self.scaling_factor + _per_channel(x0, self.latents_mean)
         z = x0 / self.scaling_factor
         return z + self.shift_factor if self.shift_factor else z
 
     def std_to_x0(self, std_BCHW: Tensor) -> Tensor:
-        """A posterior's standard deviation, which no shift changes."""
+        """A posterior's standard deviation in the scale of x0; a shift does not change it."""
         x0_std = std_BCHW * self.scaling_factor
         return x0_std if self.latents_std is None else x0_std / self._std(std_BCHW)
 
@@ -72,8 +72,8 @@ class LatentScaling:
         return _per_channel(like, self.latents_std)
 
     def facts(self) -> dict[str, Any]:
-        """As a manifest has it: what is neutral is left out, so that manifests of VAEs without are those of earlier
-        versions."""
+        """The entries of a manifest. Neutral values are left out, so that manifests of VAEs without them equal those of
+        earlier versions."""
         values: dict[str, Any] = {"shift_factor": self.shift_factor}
         if self.latents_mean is not None and self.latents_std is not None:
             values |= {"latents_mean": list(self.latents_mean), "latents_std": list(self.latents_std)}
@@ -81,7 +81,7 @@ class LatentScaling:
 
     @property
     def words(self) -> str:
-        """After "the posterior's mode"."""
+        """The scaling as text, to follow "the posterior's mode"."""
         if self.latents_mean is not None:
             return "normalised per channel by its latents_mean and latents_std, times its scaling factor"
         return f"{'less its shift factor, ' if self.shift_factor else ''}times its scaling factor"
@@ -93,7 +93,7 @@ def _per_channel(like: Tensor, values: tuple[float, ...]) -> Tensor:
 
 
 def _fault(shift: float, mean: Any, std: Any, channels: Any) -> str | None:
-    """What is wrong with the statistics of a config, as half a sentence."""
+    """The fault in a config's statistics, as the predicate of a sentence; None if there is none."""
     if mean is None or std is None:
         there, lacking = ("latents_std", "latents_mean") if mean is None else ("latents_mean", "latents_std")
         return f"has {there} but no {lacking}"
@@ -105,7 +105,7 @@ def _fault(shift: float, mean: Any, std: Any, channels: Any) -> str | None:
 
 
 def known_config(weights: str) -> dict[str, Any] | None:
-    """config.json of a local folder, or of the hub's cache; None where it is in neither. Nothing is fetched."""
+    """The config.json in a local folder or in the hub's cache; None if it is in neither. Nothing is fetched."""
     if not is_hub_id(weights):
         found = [file for place in ("vae", ".") if (file := Path(weights) / place / "config.json").is_file()]
         return dict(read_json(found[0])) if found else None
@@ -120,13 +120,13 @@ def known_config(weights: str) -> dict[str, Any] | None:
 
 
 def known_scaling(weights: str) -> LatentScaling | None:
-    """The constants, where the config is known and has them."""
+    """The constants in the config; None if the config is not on this disk or has none."""
     config = known_config(weights)
     return None if config is None or "scaling_factor" not in config else LatentScaling.of(config, weights)
 
 
 def class_name(config: Mapping[str, Any], name: str) -> str:
-    """The class that a config names. Raises UserError for one that urepa does not load."""
+    """The class that a config names. Raises UserError for a class that urepa does not load."""
     found = str(config.get("_class_name", KL))
     if found not in CLASSES:
         raise UserError(f"data.vae={name} is of the class {found}; give one of {' or '.join(CLASSES)}")
@@ -134,14 +134,14 @@ def class_name(config: Mapping[str, Any], name: str) -> str:
 
 
 def refuse_other_scaling(where: Path, manifest: Mapping[str, Any], scaling: LatentScaling, weights: str) -> None:
-    """Raises UserError if the latents of a manifest were made with other constants than those of the VAE that is to
-    decode them. `where` is the folder that the manifest is of; one without constants is of an adopted store."""
+    """Raises UserError if the latents of a manifest were made with other constants than those of the VAE that decodes
+    them. `where` is the manifest's folder. A manifest without constants, of an adopted store, is accepted."""
     if "scaling_factor" not in manifest:
         return
     there, here = NEUTRAL | dict(manifest), NEUTRAL | scaling.facts()
     differing = [f"{key}: {there[key]!r} there, {value!r} here" for key, value in here.items() if there[key] != value]
     if differing:
         raise UserError(
-            f"the latents of {where} were made otherwise than data.vae={weights} decodes them "
+            f"the latents of {where} were scaled otherwise than data.vae={weights} expects "
             f"({', '.join(differing)}); give data.vae=FOLDER with the VAE and config.json that made them"
         )

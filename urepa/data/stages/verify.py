@@ -1,4 +1,4 @@
-"""Are finished caches what they should be, and do latents and tokens of a sample see the same field of view?
+"""Checks finished caches: their records, and that a sample's latents and tokens come from the same field of view.
 
 Shapes: S samples, h/w token grid, P = S·h·w places, D token width, F features of a latent's patch, CHW latent.
 """
@@ -27,35 +27,35 @@ from urepa.data.online_encoders import OnlineLatents
 from urepa.data.stores.lmdb_store import batches_of
 from urepa.data.stores.record_reading import Store
 
-CHUNK = 128  # records looked at together
-SAMPLES = 256  # that the spatial check looks at, or more where a sample has few tokens
-ROWS_PER_DIMENSION = 16  # tokens to fit to, for each of a token's dimensions
+CHUNK = 128  # records checked together
+SAMPLES = 256  # samples in the spatial check; more if a sample has few tokens
+ROWS_PER_DIMENSION = 16  # tokens in the fit per dimension of a token
 RIDGE = 0.1
-MARGIN = 1.05  # another field of view must explain this much more variance than the stored one to be believed
-CLEARLY = 0.05  # ... and so much more, where there are fewer samples than the check wants
+MARGIN = 1.05  # another field of view must explain this many times the variance of the stored one to count as a fault
+CLEARLY = 0.05  # ... and this much more R², if there are fewer samples than the check needs
 Moved = Callable[[Tensor], Tensor]  # latents [S,C,H,W] as they would look from another field of view
 
 
 class Fault(UserError):
-    """What is wrong with the store in `folder`: training refuses it from then on."""
+    """A fault of the store in `folder`. Once it is marked, training refuses the store."""
 
     def __init__(self, folder: Path, text: str) -> None:
         super().__init__(text)
         self.folder = folder
 
     def mark(self) -> None:
-        """Writes it down beside the records of a store that counts."""
+        """Writes the fault beside the records of a finished store."""
         if is_finished(self.folder):
             write_whole(self.folder / FAULT, str(self))
 
 
 class TooFewSamples(UserError):
-    """Too few samples of a store to compare fields of view; nothing says that they differ."""
+    """A store has too few samples to compare fields of view; this does not mean that they differ."""
 
 
 @contextmanager
 def marked_faults() -> Iterator[None]:
-    """Inside, a Fault is written down beside the store that has it."""
+    """Within this context a Fault that is raised is also written beside its store."""
     try:
         yield
     except Fault as fault:
@@ -72,10 +72,10 @@ class Finding:
 
 
 def verify(name: str, cache: Cache) -> list[TooFewSamples]:
-    """Every record of an open cache and its field of view; prints what was found, a Fault on the first one. With
-    an online teacher there are no tokens to look at; latents that are made in training are made for the field of view
-    alone. Of records without digests it says that it cannot tell whether they are what was written. Returns the
-    comparisons of fields of view that were left out, for want of samples."""
+    """Checks every record of an open cache and its field of view, and prints the results. Raises a Fault at the first
+    fault. With an online teacher there are no tokens to check; online latents are computed only for the field of view.
+    For records without digests it prints that they were not compared with what was written. Returns the comparisons of
+    fields of view that were left out because there were too few samples."""
     assert cache.grids
     left_out = []
     splits = cache.splits
@@ -115,7 +115,7 @@ def verify(name: str, cache: Cache) -> list[TooFewSamples]:
 
 
 def state_of(stores: Sequence[Store | None]) -> str:
-    """What was found of stores in which no fault was found."""
+    """The result for stores without a fault, as text."""
     bare = [store.folder.name for store in stores if store is not None and store.digests is None]
     if not bare:
         return "are whole"
@@ -126,7 +126,7 @@ def state_of(stores: Sequence[Store | None]) -> str:
 
 
 def count_check(store: Store) -> None:
-    """A Fault where records have been lost. More than the manifest counts are another list's."""
+    """Raises a Fault if records are missing. Records beyond the manifest's count belong to another list."""
     there, counted = store.count(), store.manifest.get("count", 0)
     if there < counted:
         raise Fault(store.folder, f"{store.folder} holds {there} records, its manifest counts {counted}; make it again")
@@ -135,8 +135,8 @@ def count_check(store: Store) -> None:
 
 
 def weights_check(tokens: Store, teacher: Any) -> None:
-    """A Fault where the tokens are of other weights than the teacher's, as far as those lie on this disk: two folders
-    may bear one name."""
+    """Raises a Fault if the tokens were made with other weights than the teacher's, if those are on this disk: two
+    folders of weights may have the same name."""
     known = tokens.manifest["teacher"].get("weights_sha256", UNKNOWN)
     if known != UNKNOWN and teacher.is_local and teacher.weights_sha256() != known:
         raise Fault(
@@ -147,11 +147,11 @@ def weights_check(tokens: Store, teacher: Any) -> None:
 
 
 def check_records(store: Store, keys: Keys, unit_length: bool) -> None:
-    """Every key is there, finite, for tokens of unit length, and has the bytes that its digest is of. Streams; a Fault
-    on the first one."""
+    """Checks that every key has a finite record that matches its digest, and that tokens have unit length. Reads the
+    records in chunks; raises a Fault at the first fault."""
     bar = progress.bar(keys, desc=f"verify {store.folder.name}", unit="record")
     for part in batches_of(bar, CHUNK):
-        folder = store.folder_of(part[0])  # which has them all: they are all of mirror images, or none is
+        folder = store.folder_of(part[0])  # one folder: either all keys are of mirror images or none is
         raw_RB = np.empty((len(part), store.record_bytes), dtype=np.uint8)
         try:
             values = store.tensor(part, raw_RB).float().numpy()
@@ -171,9 +171,9 @@ def check_records(store: Store, keys: Keys, unit_length: bool) -> None:
 
 
 def mirror_check(latents: Store, samples: Sequence[Sample]) -> None:
-    """Are the mirrored latents nearer to the plain ones' mirror image than to the plain ones? (They are not equal to
-    it: a VAE is not symmetric, and an unshuffled pixel's place is its channel, so channels are averaged.) A Fault
-    if not; whether tokens agree with them is for the spatial check."""
+    """Raises a Fault unless the mirrored latents are nearer to the plain latents' mirror image than to the plain
+    latents. (They do not equal it, as a VAE is not symmetric. Channels are averaged, because unshuffled pixels change
+    their channel.) Whether tokens agree with the mirrored latents is left to the spatial check."""
     chosen = fixed_subset(samples, "spatial", SAMPLES)
     keys = [s.sample_id for s in chosen], [s.key for s in chosen]
     plain, mirrored = (torch.from_numpy(latents.read(own)).mean(1) for own in keys)
@@ -188,10 +188,10 @@ def mirror_check(latents: Store, samples: Sequence[Sample]) -> None:
 def spatial_check(
     latents: Store | OnlineLatents, tokens: Store, samples: Sequence[Sample], grid: tuple[int, int]
 ) -> list[Finding]:
-    """Fits latent patches linearly from tokens on half of the samples and scores it on the other half, with the
-    latents as they are and as they would look mirrored, shifted, sheared or from another sample. A Fault
-    of the tokens names the view that fits better than the stored one; TooFewSamples says how many it wants. Findings
-    come best first."""
+    """Fits latent patches linearly from tokens on half of the samples and scores the fit on the other half, with the
+    latents as stored and as they would look mirrored, shifted, sheared or from another sample. Raises a Fault of the
+    tokens that names the view that fits better than the stored one, and TooFewSamples with the number needed. The
+    findings are sorted, best first."""
     count, width = grid[0] * grid[1], tokens.shape[-1]
     wanted = max(SAMPLES, 2 * ROWS_PER_DIMENSION * width // count)
     chosen = fixed_subset(samples, "spatial", wanted)
@@ -223,8 +223,9 @@ def spatial_check(
 
 
 def views(cells: tuple[int, int]) -> dict[str, Moved]:
-    """The ways in which caches are known to go wrong; shifts by half a token and by a whole one. A token has so many
-    rows and columns of `cells`. Less than half a token is within what padding shifts a network's own features by."""
+    """The moves by which faulty caches are known to differ, with shifts by half a token and by a whole one. `cells` are
+    the rows and columns of a latent per token. Smaller shifts cannot be told from those that padding causes in a
+    network's own features."""
     moves: dict[str, Moved] = {
         "as stored": lambda x: x,
         "mirrored": lambda x: x.flip(-1),
@@ -240,21 +241,21 @@ def views(cells: tuple[int, int]) -> dict[str, Moved]:
 
 
 def shear(x0: Tensor) -> Tensor:
-    """The first 1,296 of 37x37 places read as 36x36 (docs/errata.md), back at the latent's size."""
+    """The first 1,296 of 37x37 places read as 36x36 (docs/errata.md), resized to the latent's size."""
     fine = F.adaptive_avg_pool2d(x0, (37, 37)).flatten(2)[:, :, :1296].unflatten(2, (36, 36))
     return F.interpolate(fine, size=x0.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def patches(x0: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean of each channel over a token's area, without the sample's own mean: [S,h·w,F]."""
+    """The mean of each channel over a token's area, less the sample's mean: [S,h·w,F]."""
     means = F.adaptive_avg_pool2d(x0, grid).flatten(2).mT
     return means - means.mean(1, keepdim=True)
 
 
 class Reader:
     """Ridge regression from tokens [S,N,D] to a latent's patches, fitted to the first half of the samples and
-    scored on the second. Both are taken relative to their mean at each place, so that a habit of place (sky is
-    above) explains nothing."""
+    scored on the second. The mean at each place is subtracted from both, so that what images have in common at a
+    place (sky at the top) explains nothing."""
 
     def __init__(self, tokens_SND: Tensor) -> None:
         self.half = len(tokens_SND) // 2
