@@ -297,7 +297,9 @@ def test_a_vae_without_a_posterior_gives_its_latent(rebuilt: Path, build_of: Any
     cache.close()
     with pytest.raises(UserError, match="is an AutoencoderDC, which has no posterior; give data.moments=false"):
         build_of(rebuilt, *own, "data.moments=true", "data.latents=moments").run("latents")
-    with pytest.raises(UserError, match=r"makes latents of \[8, 16, 16\] of these images; data.latent_shape=\[4, 8, 8"):
+    with pytest.raises(
+        UserError, match=r"makes latents of shape \[8, 16, 16\] from these images; data.latent_shape=\[4, 8, 8"
+    ):
         build_of(rebuilt, own[0], "data.latents=other").run("latents")
     with torch.device("meta"):
         counted = vae_without_weights(str(folder), 8)

@@ -134,7 +134,10 @@ def test_a_plan_knows_buckets_and_captions(
 def test_words_of_buckets_and_captions(compose: Compose, material: Path, flat_images: Path, tmp_path: Path) -> None:
     config = compose(*captioned_latents(material, flat_images, tmp_path), listed(), *RUN)
     text = as_markdown("x", methodology(subject_of(config, plan(config, CPU)), ""))
-    assert "Largest central rectangles of the nearest aspect, resized once to 64×64 or 48×80 or 80×48 pixels," in text
+    assert (
+        "Largest central rectangles of the nearest aspect ratio, resized once to 64×64 or 48×80 or 80×48 pixels,"
+        in text
+    )
     assert "to latents of 4×8×8 or 4×6×10 or 4×10×6 (its posterior's mode, times its scaling factor)" in text
     assert "Each global batch comes from one bucket" in text
     assert "Each update draws one of an image's captions" in text

@@ -246,7 +246,7 @@ def test_a_tracks_latents_in_words(compose: Compose) -> None:
     numbers = ("data.train_images=100", "data.val_images=10", "data.image_size=64", "data.latent_shape=[4,8,8]")
     sit = ("+experiment=repa_cifar10", *numbers, "backbone.depth=8", "backbone.width=96", "teacher.grid=[4,4]")
     text = prose(texts(compose(*sit, "data.online_latents=true"))[0])
-    assert "64×64 pixels are encoded in training, anew each time, by the VAE of stabilityai/sd-vae-ft-mse" in text
+    assert "64×64 pixels are encoded at every update during training by the VAE of stabilityai/sd-vae-ft-mse" in text
     assert "a sample of its posterior" in text
     assert "mirrored with probability 0.5, for backbone and teacher alike" in text
     assert "| VAE | 83,653,863 | 0 |" in text

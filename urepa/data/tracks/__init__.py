@@ -1,2 +1,2 @@
-"""Tracks, data sets with their caches: in each file a declaration (`urepa.core.track_protocols.Track`), or in a file
-named ..._caches what it builds. Files named ..._sizes hold the rules of sizes that both rest on."""
+"""Tracks, data sets with their caches. A file declares a track (`urepa.core.track_protocols.Track`); a file named
+..._caches has the objects that a declaration builds, and ..._sizes has checks of sizes that both use."""

@@ -1,7 +1,7 @@
-"""The captions of a track and their records: FOLDER/captions.jsonl and the store FOLDER/text_ENCODER, which has one
-record for each different caption, and one for the empty one.
+"""The captions of a track and their records: FOLDER/captions.jsonl, and the store FOLDER/text_ENCODER with one record
+for each distinct caption and one for the empty caption.
 
-Shapes: B captions, K rows of whole numbers, L positions, V values of a record.
+Shapes: B captions, K rows of integers, L positions, V values of a record.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ WHOLE = Part()
 
 
 class CaptionCaches:
-    """Makes and opens what a track has of its samples' captions."""
+    """Makes and opens a track's captions and their records."""
 
     def __init__(self, settings: PixelTrack | LatentTrack, remake: str) -> None:
-        """`remake` says how the track's caches are made."""
-        assert settings.captions is not None, "the settings' `check` has looked"
+        """`remake` is the command that makes the track's caches."""
+        assert settings.captions is not None, "checked by the settings' `check`"
         self.settings, self.encoder = settings, settings.text_encoder
         self.mode = str(settings.captions)
         self.file = settings.folder / f"captions{settings.captions_ending}.jsonl"
@@ -67,11 +67,11 @@ class CaptionCaches:
     # --- captions ---------------------------------------------------------------------------------------
 
     def read_missing(self, rows: Sequence[SourceImage] | None = None) -> Captions | None:
-        """The captions of all images, where they are not written down yet; None where they are. Raises UserError if an
+        """The captions of all images, read from the source; None if they are already stored. Raises UserError if an
         image has none.
 
         Args:
-            rows: the images; None: they are listed.
+            rows: the images; None: they are listed from the source.
         """
         return None if self.file.is_file() else self._read(rows)
 
@@ -96,30 +96,30 @@ class CaptionCaches:
         return names_at("folder", self.settings.images, readable()) if own is None else class_names(own)
 
     def write(self, read: Captions | None, samples: Samples) -> None:
-        """Writes the captions of the track's samples, where `read_missing` has read them."""
+        """Stores the captions of the track's samples; does nothing if `read_missing` returned None."""
         if read is not None:
             write_captions(self.file, {sample_id: read[sample_id] for sample_id in samples.ids()})
 
     def written(self, samples: Sequence[Sample] | Samples) -> dict[str, tuple[str, ...]]:
-        """The captions as they are written down. Raises UserError if some of the samples have none there."""
+        """The stored captions, by sample id. Raises UserError if some of the samples have none."""
         captions = read_written(self.file)
         lacking = [s.sample_id for s in samples if not captions.get(s.sample_id)]
         if lacking:
             raise UserError(
                 f"{self.file} has no captions of {len(lacking)} samples (first: '{lacking[0]}'); put it back, or "
-                f"delete it where the images are and {self.remake}"
+                f"delete it on a machine that has the images and {self.remake}"
             )
         return captions
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Of the files that are read beside the images."""
+        """The suffixes of files that are read in addition to the images."""
         return SUFFIXES if self.mode == "files" and self.settings.source == "folder" else frozenset()
 
     def changes(self) -> str | None:
-        """In what the captions beside a folder's images are not those that are written down; None where they are, or
-        nobody can say, as of more files than are looked at for images. Captions that lie in the images' own files
-        change with these."""
+        """How the captions beside a folder's images differ from the stored ones, as text; None if they do not. Also
+        None if it cannot be told, as with more files than are compared for images. Captions inside the image files are
+        covered by the comparison of those files."""
         if self.mode != "files" or self.settings.source != "folder":
             return None
         if not self.file.is_file() or not Path(self.settings.images).is_dir():
@@ -135,22 +135,22 @@ class CaptionCaches:
         return f"other captions of {len(other)} images (first: '{other[0]}')" if other else None
 
     def remove(self) -> None:
-        """Takes away what was made of captions of other images."""
+        """Removes the captions and records of other images."""
         self.file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- records ----------------------------------------------------------------------------------------
 
     def _expected(self) -> dict[str, Any]:
-        """What the store's manifest says but for the weights."""
+        """The expected entries of the store's manifest, except the weights."""
         shape, known = self.conditions.shape, self.encoder.build().manifest()
         facts = {"kind": "text", "track": self.settings.name, "captions": self.mode, "encoder": known}
         sizes = {"length": shape.length, "width": shape.width, "pooled_width": shape.pooled_width}
         return facts | sizes | {"captions_sha256": file_sha256(self.file)}
 
     def expected_records(self, samples: Mapping[str, int]) -> tuple[int, int]:
-        """How many records there are or will be, and the bytes of one; one for each of the track's `samples` (how many
-        by split), and the empty caption's, before the captions are written down."""
+        """The number of records, before or after they are made, and the bytes of one. Before the captions are stored,
+        the count is one per sample (`samples`: their number by split) and one for the empty caption."""
         if self.file.is_file():
             count = sum(1 for _ in distinct(read_written(self.file).values()))
         else:
@@ -158,8 +158,7 @@ class CaptionCaches:
         return count, record_bytes((self.conditions.shape.values,), "float16")
 
     def build(self, samples: Samples, part: Part = WHOLE) -> None:
-        """Writes the records that are missing of this part of the captions. What the tokenizer cuts is counted and
-        printed."""
+        """Writes the missing records of this part of the captions. Prints how many captions the tokenizer truncates."""
         texts = as_rows(distinct(self.written(samples).values()))
         if is_finished(self.folder):
             refuse_differing(self.folder, read_json(self.folder / "manifest.json"), self._expected(), self.remake)
@@ -194,14 +193,14 @@ class CaptionCaches:
             )
 
     def open(self, samples: Samples, copy: Path | None = None) -> TextConditions:
-        """The conditions of the track's samples, whose records are read from a `copy` of the store, if there is one."""
+        """The conditions of the track's samples. Records are read from a `copy` of the store, if there is one."""
         captions, folder = self.written(samples), self.folder if copy is None else copy
         keys = Keys([as_rows(distinct(captions.values()))])
         return self.conditions.opened(open_store(folder, self._expected(), keys, self.remake), captions)
 
     def verify(self, store: Store | None) -> None:
-        """Checks every record of the open store, and its encoder; a Fault on the first one that is not whole."""
-        assert store is not None, "the track was opened with it"
+        """Checks the encoder and every record of the open store. Raises a Fault at the first fault."""
+        assert store is not None, "the open track has a store of captions"
         keys = Keys([as_rows(distinct(read_written(self.file).values()))])
         count_check(store)
         check_records(store, keys, unit_length=False)

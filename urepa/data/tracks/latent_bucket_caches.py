@@ -1,7 +1,7 @@
-"""The images of one shape of a latent track: where their latents, tokens and squares lie, and how they are opened.
+"""A latent track's images of one shape: the paths of their latents, tokens and cut images, and how these are opened.
 
-Layout below the bucket's folder, which is the track's where `data.buckets` is null and TRACK/HxW otherwise: see
-`latent_caches`.
+The bucket's folder is the track's if `data.buckets` is null, and TRACK/HxW otherwise; see `latent_caches` for the
+layout below it.
 
 Shapes: CHW latent; H and W rows and columns.
 """
@@ -46,22 +46,21 @@ Splits = dict[str, Samples]
 
 @dataclass(frozen=True)
 class Opened:
-    """What the buckets of a track are opened with: its conditions and classes' names, where copies of stores lie, and
-    the manifests that stand in for those of folders that are being adopted."""
+    """What all buckets of a track share when they are opened: conditions, class names, the paths of the stores' copies,
+    and manifests that replace the files in folders that are being adopted."""
 
     conditions: ConditionMaker
     class_names: Sequence[str]
     places: Mapping[Path, Path]
     manifests: Mapping[Path, dict[str, Any]]
-    encoders: list[Any] = field(default_factory=list)  # the VAE's with its facts, once a bucket has asked for it
+    encoders: list[Any] = field(default_factory=list)  # holds the VAE's encoder with its facts once a bucket needs it
 
 
 class LatentBucket:
     """Opens the caches of the images of one shape."""
 
     def __init__(self, settings: LatentTrack, name: str, size: tuple[int, int], view: TeacherView) -> None:
-        """Of images of `size` pixels, rows and columns. `name` is empty where there are no buckets. `view`: what
-        teachers are shown."""
+        """The images have `size` pixels (rows, columns). `name` is empty without buckets. `view`: what teachers see."""
         self.settings, self.name, self.size, self.view = settings, name, size, view
         self.folder = settings.folder / name
         self.latents = settings.place_of(settings.latents, name)
@@ -73,7 +72,7 @@ class LatentBucket:
     # --- what is there ----------------------------------------------------------------------------------
 
     def record_shape(self) -> list[int]:
-        """Of a latents record: [C,H,W], or [2,C,H,W] with moments."""
+        """The shape of a latents record: [C,H,W], or [2,C,H,W] with moments."""
         return [2, *self.latent_shape] if self.settings.moments else list(self.latent_shape)
 
     def image_facts(self) -> dict[str, Any]:
@@ -81,16 +80,16 @@ class LatentBucket:
         return {"image_size": list(self.size) if self.name else self.settings.image_size, "crop": "center"}
 
     def cut(self, pixels: np.ndarray) -> Any:
-        """What is kept of an image, uint8 [H,W,3]: a PIL image."""
+        """An image, uint8 [H,W,3], cut to the bucket's size: a PIL image."""
         return rectangle(pixels, self.size) if self.name else square(pixels, self.settings.image_size)
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
-        """The teachers by name, each as it sees images of this shape. Raises UserError for one that cannot."""
+        """The teachers by name, each for images of this shape. Raises UserError for a teacher of square images only."""
         side = self.settings.image_size
         return {name: teacher_on_grid(one, grid_for(one, self.size, side)) for name, one in by_name(teacher).items()}
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of each cache's records."""
+        """The shape and data type of each cache's records."""
         stores: dict[str, tuple[tuple[int, ...], str]] = {}
         if not self.settings.online_latents:
             stores["latents"] = (tuple(self.record_shape()), "float16")
@@ -99,20 +98,20 @@ class LatentBucket:
         return stores | token_stores(self.teachers(teacher), str(self.settings.token_dtype))
 
     def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
-        """Where each teacher's tokens lie, if they are kept: in `data.tokens`, with several in `data.tokens`.NAME."""
+        """The folder of each teacher's tokens, if they are cached: `data.tokens`, or `data.tokens`.NAME of several."""
         names = () if self.settings.online_teacher else by_name(teacher)
         return {
             name: self.tokens.with_name(f"{self.tokens.name}.{name}" if name else self.tokens.name) for name in names
         }
 
     def store_folders(self, teacher: Any | None) -> list[Path]:
-        """The folders of what is cached."""
+        """The folders of all caches."""
         latents = [] if self.settings.online_latents else [self.latents]
         plain = [*latents, *self.tokens_folders(teacher).values()]
         return plain + ([mirrored_folder(path) for path in plain] if self.settings.flip else [])
 
     def record(self) -> dict[str, Any]:
-        """track.json: digests of the CSVs, what their images are known by, images that could not be read."""
+        """track.json: digests of the CSVs, the identity of their images, and images that could not be read."""
         file = self.folder / "track.json"
         return read_json(file) if file.exists() else {}
 
@@ -121,7 +120,8 @@ class LatentBucket:
         return Samples.concatenate(map(read_split, self.csv.values()))
 
     def samples(self) -> Splits:
-        """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
+        """The splits, without samples that have no image. Raises UserError if a CSV is not the one that the caches were
+        made from."""
         known = self.record()
         refuse_changed(list(self.csv.values()), known.get("csv_sha256", {}), self.remake)
         skipped = skipped_ids(self.folder).union(known.get("skipped", []))
@@ -137,7 +137,7 @@ class LatentBucket:
     # --- opening ----------------------------------------------------------------------------------------
 
     def archive(self, splits: Splits) -> ImageArchive:
-        """Every sample's image, of this size."""
+        """The cut images of every sample."""
         mark = self.folder / "images" / "begun.json"
         if not mark.is_file():
             raise UserError(f"there are no images at {mark.parent}; {self.remake}, or give data.root=FOLDER")
@@ -150,8 +150,8 @@ class LatentBucket:
         return archive
 
     def open(self, teacher: Any | None, splits: Splits, archive: ImageArchive | None, known: Opened) -> Cache:
-        """The caches, which are there, and what is asked in training in their place. `archive`: the images, where they
-        are read in training."""
+        """Opens the existing caches, and the networks that replace the others during training. `archive`: the images,
+        if training reads them."""
         teachers, settings = self.teachers(teacher), self.settings
         opened = partial(self._store, known, splits)
         latents: Store | OnlineLatents
@@ -176,7 +176,7 @@ class LatentBucket:
     def _open_latents(self, opened: Callable[[Path, dict[str, Any]], Store]) -> Store:
         shape, name = {"shape": self.record_shape(), "flip": "none"}, self.settings.vae
         latents = opened(self.latents, shape | self.image_facts())
-        if "vae" in latents.manifest:  # an adopted store does not know
+        if "vae" in latents.manifest:  # unknown for an adopted store
             scaling = known_scaling(name)
             facts = {"vae": short_name(name)} | ({} if scaling is None else scaling.facts())
             refuse_differing(self.latents, latents.manifest, facts, self.remake)
@@ -195,15 +195,15 @@ class LatentBucket:
         return latents
 
     def require_shape(self, encoded: Sequence[int]) -> None:
-        """Raises UserError if the VAE makes latents of another shape than `data.latent_shape`."""
+        """Raises UserError if the VAE's latents have another shape than `data.latent_shape`."""
         if tuple(encoded) != self.latent_shape:
             here = "these images" if not self.name else f"images of {self.name}"
             raise UserError(
-                f"data.vae={self.settings.vae} makes latents of {list(encoded)} of {here}; data.latent_shape="
+                f"data.vae={self.settings.vae} makes latents of shape {list(encoded)} from {here}; data.latent_shape="
                 f"{list(self.settings.latent_shape)}"
             )
 
     def _store(self, known: Opened, splits: Splits, folder: Path, expected: dict[str, Any]) -> Store:
-        """A store of every sample and, with flips, its mirror of the training samples."""
+        """The store with every sample and, with flips, the mirrored store with the training samples."""
         keys, mirrored = Keys(splits.values()), Keys([splits["train"]]) if self.settings.flip else None
         return open_store(known.places.get(folder, folder), expected, keys, self.remake, mirrored, known.manifests)

@@ -1,15 +1,15 @@
 """Tracks of VAE latents and cached teacher tokens.
 
-Layout below `root`: one CSV per split, classes.json (names), track.json (digests of the CSVs, what their images are
-known by, images that could not be read), and of the images vae_latents_lmdb/ and dino_tokens_lmdb/ (key: sample id; of
-tokens sample id + "_mid" where the manifest has no `key_suffix`) and images/ (only while building); with data.flip also
-vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ of the mirrored training images. With data.online_latents or
-data.online_teacher images/ stays and is read in training, in the place of a cache.
+Layout below `root`: one CSV per split, classes.json (names), track.json (digests of the CSVs, the identity of their
+images, images that could not be read), vae_latents_lmdb/ and dino_tokens_lmdb/ (key: sample id; for tokens sample id +
+"_mid" if the manifest has no `key_suffix`), and images/ (only while building). With data.flip there are also
+vae_latents_lmdb_flip/ and dino_tokens_lmdb_flip/ with the mirrored training images. With data.online_latents or
+data.online_teacher images/ is kept, and training reads it instead of a cache.
 
-With data.buckets buckets.json has the number of samples in each bucket, and what is said of the images lies in a folder
-HxW for each, with lists and a track.json of its own.
+With data.buckets buckets.json has the number of samples in each bucket; the latents, tokens and images of each are in a
+folder HxW, with lists and a track.json of its own.
 
-Conditions: clip_embeddings_1001.pt (.json: what it was made of), or with data.captions what `caption_caches` says.
+Conditions: clip_embeddings_1001.pt (.json: what it was made from), or with data.captions the files of `caption_caches`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class LatentTrackCaches:
-    """What a track is made of and where it lies."""
+    """Opens a latent track's caches and gives their paths."""
 
     build_on_first_use = False  # `urepa.preprocess` makes the caches
 
@@ -72,7 +72,7 @@ class LatentTrackCaches:
         )
         self.condition_widths = settings.condition_widths
         self.all_buckets = [LatentBucket(settings, name, size, self.view) for name, size in settings.sizes.items()]
-        self._autoencoders: list[Any] = []  # the one, once it was asked for; shared by what `of_bucket` gives
+        self._autoencoders: list[Any] = []  # holds the VAE once it is loaded; shared with the tracks of `of_bucket`
         self._set_shapes()
 
     def _set_shapes(self) -> None:
@@ -84,41 +84,42 @@ class LatentTrackCaches:
 
     @property
     def buckets(self) -> list[LatentBucket]:
-        """Those that have images, as far as lists are there that say it."""
+        """The buckets with images; all of them while there are no lists."""
         known = self.settings.bucket_counts()
         return [bucket for bucket in self.all_buckets if known is None or bucket.name in known]
 
     def bucket_samples(self) -> dict[str, dict[str, int]] | None:
-        """How many samples of each split each bucket has, by its name; None where no list says it, or there is one."""
+        """The number of samples per split of each bucket, by its name; None without lists, or with a single bucket."""
         return self.settings.bucket_samples()
 
     def of_bucket(self, name: str) -> LatentTrackCaches:
-        """The track as if one of its buckets were all of it: what has one shape at a time is asked of this."""
+        """A view of the track with one of its buckets, for code that handles one shape at a time."""
         track = copy(self)
         track.all_buckets = [bucket for bucket in self.all_buckets if bucket.name == name]
         track._set_shapes()
         return track
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
-        """The teachers by name, each as it sees images of the first bucket."""
+        """The teachers by name, each for images of the first bucket's shape."""
         return self.buckets[0].teachers(teacher)
 
     @property
     def prompt_bytes(self) -> int:
-        """Of a class: SD-1.5's text embedding in fp16, where there is one."""
+        """The bytes of a class's text embedding for SD-1.5, in fp16; 0 without one."""
         return 0 if self.text is None else 77 * 768 * 2
 
     def caption_records(self) -> tuple[int, int] | None:
-        """How many records the captions have or will have, and the bytes of one; None without captions."""
+        """The number of the captions' records, before or after they are made, and the bytes of one; None without
+        captions."""
         return None if self.captions is None else self.captions.expected_records(self.expected_samples())
 
     def reads_squares(self, teacher: Any | None) -> bool:
-        """Are the images stage's images read in training?"""
+        """Whether training reads the images of the images stage."""
         sees_them = self.online_teacher and not self.view.is_decoded
         return self.online_latents or (teacher is not None and sees_them)
 
     def expected_samples(self) -> dict[str, int]:
-        """How many samples the splits have or will have."""
+        """The number of samples in each split, before or after the lists are made."""
         if not all(path.exists() for path in self.csv.values()):
             return self.settings.wanted_samples()
         if self.settings.buckets is not None and self.settings.bucket_counts() is None:
@@ -126,51 +127,53 @@ class LatentTrackCaches:
         return {split: len(samples) for split, samples in self.samples().items()}
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of each cache's records, in the first bucket."""
+        """The shape and data type of each cache's records, in the first bucket."""
         return self.buckets[0].stores(teacher)
 
     def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
-        """Where each teacher's tokens lie, if they are kept, in the first bucket."""
+        """The folder of each teacher's tokens in the first bucket, if they are cached."""
         return self.buckets[0].tokens_folders(teacher)
 
     def store_folders(self, teacher: Any | None) -> list[Path]:
-        """The folders of what is cached."""
+        """The folders of all caches."""
         of_text = [] if self.captions is None else [self.captions.folder]
         return [path for bucket in self.buckets for path in bucket.store_folders(teacher)] + of_text
 
     def has_caches(self, teacher: Any | None) -> bool:
-        """Is everything cached that training reads? What is asked online cannot be compared."""
+        """Whether everything that training reads is cached; False with online latents or an online teacher."""
         online = self.online_latents or (teacher is not None and self.online_teacher)
         needed = [*self.csv.values(), *(path / "manifest.json" for path in self.store_folders(teacher))]
         has_lists = self.settings.buckets is None or self.settings.bucket_counts() is not None
         return not online and has_lists and all(path.exists() for path in needed)
 
     def source_changes(self) -> str | None:
-        """In what the images are not those that the lists were chosen from; None where they are, or nobody can say."""
+        """How the images differ from those that the lists were chosen from, as text; None if they do not, or if it
+        cannot be told."""
         changed = source_changes.changes(self.source, self.images, self.folder)
         return changed if changed is not None or self.captions is None else self.captions.changes()
 
     def record(self) -> dict[str, Any]:
-        """track.json: digests of the CSVs, what their images are known by, images that could not be read."""
+        """track.json: digests of the CSVs, the identity of their images, and images that could not be read."""
         file = self.folder / "track.json"
         return read_json(file) if file.exists() else {}
 
     def samples(self) -> dict[str, Samples]:
-        """The splits, less what has no image; a UserError if a CSV is not the one the caches were made from."""
+        """The splits, without samples that have no image. Raises UserError if a CSV is not the one that the caches were
+        made from."""
         self.require_bucket_lists()
         found = [bucket.samples() for bucket in self.buckets]
         return found[0] if len(found) == 1 else {s: Samples.concatenate(own[s] for own in found) for s in found[0]}
 
     def require_bucket_lists(self) -> None:
-        """Raises UserError if no list says what each bucket has."""
+        """Raises UserError if the buckets' lists do not exist."""
         if self.settings.buckets is not None and self.settings.bucket_counts() is None:
             raise no_list_error(self.folder / BUCKETS)
 
     # --- opening ----------------------------------------------------------------------------------------
 
     def open(self, teacher: Any | None) -> Caches:
-        """The track's caches, and what is asked in training in their place; a UserError where something is missing,
-        was made for another teacher or size, did not pass `verify`, or has changed since."""
+        """Opens the track's caches, and the networks that replace them during training. Raises UserError if a cache is
+        missing, was made for another teacher or size, did not pass `verify`, or has changed since."""
         needed = self.store_folders(teacher)
         self._require(needed)
         for path in needed:
@@ -178,13 +181,13 @@ class LatentTrackCaches:
         return self._open_caches(teacher, self.stage_to, NONE)
 
     def open_to_verify(self, teacher: Any | None, manifests: Mapping[Path, dict[str, Any]] = NONE) -> Caches:
-        """The same where they were made, with stores that did not pass `verify` before. `manifests` stand in for those
-        of folders that are being adopted."""
+        """As `open`, but reads the original stores, not copies, and also those that did not pass `verify` before.
+        `manifests` replace the manifest files of folders that are being adopted."""
         self.require_folders(teacher)
         return self._open_caches(teacher, None, manifests)
 
     def require_folders(self, teacher: Any | None) -> None:
-        """Raises UserError if a list or a cache is not there."""
+        """Raises UserError if a list or a cache is missing."""
         self._require(self.store_folders(teacher))
 
     def _require(self, needed: list[Path]) -> None:
@@ -216,7 +219,7 @@ class LatentTrackCaches:
         )
 
     def refuse_other_prompts(self) -> None:
-        """Raises UserError if the prompts are of another text encoder or other names, if that was written down."""
+        """Raises UserError if the prompts' record names another text encoder or other class names."""
         if self.text is not None and self.class_names is not None and self.prompt_record.is_file():
             known = read_json(self.prompt_record)
             refuse_differing(self.prompts, known, prompt_facts(self.text, class_names(self.class_names)), self.remake)
@@ -225,8 +228,8 @@ class LatentTrackCaches:
 
     @property
     def autoencoder(self) -> Any:
-        """The VAE between images and latents; a UserError where its weights are not to be had, or where the latents
-        that lie here are a VAE's of this name with other constants."""
+        """The VAE between images and latents. Raises UserError if its weights cannot be loaded, or if the track's
+        latents were made by a VAE of this name with other constants."""
         if not self._autoencoders:
             loaded, latents = vae.load_vae(self.vae), self.buckets[0].latents
             file = latents / "manifest.json"

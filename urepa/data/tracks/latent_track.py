@@ -40,7 +40,7 @@ from urepa.models.teachers.rectangle_sizes import Grid, grid_for
 if TYPE_CHECKING:
     from urepa.data.tracks.latent_caches import LatentTrackCaches
 
-VAE_FILES = [  # a pipeline's, or by itself
+VAE_FILES = [  # in a pipeline, or a VAE alone
     "vae/config.json",
     "vae/*.safetensors",
     "config.json",
@@ -52,7 +52,7 @@ TEXT_FILES = ["tokenizer/*", "text_encoder/config.json", "text_encoder/model.saf
 
 class TokenDtype(Enum):
     float16 = "float16"
-    int8 = "int8"  # in groups of 128, half the disk
+    int8 = "int8"  # in groups of 128 values; half the size on disk
 
 
 @dataclass
@@ -61,9 +61,9 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
 
     _target_: str = "urepa.data.tracks.latent_track.LatentTrack"
     name: str = setting("the track's name", alters=NOTHING)
-    root: str = setting("the folder that holds what is made")
+    root: str = setting("the folder of the lists and caches")
     source: Source = setting("how the images are stored")
-    images: str = setting("where the images are: a folder, or a repository's name for source=hub")
+    images: str = setting("the images: a folder, or the name of a repository for source=hub")
     train_images: int | None = setting(
         "training images, class-balanced; null: all", ge=1, le=COUNT, alters=NOTHING, unpairs=True
     )
@@ -75,19 +75,20 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     )
     vae: str = setting("a hub id or a local diffusers folder")
     text: str | None = setting(
-        "the same, for the text encoder of the classes' prompts; null: the backbone takes class ids, or captions"
+        "a hub id or a local diffusers folder with the text encoder of the classes' prompts; null: the backbone takes "
+        "class ids or captions"
     )
     class_names: str | None = setting(
-        '"imagenet", or a file with a name a line; null: only prompts and grids need names'
+        '"imagenet", or a file with one name per line; null: none, as only prompts and image grids need names'
     )
     moments: bool = setting(
-        "keep the posterior's mean and standard deviation, to sample latents in training", alters=NOTHING, unpairs=True
+        "store the posterior's mean and standard deviation, to sample latents in training", alters=NOTHING, unpairs=True
     )
     token_dtype: TokenDtype = setting(
-        "how tokens are stored; int8: in groups of 128 with a scale each, half the disk", alters=ALIGNMENT
+        "data type of stored tokens; int8: in groups of 128 with a scale each, half the size on disk", alters=ALIGNMENT
     )
     max_skipped: float = setting(
-        "the share of images that may be unreadable (above 0: one at least); all are listed",
+        "largest fraction of images that may be unreadable (above 0: at least one image); all of them are listed",
         ge=0,
         le=1,
         alters=NOTHING,
@@ -96,7 +97,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     latents: str = setting("the folder of latents")
     tokens: str = setting("the folder of the teacher's tokens", alters=NOTHING)
     train: str = setting("CSV of sample_id,class_id,path,split for training", alters=NOTHING, unpairs=True)
-    val: str = setting("the same for validation")
+    val: str = setting("CSV of sample_id,class_id,path,split for validation")
     prompts: str = setting("the .pt file of the prompts' embeddings")
     latent_shape: list[int] = setting("channels, rows and columns of a latent", ge=1, le=SIZE)
     num_classes: int = setting("number of classes", ge=1, le=SIZE)
@@ -104,18 +105,18 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         "probability that a training sample loses its class, or its caption", ge=0, le=1, alters=NOTHING
     )
     flip: bool = setting(
-        "train on mirror images as often; the caches then hold both", False, alters=NOTHING, unpairs=True
+        "train on mirror images with probability 0.5; the caches then hold both", False, alters=NOTHING, unpairs=True
     )
     online_teacher: bool = setting(
-        "ask the teacher about the images stage's images, without its cache", False, alters=NOTHING
+        "run the teacher on the images during training, without a cache of tokens", False, alters=NOTHING
     )
     online_latents: bool = setting(
-        "encode the images stage's images while training, without a cache of latents", False, alters=NOTHING
+        "encode the images during training, without a cache of latents", False, alters=NOTHING
     )
     stage_to: str | None = setting("a node-local folder to copy the caches to before training; null: none", None)
     teacher_sees: TeacherSees = setting(
-        "what the teacher is shown: the images, or what the VAE, or the Tiny AutoEncoder `data.tae`, decodes of their "
-        "latents",
+        "what the teacher sees: the images, or their latents decoded by the VAE (decoded) or by the Tiny AutoEncoder "
+        "`data.tae` (tae_decoded)",
         TeacherSees.images,
         alters=ALIGNMENT,
     )
@@ -126,19 +127,19 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     )
     buckets: Any = setting(
         "shapes that images are cut to, as [[896,1152],[1024,1024]]: rows and columns in pixels; auto: a square, and a "
-        "lying and a standing rectangle of nearly as many pixels; null: squares alone",
+        "landscape and a portrait rectangle of nearly as many pixels; null: only squares",
         None,
         unpairs=True,
     )
     captions: CaptionSource | None = setting(
-        "conditions are captions: files: those that come with the images, beside them in a folder or in the source's "
-        "own column; classes: `a photo of a NAME` of the classes; null: conditions are class ids",
+        "source of captions as conditions. files: stored with the images, in files beside them or in a column of the "
+        "source; classes: `a photo of a NAME`, from the class names; null: conditions are class ids",
         None,
     )
     caption_column: str | None = setting(
-        "the column (of a .json in a tar file the key) that has the captions; null: text, caption or captions", None
+        "the column of the captions, or the key in a .json of a tar file; null: text, caption or captions", None
     )
-    text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: there are none", None)
+    text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: without captions", None)
 
     not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "stage_to")
     of_images: ClassVar[tuple[str, ...]] = ("latent_shape", "image_size", "num_classes")
@@ -146,7 +147,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
 
     @property
     def folder(self) -> Path:
-        """Where everything lies."""
+        """The track's folder."""
         return Path(self.root)
 
     @property
@@ -156,7 +157,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
 
     @property
     def wanted(self) -> dict[str, int | None]:
-        """How many images of each split there are to be; None: all."""
+        """The requested number of images per split; None: all."""
         return {"train": self.train_images, "val": self.val_images}
 
     @property
@@ -169,7 +170,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
 
     @property
     def sizes(self) -> dict[str, Size]:
-        """Rows and columns in pixels of each bucket's images, by its name; one without a name where there are none."""
+        """Rows and columns in pixels of each bucket's images, by name; without buckets one size with an empty name."""
         return bucket_sizes(self.buckets, self.image_size)
 
     @property
@@ -178,7 +179,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return self.image_size // self.latent_shape[1]
 
     def shape_of(self, size: Size) -> tuple[int, int, int]:
-        """Of x0 of images of a size in pixels."""
+        """The shape of x0 for images of this size in pixels."""
         channels, height, width = self.latent_shape
         if self.buckets is None:
             return channels, height, width
@@ -197,8 +198,8 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return None if len(self.sizes) == 1 else known
 
     def bucket_counts(self) -> dict[str, dict[str, int]] | None:
-        """How many samples of each split of these lists are in each bucket that has some, by its name; None where no
-        list says it yet. Lists of several tracks in one folder have their counts in one file."""
+        """The number of samples per split of these lists in each bucket with images, by its name; None before they are
+        counted. Tracks in one folder keep the counts of their lists in one file."""
         file = self.folder / BUCKETS
         if self.buckets is None or not file.is_file():
             return None
@@ -208,14 +209,14 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
 
     @property
     def counted_as(self) -> str:
-        """The entry of its lists, in these buckets, in the file of counts."""
+        """The key of these lists and buckets in the file of counts."""
         return " ".join([self.train, self.val, *self.sizes])
 
     def teacher_grids(self, teacher: OneTeacher) -> list[Grid]:
         return [grid_for(teacher, size, self.image_size) for size in self.sizes.values()]
 
     def place_of(self, store: str, bucket: str) -> Path:
-        """Where a bucket's part of a cache lies, `data.latents` or `data.tokens`."""
+        """The folder of a bucket's part of a cache, `data.latents` or `data.tokens`."""
         whole = self.folder / store
         return whole.parent / bucket / whole.name
 
@@ -247,7 +248,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
             )
 
     def check_given(self, given: Sequence[str], *, has_teacher: bool) -> None:
-        """What is asked of a network in training has no cache, and nobody is asked for nothing."""
+        """Raises UserError for keys of caches that are not read, and for networks that are not used."""
         refuse_idle_teacher(self.online_teacher, has_teacher)
         if "data.teacher_sees" in given and not has_teacher:
             raise UserError("data.teacher_sees has no effect with loss=none, which has no teacher; drop it")
@@ -275,7 +276,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
             check_buckets({name: counts["train"] for name, counts in known.items()}, batch_size)
 
     def _has_bucket_lists(self) -> bool:
-        """Are they there, where there are to be some?"""
+        """Whether the buckets' lists exist, or there are no buckets."""
         return self.buckets is None or self.bucket_counts() is not None
 
     def _latents_folders(self) -> list[Path]:
@@ -287,7 +288,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return [] if self.text_encoder is None else [self.text_folder]
 
     def check_stage(self, stage: str, shard: str) -> None:
-        """Raises UserError if a stage lacks what it reads."""
+        """Raises UserError if a stage's inputs are missing, or if the stage has no effect."""
         if stage == "text" and self.text_encoder is None:
             raise UserError(f"data={self.name} has no captions, so there is nothing to encode; leave that stage out")
         if stage == "adopt" and (self.buckets is not None or self.captions is not None):
@@ -318,14 +319,14 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return self._has_bucket_lists() and all(path.exists() for path in there)
 
     def has_tokens(self, teacher: OneTeacher) -> bool:
-        """They are there, or their lack is said when they are opened."""
+        """Assumed to be there: opening the caches raises UserError if they are missing."""
         return True
 
     def expected_samples(self) -> dict[str, int] | None:
         return None if all(path.exists() for path in self.lists.values()) else self.wanted_samples()
 
     def wanted_samples(self) -> dict[str, int]:
-        """How many samples the lists get when they are made."""
+        """The number of samples in each split once the lists are made."""
         images = "imagenet" if self.class_names == "imagenet" else self.images
         return expected_latent_samples(self.wanted, partial(count_source_images, str(self.source), images))
 
@@ -344,7 +345,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return found
 
     def stages(self) -> Stages:
-        asked = {"latents": self.online_latents, "tokens": self.online_teacher}  # while training
+        asked = {"latents": self.online_latents, "tokens": self.online_teacher}  # computed during training
         sharded = ["images", "latents", "tokens", *([] if self.text_encoder is None else ["text"])]
         return Stages(
             place=(self.root, self.latents if self.buckets is None else f"{'+'.join(self.sizes)}/{self.latents}"),
@@ -366,12 +367,12 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         return LatentTrackCaches(self)
 
     def description(self, images: str) -> str:
-        posterior = "a sample of its posterior, drawn anew in training" if self.moments else "its posterior's mode"
+        posterior = "a sample of its posterior, drawn at every update" if self.moments else "its posterior's mode"
         config, scaling = known_config(self.vae), known_scaling(self.vae)
-        if config is not None and config.get("_class_name") == DC:  # moments of it are refused
+        if config is not None and config.get("_class_name") == DC:  # moments are refused for it
             posterior = "which have no posterior"
         scaled = "shifted and scaled as its config says" if scaling is None else scaling.words
-        when = "in training, anew each time," if self.online_latents else "once"
+        when = "at every update during training" if self.online_latents else "once"
         text = "" if self.text is None else f", and the classes' prompts by the text encoder of {self.text}"
         made = f"encoded {when} by the VAE of {self.vae} to latents of {' or '.join(map(shape, self.latent_shapes))}"
         return (
@@ -381,11 +382,11 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         )
 
     def _describe_cut(self) -> str:
-        """What is encoded of an image, as the subject of a sentence in the plural."""
+        """The part of each image that is encoded, as the plural subject of a sentence."""
         if self.buckets is None:
             return f"Central squares at {self.image_size}×{self.image_size} pixels"
         named = " or ".join(map(shape, self.sizes.values()))
-        return f"Largest central rectangles of the nearest aspect, resized once to {named} pixels,"
+        return f"Largest central rectangles of the nearest aspect ratio, resized once to {named} pixels,"
 
     def _describe_order(self) -> str:
         return f" {ONE_BUCKET_A_BATCH}" if len(self.sizes) > 1 else ""

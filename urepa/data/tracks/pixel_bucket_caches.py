@@ -1,7 +1,7 @@
-"""The images of one shape of a small track: how x0 and the teachers' tokens are made of them, and opened.
+"""A small track's images of one shape: how x0 and the teachers' tokens are made from them, and opened.
 
-Layout below the bucket's folder, which is the track's where there is one bucket and TRACK/HxW where there are several:
-latents/, tokens_TEACHER/, their mirror images, and a CSV per split.
+The bucket's folder is the track's if there is one bucket, and TRACK/HxW if there are several. It has latents/,
+tokens_TEACHER/, the stores of their mirror images, and a CSV per split.
 
 Shapes: B batch, C image channels, H and W rows and columns of an image in pixels, f unshuffle factor; x0 is
 [B, C·f², H/f, W/f] in [-scale, scale].
@@ -53,15 +53,15 @@ from urepa.models.teachers.several_teachers import by_name
 if TYPE_CHECKING:
     from urepa.data.tracks.pixel_track import PixelTrack
 
-CHUNK = 64  # images a step while building
-Images = Callable[[Sequence[Sample]], tuple[Sequence[Sample], Tensor]]  # those there are, as [B,C,H,W] in [0,1]
+CHUNK = 64  # images that are encoded together
+Images = Callable[[Sequence[Sample]], tuple[Sequence[Sample], Tensor]]  # the readable ones, as [B,C,H,W] in [0,1]
 
 
 class PixelBucket:
     """Builds and opens the caches of the images of one shape."""
 
     def __init__(self, settings: PixelTrack, name: str, size: tuple[int, int]) -> None:
-        """Of images of `size` pixels, rows and columns. `name` is empty where the track has this bucket alone."""
+        """The images have `size` pixels (rows, columns). `name` is empty if this is the track's only bucket."""
         self.settings, self.name, self.size = settings, name, size
         self.folder = settings.folder / name
         self.latents = self.folder / "latents"
@@ -85,23 +85,23 @@ class PixelBucket:
     # --- what is there ----------------------------------------------------------------------------------
 
     def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
-        """Where each teacher's tokens lie, as far as they are kept."""
+        """The folder of each teacher's tokens, if they are cached."""
         if self.settings.online_teacher:
             return {}
         return {name: self._folder_of(one) for name, one in self.teachers(teacher).items()}
 
     def store_folders(self, teacher: Any | None) -> list[Path]:
-        """The folders of what is cached."""
+        """The folders of all caches."""
         plain = list(dict.fromkeys([self.latents, *self.tokens_folders(teacher).values()]))  # teachers may share one
         return plain + ([mirrored_folder(path) for path in plain] if self.settings.flip else [])
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of each cache's records."""
+        """The shape and data type of each cache's records."""
         stores: dict[str, tuple[tuple[int, ...], str]] = {"latents": (self.latent_shape, "float16")}
         return stores | ({} if self.settings.online_teacher else token_stores(self.teachers(teacher), "float16"))
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
-        """The teachers by name, each as it sees images of this shape. Raises UserError for one that cannot."""
+        """The teachers by name, each for images of this shape. Raises UserError for a teacher of square images only."""
         side = self.settings.image_size
         return {name: teacher_on_grid(one, grid_for(one, self.size, side)) for name, one in by_name(teacher).items()}
 
@@ -110,11 +110,11 @@ class PixelBucket:
         return self.folder / tokens_name(known["model"], known["image_size"], teacher.grid, known.get("positions"))
 
     def open(self, teacher: Any | None, class_names: Sequence[str], conditions: ConditionMaker) -> Cache:
-        """The caches, which are there, with the track's conditions. `teacher` None: no tokens."""
+        """Opens the existing caches with the track's conditions. `teacher` None: no tokens."""
         folders, teachers, s = self.tokens_folders(teacher), self.teachers(teacher), self.settings
         splits = self.splits()
         latents = self._store(self.latents, self._manifest(), splits)
-        opened: dict[Path, Store] = {}  # one that two names share is opened once, as LMDB asks
+        opened: dict[Path, Store] = {}  # a store that two names share is opened once, as LMDB requires
         tokens: dict[str, Store | OnlineTokens] = {}
         for name, folder in folders.items():
             if folder not in opened:
@@ -129,15 +129,15 @@ class PixelBucket:
         return Cache(splits, latents, tokens, grids, s.num_classes, conditions, **known)
 
     def has_caches(self, teacher: Any | None) -> bool:
-        """Is everything cached that training reads?"""
+        """Whether everything that training reads is cached."""
         return all(is_finished(path) for path in (self.latents, *self.tokens_folders(teacher).values()))
 
     def has_results(self) -> bool:
-        """Are there records?"""
+        """Whether any store has records."""
         return self.folder.is_dir() and any(map(has_records, self.folder.iterdir()))
 
     def splits(self) -> dict[str, Samples]:
-        """As the latents were made from them."""
+        """The splits. Raises UserError if a list has changed since the latents were made from it."""
         files = self._lists()
         refuse_changed(files, Store(self.latents).manifest.get("csv_sha256", {}), self.remake)
         return {split: read_split(file) for split, file in zip(SPLITS, files, strict=True)}
@@ -152,7 +152,7 @@ class PixelBucket:
     # --- latents ----------------------------------------------------------------------------------------
 
     def encode_latents(self, samples: Samples, rows: dict[str, SourceImage]) -> dict[str, str]:
-        """Writes the latents that are not there yet. Returns why images cannot be read, by sample id."""
+        """Writes the missing latents. Returns the reason by sample id for images that cannot be read."""
         reasons: dict[str, str] = {}
 
         def images(chosen: Sequence[Sample]) -> tuple[list[Sample], Tensor]:
@@ -173,7 +173,7 @@ class PixelBucket:
         return reasons
 
     def lacks_latents(self) -> bool:
-        """Is a record missing of latents that are finished?"""
+        """Whether the finished latents lack a record."""
         return not _is_complete(self._latents_output(), self.listed())
 
     def listed(self) -> Samples:
@@ -181,19 +181,19 @@ class PixelBucket:
         return Samples.concatenate(map(read_split, self._lists()))
 
     def has_other_records(self, samples: Samples) -> bool:
-        """Are there latents of other samples too?"""
+        """Whether there are latents of other samples too."""
         store = Store(self.latents, self._latents_output().facts)
         count = store.count()
         store.close()
         return count != len(samples)
 
     def equal_images(self, samples: Samples) -> list[list[str]]:
-        """The ids of samples whose latents are the same bytes, together: those of equal pixels, among others."""
+        """Groups of ids of samples whose latents are byte for byte equal, as those of equal images are."""
         store = Store(self.latents, self._latents_output().facts)
         rows_R4 = digests_of_records(store)
         store.close()
         at_R = rows_of(samples.key_digests(""), rows_R4[:, KEY])
-        assert (at_R >= 0).all(), "they were made"
+        assert (at_R >= 0).all(), "every sample has latents"
         _, kinds_R, counts = np.unique(rows_R4[at_R, BLAKE2B], axis=0, return_inverse=True, return_counts=True)
         groups: dict[int, list[str]] = {}
         for row in np.flatnonzero(counts[kinds_R.ravel()] > 1):
@@ -201,12 +201,12 @@ class PixelBucket:
         return list(groups.values())
 
     def write_lists(self, lists: dict[str, Samples]) -> None:
-        """A CSV per split."""
+        """Writes a CSV per split."""
         for split, chosen in lists.items():
             write_split(self.folder / f"{split}.csv", chosen)
 
     def seal_latents(self, samples: Samples) -> None:
-        """From here on the latents count."""
+        """Marks the latents as finished."""
         output = self._latents_output()
         digests = {"csv_sha256": csv_digests(self._lists())}
         seal(replace(output, facts=output.facts | digests), digest_of(samples))
@@ -217,7 +217,7 @@ class PixelBucket:
     # --- what is made of the latents --------------------------------------------------------------------
 
     def build_others(self, teacher: Any | None) -> None:
-        """Mirror images and tokens, as far as they are missing."""
+        """Makes the missing mirror images and tokens from the latents."""
         latents = Store(self.latents)
         refuse_differing(self.latents, latents.manifest, self._manifest(), self.remake)
         splits = self.splits()
@@ -264,11 +264,11 @@ class PixelBucket:
             seal(output, digest_of(samples))
 
     def _encode(self, output: Output, samples: Samples, images: Images, encode: Encode) -> None:
-        """Writes what a store lacks of the samples whose images there are."""
+        """Writes a store's missing records, for samples whose images can be read."""
         begun = output.folder / "begun.json"
         known = read_json(begun) if begun.exists() else output.facts
         if any(known.get(key) != value for key, value in output.facts.items()):
-            shutil.rmtree(output.folder)  # the images have changed since, and it never counted
+            shutil.rmtree(output.folder)  # the images have changed, and the store was never finished
 
         def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
             for start in range(0, len(samples), CHUNK):
@@ -281,15 +281,15 @@ class PixelBucket:
         try:
             encode_part(output, Part(), samples, read, encode, self.remake, digest_of(samples))
         except BaseException:
-            if not has_records(output.folder):  # weights that cannot be read, say
+            if not has_records(output.folder):  # for example, weights could not be read
                 remove_new(new)
             raise
 
     # --- images -----------------------------------------------------------------------------------------
 
     def cut(self, pixels: np.ndarray) -> Tensor:
-        """The largest central rectangle of the bucket's aspect of an image, uint8 [H,W] or [H,W,3], at the bucket's
-        size: [1,C,H,W] in [0,1]."""
+        """The largest central rectangle of the bucket's aspect ratio in an image, uint8 [H,W] or [H,W,3], resized to
+        the bucket's size: [1,C,H,W] in [0,1]."""
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         check_channels(self.settings.channels, pixels.shape[2])
         height, width = cut_to_aspect((pixels.shape[0], pixels.shape[1]), self.size)
@@ -314,7 +314,7 @@ class PixelBucket:
 
 
 def _is_complete(output: Output, samples: Samples) -> bool:
-    """Is a store finished, with a record of every sample?"""
+    """Whether a store is finished and has a record of every sample."""
     if not is_finished(output.folder):
         return False
     store = Store(output.folder)

@@ -46,7 +46,7 @@ class PixelTrackCaches:
 
     prompt_bytes = 0  # its conditions are class ids
     autoencoder = None  # pixels need none
-    online_latents = False  # they are read as they lie
+    online_latents = False  # latents are always cached
 
     def __init__(self, settings: PixelTrack) -> None:
         settings.check()
@@ -76,25 +76,26 @@ class PixelTrackCaches:
 
     @property
     def buckets(self) -> list[PixelBucket]:
-        """Those that have images, as far as lists are there that say it."""
+        """The buckets with images; all of them while there are no lists."""
         known = self.bucket_samples()
         return [bucket for bucket in self.all_buckets if known is None or bucket.name in known]
 
     def bucket_samples(self) -> dict[str, dict[str, int]] | None:
-        """How many samples of each split each bucket has, by its name; None where no list says it, or there is one."""
+        """The number of samples per split of each bucket, by its name; None without lists, or with a single bucket."""
         return self.settings.bucket_samples()
 
     def tokens_folders(self, teacher: Any | None) -> dict[str, Path]:
-        """Where each teacher's tokens lie, as far as they are kept, in the first bucket."""
+        """The folder of each teacher's tokens in the first bucket, if they are cached."""
         return self.buckets[0].tokens_folders(teacher)
 
     def store_folders(self, teacher: Any | None) -> list[Path]:
-        """The folders of what is cached."""
+        """The folders of all caches."""
         of_text = [] if self.text is None else [self.text.folder]
         return [path for bucket in self.buckets for path in bucket.store_folders(teacher)] + of_text
 
     def open(self, teacher: Any | None) -> Caches:
-        """The track's caches; built first if they are missing and the track may. `teacher` None: no tokens."""
+        """Opens the track's caches; builds missing ones if `data.build_on_first_use` is set. `teacher` None: no
+        tokens."""
         missing = [path for path in self.store_folders(teacher) if not is_finished(path)]
         if missing and not self.build_on_first_use:
             raise no_cache_error(missing[0], self.remake)
@@ -108,13 +109,14 @@ class PixelTrackCaches:
         return Samples.concatenate(bucket.listed() for bucket in self.buckets)
 
     def has_caches(self, teacher: Any | None) -> bool:
-        """Is everything cached that training reads? A teacher that is asked online has no tokens to compare."""
+        """Whether everything that training reads is cached; False with an online teacher."""
         online = teacher is not None and self.online_teacher
         has_text = self.text is None or is_finished(self.text.folder)
         return not online and has_text and all(bucket.has_caches(teacher) for bucket in self.buckets)
 
     def source_changes(self) -> str | None:
-        """In what the images are not those that the caches were made from; None where they are, or nobody can say."""
+        """How the images differ from those that the caches were made from, as text; None if they do not, or if it
+        cannot be told."""
         if not self._are_finished():
             return None
         changed = source_changes.changes(self.source, self.images, self.folder)
@@ -124,38 +126,41 @@ class PixelTrackCaches:
         return all(is_finished(bucket.latents) for bucket in self.buckets)
 
     def reads_squares(self, teacher: Any | None) -> bool:
-        """An online teacher sees the cached pixels."""
+        """Always False: an online teacher sees the cached pixels."""
         return False
 
     def expected_samples(self) -> dict[str, int]:
-        """How many samples the splits have or will have."""
+        """The number of samples in each split, before or after the lists are made."""
         return self.settings.expected_samples()
 
     def stores(self, teacher: Any | None) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of each cache's records, in the first bucket."""
+        """The shape and data type of each cache's records, in the first bucket."""
         return self.buckets[0].stores(teacher)
 
     def caption_records(self) -> tuple[int, int] | None:
-        """How many records the captions have or will have, and the bytes of one; None without captions."""
+        """The number of the captions' records, before or after they are made, and the bytes of one; None without
+        captions."""
         return None if self.text is None else self.text.expected_records(self.expected_samples())
 
     # --- what is made -----------------------------------------------------------------------------------
 
     def build(self, teacher: Any | None) -> None:
-        """Makes what is missing, from where an earlier process left it. A second process waits, then finds it made."""
+        """Makes the missing caches, resuming what an earlier process began. A second process waits for the first and
+        then finds the caches complete."""
         for bucket in self.all_buckets:
-            bucket.teachers(teacher)  # one that takes no such images is refused before anything is made
+            bucket.teachers(teacher)  # raises before anything is made if a teacher cannot see these images
         new = missing_folders(self.folder)
         with lock_folder(self.folder):
             try:
                 self._build(teacher)
             except BaseException:
-                if not self._has_results():  # refused before anything was made
+                if not self._has_results():  # the error came before anything was made
                     remove_new(new)
                 raise
 
     def make(self, teacher: Any, stage: str) -> None:
-        """What `urepa.preprocess` does: everything in one go, then the stage `verify` or `digest` as for others."""
+        """What `urepa.preprocess` does: builds everything, then runs the stage `verify` or `digest` if that is
+        given."""
         self.build(teacher)
         if stage == "digest":
             for store in self.store_folders(teacher):
@@ -171,7 +176,7 @@ class PixelTrackCaches:
         cache.close()
 
     def _has_results(self) -> bool:
-        """Records, or a list of what cannot be read?"""
+        """Whether there are records, or a list of images that cannot be read."""
         return (self.folder / unreadable.FILE).exists() or any(bucket.has_results() for bucket in self.all_buckets)
 
     def _build(self, teacher: Any | None) -> None:
@@ -182,7 +187,7 @@ class PixelTrackCaches:
         else:
             self._list_and_build_latents()
         if self.text is not None:
-            if captions is None:  # those of other images were removed with the latents
+            if captions is None:  # stored captions of other images were removed with the latents
                 captions = self.text.read_missing()
             self.text.write(captions, self._listed())
             self.text.build(self._listed())
@@ -190,8 +195,8 @@ class PixelTrackCaches:
             bucket.build_others(teacher)
 
     def _list_and_build_latents(self) -> None:
-        """The lists and the latents. Which images cannot be read is known, of all, before anything else is made; the
-        next of its class takes the place of one. What a killed build has made of other files goes."""
+        """Makes the lists and the latents. All unreadable images are found before anything else is made; each is
+        replaced by the next of its class. Results that a killed build made from other files are removed."""
         if source_changes.record(self.source, self.images, self.folder):
             for bucket in self.all_buckets:
                 shutil.rmtree(bucket.latents, ignore_errors=True)
@@ -209,7 +214,7 @@ class PixelTrackCaches:
             kept = [row for row in rows if row.name not in skipped.keys() | equal.left_out]
             splits = split_rows(kept, self.num_classes, self.held_out, self.limit, equal.train_only)
             total = sum(map(len, splits.values()))
-            if len(kept) == len(rows) and not equal.train_only:  # the first time
+            if len(kept) == len(rows) and not equal.train_only:  # in the first pass
                 unused = sum(row.split == "test" for row in rows) - len(splits["test"])
                 asked = f"data.test_images={self.held_out['test']}"
                 listing.print_left_out(max(0, unused), asked, frozenset() if self.text is None else self.text.suffixes)
@@ -235,8 +240,8 @@ class PixelTrackCaches:
             bucket.seal_latents(Samples.concatenate(own.values()))
 
     def _read_sizes(self, splits: dict[str, list[SourceImage]], sizes: dict[str, Size]) -> dict[str, str]:
-        """Adds rows and columns of the images to `sizes`, by sample id, where there are buckets to choose from. Returns
-        why images cannot be read."""
+        """With several buckets, adds the images' rows and columns to `sizes`, by sample id. Returns the reason by
+        sample id for images that cannot be read."""
         if len(self.all_buckets) == 1:
             return {}
         reasons: dict[str, str] = {}
@@ -251,8 +256,8 @@ class PixelTrackCaches:
     def _lists_by_bucket(
         self, splits: dict[str, list[SourceImage]], sizes: dict[str, Size]
     ) -> list[tuple[PixelBucket, Lists]]:
-        """The buckets with training images, and the splits of each: an image goes to the one of the nearest aspect.
-        Raises UserError if a bucket that was asked for by its size has no training image; "auto" leaves it out."""
+        """The buckets with training images, and the splits of each; an image goes to the bucket of the nearest aspect
+        ratio. Raises UserError if a bucket given by size has no training image; "auto" leaves such a bucket out."""
         buckets = self.all_buckets
         if len(buckets) > 1:
             named = {bucket.name: bucket.size for bucket in buckets}
@@ -277,12 +282,12 @@ class PixelTrackCaches:
         ]
 
     def _equal_images(self, lists: list[tuple[PixelBucket, Lists]]) -> list[list[str]]:
-        """The ids of equal images, together: such are in one bucket."""
+        """Groups of ids of equal images; equal images are always in one bucket."""
         return [group for bucket, own in lists for group in bucket.equal_images(Samples.concatenate(own.values()))]
 
     def _drop_other_records(self, lists: list[tuple[PixelBucket, Lists]]) -> bool:
-        """Removes latents among which are some of images that were read in place of others that can be read now.
-        Returns whether latents are to be made again."""
+        """Removes the latents of a bucket that has records of other samples, which were chosen in place of images that
+        can be read now. Returns whether latents must be made again."""
         wanted = {bucket.name: Samples.concatenate(own.values()) for bucket, own in lists}
         removed = False
         for bucket in self.all_buckets:
@@ -294,7 +299,7 @@ class PixelTrackCaches:
         return removed
 
     def _complete_latents(self) -> None:
-        """Finished latents of which records are missing. Raises UserError if an image cannot be read any more."""
+        """Adds missing records to finished latents. Raises UserError if an image can no longer be read."""
         lacking = [bucket for bucket in self.buckets if bucket.lacks_latents()]
         if not lacking:
             return
@@ -306,11 +311,11 @@ class PixelTrackCaches:
             bucket.seal_latents(samples)
 
     def teachers(self, teacher: Any | None) -> dict[str, Any]:
-        """The teachers by name, each as it sees images of the first bucket."""
+        """The teachers by name, each for images of the first bucket's shape."""
         return self.buckets[0].teachers(teacher)
 
     def of_bucket(self, name: str) -> PixelTrackCaches:
-        """The track as if one of its buckets were all of it: what has one shape at a time is asked of this."""
+        """A view of the track with one of its buckets, for code that handles one shape at a time."""
         track = copy(self)
         track.all_buckets = [bucket for bucket in self.all_buckets if bucket.name == name]
         track._set_shapes()

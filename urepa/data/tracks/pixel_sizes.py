@@ -1,4 +1,4 @@
-"""Shapes of a small track from its settings, without torch: what its constructor refuses, said before it loads."""
+"""The shapes of a small track and their checks, from its settings, without torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from urepa.data.lists.bucket_shapes import Size
 
 
 def check_pixels(source: str, image_size: int, unshuffle: int, flip: bool) -> None:
-    """Raises UserError if the size in pixels does not divide, or mirror images would be of nothing."""
+    """Raises UserError if the image size is not a multiple of `unshuffle`, or if digits would be mirrored."""
     if image_size % unshuffle:
         raise UserError(f"data.image_size={image_size} is not a multiple of data.unshuffle={unshuffle}")
     if flip and source == "digits":
-        raise UserError("data.flip=true would mirror digits, and then they are none; leave it out")
+        raise UserError("data.flip=true would mirror digits, which are then no digits any more; leave it out")
 
 
 def check_channels(channels: int, found: int) -> None:

@@ -38,54 +38,52 @@ if TYPE_CHECKING:
 
 @dataclass
 class PixelTrack(CaptionSettings, TrackDefaults):
-    """Small images with their caches, made in one go: no VAE."""
+    """Small images without a VAE, whose caches are made in one process without stages."""
 
     _target_: str = "urepa.data.tracks.pixel_track.PixelTrack"
     name: str = setting("the track's name", alters=NOTHING)
-    root: str = setting("the track's folder; its caches go below it")
+    root: str = setting("the folder below which the caches are made")
     source: Source = setting("how the images are stored")
-    images: str = setting("where the images are: a folder, or a repository's name for source=hub")
+    images: str = setting("the images: a folder, or the name of a repository for source=hub")
     limit: int | None = setting(
         "training images, class-balanced; null: all", ge=1, le=COUNT, alters=NOTHING, unpairs=True
     )
-    validation_images: int = setting("images of the validation set", ge=1, le=COUNT)
-    test_images: int = setting("images of the test set", ge=1, le=COUNT)
+    validation_images: int = setting("number of validation images", ge=1, le=COUNT)
+    test_images: int = setting("number of test images", ge=1, le=COUNT)
     channels: int = setting("1 for grey images, 3 for colour", ge=1, le=SIZE)
     image_size: int = setting(
         "side of the squares, pixels; with buckets, of the square for which `teacher.grid` is given", ge=1, le=SIZE
     )
     unshuffle: int = setting("x0 has channels·unshuffle² channels at image_size / unshuffle", ge=1, le=SIZE)
     scale: float = setting(
-        "of x0; chosen so that its variance is about 1, as a VAE's scaling factor does", ge=TINY, le=LARGEST
+        "scale of x0, chosen for a variance of about 1, like a VAE's scaling factor", ge=TINY, le=LARGEST
     )
-    num_classes: int = setting(
-        "number of classes; data=folder counts the class folders where none is given", ge=1, le=SIZE
-    )
+    num_classes: int = setting("number of classes; data=folder counts the class folders by default", ge=1, le=SIZE)
     cfg_dropout: float = setting(
         "probability that a training sample loses its class, or its caption", ge=0, le=1, alters=NOTHING
     )
-    build_on_first_use: bool = setting("make the caches when a run first needs them")
+    build_on_first_use: bool = setting("make missing caches when a run needs them")
     flip: bool = setting(
-        "train on mirror images as often; the caches then hold both", False, alters=NOTHING, unpairs=True
+        "train on mirror images with probability 0.5; the caches then hold both", False, alters=NOTHING, unpairs=True
     )
-    online_teacher: bool = setting("ask the teacher while training instead of reading its cache", False, alters=NOTHING)
+    online_teacher: bool = setting("run the teacher in training instead of reading its cache", False, alters=NOTHING)
     buckets: Any = setting(
-        "shapes that images are cut to, as [[48,80],[64,64]]: rows and columns in pixels; auto: a square, and a lying "
-        "and a standing rectangle of nearly as many pixels; null: squares alone",
+        "shapes that images are cut to, as [[48,80],[64,64]]: rows and columns in pixels; auto: a square, and a "
+        "landscape and a portrait rectangle of nearly as many pixels; null: only squares",
         None,
         unpairs=True,
     )
     captions: CaptionSource | None = setting(
-        "conditions are captions: files: those that come with the images, beside them in a folder or in the source's "
-        "own column; classes: `a photo of a NAME` of a folder's classes; null: conditions are class ids",
+        "source of captions as conditions. files: stored with the images, in files beside them or in a column of the "
+        "source; classes: `a photo of a NAME`, from the names of class folders; null: conditions are class ids",
         None,
     )
     caption_column: str | None = setting(
-        "the column (of a .json in a tar file the key) that has the captions; null: text, caption or captions", None
+        "the column of the captions, or the key in a .json of a tar file; null: text, caption or captions", None
     )
-    text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: there are none", None)
+    text_encoder: Any = part("encodes the captions: text_encoder@data.text_encoder=NAME; null: without captions", None)
     max_skipped: float = setting(
-        "the share of images that may be unreadable; 0: none may", 0.0, ge=0, le=1, alters=NOTHING, unpairs=True
+        "largest fraction of images that may be unreadable; 0: none", 0.0, ge=0, le=1, alters=NOTHING, unpairs=True
     )
 
     not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout", "build_on_first_use")
@@ -94,11 +92,11 @@ class PixelTrack(CaptionSettings, TrackDefaults):
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns in pixels of each bucket's images, by its name; one without a name where there are none."""
+        """Rows and columns in pixels of each bucket's images, by name; without buckets one size with an empty name."""
         return bucket_sizes(self.buckets, self.image_size)
 
     def shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Of x0 of images of a size in pixels."""
+        """The shape of x0 for images of this size in pixels."""
         return unshuffled_shape(self.channels, size, self.unshuffle)
 
     @property
@@ -125,14 +123,14 @@ class PixelTrack(CaptionSettings, TrackDefaults):
 
     @property
     def folder(self) -> Path:
-        """Where the caches lie."""
+        """The folder of the caches."""
         held_out = (self.validation_images, self.test_images)
         sizes = [str(self.image_size)] if self.buckets is None else list(self.sizes)
         return pixel_folder(self.root, str(self.source), self.images, self.limit, *held_out, self.channels, sizes)
 
     @property
     def held_out(self) -> dict[str, int]:
-        """How many validation and test images there are to be."""
+        """The requested numbers of validation and test images."""
         return {"val": self.validation_images, "test": self.test_images}
 
     def check(self) -> None:
@@ -164,7 +162,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
             if not self.build_on_first_use:
                 raise no_cache_error(self.folder / "latents", remake_pixels_text(self.name))
             self._check_images()
-        if self.limit is not None or self.source == "digits":  # the settings say how many there will be
+        if self.limit is not None or self.source == "digits":  # the number of images follows from the settings
             check_batch_size(batch_size, self.expected_samples()["train"])
         if (known := self.bucket_samples()) is not None:
             check_buckets({name: counts["train"] for name, counts in known.items()}, batch_size)
@@ -176,8 +174,8 @@ class PixelTrack(CaptionSettings, TrackDefaults):
             self._check_images()
 
     def _check_images(self) -> None:
-        """Raises UserError if the caches have no place, or the images are of other classes or channels, or too few, as
-        far as files' names tell: of a folder its classes, of the digits everything."""
+        """Raises UserError if the caches cannot be written, or if the images have other classes or channels or are too
+        few. Without opening images this is checked for a folder's classes and, for the digits, completely."""
         if not Path(self.root).is_dir():
             check_folder_target("data.root", Path(self.root))
         check_images(str(self.source), self.images, by_class=self.by_class)
@@ -191,7 +189,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
 
     def check_stage(self, stage: str, shard: str) -> None:
         if stage not in ("all", "verify", "digest") or shard != "0/1":
-            raise UserError(f"data={self.name} is built in one go: leave stage and shard out")
+            raise UserError(f"data={self.name} is built without stages: leave out stage and shard")
         self.check_makeable()
 
     def has_latents(self) -> bool:
@@ -207,7 +205,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         return all(is_finished(folder / names[bucket]) for bucket, folder in self._bucket_folders().items())
 
     def _bucket_folders(self) -> dict[str, Path]:
-        """Where the caches of each bucket with images lie, by its name; {} where it is not known which have some."""
+        """The folder of each bucket with images, by its name; {} while it is unknown which buckets have images."""
         if len(self.sizes) == 1:
             return {name: self.folder / name for name in self.sizes}
         return {name: self.folder / name for name in self.bucket_samples() or {}}
@@ -217,7 +215,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         return expected_samples(self.limit, self.held_out, count)
 
     def count_classes(self) -> int:
-        if self.buckets is not None:  # they name the folder
+        if self.buckets is not None:  # the folder's name contains the buckets
             check_bucket_list(self.buckets, self.image_size, self.unshuffle, "data.unshuffle")
         return count_classes(str(self.source), self.images, self.folder)
 
@@ -242,17 +240,17 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         )
 
     def _describe_buckets(self, images: str, cut: str) -> str:
-        """What `description` says of images of several shapes, or of one that was asked for by its sides."""
+        """The sentences of `description` on images of several shapes, or of one shape given by its sides."""
         whole = (
             f"{self.name} (source {self.source}): {images}, in {number(self.num_classes)} classes, each split "
-            f"class-balanced. Of an image the largest central rectangle of {{aspect}} is resized once, for backbone "
-            f"and teacher alike; with {self.channels} channel(s) it {cut} x0 in [−{number(self.scale)}, "
+            f"class-balanced. The largest central rectangle of each image with {{aspect}} is resized once, for "
+            f"backbone and teacher alike; with {self.channels} channel(s) it {cut} x0 in [−{number(self.scale)}, "
             f"{number(self.scale)}]"
         )
         named = [shape(size) for size in self.sizes.values()]
         if len(named) == 1:
-            return f"{whole.format(aspect=f'the aspect of {named[0]} pixels')}, of {shape(self.latent_shape)}."
+            return f"{whole.format(aspect=f'the aspect ratio of {named[0]} pixels')}, of {shape(self.latent_shape)}."
         return (
-            f"{whole.format(aspect='the nearest aspect')}. There are buckets of {join_with_and(named)} pixels. "
+            f"{whole.format(aspect='the nearest aspect ratio')}. There are buckets of {join_with_and(named)} pixels. "
             f"{ONE_BUCKET_A_BATCH}"
         )
