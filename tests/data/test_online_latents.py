@@ -230,7 +230,9 @@ def test_images_that_are_not_those_are_refused(
     other = cache.splits["train"][7]  # the first one is looked at on opening
     with pytest.raises(UserError, match=r"images was made differently .image_size: 64 there, 32 here"):
         build_of(root, *BOTH, "data.image_size=32").track.open(None)
-    with pytest.raises(UserError, match=r"makes latents of shape \[4, 8, 8\] from these images; data.latent_shape="):
+    with pytest.raises(
+        UserError, match=r"makes latents of shape \[4, 8, 8\] from these images; data.latent_shape=\[4, 4, 4\]"
+    ):
         build_of(root, *BOTH, "data.latent_shape=[4,4,4]").track.open(None)
     with pytest.raises(UserError, match=r"data.vae=nowhere/at-all could not be loaded"):
         build_of(root, *BOTH, "data.vae=nowhere/at-all").track.open(None)

@@ -159,7 +159,7 @@ def test_lora_files_of_others(folder: Path, lora_run: Path, lora_export: Path) -
         ("text", values | {"text_encoder.x.lora_A.weight": torch.zeros(2, 2)}, "adapts the text encoder too"),
         ("more", values | {"unet.up_blocks.9.to_q.lora_A.weight": torch.zeros(2, 2)}, "does not fit this U-Net"),
         ("shape", values | {some: torch.zeros(2, 3)}, "does not fit this U-Net"),
-        ("none", {"conv_in.weight": torch.zeros(2)}, "holds no LoRA"),
+        ("none", {"conv_in.weight": torch.zeros(2)}, "is not a LoRA"),
     ):
         save_file(changed, folder / f"{name}.safetensors")
         with pytest.raises(UserError, match=said):

@@ -126,7 +126,7 @@ GENERATE = [
             ("checkpoint=w.safetensors", "w.safetensors has no embedding.safetensors", "", write("w.safetensors", "x")),
             (
                 "checkpoint=w.safetensors +experiment=repa_cifar10_pixels n=1 steps=1",
-                "no whole safetensors file",
+                "not a complete safetensors file",
                 "",
                 write("w.safetensors", "x"),
             ),

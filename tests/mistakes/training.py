@@ -124,9 +124,9 @@ WEIGHTS = [
         ("", "backbone.weights= is empty: give a path"),
         (".", "has no model.safetensors"),
         ("w.pt", "holds more than tensors, or no weights at all", write("w.pt", PICKLE)),
-        ("w.pt", "holds more than tensors, or no weights at all|no whole torch file", write("w.pt", "x")),
-        ("w.safetensors", "no whole safetensors file", write("w.safetensors", PICKLE)),
-        ("w.safetensors", "no whole safetensors file", write("w.safetensors", "")),
+        ("w.pt", "holds more than tensors, or no weights at all|not a complete torch file", write("w.pt", "x")),
+        ("w.safetensors", "not a complete safetensors file", write("w.safetensors", PICKLE)),
+        ("w.safetensors", "not a complete safetensors file", write("w.safetensors", "")),
         (f"{RUN}/checkpoints/step_00000002/ema.safetensors", "does not fit this backbone"),
     ),
     *tiny((f"{TEACHER}=t.pth", "teacher.model=t.pth does not exist")),
@@ -136,7 +136,7 @@ WEIGHTS = [
             *tiny(
                 (
                     f"{TEACHER}=t.pth",
-                    "teacher.model=t.pth is no whole torch file of weights alone",
+                    "teacher.model=t.pth is not a complete torch file of weights alone",
                     write("t.pth", PICKLE),
                 ),
                 (f"{TEACHER}=t", "teacher.model=t could not be loaded", write("t/config.json", "{")),

@@ -1,4 +1,4 @@
-"""How exports in diffusers' layout are used, for model cards."""
+"""Code for model cards that loads exports in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from safetensors.torch import load_file
 folder = "."  # this one
 unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
 scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-rows = load_file(f"{{folder}}/embedding.safetensors")["embedding_KLE"]  # one a class, the null condition last
+rows = load_file(f"{{folder}}/embedding.safetensors")["embedding_KLE"]  # one per class, the null condition last
 x = torch.randn(1, {shape})
 scheduler.set_timesteps({steps})
 with torch.no_grad():
@@ -56,7 +56,7 @@ folder = "."  # this one
 unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
 scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 null = load_file(f"{{folder}}/embedding.safetensors")
-# of a caption instead: the tokens [1, L, D], mask [1, L] and vector [1, P] of `data.text_encoder` in the config below
+# for a caption use its tokens [1, L, D], mask [1, L] and vector [1, P] from `data.text_encoder` in the config below
 tokens, mask, vector = null["null_D"][None, None], torch.ones(1, 1, dtype=torch.bool), null["null_P"][None]
 x = torch.randn(1, {shape})
 scheduler.set_timesteps({steps})
@@ -84,8 +84,8 @@ pipe = {pipeline}.from_pretrained({base}, unet=unet)
 pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 {call}"""
 CALL = """\
-# Guidance is away from what training had for no caption (data.text_encoder in the config below): from zeros without a
-# negative_prompt, where the pipeline has force_zeros_for_empty_prompt, else from negative_prompt="".
+# Guidance needs the null condition of the training (data.text_encoder in the config below): zeros, which a pipeline with
+# force_zeros_for_empty_prompt uses without a negative_prompt, or the empty prompt, which is negative_prompt="".
 image = pipe("a photo of a golden retriever", guidance_scale=5.0, height={height}, width={width}).images[0]
 """
 
@@ -106,7 +106,7 @@ def captioned_card(facts: CardFacts, base: str | None, pipeline: str) -> str:
 
 
 def _base_name(base: str | None) -> str:
-    """As Python has it: a hub id, or what is to be given."""
+    """A Python string: the hub id, or a placeholder for a folder."""
     return json.dumps(resolve(base)[0] if base is not None and is_hub_id(base) else "FOLDER OF THE BASE MODEL")
 
 
@@ -115,7 +115,7 @@ def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CL
 
     Args:
         base: the weights that training began with; None: random ones.
-        by_condition: the code for a U-Net whose conditions were trained with it.
+        by_condition: the code for a U-Net whose condition embeddings were trained too.
     """
     name = _base_name(base)
     if LORA in facts.files:
@@ -125,6 +125,6 @@ def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CL
     if TRAINED_ROWS not in facts.files:
         return code_block(FULL.format(base=name), "python")
     timesteps = facts.timesteps
-    assert timesteps is not None, "there is no export of a U-Net on a flow"
+    assert timesteps is not None, "U-Nets trained with a flow objective are not exported"
     steps = max(n for n in range(1, min(50, timesteps) + 1) if timesteps % n == 0)
     return code_block(by_condition.format(shape=", ".join(map(str, facts.latent_shape)), steps=steps), "python")

@@ -1,4 +1,4 @@
-"""What a declared backbone answers that reads no files: its weights are drawn, and its condition is class ids."""
+"""The base class of backbones that read no files: their weights are random, and their condition is class ids."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class DrawnBackbone:
 
     base: ClassVar[None] = None
     is_diffusers_unet: ClassVar[bool] = False
-    build: Callable[..., Any]  # the declaration's own
+    build: Callable[..., Any]  # of the declaration
 
     def check_adapters(self, targets: str, blocks: str) -> None:
         raise UserError("lora has no layers to adapt in this backbone: give lora=none")
 
     def check_files(self) -> None:
-        """It needs none."""
+        """No check: it needs no files."""
 
     def hub_files(self) -> dict[str, list[str]]:
         return {}
@@ -39,7 +39,7 @@ class DrawnBackbone:
         return self.build(latent_shape=latent_shape, num_classes=num_classes, **of_condition)
 
     def model_card(self, facts: CardFacts) -> str:
-        return "`urepa.load` opens the run that these weights are of; its config is below."
+        return "`urepa.load` opens the run of these weights; its config is below."
 
     def hub_metadata(self) -> dict[str, Any]:
         return {"tags": ["urepa"]}

@@ -1,4 +1,5 @@
-"""Layers that backbones and heads share: dense ones as SiT and REPA begin them, and a change of grid."""
+"""Layers shared by backbones and heads: linear layers with the initialisation of SiT and REPA, and resizing to a
+grid."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from urepa.core.types import Tokens
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """Xavier-uniform, its bias 0: what the published SiT and REPA do to every dense layer (arXiv 2410.06940)."""
+    """A linear layer with Xavier-uniform weights and zero bias, the initialisation of every linear layer in the
+    published SiT and REPA (arXiv 2410.06940)."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -19,22 +21,22 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def resize(map_BDhw: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A map bilinearly to a grid, half-pixel centres."""
+    """A map resized bilinearly to a grid, with half-pixel centres."""
     if tuple(map_BDhw.shape[-2:]) == grid:
         return map_BDhw
     return F.interpolate(map_BDhw, size=grid, mode="bilinear", align_corners=False)
 
 
 def masked_map(tokens: Tokens) -> Tensor:
-    """A map [B,D,h,w] of the tokens, 0 where they are masked, as a convolution sees what lies outside of the map."""
+    """The tokens as a map [B,D,h,w], 0 where they are masked, like a convolution's zero padding."""
     if tokens.mask_BN is None:
         return tokens.to_map()
     return replace(tokens, x_BND=tokens.x_BND.masked_fill(~tokens.mask_BN[..., None], 0)).to_map()
 
 
 def resize_tokens(tokens: Tokens, grid: tuple[int, int]) -> Tokens:
-    """Tokens [B,N,D] bilinearly to a grid (h, w): [B,h·w,D] in fp32, not of unit length, with the mask of
-    `resize_mask`. On their own grid they are left as they are."""
+    """Tokens [B,N,D] resized bilinearly to a grid (h, w): [B,h·w,D] in fp32, not normalised, with the mask of
+    `resize_mask`. Tokens that have this grid are returned unchanged."""
     if tokens.grid == grid:
         return tokens
     map_BDhw = resize(masked_map(tokens.float()), grid)
@@ -42,7 +44,7 @@ def resize_tokens(tokens: Tokens, grid: tuple[int, int]) -> Tokens:
 
 
 def resize_mask(tokens: Tokens, grid: tuple[int, int]) -> Tensor | None:
-    """The mask [B,h·w] of what `resize` makes of the tokens: True where all that it is interpolated from counts."""
+    """The mask [B,h·w] of the resized tokens: True where no masked token is part of the interpolation."""
     if tokens.mask_BN is None or tokens.grid == grid:
         return tokens.mask_BN
     masked_B1hw = (~tokens.mask_BN).unflatten(1, tokens.grid)[:, None].float()

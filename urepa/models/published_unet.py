@@ -1,4 +1,4 @@
-"""What declared backbones answer that are U-Nets in diffusers' files."""
+"""Base classes of backbones that are U-Nets in diffusers' files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class PublishedUNet:
     """The base of such a declaration (`urepa.core.backbone_protocols.Backbone`)."""
 
-    weights: str  # the declaration's own
+    weights: str  # of the declaration
     noun: ClassVar[str] = "U-Net"
     is_diffusers_unet: ClassVar[bool] = True
 
@@ -31,22 +31,22 @@ class PublishedUNet:
         return None if self.weights == RANDOM else self.weights
 
     def check(self, latent_shape: tuple[int, int, int]) -> None:
-        """The files of the weights have its sizes, which are compared when they are read."""
+        """No check: sizes are compared when the weights are read."""
 
     def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """A U-Net takes any."""
+        """No check: a U-Net takes every shape."""
 
     def check_tap(self, tap: str) -> None:
         check_unet_tap(tap)
 
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
-        """Taps have grids of their own: the head says which does not fit, when it is called."""
+        """No check: the head raises an error when it is called if a tap's grid does not fit."""
 
     def check_adapters(self, targets: str, blocks: str) -> None:
-        """Its middle block and its convolutions can be adapted, and random weights too."""
+        """No check: every choice of layers and blocks can be adapted."""
 
     def check_files(self) -> None:
-        """It needs none beside the weights."""
+        """No check: it needs no files besides the weights."""
 
     def hub_files(self) -> dict[str, list[str]]:
         return {self.weights: list(HUB_FILES)} if is_hub_id(self.weights) else {}
@@ -68,12 +68,12 @@ class PublishedUNet:
 
 
 class PublishedTextUNet(PublishedUNet):
-    """The same for one whose condition is a caption. `family` is one of `urepa.models.unet_families`."""
+    """The base of a U-Net whose condition is a caption. `family` is a key of `urepa.models.unet_families.FAMILIES`."""
 
-    gradient_checkpointing: bool  # the declaration's own
+    gradient_checkpointing: bool  # of the declaration
     family: ClassVar[str]
-    title: ClassVar[str]  # "Stable Diffusion XL", in a sentence
-    condition: ClassVar[str]  # what it does with a caption, in sentences
+    title: ClassVar[str]  # as in "the U-Net of Stable Diffusion XL"
+    condition: ClassVar[str]  # sentences that describe how it uses a caption
 
     def build(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
@@ -100,7 +100,7 @@ class PublishedTextUNet(PublishedUNet):
     def build_without_weights(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
     ) -> CaptionedUNet:
-        """The architecture is that of a local folder's config.json, else the published one."""
+        """The architecture comes from a local folder's config.json; without one it is the published one."""
         from urepa.models.backbones.captioned_unet_net import captioned_unet_without_weights
 
         assert widths is not None, "the condition of its track is text"
@@ -108,7 +108,7 @@ class PublishedTextUNet(PublishedUNet):
         return captioned_unet_without_weights(self.weights, self.family, self.gradient_checkpointing, **known)
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
-        recomputed = " Its blocks are computed again in the backward pass." if self.gradient_checkpointing else ""
+        recomputed = " Its blocks are recomputed in the backward pass." if self.gradient_checkpointing else ""
         return [
             f"The backbone is the U-Net of {self.title}{facts.initial_weights(self.base)}, on latents of "
             f"{facts.x0_shape}. {self.condition}{recomputed}"

@@ -1,4 +1,5 @@
-"""The same mathematics in less time: frozen weights in bf16, channels_last, attention kernels, compiled blocks."""
+"""Settings for speed that keep the mathematics: frozen weights in bf16, channels_last, attention kernels, compiled
+blocks."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from urepa.core.errors import UserError
 
-SHAPES = 64  # of one region, which is compiled once per shape: SD-1.5 has about 20
+SHAPES = 64  # compilations of a region, one per shape of its inputs: SD-1.5 needs about 20
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalises in the type of its input. The kernel keeps its sums in fp32 all the same; autocast would also
-    write the result in fp32, twice the traffic of everything up to the next convolution."""
+    """Normalises in the data type of its input. The kernel still accumulates in fp32; autocast would also write the
+    result in fp32, which doubles the memory traffic up to the next convolution."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -27,7 +28,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """As GroupNorm above."""
+    """Normalises in the data type of its input, as `GroupNorm` above."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -39,12 +40,13 @@ IN_THEIR_INPUTS_TYPE: dict[type[nn.Module], type[nn.Module]] = {nn.GroupNorm: Gr
 
 
 def hold_frozen_in_bf16(backbone: nn.Module) -> None:
-    """Frozen weights in bf16, so that autocast need not cast them at every step, and norms in their inputs' type.
-    What trains and the norms' own weights stay in fp32. In place; parameters keep their names."""
+    """Stores frozen weights in bf16, so that autocast need not cast them at every step, and computes norms in their
+    inputs' data type. Trainable weights and the norms' own weights stay in fp32. In place; parameters keep their
+    names."""
     for module in backbone.modules():
         own = IN_THEIR_INPUTS_TYPE.get(type(module))
         if own is not None:
-            module.__class__ = own  # same parameters, other forward
+            module.__class__ = own  # the same parameters with another `forward`
             continue
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
@@ -52,7 +54,7 @@ def hold_frozen_in_bf16(backbone: nn.Module) -> None:
 
 
 def channels_last(backbone: nn.Module) -> None:
-    """Convolutions' weights as NHWC; activations follow them. In place."""
+    """Stores the convolutions' weights as NHWC, which activations follow. In place."""
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -74,8 +76,8 @@ def attention(first: str | None, device: torch.device) -> Callable[[], contextli
 
 
 def compile_blocks(backbone: nn.Module) -> None:
-    """Compiles the repeated blocks that a backbone names (`BackboneNetwork.regions`), each by itself: the first step
-    takes a minute or two. In place."""
+    """Compiles each of the repeated blocks that a backbone names (`BackboneNetwork.regions`) on its own. The first step
+    then takes a minute or two. In place."""
     regions: Any = backbone.regions
     torch._dynamo.config.recompile_limit = SHAPES
     for module in backbone.modules():

@@ -1,4 +1,4 @@
-"""Times as vectors. Shapes: B batch, S = SINUSOID."""
+"""The sinusoidal embedding of times. Shapes: B batch, S = SINUSOID."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The families of U-Nets that diffusers publishes, without torch: their architectures, and by what a config.json is
-recognised."""
+"""The families of U-Nets in diffusers, without torch: their architectures, and how a config.json is assigned to one."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 from urepa.core.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model"
-# of a pipeline's U-Net: without the variants (fp16, non_ema) that lie beside its weights
+# a pipeline's U-Net, without the variants (fp16, non_ema) beside its weights
 HUB_FILES = [
     "unet/config.json",
     *(f"unet/{WEIGHTS}{rest}" for rest in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
@@ -19,9 +18,10 @@ HUB_FILES = [
 
 @dataclass(frozen=True)
 class UNetFamily:
-    """A family: its name in sentences, unet/config.json as far as it differs from the defaults of
-    UNet2DConditionModel, what tells its U-Nets from others, its pipeline of diffusers, the class of diffusers.loaders
-    that this pipeline has its files of adapters from, and the backbones that take it."""
+    """A family: `title` names it in sentences, `architecture` has the entries of unet/config.json that differ from the
+    defaults of UNet2DConditionModel, `kind` says what distinguishes its U-Nets, `pipeline` is its class in diffusers,
+    `adapter_files` the class of diffusers.loaders with which this pipeline reads LoRA files, and `backbones` the
+    backbones that use it."""
 
     title: str
     architecture: Mapping[str, Any]
@@ -42,9 +42,9 @@ SDXL: dict[str, Any] = {
     "cross_attention_dim": 2048,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,  # 6·256 of sizes and crop, 1280 of the pooled vector
+    "projection_class_embeddings_input_dim": 2816,  # 6·256 for sizes and crop, 1280 for the pooled vector
 }
-# projected from ChatGLM's width; 5632 is 6·256 and 4096 of the pooled vector
+# text is projected from ChatGLM's width; 5632 is 6·256 for sizes and crop, and 4096 for the pooled vector
 OF_CHATGLM = {
     "encoder_hid_dim": 4096,
     "encoder_hid_dim_type": "text_proj",
@@ -79,7 +79,7 @@ FAMILIES: dict[str, UNetFamily] = {
 
 
 def family_of_unet(config: Mapping[str, Any]) -> str | None:
-    """The family of a U-Net's config.json; None: another one."""
+    """The family of a U-Net's config.json; None if it is none of these."""
     added, projection = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
     if config.get("class_embed_type") is not None or projection not in (None, "text_proj"):
         return None
@@ -91,7 +91,7 @@ def family_of_unet(config: Mapping[str, Any]) -> str | None:
 
 
 def check_unet_config(config: Mapping[str, Any], family: str, where: str) -> None:
-    """Raises UserError if a config.json is not of a U-Net of this family."""
+    """Raises UserError if a config.json does not describe a U-Net of this family."""
     if config.get("_class_name") != "UNet2DConditionModel":
         raise UserError(f"{where} holds a {config.get('_class_name')}, not a UNet2DConditionModel")
     found = family_of_unet(config)

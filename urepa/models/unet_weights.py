@@ -1,4 +1,5 @@
-"""diffusers' UNet2DConditionModel of a family: of a hub id, of a local folder, or with random weights on request."""
+"""Loads diffusers' UNet2DConditionModel of a family from a hub id or a local folder, or makes one with random
+weights."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ from urepa.models.unet_families import FAMILIES, HUB_FILES, WEIGHTS, check_unet_
 
 
 def load_unet(weights: str, family: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The U-Net (UNet2DConditionModel).
+    """Loads the U-Net (UNet2DConditionModel).
 
     Args:
         weights: a hub id, a local diffusers folder (of the pipeline or of the U-Net), or "random".
-        family: of `urepa.models.unet_families`.
-        dtype: of the weights that are read, but for those of norms. Random ones are drawn in fp32.
+        family: a key of `urepa.models.unet_families.FAMILIES`.
+        dtype: of the weights that are read, except those of norms. Random weights are in fp32.
 
-    Raises UserError where the files are not those of such a U-Net.
+    Raises UserError if the files are not those of such a U-Net.
     """
     from diffusers import UNet2DConditionModel
 
@@ -36,8 +37,8 @@ def load_unet(weights: str, family: str, dtype: torch.dtype = torch.float32) -> 
 
 
 def unet_without_weights(weights: str, family: str) -> Any:
-    """The same at random weights, also on the meta device: none are read or fetched. The architecture is that of a
-    local folder's config.json, else the published one."""
+    """The U-Net with random weights, also on the meta device: no weights are read or fetched. The architecture comes
+    from a local folder's config.json; without one it is the published one."""
     from diffusers import UNet2DConditionModel
 
     architecture: Any = FAMILIES[family].architecture
@@ -48,7 +49,7 @@ def unet_without_weights(weights: str, family: str) -> Any:
 
 
 def check_unet_channels(unet: Any, channels: int, weights: str) -> None:
-    """Raises UserError if a track's x0 has other channels."""
+    """Raises UserError if the track's x0 has another number of channels."""
     if unet.config.in_channels != channels:
         raise UserError(
             f"the U-Net of {weights} takes {unet.config.in_channels} latent channels; the track has {channels}"
@@ -56,7 +57,7 @@ def check_unet_channels(unet: Any, channels: int, weights: str) -> None:
 
 
 def unet_folder(folder: Path) -> Path:
-    """The folder with the U-Net's config.json, given that one or the pipeline's."""
+    """The folder with the U-Net's config.json; `folder` is this one or the pipeline's."""
     for candidate in (folder / "unet", folder):
         if (candidate / "config.json").is_file():
             return candidate
@@ -64,14 +65,14 @@ def unet_folder(folder: Path) -> Path:
 
 
 def unet_from_folder(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The U-Net of its own folder."""
+    """Loads the U-Net from its own folder."""
     config = read_json(folder / "config.json")
     check_unet_config(config, family, str(folder))
     return _read(folder, config, _weight_files(folder), dtype)
 
 
 def unet_from_hub(weights: str, family: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The U-Net of a pipeline on the hub. Its config is read before its weights are fetched."""
+    """Loads the U-Net of a pipeline on the hub. Its config is checked before its weights are fetched."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -82,12 +83,12 @@ def unet_from_hub(weights: str, family: str, dtype: torch.dtype = torch.float32)
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)) / "unet"
     except UserError:
         raise
-    except (HfHubHTTPError, OSError, ValueError) as error:  # the hub's own errors are of these kinds
+    except (HfHubHTTPError, OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         raise UserError(
             f"backbone.weights={name} is no local folder and could not be fetched from the hub "
             f"({download_failure(error, weights)}); give backbone.weights=FOLDER"
         ) from error
-    if not any(folder.glob(f"{WEIGHTS}*.safetensors")):  # what an interrupted download leaves
+    if not any(folder.glob(f"{WEIGHTS}*.safetensors")):  # an interrupted download leaves this state
         raise UserError(
             f"backbone.weights={name}: unet/{WEIGHTS}.safetensors is not in the hub's local cache, or not in the "
             f"repository; {PREFETCH}, or give backbone.weights=FOLDER"
@@ -96,7 +97,7 @@ def unet_from_hub(weights: str, family: str, dtype: torch.dtype = torch.float32)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The file of the weights, or its shards. Raises UserError if they are not all there, or are no safetensors."""
+    """The file of the weights, or its shards. Raises UserError if one is missing, or if they are not safetensors."""
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(read_json(index)["weight_map"].values()))
@@ -116,8 +117,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.dtype) -> Any:
-    """The module of a config with the weights of files, one after the other in `dtype`: the whole is never held in
-    another. Raises UserError for weights that are missing, odd or of other shapes."""
+    """A module with this config and the weights in these files. Each weight is converted to `dtype` on its own, so that
+    never all weights are held in another type. Raises UserError for missing or unexpected weights and for other
+    shapes."""
     from diffusers import UNet2DConditionModel
     from safetensors import SafetensorError, safe_open
 
@@ -130,7 +132,7 @@ def _read(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.
     try:
         for file in files:
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                     value = tensors.get_tensor(name)
                     if name not in missing or missing[name].shape != value.shape:
                         odd.append(name)
@@ -143,17 +145,17 @@ def _read(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.
         raise UserError(
             f"{folder} does not hold a whole U-Net: {len(wrong)} weights are missing or do not fit ({wrong[0]})"
         )
-    assert not list(unet.buffers()), "no U-Net of these families has buffers, which files would lack"
+    assert not list(unet.buffers()), "U-Nets of these families have no buffers, which the files would lack"
     return unet.eval()
 
 
 def _put(unet: nn.Module, name: str, value: Tensor, dtype: torch.dtype) -> None:
-    """Sets a parameter by its dotted name, to a copy in memory of its own.
+    """Sets a parameter, given its dotted name, to a copy in newly allocated memory.
 
-    In a safetensors file weights begin at multiples of 8 bytes, in memory of their own at multiples of 64, and CPU
-    kernels round by where weights lie (see `urepa.models.weight_files.own_memory`).
+    Weights begin at multiples of 8 bytes in a safetensors file and of 64 bytes in allocated memory, and the rounding
+    of CPU kernels depends on this alignment (see `urepa.models.weight_files.own_memory`).
     """
     owner, _, leaf = name.rpartition(".")
     module = unet.get_submodule(owner)
-    own = torch.float32 if type(module) in IN_THEIR_INPUTS_TYPE else dtype  # as hold_frozen_in_bf16 has norms
+    own = torch.float32 if type(module) in IN_THEIR_INPUTS_TYPE else dtype  # as in hold_frozen_in_bf16
     setattr(module, leaf, nn.Parameter(value.to(own, copy=True)))

@@ -1,4 +1,4 @@
-"""Weights as files hold them and as loaders hand them over."""
+"""Reading and writing files of weights, and the memory of loaded weights."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise UserError(f"{file} is no whole safetensors file ({error}); copy it again") from error
+        raise UserError(f"{file} is not a complete safetensors file ({error}); copy it again") from error
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """As safetensors."""
+    """Writes tensors as a .safetensors file."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
 
 
 def read_torch(file: Path) -> Any:
-    """What a torch file holds of tensors and the settings beside them: nothing else is unpickled. Raises UserError if
-    there is more, or where it is damaged."""
+    """The tensors in a torch file and the settings beside them; nothing else is unpickled. Raises UserError if the file
+    holds other objects or is damaged."""
     try:
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a pickle's protocol, beside the error that says more
+            warnings.simplefilter("ignore")  # about the pickle protocol; the error is clearer
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
         raise UserError(f"{file} holds more than tensors, or no weights at all; save them as .safetensors") from error
     except DAMAGED as error:
-        raise UserError(f"{file} is no whole torch file; copy it again") from error
+        raise UserError(f"{file} is not a complete torch file; copy it again") from error
 
 
 @torch.no_grad()
 def own_memory(module: nn.Module) -> nn.Module:
-    """Moves weights from a file's mapping to memory of their own, in place. There they begin at multiples of 64
-    bytes; in a safetensors file at multiples of 8, and CPU kernels round by where weights lie: the same run would
-    differ between one process and several, for which diffusers loads them in another way."""
+    """Copies weights from a mapped file to newly allocated memory, in place. There they begin at multiples of 64 bytes,
+    in a safetensors file at multiples of 8, and the rounding of CPU kernels depends on this alignment. Without the
+    copy, a run would give other numbers in one process than in several, for which diffusers loads weights
+    differently."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
     return module
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
+    """The trainable parameters, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

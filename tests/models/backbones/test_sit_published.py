@@ -213,5 +213,5 @@ def test_a_file_with_more_than_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds more than tensors"):
         SiT(**(SMALL | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=SHAPE, num_classes=5)
     (tmp_path / "sit.pt").write_bytes(b"hello")
-    with pytest.raises(UserError, match="is no whole torch file"):
+    with pytest.raises(UserError, match="is not a complete torch file"):
         SiT(**(SMALL | {"weights": str(tmp_path / "sit.pt")})).build(latent_shape=SHAPE, num_classes=5)

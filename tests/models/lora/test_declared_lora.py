@@ -68,7 +68,7 @@ def test_adapters_are_what_the_backbone_says_that_their_settings_mean() -> None:
     assert sum(p.numel() for _, p in trained) == within + across
     assert (lora.group, lora.tag) == ("lora", "2")
     text, formula = lora.description(within + across, 16)
-    assert "rank r = 2 and α = 4, scale 2, stand beside the query, key, value and output projections" in str(text)
+    assert "rank r = 2 and α = 4, scale 2, are added to the query, key, value and output projections" in str(text)
     assert f"in the middle block with dropout 0.1 on their input: {within + across:,} parameters in 16 " in str(text)
     assert isinstance(formula, Formula)
     assert lora.trained("U-Net") == "LoRA of rank 2 (attention, blocks: mid) was trained"
@@ -104,7 +104,7 @@ def test_other_kinds_of_adapters(changes: dict[str, bool], kind: str, scale: str
         torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight, rows)
     text, shown = lora.description(1, 1)
     assert f"Low-rank adapters ({kind}) of rank r = 2 and α = 4, scale {scale}, stand" in str(text)
-    assert ("the lengths m of the adapted weights' rows train too" in str(text)) is lora.use_dora
+    assert ("the norms m of the adapted weights' rows train too" in str(text)) is lora.use_dora
     assert isinstance(shown, Formula)
     assert shown.latex.endswith(formula)
     assert lora.trained("U-Net").startswith(f"{kind} of rank 2 (")

@@ -103,7 +103,7 @@ def test_what_is_no_torch_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\n"
     for content in (b"", b"hello", pointer, whole[:-500], pickle.dumps({"a": print}, protocol=2)):
         (tmp_path / "file.pth").write_bytes(content)
-        with pytest.raises(UserError, match="is no whole torch file of weights alone"):
+        with pytest.raises(UserError, match="is not a complete torch file of weights alone"):
             _ = teacher("dinov3", tmp_path / "file.pth").network
     with pytest.raises(UserError, match="does not exist"):
         _ = teacher("dinov3", tmp_path / "nothing.pth").network

@@ -102,7 +102,7 @@ def test_the_documents_run(compose: Compose) -> None:
     """Known figures: 155,648 parameters in 16 tensors, a head of 2,360,320, 862 M in all, 182.7 TFLOP, 4.3 hours."""
     text = prose(texts(compose("+experiment=track_a"))[0])
     for words in (
-        "rank r = 8 and α = 8, scale 1, stand beside the query, key, value and output projections of every attention "
+        "rank r = 8 and α = 8, scale 1, are added to the query, key, value and output projections of every attention "
         "layer in the middle block: 155,648 parameters in 16 tensors",
         "| mid | 8×8, 1280 | 16×16, 1024 | 1 |",
         "The 1 head(s) have 2,360,320 parameters in 3 tensors",

@@ -1,2 +1,2 @@
-"""Which weights of the backbone train: a file declares a choice (`urepa.core.backbone_protocols.LoRA`), and `lora_net`
-adds adapters."""
+"""Which weights of the backbone train: a file declares a choice (`urepa.core.backbone_protocols.LoRA`); `lora_net` adds
+adapters."""

@@ -35,8 +35,8 @@ class Blocks(Enum):
 
 @dataclass
 class LoRA:
-    """Low-rank adapters (Hu et al. 2022, arXiv 2106.09685), rank-stabilised or with trained lengths where that is asked
-    for; the backbone says which of its modules `targets` and `blocks` mean."""
+    """Low-rank adapters (Hu et al. 2022, arXiv 2106.09685), with options for rank-stabilised LoRA and for DoRA. The
+    backbone translates `targets` and `blocks` to names of its modules."""
 
     _target_: str = "urepa.models.lora.adapters.LoRA"
     rank: int = setting("rank of each adapter", ge=1, le=SIZE)
@@ -47,10 +47,10 @@ class LoRA:
         le=SIZE,
     )
     dropout: float = setting("dropout on the input of an adapter", ge=0, le=1 - TINY)
-    targets: Targets = setting("which layers have adapters: the projections of attention, or the 3x3 convolutions too")
-    blocks: Blocks = setting("where these layers are: in the middle block, or in every block")
-    use_rslora: bool = setting("rank-stabilised: a scale of alpha / sqrt(rank), with which ranks train alike", False)
-    use_dora: bool = setting("DoRA: the lengths of the adapted weights' rows train too, by themselves", False)
+    targets: Targets = setting("layers with adapters: the projections of attention, or also the 3x3 convolutions")
+    blocks: Blocks = setting("blocks with adapters: the middle block, or every block")
+    use_rslora: bool = setting("rank-stabilised LoRA: a scale of alpha / sqrt(rank), for one alpha at all ranks", False)
+    use_dora: bool = setting("DoRA: the norms of the adapted weights' rows are separate trainable parameters", False)
     group: ClassVar[str] = "lora"
     has_adapters: ClassVar[bool] = True
 
@@ -79,12 +79,12 @@ class LoRA:
         alpha = self.rank if self.alpha is None else self.alpha
         scale = f"{alpha / math.sqrt(self.rank):.4g}" if self.use_rslora else number(alpha / self.rank)
         dropout = f" with dropout {number(self.dropout)} on their input" if self.dropout else ""
-        lengths = ", and the lengths m of the adapted weights' rows train too" if self.use_dora else ""
+        lengths = ", and the norms m of the adapted weights' rows train too" if self.use_dora else ""
         adapted = r"W + \frac{\alpha}{" + (r"\sqrt{r}" if self.use_rslora else "r") + r"}\, B A"
         turned = r"W' = m\, \frac{V}{\lVert V \rVert}, \qquad"
         return [
             f"The backbone is frozen. Low-rank adapters ({self.kind}) of rank r = {self.rank} and α = {alpha}, scale "
-            f"{scale}, stand beside {ADAPTED[str(self.targets)]} in {WHERE[str(self.blocks)]}"
+            f"{scale}, are added to {ADAPTED[str(self.targets)]} in {WHERE[str(self.blocks)]}"
             f"{dropout}{lengths}: {number(parameters)} parameters in {tensors} tensors.",
             Formula(rf"{turned} V = {adapted}" if self.use_dora else rf"W' = {adapted}"),
         ]

@@ -1,12 +1,12 @@
-"""Low-rank adapters of a U-Net as files in kohya-ss's layout, which ComfyUI and WebUIs read too.
+"""A U-Net's low-rank adapters as files in kohya-ss's layout, which ComfyUI and WebUIs also read.
 
-A module's name is `lora_unet_` and its path with underscores. sd-scripts trains SD-1.5 on diffusers' U-Net, and SDXL on
-one of its own that is named as Stability's (kohya-ss/sd-scripts, `networks/lora.py` at commit 02298e3 and
-`library/sdxl_original_unet.py` at 005013d). ComfyUI takes either for both (comfyanonymous/ComfyUI, `comfy/lora.py` and
-`comfy/utils.py` at commit 00728eb).
+A module's name is `lora_unet_` followed by its path with underscores. sd-scripts trains SD-1.5 with diffusers' U-Net,
+and SDXL with a U-Net of its own that has Stability's module names (kohya-ss/sd-scripts, `networks/lora.py` at commit
+02298e3 and `library/sdxl_original_unet.py` at 005013d). ComfyUI accepts both kinds of names for both models
+(comfyanonymous/ComfyUI, `comfy/lora.py` and `comfy/utils.py` at commit 00728eb).
 
-Shapes: r rank, k side of a kernel. Beside a name stand `.lora_down.weight` [r,in] or [r,in,k,k], `.lora_up.weight`
-[out,r] or [out,r,1,1] and `.alpha` []; the adapted weight is W + (α/r)·up·down.
+Shapes: r rank, k side of a kernel. The tensors of a module are NAME.lora_down.weight [r,in] or [r,in,k,k],
+NAME.lora_up.weight [out,r] or [out,r,1,1] and NAME.alpha []; the adapted weight is W + (α/r)·up·down.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from urepa.core.errors import UserError
 from urepa.models.weight_files import read_safetensors, save_tensors
 
-UNET, TEXT = "lora_unet_", "lora_te"  # `lora_te_`; of SDXL's two encoders `lora_te1_` and `lora_te2_`
+UNET, TEXT = "lora_unet_", "lora_te"  # `lora_te_`; SDXL's two encoders have `lora_te1_` and `lora_te2_`
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 RESNET = {
     "conv1": "in_layers.2",
@@ -34,17 +34,17 @@ RESNET = {
 MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 INNER = {"resnets": 0, "attentions": 1}
 BLOCK = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(.+)")
-ADAPTER = "default"  # peft's name of the only one
+ADAPTER = "default"  # peft's name for a single adapter
 
 
 def write_kohya_lora(unet: Any, file: Path) -> None:
-    """The adapters of diffusers' U-Net in this layout."""
+    """Writes the adapters of diffusers' U-Net in this layout."""
     save_tensors(kohya_tensors(unet), file)
 
 
 def kohya_tensors(unet: Any) -> dict[str, Tensor]:
-    """The adapters of diffusers' U-Net by the names of this layout: Stability's for a U-Net of SDXL's kind, with sizes
-    and crops among its conditions, diffusers' for others. Each module has its α, so that α ≠ r is not lost."""
+    """The adapters of diffusers' U-Net by the names of this layout: Stability's for a U-Net like SDXL's, with sizes and
+    crops among its conditions, and diffusers' for others. Each module has its α, as α may differ from r."""
     from peft.tuners.lora import LoraLayer
 
     adapted: dict[str, Any] = {path: module for path, module in unet.named_modules() if isinstance(module, LoraLayer)}
@@ -61,25 +61,25 @@ def kohya_tensors(unet: Any) -> dict[str, Tensor]:
 
 
 def _alpha(module: Any) -> float:
-    """α of this layout, whose scale is α/r: of rank-stabilised adapters, with α/√r, α·√r."""
+    """α in this layout, in which the scale is α/r. For rank-stabilised adapters, whose scale is α/√r, it is α·√r."""
     rank, alpha = module.r[ADAPTER], float(module.lora_alpha[ADAPTER])
     return alpha * rank**0.5 if module.use_rslora.get(ADAPTER, False) else alpha
 
 
 def is_kohya_lora(file: Path) -> bool:
-    """Has it a name of this layout? A file that cannot be read has none."""
+    """Whether the file has names of this layout; False for a file that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
-            return any(name.startswith((UNET, TEXT)) for name in opened.keys())  # noqa: SIM118  it is no mapping
+            return any(name.startswith((UNET, TEXT)) for name in opened.keys())  # noqa: SIM118  not a mapping
     except (OSError, SafetensorError):
         return False
 
 
 def load_kohya_lora(unet: Any, file: Path) -> None:
-    """Such a file on top of a U-Net's weights, by names of either kind. Raises UserError if it adapts the text encoder
-    too, where it is no plain LoRA, or where the U-Net has no place for some of it."""
+    """Adds the adapters in a file of this layout to a U-Net; both kinds of names are accepted. Raises UserError if the
+    file adapts the text encoder too, is not a plain LoRA, or has modules that do not fit the U-Net."""
     modules: dict[str, dict[str, Tensor]] = {}
     for name, value in read_safetensors(file).items():
         module, _, part = name.partition(".")
@@ -106,14 +106,14 @@ def load_kohya_lora(unet: Any, file: Path) -> None:
 
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What can have an adapter, by its path; of one that has, the layer below it."""
+    """The layers that can have an adapter, with their paths; of a layer that has one, the base layer."""
     for path, module in unet.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in path:
             yield path.removesuffix(".base_layer"), module
 
 
 def _fits(layer: nn.Module, parts: dict[str, Tensor]) -> bool:
-    """Are these a down and an up projection of the layer's shape, with at most an α beside them?"""
+    """Whether these are a down and an up projection of the layer's shape, with or without an α."""
     if not {DOWN, UP} <= parts.keys() <= {DOWN, UP, ALPHA}:
         return False
     down, up, rank = parts[DOWN], parts[UP], len(parts[DOWN])
@@ -125,7 +125,7 @@ def _fits(layer: nn.Module, parts: dict[str, Tensor]) -> bool:
 
 @torch.no_grad()
 def _add(unet: Any, modules: dict[str, dict[str, Tensor]]) -> None:
-    """Adapters of these values at these paths, in fp32. Without an α it is the rank, as sd-scripts has it."""
+    """Adds adapters with these values at these paths, in fp32. A missing α is the rank, as in sd-scripts."""
     from peft import LoraConfig
 
     ranks = {path: len(parts[DOWN]) for path, parts in modules.items()}
@@ -133,7 +133,7 @@ def _add(unet: Any, modules: dict[str, dict[str, Tensor]]) -> None:
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     config = LoraConfig(
         r=int(rank),
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides by the rank, whatever number it is
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by the rank, so a float is allowed
         rank_pattern={path: r for path, r in ranks.items() if r != rank},
         alpha_pattern={path: a for path, a in alphas.items() if a != alpha},
         target_modules=list(modules),
@@ -150,16 +150,16 @@ def _add(unet: Any, modules: dict[str, dict[str, Tensor]]) -> None:
 
 
 def kohya_name(path: str) -> str:
-    """Of a module's path in a U-Net, of either kind."""
+    """A module's name in this layout, from its path in either kind of U-Net."""
     return UNET + path.replace(".", "_")
 
 
 def stability_path(path: str, layers_per_block: int, attending: Collection[int]) -> str | None:
-    """Where a module of diffusers' U-Net lies in Stability's; None of what has no block there.
+    """The path in Stability's U-Net of a module of diffusers' U-Net; None for modules outside the blocks.
 
     Args:
-        path: of the module, as `mid_block.attentions.0.proj_in`.
-        layers_per_block: the U-Net's.
+        path: the module's path, such as `mid_block.attentions.0.proj_in`.
+        layers_per_block: the U-Net's setting.
         attending: the indices of its up blocks that have attention.
     """
     found = BLOCK.fullmatch(path)
@@ -180,7 +180,8 @@ def stability_path(path: str, layers_per_block: int, attending: Collection[int])
 
 
 def names_of(paths: Collection[str], layers_per_block: int) -> Mapping[str, tuple[str, str | None]]:
-    """The name of each module by its path, as of SD-1.5's U-Net and as of SDXL's; None where it has none of these."""
+    """The two names of each module, by its path: the diffusers name, used for SD-1.5, and the Stability name, used for
+    SDXL (None if it has none)."""
     attending = {int(path.split(".")[1]) for path in paths if re.match(r"up_blocks\.\d+\.attentions\.", path)}
     stability = {path: stability_path(path, layers_per_block, attending) for path in paths}
     return {path: (kohya_name(path), None if own is None else kohya_name(own)) for path, own in stability.items()}

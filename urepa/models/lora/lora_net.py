@@ -1,7 +1,7 @@
-"""Low-rank adapters: added to a backbone through peft, and as files for diffusers' pipelines.
+"""Low-rank adapters: added to a backbone with peft, and read and written as files for diffusers' pipelines.
 
-W' = W + (α/r)·B·A (Hu et al. 2022, arXiv 2106.09685, eq. 3); with α/√r where it is rank-stabilised (Kalajdzievski
-2023, arXiv 2312.03732), and with rows of trained lengths m, m·W'/‖W'‖, in DoRA (Liu et al. 2024, arXiv 2402.09353).
+W' = W + (α/r)·B·A (Hu et al. 2022, arXiv 2106.09685, eq. 3); rank-stabilised LoRA has α/√r instead
+(Kalajdzievski 2023, arXiv 2312.03732), and DoRA has trained row norms m, m·W'/‖W'‖ (Liu et al. 2024, arXiv 2402.09353).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def add_lora(
     use_rslora: bool = False,
     use_dora: bool = False,
 ) -> None:
-    """Freezes the backbone and adds adapters through peft, in place.
+    """Freezes the backbone and adds adapters with peft, in place.
 
     Args:
         rank: r, at least 1. alpha: α; None means r, so that ranks compare at scale 1.
-        dropout: in [0,1). targets, blocks: which layers of which blocks; the backbone knows them by name.
-        use_rslora: the scale is α/√r. use_dora: the lengths of the weights' rows train too.
+        dropout: in [0,1). targets, blocks: which layers of which blocks; the backbone gives their names.
+        use_rslora: the scale is α/√r. use_dora: the norms of the weights' rows train too.
 
     At r = 8 with attention and mid on SD-1.5: 155,648 parameters in 16 tensors; attention_conv adds the middle's four
     3x3 convolutions, 409,600. On SDXL, whose middle has ten transformer blocks: 1,761,280. On SiT-B all attention at
@@ -62,17 +62,17 @@ def add_lora(
 
 @contextmanager
 def _in_fp32(backbone: nn.Module, names: str) -> Iterator[None]:
-    """Inside, the weights of the layers that a regular expression names are in fp32: peft's adapters get the type of
-    what they adapt, and theirs is fp32, whatever the frozen weights are held in. In bf16 their first values would be
-    rounded. A name may lack the parts before the network that the expression is for."""
+    """Within this context the layers matched by the regular expression `names` are in fp32. peft gives adapters the
+    data type of the adapted layers, and adapters must be in fp32 even if the frozen weights are not: in bf16 their
+    initial values would be rounded. The expression may match the end of a module's name."""
     layers = [m for name, m in backbone.named_modules() if any(re.fullmatch(names, end) for end in _ends(name))]
     held = {p: p.dtype for layer in layers for p in layer.parameters() if p.dtype != torch.float32}
     for parameter in held:
         parameter.data = parameter.data.float()
     yield
     for parameter, dtype in held.items():
-        parameter.data = parameter.data.to(dtype)  # the same values: fp32 holds all of them
-    assert all(p.dtype == torch.float32 for p in backbone.parameters() if p.requires_grad), "of the adapters"
+        parameter.data = parameter.data.to(dtype)  # the same values: fp32 represents all of them
+    assert all(p.dtype == torch.float32 for p in backbone.parameters() if p.requires_grad), "adapters are in fp32"
 
 
 def _ends(name: str) -> list[str]:
@@ -82,18 +82,19 @@ def _ends(name: str) -> list[str]:
 
 
 def load_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
-    """A LoRA file for a pipeline of diffusers on top of a U-Net's weights, by diffusers' own reading of its formats.
-    Raises UserError if the file is none, is for more than the U-Net, or does not fit it: diffusers would warn at most.
+    """Adds the adapters in a LoRA file for a diffusers pipeline to a U-Net, read by diffusers' own loader. Raises
+    UserError if the file is not a LoRA, is not for the U-Net alone, or does not fit it: diffusers would only print a
+    warning.
 
     Args:
-        loader: the pipeline's base in diffusers.loaders.
+        loader: the base class of the pipeline in diffusers.loaders.
     """
     from diffusers import loaders
     from peft.utils import get_peft_model_state_dict
     from safetensors import SafetensorError
 
     reader = getattr(loaders, loader)
-    # by which the blocks of other programs' files are numbered
+    # with this the loader numbers the blocks in files of other programs
     known = {"unet_config": unet.config} if reader is loaders.StableDiffusionXLLoraLoaderMixin else {}
     try:
         state, alphas, metadata = reader.lora_state_dict(
@@ -102,13 +103,13 @@ def load_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} does not load as a LoRA: {str(error).splitlines()[0]}") from error
     if not any("lora" in name for name in state):
-        raise UserError(f"{file} holds no LoRA; give a pytorch_lora_weights.safetensors, or a whole U-Net's folder")
+        raise UserError(f"{file} is not a LoRA; give a pytorch_lora_weights.safetensors, or a whole U-Net's folder")
     if any(name.startswith("text_encoder") for name in state):
         raise UserError(
             f"{file} adapts the text encoder too, and the track's prompts were embedded without that; give a LoRA of "
             "the U-Net alone"
         )
-    if not any(name.startswith("unet.") for name in state):  # as a U-Net alone writes it
+    if not any(name.startswith("unet.") for name in state):  # a file written by a U-Net without a pipeline
         state = {f"unet.{name}": value for name, value in state.items()}
         metadata = None if metadata is None else {f"unet.{key}": value for key, value in metadata.items()}
     try:
@@ -118,12 +119,12 @@ def load_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
     (name,) = unet.peft_config
     loaded = get_peft_model_state_dict(unet, adapter_name=name)
     if len(loaded) != len(state):
-        raise UserError(f"{file} does not fit this U-Net: of its {len(state)} weights {len(loaded)} have a place")
+        raise UserError(f"{file} does not fit this U-Net: only {len(loaded)} of its {len(state)} weights have a place")
 
 
 def write_pipeline_lora(unet: Any, file: Path, loader: str) -> None:
-    """As a pipeline of diffusers, whose base in diffusers.loaders is `loader`, reads it by `load_lora_weights`. The
-    metadata carry α, without which α ≠ r would be lost, and whether these are rank-stabilised adapters or DoRA's."""
+    """Writes a file for `load_lora_weights` of a diffusers pipeline whose base class in diffusers.loaders is `loader`.
+    The metadata have α, which may differ from r, and whether the adapters are rank-stabilised or DoRA's."""
     from diffusers import loaders
     from peft.utils import get_peft_model_state_dict
 

@@ -21,7 +21,7 @@ class NoLoRA:
     tag: ClassVar[str] = "none"
 
     def check(self, backbone: Any) -> None:
-        """Every backbone can train whole."""
+        """No check: all weights of every backbone can be trained."""
 
     def build(self, backbone: nn.Module) -> None:
         backbone.requires_grad_(True)

@@ -71,7 +71,9 @@ def _tensors(path: Path) -> State:
     try:
         stored = read_torch(path)
     except UserError as error:
-        raise UserError(f"teacher.model={path} is no whole torch file of weights alone; download it again") from error
+        raise UserError(
+            f"teacher.model={path} is not a complete torch file of weights alone; download it again"
+        ) from error
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise UserError(f"teacher.model={path} holds no weights by name; give the file as Meta publishes it")
     return stored
