@@ -232,7 +232,7 @@ def test_a_sit_that_is_not_what_is_composed_is_said(
         with pytest.raises(UserError, match=said):
             generate(ask(*whole, change, *REQUEST, f"out={folder / 'refused'}"))
         assert not (folder / "refused").exists()
-    with pytest.raises(UserError, match=r"has no model\.safetensors, as an export of a SiT has"):
+    with pytest.raises(UserError, match=r"has no model\.safetensors, which a SiT's export has"):
         generate(ask(f"checkpoint='{folder}'", *sit_parts))
 
 

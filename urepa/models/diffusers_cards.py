@@ -84,7 +84,7 @@ pipe = {pipeline}.from_pretrained({base}, unet=unet)
 pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 {call}"""
 CALL = """\
-# Guidance needs the null condition of the training (data.text_encoder in the config below): zeros, which a pipeline with
+# Guidance needs the null condition of training (data.text_encoder in the config below): zeros, which a pipeline with
 # force_zeros_for_empty_prompt uses without a negative_prompt, or the empty prompt, which is negative_prompt="".
 image = pipe("a photo of a golden retriever", guidance_scale=5.0, height={height}, width={width}).images[0]
 """

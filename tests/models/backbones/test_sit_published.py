@@ -156,7 +156,9 @@ def test_a_dit_is_refused(tmp_path: Path, part: str) -> None:
     values = doubled(published(small()), torch.zeros_like)
     values[f"final_layer.linear.{part}"].unflatten(0, (2, 2, 6))[1, 0, 5] = 1e-3  # the last variance of the third place
     torch.save({"ema": values}, tmp_path / "dit.pt")
-    with pytest.raises(UserError, match=r"dit.pt has learned variances .*: a DiT's, which predicts the noise"):
+    with pytest.raises(
+        UserError, match=r"dit.pt has learned variances .*: these are a DiT's weights, which predict the noise"
+    ):
         SiT(**(SMALL | {"weights": str(tmp_path / "dit.pt")})).build(latent_shape=SHAPE, num_classes=5)
 
 

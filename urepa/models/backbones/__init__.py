@@ -1,3 +1,3 @@
-"""Denoisers behind one contract: a file declares one (`urepa.core.backbone_protocols.Backbone`), and a file whose name
-ends in `_net` has modules (`BackboneNetwork`) or their weights: forward(x_t, t, condition, taps) -> Denoised, with taps
-as they are."""
+"""Denoisers with one interface. A file declares one (`urepa.core.backbone_protocols.Backbone`); a file whose name ends
+in `_net` has modules (`BackboneNetwork`) or reads their weights: forward(x_t, t, condition, taps) -> Denoised, with
+unprojected taps."""

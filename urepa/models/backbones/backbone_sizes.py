@@ -1,4 +1,4 @@
-"""Which sizes and taps the backbones have, without torch: what their constructors refuse, said before it loads."""
+"""Checks of the backbones' sizes and taps, without torch, so that errors are raised before torch loads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 
 from urepa.core.errors import UserError, did_you_mean
 
-RANDOM = "random"  # backbone.weights of a backbone that may have others
-EXPORTED = "model.safetensors"  # the file of a SiT's exported folder
-LORA = "pytorch_lora_weights.safetensors"  # of a U-Net's, as diffusers' pipelines read it
-KOHYA = "lora_kohya.safetensors"  # the same, as sd-scripts, ComfyUI and WebUIs read it
-TRAINED_ROWS = "embedding.safetensors"  # of a U-Net whose classes were trained with it
+RANDOM = "random"  # the value of backbone.weights for random weights
+EXPORTED = "model.safetensors"  # the file in a SiT's exported folder
+LORA = "pytorch_lora_weights.safetensors"  # a U-Net's LoRA for diffusers' pipelines
+KOHYA = "lora_kohya.safetensors"  # a U-Net's LoRA for sd-scripts, ComfyUI and WebUIs
+TRAINED_ROWS = "embedding.safetensors"  # the trained condition embeddings of a U-Net
 UNET_TAPS = ("mid", "enc_last", "dec_first")
 
 
 def check_unet(block_out_channels: Sequence[int], attention: Sequence[bool], latent_shape: Sequence[int]) -> None:
-    """Raises UserError if the widths of a tiny U-Net, one per resolution, do not fit together or the latent [C,H,W]."""
+    """Raises UserError if a tiny U-Net's widths, one per resolution, are inconsistent or do not fit the latent
+    [C,H,W]."""
     _, height, width = latent_shape
     levels = len(block_out_channels)
     if len(attention) != levels:
@@ -37,9 +38,9 @@ def check_unet(block_out_channels: Sequence[int], attention: Sequence[bool], lat
 
 
 def check_head_width(block_out_channels: Sequence[int], attention: Sequence[bool], head_dim: int) -> None:
-    """Raises UserError if heads of attention do not divide a level's channels: diffusers would take another width in
-    silence."""
-    attending = [*attention[:-1], True]  # the middle block has it always, at the last width
+    """Raises UserError if the head width does not divide the channels of a level with attention: diffusers would
+    silently use another width."""
+    attending = [*attention[:-1], True]  # the middle block always has attention, at the last width
     odd = [c for c, has_heads in zip(block_out_channels, attending, strict=False) if has_heads and c % head_dim]
     if odd:
         raise UserError(
@@ -49,28 +50,28 @@ def check_head_width(block_out_channels: Sequence[int], attention: Sequence[bool
 
 
 def check_unet_tap(tap: str) -> None:
-    """Raises UserError for a tap that a U-Net has not."""
+    """Raises UserError for a tap that a U-Net does not have."""
     if tap not in UNET_TAPS:
         near = did_you_mean(tap, UNET_TAPS)
         raise UserError(f"this backbone has no tap '{tap}'; it has {', '.join(UNET_TAPS)}{near}")
 
 
 def unet_files(path: Path, missing: str) -> list[Path]:
-    """Configuration and weights of the U-Net in a folder, its own or a pipeline's."""
+    """The config.json and the weights of the U-Net in a folder, its own or a pipeline's."""
     for folder in (path / "unet", path):
         if (folder / "config.json").is_file():
             return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    raise UserError(f"checkpoint={path} has {missing}: give the weights, or compose the backbone that they are of")
+    raise UserError(f"checkpoint={path} has {missing}: give the weights, or choose the backbone that they belong to")
 
 
 def check_prompts(path: Path) -> None:
-    """Raises UserError if the file of text embeddings is not there."""
+    """Raises UserError if the file of text embeddings is missing."""
     if not path.is_file():
         raise UserError(f"there are no prompt embeddings at {path}; make them with the track's other caches")
 
 
 def check_sit(patch: int, width: int, heads: int, latent_shape: Sequence[int]) -> None:
-    """Raises UserError if the sizes of a SiT do not fit each other or the latent [C,H,W]."""
+    """Raises UserError if a SiT's sizes are inconsistent or do not fit the latent [C,H,W]."""
     _, height, columns = latent_shape
     if height % patch or columns % patch:
         raise UserError(
@@ -82,7 +83,7 @@ def check_sit(patch: int, width: int, heads: int, latent_shape: Sequence[int]) -
 
 
 def sit_block(tap: str, depth: int) -> int:
-    """The block, of `depth`, that a SiT's tap `block_K` follows. Raises UserError for a tap that it has not."""
+    """The index, below `depth`, of the block whose output is a SiT's tap `block_K`. Raises UserError for other taps."""
     names = [f"block_{k}" for k in range(depth)]
     if tap not in names:
         raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}; give a loss of one")
@@ -90,7 +91,7 @@ def sit_block(tap: str, depth: int) -> int:
 
 
 def check_sit_adapters(targets: str, blocks: str) -> None:
-    """Raises UserError for modules to adapt that a U-Net alone has."""
+    """Raises UserError for modules to adapt that only a U-Net has."""
     if (targets, blocks) != ("attention", "all"):
         raise UserError(
             f"lora.targets={targets} lora.blocks={blocks}: a transformer has neither a middle block nor "

@@ -1,4 +1,4 @@
-"""SD-1.5's, SDXL's and Kolors' U-Nets, conditioned on the text of a frozen encoder.
+"""The U-Nets of SD-1.5, SDXL and Kolors, conditioned on text from a frozen encoder.
 
 Shapes: B batch, C channels, H/W latent, L text positions, D width of a token, P width of the pooled vector, E width of
 cross-attention, T time embedding.
@@ -19,12 +19,12 @@ from urepa.models.backbones.unet_net import StagedUNet
 from urepa.models.unet_families import FAMILIES
 from urepa.models.unet_weights import check_unet_channels, load_unet, unet_without_weights
 
-VAE_FACTOR = 8  # pixels a side of a latent's cell, in all three
+VAE_FACTOR = 8  # image pixels per latent pixel and side, for all three families
 SIZES = 6  # original height and width, crop's top and left, target height and width
 
 
 class CaptionedUNet(StagedUNet):
-    """Takes the parts of a condition as they are: what stands for a withheld caption is the track's."""
+    """Uses the parts of a condition unchanged: the track provides the null values for a withheld caption."""
 
     def __init__(self, unet: Any, adapter_files: str) -> None:
         super().__init__(unet)
@@ -44,10 +44,10 @@ class CaptionedUNet(StagedUNet):
 
 
 def size_ids(x_t: Tensor) -> Tensor:
-    """The ids [B,6] of x_t's size (Podell et al. 2023, arXiv 2307.01952, §2.2), as the pipelines' defaults are: an
-    image of this size, not scaled, not cropped. float32."""
+    """SDXL's micro-conditioning [B,6] for x_t's size (Podell et al. 2023, arXiv 2307.01952, §2.2), with the pipelines'
+    defaults: an image of this size, not scaled, not cropped. float32."""
     height, width = (side * VAE_FACTOR for side in x_t.shape[-2:])
-    ids = torch.zeros(len(x_t), SIZES, device=x_t.device)  # a copy from the host would wait for the device
+    ids = torch.zeros(len(x_t), SIZES, device=x_t.device)  # made on the device: a copy from the host would synchronise
     ids[:, 0::4], ids[:, 1::4] = height, width
     return ids
 
@@ -61,15 +61,15 @@ def captioned_unet(
     widths: Mapping[str, int],
     dtype: torch.dtype = torch.float32,
 ) -> CaptionedUNet:
-    """A family's U-Net for text of these widths, by the names of the condition's parts.
+    """A family's U-Net for text of these widths (by name of the condition's part).
 
     Args:
         weights: a hub id, a local diffusers folder (of the pipeline or of the U-Net), or "random".
-        family: of `urepa.models.unet_families`.
+        family: a key of `urepa.models.unet_families.FAMILIES`.
         gradient_checkpointing: recompute blocks in the backward pass to save memory.
-        dtype: of the weights that are read, but for those of norms.
+        dtype: of the weights that are read, except those of norms.
 
-    Raises UserError where the files are not those of such a U-Net, or it takes text of other widths.
+    Raises UserError if the files are not those of such a U-Net, or if it takes text of other widths.
     """
     unet = load_unet(weights, family, dtype)
     return _for_text(unet, weights, family, gradient_checkpointing, latent_shape, widths)
@@ -83,8 +83,8 @@ def captioned_unet_without_weights(
     latent_shape: tuple[int, int, int],
     widths: Mapping[str, int],
 ) -> CaptionedUNet:
-    """The same at random weights: none are read or fetched. The architecture is that of a local folder's config.json,
-    else the published one."""
+    """The U-Net with random weights: none are read or fetched. The architecture comes from a local folder's
+    config.json; without one it is the published one."""
     unet = unet_without_weights(weights, family)
     return _for_text(unet, weights, family, gradient_checkpointing, latent_shape, widths)
 

@@ -21,8 +21,8 @@ class Kolors(PublishedTextUNet):
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
     title: ClassVar[str] = "Kolors"
     condition: ClassVar[str] = (
-        "The condition is a caption: its frozen tokens are projected to the width of cross-attention, which sees those "
-        "that are not masked, and its pooled vector is embedded together with the height and width of the image in "
-        "pixels, as of an image that was neither scaled nor cropped, and added to the time embedding. Where the "
-        "caption is withheld, both are what the data has for no caption."
+        "The condition is a caption. Its frozen tokens are projected to the width of cross-attention, which attends to "
+        "the unmasked ones. Its pooled vector is embedded together with the height and width of the image in pixels, "
+        "for an image that was neither scaled nor cropped, and added to the time embedding. If the caption is "
+        "withheld, both are the data's null condition."
     )

@@ -27,7 +27,7 @@ class SD15(PublishedUNet):
 
     _target_: str = "urepa.models.backbones.sd15.SD15"
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
-    prompts: str = setting("the .pt file of text embeddings, the null prompt last")
+    prompts: str = setting("the .pt file of text embeddings, with the null prompt last")
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
     family: ClassVar[str] = "sd15"
 
@@ -57,14 +57,15 @@ class SD15(PublishedUNet):
         )
 
     def build_without_weights(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> UNet:
-        """The architecture is that of a local folder's config.json, else SD-1.5's own; the prompts have no values."""
+        """The architecture comes from a local folder's config.json; without one it is SD-1.5's. The prompts are not
+        read."""
         from urepa.models.backbones.sd15_net import sd15_without_weights
 
         known = {"latent_shape": latent_shape, "num_classes": num_classes}
         return sd15_without_weights(self.weights, self.gradient_checkpointing, **known)  # type: ignore[arg-type]
 
     def description(self, facts: BackboneFacts) -> list[str | Formula]:
-        recomputed = " Its blocks are computed again in the backward pass." if self.gradient_checkpointing else ""
+        recomputed = " Its blocks are recomputed in the backward pass." if self.gradient_checkpointing else ""
         return [
             f"The backbone is the U-Net of Stable Diffusion 1.5{facts.initial_weights(self.base)}, on latents of "
             f"{facts.x0_shape}. The condition is the frozen text embedding of a class's prompt, one of "

@@ -1,4 +1,4 @@
-"""SD-1.5's U-Net with the frozen text embeddings of classes' prompts.
+"""SD-1.5's U-Net with the frozen text embeddings of the classes' prompts.
 
 Shapes: K prompts (the last is the null prompt), L = 77 text positions, E = 768 text width.
 """
@@ -29,8 +29,8 @@ def sd15_without_weights(
     latent_shape: tuple[int, int, int],
     num_classes: int,
 ) -> UNet:
-    """The same module at random weights and without the prompts' values: neither is read or fetched. The architecture
-    is that of a local folder's config.json, else SD-1.5's own."""
+    """The module with random weights and uninitialised prompts: neither is read or fetched. The architecture comes from
+    a local folder's config.json; without one it is SD-1.5's."""
     unet = unet_without_weights(weights, FAMILY)
     prompts_KLE = torch.empty(num_classes + 1, POSITIONS, unet.config.cross_attention_dim)
     return _with_prompts(unet, prompts_KLE, weights, gradient_checkpointing, latent_shape)
@@ -51,9 +51,9 @@ def sd15(
         weights: a hub id, a local diffusers folder (of the pipeline or of the U-Net), or "random".
         prompts: the .pt file of text embeddings [K,77,768], K = num_classes + 1.
         gradient_checkpointing: recompute blocks in the backward pass to save memory.
-        dtype: of the weights that are read, but for those of norms.
+        dtype: of the weights that are read, except those of norms.
 
-    Raises UserError where the files are not those of an SD-1.5 U-Net.
+    Raises UserError if the files are not those of an SD-1.5 U-Net.
     """
     prompts_KLE = load_prompts(Path(prompts), num_classes)
     unet = load_unet(weights, FAMILY, dtype)
@@ -83,6 +83,6 @@ def load_prompts(path: Path, num_classes: int) -> Tensor:
 
 
 def write_random_prompts(file: Path, num_classes: int) -> None:
-    """Random text embeddings in the form of the prompts stage's file."""
+    """Writes random text embeddings in the format of the prompts stage."""
     width = FAMILIES[FAMILY].architecture["cross_attention_dim"]
     torch.save(torch.randn(num_classes + 1, POSITIONS, width).half(), file)

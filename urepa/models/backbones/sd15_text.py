@@ -23,6 +23,6 @@ class SD15Text(PublishedTextUNet):
     unused_parts: ClassVar[tuple[str, ...]] = (POOLED,)
     title: ClassVar[str] = "Stable Diffusion 1.5"
     condition: ClassVar[str] = (
-        "The condition is a caption: cross-attention sees its frozen tokens, but for those that are masked. Where the "
-        "caption is withheld, it sees what the data has for no caption."
+        "The condition is a caption: cross-attention attends to its frozen tokens, except masked ones. If the caption "
+        "is withheld, it attends to the data's null condition."
     )

@@ -22,8 +22,7 @@ class SDXL(PublishedTextUNet):
     condition_parts: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
     title: ClassVar[str] = "Stable Diffusion XL"
     condition: ClassVar[str] = (
-        "The condition is a caption: cross-attention sees its frozen tokens, but for those that are masked, and its "
-        "pooled vector is embedded together with the height and width of the image in pixels, as of an image that was "
-        "neither scaled nor cropped, and added to the time embedding. Where the caption is withheld, both are what the "
-        "data has for no caption."
+        "The condition is a caption. Cross-attention attends to its frozen tokens, except masked ones. Its pooled "
+        "vector is embedded together with the height and width of the image in pixels, for an image that was neither "
+        "scaled nor cropped, and added to the time embedding. If the caption is withheld, both are the data's null condition."
     )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 POSITIONS = {"sincos": "fixed sine-cosine positions", "learned": "learned positions"}
 USE = """\
-python -m urepa.generate checkpoint=FOLDER {command} guidance=1.8          # this folder
-python -m urepa.train {command} backbone.weights=FOLDER/model.safetensors  # a run that begins with it
+python -m urepa.generate checkpoint=FOLDER {command} guidance=1.8          # these weights
+python -m urepa.train {command} backbone.weights=FOLDER/model.safetensors  # a run that begins with them
 """
 
 
@@ -42,7 +42,7 @@ class SiT:
     width: int = setting("width of a token", ge=1, le=SIZE)
     heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
     qk_norm: bool = setting("LayerNorm on queries and keys")
-    positions: SiTPositions = setting("added to the embedded patches: fixed sine-cosine ones, or learned ones")
+    positions: SiTPositions = setting("positions added to the embedded patches: fixed sine-cosine, or learned")
     family: ClassVar[str] = "sit"
     noun: ClassVar[str] = "transformer"
     is_diffusers_unet: ClassVar[bool] = False
@@ -77,7 +77,7 @@ class SiT:
                 )
 
     def check_adapters(self, targets: str, blocks: str) -> None:
-        """Those of random weights would train nothing: its gates are 0 and frozen, so that nothing reaches them."""
+        """Raises UserError for random weights: their gates are 0 and frozen, so adapters would get no gradient."""
         if self.weights == RANDOM:
             raise UserError(
                 "lora on a SiT of random weights would train nothing: give backbone.weights=FILE, or lora=none"
@@ -85,7 +85,7 @@ class SiT:
         check_sit_adapters(targets, blocks)
 
     def check_files(self) -> None:
-        """It needs none beside its weights."""
+        """No check: it needs no files besides its weights."""
 
     def hub_files(self) -> dict[str, list[str]]:
         file = hub_file(self.weights)
@@ -95,7 +95,7 @@ class SiT:
         file = path / EXPORTED if path.is_dir() else path
         if not file.is_file():
             raise UserError(
-                f"checkpoint={path} has no model.safetensors, as an export of a SiT has; give the file itself"
+                f"checkpoint={path} has no model.safetensors, which a SiT's export has; give the file itself"
             )
         return FoundWeights(WeightsKind.backbone, (file,))
 
@@ -103,8 +103,9 @@ class SiT:
         return {}
 
     def build(self, *, latent_shape: tuple[int, int, int], num_classes: int) -> SiTNetwork:
-        """Raises UserError if sizes do not fit each other or the file of the weights: one in the layout of the
-        published SiT and REPA checkpoints, here or on the hub (`urepa.core.hub_names`), or the folder of an export."""
+        """Raises UserError if the sizes are inconsistent or do not fit the file of the weights. It may be a file in the
+        layout of the published SiT and REPA checkpoints, local or on the hub (`urepa.core.hub_names`), or the folder
+        of an export."""
         from urepa.models.backbones.sit_published_net import load_published
 
         network = self.build_without_weights(latent_shape=latent_shape, num_classes=num_classes)

@@ -4,8 +4,8 @@
 Shapes: B batch, R rows of it, C channels, H/W latent, p patch, h/w grid of patches, N = h·w tokens, D width, A heads,
 E = D/A width of a head, S sinusoid.
 
-diffusers has no SiT: its DiT has an embedding of time and class in each block, other names and no tap. The published
-repositories are no packages.
+diffusers has no SiT: its DiT embeds time and class in each block and has other parameter names and no taps. The
+published repositories are not installable packages.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from urepa.models.time_embedding import SINUSOID, sinusoid
 from urepa.models.weight_files import save_tensors
 
 EPS = 1e-6  # of the LayerNorms without weights
-SPREAD = 0.02  # of embeddings at the start
+SPREAD = 0.02  # standard deviation of the embeddings' initial values
 
 
 def sine_cosine(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed sine-cosine positions [1,N,D], row by row: the column's sine and cosine, then the row's."""
+    """Fixed sine-cosine positions [1,N,D] in row-major order: the column's sines and cosines, then the row's."""
     frequencies = 10_000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     angles = [place.reshape(-1, 1) * frequencies for place in (columns, rows)]
@@ -39,12 +39,12 @@ def sine_cosine(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def modulate(x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
-    """x·(1 + scale) + shift, the same for all of a sample's tokens."""
+    """x·(1 + scale) + shift, with the same shift and scale for all tokens of a sample."""
     return x_BND * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
 def modulation(width: int, parts: int) -> nn.Sequential:
-    """From the condition to `parts` vectors, all 0 at the start."""
+    """A layer from the condition to `parts` vectors, initialised to output 0."""
     linear = nn.Linear(width, parts * width)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -52,7 +52,7 @@ def modulation(width: int, parts: int) -> nn.Sequential:
 
 
 class PatchEmbedder(nn.Module):
-    """p×p patches to tokens, row by row."""
+    """Embeds p×p patches as tokens, in row-major order."""
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """t in [0,1] to a vector."""
+    """Embeds t in [0,1] as a vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class TimeEmbedder(nn.Module):
 
 
 class ClassEmbedder(nn.Module):
-    """A row for each class, and the null row after them."""
+    """An embedding with a row for each class, followed by the null row."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class ClassEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention through torch's fused kernels; with `qk_norm` queries and keys pass a LayerNorm of a head's
-    width first."""
+    """Self-attention with torch's fused kernels; with `qk_norm`, a LayerNorm per head is applied to queries and
+    keys."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four times as wide inside, GELU by its tanh formula."""
+    """Two linear layers with four times the width between them, and the tanh approximation of GELU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -120,8 +120,8 @@ class MLP(nn.Module):
 
 
 class SiTBlock(nn.Module):
-    """Attention and MLP, each behind a LayerNorm that the condition shifts and scales and a gate that it opens: the
-    identity at the start."""
+    """Attention and MLP. The condition sets the shift and scale of the LayerNorm before each and the gate after it.
+    Initialised as the identity."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class SiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches; 0 at the start."""
+    """Maps tokens to patches; initialised to output 0."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -153,15 +153,15 @@ class FinalLayer(nn.Module):
 
 
 class SiTNetwork(nn.Module):
-    """The transformer. Taps: `block_k`, the output of block k, counted from 0: what REPA calls depth 8 is `block_7`.
+    """The transformer. Taps: `block_k`, the output of block k, counted from 0; depth 8 in REPA is `block_7`.
 
-    With fixed positions x_t may have other rows and columns than `latent_shape`, multiples of p, at every step: its
-    patches get the sines and cosines of their own row and column, counted from 0 as on the grid that it was built for.
+    With fixed positions x_t may have any rows and columns that are multiples of p, also others than `latent_shape` and
+    at every step: a patch gets the sines and cosines of its row and column, counted from 0.
 
     Args:
         latent_shape: C, H, W. patch: p, which divides H and W. width: D, a multiple of 4 and of `heads`.
-        positions: what is added to the embedded patches: "sincos", fixed sine-cosine ones, or "learned", which begin
-            as N(0, 0.02²).
+        positions: added to the embedded patches: "sincos", fixed sine-cosine positions, or "learned", initialised with
+            N(0, 0.02²).
     """
 
     stages = ("embedding", "blocks", "output")
@@ -187,51 +187,53 @@ class SiTNetwork(nn.Module):
         self.blocks = nn.ModuleList(SiTBlock(width, heads, qk_norm) for _ in range(depth))
         self.final_layer = FinalLayer(width, channels * patch**2)
         self.positions = positions
-        self.pos_embed: Tensor  # [1,N,D], under its name in the published checkpoints
-        if positions == "learned":  # drawn last: all else begins as it does with fixed ones
+        self.pos_embed: Tensor  # [1,N,D], with its name in the published checkpoints
+        if positions == "learned":  # drawn last, so that the other weights are those with fixed positions
             self.pos_embed = nn.Parameter(SPREAD * torch.randn(1, self.grid[0] * self.grid[1], width))
         else:
             self.register_buffer("pos_embed", sine_cosine(self.grid, width), persistent=False)
-        self._positions: dict[tuple[int, int], Tensor] = {}  # of other grids, where x_t had them
+        self._positions: dict[tuple[int, int], Tensor] = {}  # for other grids that x_t had, by grid
 
     def index_of(self, tap: str) -> int:
-        """The block of a tap. A tap that does not exist is a UserError."""
+        """The index of a tap's block. Raises UserError for a tap that does not exist."""
         return sit_block(tap, len(self.blocks))
 
     def tap_width(self, tap: str) -> int:
-        """D, for every tap that there is."""
+        """D, the same for every tap."""
         self.index_of(tap)
         return self.width
 
     def trains_before(self, tap: str) -> bool:
-        """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
+        """Whether something trainable precedes the tap. If not, the alignment term there trains only the head."""
         last = self.index_of(tap)
         parts = [self.x_embedder, self.t_embedder, self.y_embedder, *self.blocks[: last + 1]]
         return self.pos_embed.requires_grad or any(p.requires_grad for part in parts for p in part.parameters())
 
     def freeze_after(self, taps: tuple[str, ...]) -> None:
-        """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
+        """Freezes the parameters that no tap depends on: without a diffusion term they would have no gradient."""
         deepest = max(self.index_of(tap) for tap in taps)
         for part in (*self.blocks[deepest + 1 :], self.final_layer):
             part.requires_grad_(False)
 
     def lora_modules(self, targets: str, blocks: str) -> str:
-        """A regular expression for the names of the modules to adapt; Raises UserError for what a U-Net alone has."""
+        """A regular expression for the names of the modules to adapt. Raises UserError for modules that only a U-Net
+        has."""
         check_sit_adapters(targets, blocks)
         return r"blocks\.\d+\.attn\.(?:qkv|proj)"
 
     def add_adapter(self, config: Any) -> None:
-        """peft's adapters."""
+        """Adds peft's adapters."""
         from peft import inject_adapter_in_model
 
         inject_adapter_in_model(config, self)
 
     def export(self, folder: Path) -> None:
-        """Its values in the layout of the published checkpoints; adapters are added to what they adapt, in place."""
+        """Writes the weights in the layout of the published checkpoints. Adapters are merged into the weights, in
+        place."""
         save_tensors(to_published(self), folder / EXPORTED)
 
     def stage_of(self, name: str) -> str:
-        """Where a module or parameter of this name works: one of `stages`."""
+        """The part of the network that has a module or parameter of this name: one of `stages`."""
         return {"blocks": "blocks", "final_layer": "output"}.get(name.partition(".")[0], "embedding")
 
     def forward(
@@ -244,8 +246,8 @@ class SiTNetwork(nn.Module):
     ) -> Denoised:
         """x_t [B,C,H,W], t [B] in [0,1].
 
-        rows_R [R] are the samples whose prediction is asked for (None: all): the blocks after the deepest tap see only
-        them, and with none at all the forward stops there. Taps always hold the whole batch.
+        rows_R [R] are the indices of the samples to predict (None: all). The blocks after the deepest tap process only
+        these, and if there are none the forward stops there. Taps always have the whole batch.
         """
         tap_of = {self.index_of(tap): tap for tap in taps}
         deepest = max(tap_of, default=-1)
@@ -266,7 +268,7 @@ class SiTNetwork(nn.Module):
         return Denoised(self._unpatchify(self.final_layer(x_BND, c_BD), grid), features)
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
-        """[1,h·w,D], for the rows and columns of patches that x_t has. Learned ones are for one grid."""
+        """Positions [1,h·w,D] for x_t's grid of patches. Learned positions exist for one grid only."""
         if grid == self.grid:
             return self.pos_embed
         assert self.positions != "learned", f"positions were learned for {self.grid} patches, and x_t has {grid}"
@@ -277,6 +279,6 @@ class SiTNetwork(nn.Module):
         return known
 
     def _unpatchify(self, x_RNO: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens of p·p·C numbers, channels last, to [R,C,H,W]."""
+        """Tokens of p·p·C values, channels last, to [R,C,H,W]."""
         patches = x_RNO.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, grid)
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

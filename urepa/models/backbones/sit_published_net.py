@@ -1,5 +1,5 @@
-"""Published SiT weights: REPA's checkpoints (Yu et al. 2024, arXiv 2410.06940), also those of its first layout, and
-SiT's own (Ma et al. 2024, arXiv 2401.08740), which run the other way through time.
+"""Published SiT weights: REPA's checkpoints (Yu et al. 2024, arXiv 2410.06940), also in their first layout, and SiT's
+own (Ma et al. 2024, arXiv 2401.08740), which define t in the opposite direction.
 
 Shapes: B batch, D width, S sinusoid, N tokens, p patch, C latent channels.
 """
@@ -17,7 +17,7 @@ from urepa.models.backbones.backbone_sizes import EXPORTED
 from urepa.models.time_embedding import sinusoid
 from urepa.models.weight_files import read_safetensors, read_torch
 
-HEADS = "projectors."  # REPA's, which are no part of the backbone
+HEADS = "projectors."  # REPA's projectors, which do not belong to the backbone
 POSITIONS = "pos_embed"
 TIME, OUTPUT, CLASSES = "t_embedder.mlp.0.weight", "final_layer.linear", "y_embedder.embedding_table.weight"
 # The published training code averages the fixed positions with the weights, and 0.9999·p + 0.0001·p drifts from p in
@@ -26,21 +26,21 @@ SAME_POSITIONS = 1e-2
 
 
 def read_published(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a torch file: its EMA's where there is one. Nothing but tensors and
-    the settings beside them is unpickled; a training checkpoint's other parts stay on the disk."""
+    """The tensors of a .safetensors file, or of a torch file (its EMA if there is one). Only tensors and the settings
+    beside them are unpickled; the other parts of a training checkpoint stay on disk."""
     if file.suffix == ".safetensors":
         return read_safetensors(file)
     stored = read_torch(file)
     if not isinstance(stored, dict):
-        raise UserError(f"{file} holds no named weights; give a file in the published layout")
+        raise UserError(f"{file} has no named weights; give a file in the published layout")
     found = next((stored[key] for key in ("ema", "model") if key in stored), stored)
-    return {name.removeprefix("module."): value for name, value in found.items()}  # as DDP saves them
+    return {name.removeprefix("module."): value for name, value in found.items()}  # the prefix that DDP adds
 
 
 def load_published(backbone: Any, place: Path) -> None:
     """Copies a published checkpoint's values into a SiT, from a file or the folder of an export. REPA's projectors are
-    left out; positions must be ours. Half precision is taken as well. Raises UserError if a weight is missing or has
-    another shape, or where it is a DiT's."""
+    left out; fixed positions must equal this network's. Half precision is accepted. Raises UserError if a weight is
+    missing or has another shape, or if the file is a DiT's."""
     file = place / EXPORTED if place.is_dir() else place
     if not file.is_file():
         raise UserError(f"{place} has no {EXPORTED}: give a file in the published layout, or an export's folder")
@@ -65,10 +65,10 @@ def load_published(backbone: Any, place: Path) -> None:
 
 
 def _check_fixed_positions(backbone: Any, stored_1ND: Tensor, file: Path) -> None:
-    """Raises UserError if they are another grid's, or were learned."""
+    """Raises UserError if the stored positions are for another grid or were learned."""
     ours_1ND = backbone.pos_embed
     if stored_1ND.shape[-1] != ours_1ND.shape[-1]:
-        return  # the weights' shapes say more
+        return  # the later check of shapes gives the clearer error
     if stored_1ND.shape != ours_1ND.shape:
         raise UserError(f"{file} was trained on another grid than {backbone.grid[0]}x{backbone.grid[1]}")
     if not torch.allclose(stored_1ND.float(), ours_1ND, rtol=0, atol=SAME_POSITIONS):
@@ -79,7 +79,8 @@ def _check_fixed_positions(backbone: Any, stored_1ND: Tensor, file: Path) -> Non
 
 
 def to_published(backbone: Any) -> dict[str, Tensor]:
-    """A SiT's values in the same layout. It has no place for LoRA, which is added to what it adapts: in place."""
+    """A SiT's weights in the published layout. The layout has no LoRA, so adapters are merged into the weights, in
+    place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in backbone.modules():
@@ -92,7 +93,8 @@ def to_published(backbone: Any) -> dict[str, Tensor]:
 
 
 def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames `decoder_blocks` of REPA's first checkpoints, which number the blocks after the tap from 0 again."""
+    """Renames `decoder_blocks` in REPA's first checkpoints, where the blocks after the tap are numbered from 0
+    again."""
     before = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     named = {}
     for name, value in found.items():
@@ -106,12 +108,13 @@ def merge_decoder_blocks(found: dict[str, Tensor]) -> dict[str, Tensor]:
 def reverse_time(found: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Converts SiT's own checkpoints: v(x, t) = −v'(x, 1 − t), and variances are dropped.
 
-    There t = 1 is data and the velocity leads from noise to data; they are told by outputs of twice the channels. A
-    DiT has the same names and shapes, but predicts ε at t in 0..999 and trains that second half, its variances: a
-    UserError. SiT throws the half away, begins with zeros and trains without weight decay, so that it stays 0 in
-    weights and EMA; this follows from SiT's published training code, and was not checked on a released file.
+    In them t = 1 is data and the velocity points from noise to data. They are recognised by having twice the output
+    channels; the second half are variances. SiT ignores this half, initialises it to zero and trains without weight
+    decay, so that it stays 0 in weights and EMA; this follows from SiT's published training code and was not checked on
+    a released file. A DiT has the same names and shapes, but predicts ε at t in 0..999 and trains its variances; for it
+    a UserError is raised.
 
-    Sinusoids of 1 − t are a rotation of those of t, so the first layer's weights take it:
+    The sinusoids of 1 − t are a rotation of those of t, which the first layer's weights can absorb:
     a·cos((1−t)f) + b·sin((1−t)f) = (a·cos f + b·sin f)·cos tf + (a·sin f − b·cos f)·sin tf.
     """
     names = [f"{OUTPUT}.weight", f"{OUTPUT}.bias"]
@@ -121,8 +124,8 @@ def reverse_time(found: dict[str, Tensor], own: dict[str, Tensor], file: Path) -
     halves = {name: found[name].unflatten(0, (patch, 2, -1)) for name in names}
     if any(half[:, 1].any() for half in halves.values()):
         raise UserError(
-            f"{file} has learned variances (half of {OUTPUT} is not 0, as in a SiT): a DiT's, which predicts the noise "
-            "ε and not a SiT's velocity; there is no backbone here for it"
+            f"{file} has learned variances (half of {OUTPUT} is not 0, which it is in a SiT): these are a DiT's "
+            "weights, which predict the noise ε and not a SiT's velocity; no backbone here can use them"
         )
     outputs = {name: -half[:, 0].flatten(0, 1) for name, half in halves.items()}
     a_DF, b_DF = found[TIME].double().chunk(2, dim=1)

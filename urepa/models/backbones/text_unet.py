@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class TextUNet(TinyUNet):
-    """The same U-Net with cross-attention to the tokens of a caption, its pooled vector added to the time embedding."""
+    """The U-Net of `tiny_unet` with cross-attention to a caption's tokens, and with its pooled vector added to the time
+    embedding."""
 
     _target_: str = "urepa.models.backbones.text_unet.TextUNet"
     conditioned_on: ClassVar[str] = "text"
@@ -47,10 +48,9 @@ class TextUNet(TinyUNet):
 
     def describe_condition(self, facts: BackboneFacts) -> str:
         return (
-            "The condition is a caption: cross-attention sees its tokens, projected linearly to width "
-            f"{self.cross_attention_dim} where theirs is another, and not the padding; its vector is projected and "
-            "added to the time embedding. Where the caption is withheld, a trainable token and a trainable vector "
-            "stand in its place."
+            "The condition is a caption: cross-attention attends to its tokens without padding, projected linearly to "
+            f"width {self.cross_attention_dim} if they have another; its vector is projected and added to the time "
+            "embedding. If the caption is withheld, a trainable token and a trainable vector replace it."
         )
 
     def model_card(self, facts: CardFacts) -> str:

@@ -19,7 +19,7 @@ from urepa.models.backbones.unet_net import StagedUNet, diffusers_unet
 
 
 class TextUNet(StagedUNet):
-    """Where the text is withheld it sees a learned token of the text's width, at all positions alike, and a learned
+    """If the text is withheld, it is replaced by a learned token of the text's width, at all positions, and a learned
     pooled vector."""
 
     def __init__(self, unet: Any, widths: Mapping[str, int]) -> None:
@@ -34,7 +34,7 @@ class TextUNet(StagedUNet):
         text = condition[TEXT]
         assert text.mask_BL is not None, "tokens have a mask"
         tokens_BLD = text.where_given(text.tokens_BLD, self.null_D)
-        # of the learned token all count, whatever null the part has
+        # all positions of the learned token are attended to, whatever mask the part has
         return self.project_text(tokens_BLD, text.mask_BL | ~text.given_B.unsqueeze(1))
 
     def added_to_time(self, condition: Condition, x_t: Tensor, temb_BT: Tensor) -> Tensor | None:
@@ -53,9 +53,9 @@ def text_unet(
     latent_shape: tuple[int, int, int],
     widths: Mapping[str, int],
 ) -> TextUNet:
-    """A U-Net for text of these widths, by the names of the condition's parts, with random weights.
+    """A U-Net with random weights for text of these widths (by name of the condition's part).
 
-    Raises UserError where the latent's size or the widths do not fit.
+    Raises UserError if the latent's size or the widths do not fit.
     """
     of_text: dict[str, Any] = {
         "class_embed_type": "projection",

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class TinyUNet(DrawnBackbone):
-    """diffusers' UNet2DConditionModel from random weights, with a trained vector for each class."""
+    """diffusers' UNet2DConditionModel with random weights, and a trained vector for each class."""
 
     _target_: str = "urepa.models.backbones.tiny_unet.TinyUNet"
     block_out_channels: list[int] = setting(
         "channels of each resolution, the finest first; multiples of 32", ge=1, le=SIZE
     )
     attention: list[bool] = setting("whether each resolution has cross-attention")
-    layers_per_block: int = setting("residual blocks of each resolution on the way down", ge=1, le=SIZE)
-    cross_attention_dim: int = setting("width of the vector of a class", ge=1, le=SIZE)
+    layers_per_block: int = setting("residual blocks per resolution in the encoder", ge=1, le=SIZE)
+    cross_attention_dim: int = setting("width of a class's vector", ge=1, le=SIZE)
     head_dim: int = setting("width of a head of attention", ge=1, le=SIZE)
     family: ClassVar[str] = "tiny_unet"
     noun: ClassVar[str] = "U-Net"
@@ -41,23 +41,23 @@ class TinyUNet(DrawnBackbone):
         check_head_width(self.block_out_channels, self.attention, self.head_dim)
 
     def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """A U-Net takes any that halves evenly, which `check` says of each."""
+        """No check: a U-Net takes every shape that halves evenly, which `check` tests for each."""
 
     def check_tap(self, tap: str) -> None:
         check_unet_tap(tap)
 
     def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
-        """Taps have grids of their own: the head says which does not fit, when it is called."""
+        """No check: the head raises an error when it is called if a tap's grid does not fit."""
 
     def check_adapters(self, targets: str, blocks: str) -> None:
-        """Its middle block and its convolutions can be adapted, and random weights too."""
+        """No check: every choice of layers and blocks can be adapted."""
 
     def find_weights(self, path: Path) -> FoundWeights:
         rows = path / TRAINED_ROWS
         if not rows.is_file():
             raise UserError(
-                f"checkpoint={path} has no {TRAINED_ROWS}, as an export of a small U-Net has; "
-                "for weights of another backbone say which: +experiment=NAME"
+                f"checkpoint={path} has no {TRAINED_ROWS}, which a small U-Net's export has; "
+                "for weights of another backbone name it with +experiment=NAME"
             )
         return FoundWeights(WeightsKind.unet, (rows, *unet_files(path, "no unet/config.json")))
 

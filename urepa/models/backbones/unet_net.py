@@ -1,4 +1,4 @@
-"""diffusers' UNet2DConditionModel as a backbone: the tiny one and SD-1.5 are the same class.
+"""diffusers' UNet2DConditionModel as a backbone, for the tiny U-Net and for published ones.
 
 Shapes: B batch, R rows of it, C channels, H/W latent, h/w a block's map, L condition tokens, E condition width,
 T time embedding.
@@ -44,23 +44,23 @@ MASKED = -10000.0  # diffusers' score of a masked token, whose weight is then 0 
 
 @dataclass(frozen=True)
 class StageState:
-    """What one stage of the U-Net hands to the next."""
+    """What one stage of the U-Net passes to the next."""
 
     map_BChw: Tensor
     skips: tuple[Tensor, ...]  # [B,c,h,w] each, the last one is used first
     temb_BT: Tensor
     text_BLE: Tensor
-    bias_B1L: Tensor | None = None  # of the attention to the text, where some of its tokens are masked
+    bias_B1L: Tensor | None = None  # added to the scores of attention to the text, if tokens can be masked
 
     def rows(self, rows_R: Tensor) -> "StageState":
-        """The same of some samples."""
+        """The state of some of the samples."""
         skips = tuple(skip[rows_R] for skip in self.skips)
         bias_R1L = None if self.bias_B1L is None else self.bias_B1L[rows_R]
         return StageState(self.map_BChw[rows_R], skips, self.temb_BT[rows_R], self.text_BLE[rows_R], bias_R1L)
 
 
 class StagedUNet(nn.Module):
-    """A U-Net in stages over diffusers' own modules.
+    """A U-Net that runs diffusers' modules in stages.
 
     Taps: `mid` (the middle block's output), `enc_last` (the last down block's), `dec_first` (the first up
     block's, after its upsampling).
@@ -68,42 +68,42 @@ class StagedUNet(nn.Module):
 
     stages = ("down", "mid", "up")
     regions = ("ResnetBlock2D", "BasicTransformerBlock")
-    adapter_files = "StableDiffusionLoraLoaderMixin"  # of diffusers.loaders, which reads and writes its adapters
+    adapter_files = "StableDiffusionLoraLoaderMixin"  # the class of diffusers.loaders for its LoRA files
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet: Any = unet
 
     def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        """What cross-attention sees of a condition: tokens [B,L,E], and a bias [B,1,L] of its scores where some are
+        """The input of cross-attention: tokens [B,L,E], and a bias [B,1,L] that is added to the scores, if some are
         masked."""
         raise NotImplementedError
 
     def added_to_time(self, condition: Condition, x_t: Tensor, temb_BT: Tensor) -> Tensor | None:
-        """What is added to the time embedding [B,T] of a condition and of x_t's size, if anything."""
+        """What is added to the time embedding [B,T], computed from the condition and x_t's size; None: nothing."""
         return None
 
     def project_text(self, tokens_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B,L,E] as cross-attention sees them, and the bias [B,1,L] of its scores."""
+        """Tokens [B,L,E] projected for cross-attention, and the bias [B,1,L] that is added to the scores."""
         project = self.unet.encoder_hid_proj
         text_BLE = tokens_BLD if project is None else project(tokens_BLD)
         return text_BLE, torch.where(mask_BL, 0.0, MASKED).unsqueeze(1)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """What trains beside diffusers' modules, as an export has it."""
+        """The trained tensors outside diffusers' modules, by their names in an export."""
         return {}
 
     def tap_width(self, tap: str) -> int:
-        """D of a tap's tokens. A tap that does not exist is a UserError."""
+        """D of a tap's tokens. Raises UserError for a tap that does not exist."""
         check_unet_tap(tap)
         return int(self.unet.config.block_out_channels[-1])
 
     def trains_before(self, tap: str) -> bool:
-        """Does something trainable precede the tap? If not, its alignment term reaches the head alone."""
+        """Whether something trainable precedes the tap. If not, the alignment term there trains only the head."""
         return any(p.requires_grad for name, p in self.named_parameters() if name.startswith(BEFORE[tap]))
 
     def freeze_after(self, taps: tuple[str, ...]) -> None:
-        """Freezes what no tap depends on: without a diffusion term it would have no gradient."""
+        """Freezes the parameters that no tap depends on: without a diffusion term they would have no gradient."""
         before = tuple(prefix for tap in taps for prefix in BEFORE[tap])
         for name, parameter in self.named_parameters():
             if not name.startswith(before):
@@ -114,19 +114,19 @@ class StagedUNet(nn.Module):
         return LORA_BLOCKS[blocks] + LORA_TARGETS[targets]
 
     def add_adapter(self, config: Any) -> None:
-        """peft's adapters, as diffusers' own loaders know them."""
+        """Adds peft's adapters through diffusers, so that its loaders recognise them."""
         self.unet.add_adapter(config)
 
     def load_adapters(self, file: Path) -> None:
-        """A LoRA file, of kohya-ss's layout or for diffusers' pipelines, on top of its weights."""
+        """Adds the adapters in a LoRA file, in kohya-ss's layout or for diffusers' pipelines."""
         if is_kohya_lora(file):
             load_kohya_lora(self.unet, file)
         else:
             load_pipeline_lora(self.unet, file, self.adapter_files)
 
     def read_values(self, files: Sequence[Path]) -> dict[str, Tensor]:
-        """The values of the parameters that a small U-Net has, by name: its own and those of its classes, as an export
-        has them."""
+        """The values of a small U-Net's parameters in an export's files, by name: its weights and its condition
+        embeddings."""
         found: dict[str, Tensor] = {}
         for file in files:
             if file.suffix == ".safetensors":
@@ -135,8 +135,8 @@ class StagedUNet(nn.Module):
         return found
 
     def export(self, folder: Path) -> None:
-        """In diffusers' layout: adapters alone, as its pipelines read them, or the whole U-Net and, where they were
-        trained with it, its conditions."""
+        """Writes diffusers' layout: only the adapters, for its pipelines, or the whole U-Net and its trained condition
+        embeddings, if it has any."""
         if getattr(self.unet, "peft_config", None):
             write_pipeline_lora(self.unet, folder / LORA, self.adapter_files)
             return
@@ -145,7 +145,7 @@ class StagedUNet(nn.Module):
             save_tensors(own, folder / TRAINED_ROWS)
 
     def stage_of(self, name: str) -> str:
-        """Where in the U-Net a module or parameter of this name works: one of `stages`."""
+        """The part of the U-Net that has a module or parameter of this name: one of `stages`."""
         if name.startswith("unet.mid_block"):
             return "mid"
         return "up" if name.startswith(DECODER) else "down"
@@ -158,18 +158,18 @@ class StagedUNet(nn.Module):
         taps: tuple[str, ...] = (),
         rows_R: Tensor | None = None,
     ) -> Denoised:
-        """x_t [B,C,H,W], integer t [B]. Bit for bit diffusers' own prediction.
+        """x_t [B,C,H,W], integer t [B]. The prediction equals diffusers' own bit for bit.
 
-        rows_R [R] are the samples whose prediction is asked for (None: all): the decoder sees only them, and
-        with none at all the forward stops after the deepest tap. Taps always hold the whole batch.
+        rows_R [R] are the indices of the samples to predict (None: all). The decoder processes only these, and if
+        there are none the forward stops after the deepest tap. Taps always have the whole batch.
         """
         for tap in taps:
             self.tap_width(tap)
         features: dict[str, Tokens] = {}
 
         def hand_out(tap: str, map_BChw: Tensor) -> Tensor:
-            """Hands a map out as tokens and passes the same tokens on (views both ways, no copy), so that they
-            lie on the path of the diffusion loss too and its gradient at the tap can be asked for."""
+            """Stores a map as a tap's tokens and returns the same tokens as a map (views, no copy), so that the tokens
+            are part of the diffusion loss's graph too and its gradient at the tap can be computed."""
             if tap not in taps:
                 return map_BChw
             features[tap] = Tokens.from_map(map_BChw)
@@ -196,10 +196,10 @@ class StagedUNet(nn.Module):
             stage = self._up(stage, index, sizes)
         return Denoised(self._out(stage.map_BChw), features)
 
-    # --- diffusers' forward, cut where the taps are -----------------------------------------------------
+    # --- diffusers' forward, split at the taps -----------------------------------------------------
 
     def _encoder(self, x_t: Tensor, t_B: Tensor, condition: Condition) -> StageState:
-        """Time embedding, first convolution and down blocks; no graph where nothing in them trains."""
+        """Time embedding, first convolution and down blocks; without a graph if nothing in them trains."""
         unet, (text_BLE, bias_B1L) = self.unet, self.attended(condition)
         trains = any(p.requires_grad for n, p in self.named_parameters() if n.startswith(ENCODER)) or x_t.requires_grad
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
@@ -239,7 +239,7 @@ class StagedUNet(nn.Module):
         return unet.conv_out(map_BChw)
 
     def _upsample_sizes(self, x_t: Tensor, skips: tuple[Tensor, ...]) -> list[Any]:
-        """The size each up block ends with, where the latent does not halve evenly; else None, as diffusers."""
+        """The output size of each up block, if the latent does not halve evenly; else None, as in diffusers."""
         unet = self.unet
         if all(side % 2**unet.num_upsamplers == 0 for side in x_t.shape[-2:]):
             return [None] * len(unet.up_blocks)
@@ -251,7 +251,7 @@ class StagedUNet(nn.Module):
 
 
 def _text(block: Any, text_BLE: Tensor, bias_B1L: Tensor | None) -> dict[str, Tensor]:
-    """Blocks without cross-attention take no text."""
+    """The text arguments of a block; none for blocks without cross-attention."""
     if not getattr(block, "has_cross_attention", False):
         return {}
     masked = {} if bias_B1L is None else {"encoder_attention_mask": bias_B1L}
@@ -259,8 +259,8 @@ def _text(block: Any, text_BLE: Tensor, bias_B1L: Tensor | None) -> dict[str, Te
 
 
 class UNet(StagedUNet):
-    """With a condition embedding [ids, L, E], whose last row is the null condition: a trainable parameter or a frozen
-    buffer."""
+    """A U-Net with a condition embedding [ids, L, E], a trainable parameter or a frozen buffer, whose last row is the
+    null condition."""
 
     def __init__(self, unet: Any, embedding_KLE: Tensor) -> None:
         super().__init__(unet)
@@ -270,14 +270,14 @@ class UNet(StagedUNet):
             self.register_buffer("embedding_KLE", embedding_KLE, persistent=False)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        # a buffer is the text encoder's
+        # a buffer holds embeddings of a frozen text encoder, which are not trained
         return {"embedding_KLE": self.embedding_KLE} if isinstance(self.embedding_KLE, nn.Parameter) else {}
 
     def attended(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
         return self.text_of(condition), None
 
     def text_of(self, condition: Condition) -> Tensor:
-        """The rows [B,L,E] of the samples' classes, and the last row where the class is withheld."""
+        """The rows [B,L,E] of the samples' classes, or the last row if the class is withheld."""
         classes = condition[CLASS]
         return self.embedding_KLE[classes.where_given(classes.ids_B, len(self.embedding_KLE) - 1)]
 
@@ -294,7 +294,7 @@ def tiny_unet(
 ) -> UNet:
     """A class-conditional U-Net with random weights; the last row of its embedding is the null condition.
 
-    Raises UserError where the latent's size or the widths do not fit.
+    Raises UserError if the latent's size or the widths do not fit.
     """
     unet = diffusers_unet(
         block_out_channels, attention, layers_per_block, cross_attention_dim, head_dim, latent_shape=latent_shape
@@ -316,7 +316,7 @@ def diffusers_unet(
     """UNet2DConditionModel with random weights. Raises UserError if the latent's size or the widths do not fit.
 
     Args:
-        of_text: its settings for a condition of text.
+        of_text: settings of UNet2DConditionModel for a text condition.
     """
     from diffusers import UNet2DConditionModel
 
@@ -331,7 +331,7 @@ def diffusers_unet(
         block_out_channels=tuple(block_out_channels),
         layers_per_block=layers_per_block,
         cross_attention_dim=cross_attention_dim,
-        # diffusers calls it attention_head_dim and means the number of heads, per resolution
+        # in diffusers attention_head_dim is the number of heads per resolution
         attention_head_dim=tuple(c // head_dim for c in block_out_channels),
         **of_text,
     )
