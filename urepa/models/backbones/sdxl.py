@@ -24,5 +24,6 @@ class SDXL(PublishedTextUNet):
     condition: ClassVar[str] = (
         "The condition is a caption. Cross-attention attends to its frozen tokens, except masked ones. Its pooled "
         "vector is embedded together with the height and width of the image in pixels, for an image that was neither "
-        "scaled nor cropped, and added to the time embedding. If the caption is withheld, both are the data's null condition."
+        "scaled nor cropped, and added to the time embedding. If the caption is withheld, both are the data's null "
+        "condition."
     )

@@ -1,2 +1,2 @@
-"""Text encoders: a declaration a file, and the network that they share. The text tower that scores images is in
-`urepa.evaluation`."""
+"""Text encoders: one declaration per file, and the network class that they share. The text encoder that scores images
+is in `urepa.evaluation`."""

@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class ChatGLM(FromFolder):
-    """The tokens of the last layer but one of ChatGLM3-6B, and the last token of its last layer as the vector: what
-    KolorsPipeline encodes a prompt to."""
+    """The tokens of ChatGLM3-6B's second-to-last layer, and the last token of its last layer as the vector, as computed
+    by KolorsPipeline."""
 
     _target_: str = "urepa.models.text_encoders.chatglm.ChatGLM"
     model: str = setting(
         "a local folder with tokenizer/ and text_encoder/, or a hub id, NAME@REVISION; its last part is recorded"
     )
     width: int = setting("width of a token and of the vector", ge=1, le=SIZE)
-    length: int = setting("tokens of a caption, its first two included; what is longer is cut", ge=3, le=SIZE)
-    computed_in: Floats = setting("what the network is read and computed in")
-    null_text: NullText = setting("what stands for no caption: the record of the empty prompt, or zeros")
+    length: int = setting(
+        "tokens of a caption, with its first two special ones; longer captions are truncated", ge=3, le=SIZE
+    )
+    computed_in: Floats = setting("data type in which the network is loaded and computed")
+    null_text: NullText = setting("null condition: the record of the empty prompt, or zeros")
 
     @property
     def pooled_width(self) -> int:
@@ -50,6 +52,6 @@ class ChatGLM(FromFolder):
     def description(self) -> str:
         return (
             f"Captions are encoded by the ChatGLM of {self.name}, frozen, in {self.computed_in}: the tokens of its "
-            f"last layer but one, {number(self.length)} of width {number(self.width)}, padding included, and the last "
-            "token of its last layer as one vector."
+            f"second-to-last layer, {number(self.length)} of width {number(self.width)}, padding included, and the "
+            "last token of its last layer as one vector."
         )

@@ -1,5 +1,5 @@
-"""ChatGLM3 as KolorsPipeline.encode_prompt calls it. Network and tokenizer are diffusers' own; no code of their folder
-runs.
+"""ChatGLM3 called as in KolorsPipeline.encode_prompt. Network and tokenizer are diffusers' own classes; code in the
+folder of the weights is never run.
 
 Shapes: B texts, L positions, D width.
 """
@@ -24,7 +24,7 @@ from urepa.models.text_encoders.text_transformer_net import (
 
 
 def chatglm(model: str, length: int, width: int, computed_in: str) -> TextTransformer:
-    """The network of this folder or hub id."""
+    """The network from this folder or hub id."""
     name = stored_name(model)
 
     def load() -> Loaded:
@@ -47,7 +47,8 @@ def chatglm(model: str, length: int, width: int, computed_in: str) -> TextTransf
 
 
 def encode(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
-    """Captions stand at the end, behind the padding; positions are counted from their first token. All count."""
+    """The padding precedes a caption's tokens; positions are counted from its first token. The mask includes all
+    tokens."""
     positions_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
     out = network(input_ids=ids_BL, attention_mask=mask_BL, position_ids=positions_BL, output_hidden_states=True)
     tokens_LBD, last_LBD = out.hidden_states[-2], out.hidden_states[-1]

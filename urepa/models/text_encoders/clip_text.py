@@ -1,4 +1,4 @@
-"""The text encoder of a CLIP."""
+"""A CLIP text encoder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class CLIPText(FromFolder):
-    """The tokens of a layer of a CLIP's text encoder, and the state of its end-of-text token as the vector."""
+    """The tokens of one layer of a CLIP text encoder, and the hidden state of its end-of-text token as the vector."""
 
     _target_: str = "urepa.models.text_encoders.clip_text.CLIPText"
     model: str = setting(
         "a local folder with tokenizer/ and text_encoder/, or a hub id, NAME@REVISION; its last part is recorded"
     )
-    width: int = setting("width of a token: 768 of the one in SD-1.5", ge=1, le=SIZE)
-    layer: int = setting("whose tokens, counted from the end: -1 is the last, with the final norm", ge=-SIZE, le=-1)
-    length: int = setting("tokens of a caption, its first and last included; what is longer is cut", ge=3, le=SIZE)
-    padding: Padding = setting("the positions behind a caption's end: attended, as SD-1.5 has them, or masked")
+    width: int = setting("width of a token: 768 in SD-1.5", ge=1, le=SIZE)
+    layer: int = setting(
+        "layer of the tokens, counted from the end: -1 is the last, with the final norm", ge=-SIZE, le=-1
+    )
+    length: int = setting(
+        "tokens of a caption, with start and end tokens; longer captions are truncated", ge=3, le=SIZE
+    )
+    padding: Padding = setting("padding after a caption's end: attended, as in SD-1.5, or masked")
     null_text: NullText = setting(
-        "what stands for no caption, for a backbone without a null of its own: the record of the empty prompt, or zeros"
+        "null condition, for a backbone that has none of its own: the record of the empty prompt, or zeros"
     )
 
     @property
@@ -36,7 +40,7 @@ class CLIPText(FromFolder):
 
     @property
     def is_attended(self) -> bool:
-        """Do the positions behind a caption's end count?"""
+        """Whether the mask includes the padding after a caption's end."""
         return str(self.padding) == "attended"
 
     def stored_as(self) -> str:

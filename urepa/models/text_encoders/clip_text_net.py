@@ -1,4 +1,4 @@
-"""The text encoder of a CLIP. No code of its folder runs.
+"""A CLIP text encoder. Code in the folder of the weights is never run.
 
 Shapes: B texts, L positions, D width.
 """
@@ -25,8 +25,8 @@ from urepa.models.text_encoders.text_transformer_net import (
 
 
 def clip_text(model: str, layer: int, length: int, width: int, is_attended: bool) -> TextTransformer:
-    """The network of this folder or hub id. Its pooled vector is the state [B,D] of the first end-of-text token, after
-    the final norm."""
+    """The network from this folder or hub id. Its pooled vector is the hidden state [B,D] of the first end-of-text
+    token, after the final norm."""
     name = stored_name(model)
 
     def load() -> Loaded:
@@ -44,7 +44,7 @@ def clip_text(model: str, layer: int, length: int, width: int, is_attended: bool
         counts_BL = torch.ones_like(mask_BL, dtype=torch.bool) if is_attended else mask_BL.bool()
         return EncodedText(of_layer(out, layer), counts_BL, out.pooler_output)
 
-    # a store without this fact is of masked padding: there was no other
+    # stores without this entry have masked padding, which was once the only choice
     padding = {"padding": "attended"} if is_attended else {}
     return TextTransformer(
         facts={"model": name, "layer": layer} | padding, length=length, towers=[Tower(load, encode)], check=check

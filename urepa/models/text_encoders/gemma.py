@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Gemma(FromFolder):
-    """The tokens of a layer of a Gemma 2, without a vector; of the last layer what SanaPipeline encodes a prompt to,
-    without its instruction to a language model."""
+    """The tokens of one layer of Gemma 2, without a vector. Those of the last layer equal SanaPipeline's prompt
+    embeddings without its complex human instruction."""
 
     _target_: str = "urepa.models.text_encoders.gemma.Gemma"
     model: str = setting(
         "a local folder with tokenizer/ and text_encoder/, or a hub id, NAME@REVISION; its last part is recorded"
     )
-    width: int = setting("width of a token: 2304 of Gemma-2-2B", ge=1, le=SIZE)
+    width: int = setting("width of a token: 2304 in Gemma-2-2B", ge=1, le=SIZE)
     layer: int = setting(
-        "whose tokens, counted from the end: -1 is the last, with the final norm, of Sana; -2 of Lumina",
+        "layer of the tokens, counted from the end: -1 is the last, with the final norm, as in Sana; -2 as in Lumina",
         ge=-SIZE,
         le=-1,
     )
-    length: int = setting("tokens of a caption, its first included; what is longer is cut", ge=2, le=SIZE)
-    lowercase: bool = setting("in lower case, as Sana's pipeline has prompts")
-    computed_in: Floats = setting("what the network is read and computed in")
-    null_text: NullText = setting("what stands for no caption: the record of the empty prompt, or zeros")
+    length: int = setting("tokens of a caption, with its start token; longer captions are truncated", ge=2, le=SIZE)
+    lowercase: bool = setting("convert captions to lower case, as Sana's pipeline does")
+    computed_in: Floats = setting("data type in which the network is loaded and computed")
+    null_text: NullText = setting("null condition: the record of the empty prompt, or zeros")
 
     pooled_width: ClassVar[int] = 0
 

@@ -1,4 +1,4 @@
-"""Gemma 2 as SanaPipeline calls it, of a pipeline's folder. No code of it runs."""
+"""Gemma 2 from a pipeline's folder, called as in SanaPipeline. Code in the folder is never run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from urepa.models.text_encoders.text_transformer_net import (
 
 
 def gemma(model: str, layer: int, length: int, width: int, lowercase: bool, computed_in: str) -> TextTransformer:
-    """The network of this folder or hub id. Captions stand at the beginning, before the padding, whatever its tokenizer
-    says."""
+    """The network from this folder or hub id. The padding follows a caption's tokens, whatever side the tokenizer's
+    config has."""
     name = stored_name(model)
 
     def load() -> Loaded:

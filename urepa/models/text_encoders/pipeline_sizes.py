@@ -1,5 +1,5 @@
-"""Where the files of text encoders lie: a folder in the layout of a diffusers pipeline or of transformers, or the same
-on the hub. Without torch."""
+"""The files of text encoders, without torch: a folder in the layout of a diffusers pipeline or of transformers, local
+or on the hub."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, is_hub_id, resolve
 
 KEY = "data.text_encoder.model"
-# of a network, the first one that is there: plain, in shards, and the same in fp16, where a repository has no other
+# the first of these files that exists is used: weights in one file or in shards, then the same in fp16
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HALVES = ("model.fp16.safetensors", "model.safetensors.index.fp16.json")
 OF_TOKENIZERS = ("tokenizer*", "vocab.json", "merges.txt", "spiece.model", "special_tokens_map.json")
 
 
 class Padding(Enum):
-    """What becomes of the positions behind a caption's end."""
+    """How the padding after a caption's end is treated."""
 
-    attended = "attended"  # the network is given no mask, and all positions count
-    masked = "masked"  # they are 0 and do not count
+    attended = "attended"  # the network gets no mask, and the record's mask includes all positions
+    masked = "masked"  # the tokens there are 0, and the record's mask excludes them
 
 
 class Floats(Enum):
-    """What a network is read and computed in."""
+    """The data type in which a network is loaded and computed."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -36,19 +36,18 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def stored_name(model: str) -> str:
-    """Of a folder or a hub id, without where it lies and which revision it is, as names of stores and manifests have
-    it."""
+    """The name of a model in stores and manifests: the last part of a folder or hub id, without its revision."""
     return resolve(model)[0].rpartition("/")[2] if is_hub_id(model) else Path(model).resolve().name
 
 
 def folder_name(part: str, number: int) -> str:
-    """Of the first, second or third `part` of a pipeline: text_encoder, text_encoder_2."""
+    """The folder of a pipeline's first, second or third `part`: text_encoder, text_encoder_2."""
     return part if number == 1 else f"{part}_{number}"
 
 
 def places(folder: Path, number: int = 1) -> tuple[Path, Path]:
-    """The folders of tokenizer and network: FOLDER/tokenizer and FOLDER/text_encoder as diffusers has them, with a
-    number behind them where it is not the first, or FOLDER itself. Raises UserError if a file is missing."""
+    """The folders of tokenizer and network: FOLDER/tokenizer and FOLDER/text_encoder as in diffusers, with a
+    suffix _2 or _3 for the others, or FOLDER itself. Raises UserError if a file is missing."""
     names = folder_name("tokenizer", number), folder_name("text_encoder", number)
     has_parts = number > 1 or (folder / names[1]).is_dir()
     tokenizer, network = (folder / names[0], folder / names[1]) if has_parts else (folder, folder)
@@ -57,19 +56,19 @@ def places(folder: Path, number: int = 1) -> tuple[Path, Path]:
     if missing := [file for file in wanted if not file.is_file()]:
         raise UserError(
             f"{KEY}={folder} has no {missing[0].relative_to(folder)}; give a local folder with {names[0]}/ and "
-            f"{names[1]}/ (weights as safetensors), as a diffusers pipeline has them, or a hub id"
+            f"{names[1]}/ (weights as safetensors), as in a diffusers pipeline, or a hub id"
         )
     return tokenizer, network
 
 
 def variant_of(network: Path) -> str | None:
-    """ "fp16" where the folder of a network has no weights but those; None: it has its plain ones."""
+    """ "fp16" if the folder of a network has only such weights; None if it has files without a variant."""
     return None if any((network / name).is_file() for name in WEIGHTS) else "fp16"
 
 
 def patterns(numbers: Sequence[int]) -> list[str]:
-    """The files that are read of these text encoders of a repository, with the first one's also where the repository
-    is no pipeline."""
+    """Patterns for the files of these text encoders in a repository. For the first one they also match a repository
+    that is not a pipeline."""
     found = ["config.json", *WEIGHTS, *OF_TOKENIZERS] if 1 in numbers else []
     for number in numbers:
         network = folder_name("text_encoder", number)
@@ -79,8 +78,8 @@ def patterns(numbers: Sequence[int]) -> list[str]:
 
 
 def local_folder(model: str, numbers: Sequence[int]) -> Path:
-    """The folder on this disk; of a hub id its files are fetched, or taken from the hub's cache. Raises UserError if
-    they are not to be had."""
+    """The local folder. For a hub id the files are fetched, or taken from the hub's cache. Raises UserError if they
+    cannot be fetched."""
     if not is_hub_id(model):
         return Path(model)
     from huggingface_hub import snapshot_download
@@ -88,23 +87,23 @@ def local_folder(model: str, numbers: Sequence[int]) -> Path:
     name, revision = resolve(model)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns(numbers)))
-    except (OSError, ValueError) as error:  # the hub's own errors are of these two kinds
+    except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         reason = download_failure(error, model)
         raise UserError(f"{KEY}={model} could not be loaded ({reason}); or give a local folder") from error
 
 
 class FromFolder:
-    """What declarations of text encoders of a folder or a hub id have alike."""
+    """The base class of text encoders that are read from a folder or a hub id."""
 
     model: str
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Which text encoders of a pipeline."""
+        """The numbers of the pipeline's text encoders that are used."""
         return (1,)
 
     def check(self) -> None:
-        """Whether the network has its sizes is known when it is read."""
+        """No check: sizes are compared when the network is loaded."""
 
     def check_files(self) -> None:
         if not is_hub_id(self.model):
@@ -116,5 +115,5 @@ class FromFolder:
 
     @property
     def name(self) -> str:
-        """Of the model, as stores and manifests have it."""
+        """The model's name in stores and manifests."""
         return stored_name(self.model)

@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class SDXLText(FromFolder):
-    """The tokens of the last layer but one of CLIP-L and of OpenCLIP bigG side by side, without a final norm, and
-    bigG's projected vector: what StableDiffusionXLPipeline encodes a prompt to."""
+    """The concatenated tokens of the second-to-last layers of CLIP-L and OpenCLIP bigG, without a final norm, and
+    bigG's projected vector, as computed by StableDiffusionXLPipeline."""
 
     _target_: str = "urepa.models.text_encoders.sdxl_text.SDXLText"
     model: str = setting(
         "a local folder with tokenizer/, tokenizer_2/, text_encoder/ and text_encoder_2/, or a hub id, NAME@REVISION; "
         "its last part is recorded"
     )
-    width: int = setting("width of a token, of both encoders together: 768 + 1280", ge=1, le=SIZE)
+    width: int = setting("width of a token, the sum of both encoders' widths: 768 + 1280", ge=1, le=SIZE)
     pooled_width: int = setting("width of the second encoder's projected vector", ge=1, le=SIZE)
-    length: int = setting("tokens of a caption, its first and last included; what is longer is cut", ge=3, le=SIZE)
+    length: int = setting(
+        "tokens of a caption, with start and end tokens; longer captions are truncated", ge=3, le=SIZE
+    )
     null_text: NullText = setting(
-        "what stands for no caption: zeros, as the pipeline has them where no negative prompt is given, or the record "
-        "of the empty prompt"
+        "null condition: zeros, which the pipeline uses if no negative prompt is given, or the record of the empty "
+        "prompt"
     )
 
     @property
@@ -47,6 +49,6 @@ class SDXLText(FromFolder):
     def description(self) -> str:
         return (
             f"Captions are encoded by the two text encoders of {self.name} (CLIP-L and OpenCLIP bigG), frozen: the "
-            f"tokens of the last layer but one of both, joined to {number(self.length)} of width {number(self.width)}, "
-            f"padding included, and the second one's projected vector of width {number(self.pooled_width)}."
+            f"tokens of both second-to-last layers, concatenated to {number(self.length)} of width "
+            f"{number(self.width)}, padding included, and the second one's projected vector of width {number(self.pooled_width)}."
         )

@@ -1,6 +1,7 @@
-"""The two text encoders of SDXL, as StableDiffusionXLPipeline.encode_prompt calls them. No code of their folder runs.
+"""The two text encoders of SDXL, called as in StableDiffusionXLPipeline.encode_prompt. Code in the folder of the
+weights is never run.
 
-Shapes: B texts, L positions, D width of one of them.
+Shapes: B texts, L positions, D width of one encoder.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from urepa.models.text_encoders.text_transformer_net import (
     without_vector,
 )
 
-BOTH = (1, 2)  # of a pipeline's text encoders
+BOTH = (1, 2)  # the numbers of the pipeline's text encoders
 
 
 def sdxl_text(model: str, length: int, width: int, pooled_width: int) -> TextTransformer:
-    """The networks of this folder or hub id."""
+    """The networks from this folder or hub id."""
     name = stored_name(model)
 
     def load_first() -> Loaded:
@@ -53,12 +54,12 @@ def sdxl_text(model: str, length: int, width: int, pooled_width: int) -> TextTra
 
 
 def encode_first(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
-    """Tokens of the last layer but one; all positions count."""
+    """The tokens of the second-to-last layer; the mask includes all positions."""
     tokens_BLD = network(input_ids=ids_BL, output_hidden_states=True).hidden_states[-2]
     return EncodedText(tokens_BLD, torch.ones_like(mask_BL, dtype=torch.bool), without_vector(tokens_BLD))
 
 
 def encode_second(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
-    """The same, and the projected state of the end-of-text token."""
+    """As `encode_first`, with the projected hidden state of the end-of-text token as the vector."""
     out = network(input_ids=ids_BL, output_hidden_states=True)
     return EncodedText(out.hidden_states[-2], torch.ones_like(mask_BL, dtype=torch.bool), out.text_embeds)

@@ -16,28 +16,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class T5(FromFolder):
-    """The last tokens of a T5's encoder, without a vector."""
+    """The tokens of the last layer of a T5 encoder, without a vector."""
 
     _target_: str = "urepa.models.text_encoders.t5.T5"
     model: str = setting(
         "a local folder with tokenizer/ and text_encoder/, or a hub id, NAME@REVISION; its last part is recorded"
     )
     encoder_number: int = setting(
-        "which text encoder of the folder it is: 1 of PixArt and Chroma, 2 of Flux, 3 of SD3", ge=1, le=3
+        "number of the text encoder in the folder: 1 in PixArt and Chroma, 2 in Flux, 3 in SD3", ge=1, le=3
     )
-    width: int = setting("width of a token: 4096 of T5-XXL", ge=1, le=SIZE)
+    width: int = setting("width of a token: 4096 in T5-XXL", ge=1, le=SIZE)
     length: int = setting(
-        "tokens of a caption, its last included; what is longer is cut: 120 of PixArt-α, 300 of PixArt-Σ, 256 of SD3, "
-        "512 of Flux",
+        "tokens of a caption, with its end token; longer captions are truncated. 120 in PixArt-α, 300 in PixArt-Σ, "
+        "256 in SD3, 512 in Flux",
         ge=2,
         le=SIZE,
     )
-    padding: Padding = setting(
-        "the positions behind a caption's end: masked, as PixArt has them, or attended, as SD3 and Flux have them"
-    )
-    lowercase: bool = setting("in lower case, as PixArt's pipeline has prompts")
-    computed_in: Floats = setting("what the network is read and computed in")
-    null_text: NullText = setting("what stands for no caption: the record of the empty prompt, or zeros")
+    padding: Padding = setting("padding after a caption's end: masked, as in PixArt, or attended, as in SD3 and Flux")
+    lowercase: bool = setting("convert captions to lower case, as PixArt's pipeline does")
+    computed_in: Floats = setting("data type in which the network is loaded and computed")
+    null_text: NullText = setting("null condition: the record of the empty prompt, or zeros")
 
     pooled_width: ClassVar[int] = 0
 
@@ -52,7 +50,7 @@ class T5(FromFolder):
 
     @property
     def is_attended(self) -> bool:
-        """Do the positions behind a caption's end count?"""
+        """Whether the mask includes the padding after a caption's end."""
         return str(self.padding) == "attended"
 
     def build(self) -> TextTransformer:
@@ -65,6 +63,6 @@ class T5(FromFolder):
         many = f"{number(self.length)}, padding included," if self.is_attended else f"at most {number(self.length)}"
         case = ", in lower case" if self.lowercase else ""
         return (
-            f"Captions{case} are encoded by the T5 of {self.name}, frozen, in {self.computed_in}: its last tokens, "
-            f"{many} of width {number(self.width)}."
+            f"Captions{case} are encoded by the T5 of {self.name}, frozen, in {self.computed_in}: the tokens of its last "
+            f"layer, {many} of width {number(self.width)}."
         )

@@ -1,4 +1,4 @@
-"""T5's encoder, of a pipeline's folder. No code of it runs."""
+"""T5's encoder from a pipeline's folder. Code in the folder is never run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urepa.models.text_encoders.text_transformer_net import (
 def t5(
     model: str, number: int, length: int, width: int, is_attended: bool, lowercase: bool, computed_in: str
 ) -> TextTransformer:
-    """The network of this folder or hub id; its positions are relative, so that there are as many as are asked for."""
+    """The network from this folder or hub id. Its positions are relative, so `length` has no upper limit."""
     name = stored_name(model)
 
     def load() -> Loaded:

@@ -1,6 +1,6 @@
-"""Text encoders of the transformers library: tokenizers and transformers, loaded when they are first asked.
+"""Text encoders of the transformers library: tokenizers and transformers, loaded on first use.
 
-Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector.
+Shapes: B texts, K rows of integers, L positions, D width of a token, P width of the pooled vector.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urepa.core.text_protocols import EncodedText, TokenizedText
 from urepa.models.text_encoders.pipeline_sizes import KEY, local_folder, places, variant_of
 
 Loaded = tuple[Any, Any]  # a tokenizer and a transformer
-# the transformer, ids [B,L] and the tokenizer's mask [B,L] (both int64) to what is taken of its output
+# from the transformer, ids [B,L] and the tokenizer's mask [B,L] (both int64) to the encoded text
 Encode = Callable[[Any, Tensor, Tensor], EncodedText]
 
 
@@ -33,8 +33,8 @@ class Tower:
 
 
 class TextTransformer:
-    """Frozen text transformers (`urepa.core.text_protocols.TextEncoderNetwork`). The tokens of several are joined along
-    their width, and so are their pooled vectors; the first one's mask is that of all."""
+    """Frozen text transformers (`urepa.core.text_protocols.TextEncoderNetwork`). The tokens of several are concatenated
+    along their width, and so are their pooled vectors; the mask is that of the first."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class TextTransformer:
         computed_in: str = "float32",
         lowercase: bool = False,
     ) -> None:
-        """`facts` are the manifest's; `check` looks at the transformers' configs when they are read. `computed_in` is
-        the type that the towers load them in."""
+        """`facts` are entries of the manifest; `check` is called with the transformers' configs when they are loaded.
+        `computed_in` is the data type in which the towers load them."""
         self.length = length
         self._facts = facts | {"length": length, "computed_in": computed_in}
         self._towers, self._check, self._lowercase = towers, check, lowercase
@@ -63,7 +63,7 @@ class TextTransformer:
         return dict(self._facts)
 
     def weights_sha256(self) -> str:
-        """Of names and values, however they are stored."""
+        """The SHA-256 of the weights' names and values, independent of how they are stored."""
         digest = hashlib.sha256()
         for _, network in self._loaded:
             for name, value in sorted(network.state_dict().items()):
@@ -72,7 +72,7 @@ class TextTransformer:
         return digest.hexdigest()
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
-        """Ids and mask of each tokenizer, one behind the other."""
+        """The ids and the mask of each tokenizer, in the tokenizers' order."""
         chosen = [text.lower().strip() for text in texts] if self._lowercase else list(texts)
         rows, cut = [], [0] * len(chosen)
         for tokenizer, _ in self._loaded:
@@ -97,23 +97,23 @@ class TextTransformer:
         return EncodedText(torch.where(mask_BL.unsqueeze(2), tokens_BLD, 0), mask_BL, pooled_BP)
 
 
-# --- what is taken of an output ---------------------------------------------------------------------------------
+# --- parts of an output ---------------------------------------------------------------------------------
 
 
 def of_layer(out: Any, layer: int) -> Tensor:
-    """Tokens [B,L,D] of a layer, counted from the end: -1 is the last one, after the final norm where there is one."""
+    """The tokens [B,L,D] of a layer, counted from the end: -1 is the last, after the final norm if there is one."""
     tokens_BLD: Tensor = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
     return tokens_BLD
 
 
 def without_vector(tokens_BLD: Tensor) -> Tensor:
-    """The pooled vectors [B,0] of an encoder that has none."""
+    """Pooled vectors [B,0], for an encoder that has none."""
     return tokens_BLD.new_zeros(len(tokens_BLD), 0)
 
 
 def masked_tokens(layer: int, is_masked: bool = True) -> Encode:
-    """The tokens of a layer, those alone that the tokenizer's mask counts, and no vector. Otherwise the transformer is
-    given no mask, and all count."""
+    """A function that returns a layer's tokens with the tokenizer's mask, and no vector. If `is_masked` is false, the
+    transformer gets no mask, and the returned mask includes all positions."""
 
     def encode(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
         out = network(input_ids=ids_BL, attention_mask=mask_BL if is_masked else None, output_hidden_states=layer != -1)
@@ -124,19 +124,19 @@ def masked_tokens(layer: int, is_masked: bool = True) -> Encode:
     return encode
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
+# --- loading ----------------------------------------------------------------------------------------------------
 
 
 def load_pair(
     model: str, numbers: Sequence[int], number: int, tokenizer: Any, network: Any, dtype: str = "float32", **how: Any
 ) -> Loaded:
-    """A tokenizer and a transformer of these classes of transformers, from a folder or the hub. No code of it runs.
+    """Loads a tokenizer and a transformer of these classes from a folder or the hub. Code in the folder is never run.
 
     Args:
-        numbers: which text encoders of a pipeline are read in all; `number` is this one's.
+        numbers: the numbers of all text encoders that are read from the pipeline; `number` is that of this one.
         how: further settings of the tokenizer.
 
-    Raises UserError where they cannot be read, or the weights lack some of the transformer's.
+    Raises UserError if they cannot be loaded, or if weights of the transformer are missing.
     """
     from safetensors import SafetensorError
 
@@ -151,14 +151,14 @@ def load_pair(
         raise UserError(f"{KEY}={model} could not be loaded ({reason})") from error
     if lacking := sorted(info["missing_keys"]):
         raise UserError(
-            f"{KEY}={model} has no weights of {lacking[0]} ({len(lacking)} are missing): it is no "
+            f"{KEY}={model} has no weights of {lacking[0]} ({len(lacking)} are missing): it is not a "
             f"{network.__name__}; give another one"
         )
     return made, loaded
 
 
 def check_width(model: str, width: int, asked: int, key: str = "width") -> None:
-    """Raises UserError if a network's width is another one than was asked for as `key`."""
+    """Raises UserError if a network's width differs from the setting `key`."""
     if width != asked:
         raise UserError(
             f"the text encoder {model} has {key.replace('_', ' ')} {width}, not {asked}; give "
@@ -167,12 +167,12 @@ def check_width(model: str, width: int, asked: int, key: str = "width") -> None:
 
 
 def check_length(model: str, positions: int, asked: int) -> None:
-    """Raises UserError if more positions are asked for than there are."""
+    """Raises UserError if the setting `length` exceeds the network's positions."""
     if asked > positions:
         raise UserError(f"data.text_encoder.length={asked}: {model} has {positions} positions; give as many or fewer")
 
 
 def check_layer(model: str, layers: int, asked: int) -> None:
-    """Raises UserError if a layer is asked for that there is not."""
+    """Raises UserError if the network does not have the layer in the setting `layer`."""
     if -asked > layers:
         raise UserError(f"data.text_encoder.layer={asked}: {model} has {layers} layers; give -{layers} to -1")
