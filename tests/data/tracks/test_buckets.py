@@ -273,7 +273,7 @@ def test_a_killed_build_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_a_teacher_of_squares_is_refused_before_anything_is_made(photos: Path, tmp_path: Path, teacher: Any) -> None:
     track = settings(photos, tmp_path / "root", buckets=LISTED).build()
-    with pytest.raises(UserError, match="takes square images alone, and there are some of 6x10"):
+    with pytest.raises(UserError, match="takes square images only, but some images are 6x10"):
         track.open(teacher)
     assert not (tmp_path / "root").exists()
 

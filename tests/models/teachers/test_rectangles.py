@@ -48,7 +48,7 @@ def test_a_map_has_as_many_cells_a_token_as_the_squares() -> None:
 def test_a_teacher_of_squares_says_so_of_others_alone() -> None:
     teacher = SimpleNamespace(grid=[4, 4])
     assert grid_for(teacher, (16, 16), 16) == (4, 4)
-    with pytest.raises(UserError, match=r"^the teacher SimpleNamespace takes square images alone.* 12x20: choose"):
+    with pytest.raises(UserError, match=r"^the teacher SimpleNamespace takes square images only.* 12x20: choose"):
         grid_for(teacher, (12, 20), 16)
 
 

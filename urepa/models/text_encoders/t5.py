@@ -63,6 +63,6 @@ class T5(FromFolder):
         many = f"{number(self.length)}, padding included," if self.is_attended else f"at most {number(self.length)}"
         case = ", in lower case" if self.lowercase else ""
         return (
-            f"Captions{case} are encoded by the T5 of {self.name}, frozen, in {self.computed_in}: the tokens of its last "
-            f"layer, {many} of width {number(self.width)}."
+            f"Captions{case} are encoded by the T5 of {self.name}, frozen, in {self.computed_in}: the tokens of its "
+            f"last layer, {many} of width {number(self.width)}."
         )

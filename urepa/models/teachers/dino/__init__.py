@@ -1,1 +1,1 @@
-"""DINOv2's positions off their native grid, and the files in which Meta publishes DINOv2 and DINOv3."""
+"""DINOv2's positions on other grids, and the files in which Meta publishes DINOv2 and DINOv3."""

@@ -1,6 +1,8 @@
-"""DINOv2's learned positions on another grid than the one they were trained on: three rules, three sets of tokens.
+"""DINOv2's learned positions, resampled to another grid than they were trained on. There are three rules, which give
+different tokens.
 
-Shapes: M rows and columns of the trained grid (37 in the published models), h/w those asked for, N tokens, D width.
+Shapes: M rows and columns of the trained grid (37 in the published models), h/w those of the new grid, N tokens, D
+width.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 
-OFFSET = 0.1  # Meta adds it to the size asked for, and the samples shift with it
+OFFSET = 0.1  # Meta adds this to the new size, which shifts the sampling points
 
 
 def meta(table_1DMM: Tensor, grid: Grid) -> Tensor:
@@ -32,7 +34,7 @@ def timm(table_1DMM: Tensor, grid: Grid) -> Tensor:
 
 
 def transformers(table_1DMM: Tensor, grid: Grid) -> Tensor:
-    """The transformers library's (Dinov2Embeddings.interpolate_pos_encoding): as `timm`, without antialiasing."""
+    """The transformers library's rule (Dinov2Embeddings.interpolate_pos_encoding): as `timm`, without antialiasing."""
     return F.interpolate(table_1DMM, size=grid, mode="bicubic")
 
 
@@ -40,8 +42,8 @@ RULES: dict[str, Callable[[Tensor, Grid], Tensor]] = {"meta": meta, "timm": timm
 
 
 def resample(positions_1ND: Tensor, grid: Grid, rule: str) -> Tensor:
-    """The class token's position and M² patches' [1,1+M²,D], to [1,1+h·w,D] by a key of RULES, computed in fp32. The
-    trained grid itself stays as it is."""
+    """Positions of the class token and of M² patches [1,1+M²,D], resampled to [1,1+h·w,D] by a key of RULES in fp32.
+    Returned unchanged if `grid` is the trained grid."""
     trained = round((positions_1ND.shape[1] - 1) ** 0.5)
     if grid == (trained, trained):
         return positions_1ND
@@ -51,7 +53,7 @@ def resample(positions_1ND: Tensor, grid: Grid, rule: str) -> Tensor:
 
 
 def resample_by(rule: str, embeddings: Any) -> None:
-    """From now on a transformers Dinov2Embeddings resamples by this rule. Its weights stay as they are."""
+    """Makes a transformers Dinov2Embeddings resample by this rule. Its weights do not change."""
     embeddings.interpolate_pos_encoding = partial(_interpolate, embeddings, rule)
 
 

@@ -1,4 +1,4 @@
-"""Meta's DINOv2 files (github.com/facebookresearch/dinov2): their names and transformers'."""
+"""Meta's DINOv2 files (github.com/facebookresearch/dinov2), converted to transformers' parameter names."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ IN_BLOCK = {
     "ls2.gamma": "layer_scale2.lambda1",
     "mlp.w3": "mlp.down_proj",
 }
-FUSED = {  # one matrix, the layers whose rows it has
+FUSED = {  # a fused matrix: the layers whose rows it contains
     "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     "mlp.w12": ("mlp.gate_proj", "mlp.up_proj"),
 }
 
 
 def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """A network of the file's architecture, and the file's weights by the network's names."""
+    """A network with the file's architecture, and the file's weights by the network's parameter names."""
     from transformers import (
         Dinov2Config,
         Dinov2Model,
@@ -59,19 +59,19 @@ def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
 
 
 def heads(width: int, head_dim: int) -> int:
-    """Of a block's attention; 1 in a narrower network."""
+    """The number of attention heads in a block; 1 in a network narrower than a head."""
     if width > head_dim and width % head_dim:
-        raise UserError(f"teacher.model: its width of {width} is no multiple of {head_dim}, the width of a head")
+        raise UserError(f"teacher.model: its width of {width} is not a multiple of {head_dim}, the width of a head")
     return max(width // head_dim, 1)
 
 
 def depth(state: dict[str, Tensor]) -> int:
-    """Blocks."""
+    """The number of blocks."""
     return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 
 
 def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Meta's names to transformers'; fused projections are split. Names that Meta's files do not have stay."""
+    """Renames Meta's parameters to transformers' names and splits fused projections. Unknown names are kept."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not name.startswith("blocks."):

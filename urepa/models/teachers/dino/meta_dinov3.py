@@ -1,4 +1,4 @@
-"""Meta's DINOv3 files (github.com/facebookresearch/dinov3): their names and transformers'."""
+"""Meta's DINOv3 files (github.com/facebookresearch/dinov3), converted to transformers' parameter names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ IN_BLOCK = {
     "mlp.w2": "mlp.up_proj",
     "mlp.w3": "mlp.down_proj",
 }
-OF_TRAINING = "local_cls_norm."  # of some files; no image at its full size passes it
+OF_TRAINING = "local_cls_norm."  # in some files; not used for images at full size
 
 
 def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """A network of the file's architecture, and the file's weights by the network's names. The network takes the
-    file's rotary periods, as Meta's code does, which may be rounded; transformers computes them anew."""
+    """A network with the file's architecture, and the file's weights by the network's parameter names. Its rotary
+    periods come from the file, where they may be rounded, as in Meta's code; transformers would recompute them."""
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     width, patch = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
@@ -44,7 +44,7 @@ def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         DINOv3ViTConfig(
             hidden_size=width,
             num_hidden_layers=depth(state),
-            num_attention_heads=heads(width, 4 * len(state[PERIODS])),  # a period for a quarter of a head
+            num_attention_heads=heads(width, 4 * len(state[PERIODS])),  # a head is four times as wide as it has periods
             intermediate_size=hidden,
             patch_size=patch,
             num_register_tokens=state["storage_tokens"].shape[1] if "storage_tokens" in state else 0,
@@ -57,14 +57,14 @@ def read(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         )
     )
     inv_freq = network.rope_embeddings.inv_freq
-    if inv_freq.shape == state[PERIODS].shape:  # else the weights' shapes differ as well
+    if inv_freq.shape == state[PERIODS].shape:  # otherwise the weights' shapes differ too, which is reported later
         inv_freq.copy_(1 / state[PERIODS].float())
     return network, rename_keys(state)
 
 
 def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Meta's names to transformers'; the fused projection is split, and the keys' bias is left out where the file masks
-    it. Names that Meta's files do not have stay."""
+    """Renames Meta's parameters to transformers' names, splits the fused projection, and leaves out the keys' bias if
+    the file masks it. Unknown names are kept."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name == PERIODS or name.startswith(OF_TRAINING):
@@ -91,7 +91,7 @@ def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _require_mask(name: str, mask: Tensor) -> None:
-    """DINOv3 masks the keys' bias, all of it and nothing else."""
+    """Raises UserError unless the mask covers exactly the keys' bias, as in DINOv3."""
     queries, keys, values = mask.chunk(3)
     if keys.any() or not queries.eq(1).all() or not values.eq(1).all():
         raise UserError(f"{name} of teacher.model masks something else than the keys' bias, which is not DINOv3's")

@@ -1,8 +1,8 @@
-"""The files in which Meta publishes DINOv2 and DINOv3 (`dinov2_vitl14_pretrain.pth`): transformers' networks under
-other names.
+"""The files in which Meta publishes DINOv2 and DINOv3 (`dinov2_vitl14_pretrain.pth`): transformers' networks with
+other parameter names.
 
-transformers' conversion scripts are not in its installed package, timm needs torchvision, and torch.hub runs
-downloaded code.
+They are converted here because transformers' conversion scripts are not in its installed package, timm needs
+torchvision, and torch.hub runs downloaded code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urepa.models.teachers.vit_sizes import check_file
 from urepa.models.weight_files import read_torch
 
 State = dict[str, Tensor]
-READERS: dict[str, Callable[[State], tuple[Any, State]]] = {  # by family: the network, and its weights by its names
+READERS: dict[str, Callable[[State], tuple[Any, State]]] = {  # by family: returns the network and its weights by name
     "dinov2": meta_dinov2.read,
     "dinov2_registers": meta_dinov2.read,
     "dinov3": meta_dinov3.read,
@@ -27,15 +27,17 @@ READERS: dict[str, Callable[[State], tuple[Any, State]]] = {  # by family: the n
 
 
 def load_meta(path: Path, family: str) -> Any:
-    """A transformers model with the file's weights; the architecture is read off their shapes. Raises UserError if the
-    file is missing, damaged, of another family, or of another network."""
+    """A transformers model with the file's weights; the architecture is inferred from their shapes. Raises UserError if
+    the file is missing, damaged, of another family, or of another network."""
     if family not in READERS:
         raise UserError(f"teacher.model={path}: for family={family} give a hub id or a local folder, not a .pth")
     check_file(str(path))
     state = _tensors(path)
     found = family_of(state)
     if found is None:
-        raise UserError(f"teacher.model={path} is no file of Meta's DINOv2 or DINOv3: it lacks {_missing_key(state)}")
+        raise UserError(
+            f"teacher.model={path} is not a file of Meta's DINOv2 or DINOv3: it lacks {_missing_key(state)}"
+        )
     if found != family:
         raise UserError(f"teacher.model={path} holds weights of the family {found}; give teacher.family={found}")
     network, weights = READERS[family](state)
@@ -51,7 +53,7 @@ def load_meta(path: Path, family: str) -> Any:
 
 
 def family_of(state: State) -> str | None:
-    """Which one's file this is, by the names that only it has; None: another network's."""
+    """The family of a file, recognised by names that only its files have; None for another network."""
     if _missing_key(state) is not None:
         return None
     if "rope_embed.periods" in state:
