@@ -85,7 +85,7 @@ def unet_from_hub(weights: str, family: str, dtype: torch.dtype = torch.float32)
         raise
     except (HfHubHTTPError, OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         raise UserError(
-            f"backbone.weights={name} is no local folder and could not be fetched from the hub "
+            f"backbone.weights={name} is not a local folder and could not be fetched from the hub "
             f"({download_failure(error, weights)}); give backbone.weights=FOLDER"
         ) from error
     if not any(folder.glob(f"{WEIGHTS}*.safetensors")):  # an interrupted download leaves this state

@@ -90,7 +90,7 @@ def test_a_caption_is_a_text_or_a_list_of_texts(tmp_path: Path) -> None:
         ),
         ({"blip": "abc"}, None, "has none of text, caption, captions; name the .*; there are: image, blip$"),
         ({"text": "abc"}, "blip", r"has no blip \(data.caption_column\); there are: image, text$"),
-        ({"text": "abc", "n": [1, 2, 3]}, "n", r"^train\[0\]: a caption is 1, no text; name the column"),
+        ({"text": "abc", "n": [1, 2, 3]}, "n", r"^train\[0\]: a caption is 1, not text; name the column"),
         ({"text": ["a", None, "c"]}, None, r"^train\[1\] has no caption \(1 of 3 images have none\)"),
         ({"text": [["a"], [], ["b"]]}, None, r"^train\[1\] has no caption"),
         ({"text": ["a", "b", " \r\n"]}, None, r"^train\[2\] has an empty caption"),

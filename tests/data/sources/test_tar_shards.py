@@ -152,7 +152,7 @@ FAULTS: dict[str, tuple[Members, str]] = {
     "a list": (as_json(["a"]), r"^s\.tar\[0\]: its \.json is list, not a mapping"),
     "two keys": (as_json({"text": "a", "caption": "b"}), r"^s\.tar\[0\] \.json has text and caption; name the"),
     "no key": (as_json({"url": "a"}), r"^s\.tar\[0\] \.json has none of text, caption, captions; .*there are: url$"),
-    "a number": (as_json({"text": 3}), r"^s\.tar\[0\]: a caption is 3, no text"),
+    "a number": (as_json({"text": 3}), r"^s\.tar\[0\]: a caption is 3, not text"),
 }
 
 

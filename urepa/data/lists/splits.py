@@ -20,7 +20,7 @@ def split_rows(
 ) -> dict[str, list[SourceImage]]:
     """The rows of each split, class-balanced. The publisher's test images, if any, are only used for testing.
     `held_out` is the number of validation and test images, `limit` that of training images (None: all that are left). A
-    held-out row that is missing from `rows` or is in `train_only` is replaced by the next of its class. Raises
+    row that `rows` lacks, or a held-out row that is in `train_only`, is replaced by the next of its class. Raises
     UserError if there are too few images, or if they have another number of classes."""
     rows = sorted(rows, key=lambda row: unit_interval("split", row.name))
     by_class: list[dict[str, list[SourceImage]]] = [{"train": [], "test": []} for _ in range(num_classes)]

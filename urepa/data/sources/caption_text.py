@@ -94,7 +94,7 @@ def _as_texts(value: object, where: str) -> list[str]:
     for text in several:
         if not isinstance(text, str):
             raise UserError(
-                f"{printable(where)}: a caption is {printable(repr(text))[:60]}, no text; name the column of the texts "
+                f"{printable(where)}: a caption is {printable(repr(text))[:60]}, not text; name the column of the texts "
                 "with data.caption_column=NAME"
             )
         texts.append(clean(text, printable(where)))
