@@ -103,7 +103,7 @@ def test_other_kinds_of_adapters(changes: dict[str, bool], kind: str, scale: str
         rows = layer.base_layer.weight.norm(dim=1)
         torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight, rows)
     text, shown = lora.description(1, 1)
-    assert f"Low-rank adapters ({kind}) of rank r = 2 and α = 4, scale {scale}, stand" in str(text)
+    assert f"Low-rank adapters ({kind}) of rank r = 2 and α = 4, scale {scale}, are added" in str(text)
     assert ("the norms m of the adapted weights' rows train too" in str(text)) is lora.use_dora
     assert isinstance(shown, Formula)
     assert shown.latex.endswith(formula)

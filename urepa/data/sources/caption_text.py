@@ -94,8 +94,8 @@ def _as_texts(value: object, where: str) -> list[str]:
     for text in several:
         if not isinstance(text, str):
             raise UserError(
-                f"{printable(where)}: a caption is {printable(repr(text))[:60]}, not text; name the column of the texts "
-                "with data.caption_column=NAME"
+                f"{printable(where)}: a caption is {printable(repr(text))[:60]}, not text; name the column of the "
+                "texts with data.caption_column=NAME"
             )
         texts.append(clean(text, printable(where)))
     return texts
