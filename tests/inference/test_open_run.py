@@ -161,7 +161,7 @@ def test_a_vae_of_other_constants_than_a_finished_run_records_is_refused(sd_run:
             opened.features(images, 999, tap="dec_first")
             continue
         for use in (lambda: opened.autoencoder, lambda: opened.features(images, 999, tap="dec_first")):  # noqa: B023
-            with pytest.raises(UserError, match=f"the latents of {run} were made otherwise .*{said}"):
+            with pytest.raises(UserError, match=f"the latents of {run} were scaled otherwise .*{said}"):
                 use()
 
 

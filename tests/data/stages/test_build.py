@@ -336,7 +336,7 @@ def test_no_sample_is_encoded_twice(built: Path, build_of: Any, tmp_path: Path) 
 def test_a_finished_part_of_another_number_of_shards_does_not_count(built: Path, tmp_path: Path) -> None:
     root = copy_of(built, tmp_path)
     (root / "vae_latents_lmdb" / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no finished cache"):
+    with pytest.raises(UserError, match="not a finished cache"):
         Store(root / "vae_latents_lmdb")
 
 
