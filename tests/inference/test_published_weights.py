@@ -131,7 +131,7 @@ def test_how_times_were_drawn_is_nothing_to_images(
         (tmp_path / "config.yaml").write_text(text)
         find(str(tmp_path), sit_config)
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged, or not YAML.*; it lies beside the weights"):
+    with pytest.raises(UserError, match=r"config\.yaml is damaged, or not YAML.*; it is beside the weights"):
         find(str(tmp_path), sit_config)
 
 
@@ -224,10 +224,10 @@ def test_a_sit_that_is_not_what_is_composed_is_said(
 ) -> None:
     whole = [f"checkpoint='{sit_export}'", *sit_parts]
     for change, said in (
-        ("against=base", "against=base: these are all of the backbone's weights"),
+        ("against=base", "against=base: the checkpoint has all weights of the backbone"),
         (f"backbone.weights='{sit_export}'", "backbone.weights has no effect beside all weights of a backbone"),
         ("backbone.depth=5", "does not fit this backbone"),
-        ("sampler=ddim", "sampler=ddim is not for this run's objective, which has euler, heun, sde"),
+        ("sampler=ddim", "sampler=ddim cannot sample this run's objective; give one of euler, heun, sde"),
     ):
         with pytest.raises(UserError, match=said):
             generate(ask(*whole, change, *REQUEST, f"out={folder / 'refused'}"))

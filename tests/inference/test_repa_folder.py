@@ -47,7 +47,9 @@ def test_a_flow_is_generated_by_its_own_samplers(run: Path, compose: Compose) ->
         generate(ask(compose, run, "sampler=heun", f"out={run / 'null'}"))
     with pytest.raises(UserError, match=r"guidance_interval: None there, \[0.2, 1.0\] here"):
         generate(ask(compose, run, "guidance_interval=[0.2,1]", f"out={run / 'null'}"))
-    with pytest.raises(UserError, match="sampler=ddim is not for this run's objective, which has euler, heun, sde"):
+    with pytest.raises(
+        UserError, match="sampler=ddim cannot sample this run's objective; give one of euler, heun, sde"
+    ):
         generate(ask(compose, run, "sampler=ddim"))
     for interval in ("[0.5]", "[0.5,0.2]", "[0,2]"):
         with pytest.raises(UserError, match=r"guidance_interval=.*: give two times"):
@@ -74,5 +76,5 @@ def test_a_unet_on_a_flow_is_not_exported(tmp_path: Path, compose: Compose, smal
     from urepa.inference.export_weights import export
 
     run = write_run(tmp_path / "unet" / "seed0", compose(*small_run, "objective=flow", "evaluation=none"), 3)
-    with pytest.raises(UserError, match="which diffusers' layout has no place for"):
+    with pytest.raises(UserError, match="which diffusers' layout cannot represent"):
         export(compose(f"run='{run}'", root="export"))

@@ -232,10 +232,10 @@ def test_a_batch_without_a_teacher_keeps_the_heads_in_the_graph_on_the_taps_own_
 # --- words --------------------------------------------------------------------------------------------------
 
 
-def test_the_default_says_nothing_and_others_say_where() -> None:
+def test_the_description_states_the_grid_unless_it_is_the_teachers() -> None:
     said = {str(policy): " ".join(description(policy)) for policy in POLICIES}
     assert said.pop("teacher") == ""
-    assert "on the tap's grid: where the teacher has another one" in said["student"]
+    assert "on the tap's grid. If the teacher's own grid differs" in said["student"]
     assert "on the smaller of the tap's and the teacher's grid" in said["smaller"]
     assert "on a grid of 3×5" in said["[3, 5]"]
     text = [str(part) for part in declared(grid="student").description(schedule=Constant(), max_steps=10)]

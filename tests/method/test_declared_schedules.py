@@ -126,12 +126,12 @@ def test_settings_without_an_effect_are_refused() -> None:
         (Linear(final=0.0, decay_steps=10), r"schedule\.decay_steps=10 is counted from the run's first update"),
         (cutoff(stop_step=50), r"schedule\.stop_step=50 has no effect"),
         (cutoff(shape=Constant(stop_step=5)), r"give schedule\.stop_step instead"),
-        (cutoff(shape=cutoff()), r"schedule\.shape: a cut-off in a cut-off"),
+        (cutoff(shape=cutoff()), r"schedule\.shape: a cut-off inside a cut-off"),
         (cutoff(shape=Linear(final=0.0, decay_steps=10)), r"schedule\.decay_steps=10 is counted"),
     ):
         with pytest.raises(UserError, match=text):
             loss(schedule, 50, warmup_steps=10)
-    with pytest.raises(UserError, match="what an update measures acts 8 updates later"):
+    with pytest.raises(UserError, match="a measurement takes effect 8 updates later"):
         loss(cutoff(), DELAY)
     for schedule in (Constant(stop_step=20), Linear(final=0.0, decay_steps=20), cutoff()):
         with pytest.raises(UserError, match=r"give loss\.diffusion_fraction=1 with it"):

@@ -231,7 +231,9 @@ def test_an_objective_has_its_own_samplers() -> None:
     ddpm = VelocityMath(0.00085, 0.012, "linear", 1000)
     assert (choose_sampler(ddpm, None), choose_sampler(LINEAR, None)) == ("ddim", "euler")
     assert choose_sampler(LINEAR, "sde") == "sde"
-    with pytest.raises(UserError, match="sampler=ddim is not for this run's objective, which has euler, heun, sde"):
+    with pytest.raises(
+        UserError, match="sampler=ddim cannot sample this run's objective; give one of euler, heun, sde"
+    ):
         choose_sampler(LINEAR, "ddim")
-    with pytest.raises(UserError, match="sampler=sde is not for this run's objective, which has ddim, dpm"):
+    with pytest.raises(UserError, match="sampler=sde cannot sample this run's objective; give one of ddim, dpm"):
         choose_sampler(ddpm, "sde")

@@ -301,8 +301,8 @@ def test_a_run_bears_both_names_and_both_are_fetched(compose: Compose) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([*BOTH, "+loss.teachers.other=1"], "loss.teachers.other has no effect: these are fine, coarse"),
-        (["+loss.teachers.fine=1"], "loss.teachers.fine has no effect: there are no several teachers"),
+        ([*BOTH, "+loss.teachers.other=1"], "loss.teachers.other has no effect: the teachers are fine, coarse"),
+        (["+loss.teachers.fine=1"], "loss.teachers.fine has no effect: it needs several teachers"),
         ([*BOTH, "+loss.teachers.fine=0", "+loss.teachers.coarse=0"], "give weights that are not all 0"),
         ([*BOTH, "+loss.teachers.fine=-1"], "loss.teachers.fine=-1.0: give 0 or more"),
     ],

@@ -176,7 +176,7 @@ def test_what_is_overridden_changes_the_words(small: Compose) -> None:
         (["schedule.stop_step=300"], "validations still do both, to see whether the alignment lasts."),
         (["schedule=linear"], "and falls in a straight line to 0 at the last update."),
         (["schedule=linear"], r"\lambda(s) = 0.5 \bigl[ (1 - p) \bigr], \qquad p = \min\Bigl( \frac{s - 60}{840}, 1"),
-        (["schedule=linear", "schedule.decay_steps=300"], "From update 300 on training neither asks the teacher nor"),
+        (["schedule=linear", "schedule.decay_steps=300"], "From update 300 on training neither runs the teacher nor"),
         (["schedule=similarity_cutoff"], "and stays there, unless the similarity cuts it off."),
         (["schedule=similarity_cutoff"], r"m_{s-d} \ge 0.8, \qquad m_s = 0.99\, m_{s-1} + 0.01\, \bigl( 1 - "),
         (["schedule=similarity_cutoff", "schedule.recoverable=true"], "λ is 0 where it holds and returns where it"),
