@@ -148,7 +148,7 @@ def test_a_folder_holds_one_request(run: Path, root: Path, ask: Any, capsys: pyt
     assert "4 images (2 new)" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in (out / "images").iterdir()} == before
     assert len(list((out / "base").iterdir())) == 2
-    with pytest.raises(UserError, match=r"holds other images \(guidance: 1.0 there, 2.0 here\); give out=FOLDER"):
+    with pytest.raises(UserError, match=r"holds other images \(guidance: 1.0 there, 2.0 here\); give another folder"):
         generate(ask(run, *request, "guidance=2"))
     with pytest.raises(UserError, match=r"holds other images \(vae: sd there, another here\)"):
         generate(ask(run, *request, f"data.vae={root / 'another'}"))

@@ -108,7 +108,7 @@ def test_a_size_that_does_not_fit_is_said_with_one_that_does(
     ask(f"run='{run}'", "size=20x16")
     sit = write_run(outputs / "sit" / "seed0", compose(*small_sit), 2)
     learned = write_run(outputs / "learned" / "seed0", compose(*small_sit, "backbone.positions=learned"), 2)
-    said = "size=48x32: the backbone of this run takes the one shape that it was trained on; drop it"
+    said = "size=48x32: the backbone of this run supports only the shape that it was trained on; drop it"
     with pytest.raises(UserError, match=said):
         ask(f"run='{learned}'", "size=48x32")
     generate(ask(f"run='{sit}'", "size=48x32", "classes=[0]", "n=1", "steps=1"))

@@ -220,7 +220,7 @@ def test_an_export_is_there_whole_or_not_at_all(
     assert list((run / "export").iterdir()) == []
     folder = export(asked_of(run))
     assert not (folder / "rest").exists()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export(asked_of(run))
 
 

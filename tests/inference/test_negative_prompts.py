@@ -175,8 +175,8 @@ def test_its_folder_is_its_own(run: Path, ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["guidance=1"], "negative has no effect with guidance=1, which is none; give guidance=4 or so, or drop it"),
-        (["guidance=2", "negative=' '"], "negative is empty, and images are guided away from the null condition"),
+        (["guidance=1"], "negative has no effect with guidance=1, which is no guidance; give guidance=4 or drop it"),
+        (["guidance=2", "negative=' '"], "negative is empty; drop it: without it images are guided away"),
     ],
 )
 def test_where_it_has_no_effect(run: Path, ask: Ask, given: list[str], said: str) -> None:

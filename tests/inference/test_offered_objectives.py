@@ -87,8 +87,11 @@ def test_the_objective_of_a_scheduler_is_offered(own: Callable[..., Any], tmp_pa
             {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500},
             "give objective=squared objective.timesteps=500",
         ),
-        ({"beta_schedule": "squaredcos_cap_v2", "beta_end": 0.03}, "no objective here has that"),
-        (named | {"prediction_type": "sample", "beta_end": 0.0001}, "no objective here has that"),  # below beta_start
+        ({"beta_schedule": "squaredcos_cap_v2", "beta_end": 0.03}, "no available objective has these settings"),
+        (
+            named | {"prediction_type": "sample", "beta_end": 0.0001},
+            "no available objective has these settings",
+        ),  # below beta_start
     ):
         file.write_text(json.dumps(said))
         with pytest.raises(UserError, match=f": {offered}$"):

@@ -195,7 +195,7 @@ def test_a_run_that_cannot_be_opened_is_said(sd_run: Path, digits_run: Path, ope
         opened.aligned(torch.rand(1, 1, 16, 16), tap="enc_last")
     with pytest.raises(UserError, match=r"data\.vae has no effect"):
         urepa.load(digits_run, places={"data.vae": "x"})
-    with pytest.raises(UserError, match="trainer.threads is no place"):
+    with pytest.raises(UserError, match="trainer.threads is not a path"):
         urepa.load(digits_run, places={"trainer.threads": "2"})
     moved = urepa.load(sd_run, device="cpu", places={"data.vae": str(tmp_path)})
     with pytest.raises(UserError, match=r"data\.vae=.* could not be loaded .*give a local diffusers folder"):

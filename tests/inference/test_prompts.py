@@ -99,10 +99,10 @@ def test_the_prompt_moves_the_image_and_guidance_moves_it_away_from_the_null(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ((), r"say what the images of this run are to show by one of the two: prompt=TEXT, or prompts=FILE"),
-        (("prompt=a", "prompts=b.txt"), r"by one of the two"),
+        ((), r"the conditions of this run are captions; give one of prompt=TEXT, or prompts=FILE"),
+        (("prompt=a", "prompts=b.txt"), r"give one of prompt=TEXT"),
         (("classes=[0]",), "classes has no effect on this run, whose conditions are captions; give prompt=TEXT"),
-        (("prompts=nowhere.txt",), r"prompts=nowhere\.txt is no file"),
+        (("prompts=nowhere.txt",), r"prompts=nowhere\.txt is not a file"),
     ],
 )
 def test_requests_that_a_run_of_captions_cannot_answer(
@@ -114,7 +114,7 @@ def test_requests_that_a_run_of_captions_cannot_answer(
 
 def test_a_file_without_a_prompt(run: Path, ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n\n")
-    with pytest.raises(UserError, match=r"empty\.txt has no text; write a prompt a line"):
+    with pytest.raises(UserError, match=r"empty\.txt has no text; write one prompt per line"):
         ask(run, f"prompts={tmp_path}/empty.txt")
 
 

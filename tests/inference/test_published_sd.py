@@ -95,7 +95,7 @@ def test_a_scheduler_beside_the_weights_is_heard(
         check_scheduler(file, compose("objective=ddpm_v")["objective"])
     for other in ({"prediction_type": "sample"}, {"beta_schedule": "squaredcos_cap_v2"}, {"beta_end": 2.0}):
         file.write_text(json.dumps(other))
-        with pytest.raises(UserError, match="no objective here has that"):
+        with pytest.raises(UserError, match="no available objective has these settings"):
             check_scheduler(file, compose("objective=flow")["objective"])
     file.unlink()
 
