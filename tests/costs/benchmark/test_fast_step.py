@@ -161,10 +161,10 @@ def test_a_sits_step_is_timed_alone(
     """The description's loop and its parts are a U-Net's; what is counted of a real step is what is planned."""
     bench: BenchLoops = bench_of(*small_sit)
     with pytest.raises(
-        UserError, match=r"bench\.against=documented takes what the description has: .* a DDPM objective"
+        UserError, match=r"bench\.against=documented needs the description's settings: .* a DDPM objective"
     ):
         bench.description_loop()
-    with pytest.raises(UserError, match=r"bench\.parts takes a U-Net's step apart"):
+    with pytest.raises(UserError, match=r"bench\.parts times the parts of a U-Net's step"):
         check_bench(compose(*small_sit) | {"bench": BENCH})
     (row,) = measure([bench.training_loop()], bench.trainer.model, 8, torch.device("cpu"), steps=1, rounds=1)
     planned = plan(compose(*small_sit), Device("CPU", "cpu", None, None))

@@ -201,6 +201,6 @@ def test_without_a_teacher_there_is_nothing_to_ask(
 ) -> None:
     own = [o for o in small_run if not o.startswith("loss.")]
     with pytest.raises(
-        UserError, match=r"bench\.against=online asks the teacher in every step, and loss=none has none"
+        UserError, match=r"bench\.against=online runs the teacher in every step, and loss=none has none"
     ):
         check_bench(compose(*own, "loss=none") | {"bench": BENCH})
