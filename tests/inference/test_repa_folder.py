@@ -1,4 +1,4 @@
-"""The folder of a run with REPA: its images, its features, and what is not exported."""
+"""The folder of a run with REPA: its images, its features, and what cannot be exported."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_flow_is_generated_by_its_own_samplers(run: Path, compose: Compose) ->
             ask(compose, run, f"guidance_interval={interval}")
 
 
-def test_a_runs_features_are_asked_for_at_its_own_times(run: Path) -> None:
+def test_features_are_computed_at_times_of_the_runs_objective(run: Path) -> None:
     opened = urepa.load(run, device="cpu")
     images = torch.rand(2, 1, 16, 16)
     half = opened.features(images, tap="block_3")
