@@ -1,4 +1,4 @@
-"""Of the other commands: compare, plan, describe, the benches, preprocess, prefetch and the launchers."""
+"""Mistakes with the other commands: compare, plan, describe, the benches, preprocess, prefetch and the launchers."""
 
 from __future__ import annotations
 
