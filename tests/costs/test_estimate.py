@@ -197,8 +197,7 @@ def test_a_real_step_of_a_sit_costs_what_is_planned(
 def test_after_the_stop_a_step_costs_what_is_planned(
     trainer_of: Callable[..., Any], compose: Compose, small_sit: list[str]
 ) -> None:
-    """Compared with what a real step computes after the stop. An online teacher is counted until the stop, and in every
-    validation."""
+    """As a real step after the stop. An online teacher is counted until the stop, and in every validation."""
     overrides = [*small_sit, "schedule.stop_step=4", "trainer.validate_every=3"]
     trainer = trainer_of(*overrides)
     trainer.prepared.train()
@@ -305,9 +304,7 @@ def test_the_planned_teachers_are_the_published_ones(compose: Compose) -> None:
 
 
 @pytest.mark.slow
-def test_the_network_built_without_weights_has_the_architecture_of_the_real_one(
-    compose: Compose, small_run: list[str]
-) -> None:
+def test_a_network_built_without_weights_is_the_real_one(compose: Compose, small_run: list[str]) -> None:
     config = compose(*small_run)
     track, teacher, loss = build_part(config["data"]), build_part(config["teacher"]), build_loss(config)
     model, _ = build_model(config, track, teacher, loss)

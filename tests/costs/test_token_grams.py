@@ -1,6 +1,7 @@
 """The plan's counts of the manifold loss at token level: matrices [B,N,N] of N = 1,369 tokens, and their grids.
 
-Shapes: B batch, N tokens, E width of the teacher."""
+Shapes: B batch, N tokens, E width of the teacher.
+"""
 
 from __future__ import annotations
 
