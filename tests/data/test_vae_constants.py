@@ -1,7 +1,8 @@
 """The constants between a VAE's latents and x0: shift, scale and statistics per channel, compared with the arithmetic
 of diffusers' own pipelines; and VAEs without a posterior.
 
-Shapes: B images, S image size, CHW latent."""
+Shapes: B images, S image size, CHW latent.
+"""
 
 from __future__ import annotations
 
