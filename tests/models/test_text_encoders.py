@@ -1,6 +1,7 @@
 """Text encoders, compared with transformers' own outputs: tokens and vector, truncation, and padding.
 
-Shapes: B texts, L positions, D width."""
+Shapes: B texts, L positions, D width.
+"""
 
 from __future__ import annotations
 

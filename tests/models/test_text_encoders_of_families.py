@@ -1,7 +1,8 @@
 """The text encoders of the model families, compared with their own pipelines' `encode_prompt`: tokens, masks and
 vectors, truncation, the checks of settings, and unusual texts.
 
-Shapes: B texts, L positions, D width, P width of the pooled vector."""
+Shapes: B texts, L positions, D width, P width of the pooled vector.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """SD-1.5 with captions, SDXL and Kolors: diffusers' own prediction, the effect of each part of a condition, and
 decreasing losses.
 
-Shapes: B batch, L positions."""
+Shapes: B batch, L positions.
+"""
 
 from __future__ import annotations
 

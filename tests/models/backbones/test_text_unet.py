@@ -1,7 +1,8 @@
 """The U-Net on captions: diffusers' own prediction, masked tokens without effect, and a null that is always in the
 graph.
 
-Shapes: B batch, L positions, D and P widths of tokens and vectors."""
+Shapes: B batch, L positions, D and P widths of tokens and vectors.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 resampling as a matrix. Nothing here uses the library or urepa.
 
 Shapes: B batch, N tokens, D width, H heads, E width of a head, M trained rows and columns, n requested rows or
-columns."""
+columns.
+"""
 
 from __future__ import annotations
 
