@@ -185,7 +185,7 @@ def test_a_small_unets_card_says_how_to_sample(
     folder = export(asked_of(run, out=str(tmp_path / "given" / "there")))
     card = (folder / "README.md").read_text()
     assert "The run was not finished" in card
-    assert "Choose a number of steps that divides 1000: for others diffusers' DDIMScheduler goes to wrong" in card
+    assert "Choose a number of steps that divides 1000: with others diffusers' DDIMScheduler uses wrong" in card
     code = card.split("```python\n")[1].split("```")[0].replace("set_timesteps(50)", "set_timesteps(4)")
     monkeypatch.chdir(folder)
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
 """Negative prompts, from which images are guided away: compared with diffusers' own pipeline, and as `generate` takes
 them.
 
-Shapes: B images, CHW latent."""
+Shapes: B images, CHW latent.
+"""
 
 from __future__ import annotations
 

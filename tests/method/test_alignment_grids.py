@@ -1,7 +1,8 @@
 """The grid on which a tap and a teacher are compared: compared with maps that are resized by hand, rectangular and with
 several teachers.
 
-Shapes: B samples, N tokens, D width of the teacher, h/w rows and columns."""
+Shapes: B samples, N tokens, D width of the teacher, h/w rows and columns.
+"""
 
 from __future__ import annotations
 

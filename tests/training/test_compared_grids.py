@@ -1,6 +1,7 @@
 """`loss.grid` in whole runs: the floors of validation, the evaluation of alignment, and what is refused before step 0.
 
-The tiny quickstart's middle block has 4x4 tokens, its first decoder stage 8x8 and its teacher 2x2."""
+The tiny quickstart's middle block has 4x4 tokens, its first decoder stage 8x8 and its teacher 2x2.
+"""
 
 from __future__ import annotations
 
