@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from urepa.core.errors import UserError
+from urepa.models.diffusers_files import hub_files
 
-WEIGHTS = "diffusion_pytorch_model"
-# of a pipeline's U-Net: without the variants (fp16, non_ema) that lie beside its weights
-HUB_FILES = [
-    "unet/config.json",
-    *(f"unet/{WEIGHTS}{rest}" for rest in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
-]
+HUB_FILES = hub_files("unet")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,15 @@ import torch
 from torch import Tensor
 
 
+Shape = tuple[int, int, int]  # C, H, W
+
+
+def shape_of(x: Tensor) -> Shape:
+    """C, H, W of a batch [B,C,H,W]."""
+    _, channels, height, width = x.shape
+    return channels, height, width
+
+
 class ObjectiveMath(ABC):
     """What every objective owns. `samplers` are those that solve its equation, by their names in
     `urepa.method.ddpm_sampling`, the usual one first, in at most `most_steps`; `times` says in words which times there
@@ -28,6 +37,10 @@ class ObjectiveMath(ABC):
     @abstractmethod
     def sample_t(self, rng: np.random.Generator) -> float:
         """One time to train at."""
+
+    def at_size(self, t: float, shape: Shape) -> float:
+        """The time that a sample of this shape [C,H,W] is trained at, of one that `sample_t` gave."""
+        return t
 
     def times_of(self, t: float | Tensor) -> Tensor:
         """Given times as this objective computes with them, whether it has them or not."""
@@ -49,17 +62,22 @@ class ObjectiveMath(ABC):
     def signal_and_noise(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ as [B,1,1,1]."""
 
-    def towards_data(self, t_B: Tensor, power: float) -> Tensor:
-        """A weight of samples by their times [B]: (1 − s)^power over its mean over the times that are trained at.
+    def towards_data(self, t_B: Tensor, power: float, shape: Shape) -> Tensor:
+        """A weight of samples of a shape [C,H,W] by their times [B]: (1 − s)^power over its mean over the times that
+        these are trained at.
 
         s = σ/(α + σ), in [0,1], is the share of noise in x_t, which is flow's own t on the linear path. 0 weighs all
         samples alike; with a `power` of 1 and uniform t there, the weight falls from 2 at the data to 0 at the noise.
         """
-        return self._share_of_data(t_B) ** power / (self._usual_shares**power).mean()
+        return self._share_of_data(t_B) ** power / (self.usual_shares(shape) ** power).mean()
 
     def _train_at(self, times: Tensor) -> None:
         """For constructors: times that stand for those that are trained at, each as likely as any other."""
         self._usual_shares = self._share_of_data(times)
+
+    def usual_shares(self, shape: Shape) -> Tensor:
+        """1 − s at times that stand for those that samples of a shape are trained at."""
+        return self._usual_shares
 
     def _share_of_data(self, t_B: Tensor) -> Tensor:
         signal, sigma = self.signal_and_noise(t_B)
