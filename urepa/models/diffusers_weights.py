@@ -1,5 +1,5 @@
-"""Modules of diffusers' pipelines from their files: of a hub id or a local folder, tensor by tensor in the type in which
-they are held."""
+"""Modules of diffusers' pipelines from their files, of a hub id or a local folder: tensor by tensor, in the type in
+which they are held."""
 
 from __future__ import annotations
 

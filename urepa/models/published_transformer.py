@@ -77,8 +77,10 @@ class PublishedTransformer:
         """The settings that are fields of config.json."""
         others = {"_target_", "weights", "gradient_checkpointing", *self.own_settings}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}  # type: ignore[arg-type]
-        return {name: tuple(value) if isinstance(value, Sequence | list) and not isinstance(value, str) else value
-                for name, value in own.items()}
+        return {
+            name: tuple(value) if isinstance(value, Sequence | list) and not isinstance(value, str) else value
+            for name, value in own.items()
+        }
 
     def architecture(self) -> dict[str, Any]:
         """config.json as far as it differs from the defaults of the class."""

@@ -1,4 +1,4 @@
-"""Transformers of diffusers and their own pipelines: latents, adapters that come and go, types of frozen weights, sizes.
+"""Transformers of diffusers and their own pipelines: latents, adapters as files, types of frozen weights, sizes.
 
 Shapes: B batch, C channels, H/W latent.
 """

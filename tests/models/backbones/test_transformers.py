@@ -172,6 +172,11 @@ def changed(before: Condition, part: str, change: Callable[[Tensor], Tensor]) ->
     return Condition(dict(before.parts) | {part: replace(own, value=change(own.value.clone()))})
 
 
+def nulls_of(part: Part) -> list[Tensor]:
+    """What stands for a withheld part, with its mask if it has one."""
+    return [x for x in (part.null, part.null_mask_L) if x is not None]
+
+
 @every
 def test_what_is_given_moves_the_prediction_and_what_is_masked_does_not(backbones: Any, case: str) -> None:
     backbone, condition = backbones[case], texts(case, 5, 3)
@@ -198,8 +203,7 @@ def test_what_is_given_moves_the_prediction_and_what_is_masked_does_not(backbone
     assert (padding > 10 * CLOSE) is not CASES[case].has_mask  # a pipeline without masks attends to its padding
     if POOLED in condition.names:
         assert min(moved(changed(condition, POOLED, lambda vector_BP: vector_BP + 1.0))) > 10 * CLOSE
-    null = {name: Part.of(torch.stack([part.null] * 2), *([torch.stack([part.null_mask_L] * 2)] if name == TEXT else []))
-            for name, part in condition.parts.items()}  # type: ignore[misc]
+    null = {name: Part.of(*(x.expand(2, *x.shape) for x in nulls_of(part))) for name, part in condition.parts.items()}
     assert torch.equal(predicted(condition.null()), predicted(Condition(null)))
 
 
@@ -278,7 +282,9 @@ def test_weights_of_another_model_are_refused(folders: dict[str, Path]) -> None:
         declared_of("sd3", str(folders["pixart"])).build(**known)
     with pytest.raises(UserError, match=r"has num_layers=3 in its config.json, and backbone.num_layers=4 here; give "):
         declared_of("sd3", str(folders["sd3"]), num_layers=4).build(**known)
-    with pytest.raises(UserError, match=r"dual_attention_layers=\[0,1\] in its .*give backbone.dual_attention_layers=\[0,1\]"):
+    with pytest.raises(
+        UserError, match=r"dual_attention_layers=\[0,1\] in its .*give backbone.dual_attention_layers=\[0,1\]"
+    ):
         declared_of("sd3", str(folders["sd35"]), qk_norm="rms_norm").build_without_weights(**known)
     with pytest.raises(UserError, match="takes text of width 32; data.text_encoder gives 31"):
         declared_of("sd3", str(folders["sd3"])).build(**known | {"widths": {TEXT: 31, POOLED: 24}})

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 Shape = tuple[int, int, int]  # C, H, W
 
 

@@ -231,5 +231,3 @@ class DiffusersTransformer(nn.Module):
         tokens_BND = self.image_tokens(index, output, current)
         current.features[current.tap_of[index]] = Tokens(tokens_BND, current.grid)
         return self.with_tokens(index, output, tokens_BND, current)
-
-

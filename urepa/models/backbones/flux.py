@@ -23,7 +23,7 @@ class Flux(PublishedTransformer):
     weights: str = setting('a hub id, a local diffusers folder, or "random"')
     gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
     guidance: float | None = setting(
-        "the scale of guidance that a distilled model embeds, in training and for images; null: of one that embeds none",
+        "the scale of guidance that the model embeds, in training and for images; null: it embeds none",
         ge=0,
     )
     num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)

@@ -1,6 +1,7 @@
 """FluxTransformer2DModel as a backbone.
 
-Shapes: B batch, C channels, H/W latent, h/w = H/2, W/2 grid of image tokens, N = h·w of them, D width, L text positions.
+Shapes: B batch, C channels, H/W latent, h/w = H/2, W/2 grid of image tokens, N = h·w of them, D width, L text
+positions.
 """
 
 from __future__ import annotations

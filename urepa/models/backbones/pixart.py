@@ -25,9 +25,7 @@ class PixArt(PublishedTransformer):
     num_layers: int = setting("number of blocks", ge=1, le=SIZE)
     num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
     sample_size: int = setting("side, in latent pixels, of the images that it was trained for", ge=1, le=SIZE)
-    interpolation_scale: int | None = setting(
-        "divisor of positions; null: sample_size / 64, at least 1", ge=1, le=SIZE
-    )
+    interpolation_scale: int | None = setting("divisor of positions; null: sample_size / 64, at least 1", ge=1, le=SIZE)
     use_additional_conditions: bool | None = setting(
         "whether the image's size and aspect ratio are embedded; null: for a sample_size of 128"
     )

@@ -21,9 +21,7 @@ class SD3Network(DiffusersTransformer):
 
     regions: ClassVar[tuple[str, ...]] = ("JointTransformerBlock",)
     text_alone: ClassVar[str] = r"\.(?:attn\.to_add_out|ff_context)\."
-    adapted: ClassVar[str] = (
-        DiffusersTransformer.adapted + "|add_q_proj|add_k_proj|add_v_proj|to_add_out"
-    )
+    adapted: ClassVar[str] = DiffusersTransformer.adapted + "|add_q_proj|add_k_proj|add_v_proj|to_add_out"
     adapter_files: ClassVar[str | None] = "SD3LoraLoaderMixin"
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Low-rank adapters of diffusers' transformers as files: for the family's pipeline, or peft's own where that loads none.
+"""Low-rank adapters of diffusers' transformers as files: for the family's pipeline, or peft's where that loads none.
 
 In peft's own layout (`PeftModel.from_pretrained(pipe.transformer, FOLDER)`) a name begins with `base_model.model.`.
 """
@@ -108,6 +108,4 @@ def _check_all_loaded(transformer: Any, file: Path, state: dict[str, Tensor]) ->
     (name,) = transformer.peft_config
     loaded = get_peft_model_state_dict(transformer, adapter_name=name)
     if len(loaded) != len(state):
-        raise UserError(
-            f"{file} does not fit this transformer: of its {len(state)} weights {len(loaded)} have a place"
-        )
+        raise UserError(f"{file} does not fit this transformer: of its {len(state)} weights {len(loaded)} have a place")
