@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, TOTAL
+from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, NOTHING, TOTAL
 from urepa.core.declared_keys import TINY, setting
 from urepa.core.descriptions import Formula, number
 from urepa.core.errors import UserError
@@ -52,7 +52,7 @@ class FlowShifted:
     grid: SamplingGrid = setting(
         "times of a sampling: an even grid from 1 to 0 that is shifted, or that of diffusers' "
         "FlowMatchEulerDiscreteScheduler, whose last time before 0 is that of its first timestep, shifted twice",
-        alters=(),
+        alters=NOTHING,
     )
 
     alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
