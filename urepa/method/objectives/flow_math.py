@@ -49,7 +49,7 @@ class FlowMath(ObjectiveMath):
             that is logit-normal (REPA, arXiv 2410.06940, trains on the uniform one).
     """
 
-    samplers = ("euler", "heun", "sde")
+    samplers: tuple[str, ...] = ("euler", "heun", "sde")
     times = "times from 0 to 1"
 
     def __init__(self, path: str, draw: str) -> None:

@@ -36,7 +36,7 @@ class Flux(PublishedTransformer):
     network: ClassVar[str] = "FluxTransformer2DModel"
     own_settings: ClassVar[tuple[str, ...]] = ("guidance",)
     block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
-    pipeline: ClassVar[str] = "FluxPipeline"  # type: ignore[assignment]
+    pipeline: ClassVar[str] = "FluxPipeline"
     usual_tap: ClassVar[str] = "block_8"
 
     @property

@@ -36,7 +36,7 @@ class Sana(PublishedTransformer):
         "caption is withheld, it sees what the data has for no caption."
     )
     network: ClassVar[str] = "SanaTransformer2DModel"
-    pipeline: ClassVar[str] = "SanaPipeline"  # type: ignore[assignment]
+    pipeline: ClassVar[str] = "SanaPipeline"
     patch: ClassVar[int] = 1
     vae_factor: ClassVar[int] = 32
     usual_tap: ClassVar[str] = "block_10"

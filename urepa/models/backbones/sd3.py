@@ -38,7 +38,7 @@ class SD3(PublishedTransformer):
     )
     network: ClassVar[str] = "SD3Transformer2DModel"
     published: ClassVar[Mapping[str, Any]] = {"attention_head_dim": 64}
-    pipeline: ClassVar[str] = "StableDiffusion3Pipeline"  # type: ignore[assignment]
+    pipeline: ClassVar[str] = "StableDiffusion3Pipeline"
     usual_tap: ClassVar[str] = "block_8"
 
     def adapter(self) -> type[SD3Network]:
