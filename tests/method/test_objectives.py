@@ -135,6 +135,7 @@ def test_the_time_fraction_is_below_one() -> None:
 
 # --- flow ---------------------------------------------------------------------------------------------------
 
+SHAPE = (4, 8, 8)  # of latents
 TIMES = torch.tensor([0.0, 0.25, 0.5, 0.731, 1.0], dtype=torch.float64)
 
 
@@ -243,7 +244,7 @@ def test_times_of_another_objective_are_invalid() -> None:
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
 def test_on_the_linear_path_a_weight_is_a_power_of_1_minus_t(power: float) -> None:
     t = torch.rand(1000)
-    weight = FlowMath("linear", "uniform").towards_data(t, power)
+    weight = FlowMath("linear", "uniform").towards_data(t, power, SHAPE)
     torch.testing.assert_close(weight, (power + 1) * (1 - t) ** power, rtol=1e-4, atol=0)
     if power == 0:
         assert torch.equal(weight, torch.ones(1000))
@@ -255,7 +256,7 @@ def test_a_weight_has_mean_one_over_the_times_that_are_drawn(kind: str) -> None:
     own = objective(VelocityMath, "linear") if kind == "DDPM" else FlowMath(*kind.split())
     rng = np.random.default_rng(0)
     t = torch.tensor([own.sample_t(rng) for _ in range(20_000)])
-    weight = own.towards_data(t, 2.0).double()
+    weight = own.towards_data(t, 2.0, SHAPE).double()
     assert weight.mean().item() == pytest.approx(1, abs=4 * weight.std().item() / 20_000**0.5)
     signal, sigma = own.signal_and_noise(t)
     share = (signal / (signal + sigma)).flatten().double()
@@ -265,7 +266,7 @@ def test_a_weight_has_mean_one_over_the_times_that_are_drawn(kind: str) -> None:
 def test_a_lognormal_draws_mean_weight_is_the_logistic_normals() -> None:
     """E[sigmoid(N)] = 1/2 for every path: the weight of a sample without noise is 2."""
     for path in ("linear", "cosine"):
-        weight = FlowMath(path, "lognormal").towards_data(torch.tensor([0.0, 1.0]), 1.0)
+        weight = FlowMath(path, "lognormal").towards_data(torch.tensor([0.0, 1.0]), 1.0, SHAPE)
         torch.testing.assert_close(weight, torch.tensor([2.0, 0.0]), rtol=1e-4, atol=1e-6)
 
 

@@ -199,6 +199,14 @@ class FrozenBackbone(Protocol):
         ...
 
 
+class TrainedObjective(Protocol):
+    """What a `Backbone` has beside where its weights, or its times, are of one kind of objective."""
+
+    def check_objective(self, objective: Any) -> None:
+        """UserError for a declared objective (`urepa.core.protocols.Objective`) of another kind."""
+        ...
+
+
 class ChangingLatents(Protocol):
     """What a `Backbone` has beside where x_t may have other rows and columns from step to step. One without takes x0 of
     one shape a run."""

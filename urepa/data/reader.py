@@ -244,12 +244,13 @@ def _batch(
     draw: Callable[[int], Any] | None = None,
 ) -> Batch:
     x0 = bucket.x0(samples, posterior)
-    shape = tuple(x0.shape[1:])
+    _, channels, height, width = x0.shape
+    shape = channels, height, width
     return Batch(
         ids=[s.key for s in samples],
         x0=x0,
         noise=torch.stack([random_draws.normal(shape, rng) for rng in noise]),
-        t_B=torch.tensor([objective.sample_t(rng) for rng in times]),
+        t_B=torch.tensor([objective.at_size(objective.sample_t(rng), shape) for rng in times]),
         condition=bucket.conditions.of_samples(samples, draw),
         teachers=teachers,
     )

@@ -18,6 +18,7 @@ from urepa.core import progress, random_draws
 from urepa.core.conditions import Condition
 from urepa.method.guidance import guided_predictor
 from urepa.method.objectives.flow_math import FlowMath
+from urepa.method.objectives.objective_math import shape_of
 
 LAST = 0.04  # where the SDE's noisy steps end; one step without noise leads from there to 0
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B,C,H,W] and t [], both fp64, to dx/dt
@@ -40,14 +41,14 @@ def guided_velocity(
     return velocity
 
 
-def uniform_times(steps: int, device: torch.device) -> Tensor:
-    """`steps` + 1 times, evenly from 1 to 0."""
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device)
+def times_from_noise(flow: FlowMath, steps: int, x: Tensor) -> Tensor:
+    """`steps` + 1 times of the flow for images as x, from 1 to 0, on its device."""
+    return flow.sampling_times(steps, shape_of(x), x.device)
 
 
 def euler(flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Euler steps. Deterministic."""
-    times = uniform_times(steps, x.device)
+    times = times_from_noise(flow, steps, x)
     for t, after in step_intervals(times, len(x)):
         x = x + (after - t) * velocity(x, t)
     return x
@@ -55,7 +56,7 @@ def euler(flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[
 
 def heun(flow: FlowMath, velocity: Velocity, x: Tensor, steps: int, rngs: list[np.random.Generator]) -> Tensor:
     """`steps` Heun steps, the last one Euler's: 2·steps − 1 evaluations. Deterministic."""
-    times = uniform_times(steps, x.device)
+    times = times_from_noise(flow, steps, x)
     for t, after in step_intervals(times, len(x)):
         slope = velocity(x, t)
         if after > 0:

@@ -20,7 +20,7 @@ from urepa.core.protocols import LossMath
 from urepa.core.types import Batch, Tokens, no_rows
 from urepa.method.alignment_grids import TEACHER, Grid, compared_on
 from urepa.method.losses.loss_math import diffusion_loss
-from urepa.method.objectives.objective_math import ObjectiveMath
+from urepa.method.objectives.objective_math import ObjectiveMath, shape_of
 
 Gather = Callable[[Tensor], Tensor]  # [B,D] -> [G,D], with gradient
 NO_GRIDS: Mapping[str, Grid] = {}
@@ -154,7 +154,7 @@ def step_terms(
     target = objective.target(batch.x0, batch.noise, batch.t_B)
     target_RCHW = target if batch.rows_R is None else target[batch.rows_R]
     diffusion_R = diffusion_loss(output.prediction_RCHW, target_RCHW)
-    weight_B = objective.towards_data(batch.t_B, loss.time_power)
+    weight_B = objective.towards_data(batch.t_B, loss.time_power, shape_of(batch.x0))
     return loss(diffusion_R, output, batch, step, gather, weight_B), output
 
 

@@ -6,7 +6,7 @@ import json
 
 from urepa.core.descriptions import CardFacts, code_block
 from urepa.core.hub_names import is_hub_id, resolve
-from urepa.models.backbones.backbone_sizes import KOHYA, LORA, TRAINED_ROWS
+from urepa.models.backbones.backbone_sizes import KOHYA, LORA, PEFT, TRAINED_ROWS
 
 WITH_LORA = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -128,3 +128,38 @@ def diffusers_card(facts: CardFacts, base: str | None, by_condition: str = BY_CL
     assert timesteps is not None, "U-Nets trained with a flow objective are not exported"
     steps = max(n for n in range(1, min(50, timesteps) + 1) if timesteps % n == 0)
     return code_block(by_condition.format(shape=", ".join(map(str, facts.latent_shape)), steps=steps), "python")
+
+
+TRANSFORMER_LORA = """\
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained({base})
+pipe.load_lora_weights(".")  # this folder
+{call}"""
+TRANSFORMER_PEFT = """\
+from diffusers import {pipeline}
+from peft import PeftModel
+
+pipe = {pipeline}.from_pretrained({base})
+pipe.transformer = PeftModel.from_pretrained(pipe.transformer, ".").merge_and_unload()  # this folder
+{call}"""
+TRANSFORMER_FULL = """\
+from diffusers import {pipeline}, {network}
+
+transformer = {network}.from_pretrained(".", subfolder="transformer")  # this folder
+pipe = {pipeline}.from_pretrained({base}, transformer=transformer)
+{call}"""
+TRANSFORMER_CALL = 'image = pipe("a photo of a golden retriever", height={height}, width={width}).images[0]\n'
+
+
+def transformer_card(facts: CardFacts, base: str | None, pipeline: str, network: str, vae_factor: int) -> str:
+    """Code that loads a transformer's export into a pipeline of diffusers, as Markdown.
+
+    Args:
+        base: the weights that training began with; None: random ones.
+        pipeline, network: classes of diffusers. vae_factor: pixels of a side of a latent pixel.
+    """
+    _, height, width = facts.latent_shape
+    call = TRANSFORMER_CALL.format(height=vae_factor * height, width=vae_factor * width)
+    code = TRANSFORMER_LORA if LORA in facts.files else TRANSFORMER_PEFT if PEFT[0] in facts.files else TRANSFORMER_FULL
+    return code_block(code.format(pipeline=pipeline, network=network, base=_base_name(base), call=call), "python")

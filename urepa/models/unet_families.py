@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from urepa.core.errors import UserError
+from urepa.models.diffusers_files import hub_files
 
-WEIGHTS = "diffusion_pytorch_model"
-# a pipeline's U-Net, without the variants (fp16, non_ema) beside its weights
-HUB_FILES = [
-    "unet/config.json",
-    *(f"unet/{WEIGHTS}{rest}" for rest in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
-]
+HUB_FILES = hub_files("unet")
 
 
 @dataclass(frozen=True)

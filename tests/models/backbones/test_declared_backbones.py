@@ -14,6 +14,7 @@ import pytest
 import torch
 from class_ids import of_ids
 from tiny_sit import SMALL as SMALL_SIT
+from transformers_tiny import CASES as TINY
 
 from urepa.config.declared import declaration_of
 from urepa.config.own_package import _members
@@ -24,6 +25,7 @@ from urepa.core.descriptions import BackboneFacts, CardFacts
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
 from urepa.core.types import no_rows
+from urepa.models.diffusers_files import hub_files
 from urepa.models.unet_families import FAMILIES, HUB_FILES
 from urepa.training.assembly import load_modules
 
@@ -58,11 +60,12 @@ class Case:
     hub: dict[str, list[str]] = field(default_factory=dict)  # for weights of `named`
     named: str = "owner/name"
     widths: dict[str, int] | None = None  # of the parts of its condition; None: a class id
+    latent: tuple[int, int, int] = LATENT
 
     @property
     def known(self) -> dict[str, Any]:
         """The values with which it is built."""
-        return {"latent_shape": LATENT, "num_classes": CLASSES} | ({"widths": self.widths} if self.widths else {})
+        return {"latent_shape": self.latent, "num_classes": CLASSES} | ({"widths": self.widths} if self.widths else {})
 
     @property
     def condition(self) -> Condition:
@@ -70,7 +73,8 @@ class Case:
         if self.widths is None:
             return of_ids(torch.tensor([0, CLASSES]), CLASSES)
         tokens = Part.of(torch.randn(2, 3, self.widths[TEXT]), torch.ones(2, 3, dtype=torch.bool))
-        whole = Condition({TEXT: tokens, POOLED: Part.of(torch.randn(2, self.widths[POOLED]))})
+        pooled = {POOLED: Part.of(torch.randn(2, self.widths[POOLED]))} if POOLED in self.widths else {}
+        whole = Condition({TEXT: tokens, **pooled})
         return whole.drop({TEXT: torch.tensor([False, True])})
 
 
@@ -141,6 +145,20 @@ CASES = {
         hub={"owner/name": HUB_FILES},
         widths={TEXT: 24, POOLED: 20},
     ),
+    **{
+        name: Case(
+            {**TINY[name].settings, **OF_FILES},
+            ("block_0", "block_2"),
+            "transformer",
+            WeightsKind.backbone,
+            f"pipe = {TINY[name].pipeline}.from_pretrained(",
+            {f"transformer/{file}" for file in ("config.json", "diffusion_pytorch_model.safetensors")},
+            hub={"owner/name": hub_files("transformer")},
+            widths=TINY[name].widths,
+            latent=TINY[name].latent,
+        )
+        for name in sorted(TINY.keys() & KINDS["backbone"].keys())
+    },
     "sit": Case(
         SMALL_SIT,
         ("block_0", "block_1", "block_2"),
@@ -165,6 +183,8 @@ def settings_of(name: str, folder: Path) -> dict[str, Any]:
 def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Case, Any, Path]:
     for name, architecture in ARCHITECTURES.items():
         monkeypatch.setitem(FAMILIES, name, replace(FAMILIES[name], architecture=architecture))
+    for name in TINY.keys() & KINDS["backbone"].keys():
+        monkeypatch.setattr(KINDS["backbone"][name], "published", TINY[name].fixed)
     return CASES[request.param], declaration_of(settings_of(request.param, tmp_path)), tmp_path
 
 
@@ -180,8 +200,8 @@ def test_what_is_declared_is_what_is_built(case: tuple[Case, Any, Path]) -> None
     expected, declared, _ = case
     assert not {name for name in _members(Backbone) if not hasattr(declared, name)}
     assert (declared.noun, declared.base) == (expected.noun, expected.base)
-    assert declared.family in ("tiny_unet", "sd15", "sdxl", "kolors", "sit")
-    declared.check(LATENT)
+    assert declared.family in ("tiny_unet", "sd15", "sdxl", "kolors", "sit", *TINY)
+    declared.check(expected.latent)
     declared.check_files()
     assert declared.hub_files() == {}
     torch.manual_seed(0)
@@ -209,14 +229,14 @@ def test_the_network_is_what_the_protocol_says(case: tuple[Case, Any, Path]) -> 
     expected, declared, _ = case
     torch.manual_seed(0)
     network = declared.build(**expected.known)
-    inputs = (torch.randn(2, *LATENT), torch.tensor([0.25, 0.5]), expected.condition)
+    inputs = (torch.randn(2, *expected.latent), torch.tensor([0.25, 0.5]), expected.condition)
     denoised = network(*inputs, taps=expected.taps)
-    assert denoised.prediction_RCHW.shape == (2, *LATENT)
+    assert denoised.prediction_RCHW.shape == (2, *expected.latent)
     for tap in expected.taps:
         tokens = denoised.features[tap]
         assert tokens.x_BND.shape == (2, tokens.grid[0] * tokens.grid[1], network.tap_width(tap))
     none = network(*inputs, taps=expected.taps[:1], rows_R=no_rows(torch.device("cpu")))
-    assert none.prediction_RCHW.shape == (0, *LATENT)
+    assert none.prediction_RCHW.shape == (0, *expected.latent)
     assert list(none.features) == list(expected.taps[:1])
     assert {network.stage_of(name) for name, _ in network.named_parameters()} <= set(network.stages)
     assert set(network.regions) & {type(module).__name__ for module in network.modules()}
@@ -242,22 +262,24 @@ def test_a_backbone_finds_its_own_exports(case: tuple[Case, Any, Path]) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=r"^checkpoint=.*empty has n"):
         declared.find_weights(folder / "empty")
-    facts = CardFacts(tuple(sorted(files)), "+experiment=mine", LATENT, 1000)
+    facts = CardFacts(tuple(sorted(files)), "+experiment=mine", expected.latent, 1000)
     assert expected.card in declared.model_card(facts)
     assert "urepa" in declared.hub_metadata()["tags"]
 
 
 @every
 def test_a_backbone_describes_itself(case: tuple[Case, Any, Path]) -> None:
-    _, declared, _ = case
-    (text,) = declared.description(BackboneFacts(LATENT, CLASSES, False))
-    assert "4×8×8" in text
+    expected, declared, _ = case
+    (text,) = declared.description(BackboneFacts(expected.latent, CLASSES, False))
+    assert "×".join(map(str, expected.latent)) in text
     assert ", with random initial weights" in text
-    (replaced,) = declared.description(BackboneFacts(LATENT, CLASSES, True))
+    (replaced,) = declared.description(BackboneFacts(expected.latent, CLASSES, True))
     assert replaced == text.replace(", with random initial weights", "")
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd15_text", "sdxl", "kolors", "sit"])
+@pytest.mark.parametrize(
+    "name", ["sd15", "sd15_text", "sdxl", "kolors", "sit", *sorted(TINY.keys() & KINDS["backbone"].keys())]
+)
 def test_weights_have_a_name(name: str, tmp_path: Path) -> None:
     expected = CASES[name]
     declared = declaration_of(settings_of(name, tmp_path) | {"weights": expected.named})

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from urepa.method.objectives.objective_math import ObjectiveMath
+from urepa.method.objectives.objective_math import ObjectiveMath, Shape
 
 NoisePath = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
@@ -49,7 +49,7 @@ class FlowMath(ObjectiveMath):
             that is logit-normal (REPA, arXiv 2410.06940, trains on the uniform one).
     """
 
-    samplers = ("euler", "heun", "sde")
+    samplers: tuple[str, ...] = ("euler", "heun", "sde")
     times = "times from 0 to 1"
 
     def __init__(self, path: str, draw: str) -> None:
@@ -66,6 +66,10 @@ class FlowMath(ObjectiveMath):
 
     def sample_t(self, rng: np.random.Generator) -> float:
         return self.draw(rng)
+
+    def sampling_times(self, steps: int, shape: Shape, device: torch.device) -> Tensor:
+        """`steps` + 1 times from 1 to 0, float64, at which samples of a shape [C,H,W] are made: evenly spaced."""
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device)
 
     def times_of(self, t: float | Tensor) -> Tensor:
         """Given times as fp32: whole numbers, 0 and 1, are times too."""

@@ -15,6 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Shape = tuple[int, int, int]  # C, H, W
+
+
+def shape_of(x: Tensor) -> Shape:
+    """C, H, W of a batch [B,C,H,W]."""
+    _, channels, height, width = x.shape
+    return channels, height, width
+
 
 class ObjectiveMath(ABC):
     """The mathematics of an objective. `samplers`: the names of the samplers that solve its equation
@@ -28,6 +36,10 @@ class ObjectiveMath(ABC):
     @abstractmethod
     def sample_t(self, rng: np.random.Generator) -> float:
         """One time to train at."""
+
+    def at_size(self, t: float, shape: Shape) -> float:
+        """The time that a sample of this shape [C,H,W] is trained at, of one that `sample_t` gave."""
+        return t
 
     def times_of(self, t: float | Tensor) -> Tensor:
         """Given times in the dtype of this objective, whether they are valid or not."""
@@ -49,18 +61,23 @@ class ObjectiveMath(ABC):
     def signal_and_noise(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ as [B,1,1,1]."""
 
-    def towards_data(self, t_B: Tensor, power: float) -> Tensor:
-        """Weights of samples by their times [B]: (1 − s)^power, divided by its mean over the training times.
+    def towards_data(self, t_B: Tensor, power: float, shape: Shape) -> Tensor:
+        """Weights of samples of a shape [C,H,W] by their times [B]: (1 − s)^power, divided by its mean over the times
+        at which samples of this shape are trained.
 
         s = σ/(α + σ), in [0,1], is the share of noise in x_t; on a flow's linear path it is t. A `power` of 0 gives all
         samples the same weight. With a `power` of 1, the linear path and uniform t, the weight falls from 2 at the data
         to 0 at the noise.
         """
-        return self._share_of_data(t_B) ** power / (self._usual_shares**power).mean()
+        return self._share_of_data(t_B) ** power / (self.usual_shares(shape) ** power).mean()
 
     def _train_at(self, times: Tensor) -> None:
         """For constructors: sets equally likely times that represent the distribution of training times."""
         self._usual_shares = self._share_of_data(times)
+
+    def usual_shares(self, shape: Shape) -> Tensor:
+        """1 − s at times that stand for those that samples of a shape are trained at."""
+        return self._usual_shares
 
     def _share_of_data(self, t_B: Tensor) -> Tensor:
         signal, sigma = self.signal_and_noise(t_B)

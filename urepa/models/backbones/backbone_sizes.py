@@ -9,8 +9,9 @@ from urepa.core.errors import UserError, did_you_mean
 
 RANDOM = "random"  # the value of backbone.weights for random weights
 EXPORTED = "model.safetensors"  # the file in a SiT's exported folder
-LORA = "pytorch_lora_weights.safetensors"  # a U-Net's LoRA for diffusers' pipelines
+LORA = "pytorch_lora_weights.safetensors"  # a LoRA in the layout of diffusers' pipelines
 KOHYA = "lora_kohya.safetensors"  # a U-Net's LoRA for sd-scripts, ComfyUI and WebUIs
+PEFT = ("adapter_config.json", "adapter_model.safetensors")  # peft's layout, where the family's pipeline loads no LoRA
 TRAINED_ROWS = "embedding.safetensors"  # the trained condition embeddings of a U-Net
 UNET_TAPS = ("mid", "enc_last", "dec_first")
 
@@ -58,10 +59,7 @@ def check_unet_tap(tap: str) -> None:
 
 def unet_files(path: Path, missing: str) -> list[Path]:
     """The config.json and the weights of the U-Net in a folder, its own or a pipeline's."""
-    for folder in (path / "unet", path):
-        if (folder / "config.json").is_file():
-            return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    raise UserError(f"checkpoint={path} has {missing}: give the weights, or choose the backbone that they belong to")
+    return _module_files(path, "unet", missing)
 
 
 def check_prompts(path: Path) -> None:
@@ -90,10 +88,32 @@ def sit_block(tap: str, depth: int) -> int:
     return names.index(tap)
 
 
-def check_sit_adapters(targets: str, blocks: str) -> None:
+def check_transformer_adapters(targets: str, blocks: str) -> None:
     """Raises UserError for modules to adapt that only a U-Net has."""
     if (targets, blocks) != ("attention", "all"):
         raise UserError(
             f"lora.targets={targets} lora.blocks={blocks}: a transformer has neither a middle block nor "
             "convolutions to adapt; give lora=all_attention"
         )
+
+
+def transformer_block(tap: str, blocks: int, usual: str | None = None) -> int:
+    """The block, of so many, that a tap `block_K` of a published transformer follows. UserError for a tap that it has
+    not."""
+    names = [f"block_{k}" for k in range(blocks)]
+    if tap not in names:
+        often = "" if usual is None else f", of which {usual} is usual"
+        raise UserError(f"this backbone has no tap '{tap}'; it has {names[0]} to {names[-1]}{often}; give loss.taps")
+    return names.index(tap)
+
+
+def transformer_files(path: Path, missing: str) -> list[Path]:
+    """Configuration and weights of the transformer in a folder, its own or a pipeline's."""
+    return _module_files(path, "transformer", missing)
+
+
+def _module_files(path: Path, name: str, missing: str) -> list[Path]:
+    for folder in (path / name, path):
+        if (folder / "config.json").is_file():
+            return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    raise UserError(f"checkpoint={path} has {missing}: give the weights, or compose the backbone that they are of")

@@ -13,7 +13,7 @@ from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula, code_block, number
 from urepa.core.errors import UserError
 from urepa.core.hub_names import ensure_local, hub_file
-from urepa.models.backbones.backbone_sizes import EXPORTED, RANDOM, check_sit, check_sit_adapters, sit_block
+from urepa.models.backbones.backbone_sizes import EXPORTED, RANDOM, check_sit, check_transformer_adapters, sit_block
 
 if TYPE_CHECKING:
     from urepa.models.backbones.sit_net import SiTNetwork
@@ -82,7 +82,7 @@ class SiT:
             raise UserError(
                 "lora on a SiT of random weights would train nothing: give backbone.weights=FILE, or lora=none"
             )
-        check_sit_adapters(targets, blocks)
+        check_transformer_adapters(targets, blocks)
 
     def check_files(self) -> None:
         """No check: it needs no files besides its weights."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from urepa.core.conditions import CLASS, Condition, Part
 from urepa.core.types import Denoised, Tokens
-from urepa.models.backbones.backbone_sizes import EXPORTED, check_sit_adapters, sit_block
+from urepa.models.backbones.backbone_sizes import EXPORTED, check_transformer_adapters, sit_block
 from urepa.models.backbones.sit_published_net import to_published
 from urepa.models.layers import linear
 from urepa.models.time_embedding import SINUSOID, sinusoid
@@ -218,7 +218,7 @@ class SiTNetwork(nn.Module):
     def lora_modules(self, targets: str, blocks: str) -> str:
         """A regular expression for the names of the modules to adapt. Raises UserError for modules that only a U-Net
         has."""
-        check_sit_adapters(targets, blocks)
+        check_transformer_adapters(targets, blocks)
         return r"blocks\.\d+\.attn\.(?:qkv|proj)"
 
     def add_adapter(self, config: Any) -> None:

@@ -33,6 +33,8 @@ def check_shapes(config: dict[str, Any]) -> None:
     backbone: Backbone = declaration_of(config["backbone"])
     check_latents(backbone, [as_shape(shape) for shape in track.latent_shapes])
     check_condition(backbone, track)
+    if hasattr(backbone, "check_objective"):
+        backbone.check_objective(declaration_of(config["objective"]))
     evaluated = [tap for _, tap in settings_that_are(TAP, config["evaluation"])]
     for tap in (*evaluated, *loss.taps):
         backbone.check_tap(tap)

@@ -1,0 +1,82 @@
+"""The flow of published transformers, with times that are shifted by the size of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, TOTAL
+from urepa.core.declared_keys import SIZE, TINY, setting
+from urepa.core.descriptions import Formula, number
+from urepa.core.errors import UserError
+from urepa.method.objectives.flow_shifted import PATH, ShiftedDraw, check_draw, drawn
+
+if TYPE_CHECKING:
+    from urepa.method.objectives.flow_shifted_math import SizeShiftedFlowMath
+
+TIMES = (DIFFUSION, TOTAL, MEANS_OVER_TIMES)
+
+
+@dataclass
+class FlowBySize:
+    """The straight path from data (t = 0) to noise (t = 1), of which the velocity is predicted, at times
+    t = s·u/(1 + (s − 1)·u), where s = e^μ and μ is linear in the number of image tokens, as Flux has it."""
+
+    _target_: str = "urepa.method.objectives.flow_by_size.FlowBySize"
+    draw: ShiftedDraw = setting(
+        "how u is drawn in training: uniformly, or as the sigmoid of a normal number", alters=TIMES, unpairs=True
+    )
+    draw_mean: float = setting("mean of that normal number", 0.0, alters=TIMES, unpairs=True)
+    draw_std: float = setting("its standard deviation", 1.0, ge=TINY, alters=TIMES, unpairs=True)
+    base_shift: float = setting("μ at base_tokens", alters=TIMES, unpairs=True)
+    max_shift: float = setting("μ at max_tokens", alters=TIMES, unpairs=True)
+    base_tokens: int = setting("number of image tokens with base_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True)
+    max_tokens: int = setting("number of image tokens with max_shift", ge=1, le=SIZE, alters=TIMES, unpairs=True)
+    token_side: int = setting("latent pixels of a side of an image token", ge=1, le=SIZE, alters=TIMES, unpairs=True)
+
+    alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
+    prediction_type: ClassVar[str] = "flow"
+    path: ClassVar[str] = "linear"
+    scheduler: ClassVar[Mapping[str, str]] = {}
+    training_only: ClassVar[tuple[str, ...]] = ("draw", "draw_mean", "draw_std")
+    has_intervals: ClassVar[bool] = True
+    most_steps: ClassVar[float] = math.inf
+    times: ClassVar[str] = "times lie in [0, 1]"
+
+    def check(self) -> None:
+        check_draw(str(self.draw), self.draw_mean, self.draw_std)
+        if self.base_tokens >= self.max_tokens:
+            raise UserError(
+                f"objective.base_tokens={self.base_tokens} is not below objective.max_tokens={self.max_tokens}; give "
+                "one that is"
+            )
+
+    def has_time(self, t: float) -> bool:
+        return 0 <= t <= 1
+
+    def time_at(self, fraction: float) -> float:
+        return float(fraction)
+
+    def build(self) -> SizeShiftedFlowMath:
+        from urepa.method.objectives.flow_shifted_math import SizeShiftedFlowMath
+
+        ends = (self.base_shift, self.max_shift, self.base_tokens, self.max_tokens)
+        return SizeShiftedFlowMath(str(self.draw), self.draw_mean, self.draw_std, *ends, self.token_side)
+
+    def description(self) -> list[str | Formula]:
+        return [
+            "The backbone predicts the velocity of a linear flow from data (t = 0) to noise (t = 1). Times are "
+            "t = s·u/(1 + (s − 1)·u) with s = e^μ and μ linear in the number of image tokens, from "
+            f"{number(self.base_shift)} at {number(self.base_tokens)} to {number(self.max_shift)} at "
+            f"{number(self.max_tokens)}; in sampling u is an even grid, in training it is drawn "
+            f"{drawn(str(self.draw), self.draw_mean, self.draw_std)}.",
+            Formula(PATH),
+        ]
+
+    def model_card(self) -> str:
+        return (
+            "**The model predicts the velocity of the linear path**, from data at t = 0 to noise at t = 1, with times "
+            "shifted by the size of the image (`use_dynamic_shifting` of a FlowMatchEulerDiscreteScheduler)."
+        )

@@ -1,0 +1,109 @@
+"""The flow of published transformers, with shifted times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.comparability import DIFFUSION, MEANS_OVER_TIMES, NOTHING, TOTAL
+from urepa.core.declared_keys import TINY, setting
+from urepa.core.descriptions import Formula, number
+from urepa.core.errors import UserError
+
+if TYPE_CHECKING:
+    from urepa.method.objectives.flow_shifted_math import ShiftedFlowMath
+
+PATH = r"x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad y = \epsilon - x_0"
+
+
+class ShiftedDraw(Enum):
+    uniform = "uniform"
+    logit_normal = "logit_normal"
+
+
+class SamplingGrid(Enum):
+    even = "even"
+    scheduler = "scheduler"
+
+
+@dataclass
+class FlowShifted:
+    """The straight path from data (t = 0) to noise (t = 1), of which the velocity is predicted, at times
+    t = s·u/(1 + (s − 1)·u) (Esser et al. 2024, arXiv 2403.03206, §5.3.2): more of them near the noise for s > 1."""
+
+    _target_: str = "urepa.method.objectives.flow_shifted.FlowShifted"
+    draw: ShiftedDraw = setting(
+        "how u is drawn in training: uniformly, or as the sigmoid of a normal number",
+        alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES),
+        unpairs=True,
+    )
+    draw_mean: float = setting(
+        "mean of that normal number", 0.0, alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True
+    )
+    draw_std: float = setting(
+        "its standard deviation", 1.0, ge=TINY, alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True
+    )
+    shift: float = setting(
+        "s, in training and in sampling; 1: none", ge=TINY, alters=(DIFFUSION, TOTAL, MEANS_OVER_TIMES), unpairs=True
+    )
+    grid: SamplingGrid = setting(
+        "times of a sampling: an even grid from 1 to 0 that is shifted, or that of diffusers' "
+        "FlowMatchEulerDiscreteScheduler, whose last time before 0 is that of its first timestep, shifted twice",
+        alters=NOTHING,
+    )
+
+    alters: ClassVar[tuple[str, ...]] = (DIFFUSION, TOTAL)
+    prediction_type: ClassVar[str] = "flow"
+    path: ClassVar[str] = "linear"
+    scheduler: ClassVar[Mapping[str, str]] = {}
+    training_only: ClassVar[tuple[str, ...]] = ("draw", "draw_mean", "draw_std")
+    has_intervals: ClassVar[bool] = True
+    most_steps: ClassVar[float] = math.inf
+    times: ClassVar[str] = "times lie in [0, 1]"
+
+    def check(self) -> None:
+        check_draw(str(self.draw), self.draw_mean, self.draw_std)
+
+    def has_time(self, t: float) -> bool:
+        return 0 <= t <= 1
+
+    def time_at(self, fraction: float) -> float:
+        return float(fraction)
+
+    def build(self) -> ShiftedFlowMath:
+        from urepa.method.objectives.flow_shifted_math import ShiftedFlowMath
+
+        return ShiftedFlowMath(str(self.draw), self.draw_mean, self.draw_std, self.shift, str(self.grid))
+
+    def description(self) -> list[str | Formula]:
+        return [
+            "The backbone predicts the velocity of a linear flow from data (t = 0) to noise (t = 1). Times are "
+            f"t = s·u/(1 + (s − 1)·u) with s = {number(self.shift)}, in sampling from {GRIDS[str(self.grid)]}, in "
+            f"training with u drawn {drawn(str(self.draw), self.draw_mean, self.draw_std)}.",
+            Formula(PATH),
+        ]
+
+    def model_card(self) -> str:
+        return (
+            "**The model predicts the velocity of the linear path**, from data at t = 0 to noise at t = 1, with times "
+            f"shifted by {number(self.shift)}, as a FlowMatchEulerDiscreteScheduler of this `shift` has them."
+        )
+
+
+GRIDS = {"even": "an even grid of u", "scheduler": "the grid of diffusers' FlowMatchEulerDiscreteScheduler"}
+
+
+def check_draw(draw: str, mean: float, std: float) -> None:
+    """UserError where a setting of the normal number has no effect."""
+    if draw == "uniform" and (mean, std) != (0.0, 1.0):
+        raise UserError("objective.draw_mean and draw_std are of objective.draw=logit_normal; drop them")
+
+
+def drawn(draw: str, mean: float, std: float) -> str:
+    """In words."""
+    if draw == "uniform":
+        return "uniformly from [0, 1]"
+    return f"as the sigmoid of a normal number of mean {number(mean)} and standard deviation {number(std)}"

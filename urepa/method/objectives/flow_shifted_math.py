@@ -1,0 +1,106 @@
+"""The mathematics of `flow_shifted` and `flow_by_size`: the straight path at shifted times.
+
+Shapes: B batch. t = s·u/(1 + (s − 1)·u) (Esser et al. 2024, arXiv 2403.03206, eq. 23), which is e^μ/(e^μ + 1/u − 1)
+with s = e^μ.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from urepa.method.objectives.flow_math import QUANTILES, FlowMath
+from urepa.method.objectives.objective_math import Shape
+
+FIRST = 1 / 1000  # the time of the first timestep of diffusers' scheduler, before its shift
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """t at u in [0,1]."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+class _Shifted(FlowMath):
+    """u is drawn uniformly, or as the sigmoid of a normal number; the shift is that of a latent's shape."""
+
+    samplers = ("euler", "heun")
+
+    def __init__(self, draw: str, mean: float, std: float) -> None:
+        super().__init__("linear", "uniform")
+        draws: dict[str, Callable[[np.random.Generator], float]] = {
+            "uniform": lambda rng: rng.random(),
+            "logit_normal": lambda rng: 1 / (1 + math.exp(-(mean + std * rng.standard_normal()))),
+        }
+        self.draw = draws[draw]
+        shares = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
+        self._quantiles = shares if draw == "uniform" else torch.sigmoid(mean + std * torch.special.ndtri(shares))
+
+    @abstractmethod
+    def shift_at(self, shape: Shape) -> float:
+        """s for latents [C,H,W]."""
+
+    def at_size(self, t: float, shape: Shape) -> float:
+        return float(shifted(torch.tensor(t, dtype=torch.float64), self.shift_at(shape)))
+
+    def usual_shares(self, shape: Shape) -> Tensor:
+        return self._share_of_data(shifted(self._quantiles, self.shift_at(shape)))
+
+    def sampling_times(self, steps: int, shape: Shape, device: torch.device) -> Tensor:
+        return shifted(super().sampling_times(steps, shape, device), self.shift_at(shape))
+
+
+class ShiftedFlowMath(_Shifted):
+    """The same shift for all sizes.
+
+    Args:
+        draw: "uniform" or "logit_normal", with the mean and the standard deviation of the normal number.
+        grid: of a sampling: "even", or "scheduler", diffusers' FlowMatchEulerDiscreteScheduler's own.
+    """
+
+    def __init__(self, draw: str, mean: float, std: float, shift: float, grid: str) -> None:
+        super().__init__(draw, mean, std)
+        self.shift, self.grid = shift, grid
+
+    def shift_at(self, shape: Shape) -> float:
+        return self.shift
+
+    def sampling_times(self, steps: int, shape: Shape, device: torch.device) -> Tensor:
+        if self.grid == "even":
+            return super().sampling_times(steps, shape, device)
+        last = float(shifted(torch.tensor(FIRST, dtype=torch.float64), self.shift))
+        noisy = torch.linspace(1, last, steps, dtype=torch.float64, device=device)
+        return torch.cat([shifted(noisy, self.shift), noisy.new_zeros(1)])
+
+
+class SizeShiftedFlowMath(_Shifted):
+    """s = e^μ, where μ is linear in the number of image tokens: `base_shift` at `base_tokens`, `max_shift` at
+    `max_tokens`.
+
+    Args:
+        token_side: latent pixels of a side of an image token.
+    """
+
+    def __init__(
+        self,
+        draw: str,
+        mean: float,
+        std: float,
+        base_shift: float,
+        max_shift: float,
+        base_tokens: int,
+        max_tokens: int,
+        token_side: int,
+    ) -> None:
+        super().__init__(draw, mean, std)
+        self.slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+        self.offset = base_shift - self.slope * base_tokens
+        self.token_side = token_side
+
+    def shift_at(self, shape: Shape) -> float:
+        _, height, width = shape
+        return math.exp(self.offset + self.slope * (height // self.token_side) * (width // self.token_side))

@@ -1,0 +1,62 @@
+"""Flux's transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.declared_keys import SIZE, setting
+from urepa.core.errors import UserError
+from urepa.core.part_names import POOLED, TEXT
+from urepa.models.published_transformer import PublishedTransformer
+
+if TYPE_CHECKING:
+    from urepa.models.backbones.flux_net import FluxNetwork
+
+
+@dataclass
+class Flux(PublishedTransformer):
+    """Flux.1's transformer (Black Forest Labs 2024), conditioned on the frozen tokens of captions and their pooled
+    vector."""
+
+    _target_: str = "urepa.models.backbones.flux.Flux"
+    weights: str = setting('a hub id, a local diffusers folder, or "random"')
+    gradient_checkpointing: bool = setting("recompute blocks in the backward pass: less memory, more time")
+    guidance: float | None = setting(
+        "the scale of guidance that the model embeds, in training and for images; null: it embeds none",
+        ge=0,
+    )
+    num_layers: int = setting("number of double-stream blocks", ge=1, le=SIZE)
+    num_single_layers: int = setting("number of single-stream blocks after them", ge=1, le=SIZE)
+    num_attention_heads: int = setting("heads of attention in a block", ge=1, le=SIZE)
+    guidance_embeds: bool = setting("whether the model embeds a scale of guidance")
+    family: ClassVar[str] = "flux"
+    title: ClassVar[str] = "Flux.1"
+    condition_parts: ClassVar[tuple[str, ...]] = (TEXT, POOLED)
+    network: ClassVar[str] = "FluxTransformer2DModel"
+    own_settings: ClassVar[tuple[str, ...]] = ("guidance",)
+    block_counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
+    pipeline: ClassVar[str] = "FluxPipeline"
+    usual_tap: ClassVar[str] = "block_8"
+
+    @property
+    def condition(self) -> str:  # type: ignore[override]
+        """In sentences."""
+        embedded = f", as a scale of guidance, {self.guidance:g}, is" if self.guidance is not None else ""
+        return (
+            "The condition is a caption: its frozen tokens are a second stream beside the image's, of which all count, "
+            f"padding too, and its pooled vector is embedded and added to the time embedding{embedded}. Where the "
+            "caption is withheld, both are what the data has for no caption."
+        )
+
+    def adapter(self) -> type[FluxNetwork]:
+        from urepa.models.backbones.flux_net import FluxNetwork
+
+        return FluxNetwork
+
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        super().check(latent_shape)
+        if self.guidance_embeds is (self.guidance is None):
+            have = "embeds a scale of guidance" if self.guidance_embeds else "embeds no scale of guidance"
+            give = "a number, such as 3.5" if self.guidance_embeds else "null"
+            raise UserError(f"backbone.guidance={self.guidance}: this model {have}; give {give}")

@@ -1,0 +1,207 @@
+"""What declared backbones answer that are transformers in diffusers' files.
+
+A family is a declaration that inherits `PublishedTransformer`, and a subclass of
+`urepa.models.backbones.diffusers_transformer_net.DiffusersTransformer` that its `adapter` gives. The declaration's
+settings are the fields of diffusers' config.json in which published models of the family differ, by their names there,
+so that another model is a file of `conf/backbone`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from urepa.core.backbone_protocols import FoundWeights, WeightsKind
+from urepa.core.descriptions import BackboneFacts, CardFacts, Formula
+from urepa.core.errors import UserError
+from urepa.core.hub_names import is_hub_id
+from urepa.models.backbones.backbone_sizes import (
+    LORA,
+    PEFT,
+    RANDOM,
+    check_transformer_adapters,
+    transformer_block,
+    transformer_files,
+)
+from urepa.models.diffusers_cards import transformer_card
+from urepa.models.diffusers_files import hub_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer
+
+
+class PublishedTransformer:
+    """The base of such a declaration (`urepa.core.backbone_protocols.Backbone`)."""
+
+    weights: str  # the declaration's own, as all settings
+    gradient_checkpointing: bool
+    noun: ClassVar[str] = "transformer"
+    is_diffusers_unet: ClassVar[bool] = False
+
+    # --- what a family says ---
+    family: ClassVar[str]
+    title: ClassVar[str]  # "Stable Diffusion 3", in a sentence
+    condition: ClassVar[str]  # what it does with a caption, in sentences
+    condition_parts: ClassVar[tuple[str, ...]]
+    network: ClassVar[str]  # its class in diffusers
+    # fields of config.json that all its published models have, other than the class's defaults
+    published: ClassVar[Mapping[str, Any]] = {}
+    own_settings: ClassVar[tuple[str, ...]] = ()  # settings beside weights and checkpointing that config.json has not
+    block_counts: ClassVar[tuple[str, ...]] = ("num_layers",)  # settings: how many blocks each of its lists has
+    patch: ClassVar[int] = 2  # latent pixels of a side of what becomes one image token
+    vae_factor: ClassVar[int] = 8  # pixels of the image of a side of a latent pixel
+    usual_tap: ClassVar[str]  # where alignment is usually measured, in an error
+    predicts: ClassVar[str] = "flow"  # "flow" or "ddpm": what its weights were trained with
+    loads_lora: ClassVar[bool] = True  # whether its pipeline has load_lora_weights
+
+    @property
+    def pipeline(self) -> str:
+        """Its pipeline in diffusers."""
+        raise NotImplementedError
+
+    def adapter(self) -> type[DiffusersTransformer]:
+        """The class of its network here. It imports torch."""
+        raise NotImplementedError
+
+    def network_settings(self) -> dict[str, Any]:
+        """What the network takes beside diffusers' module."""
+        return {name: getattr(self, name) for name in self.own_settings}
+
+    # --- settings ---
+
+    def variant(self) -> dict[str, Any]:
+        """The settings that are fields of config.json."""
+        others = {"_target_", "weights", "gradient_checkpointing", *self.own_settings}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}  # type: ignore[arg-type]
+        return {
+            name: tuple(value) if isinstance(value, Sequence | list) and not isinstance(value, str) else value
+            for name, value in own.items()
+        }
+
+    def architecture(self) -> dict[str, Any]:
+        """config.json as far as it differs from the defaults of the class."""
+        return {**self.published, **self.variant()}
+
+    @property
+    def blocks(self) -> int:
+        """How many there are in all lists."""
+        return sum(int(getattr(self, name)) for name in self.block_counts)
+
+    @property
+    def base(self) -> str | None:
+        return None if self.weights == RANDOM else self.weights
+
+    # --- checks ---
+
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        _, height, width = latent_shape
+        if height % self.patch or width % self.patch:
+            raise UserError(
+                f"{self.title} takes {self.patch}x{self.patch} latent pixels as one token, and x0 is {height}x{width}; "
+                f"give images whose sides are multiples of {self.patch * self.vae_factor} pixels"
+            )
+
+    def check_latents(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """It takes any that `check` takes."""
+
+    def check_objective(self, objective: Any) -> None:
+        """UserError for an objective with other times, or of another target, than its weights were trained with."""
+        is_flow = objective.prediction_type == "flow"
+        if is_flow is not (self.predicts == "flow"):
+            what = "the velocity of a flow" if self.predicts == "flow" else "the noise of a DDPM"
+            raise UserError(
+                f"{self.title} predicts {what}; choose an objective of that kind (docs/families.md names its own)"
+            )
+        if is_flow and str(getattr(objective, "path", "linear")) != "linear":
+            raise UserError(f"{self.title} predicts a flow on the straight path; drop objective.path")
+
+    def check_tap(self, tap: str) -> None:
+        transformer_block(tap, self.blocks, self.usual_tap)
+
+    def check_grids(self, latent_shape: tuple[int, int, int], grids: Mapping[str, Sequence[int]]) -> None:
+        own = [side // self.patch for side in latent_shape[1:]]
+        for key, grid in grids.items():
+            if list(grid) != own:
+                ours, teachers = ("x".join(map(str, g)) for g in (own, grid))
+                raise UserError(
+                    f"this {self.noun} has {ours} image tokens and the teacher {teachers} tokens, which this head "
+                    f"compares one by one: give {key}={own} (and a teacher.image_size that has them), "
+                    "loss.grid=student, or head=layer_norm_linear"
+                )
+
+    def check_adapters(self, targets: str, blocks: str) -> None:
+        check_transformer_adapters(targets, blocks)
+
+    def check_files(self) -> None:
+        """It needs none beside the weights."""
+
+    # --- files ---
+
+    def hub_files(self) -> dict[str, list[str]]:
+        return {self.weights: hub_files("transformer")} if is_hub_id(self.weights) else {}
+
+    def find_weights(self, path: Path) -> FoundWeights:
+        names = (LORA,) if self.loads_lora else PEFT[1:]
+        if path.is_file():
+            return FoundWeights(WeightsKind.lora, (path,))
+        for name in names:
+            if (path / name).is_file():
+                beside = () if self.loads_lora else (path / PEFT[0],)
+                return FoundWeights(WeightsKind.lora, (path / name, *beside))
+        missing = f"neither {names[0]} nor transformer/config.json nor config.json"
+        return FoundWeights(WeightsKind.backbone, tuple(transformer_files(path, missing)))
+
+    def write_stand_ins(self, folder: Path, num_classes: int) -> dict[str, Any]:
+        return {}
+
+    # --- the network ---
+
+    def build(
+        self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
+    ) -> DiffusersTransformer:
+        import torch
+
+        known: Any = {"latent_shape": latent_shape, "num_classes": num_classes, "widths": widths}
+        return self.build_frozen(torch.float32, **known)
+
+    def build_frozen(
+        self,
+        dtype: torch.dtype,
+        *,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        widths: Mapping[str, int] | None = None,
+    ) -> DiffusersTransformer:
+        from urepa.models.transformer_weights import load_transformer, network_of
+
+        assert widths is not None, "the condition of its track is text"
+        return network_of(self, load_transformer(self, dtype), latent_shape, widths)
+
+    def build_without_weights(
+        self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None
+    ) -> DiffusersTransformer:
+        """The architecture is that of a local folder's config.json, else the one that the settings say."""
+        from urepa.models.transformer_weights import network_of, transformer_without_weights
+
+        assert widths is not None, "the condition of its track is text"
+        return network_of(self, transformer_without_weights(self), latent_shape, widths)
+
+    # --- texts ---
+
+    def description(self, facts: BackboneFacts) -> list[str | Formula]:
+        recomputed = " Its blocks are computed again in the backward pass." if self.gradient_checkpointing else ""
+        return [
+            f"The backbone is the transformer of {self.title}{facts.initial_weights(self.base)}, of {self.blocks} "
+            f"blocks, on latents of {facts.x0_shape}, {self.patch}×{self.patch} of which are a token. {self.condition}"
+            f"{recomputed}"
+        ]
+
+    def model_card(self, facts: CardFacts) -> str:
+        return transformer_card(facts, self.base, self.pipeline, self.network, self.vae_factor)
+
+    def hub_metadata(self) -> dict[str, Any]:
+        return {"library_name": "diffusers", "tags": ["urepa"]}

@@ -1,0 +1,93 @@
+"""The transformer of a declared family: of a hub id, of a local folder, or with random weights on request."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from urepa.core.errors import UserError
+from urepa.core.files import read_json
+from urepa.core.part_names import TEXT
+from urepa.models.backbones.backbone_sizes import RANDOM
+from urepa.models.backbones.diffusers_transformer_net import DiffusersTransformer
+from urepa.models.diffusers_weights import ModuleKind, module_folder, read_folder, read_hub
+from urepa.models.published_transformer import PublishedTransformer
+
+FOLDER = "transformer"  # of a pipeline's folder
+
+
+def kind_of(declared: PublishedTransformer) -> ModuleKind:
+    """What is read of a pipeline."""
+
+    def check(config: Mapping[str, Any], where: str) -> None:
+        check_config(declared, config, where)
+
+    return ModuleKind(declared.network, FOLDER, "transformer", check)
+
+
+def check_config(declared: PublishedTransformer, config: Mapping[str, Any], where: str) -> None:
+    """UserError where a config.json is of another class, or of another model of the family than the settings say."""
+    found = config.get("_class_name")
+    if found != declared.network:
+        raise UserError(
+            f"{where} holds a {found}, not a {declared.network}, which {declared.title} is; choose the backbone that "
+            "these weights are of"
+        )
+    known = inspect.signature(ModuleKind(declared.network, "", "", lambda *_: None).cls.__init__).parameters
+    for name, here in declared.variant().items():
+        there = config.get(name, known[name].default)
+        if (tuple(there) if isinstance(there, list) else there) != here:
+            shown = f"[{','.join(map(str, there))}]" if isinstance(there, list | tuple) else there
+            shown = "null" if shown is None else shown
+            raise UserError(
+                f"{where} has {name}={shown} in its config.json, and backbone.{name}={here} here; give "
+                f"backbone.{name}={shown}, or the backbone that these weights are of"
+            )
+
+
+def load_transformer(declared: PublishedTransformer, dtype: torch.dtype) -> Any:
+    """diffusers' module. `dtype` is that of the weights that are read, but for those of norms; random ones are drawn
+    in fp32. UserError where the files are not those of such a transformer."""
+    kind = kind_of(declared)
+    if declared.weights == RANDOM:
+        return kind.cls(**declared.architecture())
+    if Path(declared.weights).is_dir():
+        return read_folder(module_folder(Path(declared.weights), FOLDER), kind, dtype)
+    return read_hub(declared.weights, kind, dtype)
+
+
+def transformer_without_weights(declared: PublishedTransformer) -> Any:
+    """The same at random weights, also on the meta device: none are read or fetched. The architecture is that of a
+    local folder's config.json, else the one that the settings say."""
+    kind, architecture = kind_of(declared), declared.architecture()
+    if Path(declared.weights).is_dir():
+        architecture = read_json(module_folder(Path(declared.weights), FOLDER) / "config.json")
+        kind.check(architecture, declared.weights)
+    return kind.cls.from_config(architecture)
+
+
+def network_of(
+    declared: PublishedTransformer, transformer: Any, latent_shape: tuple[int, int, int], widths: Mapping[str, int]
+) -> DiffusersTransformer:
+    """The backbone around diffusers' module, for text of these widths by the names of the condition's parts. UserError
+    where it takes text of other widths, or latents of other channels."""
+    adapter, config = declared.adapter(), transformer.config
+    if adapter.channels_of(config) != latent_shape[0]:
+        raise UserError(
+            f"the transformer of {declared.weights} takes {adapter.channels_of(config)} latent channels; the track has "
+            f"{latent_shape[0]}"
+        )
+    for part, width in adapter.widths_of(config).items():
+        if widths[part] != width:
+            what = "text" if part == TEXT else f"{part}, a part of the condition,"
+            raise UserError(
+                f"the transformer of {declared.weights} takes {what} of width {width}; data.text_encoder gives "
+                f"{widths[part]}: choose the text encoder that {declared.title} was trained with"
+            )
+    if declared.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return adapter(transformer, **declared.network_settings())
