@@ -1,6 +1,7 @@
 """What a text encoder declares of itself, and what it builds (`urepa.core.protocols` has the kinds that train).
 
-Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector.
+Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector, S stacked layers,
+E width of their tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +36,13 @@ class TokenizedText:
 @dataclass(frozen=True)
 class EncodedText:
     """What a network gives of texts: tokens [B,L,D], 0 where the mask [B,L] is False, and pooled vectors [B,P]; P is 0
-    where there are none. Floats are float32."""
+    where there are none. Of an encoder that has `layers` their tokens [B,S,L,E] too, under the same mask. Floats are
+    float32."""
 
     tokens_BLD: Tensor
     mask_BL: Tensor
     pooled_BP: Tensor
+    layers_BSLE: Tensor | None = None
 
 
 class TextEncoderNetwork(Protocol):
@@ -63,7 +66,8 @@ class TextEncoderNetwork(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Captions to tokens and a vector (urepa/models/text_encoders/)."""
+    """Captions to tokens and a vector (urepa/models/text_encoders/). One whose conditions have a part "text.layers" is a
+    `LayeredEncoder` too; one whose captions are cut at another setting than `length` names that in `cut_by`."""
 
     width: int  # D
     pooled_width: int  # P; 0: conditions have no part "text.pooled"
@@ -95,6 +99,19 @@ class TextEncoder(Protocol):
         ...
 
 
-def text_widths(encoder: TextEncoder) -> Mapping[str, int]:
+class LayeredEncoder(Protocol):
+    """What a text encoder says of the layers whose tokens are stacked to the part "text.layers"."""
+
+    layers: list[int]  # S of them, by their numbers in the network
+    layers_width: int  # E
+
+
+def stacked_layers(encoder: TextEncoder) -> list[int]:
+    """The layers of the part "text.layers"; empty where an encoder does not have it."""
+    return list(getattr(encoder, "layers", ()))
+
+
+def text_widths(encoder: TextEncoder | Any) -> Mapping[str, int]:
     """The parts of the conditions of captions that this encodes, with their widths."""
-    return {TEXT: encoder.width} | ({POOLED: encoder.pooled_width} if encoder.pooled_width else {})
+    widths = {TEXT: encoder.width} | ({POOLED: encoder.pooled_width} if encoder.pooled_width else {})
+    return widths | ({LAYERS: encoder.layers_width} if stacked_layers(encoder) else {})

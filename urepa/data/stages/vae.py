@@ -5,6 +5,7 @@ Shapes: B images, S image size, CHW latent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
-from urepa.data.stages.vae_config import KL, LatentScaling, class_name, known_config
+from urepa.data.stages.vae_config import FLUX2, KL, LatentScaling, class_name, known_config, patch_of
 from urepa.models.weight_files import own_memory
 
 # of SD's VAEs, sd-vae-ft-mse and SDXL's: 83,653,863 parameters with four latent channels
@@ -35,9 +36,9 @@ def vae_without_weights(weights: str, latent_channels: int) -> Any:
 
 def _class(name: str) -> Any:
     """Of `CLASSES`."""
-    from diffusers import AutoencoderDC, AutoencoderKL
+    import diffusers
 
-    return AutoencoderKL if name == KL else AutoencoderDC
+    return getattr(diffusers, name)
 
 
 def load_vae(weights: str) -> Any:
@@ -55,7 +56,7 @@ def load_vae(weights: str) -> Any:
         except OSError as error:
             reasons.append(error)
         else:
-            LatentScaling.of(vae.config, weights)  # refused now, not when something is decoded
+            scaling_of(vae, weights)  # refused now, not when something is decoded
             return own_memory(vae).eval().requires_grad_(False)
     raise UserError(
         f"data.vae={weights} could not be loaded ({download_failure(reasons[0], weights)}); or give a local diffusers "
@@ -63,9 +64,18 @@ def load_vae(weights: str) -> Any:
     ) from reasons[0]
 
 
-def scaling_of(vae: Any) -> LatentScaling:
-    """The constants between its latents and x0."""
-    return LatentScaling.of(vae.config, vae.config.get("_name_or_path", KL))
+def scaling_of(vae: Any, name: str | None = None) -> LatentScaling:
+    """The constants between its latents and x0. `name`: what a UserError calls it; None: as it was loaded."""
+    if type(vae).__name__ == FLUX2:
+        mean, variance = (part.detach().float().cpu() for part in (vae.bn.running_mean, vae.bn.running_var))
+        return LatentScaling.of_bn(vae.config, mean, variance)
+    return LatentScaling.of(vae.config, vae.config.get("_name_or_path", KL) if name is None else name)
+
+
+def shape_of_z(vae: Any, x0_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Of the latents [C,H,W] that a VAE, which may be without weights, decodes for x0 of a shape."""
+    (channels, rows, columns), patch = x0_shape, patch_of(vae.config)
+    return channels // patch**2, rows * patch, columns * patch
 
 
 def mode_of(encoded: Any) -> Tensor:

@@ -24,6 +24,14 @@ class Padding(Enum):
     masked = "masked"  # they are 0 and do not count
 
 
+class T5Padding(Enum):
+    """The same of a T5."""
+
+    attended = "attended"
+    masked = "masked"
+    one_counts = "one_counts"  # masked, but the first of them counts, as the network gives it
+
+
 class Floats(Enum):
     """What a network is read and computed in."""
 
@@ -46,7 +54,7 @@ def folder_name(part: str, number: int) -> str:
     return part if number == 1 else f"{part}_{number}"
 
 
-def places(folder: Path, number: int = 1) -> tuple[Path, Path]:
+def places(folder: Path, number: int = 1, key: str = KEY) -> tuple[Path, Path]:
     """The folders of tokenizer and network: FOLDER/tokenizer and FOLDER/text_encoder as diffusers has them, with a
     number behind them where it is not the first, or FOLDER itself. UserError where a file is missing."""
     names = folder_name("tokenizer", number), folder_name("text_encoder", number)
@@ -56,7 +64,7 @@ def places(folder: Path, number: int = 1) -> tuple[Path, Path]:
     wanted = [network / "config.json", weights[0], tokenizer / "tokenizer_config.json"]
     if missing := [file for file in wanted if not file.is_file()]:
         raise UserError(
-            f"{KEY}={folder} has no {missing[0].relative_to(folder)}; give a local folder with {names[0]}/ and "
+            f"{key}={folder} has no {missing[0].relative_to(folder)}; give a local folder with {names[0]}/ and "
             f"{names[1]}/ (weights as safetensors), as a diffusers pipeline has them, or a hub id"
         )
     return tokenizer, network
@@ -70,7 +78,7 @@ def variant_of(network: Path) -> str | None:
 def patterns(numbers: Sequence[int]) -> list[str]:
     """The files that are read of these text encoders of a repository, with the first one's also where the repository
     is no pipeline."""
-    found = ["config.json", *WEIGHTS, *OF_TOKENIZERS] if 1 in numbers else []
+    found = ["config.json", *WEIGHTS, "model-*.safetensors", *OF_TOKENIZERS] if 1 in numbers else []
     for number in numbers:
         network = folder_name("text_encoder", number)
         found += [f"{folder_name('tokenizer', number)}/*", f"{network}/config.json"]
@@ -78,7 +86,7 @@ def patterns(numbers: Sequence[int]) -> list[str]:
     return found
 
 
-def local_folder(model: str, numbers: Sequence[int]) -> Path:
+def local_folder(model: str, numbers: Sequence[int], key: str = KEY) -> Path:
     """The folder on this disk; of a hub id its files are fetched, or taken from the hub's cache. UserError where they
     are not to be had."""
     if not is_hub_id(model):
@@ -90,7 +98,7 @@ def local_folder(model: str, numbers: Sequence[int]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns(numbers)))
     except (OSError, ValueError) as error:  # the hub's own errors are of these two kinds
         reason = download_failure(error, model)
-        raise UserError(f"{KEY}={model} could not be loaded ({reason}); or give a local folder") from error
+        raise UserError(f"{key}={model} could not be loaded ({reason}); or give a local folder") from error
 
 
 class FromFolder:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import number
 from urepa.core.text_protocols import NullText
-from urepa.models.text_encoders.pipeline_sizes import SHORT, Floats, FromFolder, Padding
+from urepa.models.text_encoders.pipeline_sizes import SHORT, Floats, FromFolder, T5Padding
 
 if TYPE_CHECKING:
     from urepa.models.text_encoders.text_transformer_net import TextTransformer
@@ -32,8 +32,9 @@ class T5(FromFolder):
         ge=2,
         le=SIZE,
     )
-    padding: Padding = setting(
-        "the positions behind a caption's end: masked, as PixArt has them, or attended, as SD3 and Flux have them"
+    padding: T5Padding = setting(
+        "the positions behind a caption's end: masked, as PixArt has them; attended, as SD3 and Flux have them; or "
+        "one_counts, the first of them alone, as Chroma has them"
     )
     lowercase: bool = setting("in lower case, as PixArt's pipeline has prompts")
     computed_in: Floats = setting("what the network is read and computed in")
@@ -47,22 +48,21 @@ class T5(FromFolder):
 
     def stored_as(self) -> str:
         endings = [self.name, "t5", str(self.length), SHORT[str(self.computed_in)]]
-        endings += (["attended"] if self.is_attended else []) + (["lowercase"] if self.lowercase else [])
+        endings += [] if str(self.padding) == "masked" else [str(self.padding)]
+        endings += ["lowercase"] if self.lowercase else []
         return "_".join(endings)
-
-    @property
-    def is_attended(self) -> bool:
-        """Do the positions behind a caption's end count?"""
-        return str(self.padding) == "attended"
 
     def build(self) -> TextTransformer:
         from urepa.models.text_encoders.t5_net import t5
 
         floats = str(self.computed_in)
-        return t5(self.model, self.encoder_number, self.length, self.width, self.is_attended, self.lowercase, floats)
+        padding = str(self.padding)
+        return t5(self.model, self.encoder_number, self.length, self.width, padding, self.lowercase, floats)
 
     def description(self) -> str:
-        many = f"{number(self.length)}, padding included," if self.is_attended else f"at most {number(self.length)}"
+        padded = {"attended": ", padding included,", "one_counts": " and the first position behind them,"}
+        many = f"at most {number(self.length)}" if str(self.padding) != "attended" else number(self.length)
+        many += padded.get(str(self.padding), "")
         case = ", in lower case" if self.lowercase else ""
         return (
             f"Captions{case} are encoded by the T5 of {self.name}, frozen, in {self.computed_in}: its last tokens, "

@@ -1,0 +1,63 @@
+"""The three text encoders of SD3 and SD3.5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from urepa.core.declared_keys import SIZE, setting
+from urepa.core.descriptions import number
+from urepa.core.text_protocols import NullText
+from urepa.models.text_encoders.pipeline_sizes import SHORT, Floats, FromFolder
+
+if TYPE_CHECKING:
+    from urepa.models.text_encoders.text_transformer_net import TextTransformer
+
+
+@dataclass
+class SD3Text(FromFolder):
+    """The tokens of the last layer but one of CLIP-L and of OpenCLIP bigG side by side, with zeros up to the width of T5's,
+    and behind them the last tokens of T5's encoder; the projected vectors of both CLIPs: what StableDiffusion3Pipeline
+    encodes a prompt to."""
+
+    _target_: str = "urepa.models.text_encoders.sd3_text.SD3Text"
+    model: str = setting(
+        "a local folder with tokenizer/, tokenizer_2/ and _3/, text_encoder/, text_encoder_2/ and _3/, or a hub id, "
+        "NAME@REVISION; its last part is recorded"
+    )
+    width: int = setting("width of a token: 4096 of T5-XXL", ge=1, le=SIZE)
+    pooled_width: int = setting("width of the vector, of both CLIPs together: 768 + 1280", ge=1, le=SIZE)
+    clip_length: int = setting("tokens of a caption for the CLIPs, its first and last included", ge=3, le=SIZE)
+    t5_length: int = setting(
+        "tokens of a caption for T5, its last included; what is longer is cut and counted", ge=2, le=SIZE
+    )
+    computed_in: Floats = setting("what T5 is read and computed in; the CLIPs are in float32")
+    null_text: NullText = setting("what stands for no caption: the record of the empty prompt, or zeros")
+
+    cut_by: ClassVar[str] = "t5_length"
+
+    @property
+    def length(self) -> int:
+        """Positions of a record."""
+        return self.clip_length + self.t5_length
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return (1, 2, 3)
+
+    def stored_as(self) -> str:
+        return f"{self.name}_sd3_{self.clip_length}_{self.t5_length}_{SHORT[str(self.computed_in)]}"
+
+    def build(self) -> TextTransformer:
+        from urepa.models.text_encoders.sd3_text_net import sd3_text
+
+        lengths = self.clip_length, self.t5_length
+        return sd3_text(self.model, lengths, self.width, self.pooled_width, str(self.computed_in))
+
+    def description(self) -> str:
+        return (
+            f"Captions are encoded by the three text encoders of {self.name} (CLIP-L, OpenCLIP bigG and T5), frozen: the "
+            f"tokens of the last layer but one of both CLIPs, joined to {number(self.clip_length)} and zeros up to width "
+            f"{number(self.width)}, the {number(self.t5_length)} last tokens of T5 in {self.computed_in} behind them, "
+            f"padding included, and the projected vectors of both CLIPs, of width {number(self.pooled_width)}."
+        )
