@@ -1,5 +1,5 @@
-"""x0 as the families' own pipelines decode it, of small random VAEs; Flux.2's packed latents, whose statistics lie in the
-VAE's weights.
+"""x0 as the families' own pipelines decode it, of small random VAEs; Flux.2's packed latents, whose statistics lie in
+the VAE's weights.
 
 Shapes: B images, S image size, CHW latent.
 """

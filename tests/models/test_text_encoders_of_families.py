@@ -297,7 +297,7 @@ def yaml_value(file: str, key: str) -> Any:
 
 @torch.no_grad()
 def test_sd3_is_its_pipelines(declared: Callable[[str], Any]) -> None:
-    """Both CLIPs' last layer but one, side by side and padded to T5's width, then T5's tokens; both projected vectors."""
+    """Both CLIPs' last layer but one, side by side and padded to T5's width, then T5's tokens; both vectors."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from transformers import T5EncoderModel
 

@@ -24,8 +24,8 @@ ROUNDING = 1e-9  # of a sum of probabilities that was written in decimals
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a condition: ids [B] (int64), a vector [B,D], or tokens [B,L,D], or those of several layers [B,S,L,D],
-    with a mask [B,L], True where a token counts.
+    """One part of a condition: ids [B] (int64), a vector [B,D], tokens [B,L,D], or the tokens of several layers
+    [B,S,L,D]; tokens have a mask [B,L], True where a token counts.
 
     The value of a sample whose part is withheld is `null` [D], [L,D] or [S,L,D] with the mask `null_mask_L`; without
     them it is 0 and its mask True. Nothing of the sample is left in it.

@@ -1,7 +1,7 @@
 """What a text encoder declares of itself, and what it builds (`urepa.core.protocols` has the kinds that train).
 
-Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector, S stacked layers,
-E width of their tokens.
+Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector, S stacked
+layers, E width of their tokens.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class TextEncoderNetwork(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Captions to tokens and a vector (urepa/models/text_encoders/). One whose conditions have a part "text.layers" is a
-    `LayeredEncoder` too; one whose captions are cut at another setting than `length` names that in `cut_by`."""
+    """Captions to tokens and a vector (urepa/models/text_encoders/). One whose conditions have a part "text.layers" is
+    a `LayeredEncoder` too; one whose captions are cut at another setting than `length` names that in `cut_by`."""
 
     width: int  # D
     pooled_width: int  # P; 0: conditions have no part "text.pooled"
@@ -111,7 +111,12 @@ def stacked_layers(encoder: TextEncoder) -> list[int]:
     return list(getattr(encoder, "layers", ()))
 
 
-def text_widths(encoder: TextEncoder | Any) -> Mapping[str, int]:
+def layers_width(encoder: TextEncoder) -> int:
+    """E; 0 where an encoder has no layers."""
+    return int(getattr(encoder, "layers_width", 0)) if stacked_layers(encoder) else 0
+
+
+def text_widths(encoder: TextEncoder) -> Mapping[str, int]:
     """The parts of the conditions of captions that this encodes, with their widths."""
     widths = {TEXT: encoder.width} | ({POOLED: encoder.pooled_width} if encoder.pooled_width else {})
-    return widths | ({LAYERS: encoder.layers_width} if stacked_layers(encoder) else {})
+    return widths | ({LAYERS: layers_width(encoder)} if stacked_layers(encoder) else {})

@@ -1,8 +1,8 @@
-"""What a VAE's config.json says: its class, and the constants between its latents z and a track's x0. This is the one place
-that turns z into x0 and back.
+"""What a VAE's config.json says: its class, and the constants between its latents z and a track's x0. Here alone z are
+turned into x0 and back.
 
-Without torch: `describe` reads it too. Shapes: B images, C latent channels, H and W rows and columns of a latent, p side of
-the squares that are packed into channels.
+Without torch: `describe` reads it too. Shapes: B images, C latent channels, H and W rows and columns of a latent, p
+side of the squares that are packed into channels.
 """
 
 from __future__ import annotations
@@ -148,15 +148,15 @@ def _known_file(weights: str, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     name, revision = resolve(weights)
-    for place in (f"vae/{file}", file):
-        cached = try_to_load_from_cache(name, place, revision=revision)
+    for inside in (f"vae/{file}", file):
+        cached = try_to_load_from_cache(name, inside, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
     return None
 
 
 def known_scaling(weights: str) -> LatentScaling | None:
-    """The constants, where the config is known and has them; of Flux.2's, the two statistics in its weights are read."""
+    """The constants, where the config is known and has them; of Flux.2's, two tensors of its weights are read."""
     config = known_config(weights)
     if config is not None and config.get("_class_name") == FLUX2:
         return _known_bn(config, weights)

@@ -1,5 +1,5 @@
-"""The record of a caption: its tokens, their mask, its pooled vector and the tokens of stacked layers, one behind the other
-in fp16, so that they are read together.
+"""The record of a caption: its tokens, their mask, its pooled vector and the tokens of stacked layers, one behind the
+other in fp16, so that they are read together.
 
 Shapes: B captions, L positions, D width of a token, P width of the pooled vector, S stacked layers, E width of their
 tokens, V values of a record, L·D + L + P + S·L·E.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from urepa.core.errors import UserError
-from urepa.core.text_protocols import EncodedText, TextEncoder, stacked_layers
+from urepa.core.text_protocols import EncodedText, TextEncoder, layers_width, stacked_layers
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class TextShape:
     def of(cls, encoder: TextEncoder) -> TextShape:
         """Of what a text encoder declares."""
         layers = len(stacked_layers(encoder))
-        layers_width = int(getattr(encoder, "layers_width", 0)) if layers else 0
-        return cls(encoder.length, encoder.width, encoder.pooled_width, layers, layers_width)
+        return cls(encoder.length, encoder.width, encoder.pooled_width, layers, layers_width(encoder))
 
     @property
     def sizes(self) -> list[int]:

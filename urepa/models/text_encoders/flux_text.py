@@ -46,7 +46,7 @@ class FluxText(FromFolder):
 
     def description(self) -> str:
         return (
-            f"Captions are encoded by the two text encoders of {self.name} (CLIP-L and T5), frozen: the last tokens of T5 "
-            f"in {self.computed_in}, {number(self.length)}, padding included, of width {number(self.width)}, and the state "
-            f"of CLIP-L's end-of-text token as one vector of width {number(self.pooled_width)}."
+            f"Captions are encoded by the two text encoders of {self.name} (CLIP-L and T5), frozen: the last tokens of "
+            f"T5 in {self.computed_in}, {number(self.length)}, padding included, of width {number(self.width)}, and "
+            f"the state of CLIP-L's end-of-text token as one vector of width {number(self.pooled_width)}."
         )

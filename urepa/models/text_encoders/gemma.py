@@ -34,8 +34,8 @@ class Gemma(FromFolder):
     length: int = setting("tokens of a caption, its first included; what is longer is cut", ge=2, le=SIZE)
     lowercase: bool = setting("captions in lower case, as Sana's pipeline has prompts")
     before: str | None = setting(
-        "what stands before every caption but the empty one, and is encoded and kept with it, as Lumina's pipeline has its "
-        "system prompt; null: nothing"
+        "what stands before every caption but the empty one, and is encoded and kept with it, as Lumina's pipeline has "
+        "its system prompt; null: nothing"
     )
     computed_in: Floats = setting("what the network is read and computed in")
     null_text: NullText = setting("what stands for no caption: the record of the empty prompt, or zeros")

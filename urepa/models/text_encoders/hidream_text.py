@@ -34,7 +34,8 @@ class HiDreamText(FromFolder):
     layers_width: int = setting("width of a token of the Llama's: 4096", ge=1, le=SIZE)
     pooled_width: int = setting("width of the vector, of both CLIPs together: 768 + 1280", ge=1, le=SIZE)
     layers: list[int] = setting(
-        "the Llama's layers whose tokens are kept, in this order, counted from 0: all that the backbone's llama_layers name"
+        "the Llama's layers whose tokens are kept, in this order, counted from 0: those that the backbone's "
+        "llama_layers name"
     )
     length: int = setting("tokens of a caption, for each of the four; what is longer is cut", ge=3, le=SIZE)
     computed_in: Floats = setting("what T5 and the Llama are read and computed in; the CLIPs are in float32")
@@ -74,7 +75,7 @@ class HiDreamText(FromFolder):
         return (
             f"Captions are encoded by the text encoders of {self.name} (CLIP-L, OpenCLIP bigG and T5) and by "
             f"{stored_name(self.llama)}, frozen, T5 and the Llama in {self.computed_in}: T5's last tokens, "
-            f"{number(self.length)} of width {number(self.width)}, the tokens of {number(len(self.layers))} layers of the "
-            f"Llama, as many of width {number(self.layers_width)}, padding included, and the projected vectors of both "
-            f"CLIPs, of width {number(self.pooled_width)}."
+            f"{number(self.length)} of width {number(self.width)}, the tokens of {number(len(self.layers))} layers of "
+            f"the Llama, as many of width {number(self.layers_width)}, padding included, and the projected vectors of "
+            f"both CLIPs, of width {number(self.pooled_width)}."
         )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Mistral3(FromFolder):
-    """The tokens of some layers of a Mistral 3 side by side, without a vector, of a caption as a user's message behind a
-    system message in the tokenizer's chat template: what Flux2Pipeline encodes a prompt to."""
+    """The tokens of some layers of a Mistral 3 side by side, without a vector, of a caption as a user's message behind
+    a system message in the tokenizer's chat template: what Flux2Pipeline encodes a prompt to."""
 
     _target_: str = "urepa.models.text_encoders.mistral3.Mistral3"
     model: str = setting(
@@ -47,7 +47,7 @@ class Mistral3(FromFolder):
 
     def description(self) -> str:
         return (
-            f"Captions, as a message behind Flux.2's system message, are encoded by the Mistral 3 of {self.name}, frozen, "
-            f"in {self.computed_in}: the tokens of the layers {', '.join(map(str, self.joined))} side by side, "
+            f"Captions, as a message behind Flux.2's system message, are encoded by the Mistral 3 of {self.name}, "
+            f"frozen, in {self.computed_in}: the tokens of the layers {', '.join(map(str, self.joined))} side by side, "
             f"{number(self.length)} of width {number(self.width)}, system message and padding included."
         )

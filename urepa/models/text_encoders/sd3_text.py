@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class SD3Text(FromFolder):
-    """The tokens of the last layer but one of CLIP-L and of OpenCLIP bigG side by side, with zeros up to the width of T5's,
-    and behind them the last tokens of T5's encoder; the projected vectors of both CLIPs: what StableDiffusion3Pipeline
-    encodes a prompt to."""
+    """The tokens of the last layer but one of CLIP-L and of OpenCLIP bigG side by side, with zeros up to the width of
+    T5's, and behind them the last tokens of T5's encoder; the projected vectors of both CLIPs: what
+    StableDiffusion3Pipeline encodes a prompt to."""
 
     _target_: str = "urepa.models.text_encoders.sd3_text.SD3Text"
     model: str = setting(
@@ -55,9 +55,10 @@ class SD3Text(FromFolder):
         return sd3_text(self.model, lengths, self.width, self.pooled_width, str(self.computed_in))
 
     def description(self) -> str:
+        widths = number(self.width), number(self.pooled_width)
         return (
-            f"Captions are encoded by the three text encoders of {self.name} (CLIP-L, OpenCLIP bigG and T5), frozen: the "
-            f"tokens of the last layer but one of both CLIPs, joined to {number(self.clip_length)} and zeros up to width "
-            f"{number(self.width)}, the {number(self.t5_length)} last tokens of T5 in {self.computed_in} behind them, "
-            f"padding included, and the projected vectors of both CLIPs, of width {number(self.pooled_width)}."
+            f"Captions are encoded by the three text encoders of {self.name} (CLIP-L, OpenCLIP bigG and T5), frozen: "
+            f"the tokens of the last layer but one of both CLIPs, joined to {number(self.clip_length)} with zeros up "
+            f"to width {widths[0]}, the {number(self.t5_length)} last tokens of T5 in {self.computed_in} behind "
+            f"them, padding included, and the projected vectors of both CLIPs, of width {widths[1]}."
         )

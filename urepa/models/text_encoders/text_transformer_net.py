@@ -1,7 +1,7 @@
 """Text encoders of the transformers library: tokenizers and transformers, loaded when they are first asked.
 
-Shapes: B texts, K rows of whole numbers, L positions, M those of the longest tokenizer, D width of a token, P width of the
-pooled vector.
+Shapes: B texts, K rows of whole numbers, L positions, M those of the longest tokenizer, D width of a token, P width of
+the pooled vector, S stacked layers, E width of their tokens.
 """
 
 from __future__ import annotations
