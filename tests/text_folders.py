@@ -4,12 +4,15 @@ and the declarations that read them."""
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from photos import write_clip_text, write_clip_tokenizer
+from torch import Tensor
 
+from urepa.core.text_protocols import EncodedText, stacked_layers
 from urepa.models.text_encoders.chatglm import ChatGLM
 from urepa.models.text_encoders.flux_text import FluxText
 from urepa.models.text_encoders.gemma import Gemma
@@ -243,3 +246,38 @@ def write_kolors(folder: Path) -> ChatGLM:
             parameter.copy_(float("norm" in name) + 0.1 * torch.randn(parameter.shape))
     network.save_pretrained(folder / "text_encoder")
     return ChatGLM(model=str(folder), width=32, length=24, computed_in="float32", null_text="empty")
+
+
+# --- what their tests have alike --------------------------------------------------------------------------------
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "sdxl_text": write_sdxl,
+    "t5": write_t5,
+    "gemma": write_gemma,
+    "chatglm": write_kolors,
+    "sd3_text": write_sd3,
+    "flux_text": write_flux,
+    "umt5": write_umt5,
+    "hidream_text": write_hidream,
+    "mistral3": write_mistral3,
+}
+TEXTS = ["a red cat", "", "It is BLUE and" + " a cat" * 30]  # the last one is longer than any length here
+
+
+def encoded(encoder: Any, texts: list[str] = TEXTS) -> EncodedText:
+    """With the sizes that are declared, which are held here."""
+    network = encoder.build()
+    found: EncodedText = network.encode(network.tokenize(texts).inputs_BKL)
+    assert found.tokens_BLD.shape == (len(texts), encoder.length, encoder.width)
+    assert found.mask_BL.shape == (len(texts), encoder.length)
+    assert found.pooled_BP.shape == (len(texts), encoder.pooled_width)
+    assert {t.dtype for t in (found.tokens_BLD, found.pooled_BP)} == {torch.float32}
+    if layers := stacked_layers(encoder):
+        assert found.layers_BSLE is not None
+        assert found.layers_BSLE.shape == (len(texts), len(layers), encoder.length, encoder.layers_width)
+    assert not found.tokens_BLD[~found.mask_BL].any()
+    return found
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
