@@ -62,7 +62,7 @@ def test_every_root_composes(compose: Compose, root: str) -> None:
 # options that only make sense beside others
 COUNTED = ["data.num_classes=2"]  # of a folder that is not here
 BESIDE = {("backbone", "sd15"): ["data=track_a"], ("data", "folder"): COUNTED}
-BESIDE |= {("data", name): COUNTED for name in ("captions", "sd15_captions", "sdxl_captions", "kolors_captions")}
+BESIDE |= {("data", name): COUNTED for name in options("data") if name.endswith("captions")}
 CAPTIONED = ("captions_smoke", "urepa_sd15_captions", "urepa_sdxl", "urepa_kolors")
 BESIDE |= {("experiment", name): COUNTED for name in CAPTIONED}
 

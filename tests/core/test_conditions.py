@@ -184,6 +184,22 @@ def test_a_condition_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {id(t) for t in tensors(whole)} == {id(t) for t in pinned}
 
 
+def test_layers_are_withheld_under_the_mask_of_their_tokens() -> None:
+    """[B,S,L,D] with a mask [B,L]; "text" drops them too; their null is the part's own."""
+    layers, null, mask_L = torch.randn(4, 2, 3, 5), torch.randn(2, 3, 5), torch.tensor([True, False, True])
+    given = Condition({"text": Part.of(torch.randn(4, 3, 6), MASK), "text.layers": Part.of(layers, MASK, null, mask_L)})
+    dropped = given.drop({"text": SOME})["text.layers"]
+    assert torch.equal(dropped.layers_BSLD, torch.where(SOME.view(4, 1, 1, 1), null, layers))
+    assert dropped.mask_BL is not None
+    assert torch.equal(dropped.mask_BL, torch.where(SOME.view(4, 1), mask_L, MASK))
+    assert given.cat([given, given])["text.layers"].layers_BSLD.shape == (8, 2, 3, 5)
+    assert given.rows(torch.tensor([2]))["text.layers"].layers_BSLD.shape == (1, 2, 3, 5)
+    with pytest.raises(AssertionError, match=r"a part of shape \(4, 2, 3, 5\) has no tokens"):
+        _ = given["text.layers"].tokens_BLD
+    with pytest.raises(AssertionError):
+        Part.of(layers, torch.ones(4, 2, dtype=torch.bool))
+
+
 def test_the_kind_of_a_part_follows_from_its_shape() -> None:
     whole = condition()
     assert whole["class"].ids_B.shape == (4,)

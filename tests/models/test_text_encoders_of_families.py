@@ -16,53 +16,24 @@ from typing import Any
 import pytest
 import torch
 from captioned import clip_at
-from text_folders import write_gemma, write_kolors, write_sdxl, write_t5
-from torch import Tensor
+from text_folders import TEXTS, WRITERS, close, encoded
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from urepa.config.parts import KINDS
 from urepa.core.errors import UserError
-from urepa.core.text_protocols import EncodedText
 
-TEXTS = ["a red cat", "", "It is BLUE and" + " a cat" * 30]  # the last one is longer than any length here
 LACKING = "the package sentencepiece is not installed, which Kolors' tokenizer needs (pip install sentencepiece)"
 needs_sentencepiece = pytest.mark.skipif(find_spec("sentencepiece") is None, reason=LACKING)
-WRITERS: dict[str, Callable[[Path], Any]] = {
-    "sdxl_text": write_sdxl,
-    "t5": write_t5,
-    "gemma": write_gemma,
-    "chatglm": write_kolors,
+POSITIONS = {  # the setting that positions limit, and how many there are; of the others they are relative
+    "sdxl_text": ("length", 77),
+    "gemma": ("length", 64),
+    "chatglm": ("length", 64),
+    "sd3_text": ("clip_length", 77),
+    "flux_text": ("clip_length", 77),
+    "hidream_text": ("length", 77),
+    "mistral3": ("length", 512),
 }
 FAMILIES = [pytest.param(name, marks=needs_sentencepiece if name == "chatglm" else ()) for name in WRITERS]
-
-
-@pytest.fixture(scope="module")
-def declared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """declared(FAMILY): its declaration; its folder is written once."""
-    made: dict[str, Any] = {}
-
-    def declared(name: str) -> Any:
-        if name not in made:
-            made[name] = WRITERS[name](tmp_path_factory.mktemp("folders") / name)
-        return made[name]
-
-    return declared
-
-
-def encoded(encoder: Any, texts: list[str] = TEXTS) -> EncodedText:
-    """Encodes texts and checks the declared sizes."""
-    network = encoder.build()
-    found: EncodedText = network.encode(network.tokenize(texts).inputs_BKL)
-    assert found.tokens_BLD.shape == (len(texts), encoder.length, encoder.width)
-    assert found.mask_BL.shape == (len(texts), encoder.length)
-    assert found.pooled_BP.shape == (len(texts), encoder.pooled_width)
-    assert {t.dtype for t in (found.tokens_BLD, found.pooled_BP)} == {torch.float32}
-    assert not found.tokens_BLD[~found.mask_BL].any()
-    return found
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 # --- the pipelines' own -----------------------------------------------------------------------------------------
@@ -232,7 +203,8 @@ def test_other_captions_of_a_batch_have_no_effect(declared: Callable[[str], Any]
     assert one.weights_sha256() == again.weights_sha256()
     assert one.manifest() == again.manifest()
     assert one.manifest().items() >= {"model": name_of(encoder), "length": encoder.length}.items()
-    assert str(encoder.length) in encoder.stored_as()
+    cut_at = getattr(encoder, getattr(encoder, "cut_by", "length"))
+    assert str(cut_at) in encoder.stored_as()
 
 
 def name_of(encoder: Any) -> str:
@@ -268,9 +240,10 @@ def test_sizes_unlike_the_networks_are_refused(declared: Callable[[str], Any], n
     width = encoder.width
     with pytest.raises(UserError, match=rf"has width {width}, not 7; give data\.text_encoder\.width={width}$"):
         replace(encoder, width=7).build().tokenize(["a"])
-    if name != "t5":  # its positions are relative
-        with pytest.raises(UserError, match=r"length=100: .* has (77|64) positions; give as many or fewer"):
-            replace(encoder, length=100).build().tokenize(["a"])
+    if name in POSITIONS:
+        key, most = POSITIONS[name]
+        with pytest.raises(UserError, match=rf"{key}=600: .* has {most} positions; give as many or fewer"):
+            replace(encoder, **{key: 600}).build().tokenize(["a"])
     if name == "gemma":
         with pytest.raises(UserError, match=r"layer=-3: .* has 2 layers; give -2 to -1"):
             replace(encoder, layer=-3).build().tokenize(["a"])

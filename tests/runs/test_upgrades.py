@@ -329,3 +329,9 @@ def test_a_clip_of_captions_had_masked_padding_and_zeros_for_no_caption():
     assert upgraded == clip | {"padding": "masked", "null_text": "zeros"}
     kept = {"padding": "attended", "null_text": "empty"}
     assert upgrade({KEY: 6, "data": {"text_encoder": clip | kept}})["data"]["text_encoder"] == clip | kept
+
+
+def test_a_gemmas_captions_had_no_text_before_them() -> None:
+    gemma = {"_target_": "urepa.models.text_encoders.gemma.Gemma", "model": "sana", "layer": -1}
+    stored = {"schema": 7, "data": {"_target_": "urepa.data.tracks.latent_track.LatentTrack", "text_encoder": gemma}}
+    assert upgrade(stored)["data"]["text_encoder"] == gemma | {"before": None}

@@ -223,6 +223,7 @@ class Baseline(Enum):
 @dataclass
 class TextEncoderPlaces:
     model: str | None = setting("the same for the folder of a text encoder", None)
+    llama: str | None = setting("the same for the folder of the Llama of text_encoder=hidream", None)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What a text encoder declares of itself, and what it builds (`urepa.core.protocols` has the kinds that train).
 
-Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector.
+Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P width of the pooled vector, S stacked
+layers, E width of their tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from urepa.core.part_names import POOLED, TEXT
+from urepa.core.part_names import LAYERS, POOLED, TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +36,13 @@ class TokenizedText:
 @dataclass(frozen=True)
 class EncodedText:
     """What a network gives of texts: tokens [B,L,D], 0 where the mask [B,L] is False, and pooled vectors [B,P]; P is 0
-    where there are none. Floats are float32."""
+    where there are none. If the encoder has `layers`, also their tokens [B,S,L,E], with the same mask. Floats are
+    float32."""
 
     tokens_BLD: Tensor
     mask_BL: Tensor
     pooled_BP: Tensor
+    layers_BSLE: Tensor | None = None
 
 
 class TextEncoderNetwork(Protocol):
@@ -63,7 +66,8 @@ class TextEncoderNetwork(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Captions to tokens and a vector (urepa/models/text_encoders/)."""
+    """Captions to tokens and a vector (urepa/models/text_encoders/). One whose conditions have a part "text.layers" is
+    a `LayeredEncoder` too; one that truncates captions at another setting than `length` names it in `cut_by`."""
 
     width: int  # D
     pooled_width: int  # P; 0: conditions have no part "text.pooled"
@@ -95,6 +99,24 @@ class TextEncoder(Protocol):
         ...
 
 
+class LayeredEncoder(Protocol):
+    """What a text encoder declares of the layers whose tokens are stacked in the part "text.layers"."""
+
+    layers: list[int]  # S of them, by their numbers in the network
+    layers_width: int  # E
+
+
+def stacked_layers(encoder: TextEncoder) -> list[int]:
+    """The layers of the part "text.layers"; empty if the encoder does not have it."""
+    return list(getattr(encoder, "layers", ()))
+
+
+def layers_width(encoder: TextEncoder) -> int:
+    """E; 0 if the encoder has no layers."""
+    return int(getattr(encoder, "layers_width", 0)) if stacked_layers(encoder) else 0
+
+
 def text_widths(encoder: TextEncoder) -> Mapping[str, int]:
     """The parts of the conditions of captions that this encodes, with their widths."""
-    return {TEXT: encoder.width} | ({POOLED: encoder.pooled_width} if encoder.pooled_width else {})
+    widths = {TEXT: encoder.width} | ({POOLED: encoder.pooled_width} if encoder.pooled_width else {})
+    return widths | ({LAYERS: layers_width(encoder)} if stacked_layers(encoder) else {})

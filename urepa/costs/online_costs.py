@@ -11,7 +11,7 @@ from torch import nn
 from urepa.costs.counting import LiveBytes, flop_counter
 from urepa.data.online_encoders import AT_ONCE
 from urepa.data.stages.decoded_images import DECODED_AT_ONCE, decoder_without_weights
-from urepa.data.stages.vae import vae_without_weights
+from urepa.data.stages.vae import shape_of_z, vae_without_weights
 from urepa.data.stores.bucket_views import teachers_of
 from urepa.models.teachers.several_teachers import by_name
 
@@ -64,7 +64,7 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
             dtype = torch.bfloat16 if kind == "cuda" else torch.float32
             nn.Module.to(decoder, dtype)
             with torch.no_grad(), flop_counter() as counter, LiveBytes() as live:
-                decoder.decode(torch.empty(DECODED_AT_ONCE, *view.latent_shape, dtype=dtype))
+                decoder.decode(torch.empty(DECODED_AT_ONCE, *shape_of_z(decoder, view.latent_shape), dtype=dtype))
             again = asked[VAE].flops if VAE in asked else 0  # images are encoded once more for the decoder
             asked[DECODER] = OnlineCost.of(decoder, counter.get_total_flops() // DECODED_AT_ONCE + again, live.peak)
     return asked

@@ -1,8 +1,7 @@
-"""The conditions of tracks whose samples have captions: `text`, tokens with a mask, and `text.pooled`, a vector, where
-the text encoder gives one.
+"""The conditions of tracks whose samples have captions: `text`, tokens with a mask; and, if the text encoder has them,
+`text.pooled`, a vector, and `text.layers`, tokens of several layers.
 
-Shapes: B samples, K rows of integers, L positions, D width of a token, P width of the pooled vector, V values of a
-record.
+Shapes: B samples, K rows of integers, L positions, V values of a record.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from urepa.core.conditions import Condition, Part, without_never_given
 from urepa.core.errors import UserError
-from urepa.core.part_names import POOLED, TEXT
-from urepa.core.text_protocols import NullText, TextEncoder, TextEncoderNetwork
+from urepa.core.part_names import LAYERS, POOLED, TEXT
+from urepa.core.text_protocols import EncodedText, NullText, TextEncoder, TextEncoderNetwork
 from urepa.data.lists.captions import EMPTY, Captions, as_rows, caption_key
 from urepa.data.lists.samples import Keys, Sample
 from urepa.data.stores.record_reading import Store
@@ -54,7 +53,7 @@ class TextConditions:
     @property
     def shape(self) -> TextShape:
         """The sizes of a caption's record."""
-        return TextShape(self.encoder.length, self.encoder.width, self.encoder.pooled_width)
+        return TextShape.of(self.encoder)
 
     def of_samples(
         self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
@@ -85,7 +84,7 @@ class TextConditions:
 
     def example(self, count: int) -> Condition:
         """A condition of the right shapes without a caption, with zeros as the null values; needs no encoder."""
-        return self._parts(torch.zeros(count, self.shape.values), (None, None, None)).null()
+        return self._parts(torch.zeros(count, self.shape.values), None).null()
 
     def _of_text(self, text: str) -> Condition:
         return self._of_records(self._record(text))
@@ -97,12 +96,11 @@ class TextConditions:
         return encode_texts(self._network(), self.shape, [text])
 
     @cached_property
-    def _empty(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The null condition's tokens [L,D], their mask [L] and pooled vector [P]; None: zeros."""
+    def _empty(self) -> EncodedText | None:
+        """The null condition's values, for one text; None: zeros."""
         if str(self.encoder.null_text) == NullText.zeros.value:
             return None
-        tokens_1LD, mask_1L, pooled_1P = self.shape.unpack(self._record(EMPTY))
-        return tokens_1LD[0], mask_1L[0], pooled_1P[0]
+        return self.shape.unpack(self._record(EMPTY))
 
     def _network(self) -> TextEncoderNetwork:
         if not self.networks:
@@ -116,13 +114,22 @@ class TextConditions:
         return self.networks[0]
 
     def _of_records(self, records_BV: Tensor) -> Condition:
-        return self._parts(records_BV, (None, None, None) if self._empty is None else self._empty)
+        return self._parts(records_BV, self._empty)
 
-    def _parts(self, records_BV: Tensor, null: tuple[Tensor | None, Tensor | None, Tensor | None]) -> Condition:
-        tokens_BLD, mask_BL, pooled_BP = self.shape.unpack(records_BV)
-        null_LD, null_mask_L, null_P = null
-        parts = {TEXT: Part.of(tokens_BLD, mask_BL, null_LD, null_mask_L)}
-        return Condition(parts | ({POOLED: Part.of(pooled_BP, None, null_P)} if self.shape.pooled_width else {}))
+    def _parts(self, records_BV: Tensor, null: EncodedText | None) -> Condition:
+        """The condition of records. `null`: the null values, for one text; None: zeros."""
+        own, shape = self.shape.unpack(records_BV), self.shape
+        mask_L = None if null is None else null.mask_BL[0]
+
+        def tokens(name: str) -> Part:
+            return Part.of(getattr(own, name), own.mask_BL, None if null is None else getattr(null, name)[0], mask_L)
+
+        parts = {TEXT: tokens("tokens_BLD")}
+        if shape.pooled_width:
+            parts[POOLED] = Part.of(own.pooled_BP, None, None if null is None else null.pooled_BP[0])
+        if shape.layers:
+            parts[LAYERS] = tokens("layers_BSLE")
+        return Condition(parts)
 
 
 def encode_texts(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
@@ -132,5 +139,4 @@ def encode_texts(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[
 
 def encode_inputs(network: TextEncoderNetwork, shape: TextShape, inputs_BKL: Tensor) -> Tensor:
     """Records [B,V] of tokenized texts, float32."""
-    found = network.encode(inputs_BKL)
-    return shape.pack(found.tokens_BLD, found.mask_BL, found.pooled_BP)
+    return shape.pack(network.encode(inputs_BKL))

@@ -36,7 +36,7 @@ from urepa.training.assembly import build_loss, build_model, build_part
 from urepa.training.provenance import bucket_names
 
 # keys whose paths may be replaced, for a run that was trained elsewhere
-PLACES = ("data.root", "data.vae", "data.text_encoder.model", "backbone.weights")
+PLACES = ("data.root", "data.vae", "data.text_encoder.model", "data.text_encoder.llama", "backbone.weights")
 
 
 @dataclass(repr=False)

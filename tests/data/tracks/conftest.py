@@ -21,10 +21,17 @@ def flat_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bucket_build(material: Path, flat_images: Path, compose: Callable[..., Any]) -> Callable[..., Build]:
-    """bucket_build(root, *overrides, part=Part(), images=PHOTOS)"""
+    """bucket_build(root, *overrides, part=Part(), images=PHOTOS, encoder="clip"); another encoder is given by the
+    overrides."""
 
-    def build(root: Path, *more: str, part: Part | None = None, images: Path = flat_images) -> Build:
-        parts = compose(*captioned_latents(material, images, root), listed(), *more, root="preprocess")
+    def build(
+        root: Path, *more: str, part: Part | None = None, images: Path = flat_images, encoder: str = "clip"
+    ) -> Build:
+        given = captioned_latents(material, images, root)
+        if encoder != "clip":
+            given = [one for one in given if ".text_encoder." not in one]
+            given.append(f"text_encoder@data.text_encoder={encoder}")
+        parts = compose(*given, listed(), *more, root="preprocess")
         return Build(build_part(parts["data"]), MeanColours(), Part() if part is None else part, batch=8)
 
     return build

@@ -99,12 +99,12 @@ def test_a_caption_that_many_share_is_encoded_once(opened: Any, place: Path) -> 
         ids = tokenizer([text], padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         with torch.no_grad():
             out = model(ids.input_ids, attention_mask=ids.attention_mask)
-        tokens, mask, pooled = track.conditions.shape.unpack(store.tensor([caption_key(text)]))
+        record = track.conditions.shape.unpack(store.tensor([caption_key(text)]))
         mask_BL = ids.attention_mask.bool()
-        assert torch.equal(mask, mask_BL)
+        assert torch.equal(record.mask_BL, mask_BL)
         expected = torch.where(mask_BL.unsqueeze(2), out.last_hidden_state, 0)
-        torch.testing.assert_close(tokens, expected, rtol=2**-10, atol=1e-5)
-        torch.testing.assert_close(pooled, out.pooler_output, rtol=2**-10, atol=1e-5)
+        torch.testing.assert_close(record.tokens_BLD, expected, rtol=2**-10, atol=1e-5)
+        torch.testing.assert_close(record.pooled_BP, out.pooler_output, rtol=2**-10, atol=1e-5)
 
 
 def test_its_manifest_says_what_it_was_made_of(opened: Any) -> None:
@@ -263,9 +263,9 @@ def test_each_step_draws_a_caption_by_its_address(opened: Any) -> None:
             drawn.add((len(texts), number))
             record = conditions.shape.unpack(cache.text.tensor([caption_key(texts[number])]))
             if batch.condition[TEXT].given_B[p]:
-                assert torch.equal(batch.condition[TEXT].tokens_BLD[p], record[0][0])
-                assert torch.equal(batch.condition[TEXT].mask_BL[p], record[1][0])
-                assert torch.equal(batch.condition[POOLED].vector_BD[p], record[2][0])
+                assert torch.equal(batch.condition[TEXT].tokens_BLD[p], record.tokens_BLD[0])
+                assert torch.equal(batch.condition[TEXT].mask_BL[p], record.mask_BL[0])
+                assert torch.equal(batch.condition[POOLED].vector_BD[p], record.pooled_BP[0])
         parts = [
             part
             for rank in range(2)

@@ -15,6 +15,7 @@ from text_folders import write_t5
 from urepa.core.conditions import Condition
 from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
+from urepa.core.text_protocols import EncodedText
 from urepa.data.reader import Layout, TrainingReader
 from urepa.data.stores.text_records import TextShape
 from urepa.data.text_conditions import encode_texts
@@ -35,9 +36,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_no_caption(encoder: Any) -> tuple[torch.Tensor, ...]:
     """Tokens [L,D], mask [L] and vector [P] of the empty prompt, as a store has them."""
-    shape = TextShape(encoder.length, encoder.width, encoder.pooled_width)
-    tokens_1LD, mask_1L, pooled_1P = shape.unpack(encode_texts(encoder.build(), shape, [""]))
-    return tokens_1LD[0], mask_1L[0], pooled_1P[0]
+    shape = TextShape.of(encoder)
+    found = shape.unpack(encode_texts(encoder.build(), shape, [""]))
+    return found.tokens_BLD[0], found.mask_BL[0], found.pooled_BP[0]
 
 
 def holds(condition: Condition, row: int, expected: tuple[torch.Tensor, ...]) -> bool:
@@ -129,4 +130,4 @@ def test_a_backbone_that_takes_a_vector_refuses_it(compose: Callable[..., Any], 
 def test_values_that_a_record_cannot_hold_are_refused() -> None:
     tokens = torch.full((1, 2, 3), 7e4)
     with pytest.raises(UserError, match="returns values up to 70000, but caption records"):
-        TextShape(2, 3, 0).pack(tokens, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 0))
+        TextShape(2, 3, 0).pack(EncodedText(tokens, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 0)))

@@ -27,8 +27,8 @@ from urepa.core.hub_names import download_failure, resolve
 from urepa.data.cache import mean_token_file, mirrored_facts, mirrored_folder, write_begun
 from urepa.data.lists.samples import Sample
 from urepa.data.online_encoders import own_device
-from urepa.data.stages.vae import load_vae, mode_of
-from urepa.data.stages.vae_config import DC, LatentScaling
+from urepa.data.stages.vae import load_vae, mode_of, scaling_of
+from urepa.data.stages.vae_config import DC
 from urepa.data.stores.build_seconds import BuildTime
 from urepa.data.stores.digests import manifest_entries
 from urepa.data.stores.lmdb_store import Part, StoreWriter
@@ -155,7 +155,7 @@ def vae_encoder(weights: str, moments: bool) -> tuple[Encode, dict[str, Any]]:
     vae = load_vae(weights)
     if moments and type(vae).__name__ == DC:
         raise UserError(f"data.vae={weights} is an {DC}, which has no posterior; give data.moments=false")
-    scaling = LatentScaling.of(vae.config, weights)
+    scaling = scaling_of(vae, weights)
     torch.nn.Module.to(vae, device, dtype)  # diffusers' own `to` would warn needlessly
 
     @torch.inference_mode()

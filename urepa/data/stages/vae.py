@@ -5,6 +5,7 @@ Shapes: B images, S image size, CHW latent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from urepa.core.errors import UserError
 from urepa.core.hub_names import download_failure, resolve
-from urepa.data.stages.vae_config import KL, LatentScaling, class_name, known_config
+from urepa.data.stages.vae_config import FLUX2, KL, LatentScaling, class_name, known_config, patch_of
 from urepa.models.weight_files import own_memory
 
 # the VAEs of SD and SDXL, and sd-vae-ft-mse: 83,653,863 parameters with four latent channels
@@ -35,9 +36,9 @@ def vae_without_weights(weights: str, latent_channels: int) -> Any:
 
 def _class(name: str) -> Any:
     """The class in diffusers with this name, one of `CLASSES`."""
-    from diffusers import AutoencoderDC, AutoencoderKL
+    import diffusers
 
-    return AutoencoderKL if name == KL else AutoencoderDC
+    return getattr(diffusers, name)
 
 
 def load_vae(weights: str) -> Any:
@@ -55,7 +56,7 @@ def load_vae(weights: str) -> Any:
         except OSError as error:
             reasons.append(error)
         else:
-            LatentScaling.of(vae.config, weights)  # raises now rather than when something is decoded
+            scaling_of(vae, weights)  # raises now rather than when something is decoded
             return own_memory(vae).eval().requires_grad_(False)
     raise UserError(
         f"data.vae={weights} could not be loaded ({download_failure(reasons[0], weights)}); or give a local diffusers "
@@ -63,9 +64,19 @@ def load_vae(weights: str) -> Any:
     ) from reasons[0]
 
 
-def scaling_of(vae: Any) -> LatentScaling:
-    """The constants that convert between the VAE's latents and x0."""
-    return LatentScaling.of(vae.config, vae.config.get("_name_or_path", KL))
+def scaling_of(vae: Any, name: str | None = None) -> LatentScaling:
+    """The constants that convert between the VAE's latents and x0. Error messages call the VAE `name`; None: the name
+    that it was loaded by."""
+    if type(vae).__name__ == FLUX2:
+        mean, variance = (part.detach().float().cpu() for part in (vae.bn.running_mean, vae.bn.running_var))
+        return LatentScaling.of_bn(vae.config, mean, variance)
+    return LatentScaling.of(vae.config, vae.config.get("_name_or_path", KL) if name is None else name)
+
+
+def shape_of_z(vae: Any, x0_shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape [C,H,W] of the latents that a VAE decodes for an x0 of this shape; needs no weights."""
+    (channels, rows, columns), patch = x0_shape, patch_of(vae.config)
+    return channels // patch**2, rows * patch, columns * patch
 
 
 def mode_of(encoded: Any) -> Tensor:

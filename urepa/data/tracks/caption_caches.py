@@ -17,6 +17,7 @@ from torch import Tensor
 from urepa.core.errors import UserError
 from urepa.core.files import read_json
 from urepa.core.hashing import file_sha256
+from urepa.core.text_protocols import stacked_layers
 from urepa.data.cache import open_store, refuse_differing
 from urepa.data.lists.captions import (
     EMPTY,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from urepa.data.tracks.pixel_track import PixelTrack
 
 CHUNK = 64  # captions that are encoded together: one transaction
+MOST_VALUES = 2**28  # values in the records of these captions: 1 GiB in float32
 WHOLE = Part()
 
 
@@ -145,7 +147,9 @@ class CaptionCaches:
         """The expected entries of the store's manifest, except the weights."""
         shape, known = self.conditions.shape, self.encoder.build().manifest()
         facts = {"kind": "text", "track": self.settings.name, "captions": self.mode, "encoder": known}
-        sizes = {"length": shape.length, "width": shape.width, "pooled_width": shape.pooled_width}
+        sizes: dict[str, Any] = {"length": shape.length, "width": shape.width, "pooled_width": shape.pooled_width}
+        if shape.layers:
+            sizes |= {"layers": stacked_layers(self.encoder), "layers_width": shape.layers_width}
         return facts | sizes | {"captions_sha256": file_sha256(self.file)}
 
     def expected_records(self, samples: Mapping[str, int]) -> tuple[int, int]:
@@ -156,6 +160,11 @@ class CaptionCaches:
         else:
             count = 1 + sum(samples.values())
         return count, record_bytes((self.conditions.shape.values,), "float16")
+
+    @property
+    def chunk(self) -> int:
+        """How many captions are encoded together."""
+        return max(1, min(CHUNK, MOST_VALUES // self.conditions.shape.values))
 
     def build(self, samples: Samples, part: Part = WHOLE) -> None:
         """Writes the missing records of this part of the captions. Prints how many captions the tokenizer truncates."""
@@ -171,8 +180,8 @@ class CaptionCaches:
         device, _ = device_and_dtype()
 
         def read(todo: Todo) -> Iterator[tuple[Sequence[Sample], Tensor]]:
-            for start in range(0, len(own), CHUNK):
-                if chosen := todo(own[start : start + CHUNK]):
+            for start in range(0, len(own), self.chunk):
+                if chosen := todo(own[start : start + self.chunk]):
                     yield chosen, network.tokenize([s.path for s in chosen]).inputs_BKL
 
         def encode(inputs_BKL: Tensor) -> np.ndarray:
@@ -186,10 +195,11 @@ class CaptionCaches:
     def _print_cut(self, network: Any, texts: Samples) -> None:
         cut = [n for start in range(0, len(texts), CHUNK) for n in network.tokenize(_texts(texts, start)).cut]
         if any(cut):
-            longest, count = max(cut) + self.encoder.length, sum(s.path != EMPTY for s in texts)
+            key = getattr(self.encoder, "cut_by", "length")
+            length, count = getattr(self.encoder, key), sum(s.path != EMPTY for s in texts)
             print(
-                f"{sum(map(bool, cut))} of {count} captions are longer than data.text_encoder.length="
-                f"{self.encoder.length} tokens and are cut; the longest has {longest}"
+                f"{sum(map(bool, cut))} of {count} captions are longer than data.text_encoder.{key}="
+                f"{length} tokens and are cut; the longest has {max(cut) + length}"
             )
 
     def open(self, samples: Samples, copy: Path | None = None) -> TextConditions:

@@ -244,7 +244,8 @@ def _features_file(context: Context, name: str, encoder: Any, samples: Sequence[
 def _decoder_sha256(vae: Any) -> str:
     """A digest of the network that decodes latents."""
     scaling = {key: value for key, value in scaling_of(vae).facts().items() if key in NEUTRAL}
-    digest = hashlib.sha256(str(vae.config.scaling_factor).encode() + (str(scaling).encode() if scaling else b""))
+    factor = vae.config.get("scaling_factor", 1.0)
+    digest = hashlib.sha256(str(factor).encode() + (str(scaling).encode() if scaling else b""))
     for name, tensor in sorted(vae.state_dict().items()):
         if not name.startswith(("encoder.", "quant_conv.")):
             digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Gemma 2 from a pipeline's folder, called as in SanaPipeline. Code in the folder is never run."""
+"""Gemma 2 from a pipeline's folder, called as in SanaPipeline or Lumina2Pipeline. Code in the folder is never run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_layer,
     check_length,
     check_width,
+    layer_tokens,
     load_pair,
-    masked_tokens,
 )
 
 
-def gemma(model: str, layer: int, length: int, width: int, lowercase: bool, computed_in: str) -> TextTransformer:
+def gemma(
+    model: str, layer: int, length: int, width: int, lowercase: bool, before: str | None, computed_in: str
+) -> TextTransformer:
     """The network from this folder or hub id. The padding follows a caption's tokens, whatever side the tokenizer's
-    config has."""
+    config has. `before` is put before every caption that is not empty."""
     name = stored_name(model)
 
     def load() -> Loaded:
@@ -32,10 +34,14 @@ def gemma(model: str, layer: int, length: int, width: int, lowercase: bool, comp
         check_length(name, configs[0].max_position_embeddings, length)
         check_layer(name, configs[0].num_hidden_layers, layer)
 
+    def put_before(tokenizer: Any, texts: list[str]) -> list[str]:
+        return [f"{before}{text}" if text else text for text in texts]
+
+    told = {} if before is None else {"before": before}  # stores of earlier versions do not have it
     return TextTransformer(
-        facts={"model": name, "family": "gemma", "layer": layer, "lowercase": lowercase},
+        facts={"model": name, "family": "gemma", "layer": layer, "lowercase": lowercase} | told,
         length=length,
-        towers=[Tower(load, masked_tokens(layer))],
+        towers=[Tower(load, layer_tokens(layer), prepare=None if before is None else put_before)],
         check=check,
         computed_in=computed_in,
         lowercase=lowercase,

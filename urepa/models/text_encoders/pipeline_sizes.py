@@ -24,6 +24,14 @@ class Padding(Enum):
     masked = "masked"  # the tokens there are 0, and the record's mask excludes them
 
 
+class T5Padding(Enum):
+    """The positions after a caption's end in a T5."""
+
+    attended = "attended"
+    masked = "masked"
+    one_counts = "one_counts"  # masked, except the first one: the mask includes it, with the network's output
+
+
 class Floats(Enum):
     """The data type in which a network is loaded and computed."""
 
@@ -45,7 +53,7 @@ def folder_name(part: str, number: int) -> str:
     return part if number == 1 else f"{part}_{number}"
 
 
-def places(folder: Path, number: int = 1) -> tuple[Path, Path]:
+def places(folder: Path, number: int = 1, key: str = KEY) -> tuple[Path, Path]:
     """The folders of tokenizer and network: FOLDER/tokenizer and FOLDER/text_encoder as in diffusers, with a
     suffix _2 or _3 for the others, or FOLDER itself. Raises UserError if a file is missing."""
     names = folder_name("tokenizer", number), folder_name("text_encoder", number)
@@ -55,7 +63,7 @@ def places(folder: Path, number: int = 1) -> tuple[Path, Path]:
     wanted = [network / "config.json", weights[0], tokenizer / "tokenizer_config.json"]
     if missing := [file for file in wanted if not file.is_file()]:
         raise UserError(
-            f"{KEY}={folder} has no {missing[0].relative_to(folder)}; give a local folder with {names[0]}/ and "
+            f"{key}={folder} has no {missing[0].relative_to(folder)}; give a local folder with {names[0]}/ and "
             f"{names[1]}/ (weights as safetensors), as in a diffusers pipeline, or a hub id"
         )
     return tokenizer, network
@@ -69,7 +77,7 @@ def variant_of(network: Path) -> str | None:
 def patterns(numbers: Sequence[int]) -> list[str]:
     """Patterns for the files of these text encoders in a repository. For the first one they also match a repository
     that is not a pipeline."""
-    found = ["config.json", *WEIGHTS, *OF_TOKENIZERS] if 1 in numbers else []
+    found = ["config.json", *WEIGHTS, "model-*.safetensors", *OF_TOKENIZERS] if 1 in numbers else []
     for number in numbers:
         network = folder_name("text_encoder", number)
         found += [f"{folder_name('tokenizer', number)}/*", f"{network}/config.json"]
@@ -77,7 +85,7 @@ def patterns(numbers: Sequence[int]) -> list[str]:
     return found
 
 
-def local_folder(model: str, numbers: Sequence[int]) -> Path:
+def local_folder(model: str, numbers: Sequence[int], key: str = KEY) -> Path:
     """The local folder. For a hub id the files are fetched, or taken from the hub's cache. Raises UserError if they
     cannot be fetched."""
     if not is_hub_id(model):
@@ -89,7 +97,7 @@ def local_folder(model: str, numbers: Sequence[int]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns(numbers)))
     except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         reason = download_failure(error, model)
-        raise UserError(f"{KEY}={model} could not be loaded ({reason}); or give a local folder") from error
+        raise UserError(f"{key}={model} could not be loaded ({reason}); or give a local folder") from error
 
 
 class FromFolder:

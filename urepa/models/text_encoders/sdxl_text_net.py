@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from urepa.core.text_protocols import EncodedText
@@ -17,6 +16,7 @@ from urepa.models.text_encoders.text_transformer_net import (
     Loaded,
     TextTransformer,
     Tower,
+    all_count,
     check_length,
     check_width,
     load_pair,
@@ -56,10 +56,10 @@ def sdxl_text(model: str, length: int, width: int, pooled_width: int) -> TextTra
 def encode_first(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
     """The tokens of the second-to-last layer; the mask includes all positions."""
     tokens_BLD = network(input_ids=ids_BL, output_hidden_states=True).hidden_states[-2]
-    return EncodedText(tokens_BLD, torch.ones_like(mask_BL, dtype=torch.bool), without_vector(tokens_BLD))
+    return EncodedText(tokens_BLD, all_count(mask_BL), without_vector(tokens_BLD))
 
 
 def encode_second(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
     """As `encode_first`, with the projected hidden state of the end-of-text token as the vector."""
     out = network(input_ids=ids_BL, output_hidden_states=True)
-    return EncodedText(out.hidden_states[-2], torch.ones_like(mask_BL, dtype=torch.bool), out.text_embeds)
+    return EncodedText(out.hidden_states[-2], all_count(mask_BL), out.text_embeds)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from urepa.core.declared_keys import SIZE, setting
 from urepa.core.descriptions import number
 from urepa.core.text_protocols import NullText
-from urepa.models.text_encoders.pipeline_sizes import SHORT, Floats, FromFolder, Padding
+from urepa.models.text_encoders.pipeline_sizes import SHORT, Floats, FromFolder, T5Padding
 
 if TYPE_CHECKING:
     from urepa.models.text_encoders.text_transformer_net import TextTransformer
@@ -32,7 +32,10 @@ class T5(FromFolder):
         ge=2,
         le=SIZE,
     )
-    padding: Padding = setting("padding after a caption's end: masked, as in PixArt, or attended, as in SD3 and Flux")
+    padding: T5Padding = setting(
+        "padding after a caption's end: masked, as in PixArt; attended, as in SD3 and Flux; or one_counts, masked "
+        "except its first position, as in Chroma"
+    )
     lowercase: bool = setting("convert captions to lower case, as PixArt's pipeline does")
     computed_in: Floats = setting("data type in which the network is loaded and computed")
     null_text: NullText = setting("null condition: the record of the empty prompt, or zeros")
@@ -45,22 +48,21 @@ class T5(FromFolder):
 
     def stored_as(self) -> str:
         endings = [self.name, "t5", str(self.length), SHORT[str(self.computed_in)]]
-        endings += (["attended"] if self.is_attended else []) + (["lowercase"] if self.lowercase else [])
+        endings += [] if str(self.padding) == "masked" else [str(self.padding)]
+        endings += ["lowercase"] if self.lowercase else []
         return "_".join(endings)
-
-    @property
-    def is_attended(self) -> bool:
-        """Whether the mask includes the padding after a caption's end."""
-        return str(self.padding) == "attended"
 
     def build(self) -> TextTransformer:
         from urepa.models.text_encoders.t5_net import t5
 
         floats = str(self.computed_in)
-        return t5(self.model, self.encoder_number, self.length, self.width, self.is_attended, self.lowercase, floats)
+        padding = str(self.padding)
+        return t5(self.model, self.encoder_number, self.length, self.width, padding, self.lowercase, floats)
 
     def description(self) -> str:
-        many = f"{number(self.length)}, padding included," if self.is_attended else f"at most {number(self.length)}"
+        padded = {"attended": ", padding included,", "one_counts": " and the first position after them,"}
+        many = f"at most {number(self.length)}" if str(self.padding) != "attended" else number(self.length)
+        many += padded.get(str(self.padding), "")
         case = ", in lower case" if self.lowercase else ""
         return (
             f"Captions{case} are encoded by the T5 of {self.name}, frozen, in {self.computed_in}: the tokens of its "

@@ -1,6 +1,7 @@
 """Text encoders of the transformers library: tokenizers and transformers, loaded on first use.
 
-Shapes: B texts, K rows of integers, L positions, D width of a token, P width of the pooled vector.
+Shapes: B texts, K rows of integers, L positions, M positions of the longest tokenizer, D width of a token, P width of
+the pooled vector, S stacked layers, E width of their tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from urepa.core import progress
@@ -24,17 +26,38 @@ Loaded = tuple[Any, Any]  # a tokenizer and a transformer
 Encode = Callable[[Any, Tensor, Tensor], EncodedText]
 
 
+# a tokenizer and texts to the texts that it tokenizes
+Prepare = Callable[[Any, list[str]], list[str]]
+
+
 @dataclass(frozen=True)
 class Tower:
-    """One tokenizer with its transformer."""
+    """One tokenizer with its transformer. `length` None: that of the text encoder; `prepare` None: unchanged texts.
+    `adds_special`: whether the tokenizer adds its special tokens."""
 
     load: Callable[[], Loaded]
     encode: Encode
+    length: int | None = None
+    prepare: Prepare | None = None
+    adds_special: bool = True
+
+
+Join = Callable[[list[EncodedText]], EncodedText]  # the towers' outputs, in their order, to the text encoder's
+
+
+def join_widths(found: list[EncodedText]) -> EncodedText:
+    """Tokens and pooled vectors, each concatenated along their width; the mask is that of the first."""
+    tokens_BLD = torch.cat([one.tokens_BLD for one in found], dim=2)
+    return EncodedText(tokens_BLD, found[0].mask_BL, join_vectors(found))
+
+
+def join_vectors(found: list[EncodedText]) -> Tensor:
+    """The pooled vectors of several towers, concatenated, [B,P]."""
+    return torch.cat([one.pooled_BP for one in found], dim=1)
 
 
 class TextTransformer:
-    """Frozen text transformers (`urepa.core.text_protocols.TextEncoderNetwork`). The tokens of several are concatenated
-    along their width, and so are their pooled vectors; the mask is that of the first."""
+    """Frozen text transformers (`urepa.core.text_protocols.TextEncoderNetwork`)."""
 
     def __init__(
         self,
@@ -45,12 +68,17 @@ class TextTransformer:
         check: Callable[[list[Any]], None],
         computed_in: str = "float32",
         lowercase: bool = False,
+        join: Join = join_widths,
+        counted: Sequence[int] | None = None,
     ) -> None:
         """`facts` are entries of the manifest; `check` is called with the transformers' configs when they are loaded.
-        `computed_in` is the data type in which the towers load them."""
+        `computed_in` is the data type in which the towers load them. Only the tokenizers of the towers in `counted`
+        count truncated captions; None: all."""
         self.length = length
         self._facts = facts | {"length": length, "computed_in": computed_in}
-        self._towers, self._check, self._lowercase = towers, check, lowercase
+        self._towers, self._check, self._lowercase, self._join = towers, check, lowercase, join
+        self._counted = range(len(towers)) if counted is None else counted
+        self._lengths = [length if tower.length is None else tower.length for tower in towers]
 
     @cached_property
     def _loaded(self) -> list[Loaded]:
@@ -72,32 +100,54 @@ class TextTransformer:
         return digest.hexdigest()
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
-        """The ids and the mask of each tokenizer, in the tokenizers' order."""
+        """The ids and the mask [B,M] of each tokenizer, in the tokenizers' order; those with fewer positions are padded
+        with zeros."""
         chosen = [text.lower().strip() for text in texts] if self._lowercase else list(texts)
         rows, cut = [], [0] * len(chosen)
-        for tokenizer, _ in self._loaded:
-            whole = tokenizer(chosen, truncation=False, verbose=False).input_ids
-            found = tokenizer(
-                chosen, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-            )
-            rows += [found.input_ids, found.attention_mask]
-            cut = [max(most, len(ids) - self.length) for most, ids in zip(cut, whole, strict=True)]
+        for i, ((tokenizer, _), tower, length) in enumerate(
+            zip(self._loaded, self._towers, self._lengths, strict=True)
+        ):
+            own = chosen if tower.prepare is None else tower.prepare(tokenizer, chosen)
+            known: dict[str, Any] = {"add_special_tokens": tower.adds_special}
+            whole = tokenizer(own, truncation=False, verbose=False, **known).input_ids
+            known |= {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+            found, behind = tokenizer(own, **known), (0, max(self._lengths) - length)
+            rows += [F.pad(row_BL, behind) for row_BL in (found.input_ids, found.attention_mask)]
+            if i in self._counted:
+                cut = [max(most, len(ids) - length) for most, ids in zip(cut, whole, strict=True)]
         return TokenizedText(torch.stack(rows, dim=1), cut)
 
     @torch.no_grad()
     def encode(self, inputs_BKL: Tensor) -> EncodedText:
         device, found = inputs_BKL.device, []
         with torch.autocast(device.type, enabled=False):
-            for i, tower in enumerate(self._towers):
-                ids_BL, mask_BL = inputs_BKL[:, 2 * i], inputs_BKL[:, 2 * i + 1]
-                found.append(tower.encode(self._loaded[i][1].to(device), ids_BL, mask_BL))
-        tokens_BLD = torch.cat([one.tokens_BLD.float() for one in found], dim=2)
-        pooled_BP = torch.cat([one.pooled_BP.float() for one in found], dim=1)
-        mask_BL = found[0].mask_BL
-        return EncodedText(torch.where(mask_BL.unsqueeze(2), tokens_BLD, 0), mask_BL, pooled_BP)
+            for i, (tower, length) in enumerate(zip(self._towers, self._lengths, strict=True)):
+                ids_BL, mask_BL = inputs_BKL[:, 2 * i, :length], inputs_BKL[:, 2 * i + 1, :length]
+                found.append(_as_float32(tower.encode(self._loaded[i][1].to(device), ids_BL, mask_BL)))
+        joined = self._join(found)
+        mask_BL1 = joined.mask_BL.unsqueeze(2)
+        layers_BSLE = None
+        if joined.layers_BSLE is not None:
+            layers_BSLE = torch.where(mask_BL1.unsqueeze(1), joined.layers_BSLE, 0)
+        return EncodedText(torch.where(mask_BL1, joined.tokens_BLD, 0), joined.mask_BL, joined.pooled_BP, layers_BSLE)
+
+
+def _as_float32(found: EncodedText) -> EncodedText:
+    layers_BSLE = None if found.layers_BSLE is None else found.layers_BSLE.float()
+    return EncodedText(found.tokens_BLD.float(), found.mask_BL, found.pooled_BP.float(), layers_BSLE)
 
 
 # --- parts of an output ---------------------------------------------------------------------------------
+
+
+def all_count(mask_BL: Tensor) -> Tensor:
+    """A mask [B,L] that includes all positions."""
+    return torch.ones_like(mask_BL, dtype=torch.bool)
+
+
+def vector_alone(pooled_BP: Tensor, mask_BL: Tensor) -> EncodedText:
+    """The output of a tower whose tokens are not used: their width is 0."""
+    return EncodedText(pooled_BP.new_zeros(*mask_BL.shape, 0), all_count(mask_BL), pooled_BP)
 
 
 def of_layer(out: Any, layer: int) -> Tensor:
@@ -111,15 +161,27 @@ def without_vector(tokens_BLD: Tensor) -> Tensor:
     return tokens_BLD.new_zeros(len(tokens_BLD), 0)
 
 
-def masked_tokens(layer: int, is_masked: bool = True) -> Encode:
-    """A function that returns a layer's tokens with the tokenizer's mask, and no vector. If `is_masked` is false, the
-    transformer gets no mask, and the returned mask includes all positions."""
+Counts = Callable[[Tensor], Tensor]  # the tokenizer's mask [B,L] (int64) to the mask that is returned, [B,L] (bool)
+
+
+def own_count(mask_BL: Tensor) -> Tensor:
+    """A mask that includes a caption's own positions."""
+    return mask_BL.bool()
+
+
+def one_more_counts(mask_BL: Tensor) -> Tensor:
+    """A mask that includes a caption's own positions and the first position after them."""
+    return torch.arange(mask_BL.shape[1], device=mask_BL.device) <= mask_BL.sum(1, keepdim=True)
+
+
+def layer_tokens(layer: int, counts: Counts = own_count, is_masked: bool = True) -> Encode:
+    """A function that returns a layer's tokens with the mask `counts`, and no vector. If `is_masked` is false, the
+    transformer gets no mask."""
 
     def encode(network: Any, ids_BL: Tensor, mask_BL: Tensor) -> EncodedText:
         out = network(input_ids=ids_BL, attention_mask=mask_BL if is_masked else None, output_hidden_states=layer != -1)
         tokens_BLD = of_layer(out, layer)
-        counts_BL = mask_BL.bool() if is_masked else torch.ones_like(mask_BL, dtype=torch.bool)
-        return EncodedText(tokens_BLD, counts_BL, without_vector(tokens_BLD))
+        return EncodedText(tokens_BLD, counts(mask_BL), without_vector(tokens_BLD))
 
     return encode
 
@@ -128,19 +190,27 @@ def masked_tokens(layer: int, is_masked: bool = True) -> Encode:
 
 
 def load_pair(
-    model: str, numbers: Sequence[int], number: int, tokenizer: Any, network: Any, dtype: str = "float32", **how: Any
+    model: str,
+    numbers: Sequence[int],
+    number: int,
+    tokenizer: Any,
+    network: Any,
+    dtype: str = "float32",
+    key: str = KEY,
+    **how: Any,
 ) -> Loaded:
     """Loads a tokenizer and a transformer of these classes from a folder or the hub. Code in the folder is never run.
 
     Args:
         numbers: the numbers of all text encoders that are read from the pipeline; `number` is that of this one.
+        key: the setting whose value `model` is.
         how: further settings of the tokenizer.
 
     Raises UserError if they cannot be loaded, or if weights of the transformer are missing.
     """
     from safetensors import SafetensorError
 
-    there, weights = places(local_folder(model, numbers), number)
+    there, weights = places(local_folder(model, numbers, key), number, key)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     known = {"use_safetensors": True, "variant": variant_of(weights), "dtype": getattr(torch, dtype)}
     try:
@@ -148,10 +218,10 @@ def load_pair(
         loaded, info = network.from_pretrained(weights, output_loading_info=True, **known, **local)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{KEY}={model} could not be loaded ({reason})") from error
+        raise UserError(f"{key}={model} could not be loaded ({reason})") from error
     if lacking := sorted(info["missing_keys"]):
         raise UserError(
-            f"{KEY}={model} has no weights of {lacking[0]} ({len(lacking)} are missing): it is not a "
+            f"{key}={model} has no weights of {lacking[0]} ({len(lacking)} are missing): it is not a "
             f"{network.__name__}; give another one"
         )
     return made, loaded
@@ -166,10 +236,10 @@ def check_width(model: str, width: int, asked: int, key: str = "width") -> None:
         )
 
 
-def check_length(model: str, positions: int, asked: int) -> None:
-    """Raises UserError if the setting `length` exceeds the network's positions."""
+def check_length(model: str, positions: int, asked: int, key: str = "length") -> None:
+    """Raises UserError if the setting `key` exceeds the network's positions."""
     if asked > positions:
-        raise UserError(f"data.text_encoder.length={asked}: {model} has {positions} positions; give as many or fewer")
+        raise UserError(f"data.text_encoder.{key}={asked}: {model} has {positions} positions; give as many or fewer")
 
 
 def check_layer(model: str, layers: int, asked: int) -> None:
