@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urepa.core.part_names import POOLED, TEXT
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class NullText(Enum):
@@ -43,7 +43,8 @@ class EncodedText:
 
 
 class TextEncoderNetwork(Protocol):
-    """A frozen text encoder with its tokenizer. Its weights are read when they are needed."""
+    """A frozen text encoder with its tokenizer. Its weights are read when they are needed. With `data.online_text`
+    several threads ask it at once."""
 
     def manifest(self) -> dict[str, Any]:
         """What its records depend on but for the weights' values, as plain values: the model's name, layer, length."""
@@ -51,6 +52,11 @@ class TextEncoderNetwork(Protocol):
 
     def weights_sha256(self) -> str:
         """Digest of its weights."""
+        ...
+
+    def build_without_weights(self) -> nn.Module:
+        """Its network without values, on the meta device, whose costs `plan` counts: no weights are read and nothing is
+        fetched."""
         ...
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:

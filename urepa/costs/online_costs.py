@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from urepa.core.text_protocols import TextEncoder
 from urepa.costs.counting import LiveBytes, flop_counter
 from urepa.data.online_encoders import AT_ONCE
 from urepa.data.stages.decoded_images import DECODED_AT_ONCE, decoder_without_weights
@@ -17,6 +18,7 @@ from urepa.models.teachers.several_teachers import by_name
 
 TEACHER = "teacher"  # one that is asked in training
 VAE = "VAE"
+TEXT = "text encoder"  # of captions that have no records
 DECODER = "decoder"  # of latents, where a teacher that is asked in training sees these decoded
 WITH_TEACHER = (TEACHER, DECODER)  # what no longer runs once the teacher is not asked
 
@@ -39,6 +41,8 @@ class OnlineCost:
 def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineCost]:
     """Of each such network, for images of one bucket (`urepa.data.stores.bucket_views`)."""
     asked: dict[str, OnlineCost] = {}
+    if getattr(view, "online_text", False):
+        asked[TEXT] = text_cost(view.settings.text_encoder)
     if not (view.online_teacher or view.online_latents):
         return asked
     height, width = view.image_shape[1:]
@@ -68,3 +72,11 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
             again = asked[VAE].flops if VAE in asked else 0  # images are encoded for it once more
             asked[DECODER] = OnlineCost.of(decoder, counter.get_total_flops() // DECODED_AT_ONCE + again, live.peak)
     return asked
+
+
+def text_cost(encoder: TextEncoder) -> OnlineCost:
+    """Of a caption in a text encoder: the products with its matrices, without those of attention with itself, which
+    are few beside them, and without the memory of its activations."""
+    network: nn.Module = encoder.build().build_without_weights()
+    matrices = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
+    return OnlineCost.of(network, 2 * encoder.length * matrices)

@@ -1,12 +1,12 @@
-"""What is asked of a network while training: a teacher's tokens, a VAE's latents. Each has the interface of a store,
-without a cache, and sees the same image mirrored or not.
+"""What is asked of a network while training: a teacher's tokens, a VAE's latents, captions' records. Each
+stands in the place of a store, without a cache; teacher and VAE see the same image mirrored or not.
 
-Shapes: R records, N tokens, D width, S image size, CHW latent.
+Shapes: R records, N tokens, D width, S image size, CHW latent, V values of a caption's record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from urepa.data.stores.record_keys import is_mirrored, sample_id_of
 
 MEAN_SAMPLES = 256  # training images whose tokens give the mean token
-AT_ONCE = 32  # images in the VAE: its first maps are large
+AT_ONCE = 32  # images in the VAE, whose first maps are large, and captions in a text encoder
 ImagesOf = Callable[[list[str]], Tensor]  # sample ids, or keys, to their images
 NO_FACTS: Mapping[str, Any] = {}
 
@@ -91,6 +91,23 @@ class OnlineLatents:
     def read(self, keys: list[str]) -> np.ndarray:
         """The same as an array."""
         return self.tensor(keys).numpy()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class OnlineText:
+    """The records of captions. `encode` makes them of texts [R,V], not rounded to fp16 as a store's are; `facts` are
+    those of the store's manifest."""
+
+    def __init__(self, encode: Callable[[Sequence[str]], Tensor], facts: dict[str, Any]) -> None:
+        self._encode = encode
+        self.manifest = facts | {"kind": "online"}
+
+    def of_texts(self, texts: Sequence[str]) -> Tensor:
+        """The records [R,V] of any texts, float32, on the CPU."""
+        parts = [texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE)]
+        return torch.cat([self._encode(part).cpu() for part in parts])
 
     def close(self) -> None:
         """Nothing is open."""

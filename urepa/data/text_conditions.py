@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from urepa.core.part_names import POOLED, TEXT
 from urepa.core.text_protocols import NullText, TextEncoder, TextEncoderNetwork
 from urepa.data.lists.captions import EMPTY, Captions, as_rows, caption_key
 from urepa.data.lists.samples import Keys, Sample
+from urepa.data.online_encoders import OnlineText, own_device
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.text_records import TextShape
 
@@ -29,11 +30,11 @@ from urepa.data.stores.text_records import TextShape
 @dataclass(frozen=True)
 class TextConditions:
     """Of captions (`ConditionMaker` of urepa/core/track_protocols.py). Without `records` and `captions`, which a track
-    that is open has, it answers for prompts alone."""
+    that is open has, it answers for prompts alone. `records`: a store, or the encoder that is asked in its place."""
 
     dropout: Mapping[str, float]
     encoder: TextEncoder
-    records: Store | None = None
+    records: Store | OnlineText | None = None
     captions: Captions = field(default_factory=dict)
     weights_sha256: str | None = None  # of the encoder that made the records; None: not known
     networks: list[TextEncoderNetwork] = field(default_factory=list)  # the encoder's, once it was asked
@@ -46,6 +47,15 @@ class TextConditions:
     def opened(self, records: Store, captions: Captions) -> TextConditions:
         """The same with the samples' captions and their records."""
         return replace(self.made_by(records.manifest), records=records, captions=captions)
+
+    def asked(self, facts: dict[str, Any], captions: Captions) -> TextConditions:
+        """The same with the samples' captions, about which the encoder is asked each time; `facts` are those of a
+        store's manifest but for the weights. UserError where the encoder is not there or has other sizes."""
+        network = self.encoder.build()
+        known = facts["encoder"] | {"weights_sha256": network.weights_sha256()}
+        records = OnlineText(partial(encode_on_device, network, self.shape), facts | {"encoder": known})
+        records.of_texts([EMPTY])  # now, not when the first batch is read
+        return replace(self.made_by(records.manifest), records=records, captions=captions, networks=[network])
 
     def made_by(self, manifest: Mapping[str, Any]) -> TextConditions:
         """The same, which encodes prompts with the weights alone that made the records with this manifest."""
@@ -60,12 +70,11 @@ class TextConditions:
         self, samples: Sequence[Sample], draw: Callable[[int], np.random.Generator] | None = None
     ) -> Condition:
         """Of one caption of each sample, all given: drawn by its generator, or the first one without."""
-        assert self.records is not None, "the track is open"
         texts = []
         for i, sample in enumerate(samples):
             own = self.captions[sample.sample_id]
             texts.append(own[0 if draw is None else int(draw(i).integers(len(own)))])
-        return self._of_records(self.records.tensor([caption_key(text) for text in texts]))
+        return self._of_records(self._read(texts))
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:
         raise UserError("this run's conditions are captions, not classes: say what to make by prompts")
@@ -89,10 +98,18 @@ class TextConditions:
     def _of_text(self, text: str) -> Condition:
         return self._of_records(self._record(text))
 
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        """[B,V]: of captions that have records."""
+        assert self.records is not None, "the track is open"
+        if isinstance(self.records, OnlineText):
+            return self.records.of_texts(texts)
+        return self.records.tensor([caption_key(text) for text in texts])
+
     def _record(self, text: str) -> Tensor:
         """[1,V]: read where it is stored, else encoded by itself."""
-        if self.records is not None and not self.records.missing(Keys([as_rows([text])])):
-            return self.records.tensor([caption_key(text)])
+        store = self.records
+        if isinstance(store, OnlineText) or (store is not None and not store.missing(Keys([as_rows([text])]))):
+            return self._read([text])
         return encode_texts(self._network(), self.shape, [text])
 
     @cached_property
@@ -127,6 +144,11 @@ class TextConditions:
 def encode_texts(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
     """Records [B,V] of texts as their store would hold them, fp16."""
     return encode_inputs(network, shape, network.tokenize(texts).inputs_BKL).half()
+
+
+def encode_on_device(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
+    """Records [B,V] of texts, float32, on this process's GPU where there is one."""
+    return encode_inputs(network, shape, network.tokenize(texts).inputs_BKL.to(own_device()))
 
 
 def encode_inputs(network: TextEncoderNetwork, shape: TextShape, inputs_BKL: Tensor) -> Tensor:

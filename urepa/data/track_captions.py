@@ -26,6 +26,7 @@ class CaptionSettings:
     captions: Any  # a `CaptionSource`; None: conditions are class ids
     text_encoder: Any  # `urepa.core.text_protocols.TextEncoder`; None where there are no captions
     caption_column: str | None
+    online_text: bool
     class_names: str | None
     source: Any
     cfg_dropout: float
@@ -42,9 +43,24 @@ class CaptionSettings:
         return str(self.captions) != "files"
 
     @property
+    def captions_file(self) -> Path:
+        """The list of the captions."""
+        return Path(self.folder / f"captions{self.captions_ending}.jsonl")
+
+    @property
     def text_folder(self) -> Path:
         """Where the records of the captions lie."""
         return Path(self.folder / f"text_{self.text_encoder.stored_as()}{self.captions_ending}")
+
+    @property
+    def text_folders(self) -> list[Path]:
+        """The same where records are kept; empty where there are no captions, or the encoder is asked in training."""
+        return [] if self.text_encoder is None or self.online_text else [self.text_folder]
+
+    @property
+    def text_places(self) -> list[Path]:
+        """What training reads of captions: their records, or their list alone."""
+        return [self.captions_file] if self.text_encoder is not None and self.online_text else self.text_folders
 
     @property
     def captions_ending(self) -> str:
@@ -58,6 +74,8 @@ class CaptionSettings:
         """UserError where the keys do not go together."""
         if self.captions is None and self.text_encoder is not None:
             raise UserError("data.text_encoder has no effect without data.captions=files (or classes); give that too")
+        if self.captions is None and self.online_text:
+            raise UserError("data.online_text has no effect without data.captions=files (or classes); give that too")
         if self.caption_column is not None and (str(self.captions) != "files" or self.source == "folder"):
             raise UserError(
                 "data.caption_column has no effect without data.captions=files and data.source=parquet, webdataset or "
@@ -82,8 +100,9 @@ class CaptionSettings:
         self.text_encoder.check()
 
     def check_text_files(self) -> None:
-        """UserError where captions are still to be encoded, and the encoder's files are not there."""
-        if self.text_encoder is not None and not is_finished(self.text_folder):
+        """UserError where captions are still to be encoded, now or in training, and the encoder's files are not
+        there."""
+        if self.text_encoder is not None and (self.online_text or not is_finished(self.text_folder)):
             self.text_encoder.check_files()
 
     def describe_draws(self) -> str:
@@ -95,4 +114,5 @@ class CaptionSettings:
             if str(self.captions) == "classes"
             else "Each update draws one of an image's captions; validation takes the first"
         )
-        return f"{made}. {self.text_encoder.description()} {tell_draws(self.cfg_dropout, self.flip, 'caption')}"
+        when = " They are encoded in training, anew each time." if self.online_text else ""
+        return f"{made}. {self.text_encoder.description()}{when} {tell_draws(self.cfg_dropout, self.flip, 'caption')}"

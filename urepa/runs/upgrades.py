@@ -186,6 +186,16 @@ def _to_7(config: dict[str, Any]) -> None:
             part.setdefault(key, value)
 
 
+def _to_8(config: dict[str, Any]) -> None:
+    """Captions were always read from their records."""
+    for part in _parts(config):
+        if part["_target_"] in TRACKS:
+            part.setdefault("online_text", False)
+
+
+TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
+
+
 def _earlier_positions(vit: dict[str, Any]) -> str | None:
     """How an earlier version resampled DINOv2's positions: as transformers does. With 37 patches per side there was
     nothing to resample, which is now `meta`."""
@@ -195,7 +205,7 @@ def _earlier_positions(vit: dict[str, Any]) -> str | None:
     return "meta" if native else "transformers"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7)
+STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1, _to_2, _to_3, _to_4, _to_5, _to_6, _to_7, _to_8)
 SCHEMA = len(STEPS)
 
 

@@ -30,6 +30,7 @@ from urepa.data.lists.captions import (
 from urepa.data.lists.classes import class_names, names_at
 from urepa.data.lists.paths import is_finished
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of
+from urepa.data.online_encoders import OnlineText
 from urepa.data.sources.caption_files import SUFFIXES, read_captions
 from urepa.data.sources.caption_text import captions_of
 from urepa.data.sources.image_folder import check_classes, readable
@@ -59,8 +60,7 @@ class CaptionCaches:
         assert settings.captions is not None, "the settings' `check` has looked"
         self.settings, self.encoder = settings, settings.text_encoder
         self.mode = str(settings.captions)
-        self.file = settings.folder / f"captions{settings.captions_ending}.jsonl"
-        self.folder = settings.text_folder
+        self.file, self.folder, self.is_online = settings.captions_file, settings.text_folder, settings.online_text
         self.conditions = TextConditions.withheld_with(settings.cfg_dropout, self.encoder)
         self.remake = remake
 
@@ -148,9 +148,11 @@ class CaptionCaches:
         sizes = {"length": shape.length, "width": shape.width, "pooled_width": shape.pooled_width}
         return facts | sizes | {"captions_sha256": file_sha256(self.file)}
 
-    def expected_records(self, samples: Mapping[str, int]) -> tuple[int, int]:
+    def expected_records(self, samples: Mapping[str, int]) -> tuple[int, int] | None:
         """How many records there are or will be, and the bytes of one; one for each of the track's `samples` (how many
-        by split), and the empty caption's, before the captions are written down."""
+        by split), and the empty caption's, before the captions are written down. None where none are kept."""
+        if self.is_online:
+            return None
         if self.file.is_file():
             count = sum(1 for _ in distinct(read_written(self.file).values()))
         else:
@@ -158,8 +160,10 @@ class CaptionCaches:
         return count, record_bytes((self.conditions.shape.values,), "float16")
 
     def build(self, samples: Samples, part: Part = WHOLE) -> None:
-        """Writes the records that are missing of this part of the captions. What the tokenizer cuts is counted and
-        printed."""
+        """Writes the records that are missing of this part of the captions, if any are kept. What the tokenizer cuts is
+        counted and printed."""
+        if self.is_online:
+            return
         texts = as_rows(distinct(self.written(samples).values()))
         if is_finished(self.folder):
             refuse_differing(self.folder, read_json(self.folder / "manifest.json"), self._expected(), self.remake)
@@ -194,13 +198,19 @@ class CaptionCaches:
             )
 
     def open(self, samples: Samples, copy: Path | None = None) -> TextConditions:
-        """The conditions of the track's samples, whose records are read from a `copy` of the store, if there is one."""
+        """The conditions of the track's samples, whose records are read from a `copy` of the store, if there is one, or
+        made in training."""
         captions, folder = self.written(samples), self.folder if copy is None else copy
+        if self.is_online:
+            return self.conditions.asked(self._expected(), captions)
         keys = Keys([as_rows(distinct(captions.values()))])
         return self.conditions.opened(open_store(folder, self._expected(), keys, self.remake), captions)
 
-    def verify(self, store: Store | None) -> None:
-        """Checks every record of the open store, and its encoder; a Fault on the first one that is not whole."""
+    def verify(self, store: Store | OnlineText | None) -> None:
+        """Checks every record of the open store, if one is kept, and its encoder; a Fault on the first one that is not
+        whole."""
+        if isinstance(store, OnlineText):
+            return
         assert store is not None, "the track was opened with it"
         keys = Keys([as_rows(distinct(read_written(self.file).values()))])
         count_check(store)

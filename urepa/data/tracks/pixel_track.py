@@ -69,6 +69,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         "train on mirror images as often; the caches then hold both", False, alters=NOTHING, unpairs=True
     )
     online_teacher: bool = setting("ask the teacher while training instead of reading its cache", False, alters=NOTHING)
+    online_text: bool = setting("encode captions while training, without a cache of records", False, alters=NOTHING)
     buckets: Any = setting(
         "shapes that images are cut to, as [[48,80],[64,64]]: rows and columns in pixels; auto: a square, and a lying "
         "and a standing rectangle of nearly as many pixels; null: squares alone",

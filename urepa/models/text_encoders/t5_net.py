@@ -12,7 +12,11 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_width,
     load_pair,
     masked_tokens,
+    network_without_weights,
 )
+
+# T5-XXL's encoder, 4.8 B parameters, as far as it differs from the defaults of T5Config
+T5_XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
 
 
 def t5(
@@ -26,6 +30,11 @@ def t5(
 
         return load_pair(model, (number,), number, AutoTokenizer, T5EncoderModel, computed_in)
 
+    def empty() -> Any:
+        from transformers import T5EncoderModel
+
+        return network_without_weights(model, number, T5EncoderModel, T5_XXL, computed_in)
+
     def check(configs: list[Any]) -> None:
         check_width(name, configs[0].d_model, width)
 
@@ -37,7 +46,7 @@ def t5(
             "lowercase": lowercase,
         },
         length=length,
-        towers=[Tower(load, masked_tokens(-1, not is_attended))],
+        towers=[Tower(load, masked_tokens(-1, not is_attended), empty)],
         check=check,
         computed_in=computed_in,
         lowercase=lowercase,

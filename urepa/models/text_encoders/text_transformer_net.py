@@ -6,18 +6,19 @@ Shapes: B texts, K rows of whole numbers, L positions, D width of a token, P wid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.text_protocols import EncodedText, TokenizedText
-from urepa.models.text_encoders.pipeline_sizes import KEY, local_folder, places, variant_of
+from urepa.models.text_encoders.pipeline_sizes import KEY, known_config, local_folder, places, variant_of
 
 Loaded = tuple[Any, Any]  # a tokenizer and a transformer
 # the transformer, ids [B,L] and the tokenizer's mask [B,L] (both int64) to what is taken of its output
@@ -26,10 +27,11 @@ Encode = Callable[[Any, Tensor, Tensor], EncodedText]
 
 @dataclass(frozen=True)
 class Tower:
-    """One tokenizer with its transformer."""
+    """One tokenizer with its transformer; `empty` gives the transformer alone, without reading its weights."""
 
     load: Callable[[], Loaded]
     encode: Encode
+    empty: Callable[[], Any]
 
 
 class TextTransformer:
@@ -51,6 +53,7 @@ class TextTransformer:
         self.length = length
         self._facts = facts | {"length": length, "computed_in": computed_in}
         self._towers, self._check, self._lowercase = towers, check, lowercase
+        self._lock = Lock()  # a tokenizer of transformers holds the length of its last call: one thread at a time
 
     @cached_property
     def _loaded(self) -> list[Loaded]:
@@ -71,8 +74,17 @@ class TextTransformer:
                 digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def build_without_weights(self) -> nn.Module:
+        """The transformers alone, without values, on the meta device. No weights are read and nothing is fetched."""
+        with torch.device("meta"):
+            return nn.ModuleList(tower.empty() for tower in self._towers)
+
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
         """Ids and mask of each tokenizer, one behind the other."""
+        with self._lock:
+            return self._tokenize(texts)
+
+    def _tokenize(self, texts: Sequence[str]) -> TokenizedText:
         chosen = [text.lower().strip() for text in texts] if self._lowercase else list(texts)
         rows, cut = [], [0] * len(chosen)
         for tokenizer, _ in self._loaded:
@@ -155,6 +167,21 @@ def load_pair(
             f"{network.__name__}; give another one"
         )
     return made, loaded
+
+
+def network_without_weights(
+    model: str, number: int, network: Any, published: Mapping[str, Any], dtype: str = "float32", **how: Any
+) -> Any:
+    """A transformer of this class at random weights, also on the meta device. The architecture is that of the
+    config.json in a local folder or the hub's cache, else the published one.
+
+    Args:
+        number: which text encoder of a pipeline it is.
+        how: further arguments of the transformer.
+    """
+    known = known_config(model, number)
+    config = network.config_class.from_dict(dict(published) if known is None else known)
+    return network(config, **how).to(getattr(torch, dtype))
 
 
 def check_width(model: str, width: int, asked: int, key: str = "width") -> None:
