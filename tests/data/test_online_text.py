@@ -24,11 +24,13 @@ from urepa.data.lists.captions import EMPTY
 from urepa.data.online_encoders import OnlineText
 from urepa.data.reader import Layout, TrainingReader, ValidationReader
 from urepa.method.objectives.flow_math import FlowMath
+from urepa.models.text_encoders.t5 import T5
 from urepa.training.provenance import data_difference, data_facts
 
 OBJECTIVE = FlowMath("linear", "uniform")
 ROUNDED = {"rtol": 2**-10, "atol": 1e-6}  # of fp16, in which a store has its records
 TEACHER = ("teacher=efficientnet_lite0_s16", "teacher.image_size=64", "teacher.grid=[4,4]")
+T5_KEYS: dict[str, Any] = {"padding": "masked", "computed_in": "float32", "null_text": "empty"}
 SMALL = ("data.num_classes=2", "trainer.max_steps=3", "data.limit=null")
 
 
@@ -45,16 +47,9 @@ def encoders(place: Path) -> dict[str, Any]:
     """One with a vector and the empty prompt for no caption, one without a vector, one with zeros for no caption."""
     return {
         "clip": clip_at(place, padding="attended", null_text="empty"),
-        "t5": write_t5_declaration(place),
+        "t5": T5(model=str(place / "t5"), encoder_number=1, width=16, length=20, lowercase=True, **T5_KEYS),
         "zeros": clip_at(place),
     }
-
-
-def write_t5_declaration(place: Path) -> Any:
-    from urepa.models.text_encoders.t5 import T5
-
-    known: dict[str, Any] = {"padding": "masked", "lowercase": True, "computed_in": "float32", "null_text": "empty"}
-    return T5(model=str(place / "t5"), encoder_number=1, width=16, length=20, **known)
 
 
 def both(place: Path, root: Path, encoder: Any) -> list[Any]:
@@ -152,7 +147,7 @@ def test_a_training_is_that_with_the_store(trainer_of: Callable[..., Any], place
     for online in ("false", "true"):
         trainer = trainer_of(*given, f"data.online_text={online}")
         losses[online] = [
-            float(trainer.update(step, trainer.reader.read(step), with_tap_gradients=False).terms.total)
+            float(trainer.update(step, trainer.reader.read(step), with_tap_gradients=False).terms.total.detach())
             for step in range(3)
         ]
         trainer.reader.cache.close()

@@ -178,6 +178,15 @@ class ConditionedBackbone(Protocol):
     unused_parts: ClassVar[tuple[str, ...]]
 
 
+class TextWidths(Protocol):
+    """What a `ConditionedBackbone` has beside that takes text of certain widths alone."""
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """UserError where the parts of a condition, by name, have other widths than its files tell, as far as these are
+        on this disk."""
+        ...
+
+
 def condition_parts(backbone: Any) -> tuple[str, ...]:
     """The parts that a declared backbone takes."""
     parts: tuple[str, ...] = getattr(backbone, "condition_parts", (CLASS,))
