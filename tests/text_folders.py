@@ -80,8 +80,8 @@ def write_gemma(folder: Path) -> Gemma:
     return Gemma(model=str(folder), width=16, layer=-1, length=24, **known)
 
 
-def write_kolors(folder: Path) -> ChatGLM:
-    """Of width 32; its tokenizer is trained by sentencepiece."""
+def write_kolors(folder: Path, length: int = 24) -> ChatGLM:
+    """Of width 32, for texts of 64 positions or as many as are asked for; its tokenizer is trained by sentencepiece."""
     import sentencepiece
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
     from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
@@ -109,7 +109,7 @@ def write_kolors(folder: Path) -> ChatGLM:
         ffn_hidden_size=48,
         kv_channels=8,
         num_attention_heads=4,
-        seq_length=64,
+        seq_length=max(64, length),
         multi_query_attention=True,
         multi_query_group_num=2,
         add_qkv_bias=True,
@@ -121,4 +121,4 @@ def write_kolors(folder: Path) -> ChatGLM:
         for name, parameter in network.named_parameters():
             parameter.copy_(float("norm" in name) + 0.1 * torch.randn(parameter.shape))
     network.save_pretrained(folder / "text_encoder")
-    return ChatGLM(model=str(folder), width=32, length=24, computed_in="float32", null_text="empty")
+    return ChatGLM(model=str(folder), width=32, length=length, computed_in="float32", null_text="empty")

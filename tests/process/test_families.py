@@ -1,5 +1,6 @@
 """A small SDXL, Kolors and SD-1.5 on latents of photographs with captions, in two buckets, from caches that
-`preprocess` made, Kolors' captions encoded in training: a killed run ends as one that was not, and two processes train as one."""
+`preprocess` made, Kolors' captions encoded in training: a killed run ends as one that was not, and two processes train
+as one."""
 
 from __future__ import annotations
 
