@@ -206,8 +206,9 @@ def write_mistral3(folder: Path) -> Mistral3:
     return Mistral3(model=str(folder), width=48, joined=[1, 2, 3], length=320, **OF_ALL)
 
 
-def write_kolors(folder: Path) -> ChatGLM:
-    """Writes an encoder of width 32; its tokenizer is trained by sentencepiece."""
+def write_kolors(folder: Path, length: int = 24) -> ChatGLM:
+    """Writes an encoder of width 32 with 64 positions, or `length` if that is more; its tokenizer is trained by
+    sentencepiece."""
     import sentencepiece
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
     from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
@@ -235,7 +236,7 @@ def write_kolors(folder: Path) -> ChatGLM:
         ffn_hidden_size=48,
         kv_channels=8,
         num_attention_heads=4,
-        seq_length=64,
+        seq_length=max(64, length),
         multi_query_attention=True,
         multi_query_group_num=2,
         add_qkv_bias=True,
@@ -247,7 +248,7 @@ def write_kolors(folder: Path) -> ChatGLM:
         for name, parameter in network.named_parameters():
             parameter.copy_(float("norm" in name) + 0.1 * torch.randn(parameter.shape))
     network.save_pretrained(folder / "text_encoder")
-    return ChatGLM(model=str(folder), width=32, length=24, computed_in="float32", null_text="empty")
+    return ChatGLM(model=str(folder), width=32, length=length, computed_in="float32", null_text="empty")
 
 
 # --- what their tests have alike --------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ TOGETHER = of(
     ("trainer.evaluate_every=10 evaluation=none", "trainer.evaluate_every has no effect with evaluation=none"),
     ("trainer.ema_warmup=true trainer.ema_decay=0", "trainer.ema_warmup=true has no effect"),
     ("trainer.frozen=bf16", "trainer.frozen=bf16.*trainer.precision=bf16"),
+    ("data.online_text=true", "data.online_text has no effect without data.captions=files"),
     ("data.online_teacher=true loss=none", "data.online_teacher has no effect with loss=none"),
     ("data.flip=true", "data.flip=true would mirror digits"),
     ("-m seed=0,1 --cfg job", "--cfg shows one composed config and -m sweeps over several"),

@@ -17,10 +17,12 @@ import pytest
 import torch
 from captioned import clip_at
 from text_folders import TEXTS, WRITERS, close, encoded
+from torch.nn import Linear
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from urepa.config.parts import KINDS
 from urepa.core.errors import UserError
+from urepa.costs.online_costs import text_cost
 
 LACKING = "the package sentencepiece is not installed, which Kolors' tokenizer needs (pip install sentencepiece)"
 needs_sentencepiece = pytest.mark.skipif(find_spec("sentencepiece") is None, reason=LACKING)
@@ -205,6 +207,20 @@ def test_other_captions_of_a_batch_have_no_effect(declared: Callable[[str], Any]
     assert one.manifest().items() >= {"model": name_of(encoder), "length": encoder.length}.items()
     cut_at = getattr(encoder, getattr(encoder, "cut_by", "length"))
     assert str(cut_at) in encoder.stored_as()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_without_weights_have_the_loaded_ones_parameters(declared: Callable[[str], Any], name: str) -> None:
+    """And a plan counts each network at the positions that it gets."""
+    encoder = declared(name)
+    network = encoder.build()
+    shapes = [{key: value.shape for key, value in one.named_parameters()} for _, one in network._loaded]
+    empty = network.build_without_weights()
+    assert [{key: value.shape for key, value in one.named_parameters()} for one in empty] == shapes
+    assert {value.device.type for value in empty.parameters()} == {"meta"}
+    if name == "sd3_text":
+        clip, second, t5 = (sum(m.weight.numel() for m in one.modules() if isinstance(m, Linear)) for one in empty)
+        assert text_cost(encoder).flops == 2 * (77 * (clip + second) + 20 * t5)
 
 
 def name_of(encoder: Any) -> str:

@@ -12,10 +12,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from text_folders import TEXTS, close, encoded
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from urepa.models.text_encoders.flux_text_net import flux_text
+from urepa.models.text_encoders.hidream_text_net import hidream_text
+from urepa.models.text_encoders.mistral3_net import mistral3
+from urepa.models.text_encoders.sd3_text_net import sd3_text
+from urepa.models.text_encoders.t5_net import umt5
+
+NOWHERE = "owner/name"  # a hub id of which the cache has no file
+PUBLISHED: dict[str, tuple[Callable[[], Any], list[float]]] = {  # with their parameters in billions
+    "sd3": (lambda: sd3_text(NOWHERE, (77, 256), 4096, 2048, "bfloat16"), [0.124, 0.695, 4.762]),
+    "flux": (lambda: flux_text(NOWHERE, (77, 512), 4096, 768, "bfloat16"), [0.123, 4.762]),
+    "umt5": (lambda: umt5(NOWHERE, 256, 2048, "bfloat16"), [1.224]),
+    "hidream": (
+        lambda: hidream_text(NOWHERE, NOWHERE, [0], 128, (4096, 4096, 2048), "bfloat16"),
+        [0.124, 0.695, 4.762, 8.030],
+    ),
+    "mistral3": (lambda: mistral3(NOWHERE, [10, 20, 30], 512, 15360, "bfloat16"), [24.011]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_plan_knows_the_published_sizes_without_files(name: str) -> None:
+    build, billions = PUBLISHED[name]
+    empty = build().build_without_weights()
+    found = [sum(value.numel() for value in one.parameters()) / 1e9 for one in empty]
+    assert found == pytest.approx(billions, abs=6e-4)
 
 
 @torch.no_grad()

@@ -1,10 +1,14 @@
-"""A small SDXL on latents of photographs with captions, in two buckets, with caches made by `preprocess`: a killed run
-ends like an uninterrupted one, and two processes train like one."""
+"""A small SDXL, Kolors and SD-1.5 on latents of photographs with captions, in two buckets, with caches made by
+`preprocess`; Kolors' captions are encoded during training: a killed run ends like an uninterrupted one, and two
+processes train like one."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,31 +16,63 @@ from families import write_family
 from flat_photos import BUCKETS, captioned_latents, listed, write_flat
 from photos import WIDTH, write_dinov2, write_sd
 from safetensors.torch import load_file
-from text_folders import write_sdxl
+from text_folders import write_kolors, write_sdxl
 from workspace import Workspace, assert_same_checkpoint, assert_same_end, ended, steps, without_timings
 
 STEPS = 10
 SIZES = {name: BUCKETS[name] for name in ("64x64", "48x80")}  # standing photographs are cut to squares
+LACKING = "the package sentencepiece is not installed, which Kolors' tokenizer needs (pip install sentencepiece)"
+ONLINE = "data.online_text=true"
 
 
-@pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for a run on caches that all stages of `preprocess` made."""
-    place = tmp_path_factory.mktemp("sdxl")
-    text = write_sdxl(place / "sdxl")
+def of_sdxl(place: Path) -> list[str]:
+    """Overrides of text encoder, backbone and objective, with their files in `place`."""
+    text = write_sdxl(place)
     added = 6 * 8 + text.pooled_width
-    write_family(place / "sdxl", "sdxl", cross_attention_dim=text.width, projection_class_embeddings_input_dim=added)
+    write_family(place, "sdxl", cross_attention_dim=text.width, projection_class_embeddings_input_dim=added)
+    encoder = ["text_encoder@data.text_encoder=sdxl", f"data.text_encoder.pooled_width={text.pooled_width}"]
+    return [*encoder, *_of_text(place, text), "backbone=sdxl", "objective=ddpm_eps_scaled"]
+
+
+def of_kolors(place: Path) -> list[str]:
+    text = write_kolors(place)
+    projected = {"encoder_hid_dim": text.width, "projection_class_embeddings_input_dim": 6 * 8 + text.width}
+    write_family(place, "kolors", **projected)
+    encoder = ["text_encoder@data.text_encoder=kolors", f"data.text_encoder.length={text.length}"]
+    encoder += ["data.text_encoder.computed_in=float32", ONLINE]
+    return [*encoder, *_of_text(place, text), "backbone=kolors", "objective=ddpm_eps_kolors"]
+
+
+def of_sd15_text(place: Path) -> list[str]:
+    write_sd(place)  # its text encoder
+    write_family(place, "sd15", cross_attention_dim=16)
+    encoder = [f"data.text_encoder.model={place}", "data.text_encoder.width=16", "data.text_encoder.length=12"]
+    return [*encoder, "backbone=sd15_text", "objective=ddpm_eps_scaled"]
+
+
+def _of_text(place: Path, text: Any) -> list[str]:
+    return [f"data.text_encoder.model={place}", f"data.text_encoder.width={text.width}"]
+
+
+FAMILIES = {"sdxl": of_sdxl, "kolors": of_kolors, "sd15_text": of_sd15_text}
+NEEDS = {"kolors": pytest.mark.skipif(find_spec("sentencepiece") is None, reason=LACKING)}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in FAMILIES])
+def overrides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a run on caches that all stages of `preprocess` made."""
+    place = tmp_path_factory.mktemp(request.param)
+    own = FAMILIES[request.param](place / "family")
+    model = [*(o for o in own if o.startswith(("backbone", "objective"))), f"backbone.weights={place / 'family'}"]
     write_sd(place / "sd")  # its VAE
     teacher = [f"teacher.model={write_dinov2(place / 'dino')}", "teacher.image_size=56", "teacher.grid=[4,4]"]
-    encoder = ["text_encoder@data.text_encoder=sdxl", f"data.text_encoder.model={place / 'sdxl'}"]
-    encoder += [f"data.text_encoder.width={text.width}", f"data.text_encoder.pooled_width={text.pooled_width}"]
     given = captioned_latents(place, write_flat(place / "photos"), place / "caches")
-    data = [o for o in given if ".text_encoder." not in o] + [listed(SIZES), *encoder, *teacher]
-    data += [f"teacher.width={WIDTH}"]
+    data = [o for o in given if ".text_encoder." not in o] + [listed(SIZES)]
+    data += [*(o for o in own if "text" in o.partition("=")[0]), *teacher, f"teacher.width={WIDTH}"]
     made = ended(["-m", "urepa.preprocess", *data], place)
     assert made.returncode == 0, made.stderr
-    model = ["backbone=sdxl", f"backbone.weights={place / 'sdxl'}", "objective=ddpm_eps_scaled", "lora=mid_attention"]
-    model += ["optimizer=adamw_lora", "loss=urepa_token", "head=layer_norm_linear"]
+    assert len(list((place / "caches").glob("text_*"))) == (ONLINE not in own)
+    model += ["lora=mid_attention", "optimizer=adamw_lora", "loss=urepa_token", "head=layer_norm_linear"]
     trainer = [f"trainer.max_steps={STEPS}", "trainer.batch_size=4", "trainer.validation_group=2"]
     trainer += ["trainer.log_every=1", "trainer.validate_every=5", "trainer.checkpoint_every=3", "trainer.threads=1"]
     return [*data, *model, *trainer, "evaluation=none", "tracking=none"]

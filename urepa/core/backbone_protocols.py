@@ -178,6 +178,15 @@ class ConditionedBackbone(Protocol):
     unused_parts: ClassVar[tuple[str, ...]]
 
 
+class TextWidths(Protocol):
+    """Additional members of a `ConditionedBackbone` that takes only text of certain widths."""
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Raises UserError if the parts of a condition, by name, have other widths than in the backbone's files, as far
+        as these are on this disk."""
+        ...
+
+
 def condition_parts(backbone: Any) -> tuple[str, ...]:
     """The parts that a declared backbone takes."""
     parts: tuple[str, ...] = getattr(backbone, "condition_parts", (CLASS,))

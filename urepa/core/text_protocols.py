@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urepa.core.part_names import LAYERS, POOLED, TEXT
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class NullText(Enum):
@@ -46,7 +46,10 @@ class EncodedText:
 
 
 class TextEncoderNetwork(Protocol):
-    """A frozen text encoder with its tokenizer. Its weights are read when they are needed."""
+    """A frozen text encoder with its tokenizer. Its weights are read when they are needed. With `data.online_text`
+    several threads call it at the same time."""
+
+    lengths: Sequence[int]  # the positions of a caption in each of its networks
 
     def manifest(self) -> dict[str, Any]:
         """What its records depend on but for the weights' values, as plain values: the model's name, layer, length."""
@@ -54,6 +57,11 @@ class TextEncoderNetwork(Protocol):
 
     def weights_sha256(self) -> str:
         """Digest of its weights."""
+        ...
+
+    def build_without_weights(self) -> nn.ModuleList:
+        """Its networks without values, on the meta device; `plan` counts their costs. No weights are read and nothing
+        is fetched."""
         ...
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:

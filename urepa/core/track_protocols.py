@@ -133,6 +133,17 @@ class PromptConditions(ConditionMaker, Protocol):
         ...
 
 
+class CaptionedTrackCaches(Protocol):
+    """Additional members of `TrackCaches` whose samples have captions."""
+
+    settings: Any  # the declaration, whose `text_encoder` is a `urepa.core.text_protocols.TextEncoder`
+    online_text: bool  # whether captions are encoded during training
+
+    def caption_records(self) -> tuple[int, int] | None:
+        """The number of records of captions, before or after they are made, and the bytes of one; None: no records."""
+        ...
+
+
 class BucketTrackCaches(Protocol):
     """Additional members of `TrackCaches` whose images may have several shapes."""
 

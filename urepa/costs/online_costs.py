@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from urepa.core.text_protocols import TextEncoder
 from urepa.costs.counting import LiveBytes, flop_counter
 from urepa.data.online_encoders import AT_ONCE
 from urepa.data.stages.decoded_images import DECODED_AT_ONCE, decoder_without_weights
@@ -17,6 +18,7 @@ from urepa.models.teachers.several_teachers import by_name
 
 TEACHER = "teacher"  # an online teacher
 VAE = "VAE"
+TEXT = "text encoder"  # encodes captions that have no records
 DECODER = "decoder"  # decodes latents for an online teacher that is given decoded images
 WITH_TEACHER = (TEACHER, DECODER)  # the networks that no longer run once the teacher is not used
 
@@ -39,6 +41,8 @@ class OnlineCost:
 def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineCost]:
     """The costs of each such network, for images of one bucket (`urepa.data.stores.bucket_views`)."""
     asked: dict[str, OnlineCost] = {}
+    if getattr(view, "online_text", False):
+        asked[TEXT] = text_cost(view.settings.text_encoder)
     if not (view.online_teacher or view.online_latents):
         return asked
     height, width = view.image_shape[1:]
@@ -68,3 +72,16 @@ def online_costs(view: Any, teacher: Any | None, kind: str) -> dict[str, OnlineC
             again = asked[VAE].flops if VAE in asked else 0  # images are encoded once more for the decoder
             asked[DECODER] = OnlineCost.of(decoder, counter.get_total_flops() // DECODED_AT_ONCE + again, live.peak)
     return asked
+
+
+def text_cost(encoder: TextEncoder) -> OnlineCost:
+    """The cost of one caption in a text encoder: the products with the matrices of its networks, all of which are
+    counted. The products within attention, which are few, and the memory of activations are not counted."""
+    built = encoder.build()
+    networks = built.build_without_weights()
+    flops = sum(2 * length * _matrices(one) for length, one in zip(built.lengths, networks, strict=True))
+    return OnlineCost.of(networks, flops)
+
+
+def _matrices(network: nn.Module) -> int:
+    return sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))

@@ -30,7 +30,7 @@ from urepa.core.types import Tokens
 from urepa.data.lists.content import Identity
 from urepa.data.lists.paths import lost_list_error
 from urepa.data.lists.samples import Keys, Sample, Samples
-from urepa.data.online_encoders import OnlineLatents, OnlineTokens
+from urepa.data.online_encoders import OnlineLatents, OnlineText, OnlineTokens
 from urepa.data.stages.image_archives import ImageArchive
 from urepa.data.stages.vae_config import NEUTRAL
 from urepa.data.stores.digests import IN_MANIFEST, MEAN_TOKEN
@@ -66,7 +66,7 @@ class Cache:
     conditions: ConditionMaker
     images: ImageArchive | None = None  # the square images that networks encode during training, in place of a cache
     class_names: Sequence[str] = ()  # in the order of the ids; () where the track has none
-    text: Store | None = None  # the records of the samples' captions, read by `conditions`
+    text: Store | OnlineText | None = None  # the records of the samples' captions, read by `conditions`
     bucket: str = ""  # rows and columns of its images in pixels, "64x96", where the track has several buckets
 
     @property
@@ -164,16 +164,20 @@ class Cache:
             digests = self.latents.record_digests(Keys(held_out))  # type: ignore[union-attr]
             content["latents.held_out"] = Identity(*held_out).of(digests)
         if self.text is not None:
-            content["text"] = text_content(self.text)
+            content |= text_content(self.text)
         if self.images is not None:
             content["images"] = identities[""].of(self.images.crc32(Keys(lists[""])))
         return content
 
 
-def text_content(text: Store) -> str:
-    """A digest of the samples' captions and their records, made of the digests of both."""
-    parts = (text.manifest["captions_sha256"], text.manifest["digests_sha256"])
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+def text_content(text: Store | OnlineText) -> dict[str, str]:
+    """A digest of the samples' captions and their records, made of the digests of both; for captions that are encoded
+    during training, of the digests of the captions and the encoder's weights."""
+    is_online = isinstance(text, OnlineText)
+    name = "text.online" if is_online else "text"
+    made = text.manifest["encoder"]["weights_sha256"] if is_online else text.manifest["digests_sha256"]
+    parts = (text.manifest["captions_sha256"], made)
+    return {name: hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()}
 
 
 def token_stores(teachers: Mapping[str, Any], dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -1,12 +1,13 @@
-"""A teacher's tokens and a VAE's latents, computed during training instead of read from a cache. Both classes have the
-interface of a store and compute a mirror image's record from the mirrored image.
+"""A teacher's tokens, a VAE's latents and captions' records, computed during training instead of read from a cache.
+Each class replaces a store. Tokens and latents of a mirror image are computed from the mirrored image.
 
-Shapes: R records, N tokens, D width, S image size, CHW latent.
+
+Shapes: R records, N tokens, D width, S image size, CHW latent, V values of a caption's record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from urepa.data.stores.record_keys import is_mirrored, sample_id_of
 
 MEAN_SAMPLES = 256  # training images over which the mean token is taken
-AT_ONCE = 32  # images that the VAE encodes together: its first feature maps are large
+AT_ONCE = 32  # images that the VAE encodes together, whose first feature maps are large, and captions in a text encoder
 ImagesOf = Callable[[list[str]], Tensor]  # from sample ids, or keys, to their images
 NO_FACTS: Mapping[str, Any] = {}
 
@@ -92,6 +93,23 @@ class OnlineLatents:
     def read(self, keys: list[str]) -> np.ndarray:
         """The records as an array."""
         return self.tensor(keys).numpy()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class OnlineText:
+    """The records of captions. `encode` computes the records [R,V] of texts, which are not rounded to fp16 as in a
+    store; `facts` are entries of the manifest that a store would have."""
+
+    def __init__(self, encode: Callable[[Sequence[str]], Tensor], facts: dict[str, Any]) -> None:
+        self._encode = encode
+        self.manifest = facts | {"kind": "online"}
+
+    def of_texts(self, texts: Sequence[str]) -> Tensor:
+        """The records [R,V] of any texts, float32, on the CPU."""
+        parts = [texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE)]
+        return torch.cat([self._encode(part).cpu() for part in parts])
 
     def close(self) -> None:
         """Nothing is open."""

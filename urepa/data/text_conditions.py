@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from urepa.core.part_names import LAYERS, POOLED, TEXT
 from urepa.core.text_protocols import EncodedText, NullText, TextEncoder, TextEncoderNetwork
 from urepa.data.lists.captions import EMPTY, Captions, as_rows, caption_key
 from urepa.data.lists.samples import Keys, Sample
+from urepa.data.online_encoders import OnlineText, own_device
 from urepa.data.stores.record_reading import Store
 from urepa.data.stores.text_records import TextShape
 
@@ -28,11 +29,11 @@ from urepa.data.stores.text_records import TextShape
 @dataclass(frozen=True)
 class TextConditions:
     """Conditions of captions (`ConditionMaker` of urepa/core/track_protocols.py). `records` and `captions` are set by
-    an opened track; without them only prompts can be encoded."""
+    an opened track; without them only prompts can be encoded. `records`: a store, or the encoder in its place."""
 
     dropout: Mapping[str, float]
     encoder: TextEncoder
-    records: Store | None = None
+    records: Store | OnlineText | None = None
     captions: Captions = field(default_factory=dict)
     weights_sha256: str | None = None  # of the encoder that made the records; None: unknown
     networks: list[TextEncoderNetwork] = field(default_factory=list)  # holds the encoder's network once it is built
@@ -45,6 +46,16 @@ class TextConditions:
     def opened(self, records: Store, captions: Captions) -> TextConditions:
         """A copy with the samples' captions and their records."""
         return replace(self.made_by(records.manifest), records=records, captions=captions)
+
+    def asked(self, facts: dict[str, Any], captions: Captions) -> TextConditions:
+        """A copy with the samples' captions, which are encoded each time they are read. `facts` are the entries of the
+        manifest that a store would have, without the weights' digest. Raises UserError if the encoder cannot be loaded
+        or has other sizes."""
+        network = self.encoder.build()
+        known = facts["encoder"] | {"weights_sha256": network.weights_sha256()}
+        records = OnlineText(partial(encode_on_device, network, self.shape), facts | {"encoder": known})
+        records.of_texts([EMPTY])  # raises now rather than when the first batch is read
+        return replace(self.made_by(records.manifest), records=records, captions=captions, networks=[network])
 
     def made_by(self, manifest: Mapping[str, Any]) -> TextConditions:
         """A copy that encodes prompts only with the encoder weights that this manifest names."""
@@ -60,12 +71,11 @@ class TextConditions:
     ) -> Condition:
         """The condition with one caption of each sample, all given: one drawn with the generator `draw(i)`, or the
         first caption if `draw` is None."""
-        assert self.records is not None, "the track is open"
         texts = []
         for i, sample in enumerate(samples):
             own = self.captions[sample.sample_id]
             texts.append(own[0 if draw is None else int(draw(i).integers(len(own)))])
-        return self._of_records(self.records.tensor([caption_key(text) for text in texts]))
+        return self._of_records(self._read(texts))
 
     def of_classes(self, class_ids: Sequence[int]) -> Condition:
         raise UserError("this run's conditions are captions, not classes: give prompts")
@@ -89,10 +99,18 @@ class TextConditions:
     def _of_text(self, text: str) -> Condition:
         return self._of_records(self._record(text))
 
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        """The records [B,V] of captions, read or computed."""
+        assert self.records is not None, "the track is open"
+        if isinstance(self.records, OnlineText):
+            return self.records.of_texts(texts)
+        return self.records.tensor([caption_key(text) for text in texts])
+
     def _record(self, text: str) -> Tensor:
         """The text's record [1,V], read if it is stored, else encoded."""
-        if self.records is not None and not self.records.missing(Keys([as_rows([text])])):
-            return self.records.tensor([caption_key(text)])
+        store = self.records
+        if isinstance(store, OnlineText) or (store is not None and not store.missing(Keys([as_rows([text])]))):
+            return self._read([text])
         return encode_texts(self._network(), self.shape, [text])
 
     @cached_property
@@ -135,6 +153,11 @@ class TextConditions:
 def encode_texts(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
     """Records [B,V] of texts in the format of a store, fp16."""
     return encode_inputs(network, shape, network.tokenize(texts).inputs_BKL).half()
+
+
+def encode_on_device(network: TextEncoderNetwork, shape: TextShape, texts: Sequence[str]) -> Tensor:
+    """Records [B,V] of texts, float32, computed on this process's GPU if there is one."""
+    return encode_inputs(network, shape, network.tokenize(texts).inputs_BKL.to(own_device()))
 
 
 def encode_inputs(network: TextEncoderNetwork, shape: TextShape, inputs_BKL: Tensor) -> Tensor:

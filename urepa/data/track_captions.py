@@ -26,6 +26,7 @@ class CaptionSettings:
     captions: Any  # a `CaptionSource`; None: conditions are class ids
     text_encoder: Any  # `urepa.core.text_protocols.TextEncoder`; None where there are no captions
     caption_column: str | None
+    online_text: bool
     class_names: str | None
     source: Any
     cfg_dropout: float
@@ -42,9 +43,24 @@ class CaptionSettings:
         return str(self.captions) != "files"
 
     @property
+    def captions_file(self) -> Path:
+        """The file with the list of captions."""
+        return Path(self.folder / f"captions{self.captions_ending}.jsonl")
+
+    @property
     def text_folder(self) -> Path:
         """The folder of the captions' records."""
         return Path(self.folder / f"text_{self.text_encoder.stored_as()}{self.captions_ending}")
+
+    @property
+    def text_folders(self) -> list[Path]:
+        """`text_folder`; empty if there are no captions or if they are encoded during training."""
+        return [] if self.text_encoder is None or self.online_text else [self.text_folder]
+
+    @property
+    def text_places(self) -> list[Path]:
+        """What training reads of captions: their records, or only their list if they are encoded during training."""
+        return [self.captions_file] if self.text_encoder is not None and self.online_text else self.text_folders
 
     @property
     def captions_ending(self) -> str:
@@ -57,6 +73,8 @@ class CaptionSettings:
         """Raises UserError if the keys are inconsistent."""
         if self.captions is None and self.text_encoder is not None:
             raise UserError("data.text_encoder has no effect without data.captions=files (or classes); give that too")
+        if self.captions is None and self.online_text:
+            raise UserError("data.online_text has no effect without data.captions=files (or classes); give that too")
         if self.caption_column is not None and (str(self.captions) != "files" or self.source == "folder"):
             raise UserError(
                 "data.caption_column has no effect without data.captions=files and data.source=parquet, webdataset or "
@@ -81,8 +99,9 @@ class CaptionSettings:
         self.text_encoder.check()
 
     def check_text_files(self) -> None:
-        """Raises UserError if captions still have to be encoded and the encoder's files are missing."""
-        if self.text_encoder is not None and not is_finished(self.text_folder):
+        """Raises UserError if captions still have to be encoded, now or during training, and the encoder's files are
+        missing."""
+        if self.text_encoder is not None and (self.online_text or not is_finished(self.text_folder)):
             self.text_encoder.check_files()
 
     def describe_draws(self) -> str:
@@ -94,4 +113,5 @@ class CaptionSettings:
             if str(self.captions) == "classes"
             else "Each update draws one of an image's captions; validation takes the first"
         )
-        return f"{made}. {self.text_encoder.description()} {draws_text(self.cfg_dropout, self.flip, 'caption')}"
+        when = " They are encoded during training, anew each time." if self.online_text else ""
+        return f"{made}. {self.text_encoder.description()}{when} {draws_text(self.cfg_dropout, self.flip, 'caption')}"

@@ -27,6 +27,7 @@ class TrackDefaults:
     class_names: Any = None
     online_teacher: Any = False
     online_latents: Any = False
+    online_text: Any = False
 
     not_in_caches: ClassVar[tuple[str, ...]] = ("cfg_dropout",)
     of_images: ClassVar[tuple[str, ...]] = ("num_classes",)

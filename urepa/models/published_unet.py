@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from urepa.core.backbone_protocols import FoundWeights, WeightsKind
 from urepa.core.descriptions import BackboneFacts, CardFacts, Formula
+from urepa.core.files import read_json
 from urepa.core.hub_names import is_hub_id
 from urepa.models.backbones.backbone_sizes import KOHYA, LORA, RANDOM, check_unet_tap, unet_files
 from urepa.models.diffusers_cards import captioned_card
-from urepa.models.unet_families import FAMILIES, HUB_FILES
+from urepa.models.unet_families import FAMILIES, HUB_FILES, check_text_widths, check_unet_config
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,15 @@ class PublishedTextUNet(PublishedUNet):
     family: ClassVar[str]
     title: ClassVar[str]  # as in "the U-Net of Stable Diffusion XL"
     condition: ClassVar[str]  # sentences that describe how it uses a caption
+
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        places = [Path(self.weights) / place / "config.json" for place in ("unet", ".")]
+        config: Any = FAMILIES[self.family].architecture if self.weights == RANDOM else None
+        if found := [file for file in places if file.is_file()]:
+            config = read_json(found[0])
+            check_unet_config(config, self.family, self.weights)
+        if config is not None:  # that of a hub id is known once it is fetched
+            check_text_widths(config, self.family, self.weights, widths)
 
     def build(
         self, *, latent_shape: tuple[int, int, int], num_classes: int, widths: Mapping[str, int] | None = None

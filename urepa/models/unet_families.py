@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from urepa.core.errors import UserError
+from urepa.core.part_names import POOLED, TEXT
 from urepa.models.diffusers_files import hub_files
 
 HUB_FILES = hub_files("unet")
+SIZES = 6  # ids of an image's size: original height and width, crop's top and left, target height and width
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,19 @@ def check_unet_config(config: Mapping[str, Any], family: str, where: str) -> Non
         raise UserError(f"{where} is a U-Net of a family that no backbone here has; {takes}")
     other = FAMILIES[found]
     raise UserError(f"{where} is a U-Net {other.kind}; {takes}, and backbone={other.backbones} this one")
+
+
+def check_text_widths(config: Mapping[str, Any], family: str, weights: str, widths: Mapping[str, int]) -> None:
+    """Raises UserError if a U-Net of this family with this config.json takes text of other widths (`widths`: by the
+    names of the condition's parts)."""
+    projected = config.get("encoder_hid_dim")
+    taken = {TEXT: config["cross_attention_dim"] if projected is None else projected}
+    if config.get("addition_embed_type") is not None:
+        taken[POOLED] = config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]
+    for part, width in taken.items():
+        if widths[part] != width:
+            what = "text" if part == TEXT else "a pooled vector of text"
+            raise UserError(
+                f"the U-Net of {weights} takes {what} of width {width}; data.text_encoder gives {widths[part]}: "
+                f"choose the text encoder that {FAMILIES[family].title} was trained with"
+            )

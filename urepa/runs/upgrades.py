@@ -187,10 +187,15 @@ def _to_7(config: dict[str, Any]) -> None:
 
 
 def _to_8(config: dict[str, Any]) -> None:
-    """Gemma's captions had no text before them."""
+    """Captions were always read from their records, and Gemma's had no text before them."""
     for part in _parts(config):
-        if part["_target_"] == "urepa.models.text_encoders.gemma.Gemma":
+        if part["_target_"] in TRACKS:
+            part.setdefault("online_text", False)
+        elif part["_target_"] == "urepa.models.text_encoders.gemma.Gemma":
             part.setdefault("before", None)
+
+
+TRACKS = ("urepa.data.tracks.latent_track.LatentTrack", "urepa.data.tracks.pixel_track.PixelTrack")
 
 
 def _earlier_positions(vit: dict[str, Any]) -> str | None:

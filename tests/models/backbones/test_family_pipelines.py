@@ -4,6 +4,7 @@ of frozen ones."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from families import ARCHITECTURES, LATENT, WIDTHS, backbone_of, pipeline_of, texts, write_family
 from safetensors import safe_open
+from text_folders import write_kolors
 from torch import Tensor, nn
 
-from urepa.core.conditions import Condition
+from urepa.core.conditions import Condition, Part
 from urepa.core.part_names import POOLED, TEXT
 from urepa.method.ddpm_sampling import sample, scheduler_for
 from urepa.method.objectives.ddpm_math import EpsilonMath
@@ -91,9 +93,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def adapted(folder: Path, family: str, **changes: Any) -> CaptionedUNet:
+def adapted(folder: Path, family: str, widths: dict[str, int] | None = None, **changes: Any) -> CaptionedUNet:
     """The backbone with adapters that all have an effect."""
-    backbone = backbone_of(folder, family)
+    backbone = backbone_of(folder, family, **({} if widths is None else {"widths": widths}))
     torch.manual_seed(1)
     settings = {"rank": 4, "alpha": None, "dropout": 0.0, "targets": "attention", "blocks": "all"}
     add_lora(backbone, **(settings | changes))
@@ -125,6 +127,52 @@ def test_adapters_come_back_through_the_pipeline(
     assert torch.equal(ours(again, family), expected)
     with safe_open(tmp_path / LORA, "pt") as file:
         assert len(list(file.keys())) == sum(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is None, reason="Kolors' tokenizer needs the package sentencepiece")
+def test_adapters_of_kolors_make_the_pipelines_images_of_prompts(tmp_path: Path) -> None:
+    """Pixels, for texts of 256 tokens encoded as in its pipeline, with and without the adapters."""
+    from diffusers import AutoencoderKL
+    from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
+
+    encoder = write_kolors(tmp_path / "text", length=256)
+    network = encoder.build()
+    prompts = ["a red cat", "it is blue"]
+    found = network.encode(network.tokenize([*prompts, ""]).inputs_BKL)
+    given = Condition(
+        {
+            TEXT: Part.of(found.tokens_BLD[:2], found.mask_BL[:2], found.tokens_BLD[2], found.mask_BL[2]),
+            POOLED: Part.of(found.pooled_BP[:2], None, found.pooled_BP[2]),
+        }
+    )
+    widths = {TEXT: encoder.width, POOLED: encoder.width}
+    added = 6 * 8 + encoder.width
+    folder = write_family(
+        tmp_path / "unet", "kolors", encoder_hid_dim=encoder.width, projection_class_embeddings_input_dim=added
+    )
+    backbone = adapted(folder, "kolors", widths=widths, alpha=2)
+    backbone.export(tmp_path / "adapters")
+    torch.manual_seed(2)
+    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae: Any = AutoencoderKL(norm_num_groups=4, block_out_channels=(8,) * 4, **blocks).eval()
+    tokenizer, glm = network._loaded[0]
+    unet, scheduler = backbone_of(folder, "kolors", widths=widths).unet, scheduler_for(OBJECTIVES["kolors"], "ddim")
+    pipe: Any = KolorsPipeline(vae, glm, tokenizer, unet, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+
+    def images() -> Tensor:
+        size = {"height": 8 * LATENT[1], "width": 8 * LATENT[2], "num_inference_steps": STEPS}
+        made = pipe(prompts, latents=noise(), guidance_scale=GUIDANCE, output_type="pt", **size).images
+        return torch.as_tensor(made)
+
+    base = images()
+    pipe.load_lora_weights(tmp_path / "adapters")
+    with torch.no_grad():
+        decoded = vae.decode(ours(backbone, "kolors", given) / vae.config.scaling_factor).sample
+    expected = (decoded / 2 + 0.5).clamp(0, 1)
+    assert expected.shape == (2, 3, 8 * LATENT[1], 8 * LATENT[2])
+    assert float((images() - expected).abs().max()) <= CLOSE
+    assert float((base - expected).abs().max()) > 100 * CLOSE
 
 
 def test_kinds_of_adapters_differ(folders: dict[str, Path]) -> None:

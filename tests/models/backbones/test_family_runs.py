@@ -17,6 +17,7 @@ from photos import write_clip_text
 from toy_runs import write_run
 
 from urepa.core.conditions import Condition, Part
+from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED
 from urepa.costs.counting import flop_counter
 from urepa.costs.estimate import count
@@ -24,6 +25,7 @@ from urepa.inference.export_weights import export
 from urepa.models.unet_families import FAMILIES
 from urepa.runs.trackers.no_tracking import NoShipper
 from urepa.training.assembly import build, build_loss, build_model, build_part
+from urepa.training.checks.sizes import check_shapes
 
 WIDTH = 16  # of the small CLIP, in tokens and vector
 CHANNELS, SIDE = 48, 16  # of x0
@@ -85,6 +87,25 @@ def test_a_run_trains_its_adapters(
     trainer.reader.cache.close()
     row = [json.loads(line) for line in trainer.metrics.path.read_text().splitlines()][-1]
     assert np.isfinite([row["val/diffusion"], row["val/token"]]).all()
+
+
+@pytest.mark.parametrize(("backbone", "family"), [("sdxl", "sdxl"), ("sd15_text", "sd15")])
+def test_text_of_another_width_is_refused_before_caches_are_looked_for(
+    compose: Callable[..., Any], place: Path, tmp_path: Path, backbone: str, family: str
+) -> None:
+    """By the config.json of a folder, or the published one; weights of another family by their own message."""
+    given = of_run(place, tmp_path / "data", backbone, family)
+    check_shapes(compose(*given))
+    wide = "data.text_encoder.width=24"
+    with pytest.raises(UserError, match=rf"{family} takes text of width {WIDTH}; data\.text_encoder gives 24: choose"):
+        check_shapes(compose(*given, wide))
+    with pytest.raises(UserError, match=r"of random takes text of width (768|2048); data\.text_encoder gives 24"):
+        check_shapes(compose(*given, wide, "backbone.weights=random"))
+    check_shapes(compose(*given, wide, "backbone.weights=owner/name"))  # known when it is fetched
+    other = {"sdxl": "sd15", "sd15": "sdxl"}[family]
+    with pytest.raises(UserError, match="is a U-Net with"):
+        check_shapes(compose(*given, f"backbone.weights={place / other}"))
+    assert not (tmp_path / "data").exists()
 
 
 def test_adapters_behind_the_tap_are_counted_in_the_warning(

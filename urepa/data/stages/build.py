@@ -61,11 +61,12 @@ class Build:
             source_changes.refuse_changes(self.track)
         names = STAGES if stage == "all" else (stage,)
         asked = {"latents": self.track.online_latents, "tokens": self.track.online_teacher}
+        asked |= {"text": self.track.online_text}
         for name in names:
             if asked.get(name, False):
                 if stage == "all":
                     continue
-                key = "online_latents" if name == "latents" else "online_teacher"
+                key = {"latents": "online_latents", "tokens": "online_teacher", "text": "online_text"}[name]
                 raise UserError(f"data.{key}=true computes {name} during training: leave out the stage or the key")
             made_of = {"prompts": self.track.text, "text": self.track.captions}
             if stage == "all" and name in made_of and made_of[name] is None:

@@ -31,6 +31,7 @@ from urepa.data.lists.captions import (
 from urepa.data.lists.classes import class_names, names_at
 from urepa.data.lists.paths import is_finished
 from urepa.data.lists.samples import Keys, Sample, Samples, digest_of
+from urepa.data.online_encoders import OnlineText
 from urepa.data.sources.caption_files import SUFFIXES, read_captions
 from urepa.data.sources.caption_text import captions_of
 from urepa.data.sources.image_folder import check_classes, readable
@@ -61,8 +62,7 @@ class CaptionCaches:
         assert settings.captions is not None, "checked by the settings' `check`"
         self.settings, self.encoder = settings, settings.text_encoder
         self.mode = str(settings.captions)
-        self.file = settings.folder / f"captions{settings.captions_ending}.jsonl"
-        self.folder = settings.text_folder
+        self.file, self.folder, self.is_online = settings.captions_file, settings.text_folder, settings.online_text
         self.conditions = TextConditions.withheld_with(settings.cfg_dropout, self.encoder)
         self.remake = remake
 
@@ -152,9 +152,12 @@ class CaptionCaches:
             sizes |= {"layers": stacked_layers(self.encoder), "layers_width": shape.layers_width}
         return facts | sizes | {"captions_sha256": file_sha256(self.file)}
 
-    def expected_records(self, samples: Mapping[str, int]) -> tuple[int, int]:
-        """The number of records, before or after they are made, and the bytes of one. Before the captions are stored,
-        the count is one per sample (`samples`: their number by split) and one for the empty caption."""
+    def expected_records(self, samples: Mapping[str, int]) -> tuple[int, int] | None:
+        """The number of records, before or after they are made, and the bytes of one; None if captions are encoded
+        during training. Before the captions are stored, the count is one per sample (`samples`: their number by split)
+        and one for the empty caption."""
+        if self.is_online:
+            return None
         if self.file.is_file():
             count = sum(1 for _ in distinct(read_written(self.file).values()))
         else:
@@ -167,7 +170,10 @@ class CaptionCaches:
         return max(1, min(CHUNK, MOST_VALUES // self.conditions.shape.values))
 
     def build(self, samples: Samples, part: Part = WHOLE) -> None:
-        """Writes the missing records of this part of the captions. Prints how many captions the tokenizer truncates."""
+        """Writes the missing records of this part of the captions, unless they are encoded during training. Prints how
+        many captions the tokenizer truncates."""
+        if self.is_online:
+            return
         texts = as_rows(distinct(self.written(samples).values()))
         if is_finished(self.folder):
             refuse_differing(self.folder, read_json(self.folder / "manifest.json"), self._expected(), self.remake)
@@ -203,13 +209,18 @@ class CaptionCaches:
             )
 
     def open(self, samples: Samples, copy: Path | None = None) -> TextConditions:
-        """The conditions of the track's samples. Records are read from a `copy` of the store, if there is one."""
+        """The conditions of the track's samples. Records are read from a `copy` of the store, if there is one, or
+        computed during training."""
         captions, folder = self.written(samples), self.folder if copy is None else copy
+        if self.is_online:
+            return self.conditions.asked(self._expected(), captions)
         keys = Keys([as_rows(distinct(captions.values()))])
         return self.conditions.opened(open_store(folder, self._expected(), keys, self.remake), captions)
 
-    def verify(self, store: Store | None) -> None:
-        """Checks the encoder and every record of the open store. Raises a Fault at the first fault."""
+    def verify(self, store: Store | OnlineText | None) -> None:
+        """Checks the encoder and every record of the open store, if there is one. Raises a Fault at the first fault."""
+        if isinstance(store, OnlineText):
+            return
         assert store is not None, "the open track has a store of captions"
         keys = Keys([as_rows(distinct(read_written(self.file).values()))])
         count_check(store)

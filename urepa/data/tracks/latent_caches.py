@@ -63,6 +63,7 @@ class LatentTrackCaches:
         self.num_classes = settings.num_classes
         self.flip, self.stage_to = settings.flip, settings.stage_to
         self.online_teacher, self.online_latents = settings.online_teacher, settings.online_latents
+        self.online_text = settings.online_text
         self.teacher_sees, self.tae = settings.sees, settings.tae
         self.view = TeacherView(settings.sees, settings.vae, settings.tae, settings.latent_shape[0])
         self.remake = settings.remake
@@ -136,12 +137,11 @@ class LatentTrackCaches:
 
     def store_folders(self, teacher: Any | None) -> list[Path]:
         """The folders of all caches."""
-        of_text = [] if self.captions is None else [self.captions.folder]
-        return [path for bucket in self.buckets for path in bucket.store_folders(teacher)] + of_text
+        return [path for bucket in self.buckets for path in bucket.store_folders(teacher)] + self.settings.text_folders
 
     def has_caches(self, teacher: Any | None) -> bool:
-        """Whether everything that training reads is cached; False with online latents or an online teacher."""
-        online = self.online_latents or (teacher is not None and self.online_teacher)
+        """Whether everything that training reads is cached; False with online latents, captions or teacher."""
+        online = self.online_latents or self.online_text or (teacher is not None and self.online_teacher)
         needed = [*self.csv.values(), *(path / "manifest.json" for path in self.store_folders(teacher))]
         has_lists = self.settings.buckets is None or self.settings.bucket_counts() is not None
         return not online and has_lists and all(path.exists() for path in needed)
@@ -191,7 +191,7 @@ class LatentTrackCaches:
         self._require(self.store_folders(teacher))
 
     def _require(self, needed: list[Path]) -> None:
-        for path in [*self.csv.values(), *needed]:
+        for path in [*self.csv.values(), *needed, *self.settings.text_places]:
             if not path.exists():
                 raise no_cache_error(path, self.remake)
         self.require_bucket_lists()

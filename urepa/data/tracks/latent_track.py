@@ -113,6 +113,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
     online_latents: bool = setting(
         "encode the images during training, without a cache of latents", False, alters=NOTHING
     )
+    online_text: bool = setting("encode captions during training, without a cache of records", False, alters=NOTHING)
     stage_to: str | None = setting("a node-local folder to copy the caches to before training; null: none", None)
     teacher_sees: TeacherSees = setting(
         "what the teacher sees: the images, or their latents decoded by the VAE (decoded) or by the Tiny AutoEncoder "
@@ -165,6 +166,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         """The command that makes the caches."""
         online = (self.online_teacher, self.online_latents)
         more: dict[str, Any] = {"buckets": None if self.buckets is None else f"'{str(self.buckets).replace(' ', '')}'"}
+        more |= {"online_text": "true" if self.online_text else None}
         more |= {"teacher_sees": None if self.sees == "images" else self.sees, "tae": self.tae}
         return remake_latents_text(self.name, self.images, self.root, self.flip, *online, more)
 
@@ -263,13 +265,15 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
                     f"{key} has no effect with {idle[key]}=true, which reads no such cache; drop one of them"
                 )
         online = self.online_latents and (self.online_teacher or not has_teacher)
-        if self.stage_to is not None and online and self.captions is None:
+        if self.stage_to is not None and online and not self.text_folders:
             raise UserError("data.stage_to has no effect here: there is no cache to copy; drop it")
 
     def check_inputs(self, batch_size: int) -> None:
-        for path in (*self.lists.values(), *self._latents_folders(), *self._text_folders()):
+        for path in (*self.lists.values(), *self._latents_folders(), *self.text_places):
             if not path.exists():
                 raise no_cache_error(path, self.remake)
+        if self.online_text:
+            self.check_text_files()
         if not self._has_bucket_lists():
             raise no_cache_error(self.folder / BUCKETS, self.remake)
         if (known := self.bucket_samples()) is not None:
@@ -283,9 +287,6 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         """The folders of the latents; empty if they are computed online."""
         names = [""] if self.buckets is None else list(self.bucket_counts() or {})
         return [] if self.online_latents else [self.place_of(self.latents, name) for name in names]
-
-    def _text_folders(self) -> list[Path]:
-        return [] if self.text_encoder is None else [self.text_folder]
 
     def check_stage(self, stage: str, shard: str) -> None:
         """Raises UserError if a stage's inputs are missing, or if the stage has no effect."""
@@ -308,7 +309,7 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
         elif stage == "verify":
             self.check_inputs(1)
         elif stage == "digest":
-            for store in (*self._latents_folders(), *self._text_folders()):
+            for store in (*self._latents_folders(), *self.text_folders):
                 if not is_finished(store):
                     raise unfinished_error(store, self.remake)
         elif stage == "prompts" and self.class_names is not None and not (self.folder / self.prompts).exists():
@@ -346,10 +347,10 @@ class LatentTrack(CaptionSettings, TeacherViewSettings, TrackDefaults):
 
     def stages(self) -> Stages:
         asked = {"latents": self.online_latents, "tokens": self.online_teacher}  # computed during training
-        sharded = ["images", "latents", "tokens", *([] if self.text_encoder is None else ["text"])]
+        sharded = ["images", "latents", "tokens", *(["text"] if self.text_folders else [])]
         return Stages(
             place=(self.root, self.latents if self.buckets is None else f"{'+'.join(self.sizes)}/{self.latents}"),
-            tokens=self.tokens if self.text_encoder is None else f"{self.tokens} {self.text_folder.name}",
+            tokens=" ".join([self.tokens, *(folder.name for folder in self.text_folders)]),
             images=inf if self.train_images is None else float(self.train_images),
             first=("manifest",) if self.text is None else ("manifest", "prompts"),
             sharded=tuple(name for name in sharded if not asked.get(name, False)),

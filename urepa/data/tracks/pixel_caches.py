@@ -62,7 +62,7 @@ class PixelTrackCaches:
         )
         self.condition_widths = settings.condition_widths
         self.max_skipped, self.flip, self.online_teacher = settings.max_skipped, settings.flip, settings.online_teacher
-        self.build_on_first_use = settings.build_on_first_use
+        self.build_on_first_use, self.online_text = settings.build_on_first_use, settings.online_text
         self.all_buckets = [PixelBucket(settings, name, size) for name, size in settings.sizes.items()]
         self.folder = settings.folder
         self._set_shapes()
@@ -90,13 +90,13 @@ class PixelTrackCaches:
 
     def store_folders(self, teacher: Any | None) -> list[Path]:
         """The folders of all caches."""
-        of_text = [] if self.text is None else [self.text.folder]
-        return [path for bucket in self.buckets for path in bucket.store_folders(teacher)] + of_text
+        return [path for bucket in self.buckets for path in bucket.store_folders(teacher)] + self.settings.text_folders
 
     def open(self, teacher: Any | None) -> Caches:
         """Opens the track's caches; builds missing ones if `data.build_on_first_use` is set. `teacher` None: no
         tokens."""
         missing = [path for path in self.store_folders(teacher) if not is_finished(path)]
+        missing += [path for path in self.settings.text_places if not path.exists()]
         if missing and not self.build_on_first_use:
             raise no_cache_error(missing[0], self.remake)
         if missing:
@@ -109,8 +109,8 @@ class PixelTrackCaches:
         return Samples.concatenate(bucket.listed() for bucket in self.buckets)
 
     def has_caches(self, teacher: Any | None) -> bool:
-        """Whether everything that training reads is cached; False with an online teacher."""
-        online = teacher is not None and self.online_teacher
+        """Whether everything that training reads is cached; False with online captions or an online teacher."""
+        online = self.online_text or (teacher is not None and self.online_teacher)
         has_text = self.text is None or is_finished(self.text.folder)
         return not online and has_text and all(bucket.has_caches(teacher) for bucket in self.buckets)
 

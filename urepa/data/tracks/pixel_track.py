@@ -67,6 +67,7 @@ class PixelTrack(CaptionSettings, TrackDefaults):
         "train on mirror images with probability 0.5; the caches then hold both", False, alters=NOTHING, unpairs=True
     )
     online_teacher: bool = setting("run the teacher in training instead of reading its cache", False, alters=NOTHING)
+    online_text: bool = setting("encode captions during training, without a cache of records", False, alters=NOTHING)
     buckets: Any = setting(
         "shapes that images are cut to, as [[48,80],[64,64]]: rows and columns in pixels; auto: a square, and a "
         "landscape and a portrait rectangle of nearly as many pixels; null: only squares",

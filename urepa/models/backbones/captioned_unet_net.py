@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from urepa.core.conditions import Condition
-from urepa.core.errors import UserError
 from urepa.core.part_names import POOLED, TEXT
 from urepa.models.backbones.unet_net import StagedUNet
-from urepa.models.unet_families import FAMILIES
+from urepa.models.unet_families import FAMILIES, SIZES, check_text_widths
 from urepa.models.unet_weights import check_unet_channels, load_unet, unet_without_weights
 
 VAE_FACTOR = 8  # image pixels per latent pixel and side, for all three families
-SIZES = 6  # original height and width, crop's top and left, target height and width
 
 
 class CaptionedUNet(StagedUNet):
@@ -98,17 +96,7 @@ def _for_text(
     widths: Mapping[str, int],
 ) -> CaptionedUNet:
     check_unet_channels(unet, latent_shape[0], weights)
-    config = unet.config
-    taken = {TEXT: config.cross_attention_dim if config.encoder_hid_dim is None else config.encoder_hid_dim}
-    if config.addition_embed_type is not None:
-        taken[POOLED] = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
-    for part, width in taken.items():
-        if widths[part] != width:
-            what = "text" if part == TEXT else "a pooled vector of text"
-            raise UserError(
-                f"the U-Net of {weights} takes {what} of width {width}; data.text_encoder gives {widths[part]}: "
-                f"choose the text encoder that {FAMILIES[family].title} was trained with"
-            )
+    check_text_widths(unet.config, family, weights, widths)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return CaptionedUNet(unet, FAMILIES[family].adapter_files)

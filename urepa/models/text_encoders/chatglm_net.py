@@ -20,7 +20,16 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_length,
     check_width,
     load_pair,
+    network_without_weights,
 )
+
+# ChatGLM3-6B, 6.2 B parameters: the differences from the defaults of diffusers' ChatGLMConfig
+CHATGLM3_6B = {
+    "add_qkv_bias": True,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "original_rope": True,
+}
 
 
 def chatglm(model: str, length: int, width: int, computed_in: str) -> TextTransformer:
@@ -33,6 +42,11 @@ def chatglm(model: str, length: int, width: int, computed_in: str) -> TextTransf
 
         return load_pair(model, (1,), 1, ChatGLMTokenizer, ChatGLMModel, computed_in)
 
+    def empty() -> Any:
+        from diffusers.pipelines.kolors.text_encoder import ChatGLMModel
+
+        return network_without_weights(model, 1, ChatGLMModel, CHATGLM3_6B, computed_in, empty_init=False)
+
     def check(configs: list[Any]) -> None:
         check_width(name, configs[0].hidden_size, width)
         check_length(name, configs[0].seq_length, length)
@@ -40,7 +54,7 @@ def chatglm(model: str, length: int, width: int, computed_in: str) -> TextTransf
     return TextTransformer(
         facts={"model": name, "family": "chatglm"},
         length=length,
-        towers=[Tower(load, encode)],
+        towers=[Tower(load, encode, empty)],
         check=check,
         computed_in=computed_in,
     )

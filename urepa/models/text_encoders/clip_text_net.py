@@ -20,8 +20,12 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_length,
     check_width,
     load_pair,
+    network_without_weights,
     of_layer,
 )
+
+# CLIP ViT-L/14's text encoder, 123 M parameters: the differences from the defaults of CLIPTextConfig
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 
 
 def clip_text(model: str, layer: int, length: int, width: int, is_attended: bool) -> TextTransformer:
@@ -33,6 +37,11 @@ def clip_text(model: str, layer: int, length: int, width: int, is_attended: bool
         from transformers import CLIPTextModel, CLIPTokenizer
 
         return load_pair(model, (1,), 1, CLIPTokenizer, CLIPTextModel)
+
+    def empty() -> Any:
+        from transformers import CLIPTextModel
+
+        return network_without_weights(model, 1, CLIPTextModel, CLIP_L)
 
     def check(configs: list[Any]) -> None:
         check_width(name, configs[0].hidden_size, width)
@@ -46,6 +55,5 @@ def clip_text(model: str, layer: int, length: int, width: int, is_attended: bool
 
     # stores without this entry have masked padding, which was once the only choice
     padding = {"padding": "attended"} if is_attended else {}
-    return TextTransformer(
-        facts={"model": name, "layer": layer} | padding, length=length, towers=[Tower(load, encode)], check=check
-    )
+    facts = {"model": name, "layer": layer} | padding
+    return TextTransformer(facts=facts, length=length, towers=[Tower(load, encode, empty)], check=check)

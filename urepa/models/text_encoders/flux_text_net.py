@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from urepa.core.text_protocols import EncodedText
+from urepa.models.text_encoders.clip_text_net import CLIP_L
 from urepa.models.text_encoders.pipeline_sizes import stored_name
-from urepa.models.text_encoders.t5_net import load_t5
+from urepa.models.text_encoders.t5_net import t5_tower
 from urepa.models.text_encoders.text_transformer_net import (
     Loaded,
     TextTransformer,
@@ -21,6 +22,7 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_width,
     layer_tokens,
     load_pair,
+    network_without_weights,
     vector_alone,
 )
 
@@ -36,16 +38,21 @@ def flux_text(model: str, lengths: tuple[int, int], width: int, pooled_width: in
 
         return load_pair(model, BOTH, 1, CLIPTokenizer, CLIPTextModel)
 
+    def empty_clip() -> Any:
+        from transformers import CLIPTextModel
+
+        return network_without_weights(model, 1, CLIPTextModel, CLIP_L)
+
     def check(configs: list[Any]) -> None:
         check_width(name, configs[0].hidden_size, pooled_width, "pooled_width")
         check_length(name, configs[0].max_position_embeddings, clip_length, "clip_length")
         check_width(name, configs[1].d_model, width)
 
-    t5 = Tower(load_t5(model, BOTH, 2, computed_in), layer_tokens(-1, all_count, is_masked=False))
+    t5 = t5_tower(model, BOTH, 2, computed_in, layer_tokens(-1, all_count, is_masked=False))
     return TextTransformer(
         facts={"model": name, "family": "flux", "clip_length": clip_length},
         length=length,
-        towers=[Tower(load_clip, encode_clip, clip_length), t5],
+        towers=[Tower(load_clip, encode_clip, empty_clip, clip_length), t5],
         check=check,
         computed_in=computed_in,
         join=join,

@@ -14,7 +14,10 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_width,
     layer_tokens,
     load_pair,
+    network_without_weights,
 )
+
+GEMMA_2_2B: dict[str, Any] = {}  # 2.6 B parameters: the defaults of Gemma2Config
 
 
 def gemma(
@@ -29,6 +32,11 @@ def gemma(
 
         return load_pair(model, (1,), 1, AutoTokenizer, Gemma2Model, computed_in, padding_side="right")
 
+    def empty() -> Any:
+        from transformers import Gemma2Model
+
+        return network_without_weights(model, 1, Gemma2Model, GEMMA_2_2B, computed_in)
+
     def check(configs: list[Any]) -> None:
         check_width(name, configs[0].hidden_size, width)
         check_length(name, configs[0].max_position_embeddings, length)
@@ -41,7 +49,7 @@ def gemma(
     return TextTransformer(
         facts={"model": name, "family": "gemma", "layer": layer, "lowercase": lowercase} | told,
         length=length,
-        towers=[Tower(load, layer_tokens(layer), prepare=None if before is None else put_before)],
+        towers=[Tower(load, layer_tokens(layer), empty, prepare=None if before is None else put_before)],
         check=check,
         computed_in=computed_in,
         lowercase=lowercase,

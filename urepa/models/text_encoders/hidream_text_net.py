@@ -14,8 +14,8 @@ from urepa.core.errors import UserError
 from urepa.core.text_protocols import EncodedText
 from urepa.models.text_encoders.hidream_text import LLAMA
 from urepa.models.text_encoders.pipeline_sizes import stored_name
-from urepa.models.text_encoders.sd3_text_net import ALL, check_projections, load_projected_clip
-from urepa.models.text_encoders.t5_net import load_t5
+from urepa.models.text_encoders.sd3_text_net import ALL, check_projections, projected_clip_tower
+from urepa.models.text_encoders.t5_net import t5_tower
 from urepa.models.text_encoders.text_transformer_net import (
     Encode,
     Loaded,
@@ -27,8 +27,12 @@ from urepa.models.text_encoders.text_transformer_net import (
     join_vectors,
     layer_tokens,
     load_pair,
+    network_without_weights,
     vector_alone,
 )
+
+# Llama 3.1 8B, 8.0 B parameters: the differences from the defaults of LlamaConfig
+LLAMA_31_8B = {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8}
 
 
 def hidream_text(
@@ -44,6 +48,11 @@ def hidream_text(
         tokenizer.pad_token = tokenizer.eos_token  # as in the pipeline
         return tokenizer, network
 
+    def empty_llama() -> Any:
+        from transformers import LlamaForCausalLM
+
+        return network_without_weights(llama, 1, LlamaForCausalLM, LLAMA_31_8B, computed_in)
+
     def check(configs: list[Any]) -> None:
         check_width(name, configs[2].d_model, width)
         check_projections(name, configs[:2], length, pooled_width, "length")
@@ -56,12 +65,12 @@ def hidream_text(
                 f"{own.num_hidden_layers - 1}"
             )
 
-    clips = [Tower(load_projected_clip(model, ALL, i), encode_clip) for i in (1, 2)]
-    t5 = Tower(load_t5(model, ALL, 3, computed_in), layer_tokens(-1, all_count))
+    clips = [projected_clip_tower(model, ALL, i, encode_clip) for i in (1, 2)]
+    t5 = t5_tower(model, ALL, 3, computed_in, layer_tokens(-1, all_count))
     return TextTransformer(
         facts={"model": name, "family": "hidream", "llama": stored_name(llama), "layers": layers},
         length=length,
-        towers=[*clips, t5, Tower(load_llama, encode_layers(layers))],
+        towers=[*clips, t5, Tower(load_llama, encode_layers(layers), empty_llama)],
         check=check,
         computed_in=computed_in,
         join=join,

@@ -41,7 +41,7 @@ def minilm(archive: Path, layer: int, length: int, width: int) -> TextTransforme
     return TextTransformer(
         facts={"model": NAME, "layer": layer},
         length=length,
-        towers=[Tower(lambda: load_archive(archive), encode)],
+        towers=[Tower(lambda: load_archive(archive), encode, lambda: empty_network(archive))],
         check=check,
     )
 
@@ -53,20 +53,28 @@ def mean_of_tokens(out: Any, mask_BL: Tensor) -> Tensor:
     return mean_BD
 
 
+def empty_network(archive: Path) -> Any:
+    """The network that a zip describes, with random weights."""
+    from transformers import BertConfig, BertModel
+
+    with ZipFile(archive) as files:
+        config = BertConfig.from_dict(json.loads(files.read("config.json")))
+    return BertModel(config, add_pooling_layer=False)
+
+
 def load_archive(archive: Path) -> tuple[Any, Any]:
     """Tokenizer and network from a zip with config.json, model.safetensors and tokenizer.json."""
     from safetensors.torch import load
     from tokenizers import Tokenizer
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     with ZipFile(archive) as files:
-        config = BertConfig.from_dict(json.loads(files.read("config.json")))
         weights = load(files.read("model.safetensors"))
         tokenizer = Tokenizer.from_str(files.read("tokenizer.json").decode())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-    network = BertModel(config, add_pooling_layer=False)
+    network = empty_network(archive)
     own = network.state_dict().keys()
     network.load_state_dict({name: weights[name] for name in own})
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special), network

@@ -26,8 +26,11 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_length,
     check_width,
     load_pair,
+    network_without_weights,
     without_vector,
 )
+
+MISTRAL_SMALL_3 = {"tie_word_embeddings": False}  # 24 B parameters: the differences from the defaults of Mistral3Config
 
 
 def mistral3(model: str, joined: list[int], length: int, width: int, computed_in: str) -> TextTransformer:
@@ -44,6 +47,11 @@ def mistral3(model: str, joined: list[int], length: int, width: int, computed_in
             raise UserError(f"the tokenizer of {KEY}={model} has no padding token; give Flux.2's")
         return tokenizer, network
 
+    def empty() -> Any:
+        from transformers import Mistral3ForConditionalGeneration
+
+        return network_without_weights(model, 1, Mistral3ForConditionalGeneration, MISTRAL_SMALL_3, computed_in)
+
     def check(configs: list[Any]) -> None:
         own = configs[0].text_config
         if max(joined) > own.num_hidden_layers:
@@ -57,7 +65,7 @@ def mistral3(model: str, joined: list[int], length: int, width: int, computed_in
     return TextTransformer(
         facts={"model": name, "family": "mistral3", "joined": joined, "system_message_sha256": _sha256(message())},
         length=length,
-        towers=[Tower(load, encode_layers(joined), prepare=as_messages, adds_special=False)],
+        towers=[Tower(load, encode_layers(joined), empty, prepare=as_messages, adds_special=False)],
         check=check,
         computed_in=computed_in,
     )

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from urepa.core.errors import UserError
+from urepa.core.files import read_json
 from urepa.core.hub_names import download_failure, is_hub_id, resolve
 
 KEY = "data.text_encoder.model"
@@ -98,6 +100,21 @@ def local_folder(model: str, numbers: Sequence[int], key: str = KEY) -> Path:
     except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         reason = download_failure(error, model)
         raise UserError(f"{key}={model} could not be loaded ({reason}); or give a local folder") from error
+
+
+def known_config(model: str, number: int) -> dict[str, Any] | None:
+    """The config.json of one of a pipeline's text encoders, in a local folder or in the hub's cache; None if it is in
+    neither. Nothing is fetched."""
+    names = [f"{folder_name('text_encoder', number)}/config.json", *(["config.json"] if number == 1 else [])]
+    if is_hub_id(model):
+        from huggingface_hub import try_to_load_from_cache
+
+        repository, revision = resolve(model)
+        cached = [try_to_load_from_cache(repository, name, revision=revision) for name in names]
+        files = [Path(file) for file in cached if isinstance(file, str)]
+    else:
+        files = [file for name in names if (file := Path(model) / name).is_file()]
+    return dict(read_json(files[0])) if files else None
 
 
 class FromFolder:

@@ -5,7 +5,6 @@ Shapes: B texts, L positions, C positions of the CLIPs, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +12,12 @@ import torch.nn.functional as F
 
 from urepa.core.errors import UserError
 from urepa.core.text_protocols import EncodedText
+from urepa.models.text_encoders.clip_text_net import CLIP_L
 from urepa.models.text_encoders.pipeline_sizes import stored_name
-from urepa.models.text_encoders.sdxl_text_net import encode_second
-from urepa.models.text_encoders.t5_net import load_t5
+from urepa.models.text_encoders.sdxl_text_net import BIG_G, encode_second
+from urepa.models.text_encoders.t5_net import t5_tower
 from urepa.models.text_encoders.text_transformer_net import (
+    Encode,
     Loaded,
     TextTransformer,
     Tower,
@@ -26,27 +27,36 @@ from urepa.models.text_encoders.text_transformer_net import (
     join_widths,
     layer_tokens,
     load_pair,
+    network_without_weights,
 )
 
 ALL = (1, 2, 3)  # the numbers of the pipeline's text encoders
+PROJECTED = {1: CLIP_L | {"projection_dim": 768}, 2: BIG_G}  # the published CLIPs by their numbers
 
 
-def load_projected_clip(model: str, numbers: tuple[int, ...], number: int) -> Callable[[], Loaded]:
-    """A function that loads one of a pipeline's text encoders, a CLIP with its projection."""
+def projected_clip_tower(
+    model: str, numbers: tuple[int, ...], number: int, encode: Encode, length: int | None = None
+) -> Tower:
+    """One of a pipeline's text encoders, a CLIP with its projection."""
 
     def load() -> Loaded:
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
         return load_pair(model, numbers, number, CLIPTokenizer, CLIPTextModelWithProjection)
 
-    return load
+    def empty() -> Any:
+        from transformers import CLIPTextModelWithProjection
+
+        return network_without_weights(model, number, CLIPTextModelWithProjection, PROJECTED[number])
+
+    return Tower(load, encode, empty, length)
 
 
 def sd3_text(model: str, lengths: tuple[int, int], width: int, pooled_width: int, computed_in: str) -> TextTransformer:
     """The networks from this folder or hub id. `lengths`: the CLIPs' and T5's."""
     name, (clip_length, t5_length) = stored_name(model), lengths
-    clips = [Tower(load_projected_clip(model, ALL, i), encode_second, clip_length) for i in (1, 2)]
-    t5 = Tower(load_t5(model, ALL, 3, computed_in), layer_tokens(-1, all_count, is_masked=False), t5_length)
+    clips = [projected_clip_tower(model, ALL, i, encode_second, clip_length) for i in (1, 2)]
+    t5 = t5_tower(model, ALL, 3, computed_in, layer_tokens(-1, all_count, is_masked=False), t5_length)
 
     def check(configs: list[Any]) -> None:
         check_width(name, configs[2].d_model, width)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from urepa.core.text_protocols import EncodedText
+from urepa.models.text_encoders.clip_text_net import CLIP_L
 from urepa.models.text_encoders.pipeline_sizes import stored_name
 from urepa.models.text_encoders.text_transformer_net import (
     Loaded,
@@ -20,10 +21,19 @@ from urepa.models.text_encoders.text_transformer_net import (
     check_length,
     check_width,
     load_pair,
+    network_without_weights,
     without_vector,
 )
 
 BOTH = (1, 2)  # the numbers of the pipeline's text encoders
+# OpenCLIP ViT-bigG/14's text encoder, 695 M parameters: the differences from the defaults of CLIPTextConfig
+BIG_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
 
 
 def sdxl_text(model: str, length: int, width: int, pooled_width: int) -> TextTransformer:
@@ -40,6 +50,16 @@ def sdxl_text(model: str, length: int, width: int, pooled_width: int) -> TextTra
 
         return load_pair(model, BOTH, 2, CLIPTokenizer, CLIPTextModelWithProjection)
 
+    def empty_first() -> Any:
+        from transformers import CLIPTextModel
+
+        return network_without_weights(model, 1, CLIPTextModel, CLIP_L)
+
+    def empty_second() -> Any:
+        from transformers import CLIPTextModelWithProjection
+
+        return network_without_weights(model, 2, CLIPTextModelWithProjection, BIG_G)
+
     def check(configs: list[Any]) -> None:
         check_width(name, sum(config.hidden_size for config in configs), width)
         check_width(name, configs[1].projection_dim, pooled_width, "pooled_width")
@@ -48,7 +68,7 @@ def sdxl_text(model: str, length: int, width: int, pooled_width: int) -> TextTra
     return TextTransformer(
         facts={"model": name, "joined": "last layers but one of two encoders"},
         length=length,
-        towers=[Tower(load_first, encode_first), Tower(load_second, encode_second)],
+        towers=[Tower(load_first, encode_first, empty_first), Tower(load_second, encode_second, empty_second)],
         check=check,
     )
 

@@ -7,19 +7,20 @@ the pooled vector, S stacked layers, E width of their tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from urepa.core import progress
 from urepa.core.errors import UserError
 from urepa.core.text_protocols import EncodedText, TokenizedText
-from urepa.models.text_encoders.pipeline_sizes import KEY, local_folder, places, variant_of
+from urepa.models.text_encoders.pipeline_sizes import KEY, known_config, local_folder, places, variant_of
 
 Loaded = tuple[Any, Any]  # a tokenizer and a transformer
 # from the transformer, ids [B,L] and the tokenizer's mask [B,L] (both int64) to the encoded text
@@ -32,11 +33,13 @@ Prepare = Callable[[Any, list[str]], list[str]]
 
 @dataclass(frozen=True)
 class Tower:
-    """One tokenizer with its transformer. `length` None: that of the text encoder; `prepare` None: unchanged texts.
-    `adds_special`: whether the tokenizer adds its special tokens."""
+    """One tokenizer with its transformer. `empty` returns the transformer alone and reads no weights. `length` None:
+    that of the text encoder; `prepare` None: unchanged texts. `adds_special`: whether the tokenizer adds its special
+    tokens."""
 
     load: Callable[[], Loaded]
     encode: Encode
+    empty: Callable[[], Any]
     length: int | None = None
     prepare: Prepare | None = None
     adds_special: bool = True
@@ -78,7 +81,8 @@ class TextTransformer:
         self._facts = facts | {"length": length, "computed_in": computed_in}
         self._towers, self._check, self._lowercase, self._join = towers, check, lowercase, join
         self._counted = range(len(towers)) if counted is None else counted
-        self._lengths = [length if tower.length is None else tower.length for tower in towers]
+        self.lengths = [length if tower.length is None else tower.length for tower in towers]
+        self._lock = Lock()  # a tokenizer of transformers holds the length of its last call: one thread at a time
 
     @cached_property
     def _loaded(self) -> list[Loaded]:
@@ -99,19 +103,26 @@ class TextTransformer:
                 digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def build_without_weights(self) -> nn.ModuleList:
+        """The transformers alone, without values, on the meta device. No weights are read and nothing is fetched."""
+        with torch.device("meta"):
+            return nn.ModuleList(tower.empty() for tower in self._towers)
+
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
         """The ids and the mask [B,M] of each tokenizer, in the tokenizers' order; those with fewer positions are padded
         with zeros."""
+        with self._lock:
+            return self._tokenize(texts)
+
+    def _tokenize(self, texts: Sequence[str]) -> TokenizedText:
         chosen = [text.lower().strip() for text in texts] if self._lowercase else list(texts)
         rows, cut = [], [0] * len(chosen)
-        for i, ((tokenizer, _), tower, length) in enumerate(
-            zip(self._loaded, self._towers, self._lengths, strict=True)
-        ):
+        for i, ((tokenizer, _), tower, length) in enumerate(zip(self._loaded, self._towers, self.lengths, strict=True)):
             own = chosen if tower.prepare is None else tower.prepare(tokenizer, chosen)
             known: dict[str, Any] = {"add_special_tokens": tower.adds_special}
             whole = tokenizer(own, truncation=False, verbose=False, **known).input_ids
             known |= {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-            found, behind = tokenizer(own, **known), (0, max(self._lengths) - length)
+            found, behind = tokenizer(own, **known), (0, max(self.lengths) - length)
             rows += [F.pad(row_BL, behind) for row_BL in (found.input_ids, found.attention_mask)]
             if i in self._counted:
                 cut = [max(most, len(ids) - length) for most, ids in zip(cut, whole, strict=True)]
@@ -121,7 +132,7 @@ class TextTransformer:
     def encode(self, inputs_BKL: Tensor) -> EncodedText:
         device, found = inputs_BKL.device, []
         with torch.autocast(device.type, enabled=False):
-            for i, (tower, length) in enumerate(zip(self._towers, self._lengths, strict=True)):
+            for i, (tower, length) in enumerate(zip(self._towers, self.lengths, strict=True)):
                 ids_BL, mask_BL = inputs_BKL[:, 2 * i, :length], inputs_BKL[:, 2 * i + 1, :length]
                 found.append(_as_float32(tower.encode(self._loaded[i][1].to(device), ids_BL, mask_BL)))
         joined = self._join(found)
@@ -225,6 +236,21 @@ def load_pair(
             f"{network.__name__}; give another one"
         )
     return made, loaded
+
+
+def network_without_weights(
+    model: str, number: int, network: Any, published: Mapping[str, Any], dtype: str = "float32", **how: Any
+) -> Any:
+    """A transformer of this class with random weights, also on the meta device. The architecture is that of the
+    config.json in a local folder or the hub's cache, else `published`.
+
+    Args:
+        number: the number of the text encoder in the pipeline.
+        how: further arguments of the transformer.
+    """
+    known = known_config(model, number)
+    config = network.config_class.from_dict(dict(published) if known is None else known)
+    return network(config, **how).to(getattr(torch, dtype))
 
 
 def check_width(model: str, width: int, asked: int, key: str = "width") -> None:

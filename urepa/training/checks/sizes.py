@@ -56,9 +56,12 @@ def check_latents(backbone: Any, shapes: Sequence[tuple[int, int, int]]) -> None
 
 
 def check_condition(backbone: Any, track: Any) -> None:
-    """Raises UserError if a declared backbone does not take the parts of the track's conditions."""
+    """Raises UserError if a declared backbone does not take the parts of the track's conditions, or not of their
+    widths."""
     taken, made = condition_parts(backbone), tuple(condition_widths(track))
     if takes_parts(backbone, made):
+        if hasattr(backbone, "check_widths"):
+            backbone.check_widths(condition_widths(track))
         return
     fitting = sorted(name for name, cls in KINDS["backbone"].items() if takes_parts(cls, made))
     elsewhere = "other data" if TEXT not in made else "other data, or another text_encoder@data.text_encoder"
